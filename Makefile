@@ -1,0 +1,37 @@
+# notation-hsm: the commands of a newcomer are "make demo" and "make test"; "make help" lists the others.
+SHELL := /bin/bash
+VERSION ?= 0.1.0
+LINT := bin/tools/golangci-lint
+
+.PHONY: help build demo test lint bench tools packages clean
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build the executables into bin/
+	go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+demo: ## sign, verify and tamper with a real image, in demo/, with everything it needs
+	./softhsm-test/demo.sh
+
+test: packages tools ## install what the tests need, and run them all
+	CI=true go test ./...
+
+lint: $(LINT) ## check style, and the direction of imports
+	$(LINT) run ./...
+	go mod tidy -diff
+
+bench: packages tools build ## measure calls, time and memory
+	./softhsm-test/bench.sh
+
+tools: ## build the notation command and the registry, as pinned in tools/go.mod
+	go build -C tools -o ../bin/tools/ github.com/notaryproject/notation/cmd/notation github.com/distribution/distribution/v3/cmd/registry
+
+$(LINT): tools/lint/go.mod tools/lint/go.sum
+	go build -C tools/lint -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+
+packages:
+	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl
+
+clean: ## remove what was built
+	rm -rf bin demo
