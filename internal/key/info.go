@@ -1,0 +1,57 @@
+package key
+
+import (
+	"crypto"
+)
+
+// Info is what a module says of a private key. A nil attribute is one the module would not tell.
+type Info struct {
+	URI    string           // RFC 7512
+	Label  string           // CKA_LABEL
+	ID     []byte           // CKA_ID
+	Public crypto.PublicKey // nil when the module holds no public half that can be read
+
+	Sign, Decrypt, Unwrap, Derive *bool
+
+	Sensitive        *bool // CKA_SENSITIVE: its value can't be read
+	AlwaysSensitive  *bool // it never could
+	Extractable      *bool // CKA_EXTRACTABLE: it can be wrapped and taken out
+	NeverExtractable *bool // it never could
+	Local            *bool // made on the token
+	AlwaysAuth       *bool // CKA_ALWAYS_AUTHENTICATE: every signature asks for the PIN
+}
+
+// Token is a token in a slot of a module, or an empty promise of one.
+type Token struct {
+	URI           string // RFC 7512
+	Slot          uint   // C_GetSlotList's number
+	Label         string // without padding
+	Serial        string
+	Manufacturer  string
+	Model         string
+	Initialized   bool
+	LoginRequired bool
+	PINPad        bool // CKF_PROTECTED_AUTHENTICATION_PATH: the PIN is typed on the device
+	WriteProtect  bool
+	PIN           PINState
+	Sessions      string // "used/max" where the module tells, else empty
+}
+
+// PINState is what the token says of the user PIN, worst thing first.
+type PINState string
+
+const (
+	PINLocked   PINState = "locked"         // too many wrong PINs; the security officer must reset it
+	PINFinalTry PINState = "final try"      // one more wrong PIN locks it
+	PINCountLow PINState = "wrong PIN seen" // a wrong PIN was given since the last right one
+	PINExpired  PINState = "must be changed"
+	PINNotSet   PINState = "not set"
+	PINReady    PINState = "ok"
+)
+
+// Request says which key to make.
+type Request struct {
+	Spec  Spec
+	Label string // CKA_LABEL, required
+	ID    []byte // CKA_ID; random when empty
+}
