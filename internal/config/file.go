@@ -1,0 +1,167 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// file is the YAML config file: settings for everything, for one key (by alias) and for one token (by label).
+type file struct {
+	path     string
+	settings map[string]string
+	keys     map[string]map[string]string // alias -> settings, with "uri"
+	tokens   map[string]map[string]string // token label -> settings
+	env      map[string]map[string]string // token label -> variables for the module
+}
+
+const uriSetting = "uri"
+
+var (
+	keySettings   = append([]string{uriSetting}, Names...)
+	tokenSettings = []string{ModulePath, SlotID, PINSource, CertificateChain, Timeout, AllowFinalPINTry, "env"}
+	fileSettings  = append([]string{"keys", "tokens"}, Names...)
+)
+
+// Path returns where the config file is looked for: NOTATION_HSM_CONFIG, else notation-hsm/config.yaml in the user's
+// configuration directory. It is "" when there is no such directory.
+func Path() string {
+	if path := os.Getenv(environmentPrefix + "CONFIG"); path != "" {
+		return path
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "notation-hsm", "config.yaml")
+}
+
+// loadFile reads the config file. A file that is not there is an empty one, unless NOTATION_HSM_CONFIG names it.
+func loadFile() (*file, error) {
+	f := &file{path: Path(), keys: map[string]map[string]string{}, tokens: map[string]map[string]string{}, env: map[string]map[string]string{}}
+	if f.path == "" {
+		return f, nil
+	}
+	data, err := os.ReadFile(f.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && os.Getenv(environmentPrefix+"CONFIG") == "":
+		return f, nil
+	case err != nil:
+		return nil, failure.New(failure.Invalid, "check the path and its permissions", "can't read the config file: %w", err)
+	}
+	if err := f.parse(data); err != nil {
+		return nil, err
+	}
+	if strings.Contains(string(data), "pin-value=") {
+		if info, err := os.Stat(f.path); err == nil && info.Mode().Perm()&0o077 != 0 {
+			return nil, failure.New(failure.Denied, "run: chmod 600 "+f.path,
+				"the config file %s holds a PIN and others can read it", f.path)
+		}
+	}
+	return f, nil
+}
+
+func (f *file) parse(data []byte) error {
+	var document yaml.Node
+	if err := yaml.Unmarshal(data, &document); err != nil {
+		return failure.New(failure.Invalid, "see docs/configuration.md for an example", "the config file %s is not valid YAML: %w", f.path, err)
+	}
+	if len(document.Content) == 0 {
+		return nil // empty, or comments alone
+	}
+	var err error
+	f.settings, err = f.section(document.Content[0], "the config file", fileSettings, func(name string, value *yaml.Node) (bool, error) {
+		switch name {
+		case "keys":
+			return true, f.keyEntries(value)
+		case "tokens":
+			return true, f.tokenEntries(value)
+		}
+		return false, nil
+	})
+	if err != nil {
+		return err
+	}
+	for alias, entry := range f.keys {
+		if entry[uriSetting] == "" {
+			return failure.New(failure.Invalid, "add: uri: pkcs11:token=...;object=...", "key %q in %s has no uri", alias, f.path)
+		}
+	}
+	return nil
+}
+
+func (f *file) keyEntries(node *yaml.Node) error {
+	return f.mapping(node, "keys", func(alias string, value *yaml.Node) (err error) {
+		f.keys[alias], err = f.section(value, fmt.Sprintf("key %q", alias), keySettings, nil)
+		return err
+	})
+}
+
+func (f *file) tokenEntries(node *yaml.Node) error {
+	return f.mapping(node, "tokens", func(label string, value *yaml.Node) (err error) {
+		where := fmt.Sprintf("token %q", label)
+		f.tokens[label], err = f.section(value, where, tokenSettings, func(name string, value *yaml.Node) (bool, error) {
+			if name != "env" {
+				return false, nil
+			}
+			variables, err := f.section(value, "env of "+where, nil, nil)
+			f.env[label] = variables
+			return true, err
+		})
+		return err
+	})
+}
+
+// section reads a mapping of scalars with known names (nil: any); nested takes the values that it says are its own.
+func (f *file) section(node *yaml.Node, where string, known []string, nested func(string, *yaml.Node) (bool, error)) (map[string]string, error) {
+	settings := map[string]string{}
+	err := f.mapping(node, where, func(name string, value *yaml.Node) error {
+		if known != nil {
+			if err := checkName(name, known, "setting", fmt.Sprintf("%s (%s:%d)", where, f.path, value.Line)); err != nil {
+				return err
+			}
+		}
+		if nested != nil {
+			if done, err := nested(name, value); done || err != nil {
+				return err
+			}
+		}
+		if value.Kind != yaml.ScalarNode {
+			return failure.New(failure.Invalid, "give it a single value", "%q in %s (%s:%d) is not a single value", name, where, f.path, value.Line)
+		}
+		settings[name] = value.Value
+		return nil
+	})
+	return settings, err
+}
+
+func (f *file) mapping(node *yaml.Node, where string, each func(string, *yaml.Node) error) error {
+	if node.Kind == yaml.ScalarNode && node.Tag == "!!null" {
+		return nil
+	}
+	if node.Kind != yaml.MappingNode {
+		return failure.New(failure.Invalid, "see docs/configuration.md for an example", "%s (%s:%d) is not a list of settings", where, f.path, node.Line)
+	}
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		name, value := node.Content[i].Value, node.Content[i+1]
+		if seen[name] {
+			return failure.New(failure.Invalid, "remove one of the two", "%q stands twice in %s (%s:%d)", name, where, f.path, value.Line)
+		}
+		seen[name] = true
+		if value.Kind == yaml.AliasNode {
+			value = value.Alias
+		}
+		if err := each(name, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,26 @@
+package config
+
+import (
+	"log/slog"
+	"os"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// OpenLog makes slog's default logger write to the file that NOTATION_HSM_LOG names, and returns the file; without that
+// variable logs go nowhere and the file is nil. Callers log what they do and how it ended, never a PIN, a payload or
+// key material.
+func OpenLog() (*os.File, error) {
+	path := os.Getenv(environmentPrefix + "LOG")
+	if path == "" {
+		slog.SetDefault(slog.New(slog.DiscardHandler))
+		return nil, nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "name a file that can be written in NOTATION_HSM_LOG, or unset it", "can't open the log file: %w", err)
+	}
+	handler := slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelDebug})
+	slog.SetDefault(slog.New(handler).With("pid", os.Getpid()))
+	return f, nil
+}

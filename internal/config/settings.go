@@ -1,0 +1,231 @@
+// Package config answers one question: which key is meant, and how is it reached?
+//
+// Settings come, strongest first, from flags or plugin config, the attributes of the key's RFC 7512 URI, the environment
+// and the config file (the key's entry, then its token's, then the rest). Anything unknown or malformed is an error.
+package config
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// DefaultTimeout is the longest wait for the module when nothing else is set.
+const DefaultTimeout = 30 * time.Second
+
+// Settings says which key to use and how to reach it.
+type Settings struct {
+	Key              URI               // token and key, with every setting that names a token folded in
+	ModulePath       string            // the PKCS#11 library; never empty
+	PINSource        string            // as internal/pin reads it; "" when none is given
+	PIN              string            // a pin-value from the environment or the config file, which wins over PINSource
+	CertificateChain string            // PEM file, or ""
+	Timeout          time.Duration     // longest wait for the module
+	AllowFinalPINTry bool              // try the PIN even if a wrong one would lock the token
+	Env              map[string]string // variables that the module wants to find in its environment
+}
+
+// Origin is where the strongest settings were given; it decides the words of errors and what is stored.
+type Origin string
+
+const (
+	Flags        Origin = "the command line"
+	PluginConfig Origin = "plugin config"
+)
+
+const safePIN = `give the PIN through pin-source: env:NAME, file:/path, "exec:command args" or prompt; or set NOTATION_HSM_PIN`
+
+const keyURI = "the key URI"
+
+// A layer is one place that settings come from.
+type layer struct {
+	name   string
+	values map[string]string
+}
+
+// Resolve finds the settings for a key reference: an RFC 7512 URI or an alias of the config file. An empty reference means
+// a token alone, for commands that list. given are the settings from origin.
+func Resolve(reference string, given map[string]string, origin Origin) (*Settings, error) {
+	for _, name := range slices.Sorted(maps.Keys(given)) {
+		if looksLikePIN(name) {
+			return nil, failure.New(failure.Invalid, safePIN, "a PIN in %s (%q) would be stored and logged", origin, name)
+		}
+		if err := checkName(name, Names, "setting", string(origin)); err != nil {
+			return nil, err
+		}
+	}
+	f, err := loadFile()
+	if err != nil {
+		return nil, err
+	}
+	uri, entry, err := f.lookUp(reference, origin)
+	if err != nil {
+		return nil, err
+	}
+	layers := []layer{
+		{string(origin), maps.Clone(given)},
+		{keyURI, uri.Query},
+		{"the environment", environment()},
+		{f.path, entry},
+	}
+	s := &Settings{Key: uri, Timeout: DefaultTimeout}
+	if err := s.chooseToken(layers, f.settings); err != nil {
+		return nil, err
+	}
+	layers = append(layers, layer{f.path, f.tokens[s.Key.Token]}, layer{f.path, f.settings})
+	s.Env = f.env[s.Key.Token]
+	return s, s.apply(layers, filepath.Dir(f.path))
+}
+
+// lookUp returns the URI that a reference names and the config file's entry for it.
+func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, error) {
+	switch {
+	case reference == "":
+		return URI{}, nil, nil
+	case strings.HasPrefix(reference, Scheme):
+		uri, err := ParseURI(reference)
+		if err == nil && uri.Query["pin-value"] != "" {
+			err = failure.New(failure.Invalid, safePIN, "the key URI carries a PIN (pin-value), which %s would show to others",
+				map[Origin]string{Flags: "the process list", PluginConfig: "Notation's signing key list"}[origin])
+		}
+		return uri, nil, err
+	}
+	entry, ok := f.keys[reference]
+	if !ok {
+		known := slices.Sorted(maps.Keys(f.keys))
+		hint := `name the key by its URI, "pkcs11:token=...;object=...", or give it an alias under "keys" in ` + f.path
+		if near := nearest(reference, known); near != "" {
+			hint = "did you mean " + near + "? Or " + hint
+		} else if len(known) > 0 {
+			hint = "aliases there are: " + strings.Join(known, ", ") + "; or " + hint
+		}
+		return URI{}, nil, failure.New(failure.Invalid, hint, "unknown key %q: neither a pkcs11: URI nor an alias", reference)
+	}
+	uri, err := ParseURI(entry[uriSetting])
+	return uri, entry, err
+}
+
+func (u URI) namesToken() bool {
+	return u.Token != "" || u.Serial != "" || u.Manufacturer != "" || u.Model != "" || u.SlotID != nil
+}
+
+func environment() map[string]string {
+	values := map[string]string{}
+	for _, name := range Names {
+		if value := os.Getenv(EnvironmentName(name)); value != "" {
+			values[name] = value
+		}
+	}
+	if _, named := values[PINSource]; !named && os.Getenv(environmentPrefix+"PIN") != "" {
+		values[PINSource] = "env:" + environmentPrefix + "PIN"
+	}
+	return values
+}
+
+// chooseToken lets the strongest place that names a token or slot decide alone: half a name from one place and half from
+// another would be a token nobody meant. A token may be given as a URI, which may then carry more settings.
+func (s *Settings) chooseToken(layers []layer, rest map[string]string) error {
+	for i, l := range append(slices.Clone(layers), layer{Path(), rest}) {
+		if l.name == keyURI && s.Key.namesToken() {
+			return nil
+		}
+		token, slot := l.values[Token], l.values[SlotID]
+		if token == "" && slot == "" {
+			continue
+		}
+		named := URI{Token: token}
+		if strings.HasPrefix(token, Scheme) {
+			uri, err := ParseURI(token)
+			if err != nil {
+				return err
+			}
+			if uri.Query["pin-value"] != "" && i == 0 {
+				return failure.New(failure.Invalid, safePIN, "the token URI in %s carries a PIN (pin-value)", l.name)
+			}
+			for name, value := range uri.Query {
+				if _, stronger := l.values[name]; !stronger {
+					l.values[name] = value
+				}
+			}
+			named = uri
+		}
+		if slot != "" {
+			id, err := parseSlot(slot)
+			if err != nil {
+				return err
+			}
+			named.SlotID = &id
+		}
+		s.Key.Token, s.Key.Serial, s.Key.Manufacturer, s.Key.Model, s.Key.SlotID =
+			named.Token, named.Serial, named.Manufacturer, named.Model, named.SlotID
+		return nil
+	}
+	return nil
+}
+
+// apply takes each setting from the first layer that has it.
+func (s *Settings) apply(layers []layer, dir string) error {
+	find := func(name string) (string, string) {
+		for _, l := range layers {
+			if value := l.values[name]; value != "" {
+				return value, l.name
+			}
+		}
+		return "", ""
+	}
+	s.ModulePath, _ = find(ModulePath)
+	for _, l := range layers {
+		if l.values["pin-value"] != "" || l.values[PINSource] != "" {
+			s.PIN, s.PINSource = l.values["pin-value"], l.values[PINSource]
+			break
+		}
+	}
+	chain, from := find(CertificateChain)
+	if chain != "" && !filepath.IsAbs(chain) && from == filepath.Join(dir, filepath.Base(from)) {
+		chain = filepath.Join(dir, chain) // a path in the config file starts at the file
+	}
+	s.CertificateChain = chain
+	if text, from := find(Timeout); text != "" {
+		timeout, err := time.ParseDuration(text)
+		if err != nil || timeout <= 0 {
+			return failure.New(failure.Invalid, `write it like "30s" or "2m"`, "timeout %q in %s is not a length of time", text, from)
+		}
+		s.Timeout = timeout
+	}
+	if text, from := find(AllowFinalPINTry); text != "" {
+		allow, err := strconv.ParseBool(text)
+		if err != nil {
+			return failure.New(failure.Invalid, "write true or false", "%s %q in %s is neither true nor false", AllowFinalPINTry, text, from)
+		}
+		s.AllowFinalPINTry = allow
+	}
+	if s.ModulePath == "" {
+		s.ModulePath = p11kitProxy()
+	}
+	return nil
+}
+
+// looksLikePIN reports whether a setting is named as a PIN would be.
+func looksLikePIN(name string) bool {
+	switch strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(name)) {
+	case "pin", "pinvalue", "userpin", "password", "passphrase", "passwd":
+		return true
+	}
+	return false
+}
+
+// p11kitProxy returns p11-kit's proxy module, which stands for all modules the system has configured, or "".
+func p11kitProxy() string {
+	for _, pattern := range []string{"/usr/lib/*/p11-kit-proxy.so", "/usr/lib64/p11-kit-proxy.so", "/usr/lib/p11-kit-proxy.so", "/usr/local/lib/p11-kit-proxy.so"} {
+		if found, _ := filepath.Glob(pattern); len(found) > 0 {
+			return found[0]
+		}
+	}
+	return ""
+}
