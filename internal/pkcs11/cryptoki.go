@@ -1,0 +1,246 @@
+package pkcs11
+
+/*
+#cgo linux LDFLAGS: -ldl
+#include <dlfcn.h>
+#include <stdlib.h>
+#include "cryptoki.h"
+*/
+import "C"
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	"github.com/miekg/pkcs11"
+)
+
+// This file is the only one that calls into a module. Names, constants and errors are those of miekg/pkcs11, but its
+// calls are not used here, for three reasons that were measured. It asks for the length of every result first, so a
+// signature costs two C_Sign and an attribute two C_GetAttributeValue: on a module across a network that is the price
+// of the whole plugin. It believes the lengths it is told, so one wrong count ends the process. And it copies the PIN
+// to memory that nobody clears. Here results land in buffers of ours, what a module claims beyond them is an error, and
+// every call is made once.
+
+// cryptoki is a loaded module's function list.
+type cryptoki struct {
+	list *C.function_list
+}
+
+type (
+	sessionHandle = C.ulong_
+	objectHandle  = C.ulong_
+)
+
+// errLength is returned when a module claims to have written more than there was room for.
+var errLength = errors.New("the module returned an impossible length")
+
+func check(rv C.CK_RV) error {
+	if rv == pkcs11.CKR_OK {
+		return nil
+	}
+	return pkcs11.Error(rv)
+}
+
+// load opens a shared library and asks it for its functions. The error is the dynamic linker's own explanation. The
+// library stays loaded until the process ends: several vendors' libraries crash when they are unloaded.
+func load(path string) (*cryptoki, error) {
+	runtime.LockOSThread() // dlerror speaks of this thread's last call
+	defer runtime.UnlockOSThread()
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	handle := C.dlopen(name, C.RTLD_NOW|C.RTLD_LOCAL)
+	if handle == nil {
+		return nil, errors.New(C.GoString(C.dlerror()))
+	}
+	symbol := C.CString("C_GetFunctionList")
+	defer C.free(unsafe.Pointer(symbol))
+	getFunctionList := C.dlsym(handle, symbol)
+	if getFunctionList == nil {
+		return nil, errors.New("it has no C_GetFunctionList, so it is not a PKCS#11 module")
+	}
+	c := &cryptoki{}
+	if err := check(C.call_get_function_list(getFunctionList, &c.list)); err != nil {
+		return nil, err
+	}
+	if c.list == nil || c.list.v.major < 2 || c.list.v.major > 3 {
+		return nil, errors.New("its function list is not that of PKCS#11 version 2 or 3")
+	}
+	return c, nil
+}
+
+func (c *cryptoki) initialize(flags uint) error {
+	return check(C.call_initialize(c.list, C.ulong_(flags)))
+}
+
+func (c *cryptoki) finalize() error { return check(C.call_finalize(c.list)) }
+
+// slots returns the slots that hold a token.
+func (c *cryptoki) slots() ([]uint, error) {
+	for room := 32; ; room *= 8 { // one call, unless a module has more slots than any we know
+		buffer := make([]C.ulong_, room)
+		count := C.ulong_(room)
+		err := check(C.call_get_slot_list(c.list, &buffer[0], &count))
+		if errors.Is(err, pkcs11.Error(pkcs11.CKR_BUFFER_TOO_SMALL)) && room < 1<<15 {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if count > C.ulong_(room) {
+			return nil, errLength
+		}
+		slots := make([]uint, count)
+		for i := range slots {
+			slots[i] = uint(buffer[i])
+		}
+		return slots, nil
+	}
+}
+
+type tokenInfo struct {
+	label, manufacturer, model, serial string
+	flags, sessions, maxSessions       uint
+}
+
+func (c *cryptoki) tokenInfo(slot uint) (tokenInfo, error) {
+	var info C.token_info
+	if err := check(C.call_get_token_info(c.list, C.ulong_(slot), &info)); err != nil {
+		return tokenInfo{}, err
+	}
+	text := func(field []C.byte) string { return unpad(unsafe.Slice((*byte)(&field[0]), len(field))) }
+	return tokenInfo{
+		label: text(info.label[:]), manufacturer: text(info.manufacturer[:]), model: text(info.model[:]), serial: text(info.serial[:]),
+		flags: uint(info.flags), sessions: uint(info.sessions), maxSessions: uint(info.max_sessions),
+	}, nil
+}
+
+func (c *cryptoki) openSession(slot uint, flags uint) (sessionHandle, error) {
+	var session sessionHandle
+	err := check(C.call_open_session(c.list, C.ulong_(slot), C.ulong_(flags|pkcs11.CKF_SERIAL_SESSION), &session))
+	return session, err
+}
+
+func (c *cryptoki) closeSession(session sessionHandle) error {
+	return check(C.call_close_session(c.list, session))
+}
+
+// login logs the user in; an empty PIN is passed as NULL, which has the token ask on its own pad.
+func (c *cryptoki) login(session sessionHandle, user uint, pin []byte) error {
+	return check(C.call_login(c.list, session, C.ulong_(user), bytePointer(pin), C.ulong_(len(pin))))
+}
+
+func (c *cryptoki) logout(session sessionHandle) error { return check(C.call_logout(c.list, session)) }
+
+func (c *cryptoki) findInit(session sessionHandle, template []*pkcs11.Attribute) error {
+	types, lengths, values := flatten(template)
+	return check(C.call_find_objects_init(c.list, session, C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values)))
+}
+
+// find returns at most limit objects of the search that findInit began.
+func (c *cryptoki) find(session sessionHandle, limit int) ([]objectHandle, error) {
+	objects := make([]objectHandle, limit)
+	var count C.ulong_
+	if err := check(C.call_find_objects(c.list, session, &objects[0], C.ulong_(limit), &count)); err != nil {
+		return nil, err
+	}
+	if count > C.ulong_(limit) {
+		return nil, errLength
+	}
+	return objects[:count], nil
+}
+
+func (c *cryptoki) findFinal(session sessionHandle) error {
+	return check(C.call_find_objects_final(c.list, session))
+}
+
+// attributeRoom is enough for the attributes of any key Notation uses and for most certificates; attributeLimit is more
+// than any certificate needs.
+const (
+	attributeRoom  = 4096
+	attributeLimit = 1 << 20
+)
+
+// attributes reads attributes of an object in one call. Those that the module does not have or does not show are nil in the
+// result; that is no error.
+func (c *cryptoki) attributes(session sessionHandle, object objectHandle, types ...uint) ([][]byte, error) {
+	for room := attributeRoom; ; room *= 16 {
+		template := make([]*pkcs11.Attribute, len(types))
+		for i, t := range types {
+			template[i] = &pkcs11.Attribute{Type: t, Value: make([]byte, room)}
+		}
+		flatTypes, lengths, values := flatten(template)
+		err := check(C.call_get_attribute_value(c.list, session, object, C.ulong_(len(types)), &flatTypes[0], &lengths[0], bytePointer(values)))
+		switch {
+		case errors.Is(err, pkcs11.Error(pkcs11.CKR_BUFFER_TOO_SMALL)) && room < attributeLimit:
+			continue
+		case errors.Is(err, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_TYPE_INVALID)), errors.Is(err, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_SENSITIVE)):
+			// The others are there all the same (PKCS#11 5.7, C_GetAttributeValue).
+		case err != nil:
+			return nil, err
+		}
+		found := make([][]byte, len(types))
+		for i, length := range lengths {
+			if length == ^C.ulong_(0) { // CK_UNAVAILABLE_INFORMATION
+				continue
+			}
+			if length > C.ulong_(room) {
+				return nil, errLength
+			}
+			found[i] = values[i*room : i*room+int(length) : i*room+int(length)]
+		}
+		return found, nil
+	}
+}
+
+func (c *cryptoki) createObject(session sessionHandle, template []*pkcs11.Attribute) error {
+	types, lengths, values := flatten(template)
+	var object objectHandle
+	return check(C.call_create_object(c.list, session, C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values), &object))
+}
+
+func (c *cryptoki) signInit(session sessionHandle, mechanism uint, parameter []byte, key objectHandle) error {
+	return check(C.call_sign_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)), key))
+}
+
+// signatureRoom holds the signature of an 8192-bit RSA key.
+const signatureRoom = 1024
+
+func (c *cryptoki) sign(session sessionHandle, data []byte) ([]byte, error) {
+	signature := make([]byte, signatureRoom)
+	length := C.ulong_(len(signature))
+	if err := check(C.call_sign(c.list, session, bytePointer(data), C.ulong_(len(data)), bytePointer(signature), &length)); err != nil {
+		return nil, err
+	}
+	if length > signatureRoom {
+		return nil, errLength
+	}
+	return signature[:length], nil
+}
+
+func bytePointer(b []byte) *C.byte {
+	return (*C.byte)(unsafe.Pointer(unsafe.SliceData(b)))
+}
+
+func flatten(template []*pkcs11.Attribute) (types, lengths []C.ulong_, values []byte) {
+	if len(template) == 0 || len(template) > C.MAX_ATTRIBUTES {
+		panic(fmt.Sprintf("a template of %d attributes", len(template)))
+	}
+	for _, a := range template {
+		types = append(types, C.ulong_(a.Type))
+		lengths = append(lengths, C.ulong_(len(a.Value)))
+		values = append(values, a.Value...)
+	}
+	return types, lengths, values
+}
+
+// unpad removes the padding of PKCS#11's fixed-length text: blanks by the standard, zero bytes in practice.
+func unpad(field []byte) string {
+	end := len(field)
+	for end > 0 && (field[end-1] == ' ' || field[end-1] == 0) {
+		end--
+	}
+	return string(field[:end])
+}

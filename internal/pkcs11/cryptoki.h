@@ -1,0 +1,117 @@
+/* The part of PKCS#11 2.40 that a signature needs, laid out as the standard has it (sections 3 and 5 of the base
+ * specification), and one small function per call. Templates come in flat: types, lengths, and all values in one run of
+ * bytes. So no Go pointer is stored in memory that C sees, nothing is allocated here, and nothing can leak. */
+#ifndef NOTATION_HSM_CRYPTOKI_H
+#define NOTATION_HSM_CRYPTOKI_H
+
+typedef unsigned char byte;
+typedef unsigned long ulong_;
+typedef ulong_ CK_RV;
+
+typedef struct { byte major, minor; } version;
+typedef struct { ulong_ type; void *value; ulong_ length; } attribute;
+typedef struct { ulong_ type; void *parameter; ulong_ length; } mechanism;
+typedef struct { void *create, *destroy, *lock, *unlock; ulong_ flags; void *reserved; } initialize_args;
+typedef struct {
+	byte label[32], manufacturer[32], model[16], serial[16];
+	ulong_ flags, max_sessions, sessions, max_rw_sessions, rw_sessions, max_pin, min_pin;
+	ulong_ total_public, free_public, total_private, free_private;
+	version hardware, firmware;
+	byte utc_time[16];
+} token_info;
+
+/* CK_FUNCTION_LIST up to the last call used here. `unused` keeps the places of the others. */
+typedef void *unused;
+typedef struct {
+	version v;
+	CK_RV (*initialize)(initialize_args *);
+	CK_RV (*finalize)(void *);
+	unused get_info, get_function_list;
+	CK_RV (*get_slot_list)(byte, ulong_ *, ulong_ *);
+	unused get_slot_info;
+	CK_RV (*get_token_info)(ulong_, token_info *);
+	unused get_mechanism_list, get_mechanism_info, init_token, init_pin, set_pin;
+	CK_RV (*open_session)(ulong_, ulong_, void *, void *, ulong_ *);
+	CK_RV (*close_session)(ulong_);
+	unused close_all_sessions, get_session_info, get_operation_state, set_operation_state;
+	CK_RV (*login)(ulong_, ulong_, byte *, ulong_);
+	CK_RV (*logout)(ulong_);
+	CK_RV (*create_object)(ulong_, attribute *, ulong_, ulong_ *);
+	unused copy_object, destroy_object, get_object_size;
+	CK_RV (*get_attribute_value)(ulong_, ulong_, attribute *, ulong_);
+	unused set_attribute_value;
+	CK_RV (*find_objects_init)(ulong_, attribute *, ulong_);
+	CK_RV (*find_objects)(ulong_, ulong_ *, ulong_, ulong_ *);
+	CK_RV (*find_objects_final)(ulong_);
+	unused encrypt_init, encrypt, encrypt_update, encrypt_final;
+	unused decrypt_init, decrypt, decrypt_update, decrypt_final;
+	unused digest_init, digest, digest_update, digest_key, digest_final;
+	CK_RV (*sign_init)(ulong_, mechanism *, ulong_);
+	CK_RV (*sign)(ulong_, byte *, ulong_, byte *, ulong_ *);
+} function_list;
+
+#define MAX_ATTRIBUTES 16
+
+static inline void unflatten(attribute *out, ulong_ n, ulong_ *types, ulong_ *lengths, byte *values) {
+	for (ulong_ i = 0; i < n; i++) {
+		out[i].type = types[i];
+		out[i].value = values;
+		out[i].length = lengths[i];
+		values += lengths[i];
+	}
+}
+
+static inline CK_RV call_get_function_list(void *symbol, function_list **list) {
+	return ((CK_RV (*)(function_list **))symbol)(list);
+}
+static inline CK_RV call_initialize(function_list *f, ulong_ flags) {
+	initialize_args args = {0};
+	args.flags = flags;
+	return f->initialize(&args);
+}
+static inline CK_RV call_finalize(function_list *f) { return f->finalize(0); }
+static inline CK_RV call_get_slot_list(function_list *f, ulong_ *slots, ulong_ *count) {
+	return f->get_slot_list(1, slots, count);
+}
+static inline CK_RV call_get_token_info(function_list *f, ulong_ slot, token_info *info) {
+	return f->get_token_info(slot, info);
+}
+static inline CK_RV call_open_session(function_list *f, ulong_ slot, ulong_ flags, ulong_ *session) {
+	return f->open_session(slot, flags, 0, 0, session);
+}
+static inline CK_RV call_close_session(function_list *f, ulong_ session) { return f->close_session(session); }
+static inline CK_RV call_login(function_list *f, ulong_ session, ulong_ user, byte *pin, ulong_ length) {
+	return f->login(session, user, pin, length);
+}
+static inline CK_RV call_logout(function_list *f, ulong_ session) { return f->logout(session); }
+static inline CK_RV call_find_objects_init(function_list *f, ulong_ session, ulong_ n, ulong_ *types, ulong_ *lengths, byte *values) {
+	attribute template[MAX_ATTRIBUTES];
+	unflatten(template, n, types, lengths, values);
+	return f->find_objects_init(session, template, n);
+}
+static inline CK_RV call_find_objects(function_list *f, ulong_ session, ulong_ *objects, ulong_ max, ulong_ *count) {
+	return f->find_objects(session, objects, max, count);
+}
+static inline CK_RV call_find_objects_final(function_list *f, ulong_ session) { return f->find_objects_final(session); }
+static inline CK_RV call_get_attribute_value(function_list *f, ulong_ session, ulong_ object, ulong_ n, ulong_ *types, ulong_ *lengths, byte *values) {
+	attribute template[MAX_ATTRIBUTES];
+	unflatten(template, n, types, lengths, values);
+	CK_RV rv = f->get_attribute_value(session, object, template, n);
+	for (ulong_ i = 0; i < n; i++)
+		lengths[i] = template[i].length;
+	return rv;
+}
+static inline CK_RV call_create_object(function_list *f, ulong_ session, ulong_ n, ulong_ *types, ulong_ *lengths, byte *values, ulong_ *object) {
+	attribute template[MAX_ATTRIBUTES];
+	unflatten(template, n, types, lengths, values);
+	return f->create_object(session, template, n, object);
+}
+static inline CK_RV call_sign_init(function_list *f, ulong_ session, ulong_ type, byte *parameter, ulong_ length, ulong_ key) {
+	mechanism m = {type, length ? parameter : 0, length};
+	return f->sign_init(session, &m, key);
+}
+static inline CK_RV call_sign(function_list *f, ulong_ session, byte *data, ulong_ length, byte *signature, ulong_ *signature_length) {
+	return f->sign(session, data, length, signature, signature_length);
+}
+
+#endif

@@ -1,0 +1,106 @@
+package pkcs11
+
+import (
+	"context"
+	"crypto"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+)
+
+// Key is a private key on a token. It is a crypto.Signer and a crypto.MessageSigner, and is used until its Token is closed.
+type Key struct {
+	token   *Token
+	object  objectHandle
+	public  crypto.PublicKey
+	id      []byte
+	label   string
+	working int // index of the signing mechanism that the module accepted
+}
+
+// Key logs in and finds the private key that the settings name. public is its public half when the caller has it from a
+// certificate; with nil the module is asked. Failures: Invalid for no key or several (listing them), Denied for a PIN problem.
+func (t *Token) Key(public crypto.PublicKey) (*Key, error) {
+	if err := t.login(); err != nil {
+		return nil, err
+	}
+	k := &Key{token: t, public: public}
+	err := t.within("looking for the key", func(context.Context) (err error) {
+		if k.object, err = t.privateKey(); err != nil || public != nil {
+			return err
+		}
+		k.public, k.id, k.label, err = t.publicHalf(k.object)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// Public returns the key's public half.
+func (k *Key) Public() crypto.PublicKey { return k.public }
+
+// ReadPublic asks the module for the key's public half, whatever the key was opened with.
+func (k *Key) ReadPublic() (public crypto.PublicKey, err error) {
+	err = k.token.within("reading the public key", func(context.Context) error {
+		public, k.id, k.label, err = k.token.publicHalf(k.object)
+		return err
+	})
+	return public, err
+}
+
+var usageAttributes = []uint{
+	pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_SIGN, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE,
+	pkcs11.CKA_SENSITIVE, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_NEVER_EXTRACTABLE, pkcs11.CKA_LOCAL,
+	pkcs11.CKA_ALWAYS_AUTHENTICATE,
+}
+
+// Info returns what the module says of the key.
+func (k *Key) Info() (info key.Info, err error) {
+	t := k.token
+	err = t.within("reading the key's attributes", func(context.Context) error {
+		values, err := t.calls.attributes(t.session, k.object, usageAttributes...)
+		if err != nil {
+			return t.failed(err, "can't read a key on %s", t.name())
+		}
+		flag := func(i int) *bool {
+			if len(values[i]) != 1 {
+				return nil
+			}
+			set := values[i][0] != 0
+			return &set
+		}
+		info = key.Info{
+			URI:   config.URI{Token: t.info.label, ID: values[1], Object: string(values[0])}.String(),
+			Label: string(values[0]), ID: values[1], Public: k.public,
+			Sign: flag(2), Decrypt: flag(3), Unwrap: flag(4), Derive: flag(5),
+			Sensitive: flag(6), AlwaysSensitive: flag(7), Extractable: flag(8), NeverExtractable: flag(9), Local: flag(10), AlwaysAuth: flag(11),
+		}
+		return nil
+	})
+	return info, err
+}
+
+// Keys logs in and returns all private keys on the token; those whose public half can't be read have a nil Public.
+func (t *Token) Keys() ([]*Key, error) {
+	if err := t.login(); err != nil {
+		return nil, err
+	}
+	var keys []*Key
+	err := t.within("listing keys", func(context.Context) error {
+		objects, err := t.search(selector(pkcs11.CKO_PRIVATE_KEY, t.settings.Key), 1<<16)
+		if err != nil {
+			return t.failed(err, "can't list the keys of %s", t.name())
+		}
+		for _, object := range objects {
+			k := &Key{token: t, object: object}
+			k.public, k.id, k.label, _ = t.publicHalf(object)
+			keys = append(keys, k)
+		}
+		return nil
+	})
+	return keys, err
+}

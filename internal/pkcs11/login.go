@@ -1,0 +1,107 @@
+package pkcs11
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/pin"
+)
+
+// openSession opens the session that will hold the login. When all the token's sessions are taken it waits for one, up
+// to the deadline of ctx: other signers give theirs back within moments.
+func (t *Token) openSession(ctx context.Context) error {
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
+		session, err := t.calls.openSession(t.slot, 0)
+		if err == nil {
+			t.session, t.open = session, true
+			return nil
+		}
+		busy := t.failed(err, "can't open a session on %s", t.name())
+		if !is(err, pkcs11.CKR_SESSION_COUNT) {
+			return busy
+		}
+		slog.Debug("no session is free", "pause", pause)
+		wait := pause/2 + rand.N(pause) // jitter, so that many waiters do not come back together
+		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < wait+pause {
+			return busy
+		}
+		select {
+		case <-ctx.Done():
+			return busy
+		case <-time.After(wait):
+		}
+	}
+}
+
+// login logs in once. It never tries a PIN twice, and does not try it at all when the token says that it is locked, or
+// that one more wrong PIN would lock it.
+func (t *Token) login() error {
+	if t.loggedIn || !t.wantsLogin() {
+		return nil
+	}
+	secret, err := t.readPIN()
+	if err != nil {
+		return err
+	}
+	return t.within("logging in to "+t.name(), func(context.Context) error {
+		err := t.calls.login(t.session, pkcs11.CKU_USER, secret)
+		clear(secret)
+		if err != nil && !is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
+			return t.failed(err, "can't log in to %s", t.name())
+		}
+		t.loggedIn = true
+		return nil
+	})
+}
+
+// wantsLogin reports whether the token asks for a login, or the user for one to be made.
+func (t *Token) wantsLogin() bool {
+	return t.info.flags&pkcs11.CKF_LOGIN_REQUIRED != 0 || t.settings.PIN != "" || t.settings.PINSource != ""
+}
+
+// readPIN fetches the PIN if it may be tried; it is empty for a token with a PIN pad of its own.
+func (t *Token) readPIN() ([]byte, error) {
+	if !t.wantsLogin() {
+		return nil, nil
+	}
+	if err := t.mayTryPIN(); err != nil {
+		return nil, err
+	}
+	pinpad := t.info.flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH != 0
+	source := t.settings.PINSource
+	switch {
+	case t.settings.PIN != "":
+		return []byte(t.settings.PIN), nil
+	case source == pin.None && !pinpad:
+		return nil, failure.New(failure.Denied, "use another pin-source", "pin-source is none, but %s has no PIN pad of its own", t.name())
+	case source == pin.None, source == "" && pinpad:
+		return nil, nil
+	case source == "":
+		return nil, failure.New(failure.Denied, `set NOTATION_HSM_PIN, or pin-source to env:NAME, file:/path, "exec:command args" or prompt`,
+			"no PIN for %s: no pin-source is set", t.name())
+	case source == pin.Prompt: // a person takes as long as they take
+		return pin.Read(t.ctx, source, t.info.label)
+	}
+	ctx, cancel := context.WithTimeout(t.ctx, t.timeout)
+	defer cancel()
+	return pin.Read(ctx, source, t.info.label)
+}
+
+func (t *Token) mayTryPIN() error {
+	switch state := pinState(t.info.flags); {
+	case state == key.PINLocked:
+		f := failure.New(failure.Denied, meanings[pkcs11.CKR_PIN_LOCKED].hint, "the user PIN of %s is locked, so it was not tried", t.name())
+		f.CKR = "CKR_PIN_LOCKED"
+		return f
+	case state == key.PINFinalTry && !t.settings.AllowFinalPINTry:
+		return failure.New(failure.Denied, "give the right PIN to the vendor's tool once, which resets the count; or set allow-final-pin-try=true to try here all the same",
+			"one more wrong PIN locks %s, so the PIN was not tried", t.name())
+	}
+	return nil
+}

@@ -1,0 +1,157 @@
+package pkcs11
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/asn1"
+	"errors"
+	"math/big"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+const ckaPublicKeyInfo = 0x129 // CKA_PUBLIC_KEY_INFO of PKCS#11 2.40: a DER SubjectPublicKeyInfo
+
+// publicAttributes are those that hold the public half, on a public key object and, with many modules, on the private key.
+var publicAttributes = []uint{
+	pkcs11.CKA_KEY_TYPE, pkcs11.CKA_ID, pkcs11.CKA_LABEL, pkcs11.CKA_MODULUS, pkcs11.CKA_PUBLIC_EXPONENT,
+	pkcs11.CKA_EC_PARAMS, pkcs11.CKA_EC_POINT, ckaPublicKeyInfo,
+}
+
+// Public returns the public half of the key that the settings name, without logging in where the token shows it to
+// anyone: from the public key object or certificate of the same label and id, else from the private key itself.
+func (t *Token) Public() (crypto.PublicKey, error) {
+	var public crypto.PublicKey
+	err := t.within("looking for the public key", func(context.Context) error {
+		uri := t.settings.Key
+		if uri.Object == "" && len(uri.ID) == 0 {
+			return nil // only the private key can tell which one is meant
+		}
+		objects, err := t.search(selector(pkcs11.CKO_PUBLIC_KEY, uri), 2)
+		if err == nil && len(objects) == 1 {
+			if public, err = t.readPublic(objects[0]); err == nil {
+				return nil
+			}
+		}
+		if errors.Is(err, errLength) {
+			return t.failed(err, "can't read the public key of %s", keyName(uri))
+		}
+		return nil
+	})
+	if err != nil || public != nil {
+		return public, err
+	}
+	k, err := t.Key(nil)
+	if err != nil {
+		return nil, err
+	}
+	return k.public, nil
+}
+
+// readPublic reads the public half from the attributes of one object.
+func (t *Token) readPublic(object objectHandle) (crypto.PublicKey, error) {
+	values, err := t.calls.attributes(t.session, object, publicAttributes...)
+	if err != nil {
+		return nil, err
+	}
+	return publicOf(values)
+}
+
+// publicOf puts a public key together from publicAttributes' values.
+func publicOf(values [][]byte) (crypto.PublicKey, error) {
+	modulus, exponent, params, point, info := values[3], values[4], values[5], values[6], values[7]
+	if len(modulus) > 0 && len(exponent) > 0 {
+		e := new(big.Int).SetBytes(exponent)
+		if !e.IsInt64() || e.Int64() > 1<<31-1 {
+			return nil, errors.New("its public exponent is too large")
+		}
+		return &rsa.PublicKey{N: new(big.Int).SetBytes(modulus), E: int(e.Int64())}, nil
+	}
+	if len(info) > 0 {
+		if public, err := x509.ParsePKIXPublicKey(info); err == nil {
+			return public, nil
+		}
+	}
+	if len(params) > 0 && len(point) > 0 {
+		curve, err := curveOf(params)
+		if err != nil {
+			return nil, err
+		}
+		// The standard wraps the point in an OCTET STRING; some modules leave that out.
+		var raw []byte
+		if rest, err := asn1.Unmarshal(point, &raw); err != nil || len(rest) > 0 {
+			raw = point
+		}
+		return ecdsa.ParseUncompressedPublicKey(curve, raw)
+	}
+	return nil, errNoPublic
+}
+
+var errNoPublic = errors.New("the module shows no public half of it")
+
+var curves = []struct {
+	curve elliptic.Curve
+	oid   asn1.ObjectIdentifier
+	names []string // PKCS#11 3.0 allows a curve's name instead of its OID
+}{
+	{elliptic.P256(), asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7}, []string{"secp256r1", "prime256v1", "P-256"}},
+	{elliptic.P384(), asn1.ObjectIdentifier{1, 3, 132, 0, 34}, []string{"secp384r1", "P-384"}},
+	{elliptic.P521(), asn1.ObjectIdentifier{1, 3, 132, 0, 35}, []string{"secp521r1", "P-521"}},
+}
+
+// curveOf reads CKA_EC_PARAMS, a DER ECParameters.
+func curveOf(params []byte) (elliptic.Curve, error) {
+	var oid asn1.ObjectIdentifier
+	var name string
+	_, notOID := asn1.Unmarshal(params, &oid)
+	_, notName := asn1.Unmarshal(params, &name)
+	for _, c := range curves {
+		if notOID == nil && c.oid.Equal(oid) {
+			return c.curve, nil
+		}
+		for _, n := range c.names {
+			if notName == nil && n == name {
+				return c.curve, nil
+			}
+		}
+	}
+	return nil, errors.New("it is not on one of the curves P-256, P-384 and P-521")
+}
+
+// publicHalf finds the public half of a private key wherever the module keeps it: on the private key, in the public key
+// object of the same id (or label, when it has no id), or in a certificate of that id. It also returns the key's own id and label.
+func (t *Token) publicHalf(private objectHandle) (public crypto.PublicKey, id []byte, label string, err error) {
+	values, err := t.calls.attributes(t.session, private, publicAttributes...)
+	if err != nil {
+		return nil, nil, "", t.failed(err, "can't read key %s on %s", keyName(t.settings.Key), t.name())
+	}
+	id, label = values[1], string(values[2])
+	public, problem := publicOf(values)
+	if problem == nil {
+		return public, id, label, nil
+	}
+	same := config.URI{ID: id}
+	if len(id) == 0 {
+		same.Object = label
+	}
+	if len(id) > 0 || label != "" {
+		objects, err := t.search(selector(pkcs11.CKO_PUBLIC_KEY, same), 2)
+		if err == nil && len(objects) == 1 {
+			if public, problem = t.readPublic(objects[0]); problem == nil {
+				return public, id, label, nil
+			}
+		}
+		if leaf, err := t.sole(same); err == nil && leaf != nil {
+			return leaf.PublicKey, id, label, nil
+		}
+	}
+	return nil, id, label, failure.New(failure.Invalid, "put the key's certificate or public key on the token with the same CKA_ID, or set certificate-chain to a file with the certificate",
+		"can't tell what key %s on %s is: %w", keyName(t.settings.Key), t.name(), problem)
+}

@@ -1,0 +1,137 @@
+package pkcs11
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"errors"
+	"io"
+	"slices"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// A way is one mechanism to make a signature, with what the module wants as its input.
+type way struct {
+	mechanism uint
+	parameter []byte
+	input     []byte
+}
+
+// Sign signs a digest in the module. opts select the scheme: *rsa.PSSOptions for RSASSA-PSS (RFC 8017 section 8.1; the salt
+// is as long as the digest, whatever opts say), a crypto.Hash for PKCS #1 v1.5 or ECDSA. An ECDSA signature is ASN.1
+// DER, as crypto.Signer has it. rand is not used: the module has its own.
+func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.sign(nil, digest, opts)
+}
+
+// SignMessage is Sign for a whole message, which lets it also use mechanisms that hash inside the module.
+func (k *Key) SignMessage(_ io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if !opts.HashFunc().Available() {
+		return nil, failure.New(failure.Internal, "", "hash %v is not available", opts.HashFunc())
+	}
+	h := opts.HashFunc().New()
+	h.Write(message)
+	return k.sign(message, h.Sum(nil), opts)
+}
+
+func (k *Key) sign(message, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	ways, err := k.ways(message, digest, opts)
+	if err != nil {
+		return nil, err
+	}
+	t := k.token
+	var signature []byte
+	err = t.within("signing with key "+keyName(t.settings.Key), func(context.Context) error {
+		var first error
+		for i := range ways {
+			i = (i + k.working) % len(ways)
+			signature, err = k.signIn(ways[i])
+			if err == nil {
+				k.working = i
+				return nil
+			}
+			if first == nil {
+				first = err
+			}
+			if !wrongMechanism(err) {
+				return t.failed(err, "key %s on %s did not sign", keyName(t.settings.Key), t.name())
+			}
+		}
+		return t.failed(first, "key %s on %s did not sign", keyName(t.settings.Key), t.name())
+	})
+	if err != nil {
+		return nil, err
+	}
+	if public, ok := k.public.(*ecdsa.PublicKey); ok {
+		return ecdsaToDER(signature, (public.Params().N.BitLen()+7)/8)
+	}
+	return signature, nil
+}
+
+// signIn makes one signature, in two calls.
+func (k *Key) signIn(w way) ([]byte, error) {
+	t := k.token
+	if err := t.calls.signInit(t.session, w.mechanism, w.parameter, k.object); err != nil {
+		return nil, err
+	}
+	return t.calls.sign(t.session, w.input)
+}
+
+// wrongMechanism reports whether an error says that another mechanism may do. Mechanism lists are not looked at: they lie
+// in both directions, and reading one costs two calls.
+func wrongMechanism(err error) bool {
+	var ckr pkcs11.Error
+	return errors.As(err, &ckr) && slices.Contains([]pkcs11.Error{
+		pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_FUNCTION_NOT_SUPPORTED,
+		pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
+	}, ckr)
+}
+
+type hashMechanisms struct{ hash, mgf, pss, pkcs1, ecdsa uint }
+
+var byHash = map[crypto.Hash]hashMechanisms{
+	crypto.SHA256: {pkcs11.CKM_SHA256, pkcs11.CKG_MGF1_SHA256, pkcs11.CKM_SHA256_RSA_PKCS_PSS, pkcs11.CKM_SHA256_RSA_PKCS, pkcs11.CKM_ECDSA_SHA256},
+	crypto.SHA384: {pkcs11.CKM_SHA384, pkcs11.CKG_MGF1_SHA384, pkcs11.CKM_SHA384_RSA_PKCS_PSS, pkcs11.CKM_SHA384_RSA_PKCS, pkcs11.CKM_ECDSA_SHA384},
+	crypto.SHA512: {pkcs11.CKM_SHA512, pkcs11.CKG_MGF1_SHA512, pkcs11.CKM_SHA512_RSA_PKCS_PSS, pkcs11.CKM_SHA512_RSA_PKCS, pkcs11.CKM_ECDSA_SHA512},
+}
+
+// ways lists the mechanisms that make the wanted signature, the usual one first, so that it costs no extra call.
+func (k *Key) ways(message, digest []byte, opts crypto.SignerOpts) ([]way, error) {
+	m, ok := byHash[opts.HashFunc()]
+	if !ok || len(digest) != opts.HashFunc().Size() {
+		return nil, failure.New(failure.Internal, "", "can't sign a digest of %d bytes with %v", len(digest), opts.HashFunc())
+	}
+	var ways []way
+	hashing := func(mechanism uint, parameter []byte) {
+		if message != nil {
+			ways = append(ways, way{mechanism, parameter, message})
+		}
+	}
+	switch public := k.public.(type) {
+	case *ecdsa.PublicKey:
+		ways = append(ways, way{pkcs11.CKM_ECDSA, nil, digest})
+		hashing(m.ecdsa, nil)
+	case *rsa.PublicKey:
+		if _, pss := opts.(*rsa.PSSOptions); pss {
+			parameter := pkcs11.NewPSSParams(m.hash, m.mgf, uint(len(digest)))
+			ways = append(ways, way{pkcs11.CKM_RSA_PKCS_PSS, parameter, digest})
+			hashing(m.pss, parameter)
+			encoded, err := encodePSS(digest, opts.HashFunc(), public.N.BitLen())
+			if err != nil {
+				return nil, err
+			}
+			ways = append(ways, way{pkcs11.CKM_RSA_X_509, nil, encoded})
+		} else {
+			info := digestInfo(digest, opts.HashFunc())
+			ways = append(ways, way{pkcs11.CKM_RSA_PKCS, nil, info})
+			hashing(m.pkcs1, nil)
+		}
+	default:
+		return nil, failure.New(failure.Invalid, "use an RSA or elliptic curve key", "keys of type %T do not sign", k.public)
+	}
+	return ways, nil
+}
