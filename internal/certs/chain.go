@@ -1,0 +1,111 @@
+package certs
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Leaves returns the certificates that are not a CA's, each once.
+func Leaves(certs []*x509.Certificate) []*x509.Certificate {
+	var leaves []*x509.Certificate
+	for _, cert := range certs {
+		if !cert.IsCA && !slices.ContainsFunc(leaves, cert.Equal) {
+			leaves = append(leaves, cert)
+		}
+	}
+	return leaves
+}
+
+// LeafOf returns the certificate of a public key, or nil. Of several, such as a renewed one beside the old, it is one that is
+// no CA's, that is valid now, and that ends last, in this order.
+func LeafOf(public crypto.PublicKey, certs []*x509.Certificate, now time.Time) *x509.Certificate {
+	valid := func(c *x509.Certificate) bool { return !now.Before(c.NotBefore) && !now.After(c.NotAfter) }
+	var best *x509.Certificate
+	for _, cert := range certs {
+		if !SameKey(cert.PublicKey, public) {
+			continue
+		}
+		switch {
+		case best == nil,
+			best.IsCA && !cert.IsCA,
+			best.IsCA == cert.IsCA && valid(cert) && !valid(best),
+			best.IsCA == cert.IsCA && valid(cert) == valid(best) && cert.NotAfter.After(best.NotAfter):
+			best = cert
+		}
+	}
+	return best
+}
+
+// SameKey reports whether two public keys are one.
+func SameKey(a, b crypto.PublicKey) bool {
+	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && k.Equal(b)
+}
+
+// maxChain is longer than any chain in use; it ends the search when certificates sign each other in a circle.
+const maxChain = 10
+
+// Chain orders certificates from the leaf to its self-signed root. The issuers are among known, or what more finds for a
+// certificate (nil: nothing more). Failures name the subject that is missing.
+func Chain(leaf *x509.Certificate, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error)) ([]*x509.Certificate, error) {
+	chain, missing, err := extend([]*x509.Certificate{leaf}, known, more)
+	if err != nil || chain != nil {
+		return chain, err
+	}
+	return nil, failure.New(failure.Invalid, "add the certificate of that issuer to certificate-chain, or to the token; the chain has to reach a self-signed root",
+		"the certificate chain of %q is not whole: the certificate of its issuer %q is missing", leaf.Subject, missing.Issuer)
+}
+
+// extend tries each issuer of the last certificate in turn, since a name may have several certificates (cross-signed, or
+// renewed with a new key), and returns the first chain that ends in a root, or the deepest certificate without an issuer.
+func extend(chain, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error)) (whole []*x509.Certificate, missing *x509.Certificate, err error) {
+	last := chain[len(chain)-1]
+	if issued(last, last) {
+		return chain, nil, nil
+	}
+	missing = last
+	if len(chain) == maxChain {
+		return nil, missing, nil
+	}
+	try := func(candidates []*x509.Certificate) bool {
+		for _, candidate := range candidates {
+			if !issued(last, candidate) {
+				continue
+			}
+			var deeper *x509.Certificate
+			// The full slice expression keeps one branch of the search from writing over another's chain.
+			whole, deeper, err = extend(append(chain[:len(chain):len(chain)], candidate), known, more)
+			if whole != nil || err != nil {
+				return true
+			}
+			missing = deeper
+		}
+		return false
+	}
+	if try(known) || more == nil {
+		return whole, missing, err
+	}
+	found, err := more(last)
+	if err != nil {
+		return nil, nil, err
+	}
+	try(found)
+	return whole, missing, err
+}
+
+// issued reports whether issuer's name and key are those that cert was issued under. What else is wrong with either is for
+// Check to say, so a CA that is none and a hash that is no longer trusted pass here.
+func issued(cert, issuer *x509.Certificate) bool {
+	if !bytes.Equal(cert.RawIssuer, issuer.RawSubject) {
+		return false
+	}
+	err := issuer.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature)
+	var insecure x509.InsecureAlgorithmError
+	return err == nil || errors.As(err, &insecure)
+}

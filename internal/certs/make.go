@@ -1,0 +1,88 @@
+package certs
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"math/big"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+)
+
+var (
+	oidExtKeyUsage = asn1.ObjectIdentifier{2, 5, 29, 37}
+	oidCodeSigning = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 3}
+)
+
+// SelfSign makes a self-signed certificate for a key that Notation accepts: not a CA, key usage digital signature (critical),
+// extended key usage code signing, a random serial of 128 bits, valid from a minute ago. It returns DER.
+func SelfSign(signer crypto.Signer, subject pkix.Name, days int) ([]byte, error) {
+	if days < 1 {
+		return nil, failure.New(failure.Invalid, "give it at least one day", "a certificate can't be valid for %d days", days)
+	}
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 128))
+	if err != nil {
+		return nil, err
+	}
+	serial.SetBit(serial, 128, 1) // never zero, and always of one length
+	start := time.Now().Add(-time.Minute)
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: subject, NotBefore: start, NotAfter: start.AddDate(0, 0, days),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+		BasicConstraintsValid: true,
+	}
+	return sign(signer, func(a x509.SignatureAlgorithm) ([]byte, error) {
+		template.SignatureAlgorithm = a
+		return x509.CreateCertificate(rand.Reader, template, template, signer.Public(), signer)
+	})
+}
+
+// Request makes a certificate request (PKCS #10, RFC 2986) that asks for what Notation's rules need. It returns DER.
+func Request(signer crypto.Signer, subject pkix.Name) ([]byte, error) {
+	usage, err := asn1.Marshal(asn1.BitString{Bytes: []byte{0x80}, BitLength: 1}) // digitalSignature
+	if err != nil {
+		return nil, err
+	}
+	extended, err := asn1.Marshal([]asn1.ObjectIdentifier{oidCodeSigning})
+	if err != nil {
+		return nil, err
+	}
+	template := &x509.CertificateRequest{Subject: subject, ExtraExtensions: []pkix.Extension{
+		{Id: oidKeyUsage, Critical: true, Value: usage},
+		{Id: oidExtKeyUsage, Value: extended},
+	}}
+	return sign(signer, func(a x509.SignatureAlgorithm) ([]byte, error) {
+		template.SignatureAlgorithm = a
+		return x509.CreateCertificateRequest(rand.Reader, template, signer)
+	})
+}
+
+// sign makes a certificate or request with PKCS #1 v1.5 where the key is RSA, since every CA takes that, or with RSASSA-PSS when the
+// key is restricted to it.
+func sign(signer crypto.Signer, with func(x509.SignatureAlgorithm) ([]byte, error)) ([]byte, error) {
+	if _, isRSA := signer.Public().(*rsa.PublicKey); !isRSA {
+		return with(x509.UnknownSignatureAlgorithm) // the curve decides
+	}
+	spec, err := key.SpecOf(signer.Public())
+	if err != nil {
+		return nil, err
+	}
+	algorithms := map[crypto.Hash][2]x509.SignatureAlgorithm{
+		crypto.SHA256: {x509.SHA256WithRSA, x509.SHA256WithRSAPSS},
+		crypto.SHA384: {x509.SHA384WithRSA, x509.SHA384WithRSAPSS},
+		crypto.SHA512: {x509.SHA512WithRSA, x509.SHA512WithRSAPSS},
+	}[spec.Hash]
+	der, err := with(algorithms[0])
+	if err == nil {
+		return der, nil
+	}
+	if der, pssErr := with(algorithms[1]); pssErr == nil {
+		return der, nil
+	}
+	return nil, err
+}

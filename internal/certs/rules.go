@@ -1,0 +1,94 @@
+package certs
+
+import (
+	"crypto/x509"
+	"encoding/asn1"
+	"strings"
+	"time"
+
+	notation "github.com/notaryproject/notation-core-go/x509"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Check applies Notation's certificate rules to a chain, leaf first, at a time. notation-core-go decides; when it refuses, the
+// failure says in our words which certificate breaks which rule and what to do.
+// (Notary Project signature specification, "Certificate Requirements".)
+func Check(chain []*x509.Certificate, now time.Time) error {
+	err := notation.ValidateCodeSigningCertChain(chain, &now)
+	if err == nil {
+		return nil
+	}
+	for i, cert := range chain {
+		if what, hint := explain(cert, i == 0, now); what != "" {
+			return failure.New(failure.Invalid, hint, "Notation does not accept the certificate of %q: %s", cert.Subject, what)
+		}
+	}
+	return failure.New(failure.Invalid, "see Notation's certificate requirements", "Notation does not accept the certificate chain of %q: %w", chain[0].Subject, err)
+}
+
+var oidKeyUsage = asn1.ObjectIdentifier{2, 5, 29, 15}
+
+// explain names the first rule that a certificate breaks, and the way out.
+func explain(cert *x509.Certificate, leaf bool, now time.Time) (what, hint string) {
+	const again = "; 'notation-hsm cert self-sign' and 'cert csr' make certificates that Notation accepts"
+	day := func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
+	critical, present := keyUsage(cert)
+	switch {
+	case now.After(cert.NotAfter):
+		return "it expired on " + day(cert.NotAfter), "renew the certificate"
+	case now.Before(cert.NotBefore):
+		return "it is not valid before " + day(cert.NotBefore), "wait until then, or check this machine's clock"
+	case insecure(cert.SignatureAlgorithm):
+		return "its signature uses " + cert.SignatureAlgorithm.String(), "use a certificate signed with SHA-256 or better"
+	case leaf && cert.IsCA:
+		return "it is a CA certificate, and Notation signs with an end-entity certificate alone", "issue a leaf certificate for the signing key" + again
+	case !leaf && !cert.IsCA:
+		return "it issued another certificate of the chain but is not a CA", "use an issuer with basic constraints CA:TRUE"
+	case !present:
+		return "it has no key usage", "issue it with the key usage extension, critical" + again
+	case !critical:
+		return "its key usage is not marked critical", "issue it again with a critical key usage" + again
+	case leaf && cert.KeyUsage != x509.KeyUsageDigitalSignature:
+		return "its key usage is not Digital Signature alone", "issue it with key usage digitalSignature and no other" + again
+	case !leaf && cert.KeyUsage&x509.KeyUsageCertSign == 0:
+		return "its key usage does not include certificate signing", "use an issuer with key usage keyCertSign"
+	}
+	if names := wrongUsages(cert); leaf && names != "" {
+		return "its extended key usage includes " + names, "issue it with extended key usage codeSigning, or none" + again
+	}
+	return "", ""
+}
+
+func keyUsage(cert *x509.Certificate) (critical, present bool) {
+	for _, e := range cert.Extensions {
+		if e.Id.Equal(oidKeyUsage) {
+			return e.Critical, true
+		}
+	}
+	return false, false
+}
+
+func insecure(a x509.SignatureAlgorithm) bool {
+	switch a {
+	case x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.ECDSAWithSHA1, x509.DSAWithSHA1:
+		return true
+	}
+	return false
+}
+
+func wrongUsages(cert *x509.Certificate) string {
+	var names []string
+	for _, usage := range cert.ExtKeyUsage {
+		for wrong, name := range map[x509.ExtKeyUsage]string{
+			x509.ExtKeyUsageServerAuth: "server authentication", x509.ExtKeyUsageClientAuth: "client authentication",
+			x509.ExtKeyUsageEmailProtection: "email protection", x509.ExtKeyUsageTimeStamping: "time stamping",
+			x509.ExtKeyUsageOCSPSigning: "OCSP signing",
+		} {
+			if usage == wrong {
+				names = append(names, name)
+			}
+		}
+	}
+	return strings.Join(names, " and ")
+}

@@ -1,0 +1,93 @@
+package certs
+
+import (
+	"crypto/x509/pkix"
+	"strings"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// ParseSubject reads a distinguished name as RFC 4514 writes it: "CN=release,O=Example,C=CH,ST=Zurich". A comma or an equals
+// sign within a value is written with a backslash before it.
+func ParseSubject(text string) (pkix.Name, error) {
+	const hint = `write it like "CN=release,O=Example,C=CH,ST=Zurich"`
+	var name pkix.Name
+	for _, part := range splitUnescaped(text, ',') {
+		attribute, value, ok := strings.Cut(part, "=")
+		value = unescape(strings.TrimSpace(value))
+		if !ok || value == "" {
+			return name, failure.New(failure.Invalid, hint, "the subject %q has a part %q without a value", text, strings.TrimSpace(part))
+		}
+		switch strings.ToUpper(strings.TrimSpace(attribute)) {
+		case "CN":
+			name.CommonName = value
+		case "O":
+			name.Organization = append(name.Organization, value)
+		case "OU":
+			name.OrganizationalUnit = append(name.OrganizationalUnit, value)
+		case "C":
+			if len(value) != 2 {
+				return name, failure.New(failure.Invalid, "use the two letters of ISO 3166, such as C=CH", "the country %q is not two letters", value)
+			}
+			name.Country = append(name.Country, strings.ToUpper(value))
+		case "ST", "S":
+			name.Province = append(name.Province, value)
+		case "L":
+			name.Locality = append(name.Locality, value)
+		case "STREET":
+			name.StreetAddress = append(name.StreetAddress, value)
+		case "POSTALCODE":
+			name.PostalCode = append(name.PostalCode, value)
+		case "SERIALNUMBER":
+			name.SerialNumber = value
+		default:
+			return name, failure.New(failure.Invalid, "known are CN, O, OU, C, ST, L, STREET, POSTALCODE and SERIALNUMBER; "+hint,
+				"the subject %q has an unknown part %q", text, strings.TrimSpace(attribute))
+		}
+	}
+	if name.CommonName == "" {
+		return name, failure.New(failure.Invalid, hint, "the subject %q has no common name (CN)", text)
+	}
+	return name, nil
+}
+
+// LacksIdentity returns the parts a subject lacks to be a trusted identity in Notation's trust policy, which needs country,
+// state and organisation.
+func LacksIdentity(name pkix.Name) []string {
+	var lacks []string
+	for _, part := range []struct {
+		name   string
+		values []string
+	}{{"C", name.Country}, {"ST", name.Province}, {"O", name.Organization}} {
+		if len(part.values) == 0 {
+			lacks = append(lacks, part.name)
+		}
+	}
+	return lacks
+}
+
+func splitUnescaped(text string, sep byte) []string {
+	var parts []string
+	start := 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '\\':
+			i++
+		case sep:
+			parts = append(parts, text[start:i])
+			start = i + 1
+		}
+	}
+	return append(parts, text[start:])
+}
+
+func unescape(text string) string {
+	var out strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] == '\\' && i+1 < len(text) {
+			i++
+		}
+		out.WriteByte(text[i])
+	}
+	return out.String()
+}

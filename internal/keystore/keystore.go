@@ -1,0 +1,59 @@
+// Package keystore is the only door to a private key: from the settings that name one to a crypto.Signer whose private
+// half stays in its module. Everything above speaks crypto and x509, and knows no module by name.
+package keystore
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+)
+
+// Key is a private key in a module. It signs through crypto.Signer, or crypto.MessageSigner where the caller has the whole
+// message; the latter also reaches modules that insist on hashing themselves.
+type Key interface {
+	crypto.Signer
+	crypto.MessageSigner
+
+	// ReadPublic asks the module for the public half, even if the key was opened with one.
+	ReadPublic() (crypto.PublicKey, error)
+	// Info returns what the module says of the key.
+	Info() (key.Info, error)
+}
+
+// Store is the place that holds the key of the settings it was opened with: a token with a session open.
+type Store interface {
+	// Key logs in and finds the private key. public is its public half if known from a certificate; nil has the module asked.
+	Key(public crypto.PublicKey) (Key, error)
+	// Public returns the key's public half, without a login where the module allows that.
+	Public() (crypto.PublicKey, error)
+	// Keys logs in and returns all private keys that the settings match.
+	Keys() ([]Key, error)
+
+	// Leaf returns the one certificate that is filed under the key's own label and id, or nil. It may be another key's.
+	Leaf() (*x509.Certificate, error)
+	// Issuers returns the certificates there whose subject is cert's issuer.
+	Issuers(cert *x509.Certificate) ([]*x509.Certificate, error)
+	// Certificates returns all certificates there. It is slow.
+	Certificates() ([]*x509.Certificate, error)
+	// Import stores a chain, leaf first, beside the key and returns how many certificates were not there before.
+	Import(k Key, chain []*x509.Certificate) (int, error)
+
+	// Close ends the session and, with it, the login.
+	Close() error
+}
+
+// Open opens the store that the settings name. ctx bounds its whole life.
+func Open(ctx context.Context, s *config.Settings) (Store, error) { return openPKCS11(ctx, s) }
+
+// Tokens lists the tokens of the module that the settings name.
+func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
+	return tokensPKCS11(ctx, s)
+}
+
+// Generate makes a key inside the module: sensitive, not extractable, for signing alone.
+func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
+	return generatePKCS11(ctx, s, r)
+}

@@ -1,0 +1,48 @@
+package keystore
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/pkcs11"
+)
+
+// This file is where the PKCS#11 backend is plugged in; nothing else above internal/pkcs11 imports it.
+
+var (
+	tokensPKCS11   = pkcs11.Tokens
+	generatePKCS11 = pkcs11.Generate
+)
+
+type pkcs11Store struct{ *pkcs11.Token }
+
+func openPKCS11(ctx context.Context, s *config.Settings) (Store, error) {
+	t, err := pkcs11.Open(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	return pkcs11Store{t}, nil
+}
+
+func (s pkcs11Store) Key(public crypto.PublicKey) (Key, error) {
+	k, err := s.Token.Key(public)
+	if err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+func (s pkcs11Store) Keys() ([]Key, error) {
+	found, err := s.Token.Keys()
+	keys := make([]Key, len(found))
+	for i, k := range found {
+		keys[i] = k
+	}
+	return keys, err
+}
+
+func (s pkcs11Store) Import(k Key, chain []*x509.Certificate) (int, error) {
+	return s.Token.Import(k.(*pkcs11.Key), chain) // keys of this store are its own
+}
