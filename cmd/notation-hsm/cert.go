@@ -1,0 +1,121 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/custody"
+)
+
+func certCommand() *cobra.Command {
+	return group("cert", "Get certificates for keys, and keep them on the token",
+		certSelfSignCommand(), certCSRCommand(), certImportCommand(), certExportCommand())
+}
+
+func certSelfSignCommand() *cobra.Command {
+	var subject string
+	var days int
+	c := &cobra.Command{
+		Use:     "self-sign KEY",
+		Short:   "Make a self-signed certificate for a key, and print it as PEM",
+		Example: `  notation-hsm cert self-sign "pkcs11:token=signing;object=release" --subject "CN=release,O=Example,C=CH,ST=Zurich" --days 365 > release.pem`,
+		Args:    exactly(1),
+	}
+	c.Flags().IntVar(&days, "days", 365, "how long it is valid")
+	onSubject(c, &subject, func(ctx context.Context, s *config.Settings) ([]byte, []string, error) {
+		return custody.SelfSign(ctx, s, subject, days)
+	})
+	return c
+}
+
+func certCSRCommand() *cobra.Command {
+	var subject string
+	c := &cobra.Command{
+		Use:     "csr KEY",
+		Short:   "Make a certificate request for a key, and print it as PEM",
+		Example: `  notation-hsm cert csr "pkcs11:token=signing;object=release" --subject "CN=release,O=Example,C=CH,ST=Zurich" > release.csr`,
+		Args:    exactly(1),
+	}
+	onSubject(c, &subject, func(ctx context.Context, s *config.Settings) ([]byte, []string, error) {
+		return custody.Request(ctx, s, subject)
+	})
+	return c
+}
+
+// onSubject completes a command that makes PEM for a key and a subject.
+func onSubject(c *cobra.Command, subject *string, run func(context.Context, *config.Settings) ([]byte, []string, error)) {
+	given := addSettings(c, tokenSettings...)
+	c.Flags().StringVar(subject, "subject", "", `distinguished name, as in "CN=release,O=Example,C=CH,ST=Zurich" (required)`)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		s, err := config.Resolve(args[0], given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		data, lacks, err := run(c.Context(), s)
+		if err != nil {
+			return err
+		}
+		warnIdentity(c.ErrOrStderr(), lacks)
+		_, err = c.OutOrStdout().Write(data)
+		return err
+	}
+}
+
+func warnIdentity(w io.Writer, lacks []string) {
+	if len(lacks) > 0 {
+		fmt.Fprintf(w, "warning: the subject has no %s, which a trusted identity in Notation's trust policy needs\n", strings.Join(lacks, ", "))
+	}
+}
+
+func certImportCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "import KEY FILE",
+		Short: "Store a key's certificate and its issuers on the token",
+		Long: `Store the certificate of a key, and the issuers that are in the same PEM file, on the token. A certificate of another key is
+refused. What the token has already is not stored again.`,
+		Example: `  notation-hsm cert import "pkcs11:token=signing;object=release" release.pem`,
+		Args:    exactly(2),
+	}
+	given := addSettings(c, tokenSettings...)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		s, err := config.Resolve(args[0], given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		length, stored, err := custody.Import(c.Context(), s, args[1])
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.ErrOrStderr(), "stored %d of %d certificates; the others were there already\n", stored, length)
+		return nil
+	}
+	return c
+}
+
+func certExportCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:     "export KEY",
+		Short:   "Print a key's certificate chain as PEM, leaf first",
+		Example: `  notation-hsm cert export "pkcs11:token=signing;object=release" > release.pem`,
+		Args:    exactly(1),
+	}
+	given := addSettings(c, append(tokenSettings, config.CertificateChain)...)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		s, err := config.Resolve(args[0], given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		data, err := custody.Export(c.Context(), s)
+		if err != nil {
+			return err
+		}
+		_, err = c.OutOrStdout().Write(data)
+		return err
+	}
+	return c
+}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/custody"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+func installCommand() *cobra.Command {
+	var name, reference string
+	var makeDefault bool
+	c := &cobra.Command{
+		Use:   "install",
+		Short: "Install this plugin for Notation, and register a signing key",
+		Long: `Copy this program to where Notation looks for plugins. With --key-name and --key, also add a signing key to Notation's
+list, so that 'notation sign --key NAME' uses it. The settings given as flags are stored with the key, as its plugin config.`,
+		Example: `  notation-hsm install --key-name release --key "pkcs11:token=signing;object=release" --default \
+    --module-path /usr/lib/softhsm/libsofthsm2.so --pin-source env:SIGNING_PIN`,
+		Args: exactly(0),
+	}
+	given := addSettings(c, config.Names...)
+	c.Flags().StringVar(&name, "key-name", "", "name of the signing key in Notation's list")
+	c.Flags().StringVar(&reference, "key", "", "the key, by URI or alias")
+	c.Flags().BoolVar(&makeDefault, "default", false, "make it Notation's default signing key")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		settings := given()
+		if (name == "") != (reference == "") || (name == "" && (makeDefault || len(settings) > 0)) {
+			return failure.New(failure.Invalid, `as in: --key-name release --key "pkcs11:token=signing;object=release"`, "a signing key needs both --key-name and --key")
+		}
+		out := c.ErrOrStderr()
+		path, err := custody.Install()
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "plugin %s is installed: %s\n", config.PluginName, path)
+		if name == "" {
+			return nil
+		}
+		added, err := custody.Register(c.Context(), name, reference, settings, makeDefault)
+		if err != nil {
+			return err
+		}
+		if added {
+			fmt.Fprintf(out, "signing key %q is registered with Notation\n", name)
+		} else {
+			fmt.Fprintf(out, "signing key %q was registered with Notation already\n", name)
+		}
+		fmt.Fprintf(out, "next: notation sign --key %s registry.example.com/app@sha256:...\n", name)
+		return nil
+	}
+	return c
+}

@@ -1,0 +1,136 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/custody"
+)
+
+func keyCommand() *cobra.Command {
+	return group("key", "Make and see keys in a module", keyGenerateCommand(), keyListCommand(), keyShowCommand())
+}
+
+func keyGenerateCommand() *cobra.Command {
+	var spec, label, id string
+	c := &cobra.Command{
+		Use:   "generate",
+		Short: "Make a signing key inside the module",
+		Long: `Make a key pair inside the module: sensitive, not extractable, and good for signing alone. A label or id that a key on the
+token has already is refused. The new key's URI is printed.`,
+		Example: "  notation-hsm key generate --token signing --spec EC-256 --label release",
+		Args:    exactly(0),
+	}
+	given := addSettings(c, tokenSettings...)
+	c.Flags().StringVar(&spec, "spec", "EC-256", "RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521")
+	c.Flags().StringVar(&label, "label", "", "the key's label (CKA_LABEL), required")
+	c.Flags().StringVar(&id, "id", "", "the key's id (CKA_ID) in hex (default: random)")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		s, err := config.Resolve("", given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		uri, err := custody.Generate(c.Context(), s, spec, label, id)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(c.OutOrStdout(), uri)
+		return nil
+	}
+	return c
+}
+
+func keyListCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "list",
+		Short:   "List the private keys on a token",
+		Example: "  notation-hsm key list --token signing",
+		Args:    exactly(0),
+	}
+	given := addSettings(c, append(tokenSettings, config.CertificateChain)...)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		s, err := config.Resolve("", given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		keys, err := custody.Keys(c.Context(), s)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(c.OutOrStdout(), keys)
+		}
+		rows := make([][]string, len(keys))
+		for i, k := range keys {
+			expires := "-"
+			if k.Certificate != nil {
+				expires = k.Certificate.NotAfter.Format("2006-01-02")
+			}
+			rows[i] = []string{orDash(k.Spec), fmt.Sprintf("%q", k.Label), orDash(k.ID), keyUsages(k), expires, usable(k), k.URI}
+		}
+		return printTable(c.OutOrStdout(), []string{"SPEC", "LABEL", "ID", "USAGE", "CERTIFICATE UNTIL", "NOTATION", "URI"}, rows)
+	}
+	return c
+}
+
+func keyShowCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "show KEY",
+		Short:   "Show a key, its certificate, and whether Notation can use it",
+		Example: `  notation-hsm key show "pkcs11:token=signing;object=release"`,
+		Args:    exactly(1),
+	}
+	given := addSettings(c, append(tokenSettings, config.CertificateChain)...)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		s, err := config.Resolve(args[0], given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		k, err := custody.Show(c.Context(), s)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(c.OutOrStdout(), k)
+		}
+		rows := [][]string{
+			{"URI:", k.URI}, {"Spec:", orDash(k.Spec)}, {"Label:", fmt.Sprintf("%q", k.Label)}, {"ID:", orDash(k.ID)}, {"Usage:", keyUsages(*k)},
+			{"Sensitive:", yesNo(k.Sensitive)}, {"Never extractable:", yesNo(k.NeverExtractable)}, {"Made on the token:", yesNo(k.Local)},
+			{"PIN for each use:", yesNo(k.AlwaysAuth)},
+		}
+		if cert := k.Certificate; cert != nil {
+			rows = append(rows, []string{"Certificate:", cert.Subject}, []string{"Issuer:", cert.Issuer}, []string{"Serial:", cert.Serial},
+				[]string{"Expires:", cert.NotAfter.Format("2006-01-02 15:04:05 MST")})
+		}
+		rows = append(rows, []string{"Notation:", usable(*k)})
+		return printTable(c.OutOrStdout(), rows[0], rows[1:])
+	}
+	return c
+}
+
+func keyUsages(k custody.Key) string {
+	var usages []string
+	for _, u := range []struct {
+		set  *bool
+		name string
+	}{{k.Sign, "sign"}, {k.Decrypt, "decrypt"}, {k.Unwrap, "unwrap"}, {k.Derive, "derive"}} {
+		if u.set != nil && *u.set {
+			usages = append(usages, u.name)
+		}
+	}
+	return orDash(strings.Join(usages, ", "))
+}
+
+func usable(k custody.Key) string {
+	if k.Usable {
+		return "can sign"
+	}
+	return "can't sign: " + k.Reason
+}

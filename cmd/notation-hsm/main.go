@@ -1,0 +1,45 @@
+// Command notation-hsm is the Notation plugin "hsm", and the commands around it that make and show keys and certificates in
+// a PKCS#11 module.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/plugin"
+	"github.com/notation-hsm/notation-hsm/internal/streams"
+)
+
+// version is set by the linker for releases.
+var version = "0.1.0"
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	asPlugin := len(os.Args) == 2 && plugin.IsVerb(os.Args[1])
+	fail := printError
+	if asPlugin {
+		fail = plugin.WriteError
+	}
+	log, err := config.OpenLog()
+	if err == nil {
+		err = streams.Guard(log)
+	}
+	if err != nil {
+		fail(os.Stderr, err)
+		return 1
+	}
+	if asPlugin {
+		return plugin.Plugin{Version: version}.Serve(ctx, os.Args[1], os.Stdin, os.Stdout, os.Stderr)
+	}
+	if err := command().ExecuteContext(ctx); err != nil {
+		fail(os.Stderr, err)
+		return 1
+	}
+	return 0
+}

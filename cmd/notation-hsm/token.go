@@ -1,0 +1,63 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/custody"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+)
+
+func tokenCommand() *cobra.Command {
+	return group("token", "See the tokens of a module", tokenListCommand())
+}
+
+func tokenListCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "list",
+		Short:   "List the tokens of a module, as URIs",
+		Example: "  notation-hsm token list --module-path /usr/lib/softhsm/libsofthsm2.so",
+		Args:    exactly(0),
+	}
+	given := addSettings(c, config.ModulePath, config.Timeout)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		s, err := config.Resolve("", given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		tokens, err := custody.Tokens(c.Context(), s)
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			if tokens == nil {
+				tokens = []key.Token{}
+			}
+			return printJSON(c.OutOrStdout(), tokens)
+		}
+		rows := make([][]string, len(tokens))
+		for i, t := range tokens {
+			rows[i] = []string{fmt.Sprint(t.Slot), fmt.Sprintf("%q", t.Label), tokenFlags(t), string(t.PIN), orDash(t.Sessions), t.URI}
+		}
+		return printTable(c.OutOrStdout(), []string{"SLOT", "TOKEN", "FLAGS", "PIN", "SESSIONS", "URI"}, rows)
+	}
+	return c
+}
+
+func tokenFlags(t key.Token) string {
+	var flags []string
+	for _, f := range []struct {
+		set  bool
+		name string
+	}{{!t.Initialized, "not initialised"}, {t.LoginRequired, "login required"}, {t.PINPad, "PIN pad"}, {t.WriteProtect, "read-only"}} {
+		if f.set {
+			flags = append(flags, f.name)
+		}
+	}
+	return orDash(strings.Join(flags, ", "))
+}

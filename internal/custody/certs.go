@@ -1,0 +1,100 @@
+package custody
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+)
+
+// SelfSign returns a self-signed certificate for a key, in PEM, and the parts its subject lacks for Notation's trusted identities.
+func SelfSign(ctx context.Context, s *config.Settings, subject string, days int) (data []byte, lacks []string, err error) {
+	name, err := certs.ParseSubject(subject)
+	if err != nil {
+		return nil, nil, err
+	}
+	err = withKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
+		der, err := certs.SelfSign(k, name, days)
+		data = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+		return err
+	})
+	return data, certs.LacksIdentity(name), err
+}
+
+// Request returns a certificate request for a key, in PEM, and the parts its subject lacks for Notation's trusted identities.
+func Request(ctx context.Context, s *config.Settings, subject string) (data []byte, lacks []string, err error) {
+	name, err := certs.ParseSubject(subject)
+	if err != nil {
+		return nil, nil, err
+	}
+	err = withKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
+		der, err := certs.Request(k, name)
+		data = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+		return err
+	})
+	return data, certs.LacksIdentity(name), err
+}
+
+// Import stores the chain of a PEM file beside a key. It returns how many certificates the chain has and how many were new. The
+// file's other certificates are left out; a chain that is not whole is stored as far as it goes.
+func Import(ctx context.Context, s *config.Settings, path string) (length, stored int, err error) {
+	file, err := certs.ReadFile(path)
+	if err != nil {
+		return 0, 0, err
+	}
+	err = withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+		leaf := certs.LeafOf(k.Public(), file, time.Now())
+		if leaf == nil {
+			return failure.New(failure.Invalid, "name the file of the certificate that was issued for this key", "none of the %d certificates in %s belongs to the key %s", len(file), path, s.Key)
+		}
+		chain, err := certs.Chain(leaf, file, store.Issuers)
+		if err != nil {
+			chain = []*x509.Certificate{leaf}
+		} else if err := certs.Check(chain, time.Now()); err != nil {
+			return err
+		}
+		length = len(chain)
+		stored, err = store.Import(k, chain)
+		return err
+	})
+	return length, stored, err
+}
+
+// Export returns a key's chain as PEM, leaf first, from the certificate-chain file and the token.
+func Export(ctx context.Context, s *config.Settings) (data []byte, err error) {
+	err = withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+		known, err := certificates(store, s)
+		if err != nil {
+			return err
+		}
+		leaf := certs.LeafOf(k.Public(), known, time.Now())
+		if leaf == nil {
+			return failure.New(failure.Invalid, "make one with 'notation-hsm cert self-sign' or 'cert csr'", "the key %s has no certificate", s.Key)
+		}
+		chain, err := certs.Chain(leaf, known, nil)
+		if err != nil {
+			return err
+		}
+		data = certs.Encode(chain)
+		return nil
+	})
+	return data, err
+}
+
+func withKey(ctx context.Context, s *config.Settings, do func(keystore.Store, keystore.Key) error) error {
+	store, err := keystore.Open(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	k, err := store.Key(nil)
+	if err != nil {
+		return err
+	}
+	return do(store, k)
+}

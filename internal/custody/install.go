@@ -1,0 +1,121 @@
+package custody
+
+import (
+	"context"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+
+	notation "github.com/notaryproject/notation-go/config"
+	"github.com/notaryproject/notation-go/dir"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Install copies this program to where Notation looks for plugins and returns the place. It replaces another version, in one
+// step, so that a signature under way keeps the program it started with.
+func Install() (path string, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", failure.New(failure.Internal, "copy it by hand", "can't find this program's own file: %w", err)
+	}
+	path, err = dir.PluginFS().SysPath(config.PluginName, "notation-"+config.PluginName)
+	if err != nil {
+		return "", failure.New(failure.Internal, "set HOME", "can't tell where Notation looks for plugins: %w", err)
+	}
+	if same(self, path) {
+		return path, nil
+	}
+	if err := copyFile(self, path); err != nil {
+		return "", failure.New(failure.Internal, "check the folder's permissions", "can't install the plugin: %w", err)
+	}
+	return path, nil
+}
+
+func same(a, b string) bool {
+	one, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	other, err := os.Stat(b)
+	return err == nil && os.SameFile(one, other)
+}
+
+// copyFile writes an executable copy under a temporary name and renames it.
+func copyFile(from, to string) (err error) {
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.CreateTemp(filepath.Dir(to), ".install-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = out.Close()
+			_ = os.Remove(out.Name())
+		}
+	}()
+	if _, err := io.Copy(out, in); err != nil {
+		return err
+	}
+	if err := out.Chmod(0o755); err != nil {
+		return err
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	return os.Rename(out.Name(), to)
+}
+
+// Register adds a signing key to Notation's list, under a name of Notation's, with the settings as its plugin config. It returns false
+// when the very same entry is there already. The settings are checked as the plugin will check them.
+func Register(ctx context.Context, name, reference string, given map[string]string, makeDefault bool) (added bool, err error) {
+	if _, err := config.Resolve(reference, given, config.PluginConfig); err != nil {
+		return false, err
+	}
+	stored := maps.Clone(given)
+	for _, setting := range []string{config.ModulePath, config.CertificateChain} {
+		// Notation starts the plugin wherever the user happens to be. A module without a folder is the linker's to find.
+		value := stored[setting]
+		if value == "" || (setting == config.ModulePath && !strings.Contains(value, "/")) {
+			continue
+		}
+		if stored[setting], err = filepath.Abs(value); err != nil {
+			return false, err
+		}
+	}
+	keys, err := notation.LoadSigningKeys()
+	if err != nil {
+		return false, failure.New(failure.Invalid, "mend or remove signingkeys.json in Notation's configuration directory", "can't read Notation's signing keys: %w", err)
+	}
+	there, err := keys.Get(name)
+	switch {
+	case err != nil:
+		if err := keys.AddPlugin(ctx, name, reference, config.PluginName, stored, makeDefault); err != nil {
+			return false, failure.New(failure.Invalid, "", "can't register the key with Notation: %w", err)
+		}
+		added = true
+	case there.ExternalKey == nil || there.ID != reference || there.PluginName != config.PluginName || !maps.Equal(there.PluginConfig, stored):
+		return false, failure.New(failure.Invalid, "choose another --key-name, or remove it with: notation key delete "+name,
+			"Notation has another signing key named %q", name)
+	case makeDefault:
+		if err := keys.UpdateDefault(name); err != nil {
+			return false, err
+		}
+	default:
+		return false, nil
+	}
+	if err := keys.Save(); err != nil {
+		return false, failure.New(failure.Internal, "check the permissions of Notation's configuration directory", "can't save Notation's signing keys: %w", err)
+	}
+	return added, nil
+}

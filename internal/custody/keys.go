@@ -1,0 +1,179 @@
+// Package custody is the work around signing: making and showing keys, getting certificates for them, and telling Notation
+// about them.
+package custody
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+)
+
+// Key is a private key as people and programs are shown it. A nil attribute is one the module does not tell.
+type Key struct {
+	URI              string       `json:"uri"`
+	Label            string       `json:"label"`
+	ID               string       `json:"id"`   // CKA_ID in hex
+	Spec             string       `json:"spec"` // "" when the public half can't be read
+	Sign             *bool        `json:"sign"`
+	Decrypt          *bool        `json:"decrypt"`
+	Unwrap           *bool        `json:"unwrap"`
+	Derive           *bool        `json:"derive"`
+	Sensitive        *bool        `json:"sensitive"`
+	AlwaysSensitive  *bool        `json:"alwaysSensitive"`
+	Extractable      *bool        `json:"extractable"`
+	NeverExtractable *bool        `json:"neverExtractable"`
+	Local            *bool        `json:"madeOnToken"`
+	AlwaysAuth       *bool        `json:"alwaysAuthenticate"`
+	Certificate      *Certificate `json:"certificate,omitempty"`
+	Usable           bool         `json:"usable"`           // Notation can sign with it
+	Reason           string       `json:"reason,omitempty"` // why not
+}
+
+// Certificate is the leaf of a key.
+type Certificate struct {
+	Subject  string    `json:"subject"`
+	Issuer   string    `json:"issuer"`
+	Serial   string    `json:"serial"` // hex
+	NotAfter time.Time `json:"notAfter"`
+	Length   int       `json:"chainLength"` // certificates from the leaf to the root, or 0 when some are missing
+}
+
+// Tokens lists the tokens of a module.
+func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
+	return keystore.Tokens(ctx, s)
+}
+
+// Generate makes a signing key inside the module and returns its URI.
+func Generate(ctx context.Context, s *config.Settings, spec, label, id string) (string, error) {
+	parsed, err := key.ParseSpec(spec)
+	if err != nil {
+		return "", err
+	}
+	if label == "" {
+		return "", failure.New(failure.Invalid, "name the key, as in --label release", "the key has no label")
+	}
+	raw, err := hex.DecodeString(id)
+	if err != nil {
+		return "", failure.New(failure.Invalid, "write an even number of hex digits, as in --id 01a2", "the id %q is not hex", id)
+	}
+	info, err := keystore.Generate(ctx, s, key.Request{Spec: parsed, Label: label, ID: raw})
+	if err != nil {
+		return "", err
+	}
+	return info.URI, nil
+}
+
+// Keys lists the private keys that the settings match: all on the token, or the one the key reference names.
+func Keys(ctx context.Context, s *config.Settings) ([]Key, error) {
+	store, err := keystore.Open(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	found, err := store.Keys()
+	if err != nil {
+		return nil, err
+	}
+	known, err := certificates(store, s)
+	if err != nil {
+		return nil, err
+	}
+	keys := make([]Key, 0, len(found))
+	for _, k := range found {
+		info, err := k.Info()
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, show(info, known))
+	}
+	return keys, nil
+}
+
+// Show returns one key; a reference that matches none or several fails as signing would.
+func Show(ctx context.Context, s *config.Settings) (*Key, error) {
+	store, err := keystore.Open(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	k, err := store.Key(nil)
+	if err != nil {
+		return nil, err
+	}
+	known, err := certificates(store, s)
+	if err != nil {
+		return nil, err
+	}
+	info, err := k.Info()
+	if err != nil {
+		return nil, err
+	}
+	shown := show(info, known)
+	return &shown, nil
+}
+
+// certificates returns those of the certificate-chain file and those on the token.
+func certificates(store keystore.Store, s *config.Settings) ([]*x509.Certificate, error) {
+	var known []*x509.Certificate
+	if s.CertificateChain != "" {
+		file, err := certs.ReadFile(s.CertificateChain)
+		if err != nil {
+			return nil, err
+		}
+		known = file
+	}
+	there, err := store.Certificates()
+	return append(known, there...), err
+}
+
+func show(info key.Info, known []*x509.Certificate) Key {
+	k := Key{
+		URI: info.URI, Label: info.Label, ID: hex.EncodeToString(info.ID),
+		Sign: info.Sign, Decrypt: info.Decrypt, Unwrap: info.Unwrap, Derive: info.Derive,
+		Sensitive: info.Sensitive, AlwaysSensitive: info.AlwaysSensitive, Extractable: info.Extractable,
+		NeverExtractable: info.NeverExtractable, Local: info.Local, AlwaysAuth: info.AlwaysAuth,
+	}
+	if err := k.judge(info, known); err != nil {
+		k.Reason = failure.From(err).Error()
+	} else {
+		k.Usable = true
+	}
+	return k
+}
+
+// judge fills in the spec and the certificate, and returns why Notation can't sign with the key.
+func (k *Key) judge(info key.Info, known []*x509.Certificate) error {
+	if info.Public == nil {
+		return failure.New(failure.Invalid, "", "its public half can't be read")
+	}
+	spec, err := key.SpecOf(info.Public)
+	if err != nil {
+		return err
+	}
+	k.Spec = string(spec.Name)
+	leaf := certs.LeafOf(info.Public, known, time.Now())
+	var chain []*x509.Certificate
+	var chainErr error
+	if leaf != nil {
+		chain, chainErr = certs.Chain(leaf, known, nil)
+		k.Certificate = &Certificate{
+			Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(), Serial: leaf.SerialNumber.Text(16), NotAfter: leaf.NotAfter.UTC(), Length: len(chain),
+		}
+	}
+	switch {
+	case info.Sign != nil && !*info.Sign:
+		return failure.New(failure.Denied, "", "it may not sign")
+	case leaf == nil:
+		return failure.New(failure.Invalid, "", "it has no certificate")
+	case chainErr != nil:
+		return chainErr
+	}
+	return certs.Check(chain, time.Now())
+}

@@ -1,0 +1,168 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	contract "github.com/notaryproject/notation-plugin-framework-go/plugin"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// The framework's own command line is not used here: it reads requests of any length, does not say what is wrong with one,
+// answers an unknown command in plain text, and ends the process in the middle, past the closing of sessions.
+
+// requestLimit is the longest request in bytes. Payloads are descriptors of some hundred bytes; hashing happens on them, not on
+// what they describe.
+const requestLimit = 4 << 20
+
+var verbs = []string{
+	string(contract.CommandGetMetadata), string(contract.CommandDescribeKey), string(contract.CommandGenerateSignature), string(contract.Version),
+}
+
+// IsVerb reports whether an argument is a command of the contract. Those that this plugin does not have are among them, for
+// their callers expect an answer in the contract's form too.
+func IsVerb(arg string) bool {
+	return slices.Contains(verbs, arg) || arg == string(contract.CommandGenerateEnvelope) || arg == string(contract.CommandVerifySignature)
+}
+
+// Serve runs one command of the contract: a JSON request on stdin, a JSON response on stdout, or one JSON error object on
+// stderr. It returns the exit code.
+func (p Plugin) Serve(ctx context.Context, verb string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
+	response, err := p.answer(ctx, verb, stdin)
+	if err != nil {
+		slog.Error("failed", "verb", verb, "error", err)
+		WriteError(stderr, err)
+		return 1
+	}
+	slog.Debug("done", "verb", verb)
+	if _, err := stdout.Write(response); err != nil {
+		WriteError(stderr, fmt.Errorf("can't write the response: %w", err))
+		return 1
+	}
+	return 0
+}
+
+func (p Plugin) answer(ctx context.Context, verb string, stdin io.Reader) (response []byte, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			slog.Error("panic", "what", fmt.Sprint(r), "stack", string(debug.Stack()))
+			err = failure.New(failure.Internal, "set NOTATION_HSM_LOG and report it with the log", "internal error: %v", r)
+		}
+	}()
+	switch contract.Command(verb) {
+	case contract.CommandGetMetadata: // its request says nothing that matters, so a missing one is no error
+		return marshal(p.GetMetadata(ctx, nil))
+	case contract.CommandDescribeKey:
+		var request contract.DescribeKeyRequest
+		if err := read(ctx, stdin, &request); err != nil {
+			return nil, err
+		}
+		return marshal(p.DescribeKey(ctx, &request))
+	case contract.CommandGenerateSignature:
+		var request contract.GenerateSignatureRequest
+		if err := read(ctx, stdin, &request); err != nil {
+			return nil, err
+		}
+		return marshal(p.GenerateSignature(ctx, &request))
+	case contract.Version:
+		return fmt.Appendf(nil, "notation-hsm %s\n", p.Version), nil
+	}
+	return nil, failure.New(failure.Invalid, "known are: "+strings.Join(verbs, ", "), "the plugin has no command %q", verb)
+}
+
+func marshal[T any](response *T, err error) ([]byte, error) {
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(response)
+}
+
+// read reads one request and checks it by the contract's rules.
+func read(ctx context.Context, stdin io.Reader, request contract.Request) error {
+	data, err := readAll(ctx, stdin)
+	if err != nil {
+		return err
+	}
+	const hint = "Notation writes the request; to try the plugin by hand see docs/plugin.md"
+	if len(strings.TrimSpace(string(data))) == 0 {
+		return failure.New(failure.Invalid, hint, "the request is empty")
+	}
+	if err := json.Unmarshal(data, request); err != nil {
+		var wrongType *json.UnmarshalTypeError
+		if errors.As(err, &wrongType) {
+			return failure.New(failure.Invalid, hint, "the request's %q has the wrong type: %s", wrongType.Field, wrongType.Value)
+		}
+		return failure.New(failure.Invalid, hint, "the request is not valid JSON: %w", err)
+	}
+	if err := request.Validate(); err != nil {
+		var plain *contract.Error
+		if errors.As(err, &plain) {
+			return failure.New(failure.Invalid, hint, "the request is incomplete: %s", plain.Message)
+		}
+		return failure.New(failure.Invalid, hint, "the request is incomplete: %w", err)
+	}
+	return nil
+}
+
+// readAll reads a request to its end, but not for ever: whoever holds the pipe open would hang the pipeline.
+func readAll(ctx context.Context, stdin io.Reader) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, config.DefaultTimeout)
+	defer cancel()
+	type result struct {
+		data []byte
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		data, err := io.ReadAll(io.LimitReader(stdin, requestLimit+1))
+		done <- result{data, err}
+	}()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			return nil, failure.New(failure.Invalid, "", "can't read the request: %w", r.err)
+		}
+		if len(r.data) > requestLimit {
+			return nil, failure.New(failure.Invalid, "a payload is a descriptor of some hundred bytes, not the artifact", "the request is longer than %d bytes", requestLimit)
+		}
+		return r.data, nil
+	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return nil, failure.New(failure.Internal, "run it again", "interrupted while reading the request")
+		}
+		return nil, failure.New(failure.Timeout, "", "the request did not end within %s", config.DefaultTimeout.Round(time.Second))
+	}
+}
+
+var codes = map[failure.Kind]contract.ErrorCode{
+	failure.Internal: contract.ErrorCodeGeneric, failure.Invalid: contract.ErrorCodeValidation, failure.Denied: contract.ErrorCodeAccessDenied,
+	failure.Throttled: contract.ErrorCodeThrottled, failure.Timeout: contract.ErrorCodeTimeout, failure.Unsupported: contract.ErrorCodeUnsupportedContractVersion,
+}
+
+// WriteError writes the one JSON object that Notation reads from stderr. Notation shows its message alone, so the hint is a
+// part of that as well.
+func WriteError(stderr io.Writer, err error) {
+	f := failure.From(err)
+	e := contract.NewError(codes[f.Kind], f.Error())
+	e.Metadata = map[string]string{}
+	if f.CKR != "" {
+		e.Metadata["ckr"] = f.CKR
+	}
+	if f.Hint != "" {
+		e.Message += ". Hint: " + f.Hint
+		e.Metadata["hint"] = f.Hint
+	}
+	if _, err := io.WriteString(stderr, e.Error()); err != nil {
+		slog.Error("can't write the error", "error", err) // nobody is left to tell
+	}
+}
