@@ -1,0 +1,145 @@
+// Package softhsmtest makes the real parts that tests run against: SoftHSM tokens, a module that misbehaves on demand, the notation
+// command, and a registry on a loopback port. Everything lives in the test's own temporary folder and ends with the test.
+package softhsmtest
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// PIN and SOPIN are those of every token made here.
+const (
+	PIN   = "4321"
+	SOPIN = "87654321"
+)
+
+// Missing says that a real part is not installed. On CI that is a failure, elsewhere the test is skipped; both say what to do.
+func Missing(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatalf("%s is missing: run 'make test', which installs it", what)
+	}
+	t.Skipf("%s is missing: run 'make test', which installs it", what)
+}
+
+// Program returns the path of an installed program.
+func Program(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		Missing(t, name)
+	}
+	return path
+}
+
+// library returns the first file that a pattern matches.
+func library(t testing.TB, patterns ...string) string {
+	t.Helper()
+	for _, pattern := range patterns {
+		if found, _ := filepath.Glob(pattern); len(found) > 0 {
+			return found[0]
+		}
+	}
+	Missing(t, filepath.Base(patterns[0]))
+	return ""
+}
+
+// Module returns the SoftHSM library.
+func Module(t testing.TB) string {
+	return library(t, "/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/*/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so", "/opt/homebrew/lib/softhsm/libsofthsm2.so")
+}
+
+// Spy returns OpenSC's pkcs11-spy.so, which logs every call to the module that PKCS11SPY names.
+func Spy(t testing.TB) string {
+	return library(t, "/usr/lib/*/pkcs11-spy.so", "/usr/lib/*/pkcs11/pkcs11-spy.so", "/usr/lib64/pkcs11-spy.so")
+}
+
+// Token is a SoftHSM token in a folder of its own.
+type Token struct {
+	Dir    string // holds the configuration and the token
+	Module string
+	Label  string
+}
+
+// NewToken makes a token. SoftHSM finds it through SOFTHSM2_CONF, which is set for the test (so such tests don't run in parallel).
+func NewToken(t testing.TB, label string) *Token {
+	t.Helper()
+	token := &Token{Dir: t.TempDir(), Module: Module(t), Label: label}
+	if err := WriteSoftHSMConfig(token.Dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SOFTHSM2_CONF", filepath.Join(token.Dir, "softhsm2.conf"))
+	token.Init(t, label)
+	return token
+}
+
+// WriteSoftHSMConfig writes softhsm2.conf into a folder, for tokens below it.
+func WriteSoftHSMConfig(dir string) error {
+	tokens := filepath.Join(dir, "tokens")
+	if err := os.MkdirAll(tokens, 0o700); err != nil {
+		return err
+	}
+	conf := fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", tokens)
+	return os.WriteFile(filepath.Join(dir, "softhsm2.conf"), []byte(conf), 0o600)
+}
+
+// Init makes one more token in the same folder.
+func (token *Token) Init(t testing.TB, label string) {
+	t.Helper()
+	Run(t, Program(t, "softhsm2-util"), "--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", SOPIN)
+}
+
+// Run runs a command and returns its standard output; a failure ends the test with all that the command said.
+func Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", filepath.Base(name), strings.Join(args, " "), err, stdout.String(), stderr.String())
+	}
+	return stdout.String()
+}
+
+// root is the repository.
+var root = sync.OnceValue(func() string {
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/notation-hsm/notation-hsm").Output()
+	if err != nil {
+		panic(fmt.Sprintf("go list: %v", err))
+	}
+	return strings.TrimSpace(string(out))
+})
+
+var built sync.Map // program -> func() error
+
+// Build builds a program of the repository into its bin folder and returns the path. The tools are those pinned in tools/go.mod.
+func Build(t testing.TB, name string) string {
+	t.Helper()
+	pkg, dir, out := "./cmd/"+name, root(), filepath.Join(root(), "bin", name)
+	switch name {
+	case "notation":
+		pkg, dir, out = "github.com/notaryproject/notation/cmd/notation", filepath.Join(root(), "tools"), filepath.Join(root(), "bin", "tools", name)
+	case "registry":
+		pkg, dir, out = "github.com/distribution/distribution/v3/cmd/registry", filepath.Join(root(), "tools"), filepath.Join(root(), "bin", "tools", name)
+	}
+	build, _ := built.LoadOrStore(name, sync.OnceValue(func() error {
+		// Test binaries of several packages may build the same program at once; each renames a whole file into place.
+		temporary := fmt.Sprintf("%s.%d", out, os.Getpid())
+		cmd := exec.Command("go", "build", "-o", temporary, pkg)
+		cmd.Dir = dir
+		if output, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("building %s: %w\n%s", name, err, output)
+		}
+		return os.Rename(temporary, out)
+	}))
+	if err := build.(func() error)(); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}

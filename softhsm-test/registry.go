@@ -1,0 +1,78 @@
+package softhsmtest
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// StartRegistry starts the CNCF distribution registry on a free loopback port, with its storage in a temporary folder, and returns
+// its address. It ends with the test.
+func StartRegistry(t testing.TB) string {
+	t.Helper()
+	program, dir := Build(t, "registry"), t.TempDir()
+	// The registry can't pick a port itself, so a free one is looked up first; should someone else take it, another is tried.
+	for range 5 {
+		if address, ok := startRegistry(t, program, dir); ok {
+			return address
+		}
+	}
+	t.Fatal("the registry did not start")
+	return ""
+}
+
+func startRegistry(t testing.TB, program, dir string) (string, bool) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := listener.Addr().String()
+	listener.Close()
+	conf := filepath.Join(dir, "registry.yml")
+	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: %s}\n", filepath.Join(dir, "data"), address)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "serve", conf)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan string, 1)
+	go func() {
+		var said strings.Builder
+		for scanner := bufio.NewScanner(stderr); scanner.Scan(); {
+			said.WriteString(scanner.Text() + "\n")
+		}
+		_ = cmd.Wait()
+		ended <- said.String()
+	}()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		select {
+		case said := <-ended:
+			t.Log(said)
+			return "", false
+		case <-time.After(10 * time.Millisecond):
+		}
+		response, err := http.Get("http://" + address + "/v2/")
+		if err == nil {
+			response.Body.Close()
+			t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
+			return address, true
+		}
+	}
+	_ = cmd.Process.Kill()
+	<-ended
+	return "", false
+}

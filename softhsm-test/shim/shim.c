@@ -1,0 +1,303 @@
+/* A PKCS#11 module that stands in front of another one (the file SHIM_MODULE names) and misbehaves when told to:
+ *
+ *   SHIM_NOISE=1          prints a line on descriptors 1 and 2 in every call, as some vendors' libraries do
+ *   SHIM_DELAY_MS=5       waits in every call, as a module across a network does
+ *   SHIM_LOG=FILE         appends the name of every call to FILE
+ *   SHIM_FAULT=CALL:HOW   one call fails; HOW is a return value as a hexadecimal number, or hang, crash, wrong (another result
+ *                         than asked for), short (half of it) or length (it claims 2^40)
+ *   SHIM_FAULT_TIMES=N    only the first N times (default 1; 0 is always)
+ *   SHIM_MAX_SESSIONS=N   CKR_SESSION_COUNT when more than N sessions are open in this process
+ *   SHIM_LOCK_DIR=DIR     ... or in all processes that share DIR
+ *   SHIM_TOKEN_FLAGS=HEX  set these bits in every token's flags
+ *   SHIM_REFUSE=HEX,...   C_SignInit answers CKR_MECHANISM_INVALID to these mechanisms
+ *   SHIM_DER=1            ECDSA signatures come in ASN.1 DER
+ *   SHIM_HIDE_PUBLIC=1    no certificate or public key is found before the login
+ *
+ * Compile: cc -shared -fPIC -I$(go list -m -f '{{.Dir}}' github.com/miekg/pkcs11) -o shim.so shim.c -ldl */
+#define CK_PTR *
+#define CK_DEFINE_FUNCTION(returnType, name) returnType name
+#define CK_DECLARE_FUNCTION(returnType, name) returnType name
+#define CK_DECLARE_FUNCTION_POINTER(returnType, name) returnType(*name)
+#define CK_CALLBACK_FUNCTION(returnType, name) returnType(*name)
+#ifndef NULL_PTR
+#define NULL_PTR 0
+#endif
+#include "pkcs11.h"
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static CK_FUNCTION_LIST_PTR real;
+static CK_FUNCTION_LIST mine;
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static int fault_count, logged_in;
+
+static const char *setting(const char *name) {
+	const char *value = getenv(name);
+	return value && *value ? value : NULL;
+}
+
+/* how tells the way this call is to fail, or NULL. */
+static const char *how(const char *call) {
+	const char *fault = setting("SHIM_FAULT"), *colon = fault ? strchr(fault, ':') : NULL;
+	if (!colon || strlen(call) != (size_t)(colon - fault) || strncmp(fault, call, colon - fault) != 0)
+		return NULL;
+	const char *times = setting("SHIM_FAULT_TIMES");
+	int limit = times ? atoi(times) : 1;
+	pthread_mutex_lock(&mutex);
+	int count = ++fault_count;
+	pthread_mutex_unlock(&mutex);
+	return limit && count > limit ? NULL : colon + 1;
+}
+
+/* before runs ahead of every call; *twist tells the caller to spoil the result. */
+static CK_RV before(const char *call, const char **twist) {
+	const char *value;
+	*twist = NULL;
+	if (setting("SHIM_NOISE")) {
+		char line[128];
+		int n = snprintf(line, sizeof line, "ACME HSM client 7.1: %s, evaluation licence\n", call);
+		if (write(1, line, n) + write(2, line, n) < 0)
+			return CKR_GENERAL_ERROR;
+	}
+	if ((value = setting("SHIM_LOG"))) {
+		char line[64];
+		int n = snprintf(line, sizeof line, "%s\n", call), fd = open(value, O_WRONLY | O_CREAT | O_APPEND, 0600);
+		if (fd < 0 || write(fd, line, n) != n)
+			return CKR_GENERAL_ERROR;
+		close(fd);
+	}
+	if ((value = setting("SHIM_DELAY_MS")))
+		usleep(1000 * atoi(value));
+	const char *fault = how(call);
+	if (!fault)
+		return CKR_OK;
+	if (!strcmp(fault, "hang"))
+		for (;;)
+			pause();
+	if (!strcmp(fault, "crash"))
+		*(volatile int *)8 = 1;
+	if (!strcmp(fault, "abort"))
+		abort();
+	if (!strcmp(fault, "wrong") || !strcmp(fault, "short") || !strcmp(fault, "length")) {
+		*twist = fault;
+		return CKR_OK;
+	}
+	return strtoul(fault, NULL, 16);
+}
+
+static void spoil(const char *twist, CK_BYTE *data, CK_ULONG *length) {
+	if (!twist)
+		return;
+	if (!strcmp(twist, "length"))
+		*length = 1UL << 40;
+	else if (!strcmp(twist, "short"))
+		*length /= 2;
+	else if (data && *length)
+		data[*length - 1] ^= 1;
+}
+
+#define BEFORE(call) const char *twist; CK_RV rv = before(call, &twist); if (rv != CKR_OK) return rv
+/* PASS defines a call that is forwarded as it is. */
+#define PASS(name, params, args) static CK_RV name##_ params { BEFORE(#name); return real->name args; }
+
+PASS(C_Initialize, (CK_VOID_PTR a), (a))
+PASS(C_Finalize, (CK_VOID_PTR a), (a))
+PASS(C_GetInfo, (CK_INFO_PTR i), (i))
+PASS(C_GetSlotInfo, (CK_SLOT_ID s, CK_SLOT_INFO_PTR i), (s, i))
+PASS(C_GetMechanismList, (CK_SLOT_ID s, CK_MECHANISM_TYPE_PTR m, CK_ULONG_PTR n), (s, m, n))
+PASS(C_GetMechanismInfo, (CK_SLOT_ID s, CK_MECHANISM_TYPE m, CK_MECHANISM_INFO_PTR i), (s, m, i))
+PASS(C_GetSessionInfo, (CK_SESSION_HANDLE s, CK_SESSION_INFO_PTR i), (s, i))
+PASS(C_CreateObject, (CK_SESSION_HANDLE s, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR o), (s, a, n, o))
+PASS(C_FindObjectsFinal, (CK_SESSION_HANDLE s), (s))
+PASS(C_GenerateKeyPair, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_ATTRIBUTE_PTR b, CK_ULONG k, CK_OBJECT_HANDLE_PTR p, CK_OBJECT_HANDLE_PTR q), (s, m, a, n, b, k, p, q))
+
+static CK_RV C_GetSlotList_(CK_BBOOL present, CK_SLOT_ID_PTR slots, CK_ULONG_PTR n) {
+	BEFORE("C_GetSlotList");
+	rv = real->C_GetSlotList(present, slots, n);
+	if (rv == CKR_OK)
+		spoil(twist, NULL, n);
+	return rv;
+}
+
+static CK_RV C_GetTokenInfo_(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info) {
+	BEFORE("C_GetTokenInfo");
+	rv = real->C_GetTokenInfo(slot, info);
+	const char *flags = setting("SHIM_TOKEN_FLAGS");
+	if (rv == CKR_OK && flags)
+		info->flags |= strtoul(flags, NULL, 16);
+	if (rv == CKR_OK && twist)
+		memset(info->label, 0xff, sizeof info->label);
+	return rv;
+}
+
+/* sessions counts the open sessions: files of all processes in SHIM_LOCK_DIR, or a number of this one. */
+static int own_sessions;
+static int sessions(const char *dir) {
+	if (!dir)
+		return own_sessions;
+	int n = 0;
+	DIR *d = opendir(dir);
+	for (struct dirent *e; d && (e = readdir(d));)
+		n += e->d_name[0] == 's';
+	if (d)
+		closedir(d);
+	return n;
+}
+static void session_file(char *path, size_t size, const char *dir, CK_SESSION_HANDLE s) {
+	snprintf(path, size, "%s/s%d-%lu", dir, (int)getpid(), (unsigned long)s);
+}
+
+static CK_RV C_OpenSession_(CK_SLOT_ID slot, CK_FLAGS flags, CK_VOID_PTR app, CK_NOTIFY notify, CK_SESSION_HANDLE_PTR session) {
+	BEFORE("C_OpenSession");
+	const char *max = setting("SHIM_MAX_SESSIONS"), *dir = setting("SHIM_LOCK_DIR");
+	int lock = -1;
+	char path[4096];
+	pthread_mutex_lock(&mutex);
+	if (dir) {
+		snprintf(path, sizeof path, "%s/lock", dir);
+		lock = open(path, O_RDWR | O_CREAT, 0600);
+		if (lock < 0 || lockf(lock, F_LOCK, 0) != 0)
+			rv = CKR_GENERAL_ERROR;
+	}
+	if (rv == CKR_OK && max && sessions(dir) >= atoi(max))
+		rv = CKR_SESSION_COUNT;
+	if (rv == CKR_OK)
+		rv = real->C_OpenSession(slot, flags, app, notify, session);
+	if (rv == CKR_OK) {
+		own_sessions++;
+		if (dir) {
+			session_file(path, sizeof path, dir, *session);
+			close(open(path, O_WRONLY | O_CREAT, 0600));
+		}
+	}
+	if (lock >= 0)
+		close(lock);
+	pthread_mutex_unlock(&mutex);
+	return rv;
+}
+
+static CK_RV C_CloseSession_(CK_SESSION_HANDLE session) {
+	BEFORE("C_CloseSession");
+	rv = real->C_CloseSession(session);
+	const char *dir = setting("SHIM_LOCK_DIR");
+	if (dir) {
+		char path[4096];
+		session_file(path, sizeof path, dir, session);
+		unlink(path);
+	}
+	pthread_mutex_lock(&mutex);
+	own_sessions--;
+	pthread_mutex_unlock(&mutex);
+	return rv;
+}
+
+static CK_RV C_Login_(CK_SESSION_HANDLE s, CK_USER_TYPE u, CK_UTF8CHAR_PTR pin, CK_ULONG n) {
+	BEFORE("C_Login");
+	rv = real->C_Login(s, u, pin, n);
+	if (rv == CKR_OK)
+		logged_in = 1;
+	return rv;
+}
+
+static CK_RV C_Logout_(CK_SESSION_HANDLE s) {
+	BEFORE("C_Logout");
+	logged_in = 0;
+	return real->C_Logout(s);
+}
+
+static int hide;
+static CK_RV C_FindObjectsInit_(CK_SESSION_HANDLE s, CK_ATTRIBUTE_PTR a, CK_ULONG n) {
+	BEFORE("C_FindObjectsInit");
+	hide = setting("SHIM_HIDE_PUBLIC") && !logged_in;
+	return real->C_FindObjectsInit(s, a, n);
+}
+
+static CK_RV C_FindObjects_(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE_PTR o, CK_ULONG max, CK_ULONG_PTR n) {
+	BEFORE("C_FindObjects");
+	rv = real->C_FindObjects(s, o, max, n);
+	if (rv == CKR_OK && hide)
+		*n = 0;
+	if (rv == CKR_OK && twist && !strcmp(twist, "wrong") && *n)
+		o[0] = 999999;
+	else if (rv == CKR_OK)
+		spoil(twist, NULL, n);
+	return rv;
+}
+
+static CK_RV C_GetAttributeValue_(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o, CK_ATTRIBUTE_PTR a, CK_ULONG n) {
+	BEFORE("C_GetAttributeValue");
+	rv = real->C_GetAttributeValue(s, o, a, n);
+	for (CK_ULONG i = 0; twist && i < n; i++)
+		if (a[i].ulValueLen != (CK_ULONG)-1)
+			spoil(twist, a[i].pValue, &a[i].ulValueLen);
+	return rv;
+}
+
+static CK_RV C_SignInit_(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k) {
+	BEFORE("C_SignInit");
+	const char *refuse = setting("SHIM_REFUSE");
+	while (refuse && *refuse) {
+		char *end;
+		if (strtoul(refuse, &end, 16) == m->mechanism)
+			return CKR_MECHANISM_INVALID;
+		refuse = *end ? end + 1 : end;
+	}
+	return real->C_SignInit(s, m, k);
+}
+
+static CK_ULONG der_integer(CK_BYTE *out, const CK_BYTE *in, CK_ULONG n) {
+	while (n > 1 && !*in)
+		in++, n--;
+	CK_ULONG pad = *in >> 7;
+	out[0] = 2, out[1] = n + pad, out[2] = 0;
+	memcpy(out + 2 + pad, in, n);
+	return 2 + pad + n;
+}
+
+static void to_der(CK_BYTE *signature, CK_ULONG *length) {
+	CK_BYTE body[160], *at = body;
+	at += der_integer(at, signature, *length / 2);
+	at += der_integer(at, signature + *length / 2, *length / 2);
+	CK_ULONG n = at - body, head = 0;
+	signature[head++] = 0x30;
+	if (n > 127)
+		signature[head++] = 0x81;
+	signature[head++] = n;
+	memcpy(signature + head, body, n);
+	*length = head + n;
+}
+
+static CK_RV C_Sign_(CK_SESSION_HANDLE s, CK_BYTE_PTR d, CK_ULONG n, CK_BYTE_PTR out, CK_ULONG_PTR length) {
+	BEFORE("C_Sign");
+	rv = real->C_Sign(s, d, n, out, length);
+	if (rv == CKR_OK && out && setting("SHIM_DER"))
+		to_der(out, length);
+	if (rv == CKR_OK)
+		spoil(twist, out, length);
+	return rv;
+}
+
+CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list) {
+	BEFORE("C_GetFunctionList");
+	const char *path = setting("SHIM_MODULE");
+	void *handle = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
+	CK_C_GetFunctionList get = handle ? (CK_C_GetFunctionList)dlsym(handle, "C_GetFunctionList") : NULL;
+	if (!get || get(&real) != CKR_OK)
+		return CKR_GENERAL_ERROR;
+	mine = *real;
+#define MINE(name) mine.name = name##_
+	MINE(C_Initialize); MINE(C_Finalize); MINE(C_GetInfo); MINE(C_GetSlotList); MINE(C_GetSlotInfo); MINE(C_GetTokenInfo);
+	MINE(C_GetMechanismList); MINE(C_GetMechanismInfo); MINE(C_OpenSession); MINE(C_CloseSession); MINE(C_GetSessionInfo);
+	MINE(C_Login); MINE(C_Logout); MINE(C_CreateObject); MINE(C_GetAttributeValue); MINE(C_FindObjectsInit); MINE(C_FindObjects);
+	MINE(C_FindObjectsFinal); MINE(C_SignInit); MINE(C_Sign); MINE(C_GenerateKeyPair);
+	mine.C_GetFunctionList = C_GetFunctionList;
+	*list = twist ? NULL : &mine;
+	return CKR_OK;
+}
