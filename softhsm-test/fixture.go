@@ -4,6 +4,7 @@ package softhsmtest
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // PIN and SOPIN are those of every token made here.
@@ -98,13 +102,23 @@ func (token *Token) Init(t testing.TB, label string) {
 // Run runs a command and returns its standard output; a failure ends the test with all that the command said.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	var stdout, stderr bytes.Buffer
-	cmd := exec.Command(name, args...)
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		t.Fatalf("%s %s: %v\n%s%s", filepath.Base(name), strings.Join(args, " "), err, stdout.String(), stderr.String())
+	stdout, stderr, err := try(t, "", name, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s%s", filepath.Base(name), strings.Join(args, " "), err, stdout, stderr)
 	}
-	return stdout.String()
+	return stdout
+}
+
+// try runs a command with a standard input; a minute is more than any here may take.
+func try(t testing.TB, stdin, name string, args ...string) (stdout, stderr string, err error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
+	err = cmd.Run()
+	return out.String(), errs.String(), err
 }
 
 // root is the repository.
@@ -115,6 +129,9 @@ var root = sync.OnceValue(func() string {
 	}
 	return strings.TrimSpace(string(out))
 })
+
+// environment is that of the developer, before a test gives itself other folders: the Go caches are found through it.
+var environment = os.Environ()
 
 var built sync.Map // program -> func() error
 
@@ -129,14 +146,24 @@ func Build(t testing.TB, name string) string {
 		pkg, dir, out = "github.com/distribution/distribution/v3/cmd/registry", filepath.Join(root(), "tools"), filepath.Join(root(), "bin", "tools", name)
 	}
 	build, _ := built.LoadOrStore(name, sync.OnceValue(func() error {
-		// Test binaries of several packages may build the same program at once; each renames a whole file into place.
-		temporary := fmt.Sprintf("%s.%d", out, os.Getpid())
-		cmd := exec.Command("go", "build", "-o", temporary, pkg)
-		cmd.Dir = dir
+		if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+			return err
+		}
+		// The tests of several packages run at once and may want the same program.
+		lock, err := os.OpenFile(filepath.Join(root(), "bin", ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+			return err
+		}
+		cmd := exec.Command("go", "build", "-o", out, pkg)
+		cmd.Dir, cmd.Env = dir, environment
 		if output, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", name, err, output)
 		}
-		return os.Rename(temporary, out)
+		return nil
 	}))
 	if err := build.(func() error)(); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	_ "crypto/sha512"
 
 	"github.com/notaryproject/notation-plugin-framework-go/plugin"
+
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 

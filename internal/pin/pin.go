@@ -99,7 +99,7 @@ func fromCommand(ctx context.Context, line string) ([]byte, error) {
 	if err != nil {
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
-			err = errors.New(exit.ProcessState.String())
+			err = errors.New(exit.String())
 		}
 		return nil, failure.New(failure.Denied, "run the command by hand to see what it says", "no PIN: the command %q failed: %w", args[0], err)
 	}

@@ -27,7 +27,7 @@ func (t *Token) openSession(ctx context.Context) error {
 			return busy
 		}
 		slog.Debug("no session is free", "pause", pause)
-		wait := pause/2 + rand.N(pause) // jitter, so that many waiters do not come back together
+		wait := pause/2 + rand.N(pause) //nolint:gosec // jitter, so that many waiters do not come back together
 		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < wait+pause {
 			return busy
 		}

@@ -1,0 +1,48 @@
+package softhsmtest
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// Notation is a user of the notation command with a configuration folder of their own, who has the plugin installed and trusts what
+// Trust is given.
+type Notation struct {
+	Program string // the notation command
+	Plugin  string // bin/notation-hsm
+}
+
+// NewNotation installs the plugin for a new user. PIN, module and token stand in the environment.
+func NewNotation(t testing.TB, token *Token) *Notation {
+	t.Helper()
+	n := &Notation{Program: Build(t, "notation"), Plugin: Build(t, "notation-hsm")}
+	t.Setenv("XDG_CONFIG_HOME", filepath.Join(t.TempDir(), "config"))
+	t.Setenv("XDG_CACHE_HOME", filepath.Join(t.TempDir(), "cache"))
+	t.Setenv("NOTATION_HSM_MODULE_PATH", token.Module)
+	t.Setenv("NOTATION_HSM_PIN", PIN)
+	for _, name := range []string{"CONFIG", "LOG", "TOKEN", "SLOT_ID", "PIN_SOURCE", "CERTIFICATE_CHAIN", "TIMEOUT"} {
+		t.Setenv("NOTATION_HSM_"+name, "") // whatever the developer has set
+	}
+	Run(t, n.Plugin, "install")
+	return n
+}
+
+// Trust makes a certificate file the only one that signatures of a repository scope verify under; "*" is every repository.
+func (n *Notation) Trust(t testing.TB, pem string) {
+	t.Helper()
+	Run(t, n.Program, "cert", "add", "--type", "ca", "--store", filepath.Base(pem), pem)
+	policy, err := json.Marshal(map[string]any{"version": "1.0", "trustPolicies": []any{map[string]any{
+		"name": "test", "registryScopes": []string{"*"}, "trustedIdentities": []string{"*"},
+		"signatureVerification": map[string]string{"level": "strict"}, "trustStores": []string{"ca:" + filepath.Base(pem)},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "trustpolicy.json")
+	if err := os.WriteFile(file, policy, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	Run(t, n.Program, "policy", "import", "--force", file)
+}
