@@ -2,6 +2,7 @@ package softhsmtest
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -12,6 +13,7 @@ import (
 type Notation struct {
 	Program string // the notation command
 	Plugin  string // bin/notation-hsm
+	stores  int
 }
 
 // NewNotation installs the plugin for a new user. PIN, module and token stand in the environment.
@@ -29,13 +31,16 @@ func NewNotation(t testing.TB, token *Token) *Notation {
 	return n
 }
 
-// Trust makes a certificate file the only one that signatures of a repository scope verify under; "*" is every repository.
+// Trust makes a certificate file the only one that signatures verify under.
 func (n *Notation) Trust(t testing.TB, pem string) {
 	t.Helper()
-	Run(t, n.Program, "cert", "add", "--type", "ca", "--store", filepath.Base(pem), pem)
+	// Stores are kept apart by their number, so that what one key signs does not verify by another's certificate.
+	n.stores++
+	store := fmt.Sprintf("store-%d", n.stores)
+	Run(t, n.Program, "cert", "add", "--type", "ca", "--store", store, pem)
 	policy, err := json.Marshal(map[string]any{"version": "1.0", "trustPolicies": []any{map[string]any{
 		"name": "test", "registryScopes": []string{"*"}, "trustedIdentities": []string{"*"},
-		"signatureVerification": map[string]string{"level": "strict"}, "trustStores": []string{"ca:" + filepath.Base(pem)},
+		"signatureVerification": map[string]string{"level": "strict"}, "trustStores": []string{"ca:" + store},
 	}}})
 	if err != nil {
 		t.Fatal(err)

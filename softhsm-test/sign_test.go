@@ -24,8 +24,8 @@ var keySpecs = []string{"RSA-2048", "RSA-3072", "RSA-4096", "EC-256", "EC-384", 
 func newKey(t testing.TB, token *Token, program, spec, label string) (uri, pem string) {
 	t.Helper()
 	uri = strings.TrimSpace(Run(t, program, "key", "generate", "--token", token.Label, "--spec", spec, "--label", label))
-	pem = filepath.Join(t.TempDir(), label+".pem")
-	write(t, pem, Run(t, program, "cert", "self-sign", uri, "--subject", "CN="+label+",O=Example,C=CH,ST=Zurich", "--days", "30"))
+	pem = filepath.Join(t.TempDir(), "release.pem")
+	write(t, pem, Run(t, program, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich", "--days", "30"))
 	Run(t, program, "cert", "import", uri, pem)
 	return uri, pem
 }

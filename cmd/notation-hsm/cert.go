@@ -91,7 +91,7 @@ refused. What the token has already is not stored again.`,
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(c.ErrOrStderr(), "stored %d of %d certificates; the others were there already\n", stored, length)
+		fmt.Fprintf(c.ErrOrStderr(), "stored %d of %d certificates (%d were there already)\n", stored, length, length-stored)
 		return nil
 	}
 	return c

@@ -23,18 +23,18 @@ type Info struct {
 
 // Token is a token in a slot of a module, or an empty promise of one.
 type Token struct {
-	URI           string // RFC 7512
-	Slot          uint   // C_GetSlotList's number
-	Label         string // without padding
-	Serial        string
-	Manufacturer  string
-	Model         string
-	Initialized   bool
-	LoginRequired bool
-	PINPad        bool // CKF_PROTECTED_AUTHENTICATION_PATH: the PIN is typed on the device
-	WriteProtect  bool
-	PIN           PINState
-	Sessions      string // "used/max" where the module tells, else empty
+	URI           string   `json:"uri"`  // RFC 7512
+	Slot          uint     `json:"slot"` // C_GetSlotList's number
+	Label         string   `json:"label"`
+	Serial        string   `json:"serial"`
+	Manufacturer  string   `json:"manufacturer"`
+	Model         string   `json:"model"`
+	Initialized   bool     `json:"initialized"`
+	LoginRequired bool     `json:"loginRequired"`
+	PINPad        bool     `json:"pinPad"` // CKF_PROTECTED_AUTHENTICATION_PATH: the PIN is typed on the device
+	WriteProtect  bool     `json:"readOnly"`
+	PIN           PINState `json:"pin"`
+	Sessions      string   `json:"sessions,omitempty"` // "used/max" where the module tells
 }
 
 // PINState is what the token says of the user PIN, worst thing first.

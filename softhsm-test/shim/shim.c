@@ -3,12 +3,13 @@
  *   SHIM_NOISE=1          prints a line on descriptors 1 and 2 in every call, as some vendors' libraries do
  *   SHIM_DELAY_MS=5       waits in every call, as a module across a network does
  *   SHIM_LOG=FILE         appends the name of every call to FILE
- *   SHIM_FAULT=CALL:HOW   one call fails; HOW is a return value as a hexadecimal number, or hang, crash, wrong (another result
+ *   SHIM_FAULT=CALL:HOW   one call fails; HOW is a return value as a hexadecimal number, or hang, crash, abort, wrong (another result
  *                         than asked for), short (half of it) or length (it claims 2^40)
  *   SHIM_FAULT_TIMES=N    only the first N times (default 1; 0 is always)
  *   SHIM_MAX_SESSIONS=N   CKR_SESSION_COUNT when more than N sessions are open in this process
  *   SHIM_LOCK_DIR=DIR     ... or in all processes that share DIR
  *   SHIM_TOKEN_FLAGS=HEX  set these bits in every token's flags
+ *   SHIM_PIN=PIN          types this PIN when a login comes without one, as a person at the token's own pad
  *   SHIM_REFUSE=HEX,...   C_SignInit answers CKR_MECHANISM_INVALID to these mechanisms
  *   SHIM_DER=1            ECDSA signatures come in ASN.1 DER
  *   SHIM_HIDE_PUBLIC=1    no certificate or public key is found before the login
@@ -200,6 +201,9 @@ static CK_RV C_CloseSession_(CK_SESSION_HANDLE session) {
 
 static CK_RV C_Login_(CK_SESSION_HANDLE s, CK_USER_TYPE u, CK_UTF8CHAR_PTR pin, CK_ULONG n) {
 	BEFORE("C_Login");
+	const char *typed = setting("SHIM_PIN");
+	if (!pin && typed)
+		pin = (CK_UTF8CHAR_PTR)typed, n = strlen(typed);
 	rv = real->C_Login(s, u, pin, n);
 	if (rv == CKR_OK)
 		logged_in = 1;
