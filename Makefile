@@ -1,9 +1,10 @@
 # notation-hsm: the commands of a newcomer are "make demo" and "make test"; "make help" lists the others.
 SHELL := /bin/bash
 VERSION ?= 0.1.0
+FUZZTIME ?= 20s
 LINT := bin/tools/golangci-lint
 
-.PHONY: help build demo test lint bench tools packages clean
+.PHONY: help build demo test fuzz lint bench tools packages clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +17,14 @@ demo: ## sign, verify and tamper with a real image, in demo/, with everything it
 
 test: packages tools ## install what the tests need, and run them all
 	CI=true go test ./...
+	$(MAKE) --no-print-directory fuzz
+
+fuzz: ## run each fuzz target for FUZZTIME (20s)
+	@grep -rlE '^func Fuzz' --include='*_test.go' internal | while read -r file; do \
+		for target in $$(sed -nE 's/^func (Fuzz[A-Za-z]+)\(.*/\1/p' "$$file"); do \
+			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" || exit 1; \
+		done; \
+	done
 
 lint: $(LINT) ## check style, and the direction of imports
 	$(LINT) run ./...

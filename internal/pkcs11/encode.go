@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/subtle"
@@ -73,8 +74,12 @@ func digestInfo(digest []byte, hash crypto.Hash) []byte {
 func ecdsaToDER(signature []byte, size int) ([]byte, error) {
 	type pair struct{ R, S *big.Int }
 	var p pair
-	if rest, err := asn1.Unmarshal(signature, &p); len(signature) != 2*size && err == nil && len(rest) == 0 {
-		return signature, nil
+	if len(signature) != 2*size {
+		if _, err := asn1.Unmarshal(signature, &p); err == nil {
+			if der, err := asn1.Marshal(p); err == nil && bytes.Equal(der, signature) {
+				return der, nil
+			}
+		}
 	}
 	half := len(signature) / 2
 	if half == 0 || len(signature)%2 != 0 {

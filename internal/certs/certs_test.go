@@ -1,0 +1,134 @@
+package certs
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"strings"
+	"testing"
+	"time"
+
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+)
+
+func newKey(t *testing.T) *ecdsa.PrivateKey {
+	t.Helper()
+	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// TestCrossSigned takes the path that ends in a root, when the issuer's name has two certificates and only one of them leads there.
+func TestCrossSigned(t *testing.T) {
+	root := softhsmtest.NewCA(t, "Root", nil)
+	gone := softhsmtest.NewCA(t, "Gone", nil)
+	intermediate := softhsmtest.NewCA(t, "Intermediate", root)
+	crossTemplate := softhsmtest.Template("Intermediate")
+	crossTemplate.IsCA, crossTemplate.KeyUsage, crossTemplate.ExtKeyUsage = true, x509.KeyUsageCertSign, nil
+	cross := gone.Issue(t, crossTemplate, &intermediate.Key.PublicKey)
+	leaf := intermediate.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
+	for _, known := range [][]*x509.Certificate{{cross, intermediate.Cert, root.Cert}, {root.Cert, intermediate.Cert, cross}} {
+		chain, err := Chain(leaf, known, nil)
+		if err != nil || len(chain) != 3 || !chain[2].Equal(root.Cert) {
+			t.Errorf("%v, %v", chain, err)
+		}
+		if err := Check(chain, time.Now()); err != nil {
+			t.Error(err)
+		}
+	}
+	// More is asked only for what is not known, and what it finds is used.
+	asked := 0
+	chain, err := Chain(leaf, []*x509.Certificate{intermediate.Cert}, func(*x509.Certificate) ([]*x509.Certificate, error) {
+		asked++
+		return []*x509.Certificate{root.Cert}, nil
+	})
+	if err != nil || len(chain) != 3 || asked != 1 {
+		t.Errorf("%v, %v, asked %d times", chain, err, asked)
+	}
+}
+
+// TestCircle ends, although two CAs certify each other.
+func TestCircle(t *testing.T) {
+	one, two := softhsmtest.NewCA(t, "One", nil), softhsmtest.NewCA(t, "Two", nil)
+	ca := func(name string) *x509.Certificate {
+		template := softhsmtest.Template(name)
+		template.IsCA, template.KeyUsage = true, x509.KeyUsageCertSign
+		return template
+	}
+	oneByTwo := two.Issue(t, ca("One"), &one.Key.PublicKey)
+	twoByOne := one.Issue(t, ca("Two"), &two.Key.PublicKey)
+	leaf := one.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
+	if chain, err := Chain(leaf, []*x509.Certificate{oneByTwo, twoByOne}, nil); err == nil || !strings.Contains(err.Error(), "missing") {
+		t.Errorf("%v, %v", chain, err)
+	}
+}
+
+func TestLeafOf(t *testing.T) {
+	root, k := softhsmtest.NewCA(t, "Root", nil), newKey(t)
+	at := func(from, to time.Duration) *x509.Certificate {
+		template := softhsmtest.Template("leaf")
+		template.NotBefore, template.NotAfter = time.Now().Add(from), time.Now().Add(to)
+		return root.Issue(t, template, &k.PublicKey)
+	}
+	old, now, later, longer := at(-2*time.Hour, -time.Hour), at(-time.Hour, time.Hour), at(time.Hour, 9*time.Hour), at(-time.Hour, 2*time.Hour)
+	for _, c := range []struct {
+		certs []*x509.Certificate
+		want  *x509.Certificate
+	}{
+		{[]*x509.Certificate{old, now, later}, now},
+		{[]*x509.Certificate{later, longer, now, old}, longer},
+		{[]*x509.Certificate{root.Cert}, nil},
+	} {
+		if got := LeafOf(&k.PublicKey, c.certs, time.Now()); got != c.want {
+			t.Errorf("%v is not the leaf that was wanted, of %v", got, c.certs)
+		}
+	}
+}
+
+// FuzzParse holds that no PEM file crashes, and that what parses can be put in order and checked.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(""))
+	f.Add([]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
+	f.Add([]byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"))
+	f.Add([]byte(chainPEM))
+	f.Add([]byte(strings.ReplaceAll(chainPEM, "M", "N")))
+	f.Fuzz(func(_ *testing.T, data []byte) {
+		certs, err := Parse(data)
+		if err != nil {
+			return
+		}
+		for _, leaf := range certs {
+			if chain, err := Chain(leaf, certs, nil); err == nil {
+				_ = Check(chain, time.Now())
+			}
+		}
+	})
+}
+
+// FuzzSubject holds that no subject crashes, and that an accepted one has a common name.
+func FuzzSubject(f *testing.F) {
+	for _, seed := range []string{"CN=release,O=Example,C=CH,ST=Zurich", `CN=a\,b\=c`, "=", ",", `CN=\`, "C=Switzerland,CN=a", "CN = x , O = y"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		if name, err := ParseSubject(text); err == nil && name.CommonName == "" {
+			t.Errorf("%q has no common name", text)
+		}
+	})
+}
+
+// chainPEM is a self-signed certificate, as a seed.
+const chainPEM = `-----BEGIN CERTIFICATE-----
+MIIBcjCCARmgAwIBAgIUIZcxzAtrkUusrPbDGsFic3jaxGgwCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEc2VlZDAeFw0yNjExMjEyMTUzNThaFw0zNjExMTgyMTUzNTha
+MA8xDTALBgNVBAMMBHNlZWQwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARLYhPl
+rBq6yzhoQNzQ/iqJyYeNUR8hVY6wgHT5Sd2ujp7ONhWQBYadVtmcUAbpFn46yB3o
+G9Mpiv0d/9b9JWwlo1MwUTAdBgNVHQ4EFgQUAx7oscqSVaW2OqND+50t3BHfM7Qw
+HwYDVR0jBBgwFoAUAx7oscqSVaW2OqND+50t3BHfM7QwDwYDVR0TAQH/BAUwAwEB
+/zAKBggqhkjOPQQDAgNHADBEAiAXrFvAjjOAcS3ffQ5XspgG5A5CqFRmqUOX7XYH
+HSP6+AIgJj6KyXA9bw1wCn8fXp7PUuiBwrGp/jmHA5B7sRvoGNo=
+-----END CERTIFICATE-----
+`

@@ -1,0 +1,120 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+func TestURIRoundTrip(t *testing.T) {
+	slot := uint(7)
+	for _, uri := range []URI{
+		{Token: "signing", Object: "release"},
+		{Token: "a;b/c?d&e=f 100% ü", Object: "\xff\x00", ID: []byte{0, 0xff, ';'}},
+		{Serial: "12 34", Manufacturer: "ACME, Inc.", Model: "v2", SlotID: &slot},
+	} {
+		text := uri.String()
+		parsed, err := ParseURI(text)
+		if err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		if again := parsed.String(); again != text {
+			t.Errorf("%s came back as %s", text, again)
+		}
+		if parsed.Object != uri.Object || string(parsed.ID) != string(uri.ID) || parsed.Token != uri.Token {
+			t.Errorf("%s lost something: %+v", text, parsed)
+		}
+	}
+}
+
+// FuzzURI holds that no key reference crashes, and that what is accepted prints as a URI that means the same.
+func FuzzURI(f *testing.F) {
+	for _, seed := range []string{
+		"pkcs11:token=signing;object=release", "pkcs11:id=%00%01;slot-id=3?module-path=/usr/lib/m.so&pin-source=file:/pin",
+		"pkcs11:", "pkcs11:?", "pkcs11:token", "pkcs11:token=%", "pkcs11:token=a;token=b", "nethsm:key", "pkcs11:type=private;serial=%41",
+		"pkcs11:object=a?pin-value=1234&pin-source=|cmd", "pkcs11:slot-id=-1", "pkcs11:slot-id=99999999999999999999",
+	} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		uri, err := ParseURI(text)
+		if err != nil {
+			if !failure.Is(err, failure.Invalid) {
+				t.Errorf("%q: %v is not a failure of the user's", text, err)
+			}
+			return
+		}
+		again, err := ParseURI(uri.String())
+		if err != nil || again.String() != uri.String() {
+			t.Errorf("%q prints as %q, which is another: %v", text, uri.String(), err)
+		}
+	})
+}
+
+// FuzzConfigFile holds that no config file crashes, and that every refusal names the file.
+func FuzzConfigFile(f *testing.F) {
+	for _, seed := range []string{
+		"", "# nothing", "timeout: 30s", "keys:\n  release:\n    uri: pkcs11:object=a\n", "tokens:\n  signing:\n    env:\n      A: b\n",
+		"keys: [1]", "keys: 1", "a: &x {b: *x}", "timeout: {a: b}", "keys:\n  a: {uri: x, uri: y}", "- a", "? [a]\n: b", "tokens: {a: {env: [x]}}", "!!binary a: b",
+		"x: &a [*a]", "<<: {timeout: 1s}",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c := &file{path: "config.yaml", keys: map[string]map[string]string{}, tokens: map[string]map[string]string{}, env: map[string]map[string]string{}}
+		if err := c.parse(data); err != nil && !strings.Contains(err.Error(), "config.yaml") {
+			t.Errorf("%q: the error does not name the file: %v", data, err)
+		}
+	})
+}
+
+// TestTokenFromOnePlace shows that half a token's name is never joined with half from elsewhere.
+func TestTokenFromOnePlace(t *testing.T) {
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	for _, name := range Names {
+		t.Setenv(EnvironmentName(name), "")
+	}
+	t.Setenv("NOTATION_HSM_SLOT_ID", "5")
+	s, err := Resolve("pkcs11:token=signing;object=release", nil, PluginConfig)
+	if err != nil || s.Key.SlotID != nil || s.Key.Token != "signing" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	s, err = Resolve("pkcs11:token=signing;object=release", map[string]string{"slot-id": "6"}, PluginConfig)
+	if err != nil || s.Key.Token != "" || *s.Key.SlotID != 6 || s.Key.Object != "release" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	t.Setenv("NOTATION_HSM_SLOT_ID", "")
+	t.Setenv("NOTATION_HSM_TOKEN", "pkcs11:token=other;serial=42?pin-value=1234")
+	s, err = Resolve("pkcs11:object=release", nil, PluginConfig)
+	if err != nil || s.Key.Token != "other" || s.Key.Serial != "42" || s.PIN != "1234" || s.Key.Object != "release" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if _, err = Resolve("pkcs11:object=release", map[string]string{"token": "pkcs11:token=a?pin-value=1"}, PluginConfig); err == nil || strings.Contains(err.Error(), "pin-value=1") {
+		t.Errorf("a PIN in plugin config: %v", err)
+	}
+}
+
+func TestConfigDirectory(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("XDG_CONFIG_HOME", dir)
+	t.Setenv("NOTATION_HSM_CONFIG", "")
+	if Path() != filepath.Join(dir, "notation-hsm", "config.yaml") {
+		t.Errorf("the config file is looked for at %s", Path())
+	}
+	if _, err := Resolve("pkcs11:object=a", nil, Flags); err != nil {
+		t.Errorf("without a config file: %v", err)
+	}
+	t.Setenv("NOTATION_HSM_CONFIG", filepath.Join(dir, "none.yaml"))
+	if _, err := Resolve("pkcs11:object=a", nil, Flags); err == nil {
+		t.Error("a config file that was named and is not there was passed over")
+	}
+	if err := os.WriteFile(Path(), []byte("timeout: -1s"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Resolve("pkcs11:object=a", nil, Flags); err == nil || !strings.Contains(failure.From(err).Error(), "-1s") {
+		t.Errorf("a negative timeout: %v", err)
+	}
+}

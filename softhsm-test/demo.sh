@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# The main job from beginning to end, in the folder demo/: a key made inside a token, a real image in a real registry signed with
+# it through notation, verified, and a tampered copy refused. Everything of yours (home, configuration, tokens) stays as it is.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+run() { local line="$*"; printf "$ %s\n" "${line//$PWD\//}"; "$@"; }
+
+./softhsm-test/packages.sh softhsm2 gcc libc6-dev
+
+rm -rf demo/run
+mkdir -p demo/run/tokens
+# Go's caches are used where they are; those that are not there yet are made in demo/ too.
+for cache in GOMODCACHE GOCACHE; do
+	folder=$(go env $cache)
+	[ -d "$folder" ] || { folder=$PWD/demo/$cache; export GOFLAGS="${GOFLAGS:-} -modcacherw"; }
+	export $cache="$folder"
+done
+export HOME=$PWD/demo/run/home XDG_CONFIG_HOME=$PWD/demo/run/home/.config XDG_CACHE_HOME=$PWD/demo/run/home/.cache
+mkdir -p "$HOME"
+for name in $(compgen -e NOTATION_HSM_); do unset "$name"; done
+
+step "Building notation-hsm, notation and a registry"
+make --no-print-directory build tools >/dev/null
+go build -o bin/tools/image ./softhsm-test/image
+export PATH=$PWD/bin:$PWD/bin/tools:$PATH
+
+step "A token with a PIN of its own, and a key made inside it"
+cat >demo/run/softhsm2.conf <<END
+directories.tokendir = $PWD/demo/run/tokens
+objectstore.backend = file
+log.level = ERROR
+END
+export SOFTHSM2_CONF=$PWD/demo/run/softhsm2.conf
+umask 077
+od -An -N8 -tx1 /dev/urandom | tr -d ' \n' >demo/run/pin
+export NOTATION_HSM_PIN_SOURCE=file:$PWD/demo/run/pin
+for NOTATION_HSM_MODULE_PATH in /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so /usr/lib64/softhsm/libsofthsm2.so; do
+	[ ! -e "$NOTATION_HSM_MODULE_PATH" ] || break
+done
+export NOTATION_HSM_MODULE_PATH
+softhsm2-util --init-token --free --label signing --pin "$(cat demo/run/pin)" --so-pin "$(od -An -N8 -tx1 /dev/urandom | tr -d ' \n')" >/dev/null
+key="pkcs11:token=signing;object=release"
+run notation-hsm key generate --token signing --spec EC-256 --label release
+printf '$ notation-hsm cert self-sign "%s" --subject "CN=release,O=Example,C=CH,ST=Zurich" > release.pem\n' "$key"
+notation-hsm cert self-sign "$key" --subject "CN=release,O=Example,C=CH,ST=Zurich" >demo/run/release.pem
+run notation-hsm cert import "$key" demo/run/release.pem
+run notation-hsm key show "$key"
+
+step "Notation knows the plugin, the key, and whom to trust"
+run notation-hsm install --key-name release --key "$key" --default
+run notation cert add --type ca --store release demo/run/release.pem
+cat >demo/run/trustpolicy.json <<'END'
+{"version": "1.0", "trustPolicies": [{"name": "release", "registryScopes": ["*"], "trustStores": ["ca:release"],
+ "signatureVerification": {"level": "strict"}, "trustedIdentities": ["x509.subject: CN=release,O=Example,ST=Zurich,C=CH"]}]}
+END
+run notation policy import demo/run/trustpolicy.json
+
+step "An image in a registry"
+registry=
+cleanup() { [ -z "$registry" ] || { kill "$registry" 2>/dev/null && wait "$registry" 2>/dev/null; } || true; }
+trap cleanup EXIT
+for port in $(shuf -i 20000-60000 -n 20); do
+	printf 'version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: "127.0.0.1:%s"}\n' \
+		"$PWD/demo/run/registry" "$port" >demo/run/registry.yml
+	registry serve demo/run/registry.yml >demo/run/registry.log 2>&1 &
+	registry=$!
+	for _ in $(seq 100); do
+		kill -0 "$registry" 2>/dev/null || break
+		(: >"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break 2
+		sleep 0.05
+	done
+	cleanup
+	registry=
+done
+[ -n "$registry" ] || { echo "error: the registry did not start; see demo/run/registry.log" >&2; exit 1; }
+digest=$(image push "127.0.0.1:$port/app:v1" "hello, world")
+echo "pushed 127.0.0.1:$port/app@$digest"
+
+step "Signed by the key in the token, and verified"
+run notation sign --insecure-registry "127.0.0.1:$port/app@$digest"
+run notation list --insecure-registry "127.0.0.1:$port/app@$digest"
+run notation verify --insecure-registry "127.0.0.1:$port/app@$digest"
+
+step "A tampered image, with the good image's signature hung on it"
+forged=$(image tamper "127.0.0.1:$port/app:v1" "127.0.0.1:$port/app:v2" "hello, mallory")
+echo "pushed 127.0.0.1:$port/app@$forged"
+if run notation verify --insecure-registry "127.0.0.1:$port/app@$forged"; then
+	echo "error: the tampered image was verified" >&2
+	exit 1
+fi
+
+step "The signed image verifies, the tampered one is refused, and the key never left the token"
