@@ -1,16 +1,12 @@
 package softhsmtest
 
 import (
-	"bufio"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
-	"time"
 )
 
 // StartRegistry starts the CNCF distribution registry on a free loopback port, with its storage in a temporary folder, and returns
@@ -41,38 +37,16 @@ func startRegistry(t testing.TB, program, dir string) (string, bool) {
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "serve", conf)
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan string, 1)
-	go func() {
-		var said strings.Builder
-		for scanner := bufio.NewScanner(stderr); scanner.Scan(); {
-			said.WriteString(scanner.Text() + "\n")
-		}
-		_ = cmd.Wait()
-		ended <- said.String()
-	}()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-		select {
-		case said := <-ended:
-			t.Log(said)
-			return "", false
-		case <-time.After(10 * time.Millisecond):
-		}
+	registry := start(t, program, "serve", conf)
+	if !registry.ready(func() bool {
 		response, err := http.Get("http://" + address + "/v2/")
 		if err == nil {
 			response.Body.Close()
-			t.Cleanup(func() { _ = cmd.Process.Kill(); <-ended })
-			return address, true
 		}
+		return err == nil
+	}) {
+		t.Log(registry.stop())
+		return "", false
 	}
-	_ = cmd.Process.Kill()
-	<-ended
-	return "", false
+	return address, true
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/custody"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 func certCommand() *cobra.Command {
@@ -52,6 +53,9 @@ func onSubject(c *cobra.Command, subject *string, run func(context.Context, *con
 	given := addSettings(c, tokenSettings...)
 	c.Flags().StringVar(subject, "subject", "", `distinguished name, as in "CN=release,O=Example,C=CH,ST=Zurich" (required)`)
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if *subject == "" {
+			return failure.New(failure.Invalid, `as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`, "a certificate needs a --subject")
+		}
 		s, err := config.Resolve(args[0], given(), config.Flags)
 		if err != nil {
 			return err

@@ -33,9 +33,12 @@ token has already is refused. The new key's URI is printed.`,
 		if err != nil {
 			return err
 		}
-		uri, err := custody.Generate(c.Context(), s, spec, label, id)
+		uri, decrypts, err := custody.Generate(c.Context(), s, spec, label, id)
 		if err != nil {
 			return err
+		}
+		if decrypts {
+			fmt.Fprintln(c.ErrOrStderr(), "warning: the module does not limit keys to signing: this one can also decrypt")
 		}
 		fmt.Fprintln(c.OutOrStdout(), uri)
 		return nil

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/crash"
 	"github.com/notation-hsm/notation-hsm/internal/plugin"
 	"github.com/notation-hsm/notation-hsm/internal/streams"
 )
@@ -22,24 +23,27 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	asPlugin := len(os.Args) == 2 && plugin.IsVerb(os.Args[1])
-	fail := printError
+	form := formatError
 	if asPlugin {
-		fail = plugin.WriteError
+		form = plugin.FormatError
+	}
+	fail := func(err error) int {
+		_, _ = os.Stderr.Write(form(err)) // nobody is left to tell
+		return 1
 	}
 	log, err := config.OpenLog()
 	if err == nil {
 		err = streams.Guard(log)
 	}
 	if err != nil {
-		fail(os.Stderr, err)
-		return 1
+		return fail(err)
 	}
+	crash.Report(form)
 	if asPlugin {
 		return plugin.Plugin{Version: version}.Serve(ctx, os.Args[1], os.Stdin, os.Stdout, os.Stderr)
 	}
 	if err := command().ExecuteContext(ctx); err != nil {
-		fail(os.Stderr, err)
-		return 1
+		return fail(err)
 	}
 	return 0
 }

@@ -20,6 +20,9 @@ config file, in this order.`,
 		Example: `  notation-hsm token list --module-path /usr/lib/softhsm/libsofthsm2.so
   notation-hsm key generate --token signing --spec EC-256 --label release
   notation-hsm install --key-name release --key "pkcs11:token=signing;object=release"`,
+		Version:       version,
+		Args:          cobra.ArbitraryArgs, // so that an unknown command reaches onlyGroup
+		RunE:          onlyGroup,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
@@ -43,16 +46,18 @@ func exactly(n int) cobra.PositionalArgs {
 	}
 }
 
-// group is a command that only holds others. Without one of them it is a mistake, not a page of help with success.
+// group is a command that only holds others: alone it shows its help, and anything else it is given is a mistake.
 func group(use, short string, commands ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, RunE: func(c *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return c.Help()
-		}
-		return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'", "unknown command %q", args[0])
-	}}
+	c := &cobra.Command{Use: use, Short: short, RunE: onlyGroup}
 	c.AddCommand(commands...)
 	return c
+}
+
+func onlyGroup(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return c.Help()
+	}
+	return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'", "unknown command %q", args[0])
 }
 
 var settingHelp = map[string]string{

@@ -40,6 +40,9 @@ func tokenListCommand() *cobra.Command {
 			}
 			return printJSON(c.OutOrStdout(), tokens)
 		}
+		if len(tokens) == 0 {
+			fmt.Fprintln(c.ErrOrStderr(), "the module shows no token: check that the HSM, or the server that the module talks to, is there")
+		}
 		rows := make([][]string, len(tokens))
 		for i, t := range tokens {
 			rows[i] = []string{fmt.Sprint(t.Slot), fmt.Sprintf("%q", t.Label), tokenFlags(t), string(t.PIN), orDash(t.Sessions), t.URI}

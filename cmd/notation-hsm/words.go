@@ -13,16 +13,13 @@ import (
 // The rules of what people read: results go to standard output, everything else to standard error. A failure is a line
 // "error:" and, where something can be done, a line "hint:". Lists are tables; --json gives the same to programs.
 
-func printError(w io.Writer, err error) {
+func formatError(err error) []byte {
 	f := failure.From(err)
-	fmt.Fprintf(w, "error: %s\n", f)
-	printHint(w, f.Hint)
-}
-
-func printHint(w io.Writer, hint string) {
-	if hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", hint)
+	text := fmt.Appendf(nil, "error: %s\n", f)
+	if f.Hint != "" {
+		text = fmt.Appendf(text, "hint: %s\n", f.Hint)
 	}
+	return text
 }
 
 func printJSON(w io.Writer, value any) error {

@@ -19,19 +19,19 @@ const fileLimit = 1 << 20 // bytes; a chain has a few kilobytes
 func ReadFile(path string) ([]*x509.Certificate, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check certificate-chain and that this user can read the file", "can't read the certificate chain: %w", err)
+		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the certificates: %w", err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, fileLimit+1))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check certificate-chain", "can't read the certificate chain: %w", err)
+		return nil, failure.New(failure.Invalid, "check the file", "can't read the certificates: %w", err)
 	}
 	if len(data) > fileLimit {
-		return nil, failure.New(failure.Invalid, "name a file with the leaf and its issuers alone", "the certificate chain %s is larger than %d bytes", path, fileLimit)
+		return nil, failure.New(failure.Invalid, "name a file with the leaf and its issuers alone", "the certificate file %s is larger than %d bytes", path, fileLimit)
 	}
 	certs, err := Parse(data)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "name a PEM file with the leaf certificate and its issuers", "the certificate chain %s: %w", path, err)
+		return nil, failure.New(failure.Invalid, "name a PEM file with the leaf certificate and its issuers", "the certificate file %s: %w", path, err)
 	}
 	return certs, nil
 }

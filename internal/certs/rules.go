@@ -49,7 +49,7 @@ func explain(cert *x509.Certificate, leaf bool, now time.Time) (what, hint strin
 		return "it has no key usage", "issue it with the key usage extension, critical" + again
 	case !critical:
 		return "its key usage is not marked critical", "issue it again with a critical key usage" + again
-	case leaf && cert.KeyUsage != x509.KeyUsageDigitalSignature:
+	case leaf && (cert.KeyUsage&x509.KeyUsageDigitalSignature == 0 || cert.KeyUsage&^allowedUsages != 0):
 		return "its key usage is not Digital Signature alone", "issue it with key usage digitalSignature and no other" + again
 	case !leaf && cert.KeyUsage&x509.KeyUsageCertSign == 0:
 		return "its key usage does not include certificate signing", "use an issuer with key usage keyCertSign"
@@ -59,6 +59,9 @@ func explain(cert *x509.Certificate, leaf bool, now time.Time) (what, hint strin
 	}
 	return "", ""
 }
+
+// allowedUsages are the key usages that a leaf may have.
+const allowedUsages = x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment
 
 func keyUsage(cert *x509.Certificate) (critical, present bool) {
 	for _, e := range cert.Extensions {

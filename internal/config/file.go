@@ -26,7 +26,7 @@ const uriSetting = "uri"
 
 var (
 	keySettings   = append([]string{uriSetting}, Names...)
-	tokenSettings = []string{ModulePath, SlotID, PINSource, CertificateChain, Timeout, AllowFinalPINTry, "env"}
+	tokenSettings = []string{ModulePath, PINSource, CertificateChain, Timeout, AllowFinalPINTry, "env"}
 	fileSettings  = append([]string{"keys", "tokens"}, Names...)
 )
 

@@ -47,6 +47,7 @@ const keyURI = "the key URI"
 type layer struct {
 	name   string
 	values map[string]string
+	dir    string // where relative paths in it start; "" is the current folder
 }
 
 // Resolve finds the settings for a key reference: an RFC 7512 URI or an alias of the config file. An empty reference means
@@ -68,19 +69,23 @@ func Resolve(reference string, given map[string]string, origin Origin) (*Setting
 	if err != nil {
 		return nil, err
 	}
+	fromFile := func(values map[string]string) layer { return layer{f.path, values, filepath.Dir(f.path)} }
 	layers := []layer{
-		{string(origin), maps.Clone(given)},
-		{keyURI, uri.Query},
-		{"the environment", environment()},
-		{f.path, entry},
+		{name: string(origin), values: maps.Clone(given)},
+		{name: keyURI, values: uri.Query},
+		{name: "the environment", values: environment()},
+		fromFile(entry),
 	}
 	s := &Settings{Key: uri, Timeout: DefaultTimeout}
-	if err := s.chooseToken(layers, f.settings); err != nil {
+	if err := s.chooseToken(append(slices.Clone(layers), fromFile(f.settings))); err != nil {
 		return nil, err
 	}
-	layers = append(layers, layer{f.path, f.tokens[s.Key.Token]}, layer{f.path, f.settings})
+	if len(f.tokens) == 1 && !s.Key.namesToken() {
+		for s.Key.Token = range f.tokens { // the only token that the file knows
+		}
+	}
 	s.Env = f.env[s.Key.Token]
-	return s, s.apply(layers, filepath.Dir(f.path))
+	return s, s.apply(append(layers, fromFile(f.tokens[s.Key.Token]), fromFile(f.settings)))
 }
 
 // lookUp returns the URI that a reference names and the config file's entry for it.
@@ -130,8 +135,8 @@ func environment() map[string]string {
 
 // chooseToken lets the strongest place that names a token or slot decide alone: half a name from one place and half from
 // another would be a token nobody meant. A token may be given as a URI, which may then carry more settings.
-func (s *Settings) chooseToken(layers []layer, rest map[string]string) error {
-	for i, l := range append(slices.Clone(layers), layer{Path(), rest}) {
+func (s *Settings) chooseToken(layers []layer) error {
+	for i, l := range layers {
 		if l.name == keyURI && s.Key.namesToken() {
 			return nil
 		}
@@ -170,14 +175,14 @@ func (s *Settings) chooseToken(layers []layer, rest map[string]string) error {
 }
 
 // apply takes each setting from the first layer that has it.
-func (s *Settings) apply(layers []layer, dir string) error {
-	find := func(name string) (string, string) {
+func (s *Settings) apply(layers []layer) error {
+	find := func(name string) (string, layer) {
 		for _, l := range layers {
 			if value := l.values[name]; value != "" {
-				return value, l.name
+				return value, l
 			}
 		}
-		return "", ""
+		return "", layer{}
 	}
 	s.ModulePath, _ = find(ModulePath)
 	for _, l := range layers {
@@ -187,21 +192,21 @@ func (s *Settings) apply(layers []layer, dir string) error {
 		}
 	}
 	chain, from := find(CertificateChain)
-	if chain != "" && !filepath.IsAbs(chain) && from == filepath.Join(dir, filepath.Base(from)) {
-		chain = filepath.Join(dir, chain) // a path in the config file starts at the file
+	if chain != "" && !filepath.IsAbs(chain) {
+		chain = filepath.Join(from.dir, chain)
 	}
 	s.CertificateChain = chain
 	if text, from := find(Timeout); text != "" {
 		timeout, err := time.ParseDuration(text)
 		if err != nil || timeout <= 0 {
-			return failure.New(failure.Invalid, `write it like "30s" or "2m"`, "timeout %q in %s is not a length of time", text, from)
+			return failure.New(failure.Invalid, `write it like "30s" or "2m"`, "timeout %q in %s is not a length of time", text, from.name)
 		}
 		s.Timeout = timeout
 	}
 	if text, from := find(AllowFinalPINTry); text != "" {
 		allow, err := strconv.ParseBool(text)
 		if err != nil {
-			return failure.New(failure.Invalid, "write true or false", "%s %q in %s is neither true nor false", AllowFinalPINTry, text, from)
+			return failure.New(failure.Invalid, "write true or false", "%s %q in %s is neither true nor false", AllowFinalPINTry, text, from.name)
 		}
 		s.AllowFinalPINTry = allow
 	}

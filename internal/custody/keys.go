@@ -50,24 +50,24 @@ func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
 	return keystore.Tokens(ctx, s)
 }
 
-// Generate makes a signing key inside the module and returns its URI.
-func Generate(ctx context.Context, s *config.Settings, spec, label, id string) (string, error) {
+// Generate makes a signing key inside the module and returns its URI, and whether the module has let it decrypt as well.
+func Generate(ctx context.Context, s *config.Settings, spec, label, id string) (uri string, decrypts bool, err error) {
 	parsed, err := key.ParseSpec(spec)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	if label == "" {
-		return "", failure.New(failure.Invalid, "name the key, as in --label release", "the key has no label")
+		return "", false, failure.New(failure.Invalid, "name the key, as in --label release", "the key has no label")
 	}
 	raw, err := hex.DecodeString(id)
 	if err != nil {
-		return "", failure.New(failure.Invalid, "write an even number of hex digits, as in --id 01a2", "the id %q is not hex", id)
+		return "", false, failure.New(failure.Invalid, "write an even number of hex digits, as in --id 01a2", "the id %q is not hex", id)
 	}
 	info, err := keystore.Generate(ctx, s, key.Request{Spec: parsed, Label: label, ID: raw})
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	return info.URI, nil
+	return info.URI, info.Decrypt != nil && *info.Decrypt, nil
 }
 
 // Keys lists the private keys that the settings match: all on the token, or the one the key reference names.
@@ -164,7 +164,7 @@ func (k *Key) judge(info key.Info, known []*x509.Certificate) error {
 	if leaf != nil {
 		chain, chainErr = certs.Chain(leaf, known, nil)
 		k.Certificate = &Certificate{
-			Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(), Serial: leaf.SerialNumber.Text(16), NotAfter: leaf.NotAfter.UTC(), Length: len(chain),
+			Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(), Serial: hex.EncodeToString(leaf.SerialNumber.Bytes()), NotAfter: leaf.NotAfter.UTC(), Length: len(chain),
 		}
 	}
 	switch {

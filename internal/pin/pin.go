@@ -12,7 +12,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,7 +36,6 @@ const Prompt = "prompt"
 // Read fetches the PIN from source. The token's name is shown to a person who is asked for it. Failures are of kind
 // Invalid when the source is malformed and Denied when it does not yield a PIN. The caller clears the PIN after use.
 func Read(ctx context.Context, source, token string) ([]byte, error) {
-	slog.Debug("reading the PIN", "source", strings.SplitN(source, ":", 2)[0])
 	scheme, rest, _ := strings.Cut(source, ":")
 	switch {
 	case source == Prompt:
@@ -58,7 +56,8 @@ func Read(ctx context.Context, source, token string) ([]byte, error) {
 	case strings.HasPrefix(source, "|"):
 		return fromCommand(ctx, source[1:])
 	}
-	return nil, failure.New(failure.Invalid, forms, "pin-source %q is not a place a PIN can come from", scheme)
+	// It is not shown: someone may have written the PIN itself.
+	return nil, failure.New(failure.Invalid, forms, "pin-source is not a place that a PIN can come from")
 }
 
 func fromFile(path string) ([]byte, error) {
@@ -101,7 +100,7 @@ func fromCommand(ctx context.Context, line string) ([]byte, error) {
 		if errors.As(err, &exit) {
 			err = errors.New(exit.String())
 		}
-		return nil, failure.New(failure.Denied, "run the command by hand to see what it says", "no PIN: the command %q failed: %w", args[0], err)
+		return nil, failure.New(failure.Denied, "run the command by hand to see what it says; it is started without a shell, so quotes and pipes belong in a script", "no PIN: the command %q failed: %w", args[0], err)
 	}
 	return firstLine(out, fmt.Sprintf("the command %q", args[0]))
 }

@@ -67,7 +67,7 @@ func (t *Token) certificates(template []*pkcs11.Attribute, limit int) ([]*x509.C
 	}
 	var found []*x509.Certificate
 	for _, object := range objects {
-		values, err := t.calls.attributes(t.session, object, pkcs11.CKA_VALUE)
+		values, err := t.calls.attributes(t.sessions.first, object, pkcs11.CKA_VALUE)
 		if err != nil {
 			return nil, t.failed(err, "can't read a certificate on %s", t.name())
 		}

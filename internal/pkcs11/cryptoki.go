@@ -77,6 +77,15 @@ func (c *cryptoki) initialize(flags uint) error {
 
 func (c *cryptoki) finalize() error { return check(C.call_finalize(c.list)) }
 
+// manufacturer returns who made the module.
+func (c *cryptoki) manufacturer() (string, error) {
+	var info C.module_info
+	if err := check(C.call_get_info(c.list, &info)); err != nil {
+		return "", err
+	}
+	return text(info.manufacturer[:]), nil
+}
+
 // slots returns the slots that hold a token.
 func (c *cryptoki) slots() ([]uint, error) {
 	for room := 32; ; room *= 8 { // one call, unless a module has more slots than any we know
@@ -110,7 +119,6 @@ func (c *cryptoki) tokenInfo(slot uint) (tokenInfo, error) {
 	if err := check(C.call_get_token_info(c.list, C.ulong_(slot), &info)); err != nil {
 		return tokenInfo{}, err
 	}
-	text := func(field []C.byte) string { return unpad(unsafe.Slice((*byte)(&field[0]), len(field))) }
 	return tokenInfo{
 		label: text(info.label[:]), manufacturer: text(info.manufacturer[:]), model: text(info.model[:]), serial: text(info.serial[:]),
 		flags: uint(info.flags), sessions: uint(info.sessions), maxSessions: uint(info.max_sessions),
@@ -235,6 +243,9 @@ func flatten(template []*pkcs11.Attribute) (types, lengths []C.ulong_, values []
 	}
 	return types, lengths, values
 }
+
+// text reads one of PKCS#11's fixed-length texts.
+func text(field []C.byte) string { return unpad(unsafe.Slice((*byte)(&field[0]), len(field))) }
 
 // unpad removes the padding of PKCS#11's fixed-length text: blanks by the standard, zero bytes in practice.
 func unpad(field []byte) string {

@@ -20,13 +20,22 @@ typedef struct {
 	byte utc_time[16];
 } token_info;
 
+typedef struct {
+	version cryptoki;
+	byte manufacturer[32];
+	ulong_ flags;
+	byte description[32];
+	version library;
+} module_info;
+
 /* CK_FUNCTION_LIST up to the last call used here. `unused` keeps the places of the others. */
 typedef void *unused;
 typedef struct {
 	version v;
 	CK_RV (*initialize)(initialize_args *);
 	CK_RV (*finalize)(void *);
-	unused get_info, get_function_list;
+	CK_RV (*get_info)(module_info *);
+	unused get_function_list;
 	CK_RV (*get_slot_list)(byte, ulong_ *, ulong_ *);
 	unused get_slot_info;
 	CK_RV (*get_token_info)(ulong_, token_info *);
@@ -70,6 +79,7 @@ static inline CK_RV call_initialize(function_list *f, ulong_ flags) {
 	return f->initialize(&args);
 }
 static inline CK_RV call_finalize(function_list *f) { return f->finalize(0); }
+static inline CK_RV call_get_info(function_list *f, module_info *info) { return f->get_info(info); }
 static inline CK_RV call_get_slot_list(function_list *f, ulong_ *slots, ulong_ *count) {
 	return f->get_slot_list(1, slots, count);
 }

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
+	"fmt"
 
 	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
@@ -25,6 +26,8 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 	}
 	secret, err := t.readPIN()
 	defer clear(secret)
+	maker, _ := t.calls.manufacturer()
+	strict := maker != tpm2
 	t.Close()
 	if err != nil {
 		return key.Info{}, err
@@ -52,13 +55,39 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 		if err := t.unused(c, r); err != nil {
 			return err
 		}
-		info.Public, err = generate(c, r)
-		if err != nil {
-			return t.failed(err, "%s did not make the key", t.name())
+		if info.Public, err = generate(c, r, strict); is(err, pkcs11.CKR_TEMPLATE_INCONSISTENT) || is(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID) || is(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
+			info.Public, err = generate(c, r, false)
 		}
+		switch {
+		case is(err, pkcs11.CKR_MECHANISM_INVALID), is(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID), is(err, pkcs11.CKR_KEY_SIZE_RANGE), is(err, pkcs11.CKR_CURVE_NOT_SUPPORTED):
+			f := failure.From(t.failed(err, "%s makes no %s keys", t.name(), r.Spec.Name))
+			f.Kind, f.Hint = failure.Invalid, "try another --spec; what the token can make is shown by: pkcs11-tool -M"
+			return f
+		case err != nil:
+			return t.failed(err, "%s did not make the key, or made it and can't show it (see 'notation-hsm key list')", t.name())
+		}
+		info.Decrypt = mayDecrypt(c, r)
 		return nil
 	})
 	return info, err
+}
+
+// tpm2 is the manufacturer of tpm2-pkcs11. It fails on a template that forbids what a TPM's key can do anyway, and the TPM then
+// holds the refused key until it has no room for a login. So it must not be tried.
+const tpm2 = "tpm2-software.github.io"
+
+// mayDecrypt asks whether the new key can decrypt, which a module that refused the strict template may have allowed it.
+func mayDecrypt(c *crypto11.Context, r key.Request) *bool {
+	k, err := c.FindKeyPair(r.ID, []byte(r.Label))
+	if err != nil || k == nil {
+		return nil
+	}
+	attribute, err := c.GetAttribute(k, pkcs11.CKA_DECRYPT)
+	if err != nil || attribute == nil || len(attribute.Value) != 1 {
+		return nil
+	}
+	may := attribute.Value[0] != 0
+	return &may
 }
 
 // unused fails when a private key has the label or the id already: two keys of one name could not be told apart.
@@ -67,7 +96,8 @@ func (t *Token) unused(c *crypto11.Context, r key.Request) error {
 		attribute uint
 		value     []byte
 		what      string
-	}{{pkcs11.CKA_LABEL, []byte(r.Label), "label"}, {pkcs11.CKA_ID, r.ID, "id"}} {
+		shown     string
+	}{{pkcs11.CKA_LABEL, []byte(r.Label), "label", fmt.Sprintf("%q", r.Label)}, {pkcs11.CKA_ID, r.ID, "id", fmt.Sprintf("%x", r.ID)}} {
 		same := crypto11.NewAttributeSet()
 		_ = same.Set(taken.attribute, taken.value) // bytes are always taken
 		keys, err := c.FindPrivateKeysWithAttributes(same)
@@ -76,28 +106,30 @@ func (t *Token) unused(c *crypto11.Context, r key.Request) error {
 		}
 		if len(keys) > 0 {
 			return failure.New(failure.Invalid, "choose another "+taken.what+", or use the key that is there: see 'notation-hsm key list'",
-				"%s has a key with this %s already (%s)", t.name(), taken.what, config.URI{Token: t.info.label, ID: r.ID, Object: r.Label})
+				"%s has a key with this %s already: %s", t.name(), taken.what, taken.shown)
 		}
 	}
 	return nil
 }
 
-func generate(c *crypto11.Context, r key.Request) (crypto.PublicKey, error) {
+// generate makes the key. A strict template says that the key must not do anything but sign; the other leaves that to the module.
+func generate(c *crypto11.Context, r key.Request, strict bool) (crypto.PublicKey, error) {
 	public, err := crypto11.NewAttributeSetWithIDAndLabel(r.ID, []byte(r.Label))
 	if err != nil {
 		return nil, err
 	}
 	private := public.Copy()
-	for attribute, value := range map[uint]bool{
-		pkcs11.CKA_TOKEN: true, pkcs11.CKA_VERIFY: true, pkcs11.CKA_ENCRYPT: false, pkcs11.CKA_WRAP: false,
-	} {
-		_ = public.Set(attribute, value) // booleans are always taken
+	set := func(template crypto11.AttributeSet, value bool, attributes ...uint) {
+		for _, attribute := range attributes {
+			_ = template.Set(attribute, value) // booleans are always taken
+		}
 	}
-	for attribute, value := range map[uint]bool{
-		pkcs11.CKA_TOKEN: true, pkcs11.CKA_PRIVATE: true, pkcs11.CKA_SENSITIVE: true, pkcs11.CKA_EXTRACTABLE: false,
-		pkcs11.CKA_SIGN: true, pkcs11.CKA_DECRYPT: false, pkcs11.CKA_UNWRAP: false, pkcs11.CKA_DERIVE: false,
-	} {
-		_ = private.Set(attribute, value)
+	set(public, true, pkcs11.CKA_TOKEN, pkcs11.CKA_VERIFY)
+	set(private, true, pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_SIGN)
+	set(private, false, pkcs11.CKA_EXTRACTABLE)
+	if strict {
+		set(public, false, pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP)
+		set(private, false, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE)
 	}
 	var signer crypto.Signer
 	switch r.Spec.Bits {

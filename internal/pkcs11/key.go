@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"context"
 	"crypto"
+	"sync/atomic"
 
 	"github.com/miekg/pkcs11"
 
@@ -12,12 +13,14 @@ import (
 
 // Key is a private key on a token. It is a crypto.Signer and a crypto.MessageSigner, and is used until its Token is closed.
 type Key struct {
-	token   *Token
-	object  objectHandle
-	public  crypto.PublicKey
-	id      []byte
-	label   string
-	working int // index of the signing mechanism that the module accepted
+	token  *Token
+	object objectHandle
+	public crypto.PublicKey
+	id     []byte
+	label  string
+
+	working            atomic.Int32 // which way to sign the module accepted
+	alwaysAuthenticate atomic.Bool  // every use asks for the PIN again
 }
 
 // Key logs in and finds the private key that the settings name. public is its public half when the caller has it from a
@@ -62,7 +65,7 @@ var usageAttributes = []uint{
 func (k *Key) Info() (info key.Info, err error) {
 	t := k.token
 	err = t.within("reading the key's attributes", func(context.Context) error {
-		values, err := t.calls.attributes(t.session, k.object, usageAttributes...)
+		values, err := t.calls.attributes(t.sessions.first, k.object, usageAttributes...)
 		if err != nil {
 			return t.failed(err, "can't read a key on %s", t.name())
 		}

@@ -2,9 +2,6 @@ package pkcs11
 
 import (
 	"context"
-	"log/slog"
-	"math/rand/v2"
-	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -13,51 +10,44 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
-// openSession opens the session that will hold the login. When all the token's sessions are taken it waits for one, up
-// to the deadline of ctx: other signers give theirs back within moments.
-func (t *Token) openSession(ctx context.Context) error {
-	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
-		session, err := t.calls.openSession(t.slot, 0)
-		if err == nil {
-			t.session, t.open = session, true
-			return nil
-		}
-		busy := t.failed(err, "can't open a session on %s", t.name())
-		if !is(err, pkcs11.CKR_SESSION_COUNT) {
-			return busy
-		}
-		slog.Debug("no session is free", "pause", pause)
-		wait := pause/2 + rand.N(pause) //nolint:gosec // jitter, so that many waiters do not come back together
-		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < wait+pause {
-			return busy
-		}
-		select {
-		case <-ctx.Done():
-			return busy
-		case <-time.After(wait):
-		}
-	}
-}
-
 // login logs in once. It never tries a PIN twice, and does not try it at all when the token says that it is locked, or
 // that one more wrong PIN would lock it.
 func (t *Token) login() error {
-	if t.loggedIn || !t.wantsLogin() {
-		return nil
+	if t.loggedIn || t.loginErr != nil || !t.wantsLogin() {
+		return t.loginErr
 	}
+	t.loginErr = t.loginUser()
+	t.loggedIn = t.loginErr == nil
+	return t.loginErr
+}
+
+func (t *Token) loginUser() error {
 	secret, err := t.readPIN()
 	if err != nil {
 		return err
 	}
 	return t.within("logging in to "+t.name(), func(context.Context) error {
-		err := t.calls.login(t.session, pkcs11.CKU_USER, secret)
-		clear(secret)
-		if err != nil && !is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
-			return t.failed(err, "can't log in to %s", t.name())
-		}
-		t.loggedIn = true
-		return nil
+		return t.loginWith(pkcs11.CKU_USER, t.sessions.first, secret)
 	})
+}
+
+func (t *Token) loginWith(user uint, session sessionHandle, secret []byte) error {
+	err := t.calls.login(session, user, secret)
+	clear(secret)
+	if err != nil && !is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
+		return t.failed(err, "can't log in to %s", t.name())
+	}
+	return nil
+}
+
+// loginForUse logs in for one use of a key with CKA_ALWAYS_AUTHENTICATE. The PIN is fetched anew, as such a key demands; the
+// login before has shown that it is the right one, so this can't lock the token.
+func (t *Token) loginForUse(session sessionHandle) error {
+	secret, err := t.readPIN()
+	if err != nil {
+		return err
+	}
+	return t.loginWith(pkcs11.CKU_CONTEXT_SPECIFIC, session, secret)
 }
 
 // wantsLogin reports whether the token asks for a login, or the user for one to be made.

@@ -19,6 +19,7 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/crash"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
@@ -44,7 +45,9 @@ func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 		}
 	}
 	m := &Module{path: s.ModulePath, timeout: s.Timeout, ctx: ctx}
-	err := m.within("loading it", func(context.Context) error {
+	crash.Expect(failure.New(failure.Internal, "update the module, and report the crash to its vendor; set NOTATION_HSM_LOG=/path/to/log to see the step it crashed in",
+		"the PKCS#11 module %s crashed", m.path))
+	err := m.within("starting it", func(context.Context) error {
 		if info, err := os.Stat(m.path); err == nil && info.IsDir() {
 			return failure.New(failure.Invalid, "name the library file in it", "the PKCS#11 module %s is a folder", m.path)
 		}
@@ -57,6 +60,7 @@ func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 		return m.initialize()
 	})
 	if err != nil {
+		_ = m.Close() // an interrupted start may have come to its end
 		return nil, err
 	}
 	return m, nil
@@ -71,7 +75,9 @@ func (m *Module) initialize() error {
 		return nil // by another user of the library in this process, whose it stays
 	}
 	if err != nil {
-		return m.failed(err, "can't start the PKCS#11 module %s", m.path)
+		f := failure.From(m.failed(err, "can't start the PKCS#11 module %s", m.path))
+		f.Hint = "check that what the module talks to is running, and that this user may use it (openCryptoki: pkcsslotd and the group pkcs11; a TPM: /dev/tpmrm0 and the group tss; a network HSM: its client's configuration)"
+		return f
 	}
 	m.owner = true
 	slog.Debug("module started", "module", m.path)
@@ -97,19 +103,19 @@ func (m *Module) within(what string, fn func(context.Context) error) error {
 	if err := m.ctx.Err(); err != nil {
 		return failure.New(failure.Internal, "", "interrupted before %s", what)
 	}
-	return m.run(m.ctx, what, fn)
+	return m.run(m.ctx, m.timeout, what, fn)
 }
 
-// cleanup is within for closing: it also runs when the user has interrupted.
+// cleanup is within for closing: it also runs when the user has interrupted, and does not keep a finished signature waiting.
 func (m *Module) cleanup(what string, fn func(context.Context) error) error {
-	return m.run(context.WithoutCancel(m.ctx), what, fn)
+	return m.run(context.WithoutCancel(m.ctx), min(m.timeout, grace), what, fn)
 }
 
-func (m *Module) run(parent context.Context, what string, fn func(context.Context) error) error {
+func (m *Module) run(parent context.Context, timeout time.Duration, what string, fn func(context.Context) error) error {
 	if m.stuck.Load() {
 		return m.timedOut(what)
 	}
-	ctx, cancel := context.WithTimeout(parent, m.timeout)
+	ctx, cancel := context.WithTimeout(parent, timeout)
 	defer cancel()
 	start := time.Now()
 	done := make(chan error, 1)

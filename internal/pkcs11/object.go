@@ -13,7 +13,7 @@ import (
 // search returns at most limit objects that a template matches. A module that hands over fewer than it was asked for
 // has no more, so the usual search takes three calls.
 func (t *Token) search(template []*pkcs11.Attribute, limit int) ([]objectHandle, error) {
-	if err := t.calls.findInit(t.session, template); err != nil {
+	if err := t.calls.findInit(t.sessions.first, template); err != nil {
 		return nil, err
 	}
 	var objects []objectHandle
@@ -21,7 +21,7 @@ func (t *Token) search(template []*pkcs11.Attribute, limit int) ([]objectHandle,
 	for len(objects) < limit {
 		var batch []objectHandle
 		room := min(limit-len(objects), 256)
-		if batch, err = t.calls.find(t.session, room); err != nil {
+		if batch, err = t.calls.find(t.sessions.first, room); err != nil {
 			break
 		}
 		objects = append(objects, batch...)
@@ -29,7 +29,7 @@ func (t *Token) search(template []*pkcs11.Attribute, limit int) ([]objectHandle,
 			break
 		}
 	}
-	if final := t.calls.findFinal(t.session); err == nil {
+	if final := t.calls.findFinal(t.sessions.first); err == nil {
 		err = final
 	}
 	return objects, err
@@ -89,7 +89,7 @@ func (t *Token) inventory(matching []objectHandle) (string, error) {
 			lines.WriteString("\n  ... and more; see 'notation-hsm key list'")
 			break
 		}
-		values, err := t.calls.attributes(t.session, object, pkcs11.CKA_LABEL, pkcs11.CKA_ID)
+		values, err := t.calls.attributes(t.sessions.first, object, pkcs11.CKA_LABEL, pkcs11.CKA_ID)
 		if err != nil {
 			return "", t.failed(err, "can't read a key of %s", t.name())
 		}

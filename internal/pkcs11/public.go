@@ -57,7 +57,7 @@ func (t *Token) Public() (crypto.PublicKey, error) {
 
 // readPublic reads the public half from the attributes of one object.
 func (t *Token) readPublic(object objectHandle) (crypto.PublicKey, error) {
-	values, err := t.calls.attributes(t.session, object, publicAttributes...)
+	values, err := t.calls.attributes(t.sessions.first, object, publicAttributes...)
 	if err != nil {
 		return nil, err
 	}
@@ -84,12 +84,12 @@ func publicOf(values [][]byte) (crypto.PublicKey, error) {
 		if err != nil {
 			return nil, err
 		}
-		// The standard wraps the point in an OCTET STRING; some modules leave that out.
-		var raw []byte
-		if rest, err := asn1.Unmarshal(point, &raw); err != nil || len(rest) > 0 {
-			raw = point
+		// The standard wraps the point in an OCTET STRING. Some modules leave that out and some get it wrong, but the point is
+		// always at the end.
+		if size := 1 + 2*((curve.Params().BitSize+7)/8); len(point) > size {
+			point = point[len(point)-size:]
 		}
-		return ecdsa.ParseUncompressedPublicKey(curve, raw)
+		return ecdsa.ParseUncompressedPublicKey(curve, point)
 	}
 	return nil, errNoPublic
 }
@@ -128,7 +128,7 @@ func curveOf(params []byte) (elliptic.Curve, error) {
 // publicHalf finds the public half of a private key wherever the module keeps it: on the private key, in the public key
 // object of the same id (or label, when it has no id), or in a certificate of that id. It also returns the key's own id and label.
 func (t *Token) publicHalf(private objectHandle) (public crypto.PublicKey, id []byte, label string, err error) {
-	values, err := t.calls.attributes(t.session, private, publicAttributes...)
+	values, err := t.calls.attributes(t.sessions.first, private, publicAttributes...)
 	if err != nil {
 		return nil, nil, "", t.failed(err, "can't read key %s on %s", keyName(t.settings.Key), t.name())
 	}
@@ -151,6 +151,10 @@ func (t *Token) publicHalf(private objectHandle) (public crypto.PublicKey, id []
 		if leaf, err := t.sole(same); err == nil && leaf != nil {
 			return leaf.PublicKey, id, label, nil
 		}
+	}
+	if !errors.Is(problem, errNoPublic) {
+		return nil, id, label, failure.New(failure.Invalid, "use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521",
+			"key %s on %s can't be used: %w", keyName(t.settings.Key), t.name(), problem)
 	}
 	return nil, id, label, failure.New(failure.Invalid, "put the key's certificate or public key on the token with the same CKA_ID, or set certificate-chain to a file with the certificate",
 		"can't tell what key %s on %s is: %w", keyName(t.settings.Key), t.name(), problem)

@@ -6,7 +6,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"errors"
+	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 
 	"github.com/miekg/pkcs11"
@@ -45,23 +47,17 @@ func (k *Key) sign(message, digest []byte, opts crypto.SignerOpts) ([]byte, erro
 	}
 	t := k.token
 	var signature []byte
-	err = t.within("signing with key "+keyName(t.settings.Key), func(context.Context) error {
-		var first error
-		for i := range ways {
-			i = (i + k.working) % len(ways)
-			signature, err = k.signIn(ways[i])
-			if err == nil {
-				k.working = i
-				return nil
-			}
-			if first == nil {
-				first = err
-			}
-			if !wrongMechanism(err) {
-				return t.failed(err, "key %s on %s did not sign", keyName(t.settings.Key), t.name())
-			}
+	err = t.within("signing with key "+keyName(t.settings.Key), func(ctx context.Context) error {
+		session, err := t.take(ctx)
+		if err != nil {
+			return err
 		}
-		return t.failed(first, "key %s on %s did not sign", keyName(t.settings.Key), t.name())
+		signature, err = k.signInSession(session, ways)
+		t.giveBack(session, err != nil)
+		if err != nil {
+			return t.failed(err, "key %s on %s did not sign", keyName(t.settings.Key), t.name())
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -72,13 +68,49 @@ func (k *Key) sign(message, digest []byte, opts crypto.SignerOpts) ([]byte, erro
 	return signature, nil
 }
 
-// signIn makes one signature, in two calls.
-func (k *Key) signIn(w way) ([]byte, error) {
-	t := k.token
-	if err := t.calls.signInit(t.session, w.mechanism, w.parameter, k.object); err != nil {
-		return nil, err
+// signInSession makes one signature, trying the ways from the one that worked last. What it returns when none does is the error
+// of the first: the others are not what the module is asked for as a rule.
+func (k *Key) signInSession(session sessionHandle, ways []way) ([]byte, error) {
+	var first error
+	start := int(k.working.Load())
+	for i := range ways {
+		i = (start + i) % len(ways)
+		signature, err := k.signOnce(session, ways[i])
+		if err == nil {
+			k.working.Store(int32(i)) //nolint:gosec // there are three ways
+			return signature, nil
+		}
+		if first == nil {
+			first = err
+		}
+		if !wrongMechanism(err) {
+			return nil, err
+		}
+		slog.Debug("the module refused a mechanism", "mechanism", fmt.Sprintf("0x%X", ways[i].mechanism), "error", err)
 	}
-	return t.calls.sign(t.session, w.input)
+	return nil, first
+}
+
+// signOnce makes one signature one way, in two calls. A key with CKA_ALWAYS_AUTHENTICATE wants a login of its own between
+// them (PKCS#11 5.6, C_Login with CKU_CONTEXT_SPECIFIC); the token says so once, and from then on it is given.
+func (k *Key) signOnce(session sessionHandle, w way) ([]byte, error) {
+	t := k.token
+	for {
+		always := k.alwaysAuthenticate.Load()
+		if err := t.calls.signInit(session, w.mechanism, w.parameter, k.object); err != nil {
+			return nil, err
+		}
+		if always {
+			if err := t.loginForUse(session); err != nil {
+				return nil, err
+			}
+		}
+		signature, err := t.calls.sign(session, w.input)
+		if always || !t.loggedIn || !is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) {
+			return signature, err
+		}
+		k.alwaysAuthenticate.Store(true)
+	}
 }
 
 // wrongMechanism reports whether an error says that another mechanism may do. Mechanism lists are not looked at: they lie

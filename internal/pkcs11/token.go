@@ -13,15 +13,16 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// Token is a token in a slot, with a session open. It is not logged in until something needs that.
+// Token is a token in a slot, with a session open. It is not logged in until something needs that. Its keys may sign from many
+// goroutines at once; everything else is for one.
 type Token struct {
 	*Module
 	settings *config.Settings
 	slot     uint
 	info     tokenInfo
-	session  sessionHandle // the one that holds the login
-	open     bool
+	sessions pool
 	loggedIn bool
+	loginErr error // why the one try failed; there is no second
 }
 
 // Tokens lists the tokens of the module that the settings name.
@@ -61,7 +62,7 @@ func Open(ctx context.Context, s *config.Settings) (*Token, error) {
 		if err := t.find(); err != nil {
 			return err
 		}
-		return t.openSession(ctx)
+		return t.openFirst(ctx)
 	})
 	if err != nil {
 		t.Close()
@@ -70,25 +71,24 @@ func Open(ctx context.Context, s *config.Settings) (*Token, error) {
 	return t, nil
 }
 
-// Close closes the session, which logs out, and finalises the module.
+// Close closes the sessions, which logs out, and finalises the module.
 func (t *Token) Close() error {
-	if t.open && !t.stuck.Load() {
-		t.open = false
-		// Closing the last session logs the user out (PKCS#11 5.6, C_CloseSession): no C_Logout is needed.
-		if err := t.cleanup("closing the session", func(context.Context) error { return t.calls.closeSession(t.session) }); err != nil {
-			slog.Warn("closing the session", "error", err)
-		}
-	}
+	t.closeSessions()
 	return t.Module.Close()
 }
 
 // find sets the slot and what is known of the token in it.
 func (t *Token) find() error {
 	want := t.settings.Key
+	want.Object, want.ID = "", nil
 	if want.SlotID != nil && want.Token == "" && want.Serial == "" {
 		info, err := t.calls.tokenInfo(*want.SlotID)
 		if err != nil {
 			return t.failed(err, "can't use slot %d of %s", *want.SlotID, t.path)
+		}
+		if info.flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
+			return failure.New(failure.Invalid, "initialise it with the vendor's tool, or use another: see 'notation-hsm token list'",
+				"the token in slot %d of %s is not initialised", *want.SlotID, t.path)
 		}
 		t.slot, t.info = *want.SlotID, info
 		return nil
@@ -98,14 +98,14 @@ func (t *Token) find() error {
 		return t.failed(err, "can't list the slots of %s", t.path)
 	}
 	var there, matching []key.Token
-	var firstErr error
+	var unread error
 	for _, slot := range slots {
 		info, err := t.calls.tokenInfo(slot)
-		if err != nil {
-			// A reader without its card must not hide the token in the next one.
-			if firstErr == nil {
-				firstErr = err
-			}
+		if is(err, pkcs11.CKR_TOKEN_NOT_PRESENT) || is(err, pkcs11.CKR_TOKEN_NOT_RECOGNIZED) {
+			continue
+		}
+		if err != nil { // it must not hide the token in the next slot
+			unread = t.failed(err, "can't read the token in slot %d of %s, and no other matches %s", slot, t.path, want)
 			continue
 		}
 		token := describe(slot, info)
@@ -115,28 +115,26 @@ func (t *Token) find() error {
 			t.slot, t.info = slot, info
 		}
 	}
+	named := want.String() != config.Scheme
 	switch {
 	case len(matching) == 1:
 		return nil
+	case len(matching) > 1 && !named:
+		return failure.New(failure.Invalid, "name one, in the key's URI or with the setting token", "the PKCS#11 module %s has %d tokens, and none is named:%s", t.path, len(matching), list(matching))
 	case len(matching) > 1:
 		return failure.New(failure.Invalid, "name one of them by its serial, as in the URIs shown",
-			"%d tokens match %s:%s", len(matching), tokenName(want), list(matching))
-	case firstErr != nil && len(there) == 0:
-		return t.failed(firstErr, "can't read any token of %s", t.path)
+			"%d tokens match %s:%s", len(matching), want, list(matching))
+	case unread != nil:
+		return unread
 	case len(there) == 0:
 		return failure.New(failure.Invalid, "check that the HSM is connected and its module configured (some modules read a file that a variable names: see env in the config file)",
 			"the PKCS#11 module %s shows no token", t.path)
 	}
-	return failure.New(failure.Invalid, "use one of these, or check module-path", "no token matches %s; the module %s has:%s",
-		tokenName(want), t.path, list(there))
-}
-
-func tokenName(want config.URI) string {
-	want.Object, want.ID = "", nil
-	if text := want.String(); text != config.Scheme {
-		return text
+	if !named {
+		return failure.New(failure.Invalid, "initialise one with the vendor's tool", "the PKCS#11 module %s has no token that is initialised:%s", t.path, list(there))
 	}
-	return "(no token is named)"
+	return failure.New(failure.Invalid, "use one of these, or check module-path", "no token matches %s; the module %s has:%s",
+		want, t.path, list(there))
 }
 
 func list(tokens []key.Token) string {
@@ -171,8 +169,8 @@ func describe(slot uint, info tokenInfo) key.Token {
 	if info.label == "" && info.serial == "" {
 		t.URI = config.URI{SlotID: &slot}.String()
 	}
-	const unknown, unlimited = ^uint(0), uint(0)
-	if info.sessions != unknown && info.maxSessions != unknown && info.maxSessions != unlimited {
+	const endless = 1 << 31 // "unknown" and "as many as you like" are written in several ways, all of them larger, or as 0
+	if info.sessions < endless && info.maxSessions < endless && info.maxSessions != 0 {
 		t.Sessions = fmt.Sprintf("%d/%d", info.sessions, info.maxSessions)
 	}
 	return t

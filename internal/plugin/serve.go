@@ -41,15 +41,20 @@ func (p Plugin) Serve(ctx context.Context, verb string, stdin io.Reader, stdout,
 	response, err := p.answer(ctx, verb, stdin)
 	if err != nil {
 		slog.Error("failed", "verb", verb, "error", err)
-		WriteError(stderr, err)
-		return 1
+		return fail(stderr, err)
 	}
 	slog.Debug("done", "verb", verb)
 	if _, err := stdout.Write(response); err != nil {
-		WriteError(stderr, fmt.Errorf("can't write the response: %w", err))
-		return 1
+		return fail(stderr, fmt.Errorf("can't write the response: %w", err))
 	}
 	return 0
+}
+
+func fail(stderr io.Writer, err error) int {
+	if _, err := stderr.Write(FormatError(err)); err != nil {
+		slog.Error("can't write the error", "error", err) // nobody is left to tell
+	}
+	return 1
 }
 
 func (p Plugin) answer(ctx context.Context, verb string, stdin io.Reader) (response []byte, err error) {
@@ -149,9 +154,8 @@ var codes = map[failure.Kind]contract.ErrorCode{
 	failure.Throttled: contract.ErrorCodeThrottled, failure.Timeout: contract.ErrorCodeTimeout, failure.Unsupported: contract.ErrorCodeUnsupportedContractVersion,
 }
 
-// WriteError writes the one JSON object that Notation reads from stderr. Notation shows its message alone, so the hint is a
-// part of that as well.
-func WriteError(stderr io.Writer, err error) {
+// FormatError returns an error as the contract's JSON. Notation shows its message alone, so the hint is a part of that as well.
+func FormatError(err error) []byte {
 	f := failure.From(err)
 	e := contract.NewError(codes[f.Kind], f.Error())
 	e.Metadata = map[string]string{}
@@ -162,7 +166,5 @@ func WriteError(stderr io.Writer, err error) {
 		e.Message += ". Hint: " + f.Hint
 		e.Metadata["hint"] = f.Hint
 	}
-	if _, err := io.WriteString(stderr, e.Error()); err != nil {
-		slog.Error("can't write the error", "error", err) // nobody is left to tell
-	}
+	return []byte(e.Error())
 }

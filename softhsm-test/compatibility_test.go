@@ -1,0 +1,88 @@
+package softhsmtest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestModules signs with the modules of different people, everything each of them can do, through the real notation, and holds the
+// result against the table in docs/compatibility.md. With UPDATE_DOCS=1 it writes the table instead.
+func TestModules(t *testing.T) {
+	registry := StartRegistry(t)
+	table := "| module | " + strings.Join(keySpecs, " | ") + " |\n| --- |" + strings.Repeat(" --- |", len(keySpecs)) + "\n"
+	for _, module := range []struct {
+		name string // also of folders, in which commas have meanings
+		what string
+		open func(t *testing.T) *Token
+	}{
+		{"SoftHSM2", "SoftHSM 2", func(t *testing.T) *Token { return NewToken(t, "signing") }},
+		{"openCryptoki", "openCryptoki, software token", func(t *testing.T) *Token { return OpenCryptoki(t) }},
+		{"tpm2-pkcs11", "tpm2-pkcs11, on a TPM 2.0 (swtpm)", func(t *testing.T) *Token { return TPM(t) }},
+		{"p11-kit-client", "p11-kit client, over a socket to SoftHSM 2", func(t *testing.T) *Token { return P11KitServer(t, NewToken(t, "signing")) }},
+		{"p11-kit-proxy", "p11-kit proxy, no module named", func(t *testing.T) *Token {
+			proxied := P11KitProxy(t, NewToken(t, "signing"))
+			proxied.Module = "" // the product has to find it
+			return proxied
+		}},
+	} {
+		row := "| " + module.what
+		t.Run(module.name, func(t *testing.T) {
+			token := module.open(t)
+			n := NewNotation(t, token)
+			for _, spec := range keySpecs {
+				row += " | " + signWith(t, n, token, registry, spec)
+			}
+		})
+		table += row + " |\n"
+		if strings.Count(row, "|") != len(keySpecs)+1 {
+			t.Skip("a module is missing; the table can't be compared") // its own test has said so, and failed on CI
+		}
+	}
+	doc := filepath.Join(root(), "docs", "compatibility.md")
+	const begin, end = "<!-- the table is written by: UPDATE_DOCS=1 go test -run TestModules ./softhsm-test/ -->\n", "<!-- end -->"
+	text := read(t, doc)
+	before, rest, ok := strings.Cut(text, begin)
+	old, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no place for the table", doc)
+	}
+	if os.Getenv("UPDATE_DOCS") != "" {
+		write(t, doc, before+begin+table+end+after)
+	} else if old != table {
+		t.Errorf("docs/compatibility.md has another table than was measured:\n%s", table)
+	}
+}
+
+// signWith makes a key and signs and verifies an image with it in both envelope formats. It returns the cell of the table.
+func signWith(t *testing.T, n *Notation, token *Token, registry, spec string) string {
+	t.Helper()
+	label := "key-" + spec
+	uri, stderr, err := try(t, "", n.Plugin, "key", "generate", "--token", token.Label, "--spec", spec, "--label", label)
+	if err != nil {
+		if !strings.Contains(stderr, "makes no "+spec+" keys") && !strings.Contains(stderr, "can't show it") {
+			t.Errorf("%s: %s", spec, stderr)
+		}
+		t.Logf("%s: %s", spec, stderr)
+		return "no"
+	}
+	uri = strings.TrimSpace(uri)
+	pem := filepath.Join(t.TempDir(), "release.pem")
+	write(t, pem, Run(t, n.Plugin, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
+	Run(t, n.Plugin, "cert", "import", uri, pem)
+	n.Trust(t, pem)
+	for _, format := range []string{"jws", "cose"} {
+		repository := fmt.Sprintf("%s/%s", registry, strings.ToLower(spec))
+		digest, err := PushImage(context.Background(), repository+":v1", t.Name()+format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		image := repository + "@" + digest.String()
+		Run(t, n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, "--signature-format", format, image)
+		Run(t, n.Program, "verify", "--insecure-registry", image)
+	}
+	return "JWS, COSE"
+}

@@ -1,0 +1,59 @@
+package softhsmtest
+
+import (
+	"bytes"
+	"context"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A service is a program that runs beside a test and ends with it.
+type service struct {
+	cancel context.CancelFunc
+	output bytes.Buffer  // of both streams; complete when ended is closed
+	ended  chan struct{} // closed when the program has ended
+}
+
+func start(t testing.TB, name string, args ...string) *service {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &service{cancel: cancel, ended: make(chan struct{})}
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = &s.output, &s.output
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // so that it can put away sockets and shared memory
+	cmd.WaitDelay = 5 * time.Second                                          // then it is killed
+	if err := cmd.Start(); err != nil {
+		cancel()
+		t.Fatal(err)
+	}
+	go func() {
+		_ = cmd.Wait()
+		close(s.ended)
+	}()
+	t.Cleanup(func() { s.stop() })
+	return s
+}
+
+// ready waits until a condition holds, and returns whether it does: not when the program has ended, nor when it takes too long.
+func (s *service) ready(condition func() bool) bool {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		select {
+		case <-s.ended:
+			return false
+		case <-time.After(10 * time.Millisecond):
+		}
+		if condition() {
+			return true
+		}
+	}
+	return false
+}
+
+// stop ends the program and returns what it has said.
+func (s *service) stop() string {
+	s.cancel()
+	<-s.ended
+	return s.output.String()
+}
