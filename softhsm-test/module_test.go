@@ -278,3 +278,49 @@ func TestPrecedence(t *testing.T) {
 	says(request(uri+"?module-path=/from/the/uri.so", nil), "/from/the/uri.so")
 	says(request(uri+"?module-path=/from/the/uri.so", pluginConfig("module-path", "/from/plugin/config.so")), "/from/plugin/config.so")
 }
+
+// TestObjects shows that the number of calls does not grow with what else is on the token.
+func TestObjects(t *testing.T) {
+	token := NewToken(t, "signing")
+	n := NewNotation(t, token)
+	uri, _ := newKey(t, token, n.Plugin, "EC-256", "release")
+	log := filepath.Join(t.TempDir(), "calls")
+	count := func() int {
+		t.Setenv("SHIM_LOG", log)
+		for _, verb := range []string{"describe-key", "generate-signature"} {
+			if _, stderr, err := try(t, request(uri, nil), n.Plugin, verb); err != nil {
+				t.Fatal(stderr)
+			}
+		}
+		calls := len(Calls(t, log))
+		_ = os.Remove(log)
+		return calls
+	}
+	t.Setenv("NOTATION_HSM_MODULE_PATH", Shim(t, token.Module))
+	few := count()
+	AddObjects(t, token, 300)
+	if many := count(); many != few || few == 0 {
+		t.Errorf("%d calls with a few objects, %d with 300 more", few, many)
+	}
+}
+
+// TestOddTokens uses tokens with odd labels and PINs.
+func TestOddTokens(t *testing.T) {
+	token := NewToken(t, "signing")
+	n := NewNotation(t, token)
+	for _, c := range []struct{ label, pin string }{
+		{"\xff\xfe latin", PIN},                        // not UTF-8
+		{"padded  ", PIN},                              // the blanks are the padding's
+		{"exactly thirty-two bytes long...", PIN},      // no padding at all
+		{"cloud", "crypto_user:pass:word"},             // AWS CloudHSM writes user and password so
+		{"sp ace/slash?and&more=#", "ünïcødé pin 123"}, // all that a URI escapes
+	} {
+		Run(t, Program(t, "softhsm2-util"), "--init-token", "--free", "--label", c.label, "--pin", c.pin, "--so-pin", SOPIN)
+		t.Setenv("NOTATION_HSM_PIN", c.pin)
+		uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", c.label, "--label", "release"))
+		file := filepath.Join(t.TempDir(), "release.pem")
+		write(t, file, Run(t, n.Plugin, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
+		Run(t, n.Plugin, "cert", "import", uri, file)
+		signs(t, n, request(uri, nil))
+	}
+}

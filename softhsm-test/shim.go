@@ -12,7 +12,7 @@ import (
 func Shim(t testing.TB, module string) string {
 	t.Helper()
 	headers := strings.TrimSpace(Run(t, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11"))
-	shim := filepath.Join(t.TempDir(), "shim.so")
+	shim := filepath.Join(t.TempDir(), "softhsm-shim.so")
 	Run(t, Program(t, "cc"), "-shared", "-fPIC", "-I"+headers, "-o", shim, filepath.Join(root(), "softhsm-test", "shim", "shim.c"), "-ldl", "-lpthread")
 	t.Setenv("SHIM_MODULE", module)
 	return shim

@@ -81,7 +81,8 @@ func Resolve(reference string, given map[string]string, origin Origin) (*Setting
 		return nil, err
 	}
 	if len(f.tokens) == 1 && !s.Key.namesToken() {
-		for s.Key.Token = range f.tokens { // the only token that the file knows
+		for label := range f.tokens { // the only one that the file knows
+			s.Key.Token = label
 		}
 	}
 	s.Env = f.env[s.Key.Token]

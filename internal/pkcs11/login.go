@@ -32,6 +32,7 @@ func (t *Token) loginUser() error {
 }
 
 func (t *Token) loginWith(user uint, session sessionHandle, secret []byte) error {
+	defer t.turn()()
 	err := t.calls.login(session, user, secret)
 	clear(secret)
 	if err != nil && !is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {

@@ -52,6 +52,9 @@ func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 			return failure.New(failure.Invalid, "name the library file in it", "the PKCS#11 module %s is a folder", m.path)
 		}
 		calls, err := load(m.path)
+		if ckr := pkcs11.Error(0); errors.As(err, &ckr) {
+			return m.failed(err, "the PKCS#11 module %s does not give its functions", m.path)
+		}
 		if err != nil {
 			return failure.New(failure.Invalid, "check module-path; the library must be for this machine and all that it needs must be installed",
 				"can't load the PKCS#11 module %s: %w", m.path, err)
@@ -67,6 +70,7 @@ func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 }
 
 func (m *Module) initialize() error {
+	defer m.turn()()
 	err := m.calls.initialize(pkcs11.CKF_OS_LOCKING_OK)
 	if is(err, pkcs11.CKR_CANT_LOCK) {
 		err = m.calls.initialize(0) // it can't be called from several threads at once, which one signature never does

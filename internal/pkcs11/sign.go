@@ -97,7 +97,13 @@ func (k *Key) signOnce(session sessionHandle, w way) ([]byte, error) {
 	t := k.token
 	for {
 		always := k.alwaysAuthenticate.Load()
-		if err := t.calls.signInit(session, w.mechanism, w.parameter, k.object); err != nil {
+		err := t.calls.signInit(session, w.mechanism, w.parameter, k.object)
+		if is(err, pkcs11.CKR_OPERATION_ACTIVE) {
+			// A signature that failed before has left its operation behind. PKCS#11 2.40 ends one only by finishing it.
+			_, _ = t.calls.sign(session, w.input)
+			err = t.calls.signInit(session, w.mechanism, w.parameter, k.object)
+		}
+		if err != nil {
 			return nil, err
 		}
 		if always {

@@ -59,7 +59,10 @@ func Open(ctx context.Context, s *config.Settings) (*Token, error) {
 	}
 	t := &Token{Module: m, settings: s}
 	err = m.within("opening a session", func(ctx context.Context) error {
-		if err := t.find(); err != nil {
+		endTurn := m.turn()
+		err := t.find()
+		endTurn()
+		if err != nil {
 			return err
 		}
 		return t.openFirst(ctx)

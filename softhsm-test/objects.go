@@ -1,0 +1,57 @@
+package softhsmtest
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+)
+
+// AddObjects fills the token with data objects that nobody looks for.
+func AddObjects(t testing.TB, token *Token, count int) {
+	t.Helper()
+	if err := token.addObjects(count); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (token *Token) addObjects(count int) error {
+	module := pkcs11.New(token.Module)
+	if module == nil {
+		return fmt.Errorf("can't load %s", token.Module)
+	}
+	defer module.Destroy()
+	if err := module.Initialize(); err != nil {
+		return err
+	}
+	defer func() { _ = module.Finalize() }()
+	slots, err := module.GetSlotList(true)
+	if err != nil {
+		return err
+	}
+	for _, slot := range slots {
+		info, err := module.GetTokenInfo(slot)
+		if err != nil || info.Label != token.Label {
+			continue
+		}
+		session, err := module.OpenSession(slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+		if err != nil {
+			return err
+		}
+		if err := module.Login(session, pkcs11.CKU_USER, PIN); err != nil {
+			return err
+		}
+		for i := range count {
+			if _, err := module.CreateObject(session, []*pkcs11.Attribute{
+				pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
+				pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+				pkcs11.NewAttribute(pkcs11.CKA_LABEL, fmt.Sprintf("object %d", i)),
+				pkcs11.NewAttribute(pkcs11.CKA_VALUE, []byte("value")),
+			}); err != nil {
+				return err
+			}
+		}
+		return module.CloseSession(session)
+	}
+	return fmt.Errorf("there is no token %q", token.Label)
+}
