@@ -27,7 +27,7 @@ fuzz: ## run each fuzz target for FUZZTIME (20s)
 	done
 
 lint: $(LINT) ## check style, and the direction of imports
-	$(LINT) run ./...
+	$(LINT) run --allow-parallel-runners ./...
 	go mod tidy -diff
 
 bench: packages tools build ## measure calls, time and memory
