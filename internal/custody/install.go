@@ -2,7 +2,6 @@ package custody
 
 import (
 	"context"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
 // Install copies this program to where Notation looks for plugins and returns the place. It replaces another version, in one
@@ -29,10 +29,11 @@ func Install() (path string, err error) {
 	if same(self, path) {
 		return path, nil
 	}
-	if err := copyFile(self, path); err != nil {
-		return "", failure.New(failure.Internal, "check the folder's permissions", "can't install the plugin: %w", err)
+	program, err := os.ReadFile(self)
+	if err != nil {
+		return "", failure.New(failure.Internal, "copy it by hand", "can't read this program's own file: %w", err)
 	}
-	return path, nil
+	return path, state.Write(path, program, 0o755)
 }
 
 func same(a, b string) bool {
@@ -42,38 +43,6 @@ func same(a, b string) bool {
 	}
 	other, err := os.Stat(b)
 	return err == nil && os.SameFile(one, other)
-}
-
-// copyFile writes an executable copy under a temporary name and renames it.
-func copyFile(from, to string) (err error) {
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil { //nolint:gosec // a program, as public as Notation makes it
-		return err
-	}
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.CreateTemp(filepath.Dir(to), ".install-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = out.Close()
-			_ = os.Remove(out.Name())
-		}
-	}()
-	if _, err := io.Copy(out, in); err != nil {
-		return err
-	}
-	if err := out.Chmod(0o755); err != nil {
-		return err
-	}
-	if err := out.Close(); err != nil {
-		return err
-	}
-	return os.Rename(out.Name(), to)
 }
 
 // Register adds a signing key to Notation's list, under a name of Notation's, with the settings as its plugin config. It returns false

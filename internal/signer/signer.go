@@ -9,6 +9,8 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"errors"
+	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
@@ -195,6 +197,11 @@ func (j *job) try(leaf *x509.Certificate) (*Signature, error) {
 	chain, err := certs.Chain(leaf, j.file, j.store.Issuers)
 	if err != nil {
 		return nil, err
+	}
+	for _, cert := range j.file {
+		if !slices.ContainsFunc(chain, cert.Equal) {
+			slog.Info("a certificate of the file is not part of the chain", "subject", cert.Subject.String())
+		}
 	}
 	if err := certs.Check(chain, time.Now()); err != nil {
 		return nil, err

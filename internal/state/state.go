@@ -1,0 +1,55 @@
+// Package state keeps what the commands remember in folders of plain files. A folder is locked while it is changed, and a file
+// is written whole or not at all, so that two commands at once, or one that is killed, leave nothing half done behind.
+package state
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Lock makes the folder if need be and waits until no other command is changing it, as long as ctx lets it. The system drops the
+// lock of a process that ends.
+func Lock(ctx context.Context, dir string) (unlock func(), err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't make the folder %s: %w", dir, err)
+	}
+	file, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't lock %s: %w", dir, err)
+	}
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = file.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = file.Close()
+			return nil, failure.New(failure.Internal, "keep it on a local file system", "can't lock %s: %w", dir, err)
+		}
+		select {
+		case <-ctx.Done():
+			_ = file.Close()
+			return nil, failure.New(failure.Timeout, "another command is changing it; run this again when that has ended", "%s stayed locked", dir)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// Write replaces a file: the data goes to a temporary name in the same folder, to the disk, and is renamed.
+func Write(path string, data []byte, mode os.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return failure.New(failure.Internal, "check the folder's permissions", "can't write %s: %w", path, err)
+	}
+	if err := renameio.WriteFile(path, data, mode, renameio.WithTempDir(filepath.Dir(path)), renameio.IgnoreUmask()); err != nil {
+		return failure.New(failure.Internal, "check the folder's permissions and that the disk is not full", "can't write %s: %w", path, err)
+	}
+	return nil
+}
