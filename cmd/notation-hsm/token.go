@@ -41,7 +41,7 @@ func tokenListCommand() *cobra.Command {
 			return printJSON(c.OutOrStdout(), tokens)
 		}
 		if len(tokens) == 0 {
-			fmt.Fprintln(c.ErrOrStderr(), "the module shows no token: check that the HSM, or the server that the module talks to, is there")
+			fmt.Fprintln(c.ErrOrStderr(), "warning: the module shows no token: check that the HSM, or the server that the module talks to, is there")
 		}
 		rows := make([][]string, len(tokens))
 		for i, t := range tokens {

@@ -88,6 +88,25 @@ func TestLeafOf(t *testing.T) {
 	}
 }
 
+// TestChainOf passes over a certificate of the key that leads to no root, although it ends later.
+func TestChainOf(t *testing.T) {
+	root, gone, k := softhsmtest.NewCA(t, "Root", nil), softhsmtest.NewCA(t, "Vendor", nil), newKey(t)
+	template := softhsmtest.Template("attestation")
+	template.NotAfter = time.Now().Add(1000 * time.Hour)
+	attestation := gone.Issue(t, template, &k.PublicKey)
+	leaf := root.Issue(t, softhsmtest.Template("leaf"), &k.PublicKey)
+	chain, err := ChainOf(&k.PublicKey, []*x509.Certificate{attestation, root.Cert, leaf}, nil, time.Now())
+	if err != nil || len(chain) != 2 || !chain[0].Equal(leaf) {
+		t.Errorf("%v, %v", chain, err)
+	}
+	if chain, err := ChainOf(&k.PublicKey, []*x509.Certificate{attestation, root.Cert}, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "Vendor") {
+		t.Errorf("%v, %v", chain, err)
+	}
+	if chain, err := ChainOf(&k.PublicKey, []*x509.Certificate{root.Cert}, nil, time.Now()); chain != nil || err != nil {
+		t.Errorf("%v, %v", chain, err)
+	}
+}
+
 // FuzzParse holds that no PEM file crashes, and that what parses can be put in order and checked.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(""))

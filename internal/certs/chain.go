@@ -25,21 +25,57 @@ func Leaves(certs []*x509.Certificate) []*x509.Certificate {
 // LeafOf returns the certificate of a public key, or nil. Of several, such as a renewed one beside the old, it is one that is
 // no CA's, that is valid now, and that ends last, in this order.
 func LeafOf(public crypto.PublicKey, certs []*x509.Certificate, now time.Time) *x509.Certificate {
-	valid := func(c *x509.Certificate) bool { return !now.Before(c.NotBefore) && !now.After(c.NotAfter) }
-	var best *x509.Certificate
-	for _, cert := range certs {
-		if !SameKey(cert.PublicKey, public) {
-			continue
+	if leaves := leavesOf(public, certs, now); len(leaves) > 0 {
+		return leaves[0]
+	}
+	return nil
+}
+
+// ChainOf returns the chain of a public key's certificate, ordered and checked for a time. Of several certificates it is the first
+// in LeafOf's order whose chain is whole and passes Check: a module may show others for the key that no root stands behind, such
+// as an attestation. When none passes, the failure is that of the first; with no certificate at all it returns neither.
+func ChainOf(public crypto.PublicKey, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error), now time.Time) ([]*x509.Certificate, error) {
+	var first error
+	for _, leaf := range leavesOf(public, known, now) {
+		chain, err := Chain(leaf, known, more)
+		if err == nil {
+			if err = Check(chain, now); err == nil {
+				return chain, nil
+			}
 		}
-		switch {
-		case best == nil,
-			best.IsCA && !cert.IsCA,
-			best.IsCA == cert.IsCA && valid(cert) && !valid(best),
-			best.IsCA == cert.IsCA && valid(cert) == valid(best) && cert.NotAfter.After(best.NotAfter):
-			best = cert
+		if first == nil {
+			first = err
 		}
 	}
-	return best
+	return nil, first
+}
+
+// leavesOf returns the certificates of a public key, the likeliest first.
+func leavesOf(public crypto.PublicKey, certs []*x509.Certificate, now time.Time) []*x509.Certificate {
+	var leaves []*x509.Certificate
+	for _, cert := range certs {
+		if SameKey(cert.PublicKey, public) {
+			leaves = append(leaves, cert)
+		}
+	}
+	valid := func(c *x509.Certificate) bool { return !now.Before(c.NotBefore) && !now.After(c.NotAfter) }
+	slices.SortStableFunc(leaves, func(a, b *x509.Certificate) int {
+		switch {
+		case a.IsCA != b.IsCA:
+			return order(b.IsCA)
+		case valid(a) != valid(b):
+			return order(valid(a))
+		}
+		return b.NotAfter.Compare(a.NotAfter)
+	})
+	return leaves
+}
+
+func order(first bool) int {
+	if first {
+		return -1
+	}
+	return 1
 }
 
 // SameKey reports whether two public keys are one.

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"errors"
 	"math/big"
 	"time"
 
@@ -66,7 +67,8 @@ func Request(signer crypto.Signer, subject pkix.Name) ([]byte, error) {
 // key is restricted to it.
 func sign(signer crypto.Signer, with func(x509.SignatureAlgorithm) ([]byte, error)) ([]byte, error) {
 	if _, isRSA := signer.Public().(*rsa.PublicKey); !isRSA {
-		return with(x509.UnknownSignatureAlgorithm) // the curve decides
+		der, err := with(x509.UnknownSignatureAlgorithm) // the curve decides
+		return der, unsigned(err)
 	}
 	spec, err := key.SpecOf(signer.Public())
 	if err != nil {
@@ -84,5 +86,14 @@ func sign(signer crypto.Signer, with func(x509.SignatureAlgorithm) ([]byte, erro
 	if der, pssErr := with(algorithms[1]); pssErr == nil {
 		return der, nil
 	}
-	return nil, err
+	return nil, unsigned(err)
+}
+
+// unsigned puts crypto/x509's refusal of a signature into our words; a module's failure has them already.
+func unsigned(err error) error {
+	var known *failure.Error
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	return failure.New(failure.Internal, "run it again; if it stays so, the module makes wrong signatures with this key", "the certificate was not signed: %w", err)
 }

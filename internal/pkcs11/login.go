@@ -41,16 +41,6 @@ func (t *Token) loginWith(user uint, session sessionHandle, secret []byte) error
 	return nil
 }
 
-// loginForUse logs in for one use of a key with CKA_ALWAYS_AUTHENTICATE. The PIN is fetched anew, as such a key demands; the
-// login before has shown that it is the right one, so this can't lock the token.
-func (t *Token) loginForUse(session sessionHandle) error {
-	secret, err := t.readPIN()
-	if err != nil {
-		return err
-	}
-	return t.loginWith(pkcs11.CKU_CONTEXT_SPECIFIC, session, secret)
-}
-
 // wantsLogin reports whether the token asks for a login, or the user for one to be made.
 func (t *Token) wantsLogin() bool {
 	return t.info.flags&pkcs11.CKF_LOGIN_REQUIRED != 0 || t.settings.PIN != "" || t.settings.PINSource != ""

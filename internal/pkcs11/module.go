@@ -121,6 +121,7 @@ func (m *Module) run(parent context.Context, timeout time.Duration, what string,
 	}
 	ctx, cancel := context.WithTimeout(parent, timeout)
 	defer cancel()
+	slog.Debug("module", "begins", what)
 	start := time.Now()
 	done := make(chan error, 1)
 	go func() {
@@ -134,7 +135,7 @@ func (m *Module) run(parent context.Context, timeout time.Duration, what string,
 	}()
 	select {
 	case err := <-done:
-		slog.Debug("module", "step", what, "took", time.Since(start), "error", err)
+		slog.Debug("module", "ended", what, "took", time.Since(start), "error", err)
 		return err
 	case <-ctx.Done():
 	}
@@ -151,7 +152,7 @@ func (m *Module) run(parent context.Context, timeout time.Duration, what string,
 	case <-time.After(wait):
 		m.stuck.Store(true)
 	}
-	slog.Error("module", "step", what, "took", time.Since(start), "interrupted", interrupted, "stuck", m.stuck.Load())
+	slog.Error("module", "not ended", what, "took", time.Since(start), "interrupted", interrupted, "stuck", m.stuck.Load())
 	if interrupted {
 		return failure.New(failure.Internal, "run it again", "interrupted while %s", what)
 	}

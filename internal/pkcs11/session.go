@@ -18,6 +18,7 @@ const poolLimit = 16
 type pool struct {
 	first sessionHandle
 	idle  chan sessionHandle // sessions that nobody signs with
+	flags uint               // of C_OpenSession
 
 	mu   sync.Mutex
 	all  map[sessionHandle]bool
@@ -29,7 +30,7 @@ type pool struct {
 func (t *Token) openFirst(ctx context.Context) error {
 	p := &t.sessions
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
-		session, err := t.calls.openSession(t.slot, 0)
+		session, err := t.openSession()
 		if err == nil {
 			p.first, p.idle, p.all = session, make(chan sessionHandle, poolLimit), map[sessionHandle]bool{session: true}
 			p.idle <- session
@@ -50,6 +51,20 @@ func (t *Token) openFirst(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// openSession opens a read-only session, which is all that signing needs; or a read-write one where a module has no other and
+// answers CKR_FUNCTION_FAILED, as AWS CloudHSM's documentation says of it.
+func (t *Token) openSession() (sessionHandle, error) {
+	session, err := t.calls.openSession(t.slot, t.sessions.flags)
+	if is(err, pkcs11.CKR_FUNCTION_FAILED) && t.sessions.flags == 0 {
+		writer, again := t.calls.openSession(t.slot, pkcs11.CKF_RW_SESSION)
+		if again == nil {
+			t.sessions.flags = pkcs11.CKF_RW_SESSION
+			return writer, nil
+		}
+	}
+	return session, err
 }
 
 // take returns a session to sign with: an idle one, else a new one, else the next that is given back.
@@ -79,7 +94,7 @@ func (t *Token) grow() (sessionHandle, error) {
 	if p.full || len(p.all) >= poolLimit {
 		return 0, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)
 	}
-	session, err := t.calls.openSession(t.slot, 0)
+	session, err := t.openSession()
 	if err != nil {
 		p.full = true // those there are do the work
 		slog.Debug("no more sessions", "open", len(p.all), "error", err)

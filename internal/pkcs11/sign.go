@@ -45,20 +45,11 @@ func (k *Key) sign(message, digest []byte, opts crypto.SignerOpts) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	t := k.token
-	var signature []byte
-	err = t.within("signing with key "+keyName(t.settings.Key), func(ctx context.Context) error {
-		session, err := t.take(ctx)
-		if err != nil {
-			return err
-		}
-		signature, err = k.signInSession(session, ways)
-		t.giveBack(session, err != nil)
-		if err != nil {
-			return t.failed(err, "key %s on %s did not sign", keyName(t.settings.Key), t.name())
-		}
-		return nil
-	})
+	signature, err := k.signWith(ways)
+	if errors.Is(err, errWantsLogin) {
+		k.alwaysAuthenticate.Store(true)
+		signature, err = k.signWith(ways)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -68,14 +59,51 @@ func (k *Key) sign(message, digest []byte, opts crypto.SignerOpts) ([]byte, erro
 	return signature, nil
 }
 
+// errWantsLogin is returned for a key with CKA_ALWAYS_AUTHENTICATE (PKCS#11 5.6, C_Login with CKU_CONTEXT_SPECIFIC). The token
+// says so in the first signature; from then on the PIN is fetched before each, outside the module's time.
+var errWantsLogin = errors.New("every use of the key asks for the PIN")
+
+// signWith takes a session and makes one signature in it.
+func (k *Key) signWith(ways []way) (signature []byte, err error) {
+	t := k.token
+	var login func(sessionHandle) error
+	if k.alwaysAuthenticate.Load() {
+		secret, err := t.readPIN()
+		if err != nil {
+			return nil, err
+		}
+		used := false
+		login = func(session sessionHandle) error {
+			if used { // it is cleared by now, and what is left of it must not be tried
+				return errors.New("the PIN was given once for this signature")
+			}
+			used = true
+			return t.loginWith(pkcs11.CKU_CONTEXT_SPECIFIC, session, secret)
+		}
+	}
+	err = t.within("signing with key "+keyName(t.settings.Key), func(ctx context.Context) error {
+		session, err := t.take(ctx)
+		if err != nil {
+			return err
+		}
+		signature, err = k.signInSession(session, ways, login)
+		t.giveBack(session, err != nil)
+		if err != nil && !errors.Is(err, errWantsLogin) {
+			return t.failed(err, "key %s on %s did not sign", keyName(t.settings.Key), t.name())
+		}
+		return err
+	})
+	return signature, err
+}
+
 // signInSession makes one signature, trying the ways from the one that worked last. What it returns when none does is the error
 // of the first: the others are not what the module is asked for as a rule.
-func (k *Key) signInSession(session sessionHandle, ways []way) ([]byte, error) {
+func (k *Key) signInSession(session sessionHandle, ways []way, login func(sessionHandle) error) ([]byte, error) {
 	var first error
 	start := int(k.working.Load())
 	for i := range ways {
 		i = (start + i) % len(ways)
-		signature, err := k.signOnce(session, ways[i])
+		signature, err := k.signOnce(session, ways[i], login)
 		if err == nil {
 			k.working.Store(int32(i)) //nolint:gosec // there are three ways
 			return signature, nil
@@ -91,32 +119,28 @@ func (k *Key) signInSession(session sessionHandle, ways []way) ([]byte, error) {
 	return nil, first
 }
 
-// signOnce makes one signature one way, in two calls. A key with CKA_ALWAYS_AUTHENTICATE wants a login of its own between
-// them (PKCS#11 5.6, C_Login with CKU_CONTEXT_SPECIFIC); the token says so once, and from then on it is given.
-func (k *Key) signOnce(session sessionHandle, w way) ([]byte, error) {
+// signOnce makes one signature one way, in two calls, with a login between them for a key that wants that.
+func (k *Key) signOnce(session sessionHandle, w way, login func(sessionHandle) error) ([]byte, error) {
 	t := k.token
-	for {
-		always := k.alwaysAuthenticate.Load()
-		err := t.calls.signInit(session, w.mechanism, w.parameter, k.object)
-		if is(err, pkcs11.CKR_OPERATION_ACTIVE) {
-			// A signature that failed before has left its operation behind. PKCS#11 2.40 ends one only by finishing it.
-			_, _ = t.calls.sign(session, w.input)
-			err = t.calls.signInit(session, w.mechanism, w.parameter, k.object)
-		}
-		if err != nil {
+	err := t.calls.signInit(session, w.mechanism, w.parameter, k.object)
+	if is(err, pkcs11.CKR_OPERATION_ACTIVE) {
+		// A signature that failed before has left its operation behind. PKCS#11 2.40 ends one only by finishing it.
+		_, _ = t.calls.sign(session, w.input)
+		err = t.calls.signInit(session, w.mechanism, w.parameter, k.object)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if login != nil {
+		if err := login(session); err != nil {
 			return nil, err
 		}
-		if always {
-			if err := t.loginForUse(session); err != nil {
-				return nil, err
-			}
-		}
-		signature, err := t.calls.sign(session, w.input)
-		if always || !t.loggedIn || !is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) {
-			return signature, err
-		}
-		k.alwaysAuthenticate.Store(true)
 	}
+	signature, err := t.calls.sign(session, w.input)
+	if login == nil && t.loggedIn && is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) {
+		return nil, errWantsLogin
+	}
+	return signature, err
 }
 
 // wrongMechanism reports whether an error says that another mechanism may do. Mechanism lists are not looked at: they lie

@@ -144,13 +144,13 @@ func (j *job) signFromToken() (*Signature, error) {
 	return signature, err
 }
 
-// signByKey signs with the leaf that has the key's public half, wherever it is.
+// signByKey signs with the certificate that has the key's public half, wherever it is.
 func (j *job) signByKey() (*Signature, error) {
-	leaf, err := j.findLeaf()
+	chain, err := j.findChain()
 	if err != nil {
 		return nil, err
 	}
-	return j.try(leaf)
+	return j.signWith(chain)
 }
 
 // errNotVerified is returned when the module's signature is not the leaf's.
@@ -161,8 +161,8 @@ func worthAnother(err error) bool {
 	return failure.Is(err, failure.Invalid) || errors.Is(err, errNotVerified)
 }
 
-// findLeaf finds the leaf by the key's public half.
-func (j *job) findLeaf() (*x509.Certificate, error) {
+// findChain finds the chain by the key's public half.
+func (j *job) findChain() ([]*x509.Certificate, error) {
 	var public crypto.PublicKey
 	var err error
 	if j.key == nil {
@@ -173,15 +173,15 @@ func (j *job) findLeaf() (*x509.Certificate, error) {
 	} else if public, err = j.key.ReadPublic(); err != nil {
 		return nil, err
 	}
-	if leaf := certs.LeafOf(public, j.file, time.Now()); leaf != nil {
-		return leaf, nil
+	if chain, err := certs.ChainOf(public, j.file, j.store.Issuers, time.Now()); chain != nil || err != nil {
+		return chain, err
 	}
 	there, err := j.store.Certificates()
 	if err != nil {
 		return nil, err
 	}
-	if leaf := certs.LeafOf(public, there, time.Now()); leaf != nil {
-		return leaf, nil
+	if chain, err := certs.ChainOf(public, append(there, j.file...), nil, time.Now()); chain != nil || err != nil {
+		return chain, err
 	}
 	where := "on the token"
 	if j.settings.CertificateChain != "" {
@@ -198,34 +198,41 @@ func (j *job) try(leaf *x509.Certificate) (*Signature, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := certs.Check(chain, time.Now()); err != nil {
+		return nil, err
+	}
+	return j.signWith(chain)
+}
+
+// signWith makes a signature with a chain that was checked.
+func (j *job) signWith(chain []*x509.Certificate) (*Signature, error) {
+	leaf := chain[0]
 	for _, cert := range j.file {
 		if !slices.ContainsFunc(chain, cert.Equal) {
 			slog.Info("a certificate of the file is not part of the chain", "subject", cert.Subject.String())
 		}
 	}
-	if err := certs.Check(chain, time.Now()); err != nil {
-		return nil, err
-	}
 	if err := fits(leaf, j.spec); err != nil {
 		return nil, err
 	}
+	var err error
 	if j.key, err = j.store.Key(leaf.PublicKey); err != nil {
 		return nil, err
 	}
-	signature, err := crypto.SignMessage(j.key, nil, j.payload, j.spec.SignerOpts())
+	raw, err := crypto.SignMessage(j.key, nil, j.payload, j.spec.SignerOpts())
 	if err != nil {
 		return nil, err
 	}
-	if err := j.verify(leaf.PublicKey, signature); err != nil {
+	if err := j.verify(leaf.PublicKey, raw); err != nil {
 		return nil, failure.New(failure.Internal, "check that the certificate belongs to this key; if it does, the module made a wrong signature",
 			"the signature of key %s was thrown away: with the certificate of %q %w", j.settings.Key, leaf.Subject, err)
 	}
 	if public, ok := leaf.PublicKey.(*ecdsa.PublicKey); ok {
-		if signature, err = rawECDSA(signature, (public.Params().BitSize+7)/8); err != nil {
+		if raw, err = rawECDSA(raw, (public.Params().BitSize+7)/8); err != nil {
 			return nil, err
 		}
 	}
-	return &Signature{Raw: signature, Spec: j.spec, Chain: chain}, nil
+	return &Signature{Raw: raw, Spec: j.spec, Chain: chain}, nil
 }
 
 // verify checks a signature as any verifier will.
