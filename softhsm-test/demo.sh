@@ -5,19 +5,30 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
-run() { local line="$*"; printf "$ %s\n" "${line//$PWD\//}"; "$@"; }
+run() {
+	local arg line=
+	for arg; do
+		arg=${arg//$PWD\//}
+		case $arg in *[\;\ ]*) arg="\"$arg\"" ;; esac
+		line+=" $arg"
+	done
+	printf '$%s\n' "$line"
+	"$@"
+}
 
 ./softhsm-test/packages.sh softhsm2 gcc libc6-dev
 
 rm -rf demo/run
 mkdir -p demo/run/tokens
-# Go's caches are used where they are; those that are not there yet are made in demo/ too.
+# Go's own settings and caches are used where they are; those that are not there yet are made in demo/ too.
+export GOENV=${GOENV:-${XDG_CONFIG_HOME:-$HOME/.config}/go/env}
+export XDG_CONFIG_HOME=$PWD/demo/run/home/.config
 for cache in GOMODCACHE GOCACHE; do
 	folder=$(go env $cache)
 	[ -d "$folder" ] || { folder=$PWD/demo/$cache; export GOFLAGS="${GOFLAGS:-} -modcacherw"; }
 	export $cache="$folder"
 done
-export HOME=$PWD/demo/run/home XDG_CONFIG_HOME=$PWD/demo/run/home/.config XDG_CACHE_HOME=$PWD/demo/run/home/.cache
+export HOME=$PWD/demo/run/home XDG_CACHE_HOME=$PWD/demo/run/home/.cache
 mkdir -p "$HOME"
 for name in $(compgen -e NOTATION_HSM_); do unset "$name"; done
 
