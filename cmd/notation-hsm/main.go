@@ -12,6 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/crash"
 	"github.com/notation-hsm/notation-hsm/internal/plugin"
 	"github.com/notation-hsm/notation-hsm/internal/streams"
+	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
 // version is set by the linker for releases.
@@ -42,7 +43,7 @@ func run() int {
 	if asPlugin {
 		return plugin.Plugin{Version: version}.Serve(ctx, os.Args[1], os.Stdin, os.Stdout, os.Stderr)
 	}
-	if err := command().ExecuteContext(ctx); err != nil {
+	if err := watch.Run(ctx, func(ctx context.Context) error { return command().ExecuteContext(ctx) }); err != nil {
 		return fail(err)
 	}
 	return 0

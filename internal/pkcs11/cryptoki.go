@@ -213,6 +213,22 @@ func (c *cryptoki) signInit(session sessionHandle, mechanism uint, parameter []b
 	return check(C.call_sign_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)), key))
 }
 
+// signBoth is signInit and sign, two calls of the module in one step from Go. initialised tells which of them err is of.
+func (c *cryptoki) signBoth(session sessionHandle, mechanism uint, parameter []byte, key objectHandle, data []byte) (signature []byte, initialised bool, err error) {
+	signature = make([]byte, signatureRoom)
+	length := C.ulong_(len(signature))
+	var stage C.int
+	err = check(C.call_sign_both(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)), key,
+		bytePointer(data), C.ulong_(len(data)), bytePointer(signature), &length, &stage))
+	if err == nil && length > signatureRoom {
+		err = errLength
+	}
+	if err != nil {
+		return nil, stage == 1, err
+	}
+	return signature[:length], true, nil
+}
+
 // signatureRoom holds the signature of an 8192-bit RSA key.
 const signatureRoom = 1024
 

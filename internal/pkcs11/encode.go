@@ -1,13 +1,15 @@
 package pkcs11
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/asn1"
 	"encoding/binary"
 	"math/big"
+
+	"golang.org/x/crypto/cryptobyte"
+	der "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -62,29 +64,31 @@ func digestInfo(digest []byte, hash crypto.Hash) []byte {
 		OID        asn1.ObjectIdentifier
 		Parameters asn1.RawValue
 	}
-	der, _ := asn1.Marshal(struct { // fixed types always marshal
+	info, _ := asn1.Marshal(struct { // fixed types always marshal
 		Algorithm algorithm
 		Digest    []byte
 	}{algorithm{hashOIDs[hash], asn1.NullRawValue}, digest})
-	return der
+	return info
 }
 
 // ecdsaToDER turns what a module returns for CKM_ECDSA into the ASN.1 DER of crypto.Signer. The standard's form is r||s, each
 // size bytes long; some modules return DER, and some r and s of another equal length.
 func ecdsaToDER(signature []byte, size int) ([]byte, error) {
-	type pair struct{ R, S *big.Int }
-	var p pair
 	if len(signature) != 2*size {
-		if _, err := asn1.Unmarshal(signature, &p); err == nil {
-			if der, err := asn1.Marshal(p); err == nil && bytes.Equal(der, signature) {
-				return der, nil
-			}
+		var r, s big.Int
+		input, inner := cryptobyte.String(signature), cryptobyte.String{}
+		if input.ReadASN1(&inner, der.SEQUENCE) && input.Empty() && inner.ReadASN1Integer(&r) && inner.ReadASN1Integer(&s) && inner.Empty() {
+			return signature, nil
 		}
 	}
 	half := len(signature) / 2
 	if half == 0 || len(signature)%2 != 0 {
 		return nil, failure.New(failure.Internal, generalHint, "the module returned an ECDSA signature of %d bytes, which is neither r||s nor DER", len(signature))
 	}
-	p.R, p.S = new(big.Int).SetBytes(signature[:half]), new(big.Int).SetBytes(signature[half:])
-	return asn1.Marshal(p)
+	var out cryptobyte.Builder
+	out.AddASN1(der.SEQUENCE, func(pair *cryptobyte.Builder) {
+		pair.AddASN1BigInt(new(big.Int).SetBytes(signature[:half]))
+		pair.AddASN1BigInt(new(big.Int).SetBytes(signature[half:]))
+	})
+	return out.Bytes()
 }

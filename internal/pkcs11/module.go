@@ -9,10 +9,8 @@ package pkcs11
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +19,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/crash"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
 // Module is a loaded and initialised PKCS#11 library.
@@ -90,72 +89,56 @@ func (m *Module) initialize() error {
 
 // Close finalises the module. It does nothing when a call is stuck in it.
 func (m *Module) Close() error {
-	if m == nil || !m.owner || m.stuck.Load() {
+	if m == nil || !m.owner {
 		return nil
 	}
 	m.owner = false
-	return m.cleanup("stopping it", func(context.Context) error { return m.calls.finalize() })
+	return m.cleanup("stopping it", m.calls.finalize)
 }
 
-// grace is how long an interrupted call may take to come back, so that its session can be closed.
-const grace = 2 * time.Second
-
-// within runs fn, which calls the module, and returns its error; or a failure when fn takes longer than the timeout, or
-// the user interrupts. what completes the sentence "while ...". The context that fn gets ends at the timeout; fn looks at
-// it where it waits.
+// within runs fn, which calls the module, and returns its error; or a failure when fn takes longer than the timeout, or the user
+// has interrupted. what completes the sentence "while ...". fn gets the module's context, for where it waits itself.
 func (m *Module) within(what string, fn func(context.Context) error) error {
-	if err := m.ctx.Err(); err != nil {
-		return failure.New(failure.Internal, "", "interrupted before %s", what)
-	}
-	return m.run(m.ctx, m.timeout, what, fn)
-}
-
-// cleanup is within for closing: it also runs when the user has interrupted, and does not keep a finished signature waiting.
-func (m *Module) cleanup(what string, fn func(context.Context) error) error {
-	return m.run(context.WithoutCancel(m.ctx), min(m.timeout, grace), what, fn)
-}
-
-func (m *Module) run(parent context.Context, timeout time.Duration, what string, fn func(context.Context) error) error {
 	if m.stuck.Load() {
 		return m.timedOut(what)
 	}
-	ctx, cancel := context.WithTimeout(parent, timeout)
-	defer cancel()
-	slog.Debug("module", "begins", what)
+	if m.ctx.Err() != nil {
+		return watch.Interrupted("before " + what)
+	}
+	log := slog.Default().Enabled(m.ctx, slog.LevelDebug)
 	start := time.Now()
-	done := make(chan error, 1)
-	go func() {
-		defer func() {
-			if r := recover(); r != nil {
-				slog.Error("panic", "what", fmt.Sprint(r), "stack", string(debug.Stack()))
-				done <- fmt.Errorf("internal error while %s: %v", what, r)
-			}
-		}()
-		done <- fn(ctx)
-	}()
-	select {
-	case err := <-done:
+	if log {
+		slog.Debug("module", "begins", what)
+	}
+	err := watch.Step(m.ctx, m.timeout, func() error { return m.abandon(what) }, func() error { return fn(m.ctx) })
+	if log {
 		slog.Debug("module", "ended", what, "took", time.Since(start), "error", err)
-		return err
-	case <-ctx.Done():
 	}
-	interrupted := errors.Is(ctx.Err(), context.Canceled)
-	wait := time.Duration(0) // a call that used up the timeout gets no more
-	if interrupted {
-		wait = grace
+	if m.ctx.Err() != nil && !m.stuck.Load() {
+		return watch.Interrupted(what)
 	}
-	select {
-	case err := <-done:
-		if !interrupted {
-			return err // it came back just now, or saw the deadline itself
-		}
-	case <-time.After(wait):
-		m.stuck.Store(true)
+	return err
+}
+
+// cleanupLimit is the longest wait for closing: a finished signature is not kept waiting.
+const cleanupLimit = 2 * time.Second
+
+// cleanup is within for closing. It also runs when the user has interrupted, and a close that hangs ends nothing but itself.
+func (m *Module) cleanup(what string, fn func() error) error {
+	if m.stuck.Load() {
+		return nil // the process's end will have to do
 	}
-	slog.Error("module", "not ended", what, "took", time.Since(start), "interrupted", interrupted, "stuck", m.stuck.Load())
-	if interrupted {
-		return failure.New(failure.Internal, "run it again", "interrupted while %s", what)
-	}
+	err := watch.Run(context.Background(), func(ctx context.Context) error {
+		return watch.Step(ctx, min(m.timeout, cleanupLimit), func() error { return m.abandon(what) }, fn)
+	})
+	slog.Debug("module", "ended", what, "error", err)
+	return err
+}
+
+// abandon gives the module up: a call in it has not come back, and another could not either.
+func (m *Module) abandon(what string) error {
+	m.stuck.Store(true)
+	slog.Error("module", "never ended", what)
 	return m.timedOut(what)
 }
 

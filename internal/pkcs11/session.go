@@ -25,10 +25,11 @@ type pool struct {
 	full bool // the token has no more sessions for us
 }
 
-// openFirst opens the first session. When all the token's sessions are taken it waits for one, up to the deadline of ctx:
+// openFirst opens the first session. When all the token's sessions are taken it waits for one, as long as the timeout allows:
 // other signers give theirs back within moments.
 func (t *Token) openFirst(ctx context.Context) error {
 	p := &t.sessions
+	deadline := time.Now().Add(t.timeout)
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 		session, err := t.openSession()
 		if err == nil {
@@ -42,7 +43,7 @@ func (t *Token) openFirst(ctx context.Context) error {
 		}
 		slog.Debug("no session is free", "pause", pause)
 		wait := pause/2 + rand.N(pause) //nolint:gosec // jitter, so that many waiters do not come back together
-		if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) < wait+pause {
+		if time.Until(deadline) < wait+pause {
 			return busy
 		}
 		select {
@@ -78,10 +79,12 @@ func (t *Token) take(ctx context.Context) (sessionHandle, error) {
 	if session, err := t.grow(); err == nil {
 		return session, nil
 	}
+	wait, cancel := context.WithTimeout(ctx, t.timeout*9/10) // so that it is this that is reported
+	defer cancel()
 	select {
 	case session := <-p.idle:
 		return session, nil
-	case <-ctx.Done():
+	case <-wait.Done():
 		return 0, t.failed(pkcs11.Error(pkcs11.CKR_SESSION_COUNT), "no session of %s became free", t.name())
 	}
 }
@@ -126,7 +129,7 @@ func (t *Token) closeSessions() {
 	if len(p.all) == 0 || t.stuck.Load() {
 		return
 	}
-	err := t.cleanup("closing the session", func(context.Context) (err error) {
+	err := t.cleanup("closing the session", func() (err error) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		for session := range p.all {

@@ -20,7 +20,7 @@ import (
 type way struct {
 	mechanism uint
 	parameter []byte
-	input     []byte
+	input     func() ([]byte, error) // made only when its turn comes
 }
 
 // Sign signs a digest in the module. opts select the scheme: *rsa.PSSOptions for RSASSA-PSS (RFC 8017 section 8.1; the salt
@@ -81,7 +81,7 @@ func (k *Key) signWith(ways []way) (signature []byte, err error) {
 			return t.loginWith(pkcs11.CKU_CONTEXT_SPECIFIC, session, secret)
 		}
 	}
-	err = t.within("signing with key "+keyName(t.settings.Key), func(ctx context.Context) error {
+	err = t.within(t.signing, func(ctx context.Context) error {
 		session, err := t.take(ctx)
 		if err != nil {
 			return err
@@ -122,25 +122,29 @@ func (k *Key) signInSession(session sessionHandle, ways []way, login func(sessio
 // signOnce makes one signature one way, in two calls, with a login between them for a key that wants that.
 func (k *Key) signOnce(session sessionHandle, w way, login func(sessionHandle) error) ([]byte, error) {
 	t := k.token
-	err := t.calls.signInit(session, w.mechanism, w.parameter, k.object)
-	if is(err, pkcs11.CKR_OPERATION_ACTIVE) {
-		// A signature that failed before has left its operation behind. PKCS#11 2.40 ends one only by finishing it.
-		_, _ = t.calls.sign(session, w.input)
-		err = t.calls.signInit(session, w.mechanism, w.parameter, k.object)
-	}
+	input, err := w.input()
 	if err != nil {
 		return nil, err
 	}
-	if login != nil {
-		if err := login(session); err != nil {
-			return nil, err
+	if login == nil {
+		signature, initialised, err := t.calls.signBoth(session, w.mechanism, w.parameter, k.object, input)
+		if !initialised && is(err, pkcs11.CKR_OPERATION_ACTIVE) {
+			// A signature that failed before has left its operation behind. PKCS#11 2.40 ends one only by finishing it.
+			_, _ = t.calls.sign(session, input)
+			signature, _, err = t.calls.signBoth(session, w.mechanism, w.parameter, k.object, input)
 		}
+		if initialised && t.loggedIn && is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) {
+			return nil, errWantsLogin
+		}
+		return signature, err
 	}
-	signature, err := t.calls.sign(session, w.input)
-	if login == nil && t.loggedIn && is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) {
-		return nil, errWantsLogin
+	if err = t.calls.signInit(session, w.mechanism, w.parameter, k.object); err != nil {
+		return nil, err
 	}
-	return signature, err
+	if err = login(session); err != nil {
+		return nil, err
+	}
+	return t.calls.sign(session, input)
 }
 
 // wrongMechanism reports whether an error says that another mechanism may do. Mechanism lists are not looked at: they lie
@@ -168,28 +172,28 @@ func (k *Key) ways(message, digest []byte, opts crypto.SignerOpts) ([]way, error
 		return nil, failure.New(failure.Internal, "", "can't sign a digest of %d bytes with %v", len(digest), opts.HashFunc())
 	}
 	var ways []way
+	add := func(mechanism uint, parameter, input []byte) {
+		ways = append(ways, way{mechanism, parameter, func() ([]byte, error) { return input, nil }})
+	}
 	hashing := func(mechanism uint, parameter []byte) {
 		if message != nil {
-			ways = append(ways, way{mechanism, parameter, message})
+			add(mechanism, parameter, message)
 		}
 	}
 	switch public := k.public.(type) {
 	case *ecdsa.PublicKey:
-		ways = append(ways, way{pkcs11.CKM_ECDSA, nil, digest})
+		add(pkcs11.CKM_ECDSA, nil, digest)
 		hashing(m.ecdsa, nil)
 	case *rsa.PublicKey:
 		if _, pss := opts.(*rsa.PSSOptions); pss {
 			parameter := pkcs11.NewPSSParams(m.hash, m.mgf, uint(len(digest)))
-			ways = append(ways, way{pkcs11.CKM_RSA_PKCS_PSS, parameter, digest})
+			add(pkcs11.CKM_RSA_PKCS_PSS, parameter, digest)
 			hashing(m.pss, parameter)
-			encoded, err := encodePSS(digest, opts.HashFunc(), public.N.BitLen())
-			if err != nil {
-				return nil, err
-			}
-			ways = append(ways, way{pkcs11.CKM_RSA_X_509, nil, encoded})
+			ways = append(ways, way{pkcs11.CKM_RSA_X_509, nil, func() ([]byte, error) {
+				return encodePSS(digest, opts.HashFunc(), public.N.BitLen())
+			}})
 		} else {
-			info := digestInfo(digest, opts.HashFunc())
-			ways = append(ways, way{pkcs11.CKM_RSA_PKCS, nil, info})
+			add(pkcs11.CKM_RSA_PKCS, nil, digestInfo(digest, opts.HashFunc()))
 			hashing(m.pkcs1, nil)
 		}
 	default:

@@ -18,6 +18,7 @@ import (
 type Token struct {
 	*Module
 	settings *config.Settings
+	signing  string // what is done, in the words of an error; made once, not for each signature
 	slot     uint
 	info     tokenInfo
 	sessions pool
@@ -57,7 +58,7 @@ func Open(ctx context.Context, s *config.Settings) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Token{Module: m, settings: s}
+	t := &Token{Module: m, settings: s, signing: "signing with key " + keyName(s.Key)}
 	err = m.within("opening a session", func(ctx context.Context) error {
 		endTurn := m.turn()
 		err := t.find()

@@ -7,15 +7,14 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"runtime/debug"
 	"slices"
 	"strings"
-	"time"
 
 	contract "github.com/notaryproject/notation-plugin-framework-go/plugin"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
 // The framework's own command line is not used here: it reads requests of any length, does not say what is wrong with one,
@@ -57,32 +56,32 @@ func fail(stderr io.Writer, err error) int {
 	return 1
 }
 
+// answer runs the command. Only those that may wait for a module are a watched job: the metadata is wanted in every run.
 func (p Plugin) answer(ctx context.Context, verb string, stdin io.Reader) (response []byte, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			slog.Error("panic", "what", fmt.Sprint(r), "stack", string(debug.Stack()))
-			err = failure.New(failure.Internal, "set NOTATION_HSM_LOG and report it with the log", "internal error: %v", r)
-		}
-	}()
 	switch contract.Command(verb) {
 	case contract.CommandGetMetadata: // its request says nothing that matters, so a missing one is no error
 		return marshal(p.GetMetadata(ctx, nil))
 	case contract.CommandDescribeKey:
-		var request contract.DescribeKeyRequest
-		if err := read(ctx, stdin, &request); err != nil {
-			return nil, err
-		}
-		return marshal(p.DescribeKey(ctx, &request))
+		return watched(ctx, stdin, &contract.DescribeKeyRequest{}, p.DescribeKey)
 	case contract.CommandGenerateSignature:
-		var request contract.GenerateSignatureRequest
-		if err := read(ctx, stdin, &request); err != nil {
-			return nil, err
-		}
-		return marshal(p.GenerateSignature(ctx, &request))
+		return watched(ctx, stdin, &contract.GenerateSignatureRequest{}, p.GenerateSignature)
 	case contract.Version:
 		return fmt.Appendf(nil, "notation-hsm %s\n", p.Version), nil
 	}
 	return nil, failure.New(failure.Invalid, "known are: "+strings.Join(verbs, ", "), "the plugin has no command %q", verb)
+}
+
+// watched reads a request and does what it asks for, as one job that is abandoned when a step of it hangs.
+func watched[Q contract.Request, R any](ctx context.Context, stdin io.Reader, request Q, do func(context.Context, Q) (*R, error)) (response []byte, err error) {
+	err = watch.Run(ctx, func(ctx context.Context) error {
+		if err := read(ctx, stdin, request); err != nil {
+			return err
+		}
+		answer, err := marshal(do(ctx, request))
+		response = answer
+		return err
+	})
+	return response, err
 }
 
 func marshal[T any](response *T, err error) ([]byte, error) {
@@ -120,33 +119,21 @@ func read(ctx context.Context, stdin io.Reader, request contract.Request) error 
 }
 
 // readAll reads a request to its end, but not for ever: whoever holds the pipe open would hang the pipeline.
-func readAll(ctx context.Context, stdin io.Reader) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, config.DefaultTimeout)
-	defer cancel()
-	type result struct {
-		data []byte
-		err  error
+func readAll(ctx context.Context, stdin io.Reader) (data []byte, err error) {
+	late := func() error {
+		return failure.New(failure.Timeout, "close the plugin's standard input after the request", "the request did not end within %s", config.DefaultTimeout)
 	}
-	done := make(chan result, 1)
-	go func() {
-		data, err := io.ReadAll(io.LimitReader(stdin, requestLimit+1))
-		done <- result{data, err}
-	}()
-	select {
-	case r := <-done:
-		if r.err != nil {
-			return nil, failure.New(failure.Invalid, "", "can't read the request: %w", r.err)
-		}
-		if len(r.data) > requestLimit {
-			return nil, failure.New(failure.Invalid, "a payload is a descriptor of some hundred bytes, not the artifact", "the request is longer than %d bytes", requestLimit)
-		}
-		return r.data, nil
-	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.Canceled) {
-			return nil, failure.New(failure.Internal, "run it again", "interrupted while reading the request")
-		}
-		return nil, failure.New(failure.Timeout, "", "the request did not end within %s", config.DefaultTimeout.Round(time.Second))
+	err = watch.Step(ctx, config.DefaultTimeout, late, func() (err error) {
+		data, err = io.ReadAll(io.LimitReader(stdin, requestLimit+1))
+		return err
+	})
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "", "can't read the request: %w", err)
 	}
+	if len(data) > requestLimit {
+		return nil, failure.New(failure.Invalid, "a payload is a descriptor of some hundred bytes, not the artifact", "the request is longer than %d bytes", requestLimit)
+	}
+	return data, nil
 }
 
 var codes = map[failure.Kind]contract.ErrorCode{

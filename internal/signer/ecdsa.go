@@ -1,27 +1,26 @@
 package signer
 
 import (
-	"bytes"
-	"encoding/asn1"
 	"math/big"
+
+	"golang.org/x/crypto/cryptobyte"
+	der "golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 // rawECDSA turns an ASN.1 DER ECDSA signature (RFC 3279 section 2.2.3) into r||s with both numbers size bytes long, the form
 // that JWS (RFC 7518 section 3.4) and COSE (RFC 9053 section 2.1) prescribe.
-func rawECDSA(der []byte, size int) ([]byte, error) {
-	var p struct{ R, S *big.Int }
-	_, err := asn1.Unmarshal(der, &p)
-	if err != nil || p.R.Sign() <= 0 || p.S.Sign() <= 0 || p.R.BitLen() > 8*size || p.S.BitLen() > 8*size {
-		return nil, failure.New(failure.Internal, "", "an ECDSA signature of %d bytes is malformed", len(der))
-	}
-	// encoding/asn1 passes over what else is in the sequence.
-	if again, err := asn1.Marshal(p); err != nil || !bytes.Equal(again, der) {
-		return nil, failure.New(failure.Internal, "", "an ECDSA signature of %d bytes has more than its two numbers", len(der))
+func rawECDSA(signature []byte, size int) ([]byte, error) {
+	var r, s big.Int
+	input, pair := cryptobyte.String(signature), cryptobyte.String{}
+	if !input.ReadASN1(&pair, der.SEQUENCE) || !input.Empty() || !pair.ReadASN1Integer(&r) || !pair.ReadASN1Integer(&s) || !pair.Empty() ||
+		r.Sign() <= 0 || s.Sign() <= 0 || r.BitLen() > 8*size || s.BitLen() > 8*size {
+		return nil, failure.New(failure.Internal, "run it again; if it stays so, the module makes wrong signatures with this key",
+			"an ECDSA signature of %d bytes is malformed", len(signature))
 	}
 	raw := make([]byte, 2*size)
-	p.R.FillBytes(raw[:size])
-	p.S.FillBytes(raw[size:])
+	r.FillBytes(raw[:size])
+	s.FillBytes(raw[size:])
 	return raw, nil
 }
