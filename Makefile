@@ -30,8 +30,8 @@ lint: $(LINT) ## check style, and the direction of imports
 	$(LINT) run --allow-parallel-runners ./...
 	go mod tidy -diff
 
-bench: packages tools build ## measure calls, time and memory
-	./softhsm-test/bench.sh
+bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.md)
+	go run ./softhsm-test/bench
 
 tools: ## build the notation command and the registry, as pinned in tools/go.mod
 	go build -C tools -o ../bin/tools/ github.com/notaryproject/notation/cmd/notation github.com/distribution/distribution/v3/cmd/registry

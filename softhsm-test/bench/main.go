@@ -1,0 +1,50 @@
+// Command bench measures what the plugin costs beside others: calls to the module, time and memory for one signature, and
+// signatures a second in one process. It prints one table; with UPDATE_DOCS=1 it also writes it to docs/performance.md, with a plot. A goal
+// that is not met is no failure, for the machine may be busy: bench fails only when it can't measure.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	if len(os.Args) > 1 && os.Args[1] == "loop" { // bench starts itself for this
+		if err := loop(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	b := &bench{ctx: ctx}
+	if err := b.guard(func() { b.measure() }); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// bench is one run of the program: its parts, and what it has found so far.
+type bench struct {
+	ctx     context.Context
+	cleanup []func()
+	parts   parts
+	rows    []row
+}
+
+func (b *bench) measure() {
+	b.parts = b.prepare()
+	b.metadata()
+	b.oneSignature()
+	b.throughput()
+	b.manyObjects()
+	delays := b.delays()
+	fmt.Print(table(b.rows))
+	if os.Getenv("UPDATE_DOCS") != "" {
+		b.updateDocs(delays)
+	}
+}
