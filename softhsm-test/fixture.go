@@ -144,6 +144,8 @@ func Build(t testing.TB, name string) string {
 		pkg, dir, out = "github.com/notaryproject/notation/cmd/notation", filepath.Join(root(), "tools"), filepath.Join(root(), "bin", "tools", name)
 	case "registry":
 		pkg, dir, out = "github.com/distribution/distribution/v3/cmd/registry", filepath.Join(root(), "tools"), filepath.Join(root(), "bin", "tools", name)
+	case "zlint":
+		pkg, dir, out = "github.com/zmap/zlint/v3/cmd/zlint", filepath.Join(root(), "tools", "zlint"), filepath.Join(root(), "bin", "tools", name)
 	}
 	build, _ := built.LoadOrStore(name, sync.OnceValue(func() error {
 		if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {

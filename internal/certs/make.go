@@ -9,7 +9,6 @@ import (
 	"encoding/asn1"
 	"errors"
 	"math/big"
-	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
@@ -20,27 +19,60 @@ var (
 	oidCodeSigning = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 3}
 )
 
-// SelfSign makes a self-signed certificate for a key that Notation accepts: not a CA, key usage digital signature (critical),
-// extended key usage code signing, a random serial of 128 bits, valid from a minute ago. It returns DER.
+// SelfSign makes a self-signed certificate for a key that Notation accepts, as LeafTemplate has it. It returns DER.
 func SelfSign(signer crypto.Signer, subject pkix.Name, days int) ([]byte, error) {
-	if days < 1 {
-		return nil, failure.New(failure.Invalid, "give it at least one day", "a certificate can't be valid for %d days", days)
-	}
-	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 128))
+	template, err := LeafTemplate(Terms{Days: days}, nil)
 	if err != nil {
 		return nil, err
 	}
-	serial.SetBit(serial, 128, 1) // never zero, and always of one length
-	start := time.Now().Add(-time.Minute)
-	template := &x509.Certificate{
-		SerialNumber: serial, Subject: subject, NotBefore: start, NotAfter: start.AddDate(0, 0, days),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
-		BasicConstraintsValid: true,
+	template.Subject = subject
+	cert, err := Sign(signer, template, nil, signer.Public())
+	if err != nil {
+		return nil, err
 	}
-	return sign(signer, func(a x509.SignatureAlgorithm) ([]byte, error) {
-		template.SignatureAlgorithm = a
-		return x509.CreateCertificate(rand.Reader, template, template, signer.Public(), signer)
+	return cert.Raw, nil
+}
+
+// Sign makes a certificate for a public key from a template; without an issuer it is self-signed. It gets a random serial of 20
+// octets, of which 158 bits are random, and the identifiers of both keys.
+func Sign(signer crypto.Signer, template, issuer *x509.Certificate, public crypto.PublicKey) (*x509.Certificate, error) {
+	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 158))
+	if err != nil {
+		return nil, err
+	}
+	made := *template
+	made.SerialNumber = serial.SetBit(serial, 158, 1) // positive, never zero, and always of one length
+	if made.SubjectKeyId, err = keyIdentifier(public); err != nil {
+		return nil, err
+	}
+	if issuer == nil {
+		issuer = &made
+	}
+	der, err := sign(signer, func(a x509.SignatureAlgorithm) ([]byte, error) {
+		made.SignatureAlgorithm = a
+		return x509.CreateCertificate(rand.Reader, &made, issuer, public, signer)
 	})
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificate(der)
+}
+
+// SignCRL makes a certificate revocation list (RFC 5280, section 5) in the name of issuer, whose key signer is.
+func SignCRL(signer crypto.Signer, list *x509.RevocationList, issuer *x509.Certificate) (*x509.RevocationList, error) {
+	made := *list
+	der, err := sign(signer, func(a x509.SignatureAlgorithm) ([]byte, error) {
+		made.SignatureAlgorithm = a
+		return x509.CreateRevocationList(rand.Reader, &made, issuer, signer)
+	})
+	if err != nil {
+		return nil, err
+	}
+	signed, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return nil, err
+	}
+	return signed, unsigned(signed.CheckSignatureFrom(issuer))
 }
 
 // Request makes a certificate request (PKCS #10, RFC 2986) that asks for what Notation's rules need. It returns DER.
@@ -63,7 +95,7 @@ func Request(signer crypto.Signer, subject pkix.Name) ([]byte, error) {
 	})
 }
 
-// sign makes a certificate or request with PKCS #1 v1.5 where the key is RSA, since every CA takes that, or with RSASSA-PSS when the
+// sign makes what is signed with PKCS #1 v1.5 where the key is RSA, since every CA takes that, or with RSASSA-PSS when the
 // key is restricted to it.
 func sign(signer crypto.Signer, with func(x509.SignatureAlgorithm) ([]byte, error)) ([]byte, error) {
 	if _, isRSA := signer.Public().(*rsa.PublicKey); !isRSA {

@@ -1,0 +1,184 @@
+// Package ca is a certificate authority whose key stays in a module. It makes roots, intermediates and signers' certificates, takes
+// them back, and signs the lists that say so.
+//
+// Each CA is a folder of plain files, none of them secret, which is locked while it is changed:
+//
+//	ca.json              which key it has, and how that is reached
+//	chain.pem            its certificate, and its issuers up to the root
+//	issued/SERIAL.pem    every certificate it has issued
+//	index.json           what became of them
+//	crlnumber            the number of its last revocation list
+//	NAME.crl             that list
+package ca
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/state"
+)
+
+// Terms is what may be chosen about a certificate.
+type Terms = certs.Terms
+
+// Authority is one CA.
+type Authority struct {
+	Name     string            `json:"name"`
+	Key      string            `json:"key"`                // by URI or alias, as it was given
+	Settings map[string]string `json:"settings,omitempty"` // those given with the key; never a PIN
+	Parent   string            `json:"parent,omitempty"`   // the CA that certified it, unless it is a root
+	Created  time.Time         `json:"created"`
+
+	chain []*x509.Certificate // its own, and its issuers up to the root
+	dir   string
+}
+
+// Folder returns where the CAs are kept: where the flag says, else NOTATION_HSM_CA_DIR, else beside the config file's usual place.
+func Folder(flag string) (string, error) {
+	if flag != "" {
+		return flag, nil
+	}
+	if dir := os.Getenv("NOTATION_HSM_CA_DIR"); dir != "" {
+		return dir, nil
+	}
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return "", failure.New(failure.Invalid, "set --ca-dir or NOTATION_HSM_CA_DIR", "can't tell where the CAs are kept: %w", err)
+	}
+	return filepath.Join(dir, "notation-hsm", "ca"), nil
+}
+
+var names = sync.OnceValue(func() *regexp.Regexp { // not at the start, which every signature pays for
+	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+})
+
+func checkName(name string) error {
+	if names().MatchString(name) {
+		return nil
+	}
+	return failure.New(failure.Invalid, "use letters, digits, dots, dashes and underscores, as in: signing-2026", "%q can't be the name of a CA, which is also that of its folder", name)
+}
+
+const description = "ca.json" // written last: a CA exists when it does
+
+// Open returns the CA of a name.
+func Open(folder, name string) (*Authority, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	a := &Authority{dir: filepath.Join(folder, name)}
+	data, err := os.ReadFile(a.path(description))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, unknown(folder, name)
+	}
+	if err != nil {
+		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't read the CA %q: %w", name, err)
+	}
+	if err := json.Unmarshal(data, a); err != nil {
+		return nil, failure.New(failure.Invalid, "restore the file from a backup", "the file %s is damaged: %w", a.path(description), err)
+	}
+	if a.chain, err = certs.ReadFile(a.path("chain.pem")); err != nil {
+		return nil, err
+	}
+	return a, nil
+}
+
+func unknown(folder, name string) error {
+	hint := "make it with: notation-hsm ca init " + name
+	if all, _ := List(folder); len(all) > 0 {
+		known := make([]string, len(all))
+		for i, a := range all {
+			known[i] = a.Name
+		}
+		hint = "there are: " + strings.Join(known, ", ")
+	}
+	return failure.New(failure.Invalid, hint, "there is no CA %q in %s", name, folder)
+}
+
+// List returns all CAs in a folder, by name.
+func List(folder string) ([]*Authority, error) {
+	entries, err := os.ReadDir(folder)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't list the CAs: %w", err)
+	}
+	var all []*Authority
+	for _, entry := range entries {
+		if _, err := os.Stat(filepath.Join(folder, entry.Name(), description)); err != nil {
+			continue // not a CA, or one whose making was cut short
+		}
+		a, err := Open(folder, entry.Name())
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return all, nil
+}
+
+func (a *Authority) path(name ...string) string {
+	return filepath.Join(append([]string{a.dir}, name...)...)
+}
+
+// Certificate is the CA's own.
+func (a *Authority) Certificate() *x509.Certificate { return a.chain[0] }
+
+// Chain is the CA's own certificate and its issuers up to the root, as PEM.
+func (a *Authority) Chain() []byte { return certs.Encode(a.chain) }
+
+func (a *Authority) write(name string, data []byte) error {
+	return state.Write(a.path(name), data, 0o644)
+}
+
+func (a *Authority) writeJSON(name string, value any) error {
+	data, err := json.MarshalIndent(value, "", "  ")
+	if err != nil {
+		return err
+	}
+	return a.write(name, append(data, '\n'))
+}
+
+// withKey opens the CA's key and holds it against the CA's certificate. given are settings stronger than those kept with the CA.
+func (a *Authority) withKey(ctx context.Context, given map[string]string, do func(keystore.Key) error) error {
+	settings := maps.Clone(a.Settings)
+	if settings == nil {
+		settings = map[string]string{}
+	}
+	maps.Copy(settings, given)
+	s, err := config.Resolve(a.Key, settings, config.Flags)
+	if err != nil {
+		return err
+	}
+	return withKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
+		if !certs.SameKey(k.Public(), a.Certificate().PublicKey) {
+			return failure.New(failure.Invalid, "check the token; the CA's key is the one in "+a.path("chain.pem"), "the key %s is not that of the CA %q", s.Key, a.Name)
+		}
+		return do(k)
+	})
+}
+
+func withKey(ctx context.Context, s *config.Settings, do func(keystore.Store, keystore.Key) error) error {
+	store, err := keystore.Open(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	k, err := store.Key(nil)
+	if err != nil {
+		return err
+	}
+	return do(store, k)
+}

@@ -1,0 +1,332 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/state"
+)
+
+// Transcript is the record of a ceremony, to be kept and signed by those who saw it. Times are UTC.
+type Transcript struct {
+	File         string              `json:"file"`
+	SHA256       string              `json:"sha256"` // of the file
+	Started      time.Time           `json:"started"`
+	Ended        *time.Time          `json:"ended"` // null when the ceremony came to no good end
+	Keys         []KeyRecord         `json:"keys"`
+	Certificates []CertificateRecord `json:"certificates"`
+	Lists        []ListRecord        `json:"revocationLists"`
+}
+
+// KeyRecord is a key that was made or used.
+type KeyRecord struct {
+	Name        string    `json:"name"`
+	Made        bool      `json:"made"` // in this ceremony
+	Time        time.Time `json:"time"`
+	URI         string    `json:"uri"`
+	Spec        string    `json:"spec"`
+	Module      string    `json:"module"`
+	Token       string    `json:"token"`       // with its serial number, maker and model
+	Fingerprint string    `json:"fingerprint"` // SHA-256 of the SubjectPublicKeyInfo, in hex
+	PublicKey   string    `json:"publicKey"`   // PEM
+}
+
+// CertificateRecord is a certificate that was made.
+type CertificateRecord struct {
+	File      string    `json:"file"`
+	Time      time.Time `json:"time"`
+	Subject   string    `json:"subject"`
+	Issuer    string    `json:"issuer"`
+	Serial    string    `json:"serial"`
+	NotBefore time.Time `json:"notBefore"`
+	NotAfter  time.Time `json:"notAfter"`
+	SHA256    string    `json:"sha256"`
+	PublicKey string    `json:"publicKeyFingerprint"`
+}
+
+// ListRecord is a revocation list that was signed.
+type ListRecord struct {
+	File       string    `json:"file"`
+	Time       time.Time `json:"time"`
+	Number     string    `json:"number"`
+	ThisUpdate time.Time `json:"thisUpdate"`
+	NextUpdate time.Time `json:"nextUpdate"`
+	Revoked    int       `json:"revoked"`
+	SHA256     string    `json:"sha256"`
+}
+
+const transcriptFile = "transcript.json"
+
+// ceremony is a plan under way.
+type ceremony struct {
+	*Plan
+	folder, out string
+	said        func(string)
+	keys        map[string]string // references of the keys made here, by name
+	given       map[string]map[string]string
+	record      Transcript
+}
+
+// Perform makes all that the plan has, and writes certificates, revocation lists and the transcript into the folder out. Before anything
+// is made, everything is rehearsed, every token is logged in to, and every label is found free. said is told of each step.
+func (p *Plan) Perform(ctx context.Context, folder, out string, said func(string)) error {
+	if _, err := p.Rehearse(folder); err != nil {
+		return err
+	}
+	unlock, err := state.Lock(ctx, out)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Stat(filepath.Join(out, transcriptFile)); !errors.Is(err, fs.ErrNotExist) {
+		return failure.New(failure.Invalid, "name another folder with --out", "the folder %s has the transcript of another ceremony", out)
+	}
+	c := &ceremony{
+		Plan: p, folder: folder, out: out, said: said, keys: map[string]string{}, given: map[string]map[string]string{},
+		record: Transcript{
+			File: filepath.Base(p.path), SHA256: p.digest, Started: now(),
+			Keys: []KeyRecord{}, Certificates: []CertificateRecord{}, Lists: []ListRecord{},
+		},
+	}
+	for _, k := range p.Keys {
+		if err := c.free(ctx, k); err != nil {
+			return p.at("key", k.Name, err)
+		}
+	}
+	return c.perform(ctx)
+}
+
+func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
+
+// free holds that a key can be made: the token is there, the PIN is right, and no key has the label.
+func (c *ceremony) free(ctx context.Context, k KeyPlan) error {
+	s, err := config.Resolve("", k.settings(), config.Flags)
+	if err != nil {
+		return err
+	}
+	store, err := keystore.Open(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	there, err := store.Keys()
+	if err != nil {
+		return err
+	}
+	for _, other := range there {
+		info, err := other.Info()
+		if err != nil {
+			return err
+		}
+		if info.Label == k.Label {
+			return failure.New(failure.Invalid, "choose another label, or leave it out of keys and use "+info.URI+" where it is needed",
+				"token %q has a key with the label %q already", k.Token, k.Label)
+		}
+	}
+	return nil
+}
+
+func (c *ceremony) perform(ctx context.Context) error {
+	for _, k := range c.Keys {
+		if err := c.makeKey(ctx, k); err != nil {
+			return c.at("key", k.Name, err)
+		}
+	}
+	var authorities []AuthorityPlan
+	if c.Root != nil {
+		authorities = append(authorities, *c.Root)
+	}
+	for _, plan := range append(authorities, c.Intermediates...) {
+		if err := c.makeAuthority(ctx, plan); err != nil {
+			return c.at("CA", plan.Name, err)
+		}
+	}
+	for _, plan := range c.Leaves {
+		if err := c.issue(ctx, plan); err != nil {
+			return c.at("leaf", plan.Name, err)
+		}
+	}
+	for _, plan := range c.CRLs {
+		if err := c.sign(ctx, plan); err != nil {
+			return c.at("crl", plan.CA, err)
+		}
+	}
+	ended := now()
+	c.record.Ended = &ended
+	return c.save()
+}
+
+// save writes the transcript as far as it goes, so that a ceremony that stops in the middle leaves a record of what it did.
+func (c *ceremony) save() error {
+	data, err := json.MarshalIndent(c.record, "", "  ")
+	if err != nil {
+		return err
+	}
+	return state.Write(filepath.Join(c.out, transcriptFile), append(data, '\n'), 0o644)
+}
+
+func (c *ceremony) makeKey(ctx context.Context, k KeyPlan) error {
+	spec, err := key.ParseSpec(k.Spec)
+	if err != nil {
+		return err
+	}
+	s, err := config.Resolve("", k.settings(), config.Flags)
+	if err != nil {
+		return err
+	}
+	info, err := keystore.Generate(ctx, s, key.Request{Spec: spec, Label: k.Label})
+	if err != nil {
+		return err
+	}
+	c.keys[k.Name], c.given[k.Name] = info.URI, k.settings()
+	c.said("made the key " + info.URI)
+	return c.recordKey(ctx, k.Name, true, info.URI, s, info.Public)
+}
+
+func (c *ceremony) recordKey(ctx context.Context, name string, made bool, uri string, s *config.Settings, public crypto.PublicKey) error {
+	spec, err := key.SpecOf(public)
+	if err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return err
+	}
+	fingerprint, err := certs.KeyFingerprint(public)
+	if err != nil {
+		return err
+	}
+	token, err := tokenOf(ctx, uri, s)
+	if err != nil {
+		return err
+	}
+	c.record.Keys = append(c.record.Keys, KeyRecord{
+		Name: name, Made: made, Time: now(), URI: uri, Spec: string(spec.Name), Module: s.ModulePath, Token: token, Fingerprint: fingerprint,
+		PublicKey: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})),
+	})
+	return c.save()
+}
+
+// tokenOf returns the full name of the token that a key is on, as far as the token's label tells it apart.
+func tokenOf(ctx context.Context, uri string, s *config.Settings) (string, error) {
+	named, err := config.ParseURI(uri)
+	if err != nil {
+		return "", err
+	}
+	tokens, err := keystore.Tokens(ctx, s)
+	if err != nil {
+		return "", err
+	}
+	found := config.URI{Token: named.Token}.String()
+	for _, t := range tokens {
+		if t.Label == named.Token && (s.Key.Serial == "" || s.Key.Serial == t.Serial) {
+			found = t.URI
+		}
+	}
+	return found, nil
+}
+
+// key returns the reference and the settings of a key of the plan. One that was there before the ceremony is recorded.
+func (c *ceremony) key(ctx context.Context, reference string) (string, map[string]string, error) {
+	if uri, made := c.keys[reference]; made {
+		return uri, c.given[reference], nil
+	}
+	s, err := config.Resolve(reference, nil, config.Flags)
+	if err != nil {
+		return "", nil, err
+	}
+	return reference, nil, withKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
+		info, err := k.Info()
+		if err != nil {
+			return err
+		}
+		return c.recordKey(ctx, reference, false, info.URI, s, k.Public())
+	})
+}
+
+func (c *ceremony) makeAuthority(ctx context.Context, plan AuthorityPlan) error {
+	reference, given, err := c.key(ctx, plan.Key)
+	if err != nil {
+		return err
+	}
+	a, err := Init(ctx, c.folder, plan.Name, reference, given, plan.Parent, plan.Terms)
+	if err != nil {
+		return err
+	}
+	return c.certificate(plan.Name, a.Certificate(), a.Chain())
+}
+
+func (c *ceremony) issue(ctx context.Context, plan LeafPlan) error {
+	reference, given, err := c.key(ctx, plan.Key)
+	if err != nil {
+		return err
+	}
+	a, err := Open(c.folder, plan.CA)
+	if err != nil {
+		return err
+	}
+	s, err := config.Resolve(reference, given, config.Flags)
+	if err != nil {
+		return err
+	}
+	result, err := a.IssueKey(ctx, s, plan.Terms)
+	if result == nil {
+		return err
+	}
+	return errors.Join(c.certificate(plan.Name, result.Leaf, result.Chain), err)
+}
+
+func (c *ceremony) certificate(name string, cert *x509.Certificate, chain []byte) error {
+	file := name + ".pem"
+	if err := state.Write(filepath.Join(c.out, file), chain, 0o644); err != nil {
+		return err
+	}
+	fingerprint, err := certs.KeyFingerprint(cert.PublicKey)
+	if err != nil {
+		return err
+	}
+	c.record.Certificates = append(c.record.Certificates, CertificateRecord{
+		File: file, Time: now(), Subject: cert.Subject.String(), Issuer: cert.Issuer.String(), Serial: certs.Serial(cert),
+		NotBefore: cert.NotBefore, NotAfter: cert.NotAfter, SHA256: certs.Fingerprint(cert), PublicKey: fingerprint,
+	})
+	c.said(fmt.Sprintf("made the certificate of %q: %s", cert.Subject, file))
+	return c.save()
+}
+
+func (c *ceremony) sign(ctx context.Context, plan CRLPlan) error {
+	a, err := Open(c.folder, plan.CA)
+	if err != nil {
+		return err
+	}
+	list, _, err := a.CRL(ctx, nil, plan.NextUpdate)
+	if err != nil {
+		return err
+	}
+	file := plan.CA + ".crl"
+	if err := state.Write(filepath.Join(c.out, file), list.Raw, 0o644); err != nil {
+		return err
+	}
+	sum := sha256.Sum256(list.Raw)
+	c.record.Lists = append(c.record.Lists, ListRecord{
+		File: file, Time: now(), Number: list.Number.String(), ThisUpdate: list.ThisUpdate, NextUpdate: list.NextUpdate,
+		Revoked: len(list.RevokedCertificateEntries), SHA256: hex.EncodeToString(sum[:]),
+	})
+	c.said(fmt.Sprintf("signed the revocation list of %s: %s", plan.CA, file))
+	return c.save()
+}

@@ -1,0 +1,169 @@
+package ca
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+)
+
+// Issued is a signer's new certificate.
+type Issued struct {
+	Chain []byte   // PEM: leaf, intermediates, root
+	Lacks []string // what the subject lacks for Notation's trusted identities
+	Leaf  *x509.Certificate
+}
+
+func issued(chain []*x509.Certificate) *Issued {
+	return &Issued{Chain: certs.Encode(chain), Lacks: certs.LacksIdentity(chain[0].Subject), Leaf: chain[0]}
+}
+
+// IssueRequest issues a signer's certificate for the request in a PEM file. The key comes from the request and, unless the terms have
+// one, the subject; whatever else it asks for does not count. given are settings for the CA's key.
+func (a *Authority) IssueRequest(ctx context.Context, path string, given map[string]string, terms Terms) (*Issued, error) {
+	request, err := readRequest(path)
+	if err != nil {
+		return nil, err
+	}
+	template, err := certs.LeafTemplate(terms, a.Certificate())
+	if err != nil {
+		return nil, err
+	}
+	if terms.Subject == "" {
+		if template.Subject, template.RawSubject = request.Subject, request.RawSubject; request.Subject.CommonName == "" {
+			return nil, failure.New(failure.Invalid, "give it one with --subject", "the subject of the request in %s has no common name (CN)", path)
+		}
+	}
+	var chain []*x509.Certificate
+	err = a.locked(ctx, func() error {
+		chain, err = a.certify(ctx, given, template, request.PublicKey)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return issued(chain), nil
+}
+
+// IssueKey issues a signer's certificate for a key in a module, and stores the chain beside it. When only the storing fails, the result
+// is returned with the failure.
+func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Terms) (result *Issued, err error) {
+	if terms.Subject == "" {
+		return nil, failure.New(failure.Invalid, `as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`, "a certificate needs a --subject")
+	}
+	template, err := certs.LeafTemplate(terms, a.Certificate())
+	if err != nil {
+		return nil, err
+	}
+	chain, err := a.certifyKey(ctx, s, template, func(store keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
+		if _, err := store.Import(k, chain); err != nil {
+			f := failure.From(err)
+			return &failure.Error{
+				Kind: f.Kind, CKR: f.CKR, Err: err, What: "the certificate was issued but not stored on the token: " + f.What,
+				Hint: "keep the chain that was printed, and name its file in certificate-chain, or store it with: notation-hsm cert import",
+			}
+		}
+		return nil
+	})
+	if chain == nil {
+		return nil, err
+	}
+	return issued(chain), err
+}
+
+// certifyKey issues a certificate for a key in a module. The key signs a request first: one that does not sign is found out before it
+// has a certificate.
+func (a *Authority) certifyKey(ctx context.Context, s *config.Settings, template *x509.Certificate,
+	then func(keystore.Store, keystore.Key, []*x509.Certificate) error) (chain []*x509.Certificate, err error) {
+	err = a.locked(ctx, func() error {
+		return withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+			if _, err := certs.Request(k, template.Subject); err != nil {
+				return err
+			}
+			if chain, err = a.certify(ctx, nil, template, k.Public()); err != nil || then == nil {
+				return err
+			}
+			return then(store, k, chain)
+		})
+	})
+	return chain, err
+}
+
+// certify issues a certificate and returns it with its chain. The certificate is on the disk before anyone hears of it: first it, then the
+// index. The CA is locked.
+func (a *Authority) certify(ctx context.Context, given map[string]string, template *x509.Certificate, public crypto.PublicKey) (chain []*x509.Certificate, err error) {
+	if _, err := key.SpecOf(public); err != nil {
+		return nil, err
+	}
+	for _, ca := range a.chain {
+		if certs.SameKey(ca.PublicKey, public) {
+			return nil, failure.New(failure.Invalid, "make another key with 'notation-hsm key generate'", "the key is that of the CA %q itself", ca.Subject)
+		}
+	}
+	var made *x509.Certificate
+	err = a.withKey(ctx, given, func(k keystore.Key) error {
+		made, err = certs.Sign(k, template, a.Certificate(), public)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	chain = append([]*x509.Certificate{made}, a.chain...)
+	if !made.IsCA {
+		if err := certs.Check(chain, time.Now()); err != nil {
+			return nil, err
+		}
+	}
+	entry, err := newEntry(made, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	err = a.update(func(entries []Entry) ([]Entry, error) {
+		for _, e := range entries {
+			if e.Serial == entry.Serial {
+				return nil, failure.New(failure.Internal, "run it again, and check this machine's source of random numbers", "the serial number %s came up twice", e.Serial)
+			}
+		}
+		return append(entries, entry), a.write(filepath.Join("issued", entry.Serial+".pem"), certs.Encode(chain[:1]))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return chain, nil
+}
+
+const requestLimit = 1 << 20 // bytes; a request has one kilobyte
+
+func readRequest(path string) (*x509.CertificateRequest, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the certificate request: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, requestLimit))
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "check the file", "can't read the certificate request: %w", err)
+	}
+	block, _ := pem.Decode(data)
+	if block == nil || (block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST") {
+		return nil, failure.New(failure.Invalid, "name a PEM file as 'notation-hsm cert csr' prints it", "there is no PEM certificate request in %s", path)
+	}
+	request, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "make the request again", "the certificate request in %s does not parse: %w", path, err)
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, failure.New(failure.Invalid, "make the request again, with the key that it is for", "the certificate request in %s is not signed by its own key: %w", path, err)
+	}
+	return request, nil
+}

@@ -1,0 +1,292 @@
+package ca
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+)
+
+// Plan is a ceremony as its file has it: the keys to make, and what is then signed with them, in this order.
+type Plan struct {
+	Keys          []KeyPlan       `yaml:"keys"`
+	Root          *AuthorityPlan  `yaml:"root"`
+	Intermediates []AuthorityPlan `yaml:"intermediates"`
+	Leaves        []LeafPlan      `yaml:"leaves"`
+	CRLs          []CRLPlan       `yaml:"crls"`
+
+	path   string
+	digest string // SHA-256 of the file, in hex
+}
+
+// KeyPlan is a key to make.
+type KeyPlan struct {
+	Name       string `yaml:"name"` // within the file
+	Token      string `yaml:"token"`
+	Label      string `yaml:"label"`
+	Spec       string `yaml:"spec"`
+	ModulePath string `yaml:"module-path"`
+	PINSource  string `yaml:"pin-source"`
+}
+
+// AuthorityPlan is a CA to make. Its key is one of the file's, by name, or one that is there, by URI or alias.
+type AuthorityPlan struct {
+	Name   string `yaml:"name"`
+	Key    string `yaml:"key"`
+	Parent string `yaml:"parent"`
+	Terms  `yaml:",inline"`
+}
+
+// LeafPlan is a signer's certificate to issue.
+type LeafPlan struct {
+	Name  string `yaml:"name"` // of the file it is written to
+	CA    string `yaml:"ca"`
+	Key   string `yaml:"key"`
+	Terms `yaml:",inline"`
+}
+
+// CRLPlan is a revocation list to sign.
+type CRLPlan struct {
+	CA         string `yaml:"ca"`
+	NextUpdate string `yaml:"next-update"`
+}
+
+// ReadPlan reads a ceremony's file.
+func ReadPlan(path string) (*Plan, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the ceremony: %w", err)
+	}
+	sum := sha256.Sum256(data)
+	p := &Plan{path: path, digest: hex.EncodeToString(sum[:])}
+	return p, config.Strict(path, data, p)
+}
+
+// Part is one thing that a ceremony makes, with its fields as name and value.
+type Part struct {
+	Title string
+	Rows  [][]string
+}
+
+// Rehearse goes through the whole ceremony without touching a module or a file, and returns what would be made. What can be known to be
+// wrong beforehand fails here.
+func (p *Plan) Rehearse(folder string) ([]Part, error) {
+	r := rehearsal{folder: folder, keys: map[string]KeyPlan{}, issuers: map[string]*x509.Certificate{}, files: map[string]bool{}}
+	for _, k := range p.Keys {
+		if err := r.key(k); err != nil {
+			return nil, p.at("key", k.Name, err)
+		}
+	}
+	if p.Root != nil {
+		if p.Root.Parent != "" {
+			return nil, p.at("root", p.Root.Name, failure.New(failure.Invalid, "put it under intermediates, or leave the parent out", "a root has no parent"))
+		}
+		if err := r.authority(*p.Root); err != nil {
+			return nil, p.at("root", p.Root.Name, err)
+		}
+	}
+	for _, c := range p.Intermediates {
+		err := error(failure.New(failure.Invalid, "name the CA that certifies it", "an intermediate needs a parent"))
+		if c.Parent != "" {
+			err = r.authority(c)
+		}
+		if err != nil {
+			return nil, p.at("intermediate", c.Name, err)
+		}
+	}
+	for _, l := range p.Leaves {
+		if err := r.leaf(l); err != nil {
+			return nil, p.at("leaf", l.Name, err)
+		}
+	}
+	for _, c := range p.CRLs {
+		if err := r.crl(c); err != nil {
+			return nil, p.at("crl", c.CA, err)
+		}
+	}
+	if len(r.parts) == 0 {
+		return nil, failure.New(failure.Invalid, "it may have keys, root, intermediates, leaves and crls", "the ceremony in %s makes nothing", p.path)
+	}
+	return r.parts, nil
+}
+
+// at says which part of the file a failure is about.
+func (p *Plan) at(kind, name string, err error) error {
+	f := *failure.From(err)
+	f.What, f.Err = fmt.Sprintf("%s, %s %q: %s", p.path, kind, name, f.What), err
+	return &f
+}
+
+type rehearsal struct {
+	folder  string
+	keys    map[string]KeyPlan
+	issuers map[string]*x509.Certificate // the CAs so far, by name
+	files   map[string]bool
+	parts   []Part
+}
+
+func (r *rehearsal) key(k KeyPlan) error {
+	if err := checkName(k.Name); err != nil {
+		return err
+	}
+	spec, err := key.ParseSpec(k.Spec)
+	if err != nil {
+		return err
+	}
+	if k.Token == "" || k.Label == "" {
+		return failure.New(failure.Invalid, "write where it is made and what it is called, as in: token: vault, label: root", "a key needs a token and a label")
+	}
+	for _, other := range r.keys {
+		if other.Name == k.Name || (other.Token == k.Token && other.Label == k.Label) {
+			return failure.New(failure.Invalid, "give each key a name, and on its token a label, of its own", "another key has this name, or this label on this token")
+		}
+	}
+	s, err := config.Resolve("", k.settings(), config.Flags)
+	if err != nil {
+		return err
+	}
+	r.keys[k.Name] = k
+	r.parts = append(r.parts, Part{"Key " + k.Name, [][]string{
+		{"Spec:", string(spec.Name)}, {"Label:", k.Label}, {"Token:", k.Token}, {"Module:", s.ModulePath}, {"Attributes:", "sensitive, not extractable, for signing alone"},
+	}})
+	return nil
+}
+
+func (k KeyPlan) settings() map[string]string {
+	given := map[string]string{}
+	for name, value := range map[string]string{config.Token: k.Token, config.ModulePath: k.ModulePath, config.PINSource: k.PINSource} {
+		if value != "" {
+			given[name] = value
+		}
+	}
+	return given
+}
+
+// describeKey says which key is meant, and fails when none can be.
+func (r *rehearsal) describeKey(reference string) (string, error) {
+	if reference == "" {
+		return "", failure.New(failure.Invalid, "name one under keys, or one that is there by its URI or alias", "it has no key")
+	}
+	if k, made := r.keys[reference]; made {
+		return fmt.Sprintf("%s (%s, made here)", k.Name, k.Spec), nil
+	}
+	s, err := config.Resolve(reference, nil, config.Flags)
+	if err != nil {
+		return "", err
+	}
+	return s.Key.String() + " (there already)", nil
+}
+
+// issuer returns a CA of the ceremony, or one that is there.
+func (r *rehearsal) issuer(name string) (*x509.Certificate, error) {
+	if cert, ok := r.issuers[name]; ok {
+		return cert, nil
+	}
+	a, err := Open(r.folder, name)
+	if err != nil {
+		return nil, err
+	}
+	return a.Certificate(), nil
+}
+
+func (r *rehearsal) file(name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if r.files[name] {
+		return failure.New(failure.Invalid, "give each a name of its own", "the name is used twice")
+	}
+	r.files[name] = true
+	return nil
+}
+
+func (r *rehearsal) authority(c AuthorityPlan) error {
+	if err := r.file(c.Name); err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(r.folder, c.Name, description)); !errors.Is(err, fs.ErrNotExist) {
+		return failure.New(failure.Invalid, "choose another name; see 'notation-hsm ca list'", "there is a CA of this name already")
+	}
+	var issuer *x509.Certificate
+	title, signer := "Root "+c.Name, c.Key
+	if c.Parent != "" {
+		var err error
+		if issuer, err = r.issuer(c.Parent); err != nil {
+			return err
+		}
+		title, signer = "Intermediate "+c.Name, "the key of "+c.Parent
+	}
+	template, err := certs.CATemplate(c.Terms, issuer)
+	if err != nil {
+		return err
+	}
+	if err := r.certificate(title, c.Key, signer, c.Days, template, issuer); err != nil {
+		return err
+	}
+	// In the ceremony itself time passes between two certificates. Here each CA ends a day early for those below it, so that what is
+	// rehearsed does not fail then.
+	stand := *template
+	stand.NotAfter = stand.NotAfter.Add(-24 * time.Hour)
+	r.issuers[c.Name] = &stand
+	return nil
+}
+
+func (r *rehearsal) leaf(l LeafPlan) error {
+	if err := r.file(l.Name); err != nil {
+		return err
+	}
+	issuer, err := r.issuer(l.CA)
+	if err != nil {
+		return err
+	}
+	template, err := certs.LeafTemplate(l.Terms, issuer)
+	if err != nil {
+		return err
+	}
+	if l.Subject == "" {
+		return failure.New(failure.Invalid, `as in: subject: "CN=release,O=Example,C=CH,ST=Zurich"`, "it has no subject")
+	}
+	return r.certificate("Leaf "+l.Name, l.Key, "the key of "+l.CA, l.Days, template, issuer)
+}
+
+func (r *rehearsal) certificate(title, reference, signer string, days int, template, issuer *x509.Certificate) error {
+	described, err := r.describeKey(reference)
+	if err != nil {
+		return err
+	}
+	name := template.Subject.String()
+	rows := [][]string{{"Key:", described}, {"Signed by:", signer}, {"Serial:", "20 octets, 158 random bits"}, {"Valid:", fmt.Sprintf("%d days, from a minute before it is made; made now, that is:", days)}}
+	if issuer != nil {
+		name = issuer.Subject.String()
+	}
+	rows = append(rows, certs.Describe(template, name)...)
+	rows = append(rows, []string{"Subject key identifier:", "the first 160 bits of the SHA-256 of its public key"})
+	if issuer != nil {
+		rows = append(rows, []string{"Authority key identifier:", "the same of the issuer's"})
+	}
+	r.parts = append(r.parts, Part{title, rows})
+	return nil
+}
+
+func (r *rehearsal) crl(c CRLPlan) error {
+	if _, err := r.issuer(c.CA); err != nil {
+		return err
+	}
+	if _, err := parsePeriod(c.NextUpdate); err != nil {
+		return err
+	}
+	r.parts = append(r.parts, Part{"Revocation list of " + c.CA, [][]string{
+		{"Signed by:", "the key of " + c.CA}, {"Next update:", c.NextUpdate + " after it is signed"},
+	}})
+	return nil
+}

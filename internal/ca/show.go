@@ -1,0 +1,55 @@
+package ca
+
+import (
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+)
+
+// Summary is a CA as people and programs are shown it.
+type Summary struct {
+	Name          string     `json:"name"`
+	Parent        string     `json:"parent,omitempty"`
+	Key           string     `json:"key"`
+	Folder        string     `json:"folder"`
+	Subject       string     `json:"subject"`
+	Serial        string     `json:"serial"`
+	Fingerprint   string     `json:"fingerprint"` // SHA-256 of the certificate, in hex
+	NotBefore     time.Time  `json:"notBefore"`
+	NotAfter      time.Time  `json:"notAfter"`
+	CRLNumber     string     `json:"crlNumber,omitempty"`
+	CRLNextUpdate *time.Time `json:"crlNextUpdate,omitempty"`
+	Revoked       int        `json:"revoked"` // how many of the issued ones
+	Issued        []Entry    `json:"issued"`
+}
+
+// Show returns what there is to know of a CA.
+func (a *Authority) Show() (*Summary, error) {
+	own := a.Certificate()
+	s := &Summary{
+		Name: a.Name, Parent: a.Parent, Key: a.Key, Folder: a.dir, Subject: own.Subject.String(), Serial: certs.Serial(own),
+		Fingerprint: certs.Fingerprint(own), NotBefore: own.NotBefore, NotAfter: own.NotAfter,
+	}
+	var err error
+	if s.Issued, err = a.Entries(); err != nil {
+		return nil, err
+	}
+	for _, e := range s.Issued {
+		if e.Revoked != nil {
+			s.Revoked++
+		}
+	}
+	list, err := a.Published()
+	if err != nil {
+		return nil, err
+	}
+	if list != nil {
+		s.CRLNumber, s.CRLNextUpdate = list.Number.String(), &list.NextUpdate
+	}
+	return s, nil
+}
+
+// Describe lists the fields of the CA's certificate as name and value.
+func (a *Authority) Describe() [][]string {
+	return certs.Describe(a.Certificate(), a.Certificate().Issuer.String())
+}

@@ -1,0 +1,81 @@
+package certs
+
+import (
+	"crypto"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"errors"
+	"io"
+	"math/big"
+	"strings"
+	"testing"
+	"time"
+)
+
+// pssOnly is an RSA key whose module restricts it to RSASSA-PSS.
+type pssOnly struct{ *rsa.PrivateKey }
+
+func (k pssOnly) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if _, pss := opts.(*rsa.PSSOptions); !pss {
+		return nil, errors.New("CKR_KEY_FUNCTION_NOT_PERMITTED")
+	}
+	return k.PrivateKey.Sign(random, digest, opts)
+}
+
+// liar is a key that signs something else.
+type liar struct{ crypto.Signer }
+
+func (k liar) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	other := make([]byte, len(digest))
+	return k.Signer.Sign(random, other, opts)
+}
+
+func TestPSSOnly(t *testing.T) {
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer := pssOnly{private}
+	template, err := CATemplate(Terms{Subject: "CN=Root", Days: 10}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := Sign(signer, template, nil, signer.Public())
+	if err != nil || root.SignatureAlgorithm != x509.SHA256WithRSAPSS {
+		t.Fatalf("%v, %v", root, err)
+	}
+	if template, err = LeafTemplate(Terms{Subject: "CN=leaf", Days: 9}, root); err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := Sign(signer, template, root, &newKey(t).PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Check([]*x509.Certificate{leaf, root}, time.Now()); err != nil {
+		t.Error(err)
+	}
+	list, err := SignCRL(signer, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}, root)
+	if err != nil || list.SignatureAlgorithm != x509.SHA256WithRSAPSS {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
+// TestWrongSignature: what does not verify never leaves.
+func TestWrongSignature(t *testing.T) {
+	k := newKey(t)
+	template, err := CATemplate(Terms{Subject: "CN=Root", Days: 10}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Sign(liar{k}, template, nil, k.Public()); err == nil || !strings.Contains(err.Error(), "was not signed") {
+		t.Errorf("a certificate with a wrong signature: %v", err)
+	}
+	root, err := Sign(k, template, nil, k.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := SignCRL(liar{k}, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}, root); err == nil {
+		t.Error("a list with a wrong signature")
+	}
+}
