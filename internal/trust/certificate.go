@@ -1,0 +1,148 @@
+package trust
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+)
+
+// Certificate is what a signer is known by: a certificate for the trust store, and the subject that limits it.
+type Certificate struct {
+	trusted *x509.Certificate
+	kind    Kind
+	subject string // "" is any
+}
+
+// FromFile reads the certificate of a signer from a PEM file: a self-signed one; one under a CA, with its issuers in the same file; or a
+// CA's, for everyone with a certificate of this CA, or for those alone whose subject has the parts of subject.
+func FromFile(path, subject string) (*Certificate, error) {
+	file, err := certs.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	switch leaves := certs.Leaves(file); {
+	case len(leaves) > 1:
+		return nil, failure.New(failure.Invalid, "name a file with one of them and its issuers", "there are certificates of %d signers in %s", len(leaves), path)
+	case len(leaves) == 0:
+		return fromCAs(path, file, subject)
+	case subject != "":
+		return nil, failure.New(failure.Invalid, "leave --subject out; or name the CA's certificate, to trust several signers under it",
+			"a --subject limits a CA, but %s holds the certificate of one signer, %q", path, leaves[0].Subject)
+	default:
+		return fromLeaf(leaves[0], file, "put the certificates of its issuers, up to the self-signed root, into the same PEM file")
+	}
+}
+
+// FromKey reads the certificate of a signer beside a key, from the token or the certificate-chain setting.
+func FromKey(ctx context.Context, s *config.Settings) (*Certificate, error) {
+	var known []*x509.Certificate
+	if s.CertificateChain != "" {
+		file, err := certs.ReadFile(s.CertificateChain)
+		if err != nil {
+			return nil, err
+		}
+		known = file
+	}
+	store, err := keystore.Open(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	public, err := store.Public()
+	if err != nil {
+		return nil, err
+	}
+	there, err := store.Certificates()
+	if err != nil {
+		return nil, err
+	}
+	known = append(known, there...)
+	leaf := certs.LeafOf(public, known, time.Now())
+	if leaf == nil {
+		return nil, failure.New(failure.Invalid, "make one with 'notation-hsm cert self-sign' or 'cert csr', and store it with 'cert import'", "the key %s has no certificate", s.Key)
+	}
+	if leaf.IsCA {
+		return nil, failure.New(failure.Invalid, "name the CA with --ca or --cert", "the key %s is that of a CA", s.Key)
+	}
+	return fromLeaf(leaf, known, "store the certificates of its issuers, up to the self-signed root, with 'notation-hsm cert import'")
+}
+
+// fromLeaf trusts one signing certificate: itself where it is self-signed, else its subject under the root. The issuers between
+// may change then, and so may the certificate, as long as the root and the subject stay.
+func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string) (*Certificate, error) {
+	chain, err := certs.Chain(leaf, known, nil)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, missing, "%w", err)
+	}
+	if err := certs.Check(chain, time.Now()); err != nil {
+		return nil, err
+	}
+	c := &Certificate{trusted: chain[len(chain)-1], kind: CA, subject: leaf.Subject.String()}
+	_, err = readIdentity(c.subject)
+	if len(chain) == 1 {
+		c.kind = SelfSigned
+		if err != nil { // it needs no subject to be told from others
+			c.subject = ""
+		}
+		return c, nil
+	}
+	if lacks := certs.LacksIdentity(leaf.Subject); len(lacks) > 0 {
+		return nil, failure.New(failure.Invalid, "issue the certificate again with C, ST and O in its subject, as in \"CN=release,O=Example,C=CH,ST=Zurich\"",
+			"Notation can't tell %q from others under its CA: the subject has no %s", leaf.Subject, strings.Join(lacks, ", "))
+	}
+	return c, err
+}
+
+// fromCAs trusts one CA of a file: the one that issued none of the others, as the lowest of a chain is.
+func fromCAs(path string, list []*x509.Certificate, subject string) (*Certificate, error) {
+	var last []*x509.Certificate
+	for _, cert := range list {
+		issuedOther := false
+		for _, other := range list {
+			issuedOther = issuedOther || (!other.Equal(cert) && other.CheckSignatureFrom(cert) == nil)
+		}
+		if !issuedOther {
+			last = append(last, cert)
+		}
+	}
+	if len(last) != 1 {
+		return nil, failure.New(failure.Invalid, "name a file with one CA and its issuers", "it is not clear which of the %d CA certificates in %s is meant", len(list), path)
+	}
+	return FromCA(last[0], subject)
+}
+
+// FromCA trusts everyone with a certificate of a CA, or those alone whose subject has the parts of subject.
+func FromCA(cert *x509.Certificate, subject string) (*Certificate, error) {
+	switch {
+	case time.Now().After(cert.NotAfter):
+		return nil, failure.New(failure.Invalid, "renew the certificate", "the certificate of the CA %q expired on %s", cert.Subject, cert.NotAfter.UTC().Format("2006-01-02"))
+	case cert.KeyUsage&x509.KeyUsageCertSign == 0:
+		return nil, failure.New(failure.Invalid, "use a CA with key usage keyCertSign", "the CA %q must not issue certificates", cert.Subject)
+	}
+	_, err := readIdentity(subject)
+	return &Certificate{trusted: cert, kind: CA, subject: subject}, err
+}
+
+// kindOf tells what a certificate in a trust store stands for. Notation takes no others there.
+func kindOf(cert *x509.Certificate) (Kind, error) {
+	switch {
+	case cert.IsCA:
+		return CA, nil
+	case bytes.Equal(cert.RawSubject, cert.RawIssuer) && cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil:
+		return SelfSigned, nil
+	}
+	return "", failure.New(failure.Invalid, "remove the signer and add it again with its whole chain", "the certificate of %q is neither a CA's nor self-signed", cert.Subject)
+}
+
+func fingerprint(cert *x509.Certificate) string {
+	return fmt.Sprintf("sha256:%x", sha256.Sum256(cert.Raw))
+}
