@@ -31,6 +31,7 @@ lint: $(LINT) ## check style, and the direction of imports
 	go mod tidy -diff
 
 bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.md)
+	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev
 	go run ./softhsm-test/bench
 
 tools: ## build the notation command and the registry, as pinned in tools/go.mod

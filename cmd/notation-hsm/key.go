@@ -11,16 +11,20 @@ import (
 )
 
 func keyCommand() *cobra.Command {
-	return group("key", "Make and see keys in a module", keyGenerateCommand(), keyListCommand(), keyShowCommand())
+	return group("key", "Make, see and care for keys in a module", keyGenerateCommand(), keyListCommand(), keyShowCommand(), keyRotateCommand(), keyDeleteCommand(),
+		keyBackupCommand(), keyRestoreCommand(), backupKeyCommand())
 }
 
 func keyGenerateCommand() *cobra.Command {
-	var spec, label, id string
+	var spec, label, id, wrapping string
 	c := &cobra.Command{
 		Use:   "generate",
 		Short: "Make a signing key inside the module",
 		Long: `Make a key pair inside the module: sensitive, not extractable, and good for signing alone. A label or id that a key on the
-token has already is refused. The new key's URI is printed.`,
+token has already is refused. The new key's URI is printed.
+
+With --backup-key the key can leave the token, wrapped (encrypted) by that key or another that the security officer trusts, which
+'key backup' needs.`,
 		Example: "  notation-hsm key generate --token signing --spec EC-256 --label release",
 		Args:    exactly(0),
 	}
@@ -28,17 +32,21 @@ token has already is refused. The new key's URI is printed.`,
 	c.Flags().StringVar(&spec, "spec", "EC-256", "RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521")
 	c.Flags().StringVar(&label, "label", "", "the key's label (CKA_LABEL), required")
 	c.Flags().StringVar(&id, "id", "", "the key's id (CKA_ID) in hex (default: random)")
+	c.Flags().StringVar(&wrapping, "backup-key", "", "let this wrapping key take the key out for backups, by its label or URI")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s, err := config.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}
-		uri, decrypts, err := custody.Generate(c.Context(), s, spec, label, id)
+		uri, decrypts, err := custody.Generate(c.Context(), s, spec, label, id, wrapping)
 		if err != nil {
 			return err
 		}
 		if decrypts {
 			fmt.Fprintln(c.ErrOrStderr(), "warning: the module does not limit keys to signing: this one can also decrypt")
+		}
+		if wrapping != "" {
+			fmt.Fprintln(c.ErrOrStderr(), "warning: this key can leave the token, wrapped by a key that the security officer trusts; make keys without --backup-key where that must not be")
 		}
 		fmt.Fprintln(c.OutOrStdout(), uri)
 		return nil
@@ -136,4 +144,51 @@ func usable(k custody.Key) string {
 		return "can sign"
 	}
 	return "can't sign: " + k.Reason
+}
+
+func keyDeleteCommand() *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use:   "delete KEY",
+		Short: "Delete a key and its certificates from the token",
+		Long: `Delete a key, its public half and its own certificates from the token; the certificates of its issuers stay. It says what will stop
+working and asks for the key's label on the terminal. A key that Notation signs with, or a CA, is not deleted.`,
+		Example: `  notation-hsm key delete "pkcs11:token=signing;object=release"`,
+		Args:    exactly(1),
+	}
+	given, folder := addSettings(c, tokenSettings...), addCAFolder(c)
+	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		s, err := config.Resolve(args[0], given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		cas, err := folder()
+		if err != nil {
+			return err
+		}
+		out := c.ErrOrStderr()
+		err = custody.Delete(c.Context(), s, cas, func(d custody.Deletion) error {
+			fmt.Fprintf(out, "deleting %s (%s)\n", d.Key.URI, orDash(d.Key.Spec))
+			for _, subject := range d.Certificates {
+				fmt.Fprintf(out, "  with the certificate of %q\n", subject)
+			}
+			for _, consequence := range d.Consequences {
+				fmt.Fprintf(out, "  %s\n", consequence)
+			}
+			if yes {
+				return nil
+			}
+			if d.Key.Label == "" { // then nothing but the id names it
+				return ask(c.Context(), "type the key's id to delete it", d.Key.ID)
+			}
+			return ask(c.Context(), "type the key's label to delete it", d.Key.Label)
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(out, "deleted")
+		return nil
+	}
+	return c
 }

@@ -28,7 +28,7 @@ config file, in this order.`,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return usage(c, err) })
-	root.AddCommand(tokenCommand(), keyCommand(), certCommand(), installCommand())
+	root.AddCommand(tokenCommand(), keyCommand(), certCommand(), installCommand(), caCommand(), ceremonyCommand(), trustCommand(), doctorCommand())
 	return root
 }
 

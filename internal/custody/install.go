@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	notation "github.com/notaryproject/notation-go/config"
 	"github.com/notaryproject/notation-go/dir"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -18,13 +17,9 @@ import (
 // Install copies this program to where Notation looks for plugins and returns the place. It replaces another version, in one
 // step, so that a signature under way keeps the program it started with.
 func Install() (path string, err error) {
-	self, err := os.Executable()
+	self, path, err := places()
 	if err != nil {
-		return "", failure.New(failure.Internal, "copy it by hand", "can't find this program's own file: %w", err)
-	}
-	path, err = dir.PluginFS().SysPath(config.PluginName, "notation-"+config.PluginName)
-	if err != nil {
-		return "", failure.New(failure.Internal, "set HOME", "can't tell where Notation looks for plugins: %w", err)
+		return "", err
 	}
 	if same(self, path) {
 		return path, nil
@@ -34,6 +29,17 @@ func Install() (path string, err error) {
 		return "", failure.New(failure.Internal, "copy it by hand", "can't read this program's own file: %w", err)
 	}
 	return path, state.Write(path, program, 0o755)
+}
+
+// places returns this program's own file, and the one that Notation starts.
+func places() (self, path string, err error) {
+	if self, err = os.Executable(); err != nil {
+		return "", "", failure.New(failure.Internal, "copy it by hand", "can't find this program's own file: %w", err)
+	}
+	if path, err = dir.PluginFS().SysPath(config.PluginName, "notation-"+config.PluginName); err != nil {
+		return "", "", failure.New(failure.Internal, "set HOME", "can't tell where Notation looks for plugins: %w", err)
+	}
+	return self, path, nil
 }
 
 func same(a, b string) bool {
@@ -62,9 +68,9 @@ func Register(ctx context.Context, name, reference string, given map[string]stri
 			return false, err
 		}
 	}
-	keys, err := notation.LoadSigningKeys()
+	keys, err := signingKeys()
 	if err != nil {
-		return false, failure.New(failure.Invalid, "mend or remove signingkeys.json in Notation's configuration directory", "can't read Notation's signing keys: %w", err)
+		return false, err
 	}
 	there, err := keys.Get(name)
 	switch {
@@ -83,8 +89,5 @@ func Register(ctx context.Context, name, reference string, given map[string]stri
 	default:
 		return false, nil
 	}
-	if err := keys.Save(); err != nil {
-		return false, failure.New(failure.Internal, "check the permissions of Notation's configuration directory", "can't save Notation's signing keys: %w", err)
-	}
-	return added, nil
+	return added, saveSigningKeys(keys)
 }

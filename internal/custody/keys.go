@@ -50,8 +50,9 @@ func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
 	return keystore.Tokens(ctx, s)
 }
 
-// Generate makes a signing key inside the module and returns its URI, and whether the module has let it decrypt as well.
-func Generate(ctx context.Context, s *config.Settings, spec, label, id string) (uri string, decrypts bool, err error) {
+// Generate makes a signing key inside the module and returns its URI, and whether the module has let it decrypt as well. With
+// a wrapping key, by reference, the key can be backed up under that key.
+func Generate(ctx context.Context, s *config.Settings, spec, label, id, wrapping string) (uri string, decrypts bool, err error) {
 	parsed, err := key.ParseSpec(spec)
 	if err != nil {
 		return "", false, err
@@ -63,7 +64,13 @@ func Generate(ctx context.Context, s *config.Settings, spec, label, id string) (
 	if err != nil {
 		return "", false, failure.New(failure.Invalid, "write an even number of hex digits, as in --id 01a2", "the id %q is not hex", id)
 	}
-	info, err := keystore.Generate(ctx, s, key.Request{Spec: parsed, Label: label, ID: raw})
+	r := key.Request{Spec: parsed, Label: label, ID: raw}
+	var info key.Info
+	if wrapping != "" {
+		info, err = generateWrappable(ctx, s, r, wrapping)
+	} else {
+		info, err = keystore.Generate(ctx, s, r)
+	}
 	if err != nil {
 		return "", false, err
 	}

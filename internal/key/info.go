@@ -19,6 +19,7 @@ type Info struct {
 	NeverExtractable *bool // it never could
 	Local            *bool // made on the token
 	AlwaysAuth       *bool // CKA_ALWAYS_AUTHENTICATE: every signature asks for the PIN
+	WrapWithTrusted  *bool // CKA_WRAP_WITH_TRUSTED: only a key that the security officer trusts can wrap it
 }
 
 // Token is a token in a slot of a module, or an empty promise of one.
@@ -54,4 +55,20 @@ type Request struct {
 	Spec  Spec
 	Label string // CKA_LABEL, required
 	ID    []byte // CKA_ID; random when empty
+
+	// Wrappable lets a trusted wrapping key, and no other, take the key out of the token, encrypted.
+	Wrappable bool
+}
+
+// WrappingKey is a secret key that wraps others, and that the security officer trusts to do so.
+type WrappingKey struct {
+	Label string // CKA_LABEL
+	ID    []byte // CKA_ID
+}
+
+// Wrapped is a private key outside its token: encrypted in the module.
+type Wrapped struct {
+	Bytes     []byte
+	Mechanism string // by its name in PKCS#11
+	By        WrappingKey
 }

@@ -25,6 +25,11 @@ type Key interface {
 
 // Store is the place that holds the key of the settings it was opened with: a token with a session open.
 type Store interface {
+	// Describe returns what the token says of itself, the state of its PIN among it.
+	Describe() key.Token
+	// Login logs in, once: a PIN that did not work is not tried again. What needs a login calls it by itself.
+	Login() error
+
 	// Key logs in and finds the private key. public is its public half if known from a certificate; nil has the module asked.
 	Key(public crypto.PublicKey) (Key, error)
 	// Public returns the key's public half, without a login where the module allows that.
@@ -41,6 +46,21 @@ type Store interface {
 	// Import stores a chain, leaf first, beside the key and returns how many certificates were not there before.
 	Import(k Key, chain []*x509.Certificate) (int, error)
 
+	// Delete removes a key with its public half and those of the certificates that are there. What is gone already is no failure.
+	Delete(k Key, certificates []*x509.Certificate) error
+
+	// WrappingKey returns the one trusted wrapping key that the reference names, or, when it is empty, the only one there.
+	WrappingKey(reference config.URI) (key.WrappingKey, error)
+	// Wrap has the module encrypt a private key under that wrapping key.
+	Wrap(k Key, reference config.URI) (key.Wrapped, error)
+	// Unwrap makes the key again, under the wrapping key that wrapped it.
+	Unwrap(wrapped key.Wrapped, label string, id []byte, public crypto.PublicKey) error
+
+	// Discard removes what there is of the key that the settings name by label and id, when its making was cut short.
+	Discard() error
+	// Taken reports whether a key there has this label, or this id.
+	Taken(name config.URI) (bool, error)
+
 	// Close ends the session and, with it, the login.
 	Close() error
 }
@@ -53,7 +73,15 @@ func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
 	return tokensPKCS11(ctx, s)
 }
 
-// Generate makes a key inside the module: sensitive, not extractable, for signing alone.
+// Matches reports whether a token is one that a reference names.
+func Matches(want config.URI, token key.Token) bool { return matchesPKCS11(want, token) }
+
+// ImportWrapping puts a trusted wrapping key on the token, as its security officer.
+func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey, value []byte) error {
+	return importWrappingPKCS11(ctx, s, soPINSource, w, value)
+}
+
+// Generate makes a key inside the module: sensitive, not extractable unless the request says so, for signing alone.
 func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
 	return generatePKCS11(ctx, s, r)
 }

@@ -6,14 +6,17 @@ import (
 	"crypto/x509"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/pkcs11"
 )
 
 // This file is where the PKCS#11 backend is plugged in; nothing else above internal/pkcs11 imports it.
 
 var (
-	tokensPKCS11   = pkcs11.Tokens
-	generatePKCS11 = pkcs11.Generate
+	tokensPKCS11         = pkcs11.Tokens
+	generatePKCS11       = pkcs11.Generate
+	matchesPKCS11        = pkcs11.Matches
+	importWrappingPKCS11 = pkcs11.ImportWrapping
 )
 
 type pkcs11Store struct{ *pkcs11.Token }
@@ -45,4 +48,12 @@ func (s pkcs11Store) Keys() ([]Key, error) {
 
 func (s pkcs11Store) Import(k Key, chain []*x509.Certificate) (int, error) {
 	return s.Token.Import(k.(*pkcs11.Key), chain) // keys of this store are its own
+}
+
+func (s pkcs11Store) Delete(k Key, certificates []*x509.Certificate) error {
+	return s.Token.Delete(k.(*pkcs11.Key), certificates)
+}
+
+func (s pkcs11Store) Wrap(k Key, reference config.URI) (key.Wrapped, error) {
+	return s.Token.Wrap(k.(*pkcs11.Key), reference)
 }

@@ -91,12 +91,7 @@ func (t *Token) Import(k *Key, chain []*x509.Certificate) (stored int, err error
 	if err != nil {
 		return 0, err
 	}
-	err = t.within("storing certificates", func(context.Context) error {
-		writer, err := t.calls.openSession(t.slot, pkcs11.CKF_RW_SESSION)
-		if err != nil {
-			return t.failed(err, "can't open a session that may write on %s", t.name())
-		}
-		defer func() { _ = t.calls.closeSession(writer) }()
+	err = t.writing("storing certificates", func(writer sessionHandle) error {
 		for i, cert := range chain {
 			if holds(there, cert) {
 				continue

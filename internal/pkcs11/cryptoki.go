@@ -205,6 +205,7 @@ func (c *cryptoki) attributes(session sessionHandle, object objectHandle, types 
 
 func (c *cryptoki) createObject(session sessionHandle, template []*pkcs11.Attribute) error {
 	types, lengths, values := flatten(template)
+	defer clear(values) // one of them may be a key
 	var object objectHandle
 	return check(C.call_create_object(c.list, session, C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values), &object))
 }
@@ -242,6 +243,35 @@ func (c *cryptoki) sign(session sessionHandle, data []byte) ([]byte, error) {
 		return nil, errLength
 	}
 	return signature[:length], nil
+}
+
+func (c *cryptoki) destroyObject(session sessionHandle, object objectHandle) error {
+	return check(C.call_destroy_object(c.list, session, object))
+}
+
+// wrappedRoom holds an 8192-bit RSA key, wrapped.
+const wrappedRoom = 8192
+
+// wrapKey returns a key encrypted under another, which the module does inside.
+func (c *cryptoki) wrapKey(session sessionHandle, mechanism uint, wrapping, key objectHandle) ([]byte, error) {
+	wrapped := make([]byte, wrappedRoom)
+	length := C.ulong_(len(wrapped))
+	if err := check(C.call_wrap_key(c.list, session, C.ulong_(mechanism), wrapping, key, bytePointer(wrapped), &length)); err != nil {
+		return nil, err
+	}
+	if length > wrappedRoom {
+		return nil, errLength
+	}
+	return wrapped[:length], nil
+}
+
+// unwrapKey makes a key of a template from what wrapKey returned.
+func (c *cryptoki) unwrapKey(session sessionHandle, mechanism uint, wrapping objectHandle, wrapped []byte, template []*pkcs11.Attribute) (objectHandle, error) {
+	types, lengths, values := flatten(template)
+	var key objectHandle
+	err := check(C.call_unwrap_key(c.list, session, C.ulong_(mechanism), wrapping, bytePointer(wrapped), C.ulong_(len(wrapped)),
+		C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values), &key))
+	return key, err
 }
 
 func bytePointer(b []byte) *C.byte {

@@ -1,4 +1,4 @@
-/* The part of PKCS#11 2.40 that a signature needs, laid out as the standard has it (sections 3 and 5 of the base
+/* The part of PKCS#11 2.40 that signing and the care of keys need, laid out as the standard has it (sections 3 and 5 of the base
  * specification), and one small function per call. Templates come in flat: types, lengths, and all values in one run of
  * bytes. So no Go pointer is stored in memory that C sees, nothing is allocated here, and nothing can leak. */
 #ifndef NOTATION_HSM_CRYPTOKI_H
@@ -46,7 +46,9 @@ typedef struct {
 	CK_RV (*login)(ulong_, ulong_, byte *, ulong_);
 	CK_RV (*logout)(ulong_);
 	CK_RV (*create_object)(ulong_, attribute *, ulong_, ulong_ *);
-	unused copy_object, destroy_object, get_object_size;
+	unused copy_object;
+	CK_RV (*destroy_object)(ulong_, ulong_);
+	unused get_object_size;
 	CK_RV (*get_attribute_value)(ulong_, ulong_, attribute *, ulong_);
 	unused set_attribute_value;
 	CK_RV (*find_objects_init)(ulong_, attribute *, ulong_);
@@ -57,6 +59,12 @@ typedef struct {
 	unused digest_init, digest, digest_update, digest_key, digest_final;
 	CK_RV (*sign_init)(ulong_, mechanism *, ulong_);
 	CK_RV (*sign)(ulong_, byte *, ulong_, byte *, ulong_ *);
+	unused sign_update, sign_final, sign_recover_init, sign_recover;
+	unused verify_init, verify, verify_update, verify_final, verify_recover_init, verify_recover;
+	unused digest_encrypt_update, decrypt_digest_update, sign_encrypt_update, decrypt_verify_update;
+	unused generate_key, generate_key_pair;
+	CK_RV (*wrap_key)(ulong_, mechanism *, ulong_, ulong_, byte *, ulong_ *);
+	CK_RV (*unwrap_key)(ulong_, mechanism *, ulong_, byte *, ulong_, attribute *, ulong_, ulong_ *);
 } function_list;
 
 #define MAX_ATTRIBUTES 16
@@ -134,6 +142,18 @@ static inline CK_RV call_sign_both(function_list *f, ulong_ session, ulong_ type
 }
 static inline CK_RV call_sign(function_list *f, ulong_ session, byte *data, ulong_ length, byte *signature, ulong_ *signature_length) {
 	return f->sign(session, data, length, signature, signature_length);
+}
+static inline CK_RV call_destroy_object(function_list *f, ulong_ session, ulong_ object) { return f->destroy_object(session, object); }
+static inline CK_RV call_wrap_key(function_list *f, ulong_ session, ulong_ type, ulong_ wrapping, ulong_ key, byte *wrapped, ulong_ *length) {
+	mechanism m = {type, 0, 0};
+	return f->wrap_key(session, &m, wrapping, key, wrapped, length);
+}
+static inline CK_RV call_unwrap_key(function_list *f, ulong_ session, ulong_ type, ulong_ wrapping, byte *wrapped, ulong_ length,
+	ulong_ n, ulong_ *types, ulong_ *lengths, byte *values, ulong_ *key) {
+	mechanism m = {type, 0, 0};
+	attribute template[MAX_ATTRIBUTES];
+	unflatten(template, n, types, lengths, values);
+	return f->unwrap_key(session, &m, wrapping, wrapped, length, template, n, key);
 }
 
 #endif

@@ -15,8 +15,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// Generate makes a key pair on the token that the settings name: sensitive, not extractable, good for signing and nothing
-// else. It refuses a label that a private key on the token has already. The new key's URI and public half are returned.
+// Generate makes a key pair on the token that the settings name: sensitive, not extractable unless it is to be wrapped for backups, good
+// for signing and nothing else. It refuses a label that a private key on the token has already. The new key's URI and public half are returned.
 //
 // crypto11 does the work, in a session and with a login of its own; so ours ends before it starts, and there is one login.
 func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
@@ -126,7 +126,10 @@ func generate(c *crypto11.Context, r key.Request, strict bool) (crypto.PublicKey
 	}
 	set(public, true, pkcs11.CKA_TOKEN, pkcs11.CKA_VERIFY)
 	set(private, true, pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_SIGN)
-	set(private, false, pkcs11.CKA_EXTRACTABLE)
+	set(private, r.Wrappable, pkcs11.CKA_EXTRACTABLE)
+	if r.Wrappable {
+		set(private, true, pkcs11.CKA_WRAP_WITH_TRUSTED)
+	}
 	if strict {
 		set(public, false, pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP)
 		set(private, false, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE)

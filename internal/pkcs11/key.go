@@ -26,7 +26,7 @@ type Key struct {
 // Key logs in and finds the private key that the settings name. public is its public half when the caller has it from a
 // certificate; with nil the module is asked. Failures: Invalid for no key or several (listing them), Denied for a PIN problem.
 func (t *Token) Key(public crypto.PublicKey) (*Key, error) {
-	if err := t.login(); err != nil {
+	if err := t.Login(); err != nil {
 		return nil, err
 	}
 	k := &Key{token: t, public: public}
@@ -58,7 +58,7 @@ func (k *Key) ReadPublic() (public crypto.PublicKey, err error) {
 var usageAttributes = []uint{
 	pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_SIGN, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE,
 	pkcs11.CKA_SENSITIVE, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_NEVER_EXTRACTABLE, pkcs11.CKA_LOCAL,
-	pkcs11.CKA_ALWAYS_AUTHENTICATE,
+	pkcs11.CKA_ALWAYS_AUTHENTICATE, pkcs11.CKA_WRAP_WITH_TRUSTED,
 }
 
 // Info returns what the module says of the key.
@@ -81,6 +81,7 @@ func (k *Key) Info() (info key.Info, err error) {
 			Label: string(values[0]), ID: values[1], Public: k.public,
 			Sign: flag(2), Decrypt: flag(3), Unwrap: flag(4), Derive: flag(5),
 			Sensitive: flag(6), AlwaysSensitive: flag(7), Extractable: flag(8), NeverExtractable: flag(9), Local: flag(10), AlwaysAuth: flag(11),
+			WrapWithTrusted: flag(12),
 		}
 		return nil
 	})
@@ -89,7 +90,7 @@ func (k *Key) Info() (info key.Info, err error) {
 
 // Keys logs in and returns all private keys on the token; those whose public half can't be read have a nil Public.
 func (t *Token) Keys() ([]*Key, error) {
-	if err := t.login(); err != nil {
+	if err := t.Login(); err != nil {
 		return nil, err
 	}
 	var keys []*Key

@@ -10,9 +10,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
-// login logs in once. It never tries a PIN twice, and does not try it at all when the token says that it is locked, or
+// Login logs in once. It never tries a PIN twice, and does not try it at all when the token says that it is locked, or
 // that one more wrong PIN would lock it.
-func (t *Token) login() error {
+func (t *Token) Login() error {
 	if t.loggedIn || t.loginErr != nil || !t.wantsLogin() {
 		return t.loginErr
 	}

@@ -122,6 +122,18 @@ func (t *Token) giveBack(session sessionHandle, failed bool) {
 	_ = t.calls.closeSession(session)
 }
 
+// writing runs fn with a session that may write, which shares the login of the others.
+func (t *Token) writing(what string, fn func(sessionHandle) error) error {
+	return t.within(what, func(context.Context) error {
+		writer, err := t.calls.openSession(t.slot, pkcs11.CKF_RW_SESSION)
+		if err != nil {
+			return t.failed(err, "can't open a session that may write on %s", t.name())
+		}
+		defer func() { _ = t.calls.closeSession(writer) }()
+		return fn(writer)
+	})
+}
+
 // closeSessions closes all sessions. Closing the last one logs the user out (PKCS#11 5.6, C_CloseSession), so no C_Logout is
 // needed.
 func (t *Token) closeSessions() {

@@ -81,6 +81,9 @@ func (t *Token) Close() error {
 	return t.Module.Close()
 }
 
+// Describe returns what the token said of itself when it was opened.
+func (t *Token) Describe() key.Token { return describe(t.slot, t.info) }
+
 // find sets the slot and what is known of the token in it.
 func (t *Token) find() error {
 	want := t.settings.Key
@@ -114,7 +117,7 @@ func (t *Token) find() error {
 		}
 		token := describe(slot, info)
 		there = append(there, token)
-		if matches(want, token) {
+		if Matches(want, token) {
 			matching = append(matching, token)
 			t.slot, t.info = slot, info
 		}
@@ -152,7 +155,8 @@ func list(tokens []key.Token) string {
 	return lines.String()
 }
 
-func matches(want config.URI, token key.Token) bool {
+// Matches reports whether a token is one that a reference names; what the reference leaves out matches any.
+func Matches(want config.URI, token key.Token) bool {
 	same := func(want, is string) bool { return want == "" || unpad([]byte(want)) == is }
 	if want.SlotID != nil && *want.SlotID != token.Slot {
 		return false

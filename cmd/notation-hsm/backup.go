@@ -1,0 +1,144 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/custody"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+func keyBackupCommand() *cobra.Command {
+	var to, wrapping string
+	c := &cobra.Command{
+		Use:   "backup KEY",
+		Short: "Write a key to a file, wrapped inside the module",
+		Long: `Write a key that was made with --backup-key to a file. The module wraps (encrypts) it under the wrapping key; the file has its public
+half and certificates beside it, and is of no use without a token that holds the wrapping key.`,
+		Example: `  notation-hsm key backup "pkcs11:token=signing;object=release" --to release.backup.json`,
+		Args:    exactly(1),
+	}
+	given := addSettings(c, append(tokenSettings, config.CertificateChain)...)
+	c.Flags().StringVar(&to, "to", "", "the file (required)")
+	c.Flags().StringVar(&wrapping, "backup-key", "", "the wrapping key, by its label or URI (default: the only one on the token)")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if to == "" {
+			return failure.New(failure.Invalid, "as in: --to release.backup.json", "a backup needs a file")
+		}
+		s, err := config.Resolve(args[0], given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		w, err := custody.Backup(c.Context(), s, wrapping, to)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.ErrOrStderr(), "the key is in %s, wrapped by %q with id %x\n", to, w.Label, w.ID)
+		return nil
+	}
+	return c
+}
+
+func keyRestoreCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "restore FILE",
+		Short: "Make a key again from its backup, and prove it",
+		Long: `Make a key again on a token that holds the wrapping key, with its certificates, and prove it: a test signature has to verify under the
+public key and the certificate in the backup, or the key is not kept. The key's URI is printed.`,
+		Example: "  notation-hsm key restore release.backup.json --token signing-2",
+		Args:    exactly(1),
+	}
+	given := addSettings(c, tokenSettings...)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		s, err := config.Resolve("", given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		uri, certificates, err := custody.Restore(c.Context(), s, args[0])
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.ErrOrStderr(), "the key is back, with %d certificate(s); a test signature verifies under the old public key\n", certificates)
+		fmt.Fprintln(c.OutOrStdout(), uri)
+		return nil
+	}
+	return c
+}
+
+func backupKeyCommand() *cobra.Command {
+	return group("backup-key", "Make a wrapping key for backups, and bring it to other tokens", backupKeyGenerateCommand(), backupKeyRestoreCommand())
+}
+
+const soPINHelp = "where the security officer's PIN comes from, as --pin-source (required)"
+
+func backupKeyGenerateCommand() *cobra.Command {
+	var label, to, so string
+	var shares, threshold int
+	c := &cobra.Command{
+		Use:   "generate",
+		Short: "Make a wrapping key, split among custodians",
+		Long: `Make an AES-256 key that wraps other keys and does nothing else, put it on the token as one that the security officer trusts, and
+write a share of it for each custodian. As many of them as the threshold says can bring it to another token together; fewer know
+nothing of it. Outside the token it is in this command's memory alone, while it is split.
+
+Hand out the share files, and delete them here.`,
+		Example: "  notation-hsm key backup-key generate --token signing --label backup --shares 5 --threshold 3 --to shares --so-pin-source prompt",
+		Args:    exactly(0),
+	}
+	given := addSettings(c, config.ModulePath, config.Token, config.SlotID, config.Timeout)
+	c.Flags().StringVar(&label, "label", "", "the wrapping key's label (required)")
+	c.Flags().IntVar(&shares, "shares", 0, "how many shares to make (required)")
+	c.Flags().IntVar(&threshold, "threshold", 0, "how many of them make the key again (required)")
+	c.Flags().StringVar(&to, "to", "", "folder for the share files (required)")
+	c.Flags().StringVar(&so, "so-pin-source", "", soPINHelp)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if to == "" {
+			return failure.New(failure.Invalid, "as in: --to shares", "the shares need a folder")
+		}
+		s, err := config.Resolve("", given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		w, paths, err := custody.NewWrappingKey(c.Context(), s, so, label, shares, threshold, to)
+		if err != nil {
+			return err
+		}
+		out := c.ErrOrStderr()
+		fmt.Fprintf(out, "the wrapping key %q with id %x is on the token; %d of these make it again:\n", w.Label, w.ID, threshold)
+		for _, path := range paths {
+			fmt.Fprintf(out, "  %s\n", path)
+		}
+		fmt.Fprintln(out, "next: give each custodian one of them, and delete them here")
+		return nil
+	}
+	return c
+}
+
+func backupKeyRestoreCommand() *cobra.Command {
+	var files []string
+	var so string
+	c := &cobra.Command{
+		Use:     "restore",
+		Short:   "Bring a wrapping key to a token, from the shares of its custodians",
+		Example: "  notation-hsm key backup-key restore --token signing-2 --shares share-1.json,share-4.json,share-5.json --so-pin-source prompt",
+		Args:    exactly(0),
+	}
+	given := addSettings(c, config.ModulePath, config.Token, config.SlotID, config.Timeout)
+	c.Flags().StringSliceVar(&files, "shares", nil, "share files, with commas between them or one by one (required)")
+	c.Flags().StringVar(&so, "so-pin-source", "", soPINHelp)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		s, err := config.Resolve("", given(), config.Flags)
+		if err != nil {
+			return err
+		}
+		w, err := custody.RestoreWrappingKey(c.Context(), s, so, files)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.ErrOrStderr(), "the wrapping key %q with id %x is on the token\n", w.Label, w.ID)
+		return nil
+	}
+	return c
+}

@@ -1,0 +1,96 @@
+package custody
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"fmt"
+	"strings"
+
+	"github.com/notation-hsm/notation-hsm/internal/ca"
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+)
+
+// Deletion is what deleting a key would take away.
+type Deletion struct {
+	Key          Key
+	Certificates []string // subjects of the key's own, which go with it
+	Consequences []string
+}
+
+// Delete removes a key, its public half and its own certificates from the token, once confirm agrees. It refuses while Notation signs
+// with the key, or a CA of the folder does.
+func Delete(ctx context.Context, s *config.Settings, caFolder string, confirm func(Deletion) error) error {
+	return withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+		info, err := k.Info()
+		if err != nil {
+			return err
+		}
+		if err := unusedByNotation(store.Describe(), info); err != nil {
+			return err
+		}
+		if err := unusedByCA(caFolder, k.Public()); err != nil {
+			return err
+		}
+		there, err := store.Certificates()
+		if err != nil {
+			return err
+		}
+		var own []*x509.Certificate
+		d := Deletion{Key: show(info, there)}
+		for _, cert := range there {
+			if certs.SameKey(cert.PublicKey, k.Public()) {
+				own = append(own, cert)
+				d.Certificates = append(d.Certificates, cert.Subject.String())
+			}
+		}
+		d.Consequences = consequences(info, len(own))
+		if err := confirm(d); err != nil {
+			return err
+		}
+		return store.Delete(k, own)
+	})
+}
+
+func consequences(info key.Info, certificates int) []string {
+	all := []string{"nothing can be signed with it any more; what it has signed still verifies"}
+	if info.Extractable != nil && *info.Extractable {
+		all = append(all, "only a backup ('notation-hsm key backup') or the module's own can bring it back")
+	} else {
+		all = append(all, "it was never outside the module: only the module's own backup can bring it back")
+	}
+	if certificates > 0 {
+		all = append(all, fmt.Sprintf("%d certificate(s) of it go from the token; 'notation-hsm cert export' prints them while they are there", certificates))
+	}
+	return all
+}
+
+func unusedByNotation(t key.Token, k key.Info) error {
+	names, err := registeredAs(t, k)
+	if err != nil {
+		return err
+	}
+	if len(names) > 0 {
+		return failure.New(failure.Denied, "take it out of Notation's list first: notation key delete "+strings.Join(names, " "),
+			"Notation signs with the key %q, as %s", k.Label, strings.Join(names, ", "))
+	}
+	return nil
+}
+
+func unusedByCA(folder string, public crypto.PublicKey) error {
+	all, err := ca.List(folder)
+	if err != nil {
+		return err
+	}
+	for _, a := range all {
+		if certs.SameKey(a.Certificate().PublicKey, public) {
+			return failure.New(failure.Denied, "the CA could issue and revoke nothing without it. If the CA is to end, revoke what it has issued, publish a last CRL, and remove its folder",
+				"the CA %q signs with the key", a.Name)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,83 @@
+package custody
+
+import (
+	"encoding/json"
+
+	notation "github.com/notaryproject/notation-go/config"
+	"github.com/notaryproject/notation-go/dir"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/state"
+)
+
+// signingKeys reads Notation's list of signing keys.
+func signingKeys() (*notation.SigningKeys, error) {
+	keys, err := notation.LoadSigningKeys()
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "mend or remove signingkeys.json in Notation's configuration directory",
+			"can't read Notation's signing keys: %w", err)
+	}
+	return keys, nil
+}
+
+// saveSigningKeys replaces Notation's list in one step. Notation's own way to save it empties the file first.
+func saveSigningKeys(keys *notation.SigningKeys) error {
+	path, err := dir.ConfigFS().SysPath(dir.PathSigningKeys)
+	if err != nil {
+		return failure.New(failure.Internal, "set HOME", "can't tell where Notation keeps its signing keys: %w", err)
+	}
+	data, err := json.MarshalIndent(keys, "", "    ")
+	if err != nil {
+		return err
+	}
+	return state.Write(path, append(data, '\n'), 0o600)
+}
+
+// ours are the signing keys that Notation uses with this plugin.
+func ours(keys *notation.SigningKeys) []notation.KeySuite {
+	var found []notation.KeySuite
+	if keys == nil {
+		return nil
+	}
+	for _, k := range keys.Keys {
+		if k.ExternalKey != nil && k.PluginName == config.PluginName {
+			found = append(found, k)
+		}
+	}
+	return found
+}
+
+// resolve finds the settings of a signing key as the plugin will.
+func resolve(k notation.KeySuite) (*config.Settings, error) {
+	return config.Resolve(k.ID, k.PluginConfig, config.PluginConfig)
+}
+
+// namesKey reports whether a reference is to this key on this token. One that leaves something out may be to this key, so it is.
+func namesKey(reference config.URI, t key.Token, k key.Info) bool {
+	return keystore.Matches(reference, t) && (reference.Object == "" || reference.Object == k.Label) &&
+		(len(reference.ID) == 0 || string(reference.ID) == string(k.ID))
+}
+
+// registeredAs returns the names under which Notation signs with a key of a token. An entry that can't be read could be anything,
+// so it is an error.
+func registeredAs(t key.Token, k key.Info) ([]string, error) {
+	keys, err := signingKeys()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, entry := range ours(keys) {
+		s, err := resolve(entry)
+		if err != nil {
+			f := failure.From(err)
+			return nil, failure.New(f.Kind, f.Hint, "the signing key %q of Notation can't be read: %w", entry.Name, f)
+		}
+		if namesKey(s.Key, t, k) {
+			names = append(names, entry.Name)
+		}
+	}
+	return names, nil
+}

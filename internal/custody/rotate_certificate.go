@@ -1,0 +1,92 @@
+package custody
+
+import (
+	"context"
+	"crypto/x509"
+	"path/filepath"
+
+	"github.com/notation-hsm/notation-hsm/internal/ca"
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/state"
+)
+
+func (r *Rotation) selfSign(ctx context.Context, s *config.Settings) error {
+	name, err := certs.ParseSubject(r.Subject)
+	if err != nil {
+		return err
+	}
+	return withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+		der, err := certs.SelfSign(k, name, r.Days)
+		if err != nil {
+			return err
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		_, err = store.Import(k, []*x509.Certificate{cert})
+		return err
+	})
+}
+
+// issue has our CA issue the certificate, unless it has done so for this key before: then only the storing was cut short.
+func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string) error {
+	a, err := ca.Open(folder, r.CA)
+	if err != nil {
+		return err
+	}
+	entries, err := a.Entries()
+	if err != nil {
+		return err
+	}
+	stored := false
+	err = withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+		own, err := certs.KeyFingerprint(k.Public())
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if e.PublicKey != own || e.Revoked != nil {
+				continue
+			}
+			leaf, err := certs.ReadFile(filepath.Join(folder, r.CA, "issued", e.Serial+".pem"))
+			if err != nil {
+				return err
+			}
+			issuers, err := certs.Parse(a.Chain())
+			if err != nil {
+				return err
+			}
+			stored = true
+			_, err = store.Import(k, append(leaf[:1:1], issuers...))
+			return err
+		}
+		return nil
+	})
+	if err != nil || stored {
+		return err
+	}
+	_, err = a.IssueKey(ctx, s, ca.Terms{Subject: r.Subject, Days: atMost(r.Days, a.Certificate()), CDP: r.CRL, OCSP: r.OCSP})
+	return err
+}
+
+// request writes the certificate request, which is where the rotation waits for a CA that is not ours.
+func (r *Rotation) request(ctx context.Context, s *config.Settings, path string, say func(string, ...any)) error {
+	if path == "" {
+		return failure.New(failure.Invalid, "give it with --cert FILE; --csr FILE writes the request again",
+			"the rotation of %q waits for the certificate of the key %q", r.Name, r.Label)
+	}
+	data, _, err := Request(ctx, s, r.Subject)
+	if err != nil {
+		return err
+	}
+	if err := state.Write(path, data, 0o644); err != nil {
+		return err
+	}
+	say("the request is in %s; nothing has changed for Notation yet", path)
+	say("next: have it signed by the CA, put its answer and the issuers into one PEM file, and run: notation-hsm key rotate %s --cert FILE", r.Name)
+	return nil
+}

@@ -1,0 +1,256 @@
+package pkcs11
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"encoding/asn1"
+	"fmt"
+	"math/big"
+	"slices"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/pin"
+)
+
+// ImportWrapping puts an AES key on the token that may wrap and unwrap other keys and do nothing else, and that is trusted
+// (CKA_TRUSTED). PKCS#11 lets the security officer alone give that trust (2.40, section 4.8), and keeps private objects from them, so
+// the key is a public object that is sensitive. SoftHSM takes the attribute only as the object is made.
+func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey, value []byte) error {
+	m, err := Load(ctx, s)
+	if err != nil {
+		return err
+	}
+	t := &Token{Module: m, settings: s}
+	defer t.Close()
+	err = t.within("looking for the token", func(context.Context) error {
+		defer t.turn()()
+		return t.find()
+	})
+	if err != nil {
+		return err
+	}
+	secret, err := t.readSOPIN(soPINSource)
+	if err != nil {
+		return err
+	}
+	return t.within("storing the wrapping key", func(context.Context) error {
+		// The security officer can log in only while no read-only session is open (PKCS#11 5.6, C_Login).
+		session, err := t.calls.openSession(t.slot, pkcs11.CKF_RW_SESSION)
+		if err != nil {
+			return t.failed(err, "can't open a session that may write on %s", t.name())
+		}
+		t.sessions.first, t.sessions.all = session, map[sessionHandle]bool{session: true}
+		if err := t.loginWith(pkcs11.CKU_SO, session, secret); err != nil {
+			f := failure.From(err)
+			f.What = "the security officer can't log in to " + t.name()
+			if f.CKR == "CKR_PIN_INCORRECT" {
+				f.Hint = "the security officer's PIN is wrong; check --so-pin-source. It is not tried again: on most tokens a few wrong ones end in a reset"
+			}
+			return f
+		}
+		for _, taken := range []config.URI{{Object: w.Label}, {ID: w.ID}} {
+			found, err := t.search(selector(pkcs11.CKO_SECRET_KEY, taken), 1)
+			if err != nil {
+				return t.failed(err, "can't search %s", t.name())
+			}
+			if len(found) > 0 {
+				return failure.New(failure.Invalid, "choose another label, or use the key that is there",
+					"%s has the secret key %s already", t.name(), keyName(taken))
+			}
+		}
+		if err := t.calls.createObject(session, wrappingTemplate(w, value)); err != nil {
+			return t.failed(err, "%s did not take the wrapping key %q", t.name(), w.Label)
+		}
+		return nil
+	})
+}
+
+func wrappingTemplate(w key.WrappingKey, value []byte) []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, w.Label),
+		pkcs11.NewAttribute(pkcs11.CKA_ID, w.ID),
+		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
+		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_WRAP, true),
+		pkcs11.NewAttribute(pkcs11.CKA_UNWRAP, true),
+		pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, false),
+		pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, false),
+		pkcs11.NewAttribute(pkcs11.CKA_SIGN, false),
+		pkcs11.NewAttribute(pkcs11.CKA_VERIFY, false),
+		pkcs11.NewAttribute(pkcs11.CKA_TRUSTED, true),
+		pkcs11.NewAttribute(pkcs11.CKA_VALUE, value),
+	}
+}
+
+// readSOPIN fetches the security officer's PIN, if it may be tried: for most tokens there is no way back once it is locked.
+func (t *Token) readSOPIN(source string) ([]byte, error) {
+	if t.info.flags&(pkcs11.CKF_SO_PIN_LOCKED|pkcs11.CKF_SO_PIN_FINAL_TRY) != 0 {
+		return nil, failure.New(failure.Denied, "see the vendor's documentation",
+			"the security officer's PIN of %s is locked or one wrong PIN away from it, so it was not tried", t.name())
+	}
+	switch {
+	case source == "":
+		return nil, failure.New(failure.Denied, `add --so-pin-source env:NAME, file:/path, "exec:command args" or prompt`,
+			"the security officer's PIN is needed to trust a wrapping key")
+	case source == pin.None && t.info.flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH != 0:
+		return nil, nil
+	case source == pin.None:
+		return nil, failure.New(failure.Denied, "use another --so-pin-source",
+			"--so-pin-source is none, but %s has no PIN pad of its own", t.name())
+	}
+	return pin.Read(t.ctx, source, t.info.label+", security officer")
+}
+
+type wrapping struct {
+	name      string
+	mechanism uint
+}
+
+// wrappings are the mechanisms that wrap a key of any length with AES (RFC 5649), under the names of PKCS#11 2.40 and 3.0.
+var wrappings = []wrapping{{"CKM_AES_KEY_WRAP_PAD", pkcs11.CKM_AES_KEY_WRAP_PAD}, {"CKM_AES_KEY_WRAP_KWP", 0x210B}}
+
+// WrappingKey finds the one trusted wrapping key on the token that a reference names; an empty one names any.
+func (t *Token) WrappingKey(reference config.URI) (w key.WrappingKey, err error) {
+	if err := t.Login(); err != nil {
+		return w, err
+	}
+	err = t.within("looking for the wrapping key", func(context.Context) error {
+		_, w, err = t.wrappingKey(reference)
+		return err
+	})
+	return w, err
+}
+
+func (t *Token) wrappingKey(reference config.URI) (objectHandle, key.WrappingKey, error) {
+	template := append(selector(pkcs11.CKO_SECRET_KEY, reference),
+		pkcs11.NewAttribute(pkcs11.CKA_WRAP, true), pkcs11.NewAttribute(pkcs11.CKA_TRUSTED, true))
+	found, err := t.search(template, 2)
+	if err != nil {
+		return 0, key.WrappingKey{}, t.failed(err, "can't search %s for wrapping keys", t.name())
+	}
+	which := ""
+	if reference.Object != "" || len(reference.ID) > 0 {
+		which = " " + keyName(reference)
+	}
+	if len(found) == 0 {
+		return 0, key.WrappingKey{}, failure.New(failure.Invalid, "make one with 'notation-hsm key backup-key generate', or bring it here with 'key backup-key restore'",
+			"there is no wrapping key%s that the security officer trusts on %s", which, t.name())
+	}
+	if len(found) > 1 {
+		return 0, key.WrappingKey{}, failure.New(failure.Invalid, "name one with --backup-key",
+			"there are several trusted wrapping keys%s on %s", which, t.name())
+	}
+	values, err := t.calls.attributes(t.sessions.first, found[0], pkcs11.CKA_LABEL, pkcs11.CKA_ID)
+	if err != nil {
+		return 0, key.WrappingKey{}, t.failed(err, "can't read the wrapping key on %s", t.name())
+	}
+	return found[0], key.WrappingKey{Label: string(values[0]), ID: values[1]}, nil
+}
+
+// Wrap has the module encrypt a private key under a wrapping key of the token.
+func (t *Token) Wrap(k *Key, reference config.URI) (wrapped key.Wrapped, err error) {
+	err = t.within("wrapping the key", func(context.Context) error {
+		by, w, err := t.wrappingKey(reference)
+		if err != nil {
+			return err
+		}
+		for _, way := range wrappings {
+			wrapped = key.Wrapped{Mechanism: way.name, By: w}
+			if wrapped.Bytes, err = t.calls.wrapKey(t.sessions.first, way.mechanism, by, k.object); !is(err, pkcs11.CKR_MECHANISM_INVALID) {
+				break
+			}
+		}
+		if is(err, pkcs11.CKR_KEY_UNEXTRACTABLE) || is(err, pkcs11.CKR_KEY_NOT_WRAPPABLE) {
+			f := failure.From(t.failed(err, "the module does not let key %s be wrapped by %q", keyName(t.settings.Key), w.Label))
+			f.Kind, f.Hint = failure.Denied, "use the module's own backup; a key that can be wrapped is made with 'notation-hsm key generate --backup-key'"
+			return f
+		}
+		if err != nil {
+			return t.failed(err, "can't wrap key %s on %s", keyName(t.settings.Key), t.name())
+		}
+		return nil
+	})
+	return wrapped, err
+}
+
+// Unwrap makes a private key again from what Wrap returned, and the public key object that belongs to it. The key is what it was: good
+// for signing alone, sensitive, and not to be wrapped but by a trusted key.
+func (t *Token) Unwrap(wrapped key.Wrapped, label string, id []byte, public crypto.PublicKey) error {
+	i := slices.IndexFunc(wrappings, func(w wrapping) bool { return w.name == wrapped.Mechanism })
+	if i < 0 {
+		return failure.New(failure.Invalid, "update this program",
+			"the key was wrapped with %q, which is not known here", wrapped.Mechanism)
+	}
+	half, kind, err := publicTemplate(public)
+	if err != nil {
+		return err
+	}
+	if err := t.Login(); err != nil {
+		return err
+	}
+	return t.writing("unwrapping the key", func(writer sessionHandle) error {
+		by, _, err := t.wrappingKey(config.URI{ID: wrapped.By.ID})
+		if err != nil {
+			return err
+		}
+		names := []*pkcs11.Attribute{
+			pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, kind), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+			pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, id),
+		}
+		private := append(slices.Clone(names), pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY))
+		for _, a := range []struct {
+			attribute uint
+			value     bool
+		}{
+			{pkcs11.CKA_PRIVATE, true}, {pkcs11.CKA_SENSITIVE, true}, {pkcs11.CKA_EXTRACTABLE, true}, {pkcs11.CKA_WRAP_WITH_TRUSTED, true},
+			{pkcs11.CKA_SIGN, true}, {pkcs11.CKA_DECRYPT, false}, {pkcs11.CKA_UNWRAP, false}, {pkcs11.CKA_DERIVE, false},
+		} {
+			private = append(private, pkcs11.NewAttribute(a.attribute, a.value))
+		}
+		if err := t.calls.createObject(writer, append(half, names...)); err != nil {
+			return t.failed(err, "can't store the public half of %q on %s", label, t.name())
+		}
+		if _, err := t.calls.unwrapKey(writer, wrappings[i].mechanism, by, wrapped.Bytes, private); err != nil {
+			return t.failed(err, "%s did not unwrap the key %q", t.name(), label)
+		}
+		return nil
+	})
+}
+
+// publicTemplate is what a public key object says of the key itself, and its CKA_KEY_TYPE.
+func publicTemplate(public crypto.PublicKey) (template []*pkcs11.Attribute, kind uint, err error) {
+	template = []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, false),
+		pkcs11.NewAttribute(pkcs11.CKA_VERIFY, true),
+	}
+	switch p := public.(type) {
+	case *rsa.PublicKey:
+		return append(template, pkcs11.NewAttribute(pkcs11.CKA_MODULUS, p.N.Bytes()),
+			pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, big.NewInt(int64(p.E)).Bytes())), pkcs11.CKK_RSA, nil
+	case *ecdsa.PublicKey:
+		point, err := p.Bytes()
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, c := range curves {
+			if c.curve == p.Curve {
+				params, _ := asn1.Marshal(c.oid) // these two always marshal
+				octets, _ := asn1.Marshal(point)
+				return append(template, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, params),
+					pkcs11.NewAttribute(pkcs11.CKA_EC_POINT, octets)), pkcs11.CKK_EC, nil
+			}
+		}
+	}
+	return nil, 0, fmt.Errorf("there are no public key objects for keys of type %T here", public)
+}
