@@ -16,7 +16,7 @@ demo: ## sign, verify and tamper with a real image, in demo/, with everything it
 	./softhsm-test/demo.sh
 
 test: packages tools ## install what the tests need, and run them all
-	go test ./...
+	go test -timeout 20m ./...
 	$(MAKE) --no-print-directory fuzz
 
 fuzz: ## run each fuzz target for FUZZTIME (20s)

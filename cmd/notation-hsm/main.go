@@ -8,6 +8,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/notaryproject/notation-go/dir"
+
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/crash"
 	"github.com/notation-hsm/notation-hsm/internal/plugin"
@@ -17,6 +19,15 @@ import (
 
 // version is set by the linker for releases.
 var version = "0.1.0"
+
+// useNotationFolders looks for Notation's files where the notation command does: its library does not read these by itself.
+func useNotationFolders() {
+	for name, folder := range map[string]*string{"NOTATION_CONFIG": &dir.UserConfigDir, "NOTATION_LIBEXEC": &dir.UserLibexecDir, "NOTATION_CACHE": &dir.UserCacheDir} {
+		if value := os.Getenv(name); value != "" {
+			*folder = value
+		}
+	}
+}
 
 func main() { os.Exit(run()) }
 
@@ -40,6 +51,7 @@ func run() int {
 		return fail(err)
 	}
 	crash.Report(form)
+	useNotationFolders()
 	if asPlugin {
 		return plugin.Plugin{Version: version}.Serve(ctx, os.Args[1], os.Stdin, os.Stdout, os.Stderr)
 	}

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/sha256"
@@ -109,7 +110,61 @@ func (p *Plan) Perform(ctx context.Context, folder, out string, said func(string
 			return p.at("key", k.Name, err)
 		}
 	}
+	if err := p.there(ctx, folder); err != nil {
+		return err
+	}
 	return c.perform(ctx)
+}
+
+// there holds that the keys that the plan uses and does not make are there, those of its issuers among them.
+func (p *Plan) there(ctx context.Context, folder string) error {
+	made := map[string]bool{} // keys and CAs of the ceremony
+	for _, k := range p.Keys {
+		made["key "+k.Name] = true
+	}
+	found := func(reference string) error {
+		if made["key "+reference] {
+			return nil
+		}
+		s, err := config.Resolve(reference, nil, config.Flags)
+		if err != nil {
+			return err
+		}
+		return withKey(ctx, s, func(keystore.Store, keystore.Key) error { return nil })
+	}
+	issues := func(name string) error {
+		if made["ca "+name] {
+			return nil
+		}
+		a, err := Open(folder, name)
+		if err != nil {
+			return err
+		}
+		return a.withKey(ctx, nil, func(keystore.Key) error { return nil })
+	}
+	if p.Root != nil {
+		if err := found(p.Root.Key); err != nil {
+			return p.at("root", p.Root.Name, err)
+		}
+		made["ca "+p.Root.Name] = true
+	}
+	for _, c := range p.Intermediates {
+		if err := cmp.Or(found(c.Key), issues(c.Parent)); err != nil {
+			return p.at("intermediate", c.Name, err)
+		}
+		made["ca "+c.Name] = true
+	}
+	for _, l := range p.Leaves {
+		if err := cmp.Or(found(l.Key), issues(l.CA)); err != nil {
+			return p.at("leaf", l.Name, err)
+		}
+	}
+	for _, r := range p.CRLs {
+		if err := issues(r.CA); err != nil {
+			return p.at("crl", r.CA, err)
+		}
+	}
+	return nil
 }
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Second) }

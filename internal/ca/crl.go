@@ -104,6 +104,9 @@ func (a *Authority) nextNumber() (*big.Int, error) {
 // parsePeriod reads a length of time in days, such as 7d, or as Go writes it, such as 12h.
 func parsePeriod(text string) (time.Duration, error) {
 	const day = 24 * time.Hour
+	if text == "" {
+		return 0, failure.New(failure.Invalid, "as in: --next-update 7d (in a ceremony: next-update: 7d)", "nothing says when the next update is due")
+	}
 	period, err := time.ParseDuration(text)
 	if days, isDays := strings.CutSuffix(text, "d"); isDays {
 		var n uint64

@@ -81,7 +81,7 @@ type Part struct {
 // Rehearse goes through the whole ceremony without touching a module or a file, and returns what would be made. What can be known to be
 // wrong beforehand fails here.
 func (p *Plan) Rehearse(folder string) ([]Part, error) {
-	r := rehearsal{folder: folder, keys: map[string]KeyPlan{}, issuers: map[string]*x509.Certificate{}, files: map[string]bool{}}
+	r := rehearsal{folder: folder, keys: map[string]KeyPlan{}, issuers: map[string]*x509.Certificate{}, files: map[string]bool{}, owners: map[string]string{}}
 	for _, k := range p.Keys {
 		if err := r.key(k); err != nil {
 			return nil, p.at("key", k.Name, err)
@@ -132,6 +132,7 @@ type rehearsal struct {
 	keys    map[string]KeyPlan
 	issuers map[string]*x509.Certificate // the CAs so far, by name
 	files   map[string]bool
+	owners  map[string]string // whose certificate a key is for
 	parts   []Part
 }
 
@@ -264,6 +265,10 @@ func (r *rehearsal) certificate(title, reference, signer string, days int, templ
 	if err != nil {
 		return err
 	}
+	if owner, taken := r.owners[described]; taken {
+		return failure.New(failure.Invalid, "give each certificate a key of its own", "the key %s is that of %s already", described, owner)
+	}
+	r.owners[described] = title
 	name := template.Subject.String()
 	rows := [][]string{{"Key:", described}, {"Signed by:", signer}, {"Serial:", "20 octets, 158 random bits"}, {"Valid:", fmt.Sprintf("%d days, from a minute before it is made; made now, that is:", days)}}
 	if issuer != nil {

@@ -35,6 +35,9 @@ func Reasons() []string {
 }
 
 func parseReason(text string) (Reason, error) {
+	if text == "" {
+		return "", failure.New(failure.Invalid, "as in: --reason keyCompromise; known are "+strings.Join(Reasons(), ", "), "nothing says for what reason the certificate is revoked")
+	}
 	for reason := range reasonCodes {
 		if strings.EqualFold(string(reason), text) {
 			return reason, nil

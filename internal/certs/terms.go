@@ -63,6 +63,9 @@ func CATemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 }
 
 func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
+	if t.Days == 0 {
+		return nil, failure.New(failure.Invalid, "as in: --days 365 (in a ceremony: days: 365)", "nothing says how many days the certificate is to be valid")
+	}
 	if t.Days < 1 || t.Days > 36525 {
 		return nil, failure.New(failure.Invalid, "give it at least one day and at most a hundred years", "a certificate can't be valid for %d days", t.Days)
 	}
@@ -117,7 +120,8 @@ func allowsCA(issuer, template *x509.Certificate) error {
 		return failure.New(failure.Invalid, "use another --parent", "the CA %q may not issue to CAs: its path length is 0", issuer.Subject)
 	}
 	if own, set := pathLength(template); set && own >= limit {
-		return failure.New(failure.Invalid, fmt.Sprintf("use --path-length %d or less", limit-1), "a path length of %d is too much below %q, whose own is %d", own, issuer.Subject, limit)
+		hint := fmt.Sprintf("use a path length of at most %d", limit-1)
+		return failure.New(failure.Invalid, hint, "a path length of %d is too much below %q, whose own is %d", own, issuer.Subject, limit)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"strings"
 
@@ -31,6 +32,9 @@ func Delete(ctx context.Context, s *config.Settings, caFolder string, confirm fu
 			return err
 		}
 		if err := unusedByNotation(store.Describe(), info); err != nil {
+			return err
+		}
+		if err := unusedByRotation(info); err != nil {
 			return err
 		}
 		if err := unusedByCA(caFolder, k.Public()); err != nil {
@@ -77,6 +81,25 @@ func unusedByNotation(t key.Token, k key.Info) error {
 	if len(names) > 0 {
 		return failure.New(failure.Denied, "take it out of Notation's list first: notation key delete "+strings.Join(names, " "),
 			"Notation signs with the key %q, as %s", k.Label, strings.Join(names, ", "))
+	}
+	return nil
+}
+
+// unusedByRotation refuses the new key of a rotation that is not finished: without it, that never could be.
+func unusedByRotation(k key.Info) error {
+	all, err := journals()
+	if err != nil {
+		return err
+	}
+	for _, path := range all {
+		r, err := readJournal(path)
+		if err != nil {
+			return err
+		}
+		if r != nil && r.ID == hex.EncodeToString(k.ID) {
+			return failure.New(failure.Denied, "finish it first: notation-hsm key rotate "+r.Name+"; or give it up by removing "+path,
+				"the key %q is the new key of a rotation of %q that is not finished", k.Label, r.Name)
+		}
 	}
 	return nil
 }

@@ -124,6 +124,15 @@ func journalOf(name string) (string, error) {
 	return filepath.Join(dir, "notation-hsm", "rotations", url.QueryEscape(name)+".json"), nil
 }
 
+// journals returns the journals of all rotations that are not finished.
+func journals() ([]string, error) {
+	one, err := journalOf("one")
+	if err != nil {
+		return nil, err
+	}
+	return filepath.Glob(filepath.Join(filepath.Dir(one), "*.json"))
+}
+
 func readJournal(path string) (*Rotation, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -143,7 +143,11 @@ func (t *Token) wrappingKey(reference config.URI) (objectHandle, key.WrappingKey
 		which = " " + keyName(reference)
 	}
 	if len(found) == 0 {
-		return 0, key.WrappingKey{}, failure.New(failure.Invalid, "make one with 'notation-hsm key backup-key generate', or bring it here with 'key backup-key restore'",
+		hint := "make one with 'notation-hsm key backup-key generate', or bring it here with 'key backup-key restore'"
+		if reference.Object == "" && len(reference.ID) > 0 {
+			hint = "bring it here from its shares: notation-hsm key backup-key restore" // a new one would be another
+		}
+		return 0, key.WrappingKey{}, failure.New(failure.Invalid, hint,
 			"there is no wrapping key%s that the security officer trusts on %s", which, t.name())
 	}
 	if len(found) > 1 {

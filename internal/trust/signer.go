@@ -74,14 +74,14 @@ func (s *Signer) read() error {
 	}
 	list, err := certs.Parse([]byte(s.Certificate))
 	if err != nil || len(list) != 1 {
-		return failure.New(failure.Invalid, "remove the signer and add it again", "the certificate of signer %q is not one PEM certificate", s.Name)
+		return failure.New(failure.Invalid, "put the manifest back as it was, or take the signer out of it with an editor and add it again", "the certificate of signer %q is not one PEM certificate", s.Name)
 	}
 	return s.trust(list[0])
 }
 
 // trust checks that the certificate is what the manifest says of it.
 func (s *Signer) trust(cert *x509.Certificate) error {
-	const hint = "someone changed one of the two by hand; find out who, then remove the signer and add it again"
+	const hint = "someone changed one of the two by hand; find out who, and put the manifest back as it was, or take the signer out of it with an editor and add it again"
 	kind, err := kindOf(cert)
 	switch {
 	case err != nil:
