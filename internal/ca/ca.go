@@ -162,23 +162,10 @@ func (a *Authority) withKey(ctx context.Context, given map[string]string, do fun
 	if err != nil {
 		return err
 	}
-	return withKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
+	return keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
 		if !certs.SameKey(k.Public(), a.Certificate().PublicKey) {
 			return failure.New(failure.Invalid, "check the token; the CA's key is the one in "+a.path("chain.pem"), "the key %s is not that of the CA %q", s.Key, a.Name)
 		}
 		return do(k)
 	})
-}
-
-func withKey(ctx context.Context, s *config.Settings, do func(keystore.Store, keystore.Key) error) error {
-	store, err := keystore.Open(ctx, s)
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	k, err := store.Key(nil)
-	if err != nil {
-		return err
-	}
-	return do(store, k)
 }

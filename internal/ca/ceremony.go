@@ -130,7 +130,7 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 		if err != nil {
 			return err
 		}
-		return withKey(ctx, s, func(keystore.Store, keystore.Key) error { return nil })
+		return keystore.WithKey(ctx, s, func(keystore.Store, keystore.Key) error { return nil })
 	}
 	issues := func(name string) error {
 		if made["ca "+name] {
@@ -306,7 +306,7 @@ func (c *ceremony) key(ctx context.Context, reference string) (string, map[strin
 	if err != nil {
 		return "", nil, err
 	}
-	return reference, nil, withKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
+	return reference, nil, keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
 		info, err := k.Info()
 		if err != nil {
 			return err

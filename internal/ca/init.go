@@ -49,7 +49,7 @@ func Init(ctx context.Context, folder, name, reference string, given map[string]
 		}
 		var err error
 		if issuer == nil {
-			err = withKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
+			err = keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
 				cert, err := certs.Sign(k, template, nil, k.Public())
 				a.chain = []*x509.Certificate{cert}
 				return err

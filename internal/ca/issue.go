@@ -86,7 +86,7 @@ func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Term
 func (a *Authority) certifyKey(ctx context.Context, s *config.Settings, template *x509.Certificate,
 	then func(keystore.Store, keystore.Key, []*x509.Certificate) error) (chain []*x509.Certificate, err error) {
 	err = a.locked(ctx, func() error {
-		return withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+		return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 			if _, err := certs.Request(k, template.Subject); err != nil {
 				return err
 			}

@@ -65,7 +65,7 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 	if _, err := os.Lstat(path); err == nil {
 		return w, failure.New(failure.Invalid, "choose another name, or move it away", "%s is there already", path)
 	}
-	err = withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		info, err := k.Info()
 		if err != nil {
 			return err

@@ -18,7 +18,7 @@ func SelfSign(ctx context.Context, s *config.Settings, subject string, days int)
 	if err != nil {
 		return nil, nil, err
 	}
-	err = withKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
+	err = keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
 		der, err := certs.SelfSign(k, name, days)
 		data = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 		return err
@@ -32,7 +32,7 @@ func Request(ctx context.Context, s *config.Settings, subject string) (data []by
 	if err != nil {
 		return nil, nil, err
 	}
-	err = withKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
+	err = keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
 		der, err := certs.Request(k, name)
 		data = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
 		return err
@@ -47,7 +47,7 @@ func Import(ctx context.Context, s *config.Settings, path string) (length, store
 	if err != nil {
 		return 0, 0, err
 	}
-	err = withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		leaf := certs.LeafOf(k.Public(), file, time.Now())
 		if leaf == nil {
 			return failure.New(failure.Invalid, "name the file of the certificate that was issued for this key", "none of the %d certificates in %s belongs to the key %s", len(file), path, s.Key)
@@ -67,7 +67,7 @@ func Import(ctx context.Context, s *config.Settings, path string) (length, store
 
 // Export returns a key's chain as PEM, leaf first, from the certificate-chain file and the token.
 func Export(ctx context.Context, s *config.Settings) (data []byte, err error) {
-	err = withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		known, err := certificates(store, s)
 		if err != nil {
 			return err
@@ -84,17 +84,4 @@ func Export(ctx context.Context, s *config.Settings) (data []byte, err error) {
 		return nil
 	})
 	return data, err
-}
-
-func withKey(ctx context.Context, s *config.Settings, do func(keystore.Store, keystore.Key) error) error {
-	store, err := keystore.Open(ctx, s)
-	if err != nil {
-		return err
-	}
-	defer store.Close()
-	k, err := store.Key(nil)
-	if err != nil {
-		return err
-	}
-	return do(store, k)
 }

@@ -26,7 +26,7 @@ type Deletion struct {
 // Delete removes a key, its public half and its own certificates from the token, once confirm agrees. It refuses while Notation signs
 // with the key, or a CA of the folder does.
 func Delete(ctx context.Context, s *config.Settings, caFolder string, confirm func(Deletion) error) error {
-	return withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+	return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		info, err := k.Info()
 		if err != nil {
 			return err

@@ -42,7 +42,7 @@ type Certificate struct {
 	Issuer   string    `json:"issuer"`
 	Serial   string    `json:"serial"` // hex
 	NotAfter time.Time `json:"notAfter"`
-	Length   int       `json:"chainLength"` // certificates from the leaf to the root, or 0 when some are missing
+	Length   int       `json:"chainLength"` // certificates from the leaf to the root, or 0 when Notation does not accept them
 }
 
 // Tokens lists the tokens of a module.
@@ -165,11 +165,12 @@ func (k *Key) judge(info key.Info, known []*x509.Certificate) error {
 		return err
 	}
 	k.Spec = string(spec.Name)
+	chain, chainErr := certs.ChainOf(info.Public, known, nil, time.Now())
 	leaf := certs.LeafOf(info.Public, known, time.Now())
-	var chain []*x509.Certificate
-	var chainErr error
+	if chain != nil {
+		leaf = chain[0]
+	}
 	if leaf != nil {
-		chain, chainErr = certs.Chain(leaf, known, nil)
 		k.Certificate = &Certificate{
 			Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(), Serial: hex.EncodeToString(leaf.SerialNumber.Bytes()), NotAfter: leaf.NotAfter.UTC(), Length: len(chain),
 		}
@@ -179,8 +180,6 @@ func (k *Key) judge(info key.Info, known []*x509.Certificate) error {
 		return failure.New(failure.Denied, "", "it may not sign")
 	case leaf == nil:
 		return failure.New(failure.Invalid, "", "it has no certificate")
-	case chainErr != nil:
-		return chainErr
 	}
-	return certs.Check(chain, time.Now())
+	return chainErr
 }

@@ -223,7 +223,7 @@ func (r *Rotation) makeKey(ctx context.Context, s *config.Settings, say func(str
 		if _, err := keystore.Generate(ctx, s, key.Request{Spec: spec, Label: r.Label, ID: id}); err != nil {
 			return err
 		}
-		err = withKey(ctx, s, func(_ keystore.Store, k keystore.Key) error { return prove(k, k.Public()) })
+		err = keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error { return prove(k, k.Public()) })
 		if err != nil {
 			return err
 		}
@@ -282,7 +282,7 @@ func (r *Rotation) certify(ctx context.Context, s *config.Settings, o Order, say
 
 // lacks returns what of its certificate chain the new key has not got, or nil once it signs under the whole of it.
 func (r *Rotation) lacks(ctx context.Context, s *config.Settings) (missing, err error) {
-	err = withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		known, err := certificates(store, s)
 		if err != nil {
 			return err

@@ -18,7 +18,7 @@ func (r *Rotation) selfSign(ctx context.Context, s *config.Settings) error {
 	if err != nil {
 		return err
 	}
-	return withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+	return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		der, err := certs.SelfSign(k, name, r.Days)
 		if err != nil {
 			return err
@@ -43,7 +43,7 @@ func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string)
 		return err
 	}
 	stored := false
-	err = withKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		own, err := certs.KeyFingerprint(k.Public())
 		if err != nil {
 			return err

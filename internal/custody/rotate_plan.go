@@ -57,7 +57,7 @@ func plan(ctx context.Context, o Order) (*Rotation, error) {
 		Name: o.Name, Begun: time.Now().UTC().Truncate(time.Second),
 		OldID: entry.ID, OldName: oldName(keys, o.Name), ID: hex.EncodeToString(id),
 	}
-	err = withKey(ctx, s, func(store keystore.Store, k keystore.Key) error { return r.likeOld(store, k, s, o) })
+	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error { return r.likeOld(store, k, s, o) })
 	if err != nil {
 		return nil, err
 	}

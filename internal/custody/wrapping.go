@@ -64,7 +64,7 @@ func generateWrappable(ctx context.Context, s *config.Settings, r key.Request, w
 	}
 	named := *s
 	named.Key.Object, named.Key.ID = made.Label, made.ID
-	err = withKey(ctx, &named, func(store keystore.Store, k keystore.Key) error {
+	err = keystore.WithKey(ctx, &named, func(store keystore.Store, k keystore.Key) error {
 		info, err := k.Info()
 		if err != nil || (info.WrapWithTrusted != nil && *info.WrapWithTrusted) {
 			return err

@@ -68,6 +68,20 @@ type Store interface {
 // Open opens the store that the settings name. ctx bounds its whole life.
 func Open(ctx context.Context, s *config.Settings) (Store, error) { return openPKCS11(ctx, s) }
 
+// WithKey opens the key that the settings name, for as long as do takes.
+func WithKey(ctx context.Context, s *config.Settings, do func(Store, Key) error) error {
+	store, err := Open(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	k, err := store.Key(nil)
+	if err != nil {
+		return err
+	}
+	return do(store, k)
+}
+
 // Tokens lists the tokens of the module that the settings name.
 func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
 	return tokensPKCS11(ctx, s)
