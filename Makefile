@@ -20,11 +20,7 @@ test: packages tools ## install what the tests need, and run them all
 	$(MAKE) --no-print-directory fuzz
 
 fuzz: ## run each fuzz target for FUZZTIME (20s)
-	@grep -rlE '^func Fuzz' --include='*_test.go' internal | while read -r file; do \
-		for target in $$(sed -nE 's/^func (Fuzz[A-Za-z]+)\(.*/\1/p' "$$file"); do \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$$(dirname "$$file")" || exit 1; \
-		done; \
-	done
+	./softhsm-test/fuzz.sh $(FUZZTIME)
 
 lint: $(LINT) ## check style, and the direction of imports
 	$(LINT) run --allow-parallel-runners ./...
