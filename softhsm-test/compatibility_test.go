@@ -10,7 +10,7 @@ import (
 )
 
 // TestModules signs with the modules of different people, everything each of them can do, through the real notation, and holds the
-// result against the table in docs/compatibility.md. With UPDATE_DOCS=1 it writes the table instead.
+// result against the table in docs/compatibility.md.
 func TestModules(t *testing.T) {
 	registry := StartRegistry(t)
 	table := "| module | " + strings.Join(keySpecs, " | ") + " |\n| --- |" + strings.Repeat(" --- |", len(keySpecs)) + "\n"
@@ -42,13 +42,18 @@ func TestModules(t *testing.T) {
 			Missing(t, module.what) // without it the table can't be compared
 		}
 	}
+	compareTable(t, "TestModules", table)
+}
+
+// compareTable holds a table against the one of this test in docs/compatibility.md. With UPDATE_DOCS=1 it writes the table instead.
+func compareTable(t *testing.T, test, table string) {
+	t.Helper()
 	doc := filepath.Join(root(), "docs", "compatibility.md")
-	const begin, end = "<!-- the table is written by: UPDATE_DOCS=1 go test -run TestModules ./softhsm-test/ -->\n", "<!-- end -->"
-	text := read(t, doc)
-	before, rest, ok := strings.Cut(text, begin)
+	begin, end := "<!-- the table is written by: UPDATE_DOCS=1 go test -run "+test+" ./softhsm-test/ -->\n", "<!-- end -->"
+	before, rest, ok := strings.Cut(read(t, doc), begin)
 	old, after, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {
-		t.Fatalf("%s has no place for the table", doc)
+		t.Fatalf("%s has no place for the table of %s", doc, test)
 	}
 	if os.Getenv("UPDATE_DOCS") != "" {
 		write(t, doc, before+begin+table+end+after)

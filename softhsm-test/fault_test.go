@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/big"
 	"os"
 	"os/exec"
@@ -65,6 +66,7 @@ func TestFaults(t *testing.T) {
 	t.Setenv("SHIM_LOG", log)
 	t.Setenv("SHIM_LOCK_DIR", sessions)
 	pairs, signed := 0, 0
+	cells := map[string]map[string]bool{} // call and fault -> how it ended, in both requests
 	for _, request := range []string{
 		request(ecURI, pluginConfig("certificate-chain", ecPEM, "timeout", "1s")),
 		request(rsaURI, map[string]any{"keySpec": "RSA-2048", "pluginConfig": map[string]string{"timeout": "1s"}}),
@@ -81,6 +83,7 @@ func TestFaults(t *testing.T) {
 				stdout, stderr, err := try(t, request, n.Plugin, "generate-signature")
 				took := time.Since(start)
 				pairs++
+				ending := "signed"
 				if err == nil {
 					signed++
 					verifySignature(t, name, stdout)
@@ -89,6 +92,7 @@ func TestFaults(t *testing.T) {
 					if json.Unmarshal([]byte(stderr), &r) != nil || stdout != "" {
 						t.Errorf("%s: %v, %q and %q", name, err, stdout, stderr)
 					}
+					ending = r.Code
 					if !slices.Contains(fault.codes, r.Code) {
 						t.Errorf("%s: errorCode is %s, not %v: %s", name, r.Code, fault.codes, r.Message)
 					}
@@ -96,6 +100,10 @@ func TestFaults(t *testing.T) {
 						t.Errorf("%s: the module is not named: %s", name, r.Message)
 					}
 				}
+				if cells[call+fault.name] == nil {
+					cells[call+fault.name] = map[string]bool{}
+				}
+				cells[call+fault.name][ending] = true
 				if took > 5*time.Second {
 					t.Errorf("%s: it took %s", name, took)
 				}
@@ -117,9 +125,28 @@ func TestFaults(t *testing.T) {
 		}
 	}
 	t.Logf("%d pairs of call and fault: %d signed all the same, %d ended in one error", pairs, signed, pairs-signed)
+	compareTable(t, "TestFaults", faultTable(cells))
 	if pairs != (2*len(pathCalls)-1)*len(faults) || signed == 0 {
 		t.Errorf("%d pairs, %d signed", pairs, signed)
 	}
+}
+
+// faultTable says how each pair of a call and a fault ended.
+func faultTable(cells map[string]map[string]bool) string {
+	var table strings.Builder
+	table.WriteString("| fails once with |")
+	for _, call := range pathCalls {
+		fmt.Fprintf(&table, " %s |", call)
+	}
+	table.WriteString("\n| --- |" + strings.Repeat(" --- |", len(pathCalls)) + "\n")
+	for _, fault := range faults {
+		fmt.Fprintf(&table, "| %s |", fault.name)
+		for _, call := range pathCalls {
+			fmt.Fprintf(&table, " %s |", strings.Join(slices.Sorted(maps.Keys(cells[call+fault.name])), ", "))
+		}
+		table.WriteString("\n")
+	}
+	return table.String()
 }
 
 // verifySignature checks a generate-signature response for the payload of request, with no code of the plugin's.
