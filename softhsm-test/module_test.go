@@ -59,8 +59,15 @@ func TestCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Behind the second key is a CA, whose certificate is on the token too.
+	Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "root")
+	Run(t, n.Plugin, "ca", "init", "root", "--key", "pkcs11:token=signing;object=root", "--subject", "CN=Root,O=Example,C=CH,ST=Zurich", "--days", "90")
 	for _, spec := range []string{"RSA-2048", "EC-256"} {
 		uri, pem := newKey(t, token, n.Plugin, spec, "key-"+spec)
+		if spec == "EC-256" {
+			uri = strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "issued"))
+			write(t, pem, Run(t, n.Plugin, "ca", "issue", "--ca", "root", "--key", uri, "--subject", "CN=issued,O=Example,C=CH,ST=Zurich", "--days", "30"))
+		}
 		for _, c := range []struct {
 			name                 string
 			arguments            []string
