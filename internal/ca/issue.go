@@ -5,7 +5,9 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -105,6 +107,9 @@ func (a *Authority) certify(ctx context.Context, given map[string]string, templa
 	if _, err := key.SpecOf(public); err != nil {
 		return nil, err
 	}
+	if err := a.notRevoked(); err != nil {
+		return nil, err
+	}
 	for _, ca := range a.chain {
 		if certs.SameKey(ca.PublicKey, public) {
 			return nil, failure.New(failure.Invalid, "make another key with 'notation-hsm key generate'", "the key is that of the CA %q itself", ca.Subject)
@@ -141,6 +146,35 @@ func (a *Authority) certify(ctx context.Context, given map[string]string, templa
 	}
 	return chain, nil
 }
+
+// notRevoked refuses a CA that was revoked, or whose issuers were, as far as their folders are here: nobody would accept what it issues.
+func (a *Authority) notRevoked() error {
+	folder := filepath.Dir(a.dir)
+	ca := a
+	for range maxDepth {
+		if _, err := os.Stat(filepath.Join(folder, ca.Parent, description)); ca.Parent == "" || errors.Is(err, fs.ErrNotExist) {
+			return nil // a root, or a CA whose issuer is kept elsewhere
+		}
+		parent, err := Open(folder, ca.Parent)
+		if err != nil {
+			return err
+		}
+		entries, err := parent.Entries()
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if e.Serial == certs.Serial(ca.Certificate()) && e.Revoked != nil {
+				return failure.New(failure.Denied, "have another CA made: notation-hsm ca init --parent "+parent.Name,
+					"the CA %q was revoked by %q on %s (%s)", ca.Name, parent.Name, e.Revoked.Format("2006-01-02"), e.Reason)
+			}
+		}
+		ca = parent
+	}
+	return nil
+}
+
+const maxDepth = 10 // no CA stands further below its root
 
 const requestLimit = 1 << 20 // bytes; a request has one kilobyte
 
