@@ -364,6 +364,31 @@ func TestManyAtOnce(t *testing.T) {
 	Run(t, n.Program, "verify", "--insecure-registry", registry+"/app@"+digest.String())
 }
 
+// TestGenerateAmongSigners makes keys while others sign with the same token: none gets in another's way.
+func TestGenerateAmongSigners(t *testing.T) {
+	token := NewToken(t, "signing")
+	n := NewNotation(t, token)
+	uri, pem := newKey(t, token, n.Plugin, "EC-256", "release")
+	const each = 80
+	done := make(chan string, 2*each)
+	run := func(stdin string, args ...string) {
+		if _, stderr, err := try(t, stdin, n.Plugin, args...); err != nil {
+			done <- fmt.Sprintf("%v: %s", args, stderr)
+			return
+		}
+		done <- ""
+	}
+	for i := range each {
+		go run("", "key", "generate", "--token", "signing", "--label", fmt.Sprintf("key-%d", i))
+		go run(request(uri, pluginConfig("certificate-chain", pem)), "generate-signature")
+	}
+	for range 2 * each {
+		if failed := <-done; failed != "" {
+			t.Error(failed)
+		}
+	}
+}
+
 // TestThrottled gives up when no session becomes free in time, and says what it waited for.
 func TestThrottled(t *testing.T) {
 	token := NewToken(t, "signing")

@@ -45,9 +45,11 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 	info := key.Info{Label: r.Label, ID: r.ID, URI: config.URI{Token: t.info.label, ID: r.ID, Object: r.Label}.String()}
 	err = t.within("making the key", func(context.Context) error {
 		slot := int(t.slot)
+		endTurn := t.turn()
 		c, err := crypto11.Configure(&crypto11.Config{
 			Path: t.path, SlotNumber: &slot, Pin: string(secret), MaxSessions: 2, LoginNotSupported: !t.wantsLogin(),
 		})
+		endTurn()
 		if err != nil {
 			return t.failed(err, "can't log in to %s", t.name())
 		}
