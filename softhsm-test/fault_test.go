@@ -369,6 +369,7 @@ func TestGenerateAmongSigners(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
 	uri, pem := newKey(t, token, n.Plugin, "EC-256", "release")
+	t.Setenv("NOTATION_HSM_TIMEOUT", "3m") // they wait for each other, on whatever machine
 	const each = 80
 	done := make(chan string, 2*each)
 	run := func(stdin string, args ...string) {

@@ -15,10 +15,8 @@ import (
 // there, in the two moments that matter, opening and logging in. The lock is on the library's own file, which all of them
 // can open and nobody has to make or remove. Other modules are not made to wait for each other.
 
-// lockLimit is how long a turn is waited for. After that it goes on without: the lock is a courtesy to SoftHSM, not a promise.
-const lockLimit = 10 * time.Second
-
-// turn waits until no other process is in such a moment, and returns the function that ends ours.
+// turn waits until no other process is in such a moment, and returns the function that ends ours. After half of the timeout it goes on
+// without: the lock is a courtesy to SoftHSM, and must not be what a module's time is lost on.
 func (m *Module) turn() (end func()) {
 	end = func() {}
 	if !strings.Contains(filepath.Base(m.path), "softhsm") {
@@ -28,7 +26,7 @@ func (m *Module) turn() (end func()) {
 	if err != nil {
 		return end
 	}
-	for deadline := time.Now().Add(min(lockLimit, m.timeout/2)); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(m.timeout / 2); ; time.Sleep(2 * time.Millisecond) {
 		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return func() { _ = file.Close() }
