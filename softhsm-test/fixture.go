@@ -160,7 +160,7 @@ func Build(t testing.TB, name string) string {
 		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 			return err
 		}
-		cmd := exec.Command("go", "build", "-o", out, pkg)
+		cmd := exec.Command("go", "build", "-tags", Tags, "-o", out, pkg)
 		cmd.Dir, cmd.Env = dir, environment
 		if output, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", name, err, output)
@@ -172,3 +172,6 @@ func Build(t testing.TB, name string) string {
 	}
 	return out
 }
+
+// Tags are the build tags that hsm-image needs, as in the Makefile.
+const Tags = "containers_image_openpgp"

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -18,9 +20,9 @@ func keyBackupCommand() *cobra.Command {
 		Long: `Write a key that was made with --backup-key to a file. The module wraps (encrypts) it under the wrapping key; the file has its public
 half and certificates beside it, and is of no use without a token that holds the wrapping key.`,
 		Example: `  notation-hsm key backup "pkcs11:token=signing;object=release" --to release.backup.json`,
-		Args:    exactly(1),
+		Args:    cli.Exactly(1),
 	}
-	given := addSettings(c, append(tokenSettings, config.CertificateChain)...)
+	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
 	c.Flags().StringVar(&to, "to", "", "the file (required)")
 	c.Flags().StringVar(&wrapping, "backup-key", "", "the wrapping key, by its label or URI (default: the only one on the token)")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -48,9 +50,9 @@ func keyRestoreCommand() *cobra.Command {
 		Long: `Make a key again on a token that holds the wrapping key, with its certificates, and prove it: a test signature has to verify under the
 public key and the certificate in the backup, or the key is not kept. The key's URI is printed.`,
 		Example: "  notation-hsm key restore release.backup.json --token signing-2",
-		Args:    exactly(1),
+		Args:    cli.Exactly(1),
 	}
-	given := addSettings(c, tokenSettings...)
+	given := cli.AddSettings(c, cli.TokenSettings...)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		s, err := config.Resolve("", given(), config.Flags)
 		if err != nil {
@@ -68,7 +70,7 @@ public key and the certificate in the backup, or the key is not kept. The key's 
 }
 
 func backupKeyCommand() *cobra.Command {
-	return group("backup-key", "Make a wrapping key for backups, and bring it to other tokens", backupKeyGenerateCommand(), backupKeyRestoreCommand())
+	return cli.Group("backup-key", "Make a wrapping key for backups, and bring it to other tokens", backupKeyGenerateCommand(), backupKeyRestoreCommand())
 }
 
 const soPINHelp = "where the security officer's PIN comes from, as --pin-source (required)"
@@ -85,9 +87,9 @@ nothing of it. Outside the token it is in this command's memory alone, while it 
 
 Hand out the share files, and delete them here.`,
 		Example: "  notation-hsm key backup-key generate --token signing --label backup --shares 5 --threshold 3 --to shares --so-pin-source prompt",
-		Args:    exactly(0),
+		Args:    cli.Exactly(0),
 	}
-	given := addSettings(c, config.ModulePath, config.Token, config.SlotID, config.Timeout)
+	given := cli.AddSettings(c, config.ModulePath, config.Token, config.SlotID, config.Timeout)
 	c.Flags().StringVar(&label, "label", "", "the wrapping key's label (required)")
 	c.Flags().IntVar(&shares, "shares", 0, "how many shares to make (required)")
 	c.Flags().IntVar(&threshold, "threshold", 0, "how many of them make the key again (required)")
@@ -123,9 +125,9 @@ func backupKeyRestoreCommand() *cobra.Command {
 		Use:     "restore",
 		Short:   "Bring a wrapping key to a token, from the shares of its custodians",
 		Example: "  notation-hsm key backup-key restore --token signing-2 --shares share-1.json,share-4.json,share-5.json --so-pin-source prompt",
-		Args:    exactly(0),
+		Args:    cli.Exactly(0),
 	}
-	given := addSettings(c, config.ModulePath, config.Token, config.SlotID, config.Timeout)
+	given := cli.AddSettings(c, config.ModulePath, config.Token, config.SlotID, config.Timeout)
 	c.Flags().StringSliceVar(&files, "shares", nil, "share files, with commas between them or one by one (required)")
 	c.Flags().StringVar(&so, "so-pin-source", "", soPINHelp)
 	c.RunE = func(c *cobra.Command, _ []string) error {

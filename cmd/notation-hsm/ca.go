@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/ca"
@@ -15,7 +17,7 @@ import (
 )
 
 func caCommand() *cobra.Command {
-	return group("ca", "Run a certificate authority whose key stays in a module",
+	return cli.Group("ca", "Run a certificate authority whose key stays in a module",
 		caInitCommand(), caIssueCommand(), caListCommand(), caShowCommand(), caRevokeCommand(), caCRLCommand())
 }
 
@@ -32,9 +34,9 @@ key. The new CA's certificate and its issuers are printed as PEM.`,
 		Example: `  notation-hsm ca init root --key "pkcs11:token=vault;object=root" --subject "CN=Example Root,O=Example,C=CH,ST=Zurich" --days 7300
   notation-hsm ca init signing --parent root --key "pkcs11:token=issuing;object=signing" --path-length 0 \
     --subject "CN=Example Signing,O=Example,C=CH,ST=Zurich" --days 1825 --cdp http://pki.example.com/root.crl`,
-		Args: exactly(1),
+		Args: cli.Exactly(1),
 	}
-	given := addSettings(c, tokenSettings...)
+	given := cli.AddSettings(c, cli.TokenSettings...)
 	folder := addCAFolder(c)
 	addTerms(c, &terms)
 	c.Flags().StringVar(&reference, "key", "", "the CA's key, by URI or alias (required)")
@@ -75,9 +77,9 @@ also stored beside it. The chain is printed as PEM: leaf, intermediates, root. O
 		Example: `  notation-hsm ca issue --ca signing --key "pkcs11:token=signing;object=release" --subject "CN=release,O=Example,C=CH,ST=Zurich" \
     --days 365 --cdp http://pki.example.com/signing.crl > release.pem
   notation-hsm ca issue --ca signing --csr release.csr --days 365 > release.pem`,
-		Args: exactly(0),
+		Args: cli.Exactly(0),
 	}
-	given := addSettings(c, tokenSettings...)
+	given := cli.AddSettings(c, cli.TokenSettings...)
 	open := addCA(c, &name)
 	addTerms(c, &terms)
 	c.Flags().StringVar(&csr, "csr", "", "file with the certificate request, in PEM")
@@ -115,7 +117,7 @@ func caListCommand() *cobra.Command {
 		Use:     "list",
 		Short:   "List the CAs",
 		Example: "  notation-hsm ca list",
-		Args:    exactly(0),
+		Args:    cli.Exactly(0),
 	}
 	folder := addCAFolder(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -135,12 +137,12 @@ func caListCommand() *cobra.Command {
 				return err
 			}
 			s := shown[i]
-			rows[i] = []string{s.Name, orDash(s.Parent), fmt.Sprintf("%q", s.Subject), day(s.NotAfter), fmt.Sprint(len(s.Issued)), fmt.Sprint(s.Revoked), nextUpdate(s), s.Key}
+			rows[i] = []string{s.Name, cli.OrDash(s.Parent), fmt.Sprintf("%q", s.Subject), day(s.NotAfter), fmt.Sprint(len(s.Issued)), fmt.Sprint(s.Revoked), nextUpdate(s), s.Key}
 		}
 		if asJSON {
-			return printJSON(c.OutOrStdout(), shown)
+			return cli.PrintJSON(c.OutOrStdout(), shown)
 		}
-		return printTable(c.OutOrStdout(), []string{"NAME", "PARENT", "SUBJECT", "UNTIL", "ISSUED", "REVOKED", "NEXT CRL BY", "KEY"}, rows)
+		return cli.PrintTable(c.OutOrStdout(), []string{"NAME", "PARENT", "SUBJECT", "UNTIL", "ISSUED", "REVOKED", "NEXT CRL BY", "KEY"}, rows)
 	}
 	return c
 }
@@ -151,7 +153,7 @@ func caShowCommand() *cobra.Command {
 		Use:     "show NAME",
 		Short:   "Show a CA's certificate, and what became of those it has issued",
 		Example: "  notation-hsm ca show signing",
-		Args:    exactly(1),
+		Args:    cli.Exactly(1),
 	}
 	folder := addCAFolder(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -169,16 +171,16 @@ func caShowCommand() *cobra.Command {
 			return err
 		}
 		if asJSON {
-			return printJSON(c.OutOrStdout(), s)
+			return cli.PrintJSON(c.OutOrStdout(), s)
 		}
-		rows := append([][]string{{"Name:", s.Name}, {"Parent:", orDash(s.Parent)}, {"Key:", s.Key}}, a.Describe()...)
+		rows := append([][]string{{"Name:", s.Name}, {"Parent:", cli.OrDash(s.Parent)}, {"Key:", s.Key}}, a.Describe()...)
 		rows = append(rows, []string{"SHA-256:", s.Fingerprint}, []string{"Folder:", s.Folder}, []string{"Issued:", fmt.Sprint(len(s.Issued))},
 			[]string{"Revoked:", fmt.Sprint(s.Revoked)}, []string{"Next CRL by:", nextUpdate(s)})
-		if err := printTable(c.OutOrStdout(), rows[0], rows[1:]); err != nil || len(s.Issued) == 0 {
+		if err := cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:]); err != nil || len(s.Issued) == 0 {
 			return err
 		}
 		fmt.Fprintln(c.OutOrStdout())
-		return printTable(c.OutOrStdout(), []string{"SERIAL", "STATE", "SUBJECT", "ISSUED", "UNTIL", "REVOKED"}, entryRows(s.Issued))
+		return cli.PrintTable(c.OutOrStdout(), []string{"SERIAL", "STATE", "SUBJECT", "ISSUED", "UNTIL", "REVOKED"}, entryRows(s.Issued))
 	}
 	return c
 }
@@ -204,9 +206,9 @@ func caRevokeCommand() *cobra.Command {
 list: run 'notation-hsm ca crl' and publish that. What is revoked stays so. The settings given as flags are for --key.`,
 		Example: `  notation-hsm ca revoke --ca signing --key "pkcs11:token=signing;object=release" --reason keyCompromise
   notation-hsm ca revoke --ca signing --cert release.pem --reason superseded`,
-		Args: exactly(0),
+		Args: cli.Exactly(0),
 	}
-	given := addSettings(c, tokenSettings...)
+	given := cli.AddSettings(c, cli.TokenSettings...)
 	open := addCA(c, &name)
 	c.Flags().StringVar(&serial, "serial", "", "the certificate's serial number, in hex, as 'ca show' prints it")
 	c.Flags().StringVar(&reference, "key", "", "the key whose certificates are meant, by URI or alias")
@@ -260,9 +262,9 @@ func caCRLCommand() *cobra.Command {
 whose next update has passed, so sign a new one before then, revoked or not; and they may keep a list until then, so a far next update
 delays what you revoke. The settings given as flags are for the CA's key.`,
 		Example: "  notation-hsm ca crl --ca signing --next-update 7d --out /var/www/pki/signing.crl",
-		Args:    exactly(0),
+		Args:    cli.Exactly(0),
 	}
-	given := addSettings(c, tokenSettings...)
+	given := cli.AddSettings(c, cli.TokenSettings...)
 	open := addCA(c, &name)
 	c.Flags().StringVar(&next, "next-update", "7d", "how long the list holds, such as 7d or 12h")
 	c.Flags().StringVar(&out, "out", "", "also write the list to this file")

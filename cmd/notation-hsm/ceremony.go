@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/ca"
@@ -21,7 +23,7 @@ every certificate field is shown and nothing is touched. The run writes certific
 kept as those of 'ca init' are.`,
 		Example: `  notation-hsm ceremony ceremony.yaml --dry-run
   notation-hsm ceremony ceremony.yaml --out ceremony-2026`,
-		Args: exactly(1),
+		Args: cli.Exactly(1),
 	}
 	folder := addCAFolder(c)
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be made, and touch nothing")
@@ -58,7 +60,7 @@ kept as those of 'ca init' are.`,
 			for j := range part.Rows {
 				part.Rows[j][0] = "  " + part.Rows[j][0]
 			}
-			if err := printTable(c.OutOrStdout(), part.Rows[0], part.Rows[1:]); err != nil {
+			if err := cli.PrintTable(c.OutOrStdout(), part.Rows[0], part.Rows[1:]); err != nil {
 				return err
 			}
 		}

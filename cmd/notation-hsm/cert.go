@@ -6,6 +6,8 @@ import (
 	"io"
 	"strings"
 
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -14,7 +16,7 @@ import (
 )
 
 func certCommand() *cobra.Command {
-	return group("cert", "Get certificates for keys, and keep them on the token",
+	return cli.Group("cert", "Get certificates for keys, and keep them on the token",
 		certSelfSignCommand(), certCSRCommand(), certImportCommand(), certExportCommand())
 }
 
@@ -25,7 +27,7 @@ func certSelfSignCommand() *cobra.Command {
 		Use:     "self-sign KEY",
 		Short:   "Make a self-signed certificate for a key, and print it as PEM",
 		Example: `  notation-hsm cert self-sign "pkcs11:token=signing;object=release" --subject "CN=release,O=Example,C=CH,ST=Zurich" --days 365 > release.pem`,
-		Args:    exactly(1),
+		Args:    cli.Exactly(1),
 	}
 	c.Flags().IntVar(&days, "days", 365, "how long it is valid")
 	onSubject(c, &subject, func(ctx context.Context, s *config.Settings) ([]byte, []string, error) {
@@ -40,7 +42,7 @@ func certCSRCommand() *cobra.Command {
 		Use:     "csr KEY",
 		Short:   "Make a certificate request for a key, and print it as PEM",
 		Example: `  notation-hsm cert csr "pkcs11:token=signing;object=release" --subject "CN=release,O=Example,C=CH,ST=Zurich" > release.csr`,
-		Args:    exactly(1),
+		Args:    cli.Exactly(1),
 	}
 	onSubject(c, &subject, func(ctx context.Context, s *config.Settings) ([]byte, []string, error) {
 		return custody.Request(ctx, s, subject)
@@ -50,7 +52,7 @@ func certCSRCommand() *cobra.Command {
 
 // onSubject completes a command that makes PEM for a key and a subject.
 func onSubject(c *cobra.Command, subject *string, run func(context.Context, *config.Settings) ([]byte, []string, error)) {
-	given := addSettings(c, tokenSettings...)
+	given := cli.AddSettings(c, cli.TokenSettings...)
 	c.Flags().StringVar(subject, "subject", "", `distinguished name, as in "CN=release,O=Example,C=CH,ST=Zurich" (required)`)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *subject == "" {
@@ -83,9 +85,9 @@ func certImportCommand() *cobra.Command {
 		Long: `Store the certificate of a key, and the issuers that are in the same PEM file, on the token. A certificate of another key is
 refused. What the token has already is not stored again.`,
 		Example: `  notation-hsm cert import "pkcs11:token=signing;object=release" release.pem`,
-		Args:    exactly(2),
+		Args:    cli.Exactly(2),
 	}
-	given := addSettings(c, tokenSettings...)
+	given := cli.AddSettings(c, cli.TokenSettings...)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		s, err := config.Resolve(args[0], given(), config.Flags)
 		if err != nil {
@@ -106,9 +108,9 @@ func certExportCommand() *cobra.Command {
 		Use:     "export KEY",
 		Short:   "Print a key's certificate chain as PEM, leaf first",
 		Example: `  notation-hsm cert export "pkcs11:token=signing;object=release" > release.pem`,
-		Args:    exactly(1),
+		Args:    cli.Exactly(1),
 	}
-	given := addSettings(c, append(tokenSettings, config.CertificateChain)...)
+	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		s, err := config.Resolve(args[0], given(), config.Flags)
 		if err != nil {

@@ -3,6 +3,8 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/custody"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -22,7 +24,7 @@ Without KEY it looks at the module, its tokens, the plugin, and Notation's signi
   notation-hsm doctor "pkcs11:token=signing;object=release"`,
 		Args: atMostOne,
 	}
-	given := addSettings(c, config.ModulePath, config.Token, config.SlotID, config.PINSource, config.CertificateChain, config.Timeout)
+	given := cli.AddSettings(c, config.ModulePath, config.Token, config.SlotID, config.PINSource, config.CertificateChain, config.Timeout)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		reference, examine := "", custody.Survey
@@ -35,7 +37,7 @@ Without KEY it looks at the module, its tokens, the plugin, and Notation's signi
 		}
 		report := examine(c.Context(), s)
 		if asJSON {
-			err = printJSON(c.OutOrStdout(), report)
+			err = cli.PrintJSON(c.OutOrStdout(), report)
 		} else {
 			err = printReport(c, report)
 		}
@@ -58,7 +60,7 @@ Without KEY it looks at the module, its tokens, the plugin, and Notation's signi
 
 func atMostOne(c *cobra.Command, args []string) error {
 	if err := cobra.MaximumNArgs(1)(c, args); err != nil {
-		return usage(c, err)
+		return cli.Usage(c, err)
 	}
 	return nil
 }
@@ -71,5 +73,5 @@ func printReport(c *cobra.Command, report []custody.Check) error {
 			rows[i][2] += " (hint: " + check.Hint + ")"
 		}
 	}
-	return printTable(c.OutOrStdout(), []string{"RESULT", "CHECK", "DETAIL"}, rows)
+	return cli.PrintTable(c.OutOrStdout(), []string{"RESULT", "CHECK", "DETAIL"}, rows)
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -20,9 +22,9 @@ func installCommand() *cobra.Command {
 list, so that 'notation sign --key NAME' uses it. The settings given as flags are stored with the key, as its plugin config.`,
 		Example: `  notation-hsm install --key-name release --key "pkcs11:token=signing;object=release" --default \
     --module-path /usr/lib/softhsm/libsofthsm2.so --pin-source env:SIGNING_PIN`,
-		Args: exactly(0),
+		Args: cli.Exactly(0),
 	}
-	given := addSettings(c, config.Names...)
+	given := cli.AddSettings(c, config.Names...)
 	c.Flags().StringVar(&name, "key-name", "", "name of the signing key in Notation's list")
 	c.Flags().StringVar(&reference, "key", "", "the key, by URI or alias")
 	c.Flags().BoolVar(&makeDefault, "default", false, "make it Notation's default signing key")

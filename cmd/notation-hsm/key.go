@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -11,7 +13,7 @@ import (
 )
 
 func keyCommand() *cobra.Command {
-	return group("key", "Make, see and care for keys in a module", keyGenerateCommand(), keyListCommand(), keyShowCommand(), keyRotateCommand(), keyDeleteCommand(),
+	return cli.Group("key", "Make, see and care for keys in a module", keyGenerateCommand(), keyListCommand(), keyShowCommand(), keyRotateCommand(), keyDeleteCommand(),
 		keyBackupCommand(), keyRestoreCommand(), backupKeyCommand())
 }
 
@@ -26,9 +28,9 @@ token has already is refused. The new key's URI is printed.
 With --backup-key the key can leave the token, wrapped (encrypted) by that key or another that the security officer trusts, which
 'key backup' needs.`,
 		Example: "  notation-hsm key generate --token signing --spec EC-256 --label release",
-		Args:    exactly(0),
+		Args:    cli.Exactly(0),
 	}
-	given := addSettings(c, tokenSettings...)
+	given := cli.AddSettings(c, cli.TokenSettings...)
 	c.Flags().StringVar(&spec, "spec", "EC-256", "RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521")
 	c.Flags().StringVar(&label, "label", "", "the key's label (CKA_LABEL), required")
 	c.Flags().StringVar(&id, "id", "", "the key's id (CKA_ID) in hex (default: random)")
@@ -60,9 +62,9 @@ func keyListCommand() *cobra.Command {
 		Use:     "list",
 		Short:   "List the private keys on a token",
 		Example: "  notation-hsm key list --token signing",
-		Args:    exactly(0),
+		Args:    cli.Exactly(0),
 	}
-	given := addSettings(c, append(tokenSettings, config.CertificateChain)...)
+	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s, err := config.Resolve("", given(), config.Flags)
@@ -74,7 +76,7 @@ func keyListCommand() *cobra.Command {
 			return err
 		}
 		if asJSON {
-			return printJSON(c.OutOrStdout(), keys)
+			return cli.PrintJSON(c.OutOrStdout(), keys)
 		}
 		rows := make([][]string, len(keys))
 		for i, k := range keys {
@@ -82,9 +84,9 @@ func keyListCommand() *cobra.Command {
 			if k.Certificate != nil {
 				expires = k.Certificate.NotAfter.Format("2006-01-02")
 			}
-			rows[i] = []string{orDash(k.Spec), fmt.Sprintf("%q", k.Label), orDash(k.ID), keyUsages(k), expires, usable(k), k.URI}
+			rows[i] = []string{cli.OrDash(k.Spec), fmt.Sprintf("%q", k.Label), cli.OrDash(k.ID), keyUsages(k), expires, usable(k), k.URI}
 		}
-		return printTable(c.OutOrStdout(), []string{"SPEC", "LABEL", "ID", "USAGE", "CERTIFICATE UNTIL", "NOTATION", "URI"}, rows)
+		return cli.PrintTable(c.OutOrStdout(), []string{"SPEC", "LABEL", "ID", "USAGE", "CERTIFICATE UNTIL", "NOTATION", "URI"}, rows)
 	}
 	return c
 }
@@ -95,9 +97,9 @@ func keyShowCommand() *cobra.Command {
 		Use:     "show KEY",
 		Short:   "Show a key, its certificate, and whether Notation can use it",
 		Example: `  notation-hsm key show "pkcs11:token=signing;object=release"`,
-		Args:    exactly(1),
+		Args:    cli.Exactly(1),
 	}
-	given := addSettings(c, append(tokenSettings, config.CertificateChain)...)
+	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		s, err := config.Resolve(args[0], given(), config.Flags)
@@ -109,19 +111,19 @@ func keyShowCommand() *cobra.Command {
 			return err
 		}
 		if asJSON {
-			return printJSON(c.OutOrStdout(), k)
+			return cli.PrintJSON(c.OutOrStdout(), k)
 		}
 		rows := [][]string{
-			{"URI:", k.URI}, {"Spec:", orDash(k.Spec)}, {"Label:", fmt.Sprintf("%q", k.Label)}, {"ID:", orDash(k.ID)}, {"Usage:", keyUsages(*k)},
-			{"Sensitive:", yesNo(k.Sensitive)}, {"Never extractable:", yesNo(k.NeverExtractable)}, {"Made on the token:", yesNo(k.Local)},
-			{"PIN for each use:", yesNo(k.AlwaysAuth)},
+			{"URI:", k.URI}, {"Spec:", cli.OrDash(k.Spec)}, {"Label:", fmt.Sprintf("%q", k.Label)}, {"ID:", cli.OrDash(k.ID)}, {"Usage:", keyUsages(*k)},
+			{"Sensitive:", cli.YesNo(k.Sensitive)}, {"Never extractable:", cli.YesNo(k.NeverExtractable)}, {"Made on the token:", cli.YesNo(k.Local)},
+			{"PIN for each use:", cli.YesNo(k.AlwaysAuth)},
 		}
 		if cert := k.Certificate; cert != nil {
 			rows = append(rows, []string{"Certificate:", cert.Subject}, []string{"Issuer:", cert.Issuer}, []string{"Serial:", cert.Serial},
 				[]string{"Expires:", cert.NotAfter.Format("2006-01-02 15:04:05 MST")})
 		}
 		rows = append(rows, []string{"Notation:", usable(*k)})
-		return printTable(c.OutOrStdout(), rows[0], rows[1:])
+		return cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:])
 	}
 	return c
 }
@@ -136,7 +138,7 @@ func keyUsages(k custody.Key) string {
 			usages = append(usages, u.name)
 		}
 	}
-	return orDash(strings.Join(usages, ", "))
+	return cli.OrDash(strings.Join(usages, ", "))
 }
 
 func usable(k custody.Key) string {
@@ -154,9 +156,9 @@ func keyDeleteCommand() *cobra.Command {
 		Long: `Delete a key, its public half and its own certificates from the token; the certificates of its issuers stay. It says what will stop
 working and asks for the key's label on the terminal. A key that Notation signs with, or a CA, is not deleted.`,
 		Example: `  notation-hsm key delete "pkcs11:token=signing;object=release"`,
-		Args:    exactly(1),
+		Args:    cli.Exactly(1),
 	}
-	given, folder := addSettings(c, tokenSettings...), addCAFolder(c)
+	given, folder := cli.AddSettings(c, cli.TokenSettings...), addCAFolder(c)
 	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		s, err := config.Resolve(args[0], given(), config.Flags)
@@ -169,7 +171,7 @@ working and asks for the key's label on the terminal. A key that Notation signs 
 		}
 		out := c.ErrOrStderr()
 		err = custody.Delete(c.Context(), s, cas, func(d custody.Deletion) error {
-			fmt.Fprintf(out, "deleting %s (%s)\n", d.Key.URI, orDash(d.Key.Spec))
+			fmt.Fprintf(out, "deleting %s (%s)\n", d.Key.URI, cli.OrDash(d.Key.Spec))
 			for _, subject := range d.Certificates {
 				fmt.Fprintf(out, "  with the certificate of %q\n", subject)
 			}
@@ -180,9 +182,9 @@ working and asks for the key's label on the terminal. A key that Notation signs 
 				return nil
 			}
 			if d.Key.Label == "" { // then nothing but the id names it
-				return ask(c.Context(), "type the key's id to delete it", d.Key.ID)
+				return cli.Ask(c.Context(), "type the key's id to delete it", d.Key.ID)
 			}
-			return ask(c.Context(), "type the key's label to delete it", d.Key.Label)
+			return cli.Ask(c.Context(), "type the key's label to delete it", d.Key.Label)
 		})
 		if err != nil {
 			return err

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/custody"
@@ -22,9 +24,9 @@ The plan is shown and confirmed first. A rotation that was interrupted, wherever
 		Example: `  notation-hsm key rotate release
   notation-hsm key rotate release --csr release-2.csr
   notation-hsm key rotate release --cert release-2.pem`,
-		Args: exactly(1),
+		Args: cli.Exactly(1),
 	}
-	given, folder := addSettings(c, tokenSettings...), addCAFolder(c)
+	given, folder := cli.AddSettings(c, cli.TokenSettings...), addCAFolder(c)
 	c.Flags().StringVar(&o.CA, "ca", "", "have this CA issue the certificate (default: the CA that issued the old one)")
 	c.Flags().StringVar(&o.Request, "csr", "", "write a certificate request to this file, for a CA elsewhere, and stop")
 	c.Flags().StringVar(&o.Certificate, "cert", "", "go on with this file: the certificate for that request, and its issuers")
@@ -47,7 +49,7 @@ The plan is shown and confirmed first. A rotation that was interrupted, wherever
 			if yes {
 				return nil
 			}
-			return ask(c.Context(), "type yes to do this", "yes")
+			return cli.Ask(c.Context(), "type yes to do this", "yes")
 		}, func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) })
 	}
 	return c

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -12,7 +14,7 @@ import (
 )
 
 func tokenCommand() *cobra.Command {
-	return group("token", "See the tokens of a module", tokenListCommand())
+	return cli.Group("token", "See the tokens of a module", tokenListCommand())
 }
 
 func tokenListCommand() *cobra.Command {
@@ -21,9 +23,9 @@ func tokenListCommand() *cobra.Command {
 		Use:     "list",
 		Short:   "List the tokens of a module, as URIs",
 		Example: "  notation-hsm token list --module-path /usr/lib/softhsm/libsofthsm2.so",
-		Args:    exactly(0),
+		Args:    cli.Exactly(0),
 	}
-	given := addSettings(c, config.ModulePath, config.Timeout)
+	given := cli.AddSettings(c, config.ModulePath, config.Timeout)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s, err := config.Resolve("", given(), config.Flags)
@@ -38,16 +40,16 @@ func tokenListCommand() *cobra.Command {
 			if tokens == nil {
 				tokens = []key.Token{}
 			}
-			return printJSON(c.OutOrStdout(), tokens)
+			return cli.PrintJSON(c.OutOrStdout(), tokens)
 		}
 		if len(tokens) == 0 {
 			fmt.Fprintln(c.ErrOrStderr(), "warning: the module shows no token: check that the HSM, or the server that the module talks to, is there")
 		}
 		rows := make([][]string, len(tokens))
 		for i, t := range tokens {
-			rows[i] = []string{fmt.Sprint(t.Slot), fmt.Sprintf("%q", t.Label), tokenFlags(t), string(t.PIN), orDash(t.Sessions), t.URI}
+			rows[i] = []string{fmt.Sprint(t.Slot), fmt.Sprintf("%q", t.Label), tokenFlags(t), string(t.PIN), cli.OrDash(t.Sessions), t.URI}
 		}
-		return printTable(c.OutOrStdout(), []string{"SLOT", "TOKEN", "FLAGS", "PIN", "SESSIONS", "URI"}, rows)
+		return cli.PrintTable(c.OutOrStdout(), []string{"SLOT", "TOKEN", "FLAGS", "PIN", "SESSIONS", "URI"}, rows)
 	}
 	return c
 }
@@ -62,5 +64,5 @@ func tokenFlags(t key.Token) string {
 			flags = append(flags, f.name)
 		}
 	}
-	return orDash(strings.Join(flags, ", "))
+	return cli.OrDash(strings.Join(flags, ", "))
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/ca"
@@ -15,9 +17,9 @@ import (
 
 func trustCommand() *cobra.Command {
 	var manifest string
-	c := group("trust", "Say who may sign which repositories, and tell Notation",
+	c := cli.Group("trust", "Say who may sign which repositories, and tell Notation",
 		trustInitCommand(&manifest),
-		group("signer", "Add, remove and list signers",
+		cli.Group("signer", "Add, remove and list signers",
 			signerAddCommand(&manifest), signerRemoveCommand(&manifest), signerListCommand(&manifest)),
 		trustExportCommand(&manifest))
 	c.PersistentFlags().StringVar(&manifest, "manifest", "",
@@ -30,7 +32,7 @@ func trustInitCommand(manifest *string) *cobra.Command {
 		Use:     "init",
 		Short:   "Make a trust manifest, without signers",
 		Example: "  notation-hsm trust init",
-		Args:    exactly(0),
+		Args:    cli.Exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			path, err := trust.Path(*manifest)
 			if err != nil {
@@ -68,9 +70,9 @@ A signer who is there already gets more scopes, and needs none of these. The cha
 		Example: `  notation-hsm trust signer add alice --scope registry.example.com/team/app --cert alice.pem
   notation-hsm trust signer add releases --scope registry.example.com/team/app --ca team --subject "C=CH,ST=Zurich,O=Example,OU=Releases"
   notation-hsm trust signer add alice --scope registry.example.com/team/tools`,
-		Args: exactly(1),
+		Args: cli.Exactly(1),
 	}
-	given, cas := addSettings(c, append(tokenSettings, config.CertificateChain)...), addCAFolder(c)
+	given, cas := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...), addCAFolder(c)
 	c.Flags().StringArrayVar(&g.Scopes, "scope", nil, `a repository, or "*" for all that have no signer of their own (required; may be repeated)`)
 	c.Flags().StringVar(&by.file, "cert", "", "PEM file with the signer's certificate and its issuers, or a CA's certificate")
 	c.Flags().StringVar(&by.key, "key", "", "the signer's key, by URI or alias")
@@ -154,7 +156,7 @@ func signerRemoveCommand(manifest *string) *cobra.Command {
 		Short:   "Let a signer sign no longer: in some repositories, or in any",
 		Long:    "Let a signer sign no longer: in the scopes that are given, or in any. The change counts after 'notation-hsm trust export'.",
 		Example: "  notation-hsm trust signer remove alice --scope registry.example.com/team/app",
-		Args:    exactly(1),
+		Args:    cli.Exactly(1),
 	}
 	c.Flags().StringArrayVar(&scopes, "scope", nil, "a repository to take from the signer (default: all; may be repeated)")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -182,7 +184,7 @@ func signerListCommand(manifest *string) *cobra.Command {
 		Use:     "list",
 		Short:   "List the signers, and where each may sign",
 		Example: "  notation-hsm trust signer list",
-		Args:    exactly(0),
+		Args:    cli.Exactly(0),
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -195,7 +197,7 @@ func signerListCommand(manifest *string) *cobra.Command {
 			return err
 		}
 		if asJSON {
-			return printJSON(c.OutOrStdout(), m.Signers)
+			return cli.PrintJSON(c.OutOrStdout(), m.Signers)
 		}
 		var rows [][]string
 		for _, s := range m.Signers {
@@ -207,7 +209,7 @@ func signerListCommand(manifest *string) *cobra.Command {
 				rows = append(rows, []string{s.Name, scope, s.Level, string(s.Kind), s.Trusts, subject, s.Until.Format("2006-01-02")})
 			}
 		}
-		return printTable(c.OutOrStdout(), []string{"NAME", "SCOPE", "LEVEL", "KIND", "CERTIFICATE", "SUBJECT", "UNTIL"}, rows)
+		return cli.PrintTable(c.OutOrStdout(), []string{"NAME", "SCOPE", "LEVEL", "KIND", "CERTIFICATE", "SUBJECT", "UNTIL"}, rows)
 	}
 	return c
 }
@@ -222,7 +224,7 @@ Notation's configuration directory. Statements and trust stores that others made
 replaced.`,
 		Example: `  notation-hsm trust export
   notation-hsm trust export --to cluster/notation`,
-		Args: exactly(0),
+		Args: cli.Exactly(0),
 	}
 	c.Flags().StringVar(&to, "to", "", "a folder to write to (default: Notation's configuration directory)")
 	c.RunE = func(c *cobra.Command, _ []string) error {

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"encoding/json"
@@ -13,7 +13,8 @@ import (
 // The rules of what people read: results go to standard output, everything else to standard error. A failure is a line
 // "error:" and, where something can be done, a line "hint:". Lists are tables; --json gives the same to programs.
 
-func formatError(err error) []byte {
+// FormatError returns the lines that tell people of a failure.
+func FormatError(err error) []byte {
 	f := failure.From(err)
 	text := fmt.Appendf(nil, "error: %s\n", f)
 	if f.Hint != "" {
@@ -22,13 +23,15 @@ func formatError(err error) []byte {
 	return text
 }
 
-func printJSON(w io.Writer, value any) error {
+// PrintJSON writes what programs read.
+func PrintJSON(w io.Writer, value any) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(value)
 }
 
-func printTable(w io.Writer, header []string, rows [][]string) error {
+// PrintTable writes rows in aligned columns.
+func PrintTable(w io.Writer, header []string, rows [][]string) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, strings.Join(header, "\t"))
 	for _, row := range rows {
@@ -37,8 +40,8 @@ func printTable(w io.Writer, header []string, rows [][]string) error {
 	return table.Flush()
 }
 
-// yesNo shows an attribute that the module may not tell.
-func yesNo(b *bool) string {
+// YesNo shows an attribute that the module may not tell.
+func YesNo(b *bool) string {
 	switch {
 	case b == nil:
 		return "unknown"
@@ -48,7 +51,8 @@ func yesNo(b *bool) string {
 	return "no"
 }
 
-func orDash(text string) string {
+// OrDash shows a text that may be empty.
+func OrDash(text string) string {
 	if text == "" {
 		return "-"
 	}

@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bufio"
@@ -10,9 +10,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// ask has a person type an answer on the terminal, which is there even when standard input is a pipe, and fails unless it is the
+// Ask has a person type an answer on the terminal, which is there even when standard input is a pipe, and fails unless it is the
 // one that is wanted.
-func ask(ctx context.Context, question, want string) error {
+func Ask(ctx context.Context, question, want string) error {
 	const hint = "run it in a terminal, or add --yes"
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {

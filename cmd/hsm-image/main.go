@@ -1,0 +1,40 @@
+// Command hsm-image encrypts container images for keys in a module, opens them there, and verifies signatures before an image
+// is run.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+)
+
+// version is set by the linker for releases.
+var version = "0.1.0"
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := cli.Prepare(cli.FormatError); err != nil {
+		_, _ = os.Stderr.Write(cli.FormatError(err)) // nobody is left to tell
+		return 1
+	}
+	return cli.Run(ctx, command())
+}
+
+func command() *cobra.Command {
+	return cli.Root(&cobra.Command{
+		Use:   "hsm-image",
+		Short: "Encrypt images for keys in a module, open them there, and verify images before they run",
+		Long: `hsm-image encrypts container images so that only a key in a PKCS#11 module opens them, opens such images, and verifies
+signatures before an image is run. Images are named as skopeo names them: docker://registry.example.com/app:1, oci:DIR:TAG,
+oci-archive:FILE, docker-archive:FILE or dir:DIR.`,
+		Version: version,
+	})
+}

@@ -1,0 +1,58 @@
+package cli
+
+import (
+	"context"
+	"os"
+
+	"github.com/notaryproject/notation-go/dir"
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/crash"
+	"github.com/notation-hsm/notation-hsm/internal/streams"
+	"github.com/notation-hsm/notation-hsm/internal/watch"
+)
+
+// Prepare readies the process for a module, which is a stranger's code: it opens the log, moves standard output and standard
+// error out of the way, and has the last words made in case the module crashes. form writes those as any other failure.
+func Prepare(form func(error) []byte) error {
+	log, err := config.OpenLog()
+	if err != nil {
+		return err
+	}
+	if err := streams.Guard(log); err != nil {
+		return err
+	}
+	crash.Report(form)
+	useNotationFolders()
+	return nil
+}
+
+// useNotationFolders looks for Notation's files where the notation command does: its library does not read these by itself.
+func useNotationFolders() {
+	for name, folder := range map[string]*string{"NOTATION_CONFIG": &dir.UserConfigDir, "NOTATION_LIBEXEC": &dir.UserLibexecDir, "NOTATION_CACHE": &dir.UserCacheDir} {
+		if value := os.Getenv(name); value != "" {
+			*folder = value
+		}
+	}
+}
+
+// Run runs the command that the arguments name and returns the exit code. It returns even if a module never answers.
+func Run(ctx context.Context, root *cobra.Command) int {
+	if err := watch.Run(ctx, root.ExecuteContext); err != nil {
+		_, _ = os.Stderr.Write(FormatError(err)) // nobody is left to tell
+		return 1
+	}
+	return 0
+}
+
+// Root completes the command that holds all others of an executable.
+func Root(root *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	root.Args = cobra.ArbitraryArgs // so that an unknown command reaches OnlyGroup
+	root.RunE = OnlyGroup
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.SetFlagErrorFunc(Usage)
+	root.AddCommand(commands...)
+	return root
+}
