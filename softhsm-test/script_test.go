@@ -9,10 +9,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestScripts runs the command-line scripts of testdata/script. Each has a token "signing" of its own, and the notation and notation-hsm
-// commands; what it does not set is not set.
+// TestScripts runs the command-line scripts of testdata/script. Each has a token "signing" of its own, and the notation,
+// notation-hsm and hsm-image commands; what it does not set is not set.
 func TestScripts(t *testing.T) {
 	module, path := Module(t), filepath.Dir(Build(t, "notation-hsm"))+":"+filepath.Dir(Build(t, "notation"))+":"+os.Getenv("PATH")
+	Build(t, "hsm-image")
 	softhsm := Program(t, "softhsm2-util")
 	Program(t, "openssl")
 	testscript.Run(t, testscript.Params{

@@ -106,17 +106,24 @@ refused. What the token has already is not stored again.`,
 func certExportCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "export KEY",
-		Short:   "Print a key's certificate chain as PEM, leaf first",
-		Example: `  notation-hsm cert export "pkcs11:token=signing;object=release" > release.pem`,
-		Args:    cli.Exactly(1),
+		Short: "Print a key's certificate chain as PEM, leaf first; or its public key",
+		Example: `  notation-hsm cert export "pkcs11:token=signing;object=release" > release.pem
+  notation-hsm cert export --public "pkcs11:token=signing;object=nodes" > nodes.pem`,
+		Args: cli.Exactly(1),
 	}
+	var public bool
 	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
+	c.Flags().BoolVar(&public, "public", false, "print the public key alone, which others can encrypt to")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		s, err := config.Resolve(args[0], given(), config.Flags)
 		if err != nil {
 			return err
 		}
-		data, err := custody.Export(c.Context(), s)
+		export := custody.Export
+		if public {
+			export = custody.ExportPublic
+		}
+		data, err := export(c.Context(), s)
 		if err != nil {
 			return err
 		}

@@ -18,20 +18,23 @@ func keyCommand() *cobra.Command {
 }
 
 func keyGenerateCommand() *cobra.Command {
-	var spec, label, id, wrapping string
+	var spec, usage, label, id, wrapping string
 	c := &cobra.Command{
 		Use:   "generate",
-		Short: "Make a signing key inside the module",
-		Long: `Make a key pair inside the module: sensitive, not extractable, and good for signing alone. A label or id that a key on the
-token has already is refused. The new key's URI is printed.
+		Short: "Make a key inside the module",
+		Long: `Make a key pair inside the module: sensitive, not extractable, and good for signing alone; or, with --usage decrypt, for opening
+encrypted images alone (decrypt and unwrap with RSA, derive with an elliptic curve). A label or id that a key on the token has already is
+refused. The new key's URI is printed.
 
 With --backup-key the key can leave the token, wrapped (encrypted) by that key or another that the security officer trusts, which
 'key backup' needs.`,
-		Example: "  notation-hsm key generate --token signing --spec EC-256 --label release",
-		Args:    cli.Exactly(0),
+		Example: `  notation-hsm key generate --token signing --spec EC-256 --label release
+  notation-hsm key generate --token signing --spec EC-256 --label nodes --usage decrypt`,
+		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
 	c.Flags().StringVar(&spec, "spec", "EC-256", "RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521")
+	c.Flags().StringVar(&usage, "usage", "sign", "sign, or decrypt for a recipient of encrypted images")
 	c.Flags().StringVar(&label, "label", "", "the key's label (CKA_LABEL), required")
 	c.Flags().StringVar(&id, "id", "", "the key's id (CKA_ID) in hex (default: random)")
 	c.Flags().StringVar(&wrapping, "backup-key", "", "let this wrapping key take the key out for backups, by its label or URI")
@@ -40,12 +43,12 @@ With --backup-key the key can leave the token, wrapped (encrypted) by that key o
 		if err != nil {
 			return err
 		}
-		uri, decrypts, err := custody.Generate(c.Context(), s, spec, label, id, wrapping)
+		uri, also, err := custody.Generate(c.Context(), s, spec, usage, label, id, wrapping)
 		if err != nil {
 			return err
 		}
-		if decrypts {
-			fmt.Fprintln(c.ErrOrStderr(), "warning: the module does not limit keys to signing: this one can also decrypt")
+		if also != "" {
+			fmt.Fprintf(c.ErrOrStderr(), "warning: the module does not limit keys to one usage: this one can also %s\n", also)
 		}
 		if wrapping != "" {
 			fmt.Fprintln(c.ErrOrStderr(), "warning: this key can leave the token, wrapped by a key that the security officer trusts; make keys without --backup-key where that must not be")

@@ -245,7 +245,7 @@ func (c *ceremony) makeKey(ctx context.Context, k KeyPlan) error {
 	if err != nil {
 		return err
 	}
-	info, err := keystore.Generate(ctx, s, key.Request{Spec: spec, Label: k.Label})
+	info, err := keystore.Generate(ctx, s, key.Request{Spec: spec, Usage: key.Sign, Label: k.Label})
 	if err != nil {
 		return err
 	}

@@ -138,7 +138,7 @@ func wrappingReference(store keystore.Store, text string) (config.URI, error) {
 }
 
 // Restore makes a key again from a file of Backup's, on the token of the settings, and proves it by a signature that verifies under the
-// public key and the certificate that the file has. It returns the key's URI.
+// public key and the certificate that the file has, or, for a recipient's key, by what it opens. It returns the key's URI.
 func Restore(ctx context.Context, s *config.Settings, path string) (uri string, certificates int, err error) {
 	b, err := readBackup(path)
 	if err != nil {
@@ -173,9 +173,13 @@ func Restore(ctx context.Context, s *config.Settings, path string) (uri string, 
 	if err := store.Discard(); err != nil { // a public half that is left of a restoration that was cut short
 		return "", 0, err
 	}
-	k, err := restored(store, wrapped, b.Label, id, public)
+	usage := key.Sign
+	if !b.Attributes.Sign {
+		usage = key.Decrypt
+	}
+	k, err := restored(store, wrapped, usage, b.Label, id, public)
 	if err != nil {
-		_ = store.Discard() // a key that does not sign as it should is worse than none
+		_ = store.Discard() // a key that does not work as it should is worse than none
 		return "", 0, err
 	}
 	if len(chain) > 0 {
@@ -187,13 +191,16 @@ func Restore(ctx context.Context, s *config.Settings, path string) (uri string, 
 	return info.URI, len(chain), err
 }
 
-func restored(store keystore.Store, wrapped key.Wrapped, label string, id []byte, public crypto.PublicKey) (keystore.Key, error) {
-	if err := store.Unwrap(wrapped, label, id, public); err != nil {
+func restored(store keystore.Store, wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) (keystore.Key, error) {
+	if err := store.Unwrap(wrapped, usage, label, id, public); err != nil {
 		return nil, err
 	}
 	k, err := store.Key(nil)
 	if err != nil {
 		return nil, err
+	}
+	if usage == key.Decrypt {
+		return k, proveOpens(k, public)
 	}
 	return k, prove(k, public)
 }

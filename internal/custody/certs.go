@@ -85,3 +85,22 @@ func Export(ctx context.Context, s *config.Settings) (data []byte, err error) {
 	})
 	return data, err
 }
+
+// ExportPublic returns a key's public half in PEM (SubjectPublicKeyInfo, RFC 5280 section 4.1.2.7), without a login where the module shows
+// it to anyone.
+func ExportPublic(ctx context.Context, s *config.Settings) ([]byte, error) {
+	store, err := keystore.Open(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	public, err := store.Public()
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
+}

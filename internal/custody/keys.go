@@ -50,21 +50,25 @@ func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
 	return keystore.Tokens(ctx, s)
 }
 
-// Generate makes a signing key inside the module and returns its URI, and whether the module has let it decrypt as well. With
-// a wrapping key, by reference, the key can be backed up under that key.
-func Generate(ctx context.Context, s *config.Settings, spec, label, id, wrapping string) (uri string, decrypts bool, err error) {
+// Generate makes a key inside the module, for a usage, and returns its URI and the other usage ("" as a rule) if the module lets it do
+// that as well. With a wrapping key, by reference, the key can be backed up under that key.
+func Generate(ctx context.Context, s *config.Settings, spec, usage, label, id, wrapping string) (uri string, also key.Usage, err error) {
 	parsed, err := key.ParseSpec(spec)
 	if err != nil {
-		return "", false, err
+		return "", "", err
+	}
+	use, err := key.ParseUsage(usage)
+	if err != nil {
+		return "", "", err
 	}
 	if label == "" {
-		return "", false, failure.New(failure.Invalid, "name the key, as in --label release", "the key has no label")
+		return "", "", failure.New(failure.Invalid, "name the key, as in --label release", "the key has no label")
 	}
 	raw, err := hex.DecodeString(id)
 	if err != nil {
-		return "", false, failure.New(failure.Invalid, "write an even number of hex digits, as in --id 01a2", "the id %q is not hex", id)
+		return "", "", failure.New(failure.Invalid, "write an even number of hex digits, as in --id 01a2", "the id %q is not hex", id)
 	}
-	r := key.Request{Spec: parsed, Label: label, ID: raw}
+	r := key.Request{Spec: parsed, Usage: use, Label: label, ID: raw}
 	var info key.Info
 	if wrapping != "" {
 		info, err = generateWrappable(ctx, s, r, wrapping)
@@ -72,9 +76,15 @@ func Generate(ctx context.Context, s *config.Settings, spec, label, id, wrapping
 		info, err = keystore.Generate(ctx, s, r)
 	}
 	if err != nil {
-		return "", false, err
+		return "", "", err
 	}
-	return info.URI, info.Decrypt != nil && *info.Decrypt, nil
+	switch {
+	case info.Decrypt != nil && *info.Decrypt && use == key.Sign:
+		also = key.Decrypt
+	case info.Sign != nil && *info.Sign && use == key.Decrypt:
+		also = key.Sign
+	}
+	return info.URI, also, nil
 }
 
 // Keys lists the private keys that the settings match: all on the token, or the one the key reference names.

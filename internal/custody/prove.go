@@ -1,10 +1,12 @@
 package custody
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha1" //nolint:gosec // for OAEP, which is safe with it
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
@@ -37,4 +39,43 @@ func prove(k keystore.Key, public crypto.PublicKey) error {
 			"a test signature does not verify")
 	}
 	return nil
+}
+
+// proveOpens has a recipient's key open something that was made for its public half.
+func proveOpens(k keystore.Key, public crypto.PublicKey) error {
+	var want, got []byte
+	var err error
+	switch p := public.(type) {
+	case *rsa.PublicKey:
+		want = []byte("notation-hsm " + rand.Text())
+		var sealed []byte
+		if sealed, err = rsa.EncryptOAEP(sha1.New(), rand.Reader, p, want, nil); err == nil { //nolint:gosec // all tokens know it, and OAEP needs no more of a hash
+			got, err = k.Decrypt(nil, sealed, &rsa.OAEPOptions{Hash: crypto.SHA1})
+		}
+	case *ecdsa.PublicKey:
+		want, got, err = agree(k, p)
+	default:
+		err = failure.New(failure.Invalid, "use an RSA or elliptic curve key", "keys of type %T open nothing", public)
+	}
+	if err == nil && !bytes.Equal(want, got) {
+		err = failure.New(failure.Internal, "check that the public key or certificate belongs to this key", "the key does not open what its public half closed")
+	}
+	return err
+}
+
+// agree returns what two sides of a key agreement come to: ours, with a new key, and the module's.
+func agree(k keystore.Key, p *ecdsa.PublicKey) (ours, theirs []byte, err error) {
+	public, err := p.ECDH()
+	if err != nil {
+		return nil, nil, err
+	}
+	other, err := public.Curve().GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	if ours, err = other.ECDH(public); err != nil {
+		return nil, nil, err
+	}
+	theirs, err = k.ECDH(other.PublicKey())
+	return ours, theirs, err
 }

@@ -220,7 +220,7 @@ func (r *Rotation) makeKey(ctx context.Context, s *config.Settings, say func(str
 		if err != nil {
 			return err
 		}
-		if _, err := keystore.Generate(ctx, s, key.Request{Spec: spec, Label: r.Label, ID: id}); err != nil {
+		if _, err := keystore.Generate(ctx, s, key.Request{Spec: spec, Usage: key.Sign, Label: r.Label, ID: id}); err != nil {
 			return err
 		}
 		err = keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error { return prove(k, k.Public()) })

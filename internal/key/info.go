@@ -2,6 +2,8 @@ package key
 
 import (
 	"crypto"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 // Info is what a module says of a private key. A nil attribute is one the module would not tell.
@@ -50,9 +52,26 @@ const (
 	PINReady    PINState = "ok"
 )
 
+// Usage is what a key is made for.
+type Usage string
+
+const (
+	Sign    Usage = "sign"    // and nothing else
+	Decrypt Usage = "decrypt" // decrypt, unwrap or derive, and not sign: a recipient's key
+)
+
+// ParseUsage returns the usage of a name.
+func ParseUsage(name string) (Usage, error) {
+	if usage := Usage(name); usage == Sign || usage == Decrypt {
+		return usage, nil
+	}
+	return "", failure.New(failure.Invalid, "use sign or decrypt", "%q is not a usage", name)
+}
+
 // Request says which key to make.
 type Request struct {
 	Spec  Spec
+	Usage Usage
 	Label string // CKA_LABEL, required
 	ID    []byte // CKA_ID; random when empty
 

@@ -5,6 +5,7 @@ package keystore
 import (
 	"context"
 	"crypto"
+	"crypto/ecdh"
 	"crypto/x509"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -12,10 +13,16 @@ import (
 )
 
 // Key is a private key in a module. It signs through crypto.Signer, or crypto.MessageSigner where the caller has the whole
-// message; the latter also reaches modules that insist on hashing themselves.
+// message; the latter also reaches modules that insist on hashing themselves. Whether it may sign, decrypt or derive is the module's to
+// say; each fails with Denied where it may not.
 type Key interface {
 	crypto.Signer
 	crypto.MessageSigner
+
+	// Decrypt opens an RSA ciphertext: RSAES-OAEP without a label (*rsa.OAEPOptions) or RSAES-PKCS1-v1_5 (*rsa.PKCS1v15DecryptOptions).
+	crypto.Decrypter
+	// ECDH returns the x coordinate shared with a public key on the same curve, as long as the curve's field.
+	ECDH(remote *ecdh.PublicKey) ([]byte, error)
 
 	// ReadPublic asks the module for the public half, even if the key was opened with one.
 	ReadPublic() (crypto.PublicKey, error)
@@ -54,7 +61,7 @@ type Store interface {
 	// Wrap has the module encrypt a private key under that wrapping key.
 	Wrap(k Key, reference config.URI) (key.Wrapped, error)
 	// Unwrap makes the key again, under the wrapping key that wrapped it.
-	Unwrap(wrapped key.Wrapped, label string, id []byte, public crypto.PublicKey) error
+	Unwrap(wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) error
 
 	// Discard removes what there is of the key that the settings name by label and id, when its making was cut short.
 	Discard() error
@@ -95,7 +102,7 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 	return importWrappingPKCS11(ctx, s, soPINSource, w, value)
 }
 
-// Generate makes a key inside the module: sensitive, not extractable unless the request says so, for signing alone.
+// Generate makes a key inside the module: sensitive, not extractable unless the request says so, for its usage alone.
 func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
 	return generatePKCS11(ctx, s, r)
 }

@@ -34,6 +34,9 @@ type (
 	objectHandle  = C.ulong_
 )
 
+// wordSize is how many bytes a C unsigned long has, of which the parameters of mechanisms are made.
+const wordSize = C.sizeof_ulong_
+
 // errLength is returned when a module claims to have written more than there was room for.
 var errLength = errors.New("the module returned an impossible length")
 
@@ -270,6 +273,33 @@ func (c *cryptoki) unwrapKey(session sessionHandle, mechanism uint, wrapping obj
 	types, lengths, values := flatten(template)
 	var key objectHandle
 	err := check(C.call_unwrap_key(c.list, session, C.ulong_(mechanism), wrapping, bytePointer(wrapped), C.ulong_(len(wrapped)),
+		C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values), &key))
+	return key, err
+}
+
+// decryptInit begins a decryption; parameter is the mechanism's, as the C structure has it.
+func (c *cryptoki) decryptInit(session sessionHandle, mechanism uint, parameter []byte, key objectHandle) error {
+	return check(C.call_decrypt_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)), key))
+}
+
+// decrypt ends the decryption that decryptInit began. What it returns is never longer than data, as with RSA.
+func (c *cryptoki) decrypt(session sessionHandle, data []byte) ([]byte, error) {
+	plain := make([]byte, len(data))
+	length := C.ulong_(len(plain))
+	if err := check(C.call_decrypt(c.list, session, bytePointer(data), C.ulong_(len(data)), bytePointer(plain), &length)); err != nil {
+		return nil, err
+	}
+	if length > C.ulong_(len(plain)) {
+		return nil, errLength
+	}
+	return plain[:length], nil
+}
+
+// deriveECDH makes a secret key of a template from the shared x coordinate of a private key and a public point.
+func (c *cryptoki) deriveECDH(session sessionHandle, mechanism uint, base objectHandle, point []byte, template []*pkcs11.Attribute) (objectHandle, error) {
+	types, lengths, values := flatten(template)
+	var key objectHandle
+	err := check(C.call_derive_ecdh(c.list, session, C.ulong_(mechanism), bytePointer(point), C.ulong_(len(point)), base,
 		C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values), &key))
 	return key, err
 }

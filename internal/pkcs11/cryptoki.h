@@ -55,7 +55,9 @@ typedef struct {
 	CK_RV (*find_objects)(ulong_, ulong_ *, ulong_, ulong_ *);
 	CK_RV (*find_objects_final)(ulong_);
 	unused encrypt_init, encrypt, encrypt_update, encrypt_final;
-	unused decrypt_init, decrypt, decrypt_update, decrypt_final;
+	CK_RV (*decrypt_init)(ulong_, mechanism *, ulong_);
+	CK_RV (*decrypt)(ulong_, byte *, ulong_, byte *, ulong_ *);
+	unused decrypt_update, decrypt_final;
 	unused digest_init, digest, digest_update, digest_key, digest_final;
 	CK_RV (*sign_init)(ulong_, mechanism *, ulong_);
 	CK_RV (*sign)(ulong_, byte *, ulong_, byte *, ulong_ *);
@@ -65,7 +67,11 @@ typedef struct {
 	unused generate_key, generate_key_pair;
 	CK_RV (*wrap_key)(ulong_, mechanism *, ulong_, ulong_, byte *, ulong_ *);
 	CK_RV (*unwrap_key)(ulong_, mechanism *, ulong_, byte *, ulong_, attribute *, ulong_, ulong_ *);
+	CK_RV (*derive_key)(ulong_, mechanism *, ulong_, attribute *, ulong_, ulong_ *);
 } function_list;
+
+/* CK_ECDH1_DERIVE_PARAMS (PKCS#11 2.40 mechanisms, section 2.3.2) */
+typedef struct { ulong_ kdf, shared_length; byte *shared; ulong_ public_length; byte *public; } ecdh1_derive_params;
 
 #define MAX_ATTRIBUTES 16
 
@@ -154,6 +160,22 @@ static inline CK_RV call_unwrap_key(function_list *f, ulong_ session, ulong_ typ
 	attribute template[MAX_ATTRIBUTES];
 	unflatten(template, n, types, lengths, values);
 	return f->unwrap_key(session, &m, wrapping, wrapped, length, template, n, key);
+}
+static inline CK_RV call_decrypt_init(function_list *f, ulong_ session, ulong_ type, byte *parameter, ulong_ length, ulong_ key) {
+	mechanism m = {type, length ? parameter : 0, length};
+	return f->decrypt_init(session, &m, key);
+}
+static inline CK_RV call_decrypt(function_list *f, ulong_ session, byte *data, ulong_ length, byte *plain, ulong_ *plain_length) {
+	return f->decrypt(session, data, length, plain, plain_length);
+}
+/* Derives by ECDH with no key derivation function (CKD_NULL, 1): the new key is the shared x coordinate. */
+static inline CK_RV call_derive_ecdh(function_list *f, ulong_ session, ulong_ type, byte *public, ulong_ length, ulong_ base,
+	ulong_ n, ulong_ *types, ulong_ *lengths, byte *values, ulong_ *key) {
+	ecdh1_derive_params parameter = {1, 0, 0, length, public};
+	mechanism m = {type, &parameter, sizeof parameter};
+	attribute template[MAX_ATTRIBUTES];
+	unflatten(template, n, types, lengths, values);
+	return f->derive_key(session, &m, base, template, n, key);
 }
 
 #endif

@@ -92,3 +92,9 @@ func ecdsaToDER(signature []byte, size int) ([]byte, error) {
 	})
 	return out.Bytes()
 }
+
+// octetString is DER's OCTET STRING.
+func octetString(content []byte) []byte {
+	encoded, _ := asn1.Marshal(content) // bytes are always taken
+	return encoded
+}

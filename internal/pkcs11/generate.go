@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"fmt"
+	"slices"
 
 	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
@@ -16,7 +17,7 @@ import (
 )
 
 // Generate makes a key pair on the token that the settings name: sensitive, not extractable unless it is to be wrapped for backups, good
-// for signing and nothing else. It refuses a label that a private key on the token has already. The new key's URI and public half are returned.
+// for what the request says and nothing else. It refuses a label that a private key on the token has already. The new key's URI and public half are returned.
 //
 // crypto11 does the work, in a session and with a login of its own; so ours ends before it starts, and there is one login.
 func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
@@ -68,7 +69,11 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 		case err != nil:
 			return t.failed(err, "%s did not make the key, or made it and can't show it (see 'notation-hsm key list')", t.name())
 		}
-		info.Decrypt = mayDecrypt(c, r)
+		if r.Usage == key.Decrypt {
+			info.Sign = may(c, r, pkcs11.CKA_SIGN)
+		} else {
+			info.Decrypt = may(c, r, pkcs11.CKA_DECRYPT)
+		}
 		return nil
 	})
 	return info, err
@@ -78,18 +83,18 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 // holds the refused key until it has no room for a login. So it must not be tried.
 const tpm2 = "tpm2-software.github.io"
 
-// mayDecrypt asks whether the new key can decrypt, which a module that refused the strict template may have allowed it.
-func mayDecrypt(c *crypto11.Context, r key.Request) *bool {
+// may asks whether the new key can do what it was not made for, which a module that refused the strict template may have allowed it.
+func may(c *crypto11.Context, r key.Request, usage uint) *bool {
 	k, err := c.FindKeyPair(r.ID, []byte(r.Label))
 	if err != nil || k == nil {
 		return nil
 	}
-	attribute, err := c.GetAttribute(k, pkcs11.CKA_DECRYPT)
+	attribute, err := c.GetAttribute(k, usage)
 	if err != nil || attribute == nil || len(attribute.Value) != 1 {
 		return nil
 	}
-	may := attribute.Value[0] != 0
-	return &may
+	set := attribute.Value[0] != 0
+	return &set
 }
 
 // unused fails when a private key has the label or the id already: two keys of one name could not be told apart.
@@ -114,7 +119,19 @@ func (t *Token) unused(c *crypto11.Context, r key.Request) error {
 	return nil
 }
 
-// generate makes the key. A strict template says that the key must not do anything but sign; the other leaves that to the module.
+// usages are the attributes of a key pair for each use that it can be made for.
+func usages(usage key.Usage, isRSA bool) (public, private, others []uint) {
+	switch {
+	case usage != key.Decrypt:
+		return []uint{pkcs11.CKA_VERIFY}, []uint{pkcs11.CKA_SIGN}, []uint{pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE}
+	case isRSA:
+		return []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP}, []uint{pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP}, []uint{pkcs11.CKA_SIGN, pkcs11.CKA_DERIVE}
+	}
+	return nil, []uint{pkcs11.CKA_DERIVE}, []uint{pkcs11.CKA_SIGN, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP}
+}
+
+// generate makes the key. A strict template says that the key must not do anything but what it is made for; the other leaves that to the
+// module.
 func generate(c *crypto11.Context, r key.Request, strict bool) (crypto.PublicKey, error) {
 	public, err := crypto11.NewAttributeSetWithIDAndLabel(r.ID, []byte(r.Label))
 	if err != nil {
@@ -126,15 +143,18 @@ func generate(c *crypto11.Context, r key.Request, strict bool) (crypto.PublicKey
 			_ = template.Set(attribute, value) // booleans are always taken
 		}
 	}
-	set(public, true, pkcs11.CKA_TOKEN, pkcs11.CKA_VERIFY)
-	set(private, true, pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_SIGN)
+	uses, privateUses, others := usages(r.Usage, r.Spec.IsRSA())
+	set(public, true, append(uses, pkcs11.CKA_TOKEN)...)
+	set(private, true, append(privateUses, pkcs11.CKA_TOKEN, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE)...)
 	set(private, r.Wrappable, pkcs11.CKA_EXTRACTABLE)
 	if r.Wrappable {
 		set(private, true, pkcs11.CKA_WRAP_WITH_TRUSTED)
 	}
 	if strict {
-		set(public, false, pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP)
-		set(private, false, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE)
+		for _, other := range []uint{pkcs11.CKA_VERIFY, pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP} {
+			set(public, slices.Contains(uses, other), other)
+		}
+		set(private, false, others...)
 	}
 	var signer crypto.Signer
 	switch r.Spec.Bits {

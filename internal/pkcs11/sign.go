@@ -1,7 +1,6 @@
 package pkcs11
 
 import (
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
@@ -46,10 +45,6 @@ func (k *Key) sign(message, digest []byte, opts crypto.SignerOpts) ([]byte, erro
 		return nil, err
 	}
 	signature, err := k.signWith(ways)
-	if errors.Is(err, errWantsLogin) {
-		k.alwaysAuthenticate.Store(true)
-		signature, err = k.signWith(ways)
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -59,38 +54,10 @@ func (k *Key) sign(message, digest []byte, opts crypto.SignerOpts) ([]byte, erro
 	return signature, nil
 }
 
-// errWantsLogin is returned for a key with CKA_ALWAYS_AUTHENTICATE (PKCS#11 5.6, C_Login with CKU_CONTEXT_SPECIFIC). The token
-// says so in the first signature; from then on the PIN is fetched before each, outside the module's time.
-var errWantsLogin = errors.New("every use of the key asks for the PIN")
-
 // signWith takes a session and makes one signature in it.
 func (k *Key) signWith(ways []way) (signature []byte, err error) {
-	t := k.token
-	var login func(sessionHandle) error
-	if k.alwaysAuthenticate.Load() {
-		secret, err := t.readPIN()
-		if err != nil {
-			return nil, err
-		}
-		used := false
-		login = func(session sessionHandle) error {
-			if used { // it is cleared by now, and what is left of it must not be tried
-				return errors.New("the PIN was given once for this signature")
-			}
-			used = true
-			return t.loginWith(pkcs11.CKU_CONTEXT_SPECIFIC, session, secret)
-		}
-	}
-	err = t.within(t.signing, func(ctx context.Context) error {
-		session, err := t.take(ctx)
-		if err != nil {
-			return err
-		}
+	err = k.use(k.token.signing, "did not sign", func(session sessionHandle, login func(sessionHandle) error) error {
 		signature, err = k.signInSession(session, ways, login)
-		t.giveBack(session, err != nil)
-		if err != nil && !errors.Is(err, errWantsLogin) {
-			return t.failed(err, "key %s on %s did not sign", keyName(t.settings.Key), t.name())
-		}
 		return err
 	})
 	return signature, err

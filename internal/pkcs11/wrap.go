@@ -188,14 +188,14 @@ func (t *Token) Wrap(k *Key, reference config.URI) (wrapped key.Wrapped, err err
 }
 
 // Unwrap makes a private key again from what Wrap returned, and the public key object that belongs to it. The key is what it was: good
-// for signing alone, sensitive, and not to be wrapped but by a trusted key.
-func (t *Token) Unwrap(wrapped key.Wrapped, label string, id []byte, public crypto.PublicKey) error {
+// for its usage alone, sensitive, and not to be wrapped but by a trusted key.
+func (t *Token) Unwrap(wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) error {
 	i := slices.IndexFunc(wrappings, func(w wrapping) bool { return w.name == wrapped.Mechanism })
 	if i < 0 {
 		return failure.New(failure.Invalid, "update this program",
 			"the key was wrapped with %q, which is not known here", wrapped.Mechanism)
 	}
-	half, kind, err := publicTemplate(public)
+	half, kind, err := publicTemplate(public, usage)
 	if err != nil {
 		return err
 	}
@@ -212,14 +212,12 @@ func (t *Token) Unwrap(wrapped key.Wrapped, label string, id []byte, public cryp
 			pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, id),
 		}
 		private := append(slices.Clone(names), pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY))
-		for _, a := range []struct {
-			attribute uint
-			value     bool
-		}{
-			{pkcs11.CKA_PRIVATE, true}, {pkcs11.CKA_SENSITIVE, true}, {pkcs11.CKA_EXTRACTABLE, true}, {pkcs11.CKA_WRAP_WITH_TRUSTED, true},
-			{pkcs11.CKA_SIGN, true}, {pkcs11.CKA_DECRYPT, false}, {pkcs11.CKA_UNWRAP, false}, {pkcs11.CKA_DERIVE, false},
-		} {
-			private = append(private, pkcs11.NewAttribute(a.attribute, a.value))
+		_, uses, others := usages(usage, kind == pkcs11.CKK_RSA)
+		for _, a := range append(uses, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_WRAP_WITH_TRUSTED) {
+			private = append(private, pkcs11.NewAttribute(a, true))
+		}
+		for _, a := range others {
+			private = append(private, pkcs11.NewAttribute(a, false))
 		}
 		if err := t.calls.createObject(writer, append(half, names...)); err != nil {
 			return t.failed(err, "can't store the public half of %q on %s", label, t.name())
@@ -232,11 +230,15 @@ func (t *Token) Unwrap(wrapped key.Wrapped, label string, id []byte, public cryp
 }
 
 // publicTemplate is what a public key object says of the key itself, and its CKA_KEY_TYPE.
-func publicTemplate(public crypto.PublicKey) (template []*pkcs11.Attribute, kind uint, err error) {
+func publicTemplate(public crypto.PublicKey, usage key.Usage) (template []*pkcs11.Attribute, kind uint, err error) {
 	template = []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PUBLIC_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, false),
-		pkcs11.NewAttribute(pkcs11.CKA_VERIFY, true),
+	}
+	_, isRSA := public.(*rsa.PublicKey)
+	uses, _, _ := usages(usage, isRSA)
+	for _, use := range uses {
+		template = append(template, pkcs11.NewAttribute(use, true))
 	}
 	switch p := public.(type) {
 	case *rsa.PublicKey:

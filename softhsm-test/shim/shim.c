@@ -118,6 +118,17 @@ PASS(C_GetSessionInfo, (CK_SESSION_HANDLE s, CK_SESSION_INFO_PTR i), (s, i))
 PASS(C_CreateObject, (CK_SESSION_HANDLE s, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR o), (s, a, n, o))
 PASS(C_FindObjectsFinal, (CK_SESSION_HANDLE s), (s))
 PASS(C_GenerateKeyPair, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_ATTRIBUTE_PTR b, CK_ULONG k, CK_OBJECT_HANDLE_PTR p, CK_OBJECT_HANDLE_PTR q), (s, m, a, n, b, k, p, q))
+PASS(C_DestroyObject, (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o), (s, o))
+PASS(C_DecryptInit, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k), (s, m, k))
+PASS(C_DeriveKey, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR o), (s, m, k, a, n, o))
+
+static CK_RV C_Decrypt_(CK_SESSION_HANDLE s, CK_BYTE_PTR d, CK_ULONG n, CK_BYTE_PTR out, CK_ULONG_PTR length) {
+	BEFORE("C_Decrypt");
+	rv = real->C_Decrypt(s, d, n, out, length);
+	if (rv == CKR_OK)
+		spoil(twist, out, length);
+	return rv;
+}
 
 static CK_RV C_GetSlotList_(CK_BBOOL present, CK_SLOT_ID_PTR slots, CK_ULONG_PTR n) {
 	BEFORE("C_GetSlotList");
@@ -301,6 +312,7 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list) {
 	MINE(C_GetMechanismList); MINE(C_GetMechanismInfo); MINE(C_OpenSession); MINE(C_CloseSession); MINE(C_GetSessionInfo);
 	MINE(C_Login); MINE(C_Logout); MINE(C_CreateObject); MINE(C_GetAttributeValue); MINE(C_FindObjectsInit); MINE(C_FindObjects);
 	MINE(C_FindObjectsFinal); MINE(C_SignInit); MINE(C_Sign); MINE(C_GenerateKeyPair);
+	MINE(C_DestroyObject); MINE(C_DecryptInit); MINE(C_Decrypt); MINE(C_DeriveKey);
 	mine.C_GetFunctionList = C_GetFunctionList;
 	*list = twist ? NULL : &mine;
 	return CKR_OK;

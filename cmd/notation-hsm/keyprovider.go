@@ -1,0 +1,26 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keyprovider"
+)
+
+func keyproviderCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "keyprovider",
+		Short: "Wrap and open keys of encrypted images, for tools with ocicrypt",
+		Long: `Answer one request of ocicrypt's key provider protocol, on standard input. Tools such as skopeo, buildah, podman and CRI-O start this by
+themselves when OCICRYPT_KEYPROVIDER_CONFIG names a file with
+
+  {"key-providers": {"hsm": {"cmd": {"path": "notation-hsm", "args": ["keyprovider"]}}}}
+
+and then take --encryption-key provider:hsm:RECIPIENT and --decryption-key provider:hsm:KEY. A recipient is a key (URI or alias), cert:FILE or
+pubkey:FILE.`,
+		Args: cli.Exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			return keyprovider.Serve(c.Context(), c.InOrStdin(), c.OutOrStdout())
+		},
+	}
+}

@@ -1,0 +1,93 @@
+// Package envelope is the wrapped key of an encrypted image layer: for whom it is closed, and how a key in a module opens it.
+//
+// ocicrypt encrypts each layer under a key of its own and puts that key, as a small JSON text (here: the options), into
+// annotations of the layer's descriptor, encrypted to recipients. An annotation holds one or several packets in base64,
+// separated by commas; each opens by itself. Ours are JWEs (RFC 7516). Those that ocicrypt makes from a public key or a
+// certificate alone are opened as well.
+package envelope
+
+import (
+	"encoding/base64"
+	"slices"
+	"strings"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Annotation is where the packets are that Seal makes: ocicrypt's name for those of the key provider "hsm".
+const Annotation = annotationPrefix + "provider.hsm"
+
+const annotationPrefix = "org.opencontainers.image.enc.keys."
+
+// The schemes of packets that a key in a module can open, by what follows annotationPrefix.
+const (
+	schemeHSM    = "provider.hsm" // a JWE that names its recipients by thumbprint
+	schemeJWE    = "jwe"          // a JWE that does not
+	schemePKCS7  = "pkcs7"        // CMS EnvelopedData
+	schemePKCS11 = "pkcs11"       // ocicrypt's experimental JSON
+)
+
+var schemes = []string{schemeHSM, schemeJWE, schemePKCS7, schemePKCS11}
+
+// Encrypted reports whether the annotations of a layer's descriptor say that it is encrypted, in whatever scheme.
+func Encrypted(annotations map[string]string) bool {
+	for name := range annotations {
+		if strings.HasPrefix(name, annotationPrefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// A packet is one wrapped key: the options, encrypted to one or several recipients.
+type packet struct {
+	scheme string
+	data   []byte
+}
+
+// packetLimit and packetsLimit are far above what an image needs, and below what could tire a module.
+const (
+	packetLimit  = 1 << 18 // bytes
+	packetsLimit = 64      // in the annotations of one layer
+)
+
+// packets reads annotations, in the order of schemes: our own first.
+func packets(annotations map[string]string) ([]packet, error) {
+	var found []packet
+	for _, scheme := range schemes {
+		value := annotations[annotationPrefix+scheme]
+		if value == "" {
+			continue
+		}
+		for text := range strings.SplitSeq(value, ",") {
+			if len(text) > packetLimit || len(found) == packetsLimit {
+				return nil, failure.New(failure.Invalid, "", "the annotation %s is too large to be a wrapped key", annotationPrefix+scheme)
+			}
+			data, err := base64.StdEncoding.DecodeString(text)
+			if err != nil {
+				return nil, damaged(scheme, err)
+			}
+			found = append(found, packet{scheme, data})
+		}
+	}
+	if len(found) > 0 {
+		return found, nil
+	}
+	var others []string
+	for name := range annotations {
+		if scheme, ok := strings.CutPrefix(name, annotationPrefix); ok {
+			others = append(others, scheme)
+		}
+	}
+	if len(others) == 0 {
+		return nil, failure.New(failure.Invalid, "", "the layer has no wrapped key: it is not encrypted, or its annotations were removed")
+	}
+	slices.Sort(others)
+	return nil, failure.New(failure.Unsupported, "encrypt it to a key in the module: with 'hsm-image encrypt', or --encryption-key jwe:PUBLIC.pem",
+		"the layer is encrypted by %s, which a key in a module does not open", strings.Join(others, ", "))
+}
+
+func damaged(scheme string, err error) error {
+	return failure.New(failure.Invalid, "get the image's manifest again from where it was published",
+		"the annotation %s is damaged: %w", annotationPrefix+scheme, err)
+}

@@ -1,0 +1,192 @@
+package envelope
+
+import (
+	"crypto"
+	"crypto/aes"
+	"crypto/ecdh"
+	"crypto/ecdsa"
+	"crypto/rsa"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+
+	"github.com/go-jose/go-jose/v4"
+	josecipher "github.com/go-jose/go-jose/v4/cipher"
+
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+)
+
+// The algorithms that ocicrypt and Seal make, and no others: each widens what a crafted annotation can ask of a module.
+var (
+	keyAlgorithms     = []jose.KeyAlgorithm{jose.RSA_OAEP, jose.RSA_OAEP_256, jose.ECDH_ES_A128KW, jose.ECDH_ES_A192KW, jose.ECDH_ES_A256KW}
+	contentAlgorithms = []jose.ContentEncryption{jose.A256GCM}
+)
+
+// A lock is one recipient's part of a packet: what the private key is asked to open.
+type lock struct {
+	Holder
+	index     int
+	rsaSize   int             // of the key, in bytes, or 0
+	curve     ecdh.Curve      // of the key, or nil
+	serial    string          // pkcs7: of the certificate
+	encrypted []byte          // what an RSA key decrypts
+	header    jose.Header     // of a JWE
+	epk       *ecdh.PublicKey // of ECDH-ES
+}
+
+// fits reports whether the lock may be that of a public key: by its kid if it has one, else by the kind and size of the key.
+func (l lock) fits(public crypto.PublicKey) bool {
+	if l.KeyID != "" {
+		return l.KeyID == thumbprint(public)
+	}
+	switch p := public.(type) {
+	case *rsa.PublicKey:
+		return l.rsaSize == p.Size()
+	case *ecdsa.PublicKey:
+		own, err := p.ECDH()
+		return err == nil && l.curve == own.Curve()
+	}
+	return false
+}
+
+func parseJWE(p packet) (*jose.JSONWebEncryption, error) {
+	jwe, err := jose.ParseEncryptedJSON(string(p.data), keyAlgorithms, contentAlgorithms)
+	if err != nil {
+		return nil, damaged(p.scheme, err)
+	}
+	return jwe, nil
+}
+
+// errSeen makes DecryptMulti go on to the next recipient.
+var errSeen = errors.New("seen")
+
+// decrypter is a jose.OpaqueKeyDecrypter.
+type decrypter func(encrypted []byte, header jose.Header) ([]byte, error)
+
+func (d decrypter) DecryptKey(encrypted []byte, header jose.Header) ([]byte, error) {
+	return d(encrypted, header)
+}
+
+// jweLocks lists the recipients of a JWE, which go-jose shows to those alone who open it.
+func jweLocks(p packet) ([]lock, error) {
+	jwe, err := parseJWE(p)
+	if err != nil {
+		return nil, err
+	}
+	var locks []lock
+	var bad error
+	_, _, _, _ = jwe.DecryptMulti(decrypter(func(encrypted []byte, header jose.Header) ([]byte, error) {
+		l, err := jweLock(p.scheme, encrypted, header)
+		if err != nil {
+			bad = err
+		}
+		l.index = len(locks)
+		locks = append(locks, l)
+		return nil, errSeen
+	}))
+	if bad != nil {
+		return nil, damaged(p.scheme, bad)
+	}
+	if len(locks) == 0 {
+		return nil, damaged(p.scheme, errors.New("it has no recipients"))
+	}
+	return locks, nil
+}
+
+func jweLock(scheme string, encrypted []byte, header jose.Header) (lock, error) {
+	l := lock{Holder: Holder{Scheme: scheme, Algorithm: header.Algorithm, KeyID: header.KeyID}, header: header, encrypted: encrypted}
+	if alg := jose.KeyAlgorithm(header.Algorithm); alg == jose.RSA_OAEP || alg == jose.RSA_OAEP_256 {
+		l.rsaSize = len(encrypted)
+		return l, nil
+	}
+	text, err := json.Marshal(header.ExtraHeaders["epk"])
+	if err != nil {
+		return l, err
+	}
+	var jwk jose.JSONWebKey
+	if err := json.Unmarshal(text, &jwk); err != nil {
+		return l, err
+	}
+	public, ok := jwk.Key.(*ecdsa.PublicKey)
+	if !ok {
+		return l, errors.New("its epk is no public key on an elliptic curve")
+	}
+	if l.epk, err = public.ECDH(); err != nil { // a point that is not on the curve must not reach the module
+		return l, err
+	}
+	l.curve = l.epk.Curve()
+	return l, nil
+}
+
+// openJWE opens a JWE by the lock that is the key's.
+func openJWE(p packet, l lock, k keystore.Key) ([]byte, error) {
+	jwe, err := parseJWE(p)
+	if err != nil {
+		return nil, err
+	}
+	at := -1
+	var failed error
+	_, _, plain, err := jwe.DecryptMulti(decrypter(func([]byte, jose.Header) ([]byte, error) {
+		at++
+		if at != l.index {
+			return nil, errSeen
+		}
+		cek, err := contentKey(l, k)
+		failed = err
+		return cek, err
+	}))
+	if failed != nil {
+		return nil, failed
+	}
+	return plain, err
+}
+
+// contentKey has the private key open the content's key (RFC 7518 sections 4.3 and 4.6).
+func contentKey(l lock, k keystore.Key) ([]byte, error) {
+	switch jose.KeyAlgorithm(l.Algorithm) {
+	case jose.RSA_OAEP:
+		return k.Decrypt(nil, l.encrypted, &rsa.OAEPOptions{Hash: crypto.SHA1})
+	case jose.RSA_OAEP_256:
+		return k.Decrypt(nil, l.encrypted, &rsa.OAEPOptions{Hash: crypto.SHA256})
+	case jose.ECDH_ES_A128KW:
+		return unwrapAgreed(l, k, 16)
+	case jose.ECDH_ES_A192KW:
+		return unwrapAgreed(l, k, 24)
+	}
+	return unwrapAgreed(l, k, 32)
+}
+
+// unwrapAgreed opens what is wrapped with AES key wrap under a key of size bytes, which both sides derive from their shared secret.
+func unwrapAgreed(l lock, k keystore.Key, size int) ([]byte, error) {
+	shared, err := k.ECDH(l.epk)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(shared)
+	parties := make([][]byte, 2)
+	for i, name := range []jose.HeaderKey{"apu", "apv"} {
+		text, _ := l.header.ExtraHeaders[name].(string) // most leave them out
+		if parties[i], err = base64.RawURLEncoding.DecodeString(text); err != nil {
+			return nil, errors.New("its " + string(name) + " is not base64url")
+		}
+	}
+	bits := binary.BigEndian.AppendUint32(nil, uint32(size)*8) //nolint:gosec // 16, 24 or 32
+	kek := make([]byte, size)
+	defer clear(kek)
+	kdf := josecipher.NewConcatKDF(crypto.SHA256, shared, prefixed([]byte(l.Algorithm)), prefixed(parties[0]), prefixed(parties[1]), bits, nil)
+	if _, err := io.ReadFull(kdf, kek); err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(kek)
+	if err != nil {
+		return nil, err
+	}
+	return josecipher.KeyUnwrap(block, l.encrypted)
+}
+
+// prefixed is data with its length before it, as RFC 7518 section 4.6.2 feeds the key derivation.
+func prefixed(data []byte) []byte {
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(data))), data...) //nolint:gosec // a packet is smaller
+}

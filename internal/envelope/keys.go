@@ -1,0 +1,200 @@
+package envelope
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+)
+
+// Keys are the private keys that may open layers. A module is opened when the first layer needs it, and logged in to once, however
+// many layers there are.
+type Keys struct {
+	ctx        context.Context
+	references []string
+	stores     []keystore.Store
+	candidates []*candidate
+	prepared   func() error // finds the candidates, once
+}
+
+// A candidate is a key that the user named, or one of those on the token.
+type candidate struct {
+	name   string
+	public crypto.PublicKey // nil if it can't be read: such a key is passed over
+	store  keystore.Store
+	key    keystore.Key // once it is open
+}
+
+// OpenKeys prepares the keys that references name, by URI or alias. Without any, they are the keys of the token that the settings name,
+// and only a layer that names its recipients by kid finds the right one.
+func OpenKeys(ctx context.Context, references []string) *Keys {
+	k := &Keys{ctx: ctx, references: references}
+	k.prepared = sync.OnceValue(k.prepare)
+	return k
+}
+
+// Close ends the sessions and, with them, the logins.
+func (k *Keys) Close() error {
+	var first error
+	for _, store := range slices.Backward(k.stores) { // the first is the one that ends the module
+		if err := store.Close(); err != nil && first == nil {
+			first = err
+		}
+	}
+	k.stores = nil
+	return first
+}
+
+// Open returns the options of a layer (JSON, as ocicrypt has them), which hold its key, by the annotations of its descriptor. Only the key
+// that fits a wrapped key is used. It fails with Invalid when none does, with Denied or Timeout when the module does not let it be used.
+func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
+	found, err := packets(annotations)
+	if err != nil {
+		return nil, err
+	}
+	if err := k.prepared(); err != nil {
+		return nil, err
+	}
+	var holders []string
+	var failed error
+	for _, p := range found {
+		locks, err := p.locks()
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range locks {
+			holders = append(holders, l.String())
+			for _, c := range k.candidatesFor(l) {
+				options, err := c.open(p, l)
+				if err == nil {
+					return options, nil
+				}
+				slog.Debug("a wrapped key did not open", "holder", l.String(), "key", c.name, "error", err)
+				if l.KeyID != "" || failure.Is(err, failure.Denied) || failure.Is(err, failure.Timeout) {
+					return nil, err
+				}
+				failed = errors.Join(failed, err)
+			}
+		}
+	}
+	if failed != nil {
+		return nil, failure.New(failure.Invalid, "the image may be encrypted to another key of the same kind, or its annotations were changed",
+			"none of the wrapped keys opens with %s: %w", k.names(), failed)
+	}
+	return nil, failure.New(failure.Invalid, "name the right key, or have one who can open the image add yours with 'hsm-image recipients add'",
+		"no key here opens the layer: it is encrypted for %s; here is %s", strings.Join(holders, ", "), k.names())
+}
+
+// candidatesFor returns the keys that fit a lock: the one with its kid, or for a lock without one, those of its kind that the user named. On
+// a token whose keys nobody named, several of the kind are none: which one is meant is not to be found by trying.
+func (k *Keys) candidatesFor(l lock) []*candidate {
+	var fitting []*candidate
+	for _, c := range k.candidates {
+		if c.public != nil && l.fits(c.public) {
+			fitting = append(fitting, c)
+		}
+	}
+	if len(fitting) > 1 && l.KeyID == "" && len(k.references) == 0 {
+		return nil
+	}
+	return fitting
+}
+
+func (k *Keys) names() string {
+	if len(k.candidates) == 0 {
+		return "no key"
+	}
+	var names []string
+	for _, c := range k.candidates {
+		names = append(names, fmt.Sprintf("%s (kid %s)", c.name, thumbprint(c.public)))
+	}
+	return strings.Join(names, ", ")
+}
+
+func (k *Keys) prepare() error {
+	if len(k.references) == 0 {
+		return k.prepareAll()
+	}
+	return k.prepareNamed()
+}
+
+func (k *Keys) prepareNamed() error {
+	for _, reference := range k.references {
+		s, err := config.Resolve(reference, nil, config.Flags)
+		if err != nil {
+			return err
+		}
+		store, err := keystore.Open(k.ctx, s)
+		if err != nil {
+			return err
+		}
+		k.stores = append(k.stores, store)
+		public, err := store.Public()
+		if err != nil {
+			return err
+		}
+		k.candidates = append(k.candidates, &candidate{name: reference, public: public, store: store})
+	}
+	return nil
+}
+
+func (k *Keys) prepareAll() error {
+	s, err := config.Resolve("", nil, config.Flags)
+	if err != nil {
+		return err
+	}
+	store, err := keystore.Open(k.ctx, s)
+	if err != nil {
+		return err
+	}
+	k.stores = append(k.stores, store)
+	keys, err := store.Keys()
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		info, err := key.Info()
+		if err != nil {
+			return err
+		}
+		k.candidates = append(k.candidates, &candidate{name: info.URI, public: info.Public, store: store, key: key})
+	}
+	return nil
+}
+
+func (c *candidate) open(p packet, l lock) (options []byte, err error) {
+	if c.key == nil {
+		if c.key, err = c.store.Key(c.public); err != nil {
+			return nil, err
+		}
+	}
+	switch p.scheme {
+	case schemePKCS7:
+		options, err = openCMS(p, l, c.key)
+	case schemePKCS11:
+		options, err = openBlob(l, c.key)
+	default:
+		options, err = openJWE(p, l, c.key)
+	}
+	var known *failure.Error
+	switch {
+	case errors.As(err, &known):
+		return nil, err
+	case err != nil:
+		return nil, failure.New(failure.Invalid, "get the image's manifest again from where it was published",
+			"the wrapped key for %s does not open with it: the annotation was changed, or is another image's: %w", c.name, err)
+	case !json.Valid(options) || !bytes.HasPrefix(bytes.TrimSpace(options), []byte("{")):
+		return nil, damaged(p.scheme, errors.New("what it holds is no key of a layer"))
+	}
+	return options, nil
+}

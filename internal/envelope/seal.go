@@ -1,0 +1,48 @@
+package envelope
+
+import (
+	"crypto"
+	"crypto/rsa"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Seal wraps the options of a layer for recipients, each of whom can open them alone. The result is a JWE in JSON (RFC 7516 section 7.2)
+// with A256GCM and, for each recipient by its kid, RSA-OAEP-256, RSA-OAEP or ECDH-ES+A256KW (RFC 7518 sections 4.3 and 4.6).
+func Seal(options []byte, recipients []Recipient) ([]byte, error) {
+	if len(recipients) == 0 || len(recipients) > jose.MaxRecipients {
+		return nil, failure.New(failure.Invalid, "let several share a key, or add more later with 'hsm-image recipients add'",
+			"a layer's key can be wrapped for 1 to %d recipients at once, not for %d", jose.MaxRecipients, len(recipients))
+	}
+	seen := map[string]string{}
+	to := make([]jose.Recipient, len(recipients))
+	for i, r := range recipients {
+		kid := r.KeyID()
+		if other, twice := seen[kid]; twice {
+			return nil, failure.New(failure.Invalid, "name it once", "the recipients %q and %q are the same key", other, r.Name)
+		}
+		seen[kid] = r.Name
+		to[i] = jose.Recipient{Algorithm: algorithm(r), Key: r.Public, KeyID: kid}
+	}
+	encrypter, err := jose.NewMultiEncrypter(jose.A256GCM, to, nil)
+	if err != nil {
+		return nil, err
+	}
+	jwe, err := encrypter.Encrypt(options)
+	if err != nil {
+		return nil, err
+	}
+	return []byte(jwe.FullSerialize()), nil
+}
+
+func algorithm(r Recipient) jose.KeyAlgorithm {
+	if _, ok := r.Public.(*rsa.PublicKey); !ok {
+		return jose.ECDH_ES_A256KW
+	}
+	if r.OAEP == crypto.SHA1 {
+		return jose.RSA_OAEP
+	}
+	return jose.RSA_OAEP_256
+}

@@ -1,0 +1,136 @@
+// Package keyprovider speaks ocicrypt's key provider protocol: one JSON request on standard input, one JSON answer on standard output. So
+// skopeo, buildah, podman, CRI-O and whatever else is built on ocicrypt can encrypt to keys in a module and open with them.
+//
+// The protocol is described in docs/keyprovider.md of github.com/containers/ocicrypt.
+package keyprovider
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// provider is the name of this key provider in ocicrypt's configuration: it is part of the annotation that images carry.
+const provider = "hsm"
+
+// parameters are what the user wrote after provider:NAME:, by the name of the provider.
+type parameters map[string][][]byte
+
+type request struct {
+	Operation string `json:"op"`
+	Wrap      struct {
+		Encrypt struct {
+			Parameters parameters
+		} `json:"ec"`
+		Options []byte `json:"optsdata"`
+	} `json:"keywrapparams"`
+	Unwrap struct {
+		Decrypt struct {
+			Parameters parameters
+		} `json:"dc"`
+		Annotation []byte `json:"annotation"`
+	} `json:"keyunwrapparams"`
+}
+
+type answer struct {
+	Wrapped struct {
+		Annotation []byte `json:"annotation"`
+	} `json:"keywrapresults"`
+	Unwrapped struct {
+		Options []byte `json:"optsdata"`
+	} `json:"keyunwrapresults"`
+}
+
+const requestLimit = 4 << 20 // bytes; a request has a few kilobytes
+
+// Serve answers the one request that in holds.
+func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
+	r, err := readRequest(in)
+	if err != nil {
+		return err
+	}
+	var a answer
+	switch r.Operation {
+	case "keywrap":
+		a.Wrapped.Annotation, err = wrap(ctx, r)
+	case "keyunwrap":
+		a.Unwrapped.Options, err = unwrap(ctx, r)
+	default:
+		err = failure.New(failure.Unsupported, "the operations are keywrap and keyunwrap", "unknown operation %q", r.Operation)
+	}
+	if err != nil {
+		return err
+	}
+	defer clear(a.Unwrapped.Options)
+	return json.NewEncoder(out).Encode(a)
+}
+
+func readRequest(in io.Reader) (*request, error) {
+	const hint = "this command is for tools with ocicrypt, which start it by themselves: see docs/key-provider.md"
+	data, err := io.ReadAll(io.LimitReader(in, requestLimit+1))
+	if err != nil {
+		return nil, failure.New(failure.Invalid, hint, "can't read the request: %w", err)
+	}
+	if len(data) > requestLimit {
+		return nil, failure.New(failure.Invalid, hint, "the request is larger than %d bytes", requestLimit)
+	}
+	var r request
+	if err := json.Unmarshal(data, &r); err != nil {
+		return nil, failure.New(failure.Invalid, hint, "the request is not JSON of the key provider protocol: %w", err)
+	}
+	return &r, nil
+}
+
+func wrap(ctx context.Context, r *request) ([]byte, error) {
+	if len(r.Wrap.Options) == 0 {
+		return nil, failure.New(failure.Invalid, "", "the request to wrap has no key of a layer (optsdata)")
+	}
+	names, err := ours(r.Wrap.Encrypt.Parameters)
+	if err != nil {
+		return nil, err
+	}
+	recipients, err := envelope.ParseRecipients(ctx, names)
+	if err != nil {
+		return nil, err
+	}
+	return envelope.Seal(r.Wrap.Options, recipients)
+}
+
+func unwrap(ctx context.Context, r *request) ([]byte, error) {
+	if len(r.Unwrap.Annotation) == 0 {
+		return nil, failure.New(failure.Invalid, "", "the request to unwrap has no annotation")
+	}
+	references, err := ours(r.Unwrap.Decrypt.Parameters)
+	if err != nil {
+		return nil, err
+	}
+	keys := envelope.OpenKeys(ctx, references)
+	defer keys.Close()
+	return keys.Open(map[string]string{envelope.Annotation: base64.StdEncoding.EncodeToString(r.Unwrap.Annotation)})
+}
+
+// ours returns what was written for this provider. Nothing after provider:hsm, which ocicrypt makes "Enabled" of, names no key.
+func ours(p parameters) ([]string, error) {
+	var values []string
+	for _, value := range p[provider] {
+		if len(value) > 0 && string(value) != "Enabled" {
+			values = append(values, string(value))
+		}
+	}
+	if _, there := p[provider]; !there {
+		for _, name := range slices.Sorted(maps.Keys(p)) {
+			if strings.Contains(name, provider) {
+				return nil, failure.New(failure.Invalid, `name it "hsm" under "key-providers" in the file of OCICRYPT_KEYPROVIDER_CONFIG: images carry this name`,
+					"the key provider is configured as %q", name)
+			}
+		}
+	}
+	return values, nil
+}

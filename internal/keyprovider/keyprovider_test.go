@@ -1,0 +1,102 @@
+package keyprovider
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+)
+
+const options = `{"symkey":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}`
+
+func serve(t *testing.T, request any) (answer, error) {
+	t.Helper()
+	data, err := json.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	var a answer
+	if err := Serve(context.Background(), bytes.NewReader(data), &out); err != nil {
+		return a, err
+	}
+	return a, json.Unmarshal(out.Bytes(), &a)
+}
+
+func wrapping(recipients ...string) map[string]any {
+	return map[string]any{"op": "keywrap", "keywrapparams": map[string]any{"ec": map[string]any{"Parameters": values(recipients)}, "optsdata": []byte(options)}}
+}
+
+func unwrapping(annotation []byte, keys ...string) map[string]any {
+	return map[string]any{"op": "keyunwrap", "keyunwrapparams": map[string]any{"dc": map[string]any{"Parameters": values(keys)}, "annotation": annotation}}
+}
+
+func values(texts []string) map[string][][]byte {
+	all := map[string][][]byte{}
+	for _, text := range texts {
+		all[provider] = append(all[provider], []byte(text))
+	}
+	return all
+}
+
+// TestProtocol wraps for two recipients and unwraps for one, named and not named, as ocicrypt asks for it.
+func TestProtocol(t *testing.T) {
+	token := softhsmtest.NewToken(t, "recipients")
+	t.Setenv("NOTATION_HSM_CONFIG", "/dev/null")
+	t.Setenv("NOTATION_HSM_MODULE_PATH", token.Module)
+	t.Setenv("NOTATION_HSM_PIN", softhsmtest.PIN)
+	s, err := config.Resolve("", nil, config.Flags)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, _ := key.ParseSpec("EC-256")
+	for _, label := range []string{"one", "two", "three"} {
+		if _, err := keystore.Generate(context.Background(), s, key.Request{Spec: spec, Usage: key.Decrypt, Label: label}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wrapped, err := serve(t, wrapping("pkcs11:object=one", "pkcs11:object=two"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, keys := range [][]string{{"pkcs11:object=one"}, {"pkcs11:object=two"}, {"pkcs11:object=three", "pkcs11:object=two"}, {"Enabled"}, {""}, nil} {
+		got, err := serve(t, unwrapping(wrapped.Wrapped.Annotation, keys...))
+		if err != nil || string(got.Unwrapped.Options) != options {
+			t.Errorf("with the keys %q: %v, and got %q", keys, err, got.Unwrapped.Options)
+		}
+	}
+	for words, request := range map[string]any{
+		"no key here opens the layer":  unwrapping(wrapped.Wrapped.Annotation, "pkcs11:object=three"),
+		"there is no recipient":        wrapping(),
+		"has no annotation":            unwrapping(nil),
+		"has no key of a layer":        map[string]any{"op": "keywrap"},
+		`unknown operation "keyxwrap"`: map[string]any{"op": "keyxwrap"},
+		"is configured as":             map[string]any{"op": "keyunwrap", "keyunwrapparams": map[string]any{"dc": map[string]any{"Parameters": map[string][][]byte{"myhsm": nil}}, "annotation": []byte("x")}},
+		"is not JSON":                  "x",
+		"is larger than":               strings.Repeat("x", requestLimit),
+	} {
+		if _, err := serve(t, request); err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("the failure is %v, without %q", err, words)
+		}
+	}
+}
+
+// FuzzRequest reads what may come on standard input.
+func FuzzRequest(f *testing.F) {
+	for _, request := range []any{wrapping("cert:x.pem"), unwrapping([]byte("{}"), ""), map[string]any{"op": 1}} {
+		data, _ := json.Marshal(request)
+		f.Add(data)
+	}
+	f.Fuzz(func(_ *testing.T, data []byte) {
+		if r, err := readRequest(bytes.NewReader(data)); err == nil {
+			_, _ = ours(r.Wrap.Encrypt.Parameters)
+			_, _ = ours(r.Unwrap.Decrypt.Parameters)
+		}
+	})
+}

@@ -1,0 +1,54 @@
+package pkcs11
+
+import (
+	"context"
+	"errors"
+
+	"github.com/miekg/pkcs11"
+)
+
+// errWantsLogin is returned for a key with CKA_ALWAYS_AUTHENTICATE (PKCS#11 5.6, C_Login with CKU_CONTEXT_SPECIFIC). The token
+// says so in the first use; from then on the PIN is fetched before each, outside the module's time.
+var errWantsLogin = errors.New("every use of the key asks for the PIN")
+
+// use takes a session and uses the private key in it, once. do gets a login, to be made between the two calls of the operation, for
+// a key that wants one for each use; with nil it returns errWantsLogin when the token asks for that. doing and failed are the words of errors.
+func (k *Key) use(doing, failed string, do func(session sessionHandle, login func(sessionHandle) error) error) error {
+	err := k.useOnce(doing, failed, do)
+	if errors.Is(err, errWantsLogin) {
+		k.alwaysAuthenticate.Store(true)
+		err = k.useOnce(doing, failed, do)
+	}
+	return err
+}
+
+func (k *Key) useOnce(doing, failed string, do func(sessionHandle, func(sessionHandle) error) error) error {
+	t := k.token
+	var login func(sessionHandle) error
+	if k.alwaysAuthenticate.Load() {
+		secret, err := t.readPIN()
+		if err != nil {
+			return err
+		}
+		used := false
+		login = func(session sessionHandle) error {
+			if used { // it is cleared by now, and what is left of it must not be tried
+				return errors.New("the PIN was given once for this use")
+			}
+			used = true
+			return t.loginWith(pkcs11.CKU_CONTEXT_SPECIFIC, session, secret)
+		}
+	}
+	return t.within(doing, func(ctx context.Context) error {
+		session, err := t.take(ctx)
+		if err != nil {
+			return err
+		}
+		err = do(session, login)
+		t.giveBack(session, err != nil)
+		if err != nil && !errors.Is(err, errWantsLogin) {
+			return t.failed(err, "key %s on %s %s", keyName(t.settings.Key), t.name(), failed)
+		}
+		return err
+	})
+}
