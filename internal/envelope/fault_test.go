@@ -1,0 +1,62 @@
+package envelope
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+)
+
+// TestFaults has each call that opens a layer fail in every way a module can: the layer opens all the same or there is one error in time, and
+// never something that is not the layer's.
+func TestFaults(t *testing.T) {
+	token := softhsmtest.NewToken(t, "recipients")
+	use(t, token)
+	generate(t, "rsa", "RSA-2048")
+	generate(t, "ec", "EC-256")
+	sealed := map[string]map[string]string{"rsa": seal(t, uri("rsa")+"?oaep=sha1"), "ec": seal(t, uri("ec"))}
+	log := filepath.Join(t.TempDir(), "calls")
+	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	t.Setenv("SHIM_LOG", log)
+	t.Setenv("SHIM_FAULT_TIMES", "0")
+	t.Setenv("NOTATION_HSM_TIMEOUT", "300ms")
+	const deviceError, functionFailed, sessionClosed, notLoggedIn, tooSmall = "30", "6", "B0", "101", "150"
+	for label, calls := range map[string][]string{
+		"rsa": {"C_DecryptInit", "C_Decrypt"}, "ec": {"C_DeriveKey", "C_GetAttributeValue", "C_DestroyObject"},
+	} {
+		for _, call := range calls {
+			for _, how := range []string{deviceError, functionFailed, sessionClosed, notLoggedIn, tooSmall, "wrong", "short", "length", "hang"} {
+				t.Run(call+":"+how, func(t *testing.T) {
+					t.Setenv("SHIM_FAULT", call+":"+how)
+					os.Remove(log)
+					start := time.Now()
+					keys := OpenKeys(context.Background(), []string{uri(label)})
+					opened, err := keys.Open(sealed[label])
+					keys.Close()
+					if took := time.Since(start); took > 10*time.Second {
+						t.Errorf("it took %v", took)
+					}
+					if err == nil && string(opened) != options {
+						t.Errorf("it opened to %q", opened)
+					}
+					spoiled := how == "wrong" || how == "short" || how == "length" // a result, which these two do not have
+					resultless := call == "C_DecryptInit" || call == "C_DeriveKey"
+					if err == nil && call != "C_DestroyObject" && !(spoiled && resultless) {
+						t.Errorf("%s failed with %s, and nobody noticed", call, how)
+					}
+					if err != nil && failure.From(err).What == "" {
+						t.Errorf("the failure says nothing: %v", err)
+					}
+					logins := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login")
+					if logins > 1 && how != notLoggedIn { // which asks for the PIN for this use: one more, of another kind
+						t.Errorf("there were %d logins", logins)
+					}
+				})
+			}
+		}
+	}
+}
