@@ -6,7 +6,7 @@ LINT := bin/tools/golangci-lint
 # The copy library verifies GPG signatures of images, which nothing here uses; without this tag it wants GPGME's C library.
 TAGS := containers_image_openpgp
 
-.PHONY: help build demo test fuzz lint bench tools packages clean
+.PHONY: help build demo test fuzz kubernetes lint bench tools packages clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test: packages tools ## install what the tests need, and run them all
 
 fuzz: ## run each fuzz target for FUZZTIME (20s)
 	./softhsm-test/fuzz.sh $(FUZZTIME)
+
+kubernetes: tools ## ask Kyverno and Ratify themselves about signed images (builds both: some minutes)
+	KUBERNETES=1 go test -tags $(TAGS) -timeout 30m -run TestAdmission ./softhsm-test
 
 lint: $(LINT) ## check style, and the direction of imports
 	$(LINT) run --allow-parallel-runners ./...

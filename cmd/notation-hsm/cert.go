@@ -105,7 +105,7 @@ refused. What the token has already is not stored again.`,
 
 func certExportCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use:     "export KEY",
+		Use:   "export KEY",
 		Short: "Print a key's certificate chain as PEM, leaf first; or its public key",
 		Example: `  notation-hsm cert export "pkcs11:token=signing;object=release" > release.pem
   notation-hsm cert export --public "pkcs11:token=signing;object=nodes" > nodes.pem`,

@@ -12,6 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/ca"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/state"
 	"github.com/notation-hsm/notation-hsm/internal/trust"
 )
 
@@ -215,34 +216,70 @@ func signerListCommand(manifest *string) *cobra.Command {
 }
 
 func trustExportCommand(manifest *string) *cobra.Command {
-	var to string
+	var to, format string
 	c := &cobra.Command{
 		Use:   "export",
-		Short: "Write Notation's trust stores and trust policy",
-		Long: `Write Notation's trust stores and trust policy from the manifest: for you, or into a folder to ship to clusters, where it is
-Notation's configuration directory. Statements and trust stores that others made are kept as they are; those of an earlier export are
-replaced.`,
+		Short: "Write what Notation, Kyverno or Ratify verifies with",
+		Long: `Write what verifies images from the manifest:
+
+  --format notation  Notation's trust stores and trust policy: for you, or into a folder to ship to where images are verified, as Notation's
+                     configuration directory. Statements and trust stores that others made are kept as they are; those of an earlier
+                     export are replaced.
+  --format kyverno   a policy for a cluster with Kyverno, as YAML
+  --format ratify    resources for a cluster with Ratify and Gatekeeper, as YAML
+
+What a format can't say exactly is refused.`,
 		Example: `  notation-hsm trust export
-  notation-hsm trust export --to cluster/notation`,
+  notation-hsm trust export --to cluster/notation
+  notation-hsm trust export --format kyverno | kubectl apply -f -`,
 		Args: cli.Exactly(0),
 	}
-	c.Flags().StringVar(&to, "to", "", "a folder to write to (default: Notation's configuration directory)")
+	c.Flags().StringVar(&to, "to", "", "notation: a folder to write to (default: Notation's configuration directory); else: a file (default: standard output)")
+	c.Flags().StringVar(&format, "format", "notation", "notation, kyverno or ratify")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		path, err := trust.Path(*manifest)
 		if err != nil {
 			return err
 		}
-		done, err := trust.Export(c.Context(), path, to)
-		if err != nil {
-			return err
+		switch format {
+		case "notation":
+			return exportNotation(c, path, to)
+		case "kyverno":
+			return exportYAML(c, trust.Kyverno, path, to)
+		case "ratify":
+			return exportYAML(c, trust.Ratify, path, to)
 		}
-		out := c.ErrOrStderr()
-		if done.Removed {
-			fmt.Fprintf(out, "removed %s: no signer is left, and so nothing verifies\n", done.Policy)
-			return nil
-		}
-		fmt.Fprintf(out, "wrote %s: statements of signers: %d, kept of others: %d\n", done.Policy, done.Statements, done.Kept)
-		return nil
+		return failure.New(failure.Invalid, "use notation, kyverno or ratify", "there is no format %q", format)
 	}
 	return c
+}
+
+func exportNotation(c *cobra.Command, manifest, to string) error {
+	done, err := trust.Export(c.Context(), manifest, to)
+	if err != nil {
+		return err
+	}
+	out := c.ErrOrStderr()
+	if done.Removed {
+		fmt.Fprintf(out, "removed %s: no signer is left, and so nothing verifies\n", done.Policy)
+		return nil
+	}
+	fmt.Fprintf(out, "wrote %s: statements of signers: %d, kept of others: %d\n", done.Policy, done.Statements, done.Kept)
+	return nil
+}
+
+func exportYAML(c *cobra.Command, export func(manifest string) ([]byte, error), manifest, to string) error {
+	data, err := export(manifest)
+	if err != nil {
+		return err
+	}
+	if to == "" {
+		_, err := c.OutOrStdout().Write(data)
+		return err
+	}
+	if err := state.Write(to, data, 0o644); err != nil {
+		return err
+	}
+	fmt.Fprintf(c.ErrOrStderr(), "wrote %s\nnext: kubectl apply -f %s\n", to, to)
+	return nil
 }

@@ -89,26 +89,45 @@ func accepted(p trustpolicy.TrustPolicy) error {
 	return (&trustpolicy.Document{Version: documentVersion, TrustPolicies: []trustpolicy.TrustPolicy{p}}).Validate()
 }
 
-// statements returns one policy statement for each scope, in order, or why Notation can't say what the manifest does.
-func (m *Manifest) statements() ([]trustpolicy.TrustPolicy, error) {
+// group is a scope and who may sign in it.
+type group struct {
+	scope   string
+	signers []Signer // by name
+}
+
+// groups returns the scopes in order, or why one policy statement for each can't say what the manifest does.
+func (m *Manifest) groups() ([]group, error) {
 	scopes := map[string][]Signer{}
 	for _, s := range m.Signers {
 		for _, scope := range s.Scopes {
 			scopes[scope] = append(scopes[scope], s)
 		}
 	}
-	var all []trustpolicy.TrustPolicy
+	var all []group
 	for _, scope := range slices.Sorted(maps.Keys(scopes)) {
 		signers := scopes[scope]
 		slices.SortFunc(signers, func(a, b Signer) int { return cmp.Compare(a.Name, b.Name) })
 		if err := exact(scope, signers); err != nil {
 			return nil, err
 		}
+		all = append(all, group{scope, signers})
+	}
+	return all, nil
+}
+
+// statements returns one policy statement for each scope, in order, or why Notation can't say what the manifest does.
+func (m *Manifest) statements() ([]trustpolicy.TrustPolicy, error) {
+	groups, err := m.groups()
+	if err != nil {
+		return nil, err
+	}
+	var all []trustpolicy.TrustPolicy
+	for _, g := range groups {
 		statement := trustpolicy.TrustPolicy{
-			Name: statementPrefix + scope, RegistryScopes: []string{scope}, TrustedIdentities: identities(signers),
-			SignatureVerification: trustpolicy.SignatureVerification{VerificationLevel: signers[0].Level},
+			Name: statementPrefix + g.scope, RegistryScopes: []string{g.scope}, TrustedIdentities: identities(g.signers),
+			SignatureVerification: trustpolicy.SignatureVerification{VerificationLevel: g.signers[0].Level},
 		}
-		for _, s := range signers {
+		for _, s := range g.signers {
 			statement.TrustStores = append(statement.TrustStores, "ca:"+storeName(s))
 		}
 		all = append(all, statement)

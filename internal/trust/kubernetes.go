@@ -1,0 +1,104 @@
+package trust
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// A cluster checks images when a Pod is admitted, and what checks them reads resources from the cluster in place of files. Kyverno and
+// Ratify are told here; both verify with Notation's own code.
+
+// object is a Kubernetes resource.
+type object struct {
+	APIVersion string   `json:"apiVersion"`
+	Kind       string   `json:"kind"`
+	Metadata   metadata `json:"metadata"`
+	Spec       any      `json:"spec"`
+}
+
+type metadata struct {
+	Name        string            `json:"name"`
+	Labels      map[string]string `json:"labels"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// named is the metadata of every resource that is written: the label tells ours from others'.
+func named(name string) metadata {
+	return metadata{Name: name, Labels: map[string]string{"app.kubernetes.io/managed-by": "notation-hsm"}}
+}
+
+// forCluster reads a manifest whose scopes mean in a cluster what they mean to Notation.
+func forCluster(path string) (*Manifest, []group, error) {
+	m, err := Load(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	groups, err := m.groups()
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(groups) == 0 {
+		return nil, nil, failure.New(failure.Invalid, "add one with: notation-hsm trust signer add", "the trust manifest has no signer to export")
+	}
+	for _, g := range groups {
+		if name := clusterName(g.scope); g.scope != anyone && name != g.scope {
+			return nil, nil, failure.New(failure.Invalid, fmt.Sprintf("give the signers the scope %s", name),
+				"a cluster knows no repository by the name %q of signer %q: it would call it %q", g.scope, g.signers[0].Name, name)
+		}
+	}
+	return m, groups, nil
+}
+
+// clusterName returns the full name of a repository, as Kubernetes completes the name in a Pod: a first part without a dot or a port is no
+// registry, and Docker Hub has one name, and a namespace for what has none.
+func clusterName(scope string) string {
+	const hub = "docker.io"
+	registry, repository, _ := strings.Cut(scope, "/")
+	switch {
+	case !strings.ContainsAny(registry, ".:"):
+		registry, repository = hub, scope
+	case registry == "index."+hub:
+		registry = hub
+	}
+	if registry == hub && !strings.Contains(repository, "/") {
+		repository = "library/" + repository
+	}
+	return registry + "/" + repository
+}
+
+// encode writes resources as YAML, with the field names that JSON gives them.
+func encode(header string, objects ...object) ([]byte, error) {
+	var out bytes.Buffer
+	out.WriteString(header)
+	for _, o := range objects {
+		data, err := json.Marshal(o)
+		if err != nil {
+			return nil, err
+		}
+		var node yaml.Node // JSON is YAML; a node keeps the order
+		if err := yaml.Load(data, &node); err != nil {
+			return nil, err
+		}
+		plain(&node)
+		if data, err = yaml.Dump(&node, yaml.WithIndent(2), yaml.WithLineWidth(-1)); err != nil {
+			return nil, err
+		}
+		out.WriteString("---\n")
+		out.Write(data)
+	}
+	return out.Bytes(), nil
+}
+
+// plain takes JSON's braces and quotes from a node.
+func plain(node *yaml.Node) {
+	node.Style = 0
+	for _, child := range node.Content {
+		plain(child)
+	}
+}

@@ -1,0 +1,150 @@
+package trust
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/notaryproject/notation-go/verifier/trustpolicy"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+const kyvernoHeader = `# Who may sign the images of this cluster: the trust manifest, as 'notation-hsm trust export --format kyverno' writes it.
+# Change the manifest, not this file.
+`
+
+// kyvernoSpec is the part that is needed here of Kyverno's ImageValidatingPolicy, policies.kyverno.io/v1.
+type kyvernoSpec struct {
+	ValidationActions        []string          `json:"validationActions"`
+	FailurePolicy            string            `json:"failurePolicy"`
+	WebhookConfiguration     map[string]int    `json:"webhookConfiguration"`
+	MatchConstraints         any               `json:"matchConstraints"`
+	MatchConditions          []expression      `json:"matchConditions"`
+	MatchImageReferences     any               `json:"matchImageReferences"`
+	ValidationConfigurations map[string]bool   `json:"validationConfigurations"`
+	Attestors                []kyvernoAttestor `json:"attestors"`
+	Variables                []expression      `json:"variables"`
+	Validations              []validation      `json:"validations"`
+}
+
+type expression struct {
+	Name       string `json:"name"`
+	Expression string `json:"expression"` // CEL
+}
+
+type validation struct {
+	Expression        string `json:"expression"`
+	MessageExpression string `json:"messageExpression"`
+}
+
+type kyvernoAttestor struct {
+	Name   string        `json:"name"`
+	Notary kyvernoNotary `json:"notary"`
+}
+
+type kyvernoNotary struct {
+	Certs struct {
+		Value string `json:"value"` // PEM
+	} `json:"certs"`
+}
+
+// Kyverno returns the manifest as one ImageValidatingPolicy, as YAML. Kyverno verifies with Notation's level strict, and takes any subject
+// under a certificate; a manifest that asks for something else is refused. Kyverno lets an image pass that no policy names, which Notation
+// does not; so the policy is about all images.
+func Kyverno(manifest string) ([]byte, error) {
+	m, groups, err := forCluster(manifest)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range groups {
+		if err := kyvernoCanSay(g); err != nil {
+			return nil, err
+		}
+	}
+	var others group // who signs in repositories without signers of their own
+	repositories := groups
+	if groups[0].scope == anyone { // it sorts before any name
+		others, repositories = groups[0], groups[1:]
+	}
+	spec := kyvernoSpec{
+		ValidationActions: []string{"Deny"}, FailurePolicy: "Fail",
+		WebhookConfiguration: map[string]int{"timeoutSeconds": 30}, // the longest that Kubernetes waits
+		// What runs is a Pod, whoever makes it.
+		MatchConstraints: map[string]any{"resourceRules": []any{map[string]any{
+			"apiGroups": []string{""}, "apiVersions": []string{"v1"}, "operations": []string{"CREATE", "UPDATE"},
+			"resources": []string{"pods", "pods/ephemeralcontainers"},
+		}}},
+		// A change that brings no image is let through, so that a running Pod can be labelled and removed after a certificate has expired.
+		MatchConditions:          []expression{{"images-are-new", "oldObject == null || !has(oldObject.spec) ||\n" + podImages("object") + " !=\n" + podImages("oldObject")}},
+		MatchImageReferences:     []map[string]string{{"glob": "*"}},
+		ValidationConfigurations: map[string]bool{"mutateDigest": true, "verifyDigest": true, "required": true},
+		Variables: []expression{
+			{"images", "images.containers + images.initContainers + images.ephemeralContainers"},
+			{"others", kyvernoAttestors(others)},
+			{"signers", kyvernoMap(repositories)},
+			{"refused", kyvernoRefused},
+		},
+		Validations: []validation{{"size(variables.refused) == 0", `"no signature of a signer trusted for it: " + variables.refused.join(", ")`}},
+	}
+	for _, s := range m.Signers {
+		attestor := kyvernoAttestor{Name: s.Name}
+		attestor.Notary.Certs.Value = s.Certificate
+		spec.Attestors = append(spec.Attestors, attestor)
+	}
+	return encode(kyvernoHeader, object{APIVersion: "policies.kyverno.io/v1", Kind: "ImageValidatingPolicy", Metadata: named("notation-hsm"), Spec: spec})
+}
+
+// kyvernoCanSay refuses the signers of a scope whom Kyverno would not verify as Notation does.
+func kyvernoCanSay(g group) error {
+	const other = "use --format ratify, which says it as it is"
+	if level := g.signers[0].Level; level != trustpolicy.LevelStrict.Name {
+		return failure.New(failure.Invalid, other+"; or make the level strict", "signer %q of the scope %q has the level %s, and Kyverno verifies strictly only",
+			g.signers[0].Name, g.scope, level)
+	}
+	for _, s := range g.signers {
+		if s.Kind == CA && !allowed(g.signers, s, nil) {
+			return failure.New(failure.Invalid, other+"; or trust an issuing CA that certifies this signer alone, without --subject",
+				"signer %q of the scope %q has the subject %q under the CA %q, and Kyverno takes everyone under a CA", s.Name, g.scope, s.Subject, s.Trusts)
+		}
+	}
+	return nil
+}
+
+// kyvernoRefused is CEL for the images that have no signature of those who may sign in their repository. parseImageReference completes a
+// name as Kubernetes does, and calls Docker Hub index.docker.io.
+const kyvernoRefused = `variables.images.filter(image, verifyImageSignatures(image,
+  variables.signers[?parseImageReference(image).registry() + "/" + parseImageReference(image).repository()].orValue(variables.others)) == 0)`
+
+// kyvernoMap is CEL for a map from repositories to those who may sign there.
+func kyvernoMap(groups []group) string {
+	if len(groups) == 0 {
+		return "{}"
+	}
+	var lines []string
+	for _, g := range groups {
+		name := g.scope
+		if repository, ok := strings.CutPrefix(name, "docker.io/"); ok {
+			name = "index.docker.io/" + repository
+		}
+		lines = append(lines, fmt.Sprintf("  %s: %s", strconv.Quote(name), kyvernoAttestors(g)))
+	}
+	return "{\n" + strings.Join(lines, ",\n") + "\n}"
+}
+
+func kyvernoAttestors(g group) string {
+	var list []string
+	for _, s := range g.signers {
+		list = append(list, fmt.Sprintf("attestors[%s]", strconv.Quote(s.Name)))
+	}
+	return "[" + strings.Join(list, ", ") + "]"
+}
+
+// podImages is CEL for all images of a Pod.
+func podImages(pod string) string {
+	var lists []string
+	for _, list := range []string{"containers", "initContainers", "ephemeralContainers"} {
+		lists = append(lists, fmt.Sprintf("%s.spec.?%s.orValue([]).map(c, c.image)", pod, list))
+	}
+	return "  " + strings.Join(lists, " +\n  ")
+}

@@ -1,0 +1,81 @@
+package trust
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/notaryproject/notation-go/verifier/trustpolicy"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+const ratifyHeader = `# Who may sign the images of this cluster: the trust manifest, as 'notation-hsm trust export --format ratify' writes it.
+# Change the manifest, not this file.
+`
+
+const (
+	ratifyVersion     = "config.ratify.deislabs.io/v1beta1"
+	notationSignature = "application/vnd.cncf.notary.signature"
+)
+
+// ratifyVerifier is the part that is needed here of the spec of Ratify's Verifier.
+type ratifyVerifier struct {
+	Name          string `json:"name"`
+	Type          string `json:"type"`
+	ArtifactTypes string `json:"artifactTypes"`
+	Parameters    struct {
+		Stores map[string]map[string][]string `json:"verificationCertStores"` // type -> trust store -> key management providers
+		Policy trustpolicy.Document           `json:"trustPolicyDoc"`
+	} `json:"parameters"`
+}
+
+// ratifyTyped is the spec of Ratify's KeyManagementProvider and Policy.
+type ratifyTyped struct {
+	Type       string         `json:"type"`
+	Parameters map[string]any `json:"parameters"`
+}
+
+// Ratify returns the manifest as resources of Ratify 1, as YAML: a KeyManagementProvider for each certificate, the Verifier with the trust
+// policy that Notation would get, and the Policy which makes one good signature necessary and enough. The names of the Verifier and the
+// Policy are Ratify's own, so that they replace those of its installation: of two verifiers for Notation Ratify would ask either.
+func Ratify(manifest string) ([]byte, error) {
+	m, _, err := forCluster(manifest)
+	if err != nil {
+		return nil, err
+	}
+	var verifier ratifyVerifier
+	verifier.Name, verifier.Type, verifier.ArtifactTypes = "notation", "notation", notationSignature
+	verifier.Parameters.Policy.Version = documentVersion
+	if verifier.Parameters.Policy.TrustPolicies, err = m.statements(); err != nil {
+		return nil, err
+	}
+	if err := verifier.Parameters.Policy.Validate(); err != nil {
+		return nil, failure.New(failure.Invalid, "change the signers that it names", "Notation would not accept the trust policy: %w", err)
+	}
+	var objects []object
+	stores := map[string][]string{}
+	for i, s := range m.Signers {
+		provider := ratifyProvider(s)
+		stores[storeName(s)] = []string{provider}
+		if slices.ContainsFunc(m.Signers[:i], func(other Signer) bool { return ratifyProvider(other) == provider }) {
+			continue
+		}
+		meta := named(provider)
+		meta.Annotations = map[string]string{"notation-hsm/subject": s.Trusts}
+		objects = append(objects, object{APIVersion: ratifyVersion, Kind: "KeyManagementProvider", Metadata: meta,
+			Spec: ratifyTyped{Type: "inline", Parameters: map[string]any{"contentType": "certificate", "value": s.Certificate}}})
+	}
+	verifier.Parameters.Stores = map[string]map[string][]string{"ca": stores}
+	// The Policy comes before the Verifier: then no moment takes more than the old trust or the new.
+	return encode(ratifyHeader, append(objects,
+		object{APIVersion: ratifyVersion, Kind: "Policy", Metadata: named("ratify-policy"),
+			Spec: ratifyTyped{Type: "config-policy", Parameters: map[string]any{
+				"artifactVerificationPolicies": map[string]string{notationSignature: "any", "default": "all"},
+			}}},
+		object{APIVersion: ratifyVersion, Kind: "Verifier", Metadata: named("verifier-notation"), Spec: verifier})...)
+}
+
+// ratifyProvider names a certificate, so that the name stands for no other later. A signer's name may be none that Kubernetes takes.
+func ratifyProvider(s Signer) string {
+	return "notation-hsm-" + strings.TrimPrefix(s.Fingerprint, "sha256:")
+}
