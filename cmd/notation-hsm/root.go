@@ -10,15 +10,15 @@ func command() *cobra.Command {
 	return cli.Root(&cobra.Command{
 		Use:   "notation-hsm",
 		Short: "Sign container images with keys that never leave their hardware module",
-		Long: `notation-hsm is the Notation plugin "hsm": with it, 'notation sign' uses a key in a PKCS#11 module.
-The commands below make keys and certificates in the module and tell Notation about them.
+		Long: `notation-hsm is the Notation plugin "hsm": with it, 'notation sign' uses a key in a PKCS#11 module or a
+NetHSM. The commands below make keys and certificates there and tell Notation about them.
 
-A key is named by an RFC 7512 URI, such as "pkcs11:token=signing;object=release", or by its alias in the config file.
+A key is named by an RFC 7512 URI, such as "pkcs11:token=signing;object=release", by nethsm:KEYID, or by its alias in the config file.
 Settings come from flags, the URI, the environment (--module-path is NOTATION_HSM_MODULE_PATH, and so on) and the
 config file, in this order.`,
 		Example: `  notation-hsm token list --module-path /usr/lib/softhsm/libsofthsm2.so
   notation-hsm key generate --token signing --spec EC-256 --label release
   notation-hsm install --key-name release --key "pkcs11:token=signing;object=release"`,
 		Version: version,
-	}, tokenCommand(), keyCommand(), certCommand(), installCommand(), caCommand(), ceremonyCommand(), trustCommand(), doctorCommand(), keyproviderCommand())
+	}, tokenCommand(), keyCommand(), certCommand(), installCommand(), caCommand(), ceremonyCommand(), trustCommand(), doctorCommand(), keyproviderCommand(), nethsmCommand())
 }

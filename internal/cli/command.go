@@ -41,7 +41,7 @@ func OnlyGroup(c *cobra.Command, args []string) error {
 
 var settingHelp = map[string]string{
 	config.ModulePath:       "PKCS#11 library of the HSM (default: p11-kit's proxy, if installed)",
-	config.Token:            "token by its label, or by a pkcs11: URI",
+	config.Token:            "token by its label or a pkcs11: URI; or nethsm: for the NetHSM of the config file",
 	config.SlotID:           "token by the number of its slot",
 	config.PINSource:        `where the PIN comes from: env:NAME, file:/path, "exec:command args", prompt or none`,
 	config.CertificateChain: "PEM file with the leaf and its issuers, or the issuers alone",

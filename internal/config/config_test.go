@@ -36,6 +36,7 @@ func FuzzURI(f *testing.F) {
 		"pkcs11:token=signing;object=release", "pkcs11:id=%00%01;slot-id=3?module-path=/usr/lib/m.so&pin-source=file:/pin",
 		"pkcs11:", "pkcs11:?", "pkcs11:token", "pkcs11:token=%", "pkcs11:token=a;token=b", "nethsm:key", "pkcs11:type=private;serial=%41",
 		"pkcs11:object=a?pin-value=1234&pin-source=|cmd", "pkcs11:slot-id=-1", "pkcs11:slot-id=99999999999999999999",
+		"nethsm:", "nethsm:release-1.2_x", "nethsm:rel*", "nethsm:../users", "nethsm:a?b=c", "nethsm:\x00",
 	} {
 		f.Add(seed)
 	}
@@ -60,6 +61,7 @@ func FuzzConfigFile(f *testing.F) {
 		"", "# nothing", "timeout: 30s", "keys:\n  release:\n    uri: pkcs11:object=a\n", "tokens:\n  signing:\n    env:\n      A: b\n",
 		"keys: [1]", "keys: 1", "a: &x {b: *x}", "timeout: {a: b}", "keys:\n  a: {uri: x, uri: y}", "- a", "? [a]\n: b", "tokens: {a: {env: [x]}}", "!!binary a: b",
 		"x: &a [*a]", "<<: {timeout: 1s}",
+		"nethsm:\n  instances: [https://a.example.com, https://b.example.com]\n  user: a~b\n", "nethsm: [x]", "nethsm: {instances: [[x]], user: [a]}", "nethsm: {instances: &a [*a]}",
 	} {
 		f.Add([]byte(seed))
 	}

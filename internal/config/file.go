@@ -13,13 +13,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// file is the YAML config file: settings for everything, for one key (by alias) and for one token (by label).
+// file is the YAML config file: settings for everything, for one key (by alias), for one token (by label) and for the NetHSM.
 type file struct {
 	path     string
 	settings map[string]string
 	keys     map[string]map[string]string // alias -> settings, with "uri"
 	tokens   map[string]map[string]string // token label -> settings
 	env      map[string]map[string]string // token label -> variables for the module
+	nethsm   map[string]string
 }
 
 const uriSetting = "uri"
@@ -27,7 +28,7 @@ const uriSetting = "uri"
 var (
 	keySettings   = append([]string{uriSetting}, Names...)
 	tokenSettings = []string{ModulePath, PINSource, CertificateChain, Timeout, AllowFinalPINTry, "env"}
-	fileSettings  = append([]string{"keys", "tokens"}, Names...)
+	fileSettings  = append([]string{"keys", "tokens", "nethsm"}, Names...)
 )
 
 // Path returns where the config file is looked for: NOTATION_HSM_CONFIG, else notation-hsm/config.yaml in the user's
@@ -83,6 +84,8 @@ func (f *file) parse(data []byte) error {
 			return true, f.keyEntries(value)
 		case "tokens":
 			return true, f.tokenEntries(value)
+		case "nethsm":
+			return true, f.nethsmEntries(value)
 		}
 		return false, nil
 	})
@@ -91,7 +94,7 @@ func (f *file) parse(data []byte) error {
 	}
 	for alias, entry := range f.keys {
 		if entry[uriSetting] == "" {
-			return failure.New(failure.Invalid, "add: uri: pkcs11:token=...;object=...", "key %q in %s has no uri", alias, f.path)
+			return failure.New(failure.Invalid, "add: uri: pkcs11:token=...;object=..., or: uri: nethsm:KEYID", "key %q in %s has no uri", alias, f.path)
 		}
 	}
 	return nil

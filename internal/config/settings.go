@@ -22,13 +22,14 @@ const DefaultTimeout = 30 * time.Second
 // Settings says which key to use and how to reach it.
 type Settings struct {
 	Key              URI               // token and key, with every setting that names a token folded in
-	ModulePath       string            // the PKCS#11 library; never empty
+	ModulePath       string            // the PKCS#11 library; for a NetHSM, its URLs
 	PINSource        string            // as internal/pin reads it; "" when none is given
 	PIN              string            // a pin-value from the environment or the config file, which wins over PINSource
 	CertificateChain string            // PEM file, or ""
 	Timeout          time.Duration     // longest wait for the module
 	AllowFinalPINTry bool              // try the PIN even if a wrong one would lock the token
 	Env              map[string]string // variables that the module wants to find in its environment
+	NetHSM           *NetHSM           // set when Key.NetHSM is: how it is reached
 }
 
 // Origin is where the strongest settings were given; it decides the words of errors and what is stored.
@@ -80,6 +81,9 @@ func Resolve(reference string, given map[string]string, origin Origin) (*Setting
 	if err := s.chooseToken(append(slices.Clone(layers), fromFile(f.settings))); err != nil {
 		return nil, err
 	}
+	if s.Key.NetHSM {
+		return s, s.applyNetHSM(f, append(layers, fromFile(f.nethsm), fromFile(f.settings)))
+	}
 	if len(f.tokens) == 1 && !s.Key.namesToken() {
 		for label := range f.tokens { // the only one that the file knows
 			s.Key.Token = label
@@ -94,7 +98,7 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 	switch {
 	case reference == "":
 		return URI{}, nil, nil
-	case strings.HasPrefix(reference, Scheme):
+	case strings.HasPrefix(reference, Scheme), strings.HasPrefix(reference, NetHSMScheme):
 		uri, err := ParseURI(reference)
 		if err == nil && uri.Query["pin-value"] != "" {
 			err = failure.New(failure.Invalid, safePIN, "the key URI carries a PIN (pin-value), which %s would show to others",
@@ -105,20 +109,20 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 	entry, ok := f.keys[reference]
 	if !ok {
 		known := slices.Sorted(maps.Keys(f.keys))
-		hint := `name the key by its URI, "pkcs11:token=...;object=...", or give it an alias under "keys" in ` + f.path
+		hint := `name the key by its URI, "pkcs11:token=...;object=..." or "nethsm:KEYID", or give it an alias under "keys" in ` + f.path
 		if near := nearest(reference, known); near != "" {
 			hint = "did you mean " + near + "? Or " + hint
 		} else if len(known) > 0 {
 			hint = "aliases there are: " + strings.Join(known, ", ") + "; or " + hint
 		}
-		return URI{}, nil, failure.New(failure.Invalid, hint, "unknown key %q: neither a pkcs11: URI nor an alias", reference)
+		return URI{}, nil, failure.New(failure.Invalid, hint, "unknown key %q: neither a URI (pkcs11: or nethsm:) nor an alias", reference)
 	}
 	uri, err := ParseURI(entry[uriSetting])
 	return uri, entry, err
 }
 
 func (u URI) namesToken() bool {
-	return u.Token != "" || u.Serial != "" || u.Manufacturer != "" || u.Model != "" || u.SlotID != nil
+	return u.NetHSM || u.Token != "" || u.Serial != "" || u.Manufacturer != "" || u.Model != "" || u.SlotID != nil
 }
 
 func environment() map[string]string {
@@ -144,6 +148,9 @@ func (s *Settings) chooseToken(layers []layer) error {
 		token, slot := l.values[Token], l.values[SlotID]
 		if token == "" && slot == "" {
 			continue
+		}
+		if strings.HasPrefix(token, NetHSMScheme) || s.Key.NetHSM {
+			return s.chooseNetHSM(token, l.name)
 		}
 		named := URI{Token: token}
 		if strings.HasPrefix(token, Scheme) {

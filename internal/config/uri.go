@@ -13,8 +13,9 @@ import (
 // Scheme starts every PKCS#11 key reference.
 const Scheme = "pkcs11:"
 
-// URI is an RFC 7512 URI that names a token, or a private key on one.
+// URI is an RFC 7512 URI that names a token, or a private key on one; or a key on the NetHSM of the config file.
 type URI struct {
+	NetHSM                             bool // nethsm:KEYID; Object is the key ID, and nothing else is set
 	Token, Serial, Manufacturer, Model string
 	SlotID                             *uint
 	Object                             string // CKA_LABEL; empty matches any
@@ -29,8 +30,11 @@ var (
 	queryAttributes = []string{"module-path", "pin-source", "pin-value"}
 )
 
-// ParseURI reads an RFC 7512 URI. It returns a failure of kind Invalid that names the attribute at fault.
+// ParseURI reads an RFC 7512 URI, or nethsm:KEYID. It returns a failure of kind Invalid that names the attribute at fault.
 func ParseURI(text string) (URI, error) {
+	if strings.HasPrefix(text, NetHSMScheme) {
+		return parseNetHSM(text)
+	}
 	const example = `a key is named like "pkcs11:token=signing;object=release" (RFC 7512)`
 	parsed := pkcs11uri.New()
 	if err := parsed.Parse(text); err != nil {
@@ -90,6 +94,9 @@ func parseSlot(text string) (uint, error) {
 
 // String returns the URI with its attributes in a fixed order, percent-encoded, and without a PIN.
 func (u URI) String() string {
+	if u.NetHSM {
+		return NetHSMScheme + u.Object
+	}
 	encode := pkcs11uri.New()
 	var parts []string
 	add := func(name, value string) {

@@ -1,3 +1,5 @@
+//go:build cgo
+
 // Package crash has the last word when a PKCS#11 module crashes.
 //
 // A module is a stranger's C code in our process: a segmentation fault or abort in it ends the process, and Go would print

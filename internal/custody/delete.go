@@ -96,7 +96,7 @@ func unusedByRotation(k key.Info) error {
 		if err != nil {
 			return err
 		}
-		if r != nil && r.ID == hex.EncodeToString(k.ID) {
+		if r != nil && (r.NewID == k.URI || len(k.ID) > 0 && r.ID == hex.EncodeToString(k.ID)) {
 			return failure.New(failure.Denied, "finish it first: notation-hsm key rotate "+r.Name+"; or give it up by removing "+path,
 				"the key %q is the new key of a rotation of %q that is not finished", k.Label, r.Name)
 		}

@@ -52,6 +52,9 @@ func pinState(t key.Token) (Check, error) {
 	case key.PINNotSet:
 		return warning("if the login fails, the security officer has to set a user PIN", "the token says that no user PIN is set"), nil
 	}
+	if t.PIN == key.PINNotTold {
+		return ok("it tells nothing of wrong ones; a wrong one is tried once"), nil
+	}
 	return ok("no wrong PIN was given since the last right one"), nil
 }
 
@@ -111,7 +114,16 @@ func (v *visit) attributes() (Check, error) {
 	if len(remarks) > 0 {
 		return warning("if that is not what you meant, "+again, "%s", strings.Join(remarks, "; ")), nil
 	}
-	return ok("sensitive, never extractable, made on the token, for signing alone"), nil
+	told := "sensitive"
+	if is(i.NeverExtractable) {
+		told += ", never extractable"
+	} else {
+		told += ", not extractable"
+	}
+	if is(i.Local) {
+		told += ", made on the token"
+	}
+	return ok("%s, for signing alone", told), nil
 }
 
 func (v *visit) certificate() (_ Check, err error) {

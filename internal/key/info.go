@@ -50,6 +50,7 @@ const (
 	PINExpired  PINState = "must be changed"
 	PINNotSet   PINState = "not set"
 	PINReady    PINState = "ok"
+	PINNotTold  PINState = "not told"
 )
 
 // Usage is what a key is made for.

@@ -7,9 +7,11 @@ import (
 	"crypto"
 	"crypto/ecdh"
 	"crypto/x509"
+	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/nethsm"
 )
 
 // Key is a private key in a module. It signs through crypto.Signer, or crypto.MessageSigner where the caller has the whole
@@ -73,7 +75,12 @@ type Store interface {
 }
 
 // Open opens the store that the settings name. ctx bounds its whole life.
-func Open(ctx context.Context, s *config.Settings) (Store, error) { return openPKCS11(ctx, s) }
+func Open(ctx context.Context, s *config.Settings) (Store, error) {
+	if s.NetHSM != nil {
+		return openNetHSM(ctx, s)
+	}
+	return openPKCS11(ctx, s)
+}
 
 // WithKey opens the key that the settings name, for as long as do takes.
 func WithKey(ctx context.Context, s *config.Settings, do func(Store, Key) error) error {
@@ -91,18 +98,32 @@ func WithKey(ctx context.Context, s *config.Settings, do func(Store, Key) error)
 
 // Tokens lists the tokens of the module that the settings name.
 func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
+	if s.NetHSM != nil {
+		return nethsm.Tokens(ctx, s)
+	}
 	return tokensPKCS11(ctx, s)
 }
 
 // Matches reports whether a token is one that a reference names.
-func Matches(want config.URI, token key.Token) bool { return matchesPKCS11(want, token) }
+func Matches(want config.URI, token key.Token) bool {
+	if isNetHSM := strings.HasPrefix(token.URI, config.NetHSMScheme); isNetHSM || want.NetHSM {
+		return isNetHSM && want.NetHSM
+	}
+	return matchesPKCS11(want, token)
+}
 
 // ImportWrapping puts a trusted wrapping key on the token, as its security officer.
 func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey, value []byte) error {
+	if s.NetHSM != nil {
+		return nethsm.ImportWrapping()
+	}
 	return importWrappingPKCS11(ctx, s, soPINSource, w, value)
 }
 
 // Generate makes a key inside the module: sensitive, not extractable unless the request says so, for its usage alone.
 func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
+	if s.NetHSM != nil {
+		return nethsm.Generate(ctx, s, r)
+	}
 	return generatePKCS11(ctx, s, r)
 }

@@ -1,0 +1,250 @@
+// Package nethsm is the backend for Nitrokey's NetHSM: its REST API, as Nitrokey describes it in OpenAPI, in plain Go. No module and
+// no C code is needed for a key of the reference nethsm:KEYID.
+//
+// client.go sends requests to the instances of one cluster, in turn and within a time; tls.go and credential.go say who is who;
+// words.go says what went wrong; store.go and key.go are the keystore's store and key on top; setup.go and manage.go serve the commands
+// around it.
+package nethsm
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/watch"
+)
+
+const (
+	apiPath     = "/api/v1"
+	answerLimit = int64(4 << 20) // bytes; NetHSM takes certificates up to 1 MB, and a list has some hundred bytes for each key
+	rounds      = 6              // through all instances, before giving up
+	firstPause  = 100 * time.Millisecond
+	dialLimit   = 5 * time.Second
+	connections = 16 // to one instance, as many as sessions with a PKCS#11 token
+)
+
+// Content types of the API.
+const (
+	typeJSON  = "application/json"
+	typeBytes = "application/octet-stream"
+)
+
+// client sends requests to a cluster. It may be used from many goroutines.
+type client struct {
+	ctx      context.Context
+	settings *config.Settings
+	http     *http.Client
+	working  atomic.Uint32 // the instance that answered last
+}
+
+// request is one thing that is asked of the NetHSM.
+type request struct {
+	what         string // "signing with key nethsm:release", as in "X failed"
+	method, path string // the path below /api/v1
+	body         []byte
+	sends        string // content type of the body; typeJSON when empty
+	accept       string // of the answer; typeJSON when empty
+	as           *credential
+	limit        int64 // of the answer in bytes; answerLimit when 0
+	slow         bool  // finding primes takes minutes
+
+	// done finds out whether the request had its effect, when no answer came; nil for one that may simply be repeated.
+	done func() (bool, error)
+}
+
+// answer is what an instance said.
+type answer struct {
+	status int
+	body   []byte
+}
+
+// settled is the answer to a request whose effect was found, without an answer.
+var settled = &answer{status: http.StatusNoContent}
+
+func newClient(ctx context.Context, s *config.Settings) (*client, error) {
+	t, err := tlsConfig(s.NetHSM)
+	if err != nil {
+		return nil, err
+	}
+	c := &client{ctx: ctx, settings: s}
+	dialer := &net.Dialer{Timeout: min(dialLimit, c.share(s.Timeout))}
+	c.http = &http.Client{
+		Transport: &http.Transport{
+			Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, TLSClientConfig: t,
+			MaxConnsPerHost: connections, MaxIdleConnsPerHost: connections, IdleConnTimeout: time.Minute,
+			DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the passphrase goes nowhere else
+	}
+	return c, nil
+}
+
+// share is the time that one instance has, so that all can be tried.
+func (c *client) share(limit time.Duration) time.Duration {
+	return limit / time.Duration(len(c.settings.NetHSM.Instances))
+}
+
+// do sends a request to the instances in turn, from the one that worked last, until one answers. An instance that is not reached, or
+// answers 5xx or 429, or is not operational, is passed over; when all are, it tries again after a pause, as long as waiting can help and
+// the timeout allows. Any other answer is returned, whatever its status.
+func (c *client) do(r request) (*answer, error) {
+	if err := r.ready(c); err != nil {
+		return nil, err
+	}
+	limit := c.settings.Timeout
+	if r.slow {
+		limit *= 10
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, limit)
+	defer cancel()
+	urls := c.settings.NetHSM.Instances
+	start := int(c.working.Load())
+	unsure := false // an earlier try may have had its effect
+	pause := firstPause
+	for round := 1; ; round++ {
+		var failed []*trouble
+		for i := range urls {
+			at := (start + i) % len(urls)
+			share := c.share(limit)
+			if r.done != nil {
+				share = limit // what is cut short here might go on there
+			}
+			a, t := c.try(ctx, share, urls[at], r)
+			if t == nil {
+				if unsure && a.status >= 400 {
+					if done, err := r.done(); err != nil || done {
+						return settled, err
+					}
+				}
+				c.working.Store(uint32(at)) //nolint:gosec // there are few
+				return a, nil
+			}
+			if t.final {
+				return nil, t.err
+			}
+			slog.Warn("a NetHSM instance failed", "instance", urls[at], "what", r.what, "error", t.err)
+			failed = append(failed, t)
+			if t.sent && r.done != nil {
+				unsure = true
+				if done, err := r.done(); err != nil || done {
+					return settled, err
+				}
+			}
+		}
+		if c.ctx.Err() != nil {
+			return nil, watch.Interrupted(r.what)
+		}
+		if round == rounds || !worthWaiting(failed) {
+			return nil, noneCould(r.what, failed)
+		}
+		select {
+		case <-time.After(pause):
+			pause *= 2
+		case <-ctx.Done():
+			return nil, noneCould(r.what, failed)
+		}
+	}
+}
+
+// ready has the passphrase fetched, which may take a person longer than a request may take.
+func (r request) ready(c *client) error {
+	if r.as == nil {
+		return nil
+	}
+	return r.as.ready(c.ctx, c.settings.Timeout)
+}
+
+// trouble is why an instance gave no answer that counts.
+type trouble struct {
+	instance string
+	err      *failure.Error
+	sent     bool // the request went out, so it may have had its effect
+	waiting  bool // can help
+	final    bool // no other instance is to be asked
+}
+
+// try sends a request to one instance.
+func (c *client) try(ctx context.Context, share time.Duration, instance string, r request) (*answer, *trouble) {
+	ctx, cancel := context.WithTimeout(ctx, share)
+	defer cancel()
+	var a *answer
+	var sent bool
+	send := func(secret []byte) (status int, err error) {
+		a, sent, err = c.send(ctx, instance, r, secret)
+		if err != nil {
+			return 0, err
+		}
+		return a.status, nil
+	}
+	var err error
+	if r.as == nil {
+		_, err = send(nil)
+	} else {
+		err = r.as.use(send)
+	}
+	var known *failure.Error
+	switch {
+	case errors.As(err, &known):
+		return nil, &trouble{err: known, final: true}
+	case err != nil:
+		t := unreachable(instance, err)
+		t.sent = sent
+		return nil, t
+	case a.status >= 500:
+		return nil, &trouble{instance: instance, sent: true, waiting: true, err: failure.New(failure.Internal,
+			"look at its log; 'notation-hsm nethsm status' shows the instances", "%s answers %d (%s)%s", instance, a.status, http.StatusText(a.status), said(a))}
+	case a.status == http.StatusTooManyRequests: // so no passphrase was looked at
+		return nil, &trouble{instance: instance, waiting: true, err: failure.New(failure.Throttled,
+			"wrong passphrases slow it down: find out who sends them, wait a little, and try again", "%s takes no more logins for now (429)", instance)}
+	case a.status == http.StatusPreconditionFailed:
+		if state := c.stateOf(ctx, instance); state != Operational {
+			return nil, notOperational(instance, state)
+		}
+	}
+	return a, nil
+}
+
+// send is one HTTP request. sent reports whether it went out.
+func (c *client) send(ctx context.Context, instance string, r request, secret []byte) (a *answer, sent bool, err error) {
+	var out atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { out.Store(true) }})
+	q, err := http.NewRequestWithContext(ctx, r.method, instance+apiPath+r.path, bytes.NewReader(r.body))
+	if err != nil {
+		return nil, false, err
+	}
+	q.Header.Set("Accept", cmp.Or(r.accept, typeJSON))
+	if r.body != nil {
+		q.Header.Set("Content-Type", cmp.Or(r.sends, typeJSON))
+	}
+	if r.as != nil {
+		q.SetBasicAuth(r.as.user, string(secret))
+	}
+	began := time.Now()
+	response, err := c.http.Do(q)
+	if err != nil {
+		return nil, out.Load(), err
+	}
+	defer response.Body.Close()
+	limit := cmp.Or(r.limit, answerLimit)
+	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
+	slog.Debug("NetHSM", "instance", instance, "what", r.what, "method", r.method, "status", response.StatusCode, "took", time.Since(began), "error", err)
+	if err != nil {
+		return nil, true, err
+	}
+	if int64(len(body)) > limit {
+		return nil, true, failure.New(failure.Internal, "check that the URL is a NetHSM's", "%s failed: %s answers with more than %d bytes", r.what, instance, limit)
+	}
+	return &answer{response.StatusCode, body}, true, nil
+}
+
+func (c *client) close() { c.http.CloseIdleConnections() }

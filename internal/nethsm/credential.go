@@ -1,0 +1,109 @@
+package nethsm
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/pin"
+)
+
+// credential is a user of the NetHSM and the way to the passphrase. A passphrase that was refused is not sent again, to no instance:
+// until one request has shown that it is right, the others wait.
+type credential struct {
+	user   string
+	source string // as internal/pin reads it
+	given  string // the passphrase itself, when the config file has it
+
+	mu     sync.Mutex
+	secret []byte
+	proven bool
+	err    error // why it can't be used; there is no second try
+}
+
+// operator is the user who signs, in the words of the settings.
+func operator(s *config.Settings) (*credential, error) {
+	if s.NetHSM.User == "" {
+		return nil, failure.New(failure.Denied, "write user: NAME under nethsm in the config file, or set NOTATION_HSM_NETHSM_USER", "no user of the NetHSM is named")
+	}
+	return &credential{user: s.NetHSM.User, source: s.PINSource, given: s.PIN}, nil
+}
+
+// administrator is the user who makes and deletes keys and stores certificates.
+func administrator(s *config.Settings) (*credential, error) {
+	if s.NetHSM.Administrator == "" {
+		return nil, failure.New(failure.Denied, "write administrator and administrator-pin-source under nethsm in the config file: an operator can't change keys",
+			"this needs an administrator of the NetHSM, and none is named")
+	}
+	return &credential{user: s.NetHSM.Administrator, source: s.NetHSM.AdministratorPINSource}, nil
+}
+
+// ready fetches the passphrase, once.
+func (c *credential) ready(ctx context.Context, limit time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil && c.secret == nil {
+		c.secret, c.err = c.fetch(ctx, limit)
+	}
+	return c.err
+}
+
+// use lends the passphrase to send, which returns the status of the answer.
+func (c *credential) use(send func(secret []byte) (status int, err error)) error {
+	c.mu.Lock()
+	if c.err != nil {
+		defer c.mu.Unlock()
+		return c.err
+	}
+	if c.proven {
+		secret := c.secret
+		c.mu.Unlock()
+		status, err := send(secret)
+		if status == http.StatusUnauthorized { // it was changed in the meantime
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.err = c.refused()
+			return c.err
+		}
+		return err
+	}
+	defer c.mu.Unlock()
+	status, err := send(c.secret)
+	switch {
+	case err != nil:
+		return err
+	case status == http.StatusUnauthorized:
+		clear(c.secret)
+		c.err = c.refused()
+		return c.err
+	case status < 500 && status != http.StatusPreconditionFailed && status != http.StatusTooManyRequests:
+		c.proven = true
+	}
+	return nil
+}
+
+func (c *credential) refused() error {
+	return failure.New(failure.Denied, "the passphrase is wrong, or there is no such user; check them. Nothing tries the passphrase again by itself",
+		"the NetHSM does not let user %s in", c.user)
+}
+
+func (c *credential) fetch(ctx context.Context, limit time.Duration) ([]byte, error) {
+	switch c.source {
+	case "":
+		if c.given != "" {
+			return []byte(c.given), nil
+		}
+		return nil, failure.New(failure.Denied, `set pin-source (of the administrator: administrator-pin-source) to env:NAME, file:/path, "exec:command args" or prompt`,
+			"no passphrase for user %s of the NetHSM: no pin-source is set", c.user)
+	case pin.None:
+		return nil, failure.New(failure.Denied, "use another pin-source", "pin-source is none, but a NetHSM wants a passphrase of user %s", c.user)
+	case pin.Prompt: // a person takes as long as they take
+		return pin.Read(ctx, c.source, "NetHSM user "+c.user)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return pin.Read(ctx, c.source, c.user)
+}

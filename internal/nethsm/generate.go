@@ -1,0 +1,93 @@
+package nethsm
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+)
+
+// generation is KeyGenerateRequestData of the API.
+type generation struct {
+	Mechanisms   []string      `json:"mechanisms"`
+	Type         string        `json:"type"`
+	Length       int           `json:"length,omitempty"`
+	ID           string        `json:"id"`
+	Restrictions *restrictions `json:"restrictions,omitempty"`
+}
+
+type restrictions struct {
+	Tags []string `json:"tags,omitempty"`
+}
+
+// Generate makes a key, as the administrator, with the label as its ID, for one usage and the ways of its spec alone. Another id is not
+// kept: a key of a NetHSM has one name.
+func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
+	store, err := Open(ctx, s)
+	if err != nil {
+		return key.Info{}, err
+	}
+	defer store.Close()
+	if r.Wrappable {
+		return key.Info{}, unwrappable()
+	}
+	k, err := store.generate(r)
+	if err != nil {
+		return key.Info{}, err
+	}
+	return k.infoFrom(store.change)
+}
+
+func (s *Store) generate(r key.Request, tags ...string) (*Key, error) {
+	uri, err := config.ParseURI(config.NetHSMScheme + r.Label)
+	if err != nil || strings.HasSuffix(r.Label, "*") || r.Label == "" {
+		return nil, failure.New(failure.Invalid, `use letters, digits and "_.-", at most 128 of them`, "%q can't be the ID of a key on a NetHSM", r.Label)
+	}
+	g := generation{ID: r.Label}
+	if len(tags) > 0 {
+		g.Restrictions = &restrictions{tags}
+	}
+	if g.Type, g.Length, g.Mechanisms, err = terms(r); err != nil {
+		return nil, err
+	}
+	k := &Key{store: s, id: r.Label}
+	if there, err := k.exists(s.change); err != nil || there {
+		if there {
+			err = failure.New(failure.Invalid, "choose another label, or use the key that is there: see 'notation-hsm key show "+uri.String()+"'", "the NetHSM has a key %s already", uri)
+		}
+		return nil, err
+	}
+	body, err := json.Marshal(g)
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.change(request{
+		what: "making key " + uri.String(), method: http.MethodPost, path: "/keys/generate", body: body, slow: true,
+		// Nobody had the name a moment ago, and it is the very key that was asked for: so it was made.
+		done: func() (bool, error) { return k.isAs(g) },
+	}, http.StatusCreated, http.StatusNoContent)
+	return k, err
+}
+
+// terms says in NetHSM's words which key is asked for.
+func terms(r key.Request) (kind string, length int, mechanisms []string, err error) {
+	kind = map[int]string{256: "EC_P256", 384: "EC_P384", 521: "EC_P521"}[r.Spec.Bits]
+	if r.Spec.IsRSA() {
+		kind, length = "RSA", r.Spec.Bits
+	}
+	switch {
+	case r.Usage == key.Decrypt && !r.Spec.IsRSA():
+		return "", 0, nil, failure.New(failure.Invalid, "use an RSA key, as in --spec RSA-3072", "a NetHSM agrees on no keys (ECDH), so its %s keys open nothing", r.Spec.Name)
+	case r.Usage == key.Decrypt: // OAEP alone: PKCS #1 v1.5 tells too much about what it opens
+		mechanisms = []string{"RSA_Decryption_OAEP_SHA1", "RSA_Decryption_OAEP_SHA256", "RSA_Decryption_OAEP_SHA384", "RSA_Decryption_OAEP_SHA512"}
+	case r.Spec.IsRSA():
+		mechanisms = []string{"RSA_Signature_PSS_" + hashNames[r.Spec.Hash]}
+	default:
+		mechanisms = []string{"ECDSA_Signature"}
+	}
+	return kind, length, mechanisms, nil
+}

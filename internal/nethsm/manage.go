@@ -1,0 +1,220 @@
+package nethsm
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"math"
+	"net/http"
+	"os"
+	"sync"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Instance is what one instance says of itself.
+type Instance struct {
+	URL     string `json:"url"`
+	State   State  `json:"state"`             // "unknown" when it can't be asked
+	Product string `json:"product,omitempty"` // and its vendor
+	Version string `json:"version,omitempty"` // of its software; only an administrator outside of any namespace is told
+	Error   string `json:"error,omitempty"`
+}
+
+// Member is one of the cluster, as its members know each other.
+type Member struct {
+	ID      string   `json:"id"`
+	Name    string   `json:"name"`
+	URLs    []string `json:"urls"`
+	Learner bool     `json:"learner"`
+}
+
+// Status is the state of a cluster.
+type Status struct {
+	Instances []Instance `json:"instances"`
+	Members   []Member   `json:"members"`          // none without an administrator
+	Remark    string     `json:"remark,omitempty"` // why versions or members are missing
+}
+
+// Ask asks each instance for its state, and, if the settings name an administrator, for its version and the cluster's members.
+func Ask(ctx context.Context, s *config.Settings) (*Status, error) {
+	c, err := newClient(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	admin, adminErr := administrator(s)
+	status := &Status{Instances: make([]Instance, len(s.NetHSM.Instances)), Members: []Member{}}
+	var all sync.WaitGroup
+	for i, url := range s.NetHSM.Instances {
+		all.Go(func() { status.Instances[i] = c.examine(url) })
+	}
+	all.Wait()
+	if adminErr != nil {
+		status.Remark = "versions and members are told to an administrator alone, and none is named under nethsm"
+		return status, nil
+	}
+	for i := range status.Instances {
+		if instance := &status.Instances[i]; instance.State == Operational {
+			if err := c.examineAs(admin, instance, status); err != nil {
+				status.Remark = failure.From(err).Error()
+			}
+		}
+	}
+	return status, nil
+}
+
+func (c *client) examine(url string) Instance {
+	i := Instance{URL: url, State: unknownState}
+	r := request{what: "asking for the state", method: http.MethodGet, path: "/health/state"}
+	err := c.tell(url, r, func(body []byte) (err error) { i.State, err = parseState(body); return err })
+	if err != nil {
+		i.State, i.Error = unknownState, failure.From(err).Error()
+		return i
+	}
+	var info struct{ Vendor, Product string }
+	r = request{what: "asking for the product", method: http.MethodGet, path: "/info"}
+	if err := c.tell(url, r, func(body []byte) error { return decode(r.what, body, &info) }); err != nil {
+		i.Error = failure.From(err).Error()
+	}
+	i.Product = clip(info.Product) + ", " + clip(info.Vendor)
+	return i
+}
+
+func (c *client) examineAs(admin *credential, i *Instance, status *Status) error {
+	var system struct {
+		Version string `json:"softwareVersion"`
+	}
+	r := request{what: "asking for the version", method: http.MethodGet, path: "/system/info", as: admin}
+	if err := c.tell(i.URL, r, func(body []byte) error { return decode(r.what, body, &system) }); err != nil {
+		return err
+	}
+	i.Version = clip(system.Version)
+	if len(status.Members) > 0 {
+		return nil
+	}
+	r = request{what: "asking for the members", method: http.MethodGet, path: "/cluster/members", as: admin}
+	return c.tell(i.URL, r, func(body []byte) error { return decode(r.what, body, &status.Members) })
+}
+
+// tell asks this instance and no other.
+func (c *client) tell(url string, r request, read func([]byte) error) error {
+	if err := r.ready(c); err != nil {
+		return err
+	}
+	a, t := c.try(c.ctx, c.settings.Timeout, url, r)
+	if t != nil {
+		return t.err
+	}
+	if err := r.want(a, http.StatusOK); err != nil {
+		return err
+	}
+	return read(a.body)
+}
+
+const (
+	backupLimit = 1 << 30 // bytes
+	backupMagic = "_NETHSM_BACKUP_"
+)
+
+// Backup returns a backup of the whole NetHSM, encrypted by it under its backup passphrase.
+func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
+	if s.NetHSM.BackupUser == "" {
+		return nil, failure.New(failure.Denied, "write backup-user and backup-pin-source under nethsm in the config file: only a user of the role Backup may do this", "no user for backups of the NetHSM is named")
+	}
+	c, err := newClient(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	as := &credential{user: s.NetHSM.BackupUser, source: s.NetHSM.BackupPINSource}
+	r := request{what: "the backup", method: http.MethodPost, path: "/system/backup", accept: typeBytes, as: as, limit: backupLimit, slow: true}
+	a, err := c.do(r)
+	if err != nil {
+		return nil, err
+	}
+	if a.status == http.StatusPreconditionFailed {
+		return nil, failure.New(failure.Denied, "an administrator sets it once: nitropy nethsm set-backup-passphrase, or PUT /api/v1/config/backup-passphrase", "the NetHSM has no backup passphrase (412)")
+	}
+	if err := r.want(a, http.StatusOK); err != nil {
+		return nil, err
+	}
+	if !bytes.HasPrefix(a.body, []byte(backupMagic)) {
+		return nil, malformed(r.what, errors.New("it does not begin as a backup does"))
+	}
+	return a.body, nil
+}
+
+// moduleSlot is a slot in the configuration of Nitrokey's PKCS#11 module, as its documentation has it.
+type moduleSlot struct {
+	Label         string           `yaml:"label"`
+	Operator      *moduleUser      `yaml:"operator,omitempty"`
+	Administrator *moduleUser      `yaml:"administrator,omitempty"`
+	Instances     []moduleInstance `yaml:"instances"`
+	Retries       moduleRetries    `yaml:"retries"`
+	Keepalive     moduleKeepalive  `yaml:"tcp_keepalive"`
+	MaxIdle       int              `yaml:"connections_max_idle_duration"` // seconds
+	Timeout       int              `yaml:"timeout_seconds"`
+}
+
+type moduleUser struct {
+	Username string `yaml:"username"` // the passphrase comes with the login
+}
+
+type moduleInstance struct {
+	URL          string   `yaml:"url"`
+	MaxIdle      int      `yaml:"max_idle_connections"`
+	Fingerprints []string `yaml:"sha256_fingerprints,omitempty"`
+	Insecure     bool     `yaml:"danger_insecure_cert,omitempty"`
+}
+
+type moduleRetries struct {
+	Count int `yaml:"count"`
+	Delay int `yaml:"delay_seconds"`
+}
+
+type moduleKeepalive struct {
+	Time     int `yaml:"time_seconds"`
+	Interval int `yaml:"interval_seconds"`
+	Retries  int `yaml:"retries"`
+}
+
+// ModuleConfig returns the configuration of Nitrokey's PKCS#11 module (p11nethsm.conf) for what the settings say: one slot of this
+// label. It holds no passphrase. The log goes to a file and nowhere else.
+func ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
+	slot := moduleSlot{
+		Label:   label,
+		Retries: moduleRetries{Count: 3, Delay: 1}, Keepalive: moduleKeepalive{Time: 600, Interval: 60, Retries: 3}, MaxIdle: 1800,
+		Timeout: max(1, int(math.Ceil(s.Timeout.Seconds()/float64(len(s.NetHSM.Instances)+1)))), // so that another one has its turn
+	}
+	if _, err := operator(s); err != nil {
+		return nil, err
+	}
+	slot.Operator = &moduleUser{s.NetHSM.User}
+	if s.NetHSM.Administrator != "" {
+		slot.Administrator = &moduleUser{s.NetHSM.Administrator}
+	}
+	for _, url := range s.NetHSM.Instances {
+		i := moduleInstance{URL: url + apiPath, MaxIdle: connections, Insecure: s.NetHSM.Insecure}
+		for _, fingerprint := range s.NetHSM.Fingerprints {
+			i.Fingerprints = append(i.Fingerprints, hex.EncodeToString(fingerprint[:]))
+		}
+		slot.Instances = append(slot.Instances, i)
+	}
+	if log != os.DevNull && log != "" {
+		if f, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); err != nil { // the module would crash on it
+			return nil, failure.New(failure.Invalid, "name a file that those who sign can write", "can't open the log file: %w", err)
+		} else if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return yaml.Marshal(struct {
+		LogFile  string       `yaml:"log_file"`
+		LogLevel string       `yaml:"log_level"`
+		Slots    []moduleSlot `yaml:"slots"`
+	}{log, "Warn", []moduleSlot{slot}})
+}

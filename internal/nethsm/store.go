@@ -1,0 +1,336 @@
+package nethsm
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+)
+
+// Store is a NetHSM as a place of keys. Nothing is sent before something is asked for: a key that is known by its certificate costs
+// one request for a signature. Its keys may sign from many goroutines at once; everything else is for one.
+type Store struct {
+	*client
+	reader *credential // the operator, or the administrator where no operator is named
+	admin  *credential
+	noUser error // why there is no reader
+	noRoot error // why there is no admin
+
+	chains map[string][]*x509.Certificate // by key ID, as far as they were read
+	listed []string                       // by Keys
+}
+
+// Open prepares for the NetHSM that the settings name. ctx bounds its whole life.
+func Open(ctx context.Context, s *config.Settings) (*Store, error) {
+	c, err := newClient(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	t := &Store{client: c, chains: map[string][]*x509.Certificate{}}
+	t.admin, t.noRoot = administrator(s)
+	if t.reader, t.noUser = operator(s); t.noUser != nil && t.noRoot == nil {
+		t.reader, t.noUser = t.admin, nil
+	}
+	if t.noUser == nil && t.noRoot == nil && t.reader.user == t.admin.user {
+		t.admin = t.reader // one passphrase, one try
+	}
+	return t, nil
+}
+
+// Close drops the connections.
+func (s *Store) Close() error {
+	s.close()
+	return nil
+}
+
+// Describe says what is known without a request.
+func (s *Store) Describe() key.Token { return describe(s.settings) }
+
+func describe(s *config.Settings) key.Token {
+	return key.Token{
+		URI: config.NetHSMScheme, Label: strings.Join(s.NetHSM.Instances, " "), Manufacturer: "Nitrokey", Model: "NetHSM",
+		Initialized: true, LoginRequired: true, PIN: key.PINNotTold,
+	}
+}
+
+// Tokens describes the NetHSM of the settings, once an instance has said that it is operational.
+func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
+	c, err := newClient(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	// Unlike the state, readiness is a status, so that another instance is asked when this one is not ready.
+	r := request{what: "looking for the NetHSM", method: http.MethodGet, path: "/health/ready"}
+	a, err := c.do(r)
+	if err == nil {
+		err = r.want(a, http.StatusOK)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return []key.Token{describe(s)}, nil
+}
+
+// Login has the user prove itself, which nothing else needs to be done first.
+func (s *Store) Login() error {
+	if s.noUser != nil {
+		return s.noUser
+	}
+	_, err := s.ask(request{what: "logging in", method: http.MethodGet, path: userPath(s.reader.user)}, http.StatusOK)
+	return err
+}
+
+// ask does what the reader may do.
+func (s *Store) ask(r request, statuses ...int) (*answer, error) {
+	if s.noUser != nil {
+		return nil, s.noUser
+	}
+	r.as = s.reader
+	return s.wanted(r, statuses...)
+}
+
+// change does what only an administrator may do.
+func (s *Store) change(r request, statuses ...int) (*answer, error) {
+	if s.noRoot != nil {
+		f := failure.From(s.noRoot)
+		return nil, failure.New(f.Kind, f.Hint, "%s failed: %w", r.what, f)
+	}
+	r.as = s.admin
+	return s.wanted(r, statuses...)
+}
+
+func (s *Store) wanted(r request, statuses ...int) (*answer, error) {
+	a, err := s.do(r)
+	if err != nil {
+		return nil, err
+	}
+	if a == settled {
+		return a, nil
+	}
+	return a, r.want(a, statuses...)
+}
+
+func keyPath(id string) string { return "/keys/" + url.PathEscape(id) }
+
+// id is the key that the settings name.
+func (s *Store) id() (string, error) {
+	id := s.settings.Key.Object
+	if id == "" || strings.HasSuffix(id, "*") {
+		return "", failure.New(failure.Invalid, `name it like nethsm:release; 'notation-hsm key list --token nethsm:' shows what is there`, "%s names no key", s.settings.Key)
+	}
+	return id, nil
+}
+
+// Key returns the key that the settings name. public is its public half when the caller has it from a certificate; with nil the
+// NetHSM is asked.
+func (s *Store) Key(public crypto.PublicKey) (*Key, error) {
+	id, err := s.id()
+	if err != nil {
+		return nil, err
+	}
+	k := &Key{store: s, id: id, public: public}
+	if public == nil {
+		k.public, err = k.ReadPublic()
+	}
+	return k, err
+}
+
+// Public returns the key's public half.
+func (s *Store) Public() (crypto.PublicKey, error) {
+	k, err := s.Key(nil)
+	if err != nil {
+		return nil, err
+	}
+	return k.public, nil
+}
+
+// Keys returns the key that the settings name, if it is there; or those whose ID begins as they say; or all. What a key is, Info tells.
+func (s *Store) Keys() ([]*Key, error) {
+	id, prefix := s.settings.Key.Object, strings.TrimSuffix(s.settings.Key.Object, "*")
+	if id != "" && id == prefix {
+		k := &Key{store: s, id: id}
+		there, err := k.exists(s.ask)
+		if err != nil || !there {
+			return nil, err
+		}
+		return []*Key{k}, nil
+	}
+	path := "/keys"
+	if prefix != "" {
+		path = keyPath(prefix) + "*"
+	}
+	r := request{what: "listing keys", method: http.MethodGet, path: path}
+	a, err := s.ask(r, http.StatusOK)
+	if err != nil {
+		return nil, err
+	}
+	if s.listed, err = parseKeyList(a.body); err != nil {
+		return nil, malformed(r.what, err)
+	}
+	keys := make([]*Key, len(s.listed))
+	for i, id := range s.listed {
+		keys[i] = &Key{store: s, id: id}
+	}
+	return keys, nil
+}
+
+// Taken reports whether there is a key of this name. A NetHSM gives a key no other id.
+func (s *Store) Taken(name config.URI) (bool, error) {
+	if name.Object == "" {
+		return false, nil
+	}
+	return (&Key{store: s, id: name.Object}).exists(s.ask)
+}
+
+// chain returns the certificates that are stored with a key, in their order.
+func (s *Store) chain(id string, ask func(request, ...int) (*answer, error)) ([]*x509.Certificate, error) {
+	if chain, read := s.chains[id]; read {
+		return chain, nil
+	}
+	r := request{what: "reading the certificate of key nethsm:" + id, method: http.MethodGet, path: keyPath(id) + "/cert", accept: typeBytes}
+	a, err := ask(r, http.StatusOK, http.StatusNotFound)
+	if err != nil {
+		return nil, err
+	}
+	var chain []*x509.Certificate
+	if a.status == http.StatusOK {
+		if chain, err = parseChain(a.body); err != nil {
+			return nil, failure.New(failure.Invalid, "store the chain again: notation-hsm cert import nethsm:"+id+" FILE", "what is stored with key nethsm:%s is no certificate: %w", id, err)
+		}
+	}
+	s.chains[id] = chain
+	return chain, nil
+}
+
+// parseChain reads what is stored with a key: PEM, as it is written here, or DER.
+func parseChain(data []byte) ([]*x509.Certificate, error) {
+	if !bytes.Contains(data, []byte("-----BEGIN")) {
+		return x509.ParseCertificates(data)
+	}
+	var chain []*x509.Certificate
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		chain = append(chain, cert)
+	}
+	return chain, nil
+}
+
+// own returns the certificates that are stored with the key of the settings.
+func (s *Store) own() ([]*x509.Certificate, error) {
+	id, err := s.id()
+	if err != nil {
+		return nil, err
+	}
+	return s.chain(id, s.ask)
+}
+
+// Leaf returns the first certificate with the key that is no CA's, or nil. Whoever stored it may have mistaken the key.
+func (s *Store) Leaf() (*x509.Certificate, error) {
+	chain, err := s.own()
+	if i := slices.IndexFunc(chain, func(c *x509.Certificate) bool { return !c.IsCA }); err == nil && i >= 0 {
+		return chain[i], nil
+	}
+	return nil, err
+}
+
+// Issuers returns the certificates with the key whose subject is the issuer of cert.
+func (s *Store) Issuers(cert *x509.Certificate) ([]*x509.Certificate, error) {
+	chain, err := s.own()
+	return slices.DeleteFunc(slices.Clone(chain), func(c *x509.Certificate) bool { return !bytes.Equal(c.RawSubject, cert.RawIssuer) }), err
+}
+
+// Certificates returns those with the key of the settings, or with each key that Keys has listed. Without a passphrase there are none
+// to be seen.
+func (s *Store) Certificates() ([]*x509.Certificate, error) {
+	if s.reader != nil && s.reader.source == "" && s.reader.given == "" {
+		return nil, nil
+	}
+	if _, err := s.id(); err == nil {
+		return s.own()
+	}
+	var all []*x509.Certificate
+	for _, id := range s.listed {
+		chain, err := s.chain(id, s.ask)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, chain...)
+	}
+	return all, nil
+}
+
+// Import stores a chain with the key, leaf first, in place of what was there. It returns how many certificates were not there before.
+func (s *Store) Import(k *Key, chain []*x509.Certificate) (int, error) {
+	delete(s.chains, k.id) // what was read before may be old
+	there, err := s.chain(k.id, s.change)
+	if err != nil {
+		return 0, err
+	}
+	if slices.EqualFunc(there, chain, (*x509.Certificate).Equal) {
+		return 0, nil
+	}
+	path, what := keyPath(k.id)+"/cert", "storing the certificate of key nethsm:"+k.id
+	if there != nil { // NetHSM replaces nothing by itself
+		if _, err := s.change(request{what: what, method: http.MethodDelete, path: path}, http.StatusNoContent, http.StatusNotFound); err != nil {
+			return 0, err
+		}
+	}
+	var data bytes.Buffer
+	for _, cert := range chain {
+		_ = pem.Encode(&data, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}) // a buffer takes all
+	}
+	delete(s.chains, k.id)
+	_, err = s.change(request{what: what, method: http.MethodPut, path: path, body: data.Bytes(), sends: typeBytes, done: func() (bool, error) {
+		delete(s.chains, k.id)
+		now, err := s.chain(k.id, s.change)
+		return slices.EqualFunc(now, chain, (*x509.Certificate).Equal), err
+	}}, http.StatusCreated, http.StatusNoContent)
+	if err != nil {
+		return 0, err
+	}
+	s.chains[k.id] = chain
+	added := 0
+	for _, cert := range chain {
+		if !slices.ContainsFunc(there, cert.Equal) {
+			added++
+		}
+	}
+	return added, nil
+}
+
+// Delete removes a key; its certificates go with it. What is gone already is no failure.
+func (s *Store) Delete(k *Key, _ []*x509.Certificate) error {
+	delete(s.chains, k.id)
+	_, err := s.change(request{what: "deleting key nethsm:" + k.id, method: http.MethodDelete, path: keyPath(k.id)}, http.StatusNoContent, http.StatusNotFound)
+	return err
+}
+
+// Discard is for what is left of a key whose making was cut short. A NetHSM makes a key whole or not at all, so a key of that name is
+// somebody's.
+func (s *Store) Discard() error {
+	id, err := s.id()
+	if err != nil {
+		return err
+	}
+	there, err := (&Key{store: s, id: id}).exists(s.ask)
+	if err == nil && there {
+		return failure.New(failure.Denied, "see whose it is with 'notation-hsm key show', and delete it or choose another name", "the key nethsm:%s is there, and does not work for user %s", id, s.reader.user)
+	}
+	return err
+}

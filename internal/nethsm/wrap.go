@@ -1,0 +1,30 @@
+package nethsm
+
+import (
+	"crypto"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+)
+
+// unwrappable is the answer to everything that takes keys out of a NetHSM one by one.
+func unwrappable() error {
+	return failure.New(failure.Invalid, "back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'", "a NetHSM wraps no keys: a key never leaves it by itself")
+}
+
+// WrappingKey, Wrap and Unwrap fail: NetHSM has nothing like it.
+func (s *Store) WrappingKey(config.URI) (key.WrappingKey, error) {
+	return key.WrappingKey{}, unwrappable()
+}
+
+// Wrap fails.
+func (s *Store) Wrap(*Key, config.URI) (key.Wrapped, error) { return key.Wrapped{}, unwrappable() }
+
+// Unwrap fails.
+func (s *Store) Unwrap(key.Wrapped, key.Usage, string, []byte, crypto.PublicKey) error {
+	return unwrappable()
+}
+
+// ImportWrapping fails.
+func ImportWrapping() error { return unwrappable() }
