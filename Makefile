@@ -35,8 +35,9 @@ bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.
 	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev
 	go run -tags $(TAGS) ./softhsm-test/bench
 
-tools: ## build the notation command and the registry, as pinned in tools/go.mod
-	go build -C tools -o ../bin/tools/ github.com/notaryproject/notation/cmd/notation github.com/distribution/distribution/v3/cmd/registry
+tools: ## build the notation command, the registry and containerd, as pinned below tools/
+	go build -C tools -tags $(TAGS) -o ../bin/tools/ github.com/notaryproject/notation/cmd/notation github.com/distribution/distribution/v3/cmd/registry
+	go build -C tools/containerd -tags $(TAGS) -o ../../bin/tools/ github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr ./cri
 
 $(LINT): tools/lint/go.mod tools/lint/go.sum
 	go build -C tools/lint -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint

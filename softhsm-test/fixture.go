@@ -144,6 +144,10 @@ func Build(t testing.TB, name string) string {
 		pkg, dir, out = "github.com/notaryproject/notation/cmd/notation", filepath.Join(root(), "tools"), filepath.Join(root(), "bin", "tools", name)
 	case "registry":
 		pkg, dir, out = "github.com/distribution/distribution/v3/cmd/registry", filepath.Join(root(), "tools"), filepath.Join(root(), "bin", "tools", name)
+	case "containerd", "ctr":
+		pkg, dir, out = "github.com/containerd/containerd/v2/cmd/"+name, filepath.Join(root(), "tools", "containerd"), filepath.Join(root(), "bin", "tools", name)
+	case "cri":
+		pkg, dir, out = "./cri", filepath.Join(root(), "tools", "containerd"), filepath.Join(root(), "bin", "tools", name)
 	case "zlint":
 		pkg, dir, out = "github.com/zmap/zlint/v3/cmd/zlint", filepath.Join(root(), "tools", "zlint"), filepath.Join(root(), "bin", "tools", name)
 	}

@@ -36,5 +36,7 @@ func command() *cobra.Command {
 signatures before an image is run. Images are named as skopeo names them: docker://registry.example.com/app:1, oci:DIR:TAG,
 oci-archive:FILE, docker-archive:FILE or dir:DIR.`,
 		Version: version,
-	})
+	},
+		verifyCommand(), installVerifierCommand(), verifierCommand(),
+	)
 }

@@ -43,6 +43,7 @@ func (b *bench) measure() {
 	b.throughput()
 	b.manyObjects()
 	delays := b.delays()
+	b.verify()
 	fmt.Print(table(b.rows))
 	if os.Getenv("UPDATE_DOCS") != "" {
 		b.updateDocs(delays)

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/gate"
+)
+
+func installVerifierCommand() *cobra.Command {
+	var node gate.Node
+	var binDir string
+	c := &cobra.Command{
+		Use:   "install-verifier --bin-dir DIR --trust-dir DIR",
+		Short: "Have containerd pull only images that verify",
+		Long: `Write the image verifier that containerd runs before it pulls an image, and print what containerd's configuration needs. An image
+whose signature does not verify under the trust policy in --trust-dir is not pulled, nor is any when the policy, the registry or the
+decision log fail.
+
+containerd runs every file in --bin-dir, so give it a folder of its own. Signatures are looked up where containerd pulls from: name
+its registry hosts (config_path) with --hosts-dir.`,
+		Example: `  hsm-image install-verifier --bin-dir /opt/containerd/image-verifier/bin --trust-dir /etc/notation --hosts-dir /etc/containerd/certs.d`,
+		Args:    cli.Exactly(0),
+	}
+	addNodeFlags(c, &node)
+	c.Flags().StringVar(&binDir, "bin-dir", "", "containerd's folder of image verifiers")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if binDir == "" || node.TrustDir == "" {
+			return cli.Usage(c, failure.New(failure.Invalid, "", "--bin-dir and --trust-dir are needed"))
+		}
+		program, err := os.Executable()
+		if err != nil {
+			return failure.New(failure.Internal, "", "can't tell where this program is: %w", err)
+		}
+		path, err := node.Install(binDir, program)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.ErrOrStderr(), "wrote %s; decisions go to %s\nadd this to containerd's configuration and restart it:\n", path, node.LogFile())
+		_, err = fmt.Fprint(c.OutOrStdout(), node.Snippet(binDir))
+		return err
+	}
+	return c
+}
+
+func verifierCommand() *cobra.Command {
+	var node gate.Node
+	c := &cobra.Command{
+		Use:    "containerd-verifier --trust-dir DIR -- -name IMAGE -digest DIGEST -stdin-media-type TYPE",
+		Short:  "Answer containerd whether it may pull an image",
+		Hidden: true, // containerd runs it through what install-verifier writes
+		Args:   cobra.ArbitraryArgs,
+	}
+	addNodeFlags(c, &node)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		r := node.Judge(c.Context(), args, c.InOrStdin())
+		if !r.Passed() {
+			fmt.Fprintln(c.OutOrStdout(), r.Reason)
+			return failure.New(failure.Denied, "", "%s is refused: %s", r.Reference, r.Reason)
+		}
+		by := r.Reason
+		if r.Signature != nil {
+			by = "signed by " + r.Signature.Subject
+		}
+		fmt.Fprintf(c.OutOrStdout(), "%s (policy %s)\n", by, r.Policy)
+		return nil
+	}
+	return c
+}
+
+func addNodeFlags(c *cobra.Command, node *gate.Node) {
+	c.Flags().StringVar(&node.TrustDir, "trust-dir", "", "folder with trustpolicy.json and truststore, as 'notation-hsm trust export --to' writes it")
+	c.Flags().StringVar(&node.StateDir, "state-dir", "/var/lib/hsm-image", "folder for the decision log and revocation lists")
+	c.Flags().StringVar(&node.HostsDir, "hosts-dir", "", "folder with a hosts.toml for each registry, as containerd has it (certs.d)")
+	c.Flags().StringVar(&node.AuthFile, "auth-file", "", "registry credentials, in the format of Docker's config.json")
+	c.Flags().DurationVar(&node.Timeout, "timeout", gate.DefaultTimeout, "longest wait for one image; containerd's has to be longer")
+}

@@ -1,0 +1,174 @@
+package gate
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/content"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Node is the gate of a machine that runs images. containerd asks it before each pull, as an image verifier
+// (docs/image-verification.md of containerd): it starts a program with the image's name and digest as arguments and the descriptor on
+// standard input, and pulls only if that ends with 0. What it prints is the reason.
+type Node struct {
+	Options
+	StateDir string        // holds the decision log and the revocation lists
+	Timeout  time.Duration // for one image; containerd's own has to be longer
+}
+
+// DefaultTimeout leaves the rest of containerd's ten seconds to starting and to writing the log.
+const DefaultTimeout = 8 * time.Second
+
+const (
+	logTimeout    = time.Second // for a turn with the decision log, after the timeout
+	maxDescriptor = 1 << 20     // bytes
+)
+
+// LogFile is where a node's decisions are.
+func (n Node) LogFile() string { return filepath.Join(n.StateDir, "decisions.jsonl") }
+
+// Judge answers containerd. The answer is in the log before it is given: what can't be written down may not run.
+func (n Node) Judge(ctx context.Context, args []string, stdin io.Reader) Result {
+	result := within(ctx, n.Timeout, nameIn(args), func(ctx context.Context) Result { return n.judge(ctx, args, stdin) })
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), logTimeout)
+	defer cancel()
+	if err := NewLog(n.LogFile()).Append(ctx, result); err != nil {
+		return refused(result.Reference, err)
+	}
+	return result
+}
+
+func (n Node) judge(ctx context.Context, args []string, stdin io.Reader) Result {
+	r, err := parseRequest(args, stdin)
+	if err != nil {
+		return refused(nameIn(args), err)
+	}
+	if n.TrustDir == "" {
+		return refused(r.given, errors.New("no trust directory is named"))
+	}
+	n.CacheDir = filepath.Join(n.StateDir, "cache")
+	g, err := Open(n.Options)
+	if err != nil {
+		return refused(r.given, err)
+	}
+	defer g.Close()
+	sources, err := g.pullSources(ctx, r.repository)
+	if err != nil {
+		return refused(r.given, err)
+	}
+	defer func() {
+		for _, s := range sources {
+			s.close()
+		}
+	}()
+	result := g.examine(ctx, r.repository, r.descriptor, sources...)
+	result.Reference = r.given
+	if result.Passed() {
+		if err := intact(ctx, r.descriptor, sources); err != nil {
+			return result.refuse(err.Error())
+		}
+	}
+	return result
+}
+
+// intact fetches the manifest that containerd is about to pull. containerd would not take a manifest that was changed either, but it
+// keeps what it has got of it, and then can't pull the right one.
+func intact(ctx context.Context, descriptor ocispec.Descriptor, sources []source) error {
+	if descriptor.Size > docker.MaxManifestSize {
+		return fmt.Errorf("its manifest is longer than %d bytes", docker.MaxManifestSize)
+	}
+	var errs []error
+	for i, s := range sources {
+		ctx, cancel := share(ctx, len(sources)-i)
+		_, err := content.FetchAll(ctx, s.manifests, descriptor)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("can't get its manifest from %s: %w", s.name, err))
+		if errors.Is(err, content.ErrMismatchedDigest) {
+			break // containerd would go no further
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// request is what containerd asks about: not the tag, which may have moved, but the descriptor that it has found under it and will
+// pull.
+type request struct {
+	given      string // the name as containerd gives it
+	repository string // with its registry
+	descriptor ocispec.Descriptor
+}
+
+func parseRequest(args []string, stdin io.Reader) (*request, error) {
+	const hint = "containerd starts it, through what install-verifier writes"
+	name, sum, mediaType, err := parseArguments(args)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, hint, "can't understand the arguments: %w", err)
+	}
+	named, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, hint, "%q is not an image's name: %w", name, err)
+	}
+	want, err := digest.Parse(sum)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, hint, "%q is not a digest: %w", sum, err)
+	}
+	if digested, ok := named.(reference.Digested); ok && digested.Digest() != want {
+		return nil, failure.New(failure.Invalid, "", "the name says another digest than %s", want)
+	}
+	if mediaType != ocispec.MediaTypeDescriptor {
+		return nil, failure.New(failure.Unsupported, "is this version of containerd newer than this program?", "the input is %q, not %q", mediaType, ocispec.MediaTypeDescriptor)
+	}
+	data, err := io.ReadAll(io.LimitReader(stdin, maxDescriptor+1))
+	if err != nil {
+		return nil, failure.New(failure.Invalid, hint, "can't read the descriptor: %w", err)
+	}
+	if len(data) > maxDescriptor {
+		return nil, failure.New(failure.Invalid, hint, "the descriptor is longer than %d bytes", maxDescriptor)
+	}
+	r := &request{given: name, repository: named.Name()}
+	if err := json.Unmarshal(bytes.TrimSpace(data), &r.descriptor); err != nil {
+		return nil, failure.New(failure.Invalid, hint, "the descriptor is not valid JSON: %w", err)
+	}
+	if r.descriptor.Digest != want || r.descriptor.MediaType == "" || r.descriptor.Size <= 0 {
+		return nil, failure.New(failure.Invalid, hint, "the descriptor is not one of %s", want)
+	}
+	return r, nil
+}
+
+// parseArguments reads containerd's arguments; it may leave out none and add none.
+func parseArguments(args []string) (name, sum, mediaType string, err error) {
+	flags := flag.NewFlagSet("", flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	flags.StringVar(&name, "name", "", "")
+	flags.StringVar(&sum, "digest", "", "")
+	flags.StringVar(&mediaType, "stdin-media-type", "", "")
+	if err = flags.Parse(args); err == nil && flags.NArg() > 0 {
+		err = fmt.Errorf("unknown argument %q", flags.Arg(0))
+	}
+	if err == nil && name == "" {
+		err = errors.New("there is no -name")
+	}
+	return name, sum, mediaType, err
+}
+
+// nameIn finds an image's name for the log even where the arguments are wrong otherwise.
+func nameIn(args []string) string {
+	name, _, _, _ := parseArguments(args)
+	return oneLine(name)
+}

@@ -1,0 +1,202 @@
+// Package gate decides whether an image may run: it does if a signature on it verifies under Notation's trust policy and trust stores.
+//
+// It answers as notation verify does for the same configuration, with the same libraries. Around that it finds the signatures where
+// the image comes from, tells who signed and why a signature does not count, keeps a log of what it decided, and is what containerd
+// asks before it pulls. Whatever goes wrong, the answer is no.
+package gate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/notaryproject/notation-core-go/revocation"
+	corecrl "github.com/notaryproject/notation-core-go/revocation/crl"
+	"github.com/notaryproject/notation-core-go/revocation/purpose"
+	"github.com/notaryproject/notation-go"
+	"github.com/notaryproject/notation-go/dir"
+	"github.com/notaryproject/notation-go/plugin"
+	"github.com/notaryproject/notation-go/verifier"
+	"github.com/notaryproject/notation-go/verifier/crl"
+	"github.com/notaryproject/notation-go/verifier/trustpolicy"
+	"github.com/notaryproject/notation-go/verifier/truststore"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Bounds of one decision. maxSignatures and the waits for revocation are those of the notation command: with others the two would
+// not always answer the same.
+const (
+	maxSignatures = 100
+	ocspTimeout   = 2 * time.Second
+	crlTimeout    = 5 * time.Second
+	atOnce        = 10 // images that are verified at the same time
+)
+
+// Options say what is trusted and how registries are reached.
+type Options struct {
+	TrustDir  string // a configuration directory of Notation's; "" is this user's
+	CacheDir  string // where revocation lists are kept; "" is Notation's place for them
+	AuthFile  string // registry credentials; "" is where Docker, Podman and Notation keep them
+	HostsDir  string // containerd's registry hosts (certs.d); for what containerd asks
+	PlainHTTP bool   // speak plain HTTP to the registries that are named
+}
+
+// Gate holds the trust policy, for any number of images at the same time.
+type Gate struct {
+	options   Options
+	policy    *trustpolicy.Document
+	verifier  notationVerifier
+	insecure  []string // registries that Notation's config.json says to speak plain HTTP to
+	transport *http.Transport
+}
+
+// notationVerifier is what Notation's verifier offers.
+type notationVerifier interface {
+	notation.Verifier
+	SkipVerify(context.Context, notation.VerifierVerifyOptions) (bool, *trustpolicy.VerificationLevel, error)
+}
+
+// Open reads the trust policy. The trust and cache directories hold for the whole process from then on, as Notation's library has one
+// place for each.
+func Open(options Options) (*Gate, error) {
+	if options.TrustDir != "" {
+		dir.UserConfigDir = options.TrustDir
+	}
+	if options.CacheDir != "" {
+		dir.UserCacheDir = options.CacheDir
+	}
+	const hint = "write the policy with 'notation-hsm trust export', or name its folder with --trust-dir"
+	policy, err := trustpolicy.LoadDocument()
+	if err != nil {
+		return nil, failure.New(failure.Invalid, hint, "can't read the trust policy in %s: %w", place(), err)
+	}
+	signing, signingErr := revocationOf(purpose.CodeSigning)
+	timestamping, timestampingErr := revocationOf(purpose.Timestamping)
+	if err := errors.Join(signingErr, timestampingErr); err != nil {
+		return nil, err
+	}
+	v, err := verifier.NewWithOptions(policy, truststore.NewX509TrustStore(dir.ConfigFS()), plugin.NewCLIManager(dir.PluginFS()),
+		verifier.VerifierOptions{RevocationCodeSigningValidator: signing, RevocationTimestampingValidator: timestamping})
+	if err != nil {
+		return nil, failure.New(failure.Invalid, hint, "can't use the trust policy in %s: %w", place(), err)
+	}
+	full, ok := v.(notationVerifier)
+	if !ok {
+		return nil, errors.New("the Notation library's verifier can't tell when a policy skips verification")
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone() // with proxies from the environment
+	transport.MaxIdleConnsPerHost = atOnce
+	return &Gate{options: options, policy: policy, verifier: full, insecure: insecureRegistries(), transport: transport}, nil
+}
+
+// Close gives up the connections that are still open.
+func (g *Gate) Close() { g.transport.CloseIdleConnections() }
+
+func place() string {
+	path, _ := dir.ConfigFS().SysPath() // it has no error to return
+	return path
+}
+
+// revocationOf asks OCSP responders and reads revocation lists as the notation command does: with a cache that may fail.
+func revocationOf(use purpose.Purpose) (revocation.Validator, error) {
+	fetcher, err := corecrl.NewHTTPFetcher(&http.Client{Timeout: crlTimeout})
+	if err != nil {
+		return nil, err
+	}
+	fetcher.DiscardCacheError = true
+	if folder, err := dir.CacheFS().SysPath(dir.PathCRLCache); err == nil {
+		if cache, err := crl.NewFileCache(folder); err == nil {
+			fetcher.Cache = cache
+		} else {
+			slog.Warn("revocation lists are not kept", "error", err)
+		}
+	}
+	return revocation.NewWithOptions(revocation.Options{
+		OCSPHTTPClient: &http.Client{Timeout: ocspTimeout}, CRLFetcher: fetcher, CertChainPurpose: use,
+	})
+}
+
+// Verify judges images, several at the same time, and returns a result for each in the order they are named. Each takes timeout at
+// most. scope is the repository whose policy judges an image in an OCI layout, which has none of its own.
+func (g *Gate) Verify(ctx context.Context, references []string, scope string, timeout time.Duration) []Result {
+	results := make([]Result, len(references))
+	turns := make(chan struct{}, atOnce)
+	var group sync.WaitGroup
+	for i, reference := range references {
+		turns <- struct{}{}
+		group.Go(func() {
+			defer func() { <-turns }()
+			results[i] = within(ctx, timeout, reference, func(ctx context.Context) Result { return g.verify(ctx, reference, scope) })
+		})
+	}
+	group.Wait()
+	return results
+}
+
+func (g *Gate) verify(ctx context.Context, reference, scope string) Result {
+	image, err := parseImage(reference, scope)
+	if err != nil {
+		return refused(reference, err)
+	}
+	source, err := g.source(image)
+	if err != nil {
+		return refused(reference, err)
+	}
+	if image.digest != "" && image.layout == "" {
+		source.repository = listAhead(ctx, source.repository, image.digest)
+	}
+	// A tag is looked up once. From here on, all is about the digest it has now.
+	descriptor, err := source.repository.Resolve(ctx, image.reference)
+	if err != nil {
+		return refused(reference, fmt.Errorf("can't find the image: %w", err))
+	}
+	if image.digest != "" && image.digest != descriptor.Digest {
+		return refused(reference, fmt.Errorf("%s answers with %s instead", source.name, descriptor.Digest))
+	}
+	result := g.examine(ctx, image.name, descriptor, source)
+	result.Reference = reference
+	return result
+}
+
+// within does a job that has to end: by its own, or with no for an answer. A panic is no as well.
+func within(ctx context.Context, timeout time.Duration, reference string, job func(context.Context) Result) Result {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	done := make(chan Result, 1)
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				slog.Error("panic", "what", fmt.Sprint(r), "stack", string(debug.Stack()))
+				done <- refused(reference, fmt.Errorf("internal error: %v", r))
+			}
+		}()
+		done <- job(ctx)
+	}()
+	select {
+	case result := <-done:
+		if result.Passed() || ctx.Err() == nil {
+			return result
+		}
+	case <-ctx.Done():
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return refused(reference, fmt.Errorf("it could not be verified within %s", timeout))
+	}
+	return refused(reference, errors.New("interrupted"))
+}
+
+// refused is the answer when it did not come to looking at signatures.
+func refused(reference string, err error) Result {
+	reason := err.Error()
+	if strings.Contains(reason, "server gave HTTP response to HTTPS client") {
+		reason += " (plain HTTP has to be asked for)"
+	}
+	return Result{Reference: reference, Verdict: Refuse, Reason: oneLine(reason)}
+}

@@ -1,0 +1,234 @@
+package gate
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	hosts "github.com/containerd/containerd/v2/core/remotes/docker/config"
+	"github.com/distribution/reference"
+	"github.com/notaryproject/notation-go/config"
+	"github.com/notaryproject/notation-go/dir"
+	notationregistry "github.com/notaryproject/notation-go/registry"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	dockerconfig "go.podman.io/image/v5/pkg/docker/config"
+	"go.podman.io/image/v5/types"
+	"oras.land/oras-go/v2/registry"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/credentials"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// layoutPrefix names an image in an OCI layout, as skopeo does: oci:DIR:TAG.
+const layoutPrefix = "oci:"
+
+// image is an image as it is named to the gate.
+type image struct {
+	name      string        // the repository with its registry, whose statement of the trust policy is asked
+	reference string        // the tag or the digest
+	digest    digest.Digest // "" if it is named by a tag
+	layout    string        // the folder of an OCI layout; "" is a registry
+}
+
+func parseImage(text, scope string) (image, error) {
+	if layout, ok := strings.CutPrefix(text, layoutPrefix); ok {
+		return parseLayout(layout, scope)
+	}
+	named, err := reference.ParseDockerRef(strings.TrimPrefix(text, "docker://")) // as the other commands name it
+	if err != nil {
+		return image{}, fmt.Errorf("it is not an image's name: %w", err)
+	}
+	i := image{name: named.Name()}
+	switch named := named.(type) {
+	case reference.Digested:
+		i.digest = named.Digest()
+		i.reference = i.digest.String()
+	case reference.Tagged:
+		i.reference = named.Tag()
+	}
+	return i, nil
+}
+
+func parseLayout(text, scope string) (image, error) {
+	if scope == "" {
+		return image{}, failure.New(failure.Invalid, "", "name the repository whose trust policy counts for it with --scope")
+	}
+	named, err := reference.ParseNormalizedNamed(scope)
+	if err != nil || !reference.IsNameOnly(named) {
+		return image{}, fmt.Errorf("the scope %q is not a repository's name", scope)
+	}
+	i := image{name: named.Name()}
+	if folder, sum, ok := strings.Cut(text, "@"); ok {
+		i.layout, i.reference, i.digest = folder, sum, digest.Digest(sum)
+		if err := i.digest.Validate(); err != nil {
+			return image{}, fmt.Errorf("%q is not a digest: %w", sum, err)
+		}
+	} else if at := strings.LastIndexByte(text, ':'); at > 0 {
+		i.layout, i.reference = text[:at], text[at+1:]
+	}
+	if i.layout == "" || i.reference == "" {
+		return image{}, fmt.Errorf("an image in a layout is named oci:DIR:TAG or oci:DIR@DIGEST")
+	}
+	// What is not a layout would be made one by opening it.
+	if _, err := os.Stat(filepath.Join(i.layout, ocispec.ImageLayoutFile)); err != nil {
+		return image{}, fmt.Errorf("there is no OCI layout: %w", err)
+	}
+	return i, nil
+}
+
+// source returns where an image and its signatures are, as the notation command sees it.
+func (g *Gate) source(i image) (source, error) {
+	if i.layout != "" {
+		repository, err := notationregistry.NewOCIRepository(i.layout, notationregistry.RepositoryOptions{})
+		return source{name: i.layout, repository: repository}, err
+	}
+	where, path, _ := strings.Cut(i.name, "/")
+	host, port, _ := net.SplitHostPort(where)
+	plain := g.options.PlainHTTP || host == "localhost" && port != "" || // what does not leave the machine, as Notation sees it
+		slices.ContainsFunc(g.insecure, func(r string) bool { return strings.EqualFold(r, where) })
+	return g.remote(where, path, plain, g.transport), nil
+}
+
+func (g *Gate) remote(host, path string, plain bool, transport http.RoundTripper) source {
+	client := &auth.Client{
+		Client: &http.Client{Transport: transport}, Cache: auth.NewCache(), ClientID: "hsm-image",
+		Credential: func(ctx context.Context, host string) (auth.Credential, error) { return g.credential(ctx, host, path) },
+	}
+	client.SetUserAgent("hsm-image")
+	repository := &remote.Repository{Client: client, PlainHTTP: plain, Reference: registry.Reference{Registry: host, Repository: path}}
+	return source{name: host, repository: notationregistry.NewRepository(repository), manifests: repository.Manifests()}
+}
+
+// insecureRegistries are those of Notation's config.json. Like the notation command it takes a file that can't be read for none: the
+// registries are then spoken to over TLS.
+func insecureRegistries() []string {
+	if c, err := config.LoadConfig(); err == nil {
+		return c.InsecureRegistries
+	}
+	return nil
+}
+
+// credential finds what to log in to a registry with: in Notation's own configuration, then where Podman and Docker keep it, which
+// may be a helper for that one repository. A helper may hang; the caller's time is what it gets.
+func (g *Gate) credential(ctx context.Context, host, path string) (auth.Credential, error) {
+	type found struct {
+		auth.Credential
+		err error
+	}
+	answer := make(chan found, 1)
+	go func() {
+		c, err := g.lookUp(ctx, host, path)
+		answer <- found{c, err}
+	}()
+	select {
+	case f := <-answer:
+		return f.Credential, f.err
+	case <-ctx.Done():
+		return auth.EmptyCredential, fmt.Errorf("looking for the credentials of %s: %w", host, ctx.Err())
+	}
+}
+
+func (g *Gate) lookUp(ctx context.Context, host, path string) (auth.Credential, error) {
+	system := &types.SystemContext{AuthFilePath: g.options.AuthFile}
+	if system.AuthFilePath == "" {
+		if own, ok := notationCredential(ctx, host); ok {
+			return own, nil
+		}
+		system.AuthFilePath = os.Getenv("REGISTRY_AUTH_FILE")
+	}
+	if host == dockerHubHost {
+		host = dockerHub
+	}
+	c, err := dockerconfig.GetCredentials(system, host+"/"+path)
+	if err != nil {
+		return auth.EmptyCredential, fmt.Errorf("can't get the credentials of %s: %w", host, err)
+	}
+	return auth.Credential{Username: c.Username, Password: c.Password, RefreshToken: c.IdentityToken}, nil
+}
+
+// notationCredential is what 'notation login' has kept.
+func notationCredential(ctx context.Context, host string) (auth.Credential, bool) {
+	file, err := dir.ConfigFS().SysPath(dir.PathConfigFile)
+	if err != nil {
+		return auth.EmptyCredential, false
+	}
+	store, err := credentials.NewStore(file, credentials.StoreOptions{})
+	if err != nil || !store.IsAuthConfigured() {
+		return auth.EmptyCredential, false
+	}
+	c, err := credentials.Credential(store)(ctx, host)
+	return c, err == nil && c != auth.EmptyCredential
+}
+
+// Docker Hub goes by one name and answers under another.
+const (
+	dockerHub     = "docker.io"
+	dockerHubHost = "registry-1.docker.io"
+)
+
+// pullSources returns where containerd would pull an image from, in its order: the mirrors that hosts.toml names, and the registry
+// itself unless that says otherwise. Plain HTTP is spoken where hosts.toml says so and, as containerd does, to a registry on this
+// machine that speaks nothing else.
+func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
+	where, path, _ := strings.Cut(name, "/")
+	options := hosts.HostOptions{}
+	if g.options.HostsDir != "" {
+		options.HostDir = hosts.HostDirFromRoot(g.options.HostsDir)
+	}
+	configured, err := hosts.ConfigureHosts(ctx, options)(where)
+	if err != nil {
+		return nil, fmt.Errorf("can't read the registry hosts in %s: %w", g.options.HostsDir, err)
+	}
+	var sources []source
+	for _, h := range configured {
+		if !h.Capabilities.Has(docker.HostCapabilityPull) {
+			continue
+		}
+		e := &endpoint{base: h.Client.Transport, host: h.Host, path: h.Path, header: h.Header}
+		if h.Host != where && (where != dockerHub || h.Host != dockerHubHost) {
+			e.namespace = where
+		}
+		s := g.remote(h.Host, path, h.Scheme == "http", e)
+		s.close = h.Client.CloseIdleConnections
+		sources = append(sources, s)
+	}
+	return sources, nil
+}
+
+// endpoint speaks to a registry host as containerd does: a mirror may be below another path, may want headers, and is told which
+// registry it stands for.
+type endpoint struct {
+	base      http.RoundTripper
+	host      string
+	path      string // "/v2" in most cases
+	header    http.Header
+	namespace string // the registry that it is a mirror of; "" is none
+}
+
+// RoundTrip sends a request on. What goes to other hosts, such as one that gives out tokens, stays as it is.
+func (e *endpoint) RoundTrip(request *http.Request) (*http.Response, error) {
+	rest, ok := strings.CutPrefix(request.URL.Path, "/v2/")
+	if request.URL.Host != e.host || !ok {
+		return e.base.RoundTrip(request)
+	}
+	request = request.Clone(request.Context())
+	request.URL.Path, request.URL.RawPath = e.path+"/"+rest, ""
+	for name, values := range e.header {
+		request.Header[name] = values
+	}
+	if e.namespace != "" {
+		query := request.URL.Query()
+		query.Set("ns", e.namespace)
+		request.URL.RawQuery = query.Encode()
+	}
+	return e.base.RoundTrip(request)
+}
