@@ -18,7 +18,7 @@ demo: ## sign, verify and tamper with a real image, in demo/, with everything it
 	./softhsm-test/demo.sh
 
 test: packages tools ## install what the tests need, and run them all
-	go test -tags $(TAGS) -timeout 20m ./...
+	go test -count=1 -tags $(TAGS) -timeout 25m ./...
 	$(MAKE) --no-print-directory fuzz
 
 fuzz: ## run each fuzz target for FUZZTIME (20s)
@@ -32,7 +32,7 @@ lint: $(LINT) ## check style, and the direction of imports
 	go mod tidy -diff
 
 bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.md)
-	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev
+	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl
 	go run -tags $(TAGS) ./softhsm-test/bench
 
 tools: ## build the notation command, the registry and containerd, as pinned below tools/

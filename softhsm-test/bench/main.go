@@ -42,6 +42,7 @@ func (b *bench) measure() {
 	b.oneSignature()
 	b.throughput()
 	b.manyObjects()
+	b.images()
 	delays := b.delays()
 	b.verify()
 	fmt.Print(table(b.rows))

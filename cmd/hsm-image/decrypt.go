@@ -1,0 +1,40 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/image"
+)
+
+func decryptCommand() *cobra.Command {
+	var keys []string
+	c := &cobra.Command{
+		Use:   "decrypt SRC DST",
+		Short: "Copy an image and decrypt its layers with keys in a module",
+		Long: `Copy an image and decrypt its layers with keys in a module: those that --key names, by URI or alias, or else those of the token that is
+configured (NOTATION_HSM_TOKEN, or the config file). It opens images of 'hsm-image encrypt', and those that skopeo and others made with
+jwe:, pkcs7: or pkcs11: and the public half of such a key.
+
+The module opens the keys of all layers before anything is copied. Whether a layer was changed is known at its end only; so a copy on
+this machine is there whole and authentic, or not at all.`,
+		Example: `  hsm-image decrypt docker://registry.example.com/app:1 oci:plain:app --key pkcs11:token=node;object=images
+  hsm-image decrypt docker://registry.example.com/app:1 docker-archive:app.tar --platform linux/amd64`,
+		Args: cli.Exactly(2),
+	}
+	c.Flags().StringArrayVar(&keys, "key", nil, "a key by its URI or alias; can be repeated (default: all keys of the configured token)")
+	settings := addCopyFlags(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		what, err := settings(args)
+		if err != nil {
+			return err
+		}
+		made, err := image.Decrypt(c.Context(), what, keys)
+		if err != nil {
+			return err
+		}
+		tellCopy(c, what, made)
+		return nil
+	}
+	return c
+}

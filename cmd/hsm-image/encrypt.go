@@ -1,0 +1,98 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/image"
+)
+
+func encryptCommand() *cobra.Command {
+	var recipients []string
+	var layers []int
+	c := &cobra.Command{
+		Use:   "encrypt SRC DST",
+		Short: "Copy an image and encrypt its layers, so that only the recipients' private keys open them",
+		Long: `Copy an image and encrypt its layers, each under a key of its own that is wrapped for every recipient. A recipient is a key by its
+URI or alias, cert:FILE or pubkey:FILE; the private half is not needed, and no PIN. Add ?oaep=sha1 to an RSA recipient (&oaep=sha1 after
+other attributes of a URI) whose module knows OAEP with SHA-1 alone, as SoftHSM does.
+
+The image gets a new digest, so signatures of the old one do not hold: encrypt first, then sign.`,
+		Example: `  hsm-image encrypt docker://registry.example.com/app:1 docker://registry.example.com/app:1-encrypted --recipient pubkey:node.pem
+  hsm-image encrypt oci:build:app docker://registry.example.com/app:1 --recipient node-a --recipient cert:node-b.crt --layer -1`,
+		Args: cli.Exactly(2),
+	}
+	c.Flags().StringArrayVar(&recipients, "recipient", nil,
+		"who can open the image: a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
+	c.Flags().IntSliceVar(&layers, "layer", nil, "encrypt only the layer with this index, counted from 0, or from the last, -1; can be repeated")
+	settings := addCopyFlags(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		what, err := settings(args)
+		if err != nil {
+			return err
+		}
+		made, err := image.Encrypt(c.Context(), what, recipients, layers)
+		if err != nil {
+			return err
+		}
+		tellCopy(c, what, made)
+		fmt.Fprintf(c.ErrOrStderr(), "signatures of %s do not hold for it: sign it under its new digest\n", what.From)
+		return nil
+	}
+	return c
+}
+
+// addCopyFlags gives a command the flags of a copy, and returns a function for what they and the arguments say.
+func addCopyFlags(c *cobra.Command) func(args []string) (image.Copy, error) {
+	var platforms []string
+	c.Flags().StringArrayVar(&platforms, "platform", nil,
+		"of an index, copy only the image for OS/ARCHITECTURE[/VARIANT]; can be repeated (default: all)")
+	authFile := c.Flags().String("authfile", "", "the file with the registries' credentials (default: that of 'skopeo login' or 'docker login')")
+	from, to := addRegistryFlags(c, "src-", "the source's registry"), addRegistryFlags(c, "dest-", "the destination's registry")
+	return func(args []string) (what image.Copy, err error) {
+		what.FromRegistry, what.ToRegistry = from(*authFile), to(*authFile)
+		if what.From, err = image.ParseReference(args[0]); err != nil {
+			return what, err
+		}
+		if what.To, err = image.ParseReference(args[1]); err != nil {
+			return what, err
+		}
+		for _, text := range platforms {
+			p, err := image.ParsePlatform(text)
+			if err != nil {
+				return what, err
+			}
+			what.Platforms = append(what.Platforms, p)
+		}
+		if term.IsTerminal(int(os.Stderr.Fd())) {
+			what.Progress = os.Stderr
+		}
+		return what, nil
+	}
+}
+
+// addRegistryFlags gives a command the flags that say how a registry is reached.
+func addRegistryFlags(c *cobra.Command, prefix, whose string) func(authFile string) image.Registry {
+	verify := c.Flags().Bool(prefix+"tls-verify", true, "insist on HTTPS and valid certificates with "+whose)
+	certDir := c.Flags().String(prefix+"cert-dir", "", "a folder with the CA (*.crt), and the client's certificate and key (*.cert, *.key), for "+whose)
+	return func(authFile string) image.Registry {
+		return image.Registry{AuthFile: authFile, CertDir: *certDir, Insecure: !*verify}
+	}
+}
+
+// tellCopy prints the name of the copy by its digest, which is what is to be signed.
+func tellCopy(c *cobra.Command, what image.Copy, made *image.Result) {
+	if made.Skipped > 0 {
+		fmt.Fprintf(c.ErrOrStderr(), "attestations of BuildKit left out: %d (they are about images that the copy does not have)\n", made.Skipped)
+	}
+	fmt.Fprintf(c.ErrOrStderr(), "wrote %s\n", what.To)
+	if made.Name != "" {
+		fmt.Fprintln(c.OutOrStdout(), made.Name)
+	} else {
+		fmt.Fprintln(c.OutOrStdout(), made.Digest)
+	}
+}

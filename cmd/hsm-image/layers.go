@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/image"
+)
+
+func layersCommand() *cobra.Command {
+	var known []string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "layers IMAGE",
+		Short: "Show an image's layers, and for whom they are encrypted",
+		Long: `Show the layers of an image, or of all images of an index: digest, size in bytes, and for encrypted ones the scheme and the recipients.
+These are known by their kid, the RFC 7638 thumbprint of the public key; --recipient gives kids a name.`,
+		Example: "  hsm-image layers docker://registry.example.com/app:1 --recipient pubkey:node.pem",
+		Args:    cli.Exactly(1),
+	}
+	c.Flags().StringArrayVar(&known, "recipient", nil,
+		"a recipient that may be among them, to show by this name: a key, cert:FILE or pubkey:FILE; can be repeated")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	registry := addImageFlags(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		ref, err := image.ParseReference(args[0])
+		if err != nil {
+			return err
+		}
+		names, err := image.Names(c.Context(), known)
+		if err != nil {
+			return err
+		}
+		images, err := image.Layers(c.Context(), ref, registry())
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			return cli.PrintJSON(c.OutOrStdout(), layersJSON(images, names))
+		}
+		var rows [][]string
+		for _, i := range images {
+			for _, l := range i.Layers {
+				var schemes, recipients []string
+				for _, h := range l.Holders {
+					if !slices.Contains(schemes, h.Scheme) {
+						schemes = append(schemes, h.Scheme)
+					}
+					recipients = append(recipients, holderName(h, names))
+				}
+				if l.Encrypted && len(schemes) == 0 {
+					schemes = []string{"unknown"}
+				}
+				rows = append(rows, []string{cli.OrDash(i.Platform.String()), fmt.Sprint(l.Index), l.Digest.String(), fmt.Sprint(l.Size),
+					cli.OrDash(strings.Join(schemes, ", ")), cli.OrDash(strings.Join(recipients, ", "))})
+			}
+		}
+		return cli.PrintTable(c.OutOrStdout(), []string{"PLATFORM", "LAYER", "DIGEST", "SIZE", "ENCRYPTED", "RECIPIENTS"}, rows)
+	}
+	return c
+}
+
+// addImageFlags gives a command the flags that say how the registry of its one image is reached.
+func addImageFlags(c *cobra.Command) func() image.Registry {
+	authFile := c.Flags().String("authfile", "", "the file with the registry's credentials (default: that of 'skopeo login' or 'docker login')")
+	registry := addRegistryFlags(c, "", "the registry")
+	return func() image.Registry { return registry(*authFile) }
+}
+
+// holderName is what people call a recipient.
+func holderName(h envelope.Holder, names map[string]string) string {
+	switch {
+	case names[h.KeyID] != "":
+		return names[h.KeyID]
+	case h.KeyID != "":
+		return h.KeyID
+	case h.Name != "":
+		return h.Name
+	}
+	return "a key that is not named"
+}
+
+type imageJSON struct {
+	Digest   string      `json:"digest"`
+	Platform string      `json:"platform,omitempty"`
+	Layers   []layerJSON `json:"layers"`
+}
+
+type layerJSON struct {
+	Index      int             `json:"index"`
+	Digest     string          `json:"digest"`
+	Size       int64           `json:"size"`
+	MediaType  string          `json:"mediaType"`
+	Encrypted  bool            `json:"encrypted"`
+	Recipients []recipientJSON `json:"recipients,omitempty"`
+}
+
+type recipientJSON struct {
+	envelope.Holder
+	Recipient string `json:"recipient,omitempty"` // as it was named on the command line
+}
+
+func layersJSON(images []image.Image, names map[string]string) []imageJSON {
+	out := []imageJSON{}
+	for _, i := range images {
+		shown := imageJSON{Digest: i.Digest.String(), Platform: i.Platform.String(), Layers: []layerJSON{}}
+		for _, l := range i.Layers {
+			layer := layerJSON{Index: l.Index, Digest: l.Digest.String(), Size: l.Size, MediaType: l.MediaType, Encrypted: l.Encrypted}
+			for _, h := range l.Holders {
+				layer.Recipients = append(layer.Recipients, recipientJSON{h, names[h.KeyID]})
+			}
+			shown.Layers = append(shown.Layers, layer)
+		}
+		out = append(out, shown)
+	}
+	return out
+}

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/image"
+)
+
+func recipientsCommand() *cobra.Command {
+	return cli.Group("recipients", "List, add and remove those who can open an image, without moving its layers",
+		recipientsListCommand(), recipientsAddCommand(), recipientsRemoveCommand())
+}
+
+func recipientsListCommand() *cobra.Command {
+	var known []string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "list IMAGE",
+		Short:   "List those who can open an image",
+		Example: "  hsm-image recipients list docker://registry.example.com/app:1 --recipient pubkey:node.pem",
+		Args:    cli.Exactly(1),
+	}
+	c.Flags().StringArrayVar(&known, "recipient", nil,
+		"a recipient that may be among them, to show by this name: a key, cert:FILE or pubkey:FILE; can be repeated")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	registry := addImageFlags(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		ref, err := image.ParseReference(args[0])
+		if err != nil {
+			return err
+		}
+		names, err := image.Names(c.Context(), known)
+		if err != nil {
+			return err
+		}
+		images, err := image.Layers(c.Context(), ref, registry())
+		if err != nil {
+			return err
+		}
+		held, encrypted := image.Recipients(images)
+		if asJSON {
+			out := []heldJSON{}
+			for _, h := range held {
+				out = append(out, heldJSON{h, encrypted, names[h.KeyID]})
+			}
+			return cli.PrintJSON(c.OutOrStdout(), out)
+		}
+		var rows [][]string
+		for _, h := range held {
+			rows = append(rows, []string{holderName(h.Holder, names), h.Scheme, h.Algorithm, fmt.Sprintf("%d of %d", h.Layers, encrypted)})
+		}
+		return cli.PrintTable(c.OutOrStdout(), []string{"RECIPIENT", "SCHEME", "ALGORITHM", "ENCRYPTED LAYERS"}, rows)
+	}
+	return c
+}
+
+type heldJSON struct {
+	image.Held
+	Encrypted int    `json:"encryptedLayers"`
+	Recipient string `json:"recipient,omitempty"` // as it was named on the command line
+}
+
+func recipientsAddCommand() *cobra.Command {
+	var recipients, keys []string
+	c := &cobra.Command{
+		Use:   "add IMAGE",
+		Short: "Let more recipients open an image",
+		Long: `Let more recipients open an image that is in a registry or in an OCI layout (oci:DIR:TAG). A key that can open it (--key, by URI or
+alias, else those of the configured token) opens the keys of the layers in the module, and they are wrapped for the new recipients as
+well. Only manifests change, in their place; no layer is read or moved. The image gets a new digest: sign it again.`,
+		Example: "  hsm-image recipients add docker://registry.example.com/app:1 --recipient pubkey:node-b.pem --key node-a",
+		Args:    cli.Exactly(1),
+	}
+	c.Flags().StringArrayVar(&recipients, "recipient", nil,
+		"who can open the image from now on: a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
+	c.Flags().StringArrayVar(&keys, "key", nil,
+		"a key that opens the image, by its URI or alias; can be repeated (default: all keys of the configured token)")
+	registry := addImageFlags(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		ref, err := image.ParseReference(args[0])
+		if err != nil {
+			return err
+		}
+		made, err := image.AddRecipients(c.Context(), ref, registry(), recipients, keys)
+		if err != nil {
+			return err
+		}
+		tellChange(c, ref, made)
+		return nil
+	}
+	return c
+}
+
+func recipientsRemoveCommand() *cobra.Command {
+	var recipients []string
+	c := &cobra.Command{
+		Use:   "remove IMAGE",
+		Short: "Take recipients out of an image's manifests",
+		Long: `Take recipients out of the manifests of an image that is in a registry or in an OCI layout (oci:DIR:TAG). No key is needed for that.
+
+It does not take back what they could open: who has kept the old manifest, or a layer's key, still opens these layers. For that, encrypt
+the image anew, without them. The last recipient can't be removed.`,
+		Example: "  hsm-image recipients remove docker://registry.example.com/app:1 --recipient pubkey:node-a.pem",
+		Args:    cli.Exactly(1),
+	}
+	c.Flags().StringArrayVar(&recipients, "recipient", nil,
+		"who to remove: a kid, a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
+	registry := addImageFlags(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		ref, err := image.ParseReference(args[0])
+		if err != nil {
+			return err
+		}
+		if len(recipients) == 0 {
+			return cli.Usage(c, failure.New(failure.Invalid, "", "--recipient is missing"))
+		}
+		made, err := image.RemoveRecipients(c.Context(), ref, registry(), recipients)
+		if err != nil {
+			return err
+		}
+		tellChange(c, ref, made)
+		fmt.Fprintln(c.ErrOrStderr(), "who was removed and has kept the old manifest or the layers' keys still opens these layers; "+
+			"to prevent that, encrypt the image anew")
+		return nil
+	}
+	return c
+}
+
+func tellChange(c *cobra.Command, ref image.Reference, made *image.Changed) {
+	if made.Layers == 0 {
+		fmt.Fprintf(c.ErrOrStderr(), "%s is as it was: they can open all its encrypted layers already\n", ref)
+		return
+	}
+	fmt.Fprintf(c.ErrOrStderr(), "changed %s; layers with other recipients: %d\n", ref, made.Layers)
+	fmt.Fprintln(c.ErrOrStderr(), "signatures of the image do not hold any more: sign it under its new digest")
+	if made.Name != "" {
+		fmt.Fprintln(c.OutOrStdout(), made.Name)
+	} else {
+		fmt.Fprintln(c.OutOrStdout(), made.Digest)
+	}
+}

@@ -1,0 +1,257 @@
+package image
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/manifest"
+
+	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+func TestReference(t *testing.T) {
+	dir := t.TempDir()
+	for text, want := range map[string][]string{
+		"docker://registry.example.com/app:1": nil,
+		"oci:" + dir + "/x:a:1":               {dir + "/x", "a:1"},
+		"oci:" + dir + "/x":                   {dir + "/x", ""},
+		"oci-archive:" + dir + "/x.tar:a":     {dir + "/x.tar", "a"},
+		"docker-archive:" + dir + "/x:a/b:1":  {dir + "/x", "a/b:1"},
+		"dir:" + dir + "/a:b":                 {dir + "/a:b", ""},
+	} {
+		ref, err := ParseReference(text)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		path, name, local := ref.local()
+		if local != (want != nil) || local && (path != want[0] || name != want[1]) {
+			t.Errorf("%s is %q, %q", text, path, name)
+		}
+		if !local {
+			continue
+		}
+		moved, err := ref.at(filepath.Join(dir, "moved"))
+		if got, name2, _ := moved.local(); err != nil || got != filepath.Join(dir, "moved") || name2 != name {
+			t.Errorf("%s moved is %s: %v", text, moved, err)
+		}
+	}
+	if ref, err := ParseReference("oci:x:y"); err != nil {
+		t.Error(err)
+	} else if moved, err := ref.at(filepath.Join(dir, "a:b")); err == nil {
+		t.Errorf("a path with a colon became %s", moved)
+	}
+	for _, text := range []string{"", "app:1", "oci:", "oci-archive:", "dir:", "docker://", "docker:app", "docker://registry.example.com/APP",
+		"containers-storage:app", "docker-daemon:app:1", "sif:x", "oci::app"} {
+		if ref, err := ParseReference(text); err == nil {
+			t.Errorf("%q is %s", text, ref)
+		}
+	}
+}
+
+func TestPlatform(t *testing.T) {
+	for _, text := range []string{"linux/amd64", "linux/arm/v7"} {
+		if p, err := ParsePlatform(text); err != nil || p.String() != text {
+			t.Errorf("%s is %s: %v", text, p, err)
+		}
+	}
+	for _, text := range []string{"", "linux", "linux/", "/arm", "a/b/c/d"} {
+		if p, err := ParsePlatform(text); err == nil {
+			t.Errorf("%s is %s", text, p)
+		}
+	}
+	v8 := Platform{"linux", "arm64", "v8"}
+	if !v8.matches(Platform{"linux", "arm64", ""}) || v8.matches(Platform{"linux", "arm64", "v9"}) || (Platform{}).matches(v8) {
+		t.Error("variants are not matched")
+	}
+}
+
+// TestStall gives up a transfer in which nothing moves, and leaves what is done on this machine its time.
+func TestStall(t *testing.T) {
+	before := stall
+	stall = 20 * time.Millisecond
+	defer func() { stall = before }()
+	ctx := t.Context()
+	blocked := func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	long := func() { time.Sleep(5 * stall) } // that nothing happens can only be seen by waiting
+	for name, c := range map[string]struct {
+		do   func(context.Context, *transfer) error
+		late bool
+	}{
+		"nothing moves":                {func(ctx context.Context, _ *transfer) error { return blocked(ctx) }, true},
+		"something moves, and then no": {func(ctx context.Context, tr *transfer) error { tr.moved(); return blocked(ctx) }, true},
+		"a rest":                       {func(ctx context.Context, tr *transfer) error { tr.rest(); long(); return ctx.Err() }, false},
+		"a wait in a rest":             {func(ctx context.Context, tr *transfer) error { tr.rest(); defer tr.wait()(); return blocked(ctx) }, true},
+		"a wait that ended":            {func(ctx context.Context, tr *transfer) error { tr.rest(); tr.wait()(); long(); return ctx.Err() }, false},
+	} {
+		if err := within(ctx, name, c.do); (err != nil) != c.late || c.late && !failure.Is(err, failure.Timeout) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestSetEntry keeps what other tools have written into index.json.
+func TestSetEntry(t *testing.T) {
+	const other, one, two = `{"mediaType":"m","digest":"sha256:00","size":1,"x":1,"annotations":{"org.opencontainers.image.ref.name":"other"}}`, "sha256:01", "sha256:02"
+	named := func(d, name string) string {
+		annotations := ""
+		if name != "" {
+			annotations = `,"annotations":{"org.opencontainers.image.ref.name":"` + name + `"}`
+		}
+		return `{"mediaType":"m","digest":"` + d + `","size":1` + annotations + `}`
+	}
+	for _, c := range []struct{ before, name, old, after string }{
+		{"", "app", "", named(two, "app")},
+		{other, "app", "", other + "," + named(two, "app")},
+		{other + "," + named(one, "app"), "app", "", other + "," + named(two, "app")},
+		{named(one, "app") + "," + named(one, "same"), "app", one, named(one, "same") + "," + named(two, "app")},
+		{named(two, ""), "", "", named(two, "")},
+		{named(one, ""), "", one, named(two, "")},
+		{other, "", "", other + "," + named(two, "")},
+	} {
+		dir := t.TempDir()
+		file := filepath.Join(dir, ocispec.ImageIndexFile)
+		if err := os.WriteFile(file, []byte(`{"y":[1],"manifests":[`+c.before+`]}`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var entry ocispec.Descriptor
+		if err := json.Unmarshal([]byte(named(two, c.name)), &entry); err != nil {
+			t.Fatal(err)
+		}
+		if err := setEntry(dir, c.name, digest.Digest(c.old), entry); err != nil {
+			t.Errorf("%v: %v", c, err)
+			continue
+		}
+		var got, want any
+		data, err := os.ReadFile(file)
+		if err != nil || json.Unmarshal(data, &got) != nil || json.Unmarshal([]byte(`{"y":[1],"manifests":[`+c.after+`]}`), &want) != nil {
+			t.Fatal(err, string(data))
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%v: index.json is %s", c, data)
+		}
+	}
+}
+
+// packet is one for the two recipients "a" and "b"; nobody opens it.
+var packet = base64.StdEncoding.EncodeToString([]byte(`{"protected":"eyJlbmMiOiJBMjU2R0NNIn0","recipients":[` +
+	`{"header":{"alg":"RSA-OAEP","kid":"a"},"encrypted_key":"AAAA"},{"header":{"alg":"RSA-OAEP-256","kid":"b"},"encrypted_key":"AAAA"}],` +
+	`"iv":"AAAA","ciphertext":"AAAA","tag":"AAAA"}`))
+
+// FuzzReference has a name of an image always be the same one, and never panic.
+func FuzzReference(f *testing.F) {
+	for _, text := range []string{"docker://registry.example.com/app:1", "oci:x:y", "oci-archive:x:y", "docker-archive:x:y:z", "dir:x:y", "oci:x:@1", ":", "dir:"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		ref, err := ParseReference(text)
+		if err != nil {
+			return
+		}
+		path, name, local := ref.local()
+		if !local {
+			return
+		}
+		again, err := ref.at(path)
+		if err != nil {
+			t.Fatalf("%q at %q: %v", text, path, err)
+		}
+		if path2, name2, _ := again.local(); path2 != path || name2 != name {
+			t.Fatalf("%q is %q, %q, and then %q, %q", text, path, name, path2, name2)
+		}
+	})
+}
+
+// FuzzManifest reads manifests and changes their recipients: what comes out is a manifest with the same layers.
+func FuzzManifest(f *testing.F) {
+	const layer = `{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip+encrypted","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":1,"annotations":{"org.opencontainers.image.enc.keys.jwe":"e30=","org.opencontainers.image.enc.pubopts":"e30="}}`
+	f.Add(`{"schemaVersion":2,"mediaType":"`+ocispec.MediaTypeImageManifest+`","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":1},"layers":[`+layer+`],"x":{"y":1}}`, ocispec.MediaTypeImageManifest)
+	f.Add(`{"schemaVersion":2,"manifests":[`+layer+`]}`, ocispec.MediaTypeImageIndex)
+	f.Add(`{"schemaVersion":2,"config":{},"layers":[{}]}`, manifest.DockerV2Schema2MediaType)
+	f.Add(`{"schemaVersion":1,"fsLayers":[{"blobSum":"x"}],"history":[{"v1Compatibility":"{}"}]}`, manifest.DockerV2Schema1MediaType)
+	ref, err := ParseReference("dir:x")
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, text, mimeType string) {
+		mimeType = manifest.NormalizedMIMEType(mimeType)
+		if manifest.MIMETypeIsMultiImage(mimeType) {
+			if list, err := manifest.ListFromBlob([]byte(text), mimeType); err == nil && len(list.Instances()) > 0 {
+				_, _ = relist([]byte(text), map[digest.Digest][]byte{list.Instances()[0]: []byte("x")})
+			}
+			return
+		}
+		i := Image{manifest: []byte(text), mimeType: mimeType}
+		if i.readLayers(ref) != nil {
+			return
+		}
+		for _, l := range i.Layers {
+			_ = checkOptions(l.annotations, []byte(`{"symkey":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","cipheroptions":{"nonce":"AAAAAAAAAAAAAAAAAAAAAA=="}}`))
+		}
+		data, changed, err := i.edit(ref, func(Layer) (string, error) { return packet, nil })
+		if err != nil || changed == 0 {
+			return
+		}
+		after := Image{manifest: data, mimeType: mimeType}
+		if err := after.readLayers(ref); err != nil || len(after.Layers) != len(i.Layers) {
+			t.Fatalf("%s became %s: %v", text, data, err)
+		}
+		for at, l := range after.Layers {
+			if before := i.Layers[at]; l.Digest != before.Digest || l.Encrypted != before.Encrypted || l.Encrypted && l.annotations[envelope.Annotation] != packet {
+				t.Fatalf("%s became %s", text, data)
+			}
+		}
+	})
+}
+
+// FuzzWithout takes recipients out of an annotation: nobody who was removed is left, and nobody else is lost.
+func FuzzWithout(f *testing.F) {
+	f.Add(packet, "a")
+	f.Add(packet+","+packet, "x")
+	f.Add("e30=", "x")
+	f.Add("eyJwcm90ZWN0ZWQiOiJlMzAiLCJyZWNpcGllbnRzIjpbe31dfQ==,AAAA", "")
+	f.Fuzz(func(t *testing.T, annotation, kid string) {
+		before, err := envelope.Holders(map[string]string{envelope.Annotation: annotation})
+		if err != nil {
+			return
+		}
+		if annotation == packet && len(before) != 2 {
+			t.Fatalf("the holders are %v", before)
+		}
+		after, err := without(annotation, []string{kid})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var want, got []string
+		for _, h := range before {
+			if h.KeyID != kid {
+				want = append(want, h.KeyID)
+			}
+		}
+		if after != "" {
+			left, err := envelope.Holders(map[string]string{envelope.Annotation: after})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, h := range left {
+				got = append(got, h.KeyID)
+			}
+		}
+		if strings.Join(got, ",") != strings.Join(want, ",") {
+			t.Fatalf("%q are left of %q", got, want)
+		}
+	})
+}

@@ -1,0 +1,210 @@
+package image
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// A Held is one who can open layers, and how many of those that are encrypted.
+type Held struct {
+	envelope.Holder
+	Layers int `json:"layers"`
+}
+
+// Recipients lists who can open encrypted layers of images, and how many layers are encrypted.
+func Recipients(images []Image) (held []Held, encrypted int) {
+	for _, image := range images {
+		for _, l := range image.Layers {
+			if l.Encrypted {
+				encrypted++
+			}
+			for _, h := range l.Holders {
+				at := slices.IndexFunc(held, func(other Held) bool { return other.Holder == h })
+				if at < 0 {
+					at, held = len(held), append(held, Held{Holder: h})
+				}
+				held[at].Layers++
+			}
+		}
+	}
+	return held, encrypted
+}
+
+// A Changed is what changing the recipients of an image has made.
+type Changed struct {
+	Name   string        // the image by its new digest, HOST/NAME@DIGEST, if it is in a registry
+	Digest digest.Digest // of the manifest, or index, now
+	Layers int           // how many layers have other recipients; with 0, nothing was written
+}
+
+// AddRecipients wraps the key of each encrypted layer for more recipients, as envelope.ParseRecipients reads them. One who can open a layer
+// already is left as is. The key of the others is opened with the keys that references name, as Decrypt does.
+//
+// Like RemoveRecipients, it changes manifests in a registry or in an OCI layout, in their place: layers are neither read nor moved.
+func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipients, references []string) (*Changed, error) {
+	added, err := envelope.ParseRecipients(ctx, recipients)
+	if err != nil {
+		return nil, err
+	}
+	return change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
+		keys := envelope.OpenKeys(ctx, references)
+		defer keys.Close()
+		return t.edit(func(l Layer) (string, error) {
+			before := l.annotations[envelope.Annotation]
+			var missing []envelope.Recipient
+			for _, r := range added {
+				if !slices.ContainsFunc(l.Holders, func(h envelope.Holder) bool { return h.KeyID == r.KeyID() }) {
+					missing = append(missing, r)
+				}
+			}
+			if len(missing) == 0 {
+				return before, nil
+			}
+			options, err := unlock(keys, l)
+			if err != nil {
+				return "", err
+			}
+			defer clear(options)
+			packet, err := envelope.Seal(options, missing)
+			if err != nil {
+				return "", err
+			}
+			after := base64.StdEncoding.EncodeToString(packet)
+			if before != "" {
+				after = before + "," + after
+			}
+			return after, nil
+		})
+	})
+}
+
+// RemoveRecipients takes recipients, by kid or as envelope.ParseRecipients reads them, from the wrapped keys of all layers. It needs no
+// private key. Whoever was one of them and kept the manifest, or the layer's key, still opens the layers: only encrypting the image anew
+// takes that away. It refuses to leave a layer that nobody can open.
+func RemoveRecipients(ctx context.Context, ref Reference, registry Registry, names []string) (*Changed, error) {
+	return change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
+		held, _ := Recipients(t.images)
+		gone, err := keyIDs(ctx, ref, names, held)
+		if err != nil {
+			return nil, nil, err
+		}
+		return t.edit(func(l Layer) (string, error) {
+			after, err := without(l.annotations[envelope.Annotation], gone)
+			if err == nil && after == "" && len(others(l.annotations)) == 0 {
+				err = failure.New(failure.Denied, "add another recipient first", "nobody could open it any more")
+			}
+			return after, err
+		})
+	})
+}
+
+// keyIDs returns the kids of recipients that are named by kid or otherwise. Each has to be one who holds something.
+func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]string, error) {
+	holds := func(kid string) bool {
+		return slices.ContainsFunc(held, func(h Held) bool { return h.KeyID == kid && h.annotation() == envelope.Annotation })
+	}
+	var kids []string
+	for _, name := range names {
+		kid := name
+		if !holds(kid) {
+			parsed, err := envelope.ParseRecipients(ctx, []string{name})
+			if err != nil {
+				return nil, err
+			}
+			kid = parsed[0].KeyID()
+		}
+		if !holds(kid) {
+			return nil, failure.New(failure.Invalid,
+				"see 'hsm-image recipients list "+ref.String()+"'; those of other schemes than provider.hsm can't be removed one by one",
+				"%s is no recipient of %s (kid %s)", name, ref, kid)
+		}
+		kids = append(kids, kid)
+	}
+	return kids, nil
+}
+
+func (h Held) annotation() string { return keysPrefix + h.Scheme }
+
+// others returns the annotations that hold keys wrapped by others.
+func others(annotations map[string]string) (names []string) {
+	for name, value := range annotations {
+		if strings.HasPrefix(name, keysPrefix) && name != envelope.Annotation && value != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// without takes recipients from the packets of our annotation. The recipients of a JWE are not authenticated with its content: each has
+// its own copy of the content's key (RFC 7516 section 7.2.1), so one can go and the rest stays what it is.
+func without(annotation string, gone []string) (string, error) {
+	var kept []string
+	for text := range strings.SplitSeq(annotation, ",") {
+		if text == "" {
+			continue
+		}
+		holders, err := envelope.Holders(map[string]string{envelope.Annotation: text})
+		if err != nil {
+			return "", err
+		}
+		stays := func(h envelope.Holder) bool { return !slices.Contains(gone, h.KeyID) }
+		switch {
+		case !slices.ContainsFunc(holders, stays):
+			continue
+		case slices.ContainsFunc(holders, func(h envelope.Holder) bool { return !stays(h) }):
+			if text, err = withoutEntries(text, func(i int) bool { return i < len(holders) && stays(holders[i]) }); err != nil {
+				return "", err
+			}
+		}
+		kept = append(kept, text)
+	}
+	return strings.Join(kept, ","), nil
+}
+
+func withoutEntries(text string, stays func(int) bool) (string, error) {
+	packet, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return "", err
+	}
+	jwe := map[string]json.RawMessage{}
+	var entries, kept []json.RawMessage
+	if err := json.Unmarshal(packet, &jwe); err != nil {
+		return "", err
+	}
+	if err := json.Unmarshal(jwe["recipients"], &entries); err != nil {
+		return "", err
+	}
+	for i, entry := range entries {
+		if stays(i) {
+			kept = append(kept, entry)
+		}
+	}
+	if jwe["recipients"], err = json.Marshal(kept); err != nil {
+		return "", err
+	}
+	if packet, err = json.Marshal(jwe); err != nil {
+		return "", err
+	}
+	return base64.StdEncoding.EncodeToString(packet), nil
+}
+
+// Names returns what recipients are called, as they were given, by kid.
+func Names(ctx context.Context, recipients []string) (map[string]string, error) {
+	names := map[string]string{}
+	if len(recipients) == 0 {
+		return names, nil
+	}
+	parsed, err := envelope.ParseRecipients(ctx, recipients)
+	for _, r := range parsed {
+		names[r.KeyID()] = r.Name
+	}
+	return names, err
+}

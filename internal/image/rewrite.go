@@ -1,0 +1,254 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.podman.io/image/v5/docker"
+	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/oci/layout"
+	"go.podman.io/image/v5/types"
+
+	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/state"
+	"github.com/notation-hsm/notation-hsm/internal/watch"
+)
+
+// An edit returns what our annotation of an encrypted layer is to be.
+type edit func(Layer) (string, error)
+
+// change reads the manifests behind a reference and writes those that rewrite makes of them.
+func change(ctx context.Context, ref Reference, registry Registry, rewrite rewrite) (*Changed, error) {
+	var changed *Changed
+	err := within(ctx, "changing the recipients of "+ref.String(), func(ctx context.Context, transfer *transfer) (err error) {
+		changed, err = changeTree(ctx, ref, registry, rewrite, transfer)
+		return err
+	})
+	return changed, err
+}
+
+func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite rewrite, transfer *transfer) (*Changed, error) {
+	path, name, local := ref.local()
+	if local && ref.transport() != layout.Transport.Name() || strings.HasPrefix(name, "@") {
+		return nil, failure.New(failure.Unsupported, "copy it to oci:DIR:TAG, change it there, and copy it back",
+			"recipients can be changed in a registry and in oci:DIR:TAG alone, not in %s", ref)
+	}
+	scratch, err := newScratch("")
+	if err != nil {
+		return nil, err
+	}
+	defer scratch.remove(ctx)()
+	sys := scratch.use(registry.context())
+	source, err := ref.NewImageSource(ctx, sys)
+	if err != nil {
+		return nil, unreadable(ref, err)
+	}
+	defer source.Close()
+	t, err := read(ctx, ref, sys, source, transfer)
+	if err != nil {
+		return nil, err
+	}
+	if _, encrypted := Recipients(t.images); encrypted == 0 {
+		return nil, failure.New(failure.Invalid, "encrypt it with 'hsm-image encrypt'", "%s has no encrypted layer", ref)
+	}
+	var changed *Changed
+	var manifests [][]byte
+	transfer.rest()
+	// A module that hangs is left behind here, so that what was begun is put away.
+	err = watch.Run(ctx, func(ctx context.Context) (err error) { changed, manifests, err = rewrite(ctx, t); return err })
+	if err != nil || changed.Layers == 0 {
+		return changed, err
+	}
+	transfer.moved()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if local {
+		err = writeLayout(ref, path, name, manifests)
+	} else {
+		err = push(ctx, ref, sys, t.digest, manifests)
+		changed.Name = ref.DockerReference().Name() + "@" + changed.Digest.String()
+	}
+	return changed, err
+}
+
+// A rewrite makes new manifests: those of the images that change, and at the end that at the top.
+type rewrite func(context.Context, *tree) (*Changed, [][]byte, error)
+
+// edit makes new manifests: those of the images that change, and at the end that at the top.
+func (t *tree) edit(edit edit) (*Changed, [][]byte, error) {
+	changed := &Changed{Digest: t.digest}
+	var manifests [][]byte
+	renamed := map[digest.Digest][]byte{}
+	for _, image := range t.images {
+		data, layers, err := image.edit(t.reference, edit)
+		if err != nil {
+			return nil, nil, err
+		}
+		if layers > 0 {
+			manifests, renamed[image.Digest] = append(manifests, data), data
+			changed.Layers += layers
+		}
+	}
+	if changed.Layers == 0 {
+		return changed, nil, nil
+	}
+	if t.index {
+		index, err := relist(t.manifest, renamed)
+		if err != nil {
+			return nil, nil, malformed(t.reference, err)
+		}
+		manifests = append(manifests, index)
+	}
+	changed.Digest = digest.FromBytes(manifests[len(manifests)-1])
+	return changed, manifests, nil
+}
+
+// edit makes a new manifest. What it does not know of the old one stays as it is.
+func (i Image) edit(ref Reference, edit edit) (data []byte, changed int, err error) {
+	object := map[string]json.RawMessage{}
+	var layers []map[string]json.RawMessage
+	if !i.encrypted() {
+		return nil, 0, nil
+	}
+	if i.mimeType != ocispec.MediaTypeImageManifest {
+		return nil, 0, malformed(ref, fmt.Errorf("a manifest of the type %s can't hold wrapped keys", i.mimeType))
+	}
+	if err := json.Unmarshal(i.manifest, &object); err != nil {
+		return nil, 0, malformed(ref, err)
+	}
+	if err := json.Unmarshal(object["layers"], &layers); err != nil {
+		return nil, 0, malformed(ref, err)
+	}
+	if len(layers) != len(i.Layers) {
+		return nil, 0, malformed(ref, errors.New("it lists its layers twice"))
+	}
+	for _, l := range i.Layers {
+		if !l.Encrypted {
+			continue
+		}
+		value, err := edit(l)
+		if err != nil {
+			return nil, 0, about(err, "%s of %s", l, i.name(ref))
+		}
+		if value == l.annotations[envelope.Annotation] {
+			continue
+		}
+		annotations := map[string]string{}
+		for name, value := range l.annotations {
+			annotations[name] = value
+		}
+		annotations[envelope.Annotation] = value
+		if value == "" {
+			delete(annotations, envelope.Annotation)
+		}
+		// Rather no change than an image that can't be read any more, because it has too many recipients for instance.
+		if _, err := envelope.Holders(annotations); err != nil && !failure.Is(err, failure.Unsupported) {
+			return nil, 0, about(err, "%s of %s", l, i.name(ref))
+		}
+		if layers[l.Index]["annotations"], err = json.Marshal(annotations); err != nil {
+			return nil, 0, err
+		}
+		changed++
+	}
+	if object["layers"], err = json.Marshal(layers); err != nil {
+		return nil, 0, err
+	}
+	data, err = json.Marshal(object)
+	if err == nil && len(data) > manifestLimit {
+		err = failure.New(failure.Invalid, "remove recipients that are not needed",
+			"the manifest of %s would be larger than %d MiB", i.name(ref), manifestLimit>>20)
+	}
+	return data, changed, err
+}
+
+// relist makes an index that lists new manifests in the place of old ones.
+func relist(index []byte, renamed map[digest.Digest][]byte) ([]byte, error) {
+	object := map[string]json.RawMessage{}
+	var entries []map[string]json.RawMessage
+	if err := json.Unmarshal(index, &object); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(object["manifests"], &entries); err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		var old digest.Digest
+		if err := json.Unmarshal(entry["digest"], &old); err != nil {
+			return nil, err
+		}
+		data, ok := renamed[old]
+		if !ok {
+			continue
+		}
+		entry["digest"] = json.RawMessage(fmt.Sprintf("%q", digest.FromBytes(data)))
+		entry["size"] = json.RawMessage(fmt.Sprint(len(data)))
+	}
+	var err error
+	if object["manifests"], err = json.Marshal(entries); err != nil {
+		return nil, err
+	}
+	return json.Marshal(object)
+}
+
+// push writes manifests to a registry, the one at the top last. It takes the tag only if that still is what was read.
+func push(ctx context.Context, ref Reference, sys *types.SystemContext, before digest.Digest, manifests [][]byte) error {
+	failed := func(err error) error {
+		return failure.New(failure.Internal, "check the network, and that this user may write to the repository",
+			"can't write to %s: %w", ref, err)
+	}
+	destination, err := ref.NewImageDestination(ctx, sys)
+	if err != nil {
+		return failed(err)
+	}
+	defer destination.Close()
+	_, byDigest := ref.DockerReference().(reference.Digested)
+	for i, data := range manifests {
+		d := digest.FromBytes(data)
+		target := &d
+		if i == len(manifests)-1 && !byDigest {
+			now, err := docker.GetDigest(ctx, sys, ref.ImageReference)
+			if err != nil {
+				return failed(err)
+			}
+			if now != before {
+				return failure.New(failure.Denied, "run it again", "%s has become another image meanwhile, %s", ref, now)
+			}
+			target = nil
+		}
+		if err := destination.PutManifest(ctx, data, target); err != nil {
+			return failed(err)
+		}
+	}
+	return nil
+}
+
+// writeLayout writes manifests into an OCI layout, and its index last.
+func writeLayout(ref Reference, path, name string, manifests [][]byte) error {
+	failed := func(err error) error {
+		return failure.New(failure.Internal, "check the folder's permissions", "can't write %s: %w", ref, err)
+	}
+	entry, err := layout.LoadManifestDescriptor(ref.ImageReference)
+	if err != nil {
+		return failed(err)
+	}
+	old := entry.Digest
+	for _, data := range manifests {
+		entry.Digest, entry.Size = digest.FromBytes(data), int64(len(data))
+		blob := filepath.Join(path, ocispec.ImageBlobsDir, entry.Digest.Algorithm().String(), entry.Digest.Encoded())
+		if err := state.Write(blob, data, 0o644); err != nil {
+			return err
+		}
+	}
+	if err := setEntry(path, name, old, entry); err != nil {
+		return failed(err)
+	}
+	return nil
+}

@@ -1,0 +1,360 @@
+package softhsmtest
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+const (
+	layerSize  = 3 << 20 // bytes; enough for plain text to reach the disk before a layer's end
+	ourPackets = "org.opencontainers.image.enc.keys.provider.hsm"
+	pubopts    = "org.opencontainers.image.enc.pubopts"
+)
+
+// TestImageRefuse has decrypting fail in all ways, on the way to each kind of place. The error names the image, and the layer if one was
+// changed; there is no plain text anywhere, and what was there before is as it was.
+func TestImageRefuse(t *testing.T) {
+	u := newImageUser(t, NewToken(t, "node"), "EC-256", "EC-384")
+	key, other := u.keys["EC-256"], u.keys["EC-384"]
+	base := t.TempDir()
+	source, encrypted := filepath.Join(base, "source"), filepath.Join(base, "encrypted")
+	writeImage(t, source, "app", layerSize, "linux/amd64")
+	Run(t, u.hsmImage, "encrypt", "oci:"+source+":app", "oci:"+encrypted+":app", "--recipient", "pubkey:"+key.public)
+
+	// change makes a copy of the encrypted image with another manifest.
+	change := func(name string, how func(dir string, m *ocispec.Manifest)) string {
+		dir := filepath.Join(base, name)
+		if err := os.CopyFS(dir, os.DirFS(encrypted)); err != nil {
+			t.Fatal(err)
+		}
+		m := readManifest(t, dir, "app")
+		how(dir, &m)
+		replaceManifest(t, dir, "app", m)
+		return dir
+	}
+	// changeLayer changes the upper layer, and its digest too if the one who does it thinks of that.
+	changeLayer := func(name string, newDigest bool, how func([]byte) []byte) string {
+		return change(name, func(dir string, m *ocispec.Manifest) {
+			l := &m.Layers[1]
+			data, err := os.ReadFile(blobPath(dir, l.Digest))
+			if err != nil {
+				t.Fatal(err)
+			}
+			data = how(data)
+			if newDigest {
+				l.Digest, l.Size = digest.FromBytes(data), int64(len(data))
+			}
+			writeFile(t, blobPath(dir, l.Digest), data)
+		})
+	}
+	flip := func(data []byte) []byte { data[len(data)-100] ^= 1; return data }
+	cut := func(data []byte) []byte { return data[:len(data)-1000] }
+	setOptions := func(m *ocispec.Manifest, set func(map[string]any)) {
+		options := map[string]any{}
+		data, err := base64.StdEncoding.DecodeString(m.Layers[1].Annotations[pubopts])
+		if err == nil {
+			err = json.Unmarshal(data, &options)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		set(options)
+		if data, err = json.Marshal(options); err != nil {
+			t.Fatal(err)
+		}
+		m.Layers[1].Annotations[pubopts] = base64.StdEncoding.EncodeToString(data)
+	}
+
+	const upper = `layer 1 \(sha256:[0-9a-f]{64}\) of oci:.*:app`
+	for _, fault := range []struct {
+		name, image, key, environment, want string
+	}{
+		{"wrong key", encrypted, other.uri, "", `error: layer 0 \(sha256:[0-9a-f]{64}\) of oci:.*:app: no key here opens the layer: it is encrypted for kid `},
+		{"no such key", encrypted, "pkcs11:token=node;object=none", "", `error: layer 0 .* of oci:.*: there is no key "none" on token "node"`},
+		{"no token", encrypted, "pkcs11:token=none;object=none", "", `error: layer 0 .* of oci:.*no token matches`},
+		{"wrong PIN", encrypted, key.uri, "NOTATION_HSM_PIN=0000", `error: layer 0 .* of oci:.*CKR_PIN_INCORRECT`},
+		{"no PIN", encrypted, key.uri, "NOTATION_HSM_PIN=", `error: layer 0 .* of oci:.*PIN`},
+		{"changed wrapped key", change("wrapped", func(_ string, m *ocispec.Manifest) {
+			packet, err := base64.StdEncoding.DecodeString(m.Layers[1].Annotations[ourPackets])
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := bytes.Index(packet, []byte(`"ciphertext":"`)) + 20
+			packet[at] = map[bool]byte{true: 'B', false: 'A'}[packet[at] == 'A']
+			m.Layers[1].Annotations[ourPackets] = base64.StdEncoding.EncodeToString(packet)
+		}), key.uri, "", "error: " + upper + ": .*annotation was changed"},
+		{"no wrapped key", change("removed", func(_ string, m *ocispec.Manifest) { delete(m.Layers[1].Annotations, ourPackets) }),
+			key.uri, "", "error: " + upper + ": the layer has no wrapped key"},
+		{"no options", change("options", func(_ string, m *ocispec.Manifest) { delete(m.Layers[1].Annotations, pubopts) }),
+			key.uri, "", "error: " + upper + ": the annotation .*pubopts is damaged"},
+		{"short nonce", change("nonce", func(_ string, m *ocispec.Manifest) {
+			setOptions(m, func(o map[string]any) { o["cipheroptions"] = map[string][]byte{"nonce": {1}} })
+		}), key.uri, "", "error: " + upper + ": the annotation .*pubopts was changed"},
+		{"another nonce", change("nonce16", func(_ string, m *ocispec.Manifest) {
+			setOptions(m, func(o map[string]any) { o["cipheroptions"] = map[string][]byte{"nonce": make([]byte, 16)} })
+		}), key.uri, "", "error: " + upper + ": the annotation .*pubopts was changed"},
+		{"changed HMAC", change("hmac", func(_ string, m *ocispec.Manifest) {
+			setOptions(m, func(o map[string]any) { o["hmac"] = make([]byte, 32) })
+		}), key.uri, "", "error: " + upper + " was changed or truncated: it does not match its HMAC"},
+		{"changed layer", changeLayer("flipped", false, flip), key.uri, "", "error: " + upper + " was changed or truncated: it does not match its digest"},
+		{"changed layer, new digest", changeLayer("flipped-new", true, flip), key.uri, "", "error: " + upper + " was changed or truncated: it does not match its HMAC"},
+		{"truncated layer", changeLayer("cut", false, cut), key.uri, "", "error: " + upper + " was changed or truncated: it does not match its digest"},
+		{"truncated layer, new digest", changeLayer("cut-new", true, cut), key.uri, "", "error: " + upper + " was changed or truncated: it does not match its HMAC"},
+		{"missing layer", change("missing", func(dir string, m *ocispec.Manifest) { os.Remove(blobPath(dir, m.Layers[1].Digest)) }),
+			key.uri, "", "error: decrypting oci:.*:app failed: .*no such file"},
+	} {
+		for _, place := range []string{"oci", "oci, there", "dir", "dir, there", "oci-archive", "docker-archive"} {
+			t.Run(fault.name+"/"+place, func(t *testing.T) {
+				dir, temporary := t.TempDir(), t.TempDir()
+				t.Setenv("TMPDIR", temporary)
+				if name, value, ok := strings.Cut(fault.environment, "="); ok {
+					t.Setenv(name, value)
+				}
+				transport, there := strings.CutSuffix(place, ", there")
+				to := transport + ":" + filepath.Join(dir, "plain")
+				if there { // another image, without the marker
+					Run(t, u.skopeo, "oci:"+encrypted+":app", to)
+				}
+				before := tree(t, dir)
+				_, stderr, err := u.try(t, "decrypt", "oci:"+fault.image+":app", to, "--key", fault.key)
+				if err == nil {
+					t.Fatal("it was decrypted")
+				}
+				if !regexp.MustCompile(fault.want).MatchString(stderr) {
+					t.Errorf("it said\n%s, not %s", stderr, fault.want)
+				}
+				if after := tree(t, dir); after != before {
+					t.Errorf("there is now\n%s\nand before was\n%s", after, before)
+				}
+				if left := append(plainText(t, dir), plainText(t, temporary)...); len(left) > 0 {
+					t.Errorf("plain text was left in %s", left)
+				}
+			})
+		}
+	}
+}
+
+// TestImageHang has the module hang when the key is to be used: the command ends in time, and leaves nothing.
+func TestImageHang(t *testing.T) {
+	token := NewToken(t, "node")
+	u, shim := newImageUser(t, token, "EC-256", "EC-384"), Shim(t, token.Module)
+	key := u.keys["EC-256"]
+	t.Chdir(t.TempDir())
+	t.Setenv("TMPDIR", t.TempDir())
+	writeImage(t, "source", "app", 1000, "linux/amd64")
+	Run(t, u.hsmImage, "encrypt", "oci:source:app", "oci:app:app", "--recipient", "pubkey:"+key.public)
+	t.Setenv("NOTATION_HSM_MODULE_PATH", shim)
+	t.Setenv("SHIM_FAULT", "C_DeriveKey:hang")
+	t.Setenv("NOTATION_HSM_TIMEOUT", "500ms")
+	for _, args := range [][]string{
+		{"decrypt", "oci:app:app", "oci:plain:app", "--key", key.uri},
+		{"recipients", "add", "oci:app:app", "--recipient", "pubkey:" + u.keys["EC-384"].public, "--key", key.uri},
+	} {
+		before := tree(t, ".") + tree(t, os.Getenv("TMPDIR"))
+		_, stderr, err := u.try(t, args...)
+		if err == nil || !strings.Contains(stderr, "500ms") {
+			t.Errorf("hsm-image %s: %v\n%s", args, err, stderr)
+		}
+		if after := tree(t, ".") + tree(t, os.Getenv("TMPDIR")); after != before {
+			t.Errorf("hsm-image %s: there is now\n%s\nand before was\n%s", args, after, before)
+		}
+	}
+}
+
+// TestImageKeep has images encrypted and decrypted beside others, which stay what they are.
+func TestImageKeep(t *testing.T) {
+	u := newImageUser(t, NewToken(t, "node"), "EC-256")
+	key, dir := u.keys["EC-256"], t.TempDir()
+	t.Chdir(dir)
+	writeImage(t, "source", "app", 1000, "linux/amd64")
+	writeImage(t, "source", "other", 1000, "linux/amd64")
+	writeImage(t, "source", "index", 1000, "linux/amd64", "linux/arm64", "unknown/unknown")
+	for _, do := range []struct{ args, want string }{
+		{"encrypt oci:source:app oci:all:app --recipient pubkey:KEY", "wrote oci:all:app"},
+		{"encrypt oci:source:other oci:all:other --recipient pubkey:KEY --layer -1", "wrote oci:all:other"},
+		{"encrypt oci:source:index oci:all:index --recipient pubkey:KEY", "attestations of BuildKit left out: 1"},
+		{"decrypt oci:all:app oci:all:app-plain --key URI", "wrote"},
+		{"decrypt oci:all:app oci:all:app-plain --key URI", "wrote"}, // once more
+		{"decrypt oci:all:other oci:all:other-plain --key URI", "wrote"},
+		{"decrypt oci:all:index oci:plain:amd64 --key URI --platform linux/amd64", "wrote"},
+		{"decrypt oci:all:index docker-archive:amd64.tar --key URI --platform linux/amd64", "wrote"},
+		{"decrypt oci:all:index oci-archive:index.tar --key URI", "wrote"},
+		{"decrypt oci:all:index dir:index --key URI", "wrote"},
+		{"decrypt oci:all:app dir:index --key URI", "wrote"}, // in the place of another
+
+		{"encrypt oci:all:other oci:all:x --recipient pubkey:KEY", "error: layer 1 .* of oci:all:other is encrypted already"},
+		{"encrypt oci:source:app oci:all:x --recipient pubkey:KEY --layer 2", "error: oci:source:app has 2 layers, and none with the index 2"},
+		{"encrypt oci:source:app oci:all:x", "error: there is no recipient"},
+		{"encrypt oci:source:app docker-daemon:x --recipient pubkey:KEY", `error: "docker-daemon:x" does not name an image`},
+		{"encrypt oci:source:app docker://127.0.0.1:1/x@sha256:" + strings.Repeat("0", 64) + " --recipient pubkey:KEY", "error: the copy can't be .*: what it contains decides its digest"},
+		{"encrypt oci:source:none oci:all:x --recipient pubkey:KEY", "error: can't read oci:source:none"},
+		{"decrypt oci:source:app oci:all:x --key URI", "error: oci:source:app has no encrypted layer"},
+		{"decrypt oci:all:index docker-archive:x.tar --key URI", "error: a docker-archive holds one image, and oci:all:index lists 2"},
+		{"decrypt oci:all:index oci:x:x --key URI --platform linux/s390x", "error: oci:all:index has no image for linux/s390x\nhint: there are: linux/amd64, linux/arm64"},
+		{"decrypt oci:all:app docker-archive:amd64.tar --key URI", "error: .* the file is there already"},
+		{"decrypt oci:all:app dir:source --key URI", "error: .* the folder holds something else than an image"},
+		{"decrypt oci:all:app oci:index:x --key URI", "error: .* the folder holds something else than an image"},
+		{"decrypt oci:all:app oci:none/none:x --key URI", "error: .*none: no such file or directory"},
+		{"decrypt oci:all:app oci-archive:none/x.tar --key URI", "error: .*none: no such file or directory"},
+		{"decrypt oci:all:app docker-archive:/dev/null --key URI", "error: .* it is no file"},
+		{"recipients add dir:index --recipient pubkey:KEY --key URI", "error: recipients can be changed in a registry and in oci:DIR:TAG alone, not in dir:index"},
+		{"recipients add oci:source:app --recipient pubkey:KEY --key URI", "error: oci:source:app has no encrypted layer"},
+		{"recipients remove oci:all:app --recipient pubkey:KEY", "error: layer 0 .* of oci:all:app: nobody could open it any more"},
+		{"layers oci:all:app --platform x", "error: unknown flag"},
+	} {
+		args := strings.Fields(strings.NewReplacer("KEY", key.public, "URI", key.uri).Replace(do.args))
+		_, stderr, err := u.try(t, args...)
+		if failed := strings.HasPrefix(do.want, "error:"); failed != (err != nil) || !regexp.MustCompile(do.want).MatchString(stderr) {
+			t.Fatalf("hsm-image %s: %v\n%s, not %s", do.args, err, stderr, do.want)
+		}
+	}
+	for tag, want := range map[string]string{"app-plain": "app", "other-plain": "other"} {
+		if got, want := fmt.Sprint(layerDigests(t, "all", tag)), fmt.Sprint(layerDigests(t, "source", want)); got != want {
+			t.Errorf("the layers of %s are %s, not %s", tag, got, want)
+		}
+	}
+	encrypted := readManifest(t, "all", "other").Layers
+	if plain := layerDigests(t, "source", "other"); encrypted[0].Digest != plain[0] || encrypted[1].Digest == plain[1] {
+		t.Errorf("--layer -1 has encrypted other layers: %v", encrypted)
+	}
+	if all := tree(t, "."); strings.Contains(all, ".hsm-image-") || strings.Contains(all, "\nx") {
+		t.Errorf("something was left in\n%s", all)
+	}
+	var shown []struct {
+		Platform string
+		Layers   []struct {
+			Digest     digest.Digest
+			Encrypted  bool
+			Recipients []struct{ Scheme, KID, Recipient string }
+		}
+	}
+	out := Run(t, u.hsmImage, "layers", "oci:all:index", "--json", "--recipient", "pubkey:"+key.public)
+	if err := json.Unmarshal([]byte(out), &shown); err != nil {
+		t.Fatal(err)
+	}
+	if len(shown) != 2 || shown[1].Platform != "linux/arm64" || len(shown[1].Layers) != 2 || !shown[1].Layers[1].Encrypted ||
+		shown[1].Layers[1].Recipients[0].Recipient != "pubkey:"+key.public || shown[1].Layers[1].Recipients[0].Scheme != "provider.hsm" {
+		t.Errorf("layers --json printed %s", out)
+	}
+}
+
+// TestImageInterrupt interrupts decrypting when plain text is on the disk already.
+func TestImageInterrupt(t *testing.T) {
+	u := newImageUser(t, NewToken(t, "node"), "EC-256")
+	key, base := u.keys["EC-256"], t.TempDir()
+	address := StartRegistry(t)
+	slow, upstream := slowly(t, address), filepath.Join(base, "source")
+	writeImage(t, upstream, "app", layerSize, "linux/amd64")
+	Run(t, u.hsmImage, "encrypt", "oci:"+upstream+":app", "docker://"+address+"/app:1", "--recipient", "pubkey:"+key.public, "--dest-tls-verify=false")
+	for _, place := range []string{"oci", "dir", "oci-archive", "docker-archive"} {
+		for _, signal := range []os.Signal{syscall.SIGINT, syscall.SIGTERM} {
+			u.interrupted(t, place, signal, "docker://"+slow+"/app:1", key, func() bool { return true })
+		}
+	}
+
+	// A read from a file that does not come back: the process ends without the copy library.
+	layout := filepath.Join(base, "encrypted")
+	Run(t, u.hsmImage, "encrypt", "oci:"+upstream+":app", "oci:"+layout+":app", "--recipient", "pubkey:"+key.public)
+	layer := blobPath(layout, readManifest(t, layout, "app").Layers[0].Digest)
+	data, err := os.ReadFile(layer)
+	if err == nil {
+		err = os.Remove(layer)
+	}
+	if err == nil {
+		err = syscall.Mkfifo(layer, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := os.OpenFile(layer, os.O_RDWR, 0) // never ends for its reader
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	var written atomic.Bool
+	go func() {
+		_, _ = pipe.Write(data[:len(data)-1000])
+		written.Store(true)
+	}()
+	u.interrupted(t, "oci", syscall.SIGTERM, "oci:"+layout+":app", key, func() bool {
+		if !written.Load() {
+			return false
+		}
+		_ = pipe.SetReadDeadline(time.Now().Add(time.Millisecond))
+		_, err := pipe.Read(make([]byte, 1<<16)) // what hsm-image has not read yet
+		return errors.Is(err, os.ErrDeadlineExceeded)
+	})
+}
+
+// interrupted has a signal end decrypting as soon as there is plain text somewhere, and it is ready.
+func (u *imageUser) interrupted(t *testing.T, place string, signal os.Signal, image string, key imageKey, ready func() bool) {
+	t.Helper()
+	dir, temporary := t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", temporary)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, u.hsmImage, "decrypt", image, place+":"+filepath.Join(dir, "plain"), "--key", key.uri, "--src-tls-verify=false")
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	for len(ended) == 0 && (len(plainText(t, dir))+len(plainText(t, temporary)) == 0 || !ready()) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	_ = cmd.Process.Signal(signal)
+	if err := <-ended; ctx.Err() != nil || err == nil || !strings.Contains(stderr.String(), "error: interrupted") {
+		t.Errorf("%s, %s: %v\n%s", place, signal, err, stderr.String())
+	}
+	if left := tree(t, dir) + tree(t, temporary); left != dir+temporary {
+		t.Errorf("%s, %s: there still is\n%s", place, signal, left)
+	}
+}
+
+// slowly stands before a registry, and holds back the end of what is large until the client has gone.
+func slowly(t *testing.T, registry string) string {
+	t.Helper()
+	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: registry})
+	proxy.FlushInterval = -1
+	proxy.ModifyResponse = func(r *http.Response) error {
+		if r.ContentLength >= layerSize {
+			body := r.Body
+			r.Body = struct {
+				io.Reader
+				io.Closer
+			}{io.MultiReader(io.LimitReader(body, layerSize-1000), waiting{r.Request.Context()}), body}
+		}
+		return nil
+	}
+	server := httptest.NewServer(proxy)
+	t.Cleanup(server.Close)
+	return strings.TrimPrefix(server.URL, "http://")
+}
+
+// waiting is a reader that has nothing before the end of a request.
+type waiting struct{ context.Context }
+
+func (w waiting) Read([]byte) (int, error) { <-w.Done(); return 0, w.Err() }
