@@ -37,6 +37,7 @@ signatures before an image is run. Images are named as skopeo names them: docker
 oci-archive:FILE, docker-archive:FILE or dir:DIR.`,
 		Version: version,
 	},
+		containerdDecoderCommand(), containerdConfigCommand(),
 		encryptCommand(), decryptCommand(), layersCommand(), recipientsCommand(),
 		verifyCommand(), installVerifierCommand(), verifierCommand(),
 	)

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/image"
+)
+
+const (
+	containerdRoot = "/var/lib/containerd"
+	decoderKeys    = "key that opens layers, by URI or alias; repeatable (default: the keys of the token that the settings name)"
+)
+
+func containerdDecoderCommand() *cobra.Command {
+	var d image.Decoder
+	c := &cobra.Command{
+		Use: "containerd-decoder", Short: "Open an encrypted layer for containerd, which starts this by itself",
+		Long: `containerd-decoder is a stream processor of containerd: it reads an encrypted layer from standard input and writes it to standard
+output, as a tar archive. 'hsm-image containerd-config' prints how containerd is told of it.`,
+		Args: cli.Exactly(0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			d.MediaType, d.Payload = os.Getenv("STREAM_PROCESSOR_MEDIATYPE"), image.ContainerdPayload()
+			return d.Decode(c.Context(), os.Stdin, os.Stdout)
+		},
+	}
+	c.Flags().StringVar(&d.Root, "root", containerdRoot, "containerd's root folder")
+	c.Flags().StringArrayVar(&d.References, "key", nil, decoderKeys)
+	return c
+}
+
+func containerdConfigCommand() *cobra.Command {
+	var keys []string
+	var path, settings, root string
+	c := &cobra.Command{
+		Use: "containerd-config", Short: "Print the configuration with which containerd opens encrypted images",
+		Example: "  hsm-image containerd-config > /etc/containerd/conf.d/hsm-image.toml",
+		Args:    cli.Exactly(0),
+		RunE: func(*cobra.Command, []string) error {
+			if path == "" {
+				own, err := os.Executable()
+				if err != nil {
+					return failure.New(failure.Internal, "name it with --path", "this program does not find itself: %w", err)
+				}
+				path = own
+			}
+			for _, file := range []string{path, settings, root} {
+				if !filepath.IsAbs(file) {
+					return failure.New(failure.Invalid, "containerd has a working folder of its own", "%s is not a full path", file)
+				}
+			}
+			for _, key := range keys {
+				if strings.Contains(key, "pin-value=") {
+					return failure.New(failure.Invalid, "give pin-source in "+settings, "a PIN in containerd's configuration would be read by others")
+				}
+			}
+			config, err := image.ContainerdConfig(path, settings, root, keys)
+			if err != nil {
+				return err
+			}
+			_, err = os.Stdout.Write(config)
+			return err
+		},
+	}
+	c.Flags().StringVar(&path, "path", "", "where hsm-image is on the node (default: where it is here)")
+	c.Flags().StringVar(&root, "root", containerdRoot, "containerd's root folder on the node")
+	c.Flags().StringVar(&settings, "config", "/etc/notation-hsm/config.yaml", "config file on the node, with the token and its pin-source")
+	c.Flags().StringArrayVar(&keys, "key", nil, decoderKeys)
+	return c
+}

@@ -1,0 +1,199 @@
+package image
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/imgcrypt/v2"
+	"github.com/containers/ocicrypt/blockcipher"
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/watch"
+)
+
+const (
+	payloadLimit  = 4 << 20   // bytes; a descriptor is a part of a manifest, and those are smaller
+	windowLimit   = 128 << 20 // bytes of memory that a zstd layer may ask for: the zstd command's own limit
+	decoderBuffer = 64 << 10  // bytes
+	headSize      = 4 << 10   // bytes; as layers are encrypted, no two begin alike
+)
+
+// A Decoder is containerd's stream processor for encrypted layers.
+type Decoder struct {
+	References []string  // the keys, as in envelope.OpenKeys
+	Root       string    // containerd's root folder
+	MediaType  string    // of the layer
+	Payload    io.Reader // what containerd says of the layer besides: imgcrypt's Payload as JSON in a protobuf Any, or nothing
+}
+
+// Decode reads a layer from encrypted and writes it to plain as a tar archive, decompressed. What it needs to know of the layer is its
+// descriptor. That is in the payload when containerd was told to send one, which it does for pulls that no image verifier is asked about;
+// otherwise the descriptor is found in the content store. The module is closed again before the layer is decrypted.
+//
+// Whether a layer is as it was encrypted is known at its end only, when most of it has been written. Nor does an exit code take it back,
+// or say why: containerd asks for one when the stream has ended, which is before the process has. So a failure is put into the stream.
+func (d Decoder) Decode(ctx context.Context, encrypted io.Reader, plain io.Writer) error {
+	out := &output{Writer: plain}
+	// A module that hangs, or a panic, has to end here, where it can still be said.
+	err := watch.Run(ctx, func(ctx context.Context) error { return d.decode(ctx, encrypted, out) })
+	if err != nil {
+		out.refuse(err)
+	}
+	return err
+}
+
+func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) error {
+	layers, err := d.readPayload()
+	if err != nil {
+		return err
+	}
+	if len(layers) == 0 {
+		head := make([]byte, headSize)
+		n, err := io.ReadFull(encrypted, head)
+		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
+			return failure.New(failure.Internal, "see containerd's log", "containerd does not give the layer: %w", err)
+		}
+		encrypted = io.MultiReader(bytes.NewReader(head[:n]), encrypted)
+		store := contentStore(filepath.Join(d.Root, "io.containerd.content.v1.content"))
+		if layers, err = store.layersThatBegin(head[:n], d.MediaType); err != nil {
+			return err
+		}
+	}
+	layer, options, err := openOne(ctx, d.References, layers)
+	if err != nil {
+		return err
+	}
+	handler, err := blockcipher.NewLayerBlockCipherHandler()
+	if err != nil {
+		return err
+	}
+	decrypted, _, err := handler.Decrypt(encrypted, options)
+	if err != nil {
+		return failure.New(failure.Unsupported, "", "layer %s can't be decrypted: %w", layer.Digest, err)
+	}
+	archive, err := decompress(layer.MediaType, bufio.NewReaderSize(decrypted, decoderBuffer))
+	if err != nil {
+		return damagedLayer(layer, err)
+	}
+	defer archive.Close()
+	_, err = io.Copy(out, archive)
+	if err == nil {
+		_, err = io.Copy(io.Discard, decrypted) // what compression left over is a part of the layer as well
+	}
+	switch {
+	case out.failed != nil:
+		return failure.New(failure.Internal, "see containerd's log", "containerd took no more of layer %s: %w", layer.Digest, out.failed)
+	case err != nil:
+		return damagedLayer(layer, err)
+	}
+	return nil
+}
+
+// readPayload returns the descriptor of the layer, or none if containerd says nothing.
+func (d Decoder) readPayload() ([]ocispec.Descriptor, error) {
+	data, err := io.ReadAll(io.LimitReader(d.Payload, payloadLimit+1))
+	if err != nil {
+		return nil, failure.New(failure.Internal, "", "what containerd says of the layer can't be read: %w", err)
+	}
+	if len(data) == 0 {
+		return nil, nil
+	}
+	var message anypb.Any
+	var p imgcrypt.Payload
+	if len(data) > payloadLimit || proto.Unmarshal(data, &message) != nil || message.GetTypeUrl() != imgcrypt.PayloadURI || json.Unmarshal(message.GetValue(), &p) != nil {
+		return nil, failure.New(failure.Unsupported, "is this a version of containerd that hsm-image was tested with?",
+			"what containerd says of the layer is not an imgcrypt payload")
+	}
+	return []ocispec.Descriptor{p.Descriptor}, nil
+}
+
+// openOne has the module open the key of the first of the layers that it can, and closes the module. They are the same layer with different
+// annotations.
+func openOne(ctx context.Context, references []string, layers []ocispec.Descriptor) (ocispec.Descriptor, blockcipher.LayerBlockCipherOptions, error) {
+	var options blockcipher.LayerBlockCipherOptions
+	keys := envelope.OpenKeys(ctx, references)
+	defer keys.Close()
+	var first error
+	for _, layer := range layers {
+		private, err := unlock(keys, Layer{annotations: layer.Annotations})
+		if err == nil {
+			defer clear(private)
+			if options.Public, err = cipherOf(layer.Annotations); err == nil {
+				err = json.Unmarshal(private, &options.Private)
+			}
+			return layer, options, err
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return ocispec.Descriptor{}, options, first
+}
+
+// decompress undoes the compression that the media type names.
+func decompress(mediaType string, layer io.Reader) (io.ReadCloser, error) {
+	switch {
+	case strings.Contains(mediaType, "+gzip"):
+		return gzip.NewReader(layer)
+	case strings.Contains(mediaType, "+zstd"):
+		decoder, err := zstd.NewReader(layer, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(windowLimit))
+		if err != nil {
+			return nil, err
+		}
+		return decoder.IOReadCloser(), nil
+	}
+	return io.NopCloser(layer), nil
+}
+
+func damagedLayer(layer ocispec.Descriptor, err error) error {
+	slog.Debug("a layer does not decrypt", "digest", layer.Digest, "error", err.Error()) // its text may hold raw bytes
+	return failure.New(failure.Invalid, "get the image again from where it was published",
+		"layer %s is damaged: it, or its annotations, were changed or cut short after it was encrypted", layer.Digest)
+}
+
+// output is what containerd unpacks.
+type output struct {
+	io.Writer
+	written int64
+	failed  error // of writing
+}
+
+func (o *output) Write(p []byte) (n int, err error) {
+	n, err = o.Writer.Write(p)
+	o.written, o.failed = o.written+int64(n), err
+	return n, err
+}
+
+// refuse makes containerd drop what it has unpacked. Whatever it does with the stream, the stream's digest is none that someone can have
+// put into the image's configuration beforehand.
+func (o *output) refuse(err error) {
+	if o.failed != nil {
+		return
+	}
+	if o.written == 0 {
+		// A link to a file that is not there stops containerd, which says where the link was to go: there it says why.
+		why := "hsm-image: " + err.Error()
+		if hint := failure.From(err).Hint; hint != "" {
+			why += "; hint: " + hint
+		}
+		_ = tar.NewWriter(o).WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: rand.Text(), Linkname: why})
+		return
+	}
+	end := make([]byte, 1024, 1024+26) // zero bytes end an archive; what follows is read and counts for the digest
+	_, _ = o.Write(append(end, rand.Text()...))
+}

@@ -1,0 +1,83 @@
+package image
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// A contentStore is the folder in which containerd has what it has downloaded: a file for each blob, by its digest. It is complete, and
+// checked against the digests, before a layer is unpacked.
+type contentStore string
+
+func (s contentStore) file(d digest.Digest) string {
+	return filepath.Join(string(s), "blobs", d.Algorithm().String(), d.Encoded())
+}
+
+// layersThatBegin returns the descriptors of all encrypted layers of a media type that begin with head, or are head if it is short. There
+// are several when manifests differ in who can open the layer. It fails with Invalid when there is none.
+func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.Descriptor, error) {
+	var found []ocispec.Descriptor
+	err := filepath.WalkDir(filepath.Join(string(s), "blobs"), func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		for _, layer := range layersOf(path) {
+			if layer.MediaType == mediaType && envelope.Encrypted(layer.Annotations) && layer.Digest.Validate() == nil && begins(s.file(layer.Digest), head) {
+				found = append(found, layer)
+			}
+		}
+		return nil
+	})
+	if err == nil && len(found) == 0 {
+		err = errors.New("no manifest there has this layer")
+	}
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "name containerd's root folder with --root, and pull the image again",
+			"containerd does not say which layer this is, and it is not found in %s: %w", s, err)
+	}
+	return found, nil
+}
+
+// layersOf returns the layers of a manifest, and none of what is not one.
+func layersOf(path string) []ocispec.Descriptor {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil // containerd has removed it meanwhile
+	}
+	defer f.Close()
+	first := make([]byte, 1)
+	if _, err := f.Read(first); err != nil || first[0] != '{' {
+		return nil
+	}
+	data, err := io.ReadAll(io.LimitReader(f, manifestLimit))
+	if err != nil {
+		return nil
+	}
+	var manifest ocispec.Manifest
+	if json.Unmarshal(append(first, data...), &manifest) != nil {
+		return nil
+	}
+	return manifest.Layers
+}
+
+func begins(path string, head []byte) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	begin := make([]byte, headSize)
+	n, err := io.ReadFull(f, begin)
+	return (err == nil || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF)) && bytes.Equal(begin[:n], head)
+}
