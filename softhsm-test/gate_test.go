@@ -75,6 +75,7 @@ func newGated(t testing.TB) *gated {
 	Run(t, g.Plugin, "trust", "export")
 
 	g.cases = map[string]string{}
+	var expired time.Time // when the signature that expires has
 	for _, c := range []struct {
 		image, key, refused string
 		arguments           []string
@@ -98,6 +99,9 @@ func newGated(t testing.TB) *gated {
 			repository, _, _ := strings.Cut(c.image, ":")
 			g.sign(t, c.key, g.front.address+"/team/"+repository+"@"+sum.String(), c.arguments...)
 		}
+		if c.image == "app:expired" {
+			expired = time.Now().Add(time.Second)
+		}
 		g.cases[name] = c.refused
 	}
 	index, err := PushIndex(context.Background(), g.signed+":index")
@@ -112,6 +116,7 @@ func newGated(t testing.TB) *gated {
 	g.cases[g.signed+":tampered"] = "it was made for something else"
 	Run(t, g.Plugin, "ca", "revoke", "--ca", ca.name, "--key", keys["dave"], "--reason", "keyCompromise")
 	ca.publish(t, "1h")
+	time.Sleep(time.Until(expired))
 	return g
 }
 

@@ -20,10 +20,10 @@ import (
 func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
 	public, ok := k.public.(*rsa.PublicKey)
 	if !ok {
-		return nil, failure.New(failure.Invalid, "use an RSA key", "key %s does not decrypt: it is no RSA key", keyName(k.token.settings.Key))
+		return nil, failure.New(failure.Invalid, "use an RSA key", "key %s does not decrypt: it is no RSA key", k.name())
 	}
 	if len(ciphertext) != public.Size() {
-		return nil, failure.New(failure.Invalid, "", "%d bytes can't be encrypted to key %s, whose ciphertexts have %d", len(ciphertext), keyName(k.token.settings.Key), public.Size())
+		return nil, failure.New(failure.Invalid, "", "%d bytes can't be encrypted to key %s, whose ciphertexts have %d", len(ciphertext), k.name(), public.Size())
 	}
 	switch o := opts.(type) {
 	case *rsa.OAEPOptions:
@@ -43,7 +43,7 @@ func (k *Key) decryptOAEP(ciphertext []byte, o *rsa.OAEPOptions) ([]byte, error)
 	if o.Hash != crypto.SHA1 && refusesParameter(err) {
 		f := failure.From(err)
 		f.Kind = failure.Unsupported
-		f.What = keyName(k.token.settings.Key) + " can't be used: " + k.token.name() + " does no OAEP with " + o.Hash.String()
+		f.What = k.name() + " can't be used: " + k.token.name() + " does no OAEP with " + o.Hash.String()
 		f.Hint = "encrypt to this key with SHA-1, by ?oaep=sha1 after the recipient; SHA-1 is safe in OAEP, and some tokens know no other hash"
 		return nil, f
 	}
@@ -102,7 +102,7 @@ func oaepParameter(h oaepHash) []byte {
 // decryptWith opens a ciphertext in two calls, with a login between them for a key that wants that.
 func (k *Key) decryptWith(mechanism uint, parameter, ciphertext []byte) (plain []byte, err error) {
 	t := k.token
-	err = k.use("decrypting with key "+keyName(t.settings.Key), "did not decrypt", func(session sessionHandle, login func(sessionHandle) error) error {
+	err = k.use("decrypting with key "+k.name(), "did not decrypt", func(session sessionHandle, login func(sessionHandle) error) error {
 		err := t.calls.decryptInit(session, mechanism, parameter, k.object)
 		if is(err, pkcs11.CKR_OPERATION_ACTIVE) { // one that failed before has left its operation behind
 			_, _ = t.calls.decrypt(session, ciphertext)
@@ -117,7 +117,7 @@ func (k *Key) decryptWith(mechanism uint, parameter, ciphertext []byte) (plain [
 			}
 		}
 		plain, err = t.calls.decrypt(session, ciphertext)
-		if login == nil && t.loggedIn && is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) {
+		if login == nil && t.wantsLoginForUse(err) {
 			return errWantsLogin
 		}
 		return err
@@ -131,7 +131,7 @@ func (k *Key) notPermitted(err error, what, attribute string) error {
 		return err
 	}
 	t := k.token
-	f := failure.From(t.failed(err, "key %s on %s may not %s (%s is false)", keyName(t.settings.Key), t.name(), what, attribute))
+	f := failure.From(t.failed(err, "key %s on %s may not %s (%s is false)", k.name(), t.name(), what, attribute))
 	f.Kind, f.Hint = failure.Denied, "use a recipient's key, as 'notation-hsm key generate --usage decrypt' makes it"
 	return f
 }
@@ -142,10 +142,10 @@ func (k *Key) ECDH(remote *ecdh.PublicKey) (shared []byte, err error) {
 	t := k.token
 	public, ok := k.public.(*ecdsa.PublicKey)
 	if !ok {
-		return nil, failure.New(failure.Invalid, "use an elliptic curve key", "key %s does no ECDH: it is no elliptic curve key", keyName(t.settings.Key))
+		return nil, failure.New(failure.Invalid, "use an elliptic curve key", "key %s does no ECDH: it is no elliptic curve key", k.name())
 	}
 	if own, err := public.ECDH(); err != nil || own.Curve() != remote.Curve() {
-		return nil, failure.New(failure.Invalid, "", "key %s is on another curve than %v", keyName(t.settings.Key), remote.Curve())
+		return nil, failure.New(failure.Invalid, "", "key %s is on another curve than %v", k.name(), remote.Curve())
 	}
 	size := (public.Params().BitSize + 7) / 8
 	template := []*pkcs11.Attribute{
@@ -153,14 +153,14 @@ func (k *Key) ECDH(remote *ecdh.PublicKey) (shared []byte, err error) {
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
 		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, size),
 	}
-	err = k.use("deriving with key "+keyName(t.settings.Key), "did not derive", func(session sessionHandle, _ func(sessionHandle) error) error {
+	err = k.use("deriving with key "+k.name(), "did not derive", func(session sessionHandle, _ func(sessionHandle) error) error {
 		point := remote.Bytes()
 		secret, err := t.calls.deriveECDH(session, pkcs11.CKM_ECDH1_DERIVE, k.object, point, template)
 		if refusesParameter(err) { // some modules want the point as CKA_EC_POINT has it, in an OCTET STRING
 			secret, err = t.calls.deriveECDH(session, pkcs11.CKM_ECDH1_DERIVE, k.object, octetString(point), template)
 		}
 		if is(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) || is(err, pkcs11.CKR_MECHANISM_INVALID) {
-			f := failure.From(t.failed(err, "%s does no ECDH with key %s", t.name(), keyName(t.settings.Key)))
+			f := failure.From(t.failed(err, "%s does no ECDH with key %s", t.name(), k.name()))
 			f.Kind, f.Hint = failure.Unsupported, "use an RSA key on this token"
 			return f
 		}

@@ -14,8 +14,8 @@ import (
 // Delete removes a private key, the public key object that belongs to it, and the certificates. The private key goes last, so that a
 // deletion that was cut short can be run again.
 func (t *Token) Delete(k *Key, certificates []*x509.Certificate) error {
-	if t.info.flags&pkcs11.CKF_WRITE_PROTECTED != 0 {
-		return failure.New(failure.Denied, "delete it with the vendor's tool", "%s is read-only", t.name())
+	if err := t.mayWrite("delete it with the vendor's tool"); err != nil {
+		return err
 	}
 	return t.writing("deleting the key", func(writer sessionHandle) error {
 		var doomed []objectHandle
@@ -44,7 +44,7 @@ func (t *Token) Delete(k *Key, certificates []*x509.Certificate) error {
 
 // publicObjects finds the public key objects that carry a key's label and id, and its public half.
 func (t *Token) publicObjects(k *Key) ([]objectHandle, error) {
-	found, err := t.search(selector(pkcs11.CKO_PUBLIC_KEY, config.URI{Object: k.label, ID: k.id}), 8)
+	found, err := t.search(t.selector(pkcs11.CKO_PUBLIC_KEY, config.URI{Object: k.label, ID: k.id}), 8)
 	if err != nil {
 		return nil, t.failed(err, "can't search %s for the public key", t.name())
 	}
@@ -65,12 +65,15 @@ func (t *Token) Discard() error {
 	if uri.Object == "" || len(uri.ID) == 0 {
 		return failure.New(failure.Internal, "", "only a key that is named by label and id is discarded")
 	}
+	if err := t.mayWrite("see the vendor's documentation"); err != nil {
+		return err
+	}
 	if err := t.Login(); err != nil {
 		return err
 	}
 	return t.writing("tidying up", func(writer sessionHandle) error {
 		for _, class := range []uint{pkcs11.CKO_PUBLIC_KEY, pkcs11.CKO_PRIVATE_KEY} {
-			objects, err := t.search(selector(class, uri), 8)
+			objects, err := t.search(t.selector(class, uri), 8)
 			if err != nil {
 				return t.failed(err, "can't search %s", t.name())
 			}
@@ -90,7 +93,7 @@ func (t *Token) Taken(name config.URI) (taken bool, err error) {
 		return false, err
 	}
 	err = t.within("looking for keys of that name", func(context.Context) error {
-		found, err := t.search(selector(pkcs11.CKO_PRIVATE_KEY, name), 1)
+		found, err := t.search(t.selector(pkcs11.CKO_PRIVATE_KEY, name), 1)
 		taken = len(found) > 0
 		if err != nil {
 			return t.failed(err, "can't search %s", t.name())

@@ -25,6 +25,10 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 	if err != nil {
 		return key.Info{}, err
 	}
+	if err := t.mayWrite("make the key with the vendor's tool"); err != nil {
+		t.Close()
+		return key.Info{}, err
+	}
 	secret, err := t.readPIN()
 	defer clear(secret)
 	maker, _ := t.calls.manufacturer()
@@ -32,9 +36,6 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 	t.Close()
 	if err != nil {
 		return key.Info{}, err
-	}
-	if t.info.flags&pkcs11.CKF_WRITE_PROTECTED != 0 {
-		return key.Info{}, failure.New(failure.Denied, "make the key with the vendor's tool", "%s is read-only", t.name())
 	}
 	if len(r.ID) == 0 {
 		r.ID = make([]byte, 8)

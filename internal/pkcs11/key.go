@@ -46,6 +46,14 @@ func (t *Token) Key(public crypto.PublicKey) (*Key, error) {
 // Public returns the key's public half.
 func (k *Key) Public() crypto.PublicKey { return k.public }
 
+// name is the key in the words of an error: as it was asked for, or, for one of a list, as the token has it.
+func (k *Key) name() string {
+	if asked := k.token.settings.Key; asked.Object != "" || len(asked.ID) > 0 {
+		return keyName(asked)
+	}
+	return keyName(config.URI{Object: k.label, ID: k.id})
+}
+
 // ReadPublic asks the module for the key's public half, whatever the key was opened with.
 func (k *Key) ReadPublic() (public crypto.PublicKey, err error) {
 	err = k.token.within("reading the public key", func(context.Context) error {
@@ -95,7 +103,7 @@ func (t *Token) Keys() ([]*Key, error) {
 	}
 	var keys []*Key
 	err := t.within("listing keys", func(context.Context) error {
-		objects, err := t.search(selector(pkcs11.CKO_PRIVATE_KEY, t.settings.Key), 1<<16)
+		objects, err := t.search(t.selector(pkcs11.CKO_PRIVATE_KEY, t.settings.Key), 1<<16)
 		if err != nil {
 			return t.failed(err, "can't list the keys of %s", t.name())
 		}

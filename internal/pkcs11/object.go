@@ -37,7 +37,8 @@ func (t *Token) search(template []*pkcs11.Attribute, limit int) ([]objectHandle,
 
 // selector is the template of the objects that belong to a key reference: its label and id, exactly. The module does the
 // search, so the number of calls does not grow with the number of objects on the token.
-func selector(class uint, uri config.URI) []*pkcs11.Attribute {
+func (t *Token) selector(class uint, uri config.URI) []*pkcs11.Attribute {
+	uri = t.byKeyID(uri)
 	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class)}
 	if uri.Object != "" {
 		template = append(template, pkcs11.NewAttribute(pkcs11.CKA_LABEL, uri.Object))
@@ -50,12 +51,19 @@ func selector(class uint, uri config.URI) []*pkcs11.Attribute {
 
 // privateKey finds the one private key that the reference names. It logs in, since private keys are private objects.
 func (t *Token) privateKey() (objectHandle, error) {
-	found, err := t.search(selector(pkcs11.CKO_PRIVATE_KEY, t.settings.Key), 2)
+	if t.isNetHSM() && unnamed(t.settings.Key) {
+		return 0, failure.New(failure.Invalid, "name the key by its ID, as object; 'notation-hsm key list' reads them all", "no key on %s is named", t.name())
+	}
+	found, err := t.search(t.selector(pkcs11.CKO_PRIVATE_KEY, t.settings.Key), 2)
 	switch {
 	case err != nil:
 		return 0, t.failed(err, "can't search %s for key %s", t.name(), keyName(t.settings.Key))
 	case len(found) == 1:
 		return found[0], nil
+	}
+	if t.isNetHSM() { // to list what there is takes long
+		return 0, failure.New(failure.Invalid, "check the key ID and the operator's namespace; 'notation-hsm key list' reads all keys",
+			"there is no key %s on %s for this user", keyName(t.settings.Key), t.name())
 	}
 	all, err := t.inventory(found)
 	if err != nil {
@@ -79,7 +87,7 @@ func (t *Token) inventory(matching []objectHandle) (string, error) {
 	if len(matching) > 0 {
 		reference = t.settings.Key
 	}
-	objects, err := t.search(selector(pkcs11.CKO_PRIVATE_KEY, reference), inventoryLimit+1)
+	objects, err := t.search(t.selector(pkcs11.CKO_PRIVATE_KEY, reference), inventoryLimit+1)
 	if err != nil {
 		return "", t.failed(err, "can't list the keys of %s", t.name())
 	}

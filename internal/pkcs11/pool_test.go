@@ -5,7 +5,6 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
-	"fmt"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -28,7 +27,7 @@ func settings(t *testing.T) (s *config.Settings, log string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Generate(context.Background(), s, key.Request{Spec: spec, Label: "release"}); err != nil {
+	if _, err := Generate(context.Background(), s, key.Request{Spec: spec, Label: "release", ID: []byte("release")}); err != nil {
 		t.Fatal(err)
 	}
 	s.ModulePath, log = softhsmtest.Shim(t, token.Module), filepath.Join(t.TempDir(), "calls")
@@ -39,10 +38,18 @@ func settings(t *testing.T) (s *config.Settings, log string) {
 // TestManySignatures makes N signatures from many goroutines at the price of N SignInit and N Sign, one login, and a bounded
 // number of sessions, all of which are closed.
 func TestManySignatures(t *testing.T) {
-	for _, allowed := range []int{1, 3, 1000} { // sessions that the token has for us
-		t.Run(fmt.Sprint(allowed), func(t *testing.T) {
+	for _, c := range []struct {
+		name, variable, value string
+		allowed               int // sessions that the token has for us
+	}{
+		{"one session", "SHIM_MAX_SESSIONS", "1", 1},
+		{"three sessions", "SHIM_MAX_SESSIONS", "3", 3},
+		{"many sessions", "SHIM_MAX_SESSIONS", "1000", poolLimit},
+		{"one session knows of the login", "SHIM_NETHSM", "1", 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			s, log := settings(t)
-			t.Setenv("SHIM_MAX_SESSIONS", fmt.Sprint(allowed))
+			t.Setenv(c.variable, c.value)
 			token, err := Open(context.Background(), s)
 			if err != nil {
 				t.Fatal(err)
@@ -75,7 +82,7 @@ func TestManySignatures(t *testing.T) {
 				t.Errorf("%d C_SignInit and %d C_Sign for %d signatures", count("C_SignInit"), count("C_Sign"), goroutines*each)
 			}
 			// A refused C_OpenSession, which is how the end of the sessions is found, has no C_CloseSession.
-			if opened, closed := count("C_OpenSession"), count("C_CloseSession"); closed > min(allowed, poolLimit) || opened-closed > 1 || closed == 0 {
+			if opened, closed := count("C_OpenSession"), count("C_CloseSession"); closed > c.allowed || opened-closed > 1 || closed == 0 {
 				t.Errorf("%d sessions opened, %d closed", opened, closed)
 			}
 			if count("C_Login") != 1 || count("C_Finalize") != 1 {

@@ -28,13 +28,16 @@ var publicAttributes = []uint{
 // Public returns the public half of the key that the settings name, without logging in where the token shows it to
 // anyone: from the public key object or certificate of the same label and id, else from the private key itself.
 func (t *Token) Public() (crypto.PublicKey, error) {
+	if err := t.loginToSearch(); err != nil {
+		return nil, err
+	}
 	var public crypto.PublicKey
 	err := t.within("looking for the public key", func(context.Context) error {
 		uri := t.settings.Key
-		if uri.Object == "" && len(uri.ID) == 0 {
+		if unnamed(uri) {
 			return nil // only the private key can tell which one is meant
 		}
-		objects, err := t.search(selector(pkcs11.CKO_PUBLIC_KEY, uri), 2)
+		objects, err := t.search(t.selector(pkcs11.CKO_PUBLIC_KEY, uri), 2)
 		if err == nil && len(objects) == 1 {
 			if public, err = t.readPublic(objects[0]); err == nil {
 				return nil
@@ -142,7 +145,7 @@ func (t *Token) publicHalf(private objectHandle) (public crypto.PublicKey, id []
 		same.Object = label
 	}
 	if len(id) > 0 || label != "" {
-		objects, err := t.search(selector(pkcs11.CKO_PUBLIC_KEY, same), 2)
+		objects, err := t.search(t.selector(pkcs11.CKO_PUBLIC_KEY, same), 2)
 		if err == nil && len(objects) == 1 {
 			if public, problem = t.readPublic(objects[0]); problem == nil {
 				return public, id, label, nil

@@ -94,7 +94,7 @@ func (t *Token) grow() (sessionHandle, error) {
 	p := &t.sessions
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.full || len(p.all) >= poolLimit {
+	if p.full || len(p.all) >= poolLimit || t.loggedIn && t.isNetHSM() { // whose other sessions would know nothing of the login
 		return 0, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)
 	}
 	session, err := t.openSession()

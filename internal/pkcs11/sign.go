@@ -100,7 +100,7 @@ func (k *Key) signOnce(session sessionHandle, w way, login func(sessionHandle) e
 			_, _ = t.calls.sign(session, input)
 			signature, _, err = t.calls.signBoth(session, w.mechanism, w.parameter, k.object, input)
 		}
-		if initialised && t.loggedIn && is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) {
+		if initialised && t.wantsLoginForUse(err) {
 			return nil, errWantsLogin
 		}
 		return signature, err

@@ -47,7 +47,7 @@ func (k *Key) useOnce(doing, failed string, do func(sessionHandle, func(sessionH
 		err = do(session, login)
 		t.giveBack(session, err != nil)
 		if err != nil && !errors.Is(err, errWantsLogin) {
-			return t.failed(err, "key %s on %s %s", keyName(t.settings.Key), t.name(), failed)
+			return t.failed(err, "key %s on %s %s", k.name(), t.name(), failed)
 		}
 		return err
 	})

@@ -35,6 +35,9 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 	if err != nil {
 		return err
 	}
+	if err := t.mayWrap(); err != nil {
+		return err
+	}
 	secret, err := t.readSOPIN(soPINSource)
 	if err != nil {
 		return err
@@ -55,7 +58,7 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 			return f
 		}
 		for _, taken := range []config.URI{{Object: w.Label}, {ID: w.ID}} {
-			found, err := t.search(selector(pkcs11.CKO_SECRET_KEY, taken), 1)
+			found, err := t.search(t.selector(pkcs11.CKO_SECRET_KEY, taken), 1)
 			if err != nil {
 				return t.failed(err, "can't search %s", t.name())
 			}
@@ -121,6 +124,9 @@ var wrappings = []wrapping{{"CKM_AES_KEY_WRAP_PAD", pkcs11.CKM_AES_KEY_WRAP_PAD}
 
 // WrappingKey finds the one trusted wrapping key on the token that a reference names; an empty one names any.
 func (t *Token) WrappingKey(reference config.URI) (w key.WrappingKey, err error) {
+	if err := t.mayWrap(); err != nil {
+		return w, err
+	}
 	if err := t.Login(); err != nil {
 		return w, err
 	}
@@ -132,7 +138,7 @@ func (t *Token) WrappingKey(reference config.URI) (w key.WrappingKey, err error)
 }
 
 func (t *Token) wrappingKey(reference config.URI) (objectHandle, key.WrappingKey, error) {
-	template := append(selector(pkcs11.CKO_SECRET_KEY, reference),
+	template := append(t.selector(pkcs11.CKO_SECRET_KEY, reference),
 		pkcs11.NewAttribute(pkcs11.CKA_WRAP, true), pkcs11.NewAttribute(pkcs11.CKA_TRUSTED, true))
 	found, err := t.search(template, 2)
 	if err != nil {

@@ -13,6 +13,8 @@
  *   SHIM_REFUSE=HEX,...   C_SignInit answers CKR_MECHANISM_INVALID to these mechanisms
  *   SHIM_DER=1            ECDSA signatures come in ASN.1 DER
  *   SHIM_HIDE_PUBLIC=1    no certificate or public key is found before the login
+ *   SHIM_NETHSM=1         the token is a NetHSM's: nothing is found, and nothing signs, but in the session of the login; a search without
+ *                         CKA_ID is logged as C_FindObjectsInit_all; the user may make and delete nothing, and a wrong PIN is an unknown user
  *
  * Compile: cc -shared -fPIC -I$(go list -m -f '{{.Dir}}' github.com/miekg/pkcs11) -o shim.so shim.c -ldl */
 #define CK_PTR *
@@ -38,6 +40,7 @@ static CK_FUNCTION_LIST_PTR real;
 static CK_FUNCTION_LIST mine;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static int fault_count, logged_in;
+static CK_SESSION_HANDLE login_session;
 
 static const char *setting(const char *name) {
 	const char *value = getenv(name);
@@ -115,10 +118,13 @@ PASS(C_GetSlotInfo, (CK_SLOT_ID s, CK_SLOT_INFO_PTR i), (s, i))
 PASS(C_GetMechanismList, (CK_SLOT_ID s, CK_MECHANISM_TYPE_PTR m, CK_ULONG_PTR n), (s, m, n))
 PASS(C_GetMechanismInfo, (CK_SLOT_ID s, CK_MECHANISM_TYPE m, CK_MECHANISM_INFO_PTR i), (s, m, i))
 PASS(C_GetSessionInfo, (CK_SESSION_HANDLE s, CK_SESSION_INFO_PTR i), (s, i))
-PASS(C_CreateObject, (CK_SESSION_HANDLE s, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR o), (s, a, n, o))
+/* WRITE defines one that a NetHSM allows its administrator alone. */
+#define WRITE(name, params, args) static CK_RV name##_ params { BEFORE(#name); return setting("SHIM_NETHSM") ? CKR_USER_NOT_LOGGED_IN : real->name args; }
+WRITE(C_CreateObject, (CK_SESSION_HANDLE s, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR o), (s, a, n, o))
+WRITE(C_GenerateKeyPair, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_ATTRIBUTE_PTR b, CK_ULONG k, CK_OBJECT_HANDLE_PTR p, CK_OBJECT_HANDLE_PTR q), (s, m, a, n, b, k, p, q))
+WRITE(C_DestroyObject, (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o), (s, o))
+
 PASS(C_FindObjectsFinal, (CK_SESSION_HANDLE s), (s))
-PASS(C_GenerateKeyPair, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_ATTRIBUTE_PTR b, CK_ULONG k, CK_OBJECT_HANDLE_PTR p, CK_OBJECT_HANDLE_PTR q), (s, m, a, n, b, k, p, q))
-PASS(C_DestroyObject, (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o), (s, o))
 PASS(C_DecryptInit, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k), (s, m, k))
 PASS(C_DeriveKey, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR o), (s, m, k, a, n, o))
 
@@ -144,6 +150,12 @@ static CK_RV C_GetTokenInfo_(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info) {
 	const char *flags = setting("SHIM_TOKEN_FLAGS");
 	if (rv == CKR_OK && flags)
 		info->flags |= strtoul(flags, NULL, 16);
+	if (rv == CKR_OK && setting("SHIM_NETHSM")) {
+		memset(info->manufacturerID, ' ', sizeof info->manufacturerID);
+		memcpy(info->manufacturerID, "Nitrokey GmbH", 13);
+		memset(info->model, ' ', sizeof info->model);
+		memcpy(info->model, "NetHSM", 6);
+	}
 	if (rv == CKR_OK && twist)
 		memset(info->label, 0xff, sizeof info->label);
 	return rv;
@@ -217,9 +229,12 @@ static CK_RV C_Login_(CK_SESSION_HANDLE s, CK_USER_TYPE u, CK_UTF8CHAR_PTR pin, 
 		pin = (CK_UTF8CHAR_PTR)typed, n = strlen(typed);
 	rv = real->C_Login(s, u, pin, n);
 	if (rv == CKR_OK)
-		logged_in = 1;
-	return rv;
+		logged_in = 1, login_session = s;
+	return rv == CKR_PIN_INCORRECT && setting("SHIM_NETHSM") ? CKR_USER_TYPE_INVALID : rv;
 }
+
+/* stranger reports whether a NetHSM's module knows of no login in a session. */
+static int stranger(CK_SESSION_HANDLE s) { return setting("SHIM_NETHSM") && (!logged_in || s != login_session); }
 
 static CK_RV C_Logout_(CK_SESSION_HANDLE s) {
 	BEFORE("C_Logout");
@@ -229,7 +244,12 @@ static CK_RV C_Logout_(CK_SESSION_HANDLE s) {
 
 static int hide;
 static CK_RV C_FindObjectsInit_(CK_SESSION_HANDLE s, CK_ATTRIBUTE_PTR a, CK_ULONG n) {
-	BEFORE("C_FindObjectsInit");
+	int named = !setting("SHIM_NETHSM");
+	for (CK_ULONG i = 0; i < n; i++)
+		named |= a[i].type == CKA_ID;
+	BEFORE(named ? "C_FindObjectsInit" : "C_FindObjectsInit_all");
+	if (stranger(s))
+		return CKR_USER_NOT_LOGGED_IN;
 	hide = setting("SHIM_HIDE_PUBLIC") && !logged_in;
 	return real->C_FindObjectsInit(s, a, n);
 }
@@ -257,6 +277,8 @@ static CK_RV C_GetAttributeValue_(CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o, CK_AT
 
 static CK_RV C_SignInit_(CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k) {
 	BEFORE("C_SignInit");
+	if (stranger(s))
+		return CKR_USER_NOT_LOGGED_IN;
 	const char *refuse = setting("SHIM_REFUSE");
 	while (refuse && *refuse) {
 		char *end;
