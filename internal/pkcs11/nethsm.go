@@ -20,8 +20,10 @@ import (
 //   - Public keys and mechanisms come with the key: asking for them, or for one that the key was not made for, costs no request.
 
 // isNetHSM reports whether the token is a NetHSM, by what it says of itself.
-func (t *Token) isNetHSM() bool {
-	return t.info.model == "NetHSM" && strings.HasPrefix(t.info.manufacturer, "Nitrokey")
+func (t *Token) isNetHSM() bool { return t.info.isNetHSM() }
+
+func (i tokenInfo) isNetHSM() bool {
+	return i.model == "NetHSM" && strings.HasPrefix(i.manufacturer, "Nitrokey")
 }
 
 // loginToSearch logs in where public objects are not shown to everyone.

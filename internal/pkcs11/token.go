@@ -170,8 +170,8 @@ func describe(slot uint, info tokenInfo) key.Token {
 	t := key.Token{
 		Slot: slot, Label: info.label, Serial: info.serial, Manufacturer: info.manufacturer, Model: info.model,
 		Initialized: flag(pkcs11.CKF_TOKEN_INITIALIZED), LoginRequired: flag(pkcs11.CKF_LOGIN_REQUIRED),
-		PINPad: flag(pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH), WriteProtect: flag(pkcs11.CKF_WRITE_PROTECTED),
-		PIN: pinState(info.flags),
+		PINPad: flag(pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH), PIN: pinState(info.flags),
+		WriteProtect: flag(pkcs11.CKF_WRITE_PROTECTED) || info.isNetHSM(),
 	}
 	t.URI = config.URI{Token: info.label, Serial: info.serial, Manufacturer: info.manufacturer, Model: info.model}.String()
 	if info.label == "" && info.serial == "" {
