@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -13,8 +14,6 @@ import (
 )
 
 func layersCommand() *cobra.Command {
-	var known []string
-	var asJSON bool
 	c := &cobra.Command{
 		Use:   "layers IMAGE",
 		Short: "Show an image's layers, and for whom they are encrypted",
@@ -23,25 +22,9 @@ These are known by their kid, the RFC 7638 thumbprint of the public key; --recip
 		Example: "  hsm-image layers docker://registry.example.com/app:1 --recipient pubkey:node.pem",
 		Args:    cli.Exactly(1),
 	}
-	c.Flags().StringArrayVar(&known, "recipient", nil,
-		"a recipient that may be among them, to show by this name: a key, cert:FILE or pubkey:FILE; can be repeated")
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	registry := addImageFlags(c)
-	c.RunE = func(c *cobra.Command, args []string) error {
-		ref, err := image.ParseReference(args[0])
-		if err != nil {
-			return err
-		}
-		names, err := image.Names(c.Context(), known)
-		if err != nil {
-			return err
-		}
-		images, err := image.Layers(c.Context(), ref, registry())
-		if err != nil {
-			return err
-		}
+	showImage(c, func(out io.Writer, images []image.Image, names map[string]string, asJSON bool) error {
 		if asJSON {
-			return cli.PrintJSON(c.OutOrStdout(), layersJSON(images, names))
+			return cli.PrintJSON(out, layersJSON(images, names))
 		}
 		var rows [][]string
 		for _, i := range images {
@@ -60,9 +43,34 @@ These are known by their kid, the RFC 7638 thumbprint of the public key; --recip
 					cli.OrDash(strings.Join(schemes, ", ")), cli.OrDash(strings.Join(recipients, ", "))})
 			}
 		}
-		return cli.PrintTable(c.OutOrStdout(), []string{"PLATFORM", "LAYER", "DIGEST", "SIZE", "ENCRYPTED", "RECIPIENTS"}, rows)
-	}
+		return cli.PrintTable(out, []string{"PLATFORM", "LAYER", "DIGEST", "SIZE", "ENCRYPTED", "RECIPIENTS"}, rows)
+	})
 	return c
+}
+
+// showImage completes a command that reads an image and shows something of it. show gets the names that recipients were given, by kid.
+func showImage(c *cobra.Command, show func(out io.Writer, images []image.Image, names map[string]string, asJSON bool) error) {
+	var known []string
+	var asJSON bool
+	c.Flags().StringArrayVar(&known, "recipient", nil,
+		"a recipient that may be among them, to show by this name: a key, cert:FILE or pubkey:FILE; can be repeated")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	registry := addImageFlags(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		ref, err := image.ParseReference(args[0])
+		if err != nil {
+			return err
+		}
+		names, err := image.Names(c.Context(), known)
+		if err != nil {
+			return err
+		}
+		images, err := image.Layers(c.Context(), ref, registry())
+		if err != nil {
+			return err
+		}
+		return show(c.OutOrStdout(), images, names, asJSON)
+	}
 }
 
 // addImageFlags gives a command the flags that say how the registry of its one image is reached.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -16,45 +17,27 @@ func recipientsCommand() *cobra.Command {
 }
 
 func recipientsListCommand() *cobra.Command {
-	var known []string
-	var asJSON bool
 	c := &cobra.Command{
 		Use:     "list IMAGE",
 		Short:   "List those who can open an image",
 		Example: "  hsm-image recipients list docker://registry.example.com/app:1 --recipient pubkey:node.pem",
 		Args:    cli.Exactly(1),
 	}
-	c.Flags().StringArrayVar(&known, "recipient", nil,
-		"a recipient that may be among them, to show by this name: a key, cert:FILE or pubkey:FILE; can be repeated")
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	registry := addImageFlags(c)
-	c.RunE = func(c *cobra.Command, args []string) error {
-		ref, err := image.ParseReference(args[0])
-		if err != nil {
-			return err
-		}
-		names, err := image.Names(c.Context(), known)
-		if err != nil {
-			return err
-		}
-		images, err := image.Layers(c.Context(), ref, registry())
-		if err != nil {
-			return err
-		}
+	showImage(c, func(out io.Writer, images []image.Image, names map[string]string, asJSON bool) error {
 		held, encrypted := image.Recipients(images)
 		if asJSON {
-			out := []heldJSON{}
+			all := []heldJSON{}
 			for _, h := range held {
-				out = append(out, heldJSON{h, encrypted, names[h.KeyID]})
+				all = append(all, heldJSON{h, encrypted, names[h.KeyID]})
 			}
-			return cli.PrintJSON(c.OutOrStdout(), out)
+			return cli.PrintJSON(out, all)
 		}
 		var rows [][]string
 		for _, h := range held {
 			rows = append(rows, []string{holderName(h.Holder, names), h.Scheme, h.Algorithm, fmt.Sprintf("%d of %d", h.Layers, encrypted)})
 		}
-		return cli.PrintTable(c.OutOrStdout(), []string{"RECIPIENT", "SCHEME", "ALGORITHM", "ENCRYPTED LAYERS"}, rows)
-	}
+		return cli.PrintTable(out, []string{"RECIPIENT", "SCHEME", "ALGORITHM", "ENCRYPTED LAYERS"}, rows)
+	})
 	return c
 }
 

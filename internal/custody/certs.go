@@ -3,6 +3,7 @@ package custody
 import (
 	"context"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"time"
 
@@ -103,4 +104,18 @@ func ExportPublic(ctx context.Context, s *config.Settings) ([]byte, error) {
 		return nil, err
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
+}
+
+// selfCertify stores a self-signed certificate beside a key.
+func selfCertify(store keystore.Store, k keystore.Key, subject pkix.Name, days int) error {
+	der, err := certs.SelfSign(k, subject, days)
+	if err != nil {
+		return err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return err
+	}
+	_, err = store.Import(k, []*x509.Certificate{cert})
+	return err
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -87,16 +86,7 @@ func certifyNetHSM(ctx context.Context, s *config.Settings, o NetHSMOrder) error
 		if err != nil {
 			return err
 		}
-		der, err := certs.SelfSign(k, subject, o.Days)
-		if err != nil {
-			return err
-		}
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return err
-		}
-		_, err = store.Import(k, []*x509.Certificate{cert})
-		return err
+		return selfCertify(store, k, subject, o.Days)
 	})
 }
 

@@ -2,7 +2,6 @@ package custody
 
 import (
 	"context"
-	"crypto/x509"
 	"path/filepath"
 
 	"github.com/notation-hsm/notation-hsm/internal/ca"
@@ -19,16 +18,7 @@ func (r *Rotation) selfSign(ctx context.Context, s *config.Settings) error {
 		return err
 	}
 	return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
-		der, err := certs.SelfSign(k, name, r.Days)
-		if err != nil {
-			return err
-		}
-		cert, err := x509.ParseCertificate(der)
-		if err != nil {
-			return err
-		}
-		_, err = store.Import(k, []*x509.Certificate{cert})
-		return err
+		return selfCertify(store, k, name, r.Days)
 	})
 }
 

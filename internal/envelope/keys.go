@@ -128,17 +128,25 @@ func (k *Keys) prepare() error {
 	return k.prepareNamed()
 }
 
+// open opens the store of a reference, until Close.
+func (k *Keys) open(reference string) (keystore.Store, error) {
+	s, err := config.Resolve(reference, nil, config.Flags)
+	if err != nil {
+		return nil, err
+	}
+	store, err := keystore.Open(k.ctx, s)
+	if err == nil {
+		k.stores = append(k.stores, store)
+	}
+	return store, err
+}
+
 func (k *Keys) prepareNamed() error {
 	for _, reference := range k.references {
-		s, err := config.Resolve(reference, nil, config.Flags)
+		store, err := k.open(reference)
 		if err != nil {
 			return err
 		}
-		store, err := keystore.Open(k.ctx, s)
-		if err != nil {
-			return err
-		}
-		k.stores = append(k.stores, store)
 		public, err := store.Public()
 		if err != nil {
 			return err
@@ -149,15 +157,10 @@ func (k *Keys) prepareNamed() error {
 }
 
 func (k *Keys) prepareAll() error {
-	s, err := config.Resolve("", nil, config.Flags)
+	store, err := k.open("")
 	if err != nil {
 		return err
 	}
-	store, err := keystore.Open(k.ctx, s)
-	if err != nil {
-		return err
-	}
-	k.stores = append(k.stores, store)
 	keys, err := store.Keys()
 	if err != nil {
 		return err
