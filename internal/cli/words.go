@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"unicode"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -16,11 +17,21 @@ import (
 // FormatError returns the lines that tell people of a failure.
 func FormatError(err error) []byte {
 	f := failure.From(err)
-	text := fmt.Appendf(nil, "error: %s\n", f)
+	text := fmt.Appendf(nil, "error: %s\n", printable(f.Error(), "\n"))
 	if f.Hint != "" {
-		text = fmt.Appendf(text, "hint: %s\n", f.Hint)
+		text = fmt.Appendf(text, "hint: %s\n", printable(f.Hint, "\n"))
 	}
 	return text
+}
+
+// printable shows what a terminal would obey instead: names in images and on tokens are a stranger's. allowed are kept.
+func printable(text, allowed string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || strings.ContainsRune(allowed, r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, text)
 }
 
 // PrintJSON writes what programs read.
@@ -33,9 +44,12 @@ func PrintJSON(w io.Writer, value any) error {
 // PrintTable writes rows in aligned columns.
 func PrintTable(w io.Writer, header []string, rows [][]string) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, strings.Join(header, "\t"))
-	for _, row := range rows {
-		fmt.Fprintln(table, strings.Join(row, "\t"))
+	for _, row := range append([][]string{header}, rows...) {
+		cells := make([]string, len(row))
+		for i, cell := range row {
+			cells[i] = printable(cell, "")
+		}
+		fmt.Fprintln(table, strings.Join(cells, "\t"))
 	}
 	return table.Flush()
 }

@@ -26,6 +26,7 @@ type Settings struct {
 	PINSource        string            // as internal/pin reads it; "" when none is given
 	PIN              string            // a pin-value from the environment or the config file, which wins over PINSource
 	CertificateChain string            // PEM file, or ""
+	OwnChain         bool              // CertificateChain stands in the key's own entry of the config file
 	Timeout          time.Duration     // longest wait for the module
 	AllowFinalPINTry bool              // try the PIN even if a wrong one would lock the token
 	Env              map[string]string // variables that the module wants to find in its environment
@@ -49,6 +50,7 @@ type layer struct {
 	name   string
 	values map[string]string
 	dir    string // where relative paths in it start; "" is the current folder
+	own    bool   // it is the key's own entry in the config file
 }
 
 // Resolve finds the settings for a key reference: an RFC 7512 URI or an alias of the config file. An empty reference means
@@ -70,12 +72,16 @@ func Resolve(reference string, given map[string]string, origin Origin) (*Setting
 	if err != nil {
 		return nil, err
 	}
-	fromFile := func(values map[string]string) layer { return layer{f.path, values, filepath.Dir(f.path)} }
+	fromFile := func(values map[string]string) layer {
+		return layer{name: f.path, values: values, dir: filepath.Dir(f.path)}
+	}
+	own := fromFile(entry)
+	own.own = true
 	layers := []layer{
 		{name: string(origin), values: maps.Clone(given)},
 		{name: keyURI, values: uri.Query},
 		{name: "the environment", values: environment()},
-		fromFile(entry),
+		own,
 	}
 	s := &Settings{Key: uri, Timeout: DefaultTimeout}
 	if err := s.chooseToken(append(slices.Clone(layers), fromFile(f.settings))); err != nil {
@@ -203,7 +209,7 @@ func (s *Settings) apply(layers []layer) error {
 	if chain != "" && !filepath.IsAbs(chain) {
 		chain = filepath.Join(from.dir, chain)
 	}
-	s.CertificateChain = chain
+	s.CertificateChain, s.OwnChain = chain, from.own
 	if text, from := find(Timeout); text != "" {
 		timeout, err := time.ParseDuration(text)
 		if err != nil || timeout <= 0 {

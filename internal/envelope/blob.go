@@ -14,9 +14,8 @@ import (
 type blobs struct {
 	Version    uint `json:"version"`
 	Recipients []struct {
-		Version uint   `json:"version"`
-		Blob    []byte `json:"blob"`
-		Hash    string `json:"hash"`
+		Blob []byte `json:"blob"`
+		Hash string `json:"hash"`
 	} `json:"recipients"`
 }
 

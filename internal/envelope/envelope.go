@@ -8,6 +8,7 @@ package envelope
 
 import (
 	"encoding/base64"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -15,11 +16,12 @@ import (
 )
 
 // Annotation is where the packets are that Seal makes: ocicrypt's name for those of the key provider "hsm".
-const Annotation = annotationPrefix + "provider.hsm"
+const Annotation = AnnotationPrefix + schemeHSM
 
-const annotationPrefix = "org.opencontainers.image.enc.keys."
+// AnnotationPrefix starts the names of all annotations that hold wrapped keys. What follows is the scheme.
+const AnnotationPrefix = "org.opencontainers.image.enc.keys."
 
-// The schemes of packets that a key in a module can open, by what follows annotationPrefix.
+// The schemes of packets that a key in a module can open.
 const (
 	schemeHSM    = "provider.hsm" // a JWE that names its recipients by thumbprint
 	schemeJWE    = "jwe"          // a JWE that does not
@@ -32,7 +34,7 @@ var schemes = []string{schemeHSM, schemeJWE, schemePKCS7, schemePKCS11}
 // Encrypted reports whether the annotations of a layer's descriptor say that it is encrypted, in whatever scheme.
 func Encrypted(annotations map[string]string) bool {
 	for name := range annotations {
-		if strings.HasPrefix(name, annotationPrefix) {
+		if strings.HasPrefix(name, AnnotationPrefix) {
 			return true
 		}
 	}
@@ -55,13 +57,13 @@ const (
 func packets(annotations map[string]string) ([]packet, error) {
 	var found []packet
 	for _, scheme := range schemes {
-		value := annotations[annotationPrefix+scheme]
+		value := annotations[AnnotationPrefix+scheme]
 		if value == "" {
 			continue
 		}
 		for text := range strings.SplitSeq(value, ",") {
 			if len(text) > packetLimit || len(found) == packetsLimit {
-				return nil, failure.New(failure.Invalid, "", "the annotation %s is too large to be a wrapped key", annotationPrefix+scheme)
+				return nil, failure.New(failure.Invalid, "", "the annotation %s is too large to be a wrapped key", AnnotationPrefix+scheme)
 			}
 			data, err := base64.StdEncoding.DecodeString(text)
 			if err != nil {
@@ -75,8 +77,8 @@ func packets(annotations map[string]string) ([]packet, error) {
 	}
 	var others []string
 	for name := range annotations {
-		if scheme, ok := strings.CutPrefix(name, annotationPrefix); ok {
-			others = append(others, scheme)
+		if scheme, ok := strings.CutPrefix(name, AnnotationPrefix); ok {
+			others = append(others, fmt.Sprintf("%q", scheme))
 		}
 	}
 	if len(others) == 0 {
@@ -89,5 +91,5 @@ func packets(annotations map[string]string) ([]packet, error) {
 
 func damaged(scheme string, err error) error {
 	return failure.New(failure.Invalid, "get the image's manifest again from where it was published",
-		"the annotation %s is damaged: %w", annotationPrefix+scheme, err)
+		"the annotation %s is damaged: %w", AnnotationPrefix+scheme, err)
 }

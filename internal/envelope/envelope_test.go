@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"math/big"
 	"os"
@@ -77,7 +78,7 @@ func annotation(scheme string, packets ...[]byte) map[string]string {
 	for _, p := range packets {
 		texts = append(texts, base64.StdEncoding.EncodeToString(p))
 	}
-	return map[string]string{annotationPrefix + scheme: strings.Join(texts, ",")}
+	return map[string]string{AnnotationPrefix + scheme: strings.Join(texts, ",")}
 }
 
 // opens opens annotations with keys, each of which is used for this alone.
@@ -138,7 +139,9 @@ func TestSealAndOpen(t *testing.T) {
 				oaep = "?oaep=sha1" // SoftHSM knows no other
 			}
 			public := generate(t, label, spec)
-			cert := ca.Issue(t, softhsmtest.Template(label), public)
+			template := softhsmtest.Template(label)
+			template.KeyUsage = x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement
+			cert := ca.Issue(t, template, public)
 			mustOpen(t, seal(t, uri(label)+oaep), uri(label))
 			mustOpen(t, seal(t, "pubkey:"+pemFile(t, "PUBLIC KEY", publicDER(t, public))+oaep), uri(label))
 			mustOpen(t, seal(t, "cert:"+pemFile(t, "CERTIFICATE", cert.Raw)+oaep), uri(label))
@@ -154,6 +157,9 @@ func TestSealAndOpen(t *testing.T) {
 	})
 	t.Run("OAEP with SHA-256", func(t *testing.T) {
 		mustFail(t, failure.Unsupported, "does no OAEP with SHA-256", seal(t, uri("rsa-2048")), uri("rsa-2048"))
+		first, _ := base64.StdEncoding.DecodeString(seal(t, uri("rsa-2048"))[Annotation])
+		second, _ := base64.StdEncoding.DecodeString(seal(t, uri("rsa-2048")+"?oaep=sha1")[Annotation])
+		mustOpen(t, annotation(schemeHSM, first, second), uri("rsa-2048"))
 	})
 	t.Run("changed", func(t *testing.T) {
 		sealed := seal(t, uri("ec-256"))
@@ -186,7 +192,7 @@ func TestLoginOnce(t *testing.T) {
 	token := softhsmtest.NewToken(t, "recipients")
 	use(t, token)
 	generate(t, "rsa", "RSA-2048")
-	generate(t, "ec", "EC-256")
+	ec := generate(t, "ec", "EC-256")
 	log := filepath.Join(t.TempDir(), "calls")
 	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
 	t.Setenv("SHIM_LOG", log)
@@ -195,6 +201,19 @@ func TestLoginOnce(t *testing.T) {
 	sealed := []map[string]string{seal(t, uri("rsa")+"?oaep=sha1"), seal(t, uri("ec"))}
 	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != 0 {
 		t.Errorf("sealing took %d logins", n)
+	}
+	os.Remove(log)
+	template := softhsmtest.Template("ec")
+	template.KeyUsage = x509.KeyUsageKeyAgreement
+	chain := pemFile(t, "CERTIFICATE", softhsmtest.NewCA(t, "recipients", nil).Issue(t, template, ec).Raw)
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(file, []byte("keys:\n  nodes:\n    uri: "+uri("ec")+"\n    certificate-chain: "+chain+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NOTATION_HSM_CONFIG", file)
+	sealed[1] = seal(t, "nodes")
+	if _, err := os.Stat(log); err == nil {
+		t.Errorf("with the certificate at hand, sealing called the module: %v", softhsmtest.Calls(t, log))
 	}
 	t.Setenv("NOTATION_HSM_PIN", softhsmtest.PIN)
 	for i, want := range []map[string]int{
@@ -314,14 +333,20 @@ func otherKey(t *testing.T) crypto.PublicKey {
 func TestRefuse(t *testing.T) {
 	use(t, softhsmtest.NewToken(t, "recipients"))
 	generate(t, "ec", "EC-256")
+	public := generate(t, "other", "EC-256")
+	signing := softhsmtest.NewCA(t, "recipients", nil).Issue(t, softhsmtest.Template("release"), public)
+	chain := pemFile(t, "CERTIFICATE", signing.Raw)
 	for name, words := range map[string]string{
+		"": "names nobody", "?oaep=sha1": "names nobody", "pkcs11:object=ec?pin-value=4321&oaep=md5": "carries a PIN", "cert:" + chain: "not for encryption",
 		"cert:/nowhere.pem": "can't read", "pubkey:/nowhere.pem": "can't read", uri("nobody"): "there is no key",
 		uri("ec") + "?oaep=sha1": "no OAEP", uri("ec") + "?oaep=md5": "md5", "pubkey:envelope.go": "no public key",
 	} {
-		if _, err := ParseRecipients(context.Background(), []string{name}); err == nil || !strings.Contains(err.Error(), words) {
+		if _, err := ParseRecipients(context.Background(), []string{name}); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "4321") {
 			t.Errorf("the recipient %q fails with %v, which does not say %q", name, err, words)
 		}
 	}
+	// A chain that is set for everything may be another key's.
+	t.Setenv("NOTATION_HSM_CERTIFICATE_CHAIN", chain)
 	parsed, err := ParseRecipients(context.Background(), []string{uri("ec"), uri("ec")})
 	if err != nil {
 		t.Fatal(err)
@@ -329,21 +354,59 @@ func TestRefuse(t *testing.T) {
 	if _, err := Seal([]byte(options), parsed); err == nil {
 		t.Error("one recipient was taken twice")
 	}
+	if parsed[0].KeyID() == thumbprint(public) {
+		t.Error("the recipient is another key's certificate")
+	}
+	if _, err := opens(t, seal(t, uri("ec")), ""); err == nil || !strings.Contains(err.Error(), "has no name") {
+		t.Errorf("a key without a name: %v", err)
+	}
 	for words, annotations := range map[string]map[string]string{
 		"not encrypted":           {"org.example": "x"},
-		"encrypted by pgp":        annotation("pgp", []byte("x")),
+		`encrypted by "pgp"`:      annotation("pgp", []byte("x")),
 		"is damaged":              {Annotation: "!"},
 		"it has no recipients":    annotation(schemePKCS11, []byte("{}")),
 		"no CMS EnvelopedData":    annotation(schemePKCS7, []byte("0")),
 		"is too large":            annotation(schemeJWE, make([]byte, packetLimit)),
 		"provider.hsm is damaged": annotation(schemeHSM, []byte(`{"recipients":[]}`)),
+		"is no thumbprint":        annotation(schemeHSM, []byte(kidNamed(t, "evil\u001b[2J"))),
 	} {
 		mustFail(t, kindOf(annotations), words, annotations, uri("ec"))
 	}
 }
 
+// kidNamed is a JWE whose recipient has this kid, written as in JSON.
+func kidNamed(t *testing.T, kid string) string {
+	t.Helper()
+	jwe, err := base64.StdEncoding.DecodeString(seal(t, uri("ec"))[Annotation])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var parts map[string]string
+	if err := json.Unmarshal(jwe, &parts); err != nil {
+		t.Fatal(err)
+	}
+	protected, err := base64.RawURLEncoding.DecodeString(parts["protected"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var header map[string]any
+	if err := json.Unmarshal(protected, &header); err != nil {
+		t.Fatal(err)
+	}
+	header["kid"] = kid
+	if protected, err = json.Marshal(header); err != nil {
+		t.Fatal(err)
+	}
+	parts["protected"] = base64.RawURLEncoding.EncodeToString(protected)
+	changed, err := json.Marshal(parts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(changed)
+}
+
 func kindOf(annotations map[string]string) failure.Kind {
-	if annotations[annotationPrefix+"pgp"] != "" {
+	if annotations[AnnotationPrefix+"pgp"] != "" {
 		return failure.Unsupported
 	}
 	return failure.Invalid

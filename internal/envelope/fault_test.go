@@ -2,14 +2,46 @@ package envelope
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
+
+// TestTries bounds what one layer can ask of a module, and what an error repeats.
+func TestTries(t *testing.T) {
+	token := softhsmtest.NewToken(t, "recipients")
+	use(t, token)
+	generate(t, "rsa", "RSA-2048")
+	log := filepath.Join(t.TempDir(), "calls")
+	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	t.Setenv("SHIM_LOG", log)
+	var b blobs
+	for range 300 {
+		b.Recipients = append(b.Recipients, struct {
+			Blob []byte `json:"blob"`
+			Hash string `json:"hash"`
+		}{make([]byte, 256), "sha1"})
+	}
+	packet, err := json.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	annotations := annotation(schemePKCS11, packet, packet)
+	_, err = opens(t, annotations, uri("rsa"))
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Decrypt"); err == nil || n > triesLimit || len(err.Error()) > 1000 {
+		t.Errorf("%d decryptions, and then: %v", n, err)
+	}
+	generate(t, "ec", "EC-256")
+	if _, err := opens(t, annotations, uri("ec")); err == nil || len(err.Error()) > 1000 || !strings.Contains(err.Error(), "595 more") {
+		t.Errorf("with a key that fits none: %v", err)
+	}
+}
 
 // TestFaults has each call that opens a layer fail in every way a module can: the layer opens all the same or there is one error in time, and
 // never something that is not the layer's.

@@ -70,7 +70,7 @@ func FuzzAnnotation(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, scheme int, packet string) {
 		keys := &Keys{references: []string{"rsa", "ec"}, candidates: candidates, prepared: func() error { return nil }}
-		annotations := map[string]string{annotationPrefix + schemes[uint(scheme)%uint(len(schemes))]: base64.StdEncoding.EncodeToString([]byte(packet))}
+		annotations := map[string]string{AnnotationPrefix + schemes[uint(scheme)%uint(len(schemes))]: base64.StdEncoding.EncodeToString([]byte(packet))}
 		if opened, err := keys.Open(annotations); err == nil && !json.Valid(opened) {
 			t.Errorf("it opened to %q", opened)
 		}

@@ -96,7 +96,12 @@ func jweLocks(p packet) ([]lock, error) {
 }
 
 func jweLock(scheme string, encrypted []byte, header jose.Header) (lock, error) {
-	l := lock{Holder: Holder{Scheme: scheme, Algorithm: header.Algorithm, KeyID: header.KeyID}, header: header, encrypted: encrypted}
+	l := lock{Holder: Holder{Scheme: scheme, Algorithm: header.Algorithm}, header: header, encrypted: encrypted}
+	if isThumbprint(header.KeyID) {
+		l.KeyID = header.KeyID
+	} else if scheme == schemeHSM {
+		return l, errors.New("the kid of a recipient is no thumbprint")
+	} // elsewhere a kid is whatever the publisher calls the key
 	if alg := jose.KeyAlgorithm(header.Algorithm); alg == jose.RSA_OAEP || alg == jose.RSA_OAEP_256 {
 		l.rsaSize = len(encrypted)
 		return l, nil

@@ -67,6 +67,7 @@ func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
 	}
 	var holders []string
 	var failed error
+	tries := 0
 	for _, p := range found {
 		locks, err := p.locks()
 		if err != nil {
@@ -75,25 +76,40 @@ func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
 		for _, l := range locks {
 			holders = append(holders, l.String())
 			for _, c := range k.candidatesFor(l) {
+				if tries++; tries > triesLimit {
+					return nil, failure.New(failure.Invalid, "ask who published the image, or have it encrypted to a kid", "the layer has more wrapped keys than the %d that are tried: %w", triesLimit, failed)
+				}
 				options, err := c.open(p, l)
 				if err == nil {
 					return options, nil
 				}
 				slog.Debug("a wrapped key did not open", "holder", l.String(), "key", c.name, "error", err)
+				failed = err
+				if failure.Is(err, failure.Unsupported) { // it may be wrapped in another way as well
+					continue
+				}
 				if l.KeyID != "" || failure.Is(err, failure.Denied) || failure.Is(err, failure.Timeout) {
 					return nil, err
 				}
-				failed = errors.Join(failed, err)
 			}
 		}
+	}
+	if failure.Is(failed, failure.Unsupported) {
+		return nil, failed
 	}
 	if failed != nil {
 		return nil, failure.New(failure.Invalid, "the image may be encrypted to another key of the same kind, or its annotations were changed",
 			"none of the wrapped keys opens with %s: %w", k.names(), failed)
 	}
+	if more := len(holders) - 5; more > 0 {
+		holders = append(holders[:5], fmt.Sprintf("%d more", more))
+	}
 	return nil, failure.New(failure.Invalid, "name the right key, or have one who can open the image add yours with 'hsm-image recipients add'",
 		"no key here opens the layer: it is encrypted for %s; here is %s", strings.Join(holders, ", "), k.names())
 }
+
+// triesLimit bounds what one layer can ask of a module.
+const triesLimit = 32
 
 // candidatesFor returns the keys that fit a lock: the one with its kid, or for a lock without one, those of its kind that the user named. On
 // a token whose keys nobody named, several of the kind are none: which one is meant is not to be found by trying.
@@ -143,6 +159,9 @@ func (k *Keys) open(reference string) (keystore.Store, error) {
 
 func (k *Keys) prepareNamed() error {
 	for _, reference := range k.references {
+		if reference == "" {
+			return failure.New(failure.Invalid, "is a variable empty?", "a key to open with was given, and has no name")
+		}
 		store, err := k.open(reference)
 		if err != nil {
 			return err

@@ -40,8 +40,15 @@ func thumbprint(public crypto.PublicKey) string {
 	return base64.RawURLEncoding.EncodeToString(sum)
 }
 
-// ParseRecipients reads recipients: a key by its URI or alias, cert:FILE or pubkey:FILE (PEM; a public key also in DER), each with ?oaep=sha1 after it
-// where an RSA key is in a token that knows OAEP with SHA-1 alone. No PIN is asked for unless a token shows public keys to nobody else.
+// isThumbprint reports whether a kid has the form of KeyID's.
+func isThumbprint(kid string) bool {
+	sum, err := base64.RawURLEncoding.DecodeString(kid)
+	return err == nil && len(sum) == crypto.SHA256.Size()
+}
+
+// ParseRecipients reads recipients: a key by its URI or alias, cert:FILE or pubkey:FILE (PEM; a public key also in DER), each with
+// ?oaep=sha1 after it where an RSA key is in a token that knows OAEP with SHA-1 alone. No PIN is asked for unless a token shows public
+// keys to nobody else.
 func ParseRecipients(ctx context.Context, names []string) ([]Recipient, error) {
 	if len(names) == 0 {
 		return nil, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE", "there is no recipient")
@@ -59,7 +66,13 @@ func ParseRecipients(ctx context.Context, names []string) ([]Recipient, error) {
 
 func parseRecipient(ctx context.Context, name string) (Recipient, error) {
 	r := Recipient{Name: name}
+	if strings.Contains(name, "pin-value=") {
+		return r, failure.New(failure.Invalid, "leave out the PIN: whoever encrypts needs none", "a recipient carries a PIN (pin-value), which others would see")
+	}
 	reference, hash, chosen := cutOAEP(name)
+	if reference == "" {
+		return r, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE; is a variable empty?", "the recipient %q names nobody", name)
+	}
 	switch hash {
 	case "sha256":
 		r.OAEP = crypto.SHA256
@@ -117,7 +130,20 @@ func fromCertificate(path string) (crypto.PublicKey, error) {
 		return nil, failure.New(failure.Invalid, "ask the recipient for a new certificate, or encrypt to the key alone with pubkey:FILE",
 			"the recipient's certificate in %s expired on %s", path, leaf.NotAfter.UTC().Format(time.DateOnly))
 	}
+	if !mayReceive(leaf) {
+		return nil, failure.New(failure.Invalid, "use the certificate of a recipient's key (keyEncipherment, or keyAgreement on an elliptic curve), or the key alone with pubkey:FILE",
+			"the certificate in %s says that its key is not for encryption", path)
+	}
 	return leaf.PublicKey, nil
+}
+
+// mayReceive reports whether a certificate lets its key decrypt or agree on keys (RFC 5280 section 4.2.1.3). One that says nothing does.
+func mayReceive(leaf *x509.Certificate) bool {
+	uses := x509.KeyUsageKeyEncipherment | x509.KeyUsageDataEncipherment
+	if _, isRSA := leaf.PublicKey.(*rsa.PublicKey); !isRSA {
+		uses = x509.KeyUsageKeyAgreement
+	}
+	return leaf.KeyUsage == 0 || leaf.KeyUsage&uses != 0
 }
 
 const publicKeyLimit = 1 << 16 // bytes; the file of a public key has less than two thousand
@@ -149,18 +175,15 @@ func fromPublicKey(path string) (crypto.PublicKey, error) {
 	return public, nil
 }
 
-// fromKey returns the public half of a key in a module: from the leaf in its certificate-chain file, else from the module.
+// fromKey returns the public half of a key in a module: from the leaf of the certificate-chain in its own entry of the config file, else from
+// the module. A certificate-chain that holds for more than this key may be another's.
 func fromKey(ctx context.Context, reference string) (crypto.PublicKey, error) {
 	s, err := config.Resolve(reference, nil, config.Flags)
 	if err != nil {
 		return nil, err
 	}
-	if s.CertificateChain != "" {
-		if found, err := certs.ReadFile(s.CertificateChain); err == nil {
-			if leaves := certs.Leaves(found); len(leaves) == 1 {
-				return leaves[0].PublicKey, nil
-			}
-		}
+	if s.OwnChain {
+		return fromCertificate(s.CertificateChain)
 	}
 	store, err := keystore.Open(ctx, s)
 	if err != nil {
