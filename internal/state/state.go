@@ -43,8 +43,12 @@ func Lock(ctx context.Context, dir string) (unlock func(), err error) {
 	}
 }
 
-// Write replaces a file: the data goes to a temporary name in the same folder, to the disk, and is renamed.
+// Write replaces a file: the data goes to a temporary name in the same folder, to the disk, and is renamed. What is there and is no file,
+// such as a device, is not replaced.
 func Write(path string, data []byte, mode os.FileMode) error {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return failure.New(failure.Invalid, "name a file", "can't write %s: it is something else than a file", path)
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return failure.New(failure.Internal, "check the folder's permissions", "can't write %s: %w", path, err)
 	}

@@ -1,0 +1,34 @@
+package state
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestWrite replaces files, and files alone: renaming over a device would take it from everybody.
+func TestWrite(t *testing.T) {
+	dir := t.TempDir()
+	file, pipe := filepath.Join(dir, "new", "file"), filepath.Join(dir, "pipe")
+	for _, text := range []string{"one", "two"} {
+		if err := Write(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, _ := os.ReadFile(file); string(got) != text {
+			t.Errorf("the file has %q, not %q", got, text)
+		}
+	}
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, dir} {
+		if err := Write(path, nil, 0o600); err == nil {
+			t.Errorf("%s was replaced", path)
+		}
+	}
+	if info, err := os.Lstat(pipe); err != nil || info.Mode().IsRegular() {
+		t.Errorf("the pipe is %v, %v", info, err)
+	}
+}
