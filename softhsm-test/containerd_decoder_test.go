@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -322,6 +324,7 @@ func TestContainerdDecoder(t *testing.T) {
 // TestContainerdDecoderPublished shows that what hsm-image encrypts is what a node opens, with no key named: its token's is found by kid.
 func TestContainerdDecoderPublished(t *testing.T) {
 	n := newNode(t, "")
+	t.Setenv("TMPDIR", t.TempDir())
 	text := rand.Text()
 	if _, err := PushImage(t.Context(), n.registry+"/app:plain", text); err != nil {
 		t.Fatal(err)
@@ -344,6 +347,62 @@ func TestContainerdDecoderRecipients(t *testing.T) {
 	n.refused(t, text, n.Pull(t, n.push(t, "theirs", wrapHSM(stranger(t)), l)), "no key here opens the layer")
 	if err := n.Pull(t, n.push(t, "ours", wrapHSM(n.public), l)); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestContainerdDecoderMisled shows that what a stranger's image brings into the content store keeps no layer from being opened. Files there
+// are read in the order of their names, the stranger's first.
+func TestContainerdDecoderMisled(t *testing.T) {
+	u := newImageUser(t, NewToken(t, "node"), "RSA-2048")
+	key := u.keys["RSA-2048"]
+	l := newLayer(t, ocispec.MediaTypeImageLayer, "a.txt", secret()).encrypt(t)
+	t.Setenv("STREAM_PROCESSOR_MEDIATYPE", l.mediaType)
+	image := func(layers ...*layer) ocispec.Manifest {
+		m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: descriptor(ocispec.MediaTypeImageConfig, []byte("{}"))}
+		for _, l := range layers {
+			d := descriptor(l.mediaType, l.data)
+			d.Annotations = l.annotations(t, wrapHSM(key.public))
+			m.Layers = append(m.Layers, d)
+		}
+		return m
+	}
+	changed := *l
+	changed.options.Public.Hmac = make([]byte, sha256.Size)
+	// The stranger can encrypt to the key as well, and claim that what begins like the layer is what came out.
+	alike := *l
+	alike.data = append(bytes.Clone(l.data), 0)
+	alike.options.Private.SymmetricKey = make([]byte, 32)
+	mac := hmac.New(sha256.New, alike.options.Private.SymmetricKey)
+	mac.Write(alike.data)
+	alike.options.Public.Hmac = mac.Sum(nil)
+
+	for name, strangers := range map[string]any{
+		"nothing": nil,
+		"a configuration": struct {
+			ocispec.Manifest
+			RootFS ocispec.RootFS `json:"rootfs"`
+		}{Manifest: image(&changed)},
+		"another HMAC":        image(&changed),
+		"one that is alike":   image(&alike),
+		"all, and ours twice": image(&changed, &alike, l),
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			store := filepath.Join(root, "io.containerd.content.v1.content")
+			writeJSON(t, filepath.Join(store, "blobs", "sha256", "0"), strangers)
+			writeBlob(t, store, l.mediaType, l.data)
+			writeBlob(t, store, l.mediaType, alike.data)
+			writeJSON(t, filepath.Join(store, "blobs", "sha256", "z"), image(l))
+			plain, stderr, err := try(t, string(l.data), u.hsmImage, "containerd-decoder", "--root", root, "--key", key.uri)
+			if err != nil || digest.FromString(plain) != l.diffID {
+				t.Errorf("%v, and %d bytes\n%s", err, len(plain), stderr)
+			}
+			forged := bytes.Clone(l.data)
+			forged[len(forged)-1] ^= 1
+			if plain, _, err := try(t, string(forged), u.hsmImage, "containerd-decoder", "--root", root, "--key", key.uri); err == nil || digest.FromString(plain) == l.diffID {
+				t.Errorf("a changed layer was opened")
+			}
+		})
 	}
 }
 
@@ -383,7 +442,9 @@ func TestContainerdDecoderRefuses(t *testing.T) {
 	theirs := stranger(t)
 	for name, wrap := range map[string]wrap{"jwe": wrapJWE(theirs), "hsm": wrapHSM(theirs)} {
 		t.Run("another's "+name, func(t *testing.T) {
-			n.refused(t, text, n.PullCRI(t, n.push(t, "another", wrap, layers...)), "opens")
+			// No layer of app's: as long as containerd has app's manifest, that opens them.
+			l := newLayer(t, ocispec.MediaTypeImageLayerGzip, "a.txt", text).encrypt(t)
+			n.refused(t, text, n.PullCRI(t, n.push(t, "another", wrap, l)), "opens")
 		})
 	}
 	t.Run("verifier", func(t *testing.T) {

@@ -41,7 +41,13 @@ type imageKey struct{ uri, public, certificate string }
 func newImageUser(t *testing.T, token *Token, specs ...string) *imageUser {
 	t.Helper()
 	u := &imageUser{hsmImage: Build(t, "hsm-image"), skopeo: buildSkopeo(t), token: token, keys: map[string]imageKey{}}
-	plugin, dir := Build(t, "notation-hsm"), t.TempDir()
+	plugin, dir, temporary := Build(t, "notation-hsm"), t.TempDir(), t.TempDir()
+	t.Setenv("TMPDIR", temporary)
+	t.Cleanup(func() {
+		if left, err := filepath.Glob(filepath.Join(temporary, ".hsm-image-*")); err != nil || len(left) > 0 {
+			t.Errorf("there still is %s: %v", left, err)
+		}
+	})
 	for _, name := range []string{"CONFIG", "LOG", "TOKEN", "SLOT_ID", "PIN_SOURCE", "CERTIFICATE_CHAIN", "TIMEOUT"} {
 		t.Setenv("NOTATION_HSM_"+name, "")
 	}

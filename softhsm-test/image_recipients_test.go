@@ -1,6 +1,7 @@
 package softhsmtest
 
 import (
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -14,6 +15,7 @@ func TestImageRecipients(t *testing.T) {
 	u := newImageUser(t, NewToken(t, "node"), "EC-256", "EC-384", "RSA-3072")
 	a, b, c := u.keys["EC-256"], u.keys["EC-384"], u.keys["RSA-3072"]
 	t.Chdir(t.TempDir())
+	temporary := os.Getenv("TMPDIR")
 	registry, transferred := CountingProxy(t, StartRegistry(t))
 	const size = 8 << 20 // bytes, of each of four layers
 	writeImage(t, "source", "app", size, "linux/amd64", "linux/arm64")
@@ -40,7 +42,9 @@ func TestImageRecipients(t *testing.T) {
 			t.Helper()
 			transferred.Store(0)
 			args = append([]string{"recipients", args[0], place.image}, append(args[1:], place.flags...)...)
+			t.Setenv("TMPDIR", "/nonexistent") // as nothing is written there
 			stdout, stderr, err := u.try(t, args...)
+			t.Setenv("TMPDIR", temporary)
 			if failed := strings.HasPrefix(want, "error:"); failed != (err != nil) || !regexp.MustCompile(want).MatchString(stderr) {
 				t.Fatalf("hsm-image %v: %v\n%s, not %s", args, err, stderr, want)
 			}
@@ -83,7 +87,7 @@ func TestImageRecipients(t *testing.T) {
 				t.Errorf("%s became %s, and the tag changed as well: %t", name, other, after != before)
 			}
 		}
-		recipients("is as it was", "add", "--recipient", "pubkey:"+b.public, "--recipient", "pubkey:"+c.public)
+		recipients("is as it was", "add", "--recipient", "pubkey:"+b.public, "--recipient", "pubkey:"+c.public+"?oaep=sha1")
 
 		recipients("changed .*; layers with other recipients: 4", "remove", "--recipient", "pubkey:"+a.public)
 		recipients("error: pubkey:.* is no recipient of", "remove", "--recipient", "pubkey:"+a.public)
@@ -99,6 +103,29 @@ func TestImageRecipients(t *testing.T) {
 		recipients("error: .*nobody could open it any more", "remove", "--recipient", b.uri)
 		opens(place.image, b, true)
 		opens(place.image, c, false)
+	}
+}
+
+// TestImageRecipientsAlgorithm mends what was encrypted to an RSA key with a hash that its token does not know.
+func TestImageRecipientsAlgorithm(t *testing.T) {
+	u := newImageUser(t, NewToken(t, "node"), "EC-256", "RSA-2048")
+	ec, rsa := u.keys["EC-256"], u.keys["RSA-2048"]
+	t.Chdir(t.TempDir())
+	writeImage(t, "source", "app", 1000, "linux/amd64")
+	Run(t, u.hsmImage, "encrypt", "oci:source:app", "oci:app:app", "--recipient", "pubkey:"+ec.public, "--recipient", "pubkey:"+rsa.public)
+	if _, stderr, err := u.try(t, "decrypt", "oci:app:app", "oci:plain:app", "--key", rsa.uri); err == nil || !strings.Contains(stderr, "oaep=sha1") {
+		t.Fatalf("%v\n%s", err, stderr)
+	}
+	Run(t, u.hsmImage, "recipients", "add", "oci:app:app", "--recipient", "pubkey:"+rsa.public+"?oaep=sha1", "--key", ec.uri)
+	Run(t, u.hsmImage, "decrypt", "oci:app:app", "oci:plain:app", "--key", rsa.uri)
+	for _, more := range []string{"", "?oaep=sha1"} { // and once more adds nothing
+		if _, stderr, err := u.try(t, "recipients", "add", "oci:app:app", "--recipient", "pubkey:"+rsa.public+more, "--key", ec.uri); err != nil || !strings.Contains(stderr, "is as it was") {
+			t.Errorf("%v\n%s", err, stderr)
+		}
+	}
+	Run(t, u.hsmImage, "recipients", "remove", "oci:app:app", "--recipient", "pubkey:"+rsa.public)
+	if list := Run(t, u.hsmImage, "recipients", "list", "oci:app:app"); strings.Contains(list, "RSA") {
+		t.Errorf("the key is still in\n%s", list)
 	}
 }
 

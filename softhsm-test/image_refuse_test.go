@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -190,6 +191,7 @@ func TestImageKeep(t *testing.T) {
 	writeImage(t, "source", "app", 1000, "linux/amd64")
 	writeImage(t, "source", "other", 1000, "linux/amd64")
 	writeImage(t, "source", "index", 1000, "linux/amd64", "linux/arm64", "unknown/unknown")
+	writeFile(t, "precious.txt", []byte("not to be written over"))
 	for _, do := range []struct{ args, want string }{
 		{"encrypt oci:source:app oci:all:app --recipient pubkey:KEY", "wrote oci:all:app"},
 		{"encrypt oci:source:other oci:all:other --recipient pubkey:KEY --layer -1", "wrote oci:all:other"},
@@ -207,23 +209,30 @@ func TestImageKeep(t *testing.T) {
 		{"encrypt oci:source:app oci:all:x --recipient pubkey:KEY --layer 2", "error: oci:source:app has 2 layers, and none with the index 2"},
 		{"encrypt oci:source:app oci:all:x", "error: there is no recipient"},
 		{"encrypt oci:source:app docker-daemon:x --recipient pubkey:KEY", `error: "docker-daemon:x" does not name an image`},
+		{"encrypt oci:source:app docker-archive:x.tar --recipient pubkey:KEY", "error: docker-archive:x.tar can't be encrypted: a docker-archive has no place for wrapped keys"},
 		{"encrypt oci:source:app docker://127.0.0.1:1/x@sha256:" + strings.Repeat("0", 64) + " --recipient pubkey:KEY", "error: the copy can't be .*: what it contains decides its digest"},
 		{"encrypt oci:source:none oci:all:x --recipient pubkey:KEY", "error: can't read oci:source:none"},
 		{"decrypt oci:source:app oci:all:x --key URI", "error: oci:source:app has no encrypted layer"},
 		{"decrypt oci:all:index docker-archive:x.tar --key URI", "error: a docker-archive holds one image, and oci:all:index lists 2"},
 		{"decrypt oci:all:index oci:x:x --key URI --platform linux/s390x", "error: oci:all:index has no image for linux/s390x\nhint: there are: linux/amd64, linux/arm64"},
 		{"decrypt oci:all:app docker-archive:amd64.tar --key URI", "error: .* the file is there already"},
+		{"decrypt oci:all:app oci-archive:precious.txt:x --key URI", "error: .* the file is there already"},
 		{"decrypt oci:all:app dir:source --key URI", "error: .* the folder holds something else than an image"},
 		{"decrypt oci:all:app oci:index:x --key URI", "error: .* the folder holds something else than an image"},
-		{"decrypt oci:all:app oci:none/none:x --key URI", "error: .*none: no such file or directory"},
-		{"decrypt oci:all:app oci-archive:none/x.tar --key URI", "error: .*none: no such file or directory"},
+		{"decrypt oci:all:app oci:none/none:x --key URI", "error: oci:none/none:x can't be used: its folder is not there: .*none: no such file or directory"},
+		{"decrypt oci:all:app oci-archive:none/x.tar --key URI", "error: oci-archive:none/x.tar can't be used: its folder is not there: .*none: no such file or directory"},
 		{"decrypt oci:all:app docker-archive:/dev/null --key URI", "error: .* it is no file"},
 		{"recipients add dir:index --recipient pubkey:KEY --key URI", "error: recipients can be changed in a registry and in oci:DIR:TAG alone, not in dir:index"},
 		{"recipients add oci:source:app --recipient pubkey:KEY --key URI", "error: oci:source:app has no encrypted layer"},
 		{"recipients remove oci:all:app --recipient pubkey:KEY", "error: layer 0 .* of oci:all:app: nobody could open it any more"},
+		{"recipients remove oci:all:app --recipient NOBODY", "error: NOBODY is no recipient of oci:all:app"},
+		{"encrypt oci:source:app oci:apart:app --recipient pubkey:KEY", "^wrote oci:apart:app\nsignatures"},
+		{"encrypt oci:source:app oci:./source/:encrypted --recipient pubkey:KEY", "warning: the plain layers are still in the same folder"},
 		{"layers oci:all:app --platform x", "error: unknown flag"},
 	} {
-		args := strings.Fields(strings.NewReplacer("KEY", key.public, "URI", key.uri).Replace(do.args))
+		nobody := strings.NewReplacer("NOBODY", strings.Repeat("-_aZ", 10)+"aaa")
+		do.want = nobody.Replace(do.want)
+		args := strings.Fields(strings.NewReplacer("KEY", key.public, "URI", key.uri).Replace(nobody.Replace(do.args)))
 		_, stderr, err := u.try(t, args...)
 		if failed := strings.HasPrefix(do.want, "error:"); failed != (err != nil) || !regexp.MustCompile(do.want).MatchString(stderr) {
 			t.Fatalf("hsm-image %s: %v\n%s, not %s", do.args, err, stderr, do.want)
@@ -256,6 +265,22 @@ func TestImageKeep(t *testing.T) {
 	if len(shown) != 2 || shown[1].Platform != "linux/arm64" || len(shown[1].Layers) != 2 || !shown[1].Layers[1].Encrypted ||
 		shown[1].Layers[1].Recipients[0].Recipient != "pubkey:"+key.public || shown[1].Layers[1].Recipients[0].Scheme != "provider.hsm" {
 		t.Errorf("layers --json printed %s", out)
+	}
+}
+
+// TestImageDestinationTLS has the destination's registry not be trusted, or have no HTTPS: the error says which flag is about that.
+func TestImageDestinationTLS(t *testing.T) {
+	u := newImageUser(t, NewToken(t, "node"), "EC-256")
+	t.Chdir(t.TempDir())
+	writeImage(t, "source", "app", 1000, "linux/amd64")
+	server := httptest.NewTLSServer(http.NotFoundHandler())
+	defer server.Close()
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // it hears of the certificate as well
+	for _, address := range []string{strings.TrimPrefix(server.URL, "https://"), StartRegistry(t)} {
+		_, stderr, err := u.try(t, "encrypt", "oci:source:app", "docker://"+address+"/app:1", "--recipient", "pubkey:"+u.keys["EC-256"].public)
+		if err == nil || !strings.Contains(stderr, "--dest-cert-dir") || !strings.Contains(stderr, "--dest-tls-verify") {
+			t.Errorf("%v\n%s", err, stderr)
+		}
 	}
 }
 

@@ -40,6 +40,9 @@ The image gets a new digest, so signatures of the old one do not hold: encrypt f
 			return err
 		}
 		tellCopy(c, what, made)
+		if what.LeavesPlain() {
+			fmt.Fprintf(c.ErrOrStderr(), "warning: the plain layers are still in the same folder as the encrypted ones; publish from another folder\n")
+		}
 		fmt.Fprintf(c.ErrOrStderr(), "signatures of %s do not hold for it: sign it under its new digest\n", what.From)
 		return nil
 	}

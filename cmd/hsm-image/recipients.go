@@ -115,7 +115,7 @@ the image anew, without them. The last recipient can't be removed.`,
 
 func tellChange(c *cobra.Command, ref image.Reference, made *image.Changed) {
 	if made.Layers == 0 {
-		fmt.Fprintf(c.ErrOrStderr(), "%s is as it was: they can open all its encrypted layers already\n", ref)
+		fmt.Fprintf(c.ErrOrStderr(), "%s is as it was: its layers are encrypted for them already\n", ref)
 		return
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "changed %s; layers with other recipients: %d\n", ref, made.Layers)

@@ -2,10 +2,13 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+	"os"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -14,6 +17,7 @@ import (
 	"go.podman.io/image/v5/docker"
 	dockerarchive "go.podman.io/image/v5/docker/archive"
 	"go.podman.io/image/v5/docker/reference"
+	"go.podman.io/image/v5/oci/layout"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 
@@ -40,6 +44,9 @@ type Result struct {
 // Encrypt copies an image and encrypts layers of it to recipients, as envelope.ParseRecipients reads them. layers are indices, counted
 // from 0, or from the end where negative; none stands for all. It needs no PIN.
 func Encrypt(ctx context.Context, c Copy, recipients []string, layers []int) (*Result, error) {
+	if c.To.transport() == dockerarchive.Transport.Name() {
+		return nil, failure.New(failure.Invalid, "use oci-archive: or oci:", "%s can't be encrypted: a docker-archive has no place for wrapped keys", c.To)
+	}
 	to, err := envelope.ParseRecipients(ctx, recipients)
 	if err != nil {
 		return nil, err
@@ -175,6 +182,21 @@ func (c Copy) copy(ctx context.Context, transfer *transfer, what string, prepare
 	return r, nil
 }
 
+// LeavesPlain reports whether source and destination are one OCI layout, in which blobs that no image has any more stay.
+func (c Copy) LeavesPlain() bool {
+	if c.From.transport() != layout.Transport.Name() || c.To.transport() != layout.Transport.Name() {
+		return false
+	}
+	from, _, _ := c.From.local()
+	to, _, _ := c.To.local()
+	a, err := os.Stat(from)
+	if err != nil {
+		return false
+	}
+	b, err := os.Stat(to)
+	return err == nil && os.SameFile(a, b)
+}
+
 // selection chooses the images, and has the copy library copy these.
 func (c Copy) selection(t *tree, options *c_copy.Options) (chosen []Image, skipped int, err error) {
 	images, err := t.choose(c.Platforms)
@@ -208,7 +230,7 @@ func (c Copy) selection(t *tree, options *c_copy.Options) (chosen []Image, skipp
 func (c Copy) explain(err error, what string, images []Image) error {
 	changed := "get the image again from where it was published; nothing of it was written"
 	if c.To.transport() == docker.Transport.Name() {
-		changed = "get the image again from where it was published; its tag was not written"
+		changed = "get the image again from where it was published; its tag was not written, but the registry may have those of its layers that are whole"
 	}
 	text := err.Error()
 	for _, image := range images {
@@ -225,8 +247,14 @@ func (c Copy) explain(err error, what string, images []Image) error {
 	}
 	hint := "check the network and the disk, and run it again"
 	var unauthorized docker.ErrUnauthorizedForCredentials
-	if errors.As(err, &unauthorized) {
+	var untrusted *tls.CertificateVerificationError
+	var alert tls.AlertError
+	switch {
+	case errors.As(err, &unauthorized):
 		hint = "log in to the registry ('notation login', 'skopeo login'), or see --authfile"
+	case errors.As(err, &untrusted), errors.As(err, &alert), errors.Is(err, http.ErrSchemeMismatch): // the source has been spoken to before
+		hint = "give the CA of the destination's registry, and a client certificate if it asks for one, with --dest-cert-dir; " +
+			"if it has no HTTPS, see --dest-tls-verify"
 	}
 	return failure.New(failure.Internal, hint, "%s %s failed: %w", what, c.From, err)
 }

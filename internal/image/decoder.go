@@ -17,6 +17,7 @@ import (
 	"github.com/containers/ocicrypt/blockcipher"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -62,6 +63,7 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 	if err != nil {
 		return err
 	}
+	store := contentStore(filepath.Join(d.Root, "io.containerd.content.v1.content"))
 	if len(layers) == 0 {
 		head := make([]byte, headSize)
 		n, err := io.ReadFull(encrypted, head)
@@ -69,26 +71,30 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 			return failure.New(failure.Internal, "see containerd's log", "containerd does not give the layer: %w", err)
 		}
 		encrypted = io.MultiReader(bytes.NewReader(head[:n]), encrypted)
-		store := contentStore(filepath.Join(d.Root, "io.containerd.content.v1.content"))
 		if layers, err = store.layersThatBegin(head[:n], d.MediaType); err != nil {
 			return err
 		}
 	}
-	layer, options, err := openOne(ctx, d.References, layers)
+	candidates, err := openAll(ctx, d.References, layers)
 	if err != nil {
 		return err
 	}
-	handler, err := blockcipher.NewLayerBlockCipherHandler()
+	layer := candidates[0]
+	if len(candidates) > 1 {
+		blob, chosen, err := store.choose(encrypted, candidates)
+		if err != nil {
+			return err
+		}
+		defer blob.Close()
+		encrypted, layer = blob, chosen
+	}
+	decrypted, err := layer.decrypt(encrypted)
 	if err != nil {
 		return err
-	}
-	decrypted, _, err := handler.Decrypt(encrypted, options)
-	if err != nil {
-		return failure.New(failure.Unsupported, "", "layer %s can't be decrypted: %w", layer.Digest, err)
 	}
 	archive, err := decompress(layer.MediaType, bufio.NewReaderSize(decrypted, decoderBuffer))
 	if err != nil {
-		return damagedLayer(layer, err)
+		return damagedLayer(layer.Digest, err)
 	}
 	defer archive.Close()
 	_, err = io.Copy(out, archive)
@@ -99,7 +105,7 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 	case out.failed != nil:
 		return failure.New(failure.Internal, "see containerd's log", "containerd took no more of layer %s: %w", layer.Digest, out.failed)
 	case err != nil:
-		return damagedLayer(layer, err)
+		return damagedLayer(layer.Digest, err)
 	}
 	return nil
 }
@@ -122,27 +128,54 @@ func (d Decoder) readPayload() ([]ocispec.Descriptor, error) {
 	return []ocispec.Descriptor{p.Descriptor}, nil
 }
 
-// openOne has the module open the key of the first of the layers that it can, and closes the module. They are the same layer with different
-// annotations.
-func openOne(ctx context.Context, references []string, layers []ocispec.Descriptor) (ocispec.Descriptor, blockcipher.LayerBlockCipherOptions, error) {
-	var options blockcipher.LayerBlockCipherOptions
+// A candidate is a layer, as one manifest describes it, whose key is open.
+type candidate struct {
+	ocispec.Descriptor
+	options blockcipher.LayerBlockCipherOptions
+}
+
+// openAll has the module open the keys of all layers that it can, and closes the module. It fails if there is none.
+func openAll(ctx context.Context, references []string, layers []ocispec.Descriptor) (opened []candidate, first error) {
 	keys := envelope.OpenKeys(ctx, references)
 	defer keys.Close()
-	var first error
 	for _, layer := range layers {
-		private, err := unlock(keys, Layer{annotations: layer.Annotations})
+		c, err := open(keys, layer)
 		if err == nil {
-			defer clear(private)
-			if options.Public, err = cipherOf(layer.Annotations); err == nil {
-				err = json.Unmarshal(private, &options.Private)
-			}
-			return layer, options, err
-		}
-		if first == nil {
+			opened = append(opened, c)
+		} else if first == nil {
 			first = err
 		}
 	}
-	return ocispec.Descriptor{}, options, first
+	if len(opened) > 0 {
+		return opened, nil
+	}
+	return nil, first
+}
+
+func open(keys *envelope.Keys, layer ocispec.Descriptor) (candidate, error) {
+	c := candidate{Descriptor: layer}
+	private, err := unlock(keys, Layer{annotations: layer.Annotations})
+	if err != nil {
+		return c, err
+	}
+	defer clear(private)
+	if c.options.Public, err = cipherOf(layer.Annotations); err != nil {
+		return c, err
+	}
+	return c, json.Unmarshal(private, &c.options.Private)
+}
+
+// decrypt returns the layer's plain bytes. Reading them fails at their end if the layer is not as it was encrypted.
+func (c candidate) decrypt(encrypted io.Reader) (io.Reader, error) {
+	handler, err := blockcipher.NewLayerBlockCipherHandler()
+	if err != nil {
+		return nil, err
+	}
+	decrypted, _, err := handler.Decrypt(encrypted, c.options)
+	if err != nil {
+		return nil, failure.New(failure.Unsupported, "", "layer %s can't be decrypted: %w", c.Digest, err)
+	}
+	return decrypted, nil
 }
 
 // decompress undoes the compression that the media type names.
@@ -160,10 +193,10 @@ func decompress(mediaType string, layer io.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(layer), nil
 }
 
-func damagedLayer(layer ocispec.Descriptor, err error) error {
-	slog.Debug("a layer does not decrypt", "digest", layer.Digest, "error", err.Error()) // its text may hold raw bytes
+func damagedLayer(layer digest.Digest, err error) error {
+	slog.Debug("a layer does not decrypt", "digest", layer, "error", err.Error()) // its text may hold raw bytes
 	return failure.New(failure.Invalid, "get the image again from where it was published",
-		"layer %s is damaged: it, or its annotations, were changed or cut short after it was encrypted", layer.Digest)
+		"layer %s is damaged: it, or its annotations, were changed or cut short after it was encrypted", layer)
 }
 
 // output is what containerd unpacks.

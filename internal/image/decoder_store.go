@@ -25,15 +25,20 @@ func (s contentStore) file(d digest.Digest) string {
 }
 
 // layersThatBegin returns the descriptors of all encrypted layers of a media type that begin with head, or are head if it is short. There
-// are several when manifests differ in who can open the layer. It fails with Invalid when there is none.
+// are several when manifests differ in who can open the layer, or when someone means to mislead. It fails with Invalid when there is none.
 func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.Descriptor, error) {
 	var found []ocispec.Descriptor
 	err := filepath.WalkDir(filepath.Join(string(s), "blobs"), func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
 			return err
 		}
+		seen := map[digest.Digest]bool{} // one manifest is believed one thing of a layer: whoever wants many tried has to get many here
 		for _, layer := range layersOf(path) {
-			if layer.MediaType == mediaType && envelope.Encrypted(layer.Annotations) && layer.Digest.Validate() == nil && begins(s.file(layer.Digest), head) {
+			if layer.MediaType != mediaType || !envelope.Encrypted(layer.Annotations) || layer.Digest.Validate() != nil || seen[layer.Digest] {
+				continue
+			}
+			seen[layer.Digest] = true
+			if begins(s.file(layer.Digest), head) {
 				found = append(found, layer)
 			}
 		}
@@ -47,6 +52,45 @@ func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.
 			"containerd does not say which layer this is, and it is not found in %s: %w", s, err)
 	}
 	return found, nil
+}
+
+// choose reads a layer to its end, and returns its file in the store and the candidate that describes it: whose HMAC it has. Anybody whose
+// image was pulled as well can have put other candidates there, for this layer or for one that begins alike.
+func (s contentStore) choose(encrypted io.Reader, candidates []candidate) (*os.File, candidate, error) {
+	verifiers := map[digest.Digest]digest.Verifier{}
+	var all []io.Writer
+	for _, c := range candidates {
+		if verifiers[c.Digest] == nil {
+			verifiers[c.Digest] = c.Digest.Verifier()
+			all = append(all, verifiers[c.Digest])
+		}
+	}
+	if _, err := io.Copy(io.MultiWriter(all...), encrypted); err != nil {
+		return nil, candidate{}, failure.New(failure.Internal, "see containerd's log", "containerd does not give the layer: %w", err)
+	}
+	name := candidates[0].Digest
+	for _, c := range candidates {
+		if !verifiers[c.Digest].Verified() {
+			continue
+		}
+		name = c.Digest
+		f, err := os.Open(s.file(c.Digest))
+		if err != nil {
+			return nil, c, failure.New(failure.Internal, "pull the image again", "can't read the layer in containerd's content store: %w", err)
+		}
+		plain, err := c.decrypt(f)
+		if err == nil {
+			_, err = io.Copy(io.Discard, plain)
+		}
+		if err == nil {
+			_, err = f.Seek(0, io.SeekStart)
+		}
+		if err == nil {
+			return f, c, nil
+		}
+		f.Close()
+	}
+	return nil, candidate{}, damagedLayer(name, errors.New("no manifest has its HMAC"))
 }
 
 // layersOf returns the layers of a manifest, and none of what is not one.
@@ -64,8 +108,12 @@ func layersOf(path string) []ocispec.Descriptor {
 	if err != nil {
 		return nil
 	}
-	var manifest ocispec.Manifest
-	if json.Unmarshal(append(first, data...), &manifest) != nil {
+	var manifest struct {
+		ocispec.Manifest
+		RootFS json.RawMessage `json:"rootfs"` // of an image's configuration, in which anything else may stand as well
+	}
+	if json.Unmarshal(append(first, data...), &manifest) != nil || manifest.RootFS != nil || manifest.Config.Digest == "" ||
+		manifest.MediaType != "" && manifest.MediaType != ocispec.MediaTypeImageManifest { // others have no place for wrapped keys
 		return nil
 	}
 	return manifest.Layers

@@ -86,9 +86,27 @@ func FuzzContentStore(f *testing.F) {
 			f.Fatal(err)
 		}
 	}
-	manifest, err := json.Marshal(ocispec.Manifest{Layers: []ocispec.Descriptor{layer}})
+	image := ocispec.Manifest{Config: ocispec.Descriptor{Digest: digest.FromString("config")}, Layers: []ocispec.Descriptor{layer, layer}}
+	manifest, err := json.Marshal(image)
 	if err != nil {
 		f.Fatal(err)
+	}
+	for _, other := range []any{
+		struct {
+			ocispec.Manifest
+			RootFS ocispec.RootFS `json:"rootfs"`
+		}{Manifest: image},
+		ocispec.Manifest{Layers: image.Layers},
+		ocispec.Manifest{MediaType: ocispec.MediaTypeImageConfig, Config: image.Config, Layers: image.Layers},
+	} {
+		data, err := json.Marshal(other)
+		if err != nil {
+			f.Fatal(err)
+		}
+		write(data)
+		if found, err := store.layersThatBegin(head, mediaType); err == nil {
+			f.Errorf("%s is no manifest, and has %v", data, found)
+		}
 	}
 	write(manifest)
 	for head, want := range map[string]int{string(head): 1, "encrypted": 0, "": 0, "encrypted layer!": 0} {

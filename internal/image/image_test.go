@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -142,6 +143,50 @@ func TestSetEntry(t *testing.T) {
 		}
 		if !reflect.DeepEqual(got, want) {
 			t.Errorf("%v: index.json is %s", c, data)
+		}
+	}
+}
+
+// TestManifestsLimit bounds what all manifests of an index have together.
+func TestManifestsLimit(t *testing.T) {
+	dir := t.TempDir()
+	blob := func(mediaType string, value any) ocispec.Descriptor {
+		data, err := json.Marshal(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
+		file := filepath.Join(dir, ocispec.ImageBlobsDir, "sha256", d.Digest.Encoded())
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, data, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	var list ocispec.Index
+	list.SchemaVersion, list.MediaType = 2, ocispec.MediaTypeImageIndex
+	for i := range 10 {
+		var m ocispec.Manifest
+		m.SchemaVersion, m.MediaType = 2, ocispec.MediaTypeImageManifest
+		m.Config = blob(ocispec.MediaTypeImageConfig, i)
+		m.Annotations = map[string]string{"large": strings.Repeat("x", manifestLimit-1000)}
+		list.Manifests = append(list.Manifests, blob(m.MediaType, m))
+	}
+	for n, want := range map[int]bool{8: true, 10: false} {
+		shorter := list
+		shorter.Manifests = list.Manifests[:n]
+		top := ocispec.Index{Manifests: []ocispec.Descriptor{blob(list.MediaType, shorter)}}
+		top.SchemaVersion = 2
+		data, err := json.Marshal(top)
+		if err := errors.Join(err, os.WriteFile(filepath.Join(dir, ocispec.ImageIndexFile), data, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		ref, err := ParseReference("oci:" + dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		images, err := Layers(t.Context(), ref, Registry{})
+		if (err == nil) != want || want && len(images) != n || !want && !strings.Contains(err.Error(), "larger than 32 MiB together") {
+			t.Errorf("with %d manifests: %d images, %v", n, len(images), err)
 		}
 	}
 }

@@ -18,14 +18,13 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
+// pubopts is the annotation with what is public of a layer's options.
+const pubopts = "org.opencontainers.image.enc.pubopts"
+
 // ocicrypt finds who wraps and unwraps keys in a table of the process, by the annotation that the wrapped key is in. It is given what
 // is needed for the one copy that a command makes; what OCICRYPT_KEYPROVIDER_CONFIG says of the same annotations does not count then.
-const (
-	keysPrefix = "org.opencontainers.image.enc.keys."
-	pubopts    = "org.opencontainers.image.enc.pubopts"
-)
-
-// A wrapper is what ocicrypt asks for keys. It has none by itself.
+//
+// A wrapper is what it finds there. It has no keys by itself.
 type wrapper struct{ annotation string }
 
 func (w wrapper) GetAnnotationID() string                                 { return w.annotation }
@@ -50,7 +49,7 @@ func (s sealer) WrapKeys(_ *encconfig.EncryptConfig, options []byte) ([]byte, er
 
 // sealWith has ocicrypt wrap keys to recipients.
 func sealWith(recipients []envelope.Recipient) *encconfig.EncryptConfig {
-	ocicrypt.RegisterKeyWrapper("provider.hsm", sealer{wrapper{envelope.Annotation}, recipients})
+	ocicrypt.RegisterKeyWrapper(strings.TrimPrefix(envelope.Annotation, envelope.AnnotationPrefix), sealer{wrapper{envelope.Annotation}, recipients})
 	none := map[string][][]byte{}
 	return &encconfig.EncryptConfig{Parameters: none, DecryptConfig: encconfig.DecryptConfig{Parameters: none}}
 }
@@ -85,7 +84,7 @@ func openRing(ctx context.Context, ref Reference, images []Image, references []s
 				return nil, about(err, "%s of %s", l, image.name(ref))
 			}
 			for name, value := range l.annotations {
-				if !strings.HasPrefix(name, keysPrefix) {
+				if !strings.HasPrefix(name, envelope.AnnotationPrefix) {
 					continue
 				}
 				// Whatever else the process has for this annotation, such as the command of a key provider, is not asked.

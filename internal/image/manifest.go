@@ -6,8 +6,10 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	dockerarchive "go.podman.io/image/v5/docker/archive"
 	c_image "go.podman.io/image/v5/image"
 	"go.podman.io/image/v5/manifest"
+	ociarchive "go.podman.io/image/v5/oci/archive"
 	"go.podman.io/image/v5/types"
 
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
@@ -16,9 +18,10 @@ import (
 
 // What is read from others is bounded: manifests as registries bound them, and what one index or image may list.
 const (
-	manifestLimit = 4 << 20 // bytes
-	imagesLimit   = 500     // in an index
-	layersLimit   = 1000    // in an image; no runtime takes more than 127
+	manifestLimit  = 4 << 20  // bytes
+	manifestsLimit = 32 << 20 // bytes, of an index and all manifests that it lists
+	imagesLimit    = 500      // in an index
+	layersLimit    = 1000     // in an image; no runtime takes more than 127
 )
 
 // A Layer is one layer of an image, as its manifest tells.
@@ -37,7 +40,7 @@ type Image struct {
 	Digest   digest.Digest // of the manifest
 	Platform Platform      // empty if nobody says
 	Layers   []Layer
-	manifest []byte
+	manifest []byte // kept only if it may be changed
 	mimeType string
 	listed   bool // whether an index lists it
 }
@@ -91,6 +94,7 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 	if len(instances) > imagesLimit {
 		return nil, failure.New(failure.Invalid, "", "the index %s lists %d images, more than %d", ref, len(instances), imagesLimit)
 	}
+	total := len(t.manifest)
 	for i, instance := range instances {
 		if slices.Contains(instances[:i], instance) {
 			continue
@@ -101,6 +105,9 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 		image, err := readManifest(ctx, ref, source, &instance)
 		if err != nil {
 			return nil, err
+		}
+		if total += len(image.manifest); total > manifestsLimit {
+			return nil, failure.New(failure.Invalid, "", "the manifests of %s are larger than %d MiB together", ref, manifestsLimit>>20)
 		}
 		if manifest.MIMETypeIsMultiImage(image.mimeType) {
 			return nil, failure.New(failure.Unsupported, "name the inner index by its digest", "%s lists another index, %s", ref, instance)
@@ -115,6 +122,9 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 		image.listed = true
 		if err := image.readLayers(ref); err != nil {
 			return nil, err
+		}
+		if !image.encrypted() {
+			image.manifest = nil // its recipients can't be changed
 		}
 		t.images = append(t.images, *image)
 		transfer.moved()
@@ -198,12 +208,16 @@ func (t *tree) choose(platforms []Platform) ([]Image, error) {
 // Layers returns the images behind a reference, one unless it is an index, with their layers.
 func Layers(ctx context.Context, ref Reference, registry Registry) (images []Image, err error) {
 	err = within(ctx, "reading "+ref.String(), func(ctx context.Context, transfer *transfer) error {
-		scratch, err := newScratch("")
-		if err != nil {
-			return err
+		sys := registry.context()
+		switch ref.transport() {
+		case ociarchive.Transport.Name(), dockerarchive.Transport.Name(): // are unpacked
+			scratch, err := newScratch("")
+			if err != nil {
+				return err
+			}
+			defer scratch.remove(ctx)()
+			scratch.use(sys)
 		}
-		defer scratch.remove(ctx)()
-		sys := scratch.use(registry.context())
 		source, err := ref.NewImageSource(ctx, sys)
 		if err != nil {
 			return unreadable(ref, err)

@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"slices"
@@ -45,12 +46,20 @@ type Changed struct {
 	Layers int           // how many layers have other recipients; with 0, nothing was written
 }
 
-// AddRecipients wraps the key of each encrypted layer for more recipients, as envelope.ParseRecipients reads them. One who can open a layer
-// already is left as is. The key of the others is opened with the keys that references name, as Decrypt does.
+// AddRecipients wraps the key of each encrypted layer for more recipients, as envelope.ParseRecipients reads them. One for whom a layer's
+// key is wrapped already, with the same algorithm, is left as is. The key of the others is opened with the keys that references name, as Decrypt does.
 //
 // Like RemoveRecipients, it changes manifests in a registry or in an OCI layout, in their place: layers are neither read nor moved.
 func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipients, references []string) (*Changed, error) {
 	added, err := envelope.ParseRecipients(ctx, recipients)
+	if err != nil {
+		return nil, err
+	}
+	trial, err := envelope.Seal([]byte("{}"), added) // says what the added ones are going to be
+	if err != nil {
+		return nil, err
+	}
+	wanted, err := envelope.Holders(map[string]string{envelope.Annotation: base64.StdEncoding.EncodeToString(trial)})
 	if err != nil {
 		return nil, err
 	}
@@ -60,8 +69,8 @@ func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipi
 		return t.edit(func(l Layer) (string, error) {
 			before := l.annotations[envelope.Annotation]
 			var missing []envelope.Recipient
-			for _, r := range added {
-				if !slices.ContainsFunc(l.Holders, func(h envelope.Holder) bool { return h.KeyID == r.KeyID() }) {
+			for i, r := range added {
+				if !slices.Contains(l.Holders, wanted[i]) {
 					missing = append(missing, r)
 				}
 			}
@@ -114,7 +123,7 @@ func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]
 	var kids []string
 	for _, name := range names {
 		kid := name
-		if !holds(kid) {
+		if thumbprint, err := base64.RawURLEncoding.DecodeString(name); !holds(kid) && (err != nil || len(thumbprint) != sha256.Size) {
 			parsed, err := envelope.ParseRecipients(ctx, []string{name})
 			if err != nil {
 				return nil, err
@@ -124,19 +133,19 @@ func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]
 		if !holds(kid) {
 			return nil, failure.New(failure.Invalid,
 				"see 'hsm-image recipients list "+ref.String()+"'; those of other schemes than provider.hsm can't be removed one by one",
-				"%s is no recipient of %s (kid %s)", name, ref, kid)
+				"%s is no recipient of %s (it has no kid %s)", name, ref, kid)
 		}
 		kids = append(kids, kid)
 	}
 	return kids, nil
 }
 
-func (h Held) annotation() string { return keysPrefix + h.Scheme }
+func (h Held) annotation() string { return envelope.AnnotationPrefix + h.Scheme }
 
 // others returns the annotations that hold keys wrapped by others.
 func others(annotations map[string]string) (names []string) {
 	for name, value := range annotations {
-		if strings.HasPrefix(name, keysPrefix) && name != envelope.Annotation && value != "" {
+		if strings.HasPrefix(name, envelope.AnnotationPrefix) && name != envelope.Annotation && value != "" {
 			names = append(names, name)
 		}
 	}

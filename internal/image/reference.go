@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -45,6 +46,9 @@ func ParseReference(text string) (Reference, error) {
 			break
 		}
 		ref, err := transport.ParseReference(rest)
+		if errors.Is(err, fs.ErrNotExist) {
+			return Reference{}, failure.New(failure.Invalid, "make it, or name another", "%s can't be used: its folder is not there: %w", text, err)
+		}
 		if err != nil {
 			return Reference{}, failure.New(failure.Invalid, hint, "%q does not name an image: %w", text, err)
 		}

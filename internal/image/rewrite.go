@@ -40,12 +40,7 @@ func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite r
 		return nil, failure.New(failure.Unsupported, "copy it to oci:DIR:TAG, change it there, and copy it back",
 			"recipients can be changed in a registry and in oci:DIR:TAG alone, not in %s", ref)
 	}
-	scratch, err := newScratch("")
-	if err != nil {
-		return nil, err
-	}
-	defer scratch.remove(ctx)()
-	sys := scratch.use(registry.context())
+	sys := registry.context()
 	source, err := ref.NewImageSource(ctx, sys)
 	if err != nil {
 		return nil, unreadable(ref, err)
@@ -82,7 +77,7 @@ func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite r
 // A rewrite makes new manifests: those of the images that change, and at the end that at the top.
 type rewrite func(context.Context, *tree) (*Changed, [][]byte, error)
 
-// edit makes new manifests: those of the images that change, and at the end that at the top.
+// edit is the rewrite that gives our annotation of each encrypted layer another value.
 func (t *tree) edit(edit edit) (*Changed, [][]byte, error) {
 	changed := &Changed{Digest: t.digest}
 	var manifests [][]byte

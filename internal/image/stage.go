@@ -12,7 +12,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/directory"
-	dockerarchive "go.podman.io/image/v5/docker/archive"
 	"go.podman.io/image/v5/oci/layout"
 	"go.podman.io/image/v5/types"
 	"golang.org/x/sys/unix"
@@ -148,8 +147,8 @@ func check(ref Reference, path string) (there bool, err error) {
 		return len(entries) > 0, nil // an empty folder is replaced as if it were not there
 	case !info.Mode().IsRegular():
 		return refuse("it is no file")
-	case ref.transport() == dockerarchive.Transport.Name() && info.Size() > 0:
-		return refuse("the file is there already, and a docker-archive can't be added to")
+	case info.Size() > 0:
+		return refuse("the file is there already, and an archive can't be added to")
 	}
 	return true, nil
 }
