@@ -100,9 +100,9 @@ func TestContainerdGate(t *testing.T) {
 	})
 	refusedFor(good, "EOF")
 	restore()
-	g.install(t, c, bin, state, "--timeout", "500ms")
+	g.install(t, c, bin, state, "--timeout", "1s")
 	restore = g.front.when(func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true })
-	refusedFor(good, "it could not be verified within 500ms")
+	refusedFor(good, "it could not be verified within 1s")
 	restore()
 	g.install(t, c, bin, state)
 
@@ -223,8 +223,24 @@ func TestContainerdGate(t *testing.T) {
 func TestContainerdMirror(t *testing.T) {
 	g := newGated(t)
 	bin, state := filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state")
-	c := StartContainerd(t, ContainerdOptions{Config: func(string) string { // what install-verifier prints
-		return gate.Node{Timeout: gate.DefaultTimeout}.Snippet(bin)
+	// containerd is told what install-verifier prints. That was started elsewhere, where the folder has a shorter name, and ten others are
+	// asked before it.
+	c := StartContainerd(t, ContainerdOptions{Config: func(root string) string {
+		folder := filepath.Join(filepath.Dir(root), "certs.d")
+		if err := errors.Join(os.MkdirAll(folder, 0o700), os.Mkdir(bin, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 10 {
+			if err := os.WriteFile(filepath.Join(bin, fmt.Sprint(i)), []byte("#!/bin/sh\n"), 0o700); err != nil { //nolint:gosec // it is run
+				t.Fatal(err)
+			}
+		}
+		snippet, warnings, err := try(t, "", "env", "-C", filepath.Dir(bin), g.image, "install-verifier", "--bin-dir", "bin", "--trust-dir", g.trust,
+			"--state-dir", state, "--hosts-dir", folder)
+		if err != nil || strings.Count(warnings, "warning: containerd will run "+bin) != 10 {
+			t.Errorf("%v %s", err, warnings)
+		}
+		return snippet
 	}})
 	sum, err := PushImage(context.Background(), g.front.address+"/library/hello:v1", "hello")
 	if err != nil {
@@ -237,7 +253,6 @@ func TestContainerdMirror(t *testing.T) {
 	// The first mirror is down. The second stands for Docker Hub here, so that nothing leaves the machine.
 	write(t, hosts, fmt.Sprintf("server = %q\n[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\", \"resolve\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
 		"http://"+g.front.address, g.front.address))
-	g.install(t, c, bin, state)
 	if err := c.PullCRI(t, "hello:v1"); err == nil || !strings.Contains(err.Error(), "it has no signature") || !strings.Contains(err.Error(), "127.0.0.1:1: ") {
 		t.Errorf("without a signature: %v", err)
 	}
@@ -324,6 +339,9 @@ func TestVerifierByHand(t *testing.T) {
 		{"--bin-dir", bin, "--trust-dir", g.trust, "--hosts-dir", "/nowhere"},
 		{"--bin-dir", bin, "--trust-dir", g.trust, "--auth-file", "/nowhere"},
 		{"--bin-dir", filepath.Join(program, "bin"), "--trust-dir", g.trust},
+		{"--bin-dir", bin, "--trust-dir", g.trust, "--timeout", "0"},
+		{"--bin-dir", bin, "--trust-dir", g.trust, "--auth-file", ""},
+		{"--bin-dir", bin, "--trust-dir", g.trust, "--hosts-dir", ""},
 	} {
 		if _, stderr, err := try(t, "", g.image, append([]string{"install-verifier", "--state-dir", state}, arguments...)...); err == nil || !strings.Contains(stderr, "hint: ") {
 			t.Errorf("install-verifier %v: %v %s", arguments, err, stderr)

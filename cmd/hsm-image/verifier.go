@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -32,16 +33,22 @@ its registry hosts (config_path) with --hosts-dir.`,
 		if binDir == "" || node.TrustDir == "" {
 			return cli.Usage(c, failure.New(failure.Invalid, "", "--bin-dir and --trust-dir are needed"))
 		}
+		if err := refuseEmpty(c, "bin-dir", "trust-dir", "state-dir", "hosts-dir", "auth-file"); err != nil {
+			return err
+		}
 		program, err := os.Executable()
 		if err != nil {
 			return failure.New(failure.Internal, "", "can't tell where this program is: %w", err)
 		}
-		path, err := node.Install(binDir, program)
+		done, err := node.Install(binDir, program)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(c.ErrOrStderr(), "wrote %s; decisions go to %s\nadd this to containerd's configuration and restart it:\n", path, node.LogFile())
-		_, err = fmt.Fprint(c.OutOrStdout(), node.Snippet(binDir))
+		for _, name := range done.Others {
+			fmt.Fprintf(c.ErrOrStderr(), "warning: containerd will run %s as well, and pull nothing if that fails\n", filepath.Join(filepath.Dir(done.Path), name))
+		}
+		fmt.Fprintf(c.ErrOrStderr(), "wrote %s; decisions go to %s\nadd this to containerd's configuration and restart it:\n", done.Path, done.Log)
+		_, err = fmt.Fprint(c.OutOrStdout(), done.Config)
 		return err
 	}
 	return c
@@ -77,5 +84,5 @@ func addNodeFlags(c *cobra.Command, node *gate.Node) {
 	c.Flags().StringVar(&node.StateDir, "state-dir", "/var/lib/hsm-image", "folder for the decision log and revocation lists")
 	c.Flags().StringVar(&node.HostsDir, "hosts-dir", "", "folder with a hosts.toml for each registry, as containerd has it (certs.d)")
 	c.Flags().StringVar(&node.AuthFile, "auth-file", "", "registry credentials, in the format of Docker's config.json")
-	c.Flags().DurationVar(&node.Timeout, "timeout", gate.DefaultTimeout, "longest wait for one image; containerd's has to be longer")
+	c.Flags().DurationVar(&node.Timeout, "timeout", gate.DefaultTimeout, "longest wait for one image, one second or more; containerd's has to be longer")
 }

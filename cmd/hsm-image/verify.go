@@ -44,6 +44,12 @@ digest that is printed. An index that is signed covers the images that it lists.
 	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "longest wait for one image")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, images []string) error {
+		if err := refuseEmpty(c, "trust-dir", "scope", "log"); err != nil {
+			return err
+		}
+		if timeout <= 0 {
+			return cli.Usage(c, failure.New(failure.Invalid, "", "--timeout has to be more than 0"))
+		}
 		debug.SetGCPercent(400) // this ends before a collection pays for itself: with ten images that is a twentieth of the time
 		g, err := gate.Open(options)
 		if err != nil {
@@ -76,6 +82,17 @@ digest that is printed. An index that is signed covers the images that it lists.
 		return nil
 	}
 	return c
+}
+
+// refuseEmpty refuses flags that are given with nothing in them, as by a variable of a script that was never set: their defaults would
+// be taken without a word, such as another trust policy.
+func refuseEmpty(c *cobra.Command, names ...string) error {
+	for _, name := range names {
+		if c.Flags().Changed(name) && c.Flags().Lookup(name).Value.String() == "" {
+			return cli.Usage(c, failure.New(failure.Invalid, "", "--%s is empty", name))
+		}
+	}
+	return nil
 }
 
 func keep(ctx context.Context, path string, results []gate.Result) error {

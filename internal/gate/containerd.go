@@ -42,11 +42,17 @@ func (n Node) LogFile() string { return filepath.Join(n.StateDir, "decisions.jso
 
 // Judge answers containerd. The answer is in the log before it is given: what can't be written down may not run.
 func (n Node) Judge(ctx context.Context, args []string, stdin io.Reader) Result {
+	_, sum, _, _ := parseArguments(args)
+	if digest.Digest(sum).Validate() != nil {
+		sum = ""
+	}
 	result := within(ctx, n.Timeout, nameIn(args), func(ctx context.Context) Result { return n.judge(ctx, args, stdin) })
+	result.Digest = sum // also of what was not looked at
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), logTimeout)
 	defer cancel()
 	if err := NewLog(n.LogFile()).Append(ctx, result); err != nil {
-		return refused(result.Reference, err)
+		result = refused(result.Reference, err)
+		result.Digest = sum
 	}
 	return result
 }

@@ -4,13 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	notationregistry "github.com/notaryproject/notation-go/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/content/oci"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -71,7 +77,26 @@ func TestParseImage(t *testing.T) {
 			t.Errorf("%s is %+v, %v", text, got, err)
 		}
 	}
-	for _, text := range []string{"", "Alpine", "a@sha256:1", "oci:" + t.TempDir() + ":tag", "https://example.com/app"} {
+	folder := filepath.Join(t.TempDir(), "a@b")
+	if _, err := oci.New(folder); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]image{
+		":v1":                              {reference: "v1"},
+		":registry.example.com/team/app:1": {reference: "registry.example.com/team/app:1"},
+		"@" + sum:                          {reference: sum, digest: digest.Digest(sum)},
+	} {
+		want.name, want.layout = "example.com/app", folder
+		if got, err := parseImage("oci:"+folder+text, "example.com/app"); err != nil || got != want {
+			t.Errorf("%s is %+v, %v", text, got, err)
+		}
+	}
+	for _, transport := range otherTransports {
+		if _, err := parseImage(transport+":app", "example.com/app"); err == nil || !strings.Contains(err.Error(), "images in "+transport+": can't be verified") {
+			t.Errorf("%s: %v", transport, err)
+		}
+	}
+	for _, text := range []string{"oci:" + folder + "@sha256:1", "oci:" + folder, "oci:" + folder + ":", "", "Alpine", "a@sha256:1", "oci:" + t.TempDir() + ":tag", "https://example.com/app"} {
 		if got, err := parseImage(text, "example.com/app"); err == nil {
 			t.Errorf("%q is %+v", text, got)
 		}
@@ -84,9 +109,11 @@ func TestEndpoint(t *testing.T) {
 	var got *http.Request
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r }))
 	defer server.Close()
-	client := &http.Client{Transport: &endpoint{base: http.DefaultTransport, host: strings.TrimPrefix(server.URL, "http://"), path: "/v2/hub", header: http.Header{"X-Team": {"a"}}, namespace: "docker.io"}}
+	client := &http.Client{Transport: &endpoint{base: http.DefaultTransport, host: strings.TrimPrefix(server.URL, "http://"), usual: "/v2/library/alpine/", path: "/v2/hub/library/alpine/", header: http.Header{"X-Team": {"a"}}, namespace: "docker.io"}}
 	for _, c := range []struct{ path, want, team string }{
 		{"/v2/library/alpine/referrers/sha256:0?n=1", "/v2/hub/library/alpine/referrers/sha256:0?n=1&ns=docker.io", "a"},
+		{"/v2/hub/library/alpine/referrers/sha256:0?n=2", "/v2/hub/library/alpine/referrers/sha256:0?n=2&ns=docker.io", "a"},
+		{"/v2/auth?service=x", "/v2/auth?service=x", ""},
 		{"/token?service=x", "/token?service=x", ""},
 	} {
 		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+c.path, nil)
@@ -101,6 +128,82 @@ func TestEndpoint(t *testing.T) {
 		if got.URL.String() != c.want || got.Header.Get("X-Team") != c.team {
 			t.Errorf("%s became %s with %q", c.path, got.URL, got.Header.Get("X-Team"))
 		}
+	}
+}
+
+// TestMirrorBelowAPath finds the signatures in a mirror that is below another path of its host, gives out tokens beside it, and says
+// itself where the next page is and where that has moved.
+func TestMirrorBelowAPath(t *testing.T) {
+	sum := digest.FromString("image")
+	list := "/v2/hub/team/app/referrers/" + sum.String()
+	var server *httptest.Server
+	server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		page := r.URL.Query().Get("page")
+		switch {
+		case r.URL.Path == "/v2/auth":
+			fmt.Fprint(w, `{"token": "t"}`)
+			return
+		case r.URL.Path != list:
+			t.Errorf("it was asked for %s", r.URL)
+			http.NotFound(w, r)
+			return
+		case r.Header.Get("Authorization") != "Bearer t":
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer realm=%q,service=\"x\",scope=\"repository:team/app:pull\"", server.URL+"/v2/auth"))
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		case page == "":
+			w.Header().Set("Link", "<"+list+`?page=2>; rel="next"`)
+		case page == "2":
+			http.Redirect(w, r, list+"?page=3", http.StatusTemporaryRedirect)
+			return
+		}
+		w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+		if err := json.NewEncoder(w).Encode(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{{
+			MediaType: ocispec.MediaTypeImageManifest, ArtifactType: notationregistry.ArtifactTypeNotation, Digest: digest.FromString(page), Size: 7,
+		}}}); err != nil {
+			t.Error(err)
+		}
+	}))
+	defer server.Close()
+	hosts := filepath.Join(t.TempDir(), "registry.example.com", "hosts.toml")
+	if err := os.MkdirAll(filepath.Dir(hosts), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("[host.%q]\ncapabilities = [\"pull\"]\noverride_path = true\n", server.URL+"/v2/hub")
+	if err := os.WriteFile(hosts, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := &Gate{options: Options{HostsDir: filepath.Dir(filepath.Dir(hosts)), AuthFile: filepath.Join(t.TempDir(), "none.json")}}
+	sources, err := g.pullSources(t.Context(), "registry.example.com/team/app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	err = sources[0].repository.ListSignatures(t.Context(), ocispec.Descriptor{Digest: sum}, func(page []ocispec.Descriptor) error {
+		found += len(page)
+		return nil
+	})
+	if err != nil || found != 2 {
+		t.Errorf("%d signatures, %v", found, err)
+	}
+}
+
+// TestReferenceIsALine: what is printed and logged of a name can't pass for a line of its own.
+func TestReferenceIsALine(t *testing.T) {
+	r := (&Gate{}).Verify(t.Context(), []string{"a\nregistry.example.com/app:1: pass"}, "", time.Minute)[0]
+	if r.Passed() || strings.ContainsAny(r.Reference+r.Reason, "\n") || r.Reference == "" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestPanicAside is an error where a goroutine works for another.
+func TestPanicAside(t *testing.T) {
+	var none *Gate
+	if _, err := none.credential(t.Context(), "registry.example.com", "app"); err == nil || !strings.Contains(err.Error(), "internal error: ") {
+		t.Errorf("credentials: %v", err)
+	}
+	if err := listAhead(t.Context(), nil, "").ListSignatures(t.Context(), ocispec.Descriptor{}, nil); err == nil || !strings.Contains(err.Error(), "internal error: ") {
+		t.Errorf("signatures: %v", err)
 	}
 }
 

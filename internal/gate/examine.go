@@ -21,8 +21,8 @@ import (
 type source struct {
 	name       string
 	repository registry.Repository
-	manifests  content.Fetcher // of a registry
-	close      func()          // nil if there is nothing to close
+	manifests  content.Fetcher
+	close      func() // nil if there is nothing to close
 }
 
 // examine judges an image by the signatures of the first source that has one that counts. A signature counts for what it says it was
@@ -117,12 +117,16 @@ func listAhead(ctx context.Context, repository registry.Repository, sum digest.D
 	a := &ahead{repository, make(chan listed, 1)}
 	go func() {
 		var l listed
-		l.err = repository.ListSignatures(ctx, ocispec.Descriptor{Digest: sum}, func(page []ocispec.Descriptor) error {
-			if l.found = append(l.found, page...); len(l.found) >= maxSignatures {
-				return errEnough
-			}
-			return nil
-		})
+		if err := caught(func() {
+			l.err = repository.ListSignatures(ctx, ocispec.Descriptor{Digest: sum}, func(page []ocispec.Descriptor) error {
+				if l.found = append(l.found, page...); len(l.found) >= maxSignatures {
+					return errEnough
+				}
+				return nil
+			})
+		}); err != nil {
+			l.err = err
+		}
 		a.answer <- l
 	}()
 	return a

@@ -134,6 +134,7 @@ func (g *Gate) Verify(ctx context.Context, references []string, scope string, ti
 		group.Go(func() {
 			defer func() { <-turns }()
 			results[i] = within(ctx, timeout, reference, func(ctx context.Context) Result { return g.verify(ctx, reference, scope) })
+			results[i].Reference = oneLine(reference)
 		})
 	}
 	group.Wait()
@@ -145,23 +146,27 @@ func (g *Gate) verify(ctx context.Context, reference, scope string) Result {
 	if err != nil {
 		return refused(reference, err)
 	}
-	source, err := g.source(image)
+	from, err := g.source(image)
 	if err != nil {
 		return refused(reference, err)
 	}
 	if image.digest != "" && image.layout == "" {
-		source.repository = listAhead(ctx, source.repository, image.digest)
+		from.repository = listAhead(ctx, from.repository, image.digest)
 	}
 	// A tag is looked up once. From here on, all is about the digest it has now.
-	descriptor, err := source.repository.Resolve(ctx, image.reference)
+	descriptor, err := from.repository.Resolve(ctx, image.reference)
 	if err != nil {
 		return refused(reference, fmt.Errorf("can't find the image: %w", err))
 	}
 	if image.digest != "" && image.digest != descriptor.Digest {
-		return refused(reference, fmt.Errorf("%s answers with %s instead", source.name, descriptor.Digest))
+		return refused(reference, fmt.Errorf("%s answers with %s instead", from.name, descriptor.Digest))
 	}
-	result := g.examine(ctx, image.name, descriptor, source)
-	result.Reference = reference
+	result := g.examine(ctx, image.name, descriptor, from)
+	if image.layout != "" && result.Passed() { // what is there is all there is to pull
+		if err := intact(ctx, descriptor, []source{from}); err != nil {
+			return result.refuse(err.Error())
+		}
+	}
 	return result
 }
 
@@ -171,13 +176,11 @@ func within(ctx context.Context, timeout time.Duration, reference string, job fu
 	defer cancel()
 	done := make(chan Result, 1)
 	go func() {
-		defer func() {
-			if r := recover(); r != nil {
-				slog.Error("panic", "what", fmt.Sprint(r), "stack", string(debug.Stack()))
-				done <- refused(reference, fmt.Errorf("internal error: %v", r))
-			}
-		}()
-		done <- job(ctx)
+		var result Result
+		if err := caught(func() { result = job(ctx) }); err != nil {
+			result = refused(reference, err)
+		}
+		done <- result
 	}()
 	select {
 	case result := <-done:
@@ -190,6 +193,18 @@ func within(ctx context.Context, timeout time.Duration, reference string, job fu
 		return refused(reference, fmt.Errorf("it could not be verified within %s", timeout))
 	}
 	return refused(reference, errors.New("interrupted"))
+}
+
+// caught makes an error of a panic, which on a goroutine of its own would end the program without an answer.
+func caught(do func()) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			slog.Error("panic", "what", fmt.Sprint(r), "stack", string(debug.Stack()))
+			err = fmt.Errorf("internal error: %v", r)
+		}
+	}()
+	do()
+	return nil
 }
 
 // refused is the answer when it did not come to looking at signatures.

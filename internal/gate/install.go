@@ -2,6 +2,7 @@ package gate
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,43 +16,95 @@ import (
 // verifierName is what containerd calls the gate in its messages.
 const verifierName = "hsm-image-verifier"
 
-// Install writes the program that containerd starts into its folder of image verifiers and returns its path. It is a shell script of
-// a few lines with all settings in it: containerd runs each file in that folder, so there may be no second one, and it hands on no
-// settings. An operator can read what it does, and program is updated without touching it.
-func (n Node) Install(binDir, program string) (string, error) {
+// shortestTimeout is the shortest wait for an image that can be installed: with less, hardly a registry ever answers in time.
+const shortestTimeout = time.Second
+
+// Installed says what Install has done. All paths are absolute.
+type Installed struct {
+	Path   string   // the verifier
+	Log    string   // of decisions
+	Config string   // what containerd's configuration needs, as TOML
+	Others []string // the names of other files in the folder, which containerd runs as well
+}
+
+// Install writes the program that containerd starts into its folder of image verifiers. It is a shell script of a few lines with all
+// settings in it: containerd runs each file in that folder, so there may be no second one, and it hands on no settings. An operator can
+// read what it does, and program is updated without touching it. Folders that others may write to are refused: they could switch the
+// gate off.
+func (n Node) Install(binDir, program string) (*Installed, error) {
+	if n.Timeout < shortestTimeout {
+		return nil, failure.New(failure.Invalid, "leave --timeout out, or name a longer one", "the timeout is %s, and has to be %s or more", n.Timeout, shortestTimeout)
+	}
 	for _, path := range []*string{&binDir, &program, &n.TrustDir, &n.StateDir, &n.HostsDir, &n.AuthFile} {
 		if *path == "" {
 			continue
 		}
 		absolute, err := filepath.Abs(*path)
 		if err != nil {
-			return "", failure.New(failure.Internal, "name it by its whole path", "can't tell where %s is: %w", *path, err)
+			return nil, failure.New(failure.Internal, "name it by its whole path", "can't tell where %s is: %w", *path, err)
 		}
 		*path = absolute
 	}
 	for _, path := range []string{n.HostsDir, n.AuthFile} {
 		if _, err := os.Stat(path); path != "" && err != nil {
-			return "", failure.New(failure.Invalid, "check the path", "can't use what was named: %w", err)
+			return nil, failure.New(failure.Invalid, "check the path", "can't use what was named: %w", err)
 		}
 	}
 	for path, mode := range map[string]os.FileMode{binDir: 0o755, n.StateDir: 0o700} {
 		if err := os.MkdirAll(path, mode); err != nil {
-			return "", failure.New(failure.Internal, "run it as root", "can't make the folder %s: %w", path, err)
+			return nil, failure.New(failure.Internal, "run it as root", "can't make the folder %s: %w", path, err)
 		}
 	}
 	check := n.Options // what can't work is told now, not at the first pull
 	check.CacheDir = filepath.Join(n.StateDir, "cache")
 	g, err := Open(check)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	g.Close()
+	for _, folder := range []string{binDir, n.TrustDir} {
+		if err := closed(folder); err != nil {
+			return nil, err
+		}
+	}
 	// The temporary file is beside the folder, not in it: containerd would run it.
 	path := filepath.Join(binDir, verifierName)
 	if err := renameio.WriteFile(path, n.script(program), 0o755, renameio.WithTempDir(filepath.Dir(binDir)), renameio.IgnoreUmask()); err != nil {
-		return "", failure.New(failure.Internal, "run it as root; the folder has to be on the file system of the one above it", "can't write %s: %w", path, err)
+		return nil, failure.New(failure.Internal, "run it as root; the folder has to be on the file system of the one above it", "can't write %s: %w", path, err)
 	}
-	return path, nil
+	done := &Installed{Path: path, Log: n.LogFile(), Config: n.snippet(binDir)}
+	entries, err := os.ReadDir(binDir)
+	if err != nil {
+		return nil, failure.New(failure.Internal, "run it as root", "can't look for other verifiers: %w", err)
+	}
+	for _, entry := range entries {
+		if entry.Name() != verifierName {
+			done.Others = append(done.Others, entry.Name())
+		}
+	}
+	return done, nil
+}
+
+// closed returns an error if someone other than the owner may write to a folder or to what is in it.
+func closed(folder string) error {
+	folder, err := filepath.EvalSymlinks(folder)
+	if err != nil {
+		return failure.New(failure.Invalid, "check the path", "can't use what was named: %w", err)
+	}
+	return filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+		var info fs.FileInfo
+		if err == nil {
+			info, err = entry.Info()
+		}
+		if err != nil {
+			return failure.New(failure.Invalid, "check the permissions", "can't look into the folder %s: %w", folder, err)
+		}
+		if mode := info.Mode(); mode&fs.ModeSymlink == 0 && mode.Perm()&0o022 != 0 {
+			return failure.New(failure.Invalid, "take that away: chmod -R go-w "+quote(folder),
+				"others than its owner may write to %s (mode %#o), and so decide what runs", path, mode.Perm())
+		}
+		return nil
+	})
 }
 
 func (n Node) script(program string) []byte {
@@ -68,18 +121,19 @@ func (n Node) script(program string) []byte {
 	return fmt.Appendf(nil, `#!/bin/sh
 # Written by 'hsm-image install-verifier'. containerd runs this before it pulls an image, and pulls only if it ends with 0.
 program=%s
-[ -x "$program" ] || { echo "$program is gone: no image can be verified"; exit 1; }
+[ -x "$program" ] || { printf '%%s\n' "$program is gone: no image can be verified"; exit 1; }
 exec "$program" containerd-verifier %s -- "$@"
 `, quote(program), strings.Join(arguments, " "))
 }
 
 func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
-// Snippet is what containerd's configuration needs to ask the verifiers in a folder, for longer than this one takes.
-func (n Node) Snippet(binDir string) string {
+// snippet is what containerd's configuration needs to ask the verifiers in a folder: all of them, as it lets pass what it has not asked
+// about, and for longer than this one takes.
+func (n Node) snippet(binDir string) string {
 	return fmt.Sprintf(`[plugins.'io.containerd.image-verifier.v1.bindir']
   bin_dir = %q
-  max_verifiers = 10
+  max_verifiers = -1
   per_verifier_timeout = %q
 `, binDir, (n.Timeout + 2*time.Second).String())
 }

@@ -1,17 +1,18 @@
 package gate
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
 // Log is an append-only file of decisions, one JSON object a line. Any number of processes may write to it.
@@ -46,32 +47,35 @@ func (l *Log) Append(ctx context.Context, r Result) error {
 	if err != nil {
 		return err
 	}
-	unlock, err := state.Lock(ctx, filepath.Dir(l.path))
-	if err != nil {
-		return failure.New(failure.Internal, failure.From(err).Hint, "can't write the decision log: %w", err)
-	}
-	defer unlock()
-	if err := l.append(append(line, '\n')); err != nil {
+	err = l.append(ctx, append(line, '\n'))
+	switch {
+	case errors.Is(err, errNotALog):
+		return failure.New(failure.Invalid, "name another file, or move it away", "can't write the decision log: %s is %w", l.path, err)
+	case err != nil:
 		return failure.New(failure.Internal, "check the folder's permissions and that the disk is not full", "can't write the decision log: %w", err)
 	}
 	return nil
 }
 
-func (l *Log) append(line []byte) error {
-	file, size, err := l.open()
-	if err != nil {
-		return err
-	}
-	defer func() { file.Close() }()
-	if size > 0 && size+int64(len(line)) > l.maxSize {
+func (l *Log) append(ctx context.Context, line []byte) error {
+	for {
+		file, size, err := l.open(ctx)
+		if err != nil {
+			return err
+		}
+		if size == 0 || size+int64(len(line)) <= l.maxSize {
+			return write(file, size, line)
+		}
+		err = l.rotate() // before the lock is given up with the file
 		file.Close()
-		if err := l.rotate(); err != nil {
-			return err
-		}
-		if file, size, err = l.open(); err != nil {
+		if err != nil {
 			return err
 		}
 	}
+}
+
+func write(file *os.File, size int64, line []byte) error {
+	defer file.Close()
 	if _, err := file.Write(line); err != nil {
 		// A part of a line would spoil the next one. If it can't be taken back, the next Append does it.
 		return errors.Join(err, file.Truncate(size))
@@ -79,43 +83,101 @@ func (l *Log) append(line []byte) error {
 	return file.Close()
 }
 
-// open opens the log behind its last whole line.
-func (l *Log) open() (*os.File, int64, error) {
-	file, err := os.OpenFile(l.path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, 0, err
-	}
-	size, err := wholeLines(file)
-	if err != nil {
+// open opens the log behind its last whole line, with a lock on it that ends when it is closed. Who waited for the lock may hold a
+// file that was put away meanwhile, and opens the next one.
+func (l *Log) open(ctx context.Context) (*os.File, int64, error) {
+	for {
+		file, err := os.OpenFile(l.path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+		if err != nil {
+			return nil, 0, err
+		}
+		size, err := l.ready(ctx, file)
+		if err == nil {
+			return file, size, nil
+		}
 		file.Close()
-		return nil, 0, err
+		if !errors.Is(err, errPutAway) {
+			return nil, 0, err
+		}
 	}
-	return file, size, nil
 }
 
-// wholeLines cuts off what a power failure or a full disk has left of a line, and returns how long the file is.
-func wholeLines(file *os.File) (int64, error) {
+var (
+	errNotALog = errors.New("not a decision log")
+	errPutAway = errors.New("the file was put away")
+)
+
+// ready locks the file that was opened and returns how long it is.
+func (l *Log) ready(ctx context.Context, file *os.File) (int64, error) {
 	info, err := file.Stat()
 	if err != nil {
 		return 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return 0, fmt.Errorf("%s is not a regular file", file.Name())
+		return 0, fmt.Errorf("%s is not a regular file", l.path)
+	}
+	if err := lock(ctx, file); err != nil {
+		return 0, err
+	}
+	if now, err := os.Stat(l.path); errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, now) {
+		return 0, errPutAway
+	} else if err != nil {
+		return 0, err
+	}
+	return wholeLines(file)
+}
+
+// lock waits until no other writer has the file. The system drops the lock of a process that ends.
+func lock(ctx context.Context, file *os.File) error {
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s stayed locked", file.Name())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+const (
+	lineStart  = `{"time":"` // of each line
+	longestCut = 64 << 10    // bytes; no line is as long
+)
+
+// wholeLines cuts off what a power failure or a full disk has left of a line, and returns how long the file is. A file with anything
+// else in it is left alone: it may be someone's who mistook the name.
+func wholeLines(file *os.File) (int64, error) {
+	info, err := file.Stat()
+	if err != nil {
+		return 0, err
 	}
 	size := info.Size()
-	last := make([]byte, 1)
-	for ; size > 0; size-- {
-		if _, err := file.ReadAt(last, size-1); err != nil {
-			return 0, err
-		}
-		if last[0] == '\n' {
-			break
-		}
+	tail := make([]byte, min(size, longestCut))
+	if _, err := file.ReadAt(tail, size-int64(len(tail))); err != nil {
+		return 0, err
 	}
-	if size == info.Size() {
+	start := make([]byte, min(size, int64(len(lineStart))))
+	if _, err := file.ReadAt(start, 0); err != nil {
+		return 0, err
+	}
+	end := bytes.LastIndexByte(tail, '\n')
+	torn := tail[end+1:]
+	if !startsLine(start) || !startsLine(torn) || end < 0 && size > longestCut {
+		return 0, errNotALog
+	}
+	if len(torn) == 0 {
 		return size, nil
 	}
+	size -= int64(len(torn))
 	return size, file.Truncate(size)
+}
+
+// startsLine returns whether a line of the log may start so; of one that was torn there may be very little.
+func startsLine(text []byte) bool {
+	return bytes.HasPrefix(text, []byte(lineStart)) || bytes.HasPrefix([]byte(lineStart), text)
 }
 
 func (l *Log) rotate() error {

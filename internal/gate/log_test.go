@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -120,6 +121,75 @@ func TestLogKeeps(t *testing.T) {
 			if want--; list[i].Reference != fmt.Sprint(want) {
 				t.Errorf("%s has %s where %d should be", file, list[i].Reference, want)
 			}
+		}
+	}
+}
+
+// TestLogLeavesOthersAlone refuses a file that is not a log and leaves it as it is. Next to a log nothing else is made.
+func TestLogLeavesOthersAlone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	for _, text := range []string{"precious", "two\nlines", "whole\nlines\n", `{"time":"2026"}` + "\n" + "a last line", lineStart + "x" + lineStart + strings.Repeat("x", longestCut-len(lineStart)), "\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err := NewLog(path).Append(context.Background(), Result{Reference: "image", Verdict: Pass})
+		if err == nil || !strings.Contains(err.Error(), path+" is not a decision log") {
+			t.Errorf("%.20q: %v", text, err)
+		}
+		if data, err := os.ReadFile(path); err != nil || string(data) != text {
+			t.Errorf("%.20q became %.20q, %v", text, data, err)
+		}
+	}
+	for _, torn := range []string{"", "{", lineStart + "2026-"} { // the first line is all there is
+		if err := os.WriteFile(path, []byte(torn), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := NewLog(path).Append(context.Background(), Result{Reference: "image", Verdict: Pass}); err != nil {
+			t.Errorf("%q: %v", torn, err)
+		}
+		if list := readLog(t, path); len(list) != 1 {
+			t.Errorf("%q: there are %d lines", torn, len(list))
+		}
+	}
+	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
+		t.Errorf("there are %v, %v", entries, err)
+	}
+}
+
+// TestLogLocked waits for another writer no longer than it may.
+func TestLogLocked(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "decisions.jsonl")
+	file, _, err := NewLog(path).open(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if err := NewLog(path).Append(ctx, Result{Reference: "image", Verdict: Pass}); err == nil || !strings.Contains(err.Error(), "stayed locked") {
+		t.Error(err)
+	}
+}
+
+// TestLogPutAway does not write to a file that was put away while it waited for it, and not into nothing.
+func TestLogPutAway(t *testing.T) {
+	log := NewLog(filepath.Join(t.TempDir(), "decisions.jsonl"))
+	for _, next := range []func() error{
+		func() error { return nil },
+		func() error {
+			return log.Append(context.Background(), Result{Reference: "another writer's", Verdict: Pass})
+		},
+	} {
+		file, err := os.OpenFile(log.path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		if err := errors.Join(log.rotate(), next()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := log.ready(context.Background(), file); !errors.Is(err, errPutAway) {
+			t.Error(err)
 		}
 	}
 }

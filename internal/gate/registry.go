@@ -20,6 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	dockerconfig "go.podman.io/image/v5/pkg/docker/config"
 	"go.podman.io/image/v5/types"
+	"oras.land/oras-go/v2/content/oci"
 	"oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
@@ -30,6 +31,9 @@ import (
 
 // layoutPrefix names an image in an OCI layout, as skopeo does: oci:DIR:TAG.
 const layoutPrefix = "oci:"
+
+// otherTransports are skopeo's other names for where an image is. Without a look at them, dir:app would be Docker Hub's library/dir:app.
+var otherTransports = []string{"containers-storage", "dir", "docker-archive", "docker-daemon", "oci-archive", "ostree", "sif", "tarball"}
 
 // image is an image as it is named to the gate.
 type image struct {
@@ -42,6 +46,9 @@ type image struct {
 func parseImage(text, scope string) (image, error) {
 	if layout, ok := strings.CutPrefix(text, layoutPrefix); ok {
 		return parseLayout(layout, scope)
+	}
+	if transport, _, ok := strings.Cut(text, ":"); ok && slices.Contains(otherTransports, transport) {
+		return image{}, fmt.Errorf("images in %s: can't be verified; copy it to a registry or to an OCI layout, oci:DIR:TAG, with its signatures", transport)
 	}
 	named, err := reference.ParseDockerRef(strings.TrimPrefix(text, "docker://")) // as the other commands name it
 	if err != nil {
@@ -67,20 +74,23 @@ func parseLayout(text, scope string) (image, error) {
 		return image{}, fmt.Errorf("the scope %q is not a repository's name", scope)
 	}
 	i := image{name: named.Name()}
-	if folder, sum, ok := strings.Cut(text, "@"); ok {
-		i.layout, i.reference, i.digest = folder, sum, digest.Digest(sum)
+	// As for the other commands the folder ends at the first colon; the tag may have more, and the folder an @.
+	i.layout, i.reference, _ = strings.Cut(text, ":")
+	if at := strings.LastIndexByte(i.layout, '@'); at >= 0 && digest.Algorithm(i.layout[at+1:]).Available() {
+		i.digest = digest.Digest(text[at+1:])
 		if err := i.digest.Validate(); err != nil {
-			return image{}, fmt.Errorf("%q is not a digest: %w", sum, err)
+			return image{}, fmt.Errorf("%q is not a digest: %w", i.digest, err)
 		}
-	} else if at := strings.LastIndexByte(text, ':'); at > 0 {
-		i.layout, i.reference = text[:at], text[at+1:]
+		i.layout, i.reference = text[:at], i.digest.String()
 	}
 	if i.layout == "" || i.reference == "" {
 		return image{}, fmt.Errorf("an image in a layout is named oci:DIR:TAG or oci:DIR@DIGEST")
 	}
 	// What is not a layout would be made one by opening it.
-	if _, err := os.Stat(filepath.Join(i.layout, ocispec.ImageLayoutFile)); err != nil {
-		return image{}, fmt.Errorf("there is no OCI layout: %w", err)
+	for _, part := range []string{ocispec.ImageLayoutFile, ocispec.ImageIndexFile, ocispec.ImageBlobsDir} {
+		if _, err := os.Stat(filepath.Join(i.layout, part)); err != nil {
+			return image{}, fmt.Errorf("there is no OCI layout: %w", err)
+		}
 	}
 	return i, nil
 }
@@ -88,8 +98,11 @@ func parseLayout(text, scope string) (image, error) {
 // source returns where an image and its signatures are, as the notation command sees it.
 func (g *Gate) source(i image) (source, error) {
 	if i.layout != "" {
-		repository, err := notationregistry.NewOCIRepository(i.layout, notationregistry.RepositoryOptions{})
-		return source{name: i.layout, repository: repository}, err
+		layout, err := oci.New(i.layout)
+		if err != nil {
+			return source{}, err
+		}
+		return source{name: i.layout, repository: notationregistry.NewRepository(layout), manifests: layout}, nil
 	}
 	where, path, _ := strings.Cut(i.name, "/")
 	host, port, _ := net.SplitHostPort(where)
@@ -126,8 +139,11 @@ func (g *Gate) credential(ctx context.Context, host, path string) (auth.Credenti
 	}
 	answer := make(chan found, 1)
 	go func() {
-		c, err := g.lookUp(ctx, host, path)
-		answer <- found{c, err}
+		var f found
+		if err := caught(func() { f.Credential, f.err = g.lookUp(ctx, host, path) }); err != nil {
+			f.err = err
+		}
+		answer <- f
 	}()
 	select {
 	case f := <-answer:
@@ -193,7 +209,7 @@ func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 		if !h.Capabilities.Has(docker.HostCapabilityPull) {
 			continue
 		}
-		e := &endpoint{base: h.Client.Transport, host: h.Host, path: h.Path, header: h.Header}
+		e := &endpoint{base: h.Client.Transport, host: h.Host, usual: "/v2/" + path + "/", path: h.Path + "/" + path + "/", header: h.Header}
 		if h.Host != where && (where != dockerHub || h.Host != dockerHubHost) {
 			e.namespace = where
 		}
@@ -209,19 +225,24 @@ func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 type endpoint struct {
 	base      http.RoundTripper
 	host      string
-	path      string // "/v2" in most cases
+	usual     string // the path of the repository in a registry: /v2/REPOSITORY/
+	path      string // the same here
 	header    http.Header
 	namespace string // the registry that it is a mirror of; "" is none
 }
 
-// RoundTrip sends a request on. What goes to other hosts, such as one that gives out tokens, stays as it is.
+// RoundTrip sends a request on. What is not about the repository, such as one for a token, stays as it is. Where the host itself says
+// where to go on, in a redirect or for the next page, the path may be the right one already.
 func (e *endpoint) RoundTrip(request *http.Request) (*http.Response, error) {
-	rest, ok := strings.CutPrefix(request.URL.Path, "/v2/")
-	if request.URL.Host != e.host || !ok {
+	rest, here := strings.CutPrefix(request.URL.Path, e.path)
+	if !here {
+		rest, here = strings.CutPrefix(request.URL.Path, e.usual)
+	}
+	if request.URL.Host != e.host || !here {
 		return e.base.RoundTrip(request)
 	}
 	request = request.Clone(request.Context())
-	request.URL.Path, request.URL.RawPath = e.path+"/"+rest, ""
+	request.URL.Path, request.URL.RawPath = e.path+rest, ""
 	for name, values := range e.header {
 		request.Header[name] = values
 	}

@@ -1,0 +1,139 @@
+package gate
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// newNode stands in a new folder, with a policy in trust, and is named by relative paths.
+func newNode(t *testing.T) (node Node, folder string) {
+	t.Helper()
+	folder, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(folder)
+	const policy = `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`
+	if err := errors.Join(os.Mkdir("trust", 0o700), os.Mkdir("bin", 0o700), os.WriteFile("trust/trustpolicy.json", []byte(policy), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return Node{Options: Options{TrustDir: "trust"}, StateDir: "state", Timeout: DefaultTimeout}, folder
+}
+
+// TestInstall names everything by whole paths, as containerd stands elsewhere, has containerd ask every verifier, and tells what else is
+// asked.
+func TestInstall(t *testing.T) {
+	node, folder := newNode(t)
+	if err := os.WriteFile("bin/another", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	done, err := node.Install("bin", `/nowhere/a\nb`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := filepath.Join(folder, "bin", verifierName); done.Path != want {
+		t.Errorf("the verifier is %s, not %s", done.Path, want)
+	}
+	if want := filepath.Join(folder, "state", "decisions.jsonl"); done.Log != want {
+		t.Errorf("the log is %s, not %s", done.Log, want)
+	}
+	for _, want := range []string{"bin_dir = \"" + folder + "/bin\"\n", "max_verifiers = -1\n", "per_verifier_timeout = \"10s\"\n"} {
+		if !strings.Contains(done.Config, want) {
+			t.Errorf("%q is not in\n%s", want, done.Config)
+		}
+	}
+	if !slices.Equal(done.Others, []string{"another"}) {
+		t.Errorf("other verifiers are %v", done.Others)
+	}
+	// sh, which may be dash, says the name as it is.
+	out, err := exec.Command("sh", done.Path).Output()
+	if err == nil || string(out) != `/nowhere/a\nb is gone: no image can be verified`+"\n" {
+		t.Errorf("without the program: %v %q", err, out)
+	}
+}
+
+// TestInstallRefuses what would leave the gate open to others, and a wait that is none.
+func TestInstallRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Node) error
+		want   string
+	}{
+		"a trust directory of everyone's": {func(*Node) error { return os.Chmod("trust", 0o707) }, "trust (mode 0707)"},
+		"a policy of a group's":           {func(*Node) error { return os.Chmod("trust/trustpolicy.json", 0o620) }, "trustpolicy.json (mode 0620)"},
+		"verifiers of a group's":          {func(*Node) error { return os.Chmod("bin", 0o770) }, "bin (mode 0770)"},
+		"a link to verifiers of a group's": {func(*Node) error {
+			return errors.Join(os.Chmod("bin", 0o770), os.Rename("bin", "there"), os.Symlink("there", "bin"))
+		}, "there (mode 0770)"},
+		"no time":       {func(n *Node) error { n.Timeout = 0; return nil }, "the timeout is 0s"},
+		"negative time": {func(n *Node) error { n.Timeout = -3 * time.Second; return nil }, "the timeout is -3s"},
+		"little time":   {func(n *Node) error { n.Timeout = 999 * time.Millisecond; return nil }, "the timeout is 999ms"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			node, _ := newNode(t)
+			if err := c.change(&node); err != nil {
+				t.Fatal(err)
+			}
+			done, err := node.Install("bin", "/bin/true")
+			if !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%+v, %v", done, err)
+			}
+			if _, err := os.Stat("bin/" + verifierName); err == nil {
+				t.Error("the verifier was written")
+			}
+		})
+	}
+}
+
+// TestJudgeDigest holds that the digest is told whatever went wrong, if containerd gave one.
+func TestJudgeDigest(t *testing.T) {
+	sum := digest.FromString("image").String()
+	for name, c := range map[string]struct {
+		change func(*Node) error
+		sum    string
+		want   string
+		reason string
+	}{
+		"no policy": {func(*Node) error { return os.Remove("trust/trustpolicy.json") }, sum, sum, "can't read the trust policy"},
+		"no time":   {func(n *Node) error { n.Timeout = 0; return nil }, sum, sum, "within 0s"},
+		"no hosts": {func(n *Node) error {
+			n.HostsDir = "hosts"
+			return os.MkdirAll("hosts/registry.example.com/hosts.toml", 0o700)
+		}, sum, sum, "can't read the registry hosts"},
+		"no log":        {func(n *Node) error { n.StateDir = "trust/trustpolicy.json"; return nil }, sum, sum, "can't write the decision log"},
+		"no descriptor": {func(*Node) error { return nil }, sum, sum, "the descriptor is not valid JSON"},
+		"no digest":     {func(*Node) error { return nil }, "sha256:1", "", "is not a digest"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			node, _ := newNode(t)
+			if err := errors.Join(os.Mkdir("state", 0o700), c.change(&node)); err != nil {
+				t.Fatal(err)
+			}
+			stdin := `{"mediaType":"` + ocispec.MediaTypeImageManifest + `","digest":"` + sum + `","size":7}`
+			if name == "no descriptor" {
+				stdin = ""
+			}
+			r := node.Judge(context.Background(), []string{"-name", "registry.example.com/app:1", "-digest", c.sum, "-stdin-media-type", ocispec.MediaTypeDescriptor},
+				strings.NewReader(stdin))
+			if r.Passed() || r.Digest != c.want || !strings.Contains(r.Reason, c.reason) {
+				t.Errorf("%+v", r)
+			}
+			if name != "no log" {
+				if list := readLog(t, node.LogFile()); len(list) != 1 || list[0].Digest != c.want {
+					t.Errorf("the log says %+v", list)
+				}
+			}
+		})
+	}
+}
