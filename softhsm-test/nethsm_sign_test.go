@@ -112,7 +112,7 @@ func TestNetHSMKeep(t *testing.T) {
 	Run(t, n.Plugin, "install", "--key-name", "release", "--key", "nethsm:release", "--default")
 	signAndVerify(t, n, registry, "kept", "nethsm:release")
 
-	// The operator can do nothing but sign: it is no administrator, and another key's tag is not its own.
+	// The operator is no administrator.
 	if _, stderr, err := try(t, "", n.Plugin, "key", "generate", "--token", "nethsm:", "--label", "other", "--spec", "EC-256"); err != nil {
 		t.Fatalf("%v: %s", err, stderr)
 	}
@@ -138,6 +138,16 @@ func TestNetHSMKeep(t *testing.T) {
 	write(t, pem, Run(t, n.Plugin, "cert", "export", "nethsm:release-2"))
 	n.Trust(t, pem)
 	signAndVerify(t, n, registry, "rotated", "nethsm:release-2")
+
+	// The new key is for the users of the old one alone.
+	h.Server.AddUser("signing~visitor", nethsmtest.Operator, operatorPassphrase)
+	t.Setenv("NOTATION_HSM_NETHSM_USER", "signing~visitor")
+	request := `{"contractVersion":"1.0","keyId":"nethsm:release-2","keySpec":"EC-256","hashAlgorithm":"SHA-256","payload":"eA=="}`
+	if _, stderr, err := try(t, request, n.Plugin, "generate-signature"); err == nil || !strings.Contains(stderr, "(403)") {
+		t.Errorf("a user without the tag signs: %v, %s", err, stderr)
+	}
+	t.Setenv("NOTATION_HSM_NETHSM_USER", "signing~operator")
+
 	if _, stderr, err := try(t, "", n.Plugin, "key", "delete", "nethsm:release-2", "--yes"); err == nil || !strings.Contains(stderr, "Notation signs with the key") {
 		t.Errorf("%v: %s", err, stderr)
 	}

@@ -25,6 +25,7 @@ func run() int {
 	form := cli.FormatError
 	if asPlugin {
 		form = plugin.FormatError
+		hush()
 	}
 	if err := cli.Prepare(form); err != nil {
 		_, _ = os.Stderr.Write(form(err)) // nobody is left to tell

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/custody"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/nethsm"
 )
 
@@ -23,14 +25,13 @@ nethsm:KEYID wherever a key is; "--token nethsm:" names it where a token is.`
 	return c
 }
 
-// resolveNetHSM finds the settings of the NetHSM, or of a key on it, and warns if it can't be told from another.
-func resolveNetHSM(c *cobra.Command, id string, given map[string]string) (*config.Settings, error) {
-	s, err := config.Resolve(config.NetHSMScheme+strings.TrimPrefix(id, config.NetHSMScheme), given, config.Flags)
-	if err == nil && s.NetHSM.Insecure {
-		nethsm.WarnInsecure(c.ErrOrStderr())
-	}
-	return s, err
+// resolveNetHSM finds the settings of the NetHSM, or of a key on it.
+func resolveNetHSM(id string, given map[string]string) (*config.Settings, error) {
+	return config.Resolve(config.NetHSMScheme+strings.TrimPrefix(id, config.NetHSMScheme), given, config.Flags)
 }
+
+// hush keeps warnings about the NetHSM out of the plugin protocol; they are in the log.
+func hush() { nethsm.Warnings = io.Discard }
 
 func nethsmStatusCommand() *cobra.Command {
 	var asJSON bool
@@ -44,7 +45,7 @@ func nethsmStatusCommand() *cobra.Command {
 	given := cli.AddSettings(c, config.Timeout)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		s, err := resolveNetHSM(c, "", given())
+		s, err := resolveNetHSM("", given())
 		if err != nil {
 			return err
 		}
@@ -104,8 +105,8 @@ func nethsmSetupCommand() *cobra.Command {
 		Use:   "setup",
 		Short: "Make what a signing pipeline needs, and no more",
 		Long: `Make what is not there yet: the namespace and administrator that the config file names, the operator with a tag, a key that only users
-with this tag can use, and with --subject a self-signed certificate. So the operator can sign with this key and do nothing else.
-The plan is shown first. It can be run again: what is there stays.
+with this tag can use, and with --subject a self-signed certificate. So nobody but this operator can sign with the key. The operator itself can also use the keys of its other
+tags and those that have no tag; it can make, change and delete nothing. The plan is shown first, with those keys. It can be run again: what is there stays.
 
 The users, and where their passphrases come from, stand in the section nethsm of the config file: user, pin-source, administrator and
 administrator-pin-source. An administrator outside of any namespace is needed once, to make a namespace and its administrator.`,
@@ -115,7 +116,7 @@ administrator-pin-source. An administrator outside of any namespace is needed on
 	given := cli.AddSettings(c, config.Timeout)
 	c.Flags().StringVar(&id, "key", "", "the key ID (required)")
 	c.Flags().StringVar(&o.Tag, "tag", "", "the tag that lets the operator use the key (default: the key ID)")
-	c.Flags().StringVar(&o.Spec, "spec", "EC-256", "RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521")
+	c.Flags().StringVar(&o.Spec, "spec", "", "RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521 (default: EC-256; RSA-3072 to decrypt)")
 	c.Flags().StringVar(&o.Usage, "usage", "sign", "sign, or decrypt for the key of a recipient")
 	c.Flags().StringVar(&o.Subject, "subject", "", `make a self-signed certificate, as in "CN=release,O=Example,C=CH,ST=Zurich"`)
 	c.Flags().IntVar(&o.Days, "days", 365, "how long that certificate is valid")
@@ -126,13 +127,17 @@ administrator-pin-source. An administrator outside of any namespace is needed on
 		if id == "" {
 			return cli.Usage(c, errors.New("setup needs --key"))
 		}
-		s, err := resolveNetHSM(c, id, given())
+		s, err := resolveNetHSM(id, given())
 		if err != nil {
 			return err
 		}
 		if o.Tag == "" {
 			o.Tag = s.Key.Object
 		}
+		if o.Spec == "" && o.Usage == string(key.Decrypt) {
+			o.Spec = "RSA-3072" // a NetHSM's EC keys open nothing
+		}
+		o.Spec = cmp.Or(o.Spec, "EC-256")
 		out := c.ErrOrStderr()
 		confirm := func(plan []nethsm.Step) error {
 			for _, step := range plan {
@@ -170,7 +175,7 @@ administrator has to have set. The config file names backup-user and backup-pin-
 	}
 	given := cli.AddSettings(c, config.Timeout)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		s, err := resolveNetHSM(c, "", given())
+		s, err := resolveNetHSM("", given())
 		if err != nil {
 			return err
 		}
@@ -198,7 +203,7 @@ passphrase: that comes with the login. The module finds the file by P11NETHSM_CO
 	c.Flags().StringVar(&label, "label", "nethsm", "the label of the token")
 	c.Flags().StringVar(&log, "log-file", os.DevNull, "where the module writes its log")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		s, err := resolveNetHSM(c, "", given())
+		s, err := resolveNetHSM("", given())
 		if err != nil {
 			return err
 		}

@@ -37,12 +37,13 @@ type Rotation struct {
 	CRL     string    `json:"crl,omitempty"`
 	OCSP    string    `json:"ocsp,omitempty"`
 
-	OldID   string `json:"oldID"`   // what Notation's entry says now
-	OldName string `json:"oldName"` // the name that the old key is kept under
-	Label   string `json:"label"`   // of the new key
-	ID      string `json:"id"`      // CKA_ID of the new key, in hex
-	NewID   string `json:"newID"`   // what Notation's entry will say
-	Made    bool   `json:"made"`    // the new key is there and has signed; from here on it is kept
+	OldID   string   `json:"oldID"`          // what Notation's entry says now
+	OldName string   `json:"oldName"`        // the name that the old key is kept under
+	Label   string   `json:"label"`          // of the new key
+	ID      string   `json:"id"`             // CKA_ID of the new key, in hex
+	Tags    []string `json:"tags,omitempty"` // who may use the old key, and so the new one
+	NewID   string   `json:"newID"`          // what Notation's entry will say
+	Made    bool     `json:"made"`           // the new key is there and has signed; from here on it is kept
 
 	PluginConfig map[string]string `json:"pluginConfig,omitempty"` // of Notation's entry, for the new key
 }
@@ -220,7 +221,7 @@ func (r *Rotation) makeKey(ctx context.Context, s *config.Settings, say func(str
 		if err != nil {
 			return err
 		}
-		if _, err := keystore.Generate(ctx, s, key.Request{Spec: spec, Usage: key.Sign, Label: r.Label, ID: id}); err != nil {
+		if _, err := keystore.Generate(ctx, s, key.Request{Spec: spec, Usage: key.Sign, Label: r.Label, ID: id, Tags: r.Tags}); err != nil {
 			return err
 		}
 		err = keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error { return prove(k, k.Public()) })

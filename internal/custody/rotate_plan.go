@@ -85,7 +85,7 @@ func (r *Rotation) likeOld(store keystore.Store, k keystore.Key, s *config.Setti
 	if err != nil {
 		return err
 	}
-	r.Spec = string(spec.Name)
+	r.Spec, r.Tags = string(spec.Name), info.Tags
 	if r.Label, err = nextLabel(store, s, info.Label, o.Name); err != nil {
 		return err
 	}

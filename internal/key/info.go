@@ -15,6 +15,8 @@ type Info struct {
 
 	Sign, Decrypt, Unwrap, Derive *bool
 
+	Tags []string // on a NetHSM, those of which a user must have one to use the key; none: all users may
+
 	Sensitive        *bool // CKA_SENSITIVE: its value can't be read
 	AlwaysSensitive  *bool // it never could
 	Extractable      *bool // CKA_EXTRACTABLE: it can be wrapped and taken out
@@ -75,6 +77,8 @@ type Request struct {
 	Usage Usage
 	Label string // CKA_LABEL, required
 	ID    []byte // CKA_ID; random when empty
+
+	Tags []string // as in Info; PKCS#11 has no such thing
 
 	// Wrappable lets a trusted wrapping key, and no other, take the key out of the token, encrypted.
 	Wrappable bool

@@ -60,6 +60,8 @@ type request struct {
 
 	// done finds out whether the request had its effect, when no answer came; nil for one that may simply be repeated.
 	done func() (bool, error)
+	// unsure says what to do when even that could not be found out.
+	unsure string
 }
 
 // answer is what an instance said.
@@ -80,7 +82,7 @@ func newClient(ctx context.Context, s *config.Settings) (*client, error) {
 	dialer := &net.Dialer{Timeout: min(dialLimit, c.share(s.Timeout))}
 	c.http = &http.Client{
 		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, DialContext: dialer.DialContext, TLSClientConfig: t,
+			DialContext: dialer.DialContext, TLSClientConfig: t, // and no proxy: none has to know of a passphrase that goes to an HSM
 			MaxConnsPerHost: connections, MaxIdleConnsPerHost: connections, IdleConnTimeout: time.Minute,
 			DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 		},
@@ -115,16 +117,15 @@ func (c *client) do(r request) (*answer, error) {
 		var failed []*trouble
 		for i := range urls {
 			at := (start + i) % len(urls)
-			share := c.share(limit)
-			if r.done != nil {
-				share = limit // what is cut short here might go on there
-			}
-			a, t := c.try(ctx, share, urls[at], r)
+			a, t := c.try(ctx, c.share(limit), urls[at], r)
 			if t == nil {
 				if unsure && a.status >= 400 {
 					if done, err := r.done(); err != nil || done {
-						return settled, err
+						return settled, r.perhaps(err)
 					}
+				}
+				for _, t := range failed {
+					t.warn()
 				}
 				c.working.Store(uint32(at)) //nolint:gosec // there are few
 				return a, nil
@@ -136,24 +137,44 @@ func (c *client) do(r request) (*answer, error) {
 			failed = append(failed, t)
 			if t.sent && r.done != nil {
 				unsure = true
+				if c.ctx.Err() != nil {
+					break
+				}
+				c.working.Store(uint32((at + 1) % len(urls))) //nolint:gosec // there are few; this one is slow to tell
 				if done, err := r.done(); err != nil || done {
-					return settled, err
+					return settled, r.perhaps(err)
 				}
 			}
 		}
+		giveUp := func(err error) (*answer, error) {
+			if unsure {
+				err = r.perhaps(err)
+			}
+			return nil, err
+		}
 		if c.ctx.Err() != nil {
-			return nil, watch.Interrupted(r.what)
+			return giveUp(watch.Interrupted(r.what))
 		}
 		if round == rounds || !worthWaiting(failed) {
-			return nil, noneCould(r.what, failed)
+			return giveUp(noneCould(r.what, failed))
 		}
 		select {
 		case <-time.After(pause):
 			pause *= 2
 		case <-ctx.Done():
-			return nil, noneCould(r.what, failed)
+			return giveUp(noneCould(r.what, failed))
 		}
 	}
+}
+
+// perhaps adds to why a request failed that it may have had its effect all the same.
+func (r request) perhaps(err error) error {
+	if err == nil {
+		return nil
+	}
+	f := *failure.From(err)
+	f.What += "; " + r.unsure
+	return &f
 }
 
 // ready has the passphrase fetched, which may take a person longer than a request may take.
@@ -171,6 +192,7 @@ type trouble struct {
 	sent     bool // the request went out, so it may have had its effect
 	waiting  bool // can help
 	final    bool // no other instance is to be asked
+	stranger bool // it has not shown that it is the NetHSM
 }
 
 // try sends a request to one instance.

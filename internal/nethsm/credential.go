@@ -2,6 +2,7 @@ package nethsm
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"sync"
 	"time"
@@ -85,9 +86,14 @@ func (c *credential) use(send func(secret []byte) (status int, err error)) error
 	return nil
 }
 
+// errStranger is in the failure of a user who is not let in.
+var errStranger = errors.New("unknown user or wrong passphrase")
+
 func (c *credential) refused() error {
-	return failure.New(failure.Denied, "the passphrase is wrong, or there is no such user; check them. Nothing tries the passphrase again by itself",
+	f := failure.New(failure.Denied, "the passphrase is wrong, or there is no such user; check them. Nothing tries the passphrase again by itself",
 		"the NetHSM does not let user %s in", c.user)
+	f.Err = errStranger
+	return f
 }
 
 func (c *credential) fetch(ctx context.Context, limit time.Duration) ([]byte, error) {

@@ -42,22 +42,16 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 	return k.infoFrom(store.change)
 }
 
-func (s *Store) generate(r key.Request, tags ...string) (*Key, error) {
-	uri, err := config.ParseURI(config.NetHSMScheme + r.Label)
-	if err != nil || strings.HasSuffix(r.Label, "*") || r.Label == "" {
-		return nil, failure.New(failure.Invalid, `use letters, digits and "_.-", at most 128 of them`, "%q can't be the ID of a key on a NetHSM", r.Label)
-	}
-	g := generation{ID: r.Label}
-	if len(tags) > 0 {
-		g.Restrictions = &restrictions{tags}
-	}
-	if g.Type, g.Length, g.Mechanisms, err = terms(r); err != nil {
+func (s *Store) generate(r key.Request) (*Key, error) {
+	g, err := terms(r)
+	if err != nil {
 		return nil, err
 	}
 	k := &Key{store: s, id: r.Label}
+	uri := k.name()
 	if there, err := k.exists(s.change); err != nil || there {
 		if there {
-			err = failure.New(failure.Invalid, "choose another label, or use the key that is there: see 'notation-hsm key show "+uri.String()+"'", "the NetHSM has a key %s already", uri)
+			err = failure.New(failure.Invalid, "choose another label, or use the key that is there: see 'notation-hsm key show "+uri+"'", "the NetHSM has a key %s already", uri)
 		}
 		return nil, err
 	}
@@ -66,28 +60,35 @@ func (s *Store) generate(r key.Request, tags ...string) (*Key, error) {
 		return nil, err
 	}
 	_, err = s.change(request{
-		what: "making key " + uri.String(), method: http.MethodPost, path: "/keys/generate", body: body, slow: true,
+		what: "making key " + uri, method: http.MethodPost, path: "/keys/generate", body: body, slow: r.Spec.IsRSA(),
 		// Nobody had the name a moment ago, and it is the very key that was asked for: so it was made.
-		done: func() (bool, error) { return k.isAs(g) },
+		done:   func() (bool, error) { return k.isAs(g) },
+		unsure: "it may have been made: see 'notation-hsm key list --token nethsm:'",
 	}, http.StatusCreated, http.StatusNoContent)
 	return k, err
 }
 
-// terms says in NetHSM's words which key is asked for.
-func terms(r key.Request) (kind string, length int, mechanisms []string, err error) {
-	kind = map[int]string{256: "EC_P256", 384: "EC_P384", 521: "EC_P521"}[r.Spec.Bits]
+// terms says in NetHSM's words which key is asked for, if it can be had at all.
+func terms(r key.Request) (generation, error) {
+	if uri, err := config.ParseURI(config.NetHSMScheme + r.Label); err != nil || strings.HasSuffix(uri.Object, "*") || uri.Object == "" {
+		return generation{}, failure.New(failure.Invalid, `use letters, digits and "_.-", at most 128 of them`, "%q can't be the ID of a key on a NetHSM", r.Label)
+	}
+	g := generation{ID: r.Label, Type: map[int]string{256: "EC_P256", 384: "EC_P384", 521: "EC_P521"}[r.Spec.Bits]}
+	if len(r.Tags) > 0 {
+		g.Restrictions = &restrictions{r.Tags}
+	}
 	if r.Spec.IsRSA() {
-		kind, length = "RSA", r.Spec.Bits
+		g.Type, g.Length = "RSA", r.Spec.Bits
 	}
 	switch {
 	case r.Usage == key.Decrypt && !r.Spec.IsRSA():
-		return "", 0, nil, failure.New(failure.Invalid, "use an RSA key, as in --spec RSA-3072", "a NetHSM agrees on no keys (ECDH), so its %s keys open nothing", r.Spec.Name)
+		return generation{}, failure.New(failure.Invalid, "use an RSA key, as in --spec RSA-3072", "a NetHSM agrees on no keys (ECDH), so its %s keys open nothing", r.Spec.Name)
 	case r.Usage == key.Decrypt: // OAEP alone: PKCS #1 v1.5 tells too much about what it opens
-		mechanisms = []string{"RSA_Decryption_OAEP_SHA1", "RSA_Decryption_OAEP_SHA256", "RSA_Decryption_OAEP_SHA384", "RSA_Decryption_OAEP_SHA512"}
+		g.Mechanisms = []string{"RSA_Decryption_OAEP_SHA1", "RSA_Decryption_OAEP_SHA256", "RSA_Decryption_OAEP_SHA384", "RSA_Decryption_OAEP_SHA512"}
 	case r.Spec.IsRSA():
-		mechanisms = []string{"RSA_Signature_PSS_" + hashNames[r.Spec.Hash]}
+		g.Mechanisms = []string{"RSA_Signature_PSS_" + hashNames[r.Spec.Hash]}
 	default:
-		mechanisms = []string{"ECDSA_Signature"}
+		g.Mechanisms = []string{"ECDSA_Signature"}
 	}
-	return kind, length, mechanisms, nil
+	return g, nil
 }

@@ -240,7 +240,12 @@ func (k *Key) isAs(g generation) (bool, error) {
 		return false, nil //nolint:nilerr // then it is another
 	}
 	p, isRSA := public.(*rsa.PublicKey)
-	return d.Type == g.Type && d.Operations == 0 && (!isRSA || p.N.BitLen() == g.Length) && sameSet(d.Mechanisms, g.Mechanisms), nil
+	var tags []string
+	if g.Restrictions != nil {
+		tags = g.Restrictions.Tags
+	}
+	return d.Type == g.Type && d.Operations == 0 && (!isRSA || p.N.BitLen() == g.Length) && sameSet(d.Mechanisms, g.Mechanisms) &&
+		sameSet(d.Restrictions.Tags, tags), nil
 }
 
 func sameSet(a, b []string) bool {
@@ -312,7 +317,7 @@ func (k *Key) infoFrom(ask func(request, ...int) (*answer, error)) (key.Info, er
 	yes, no := true, false
 	info := key.Info{
 		URI: k.name(), Label: k.id, Sign: does("_Signature"), Decrypt: does("_Decryption"), Unwrap: &no, Derive: &no,
-		Sensitive: &yes, Extractable: &no, AlwaysAuth: &no,
+		Sensitive: &yes, Extractable: &no, AlwaysAuth: &no, Tags: d.Restrictions.Tags,
 	}
 	if public, err := d.public(); err == nil {
 		k.public, info.Public = public, public

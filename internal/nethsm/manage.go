@@ -5,10 +5,11 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"math"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -80,6 +81,7 @@ func (c *client) examine(url string) Instance {
 	r = request{what: "asking for the product", method: http.MethodGet, path: "/info"}
 	if err := c.tell(url, r, func(body []byte) error { return decode(r.what, body, &info) }); err != nil {
 		i.Error = failure.From(err).Error()
+		return i
 	}
 	i.Product = clip(info.Product) + ", " + clip(info.Vendor)
 	return i
@@ -186,10 +188,14 @@ type moduleKeepalive struct {
 // ModuleConfig returns the configuration of Nitrokey's PKCS#11 module (p11nethsm.conf) for what the settings say: one slot of this
 // label. It holds no passphrase. The log goes to a file and nowhere else.
 func ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
+	if err := examineTrust(s.NetHSM); err != nil {
+		return nil, err
+	}
+	tries, each := moduleTries(s.Timeout, len(s.NetHSM.Instances))
 	slot := moduleSlot{
 		Label:   label,
-		Retries: moduleRetries{Count: 3, Delay: 1}, Keepalive: moduleKeepalive{Time: 600, Interval: 60, Retries: 3}, MaxIdle: 1800,
-		Timeout: max(1, int(math.Ceil(s.Timeout.Seconds()/float64(len(s.NetHSM.Instances)+1)))), // so that another one has its turn
+		Retries: moduleRetries{Count: tries - 1, Delay: 1}, Keepalive: moduleKeepalive{Time: 600, Interval: 60, Retries: 3}, MaxIdle: 1800,
+		Timeout: each,
 	}
 	if _, err := operator(s); err != nil {
 		return nil, err
@@ -212,9 +218,34 @@ func ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return yaml.Marshal(struct {
-		LogFile  string       `yaml:"log_file"`
-		LogLevel string       `yaml:"log_level"`
-		Slots    []moduleSlot `yaml:"slots"`
-	}{log, "Warn", []moduleSlot{slot}})
+	head, err := yaml.Marshal(struct {
+		LogFile  string `yaml:"log_file"`
+		LogLevel string `yaml:"log_level"`
+	}{log, "Warn"})
+	if err != nil {
+		return nil, err
+	}
+	slots, err := yaml.Marshal(struct {
+		Slots []moduleSlot `yaml:"slots"`
+	}{[]moduleSlot{slot}})
+	return slices.Concat(head, []byte(moduleThreads), slots), err
+}
+
+// moduleThreads are settings of version 2.2.0 of the module; older ones pass them over.
+const moduleThreads = `# The pool reads all keys at once, which notation-hsm never asks for, and does not end when the module is unloaded.
+disable_thread_pool: true
+# The module may have threads of its own; a program that can't have that says so itself (CKF_LIBRARY_CANT_CREATE_OS_THREADS).
+disable_threads: false
+`
+
+// moduleTries is how often the module asks, a second apart, and how many seconds it waits each time: in all less than the timeout, after
+// which this program gives up on the module without having heard why. Each instance has a turn if there is time.
+func moduleTries(timeout time.Duration, instances int) (tries, each int) {
+	budget := timeout.Seconds() - 0.5
+	for tries = max(4, instances); tries > 1; tries-- {
+		if each = int((budget - float64(tries-1)) / float64(tries)); each >= 1 {
+			return tries, each
+		}
+	}
+	return 1, max(1, int(budget))
 }

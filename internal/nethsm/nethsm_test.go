@@ -207,7 +207,7 @@ func TestNotRepeated(t *testing.T) {
 		t.Errorf("%d hits: %v", fault.Hits(), err)
 	}
 	// So is one that another instance took in the meantime: the second answer, that there is one already, is no failure.
-	fault = servers[0].Inject(http.MethodDelete, "/keys/*", 1, nethsmtest.DropAfter())
+	fault = servers[1].Inject(http.MethodDelete, "/keys/*", 1, nethsmtest.DropAfter())
 	if err := store.Delete(k, nil); err != nil || fault.Hits() != 1 {
 		t.Errorf("%d hits: %v", fault.Hits(), err)
 	}
@@ -470,7 +470,7 @@ func TestModuleConfig(t *testing.T) {
 	}
 	for _, want := range []string{
 		"url: https://a.example.com/api/v1", "url: https://b.example.com:8443/api/v1", "username: signing~operator", "label: signing",
-		hex.EncodeToString(s.NetHSM.Fingerprints[0][:]), "timeout_seconds: 10", "log_file: /dev/null",
+		hex.EncodeToString(s.NetHSM.Fingerprints[0][:]), "timeout_seconds: 6", "log_file: /dev/null", "\ndisable_thread_pool: true\n", "\ndisable_threads: false\n",
 	} {
 		if !bytes.Contains(conf, []byte(want)) {
 			t.Errorf("%s is missing in\n%s", want, conf)

@@ -3,6 +3,7 @@ package nethsm
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -42,6 +43,10 @@ type Step struct {
 
 // Prepare looks at what is there, and makes nothing.
 func Prepare(ctx context.Context, s *config.Settings, o Order) (*Setup, error) {
+	o.Request.Tags = []string{o.Tag}
+	if _, err := terms(o.Request); err != nil {
+		return nil, err
+	}
 	store, err := Open(ctx, s)
 	if err != nil {
 		return nil, err
@@ -100,6 +105,10 @@ func (p *Setup) look() error {
 	if err != nil || uri.Object == "" || strings.HasSuffix(uri.Object, "*") {
 		return failure.New(failure.Invalid, `use letters, digits and "_.-"`, "%q can't be a tag", p.order.Tag)
 	}
+	if p.order.Root != "" && namespace == "" {
+		return failure.New(failure.Invalid, "leave it out; or name a user and an administrator in a namespace, as in signing~operator and signing~admin",
+			"user %s is in no namespace, so administrator %s has none to make", user, p.order.Root)
+	}
 	fresh, err := p.lookAtNamespace(namespace, admin)
 	if err != nil {
 		return err
@@ -140,6 +149,11 @@ func (p *Setup) lookAtNamespace(namespace, admin string) (fresh bool, err error)
 	if exists && !there {
 		return false, failure.New(failure.Denied, "let another administrator of the namespace make it; or name that one as administrator", "the namespace %s is there, but its administrator %s is not, and nobody outside of it can make one", namespace, admin)
 	}
+	if !there {
+		if err := p.newPassphrase(p.store.admin); err != nil {
+			return false, err
+		}
+	}
 	// In this order: once there is the namespace, only its own administrator can make users in it.
 	p.add(there, func() error { return p.makeUser(p.store.admin, "Administrator", p.root) }, "user %s (Administrator), for keys and users of the namespace", admin)
 	p.add(exists, func() error {
@@ -166,36 +180,31 @@ func (p *Setup) role(user string, as *credential) (role string, there bool, err 
 
 func userPath(user string) string { return "/users/" + url.PathEscape(user) }
 
-// newPassphrase fetches the passphrase of a user that is to be made.
-func (p *Setup) newPassphrase(c *credential) (string, error) {
+// newPassphrase fetches the passphrase of a user that is to be made, before anything is.
+func (p *Setup) newPassphrase(c *credential) error {
 	const shortest, longest = 10, 200 // bytes; the schema Passphrase of the API
 	if c.source == pin.Prompt {
-		return "", failure.New(failure.Invalid, "use file:, env: or exec:, so that what is typed once and mistyped locks nobody out", "the passphrase of a new user (%s) can't be prompted for", c.user)
+		return failure.New(failure.Invalid, "use file:, env: or exec:, so that what is typed once and mistyped locks nobody out", "the passphrase of a new user (%s) can't be prompted for", c.user)
 	}
-	secret, err := c.fetch(p.store.ctx, p.store.settings.Timeout)
-	if err != nil {
-		return "", err
+	if err := c.ready(p.store.ctx, p.store.settings.Timeout); err != nil {
+		return err
 	}
-	defer clear(secret)
-	if len(secret) < shortest || len(secret) > longest {
-		return "", failure.New(failure.Invalid, "make another, as with: head -c 24 /dev/urandom | base64", "the passphrase of user %s has %d bytes; a NetHSM takes %d to %d", c.user, len(secret), shortest, longest)
+	if n := len(c.secret); n < shortest || n > longest {
+		return failure.New(failure.Invalid, "make another, as with: head -c 24 /dev/urandom | base64", "the passphrase of user %s has %d bytes; a NetHSM takes %d to %d", c.user, n, shortest, longest)
 	}
-	return string(secret), nil
+	return nil
 }
 
 func (p *Setup) makeUser(c *credential, role string, as *credential) error {
-	passphrase, err := p.newPassphrase(c)
-	if err != nil {
-		return err
-	}
-	body, err := json.Marshal(map[string]string{"realName": c.user, "role": role, "passphrase": passphrase})
+	body, err := json.Marshal(map[string]string{"realName": c.user, "role": role, "passphrase": string(c.secret)})
 	if err != nil {
 		return err
 	}
 	defer clear(body)
 	_, err = p.store.wanted(request{
 		what: "making user " + c.user, method: http.MethodPut, path: userPath(c.user), body: body, as: as,
-		done: func() (bool, error) { now, there, err := p.role(c.user, as); return there && now == role, err },
+		done:   func() (bool, error) { now, there, err := p.role(c.user, as); return there && now == role, err },
+		unsure: "it may have been made: run this again to see",
 	}, http.StatusCreated, http.StatusNoContent)
 	return err
 }
@@ -206,9 +215,8 @@ func (p *Setup) lookAtOperator(user string, fresh bool) error {
 	if !fresh {
 		role, exists, err := p.role(user, p.store.admin)
 		if err != nil {
-			f := failure.From(err)
-			if namespaceOf(user) != "" && p.order.Root == "" && f.Kind == failure.Denied {
-				return failure.New(f.Kind, "if the namespace is not there yet, add --root-administrator NAME and --root-pin-source: "+f.Hint, "%w", f)
+			if namespaceOf(user) != "" && p.order.Root == "" && errors.Is(err, errStranger) {
+				return failure.New(failure.Denied, "if the namespace is not there yet, add --root-administrator NAME and --root-pin-source; if it is, check the passphrase", "%w", err)
 			}
 			return err
 		}
@@ -226,8 +234,51 @@ func (p *Setup) lookAtOperator(user string, fresh bool) error {
 			}
 		}
 	}
+	if !there {
+		if err := p.newPassphrase(p.store.reader); err != nil {
+			return err
+		}
+	}
 	p.add(there, func() error { return p.makeUser(p.store.reader, "Operator", p.store.admin) }, "user %s (Operator), who can use keys and change none", user)
-	p.add(slices.Contains(tags, p.order.Tag), func() error { return p.tag("user "+user, userPath(user)+"/tags/") }, "tag %s for user %s", p.order.Tag, user)
+	p.add(slices.Contains(tags, p.order.Tag), func() error { return p.tag("user "+user, userPath(user)+"/tags/") }, "tag %s for user %s%s", p.order.Tag, user,
+		others("beside its tags ", tags, p.order.Tag))
+	return p.lookAtOtherKeys(user, fresh, tags)
+}
+
+// lookAtOtherKeys shows which other keys of the namespace the operator can use, by its other tags or because they have none. Who has
+// more keys than the limit is told that this was not looked at: each costs a request.
+func (p *Setup) lookAtOtherKeys(user string, fresh bool, tags []string) error {
+	const limit = 100
+	if fresh {
+		return nil
+	}
+	r := request{what: "listing keys", method: http.MethodGet, path: "/keys"}
+	a, err := p.store.change(r, http.StatusOK)
+	if err != nil {
+		return err
+	}
+	ids, err := parseKeyList(a.body)
+	if err != nil {
+		return malformed(r.what, err)
+	}
+	if len(ids) > limit {
+		p.add(true, nil, "%d other keys: user %s can use those that have no tag, and those of its tags", len(ids), user)
+		return nil
+	}
+	var usable []string
+	for _, id := range ids {
+		d, err := (&Key{store: p.store, id: id}).describe(p.store.change)
+		if err != nil {
+			return err
+		}
+		restricted := len(d.Restrictions.Tags) > 0
+		if id != p.order.Request.Label && (!restricted || slices.ContainsFunc(d.Restrictions.Tags, func(t string) bool { return t == p.order.Tag || slices.Contains(tags, t) })) {
+			usable = append(usable, id)
+		}
+	}
+	if len(usable) > 0 {
+		p.add(true, nil, "other keys that user %s can use, as they have no tag or one of its tags: %s", user, clip(strings.Join(usable, ", ")))
+	}
 	return nil
 }
 
@@ -248,7 +299,7 @@ func (p *Setup) lookAtKey(fresh bool) error {
 			return p.lookAtOldKey(k)
 		}
 	}
-	p.add(false, func() error { _, err := p.store.generate(p.order.Request, p.order.Tag); return err }, "key %s (%s, to %s), for users with the tag %s alone", k.name(), p.order.Request.Spec.Name, p.order.Request.Usage, p.order.Tag)
+	p.add(false, func() error { _, err := p.store.generate(p.order.Request); return err }, "key %s (%s, to %s), for users with the tag %s alone", k.name(), p.order.Request.Spec.Name, p.order.Request.Usage, p.order.Tag)
 	return nil
 }
 
@@ -265,17 +316,25 @@ func (p *Setup) lookAtOldKey(k *Key) error {
 	if has != p.order.Request.Spec {
 		return failure.New(failure.Invalid, "choose another --key, or its --spec", "the key %s is there, and is no %s key", k.name(), p.order.Request.Spec.Name)
 	}
+	wanted, err := terms(p.order.Request)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(wanted.Mechanisms, func(m string) bool { return !slices.Contains(d.Mechanisms, m) }) {
+		return failure.New(failure.Invalid, "choose another --key, or its --usage", "the key %s is there, and can't %s: it was made for %s",
+			k.name(), p.order.Request.Usage, clip(strings.Join(d.Mechanisms, ", ")))
+	}
 	p.add(true, nil, "key %s (%s)", k.name(), has.Name)
 	p.add(slices.Contains(d.Restrictions.Tags, p.order.Tag), func() error { return p.tag("key "+k.name(), keyPath(k.id)+"/restrictions/tags/") },
-		"key %s for users with the tag %s alone%s", k.name(), p.order.Tag, others(d.Restrictions.Tags, p.order.Tag))
+		"key %s for users with the tag %s alone%s", k.name(), p.order.Tag, others("and, as before, those with ", d.Restrictions.Tags, p.order.Tag))
 	return nil
 }
 
-// others says who else may use a key.
-func others(tags []string, tag string) string {
+// others lists the tags beside this one.
+func others(words string, tags []string, tag string) string {
 	rest := slices.DeleteFunc(slices.Clone(tags), func(t string) bool { return t == tag })
 	if len(rest) == 0 {
 		return ""
 	}
-	return " (and, as before, those with " + clip(strings.Join(rest, ", ")) + ")"
+	return " (" + words + clip(strings.Join(rest, ", ")) + ")"
 }

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -78,6 +79,15 @@ func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
 	if err != nil {
 		return nil, err
 	}
+	var all sync.WaitGroup
+	for _, url := range s.NetHSM.Instances { // so that one that is not what it should be does not wait to be found out
+		all.Go(func() {
+			if _, t := c.try(ctx, min(dialLimit, s.Timeout), url, r); t != nil {
+				t.warn()
+			}
+		})
+	}
+	all.Wait()
 	return []key.Token{describe(s)}, nil
 }
 
@@ -275,32 +285,33 @@ func (s *Store) Certificates() ([]*x509.Certificate, error) {
 	return all, nil
 }
 
-// Import stores a chain with the key, leaf first, in place of what was there. It returns how many certificates were not there before.
+// Import stores a chain with the key, leaf first, in place of whatever was there. It returns how many certificates were not there before.
+// NetHSM replaces nothing by itself, so the old one is deleted first, and put back when the new one is not taken.
 func (s *Store) Import(k *Key, chain []*x509.Certificate) (int, error) {
 	delete(s.chains, k.id) // what was read before may be old
-	there, err := s.chain(k.id, s.change)
+	path, what := keyPath(k.id)+"/cert", "storing the certificate of key "+k.name()
+	old, err := s.change(request{what: what, method: http.MethodGet, path: path, accept: typeBytes}, http.StatusOK, http.StatusNotFound)
 	if err != nil {
 		return 0, err
 	}
-	if slices.EqualFunc(there, chain, (*x509.Certificate).Equal) {
-		return 0, nil
-	}
-	path, what := keyPath(k.id)+"/cert", "storing the certificate of key nethsm:"+k.id
-	if there != nil { // NetHSM replaces nothing by itself
-		if _, err := s.change(request{what: what, method: http.MethodDelete, path: path}, http.StatusNoContent, http.StatusNotFound); err != nil {
-			return 0, err
+	var there []*x509.Certificate
+	if old.status == http.StatusOK {
+		there, _ = parseChain(old.body) // what is no certificate is to go as well
+		if slices.EqualFunc(there, chain, (*x509.Certificate).Equal) {
+			return 0, nil
 		}
+		_, err = s.change(request{what: what, method: http.MethodDelete, path: path}, http.StatusNoContent, http.StatusNotFound)
 	}
-	var data bytes.Buffer
-	for _, cert := range chain {
-		_ = pem.Encode(&data, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}) // a buffer takes all
+	if err == nil {
+		var data bytes.Buffer
+		for _, cert := range chain {
+			_ = pem.Encode(&data, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}) // a buffer takes all
+		}
+		err = s.putChain(k, what, data.Bytes())
 	}
-	delete(s.chains, k.id)
-	_, err = s.change(request{what: what, method: http.MethodPut, path: path, body: data.Bytes(), sends: typeBytes, done: func() (bool, error) {
-		delete(s.chains, k.id)
-		now, err := s.chain(k.id, s.change)
-		return slices.EqualFunc(now, chain, (*x509.Certificate).Equal), err
-	}}, http.StatusCreated, http.StatusNoContent)
+	if err != nil && old.status == http.StatusOK {
+		return 0, s.restore(k, old.body, err)
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -312,6 +323,39 @@ func (s *Store) Import(k *Key, chain []*x509.Certificate) (int, error) {
 		}
 	}
 	return added, nil
+}
+
+// putChain stores what is to be served as the key's certificate, where nothing is.
+func (s *Store) putChain(k *Key, what string, data []byte) error {
+	_, err := s.change(request{
+		what: what, method: http.MethodPut, path: keyPath(k.id) + "/cert", body: data, sends: typeBytes,
+		done:   func() (bool, error) { return s.holds(k, data) },
+		unsure: "it may be there: see 'notation-hsm cert export " + k.name() + "'",
+	}, http.StatusCreated, http.StatusNoContent)
+	return err
+}
+
+// holds reports whether that is what is stored with a key.
+func (s *Store) holds(k *Key, data []byte) (bool, error) {
+	r := request{what: "reading the certificate of key " + k.name(), method: http.MethodGet, path: keyPath(k.id) + "/cert", accept: typeBytes}
+	a, err := s.change(r, http.StatusOK, http.StatusNotFound)
+	return err == nil && a.status == http.StatusOK && bytes.Equal(a.body, data), err
+}
+
+// restore puts back what was stored with a key, when something else could not be stored in its place, even after an interrupt.
+func (s *Store) restore(k *Key, data []byte, why error) error {
+	lasting := *s
+	lasting.client = &client{ctx: context.WithoutCancel(s.ctx), settings: s.settings, http: s.http}
+	f := *failure.From(why)
+	if there, err := lasting.holds(k, data); err != nil || !there {
+		if err := lasting.putChain(k, "putting the old one back", data); err != nil {
+			f.What += "; and its old certificate is gone (" + failure.From(err).Error() + ")"
+			f.Hint = "once that is mended, store one again: notation-hsm cert import " + k.name() + " FILE"
+			return &f
+		}
+	}
+	f.What += "; its old certificate is there as before"
+	return &f
 }
 
 // Delete removes a key; its certificates go with it. What is gone already is no failure.

@@ -10,18 +10,49 @@ import (
 	"os"
 	"sync"
 
-	"golang.org/x/term"
-
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
+// Warnings is where people read what does not stop a command: standard error when nil. The plugin protocol discards them, as Notation
+// wants nothing there.
+var Warnings io.Writer
+
+var warned sync.Map // by their texts
+
+// warn says something once, to people and in the log.
+func warn(text string) {
+	if _, told := warned.LoadOrStore(text, true); !told {
+		slog.Warn(text)
+		var w io.Writer = os.Stderr // which has its place only now
+		if Warnings != nil {
+			w = Warnings
+		}
+		fmt.Fprintln(w, "warning: "+text)
+	}
+}
+
+// examineTrust refuses settings that contradict each other, and warns when they trust anyone.
+func examineTrust(n *config.NetHSM) error {
+	if !n.Insecure {
+		return nil
+	}
+	if len(n.Fingerprints) > 0 || n.CAFile != "" {
+		return failure.New(failure.Invalid, "take insecure out of the section nethsm and the environment; it would make the other worthless",
+			"the NetHSM's certificate is to be trusted by fingerprints or ca-file, and whatever it is (insecure)")
+	}
+	warn("TLS certificates of the NetHSM are NOT verified (insecure): whoever is on the network can read the passphrase and answer in its place")
+	return nil
+}
+
 // tlsConfig says which certificates are trusted.
 func tlsConfig(n *config.NetHSM) (*tls.Config, error) {
+	if err := examineTrust(n); err != nil {
+		return nil, err
+	}
 	t := &tls.Config{MinVersion: tls.VersionTLS12}
 	switch {
 	case n.Insecure:
-		WarnInsecure(terminal())
 		t.InsecureSkipVerify = true //nolint:gosec // the user has asked for it, and is warned
 	case len(n.Fingerprints) > 0:
 		t.InsecureSkipVerify = true //nolint:gosec // the fingerprint decides instead
@@ -58,25 +89,4 @@ func roots(path string) (*x509.CertPool, error) {
 		return nil, failure.New(failure.Invalid, "name a PEM file with the CA that issued the NetHSM's TLS certificate", "there is no certificate in %s", path)
 	}
 	return pool, nil
-}
-
-var insecure sync.Once
-
-// WarnInsecure says that certificates are not looked at: once, in the log and, unless it is nil, to w.
-func WarnInsecure(w io.Writer) {
-	insecure.Do(func() {
-		const warning = "TLS certificates of the NetHSM are NOT verified (insecure): whoever is on the network can read the passphrase and answer in its place"
-		slog.Warn(warning)
-		if w != nil {
-			fmt.Fprintln(w, "warning: "+warning)
-		}
-	})
-}
-
-// terminal is standard error if a person reads it. Notation does not want to find a warning there.
-func terminal() io.Writer {
-	if term.IsTerminal(int(os.Stderr.Fd())) {
-		return os.Stderr
-	}
-	return nil
 }

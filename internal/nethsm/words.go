@@ -83,10 +83,10 @@ func unreachable(instance string, err error) *trouble {
 	var name *net.DNSError
 	switch {
 	case errors.As(err, &fingerprint):
-		return &trouble{instance: instance, err: failure.New(failure.Denied,
+		return &trouble{instance: instance, stranger: true, err: failure.New(failure.Denied,
 			"if its certificate was replaced, ask its owner for the new fingerprint, and put that into fingerprints under nethsm", "%s is not the NetHSM that is expected: %w", instance, fingerprint)}
 	case errors.As(err, &unverified):
-		return &trouble{instance: instance, err: failure.New(failure.Denied,
+		return &trouble{instance: instance, stranger: true, err: failure.New(failure.Denied,
 			"a NetHSM's own certificate is self-signed: write ca-file, or fingerprints (sha256:...), under nethsm in the config file", "the TLS certificate of %s does not verify: %w", instance, unverified.Err)}
 	case errors.As(err, &name) && name.IsNotFound:
 		return &trouble{instance: instance, err: failure.New(failure.Invalid, "check instances under nethsm", "there is no host %s", name.Name)}
@@ -105,6 +105,13 @@ func root(err error) error {
 			return err
 		}
 		err = inner
+	}
+}
+
+// warn tells of a stranger that stands where an instance should, and that another instance has made up for.
+func (t *trouble) warn() {
+	if t.stranger {
+		warn(t.err.What + ". It was passed over: " + t.err.Hint)
 	}
 }
 
