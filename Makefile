@@ -18,8 +18,7 @@ demo: ## sign, verify and tamper with a real image, in demo/, with everything it
 	./softhsm-test/demo.sh
 
 test: packages tools ## install what the tests need, and run them all
-	go test -count=1 -tags $(TAGS) -timeout 25m ./...
-	$(MAKE) --no-print-directory fuzz
+	go test -count=1 -tags $(TAGS) -timeout 75m ./...
 
 fuzz: ## run each fuzz target for FUZZTIME (20s)
 	./softhsm-test/fuzz.sh $(FUZZTIME)
