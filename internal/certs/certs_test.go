@@ -31,7 +31,7 @@ func TestCrossSigned(t *testing.T) {
 	cross := gone.Issue(t, crossTemplate, &intermediate.Key.PublicKey)
 	leaf := intermediate.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
 	for _, known := range [][]*x509.Certificate{{cross, intermediate.Cert, root.Cert}, {root.Cert, intermediate.Cert, cross}} {
-		chain, err := Chain(leaf, known, nil)
+		chain, err := Chain(leaf, known, nil, time.Now())
 		if err != nil || len(chain) != 3 || !chain[2].Equal(root.Cert) {
 			t.Errorf("%v, %v", chain, err)
 		}
@@ -44,7 +44,7 @@ func TestCrossSigned(t *testing.T) {
 	chain, err := Chain(leaf, []*x509.Certificate{intermediate.Cert}, func(*x509.Certificate) ([]*x509.Certificate, error) {
 		asked++
 		return []*x509.Certificate{root.Cert}, nil
-	})
+	}, time.Now())
 	if err != nil || len(chain) != 3 || asked != 1 {
 		t.Errorf("%v, %v, asked %d times", chain, err, asked)
 	}
@@ -61,7 +61,7 @@ func TestCircle(t *testing.T) {
 	oneByTwo := two.Issue(t, ca("One"), &one.Key.PublicKey)
 	twoByOne := one.Issue(t, ca("Two"), &two.Key.PublicKey)
 	leaf := one.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
-	if chain, err := Chain(leaf, []*x509.Certificate{oneByTwo, twoByOne}, nil); err == nil || !strings.Contains(err.Error(), "missing") {
+	if chain, err := Chain(leaf, []*x509.Certificate{oneByTwo, twoByOne}, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "missing") {
 		t.Errorf("%v, %v", chain, err)
 	}
 }
@@ -120,7 +120,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		for _, leaf := range certs {
-			if chain, err := Chain(leaf, certs, nil); err == nil {
+			if chain, err := Chain(leaf, certs, nil, time.Now()); err == nil {
 				_ = Check(chain, time.Now())
 			}
 		}
@@ -151,3 +151,62 @@ HwYDVR0jBBgwFoAUAx7oscqSVaW2OqND+50t3BHfM7QwDwYDVR0TAQH/BAUwAwEB
 HSP6+AIgJj6KyXA9bw1wCn8fXp7PUuiBwrGp/jmHA5B7sRvoGNo=
 -----END CERTIFICATE-----
 `
+
+// TestRenewedIssuer takes the path that is valid now, when an issuer has an expired certificate and one that was renewed with the same
+// key, in whichever order they are known.
+func TestRenewedIssuer(t *testing.T) {
+	root := softhsmtest.NewCA(t, "Root", nil)
+	intermediate := softhsmtest.NewCA(t, "Intermediate", root)
+	template := softhsmtest.Template("Intermediate")
+	template.IsCA, template.KeyUsage, template.ExtKeyUsage = true, x509.KeyUsageCertSign, nil
+	template.NotBefore, template.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
+	expired := root.Issue(t, template, &intermediate.Key.PublicKey)
+	leaf := intermediate.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
+	for _, known := range [][]*x509.Certificate{{expired, intermediate.Cert, root.Cert}, {root.Cert, intermediate.Cert, expired}} {
+		chain, err := Chain(leaf, known, nil, time.Now())
+		if err != nil || len(chain) != 3 || !chain[1].Equal(intermediate.Cert) {
+			t.Fatalf("%v, %v", chain, err)
+		}
+		asked := func(*x509.Certificate) ([]*x509.Certificate, error) { return known, nil }
+		if chain, err = Chain(leaf, nil, asked, time.Now()); err != nil || !chain[1].Equal(intermediate.Cert) {
+			t.Errorf("of those that a token has: %v, %v", chain, err)
+		}
+	}
+	// With the expired one alone, the chain is whole and Check says what is wrong with it.
+	chain, err := Chain(leaf, []*x509.Certificate{expired, root.Cert}, nil, time.Now())
+	if err != nil || len(chain) != 3 {
+		t.Fatalf("%v, %v", chain, err)
+	}
+	if err := Check(chain, time.Now()); err == nil || !strings.Contains(err.Error(), "expired") {
+		t.Error(err)
+	}
+}
+
+// TestManyIssuers ends its search after a fixed number of signatures, however many certificates have the names of issuers.
+func TestManyIssuers(t *testing.T) {
+	const names, each = 4, 6
+	keys := make([]*softhsmtest.CA, names)
+	for i := range keys {
+		keys[i] = softhsmtest.NewCA(t, string(rune('A'+i)), nil)
+	}
+	var known []*x509.Certificate
+	for i, subject := range keys {
+		for _, issuer := range keys {
+			for range each {
+				template := softhsmtest.Template(string(rune('A' + i)))
+				template.IsCA, template.KeyUsage, template.ExtKeyUsage = true, x509.KeyUsageCertSign, nil
+				if issuer != subject {
+					known = append(known, issuer.Issue(t, template, &subject.Key.PublicKey))
+				}
+			}
+		}
+	}
+	leaf := keys[0].Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
+	s := search{known: known, now: time.Now()}
+	if chain, _, err := s.extend([]*x509.Certificate{leaf}); chain != nil || err != nil || s.checks != maxChecks+1 {
+		t.Errorf("%v, %v after %d signatures", chain, err, s.checks)
+	}
+	if _, err := Chain(leaf, known, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "too many certificates") {
+		t.Error(err)
+	}
+}

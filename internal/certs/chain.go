@@ -37,7 +37,7 @@ func LeafOf(public crypto.PublicKey, certs []*x509.Certificate, now time.Time) *
 func ChainOf(public crypto.PublicKey, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error), now time.Time) ([]*x509.Certificate, error) {
 	var first error
 	for _, leaf := range leavesOf(public, known, now) {
-		chain, err := Chain(leaf, known, more)
+		chain, err := Chain(leaf, known, more, now)
 		if err == nil {
 			if err = Check(chain, now); err == nil {
 				return chain, nil
@@ -84,26 +84,57 @@ func SameKey(a, b crypto.PublicKey) bool {
 	return ok && k.Equal(b)
 }
 
-// maxChain is longer than any chain in use; it ends the search when certificates sign each other in a circle.
-const maxChain = 10
+// Bounds of the search for a chain. Certificates of one name may sign each other in any number of ways.
+const (
+	maxChain  = 10  // certificates; longer than any chain in use
+	maxChecks = 256 // signatures verified for one chain; a chain of three needs five
+)
 
-// Chain orders certificates from the leaf to its self-signed root. The issuers are among known, or what more finds for a
-// certificate (nil: nothing more). Failures name the subject that is missing.
-func Chain(leaf *x509.Certificate, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error)) ([]*x509.Certificate, error) {
-	chain, missing, err := extend([]*x509.Certificate{leaf}, known, more)
-	if err != nil || chain != nil {
+// Chain orders certificates from the leaf to its self-signed root. The issuers are among known, or what more finds for a certificate
+// (nil: nothing more). Of several chains, such as those through an expired issuer and its renewed certificate, it is the first that
+// passes Check at a time; when none does, it is the first of all, so that Check says what is wrong with it.
+//
+// It fails with kind Invalid when no chain reaches a root, and names the issuer that is missing.
+func Chain(leaf *x509.Certificate, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error), now time.Time) ([]*x509.Certificate, error) {
+	s := search{known: known, more: more, now: now}
+	chain, missing, err := s.extend([]*x509.Certificate{leaf})
+	switch {
+	case chain != nil || err != nil:
 		return chain, err
+	case s.refused != nil:
+		return s.refused, nil
+	case s.checks > maxChecks:
+		return nil, failure.New(failure.Invalid, "name a file with the leaf and its issuers alone",
+			"the search for the certificate chain of %q ended after %d signatures: too many certificates have its issuers' names", leaf.Subject, maxChecks)
 	}
 	return nil, failure.New(failure.Invalid, "add the certificate of that issuer to certificate-chain, or to the token; the chain has to reach a self-signed root",
 		"the certificate chain of %q is not whole: the certificate of its issuer %q is missing", leaf.Subject, missing.Issuer)
 }
 
-// extend tries each issuer of the last certificate in turn, since a name may have several certificates (cross-signed, or
-// renewed with a new key), and returns the first chain that ends in a root, or the deepest certificate without an issuer.
-func extend(chain, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error)) (whole []*x509.Certificate, missing *x509.Certificate, err error) {
+// search is the search for one chain.
+type search struct {
+	known   []*x509.Certificate
+	more    func(*x509.Certificate) ([]*x509.Certificate, error)
+	now     time.Time
+	checks  int                 // signatures that were verified
+	whole   int                 // chains that reached a root
+	refused []*x509.Certificate // the first chain that reaches a root and does not pass Check
+}
+
+// extend tries each issuer of the last certificate in turn, since a name may have several certificates (cross-signed, renewed with a
+// new key, or for longer with the old one), and returns the first chain that ends in a root and passes Check. Else it returns the
+// deepest certificate without an issuer.
+func (s *search) extend(chain []*x509.Certificate) (whole []*x509.Certificate, missing *x509.Certificate, err error) {
 	last := chain[len(chain)-1]
-	if issued(last, last) {
-		return chain, nil, nil
+	if s.issued(last, last) {
+		s.whole++
+		if Check(chain, s.now) == nil {
+			return chain, nil, nil
+		}
+		if s.refused == nil {
+			s.refused = chain
+		}
+		return nil, last, nil
 	}
 	missing = last
 	if len(chain) == maxChain {
@@ -111,12 +142,12 @@ func extend(chain, known []*x509.Certificate, more func(*x509.Certificate) ([]*x
 	}
 	try := func(candidates []*x509.Certificate) bool {
 		for _, candidate := range candidates {
-			if !issued(last, candidate) {
+			if slices.ContainsFunc(chain, candidate.Equal) || !s.issued(last, candidate) {
 				continue
 			}
 			var deeper *x509.Certificate
 			// The full slice expression keeps one branch of the search from writing over another's chain.
-			whole, deeper, err = extend(append(chain[:len(chain):len(chain)], candidate), known, more)
+			whole, deeper, err = s.extend(append(chain[:len(chain):len(chain)], candidate))
 			if whole != nil || err != nil {
 				return true
 			}
@@ -124,15 +155,25 @@ func extend(chain, known []*x509.Certificate, more func(*x509.Certificate) ([]*x
 		}
 		return false
 	}
-	if try(known) || more == nil {
+	before := s.whole
+	if try(s.known) || s.more == nil || s.whole > before {
 		return whole, missing, err
 	}
-	found, err := more(last)
+	found, err := s.more(last)
 	if err != nil {
 		return nil, nil, err
 	}
 	try(found)
 	return whole, missing, err
+}
+
+// issued reports whether issuer issued cert, as long as the search has signatures left to verify.
+func (s *search) issued(cert, issuer *x509.Certificate) bool {
+	if s.checks > maxChecks || !bytes.Equal(cert.RawIssuer, issuer.RawSubject) {
+		return false
+	}
+	s.checks++
+	return issued(cert, issuer)
 }
 
 // issued reports whether issuer's name and key are those that cert was issued under. What else is wrong with either is for

@@ -92,7 +92,7 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 		}
 		var chain []*x509.Certificate
 		if leaf := certs.LeafOf(k.Public(), known, time.Now()); leaf != nil {
-			if chain, err = certs.Chain(leaf, known, nil); err != nil {
+			if chain, err = certs.Chain(leaf, known, nil, time.Now()); err != nil {
 				chain = []*x509.Certificate{leaf}
 			}
 		}

@@ -53,7 +53,7 @@ func Import(ctx context.Context, s *config.Settings, path string) (length, store
 		if leaf == nil {
 			return failure.New(failure.Invalid, "name the file of the certificate that was issued for this key", "none of the %d certificates in %s belongs to the key %s", len(file), path, s.Key)
 		}
-		chain, err := certs.Chain(leaf, file, store.Issuers)
+		chain, err := certs.Chain(leaf, file, store.Issuers, time.Now())
 		if err != nil {
 			chain = []*x509.Certificate{leaf}
 		} else if err := certs.Check(chain, time.Now()); err != nil {
@@ -77,7 +77,7 @@ func Export(ctx context.Context, s *config.Settings) (data []byte, err error) {
 		if leaf == nil {
 			return failure.New(failure.Invalid, "make one with 'notation-hsm cert self-sign' or 'cert csr'", "the key %s has no certificate", s.Key)
 		}
-		chain, err := certs.Chain(leaf, known, nil)
+		chain, err := certs.Chain(leaf, known, nil, time.Now())
 		if err != nil {
 			return err
 		}

@@ -139,7 +139,7 @@ func (v *visit) certificate() (_ Check, err error) {
 
 // wholeChain applies Notation's rules as they were before the first certificate ended: its end is another check's matter.
 func (v *visit) wholeChain() (Check, error) {
-	chain, err := certs.Chain(v.leaf, v.known, nil)
+	chain, err := certs.Chain(v.leaf, v.known, nil, time.Now())
 	if err != nil {
 		return Check{}, err
 	}

@@ -86,7 +86,7 @@ func glance(ctx context.Context, entry notation.KeySuite) (Check, error) {
 	if len(leaves) != 1 || leaves[0] == nil {
 		return warning("run: notation-hsm doctor "+quoted(entry.ID), "its certificate can't be seen without a login"), nil
 	}
-	chain, err := certs.Chain(leaves[0], known, nil)
+	chain, err := certs.Chain(leaves[0], known, nil, time.Now())
 	if err != nil {
 		return Check{}, err
 	}

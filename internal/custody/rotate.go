@@ -294,7 +294,7 @@ func (r *Rotation) lacks(ctx context.Context, s *config.Settings) (missing, err 
 			return nil
 		}
 		var chain []*x509.Certificate
-		if chain, missing = certs.Chain(leaf, known, nil); missing != nil {
+		if chain, missing = certs.Chain(leaf, known, nil, time.Now()); missing != nil {
 			return nil //nolint:nilerr // that is the answer
 		}
 		if err := certs.Check(chain, time.Now()); err != nil {

@@ -69,7 +69,7 @@ func Sign(ctx context.Context, s *config.Settings, spec key.Spec, payload []byte
 		if err := fits(leaf, spec); err != nil {
 			return nil, err
 		}
-		if chain, err := certs.Chain(leaf, file, nil); err == nil {
+		if chain, err := certs.Chain(leaf, file, nil, time.Now()); err == nil {
 			if err := certs.Check(chain, time.Now()); err != nil {
 				return nil, err
 			}
@@ -194,7 +194,7 @@ func (j *job) findChain() ([]*x509.Certificate, error) {
 
 // try makes a signature with one leaf.
 func (j *job) try(leaf *x509.Certificate) (*Signature, error) {
-	chain, err := certs.Chain(leaf, j.file, j.store.Issuers)
+	chain, err := certs.Chain(leaf, j.file, j.store.Issuers, time.Now())
 	if err != nil {
 		return nil, err
 	}

@@ -79,7 +79,7 @@ func FromKey(ctx context.Context, s *config.Settings) (*Certificate, error) {
 // fromLeaf trusts one signing certificate: itself where it is self-signed, else its subject under the root. The issuers between
 // may change then, and so may the certificate, as long as the root and the subject stay.
 func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string) (*Certificate, error) {
-	chain, err := certs.Chain(leaf, known, nil)
+	chain, err := certs.Chain(leaf, known, nil, time.Now())
 	if err != nil {
 		return nil, failure.New(failure.Invalid, missing, "%w", err)
 	}
