@@ -107,26 +107,6 @@ func TestChainOf(t *testing.T) {
 	}
 }
 
-// FuzzParse holds that no PEM file crashes, and that what parses can be put in order and checked.
-func FuzzParse(f *testing.F) {
-	f.Add([]byte(""))
-	f.Add([]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))
-	f.Add([]byte("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"))
-	f.Add([]byte(chainPEM))
-	f.Add([]byte(strings.ReplaceAll(chainPEM, "M", "N")))
-	f.Fuzz(func(_ *testing.T, data []byte) {
-		certs, err := Parse(data)
-		if err != nil {
-			return
-		}
-		for _, leaf := range certs {
-			if chain, err := Chain(leaf, certs, nil, time.Now()); err == nil {
-				_ = Check(chain, time.Now())
-			}
-		}
-	})
-}
-
 // FuzzSubject holds that no subject crashes, and that an accepted one has a common name.
 func FuzzSubject(f *testing.F) {
 	for _, seed := range []string{"CN=release,O=Example,C=CH,ST=Zurich", `CN=a\,b\=c`, "=", ",", `CN=\`, "C=Switzerland,CN=a", "CN = x , O = y"} {

@@ -5,17 +5,17 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/pem"
-	"fmt"
 	"io"
-	"log/slog"
 	"os"
+	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 const fileLimit = 1 << 20 // bytes; a chain has a few kilobytes
 
-// ReadFile reads the certificates of a PEM file (RFC 7468), in the file's order. Other PEM blocks are passed over.
+// ReadFile reads the certificates of a file in the file's order, in the forms that Parse knows. A failure is of kind Invalid; its hint
+// is the command that converts the file, where one does.
 func ReadFile(path string) ([]*x509.Certificate, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -31,34 +31,11 @@ func ReadFile(path string) ([]*x509.Certificate, error) {
 	}
 	certs, err := Parse(data)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "name a PEM file with the leaf certificate and its issuers", "the certificate file %s: %w", path, err)
-	}
-	return certs, nil
-}
-
-// Parse reads the certificates of PEM data. It fails when there are none, or one of them is not a certificate.
-func Parse(data []byte) ([]*x509.Certificate, error) {
-	var certs []*x509.Certificate
-	for rest := data; ; {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			break
+		hint := "name a PEM file with the leaf certificate and its issuers"
+		if f := failure.From(err); f.Hint != "" {
+			hint = strings.ReplaceAll(f.Hint, "FILE", path)
 		}
-		if block.Type != "CERTIFICATE" {
-			slog.Warn("a PEM block that is no certificate was passed over", "type", block.Type)
-			continue
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d does not parse: %w", len(certs)+1, err)
-		}
-		certs = append(certs, cert)
-	}
-	if len(certs) == 0 {
-		if _, err := x509.ParseCertificate(data); err == nil {
-			return nil, fmt.Errorf("it is DER, not PEM; convert it with: openssl x509 -inform der")
-		}
-		return nil, fmt.Errorf("there is no PEM certificate in it")
+		return nil, failure.New(failure.Invalid, hint, "the certificate file %s: %w", path, err)
 	}
 	return certs, nil
 }
