@@ -12,6 +12,7 @@ import (
 
 	contract "github.com/notaryproject/notation-plugin-framework-go/plugin"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/watch"
@@ -23,6 +24,9 @@ import (
 // requestLimit is the longest request in bytes. Payloads are descriptors of some hundred bytes; hashing happens on them, not on
 // what they describe.
 const requestLimit = 4 << 20
+
+// requestLimits are those of a request's structure: an object with a payload, and plugin config with a value for each setting.
+var requestLimits = bound.Limits{Bytes: requestLimit, Depth: bound.Depth, Elements: 1000}
 
 var verbs = []string{
 	string(contract.CommandGetMetadata), string(contract.CommandDescribeKey), string(contract.CommandGenerateSignature), string(contract.Version),
@@ -100,6 +104,9 @@ func read(ctx context.Context, stdin io.Reader, request contract.Request) error 
 	const hint = "Notation writes the request; to try the plugin by hand see docs/plugin.md"
 	if len(strings.TrimSpace(string(data))) == 0 {
 		return failure.New(failure.Invalid, hint, "the request is empty")
+	}
+	if err := bound.JSON(data, requestLimits); err != nil {
+		return failure.New(failure.Invalid, hint, "the request is not valid JSON: %w", err)
 	}
 	if err := json.Unmarshal(data, request); err != nil {
 		var wrongType *json.UnmarshalTypeError

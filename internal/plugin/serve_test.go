@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 )
 
 func serve(ctx context.Context, t *testing.T, verb string, stdin io.Reader) (code int, stdout, stderr string) {
@@ -17,7 +19,11 @@ func serve(ctx context.Context, t *testing.T, verb string, stdin io.Reader) (cod
 	return code, out.String(), errs.String()
 }
 
-// FuzzRequest holds that every request ends in one JSON object: a response on standard output or an error on standard error.
+// requestCost is what a request may allocate: the config file and the environment are looked at for each setting.
+var requestCost = boundtest.Budget{Bytes: 1 << 20, BytesPerByte: 256}
+
+// FuzzRequest holds that every request ends in one JSON object, a response on standard output or an error on standard error, and that none
+// costs more than its size allows.
 func FuzzRequest(f *testing.F) {
 	f.Setenv("XDG_CONFIG_HOME", f.TempDir())
 	for _, seed := range []string{
@@ -28,12 +34,16 @@ func FuzzRequest(f *testing.F) {
 		f.Add("generate-signature", []byte(seed))
 	}
 	f.Add("get-plugin-metadata", []byte("{}"))
+	f.Add("describe-key", []byte(strings.Repeat("[", 100_000)))
+	f.Add("describe-key", []byte(`{"pluginConfig":`+strings.Repeat(`{"a":`, 100_000)))
 	f.Fuzz(func(t *testing.T, verb string, request []byte) {
 		// No fuzzed request is to load a library or run a command that happens to be on this machine.
 		if bytes.Contains(request, []byte("exec")) || bytes.Contains(request, []byte("|")) || bytes.Contains(request, []byte(".so")) {
 			return
 		}
-		code, stdout, stderr := serve(context.Background(), t, verb, bytes.NewReader(request))
+		var code int
+		var stdout, stderr string
+		requestCost.Check(t, len(request), func() { code, stdout, stderr = serve(context.Background(), t, verb, bytes.NewReader(request)) })
 		if code == 0 && (stderr != "" || (verb != "version" && !json.Valid([]byte(stdout)))) {
 			t.Errorf("%s %q: %q and %q", verb, request, stdout, stderr)
 		}
@@ -41,6 +51,19 @@ func FuzzRequest(f *testing.F) {
 			t.Errorf("%s %q: %q and %q", verb, request, stdout, stderr)
 		}
 	})
+}
+
+// TestRequestBounds refuses a request with a structure that no request has, before it is read.
+func TestRequestBounds(t *testing.T) {
+	for what, request := range map[string]string{
+		"nested deeper than 16": `{"pluginConfig":` + strings.Repeat("[", 17) + strings.Repeat("]", 17) + "}",
+		"more than 1000":        `{"pluginConfig":[` + strings.Repeat("1,", 1000) + "1]}",
+		`\"keyId\" twice`:       `{"keyId":"a","keyId":"b"}`,
+	} {
+		if code, _, stderr := serve(t.Context(), t, "describe-key", strings.NewReader(request)); code != 1 || !strings.Contains(stderr, what) {
+			t.Errorf("%s: %d %q", what, code, stderr)
+		}
+	}
 }
 
 // TestInterruptedRequest ends when the user interrupts, although the other end of the pipe stays open.
