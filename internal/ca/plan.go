@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -63,7 +64,7 @@ type CRLPlan struct {
 
 // ReadPlan reads a ceremony's file.
 func ReadPlan(path string) (*Plan, error) {
-	data, err := os.ReadFile(path)
+	data, err := bound.ReadFile(path, config.MaxFile)
 	if err != nil {
 		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the ceremony: %w", err)
 	}

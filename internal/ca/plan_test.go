@@ -3,11 +3,16 @@ package ca
 import (
 	"testing"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// FuzzCeremony holds that no ceremony's file crashes, and that every refusal is the user's to mend.
+// planCost is what reading and rehearsing a ceremony may allocate: the parser has a node of some 500 bytes for each value, and each part is
+// compared with those before it.
+var planCost = boundtest.Budget{Bytes: 256 << 10, BytesPerByte: 8 << 10}
+
+// FuzzCeremony holds that no ceremony's file crashes or costs more than its size allows, and that every refusal is the user's to mend.
 func FuzzCeremony(f *testing.F) {
 	for _, seed := range []string{
 		"", "# nothing", "root: 1", "[1]", "keys: [{name: a, token: t, label: l, spec: EC-256}]\n",
@@ -21,11 +26,14 @@ func FuzzCeremony(f *testing.F) {
 	folder := f.TempDir()
 	f.Setenv("XDG_CONFIG_HOME", f.TempDir())
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p := &Plan{path: "ceremony.yaml"}
-		err := config.Strict(p.path, data, p)
-		if err == nil {
-			_, err = p.Rehearse(folder)
-		}
+		var p *Plan
+		var err error
+		planCost.Check(t, len(data), func() {
+			p = &Plan{path: "ceremony.yaml"}
+			if err = config.Strict(p.path, data, p); err == nil {
+				_, err = p.Rehearse(folder)
+			}
+		})
 		if err != nil && !failure.Is(err, failure.Invalid) {
 			t.Errorf("%q: %v is not a failure of the user's", data, err)
 		}

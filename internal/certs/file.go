@@ -5,10 +5,9 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/pem"
-	"io"
-	"os"
 	"strings"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
@@ -17,17 +16,9 @@ const fileLimit = 1 << 20 // bytes; a chain has a few kilobytes
 // ReadFile reads the certificates of a file in the file's order, in the forms that Parse knows. A failure is of kind Invalid; its hint
 // is the command that converts the file, where one does.
 func ReadFile(path string) ([]*x509.Certificate, error) {
-	f, err := os.Open(path)
+	data, err := bound.ReadFile(path, fileLimit)
 	if err != nil {
 		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the certificates: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, fileLimit+1))
-	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the file", "can't read the certificates: %w", err)
-	}
-	if len(data) > fileLimit {
-		return nil, failure.New(failure.Invalid, "name a file with the leaf and its issuers alone", "the certificate file %s is larger than %d bytes", path, fileLimit)
 	}
 	certs, err := Parse(data)
 	if err != nil {

@@ -1,11 +1,13 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
@@ -55,7 +57,10 @@ func FuzzURI(f *testing.F) {
 	})
 }
 
-// FuzzConfigFile holds that no config file crashes, and that every refusal names the file.
+// fileCost is what reading a config file may allocate: the parser has a node of some 500 bytes for each value.
+var fileCost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 2 << 10}
+
+// FuzzConfigFile holds that no config file crashes or costs more than its size allows, and that every refusal names the file.
 func FuzzConfigFile(f *testing.F) {
 	for _, seed := range []string{
 		"", "# nothing", "timeout: 30s", "keys:\n  release:\n    uri: pkcs11:object=a\n", "tokens:\n  signing:\n    env:\n      A: b\n",
@@ -67,10 +72,35 @@ func FuzzConfigFile(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c := &file{path: "config.yaml", keys: map[string]map[string]string{}, tokens: map[string]map[string]string{}, env: map[string]map[string]string{}}
-		if err := c.parse(data); err != nil && !strings.Contains(err.Error(), "config.yaml") {
+		var err error
+		fileCost.Check(t, len(data), func() { err = c.parse(data) })
+		if err != nil && !strings.Contains(err.Error(), "config.yaml") {
 			t.Errorf("%q: the error does not name the file: %v", data, err)
 		}
 	})
+}
+
+// TestYAMLBounds refuses a file that is too long, too deep, or stands for more values than it may.
+func TestYAMLBounds(t *testing.T) {
+	bomb := "a: &a [x]\n"
+	for name := 'b'; name < 'p'; name++ {
+		bomb += fmt.Sprintf("%c: &%c [*%c, *%c]\n", name, name, name-1, name-1)
+	}
+	for name, test := range map[string]struct{ text, what string }{
+		"long":     {strings.Repeat("#\n", MaxFile), "bytes, more than"},
+		"deep":     {strings.Repeat("[", 17) + strings.Repeat("]", 17), "nested deeper than 16"},
+		"deeper":   {strings.Repeat("[", MaxFile), "max depth"},
+		"circle":   {"a: &a {b: *a}", "nested deeper than 16"},
+		"bomb":     {bomb, "nested deeper than 16"},
+		"wide":     {"[" + strings.Repeat("a,", maxNodes) + "]", "more than 20000 values"},
+		"repeated": {"a: &a [" + strings.Repeat("x,", 200) + "]\nb: [" + strings.Repeat("*a,", 200) + "]\n", "more than 20000 values"},
+		"fine":     {strings.Repeat("[", 16) + strings.Repeat("]", 16), ""},
+	} {
+		_, err := YAML([]byte(test.text), MaxFile)
+		if (err == nil) != (test.what == "") || err != nil && !strings.Contains(err.Error(), test.what) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 // TestTokenFromOnePlace shows that half a token's name is never joined with half from elsewhere.

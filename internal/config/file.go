@@ -10,6 +10,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
@@ -50,7 +51,7 @@ func loadFile() (*file, error) {
 	if f.path == "" {
 		return f, nil
 	}
-	data, err := os.ReadFile(f.path)
+	data, err := bound.ReadFile(f.path, MaxFile)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && os.Getenv(environmentPrefix+"CONFIG") == "":
 		return f, nil
@@ -70,15 +71,14 @@ func loadFile() (*file, error) {
 }
 
 func (f *file) parse(data []byte) error {
-	var document yaml.Node
-	if err := yaml.Unmarshal(data, &document); err != nil {
+	root, err := YAML(data, MaxFile)
+	if err != nil {
 		return failure.New(failure.Invalid, "see docs/configuration.md for an example", "the config file %s is not valid YAML: %w", f.path, err)
 	}
-	if len(document.Content) == 0 {
+	if root == nil {
 		return nil // empty, or comments alone
 	}
-	var err error
-	f.settings, err = f.section(document.Content[0], "the config file", fileSettings, func(name string, value *yaml.Node) (bool, error) {
+	f.settings, err = f.section(root, "the config file", fileSettings, func(name string, value *yaml.Node) (bool, error) {
 		switch name {
 		case "keys":
 			return true, f.keyEntries(value)

@@ -10,20 +10,64 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
+// MaxFile is how many bytes the config file, or a ceremony, may have.
+const MaxFile = 256 << 10
+
+// Bounds of a YAML file. A parser's node takes some 500 bytes, and a list of single letters has one for each two bytes.
+const (
+	maxDepth = 16     // lists and mappings within each other
+	maxNodes = 20_000 // values; each reference to an anchor counts as what it stands for
+)
+
+// YAML parses the first document of a YAML file of at most limit bytes. It returns the document's root, or nil if there is none. It fails
+// when the file exceeds a bound or refers to an anchor from within that anchor.
+func YAML(data []byte, limit int) (*yaml.Node, error) {
+	if len(data) > limit {
+		return nil, fmt.Errorf("it has %d bytes, more than %d", len(data), limit)
+	}
+	var document yaml.Node
+	if err := yaml.Unmarshal(data, &document); err != nil {
+		return nil, err
+	}
+	if len(document.Content) == 0 {
+		return nil, nil
+	}
+	left := maxNodes
+	return document.Content[0], checkNodes(document.Content[0], maxDepth, &left)
+}
+
+func checkNodes(node *yaml.Node, depth int, left *int) error {
+	if *left--; *left < 0 {
+		return fmt.Errorf("it has more than %d values", maxNodes)
+	}
+	if depth == 0 && node.Kind != yaml.ScalarNode {
+		return fmt.Errorf("line %d is nested deeper than %d", node.Line, maxDepth)
+	}
+	if node.Alias != nil {
+		return checkNodes(node.Alias, depth-1, left)
+	}
+	for _, below := range node.Content {
+		if err := checkNodes(below, depth-1, left); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Strict reads a YAML file into a struct, whose yaml tags are all that the file may say. As in the config file, an unknown name is an
 // error that names the nearest known one.
 func Strict(path string, data []byte, into any) error {
-	var document yaml.Node
-	if err := yaml.Unmarshal(data, &document); err != nil {
+	root, err := YAML(data, MaxFile)
+	if err != nil {
 		return failure.New(failure.Invalid, "check the indentation and quotes around the line it names", "%s is not valid YAML: %w", path, err)
 	}
-	if len(document.Content) == 0 {
+	if root == nil {
 		return failure.New(failure.Invalid, "name the file you mean", "%s is empty", path)
 	}
-	if err := checkNames(document.Content[0], reflect.TypeOf(into).Elem(), path); err != nil {
+	if err := checkNames(root, reflect.TypeOf(into).Elem(), path); err != nil {
 		return err
 	}
-	if err := document.Content[0].Decode(into); err != nil {
+	if err := root.Decode(into); err != nil {
 		return failure.New(failure.Invalid, "check the line it names", "%s: %w", path, err)
 	}
 	return nil

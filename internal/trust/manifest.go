@@ -15,6 +15,8 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
@@ -60,7 +62,7 @@ func Init(ctx context.Context, path string) (made bool, err error) {
 
 // Load reads a manifest and holds it against every rule.
 func Load(path string) (*Manifest, error) {
-	data, err := os.ReadFile(path)
+	data, err := bound.ReadFile(path, maxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, failure.New(failure.Invalid, makeManifest, "there is no trust manifest: %w", err)
 	}
@@ -74,8 +76,13 @@ func Load(path string) (*Manifest, error) {
 	return m, nil
 }
 
+const maxManifest = 1 << 20 // bytes; a signer has some 3 KiB
+
 func parse(data []byte) (*Manifest, error) {
 	m := &Manifest{}
+	if _, err := config.YAML(data, maxManifest); err != nil {
+		return nil, err
+	}
 	if err := yaml.Load(data, m, yaml.WithKnownFields()); err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/notaryproject/notation-go/dir"
 	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -393,7 +394,12 @@ func TestExportForUser(t *testing.T) {
 	}
 }
 
-// FuzzManifest reads manifests of all kinds. One that is taken is written in a form that is taken too, and stays.
+// manifestCost is what reading a manifest may allocate: it is parsed once to be measured and once to be read, and its statements are put
+// together.
+var manifestCost = boundtest.Budget{Bytes: 256 << 10, BytesPerByte: 4 << 10}
+
+// FuzzManifest reads manifests of all kinds, none of which costs more than its size allows. One that is taken is written in a form that is
+// taken too, and stays.
 func FuzzManifest(f *testing.F) {
 	data, err := os.ReadFile(manifest(f))
 	if err != nil {
@@ -403,7 +409,9 @@ func FuzzManifest(f *testing.F) {
 	f.Add([]byte("version: 1\nsigners: []\n"))
 	path := filepath.Join(f.TempDir(), "trust.yaml")
 	f.Fuzz(func(t *testing.T, data []byte) {
-		m, err := parse(data)
+		var m *Manifest
+		var err error
+		manifestCost.Check(t, len(data), func() { m, err = parse(data) })
 		if err != nil {
 			return
 		}

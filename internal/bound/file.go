@@ -1,0 +1,25 @@
+package bound
+
+import (
+	"fmt"
+	"io"
+	"os"
+)
+
+// ReadFile returns what is in a file. It fails when the file has more than limit bytes, after it has read one byte more; so it also ends on a
+// device that never does. Errors name the path.
+func ReadFile(path string, limit int) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > limit {
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, limit)
+	}
+	return data, nil
+}
