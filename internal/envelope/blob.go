@@ -3,10 +3,11 @@ package envelope
 import (
 	"crypto"
 	"crypto/rsa"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
@@ -19,30 +20,33 @@ type blobs struct {
 	} `json:"recipients"`
 }
 
-func blobLocks(p packet) ([]lock, error) {
+// blobBounds allow for more recipients than a layer may have.
+var blobBounds = bound.Limits{Bytes: packetLimit, Depth: bound.Depth, Elements: 16 * recipientsLimit}
+
+func parseBlobs(data []byte) (wrapping, error) {
+	w := wrapping{open: openBlob}
+	if err := bound.JSON(data, blobBounds); err != nil {
+		return w, err
+	}
 	var b blobs
-	if err := json.Unmarshal(p.data, &b); err != nil {
-		return nil, damaged(p.scheme, err)
+	if err := json.Unmarshal(data, &b); err != nil {
+		return w, err
 	}
 	if b.Version != 0 {
-		return nil, damaged(p.scheme, errors.New("its version is not known here"))
+		return w, errors.New("its version is not known here")
 	}
-	var locks []lock
-	for i, r := range b.Recipients {
-		l := lock{Holder: Holder{Scheme: p.scheme, Algorithm: "RSA-OAEP"}, index: i, encrypted: r.Blob, rsaSize: len(r.Blob)}
+	for _, r := range b.Recipients {
+		l := lock{Holder: Holder{Algorithm: "RSA-OAEP"}, encrypted: r.Blob, rsaSize: len(r.Blob)}
 		switch r.Hash {
 		case "", "sha1": // nothing stands for SHA-1, as in the first versions
 		case "sha256":
 			l.Algorithm = "RSA-OAEP-256"
 		default:
-			l.Algorithm, l.rsaSize = "RSA-OAEP with "+base64.RawURLEncoding.EncodeToString([]byte(r.Hash)), 0 // fits no key
+			l.Algorithm, l.rsaSize = fmt.Sprintf("RSA-OAEP with %.20q", r.Hash), 0 // fits no key
 		}
-		locks = append(locks, l)
+		w.locks = append(w.locks, l)
 	}
-	if len(locks) == 0 {
-		return nil, damaged(p.scheme, errors.New("it has no recipients"))
-	}
-	return locks, nil
+	return w, nil
 }
 
 func openBlob(l lock, k keystore.Key) ([]byte, error) {

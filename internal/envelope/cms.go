@@ -9,9 +9,11 @@ import (
 	"errors"
 	"io"
 	"math/big"
+	"sync"
 
 	"github.com/smallstep/pkcs7"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
@@ -51,32 +53,25 @@ var contentCiphers = []struct {
 	{pkcs7.OIDEncryptionAlgorithmAES256GCM, 32},
 }
 
-func parseCMS(p packet) (*enveloped, error) {
-	var info contentInfo
-	if rest, err := asn1.Unmarshal(p.data, &info); err != nil || len(rest) > 0 || !info.Type.Equal(pkcs7.OIDEnvelopedData) {
-		return nil, damaged(p.scheme, errors.New("it is no CMS EnvelopedData in DER for certificates"))
-	}
-	return &info.Content, nil
-}
+// cmsBounds allow for more recipients than a layer may have; in DER, since BER gives the same message many forms.
+var cmsBounds = bound.Limits{Bytes: packetLimit, Depth: bound.Depth, Elements: 64 * recipientsLimit}
 
-func cmsLocks(p packet) ([]lock, error) {
-	e, err := parseCMS(p)
-	if err != nil {
-		return nil, err
+func parseCMS(data []byte) (wrapping, error) {
+	if err := bound.DER(data, cmsBounds); err != nil {
+		return wrapping{}, err
+	}
+	var info contentInfo
+	if rest, err := asn1.Unmarshal(data, &info); err != nil || len(rest) > 0 || !info.Type.Equal(pkcs7.OIDEnvelopedData) {
+		return wrapping{}, errors.New("it is no CMS EnvelopedData in DER for certificates")
 	}
 	var locks []lock
-	for i, r := range e.Recipients {
-		l := lock{Holder: Holder{Scheme: p.scheme, Algorithm: cmsAlgorithm(r)}, index: i, rsaSize: len(r.Encrypted), encrypted: r.Encrypted}
-		if r.Name.Serial != nil {
-			l.serial = r.Name.Serial.Text(16)
-		}
-		l.Name = issuerName(r.Name.Issuer.FullBytes) + " serial " + l.serial
+	for _, r := range info.Content.Recipients {
+		l := lock{Holder: Holder{Algorithm: cmsAlgorithm(r)}, rsaSize: len(r.Encrypted), encrypted: r.Encrypted}
+		l.Name = issuerName(r.Name.Issuer.FullBytes) + " serial " + serialText(r.Name.Serial)
 		locks = append(locks, l)
 	}
-	if len(locks) == 0 {
-		return nil, damaged(p.scheme, errors.New("it has no recipients"))
-	}
-	return locks, nil
+	parsed := sync.OnceValues(func() (*pkcs7.PKCS7, error) { return pkcs7.Parse(data) })
+	return wrapping{locks: locks, open: func(l lock, k keystore.Key) ([]byte, error) { return openCMS(&info.Content, parsed, l, k) }}, nil
 }
 
 func cmsAlgorithm(r cmsRecipient) string {
@@ -89,20 +84,33 @@ func cmsAlgorithm(r cmsRecipient) string {
 	return r.Algorithm.Algorithm.String()
 }
 
+// Names of certificates are shown. Those of real ones are shorter than this.
+const (
+	issuerLimit      = 1024 // bytes
+	issuerPartsLimit = 32
+	serialLimit      = 32 // bytes; RFC 5280 section 4.1.2.2 allows 20
+)
+
 func issuerName(der []byte) string {
 	var name pkix.RDNSequence
+	if len(der) > issuerLimit || bound.DER(der, bound.Limits{Bytes: issuerLimit, Depth: bound.Depth, Elements: 4 * issuerPartsLimit}) != nil {
+		return "an unreadable issuer"
+	}
 	if _, err := asn1.Unmarshal(der, &name); err != nil {
 		return "an unreadable issuer"
 	}
 	return name.String()
 }
 
-// openCMS opens EnvelopedData by the lock that is the key's.
-func openCMS(p packet, l lock, k keystore.Key) ([]byte, error) {
-	e, err := parseCMS(p)
-	if err != nil {
-		return nil, err
+func serialText(serial *big.Int) string {
+	if serial == nil || serial.BitLen() > 8*serialLimit {
+		return "unreadable"
 	}
+	return serial.Text(16)
+}
+
+// openCMS opens EnvelopedData by the lock that is the key's.
+func openCMS(e *enveloped, parse func() (*pkcs7.PKCS7, error), l lock, k keystore.Key) ([]byte, error) {
 	size := 0
 	for _, c := range contentCiphers {
 		if e.Content.Algorithm.Algorithm.Equal(c.oid) {
@@ -112,9 +120,9 @@ func openCMS(p packet, l lock, k keystore.Key) ([]byte, error) {
 	if size == 0 {
 		return nil, errors.New("its content is not encrypted with AES-GCM")
 	}
-	parsed, err := pkcs7.Parse(p.data)
+	parsed, err := parse()
 	if err != nil {
-		return nil, damaged(p.scheme, err)
+		return nil, err
 	}
 	// All that the library reads of the recipient's certificate is what names it in the packet.
 	r := e.Recipients[l.index]

@@ -8,11 +8,13 @@ package envelope
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // Annotation is where the packets are that Seal makes: ocicrypt's name for those of the key provider "hsm".
@@ -47,22 +49,65 @@ type packet struct {
 	data   []byte
 }
 
-// packetLimit and packetsLimit are far above what an image needs, and below what could tire a module.
+// A wrapping is a packet that has been parsed.
+type wrapping struct {
+	scheme string
+	locks  []lock
+	open   func(lock, keystore.Key) ([]byte, error) // opens it with one of the locks
+}
+
+// The limits of one layer. They are far above what an image needs.
 const (
-	packetLimit  = 1 << 18 // bytes
-	packetsLimit = 64      // in the annotations of one layer
+	packetLimit      = 1 << 18 // bytes of a packet, in base64
+	annotationsLimit = 1 << 20 // bytes of all packets, in base64
+	packetsLimit     = 64
+	recipientsLimit  = 256 // of all packets
 )
+
+// parse checks the structure of a packet before it parses it.
+func (p packet) parse() (w wrapping, err error) {
+	switch p.scheme {
+	case schemePKCS7:
+		w, err = parseCMS(p.data)
+	case schemePKCS11:
+		w, err = parseBlobs(p.data)
+	default:
+		w, err = parseJWE(p.scheme, p.data)
+	}
+	if err == nil && len(w.locks) == 0 {
+		err = errors.New("it has no recipients")
+	}
+	if err != nil {
+		return w, damaged(p.scheme, err)
+	}
+	w.scheme = p.scheme
+	for i := range w.locks {
+		w.locks[i].Scheme, w.locks[i].index = p.scheme, i
+	}
+	return w, nil
+}
+
+// checkRecipients fails when a layer with this number of recipients has too many.
+func checkRecipients(count int) error {
+	if count > recipientsLimit {
+		return failure.New(failure.Invalid, "have the image encrypted for fewer recipients",
+			"the layer has %d recipients, more than %d", count, recipientsLimit)
+	}
+	return nil
+}
 
 // packets reads annotations, in the order of schemes: our own first.
 func packets(annotations map[string]string) ([]packet, error) {
 	var found []packet
+	total := 0
 	for _, scheme := range schemes {
 		value := annotations[AnnotationPrefix+scheme]
 		if value == "" {
 			continue
 		}
 		for text := range strings.SplitSeq(value, ",") {
-			if len(text) > packetLimit || len(found) == packetsLimit {
+			total += len(text)
+			if len(text) > packetLimit || total > annotationsLimit || len(found) == packetsLimit {
 				return nil, failure.New(failure.Invalid, "", "the annotation %s is too large to be a wrapped key", AnnotationPrefix+scheme)
 			}
 			data, err := base64.StdEncoding.DecodeString(text)

@@ -365,7 +365,7 @@ func TestRefuse(t *testing.T) {
 		`encrypted by "pgp"`:      annotation("pgp", []byte("x")),
 		"is damaged":              {Annotation: "!"},
 		"it has no recipients":    annotation(schemePKCS11, []byte("{}")),
-		"no CMS EnvelopedData":    annotation(schemePKCS7, []byte("0")),
+		"no CMS EnvelopedData":    annotation(schemePKCS7, []byte("0\x00")),
 		"is too large":            annotation(schemeJWE, make([]byte, packetLimit)),
 		"provider.hsm is damaged": annotation(schemeHSM, []byte(`{"recipients":[]}`)),
 		"is no thumbprint":        annotation(schemeHSM, []byte(kidNamed(t, "evil\u001b[2J"))),

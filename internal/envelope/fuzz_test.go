@@ -54,25 +54,31 @@ func plainKeys(f testing.TB) []*candidate {
 		f.Fatal(err)
 	}
 	return []*candidate{
-		{name: "rsa", public: r.Public(), key: plainKey{rsa: r}},
-		{name: "ec", public: e.Public(), key: plainKey{ec: ec}},
+		newCandidate("rsa", r.Public(), nil, plainKey{rsa: r}),
+		newCandidate("ec", e.Public(), nil, plainKey{ec: ec}),
 	}
 }
 
-// FuzzAnnotation opens annotations of strangers: they fail in an orderly way, or open to JSON.
+// FuzzAnnotation opens untrusted annotations: they fail in an orderly way or open to JSON, and cost no more than their size allows.
 func FuzzAnnotation(f *testing.F) {
 	candidates := plainKeys(f)
 	public := publicPEM(f, candidates[0].public)
 	for i, scheme := range schemes {
-		for _, packet := range [][]byte{ours(f, candidates), theirs(f, scheme, public, candidates[0].key.(plainKey))} {
+		for _, packet := range [][]byte{ours(f, candidates), theirs(f, scheme, public, candidates[0].key.(plainKey)), jweFor(3), blobsFor(3, "sha1")} {
 			f.Add(i, string(packet))
 		}
 	}
 	f.Fuzz(func(t *testing.T, scheme int, packet string) {
 		keys := &Keys{references: []string{"rsa", "ec"}, candidates: candidates, prepared: func() error { return nil }}
 		annotations := map[string]string{AnnotationPrefix + schemes[uint(scheme)%uint(len(schemes))]: base64.StdEncoding.EncodeToString([]byte(packet))}
-		if opened, err := keys.Open(annotations); err == nil && !json.Valid(opened) {
-			t.Errorf("it opened to %q", opened)
+		openCost.Check(t, len(packet), func() {
+			keys.tries = 0
+			if opened, err := keys.Open(annotations); err == nil && !json.Valid(opened) {
+				t.Errorf("it opened to %q", opened)
+			}
+		})
+		if keys.tries > triesLimit {
+			t.Errorf("keys were used %d times", keys.tries)
 		}
 		if !Encrypted(annotations) {
 			t.Error("it counts as not encrypted")

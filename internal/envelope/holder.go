@@ -30,23 +30,16 @@ func Holders(annotations map[string]string) ([]Holder, error) {
 	}
 	var holders []Holder
 	for _, p := range found {
-		locks, err := p.locks()
+		w, err := p.parse()
 		if err != nil {
 			return nil, err
 		}
-		for _, l := range locks {
+		for _, l := range w.locks {
 			holders = append(holders, l.Holder)
+		}
+		if err := checkRecipients(len(holders)); err != nil {
+			return nil, err
 		}
 	}
 	return holders, nil
-}
-
-func (p packet) locks() ([]lock, error) {
-	switch p.scheme {
-	case schemePKCS7:
-		return cmsLocks(p)
-	case schemePKCS11:
-		return blobLocks(p)
-	}
-	return jweLocks(p)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	josecipher "github.com/go-jose/go-jose/v4/cipher"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
@@ -30,33 +31,24 @@ type lock struct {
 	index     int
 	rsaSize   int             // of the key, in bytes, or 0
 	curve     ecdh.Curve      // of the key, or nil
-	serial    string          // pkcs7: of the certificate
 	encrypted []byte          // what an RSA key decrypts
 	header    jose.Header     // of a JWE
 	epk       *ecdh.PublicKey // of ECDH-ES
 }
 
-// fits reports whether the lock may be that of a public key: by its kid if it has one, else by the kind and size of the key.
-func (l lock) fits(public crypto.PublicKey) bool {
-	if l.KeyID != "" {
-		return l.KeyID == thumbprint(public)
-	}
-	switch p := public.(type) {
-	case *rsa.PublicKey:
-		return l.rsaSize == p.Size()
-	case *ecdsa.PublicKey:
-		own, err := p.ECDH()
-		return err == nil && l.curve == own.Curve()
-	}
-	return false
-}
+// jweBounds allow for go-jose's 32 recipients, each with all headers that are allowed.
+var jweBounds = bound.Limits{Bytes: packetLimit, Depth: bound.Depth, Elements: 2048}
 
-func parseJWE(p packet) (*jose.JSONWebEncryption, error) {
-	jwe, err := jose.ParseEncryptedJSON(string(p.data), keyAlgorithms, contentAlgorithms)
-	if err != nil {
-		return nil, damaged(p.scheme, err)
+func parseJWE(scheme string, data []byte) (wrapping, error) {
+	if err := checkJWE(data); err != nil {
+		return wrapping{}, err
 	}
-	return jwe, nil
+	jwe, err := jose.ParseEncryptedJSON(string(data), keyAlgorithms, contentAlgorithms)
+	if err != nil {
+		return wrapping{}, err
+	}
+	locks, err := jweLocks(scheme, jwe)
+	return wrapping{locks: locks, open: func(l lock, k keystore.Key) ([]byte, error) { return openJWE(jwe, l, k) }}, err
 }
 
 // errSeen makes DecryptMulti go on to the next recipient.
@@ -70,33 +62,20 @@ func (d decrypter) DecryptKey(encrypted []byte, header jose.Header) ([]byte, err
 }
 
 // jweLocks lists the recipients of a JWE, which go-jose shows to those alone who open it.
-func jweLocks(p packet) ([]lock, error) {
-	jwe, err := parseJWE(p)
-	if err != nil {
-		return nil, err
-	}
-	var locks []lock
-	var bad error
+func jweLocks(scheme string, jwe *jose.JSONWebEncryption) (locks []lock, bad error) {
 	_, _, _, _ = jwe.DecryptMulti(decrypter(func(encrypted []byte, header jose.Header) ([]byte, error) {
-		l, err := jweLock(p.scheme, encrypted, header)
+		l, err := jweLock(scheme, encrypted, header)
 		if err != nil {
 			bad = err
 		}
-		l.index = len(locks)
 		locks = append(locks, l)
 		return nil, errSeen
 	}))
-	if bad != nil {
-		return nil, damaged(p.scheme, bad)
-	}
-	if len(locks) == 0 {
-		return nil, damaged(p.scheme, errors.New("it has no recipients"))
-	}
-	return locks, nil
+	return locks, bad
 }
 
 func jweLock(scheme string, encrypted []byte, header jose.Header) (lock, error) {
-	l := lock{Holder: Holder{Scheme: scheme, Algorithm: header.Algorithm}, header: header, encrypted: encrypted}
+	l := lock{Holder: Holder{Algorithm: header.Algorithm}, header: header, encrypted: encrypted}
 	if isThumbprint(header.KeyID) {
 		l.KeyID = header.KeyID
 	} else if scheme == schemeHSM {
@@ -126,11 +105,7 @@ func jweLock(scheme string, encrypted []byte, header jose.Header) (lock, error) 
 }
 
 // openJWE opens a JWE by the lock that is the key's.
-func openJWE(p packet, l lock, k keystore.Key) ([]byte, error) {
-	jwe, err := parseJWE(p)
-	if err != nil {
-		return nil, err
-	}
+func openJWE(jwe *jose.JSONWebEncryption, l lock, k keystore.Key) ([]byte, error) {
 	at := -1
 	var failed error
 	_, _, plain, err := jwe.DecryptMulti(decrypter(func([]byte, jose.Header) ([]byte, error) {

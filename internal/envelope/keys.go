@@ -1,11 +1,7 @@
 package envelope
 
 import (
-	"bytes"
 	"context"
-	"crypto"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -25,14 +21,7 @@ type Keys struct {
 	stores     []keystore.Store
 	candidates []*candidate
 	prepared   func() error // finds the candidates, once
-}
-
-// A candidate is a key that the user named, or one of those on the token.
-type candidate struct {
-	name   string
-	public crypto.PublicKey // nil if it can't be read: such a key is passed over
-	store  keystore.Store
-	key    keystore.Key // once it is open
+	tries      int          // how often a key was used
 }
 
 // OpenKeys prepares the keys that references name, by URI or alias. Without any, they are the keys of the token that the settings name,
@@ -69,17 +58,24 @@ func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
 	var failed error
 	tries := 0
 	for _, p := range found {
-		locks, err := p.locks()
+		w, err := p.parse()
 		if err != nil {
 			return nil, err
 		}
-		for _, l := range locks {
+		if err := checkRecipients(len(holders) + len(w.locks)); err != nil {
+			return nil, err
+		}
+		for _, l := range w.locks {
 			holders = append(holders, l.String())
 			for _, c := range k.candidatesFor(l) {
 				if tries++; tries > triesLimit {
 					return nil, failure.New(failure.Invalid, "ask who published the image, or have it encrypted to a kid", "the layer has more wrapped keys than the %d that are tried: %w", triesLimit, failed)
 				}
-				options, err := c.open(p, l)
+				if k.tries++; k.tries > operationsLimit {
+					return nil, failure.New(failure.Invalid, "open the images of an index one at a time, with --platform",
+						"the layers have more wrapped keys than the %d that are tried at once", operationsLimit)
+				}
+				options, err := c.open(w, l)
 				if err == nil {
 					return options, nil
 				}
@@ -108,15 +104,19 @@ func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
 		"no key here opens the layer: it is encrypted for %s; here is %s", strings.Join(holders, ", "), k.names())
 }
 
-// triesLimit bounds what one layer can ask of a module.
-const triesLimit = 32
+// What images can ask of a module: triesLimit for one layer, operationsLimit for all that are opened together. An image has at most 127
+// layers with today's runtimes, and most indexes have fewer than 32 images.
+const (
+	triesLimit      = 32
+	operationsLimit = 4096
+)
 
 // candidatesFor returns the keys that fit a lock: the one with its kid, or for a lock without one, those of its kind that the user named. On
 // a token whose keys nobody named, several of the kind are none: which one is meant is not to be found by trying.
 func (k *Keys) candidatesFor(l lock) []*candidate {
 	var fitting []*candidate
 	for _, c := range k.candidates {
-		if c.public != nil && l.fits(c.public) {
+		if c.fits(l) {
 			fitting = append(fitting, c)
 		}
 	}
@@ -132,7 +132,7 @@ func (k *Keys) names() string {
 	}
 	var names []string
 	for _, c := range k.candidates {
-		names = append(names, fmt.Sprintf("%s (kid %s)", c.name, thumbprint(c.public)))
+		names = append(names, fmt.Sprintf("%s (kid %s)", c.name, c.kid))
 	}
 	return strings.Join(names, ", ")
 }
@@ -170,7 +170,7 @@ func (k *Keys) prepareNamed() error {
 		if err != nil {
 			return err
 		}
-		k.candidates = append(k.candidates, &candidate{name: reference, public: public, store: store})
+		k.candidates = append(k.candidates, newCandidate(reference, public, store, nil))
 	}
 	return nil
 }
@@ -189,34 +189,7 @@ func (k *Keys) prepareAll() error {
 		if err != nil {
 			return err
 		}
-		k.candidates = append(k.candidates, &candidate{name: info.URI, public: info.Public, store: store, key: key})
+		k.candidates = append(k.candidates, newCandidate(info.URI, info.Public, store, key))
 	}
 	return nil
-}
-
-func (c *candidate) open(p packet, l lock) (options []byte, err error) {
-	if c.key == nil {
-		if c.key, err = c.store.Key(c.public); err != nil {
-			return nil, err
-		}
-	}
-	switch p.scheme {
-	case schemePKCS7:
-		options, err = openCMS(p, l, c.key)
-	case schemePKCS11:
-		options, err = openBlob(l, c.key)
-	default:
-		options, err = openJWE(p, l, c.key)
-	}
-	var known *failure.Error
-	switch {
-	case errors.As(err, &known):
-		return nil, err
-	case err != nil:
-		return nil, failure.New(failure.Invalid, "get the image's manifest again from where it was published",
-			"the wrapped key for %s does not open with it: the annotation was changed, or is another image's: %w", c.name, err)
-	case !json.Valid(options) || !bytes.HasPrefix(bytes.TrimSpace(options), []byte("{")):
-		return nil, damaged(p.scheme, errors.New("what it holds is no key of a layer"))
-	}
-	return options, nil
 }
