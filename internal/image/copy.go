@@ -141,9 +141,9 @@ func (c Copy) copy(ctx context.Context, transfer *transfer, what string, prepare
 		SourceCtx: target.use(c.FromRegistry.context()), DestinationCtx: target.use(c.ToRegistry.context()),
 		ReportWriter: c.Progress, RemoveSignatures: true, // they do not hold for the copy
 	}
-	source, err := c.From.NewImageSource(ctx, options.SourceCtx)
+	source, err := openSource(ctx, c.From, options.SourceCtx)
 	if err != nil {
-		return nil, unreadable(c.From, err)
+		return nil, err
 	}
 	defer source.Close()
 	tree, err := read(ctx, c.From, options.SourceCtx, source, transfer)

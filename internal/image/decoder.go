@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/watch"
@@ -121,7 +122,8 @@ func (d Decoder) readPayload() ([]ocispec.Descriptor, error) {
 	}
 	var message anypb.Any
 	var p imgcrypt.Payload
-	if len(data) > payloadLimit || proto.Unmarshal(data, &message) != nil || message.GetTypeUrl() != imgcrypt.PayloadURI || json.Unmarshal(message.GetValue(), &p) != nil {
+	if len(data) > payloadLimit || proto.Unmarshal(data, &message) != nil || message.GetTypeUrl() != imgcrypt.PayloadURI ||
+		bound.JSON(message.GetValue(), manifestBounds) != nil || json.Unmarshal(message.GetValue(), &p) != nil {
 		return nil, failure.New(failure.Unsupported, "is this a version of containerd that hsm-image was tested with?",
 			"what containerd says of the layer is not an imgcrypt payload")
 	}

@@ -4,14 +4,18 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -23,6 +27,9 @@ type contentStore string
 func (s contentStore) file(d digest.Digest) string {
 	return filepath.Join(string(s), "blobs", d.Algorithm().String(), d.Encoded())
 }
+
+// candidatesLimit is how many descriptions of a layer are looked at. For each, the module is asked, and the whole layer may be decrypted.
+const candidatesLimit = 64
 
 // layersThatBegin returns the descriptors of all encrypted layers of a media type that begin with head, or are head if it is short. There
 // are several when manifests differ in who can open the layer, or when someone means to mislead. It fails with Invalid when there is none.
@@ -38,8 +45,14 @@ func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.
 				continue
 			}
 			seen[layer.Digest] = true
-			if begins(s.file(layer.Digest), head) {
-				found = append(found, layer)
+			same := func(other ocispec.Descriptor) bool {
+				return other.Digest == layer.Digest && maps.Equal(other.Annotations, layer.Annotations)
+			}
+			if slices.ContainsFunc(found, same) || !begins(s.file(layer.Digest), head) {
+				continue
+			}
+			if found = append(found, layer); len(found) > candidatesLimit {
+				return fmt.Errorf("its manifests describe layers that begin like this one in more than %d ways", candidatesLimit)
 			}
 		}
 		return nil
@@ -100,6 +113,9 @@ func layersOf(path string) []ocispec.Descriptor {
 		return nil // containerd has removed it meanwhile
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err != nil || info.Size() > manifestLimit {
+		return nil
+	}
 	first := make([]byte, 1)
 	if _, err := f.Read(first); err != nil || first[0] != '{' {
 		return nil
@@ -112,7 +128,9 @@ func layersOf(path string) []ocispec.Descriptor {
 		ocispec.Manifest
 		RootFS json.RawMessage `json:"rootfs"` // of an image's configuration, in which anything else may stand as well
 	}
-	if json.Unmarshal(append(first, data...), &manifest) != nil || manifest.RootFS != nil || manifest.Config.Digest == "" ||
+	data = append(first, data...)
+	if bound.JSON(data, manifestBounds) != nil || json.Unmarshal(data, &manifest) != nil ||
+		len(manifest.Layers) > layersLimit || manifest.RootFS != nil || manifest.Config.Digest == "" ||
 		manifest.MediaType != "" && manifest.MediaType != ocispec.MediaTypeImageManifest { // others have no place for wrapped keys
 		return nil
 	}

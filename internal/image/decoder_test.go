@@ -62,10 +62,13 @@ func FuzzContainerdPayload(f *testing.F) {
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		var first, second bytes.Buffer
 		for _, out := range []*bytes.Buffer{&first, &second} {
-			d := Decoder{Root: "/nonexistent", MediaType: ocispec.MediaTypeImageLayer + "+encrypted", Payload: bytes.NewReader(payload)}
-			if err := d.Decode(context.Background(), strings.NewReader("layer"), out); err == nil {
-				t.Fatal("a layer was opened without a module")
-			}
+			readCost.Check(t, len(payload), func() {
+				out.Reset()
+				d := Decoder{Root: "/nonexistent", MediaType: ocispec.MediaTypeImageLayer + "+encrypted", Payload: bytes.NewReader(payload)}
+				if err := d.Decode(context.Background(), strings.NewReader("layer"), out); err == nil {
+					t.Error("a layer was opened without a module")
+				}
+			})
 		}
 		if first.Len() == 0 || bytes.Equal(first.Bytes(), second.Bytes()) {
 			t.Error("what containerd gets in place of the layer can be foreseen")
@@ -119,7 +122,9 @@ func FuzzContentStore(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		write(data)
-		found, err := store.layersThatBegin(head, mediaType)
+		var found []ocispec.Descriptor
+		var err error
+		readCost.Check(t, len(data), func() { found, err = store.layersThatBegin(head, mediaType) })
 		if (err == nil) != (len(found) > 0) {
 			t.Errorf("found %v, %v", found, err)
 		}

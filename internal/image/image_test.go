@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.podman.io/image/v5/manifest"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -207,6 +208,7 @@ func FuzzReference(f *testing.F) {
 			return
 		}
 		path, name, local := ref.local()
+		readCost.Check(t, len(text), func() { _, _ = ParseReference(text) })
 		if !local {
 			return
 		}
@@ -220,7 +222,8 @@ func FuzzReference(f *testing.F) {
 	})
 }
 
-// FuzzManifest reads manifests and changes their recipients: what comes out is a manifest with the same layers.
+// FuzzManifest reads manifests and changes their recipients: what comes out is a manifest with the same layers, and it costs no more than
+// its size allows.
 func FuzzManifest(f *testing.F) {
 	const layer = `{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip+encrypted","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":1,"annotations":{"org.opencontainers.image.enc.keys.jwe":"e30=","org.opencontainers.image.enc.pubopts":"e30="}}`
 	f.Add(`{"schemaVersion":2,"mediaType":"`+ocispec.MediaTypeImageManifest+`","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":1},"layers":[`+layer+`],"x":{"y":1}}`, ocispec.MediaTypeImageManifest)
@@ -232,34 +235,41 @@ func FuzzManifest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Fuzz(func(t *testing.T, text, mimeType string) {
-		mimeType = manifest.NormalizedMIMEType(mimeType)
-		if manifest.MIMETypeIsMultiImage(mimeType) {
-			if list, err := manifest.ListFromBlob([]byte(text), mimeType); err == nil && len(list.Instances()) > 0 {
-				_, _ = relist([]byte(text), map[digest.Digest][]byte{list.Instances()[0]: []byte("x")})
-			}
+		if bound.JSON([]byte(text), manifestBounds) != nil {
 			return
 		}
-		i := Image{manifest: []byte(text), mimeType: mimeType}
-		if i.readLayers(ref) != nil {
-			return
-		}
-		for _, l := range i.Layers {
-			_ = checkOptions(l.annotations, []byte(`{"symkey":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","cipheroptions":{"nonce":"AAAAAAAAAAAAAAAAAAAAAA=="}}`))
-		}
-		data, changed, err := i.edit(ref, func(Layer) (string, error) { return packet, nil })
-		if err != nil || changed == 0 {
-			return
-		}
-		after := Image{manifest: data, mimeType: mimeType}
-		if err := after.readLayers(ref); err != nil || len(after.Layers) != len(i.Layers) {
-			t.Fatalf("%s became %s: %v", text, data, err)
-		}
-		for at, l := range after.Layers {
-			if before := i.Layers[at]; l.Digest != before.Digest || l.Encrypted != before.Encrypted || l.Encrypted && l.annotations[envelope.Annotation] != packet {
-				t.Fatalf("%s became %s", text, data)
-			}
-		}
+		readCost.Check(t, len(text), func() { editManifest(t, ref, text, mimeType) })
 	})
+}
+
+func editManifest(t *testing.T, ref Reference, text, mimeType string) {
+	mimeType = manifest.NormalizedMIMEType(mimeType)
+	if manifest.MIMETypeIsMultiImage(mimeType) {
+		if list, err := manifest.ListFromBlob([]byte(text), mimeType); err == nil && len(list.Instances()) > 0 {
+			_, _ = relist([]byte(text), map[digest.Digest][]byte{list.Instances()[0]: []byte("x")})
+		}
+		return
+	}
+	i := Image{manifest: []byte(text), mimeType: mimeType}
+	if i.readLayers(ref) != nil {
+		return
+	}
+	for _, l := range i.Layers {
+		_ = checkOptions(l.annotations, []byte(`{"symkey":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","cipheroptions":{"nonce":"AAAAAAAAAAAAAAAAAAAAAA=="}}`))
+	}
+	data, changed, err := i.edit(ref, func(Layer) (string, error) { return packet, nil })
+	if err != nil || changed == 0 {
+		return
+	}
+	after := Image{manifest: data, mimeType: mimeType}
+	if err := after.readLayers(ref); err != nil || len(after.Layers) != len(i.Layers) {
+		t.Fatalf("%s became %s: %v", text, data, err)
+	}
+	for at, l := range after.Layers {
+		if before := i.Layers[at]; l.Digest != before.Digest || l.Encrypted != before.Encrypted || l.Encrypted && l.annotations[envelope.Annotation] != packet {
+			t.Fatalf("%s became %s", text, data)
+		}
+	}
 }
 
 // FuzzWithout takes recipients out of an annotation: nobody who was removed is left, and nobody else is lost.
@@ -276,7 +286,8 @@ func FuzzWithout(f *testing.F) {
 		if annotation == packet && len(before) != 2 {
 			t.Fatalf("the holders are %v", before)
 		}
-		after, err := without(annotation, []string{kid})
+		var after string
+		readCost.Check(t, len(annotation), func() { after, err = without(annotation, []string{kid}) })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/containers/ocicrypt/blockcipher"
 	encconfig "github.com/containers/ocicrypt/config"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -132,6 +133,9 @@ func checkOptions(annotations map[string]string, options []byte) error {
 func cipherOf(annotations map[string]string) (public blockcipher.PublicLayerBlockCipherOptions, err error) {
 	data, err := base64.StdEncoding.DecodeString(annotations[pubopts])
 	if err != nil {
+		return public, err
+	}
+	if err := bound.JSON(data, bound.Limits{Bytes: 16 << 10, Depth: bound.Depth, Elements: 256}); err != nil {
 		return public, err
 	}
 	if err := json.Unmarshal(data, &public); err != nil {

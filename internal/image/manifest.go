@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -12,6 +13,7 @@ import (
 	ociarchive "go.podman.io/image/v5/oci/archive"
 	"go.podman.io/image/v5/types"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -22,6 +24,7 @@ const (
 	manifestsLimit = 32 << 20 // bytes, of an index and all manifests that it lists
 	imagesLimit    = 500      // in an index
 	layersLimit    = 1000     // in an image; no runtime takes more than 127
+	allLayersLimit = 16384    // in all images of an index
 )
 
 // A Layer is one layer of an image, as its manifest tells.
@@ -78,9 +81,7 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 		}
 		// The configuration of a single image says what it is for; an artifact has none.
 		if parsed, err := c_image.FromUnparsedImage(ctx, sys, c_image.UnparsedInstance(source, nil)); err == nil {
-			if config, err := parsed.OCIConfig(ctx); err == nil {
-				top.Platform = Platform{config.OS, config.Architecture, config.Variant}
-			}
+			top.Platform = platformOf(ctx, parsed)
 		}
 		t.images = []Image{*top}
 		return t, nil
@@ -94,7 +95,7 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 	if len(instances) > imagesLimit {
 		return nil, failure.New(failure.Invalid, "", "the index %s lists %d images, more than %d", ref, len(instances), imagesLimit)
 	}
-	total := len(t.manifest)
+	total, layers := len(t.manifest), 0
 	for i, instance := range instances {
 		if slices.Contains(instances[:i], instance) {
 			continue
@@ -123,6 +124,9 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 		if err := image.readLayers(ref); err != nil {
 			return nil, err
 		}
+		if layers += len(image.Layers); layers > allLayersLimit {
+			return nil, failure.New(failure.Invalid, "name one of its images by its digest", "the images of %s have more than %d layers together", ref, allLayersLimit)
+		}
 		if !image.encrypted() {
 			image.manifest = nil // its recipients can't be changed
 		}
@@ -130,6 +134,19 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 		transfer.moved()
 	}
 	return t, nil
+}
+
+// platformOf returns the platform that the configuration of an image names, if it can be read. The library bounds its size.
+func platformOf(ctx context.Context, parsed types.Image) Platform {
+	blob, err := parsed.ConfigBlob(ctx)
+	if err != nil || bound.JSON(blob, manifestBounds) != nil {
+		return Platform{}
+	}
+	config, err := parsed.OCIConfig(ctx)
+	if err != nil {
+		return Platform{}
+	}
+	return Platform{config.OS, config.Architecture, config.Variant}
 }
 
 // readManifest reads one manifest and checks it against the digest that names it; nil is the one that the reference names.
@@ -218,9 +235,9 @@ func Layers(ctx context.Context, ref Reference, registry Registry) (images []Ima
 			defer scratch.remove(ctx)()
 			scratch.use(sys)
 		}
-		source, err := ref.NewImageSource(ctx, sys)
+		source, err := openSource(ctx, ref, sys)
 		if err != nil {
-			return unreadable(ref, err)
+			return err
 		}
 		defer source.Close()
 		t, err := read(ctx, ref, sys, source, transfer)
@@ -234,6 +251,10 @@ func Layers(ctx context.Context, ref Reference, registry Registry) (images []Ima
 }
 
 func unreadable(ref Reference, err error) error {
+	var known *failure.Error
+	if errors.As(err, &known) {
+		return known
+	}
 	return failure.New(failure.Invalid, "check the name; for a registry, log in ('notation login', 'skopeo login'), and see its flags",
 		"can't read %s: %w", ref, err)
 }

@@ -22,15 +22,17 @@ type Held struct {
 
 // Recipients lists who can open encrypted layers of images, and how many layers are encrypted.
 func Recipients(images []Image) (held []Held, encrypted int) {
+	known := map[envelope.Holder]int{} // where in held
 	for _, image := range images {
 		for _, l := range image.Layers {
 			if l.Encrypted {
 				encrypted++
 			}
 			for _, h := range l.Holders {
-				at := slices.IndexFunc(held, func(other Held) bool { return other.Holder == h })
-				if at < 0 {
-					at, held = len(held), append(held, Held{Holder: h})
+				at, ok := known[h]
+				if !ok {
+					at = len(held)
+					known[h], held = at, append(held, Held{Holder: h})
 				}
 				held[at].Layers++
 			}

@@ -41,9 +41,9 @@ func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite r
 			"recipients can be changed in a registry and in oci:DIR:TAG alone, not in %s", ref)
 	}
 	sys := registry.context()
-	source, err := ref.NewImageSource(ctx, sys)
+	source, err := openSource(ctx, ref, sys)
 	if err != nil {
-		return nil, unreadable(ref, err)
+		return nil, err
 	}
 	defer source.Close()
 	t, err := read(ctx, ref, sys, source, transfer)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -48,7 +49,10 @@ type answer struct {
 	} `json:"keyunwrapresults"`
 }
 
-const requestLimit = 4 << 20 // bytes; a request has a few kilobytes
+const (
+	requestLimit = 4 << 20 // bytes; a request has a few kilobytes
+	valuesLimit  = 64      // of the recipients or keys in a request, for each of which a token may be opened
+)
 
 // Serve answers the one request that in holds.
 func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
@@ -82,7 +86,11 @@ func readRequest(in io.Reader) (*request, error) {
 		return nil, failure.New(failure.Invalid, hint, "the request is larger than %d bytes", requestLimit)
 	}
 	var r request
-	if err := json.Unmarshal(data, &r); err != nil {
+	err = bound.JSON(data, bound.Limits{Bytes: requestLimit, Depth: bound.Depth, Elements: 4096})
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	if err != nil {
 		return nil, failure.New(failure.Invalid, hint, "the request is not JSON of the key provider protocol: %w", err)
 	}
 	return &r, nil
@@ -123,6 +131,9 @@ func ours(p parameters) ([]string, error) {
 		if len(value) > 0 && string(value) != "Enabled" {
 			values = append(values, string(value))
 		}
+	}
+	if len(values) > valuesLimit {
+		return nil, failure.New(failure.Invalid, "name fewer", "the request names %d keys, more than %d", len(values), valuesLimit)
 	}
 	if _, there := p[provider]; !there {
 		for _, name := range slices.Sorted(maps.Keys(p)) {

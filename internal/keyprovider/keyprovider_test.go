@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
@@ -87,16 +90,46 @@ func TestProtocol(t *testing.T) {
 	}
 }
 
-// FuzzRequest reads what may come on standard input.
-func FuzzRequest(f *testing.F) {
-	for _, request := range []any{wrapping("cert:x.pem"), unwrapping([]byte("{}"), ""), map[string]any{"op": 1}} {
-		data, _ := json.Marshal(request)
-		f.Add(data)
+// TestCostly shows that requests that are made to cost much are refused, for no more than their size allows.
+func TestCostly(t *testing.T) {
+	t.Setenv("NOTATION_HSM_CONFIG", "/dev/null")
+	t.Setenv("NOTATION_HSM_MODULE_PATH", "/nonexistent/module.so")
+	many := wrapping()
+	many["keywrapparams"].(map[string]any)["ec"] = map[string]any{"Parameters": values(slices.Repeat([]string{"pkcs11:object=one"}, valuesLimit+1))}
+	text, err := json.Marshal(many)
+	if err != nil {
+		t.Fatal(err)
 	}
-	f.Fuzz(func(_ *testing.T, data []byte) {
+	for words, request := range map[string]string{
+		"is nested deeper than 16":         `{"op":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `}`,
+		"has more than 4096 elements":      `{"op":"keywrap","x":[` + strings.Repeat("0,", 5000) + `0]}`,
+		`has the name "op" twice`:          `{"op":"keywrap","op":"keyunwrap"}`,
+		"names 65 keys, more than 64":      string(text),
+		"has no key of a layer (optsdata)": `{"op":"keywrap"}`,
+	} {
+		checkCost(t, []byte(request))
+		if err := Serve(context.Background(), strings.NewReader(request), io.Discard); err == nil || !strings.Contains(err.Error(), words) {
+			t.Errorf("%.50q fails with %v, which does not say %q", request, err, words)
+		}
+	}
+}
+
+// checkCost reads a request, which may allocate so much for its size.
+func checkCost(t *testing.T, data []byte) {
+	t.Helper()
+	boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 100}.Check(t, len(data), func() {
 		if r, err := readRequest(bytes.NewReader(data)); err == nil {
 			_, _ = ours(r.Wrap.Encrypt.Parameters)
 			_, _ = ours(r.Unwrap.Decrypt.Parameters)
 		}
 	})
+}
+
+// FuzzRequest reads what may come on standard input: it costs no more than its size allows.
+func FuzzRequest(f *testing.F) {
+	for _, request := range []any{wrapping("cert:x.pem"), unwrapping([]byte("{}"), ""), map[string]any{"op": 1}} {
+		data, _ := json.Marshal(request)
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) { checkCost(t, data) })
 }
