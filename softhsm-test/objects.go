@@ -16,6 +16,44 @@ func AddObjects(t testing.TB, token *Token, count int) {
 }
 
 func (token *Token) addObjects(count int) error {
+	return token.inSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
+		for i := range count {
+			if _, err := module.CreateObject(session, []*pkcs11.Attribute{
+				pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
+				pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+				pkcs11.NewAttribute(pkcs11.CKA_LABEL, fmt.Sprintf("object %d", i)),
+				pkcs11.NewAttribute(pkcs11.CKA_VALUE, []byte("value")),
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// AddVisibleKey makes an RSA key whose private half is a public object, which everybody sees, and may only sign; its public half may
+// encrypt all the same.
+func AddVisibleKey(t testing.TB, token *Token, label string) {
+	t.Helper()
+	if err := token.inSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
+		named := []*pkcs11.Attribute{
+			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, false),
+			pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(label)),
+		}
+		public := append([]*pkcs11.Attribute{
+			pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, 2048), pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
+			pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true),
+		}, named...)
+		private := append([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_SIGN, true), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, false)}, named...)
+		_, _, err := module.GenerateKeyPair(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, public, private)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// inSession calls a function with a session in which the user is logged in.
+func (token *Token) inSession(do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
 	module := pkcs11.New(token.Module)
 	if module == nil {
 		return fmt.Errorf("can't load %s", token.Module)
@@ -41,15 +79,8 @@ func (token *Token) addObjects(count int) error {
 		if err := module.Login(session, pkcs11.CKU_USER, PIN); err != nil {
 			return err
 		}
-		for i := range count {
-			if _, err := module.CreateObject(session, []*pkcs11.Attribute{
-				pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
-				pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
-				pkcs11.NewAttribute(pkcs11.CKA_LABEL, fmt.Sprintf("object %d", i)),
-				pkcs11.NewAttribute(pkcs11.CKA_VALUE, []byte("value")),
-			}); err != nil {
-				return err
-			}
+		if err := do(module, session); err != nil {
+			return err
 		}
 		return module.CloseSession(session)
 	}

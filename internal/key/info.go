@@ -26,6 +26,13 @@ type Info struct {
 	WrapWithTrusted  *bool // CKA_WRAP_WITH_TRUSTED: only a key that the security officer trusts can wrap it
 }
 
+// Receives is what a module tells of a key as a recipient's: whether its private half opens what is encrypted to its public half.
+type Receives struct {
+	Refusal string        // why it can't, such as "CKA_ENCRYPT is false"; empty if nothing says so
+	Sure    bool          // whether the module says that it can
+	OAEP    []crypto.Hash // of SHA-256 and SHA-1, those that the module does OAEP with, the safer one first; nil if it does not tell
+}
+
 // Token is a token in a slot of a module, or an empty promise of one.
 type Token struct {
 	URI           string   `json:"uri"`  // RFC 7512

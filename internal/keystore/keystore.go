@@ -43,6 +43,8 @@ type Store interface {
 	Key(public crypto.PublicKey) (Key, error)
 	// Public returns the key's public half, without a login where the module allows that.
 	Public() (crypto.PublicKey, error)
+	// Receives returns what is told of the key as a recipient's; public is its public half. A PKCS#11 module is asked without a login.
+	Receives(public crypto.PublicKey) (key.Receives, error)
 	// Keys logs in and returns all private keys that the settings match.
 	Keys() ([]Key, error)
 

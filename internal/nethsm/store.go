@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"net/http"
@@ -162,6 +163,30 @@ func (s *Store) Public() (crypto.PublicKey, error) {
 		return nil, err
 	}
 	return k.public, nil
+}
+
+// Receives returns what the NetHSM tells of the key as a recipient's. It derives no secrets, so only RSA keys are any.
+func (s *Store) Receives(public crypto.PublicKey) (r key.Receives, err error) {
+	if _, isRSA := public.(*rsa.PublicKey); !isRSA {
+		r.Refusal = "a NetHSM does no ECDH"
+		return r, nil
+	}
+	id, err := s.id()
+	if err != nil {
+		return r, err
+	}
+	d, err := (&Key{store: s, id: id}).describe(s.ask)
+	if err != nil {
+		return r, err
+	}
+	r.OAEP = []crypto.Hash{}
+	for _, hash := range []crypto.Hash{crypto.SHA256, crypto.SHA1} {
+		if slices.Contains(d.Mechanisms, "RSA_Decryption_OAEP_"+hashNames[hash]) {
+			r.OAEP = append(r.OAEP, hash)
+		}
+	}
+	r.Sure = true
+	return r, nil
 }
 
 // Keys returns the key that the settings name, if it is there; or those whose ID begins as they say; or all. What a key is, Info tells.

@@ -277,6 +277,23 @@ func (c *cryptoki) unwrapKey(session sessionHandle, mechanism uint, wrapping obj
 	return key, err
 }
 
+// hasMechanism fails with CKR_MECHANISM_INVALID when the token does not list a mechanism.
+func (c *cryptoki) hasMechanism(slot, mechanism uint) error {
+	return check(C.call_get_mechanism_info(c.list, C.ulong_(slot), C.ulong_(mechanism)))
+}
+
+// encryptInit begins an encryption; parameter is the mechanism's, as the C structure has it.
+func (c *cryptoki) encryptInit(session sessionHandle, mechanism uint, parameter []byte, key objectHandle) error {
+	return check(C.call_encrypt_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)), key))
+}
+
+// endEncryption ends the encryption that encryptInit began, by encrypting something that nobody needs.
+func (c *cryptoki) endEncryption(session sessionHandle) error {
+	encrypted := make([]byte, signatureRoom)
+	length := C.ulong_(len(encrypted))
+	return check(C.call_encrypt(c.list, session, bytePointer([]byte{0}), 1, bytePointer(encrypted), &length))
+}
+
 // decryptInit begins a decryption; parameter is the mechanism's, as the C structure has it.
 func (c *cryptoki) decryptInit(session sessionHandle, mechanism uint, parameter []byte, key objectHandle) error {
 	return check(C.call_decrypt_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)), key))

@@ -28,6 +28,8 @@ typedef struct {
 	version library;
 } module_info;
 
+typedef struct { ulong_ min_key_size, max_key_size, flags; } mechanism_info;
+
 /* CK_FUNCTION_LIST up to the last call used here. `unused` keeps the places of the others. */
 typedef void *unused;
 typedef struct {
@@ -39,7 +41,9 @@ typedef struct {
 	CK_RV (*get_slot_list)(byte, ulong_ *, ulong_ *);
 	unused get_slot_info;
 	CK_RV (*get_token_info)(ulong_, token_info *);
-	unused get_mechanism_list, get_mechanism_info, init_token, init_pin, set_pin;
+	unused get_mechanism_list;
+	CK_RV (*get_mechanism_info)(ulong_, ulong_, mechanism_info *);
+	unused init_token, init_pin, set_pin;
 	CK_RV (*open_session)(ulong_, ulong_, void *, void *, ulong_ *);
 	CK_RV (*close_session)(ulong_);
 	unused close_all_sessions, get_session_info, get_operation_state, set_operation_state;
@@ -54,7 +58,9 @@ typedef struct {
 	CK_RV (*find_objects_init)(ulong_, attribute *, ulong_);
 	CK_RV (*find_objects)(ulong_, ulong_ *, ulong_, ulong_ *);
 	CK_RV (*find_objects_final)(ulong_);
-	unused encrypt_init, encrypt, encrypt_update, encrypt_final;
+	CK_RV (*encrypt_init)(ulong_, mechanism *, ulong_);
+	CK_RV (*encrypt)(ulong_, byte *, ulong_, byte *, ulong_ *);
+	unused encrypt_update, encrypt_final;
 	CK_RV (*decrypt_init)(ulong_, mechanism *, ulong_);
 	CK_RV (*decrypt)(ulong_, byte *, ulong_, byte *, ulong_ *);
 	unused decrypt_update, decrypt_final;
@@ -160,6 +166,19 @@ static inline CK_RV call_unwrap_key(function_list *f, ulong_ session, ulong_ typ
 	attribute template[MAX_ATTRIBUTES];
 	unflatten(template, n, types, lengths, values);
 	return f->unwrap_key(session, &m, wrapping, wrapped, length, template, n, key);
+}
+/* Only asking needs these, so a module that leaves them out is good enough. */
+#define FUNCTION_NOT_SUPPORTED 0x54
+static inline CK_RV call_get_mechanism_info(function_list *f, ulong_ slot, ulong_ type) {
+	mechanism_info info;
+	return f->get_mechanism_info ? f->get_mechanism_info(slot, type, &info) : FUNCTION_NOT_SUPPORTED;
+}
+static inline CK_RV call_encrypt_init(function_list *f, ulong_ session, ulong_ type, byte *parameter, ulong_ length, ulong_ key) {
+	mechanism m = {type, length ? parameter : 0, length};
+	return f->encrypt_init && f->encrypt ? f->encrypt_init(session, &m, key) : FUNCTION_NOT_SUPPORTED;
+}
+static inline CK_RV call_encrypt(function_list *f, ulong_ session, byte *data, ulong_ length, byte *encrypted, ulong_ *encrypted_length) {
+	return f->encrypt(session, data, length, encrypted, encrypted_length);
 }
 static inline CK_RV call_decrypt_init(function_list *f, ulong_ session, ulong_ type, byte *parameter, ulong_ length, ulong_ key) {
 	mechanism m = {type, length ? parameter : 0, length};

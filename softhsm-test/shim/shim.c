@@ -125,6 +125,8 @@ WRITE(C_GenerateKeyPair, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_ATTRIBUTE_
 WRITE(C_DestroyObject, (CK_SESSION_HANDLE s, CK_OBJECT_HANDLE o), (s, o))
 
 PASS(C_FindObjectsFinal, (CK_SESSION_HANDLE s), (s))
+PASS(C_EncryptInit, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k), (s, m, k))
+PASS(C_Encrypt, (CK_SESSION_HANDLE s, CK_BYTE_PTR d, CK_ULONG n, CK_BYTE_PTR out, CK_ULONG_PTR length), (s, d, n, out, length))
 PASS(C_DecryptInit, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k), (s, m, k))
 PASS(C_DeriveKey, (CK_SESSION_HANDLE s, CK_MECHANISM_PTR m, CK_OBJECT_HANDLE k, CK_ATTRIBUTE_PTR a, CK_ULONG n, CK_OBJECT_HANDLE_PTR o), (s, m, k, a, n, o))
 
@@ -334,7 +336,7 @@ CK_RV C_GetFunctionList(CK_FUNCTION_LIST_PTR_PTR list) {
 	MINE(C_GetMechanismList); MINE(C_GetMechanismInfo); MINE(C_OpenSession); MINE(C_CloseSession); MINE(C_GetSessionInfo);
 	MINE(C_Login); MINE(C_Logout); MINE(C_CreateObject); MINE(C_GetAttributeValue); MINE(C_FindObjectsInit); MINE(C_FindObjects);
 	MINE(C_FindObjectsFinal); MINE(C_SignInit); MINE(C_Sign); MINE(C_GenerateKeyPair);
-	MINE(C_DestroyObject); MINE(C_DecryptInit); MINE(C_Decrypt); MINE(C_DeriveKey);
+	MINE(C_DestroyObject); MINE(C_EncryptInit); MINE(C_Encrypt); MINE(C_DecryptInit); MINE(C_Decrypt); MINE(C_DeriveKey);
 	mine.C_GetFunctionList = C_GetFunctionList;
 	*list = twist ? NULL : &mine;
 	return CKR_OK;
