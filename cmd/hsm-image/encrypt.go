@@ -18,8 +18,9 @@ func encryptCommand() *cobra.Command {
 		Use:   "encrypt SRC DST",
 		Short: "Copy an image and encrypt its layers, so that only the recipients' private keys open them",
 		Long: `Copy an image and encrypt its layers, each under a key of its own that is wrapped for every recipient. A recipient is a key by its
-URI or alias, cert:FILE or pubkey:FILE; the private half is not needed, and no PIN. Add ?oaep=sha1 to an RSA recipient (&oaep=sha1 after
-other attributes of a URI) whose module knows OAEP with SHA-1 alone, as SoftHSM does.
+URI or alias, cert:FILE or pubkey:FILE; the private half is not needed, and no PIN. A key is asked what it may do, and which hash of OAEP its
+module does; one that can't open what is encrypted to it is refused. Nobody can be asked about a file: add ?oaep=sha1 to an RSA recipient
+(&oaep=sha1 after other attributes of a URI) whose module knows OAEP with SHA-1 alone, as SoftHSM does.
 
 The image gets a new digest, so signatures of the old one do not hold: encrypt first, then sign.`,
 		Example: `  hsm-image encrypt docker://registry.example.com/app:1 docker://registry.example.com/app:1-encrypted --recipient pubkey:node.pem
@@ -87,8 +88,15 @@ func addRegistryFlags(c *cobra.Command, prefix, whose string) func(authFile stri
 	}
 }
 
+func tellWarnings(c *cobra.Command, warnings []string) {
+	for _, warning := range warnings {
+		fmt.Fprintf(c.ErrOrStderr(), "warning: %s\n", warning)
+	}
+}
+
 // tellCopy prints the name of the copy by its digest, which is what is to be signed.
 func tellCopy(c *cobra.Command, what image.Copy, made *image.Result) {
+	tellWarnings(c, made.Warnings)
 	if made.Skipped > 0 {
 		fmt.Fprintf(c.ErrOrStderr(), "attestations of BuildKit left out: %d (they are about images that the copy does not have)\n", made.Skipped)
 	}

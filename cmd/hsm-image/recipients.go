@@ -114,6 +114,7 @@ the image anew, without them. The last recipient can't be removed.`,
 }
 
 func tellChange(c *cobra.Command, ref image.Reference, made *image.Changed) {
+	tellWarnings(c, made.Warnings)
 	if made.Layers == 0 {
 		fmt.Fprintf(c.ErrOrStderr(), "%s is as it was: its layers are encrypted for them already\n", ref)
 		return

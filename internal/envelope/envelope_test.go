@@ -146,6 +146,7 @@ func TestSealAndOpen(t *testing.T) {
 			mustOpen(t, seal(t, "pubkey:"+pemFile(t, "PUBLIC KEY", publicDER(t, public))+oaep), uri(label))
 			mustOpen(t, seal(t, "cert:"+pemFile(t, "CERTIFICATE", cert.Raw)+oaep), uri(label))
 			mustOpen(t, seal(t, uri(label)+oaep)) // found by its kid on the token
+			mustOpen(t, seal(t, uri(label)))      // with the hash that the module does
 		})
 	}
 	t.Run("several", func(t *testing.T) {
@@ -156,8 +157,9 @@ func TestSealAndOpen(t *testing.T) {
 		mustFail(t, failure.Invalid, "it is encrypted for kid", both, uri("ec-256"))
 	})
 	t.Run("OAEP with SHA-256", func(t *testing.T) {
-		mustFail(t, failure.Unsupported, "does no OAEP with SHA-256", seal(t, uri("rsa-2048")), uri("rsa-2048"))
-		first, _ := base64.StdEncoding.DecodeString(seal(t, uri("rsa-2048"))[Annotation])
+		unasked := seal(t, "pubkey:"+pemFile(t, "PUBLIC KEY", publicDER(t, publicOf(t, "rsa-2048"))))
+		mustFail(t, failure.Unsupported, "does no OAEP with SHA-256", unasked, uri("rsa-2048"))
+		first, _ := base64.StdEncoding.DecodeString(unasked[Annotation])
 		second, _ := base64.StdEncoding.DecodeString(seal(t, uri("rsa-2048")+"?oaep=sha1")[Annotation])
 		mustOpen(t, annotation(schemeHSM, first, second), uri("rsa-2048"))
 	})
@@ -180,10 +182,12 @@ func TestSealAndOpen(t *testing.T) {
 	t.Run("a signing key", func(t *testing.T) {
 		s, _ := config.Resolve("", nil, config.Flags)
 		spec, _ := key.ParseSpec("EC-256")
-		if _, err := keystore.Generate(context.Background(), s, key.Request{Spec: spec, Usage: key.Sign, Label: "signing"}); err != nil {
+		made, err := keystore.Generate(context.Background(), s, key.Request{Spec: spec, Usage: key.Sign, Label: "signing"})
+		if err != nil {
 			t.Fatal(err)
 		}
-		mustFail(t, failure.Denied, "may not derive (CKA_DERIVE is false)", seal(t, uri("signing")), uri("signing"))
+		sealed := seal(t, "pubkey:"+pemFile(t, "PUBLIC KEY", publicDER(t, made.Public)))
+		mustFail(t, failure.Denied, "may not derive (CKA_DERIVE is false)", sealed, uri("signing"))
 	})
 }
 

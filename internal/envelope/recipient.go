@@ -3,7 +3,6 @@ package envelope
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
@@ -16,16 +15,15 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // Recipient is whom a layer's key is wrapped for.
 type Recipient struct {
-	Name   string           // as it was given
-	Public crypto.PublicKey // *rsa.PublicKey, or *ecdsa.PublicKey on P-256, P-384 or P-521
-	OAEP   crypto.Hash      // for RSA: crypto.SHA256, or crypto.SHA1 for tokens that know no other
+	Name    string           // as it was given
+	Public  crypto.PublicKey // *rsa.PublicKey, or *ecdsa.PublicKey on P-256, P-384 or P-521
+	OAEP    crypto.Hash      // for RSA: crypto.SHA256, or crypto.SHA1 for tokens that know no other
+	Warning string           // what nobody could be asked about; empty if the module says that the key opens what is encrypted to it
 }
 
 // KeyID returns the JWK thumbprint of the public key (RFC 7638 with SHA-256) in base64url.
@@ -47,15 +45,25 @@ func isThumbprint(kid string) bool {
 }
 
 // ParseRecipients reads recipients: a key by its URI or alias, cert:FILE or pubkey:FILE (PEM; a public key also in DER), each with
-// ?oaep=sha1 after it where an RSA key is in a token that knows OAEP with SHA-1 alone. No PIN is asked for unless a token shows public
-// keys to nobody else.
+// ?oaep=sha1 or ?oaep=sha256 after it to choose the hash of an RSA key. It refuses a recipient that cannot open what is encrypted to it, as
+// far as its module or certificate tells, and leaves a warning where neither does. No PIN is needed, unless a token shows public keys to
+// nobody else; where the token leaves open what a key may do and a PIN is configured, the key is tried.
 func ParseRecipients(ctx context.Context, names []string) ([]Recipient, error) {
+	return parseRecipients(ctx, names, true)
+}
+
+// IdentifyRecipients reads recipients as ParseRecipients does, whether or not they can open anything.
+func IdentifyRecipients(ctx context.Context, names []string) ([]Recipient, error) {
+	return parseRecipients(ctx, names, false)
+}
+
+func parseRecipients(ctx context.Context, names []string, ask bool) ([]Recipient, error) {
 	if len(names) == 0 {
 		return nil, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE", "there is no recipient")
 	}
 	recipients := make([]Recipient, len(names))
 	for i, name := range names {
-		r, err := parseRecipient(ctx, name)
+		r, err := parseRecipient(ctx, name, ask)
 		if err != nil {
 			return nil, err
 		}
@@ -64,7 +72,7 @@ func ParseRecipients(ctx context.Context, names []string) ([]Recipient, error) {
 	return recipients, nil
 }
 
-func parseRecipient(ctx context.Context, name string) (Recipient, error) {
+func parseRecipient(ctx context.Context, name string, ask bool) (Recipient, error) {
 	r := Recipient{Name: name}
 	if strings.Contains(name, "pin-value=") {
 		return r, failure.New(failure.Invalid, "leave out the PIN: whoever encrypts needs none", "a recipient carries a PIN (pin-value), which others would see")
@@ -73,28 +81,19 @@ func parseRecipient(ctx context.Context, name string) (Recipient, error) {
 	if reference == "" {
 		return r, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE; is a variable empty?", "the recipient %q names nobody", name)
 	}
-	switch hash {
-	case "sha256":
+	switch {
+	case !chosen:
+	case hash == "sha256":
 		r.OAEP = crypto.SHA256
-	case "sha1":
+	case hash == "sha1":
 		r.OAEP = crypto.SHA1
 	default:
-		return r, failure.New(failure.Invalid, "write oaep=sha256 (the default) or oaep=sha1", "the recipient %q asks for OAEP with %q", name, hash)
+		return r, failure.New(failure.Invalid, "write oaep=sha256 or oaep=sha1", "the recipient %q asks for OAEP with %q", name, hash)
 	}
-	var err error
-	if path, ok := strings.CutPrefix(reference, "cert:"); ok {
-		r.Public, err = fromCertificate(path)
-	} else if path, ok := strings.CutPrefix(reference, "pubkey:"); ok {
-		r.Public, err = fromPublicKey(path)
-	} else {
-		r.Public, err = fromKey(ctx, reference)
-	}
-	if err != nil {
+	if err := r.find(ctx, reference, ask); err != nil {
 		return r, err
 	}
-	switch r.Public.(type) {
-	case *rsa.PublicKey:
-	case *ecdsa.PublicKey:
+	if _, isRSA := r.Public.(*rsa.PublicKey); !isRSA {
 		if chosen {
 			return r, failure.New(failure.Invalid, "leave out oaep=", "the recipient %q is an elliptic curve key, which has no OAEP", name)
 		}
@@ -106,6 +105,19 @@ func parseRecipient(ctx context.Context, name string) (Recipient, error) {
 	return r, nil
 }
 
+// find fills in the public key of a recipient, and asks what it can open.
+func (r *Recipient) find(ctx context.Context, reference string, ask bool) (err error) {
+	if path, ok := strings.CutPrefix(reference, "cert:"); ok {
+		r.Public, err = fromCertificate(path, ask)
+	} else if path, ok := strings.CutPrefix(reference, "pubkey:"); ok {
+		r.Public, err = fromPublicKey(path)
+	} else {
+		return r.fromKey(ctx, reference, ask)
+	}
+	r.assume("nobody was asked what its key can do")
+	return err
+}
+
 // cutOAEP takes ?oaep=HASH, or &oaep=HASH after other attributes of a URI, off the end of a recipient.
 func cutOAEP(name string) (reference, hash string, chosen bool) {
 	for _, mark := range []string{"?oaep=", "&oaep="} {
@@ -113,10 +125,10 @@ func cutOAEP(name string) (reference, hash string, chosen bool) {
 			return name[:i], name[i+len(mark):], true
 		}
 	}
-	return name, "sha256", false
+	return name, "", false
 }
 
-func fromCertificate(path string) (crypto.PublicKey, error) {
+func fromCertificate(path string, ask bool) (crypto.PublicKey, error) {
 	found, err := certs.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -125,25 +137,37 @@ func fromCertificate(path string) (crypto.PublicKey, error) {
 	if len(leaves) != 1 {
 		return nil, failure.New(failure.Invalid, "name a file with one recipient's certificate", "%s has the certificates of %d recipients", path, len(leaves))
 	}
-	leaf := leaves[0]
-	if time.Now().After(leaf.NotAfter) {
-		return nil, failure.New(failure.Invalid, "ask the recipient for a new certificate, or encrypt to the key alone with pubkey:FILE",
-			"the recipient's certificate in %s expired on %s", path, leaf.NotAfter.UTC().Format(time.DateOnly))
+	if ask {
+		err = checkCertificate(path, leaves[0], time.Now())
 	}
-	if !mayReceive(leaf) {
-		return nil, failure.New(failure.Invalid, "use the certificate of a recipient's key (keyEncipherment, or keyAgreement on an elliptic curve), or the key alone with pubkey:FILE",
+	return leaves[0].PublicKey, err
+}
+
+// checkCertificate refuses certificates that are not valid now, or not for encryption. Who issued one is the user's to know.
+func checkCertificate(path string, leaf *x509.Certificate, now time.Time) error {
+	switch {
+	case now.After(leaf.NotAfter):
+		return failure.New(failure.Invalid, "ask the recipient for a new certificate, or encrypt to the key alone with pubkey:FILE",
+			"the recipient's certificate in %s expired on %s", path, leaf.NotAfter.UTC().Format(time.DateOnly))
+	case now.Before(leaf.NotBefore):
+		return failure.New(failure.Invalid, "check this machine's clock, or encrypt to the key alone with pubkey:FILE",
+			"the recipient's certificate in %s is not valid before %s", path, leaf.NotBefore.UTC().Format(time.RFC3339))
+	case !mayReceive(leaf):
+		return failure.New(failure.Invalid, "use the certificate of a recipient's key (keyEncipherment, or keyAgreement on an elliptic curve), or the key alone with pubkey:FILE",
 			"the certificate in %s says that its key is not for encryption", path)
 	}
-	return leaf.PublicKey, nil
+	return nil
 }
 
 // mayReceive reports whether a certificate lets its key decrypt or agree on keys (RFC 5280 section 4.2.1.3). One that says nothing does.
 func mayReceive(leaf *x509.Certificate) bool {
-	uses := x509.KeyUsageKeyEncipherment | x509.KeyUsageDataEncipherment
-	if _, isRSA := leaf.PublicKey.(*rsa.PublicKey); !isRSA {
-		uses = x509.KeyUsageKeyAgreement
+	if leaf.KeyUsage == 0 {
+		return true
 	}
-	return leaf.KeyUsage == 0 || leaf.KeyUsage&uses != 0
+	if _, isRSA := leaf.PublicKey.(*rsa.PublicKey); isRSA {
+		return leaf.KeyUsage&(x509.KeyUsageKeyEncipherment|x509.KeyUsageDataEncipherment) != 0
+	}
+	return leaf.KeyUsage&x509.KeyUsageKeyAgreement != 0 && leaf.KeyUsage&x509.KeyUsageDecipherOnly == 0
 }
 
 const publicKeyLimit = 1 << 16 // bytes; the file of a public key has less than two thousand
@@ -173,22 +197,4 @@ func fromPublicKey(path string) (crypto.PublicKey, error) {
 		return nil, failure.New(failure.Invalid, "make it with 'notation-hsm cert export --public KEY'", "%s has no public key: %w", path, err)
 	}
 	return public, nil
-}
-
-// fromKey returns the public half of a key in a module: from the leaf of the certificate-chain in its own entry of the config file, else from
-// the module. A certificate-chain that holds for more than this key may be another's.
-func fromKey(ctx context.Context, reference string) (crypto.PublicKey, error) {
-	s, err := config.Resolve(reference, nil, config.Flags)
-	if err != nil {
-		return nil, err
-	}
-	if s.OwnChain {
-		return fromCertificate(s.CertificateChain)
-	}
-	store, err := keystore.Open(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	defer store.Close()
-	return store.Public()
 }

@@ -36,9 +36,10 @@ type Copy struct {
 
 // A Result is what a copy has made.
 type Result struct {
-	Name    string        // of the copy by its digest, HOST/NAME@DIGEST, for one in a registry
-	Digest  digest.Digest // of the copy's manifest
-	Skipped int           // entries of the index that were left out because they are BuildKit's attestations of other entries
+	Name     string        // of the copy by its digest, HOST/NAME@DIGEST, for one in a registry
+	Digest   digest.Digest // of the copy's manifest
+	Warnings []string      // about recipients, as envelope.Recipient has them
+	Skipped  int           // entries of the index that were left out because they are BuildKit's attestations of other entries
 }
 
 // Encrypt copies an image and encrypts layers of it to recipients, as envelope.ParseRecipients reads them. layers are indices, counted
@@ -57,7 +58,7 @@ func Encrypt(ctx context.Context, c Copy, recipients []string, layers []int) (*R
 	if layers == nil {
 		layers = []int{}
 	}
-	return c.run(ctx, "encrypting", func(_ context.Context, chosen []Image, options *c_copy.Options) error {
+	made, err := c.run(ctx, "encrypting", func(_ context.Context, chosen []Image, options *c_copy.Options) error {
 		for _, image := range chosen {
 			if err := image.checkPlain(c.From, layers); err != nil {
 				return err
@@ -67,6 +68,10 @@ func Encrypt(ctx context.Context, c Copy, recipients []string, layers []int) (*R
 		options.ForceManifestMIMEType = ocispec.MediaTypeImageManifest // Docker's has no place for wrapped keys
 		return nil
 	})
+	if err == nil {
+		made.Warnings = warnings(to)
+	}
+	return made, err
 }
 
 // checkPlain fails unless the layers with these indices are there and not encrypted.

@@ -46,6 +46,8 @@ type Changed struct {
 	Name   string        // the image by its new digest, HOST/NAME@DIGEST, if it is in a registry
 	Digest digest.Digest // of the manifest, or index, now
 	Layers int           // how many layers have other recipients; with 0, nothing was written
+
+	Warnings []string // about new recipients, as envelope.Recipient has them
 }
 
 // AddRecipients wraps the key of each encrypted layer for more recipients, as envelope.ParseRecipients reads them. One for whom a layer's
@@ -65,7 +67,7 @@ func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipi
 	if err != nil {
 		return nil, err
 	}
-	return change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
+	changed, err := change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
 		keys := envelope.OpenKeys(ctx, references)
 		defer keys.Close()
 		return t.edit(func(l Layer) (string, error) {
@@ -95,9 +97,23 @@ func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipi
 			return after, nil
 		})
 	})
+	if err == nil {
+		changed.Warnings = warnings(added)
+	}
+	return changed, err
 }
 
-// RemoveRecipients takes recipients, by kid or as envelope.ParseRecipients reads them, from the wrapped keys of all layers. It needs no
+// warnings returns what nobody could be asked about recipients.
+func warnings(recipients []envelope.Recipient) (texts []string) {
+	for _, r := range recipients {
+		if r.Warning != "" {
+			texts = append(texts, r.Warning)
+		}
+	}
+	return texts
+}
+
+// RemoveRecipients takes recipients, by kid or as envelope.IdentifyRecipients reads them, from the wrapped keys of all layers. It needs no
 // private key. Whoever was one of them and kept the manifest, or the layer's key, still opens the layers: only encrypting the image anew
 // takes that away. It refuses to leave a layer that nobody can open.
 func RemoveRecipients(ctx context.Context, ref Reference, registry Registry, names []string) (*Changed, error) {
@@ -126,7 +142,7 @@ func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]
 	for _, name := range names {
 		kid := name
 		if thumbprint, err := base64.RawURLEncoding.DecodeString(name); !holds(kid) && (err != nil || len(thumbprint) != sha256.Size) {
-			parsed, err := envelope.ParseRecipients(ctx, []string{name})
+			parsed, err := envelope.IdentifyRecipients(ctx, []string{name})
 			if err != nil {
 				return nil, err
 			}
@@ -213,7 +229,7 @@ func Names(ctx context.Context, recipients []string) (map[string]string, error) 
 	if len(recipients) == 0 {
 		return names, nil
 	}
-	parsed, err := envelope.ParseRecipients(ctx, recipients)
+	parsed, err := envelope.IdentifyRecipients(ctx, recipients)
 	for _, r := range parsed {
 		names[r.KeyID()] = r.Name
 	}

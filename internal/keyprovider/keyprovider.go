@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -107,6 +108,11 @@ func wrap(ctx context.Context, r *request) ([]byte, error) {
 	recipients, err := envelope.ParseRecipients(ctx, names)
 	if err != nil {
 		return nil, err
+	}
+	for _, recipient := range recipients {
+		if recipient.Warning != "" {
+			slog.Warn(recipient.Warning)
+		}
 	}
 	return envelope.Seal(r.Wrap.Options, recipients)
 }

@@ -64,6 +64,9 @@ func TestProtocol(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if _, err := keystore.Generate(context.Background(), s, key.Request{Spec: spec, Usage: key.Sign, Label: "signing"}); err != nil {
+		t.Fatal(err)
+	}
 	wrapped, err := serve(t, wrapping("pkcs11:object=one", "pkcs11:object=two"))
 	if err != nil {
 		t.Fatal(err)
@@ -77,6 +80,7 @@ func TestProtocol(t *testing.T) {
 	for words, request := range map[string]any{
 		"no key here opens the layer":  unwrapping(wrapped.Wrapped.Annotation, "pkcs11:object=three"),
 		"there is no recipient":        wrapping(),
+		"may not derive":               wrapping("pkcs11:object=one", "pkcs11:object=signing"),
 		"has no annotation":            unwrapping(nil),
 		"has no key of a layer":        map[string]any{"op": "keywrap"},
 		`unknown operation "keyxwrap"`: map[string]any{"op": "keyxwrap"},
