@@ -32,6 +32,8 @@ type Copy struct {
 	FromRegistry, ToRegistry Registry
 	Platforms                []Platform // of an index, the images to copy; the copy lists no others. None stands for all
 	Progress                 io.Writer  // where progress is shown, or nil
+
+	encrypts func(index, layers int) bool // of each image's layers, those to encrypt; nil for none
 }
 
 // A Result is what a copy has made.
@@ -58,6 +60,7 @@ func Encrypt(ctx context.Context, c Copy, recipients []string, layers []int) (*R
 	if layers == nil {
 		layers = []int{}
 	}
+	c.encrypts = selected(layers)
 	made, err := c.run(ctx, "encrypting", func(_ context.Context, chosen []Image, options *c_copy.Options) error {
 		for _, image := range chosen {
 			if err := image.checkPlain(c.From, layers); err != nil {
@@ -169,7 +172,7 @@ func (c Copy) copy(ctx context.Context, transfer *transfer, what string, prepare
 		return nil, err
 	}
 	defer func() { _ = policy.Destroy() }()
-	from := watchedReference{c.From.ImageReference, &watchedSource{source, transfer, c.To.transport() == docker.Transport.Name()}}
+	from := watchedReference{c.From.ImageReference, &watchedSource{source, transfer, c.To.transport() == docker.Transport.Name(), c.encrypts}}
 	written, err := c_copy.Image(ctx, policy, target.staged.ImageReference, from, options)
 	if err != nil {
 		return nil, c.explain(err, what, chosen)
@@ -302,6 +305,7 @@ type watchedSource struct {
 	types.ImageSource
 	transfer *transfer
 	remote   bool // whether the other end is a registry: then all that happens between two reads is a transfer as well
+	encrypts func(index, layers int) bool
 }
 
 // Close leaves the source to who opened it.
