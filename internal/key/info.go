@@ -103,3 +103,10 @@ type Wrapped struct {
 	Mechanism string // by its name in PKCS#11
 	By        WrappingKey
 }
+
+// MAC authenticates data under a wrapping key: an HMAC-SHA256 by a key that was made in the module for it alone, and that key, wrapped.
+// Nobody can make one who can't use the wrapping key.
+type MAC struct {
+	Key   []byte // wrapped
+	Value []byte
+}

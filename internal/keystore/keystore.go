@@ -67,6 +67,11 @@ type Store interface {
 	// Unwrap makes the key again, under the wrapping key that wrapped it.
 	Unwrap(wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) error
 
+	// Authenticate returns a MAC of data under a wrapping key of the token.
+	Authenticate(data []byte, mechanism string, by key.WrappingKey) (key.MAC, error)
+	// Verify fails unless Authenticate made the MAC of this data under that wrapping key. It makes nothing on the token.
+	Verify(data []byte, mac key.MAC, mechanism string, by key.WrappingKey) error
+
 	// Discard removes what there is of the key that the settings name by label and id, when its making was cut short.
 	Discard() error
 	// Taken reports whether a key there has this label, or this id.

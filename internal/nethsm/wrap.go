@@ -13,7 +13,7 @@ func unwrappable() error {
 	return failure.New(failure.Invalid, "back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'", "a NetHSM wraps no keys: a key never leaves it by itself")
 }
 
-// WrappingKey, Wrap and Unwrap fail: NetHSM has nothing like it.
+// WrappingKey, Wrap, Unwrap, Authenticate and Verify fail: NetHSM has nothing like it.
 func (s *Store) WrappingKey(config.URI) (key.WrappingKey, error) {
 	return key.WrappingKey{}, unwrappable()
 }
@@ -25,6 +25,14 @@ func (s *Store) Wrap(*Key, config.URI) (key.Wrapped, error) { return key.Wrapped
 func (s *Store) Unwrap(key.Wrapped, key.Usage, string, []byte, crypto.PublicKey) error {
 	return unwrappable()
 }
+
+// Authenticate fails.
+func (s *Store) Authenticate([]byte, string, key.WrappingKey) (key.MAC, error) {
+	return key.MAC{}, unwrappable()
+}
+
+// Verify fails.
+func (s *Store) Verify([]byte, key.MAC, string, key.WrappingKey) error { return unwrappable() }
 
 // ImportWrapping fails.
 func ImportWrapping() error { return unwrappable() }

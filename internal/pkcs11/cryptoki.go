@@ -252,6 +252,14 @@ func (c *cryptoki) destroyObject(session sessionHandle, object objectHandle) err
 	return check(C.call_destroy_object(c.list, session, object))
 }
 
+// generateKey makes a secret key of a template inside the module.
+func (c *cryptoki) generateKey(session sessionHandle, mechanism uint, template []*pkcs11.Attribute) (objectHandle, error) {
+	types, lengths, values := flatten(template)
+	var key objectHandle
+	err := check(C.call_generate_key(c.list, session, C.ulong_(mechanism), C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values), &key))
+	return key, err
+}
+
 // wrappedRoom holds an 8192-bit RSA key, wrapped.
 const wrappedRoom = 8192
 

@@ -70,7 +70,8 @@ typedef struct {
 	unused sign_update, sign_final, sign_recover_init, sign_recover;
 	unused verify_init, verify, verify_update, verify_final, verify_recover_init, verify_recover;
 	unused digest_encrypt_update, decrypt_digest_update, sign_encrypt_update, decrypt_verify_update;
-	unused generate_key, generate_key_pair;
+	CK_RV (*generate_key)(ulong_, mechanism *, attribute *, ulong_, ulong_ *);
+	unused generate_key_pair;
 	CK_RV (*wrap_key)(ulong_, mechanism *, ulong_, ulong_, byte *, ulong_ *);
 	CK_RV (*unwrap_key)(ulong_, mechanism *, ulong_, byte *, ulong_, attribute *, ulong_, ulong_ *);
 	CK_RV (*derive_key)(ulong_, mechanism *, ulong_, attribute *, ulong_, ulong_ *);
@@ -156,6 +157,12 @@ static inline CK_RV call_sign(function_list *f, ulong_ session, byte *data, ulon
 	return f->sign(session, data, length, signature, signature_length);
 }
 static inline CK_RV call_destroy_object(function_list *f, ulong_ session, ulong_ object) { return f->destroy_object(session, object); }
+static inline CK_RV call_generate_key(function_list *f, ulong_ session, ulong_ type, ulong_ n, ulong_ *types, ulong_ *lengths, byte *values, ulong_ *key) {
+	mechanism m = {type, 0, 0};
+	attribute template[MAX_ATTRIBUTES];
+	unflatten(template, n, types, lengths, values);
+	return f->generate_key(session, &m, template, n, key);
+}
 static inline CK_RV call_wrap_key(function_list *f, ulong_ session, ulong_ type, ulong_ wrapping, ulong_ key, byte *wrapped, ulong_ *length) {
 	mechanism m = {type, 0, 0};
 	return f->wrap_key(session, &m, wrapping, key, wrapped, length);

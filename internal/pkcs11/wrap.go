@@ -196,10 +196,9 @@ func (t *Token) Wrap(k *Key, reference config.URI) (wrapped key.Wrapped, err err
 // Unwrap makes a private key again from what Wrap returned, and the public key object that belongs to it. The key is what it was: good
 // for its usage alone, sensitive, and not to be wrapped but by a trusted key.
 func (t *Token) Unwrap(wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) error {
-	i := slices.IndexFunc(wrappings, func(w wrapping) bool { return w.name == wrapped.Mechanism })
-	if i < 0 {
-		return failure.New(failure.Invalid, "update this program",
-			"the key was wrapped with %q, which is not known here", wrapped.Mechanism)
+	i, err := wrappingNamed(wrapped.Mechanism)
+	if err != nil {
+		return err
 	}
 	half, kind, err := publicTemplate(public, usage)
 	if err != nil {
