@@ -10,6 +10,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/custody"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
 func keyBackupCommand() *cobra.Command {
@@ -44,26 +45,42 @@ half and certificates beside it, and is of no use without a token that holds the
 }
 
 func keyRestoreCommand() *cobra.Command {
+	var unauthenticated bool
 	c := &cobra.Command{
 		Use:   "restore FILE",
 		Short: "Make a key again from its backup, and prove it",
-		Long: `Make a key again on a token that holds the wrapping key, with its certificates, and prove it: a test signature has to verify under the
-public key and the certificate in the backup, or the key is not kept. The key's URI is printed.`,
+		Long: `Make a key again on a token that holds the wrapping key, with its certificates. Nothing is made unless the backup's MAC verifies under
+the wrapping key. The new key is kept only if the module gave it the usage of the backup and it works: a test signature has to verify
+under the public key in the backup, or, for a recipient's key, what is encrypted to that public key has to open. The key's URI is printed.`,
 		Example: "  notation-hsm key restore release.backup.json --token signing-2",
 		Args:    cli.Exactly(1),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
+	c.Flags().BoolVar(&unauthenticated, "unauthenticated", false, "restore a backup of version 1 too, which has no MAC, so that its usage and names may have been changed")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		s, err := config.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}
-		uri, certificates, err := custody.Restore(c.Context(), s, args[0])
+		out := c.ErrOrStderr()
+		var accept func(custody.Unauthenticated) error
+		if unauthenticated {
+			accept = func(u custody.Unauthenticated) error {
+				fmt.Fprintf(out, "warning: this backup has no MAC; check that it is the key you mean: %s, label %q, id %s, usage %s, certificate of %q\n",
+					u.Spec, u.Label, u.ID, u.Usage, u.Certificate)
+				return nil
+			}
+		}
+		r, err := custody.Restore(c.Context(), s, args[0], accept)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(c.ErrOrStderr(), "the key is back, with %d certificate(s); a test signature verifies under the old public key\n", certificates)
-		fmt.Fprintln(c.OutOrStdout(), uri)
+		proof := "a test signature verifies under the old public key"
+		if r.Usage == key.Decrypt {
+			proof = "it decrypts what is encrypted to the old public key"
+		}
+		fmt.Fprintf(out, "the key is back, with %d certificate(s); %s\n", r.Certificates, proof)
+		fmt.Fprintln(c.OutOrStdout(), r.URI)
 		return nil
 	}
 	return c

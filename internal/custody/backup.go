@@ -4,15 +4,17 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
-	"io"
+	"fmt"
 	"os"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -22,7 +24,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// backupFile is a private key outside its token. Without the wrapping key, which is in modules alone, it is of no use.
+// backupFile is a private key outside its token. Without the wrapping key, which is in modules alone, it is of no use, and nothing in it
+// can be changed: the checksum covers all other fields, and the MAC, which takes the use of the wrapping key, covers the checksum.
 type backupFile struct {
 	Version      int            `json:"version"`
 	Made         time.Time      `json:"made"`
@@ -36,7 +39,14 @@ type backupFile struct {
 	WrappingKey  wrappingRef    `json:"wrappingKey"`
 	Mechanism    string         `json:"mechanism"`
 	Wrapped      []byte         `json:"wrapped"`
-	Checksum     string         `json:"sha256"` // of this JSON without it, on one line
+	Checksum     string         `json:"sha256"`        // of this JSON without it and the MAC, on one line
+	MAC          *backupMAC     `json:"mac,omitempty"` // since version 2
+}
+
+// backupMAC is a key.MAC of backupText.
+type backupMAC struct {
+	Key   []byte `json:"key"`
+	Value []byte `json:"hmacSHA256"`
 }
 
 type keptAttributes struct {
@@ -51,10 +61,19 @@ type wrappingRef struct {
 	ID    string `json:"id"` // derived from the key, so it is the same wherever the key is
 }
 
-const backupVersion = 1
+const (
+	backupVersion = 2
+	// unauthenticatedVersion has no MAC: whoever could write the file could change the usage, the names and the certificates.
+	unauthenticatedVersion = 1
+)
+
+// backupText is what the MAC of a backup with this checksum is over.
+func backupText(checksum string) []byte {
+	return []byte("notation-hsm backup v2\nsha256 " + checksum + "\n")
+}
 
 func (b backupFile) checksum() (string, error) {
-	b.Checksum = ""
+	b.Checksum, b.MAC = "", nil
 	data, err := json.Marshal(b)
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:]), err
@@ -73,6 +92,9 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 		if info.Extractable != nil && !*info.Extractable {
 			return failure.New(failure.Denied, "use the module's own backup, as its vendor describes (of a NetHSM: 'notation-hsm nethsm backup'); a key that can be wrapped is made with 'notation-hsm key generate --backup-key'",
 				"the key %s was made not extractable: nothing can take it out of the module", info.URI)
+		}
+		if info.Label == "" || len(info.ID) == 0 || !utf8.ValidString(info.Label) { // JSON carries nothing but UTF-8 unchanged
+			return failure.New(failure.Invalid, "give the key both, with the vendor's tool", "the key %s has no id, or no label in UTF-8", info.URI)
 		}
 		reference, err := wrappingReference(store, wrapping)
 		if err != nil {
@@ -112,6 +134,11 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 		if b.Checksum, err = b.checksum(); err != nil {
 			return err
 		}
+		mac, err := store.Authenticate(backupText(b.Checksum), b.Mechanism, w)
+		if err != nil {
+			return err
+		}
+		b.MAC = &backupMAC{mac.Key, mac.Value}
 		data, err := json.MarshalIndent(b, "", "  ")
 		if err != nil {
 			return err
@@ -137,75 +164,141 @@ func wrappingReference(store keystore.Store, text string) (config.URI, error) {
 	return uri, err
 }
 
-// Restore makes a key again from a file of Backup's, on the token of the settings, and proves it by a signature that verifies under the
-// public key and the certificate that the file has, or, for a recipient's key, by what it opens. It returns the key's URI.
-func Restore(ctx context.Context, s *config.Settings, path string) (uri string, certificates int, err error) {
+// Restored is a key that was made again and proved.
+type Restored struct {
+	URI          string
+	Usage        key.Usage
+	Certificates int
+}
+
+// Unauthenticated is what a backup says of itself that anyone could have written.
+type Unauthenticated struct {
+	Label, ID, Spec string
+	Usage           key.Usage
+	Certificate     string // subject, or empty
+}
+
+// Restore makes a key again from a file of Backup's, on the token of the settings. Before anything is made there, the MAC has to verify
+// under the wrapping key of the token. The key that was made has to have the attributes of the backup, and to sign, or open, what its
+// public key in the backup verifies, or closed; else it is deleted. A backup of version 1 has no MAC: accept decides whether it is
+// restored, and nil refuses it.
+func Restore(ctx context.Context, s *config.Settings, path string, accept func(Unauthenticated) error) (r Restored, err error) {
 	b, err := readBackup(path)
 	if err != nil {
-		return "", 0, err
+		return r, err
 	}
-	public, chain, id, err := b.contents(path)
+	c, err := b.contents(path)
 	if err != nil {
-		return "", 0, err
+		return r, err
+	}
+	if b.Version == unauthenticatedVersion {
+		if accept == nil {
+			return r, failure.New(failure.Denied, "make a new backup where the key still is; if there is none, check what 'key restore --unauthenticated' shows of this one",
+				"the backup %s is of version %d, which has no MAC: its usage, label and certificates may have been changed", path, b.Version)
+		}
+		u := Unauthenticated{Label: b.Label, ID: b.ID, Spec: b.Spec, Usage: b.usage()}
+		if len(c.chain) > 0 {
+			u.Certificate = c.chain[0].Subject.String()
+		}
+		if err := accept(u); err != nil {
+			return r, err
+		}
 	}
 	named := *s
-	named.Key.Object, named.Key.ID = b.Label, id
+	named.Key.Object, named.Key.ID = b.Label, c.id
 	store, err := keystore.Open(ctx, &named)
 	if err != nil {
-		return "", 0, err
+		return r, err
 	}
 	defer store.Close()
-	for _, name := range []config.URI{{Object: b.Label}, {ID: id}} {
+	if b.Version != unauthenticatedVersion {
+		if err := store.Verify(backupText(b.Checksum), key.MAC{Key: b.MAC.Key, Value: b.MAC.Value}, b.Mechanism, c.wrapped.By); err != nil {
+			f := failure.From(err)
+			f.What = fmt.Sprintf("cannot authenticate the backup %s: %s", path, f.What)
+			return r, f
+		}
+	}
+	for _, name := range []config.URI{{Object: b.Label}, {ID: c.id}} {
 		taken, err := store.Taken(name)
 		if taken {
 			err = failure.New(failure.Invalid, "restore it to another token, or delete the key that is there",
 				"the token %q has a key with this name already: %s", store.Describe().Label, name)
 		}
 		if err != nil {
-			return "", 0, err
+			return r, err
 		}
-	}
-	wrapped := key.Wrapped{Bytes: b.Wrapped, Mechanism: b.Mechanism}
-	wrapped.By.Label = b.WrappingKey.Label
-	if wrapped.By.ID, err = hex.DecodeString(b.WrappingKey.ID); err != nil {
-		return "", 0, damaged(path, err)
 	}
 	if err := store.Discard(); err != nil { // a public half that is left of a restoration that was cut short
-		return "", 0, err
+		return r, err
 	}
-	usage := key.Sign
-	if !b.Attributes.Sign {
-		usage = key.Decrypt
-	}
-	k, err := restored(store, wrapped, usage, b.Label, id, public)
-	if err != nil {
+	if r, err = restored(store, b, c); err != nil {
 		_ = store.Discard() // a key that does not work as it should is worse than none
-		return "", 0, err
 	}
-	if len(chain) > 0 {
-		if _, err := store.Import(k, chain); err != nil {
-			return "", 0, err
-		}
-	}
-	info, err := k.Info()
-	return info.URI, len(chain), err
+	return r, err
 }
 
-func restored(store keystore.Store, wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) (keystore.Key, error) {
-	if err := store.Unwrap(wrapped, usage, label, id, public); err != nil {
-		return nil, err
+func restored(store keystore.Store, b *backupFile, c contents) (r Restored, err error) {
+	r.Usage, r.Certificates = b.usage(), len(c.chain)
+	if err := store.Unwrap(c.wrapped, r.Usage, b.Label, c.id, c.public); err != nil {
+		return r, err
 	}
 	k, err := store.Key(nil)
 	if err != nil {
-		return nil, err
+		return r, err
 	}
-	if usage == key.Decrypt {
-		return k, proveOpens(k, public)
+	info, err := k.Info()
+	if err != nil {
+		return r, err
 	}
-	return k, prove(k, public)
+	r.URI = info.URI
+	if err := sameAttributes(info, b, c); err != nil {
+		return r, err
+	}
+	if r.Usage == key.Decrypt {
+		err = proveOpens(k, c.public)
+	} else {
+		err = prove(k, c.public)
+	}
+	if err == nil && len(c.chain) > 0 {
+		_, err = store.Import(k, c.chain)
+	}
+	return r, err
 }
 
-const backupLimit = 1 << 20 // bytes; a backup has a few kilobytes
+// sameAttributes fails if the module made a key with another name or usage than the backup has, or one that could leave the module in
+// another way than wrapped by a trusted key.
+func sameAttributes(info key.Info, b *backupFile, c contents) error {
+	_, isRSA := c.public.(*rsa.PublicKey)
+	decrypts := b.usage() == key.Decrypt
+	for _, a := range []struct {
+		name string
+		is   *bool
+		want bool
+	}{
+		{"CKA_SENSITIVE", info.Sensitive, true}, {"CKA_WRAP_WITH_TRUSTED", info.WrapWithTrusted, true}, {"CKA_EXTRACTABLE", info.Extractable, true},
+		{"CKA_SIGN", info.Sign, !decrypts}, {"CKA_DECRYPT", info.Decrypt, decrypts && isRSA}, {"CKA_UNWRAP", info.Unwrap, decrypts && isRSA},
+		{"CKA_DERIVE", info.Derive, decrypts && !isRSA},
+	} {
+		if told := a.is != nil; told && *a.is != a.want || !told && a.want {
+			return failure.New(failure.Internal, "restore it to a token of another module",
+				"the module made the key %q, and its %s is not %t, as in the backup; it was deleted again", b.Label, a.name, a.want)
+		}
+	}
+	if info.Label != b.Label || !bytes.Equal(info.ID, c.id) {
+		return failure.New(failure.Internal, "restore it to a token of another module",
+			"the module made the key %s instead of %q with id %s; it was deleted again", info.URI, b.Label, b.ID)
+	}
+	return nil
+}
+
+func (b *backupFile) usage() key.Usage {
+	if b.Attributes.Sign {
+		return key.Sign
+	}
+	return key.Decrypt
+}
+
+const backupLimit = 256 << 10 // bytes; a backup has a few thousand
 
 func damaged(path string, err error) error {
 	return failure.New(failure.Invalid, "use the file as 'notation-hsm key backup' wrote it, or another copy",
@@ -213,52 +306,69 @@ func damaged(path string, err error) error {
 }
 
 func readBackup(path string) (*backupFile, error) {
-	f, err := os.Open(path)
+	data, err := readBounded(path, backupLimit)
 	if err != nil {
 		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the backup: %w", err)
 	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, backupLimit))
-	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the file", "can't read the backup: %w", err)
+	return parseBackup(path, data)
+}
+
+func parseBackup(path string, data []byte) (*backupFile, error) {
+	var known struct {
+		Version int `json:"version"`
+	}
+	if json.Unmarshal(data, &known) == nil && known.Version != backupVersion && known.Version != unauthenticatedVersion {
+		return nil, failure.New(failure.Invalid, "update this program",
+			"the backup %s is of version %d, which is not known here", path, known.Version)
 	}
 	var b backupFile
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&b); err != nil {
+	if err := decodeExactly(data, &b); err != nil {
 		return nil, damaged(path, err)
-	}
-	if b.Version != backupVersion {
-		return nil, failure.New(failure.Invalid, "update this program",
-			"the backup %s is of version %d, which is not known here", path, b.Version)
 	}
 	if sum, err := b.checksum(); err != nil || sum != b.Checksum {
 		return nil, failure.New(failure.Invalid, "use another copy",
 			"the backup %s is damaged: its checksum is not that of its contents", path)
 	}
+	if (b.Version == unauthenticatedVersion) != (b.MAC == nil) {
+		return nil, damaged(path, fmt.Errorf("version %d has a MAC: %t", b.Version, b.MAC != nil))
+	}
 	return &b, nil
 }
 
-// contents reads what the file says of the key itself.
-func (b *backupFile) contents(path string) (public crypto.PublicKey, chain []*x509.Certificate, id []byte, err error) {
+// contents are the fields of a backup that are more than text.
+type contents struct {
+	public  crypto.PublicKey
+	chain   []*x509.Certificate
+	id      []byte
+	wrapped key.Wrapped
+}
+
+func (b *backupFile) contents(path string) (c contents, err error) {
 	block, _ := pem.Decode([]byte(b.PublicKey))
 	if block == nil {
-		return nil, nil, nil, failure.New(failure.Invalid, "use another copy", "the backup %s has no public key", path)
+		return c, failure.New(failure.Invalid, "use another copy", "the backup %s has no public key", path)
 	}
-	if public, err = x509.ParsePKIXPublicKey(block.Bytes); err != nil {
-		return nil, nil, nil, damaged(path, err)
+	if c.public, err = x509.ParsePKIXPublicKey(block.Bytes); err != nil {
+		return c, damaged(path, err)
 	}
-	if id, err = hex.DecodeString(b.ID); err != nil {
-		return nil, nil, nil, damaged(path, err)
+	if spec, err := key.SpecOf(c.public); err != nil || string(spec.Name) != b.Spec {
+		return c, damaged(path, fmt.Errorf("its public key is not of spec %q", b.Spec))
+	}
+	if c.id, err = hex.DecodeString(b.ID); err != nil {
+		return c, damaged(path, err)
+	}
+	c.wrapped = key.Wrapped{Bytes: b.Wrapped, Mechanism: b.Mechanism, By: key.WrappingKey{Label: b.WrappingKey.Label}}
+	if c.wrapped.By.ID, err = hex.DecodeString(b.WrappingKey.ID); err != nil {
+		return c, damaged(path, err)
 	}
 	if b.Certificates == "" {
-		return public, nil, id, nil
+		return c, nil
 	}
-	if chain, err = certs.Parse([]byte(b.Certificates)); err != nil {
-		return nil, nil, nil, damaged(path, err)
+	if c.chain, err = certs.Parse([]byte(b.Certificates)); err != nil {
+		return c, damaged(path, err)
 	}
-	if !certs.SameKey(chain[0].PublicKey, public) {
-		return nil, nil, nil, failure.New(failure.Invalid, "use another copy", "the certificate in the backup %s is another key's", path)
+	if !certs.SameKey(c.chain[0].PublicKey, c.public) {
+		return c, failure.New(failure.Invalid, "use another copy", "the certificate in the backup %s is another key's", path)
 	}
-	return public, chain, id, nil
+	return c, nil
 }
