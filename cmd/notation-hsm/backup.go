@@ -138,25 +138,37 @@ Hand out the share files, and delete them here.`,
 func backupKeyRestoreCommand() *cobra.Command {
 	var files []string
 	var so string
+	var unauthenticated bool
 	c := &cobra.Command{
-		Use:     "restore",
-		Short:   "Bring a wrapping key to a token, from the shares of its custodians",
+		Use:   "restore",
+		Short: "Bring a wrapping key to a token, from the shares of its custodians",
+		Long: `Bring a wrapping key to a token, from as many shares as its threshold says. Nothing is put on the token unless all of them are whole, of
+one key, and their tag is that of the key they make: label, threshold and number of shares are as they were when it was made.`,
 		Example: "  notation-hsm key backup-key restore --token signing-2 --shares share-1.json,share-4.json,share-5.json --so-pin-source prompt",
 		Args:    cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, config.ModulePath, config.Token, config.SlotID, config.Timeout)
 	c.Flags().StringSliceVar(&files, "shares", nil, "share files, with commas between them or one by one (required)")
 	c.Flags().StringVar(&so, "so-pin-source", "", soPINHelp)
+	c.Flags().BoolVar(&unauthenticated, "unauthenticated", false, "use shares of version 1 too, which have no tag, so that the label may have been changed")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s, err := config.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}
-		w, err := custody.RestoreWrappingKey(c.Context(), s, so, files)
+		out := c.ErrOrStderr()
+		var accept func(custody.Untagged) error
+		if unauthenticated {
+			accept = func(u custody.Untagged) error {
+				fmt.Fprintf(out, "warning: these shares have no tag; check that it is the key you mean: label %q, %d of %d shares\n", u.Label, u.Threshold, u.Of)
+				return nil
+			}
+		}
+		w, err := custody.RestoreWrappingKey(c.Context(), s, so, files, accept)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(c.ErrOrStderr(), "the wrapping key %q with id %x is on the token\n", w.Label, w.ID)
+		fmt.Fprintf(out, "the wrapping key %q with id %x is on the token\n", w.Label, w.ID)
 		return nil
 	}
 	return c

@@ -3,26 +3,25 @@ package custody
 import (
 	"bytes"
 	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
-	"net/url"
-	"os"
-	"path/filepath"
+	"errors"
 
 	"github.com/cloudflare/circl/group"
 	"github.com/cloudflare/circl/secretsharing"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
-	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
 // The wrapping key is split among custodians. What is shared is not the key but a random scalar of the group ristretto255, from which
 // the key is derived (HKDF, RFC 5869): Shamir's sharing works on scalars, and not every 256-bit key is one. Each share carries Feldman's
-// commitments, by which it is checked before it is used; they tell nothing of a scalar that was drawn at random.
+// commitments, by which its number and value are checked before it is used; they tell nothing of a scalar that was drawn at random. Its
+// tag is an HMAC over all that the shares have in common, by a key that is derived from the scalar as well: label, id, threshold and
+// commitments are those of the key that the shares make, or nothing is put on a token.
 
 var sharingGroup = group.Ristretto255
 
@@ -35,14 +34,20 @@ type Share struct {
 	Of          int      `json:"of"`
 	Threshold   int      `json:"threshold"` // how many shares make the key again
 	Commitments []string `json:"commitments"`
-	Value       string   `json:"value"` // the secret part
+	Value       string   `json:"value"`         // the secret part
+	Tag         string   `json:"tag,omitempty"` // since version 2
 }
 
-const shareVersion = 1
+const (
+	shareVersion = 2
+	// untaggedVersion has no tag: whoever could write the shares could change the label.
+	untaggedVersion = 1
+	sharesLimit     = 100
+)
 
 // split draws a wrapping key and its shares.
 func split(label string, n, threshold int) (w key.WrappingKey, value []byte, shares []Share, err error) {
-	if threshold < 2 || n < threshold || n > 100 {
+	if threshold < 2 || n < threshold || n > sharesLimit {
 		return w, nil, nil, failure.New(failure.Invalid, "as in: --shares 5 --threshold 3; with a threshold of 1 anyone who has a share could restore alone",
 			"a key can't be split into %d shares of which %d make it again", n, threshold)
 	}
@@ -59,15 +64,19 @@ func split(label string, n, threshold int) (w key.WrappingKey, value []byte, sha
 		}
 		commitments = append(commitments, hex.EncodeToString(data))
 	}
+	common := Share{Version: shareVersion, Key: label, ID: hex.EncodeToString(w.ID), Of: n, Threshold: threshold, Commitments: commitments}
+	if common.Tag, err = common.tag(secret); err != nil {
+		return w, nil, nil, err
+	}
 	for i, s := range sharing.Share(uint(n)) { //nolint:gosec // at most 100
 		data, err := s.Value.MarshalBinary()
 		if err != nil {
 			return w, nil, nil, err
 		}
-		shares = append(shares, Share{
-			Version: shareVersion, Key: label, ID: hex.EncodeToString(w.ID), Number: i + 1, Of: n, Threshold: threshold,
-			Commitments: commitments, Value: hex.EncodeToString(data),
-		})
+		share := common
+		share.Number, share.Value = i+1, hex.EncodeToString(data)
+		shares = append(shares, share)
+		clear(data)
 	}
 	return w, value, shares, nil
 }
@@ -86,37 +95,84 @@ func derive(label string, secret group.Scalar) (w key.WrappingKey, value []byte,
 	return key.WrappingKey{Label: label, ID: id}, value, err
 }
 
-// join makes the wrapping key again from enough shares of it.
-func join(files []string) (w key.WrappingKey, value []byte, err error) {
-	var first *Share
+// common is the text of all that the shares of one key have in common, but for the tag.
+func (s Share) common() ([]byte, error) {
+	s.Number, s.Value, s.Tag = 0, "", ""
+	text, err := json.Marshal(s)
+	return append([]byte("notation-hsm share v2\n"), text...), err
+}
+
+// tag returns the HMAC-SHA256 over the common text in hex, by a key that is derived from the shared secret.
+func (s Share) tag(secret group.Scalar) (string, error) {
+	data, err := secret.MarshalBinary()
+	defer clear(data)
+	if err != nil {
+		return "", err
+	}
+	tagKey, err := hkdf.Key(sha256.New, data, nil, "notation-hsm wrapping key v1: share tag", 32)
+	defer clear(tagKey)
+	if err != nil {
+		return "", err
+	}
+	text, err := s.common()
+	mac := hmac.New(sha256.New, tagKey)
+	mac.Write(text)
+	return hex.EncodeToString(mac.Sum(nil)), err
+}
+
+// Untagged is what shares of version 1 say of themselves that anyone could have written.
+type Untagged struct {
+	Label         string
+	Of, Threshold int
+}
+
+// join makes the wrapping key again from enough shares of it, by the names of their files. Shares of version 1 have no tag: accept decides
+// whether they are used, and nil refuses them.
+func join(files []string, shares []Share, accept func(Untagged) error) (w key.WrappingKey, value []byte, err error) {
+	if len(shares) == 0 {
+		return w, nil, failure.New(failure.Invalid, "as in: --shares a.json --shares b.json", "there are no shares")
+	}
+	first := shares[0]
+	common, err := first.common()
+	if err != nil {
+		return w, nil, err
+	}
 	var parts []secretsharing.Share
 	numbers := map[int]string{}
-	for _, file := range files {
-		s, part, err := readShare(file)
+	for i, s := range shares {
+		same, err := s.common()
 		if err != nil {
 			return w, nil, err
 		}
-		if first == nil {
-			first = s
-		}
-		if s.ID != first.ID || s.Threshold != first.Threshold || fmt.Sprint(s.Commitments) != fmt.Sprint(first.Commitments) {
-			return w, nil, failure.New(failure.Invalid, "bring shares of one key together",
-				"%s is a share of the wrapping key %q with id %s, and %s of %q with id %s", files[0], first.Key, first.ID, file, s.Key, s.ID)
+		if !bytes.Equal(same, common) || s.Tag != first.Tag {
+			return w, nil, failure.New(failure.Invalid, "bring shares of one key together, as they were written",
+				"%s is a share of the wrapping key %q with id %s (%d of %d), and %s of %q with id %s (%d of %d), or one of them was changed",
+				files[0], first.Key, first.ID, first.Threshold, first.Of, files[i], s.Key, s.ID, s.Threshold, s.Of)
 		}
 		if other, twice := numbers[s.Number]; twice {
-			return w, nil, failure.New(failure.Invalid, "bring shares of different custodians", "%s and %s are the same share", other, file)
+			return w, nil, failure.New(failure.Invalid, "bring shares of different custodians", "%s and %s are the same share", other, files[i])
 		}
-		numbers[s.Number] = file
+		numbers[s.Number] = files[i]
+		part, err := s.part()
+		if err != nil {
+			return w, nil, notWhole(files[i], err)
+		}
 		parts = append(parts, part)
 	}
-	if first == nil || len(parts) < first.Threshold {
-		if first == nil {
-			return w, nil, failure.New(failure.Invalid, "as in: --shares a.json --shares b.json", "there are no shares")
-		}
+	if len(parts) < first.Threshold {
 		return w, nil, failure.New(failure.Invalid, "ask more custodians for theirs",
 			"the wrapping key %q needs %d shares, and these are %d", first.Key, first.Threshold, len(parts))
 	}
-	secret, err := secretsharing.Recover(uint(first.Threshold-1), parts) //nolint:gosec // readShare has checked it
+	if first.Version == untaggedVersion {
+		if accept == nil {
+			return w, nil, failure.New(failure.Denied, "if the label is right, add --unauthenticated; then make a new wrapping key, and new backups under it",
+				"the shares of the wrapping key %q are of version %d, which has no tag: its label may have been changed", first.Key, first.Version)
+		}
+		if err := accept(Untagged{first.Key, first.Of, first.Threshold}); err != nil {
+			return w, nil, err
+		}
+	}
+	secret, err := secretsharing.Recover(uint(first.Threshold-1), parts) //nolint:gosec // part has checked it
 	if err != nil {
 		return w, nil, err
 	}
@@ -124,85 +180,77 @@ func join(files []string) (w key.WrappingKey, value []byte, err error) {
 	if err == nil && hex.EncodeToString(w.ID) != first.ID {
 		err = failure.New(failure.Invalid, "use the files as they were written", "the shares do not make the wrapping key %q", first.Key)
 	}
-	return w, value, err
+	if err == nil && first.Version != untaggedVersion {
+		err = first.verifyTag(secret)
+	}
+	if err != nil {
+		clear(value)
+		return key.WrappingKey{}, nil, err
+	}
+	return w, value, nil
 }
 
-// readShare reads a share and holds it against its commitments.
-func readShare(path string) (*Share, secretsharing.Share, error) {
-	var part secretsharing.Share
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, part, failure.New(failure.Invalid, "check the path, and that this user can read the file",
-			"can't read a share: %w", err)
+func (s Share) verifyTag(secret group.Scalar) error {
+	want, err := s.tag(secret)
+	if err == nil && !hmac.Equal([]byte(want), []byte(s.Tag)) {
+		err = failure.New(failure.Invalid, "use the files as they were written",
+			"the shares of the wrapping key %q (%d of %d) were changed: their tag is not that of the key they make", s.Key, s.Threshold, s.Of)
 	}
-	defer clear(data)
-	damaged := func(err error) error {
-		return failure.New(failure.Invalid, "use the file as 'key backup-key generate' wrote it, or another custodian's",
-			"%s is not a whole share: %w", path, err)
+	return err
+}
+
+func notWhole(path string, err error) error {
+	return failure.New(failure.Invalid, "use the file as 'key backup-key generate' wrote it, or another custodian's",
+		"%s is not a whole share: %w", path, err)
+}
+
+// parseShare reads a share in the clear, and clears nothing.
+func parseShare(path string, data []byte) (s Share, err error) {
+	var known struct {
+		Version int `json:"version"`
 	}
-	var s Share
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&s); err != nil {
-		return nil, part, damaged(err)
+	if json.Unmarshal(data, &known) == nil && known.Version != shareVersion && known.Version != untaggedVersion {
+		return s, failure.New(failure.Invalid, "update this program",
+			"the share %s is of version %d, which is not known here", path, known.Version)
 	}
-	if s.Version != shareVersion {
-		return nil, part, failure.New(failure.Invalid, "update this program",
-			"the share %s is of version %d, which is not known here", path, s.Version)
+	if err := decodeExactly(data, &s); err != nil {
+		return s, notWhole(path, err)
 	}
-	if s.Number < 1 || s.Number > 100 || s.Threshold < 2 || s.Threshold > 100 || len(s.Commitments) != s.Threshold {
-		return nil, part, damaged(fmt.Errorf("its numbers are impossible"))
+	if s.Number < 1 || s.Number > s.Of || s.Of > sharesLimit || s.Threshold < 2 || s.Threshold > s.Of || len(s.Commitments) != s.Threshold ||
+		(s.Version == untaggedVersion) != (s.Tag == "") {
+		return s, notWhole(path, errors.New("its numbers are impossible"))
 	}
+	if _, err := s.part(); err != nil {
+		return s, notWhole(path, err)
+	}
+	return s, nil
+}
+
+// part returns what Shamir's scheme needs of a share, held against the commitments.
+func (s Share) part() (part secretsharing.Share, err error) {
 	value, err := hex.DecodeString(s.Value)
+	defer clear(value)
 	if err != nil {
-		return nil, part, damaged(err)
+		return part, errors.New("its value is not in hex")
 	}
-	part.ID, part.Value = sharingGroup.NewScalar().SetUint64(uint64(s.Number)), sharingGroup.NewScalar()
+	part.ID, part.Value = sharingGroup.NewScalar().SetUint64(uint64(s.Number)), sharingGroup.NewScalar() //nolint:gosec // parseShare has checked it
 	if err := part.Value.UnmarshalBinary(value); err != nil {
-		return nil, part, damaged(err)
+		return part, err
 	}
 	var commitments secretsharing.SecretCommitment
 	for _, text := range s.Commitments {
-		point, c := []byte(nil), sharingGroup.NewElement()
-		if point, err = hex.DecodeString(text); err == nil {
+		c := sharingGroup.NewElement()
+		point, err := hex.DecodeString(text)
+		if err == nil {
 			err = c.UnmarshalBinary(point)
 		}
 		if err != nil {
-			return nil, part, damaged(err)
+			return part, err
 		}
 		commitments = append(commitments, c)
 	}
-	if !secretsharing.Verify(uint(s.Threshold-1), part, commitments) {
-		return nil, part, damaged(fmt.Errorf("its value was changed"))
+	if !secretsharing.Verify(uint(s.Threshold-1), part, commitments) { //nolint:gosec // parseShare has checked it
+		return part, errors.New("its value was changed")
 	}
-	return &s, part, nil
-}
-
-// writeShares writes one file for each custodian, which nobody else may read. It replaces none.
-func writeShares(dir string, shares []Share) (paths []string, err error) {
-	for _, s := range shares {
-		path := filepath.Join(dir, fmt.Sprintf("%s-share-%d-of-%d.json", url.PathEscape(s.Key), s.Number, s.Of))
-		if _, err := os.Lstat(path); err == nil {
-			return nil, failure.New(failure.Invalid, "choose another folder", "%s is there already", path)
-		}
-		paths = append(paths, path)
-	}
-	for i, s := range shares {
-		data, err := json.MarshalIndent(s, "", "  ")
-		if err == nil {
-			err = state.Write(paths[i], append(data, '\n'), 0o600)
-			clear(data)
-		}
-		if err != nil {
-			removeShares(paths[:i])
-			return nil, err
-		}
-	}
-	return paths, nil
-}
-
-func removeShares(paths []string) {
-	for _, path := range paths {
-		_ = os.Remove(path) // they are of a key that is on no token
-	}
+	return part, nil
 }

@@ -32,9 +32,13 @@ func NewWrappingKey(
 	return w, paths, nil
 }
 
-// RestoreWrappingKey puts a wrapping key on a token from the shares of enough custodians.
-func RestoreWrappingKey(ctx context.Context, s *config.Settings, soPINSource string, files []string) (key.WrappingKey, error) {
-	w, value, err := join(files)
+// RestoreWrappingKey puts a wrapping key on a token from the shares of enough custodians. accept is join's.
+func RestoreWrappingKey(ctx context.Context, s *config.Settings, soPINSource string, files []string, accept func(Untagged) error) (w key.WrappingKey, err error) {
+	shares, err := readShares(files)
+	if err != nil {
+		return w, err
+	}
+	w, value, err := join(files, shares, accept)
 	defer clear(value)
 	if err != nil {
 		return w, err
