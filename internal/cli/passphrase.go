@@ -1,0 +1,46 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"golang.org/x/term"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// AskPassphrase has a person type the passphrase of a file on the terminal, which does not show it. The caller clears it after use.
+func AskPassphrase(ctx context.Context, path string) ([]byte, error) {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return nil, failure.New(failure.Denied, "run it in a terminal", "cannot ask for the passphrase of %s: %w", path, err)
+	}
+	defer tty.Close()
+	state, err := term.GetState(int(tty.Fd()))
+	if err != nil {
+		return nil, failure.New(failure.Denied, "run it in a terminal", "cannot ask for the passphrase of %s: %w", path, err)
+	}
+	fmt.Fprintf(tty, "passphrase of %s: ", printable(path, ""))
+	type answer struct {
+		passphrase []byte
+		err        error
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		passphrase, err := term.ReadPassword(int(tty.Fd()))
+		answered <- answer{passphrase, err}
+	}()
+	select {
+	case a := <-answered:
+		fmt.Fprintln(tty)
+		if a.err != nil || len(a.passphrase) == 0 {
+			return nil, failure.New(failure.Denied, "type the passphrase when asked", "the identity %s needs a passphrase", path)
+		}
+		return a.passphrase, nil
+	case <-ctx.Done():
+		_ = term.Restore(int(tty.Fd()), state) // echo was off
+		fmt.Fprintln(tty)
+		return nil, failure.New(failure.Denied, "", "interrupted; nothing was done")
+	}
+}
