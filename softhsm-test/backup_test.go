@@ -27,7 +27,7 @@ func newBackedUp(t *testing.T, keys map[string][]string) *backedUp {
 	token.Init(t, "spare")
 	b := &backedUp{token: token, n: NewNotation(t, token), dir: t.TempDir()}
 	t.Setenv("SOPIN", SOPIN)
-	b.run(t, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "2", "--threshold", "2", "--to", b.dir, "--so-pin-source", "env:SOPIN")
+	b.run(t, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "2", "--threshold", "2", "--folder", b.dir, "--so-pin-source", "env:SOPIN")
 	for label, flags := range keys {
 		uri := strings.TrimSpace(b.run(t, append([]string{"key", "generate", "--token", "signing", "--label", label, "--backup-key", "backup"}, flags...)...))
 		if !slices.Contains(flags, "decrypt") {

@@ -164,7 +164,7 @@ func TestBackup(t *testing.T) {
 	t.Setenv("SOPIN", SOPIN)
 	log := filepath.Join(dir, "log")
 	t.Setenv("NOTATION_HSM_LOG", log)
-	Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "3", "--threshold", "2", "--to", dir, "--so-pin-source", "env:SOPIN")
+	Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "3", "--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
 	pems := map[string]string{}
 	for _, spec := range keySpecs {
 		uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", spec, "--label", spec, "--backup-key", "backup"))
@@ -214,7 +214,7 @@ func TestBackupWrapping(t *testing.T) {
 	t.Setenv("SHIM_LOG", log)
 	for _, flags := range []string{"200000", "400000"} {
 		t.Setenv("SHIM_TOKEN_FLAGS", flags)
-		_, stderr, err := try(t, "", n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "3", "--threshold", "2", "--to", t.TempDir(), "--so-pin-source", "env:SOPIN")
+		_, stderr, err := try(t, "", n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "3", "--threshold", "2", "--folder", t.TempDir(), "--so-pin-source", "env:SOPIN")
 		if err == nil || !strings.Contains(stderr, "so it was not tried") {
 			t.Errorf("%v: %s", err, stderr)
 		}

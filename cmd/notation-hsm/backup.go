@@ -93,8 +93,8 @@ func backupKeyCommand() *cobra.Command {
 const soPINHelp = "where the security officer's PIN comes from, as --pin-source (required)"
 
 func backupKeyGenerateCommand() *cobra.Command {
-	var label, to, so string
-	var shares, threshold int
+	var sharing custody.Sharing
+	var so string
 	c := &cobra.Command{
 		Use:   "generate",
 		Short: "Make a wrapping key, split among custodians",
@@ -102,33 +102,48 @@ func backupKeyGenerateCommand() *cobra.Command {
 write a share of it for each custodian. As many of them as the threshold says can bring it to another token together; fewer know
 nothing of it. Outside the token it is in this command's memory alone, while it is split.
 
-Hand out the share files, and delete them here.`,
-		Example: "  notation-hsm key backup-key generate --token signing --label backup --shares 5 --threshold 3 --to shares --so-pin-source prompt",
-		Args:    cli.Exactly(0),
+With --to, once for each share and in their order, each share is encrypted to its custodian before it is written: an age or SSH public
+key, or the certificate of a key in the custodian's own module. Without, the files are in the clear: hand them out, and delete them here.`,
+		Example: `  notation-hsm key backup-key generate --token signing --label backup --threshold 2 --folder shares --so-pin-source prompt \
+    --to age1... --to "$(cat bob.pub)" --to cert:carol.pem`,
+		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, config.ModulePath, config.Token, config.SlotID, config.Timeout)
-	c.Flags().StringVar(&label, "label", "", "the wrapping key's label (required)")
-	c.Flags().IntVar(&shares, "shares", 0, "how many shares to make (required)")
-	c.Flags().IntVar(&threshold, "threshold", 0, "how many of them make the key again (required)")
-	c.Flags().StringVar(&to, "to", "", "folder for the share files (required)")
+	c.Flags().StringVar(&sharing.Label, "label", "", "the wrapping key's label (required)")
+	c.Flags().IntVar(&sharing.Shares, "shares", 0, "how many shares to make (default: one for each --to)")
+	c.Flags().IntVar(&sharing.Threshold, "threshold", 0, "how many of them make the key again (required)")
+	c.Flags().StringArrayVar(&sharing.Custodians, "to", nil, "whom a share is encrypted to: age1..., ssh-..., cert:FILE or pubkey:FILE; once for each share")
+	c.Flags().StringVar(&sharing.Folder, "folder", "", "folder for the share files (required)")
 	c.Flags().StringVar(&so, "so-pin-source", "", soPINHelp)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		if to == "" {
-			return failure.New(failure.Invalid, "as in: --to shares", "the shares need a folder")
+		if sharing.Folder == "" {
+			return failure.New(failure.Invalid, "as in: --folder shares", "the shares need a folder")
+		}
+		if !c.Flags().Changed("shares") {
+			sharing.Shares = len(sharing.Custodians)
 		}
 		s, err := config.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}
-		w, paths, err := custody.NewWrappingKey(c.Context(), s, so, label, shares, threshold, to)
+		w, paths, err := custody.NewWrappingKey(c.Context(), s, so, sharing)
 		if err != nil {
 			return err
 		}
 		out := c.ErrOrStderr()
-		fmt.Fprintf(out, "the wrapping key %q with id %x is on the token; %d of these make it again:\n", w.Label, w.ID, threshold)
-		for _, path := range paths {
-			fmt.Fprintf(out, "  %s\n", path)
+		fmt.Fprintf(out, "the wrapping key %q with id %x is on the token; %d of these make it again:\n", w.Label, w.ID, sharing.Threshold)
+		for i, path := range paths {
+			if len(sharing.Custodians) == 0 {
+				fmt.Fprintf(out, "  %s\n", path)
+			} else {
+				fmt.Fprintf(out, "  %s for %s\n", path, sharing.Custodians[i])
+			}
 		}
+		if len(sharing.Custodians) > 0 {
+			fmt.Fprintln(out, "next: give each custodian theirs; try a restoration with them, on a spare token")
+			return nil
+		}
+		fmt.Fprintln(out, "warning: these files are in the clear: whoever reads enough of them has the key; --to encrypts each to its custodian")
 		fmt.Fprintln(out, "next: give each custodian one of them, and delete them here")
 		return nil
 	}
@@ -136,19 +151,24 @@ Hand out the share files, and delete them here.`,
 }
 
 func backupKeyRestoreCommand() *cobra.Command {
-	var files []string
+	var o custody.Opening
 	var so string
 	var unauthenticated bool
 	c := &cobra.Command{
 		Use:   "restore",
 		Short: "Bring a wrapping key to a token, from the shares of its custodians",
 		Long: `Bring a wrapping key to a token, from as many shares as its threshold says. Nothing is put on the token unless all of them are whole, of
-one key, and their tag is that of the key they make: label, threshold and number of shares are as they were when it was made.`,
-		Example: "  notation-hsm key backup-key restore --token signing-2 --shares share-1.json,share-4.json,share-5.json --so-pin-source prompt",
-		Args:    cli.Exactly(0),
+one key, and their tag is that of the key they make: label, threshold and number of shares are as they were when it was made.
+
+Encrypted shares are opened in memory, each with the identity of its custodian: a file with an age identity or an SSH private key, whose
+passphrase is asked for on the terminal, or the URI of a key in a module, whose PIN comes from where the URI or the config file says.`,
+		Example: `  notation-hsm key backup-key restore --token signing-2 --so-pin-source prompt --shares share-1.age,share-3.jwe \
+    --identity alice.txt --identity "pkcs11:token=carol;object=share?pin-source=prompt"`,
+		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, config.ModulePath, config.Token, config.SlotID, config.Timeout)
-	c.Flags().StringSliceVar(&files, "shares", nil, "share files, with commas between them or one by one (required)")
+	c.Flags().StringSliceVar(&o.Files, "shares", nil, "share files, with commas between them or one by one (required)")
+	c.Flags().StringArrayVar(&o.Identities, "identity", nil, "what opens an encrypted share: a file with an age or SSH key, or the URI of a key in a module; repeat for others")
 	c.Flags().StringVar(&so, "so-pin-source", "", soPINHelp)
 	c.Flags().BoolVar(&unauthenticated, "unauthenticated", false, "use shares of version 1 too, which have no tag, so that the label may have been changed")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -157,14 +177,14 @@ one key, and their tag is that of the key they make: label, threshold and number
 			return err
 		}
 		out := c.ErrOrStderr()
-		var accept func(custody.Untagged) error
+		o.Ask = cli.AskPassphrase
 		if unauthenticated {
-			accept = func(u custody.Untagged) error {
+			o.Accept = func(u custody.Untagged) error {
 				fmt.Fprintf(out, "warning: these shares have no tag; check that it is the key you mean: label %q, %d of %d shares\n", u.Label, u.Threshold, u.Of)
 				return nil
 			}
 		}
-		w, err := custody.RestoreWrappingKey(c.Context(), s, so, files, accept)
+		w, err := custody.RestoreWrappingKey(c.Context(), s, so, o)
 		if err != nil {
 			return err
 		}

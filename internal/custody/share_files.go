@@ -13,22 +13,31 @@ import (
 
 const shareFileLimit = 64 << 10 // bytes; a share of 100 has 7 thousand, and less than twice that when it is encrypted
 
-// writeShares writes one file for each custodian, which nobody else may read. It replaces none.
-func writeShares(dir string, shares []Share) (paths []string, err error) {
-	for _, s := range shares {
-		path := filepath.Join(dir, fmt.Sprintf("%s-share-%d-of-%d.json", url.PathEscape(s.Key), s.Number, s.Of))
+// writeShares writes one file for each share, which nobody else may read: encrypted to its custodian before any is written, or in the clear
+// if there are no custodians. It replaces none.
+func writeShares(dir string, shares []Share, custodians []custodian) (paths []string, err error) {
+	var contents [][]byte
+	for i, s := range shares {
+		data, err := json.MarshalIndent(s, "", "  ")
+		if err != nil {
+			return nil, err
+		}
+		data, extension := append(data, '\n'), "json"
+		defer clear(data)
+		if len(custodians) > 0 {
+			extension = custodians[i].extension
+			if data, err = custodians[i].encrypt(data); err != nil {
+				return nil, failure.New(failure.Internal, "use another key of this custodian", "cannot encrypt a share to %q: %w", custodians[i].name, err)
+			}
+		}
+		path := filepath.Join(dir, fmt.Sprintf("%s-share-%d-of-%d.%s", url.PathEscape(s.Key), s.Number, s.Of, extension))
 		if _, err := os.Lstat(path); err == nil {
 			return nil, failure.New(failure.Invalid, "choose another folder", "%s is there already", path)
 		}
-		paths = append(paths, path)
+		paths, contents = append(paths, path), append(contents, data)
 	}
-	for i, s := range shares {
-		data, err := json.MarshalIndent(s, "", "  ")
-		if err == nil {
-			err = state.Write(paths[i], append(data, '\n'), 0o600)
-			clear(data)
-		}
-		if err != nil {
+	for i, data := range contents {
+		if err := state.Write(paths[i], data, 0o600); err != nil {
 			removeShares(paths[:i])
 			return nil, err
 		}
@@ -42,8 +51,8 @@ func removeShares(paths []string) {
 	}
 }
 
-// readShares reads share files.
-func readShares(files []string) ([]Share, error) {
+// readShares reads share files, with the identities that open those that are encrypted.
+func readShares(files []string, ids *Identities) ([]Share, error) {
 	if len(files) > sharesLimit {
 		return nil, failure.New(failure.Invalid, "bring as many as the threshold says", "%d shares are more than any key has", len(files))
 	}
@@ -53,8 +62,12 @@ func readShares(files []string) ([]Share, error) {
 		if err != nil {
 			return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read a share: %w", err)
 		}
-		shares[i], err = parseShare(file, data)
+		plain, err := ids.decrypt(file, data)
 		clear(data)
+		if err == nil {
+			shares[i], err = parseShare(file, plain)
+		}
+		clear(plain)
 		if err != nil {
 			return nil, err
 		}

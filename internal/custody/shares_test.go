@@ -12,7 +12,7 @@ import (
 
 // joinFiles reads shares and joins them, as RestoreWrappingKey does.
 func joinFiles(files []string, accept func(Untagged) error) (string, []byte, error) {
-	shares, err := readShares(files)
+	shares, err := readShares(files, &Identities{})
 	if err != nil {
 		return "", nil, err
 	}
@@ -27,7 +27,7 @@ func TestShares(t *testing.T) {
 		if err != nil || len(value) != 32 || len(w.ID) != 8 {
 			t.Fatalf("%d of %d: %v", c.threshold, c.n, err)
 		}
-		paths, err := writeShares(t.TempDir(), shares)
+		paths, err := writeShares(t.TempDir(), shares, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,6 +2,7 @@ package custody
 
 import (
 	"context"
+	"unicode/utf8"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -9,20 +10,30 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
+// Sharing says how a new wrapping key is split.
+type Sharing struct {
+	Label             string
+	Shares, Threshold int
+	Custodians        []string // whom the shares are encrypted to, in their order; none: the files are in the clear
+	Folder            string   // for the files
+}
+
 // NewWrappingKey makes a wrapping key, splits it among custodians, and puts it on the token. The shares are written first: a key whose
 // shares are lost could never be brought to another token. It returns the files.
-func NewWrappingKey(
-	ctx context.Context, s *config.Settings, soPINSource, label string, n, threshold int, dir string,
-) (w key.WrappingKey, paths []string, err error) {
-	if label == "" {
-		return w, nil, failure.New(failure.Invalid, "name it, as in --label backup", "the wrapping key has no label")
+func NewWrappingKey(ctx context.Context, s *config.Settings, soPINSource string, sharing Sharing) (w key.WrappingKey, paths []string, err error) {
+	if sharing.Label == "" || !utf8.ValidString(sharing.Label) {
+		return w, nil, failure.New(failure.Invalid, "name it, as in --label backup", "the wrapping key has no label, or none in UTF-8")
 	}
-	w, value, shares, err := split(label, n, threshold)
+	custodians, err := parseCustodians(ctx, sharing.Custodians, sharing.Shares)
+	if err != nil {
+		return w, nil, err
+	}
+	w, value, shares, err := split(sharing.Label, sharing.Shares, sharing.Threshold)
 	defer clear(value)
 	if err != nil {
 		return w, nil, err
 	}
-	if paths, err = writeShares(dir, shares); err != nil {
+	if paths, err = writeShares(sharing.Folder, shares, custodians); err != nil {
 		return w, nil, err
 	}
 	if err := keystore.ImportWrapping(ctx, s, soPINSource, w, value); err != nil {
@@ -32,13 +43,30 @@ func NewWrappingKey(
 	return w, paths, nil
 }
 
-// RestoreWrappingKey puts a wrapping key on a token from the shares of enough custodians. accept is join's.
-func RestoreWrappingKey(ctx context.Context, s *config.Settings, soPINSource string, files []string, accept func(Untagged) error) (w key.WrappingKey, err error) {
-	shares, err := readShares(files)
+// Opening says how shares are read again.
+type Opening struct {
+	Files      []string
+	Identities []string // of the custodians whose shares are encrypted
+	// Ask asks for the passphrase of an identity.
+	Ask func(ctx context.Context, what string) ([]byte, error)
+	// Accept decides whether shares of version 1, which have no tag, are used. Nil refuses them.
+	Accept func(Untagged) error
+}
+
+// RestoreWrappingKey puts a wrapping key on a token from the shares of enough custodians.
+func RestoreWrappingKey(ctx context.Context, s *config.Settings, soPINSource string, o Opening) (w key.WrappingKey, err error) {
+	ids, err := openIdentities(ctx, o.Identities, o.Ask)
 	if err != nil {
 		return w, err
 	}
-	w, value, err := join(files, shares, accept)
+	shares, err := readShares(o.Files, ids)
+	if closed := ids.Close(); err == nil { // before the security officer logs in, who may be alone on a token
+		err = closed
+	}
+	if err != nil {
+		return w, err
+	}
+	w, value, err := join(o.Files, shares, o.Accept)
 	defer clear(value)
 	if err != nil {
 		return w, err
