@@ -146,7 +146,7 @@ func TestBackupChanged(t *testing.T) {
 		"unknown name":         {signed(t, replace(`"label": "release"`, "\"label\": \"release\",\n  \"use\": \"all\"")), damaged},
 		"cut short":            {release[:len(release)/2], damaged},
 		"longer":               {release + "{}", damaged},
-		"huge":                 {release + strings.Repeat(" ", 1<<18), "more than 262144 bytes"},
+		"huge":                 {release + strings.Repeat(" ", 1<<18), "is larger than 262144 bytes"},
 		"no MAC":               {strings.Replace(downgrade(t, release), `"version": 1`, `"version": 2`, 1), damaged},
 		"older version":        {downgrade(t, release), "is of version 1, which has no MAC"},
 		"newer version":        {replace(`"version": 2`, `"version": 3`), "which is not known here"},

@@ -16,6 +16,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -298,7 +299,8 @@ func (b *backupFile) usage() key.Usage {
 	return key.Decrypt
 }
 
-const backupLimit = 256 << 10 // bytes; a backup has a few thousand
+// backupBounds are far above what a backup has: a few thousand bytes in some twenty fields.
+var backupBounds = bound.Limits{Bytes: 256 << 10, Depth: 2, Elements: 64}
 
 func damaged(path string, err error) error {
 	return failure.New(failure.Invalid, "use the file as 'notation-hsm key backup' wrote it, or another copy",
@@ -306,7 +308,7 @@ func damaged(path string, err error) error {
 }
 
 func readBackup(path string) (*backupFile, error) {
-	data, err := readBounded(path, backupLimit)
+	data, err := bound.ReadFile(path, backupBounds.Bytes)
 	if err != nil {
 		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the backup: %w", err)
 	}
@@ -314,12 +316,13 @@ func readBackup(path string) (*backupFile, error) {
 }
 
 func parseBackup(path string, data []byte) (*backupFile, error) {
-	var known struct {
-		Version int `json:"version"`
+	version, err := versionOf(data, backupBounds)
+	if err != nil {
+		return nil, damaged(path, err)
 	}
-	if json.Unmarshal(data, &known) == nil && known.Version != backupVersion && known.Version != unauthenticatedVersion {
+	if version > backupVersion {
 		return nil, failure.New(failure.Invalid, "update this program",
-			"the backup %s is of version %d, which is not known here", path, known.Version)
+			"the backup %s is of version %d, which is not known here", path, version)
 	}
 	var b backupFile
 	if err := decodeExactly(data, &b); err != nil {
@@ -329,7 +332,7 @@ func parseBackup(path string, data []byte) (*backupFile, error) {
 		return nil, failure.New(failure.Invalid, "use another copy",
 			"the backup %s is damaged: its checksum is not that of its contents", path)
 	}
-	if (b.Version == unauthenticatedVersion) != (b.MAC == nil) {
+	if b.Version < unauthenticatedVersion || (b.Version == unauthenticatedVersion) != (b.MAC == nil) {
 		return nil, damaged(path, fmt.Errorf("version %d has a MAC: %t", b.Version, b.MAC != nil))
 	}
 	return &b, nil

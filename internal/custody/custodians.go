@@ -150,7 +150,7 @@ func (ids *Identities) Close() error {
 
 // readIdentity reads a file with private keys. Its errors do not have the causes, which may quote from it.
 func readIdentity(path string, ask func() ([]byte, error)) ([]age.Identity, error) {
-	data, err := readBounded(path, identityLimit)
+	data, err := readSecret(path, identityLimit)
 	defer clear(data)
 	if err != nil {
 		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "cannot read an identity: %w", err)
@@ -248,7 +248,7 @@ func (ids *Identities) decrypt(path string, data []byte) ([]byte, error) {
 		if len(ids.files) == 0 {
 			return nil, encrypted(path, "an age or SSH identity")
 		}
-		plain, err := decryptAge(data, shareFileLimit, ids.files...)
+		plain, err := decryptAge(data, int64(shareBounds.Bytes), ids.files...)
 		var none *age.NoIdentityMatchError
 		var known *failure.Error
 		switch {
@@ -257,10 +257,10 @@ func (ids *Identities) decrypt(path string, data []byte) ([]byte, error) {
 		case errors.As(err, &known): // asking for a passphrase
 			return nil, known
 		case err != nil:
-			return nil, notWhole(path, err)
+			return nil, notWhole(path, fmt.Errorf("%.200s", err)) // age quotes lines of any length
 		}
 		return plain, nil
-	case json.Unmarshal(data, &kind) == nil && kind.Ciphertext != "":
+	case checkJSON(data, shareBounds) == nil && json.Unmarshal(data, &kind) == nil && kind.Ciphertext != "":
 		if ids.keys == nil {
 			return nil, encrypted(path, "a key in a module")
 		}

@@ -7,11 +7,13 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-const shareFileLimit = 64 << 10 // bytes; a share of 100 has 7 thousand, and less than twice that when it is encrypted
+// shareBounds are above what a share has: 7 thousand bytes if there are 100, and less than twice that when it is encrypted.
+var shareBounds = bound.Limits{Bytes: 16 << 10, Depth: 4, Elements: 256}
 
 // writeShares writes one file for each share, which nobody else may read: encrypted to its custodian before any is written, or in the clear
 // if there are no custodians. It replaces none.
@@ -29,6 +31,9 @@ func writeShares(dir string, shares []Share, custodians []custodian) (paths []st
 			if data, err = custodians[i].encrypt(data); err != nil {
 				return nil, failure.New(failure.Internal, "use another key of this custodian", "cannot encrypt a share to %q: %w", custodians[i].name, err)
 			}
+		}
+		if len(data) > shareBounds.Bytes {
+			return nil, failure.New(failure.Invalid, "choose a shorter label", "a share has %d bytes, more than %d", len(data), shareBounds.Bytes)
 		}
 		path := filepath.Join(dir, fmt.Sprintf("%s-share-%d-of-%d.%s", url.PathEscape(s.Key), s.Number, s.Of, extension))
 		if _, err := os.Lstat(path); err == nil {
@@ -58,7 +63,7 @@ func readShares(files []string, ids *Identities) ([]Share, error) {
 	}
 	shares := make([]Share, len(files))
 	for i, file := range files {
-		data, err := readBounded(file, shareFileLimit)
+		data, err := readSecret(file, int64(shareBounds.Bytes))
 		if err != nil {
 			return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read a share: %w", err)
 		}

@@ -206,17 +206,18 @@ func notWhole(path string, err error) error {
 
 // parseShare reads a share in the clear, and clears nothing.
 func parseShare(path string, data []byte) (s Share, err error) {
-	var known struct {
-		Version int `json:"version"`
+	version, err := versionOf(data, shareBounds)
+	if err != nil {
+		return s, notWhole(path, err)
 	}
-	if json.Unmarshal(data, &known) == nil && known.Version != shareVersion && known.Version != untaggedVersion {
+	if version > shareVersion {
 		return s, failure.New(failure.Invalid, "update this program",
-			"the share %s is of version %d, which is not known here", path, known.Version)
+			"the share %s is of version %d, which is not known here", path, version)
 	}
 	if err := decodeExactly(data, &s); err != nil {
 		return s, notWhole(path, err)
 	}
-	if s.Number < 1 || s.Number > s.Of || s.Of > sharesLimit || s.Threshold < 2 || s.Threshold > s.Of || len(s.Commitments) != s.Threshold ||
+	if s.Version < untaggedVersion || s.Number < 1 || s.Number > s.Of || s.Of > sharesLimit || s.Threshold < 2 || s.Threshold > s.Of || len(s.Commitments) != s.Threshold ||
 		(s.Version == untaggedVersion) != (s.Tag == "") {
 		return s, notWhole(path, errors.New("its numbers are impossible"))
 	}

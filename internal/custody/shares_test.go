@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 )
 
@@ -109,27 +108,4 @@ func TestSharesChanged(t *testing.T) {
 			}
 		}
 	}
-}
-
-// FuzzShare holds that no share file crashes, and that none passes but what split wrote.
-func FuzzShare(f *testing.F) {
-	_, _, shares, err := split("backup", 3, 2)
-	if err != nil {
-		f.Fatal(err)
-	}
-	for _, s := range shares {
-		data, err := json.MarshalIndent(s, "", "  ")
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(data)
-		f.Add([]byte(strings.Replace(string(data), `"threshold": 2`, `"threshold": 1`, 1)))
-		f.Add([]byte(strings.Replace(string(data), `"value": "`, `"value": "00`, 1)))
-	}
-	f.Add([]byte("{}"))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if s, err := parseShare("share", data); err == nil && len(s.Commitments) != s.Threshold {
-			t.Errorf("%s passes", data)
-		}
-	})
 }
