@@ -14,7 +14,8 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// backedUp is a token with a wrapping key, backups of some of its keys, and a second token that has the wrapping key alone.
+// backedUp is a token with a wrapping key, backups of some of its keys, and a second token that has the wrapping key
+// alone.
 type backedUp struct {
 	token *Token
 	n     *Notation
@@ -102,7 +103,8 @@ func downgrade(t *testing.T, text string) string {
 	return signed(t, strings.Replace(text, `"version": 2`, `"version": 1`, 1)+"\n}\n")
 }
 
-// TestBackupChanged changes a backup in every way that its writer could have meant, with a new checksum. Nothing is made on the token.
+// TestBackupChanged changes a backup in every way that its writer could have meant, with a new checksum. Nothing is
+// made on the token.
 func TestBackupChanged(t *testing.T) {
 	b := newBackedUp(t, map[string][]string{"release": nil, "other": nil, "nodes": {"--usage", "decrypt"}})
 	release, other := read(t, b.file("release")), read(t, b.file("other"))
@@ -112,11 +114,11 @@ func TestBackupChanged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	replace := func(old, new string) string {
+	replace := func(old, with string) string {
 		if !strings.Contains(release, old) {
 			t.Fatalf("there is no %s in %s", old, release)
 		}
-		return strings.Replace(release, old, new, 1)
+		return strings.Replace(release, old, with, 1)
 	}
 	const mac, key, damaged = "its MAC does not verify", "its MAC key has", "is damaged"
 	before := b.objects(t)
@@ -169,7 +171,8 @@ func TestBackupChanged(t *testing.T) {
 	}
 }
 
-// TestBackupUsage restores keys of both kinds and usages. Each has the attributes that it had, and the command says what was proved of it.
+// TestBackupUsage restores keys of both kinds and usages. Each has the attributes that it had, and the command says
+// what was proved of it.
 func TestBackupUsage(t *testing.T) {
 	keys := map[string][]string{
 		"sign-ec": nil, "sign-rsa": {"--spec", "RSA-2048"}, "decrypt-ec": {"--usage", "decrypt"}, "decrypt-rsa": {"--usage", "decrypt", "--spec", "RSA-2048"},
@@ -238,7 +241,8 @@ func usageOf(t *testing.T, token *Token, tokenLabel, label string) (values []byt
 	return nil
 }
 
-// TestBackupUnauthenticated restores backups of version 1, which have no MAC, when that is asked for. What is shown is what is made.
+// TestBackupUnauthenticated restores backups of version 1, which have no MAC, when that is asked for. What is shown is
+// what is made.
 func TestBackupUnauthenticated(t *testing.T) {
 	b := newBackedUp(t, map[string][]string{"release": nil})
 	release := read(t, b.file("release"))

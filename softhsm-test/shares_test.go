@@ -85,7 +85,8 @@ var (
 	clearInB64 = []byte("ewogICJ2ZXJzaW9uIjog") // how a share begins in base64
 )
 
-// noClearShare fails if a file below one of the folders has a share in the clear, or one of the values in hex or in binary.
+// noClearShare fails if a file below one of the folders has a share in the clear, or one of the values in hex or in
+// binary.
 func noClearShare(t *testing.T, when string, values []string, dirs ...string) {
 	t.Helper()
 	files := 0
@@ -118,8 +119,8 @@ func noClearShare(t *testing.T, when string, values []string, dirs ...string) {
 	}
 }
 
-// TestSharesEncrypted encrypts shares to custodians of every kind, and opens all of them again, with keys in files and in modules. No share
-// is ever in a file in the clear, wherever the command is killed.
+// TestSharesEncrypted encrypts shares to custodians of every kind, and opens all of them again, with keys in files and
+// in modules. No share is ever in a file in the clear, wherever the command is killed.
 func TestSharesEncrypted(t *testing.T) {
 	token := NewToken(t, "signing")
 	token.Init(t, "spare")

@@ -10,7 +10,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// AskPassphrase has a person type the passphrase of a file on the terminal, which does not show it. The caller clears it after use.
+// AskPassphrase has a person type the passphrase of a file on the terminal, which does not show it. The caller clears
+// it after use.
 func AskPassphrase(ctx context.Context, path string) ([]byte, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {

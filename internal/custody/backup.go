@@ -25,8 +25,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// backupFile is a private key outside its token. Without the wrapping key, which is in modules alone, it is of no use, and nothing in it
-// can be changed: the checksum covers all other fields, and the MAC, which takes the use of the wrapping key, covers the checksum.
+// backupFile is a private key outside its token. Without the wrapping key, which is in modules alone, it is of no use,
+// and nothing in it can be changed: the checksum covers all other fields, and the MAC, which takes the use of the
+// wrapping key, covers the checksum.
 type backupFile struct {
 	Version      int            `json:"version"`
 	Made         time.Time      `json:"made"`
@@ -64,7 +65,8 @@ type wrappingRef struct {
 
 const (
 	backupVersion = 2
-	// unauthenticatedVersion has no MAC: whoever could write the file could change the usage, the names and the certificates.
+	// unauthenticatedVersion has no MAC: whoever could write the file could change the usage, the names and the
+	// certificates.
 	unauthenticatedVersion = 1
 )
 
@@ -80,7 +82,8 @@ func (b backupFile) checksum() (string, error) {
 	return hex.EncodeToString(sum[:]), err
 }
 
-// Backup writes a key to a file, wrapped in the module by a wrapping key of its token. An empty reference is the only one there.
+// Backup writes a key to a file, wrapped in the module by a wrapping key of its token. An empty reference is the only
+// one there.
 func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w key.WrappingKey, err error) {
 	if _, err := os.Lstat(path); err == nil {
 		return w, failure.New(failure.Invalid, "choose another name, or move it away", "%s is there already", path)
@@ -94,8 +97,10 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 			return failure.New(failure.Denied, "use the module's own backup, as its vendor describes (of a NetHSM: 'notation-hsm nethsm backup'); a key that can be wrapped is made with 'notation-hsm key generate --backup-key'",
 				"the key %s was made not extractable: nothing can take it out of the module", info.URI)
 		}
-		if info.Label == "" || len(info.ID) == 0 || !utf8.ValidString(info.Label) { // JSON carries nothing but UTF-8 unchanged
-			return failure.New(failure.Invalid, "give the key both, with the vendor's tool", "the key %s has no id, or no label in UTF-8", info.URI)
+		// JSON carries nothing but UTF-8 unchanged.
+		if info.Label == "" || len(info.ID) == 0 || !utf8.ValidString(info.Label) {
+			return failure.New(failure.Invalid, "give the key both, with the vendor's tool",
+				"the key %s has no id, or no label in UTF-8", info.URI)
 		}
 		reference, err := wrappingReference(store, wrapping)
 		if err != nil {
@@ -179,11 +184,13 @@ type Unauthenticated struct {
 	Certificate     string // subject, or empty
 }
 
-// Restore makes a key again from a file of Backup's, on the token of the settings. Before anything is made there, the MAC has to verify
-// under the wrapping key of the token. The key that was made has to have the attributes of the backup, and to sign, or open, what its
-// public key in the backup verifies, or closed; else it is deleted. A backup of version 1 has no MAC: accept decides whether it is
-// restored, and nil refuses it.
-func Restore(ctx context.Context, s *config.Settings, path string, accept func(Unauthenticated) error) (r Restored, err error) {
+// Restore makes a key again from a file of Backup's, on the token of the settings. Before anything is made there, the
+// MAC has to verify under the wrapping key of the token. The key that was made has to have the attributes of the
+// backup, and to sign, or open, what its public key in the backup verifies, or closed; else it is deleted. A backup of
+// version 1 has no MAC: accept decides whether it is restored, and nil refuses it.
+func Restore(
+	ctx context.Context, s *config.Settings, path string, accept func(Unauthenticated) error,
+) (r Restored, err error) {
 	b, err := readBackup(path)
 	if err != nil {
 		return r, err
@@ -194,8 +201,10 @@ func Restore(ctx context.Context, s *config.Settings, path string, accept func(U
 	}
 	if b.Version == unauthenticatedVersion {
 		if accept == nil {
-			return r, failure.New(failure.Denied, "make a new backup where the key still is; if there is none, check what 'key restore --unauthenticated' shows of this one",
-				"the backup %s is of version %d, which has no MAC: its usage, label and certificates may have been changed", path, b.Version)
+			return r, failure.New(failure.Denied,
+				"make a new backup where the key still is; else check what 'key restore --unauthenticated' shows of this one",
+				"the backup %s is of version %d, which has no MAC: its usage, label and certificates may have been changed",
+				path, b.Version)
 		}
 		u := Unauthenticated{Label: b.Label, ID: b.ID, Spec: b.Spec, Usage: b.usage()}
 		if len(c.chain) > 0 {
@@ -213,7 +222,8 @@ func Restore(ctx context.Context, s *config.Settings, path string, accept func(U
 	}
 	defer store.Close()
 	if b.Version != unauthenticatedVersion {
-		if err := store.Verify(backupText(b.Checksum), key.MAC{Key: b.MAC.Key, Value: b.MAC.Value}, b.Mechanism, c.wrapped.By); err != nil {
+		mac := key.MAC{Key: b.MAC.Key, Value: b.MAC.Value}
+		if err := store.Verify(backupText(b.Checksum), mac, b.Mechanism, c.wrapped.By); err != nil {
 			f := failure.From(err)
 			f.What = fmt.Sprintf("cannot authenticate the backup %s: %s", path, f.What)
 			return r, f
@@ -222,7 +232,8 @@ func Restore(ctx context.Context, s *config.Settings, path string, accept func(U
 	for _, name := range []config.URI{{Object: b.Label}, {ID: c.id}} {
 		taken, err := store.Taken(name)
 		if taken {
-			err = failure.New(failure.Invalid, "restore it to another token, or delete the key that is there",
+			err = failure.New(failure.Invalid,
+				"restore it to another token; or, if it is left of a restoration that was interrupted, delete it and run this again",
 				"the token %q has a key with this name already: %s", store.Describe().Label, name)
 		}
 		if err != nil {
@@ -266,8 +277,8 @@ func restored(store keystore.Store, b *backupFile, c contents) (r Restored, err 
 	return r, err
 }
 
-// sameAttributes fails if the module made a key with another name or usage than the backup has, or one that could leave the module in
-// another way than wrapped by a trusted key.
+// sameAttributes fails if the module made a key with another name or usage than the backup has, or one that could leave
+// the module in another way than wrapped by a trusted key.
 func sameAttributes(info key.Info, b *backupFile, c contents) error {
 	_, isRSA := c.public.(*rsa.PublicKey)
 	decrypts := b.usage() == key.Decrypt
@@ -276,8 +287,12 @@ func sameAttributes(info key.Info, b *backupFile, c contents) error {
 		is   *bool
 		want bool
 	}{
-		{"CKA_SENSITIVE", info.Sensitive, true}, {"CKA_WRAP_WITH_TRUSTED", info.WrapWithTrusted, true}, {"CKA_EXTRACTABLE", info.Extractable, true},
-		{"CKA_SIGN", info.Sign, !decrypts}, {"CKA_DECRYPT", info.Decrypt, decrypts && isRSA}, {"CKA_UNWRAP", info.Unwrap, decrypts && isRSA},
+		{"CKA_SENSITIVE", info.Sensitive, true},
+		{"CKA_WRAP_WITH_TRUSTED", info.WrapWithTrusted, true},
+		{"CKA_EXTRACTABLE", info.Extractable, true},
+		{"CKA_SIGN", info.Sign, !decrypts},
+		{"CKA_DECRYPT", info.Decrypt, decrypts && isRSA},
+		{"CKA_UNWRAP", info.Unwrap, decrypts && isRSA},
 		{"CKA_DERIVE", info.Derive, decrypts && !isRSA},
 	} {
 		if told := a.is != nil; told && *a.is != a.want || !told && a.want {
@@ -310,7 +325,8 @@ func damaged(path string, err error) error {
 func readBackup(path string) (*backupFile, error) {
 	data, err := bound.ReadFile(path, backupBounds.Bytes)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the backup: %w", err)
+		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
+			"can't read the backup: %w", err)
 	}
 	return parseBackup(path, data)
 }

@@ -20,8 +20,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// A share is encrypted in memory, to its custodian alone, and opened in memory as well. For a key in a file it is an age file (age-encryption.org/v1);
-// for a key in a module a JWE (RFC 7516), as image layers have, since age has no recipient that a module could open.
+// A share is encrypted in memory, to its custodian alone, and opened in memory as well. For a key in a file it is an
+// age file (age-encryption.org/v1); for a key in a module a JWE (RFC 7516), as image layers have, since age has no
+// recipient that a module could open.
 
 // custodian is someone whom a share is encrypted to.
 type custodian struct {
@@ -31,9 +32,10 @@ type custodian struct {
 	encrypt   func(share []byte) ([]byte, error)
 }
 
-const custodianForms = "name an age1... or ssh-... public key, cert:FILE or pubkey:FILE; the folder is named with --folder"
+const custodianForms = "name an age1... or ssh-... key, cert:FILE or pubkey:FILE; the folder is named with --folder"
 
-// parseCustodian reads age1..., an SSH public key, cert:FILE or pubkey:FILE. It makes no use of age's plugins, which are programs.
+// parseCustodian reads age1..., an SSH public key, cert:FILE or pubkey:FILE. It makes no use of age's plugins, which
+// are programs.
 func parseCustodian(ctx context.Context, name string) (c custodian, err error) {
 	c.name = name
 	var to age.Recipient
@@ -60,7 +62,8 @@ func parseCustodian(ctx context.Context, name string) (c custodian, err error) {
 		fields := strings.Fields(name) // type, key, comment
 		c.key = strings.Join(fields[:min(2, len(fields))], " ")
 	case strings.Contains(name, "SECRET-KEY-") || strings.Contains(name, "PRIVATE KEY"):
-		return c, failure.New(failure.Invalid, "give the public key, and replace the private one: it was in an argument", "a custodian is named by a private key")
+		return c, failure.New(failure.Invalid, "give the public key, and replace the private one: it was in an argument",
+			"a custodian is named by a private key")
 	default:
 		err = errors.New("it is of no known form")
 	}
@@ -90,7 +93,8 @@ func parseCustodians(ctx context.Context, names []string, n int) ([]custodian, e
 		return nil, nil
 	}
 	if len(names) != n {
-		return nil, failure.New(failure.Invalid, "give --to once for each share, in their order", "there are %d shares for %d custodians", n, len(names))
+		return nil, failure.New(failure.Invalid, "give --to once for each share, in their order",
+			"there are %d shares for %d custodians", n, len(names))
 	}
 	custodians := make([]custodian, n)
 	seen := map[string]int{}
@@ -100,7 +104,8 @@ func parseCustodians(ctx context.Context, names []string, n int) ([]custodian, e
 			return nil, err
 		}
 		if other, twice := seen[c.key]; twice {
-			return nil, failure.New(failure.Invalid, "give each share to someone else", "the custodians %d and %d have the same key", other+1, i+1)
+			return nil, failure.New(failure.Invalid, "give each share to someone else",
+				"the custodians %d and %d have the same key", other+1, i+1)
 		}
 		custodians[i], seen[c.key] = c, i
 	}
@@ -118,9 +123,11 @@ const identityLimit = 64 << 10 // bytes; an RSA key of 16384 bits has less than 
 // scryptLimit bounds the work of a passphrase, in powers of two. age uses 18.
 const scryptLimit = 20
 
-// openIdentities reads identities: the URI of a key in a module, or a file of age's or with an SSH private key. ask asks for the passphrase
-// of a file that has one.
-func openIdentities(ctx context.Context, names []string, ask func(ctx context.Context, what string) ([]byte, error)) (*Identities, error) {
+// openIdentities reads identities: the URI of a key in a module, or a file of age's or with an SSH private key. ask
+// asks for the passphrase of a file that has one.
+func openIdentities(
+	ctx context.Context, names []string, ask func(ctx context.Context, what string) ([]byte, error),
+) (*Identities, error) {
 	ids := &Identities{}
 	var references []string
 	for _, name := range names {
@@ -153,7 +160,8 @@ func readIdentity(path string, ask func() ([]byte, error)) ([]age.Identity, erro
 	data, err := readSecret(path, identityLimit)
 	defer clear(data)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "cannot read an identity: %w", err)
+		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
+			"cannot read an identity: %w", err)
 	}
 	if isAge(data) {
 		passphrase, err := ask()
@@ -169,7 +177,8 @@ func readIdentity(path string, ask func() ([]byte, error)) ([]age.Identity, erro
 		plain, err := decryptAge(data, identityLimit, scrypt)
 		defer clear(plain)
 		if err != nil {
-			return nil, failure.New(failure.Denied, "check the passphrase", "the identity %s does not open with this passphrase", path)
+			return nil, failure.New(failure.Denied, "check the passphrase",
+				"the identity %s does not open with this passphrase", path)
 		}
 		return parseIdentity(path, plain, nil)
 	}
@@ -180,7 +189,9 @@ func parseIdentity(path string, data []byte, ask func() ([]byte, error)) ([]age.
 	if !bytes.HasPrefix(bytes.TrimSpace(data), []byte("-----BEGIN")) {
 		found, err := age.ParseIdentities(bytes.NewReader(data))
 		if err != nil {
-			return nil, failure.New(failure.Invalid, "name a file of age-keygen, an SSH private key, or a key in a module by its URI", "%s has no identity of age", path)
+			return nil, failure.New(failure.Invalid,
+				"name a file of age-keygen, an SSH private key, or a key in a module by its URI",
+				"%s has no identity of age", path)
 		}
 		return found, nil
 	}
@@ -188,14 +199,16 @@ func parseIdentity(path string, data []byte, ask func() ([]byte, error)) ([]age.
 	var locked *ssh.PassphraseMissingError
 	if errors.As(err, &locked) && locked.PublicKey != nil && ask != nil {
 		l := &lockedIdentity{path: path}
-		l.EncryptedSSHIdentity, err = agessh.NewEncryptedSSHIdentity(locked.PublicKey, bytes.Clone(data), func() (passphrase []byte, err error) {
-			passphrase, l.unanswered = ask()
-			return passphrase, l.unanswered
-		})
+		passphrase := func() (answer []byte, err error) {
+			answer, l.unanswered = ask()
+			return answer, l.unanswered
+		}
+		l.EncryptedSSHIdentity, err = agessh.NewEncryptedSSHIdentity(locked.PublicKey, bytes.Clone(data), passphrase)
 		found = l
 	}
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "use an Ed25519 or RSA key in OpenSSH's format", "%s has no SSH private key that opens shares", path)
+		return nil, failure.New(failure.Invalid, "use an Ed25519 or RSA key in OpenSSH's format",
+			"%s has no SSH private key that opens shares", path)
 	}
 	return []age.Identity{found}, nil
 }
@@ -213,7 +226,8 @@ func (l *lockedIdentity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
 	case l.unanswered != nil:
 		return nil, l.unanswered
 	case err != nil && !errors.Is(err, age.ErrIncorrectIdentity):
-		return nil, failure.New(failure.Denied, "check the passphrase", "the identity %s does not open with this passphrase", l.path)
+		return nil, failure.New(failure.Denied, "check the passphrase",
+			"the identity %s does not open with this passphrase", l.path)
 	}
 	return fileKey, err
 }
@@ -233,7 +247,8 @@ func decryptAge(data []byte, limit int64, identities ...age.Identity) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	buffer := bytes.NewBuffer(make([]byte, 0, len(data)+bytes.MinRead)) // what it holds is shorter, so no copy is left behind
+	// The text is shorter than the file, so the buffer does not grow and leave a copy behind.
+	buffer := bytes.NewBuffer(make([]byte, 0, len(data)+bytes.MinRead))
 	_, err = buffer.ReadFrom(io.LimitReader(plain, limit))
 	return buffer.Bytes(), err
 }
@@ -253,18 +268,21 @@ func (ids *Identities) decrypt(path string, data []byte) ([]byte, error) {
 		var known *failure.Error
 		switch {
 		case errors.As(err, &none):
-			return nil, failure.New(failure.Denied, "name the custodian's own with --identity", "no identity opens the share %s", path)
+			return nil, failure.New(failure.Denied, "name the custodian's own with --identity",
+				"no identity opens the share %s", path)
 		case errors.As(err, &known): // asking for a passphrase
 			return nil, known
 		case err != nil:
-			return nil, notWhole(path, fmt.Errorf("%.200s", err)) // age quotes lines of any length
+			text := err.Error() // age quotes lines of any length
+			return nil, notWhole(path, errors.New(text[:min(len(text), 200)]))
 		}
 		return plain, nil
 	case checkJSON(data, shareBounds) == nil && json.Unmarshal(data, &kind) == nil && kind.Ciphertext != "":
 		if ids.keys == nil {
 			return nil, encrypted(path, "a key in a module")
 		}
-		plain, err := ids.keys.Open(map[string]string{envelope.Annotation: base64.StdEncoding.EncodeToString(bytes.TrimSpace(data))})
+		sealed := base64.StdEncoding.EncodeToString(bytes.TrimSpace(data))
+		plain, err := ids.keys.Open(map[string]string{envelope.Annotation: sealed})
 		if err != nil {
 			f := failure.From(err)
 			f.What = fmt.Sprintf("no identity opens the share %s: %s", path, f.What)
@@ -279,6 +297,7 @@ func (ids *Identities) decrypt(path string, data []byte) ([]byte, error) {
 }
 
 func encrypted(path, identity string) error {
-	return failure.New(failure.Denied, "add --identity: a file with the custodian's age or SSH key, or the URI of a key in a module",
+	return failure.New(failure.Denied,
+		"add --identity: a file with the custodian's age or SSH key, or the URI of a key in a module",
 		"the share %s is encrypted, and there is no identity of its kind: it needs %s", path, identity)
 }

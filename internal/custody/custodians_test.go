@@ -109,6 +109,18 @@ func TestPassphrases(t *testing.T) {
 	}
 }
 
+// TestPostQuantum opens a share with one of age's post-quantum identities.
+func TestPostQuantum(t *testing.T) {
+	ctx := context.Background()
+	identity := must[*age.HybridIdentity](t)(age.GenerateHybridIdentity())
+	c := must[custodian](t)(parseCustodian(ctx, identity.Recipient().String()))
+	sealed := must[[]byte](t)(c.encrypt([]byte("the share")))
+	ids := must[*Identities](t)(openIdentities(ctx, []string{file(t, []byte(identity.String()))}, nil))
+	if plain, err := ids.decrypt("share", sealed); err != nil || string(plain) != "the share" {
+		t.Errorf("%q, %v", plain, err)
+	}
+}
+
 // TestPublicKeyFile opens what is encrypted to the key of a file as any JOSE library does.
 func TestPublicKeyFile(t *testing.T) {
 	private := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))

@@ -26,7 +26,8 @@ var (
 	backupCost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 28}
 )
 
-// FuzzShare holds that no share file crashes or costs more than its size allows, and that none passes but one with possible numbers.
+// FuzzShare holds that no share file crashes or costs more than its size allows, and that none passes but one with
+// possible numbers.
 func FuzzShare(f *testing.F) {
 	identity, err := age.GenerateX25519Identity()
 	if err != nil {
@@ -109,7 +110,8 @@ func exampleBackup(tb testing.TB) backupFile {
 	return b
 }
 
-// FuzzBackup holds that no backup crashes or costs more than its size allows, and that what passes is written again as it was.
+// FuzzBackup holds that no backup crashes or costs more than its size allows, and that what passes is written again as
+// it was.
 func FuzzBackup(f *testing.F) {
 	whole := exampleBackup(f)
 	older := whole

@@ -12,11 +12,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// shareBounds are above what a share has: 7 thousand bytes if there are 100, and less than twice that when it is encrypted.
+// shareBounds are above what a share has: 7 thousand bytes if there are 100, and less than twice that when it is
+// encrypted.
 var shareBounds = bound.Limits{Bytes: 16 << 10, Depth: 4, Elements: 256}
 
-// writeShares writes one file for each share, which nobody else may read: encrypted to its custodian before any is written, or in the clear
-// if there are no custodians. It replaces none.
+// writeShares writes one file for each share, which nobody else may read: encrypted to its custodian before any is
+// written, or in the clear if there are no custodians. It replaces none.
 func writeShares(dir string, shares []Share, custodians []custodian) (paths []string, err error) {
 	var contents [][]byte
 	for i, s := range shares {
@@ -29,11 +30,13 @@ func writeShares(dir string, shares []Share, custodians []custodian) (paths []st
 		if len(custodians) > 0 {
 			extension = custodians[i].extension
 			if data, err = custodians[i].encrypt(data); err != nil {
-				return nil, failure.New(failure.Internal, "use another key of this custodian", "cannot encrypt a share to %q: %w", custodians[i].name, err)
+				return nil, failure.New(failure.Internal, "use another key of this custodian",
+					"cannot encrypt a share to %q: %w", custodians[i].name, err)
 			}
 		}
 		if len(data) > shareBounds.Bytes {
-			return nil, failure.New(failure.Invalid, "choose a shorter label", "a share has %d bytes, more than %d", len(data), shareBounds.Bytes)
+			return nil, failure.New(failure.Invalid, "choose a shorter label",
+				"a share has %d bytes, more than %d", len(data), shareBounds.Bytes)
 		}
 		path := filepath.Join(dir, fmt.Sprintf("%s-share-%d-of-%d.%s", url.PathEscape(s.Key), s.Number, s.Of, extension))
 		if _, err := os.Lstat(path); err == nil {
@@ -59,13 +62,15 @@ func removeShares(paths []string) {
 // readShares reads share files, with the identities that open those that are encrypted.
 func readShares(files []string, ids *Identities) ([]Share, error) {
 	if len(files) > sharesLimit {
-		return nil, failure.New(failure.Invalid, "bring as many as the threshold says", "%d shares are more than any key has", len(files))
+		return nil, failure.New(failure.Invalid, "bring as many as the threshold says",
+			"%d shares are more than any key has", len(files))
 	}
 	shares := make([]Share, len(files))
 	for i, file := range files {
 		data, err := readSecret(file, int64(shareBounds.Bytes))
 		if err != nil {
-			return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read a share: %w", err)
+			return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
+				"can't read a share: %w", err)
 		}
 		plain, err := ids.decrypt(file, data)
 		clear(data)

@@ -17,11 +17,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// The wrapping key is split among custodians. What is shared is not the key but a random scalar of the group ristretto255, from which
-// the key is derived (HKDF, RFC 5869): Shamir's sharing works on scalars, and not every 256-bit key is one. Each share carries Feldman's
-// commitments, by which its number and value are checked before it is used; they tell nothing of a scalar that was drawn at random. Its
-// tag is an HMAC over all that the shares have in common, by a key that is derived from the scalar as well: label, id, threshold and
-// commitments are those of the key that the shares make, or nothing is put on a token.
+// The wrapping key is split among custodians. What is shared is not the key but a random scalar of the group
+// ristretto255, from which the key is derived (HKDF, RFC 5869): Shamir's sharing works on scalars, and not every
+// 256-bit key is one. Each share carries Feldman's commitments, by which its number and value are checked before it is
+// used; they tell nothing of a scalar that was drawn at random. Its tag is an HMAC over all that the shares have in
+// common, by a key that is derived from the scalar as well: label, id, threshold and commitments are those of the key
+// that the shares make, or nothing is put on a token.
 
 var sharingGroup = group.Ristretto255
 
@@ -64,7 +65,9 @@ func split(label string, n, threshold int) (w key.WrappingKey, value []byte, sha
 		}
 		commitments = append(commitments, hex.EncodeToString(data))
 	}
-	common := Share{Version: shareVersion, Key: label, ID: hex.EncodeToString(w.ID), Of: n, Threshold: threshold, Commitments: commitments}
+	common := Share{
+		Version: shareVersion, Key: label, ID: hex.EncodeToString(w.ID), Of: n, Threshold: threshold, Commitments: commitments,
+	}
 	if common.Tag, err = common.tag(secret); err != nil {
 		return w, nil, nil, err
 	}
@@ -81,7 +84,8 @@ func split(label string, n, threshold int) (w key.WrappingKey, value []byte, sha
 	return w, value, shares, nil
 }
 
-// derive makes the AES key and its id from the shared secret. So the key has the same id on every token it is restored to.
+// derive makes the AES key and its id from the shared secret. So the key has the same id on every token it is restored
+// to.
 func derive(label string, secret group.Scalar) (w key.WrappingKey, value []byte, err error) {
 	data, err := secret.MarshalBinary()
 	defer clear(data)
@@ -126,8 +130,8 @@ type Untagged struct {
 	Of, Threshold int
 }
 
-// join makes the wrapping key again from enough shares of it, by the names of their files. Shares of version 1 have no tag: accept decides
-// whether they are used, and nil refuses them.
+// join makes the wrapping key again from enough shares of it, by the names of their files. Shares of version 1 have no
+// tag: accept decides whether they are used, and nil refuses them.
 func join(files []string, shares []Share, accept func(Untagged) error) (w key.WrappingKey, value []byte, err error) {
 	if len(shares) == 0 {
 		return w, nil, failure.New(failure.Invalid, "as in: --shares a.json --shares b.json", "there are no shares")
@@ -146,11 +150,13 @@ func join(files []string, shares []Share, accept func(Untagged) error) (w key.Wr
 		}
 		if !bytes.Equal(same, common) || s.Tag != first.Tag {
 			return w, nil, failure.New(failure.Invalid, "bring shares of one key together, as they were written",
-				"%s is a share of the wrapping key %q with id %s (%d of %d), and %s of %q with id %s (%d of %d), or one of them was changed",
+				"%s is a share of the wrapping key %q with id %s (%d of %d), and %s of %q with id %s (%d of %d), "+
+					"or one of them was changed",
 				files[0], first.Key, first.ID, first.Threshold, first.Of, files[i], s.Key, s.ID, s.Threshold, s.Of)
 		}
 		if other, twice := numbers[s.Number]; twice {
-			return w, nil, failure.New(failure.Invalid, "bring shares of different custodians", "%s and %s are the same share", other, files[i])
+			return w, nil, failure.New(failure.Invalid, "bring shares of different custodians",
+				"%s and %s are the same share", other, files[i])
 		}
 		numbers[s.Number] = files[i]
 		part, err := s.part()
@@ -165,8 +171,10 @@ func join(files []string, shares []Share, accept func(Untagged) error) (w key.Wr
 	}
 	if first.Version == untaggedVersion {
 		if accept == nil {
-			return w, nil, failure.New(failure.Denied, "if the label is right, add --unauthenticated; then make a new wrapping key, and new backups under it",
-				"the shares of the wrapping key %q are of version %d, which has no tag: its label may have been changed", first.Key, first.Version)
+			return w, nil, failure.New(failure.Denied,
+				"if the label is right, add --unauthenticated; then make a new wrapping key, and new backups under it",
+				"the shares of the wrapping key %q are of version %d, which has no tag: its label may have been changed",
+				first.Key, first.Version)
 		}
 		if err := accept(Untagged{first.Key, first.Of, first.Threshold}); err != nil {
 			return w, nil, err
@@ -178,7 +186,8 @@ func join(files []string, shares []Share, accept func(Untagged) error) (w key.Wr
 	}
 	w, value, err = derive(first.Key, secret)
 	if err == nil && hex.EncodeToString(w.ID) != first.ID {
-		err = failure.New(failure.Invalid, "use the files as they were written", "the shares do not make the wrapping key %q", first.Key)
+		err = failure.New(failure.Invalid, "use the files as they were written",
+			"the shares do not make the wrapping key %q", first.Key)
 	}
 	if err == nil && first.Version != untaggedVersion {
 		err = first.verifyTag(secret)
@@ -194,7 +203,8 @@ func (s Share) verifyTag(secret group.Scalar) error {
 	want, err := s.tag(secret)
 	if err == nil && !hmac.Equal([]byte(want), []byte(s.Tag)) {
 		err = failure.New(failure.Invalid, "use the files as they were written",
-			"the shares of the wrapping key %q (%d of %d) were changed: their tag is not that of the key they make", s.Key, s.Threshold, s.Of)
+			"the shares of the wrapping key %q (%d of %d) were changed: their tag is not that of the key they make",
+			s.Key, s.Threshold, s.Of)
 	}
 	return err
 }
@@ -217,8 +227,8 @@ func parseShare(path string, data []byte) (s Share, err error) {
 	if err := decodeExactly(data, &s); err != nil {
 		return s, notWhole(path, err)
 	}
-	if s.Version < untaggedVersion || s.Number < 1 || s.Number > s.Of || s.Of > sharesLimit || s.Threshold < 2 || s.Threshold > s.Of || len(s.Commitments) != s.Threshold ||
-		(s.Version == untaggedVersion) != (s.Tag == "") {
+	if s.Version < untaggedVersion || (s.Version == untaggedVersion) != (s.Tag == "") || s.Number < 1 || s.Number > s.Of ||
+		s.Of > sharesLimit || s.Threshold < 2 || s.Threshold > s.Of || len(s.Commitments) != s.Threshold {
 		return s, notWhole(path, errors.New("its numbers are impossible"))
 	}
 	if _, err := s.part(); err != nil {
@@ -234,7 +244,8 @@ func (s Share) part() (part secretsharing.Share, err error) {
 	if err != nil {
 		return part, errors.New("its value is not in hex")
 	}
-	part.ID, part.Value = sharingGroup.NewScalar().SetUint64(uint64(s.Number)), sharingGroup.NewScalar() //nolint:gosec // parseShare has checked it
+	part.ID = sharingGroup.NewScalar().SetUint64(uint64(s.Number)) //nolint:gosec // parseShare has checked it
+	part.Value = sharingGroup.NewScalar()
 	if err := part.Value.UnmarshalBinary(value); err != nil {
 		return part, err
 	}

@@ -12,7 +12,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
-// readSecret reads a file of at most limit bytes, as bound.ReadFile does, into one buffer: a caller that clears it has cleared all copies.
+// readSecret reads a file of at most limit bytes, as bound.ReadFile does, into one buffer: a caller that clears it has
+// cleared all copies.
 func readSecret(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -34,7 +35,8 @@ func readSecret(path string, limit int64) ([]byte, error) {
 	return buffer.Bytes(), nil
 }
 
-// checkJSON fails unless data is one JSON value within the limits, and in UTF-8, which the parser would replace at a multiple of its size.
+// checkJSON fails unless data is one JSON value within the limits, and in UTF-8, which the parser would replace at a
+// multiple of its size.
 func checkJSON(data []byte, limits bound.Limits) error {
 	if !utf8.Valid(data) {
 		return errors.New("it is not in UTF-8")
@@ -54,8 +56,8 @@ func versionOf(data []byte, limits bound.Limits) (int, error) {
 	return known.Version, err
 }
 
-// decodeExactly reads JSON, which checkJSON has passed, into v as it was written from such a v, but for white space: no unknown or
-// differently spelt name. So what was checked is all that there is.
+// decodeExactly reads JSON, which checkJSON has passed, into v as it was written from such a v, but for white space: no
+// unknown or differently spelt name. So what was checked is all that there is.
 func decodeExactly(data []byte, v any) error {
 	if err := json.Unmarshal(data, v); err != nil {
 		return err

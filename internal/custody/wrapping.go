@@ -18,11 +18,14 @@ type Sharing struct {
 	Folder            string   // for the files
 }
 
-// NewWrappingKey makes a wrapping key, splits it among custodians, and puts it on the token. The shares are written first: a key whose
-// shares are lost could never be brought to another token. It returns the files.
-func NewWrappingKey(ctx context.Context, s *config.Settings, soPINSource string, sharing Sharing) (w key.WrappingKey, paths []string, err error) {
+// NewWrappingKey makes a wrapping key, splits it among custodians, and puts it on the token. The shares are written
+// first: a key whose shares are lost could never be brought to another token. It returns the files.
+func NewWrappingKey(
+	ctx context.Context, s *config.Settings, soPINSource string, sharing Sharing,
+) (w key.WrappingKey, paths []string, err error) {
 	if sharing.Label == "" || !utf8.ValidString(sharing.Label) {
-		return w, nil, failure.New(failure.Invalid, "name it, as in --label backup", "the wrapping key has no label, or none in UTF-8")
+		return w, nil, failure.New(failure.Invalid, "name it, as in --label backup",
+			"the wrapping key has no label, or none in UTF-8")
 	}
 	custodians, err := parseCustodians(ctx, sharing.Custodians, sharing.Shares)
 	if err != nil {
@@ -54,7 +57,9 @@ type Opening struct {
 }
 
 // RestoreWrappingKey puts a wrapping key on a token from the shares of enough custodians.
-func RestoreWrappingKey(ctx context.Context, s *config.Settings, soPINSource string, o Opening) (w key.WrappingKey, err error) {
+func RestoreWrappingKey(
+	ctx context.Context, s *config.Settings, soPINSource string, o Opening,
+) (w key.WrappingKey, err error) {
 	ids, err := openIdentities(ctx, o.Identities, o.Ask)
 	if err != nil {
 		return w, err
@@ -74,8 +79,8 @@ func RestoreWrappingKey(ctx context.Context, s *config.Settings, soPINSource str
 	return w, keystore.ImportWrapping(ctx, s, soPINSource, w, value)
 }
 
-// generateWrappable makes a key that a wrapping key of the token may wrap. A module that does not keep it to trusted keys would let any
-// key wrap it, so its answer is looked at, and the key goes if it is wrong.
+// generateWrappable makes a key that a wrapping key of the token may wrap. A module that does not keep it to trusted
+// keys would let any key wrap it, so its answer is looked at, and the key goes if it is wrong.
 func generateWrappable(ctx context.Context, s *config.Settings, r key.Request, wrapping string) (key.Info, error) {
 	store, err := keystore.Open(ctx, s)
 	if err != nil {

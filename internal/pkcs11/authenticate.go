@@ -12,8 +12,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// A wrapping key wraps and does nothing else, so it makes no MAC itself. The module makes a MAC key for each MAC instead, and wraps it:
-// without the use of the wrapping key, nobody makes a MAC that verifies. The value of the MAC key is never outside the module.
+// A wrapping key wraps and does nothing else, so it makes no MAC itself. The module makes a MAC key for each MAC
+// instead, and wraps it: without the use of the wrapping key, nobody makes a MAC that verifies. The value of the MAC
+// key is never outside the module.
 
 const (
 	macKeySize     = 32
@@ -30,8 +31,8 @@ func macKeyTemplate(more ...*pkcs11.Attribute) []*pkcs11.Attribute {
 	}, more...)
 }
 
-// Authenticate returns a MAC of data under a wrapping key of the token, which Verify accepts on every token that holds that key. mechanism
-// is the one that wrapped the data's own key.
+// Authenticate returns a MAC of data under a wrapping key of the token, which Verify accepts on every token that holds
+// that key. mechanism is the one that wrapped the data's own key.
 func (t *Token) Authenticate(data []byte, mechanism string, by key.WrappingKey) (mac key.MAC, err error) {
 	i, err := wrappingNamed(mechanism)
 	if err != nil {
@@ -57,14 +58,16 @@ func (t *Token) Authenticate(data []byte, mechanism string, by key.WrappingKey) 
 			return t.failed(err, "cannot wrap the MAC key by %q on %s", by.Label, t.name())
 		}
 		if len(mac.Key) != wrappedMACSize {
-			return failure.New(failure.Internal, "use the module's own backup", "%s wrapped a MAC key to %d bytes instead of %d", t.name(), len(mac.Key), wrappedMACSize)
+			return failure.New(failure.Internal, "use the module's own backup",
+				"%s wrapped a MAC key to %d bytes instead of %d", t.name(), len(mac.Key), wrappedMACSize)
 		}
 		return nil
 	})
 	return mac, err
 }
 
-// Verify returns an error unless Authenticate made the MAC of data under that wrapping key. It makes nothing on the token.
+// Verify returns an error unless Authenticate made the MAC of data under that wrapping key. It makes nothing on the
+// token.
 func (t *Token) Verify(data []byte, mac key.MAC, mechanism string, by key.WrappingKey) error {
 	i, err := wrappingNamed(mechanism)
 	if err != nil {
@@ -72,7 +75,8 @@ func (t *Token) Verify(data []byte, mac key.MAC, mechanism string, by key.Wrappi
 	}
 	// A wrapped private key is longer: it must not become a secret key, not even for a moment.
 	if len(mac.Key) != wrappedMACSize {
-		return failure.New(failure.Invalid, "use another copy", "its MAC key has %d bytes instead of %d", len(mac.Key), wrappedMACSize)
+		return failure.New(failure.Invalid, "use another copy",
+			"its MAC key has %d bytes instead of %d", len(mac.Key), wrappedMACSize)
 	}
 	if err := t.Login(); err != nil {
 		return err
@@ -83,7 +87,8 @@ func (t *Token) Verify(data []byte, mac key.MAC, mechanism string, by key.Wrappi
 			return err
 		}
 		session := t.sessions.first
-		secret, err := t.calls.unwrapKey(session, wrappings[i].mechanism, wrapping, mac.Key, macKeyTemplate(pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false)))
+		template := macKeyTemplate(pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false))
+		secret, err := t.calls.unwrapKey(session, wrappings[i].mechanism, wrapping, mac.Key, template)
 		if err != nil {
 			f := failure.From(t.failed(err, "%s did not unwrap its MAC key by %q", t.name(), w.Label))
 			if badCiphertext(err) || is(err, pkcs11.CKR_WRAPPED_KEY_INVALID) || is(err, pkcs11.CKR_WRAPPED_KEY_LEN_RANGE) {
@@ -107,7 +112,8 @@ func (t *Token) Verify(data []byte, mac key.MAC, mechanism string, by key.Wrappi
 func wrappingNamed(mechanism string) (int, error) {
 	i := slices.IndexFunc(wrappings, func(w wrapping) bool { return w.name == mechanism })
 	if i < 0 {
-		return 0, failure.New(failure.Invalid, "update this program", "the key was wrapped with %q, which is not known here", mechanism)
+		return 0, failure.New(failure.Invalid, "update this program",
+			"the key was wrapped with %q, which is not known here", mechanism)
 	}
 	return i, nil
 }
