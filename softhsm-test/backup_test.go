@@ -191,6 +191,45 @@ func TestBackupUsage(t *testing.T) {
 	}
 }
 
+// TestRestoreKilled kills 'key restore' at one write of twelve, its own and the module's. What it leaves is no key, or
+// one that is as narrow as it was; when that is deleted, the same command makes the key. (All 181 writes take minutes;
+// they were tried once.)
+func TestRestoreKilled(t *testing.T) {
+	b := newBackedUp(t, map[string][]string{"release": nil})
+	want := usageOf(t, b.token, "signing", "release")
+	tokens, saved := filepath.Join(b.token.Dir, "tokens"), filepath.Join(t.TempDir(), "tokens")
+	Run(t, "cp", "-a", tokens, saved)
+	restore := []string{"key", "restore", b.file("release"), "--token", "spare"}
+	kills, left := 0, 0
+	for n := 5; ; n += 12 {
+		Run(t, "rm", "-rf", tokens)
+		Run(t, "cp", "-a", saved, tokens)
+		at, killed := killAt(t, n, "token.object", b.n.Plugin, restore...) // as in TestRotateKilled
+		if !killed {
+			break
+		}
+		kills++
+		_, stderr, err := try(t, "", b.n.Plugin, restore...)
+		if err != nil {
+			if left++; !strings.Contains(stderr, "has a key with this name already") {
+				t.Errorf("killed at %s: %s", at, stderr)
+			}
+			if got := usageOf(t, b.token, "spare", "release"); !slices.Equal(got, want) {
+				t.Errorf("killed at %s: the attributes are %v instead of %v", at, got, want)
+			}
+			b.run(t, "key", "delete", "pkcs11:token=spare;object=release", "--yes")
+			b.run(t, restore...)
+		}
+		if got := usageOf(t, b.token, "spare", "release"); !slices.Equal(got, want) {
+			t.Errorf("killed at %s, and restored: the attributes are %v instead of %v", at, got, want)
+		}
+	}
+	t.Logf("killed %d times, and a key was left %d times", kills, left)
+	if kills < 10 {
+		t.Errorf("%d kills are too few", kills)
+	}
+}
+
 // usageOf reads the attributes that say what a private key may be used for.
 func usageOf(t *testing.T, token *Token, tokenLabel, label string) (values []byte) {
 	t.Helper()

@@ -244,9 +244,13 @@ func Restore(
 		return r, err
 	}
 	if r, err = restored(store, b, c); err != nil {
-		_ = store.Discard() // a key that does not work as it should is worse than none
+		f := failure.From(err)
+		if err := store.Discard(); err != nil { // a key that does not work as it should is worse than none
+			f.What += fmt.Sprintf("; and the key is still on the token, for it could not be deleted: %v", err)
+		}
+		return Restored{}, f
 	}
-	return r, err
+	return r, nil
 }
 
 func restored(store keystore.Store, b *backupFile, c contents) (r Restored, err error) {
@@ -297,12 +301,12 @@ func sameAttributes(info key.Info, b *backupFile, c contents) error {
 	} {
 		if told := a.is != nil; told && *a.is != a.want || !told && a.want {
 			return failure.New(failure.Internal, "restore it to a token of another module",
-				"the module made the key %q, and its %s is not %t, as in the backup; it was deleted again", b.Label, a.name, a.want)
+				"the module made the key %q, and its %s is not %t, as in the backup", b.Label, a.name, a.want)
 		}
 	}
 	if info.Label != b.Label || !bytes.Equal(info.ID, c.id) {
 		return failure.New(failure.Internal, "restore it to a token of another module",
-			"the module made the key %s instead of %q with id %s; it was deleted again", info.URI, b.Label, b.ID)
+			"the module made the key %s instead of %q with id %s", info.URI, b.Label, b.ID)
 	}
 	return nil
 }
