@@ -144,7 +144,10 @@ func parseDER(data []byte) ([]*x509.Certificate, error) {
 	var outer, first asn1.RawValue
 	var kind asn1.ObjectIdentifier
 	_, err := asn1.Unmarshal(data, &outer)
-	if err == nil && outer.Tag == asn1.TagSequence && outer.IsCompound {
+	if err == nil && (outer.Class != asn1.ClassUniversal || outer.Tag != asn1.TagSequence) {
+		err = errors.New("it is no sequence")
+	}
+	if err == nil {
 		_, _ = asn1.Unmarshal(outer.Bytes, &first) // an empty sequence has no first element
 		_, _ = asn1.Unmarshal(outer.Bytes, &kind)
 	}
