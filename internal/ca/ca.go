@@ -28,6 +28,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
@@ -55,7 +56,7 @@ func Folder(flag string) (string, error) {
 	if dir := os.Getenv("NOTATION_HSM_CA_DIR"); dir != "" {
 		return dir, nil
 	}
-	dir, err := os.UserConfigDir()
+	dir, err := folders.Config()
 	if err != nil {
 		return "", failure.New(failure.Invalid, "set --ca-dir or NOTATION_HSM_CA_DIR", "can't tell where the CAs are kept: %w", err)
 	}

@@ -4,11 +4,11 @@ import (
 	"context"
 	"os"
 
-	"github.com/notaryproject/notation-go/dir"
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/crash"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/streams"
 	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
@@ -24,17 +24,8 @@ func Prepare(form func(error) []byte) error {
 		return err
 	}
 	crash.Report(form)
-	useNotationFolders()
+	folders.UseNotation()
 	return nil
-}
-
-// useNotationFolders looks for Notation's files where the notation command does: its library does not read these by itself.
-func useNotationFolders() {
-	for name, folder := range map[string]*string{"NOTATION_CONFIG": &dir.UserConfigDir, "NOTATION_LIBEXEC": &dir.UserLibexecDir, "NOTATION_CACHE": &dir.UserCacheDir} {
-		if value := os.Getenv(name); value != "" {
-			*folder = value
-		}
-	}
 }
 
 // Run runs the command that the arguments name and returns the exit code. It returns even if a module never answers.

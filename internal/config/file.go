@@ -12,6 +12,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 )
 
 // file is the YAML config file: settings for everything, for one key (by alias), for one token (by label) and for the NetHSM.
@@ -38,7 +39,7 @@ func Path() string {
 	if path := os.Getenv(environmentPrefix + "CONFIG"); path != "" {
 		return path
 	}
-	dir, err := os.UserConfigDir()
+	dir, err := folders.Config()
 	if err != nil {
 		return ""
 	}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
@@ -121,6 +122,9 @@ func quoted(reference string) string { return `"` + reference + `"` }
 
 // trusted checks that Notation on this machine would accept an image that the key signs, as far as certificates decide.
 func (v *visit) trusted() (Check, error) {
+	if _, err := folders.NotationConfig(); err != nil {
+		return Check{}, err
+	}
 	if _, err := fs.Stat(dir.ConfigFS(), dir.PathTrustPolicy); errors.Is(err, fs.ErrNotExist) {
 		return warning("to verify here as well, see: notation policy --help", "Notation has no trust policy on this machine"), nil
 	}

@@ -7,10 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/notaryproject/notation-go/dir"
-
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
@@ -36,10 +35,11 @@ func places() (self, path string, err error) {
 	if self, err = os.Executable(); err != nil {
 		return "", "", failure.New(failure.Internal, "copy it by hand", "can't find this program's own file: %w", err)
 	}
-	if path, err = dir.PluginFS().SysPath(config.PluginName, "notation-"+config.PluginName); err != nil {
-		return "", "", failure.New(failure.Internal, "set HOME", "can't tell where Notation looks for plugins: %w", err)
+	plugins, err := folders.NotationPlugins()
+	if err != nil {
+		return "", "", err
 	}
-	return self, path, nil
+	return self, filepath.Join(plugins, config.PluginName, "notation-"+config.PluginName), nil
 }
 
 func same(a, b string) bool {

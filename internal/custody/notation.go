@@ -2,12 +2,14 @@ package custody
 
 import (
 	"encoding/json"
+	"path/filepath"
 
 	notation "github.com/notaryproject/notation-go/config"
 	"github.com/notaryproject/notation-go/dir"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/state"
@@ -15,6 +17,9 @@ import (
 
 // signingKeys reads Notation's list of signing keys.
 func signingKeys() (*notation.SigningKeys, error) {
+	if _, err := folders.NotationConfig(); err != nil {
+		return nil, err
+	}
 	keys, err := notation.LoadSigningKeys()
 	if err != nil {
 		return nil, failure.New(failure.Invalid, "mend or remove signingkeys.json in Notation's configuration directory",
@@ -25,15 +30,15 @@ func signingKeys() (*notation.SigningKeys, error) {
 
 // saveSigningKeys replaces Notation's list in one step. Notation's own way to save it empties the file first.
 func saveSigningKeys(keys *notation.SigningKeys) error {
-	path, err := dir.ConfigFS().SysPath(dir.PathSigningKeys)
+	folder, err := folders.NotationConfig()
 	if err != nil {
-		return failure.New(failure.Internal, "set HOME", "can't tell where Notation keeps its signing keys: %w", err)
+		return err
 	}
 	data, err := json.MarshalIndent(keys, "", "    ")
 	if err != nil {
 		return err
 	}
-	return state.Write(path, append(data, '\n'), 0o600)
+	return state.Write(filepath.Join(folder, dir.PathSigningKeys), append(data, '\n'), 0o600)
 }
 
 // ours are the signing keys that Notation uses with this plugin.

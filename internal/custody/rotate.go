@@ -18,6 +18,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/state"
@@ -118,7 +119,7 @@ func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say fun
 
 // journalOf is the file of a rotation. A name of Notation's may hold anything, a file name not.
 func journalOf(name string) (string, error) {
-	dir, err := os.UserConfigDir()
+	dir, err := folders.Config()
 	if err != nil {
 		return "", failure.New(failure.Invalid, "set HOME", "can't tell where rotations are kept: %w", err)
 	}

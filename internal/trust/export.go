@@ -19,6 +19,7 @@ import (
 	"github.com/notaryproject/notation-go/verifier/truststore"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
@@ -48,10 +49,14 @@ type folder struct {
 }
 
 func openFolder(path string) (folder, error) {
-	f := folder{fs: dir.ConfigFS()}
-	if path != "" {
-		f.fs = dir.NewSysFS(path)
+	if path == "" {
+		config, err := folders.NotationConfig()
+		if err != nil {
+			return folder{}, err
+		}
+		path = config
 	}
+	f := folder{fs: dir.NewSysFS(path)}
 	var err, storesErr error
 	f.policy, err = f.fs.SysPath(dir.PathTrustPolicy)
 	f.stores, storesErr = f.fs.SysPath(dir.X509TrustStoreDir(string(truststore.TypeCA)))

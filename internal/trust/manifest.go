@@ -18,6 +18,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
@@ -40,9 +41,9 @@ func Path(file string) (string, error) {
 	if path := cmp.Or(file, os.Getenv("NOTATION_HSM_TRUST")); path != "" {
 		return path, nil
 	}
-	dir, err := os.UserConfigDir()
+	dir, err := folders.Config()
 	if err != nil {
-		return "", failure.New(failure.Invalid, "name the file with --manifest", "can't tell where the trust manifest is: %w", err)
+		return "", failure.New(failure.Invalid, "name the file with --manifest", "cannot find the trust manifest: %w", err)
 	}
 	return filepath.Join(dir, "notation-hsm", "trust.yaml"), nil
 }
