@@ -64,6 +64,7 @@ func verifierCommand() *cobra.Command {
 	}
 	addNodeFlags(c, &node)
 	c.RunE = func(c *cobra.Command, args []string) error {
+		gate.LimitMemory()
 		r := node.Judge(c.Context(), args, c.InOrStdin())
 		if !r.Passed() {
 			fmt.Fprintln(c.OutOrStdout(), r.Reason)
@@ -84,5 +85,6 @@ func addNodeFlags(c *cobra.Command, node *gate.Node) {
 	c.Flags().StringVar(&node.StateDir, "state-dir", "/var/lib/hsm-image", "folder for the decision log and revocation lists")
 	c.Flags().StringVar(&node.HostsDir, "hosts-dir", "", "folder with a hosts.toml for each registry, as containerd has it (certs.d)")
 	c.Flags().StringVar(&node.AuthFile, "auth-file", "", "registry credentials, in the format of Docker's config.json")
+	addPluginFlag(c, &node.Options)
 	c.Flags().DurationVar(&node.Timeout, "timeout", gate.DefaultTimeout, "longest wait for one image, one second or more; containerd's has to be longer")
 }

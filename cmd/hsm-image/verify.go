@@ -40,6 +40,7 @@ digest that is printed. An index that is signed covers the images that it lists.
 	c.Flags().StringVar(&options.TrustDir, "trust-dir", "", "folder with trustpolicy.json and truststore, as 'notation-hsm trust export --to' writes it (default: Notation's own)")
 	c.Flags().BoolVar(&options.PlainHTTP, "plain-http", false, "speak plain HTTP to the registries")
 	c.Flags().StringVar(&scope, "scope", "", "repository whose trust policy counts for images in OCI layouts")
+	addPluginFlag(c, &options)
 	c.Flags().StringVar(&log, "log", "", "file to which each decision is added as a line of JSON")
 	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "longest wait for one image")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -50,6 +51,7 @@ digest that is printed. An index that is signed covers the images that it lists.
 		if timeout <= 0 {
 			return cli.Usage(c, failure.New(failure.Invalid, "", "--timeout has to be more than 0"))
 		}
+		gate.LimitMemory()
 		debug.SetGCPercent(400) // this ends before a collection pays for itself: with ten images that is a twentieth of the time
 		g, err := gate.Open(options)
 		if err != nil {
@@ -82,6 +84,12 @@ digest that is printed. An index that is signed covers the images that it lists.
 		return nil
 	}
 	return c
+}
+
+// addPluginFlag gives a command the flag that lists plugins of Notation's which signatures may name.
+func addPluginFlag(c *cobra.Command, options *gate.Options) {
+	c.Flags().StringArrayVar(&options.VerificationPlugins, "verification-plugin", nil,
+		"verification plugin of Notation's that may run when a signature names it; repeatable (default: none)")
 }
 
 // refuseEmpty refuses flags that are given with nothing in them, as by a variable of a script that was never set: their defaults would

@@ -18,6 +18,7 @@ import (
 	"oras.land/oras-go/v2/content"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
 // Node is the gate of a machine that runs images. containerd asks it before each pull, as an image verifier
@@ -71,7 +72,7 @@ func (n Node) judge(ctx context.Context, args []string, stdin io.Reader) Result 
 		return refused(r.given, err)
 	}
 	defer g.Close()
-	sources, err := g.pullSources(ctx, r.repository)
+	sources, err := g.pullSources(ctx, r.asked)
 	if err != nil {
 		return refused(r.given, err)
 	}
@@ -99,7 +100,7 @@ func intact(ctx context.Context, descriptor ocispec.Descriptor, sources []source
 	var errs []error
 	for i, s := range sources {
 		ctx, cancel := share(ctx, len(sources)-i)
-		_, err := content.FetchAll(ctx, s.manifests, descriptor)
+		err := s.has(ctx, descriptor)
 		cancel()
 		if err == nil {
 			return nil
@@ -112,11 +113,26 @@ func intact(ctx context.Context, descriptor ocispec.Descriptor, sources []source
 	return errors.Join(errs...)
 }
 
+// has reads a manifest, without keeping it.
+func (s source) has(ctx context.Context, descriptor ocispec.Descriptor) error {
+	reply, err := s.manifests.Fetch(ctx, descriptor)
+	if err != nil {
+		return err
+	}
+	defer reply.Close()
+	manifest := content.NewVerifyReader(reply, descriptor)
+	if _, err := io.Copy(io.Discard, manifest); err != nil {
+		return err
+	}
+	return manifest.Verify()
+}
+
 // request is what containerd asks about: not the tag, which may have moved, but the descriptor that it has found under it and will
 // pull.
 type request struct {
 	given      string // the name as containerd gives it
-	repository string // with its registry
+	asked      string // the repository with its registry, as the network is asked for it
+	repository string // the one name of it by which the trust policy is asked
 	descriptor ocispec.Descriptor
 }
 
@@ -147,7 +163,13 @@ func parseRequest(args []string, stdin io.Reader) (*request, error) {
 	if len(data) > maxDescriptor {
 		return nil, failure.New(failure.Invalid, hint, "the descriptor is longer than %d bytes", maxDescriptor)
 	}
-	r := &request{given: name, repository: named.Name()}
+	r := &request{given: name}
+	if r.asked, err = scope.Name(named.Name()); err == nil {
+		r.repository, err = scope.Canonical(named.Name())
+	}
+	if err != nil {
+		return nil, failure.New(failure.Invalid, hint, "%q is not an image's name: %w", name, err)
+	}
 	if err := json.Unmarshal(bytes.TrimSpace(data), &r.descriptor); err != nil {
 		return nil, failure.New(failure.Invalid, hint, "the descriptor is not valid JSON: %w", err)
 	}

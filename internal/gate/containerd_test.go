@@ -67,11 +67,13 @@ func FuzzImage(f *testing.F) {
 func TestParseImage(t *testing.T) {
 	sum := digest.FromString("image").String()
 	for text, want := range map[string]image{
-		"alpine":                              {name: "docker.io/library/alpine", reference: "latest"},
-		"docker://team/app:1":                 {name: "docker.io/team/app", reference: "1"},
-		"registry.example.com/app":            {name: "registry.example.com/app", reference: "latest"},
-		"127.0.0.1:5000/team/app:1@" + sum:    {name: "127.0.0.1:5000/team/app", reference: sum, digest: digest.Digest(sum)},
-		"index.docker.io/library/alpine:3.20": {name: "docker.io/library/alpine", reference: "3.20"},
+		"alpine":                              {asked: "docker.io/library/alpine", name: "docker.io/library/alpine", reference: "latest"},
+		"docker://team/app:1":                 {asked: "docker.io/team/app", name: "docker.io/team/app", reference: "1"},
+		"registry.example.com/app":            {asked: "registry.example.com/app", name: "registry.example.com/app", reference: "latest"},
+		"127.0.0.1:5000/team/app:1@" + sum:    {asked: "127.0.0.1:5000/team/app", name: "127.0.0.1:5000/team/app", reference: sum, digest: digest.Digest(sum)},
+		"REGISTRY.example.com:443/app":        {asked: "registry.example.com:443/app", name: "registry.example.com/app", reference: "latest"},
+		"registry-1.docker.io/team/app:1":     {asked: "registry-1.docker.io/team/app", name: "docker.io/team/app", reference: "1"},
+		"index.docker.io/library/alpine:3.20": {asked: "docker.io/library/alpine", name: "docker.io/library/alpine", reference: "3.20"},
 	} {
 		if got, err := parseImage(text, ""); err != nil || got != want {
 			t.Errorf("%s is %+v, %v", text, got, err)
@@ -178,13 +180,8 @@ func TestMirrorBelowAPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := 0
-	err = sources[0].repository.ListSignatures(t.Context(), ocispec.Descriptor{Digest: sum}, func(page []ocispec.Descriptor) error {
-		found += len(page)
-		return nil
-	})
-	if err != nil || found != 2 {
-		t.Errorf("%d signatures, %v", found, err)
+	if found, err := sources[0].list(t.Context(), ocispec.Descriptor{Digest: sum}); err != nil || len(found.found) != 2 {
+		t.Errorf("%d signatures, %v", len(found.found), err)
 	}
 }
 
@@ -202,7 +199,7 @@ func TestPanicAside(t *testing.T) {
 	if _, err := none.credential(t.Context(), "registry.example.com", "app"); err == nil || !strings.Contains(err.Error(), "internal error: ") {
 		t.Errorf("credentials: %v", err)
 	}
-	if err := listAhead(t.Context(), nil, "").ListSignatures(t.Context(), ocispec.Descriptor{}, nil); err == nil || !strings.Contains(err.Error(), "internal error: ") {
+	if _, err := listAhead(t.Context(), source{}, "").list(t.Context(), ocispec.Descriptor{}); err == nil || !strings.Contains(err.Error(), "internal error: ") {
 		t.Errorf("signatures: %v", err)
 	}
 }

@@ -11,32 +11,29 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/notaryproject/notation-core-go/revocation"
-	corecrl "github.com/notaryproject/notation-core-go/revocation/crl"
 	"github.com/notaryproject/notation-core-go/revocation/purpose"
 	"github.com/notaryproject/notation-go"
 	"github.com/notaryproject/notation-go/dir"
-	"github.com/notaryproject/notation-go/plugin"
 	"github.com/notaryproject/notation-go/verifier"
-	"github.com/notaryproject/notation-go/verifier/crl"
 	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 	"github.com/notaryproject/notation-go/verifier/truststore"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
+	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
-// Bounds of one decision. maxSignatures and the waits for revocation are those of the notation command: with others the two would
-// not always answer the same.
+// Waits of one decision. Those for revocation are the notation command's: with others the two would not always answer the same.
 const (
-	maxSignatures = 100
-	ocspTimeout   = 2 * time.Second
-	crlTimeout    = 5 * time.Second
-	atOnce        = 10 // images that are verified at the same time
+	ocspTimeout = 2 * time.Second
+	crlTimeout  = 5 * time.Second
+	atOnce      = 10 // images that are verified at the same time
 )
 
 // Options say what is trusted and how registries are reached.
@@ -46,6 +43,8 @@ type Options struct {
 	AuthFile  string // registry credentials; "" is where Docker, Podman and Notation keep them
 	HostsDir  string // containerd's registry hosts (certs.d); for what containerd asks
 	PlainHTTP bool   // speak plain HTTP to the registries that are named
+
+	VerificationPlugins []string // Notation's plugins that signatures may name for their verification; no other is run
 }
 
 // Gate holds the trust policy, for any number of images at the same time.
@@ -53,6 +52,7 @@ type Gate struct {
 	options   Options
 	policy    *trustpolicy.Document
 	verifier  notationVerifier
+	plugins   plugins
 	insecure  []string // registries that Notation's config.json says to speak plain HTTP to
 	transport *http.Transport
 }
@@ -66,61 +66,76 @@ type notationVerifier interface {
 // Open reads the trust policy. The trust and cache directories hold for the whole process from then on, as Notation's library has one
 // place for each.
 func Open(options Options) (*Gate, error) {
-	if options.TrustDir != "" {
-		dir.UserConfigDir = options.TrustDir
+	for _, given := range []struct{ path, folder *string }{{&options.TrustDir, &dir.UserConfigDir}, {&options.CacheDir, &dir.UserCacheDir}} {
+		if *given.path == "" {
+			continue
+		}
+		path, err := filepath.Abs(*given.path)
+		if err != nil {
+			return nil, failure.New(failure.Internal, "name it by its whole path", "cannot tell where %s is: %w", *given.path, err)
+		}
+		*given.folder = path
 	}
-	if options.CacheDir != "" {
-		dir.UserCacheDir = options.CacheDir
+	place, err := folders.NotationConfig()
+	if err != nil {
+		return nil, err
 	}
 	const hint = "write the policy with 'notation-hsm trust export', or name its folder with --trust-dir"
 	policy, err := trustpolicy.LoadDocument()
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "can't read the trust policy in %s: %w", place(), err)
+		return nil, failure.New(failure.Invalid, hint, "can't read the trust policy in %s: %w", place, err)
+	}
+	if err := normalise(policy); err != nil {
+		return nil, failure.New(failure.Invalid, "correct it in the file, or in the trust manifest", "can't use the trust policy in %s: %w", place, err)
+	}
+	listed, err := checkPlugins(options.VerificationPlugins)
+	if err != nil {
+		return nil, err
 	}
 	signing, signingErr := revocationOf(purpose.CodeSigning)
 	timestamping, timestampingErr := revocationOf(purpose.Timestamping)
 	if err := errors.Join(signingErr, timestampingErr); err != nil {
 		return nil, err
 	}
-	v, err := verifier.NewWithOptions(policy, truststore.NewX509TrustStore(dir.ConfigFS()), plugin.NewCLIManager(dir.PluginFS()),
-		verifier.VerifierOptions{RevocationCodeSigningValidator: signing, RevocationTimestampingValidator: timestamping})
+	v, err := verifier.NewWithOptions(policy, truststore.NewX509TrustStore(dir.ConfigFS()), listed,
+		verifier.VerifierOptions{RevocationCodeSigningValidator: trusted{signing}, RevocationTimestampingValidator: timestamping})
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "can't use the trust policy in %s: %w", place(), err)
+		return nil, failure.New(failure.Invalid, hint, "can't use the trust policy in %s: %w", place, err)
 	}
 	full, ok := v.(notationVerifier)
 	if !ok {
 		return nil, errors.New("the Notation library's verifier can't tell when a policy skips verification")
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone() // with proxies from the environment
-	transport.MaxIdleConnsPerHost = atOnce
-	return &Gate{options: options, policy: policy, verifier: full, insecure: insecureRegistries(), transport: transport}, nil
+	transport.MaxIdleConnsPerHost, transport.MaxResponseHeaderBytes = atOnce, maxHeader
+	return &Gate{options: options, policy: policy, verifier: full, plugins: listed, insecure: insecureRegistries(), transport: transport}, nil
 }
 
 // Close gives up the connections that are still open.
 func (g *Gate) Close() { g.transport.CloseIdleConnections() }
 
-func place() string {
-	path, _ := dir.ConfigFS().SysPath() // it has no error to return
-	return path
-}
-
-// revocationOf asks OCSP responders and reads revocation lists as the notation command does: with a cache that may fail.
-func revocationOf(use purpose.Purpose) (revocation.Validator, error) {
-	fetcher, err := corecrl.NewHTTPFetcher(&http.Client{Timeout: crlTimeout})
-	if err != nil {
-		return nil, err
+// normalise gives each repository in a trust policy its one name. The policy is asked by that.
+func normalise(policy *trustpolicy.Document) error {
+	if err := policy.Validate(); err != nil {
+		return err
 	}
-	fetcher.DiscardCacheError = true
-	if folder, err := dir.CacheFS().SysPath(dir.PathCRLCache); err == nil {
-		if cache, err := crl.NewFileCache(folder); err == nil {
-			fetcher.Cache = cache
-		} else {
-			slog.Warn("revocation lists are not kept", "error", err)
+	known := map[string]string{}
+	for _, statement := range policy.TrustPolicies {
+		for i, given := range statement.RegistryScopes {
+			if given == "*" {
+				continue
+			}
+			name, err := scope.Canonical(given)
+			if err != nil {
+				return fmt.Errorf("the scope %q of the statement %q: %w", given, statement.Name, err)
+			}
+			if other, ok := known[name]; ok {
+				return fmt.Errorf("the scopes %q and %q are one repository", other, given)
+			}
+			known[name], statement.RegistryScopes[i] = given, name
 		}
 	}
-	return revocation.NewWithOptions(revocation.Options{
-		OCSPHTTPClient: &http.Client{Timeout: ocspTimeout}, CRLFetcher: fetcher, CertChainPurpose: use,
-	})
+	return nil
 }
 
 // Verify judges images, several at the same time, and returns a result for each in the order they are named. Each takes timeout at
@@ -151,7 +166,7 @@ func (g *Gate) verify(ctx context.Context, reference, scope string) Result {
 		return refused(reference, err)
 	}
 	if image.digest != "" && image.layout == "" {
-		from.repository = listAhead(ctx, from.repository, image.digest)
+		from = listAhead(ctx, from, image.digest)
 	}
 	// A tag is looked up once. From here on, all is about the digest it has now.
 	descriptor, err := from.repository.Resolve(ctx, image.reference)

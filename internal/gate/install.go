@@ -115,6 +115,9 @@ func (n Node) script(program string) []byte {
 	if n.AuthFile != "" {
 		arguments = append(arguments, "--auth-file="+n.AuthFile)
 	}
+	for _, name := range n.VerificationPlugins {
+		arguments = append(arguments, "--verification-plugin="+name)
+	}
 	for i, a := range arguments {
 		arguments[i] = quote(a)
 	}

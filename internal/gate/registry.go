@@ -15,18 +15,17 @@ import (
 	"github.com/distribution/reference"
 	"github.com/notaryproject/notation-go/config"
 	"github.com/notaryproject/notation-go/dir"
-	notationregistry "github.com/notaryproject/notation-go/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	dockerconfig "go.podman.io/image/v5/pkg/docker/config"
 	"go.podman.io/image/v5/types"
-	"oras.land/oras-go/v2/content/oci"
 	"oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
 // layoutPrefix names an image in an OCI layout, as skopeo does: oci:DIR:TAG.
@@ -37,15 +36,16 @@ var otherTransports = []string{"containers-storage", "dir", "docker-archive", "d
 
 // image is an image as it is named to the gate.
 type image struct {
-	name      string        // the repository with its registry, whose statement of the trust policy is asked
+	asked     string        // the repository with its registry, as the network is asked for it; "" in a layout
+	name      string        // the one name of it by which the trust policy is asked
 	reference string        // the tag or the digest
 	digest    digest.Digest // "" if it is named by a tag
 	layout    string        // the folder of an OCI layout; "" is a registry
 }
 
-func parseImage(text, scope string) (image, error) {
+func parseImage(text, repository string) (image, error) {
 	if layout, ok := strings.CutPrefix(text, layoutPrefix); ok {
-		return parseLayout(layout, scope)
+		return parseLayout(layout, repository)
 	}
 	if transport, _, ok := strings.Cut(text, ":"); ok && slices.Contains(otherTransports, transport) {
 		return image{}, fmt.Errorf("images in %s: can't be verified; copy it to a registry or to an OCI layout, oci:DIR:TAG, with its signatures", transport)
@@ -54,7 +54,13 @@ func parseImage(text, scope string) (image, error) {
 	if err != nil {
 		return image{}, fmt.Errorf("it is not an image's name: %w", err)
 	}
-	i := image{name: named.Name()}
+	i := image{}
+	if i.asked, err = scope.Name(named.Name()); err == nil {
+		i.name, err = scope.Canonical(named.Name())
+	}
+	if err != nil {
+		return image{}, fmt.Errorf("it is not an image's name: %w", err)
+	}
 	switch named := named.(type) {
 	case reference.Digested:
 		i.digest = named.Digest()
@@ -65,15 +71,18 @@ func parseImage(text, scope string) (image, error) {
 	return i, nil
 }
 
-func parseLayout(text, scope string) (image, error) {
-	if scope == "" {
+func parseLayout(text, repository string) (image, error) {
+	if repository == "" {
 		return image{}, failure.New(failure.Invalid, "", "name the repository whose trust policy counts for it with --scope")
 	}
-	named, err := reference.ParseNormalizedNamed(scope)
+	named, err := reference.ParseNormalizedNamed(repository)
 	if err != nil || !reference.IsNameOnly(named) {
-		return image{}, fmt.Errorf("the scope %q is not a repository's name", scope)
+		return image{}, fmt.Errorf("the scope %q is not a repository's name", repository)
 	}
-	i := image{name: named.Name()}
+	i := image{}
+	if i.name, err = scope.Canonical(named.Name()); err != nil {
+		return image{}, fmt.Errorf("the scope is not a repository's name: %w", err)
+	}
 	// As for the other commands the folder ends at the first colon; the tag may have more, and the folder an @.
 	i.layout, i.reference, _ = strings.Cut(text, ":")
 	if at := strings.LastIndexByte(i.layout, '@'); at >= 0 && digest.Algorithm(i.layout[at+1:]).Available() {
@@ -98,13 +107,13 @@ func parseLayout(text, scope string) (image, error) {
 // source returns where an image and its signatures are, as the notation command sees it.
 func (g *Gate) source(i image) (source, error) {
 	if i.layout != "" {
-		layout, err := oci.New(i.layout)
+		l, err := openLayout(i.layout)
 		if err != nil {
 			return source{}, err
 		}
-		return source{name: i.layout, repository: notationregistry.NewRepository(layout), manifests: layout}, nil
+		return source{name: i.layout, repository: l, manifests: l, blobs: l}, nil
 	}
-	where, path, _ := strings.Cut(i.name, "/")
+	where, path, _ := strings.Cut(i.asked, "/")
 	host, port, _ := net.SplitHostPort(where)
 	plain := g.options.PlainHTTP || host == "localhost" && port != "" || // what does not leave the machine, as Notation sees it
 		slices.ContainsFunc(g.insecure, func(r string) bool { return strings.EqualFold(r, where) })
@@ -113,12 +122,13 @@ func (g *Gate) source(i image) (source, error) {
 
 func (g *Gate) remote(host, path string, plain bool, transport http.RoundTripper) source {
 	client := &auth.Client{
-		Client: &http.Client{Transport: transport}, Cache: auth.NewCache(), ClientID: "hsm-image",
+		Client: &http.Client{Transport: &limited{base: transport}}, Cache: auth.NewCache(), ClientID: "hsm-image",
 		Credential: func(ctx context.Context, host string) (auth.Credential, error) { return g.credential(ctx, host, path) },
 	}
 	client.SetUserAgent("hsm-image")
-	repository := &remote.Repository{Client: client, PlainHTTP: plain, Reference: registry.Reference{Registry: host, Repository: path}}
-	return source{name: host, repository: notationregistry.NewRepository(repository), manifests: repository.Manifests()}
+	repository := &remote.Repository{Client: client, PlainHTTP: plain, Reference: registry.Reference{Registry: host, Repository: path},
+		ReferrerListMaxPages: maxPages, MaxMetadataBytes: maxPage}
+	return source{name: host, repository: repository, manifests: repository.Manifests(), blobs: repository.Blobs()}
 }
 
 // insecureRegistries are those of Notation's config.json. Like the notation command it takes a file that can't be read for none: the
@@ -196,7 +206,12 @@ const (
 // machine that speaks nothing else.
 func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 	where, path, _ := strings.Cut(name, "/")
-	options := hosts.HostOptions{}
+	options := hosts.HostOptions{UpdateClient: func(client *http.Client) error {
+		if transport, ok := client.Transport.(*http.Transport); ok {
+			transport.MaxResponseHeaderBytes = maxHeader
+		}
+		return nil
+	}}
 	if g.options.HostsDir != "" {
 		options.HostDir = hosts.HostDirFromRoot(g.options.HostsDir)
 	}

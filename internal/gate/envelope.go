@@ -1,0 +1,174 @@
+package gate
+
+import (
+	"bytes"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/notaryproject/notation-core-go/signature/cose"
+	"github.com/notaryproject/notation-core-go/signature/jws"
+	"github.com/notaryproject/tspclient-go"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound"
+)
+
+// What an envelope may have in it.
+const (
+	maxCertificates = 16       // in its chain
+	maxCertificate  = 16 << 10 // bytes
+	maxTimestamp    = 64 << 10 // bytes of the token of a time stamping authority
+	maxSignature    = 4 << 10  // bytes of the signature itself
+	maxKey          = 8192     // bits of an RSA key
+)
+
+var (
+	envelopeLimits    = bound.Limits{Bytes: maxEnvelope, Depth: bound.Depth, Elements: 2000} // also of what is encoded in it
+	certificateLimits = bound.Limits{Bytes: maxCertificate, Depth: bound.Depth, Elements: 2000}
+)
+
+// checkEnvelope verifies that a signature's envelope is within bounds, before Notation's parsers run and before anyone is known to trust it.
+// What is no envelope at all is left to them.
+func checkEnvelope(mediaType string, data []byte) error {
+	var err error
+	switch mediaType {
+	case jws.MediaTypeEnvelope:
+		err = checkJWS(data)
+	case cose.MediaTypeEnvelope:
+		err = checkCOSE(data)
+	default:
+		err = fmt.Errorf("it has the media type %.100q", mediaType)
+	}
+	if err != nil {
+		return fmt.Errorf("the signature's envelope is refused: %w", err)
+	}
+	return nil
+}
+
+// checkJWS checks JSON, and the JSON that is base64 in it. The fields are read with the rules of encoding/json, as Notation's parser reads them.
+func checkJWS(data []byte) error {
+	if err := bound.JSON(data, envelopeLimits); err != nil {
+		return err
+	}
+	var envelope struct {
+		Payload   string `json:"payload"`
+		Protected string `json:"protected"`
+		Signature string `json:"signature"`
+		Header    struct {
+			Timestamp []byte   `json:"io.cncf.notary.timestampSignature"`
+			Chain     [][]byte `json:"x5c"`
+		} `json:"header"`
+	}
+	if err := json.Unmarshal(data, &envelope); err != nil {
+		return err
+	}
+	if len(envelope.Signature) > maxSignature {
+		return fmt.Errorf("its signature is longer than %d bytes", maxSignature)
+	}
+	for what, text := range map[string]string{"payload": envelope.Payload, "protected header": envelope.Protected} {
+		decoded, err := base64.RawURLEncoding.DecodeString(text)
+		if err == nil {
+			err = bound.JSON(decoded, envelopeLimits)
+		}
+		if err != nil {
+			return fmt.Errorf("its %s: %w", what, err)
+		}
+	}
+	return checkSigner(envelope.Header.Chain, envelope.Header.Timestamp)
+}
+
+// coseLabelX5Chain is the label of the certificate chain in a COSE header (RFC 9360).
+const coseLabelX5Chain = uint64(33)
+
+// checkCOSE checks CBOR, and the CBOR and JSON in its byte strings.
+func checkCOSE(data []byte) error {
+	if err := bound.CBOR(data, envelopeLimits); err != nil {
+		return err
+	}
+	mode, err := cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden}.DecMode() // as Notation's parser
+	if err != nil {
+		return err
+	}
+	var envelope struct {
+		_           struct{} `cbor:",toarray"`
+		Protected   []byte
+		Unprotected map[any]cbor.RawMessage
+		Payload     []byte
+		Signature   []byte
+	}
+	if err := mode.Unmarshal(data, &envelope); err != nil {
+		return err
+	}
+	if len(envelope.Signature) > maxSignature {
+		return fmt.Errorf("its signature is longer than %d bytes", maxSignature)
+	}
+	if len(envelope.Protected) > 0 {
+		if err := bound.CBOR(envelope.Protected, envelopeLimits); err != nil {
+			return fmt.Errorf("its protected header: %w", err)
+		}
+	}
+	if err := bound.JSON(envelope.Payload, envelopeLimits); err != nil {
+		return fmt.Errorf("its payload: %w", err)
+	}
+	var chain [][]byte
+	var timestamp []byte
+	if err := mode.Unmarshal(envelope.Unprotected[coseLabelX5Chain], &chain); err != nil {
+		return fmt.Errorf("its certificate chain: %w", err)
+	}
+	if token := envelope.Unprotected["io.cncf.notary.timestampSignature"]; len(token) > 0 {
+		if err := mode.Unmarshal(token, &timestamp); err != nil {
+			return fmt.Errorf("its timestamp: %w", err)
+		}
+	}
+	return checkSigner(chain, timestamp)
+}
+
+// checkSigner checks the certificates of a signature and of its timestamp: also the size of their keys, as whoever made a key decides what it
+// costs to verify with it.
+func checkSigner(chain [][]byte, timestamp []byte) error {
+	if len(chain) > maxCertificates {
+		return fmt.Errorf("its chain has %d certificates, more than %d", len(chain), maxCertificates)
+	}
+	for i, der := range chain {
+		if err := bound.DER(der, certificateLimits); err != nil {
+			return fmt.Errorf("certificate %d of its chain: %w", i+1, err)
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err == nil {
+			err = checkKey(cert)
+		}
+		if err != nil {
+			return fmt.Errorf("certificate %d of its chain: %w", i+1, err)
+		}
+	}
+	if len(timestamp) > maxTimestamp {
+		return fmt.Errorf("its timestamp has %d bytes, more than %d", len(timestamp), maxTimestamp)
+	}
+	token, err := tspclient.ParseSignedToken(timestamp)
+	if err != nil {
+		return nil // Notation says so where a policy asks for a timestamp
+	}
+	if len(token.Certificates) > maxCertificates || len(token.SignerInfos) > maxCertificates {
+		return fmt.Errorf("its timestamp has more than %d certificates or signers", maxCertificates)
+	}
+	for _, cert := range token.Certificates {
+		if err := checkKey(cert); err != nil {
+			return fmt.Errorf("a certificate of its timestamp: %w", err)
+		}
+	}
+	return nil
+}
+
+func checkKey(cert *x509.Certificate) error {
+	if key, ok := cert.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxKey {
+		return fmt.Errorf("its RSA key has %d bits, more than %d", key.N.BitLen(), maxKey)
+	}
+	if len(bytes.TrimLeft(cert.Signature, "\x00")) > maxKey/8 {
+		return errors.New("its signature is longer than any key's")
+	}
+	return nil
+}

@@ -1,0 +1,106 @@
+package softhsmtest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/notaryproject/notation-core-go/signature/cose"
+	"github.com/notaryproject/notation-core-go/signature/jws"
+	"github.com/notaryproject/notation-go/verifier"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// TestSignatureRunsNothing pushes signatures that name a program for their own verification, and has them verified in every way there is: by
+// the command, by the verifier that containerd starts, and by containerd. The program never starts, and the reason is told.
+func TestSignatureRunsNothing(t *testing.T) {
+	registry, image := StartRegistry(t), Build(t, "hsm-image")
+	program := filepath.Join(t.TempDir(), "program")
+	mark := program + ".ran"
+	write(t, program, fmt.Sprintf("#!/bin/sh\ntouch %s\n", mark))
+	if err := os.Chmod(program, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mallory, err := NewForger("mallory", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	trusted, err := NewForger("alice", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var images []string
+	for i, name := range Climbing(program) {
+		mediaType := []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope}[i%2]
+		reference := fmt.Sprintf("%s/app:%d", registry, i)
+		if _, err := PushImage(context.Background(), reference, name); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := PushSignature(context.Background(), reference, mediaType, func(d ocispec.Descriptor) ([]byte, error) {
+			return mallory.Sign(mediaType, d, map[string]string{verifier.HeaderVerificationPlugin: name})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		images = append(images, reference)
+	}
+	const reason = "it names the verification plugin"
+	untouched := func(how string) {
+		t.Helper()
+		if _, err := os.Stat(mark); err == nil {
+			t.Fatalf("%s ran the program", how)
+		}
+	}
+	for _, level := range []string{"strict", "permissive", "audit"} {
+		base := t.TempDir()
+		trust, bin := filepath.Join(base, "trust"), filepath.Join(base, "bin")
+		store := filepath.Join(trust, "truststore", "x509", "ca", "store")
+		for _, folder := range []string{store, bin} {
+			if err := os.MkdirAll(folder, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(t, filepath.Join(store, "alice.pem"), string(trusted.PEM()))
+		write(t, filepath.Join(trust, "trustpolicy.json"), fmt.Sprintf(`{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"],
+			"trustStores": ["ca:store"], "trustedIdentities": ["*"], "signatureVerification": {"level": %q}}]}`, level))
+		g := &gated{image: image, data: ""}
+		results, err := g.verify(t, append([]string{"--trust-dir", trust}, images...)...)
+		if err == nil {
+			t.Errorf("%s: all passed", level)
+		}
+		for i, r := range results {
+			if r.Verdict != "refuse" || !strings.Contains(r.Reason, reason) {
+				t.Errorf("%s, %s: %+v", level, images[i], r)
+			}
+		}
+		untouched("hsm-image verify")
+
+		c := StartContainerd(t, ContainerdOptions{Verifiers: bin})
+		Run(t, image, "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", filepath.Join(base, "state"), "--hosts-dir", plainHosts(t, registry))
+		for i, name := range images {
+			sum := results[i].Digest
+			repository, err := open(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, err := repository.Resolve(context.Background(), sum)
+			if err != nil {
+				t.Fatal(err)
+			}
+			stdout, _, err := try(t, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, d.MediaType, sum, d.Size), filepath.Join(bin, "hsm-image-verifier"),
+				"-name", name, "-digest", sum, "-stdin-media-type", ocispec.MediaTypeDescriptor)
+			if err == nil || !strings.Contains(stdout, reason) {
+				t.Errorf("%s, the verifier, %s: %v %s", level, name, err, stdout)
+			}
+			untouched("the verifier")
+		}
+		for _, name := range images[:2] {
+			if err := c.Pull(t, name); err == nil || !strings.Contains(err.Error(), reason) {
+				t.Errorf("%s, containerd, %s: %v", level, name, err)
+			}
+			untouched("containerd")
+		}
+	}
+}
