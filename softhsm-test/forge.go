@@ -23,42 +23,63 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Forger makes signatures of Notation's kind with a key and a self-signed certificate of its own, as anyone can.
+// Forger makes signatures of Notation's kind with a key and certificates of its own, as anyone can.
 type Forger struct {
 	Certificate *x509.Certificate
+	chain       []*x509.Certificate
 	key         *ecdsa.PrivateKey
 }
 
-// NewForger makes a key and a certificate, which says where its revocation list and OCSP responder are if address is not "".
+// NewForger makes a key and a self-signed certificate. With an address, the certificate is one of a CA of its own, and says that the revocation
+// list and the OCSP responder are there.
 func NewForger(name, address string) (*Forger, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name, Organization: []string{"Example"}, Country: []string{"CH"}, Province: []string{"Zurich"}},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}, BasicConstraintsValid: true,
+	template := func(name string) *x509.Certificate {
+		return &x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name, Organization: []string{"Example"}, Country: []string{"CH"}, Province: []string{"Zurich"}},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
+		}
 	}
+	leaf := template(name)
+	leaf.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
+	f := &Forger{key: key}
+	issuer := leaf
 	if address != "" {
-		template.CRLDistributionPoints, template.OCSPServer = []string{address + "/crl"}, []string{address + "/ocsp"}
+		leaf.CRLDistributionPoints, leaf.OCSPServer = []string{address + "/crl"}, []string{address + "/ocsp"}
+		ca := template(name + "'s CA")
+		ca.IsCA, ca.KeyUsage = true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
+		if issuer, err = f.certify(ca, ca); err != nil {
+			return nil, err
+		}
+		f.chain = []*x509.Certificate{issuer}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if f.Certificate, err = f.certify(leaf, issuer); err != nil {
+		return nil, err
+	}
+	f.chain = append([]*x509.Certificate{f.Certificate}, f.chain...)
+	return f, nil
+}
+
+// certify makes a certificate of the forger's one key.
+func (f *Forger) certify(template, issuer *x509.Certificate) (*x509.Certificate, error) {
+	der, err := x509.CreateCertificate(rand.Reader, template, issuer, f.key.Public(), f.key)
 	if err != nil {
 		return nil, err
 	}
-	certificate, err := x509.ParseCertificate(der)
-	return &Forger{certificate, key}, err
+	return x509.ParseCertificate(der)
 }
 
-// PEM returns the certificate.
+// PEM returns the certificate that is to be trusted.
 func (f *Forger) PEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.Certificate.Raw})
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.chain[len(f.chain)-1].Raw})
 }
 
 // Sign makes an envelope for an image. The attributes are critical, such as the verification plugin's name.
 func (f *Forger) Sign(mediaType string, image ocispec.Descriptor, attributes map[string]string) ([]byte, error) {
-	signer, err := signature.NewLocalSigner([]*x509.Certificate{f.Certificate}, f.key)
+	signer, err := signature.NewLocalSigner(f.chain, f.key)
 	if err != nil {
 		return nil, err
 	}

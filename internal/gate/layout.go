@@ -32,7 +32,7 @@ func openLayout(folder string) (*layout, error) {
 		return nil, err
 	}
 	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, maxPage+1))
+	data, err := io.ReadAll(io.LimitReader(file, maxIndex+1))
 	if err == nil {
 		l.index, err = parseIndex(data)
 	}
@@ -100,7 +100,7 @@ func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifa
 		queue = queue[1:]
 		most := int64(maxManifest)
 		if node.MediaType == ocispec.MediaTypeImageIndex {
-			most = maxPage
+			most = maxIndex
 		}
 		isManifest := node.MediaType == ocispec.MediaTypeImageIndex || node.MediaType == ocispec.MediaTypeImageManifest || node.MediaType == mediaTypeArtifact
 		if seen[node.Digest] || !isManifest || node.Size < 0 || node.Size > most {

@@ -19,7 +19,8 @@ const (
 	maxSignatures = 50       // that are looked at, newest first; Notation's own number
 	maxListed     = 1000     // signatures that are listed to find the newest
 	maxPages      = 50       // of a list of referrers
-	maxPage       = 1 << 20  // bytes of a page, or of an index
+	maxPage       = 1 << 20  // bytes of a page
+	maxIndex      = 4 << 20  // bytes of an index in an OCI layout
 	maxManifest   = 64 << 10 // bytes of a signature's manifest
 	maxEnvelope   = 1 << 20  // bytes of a signature's envelope
 	maxReply      = 5 << 20  // bytes of any reply; containerd takes manifests of a little less
@@ -32,7 +33,8 @@ const (
 // The structure of what is parsed.
 var (
 	manifestLimits = bound.Limits{Bytes: maxManifest, Depth: bound.Depth, Elements: 2000}
-	indexLimits    = bound.Limits{Bytes: maxPage, Depth: bound.Depth, Elements: 50000}
+	pageLimits     = bound.Limits{Bytes: maxPage, Depth: bound.Depth, Elements: 20000}
+	indexLimits    = bound.Limits{Bytes: maxIndex, Depth: bound.Depth, Elements: 50000} // of an OCI layout, which may have many images
 )
 
 // memory is what the Go runtime may use, so that the process with its code stays below 128 MiB.
@@ -65,7 +67,9 @@ func (l *limited) RoundTrip(request *http.Request) (*http.Response, error) {
 	response.Body = &limitedBody{ReadCloser: response.Body, all: &l.bytes, left: maxReply}
 	if request.Context().Value(listing{}) != nil && request.Method == http.MethodGet && response.StatusCode == http.StatusOK &&
 		response.Header.Get("Content-Type") == ocispec.MediaTypeImageIndex { // the library parses nothing else
-		return response, checkPage(response)
+		if err := checkPage(response); err != nil {
+			return nil, err
+		}
 	}
 	return response, nil
 }
@@ -77,7 +81,7 @@ func checkPage(response *http.Response) error {
 	defer response.Body.Close()
 	page, err := io.ReadAll(io.LimitReader(response.Body, maxPage+1))
 	if err == nil {
-		err = bound.JSON(page, indexLimits)
+		err = bound.JSON(page, pageLimits)
 	}
 	if err != nil {
 		return fmt.Errorf("the list of signatures is refused: %w", err)

@@ -79,12 +79,12 @@ func TestPluginOfASignature(t *testing.T) {
 		folder := trusting(t, level, other)
 		put(t, filepath.Join(folder, "plugins", "evil", "notation-evil"), script, 0o700)
 		g := openGate(t, Options{TrustDir: folder})
-		r := newFake(t)
+		r := softhsmtest.NewHostile(t)
 		for _, name := range append(softhsmtest.Climbing(program), "evil") {
 			for _, mediaType := range []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope} {
-				image := r.pushImage(name)
-				r.sign(t, mallory, mediaType, image, map[string]string{verifier.HeaderVerificationPlugin: name})
-				result := g.Verify(t.Context(), []string{r.name(image)}, "", time.Minute)[0]
+				image := r.PushImage(name)
+				r.Sign(t, mallory, mediaType, image, map[string]string{verifier.HeaderVerificationPlugin: name})
+				result := g.Verify(t.Context(), []string{r.Name(image)}, "", time.Minute)[0]
 				if result.Passed() || !strings.Contains(result.Reason, "it names the verification plugin") {
 					t.Errorf("%s, %s, %q: %+v", level, mediaType, name, result)
 				}
@@ -110,11 +110,11 @@ esac
 `, folder, name), 0o700)
 	}
 	g := openGate(t, Options{TrustDir: folder, VerificationPlugins: []string{"good"}})
-	r := newFake(t)
+	r := softhsmtest.NewHostile(t)
 	for name, want := range map[string]string{"good": "", "other": `names the verification plugin "other", and only those are run that the operator lists with --verification-plugin`} {
-		image := r.pushImage(name)
-		r.sign(t, alice, jws.MediaTypeEnvelope, image, map[string]string{verifier.HeaderVerificationPlugin: name})
-		result := g.Verify(t.Context(), []string{r.name(image)}, "", time.Minute)[0]
+		image := r.PushImage(name)
+		r.Sign(t, alice, jws.MediaTypeEnvelope, image, map[string]string{verifier.HeaderVerificationPlugin: name})
+		result := g.Verify(t.Context(), []string{r.Name(image)}, "", time.Minute)[0]
 		if result.Passed() != (want == "") || !strings.Contains(result.Reason, want) {
 			t.Errorf("%s: %+v", name, result)
 		}

@@ -1,4 +1,4 @@
-package gate
+package softhsmtest
 
 import (
 	"encoding/json"
@@ -14,15 +14,13 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
-
-	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// fake is a registry with one repository, which serves what it is given, and counts what it sends.
-type fake struct {
-	address string
-	// answer may answer a request in another way than a registry does; it returns whether it has.
-	answer func(w http.ResponseWriter, r *http.Request) bool
+// Hostile is a registry over plain HTTP with one repository, which serves what it is given, and counts what it sends.
+type Hostile struct {
+	Address string
+	// Answer may answer a request in another way than a registry does; it returns whether it has.
+	Answer func(w http.ResponseWriter, r *http.Request) bool
 
 	mutex     sync.Mutex
 	types     map[string]string // by digest
@@ -32,21 +30,23 @@ type fake struct {
 	sent      int
 }
 
-func newFake(t testing.TB) *fake {
+// NewHostile starts a registry that ends with the test.
+func NewHostile(t testing.TB) *Hostile {
 	t.Helper()
-	f := &fake{types: map[string]string{}, content: map[string][]byte{}, referrers: map[string][]ocispec.Descriptor{}}
+	f := &Hostile{types: map[string]string{}, content: map[string][]byte{}, referrers: map[string][]ocispec.Descriptor{}}
 	server := httptest.NewServer(f)
 	t.Cleanup(server.Close)
-	f.address = strings.TrimPrefix(server.URL, "http://")
+	f.Address = strings.TrimPrefix(server.URL, "http://")
 	return f
 }
 
-func (f *fake) name(image ocispec.Descriptor) string {
-	return f.address + "/app@" + image.Digest.String()
+// Name is that of an image, by its digest.
+func (f *Hostile) Name(image ocispec.Descriptor) string {
+	return f.Address + "/app@" + image.Digest.String()
 }
 
-// add makes content available, with the size that is told of it.
-func (f *fake) add(mediaType string, data []byte) ocispec.Descriptor {
+// Add makes content available.
+func (f *Hostile) Add(mediaType string, data []byte) ocispec.Descriptor {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	d := content.NewDescriptorFromBytes(mediaType, data)
@@ -54,41 +54,43 @@ func (f *fake) add(mediaType string, data []byte) ocispec.Descriptor {
 	return d
 }
 
-// pushImage makes an image, which is no more than a name here.
-func (f *fake) pushImage(name string) ocispec.Descriptor {
-	return f.add(ocispec.MediaTypeImageManifest, fmt.Appendf(nil, `{"schemaVersion":2,"layers":[],"annotations":{"name":%q}}`, name))
+// PushImage makes an image, which is no more than a name here.
+func (f *Hostile) PushImage(name string) ocispec.Descriptor {
+	return f.Add(ocispec.MediaTypeImageManifest, fmt.Appendf(nil, `{"schemaVersion":2,"layers":[],"annotations":{"name":%q}}`, name))
 }
 
-// hang makes a signature's manifest, and lists it.
-func (f *fake) hang(t testing.TB, envelope, image ocispec.Descriptor, created time.Time) ocispec.Descriptor {
+// Hang makes a signature's manifest, and lists it.
+func (f *Hostile) Hang(t testing.TB, envelope, image ocispec.Descriptor, created time.Time) ocispec.Descriptor {
 	t.Helper()
-	data, err := softhsmtest.SignatureManifest(envelope, image, created)
+	data, err := SignatureManifest(envelope, image, created)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := f.add(ocispec.MediaTypeImageManifest, data)
-	f.list(image, d, created)
+	d := f.Add(ocispec.MediaTypeImageManifest, data)
+	f.List(image, d, created)
 	return d
 }
 
-func (f *fake) list(image, manifest ocispec.Descriptor, created time.Time) {
+// List lists a signature's manifest, which need not be there.
+func (f *Hostile) List(image, manifest ocispec.Descriptor, created time.Time) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	manifest.ArtifactType, manifest.Annotations = notationregistry.ArtifactTypeNotation, map[string]string{ocispec.AnnotationCreated: created.UTC().Format(time.RFC3339)}
 	f.referrers[image.Digest.String()] = append(f.referrers[image.Digest.String()], manifest)
 }
 
-func (f *fake) sign(t testing.TB, by *softhsmtest.Forger, mediaType string, image ocispec.Descriptor, attributes map[string]string) ocispec.Descriptor {
+// Sign hangs a signature on an image.
+func (f *Hostile) Sign(t testing.TB, by *Forger, mediaType string, image ocispec.Descriptor, attributes map[string]string) ocispec.Descriptor {
 	t.Helper()
 	envelope, err := by.Sign(mediaType, image, attributes)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return f.hang(t, f.add(mediaType, envelope), image, time.Now().Add(-time.Minute))
+	return f.Hang(t, f.Add(mediaType, envelope), image, time.Now().Add(-time.Minute))
 }
 
-// count returns how many requests there were whose path has a part, and how many bytes were sent in all.
-func (f *fake) count(part string) (requests, sent int) {
+// Count returns how many requests there were whose path has a part, and how many bytes were sent in all.
+func (f *Hostile) Count(part string) (requests, sent int) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	for _, path := range f.requests {
@@ -101,7 +103,7 @@ func (f *fake) count(part string) (requests, sent int) {
 
 type counted struct {
 	http.ResponseWriter
-	f *fake
+	f *Hostile
 }
 
 func (c counted) Write(p []byte) (int, error) {
@@ -115,12 +117,12 @@ func (c counted) Write(p []byte) (int, error) {
 func (c counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 
 // ServeHTTP answers as a registry does.
-func (f *fake) ServeHTTP(plain http.ResponseWriter, r *http.Request) {
+func (f *Hostile) ServeHTTP(plain http.ResponseWriter, r *http.Request) {
 	w := counted{plain, f}
 	f.mutex.Lock()
 	f.requests = append(f.requests, r.URL.Path)
 	f.mutex.Unlock()
-	if f.answer != nil && f.answer(w, r) {
+	if f.Answer != nil && f.Answer(w, r) {
 		return
 	}
 	sum := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]

@@ -1,0 +1,269 @@
+package gate
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/notaryproject/notation-core-go/signature/cose"
+	"github.com/notaryproject/notation-core-go/signature/jws"
+	"github.com/notaryproject/notation-go"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+)
+
+// envelopeCost is what judging an envelope may allocate: its parts are decoded, by the check and then by Notation, and its certificates parsed.
+var envelopeCost = boundtest.Budget{Bytes: 4 << 20, BytesPerByte: 64}
+
+var signedImage = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("image"), Size: 5}
+
+// judge looks at an envelope as the gate does when it has fetched it.
+func (g *Gate) judge(t testing.TB, mediaType string, envelope []byte) (accepted bool, reason string) {
+	t.Helper()
+	statement, err := g.policy.GetApplicableTrustPolicy("example.com/app@" + signedImage.Digest.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &examination{gate: g, statement: statement, reference: "example.com/app@" + signedImage.Digest.String(), descriptor: signedImage}
+	if err := checkEnvelope(mediaType, envelope); err != nil {
+		return false, err.Error()
+	}
+	outcome, err := g.verifier.Verify(withTrust(t.Context(), e.trusts), e.descriptor, envelope, notation.VerifierVerifyOptions{ArtifactReference: e.reference, SignatureMediaType: mediaType})
+	if outcome != nil {
+		_ = e.describe(outcome)
+	}
+	if err != nil {
+		return false, err.Error()
+	}
+	return true, ""
+}
+
+// FuzzEnvelope holds that no envelope crashes, that none is accepted but a trusted one, and that none costs more than its size allows: at level
+// audit, at which Notation goes on with those that nobody trusts.
+func FuzzEnvelope(f *testing.F) {
+	mallory := newForger(f)
+	for _, mediaType := range []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope} {
+		envelope, err := mallory.Sign(mediaType, signedImage, map[string]string{"io.cncf.notary.verificationPlugin": "a/../../evil"})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(mediaType == cose.MediaTypeEnvelope, envelope)
+		for _, hostile := range hostileEnvelopes(f, mediaType, envelope, mallory.Certificate) {
+			f.Add(mediaType == cose.MediaTypeEnvelope, hostile.data)
+		}
+	}
+	g := openGate(f, Options{TrustDir: trusting(f, "audit")})
+	strict := openGate(f, Options{TrustDir: trusting(f, "strict")})
+	f.Fuzz(func(t *testing.T, isCOSE bool, envelope []byte) {
+		mediaType := jws.MediaTypeEnvelope
+		if isCOSE {
+			mediaType = cose.MediaTypeEnvelope
+		}
+		envelopeCost.Check(t, len(envelope), func() { g.judge(t, mediaType, envelope) })
+		if accepted, _ := strict.judge(t, mediaType, envelope); accepted {
+			t.Error("it was accepted")
+		}
+	})
+}
+
+type hostileEnvelope struct {
+	name, reason string
+	data         []byte
+}
+
+// hostileEnvelopes makes envelopes of a good one that cost much to parse.
+func hostileEnvelopes(t testing.TB, mediaType string, good []byte, certificate *x509.Certificate) []hostileEnvelope {
+	t.Helper()
+	long := bytes.Repeat([]byte{0}, maxCertificate+1)
+	deepDER := []byte{5, 0}
+	for range 20 {
+		deepDER = append([]byte{0x30, byte(len(deepDER))}, deepDER...)
+	}
+	var list []hostileEnvelope
+	add := func(name, reason string, data []byte, err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, hostileEnvelope{mediaType + ": " + name, reason, data})
+	}
+	if mediaType == cose.MediaTypeEnvelope {
+		change := func(how func(message []cbor.RawMessage, unprotected map[any]any)) ([]byte, error) {
+			var tag cbor.RawTag
+			var message []cbor.RawMessage
+			var unprotected map[any]any
+			for _, err := range []error{cbor.Unmarshal(good, &tag), cbor.Unmarshal(tag.Content, &message), cbor.Unmarshal(message[1], &unprotected)} {
+				if err != nil {
+					return nil, err
+				}
+			}
+			how(message, unprotected)
+			var err error
+			if tag.Content, err = cbor.Marshal([]any{message[0], unprotected, message[2], message[3]}); err != nil {
+				return nil, err
+			}
+			return cbor.Marshal(tag)
+		}
+		chain := func(certificates ...any) ([]byte, error) {
+			return change(func(_ []cbor.RawMessage, unprotected map[any]any) { unprotected[coseLabelX5Chain] = certificates })
+		}
+		data, err := chain(slices.Repeat([]any{certificate.Raw}, maxCertificates+1)...)
+		add("a long chain", "its chain has 17 certificates", data, err)
+		data, err = chain(certificate.Raw, long)
+		add("a long certificate", "certificate 2 of its chain: it has 16385 bytes", data, err)
+		data, err = chain(certificate.Raw, deepDER)
+		add("a deep certificate", "nested deeper than 16", data, err)
+		data, err = change(func(_ []cbor.RawMessage, unprotected map[any]any) {
+			unprotected["many"] = slices.Repeat([]any{[]any{}}, 100000)
+		})
+		add("many items", "more than 2000 elements", data, err)
+		data, err = change(func(message []cbor.RawMessage, _ map[any]any) {
+			message[0], _ = cbor.Marshal(bytes.Repeat([]byte{0x81}, 1000))
+		})
+		add("a deep protected header", "its protected header: it is nested deeper than 16", data, err)
+		data, err = change(func(message []cbor.RawMessage, _ map[any]any) {
+			message[2], _ = cbor.Marshal([]byte(strings.Repeat("[", 1000)))
+		})
+		add("a deep payload", "its payload: it is nested deeper than 16", data, err)
+		data, err = change(func(_ []cbor.RawMessage, unprotected map[any]any) {
+			unprotected["io.cncf.notary.timestampSignature"] = make([]byte, maxTimestamp+1)
+		})
+		add("a long timestamp", "its timestamp has 65537 bytes", data, err)
+		add("deep", "nested deeper than 16", bytes.Repeat([]byte{0x81}, 1<<20), nil)
+		return list
+	}
+	change := func(how func(envelope, header map[string]any)) ([]byte, error) {
+		var envelope map[string]any
+		if err := json.Unmarshal(good, &envelope); err != nil {
+			return nil, err
+		}
+		how(envelope, envelope["header"].(map[string]any))
+		return json.Marshal(envelope)
+	}
+	chain := func(certificates ...[]byte) ([]byte, error) {
+		return change(func(_, header map[string]any) { header["x5c"] = certificates })
+	}
+	data, err := chain(slices.Repeat([][]byte{certificate.Raw}, maxCertificates+1)...)
+	add("a long chain", "its chain has 17 certificates", data, err)
+	data, err = chain(certificate.Raw, long)
+	add("a long certificate", "certificate 2 of its chain: it has 16385 bytes", data, err)
+	data, err = chain(certificate.Raw, deepDER)
+	add("a deep certificate", "nested deeper than 16", data, err)
+	data, err = chain(slices.Repeat([][]byte{{}}, 100000)...)
+	add("many items", "more than 2000 elements", data, err)
+	for _, part := range []string{"protected", "payload"} {
+		data, err = change(func(envelope, _ map[string]any) {
+			envelope[part] = base64.RawURLEncoding.EncodeToString([]byte(strings.Repeat("[", 1000)))
+		})
+		add("a deep "+part, "nested deeper than 16", data, err)
+		data, err = change(func(envelope, _ map[string]any) { envelope[part] = strings.Repeat(".", 700000) })
+		add("a "+part+" of dots", "illegal base64", data, err)
+	}
+	data, err = change(func(envelope, _ map[string]any) { envelope["signature"] = strings.Repeat(".", 700000) })
+	add("a signature of dots", "its signature is longer than 4096 bytes", data, err)
+	data, err = change(func(_, header map[string]any) {
+		header["io.cncf.notary.timestampSignature"] = make([]byte, maxTimestamp+1)
+	})
+	add("a long timestamp", "its timestamp has 65537 bytes", data, err)
+	add("deep", "nested deeper than 16", []byte(strings.Repeat(`{"a":`, 200000)), nil)
+	add("a name twice", `"payload" twice`, []byte(`{"payload":"","payload":""}`), nil)
+	return list
+}
+
+// TestHostileEnvelopes are refused by what is wrong with them, and cost no more than their size allows.
+func TestHostileEnvelopes(t *testing.T) {
+	alice := newForger(t)
+	g := openGate(t, Options{TrustDir: trusting(t, "audit", alice)})
+	for _, mediaType := range []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope} {
+		good, err := alice.Sign(mediaType, signedImage, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if accepted, reason := g.judge(t, mediaType, good); !accepted {
+			t.Errorf("%s: %s", mediaType, reason)
+		}
+		for _, c := range hostileEnvelopes(t, mediaType, good, alice.Certificate) {
+			if len(c.data) > maxEnvelope {
+				t.Errorf("%s has %d bytes", c.name, len(c.data))
+			}
+			envelopeCost.Check(t, len(c.data), func() {
+				if accepted, reason := g.judge(t, mediaType, c.data); accepted || !strings.Contains(reason, c.reason) {
+					t.Errorf("%s: %v, %s", c.name, accepted, reason)
+				}
+			})
+		}
+	}
+	if accepted, reason := g.judge(t, "text/plain", nil); accepted || !strings.Contains(reason, `the media type "text/plain"`) {
+		t.Error(reason)
+	}
+}
+
+// TestUntrustedAddresses holds that nothing is asked of the addresses in a certificate that nobody trusts, also at level audit, and that a
+// trusted one is checked.
+func TestUntrustedAddresses(t *testing.T) {
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1); http.NotFound(w, r) }))
+	defer server.Close()
+	mallory, err := softhsmtest.NewForger("mallory", server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, trusted := range []bool{false, true} {
+		asked.Store(0)
+		forgers := []*softhsmtest.Forger{newForger(t)}
+		if trusted {
+			forgers = append(forgers, mallory)
+		}
+		g := openGate(t, Options{TrustDir: trusting(t, "audit", forgers...)})
+		envelope, err := mallory.Sign(jws.MediaTypeEnvelope, signedImage, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if accepted, reason := g.judge(t, jws.MediaTypeEnvelope, envelope); !accepted {
+			t.Error(reason)
+		}
+		if n := asked.Load(); (n > 0) != trusted {
+			t.Errorf("trusted %v: %d requests", trusted, n)
+		}
+	}
+}
+
+// FuzzSignatureManifest holds that no manifest costs more than its size allows.
+func FuzzSignatureManifest(f *testing.F) {
+	f.Add([]byte(`{"layers":[{"mediaType":"application/jose+json","digest":"sha256:0","size":1}]}`))
+	f.Add(fmt.Appendf(nil, `{"layers":[%s{}]}`, strings.Repeat("{},", 20000)))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s := source{manifests: storage(data), blobs: storage(nil)}
+		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(data), Size: int64(len(data))}
+		boundtest.Budget{Bytes: 128 << 10, BytesPerByte: 100}.Check(t, len(data), func() { _, _, _ = s.fetchSignature(t.Context(), d) })
+	})
+}
+
+// FuzzIndex holds that no list of signatures, in a registry or a layout, costs more than its size allows.
+func FuzzIndex(f *testing.F) {
+	f.Add([]byte(`{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:0","size":1}]}`))
+	f.Add(fmt.Appendf(nil, `{"manifests":[%s{}]}`, strings.Repeat("{},", 40000)))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		boundtest.Budget{Bytes: 128 << 10, BytesPerByte: 300}.Check(t, len(data), func() { _, _ = parseIndex(data) })
+	})
+}
+
+// storage has one blob.
+type storage []byte
+
+func (s storage) Fetch(context.Context, ocispec.Descriptor) (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(s)), nil
+}

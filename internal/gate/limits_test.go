@@ -1,0 +1,318 @@
+package gate
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/notaryproject/notation-core-go/signature/jws"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+)
+
+// inFlight is what a server may have sent that nobody has read: in its buffers and the system's.
+const inFlight = 16 << 20
+
+// attack is a registry with an image, a gate that trusts alice, and what they made of each other.
+type attack struct {
+	*softhsmtest.Hostile
+	gate           *Gate
+	alice, mallory *softhsmtest.Forger
+	image          ocispec.Descriptor
+}
+
+func newAttack(t testing.TB) *attack {
+	t.Helper()
+	a := &attack{Hostile: softhsmtest.NewHostile(t), alice: newForger(t), mallory: newForger(t)}
+	a.gate = openGate(t, Options{TrustDir: trusting(t, "strict", a.alice)})
+	a.image = a.PushImage("image")
+	return a
+}
+
+func (a *attack) verify(t testing.TB) Result {
+	t.Helper()
+	return a.gate.Verify(t.Context(), []string{a.Name(a.image)}, "", time.Minute)[0]
+}
+
+// expect verifies the image, and wants so many requests at most whose path has a part, and so many bytes.
+func (a *attack) expect(t testing.TB, reason, part string, requests, bytes int) {
+	t.Helper()
+	r := a.verify(t)
+	if r.Passed() != (reason == "") || !strings.Contains(r.Reason, reason) {
+		t.Errorf("%s: %s, not %q", r.Verdict, r.Reason, reason)
+	}
+	if n, sent := a.Count(part); n > requests || sent > bytes {
+		t.Errorf("%d requests for %s, and %d bytes were sent; at most it is %d and %d", n, part, sent, requests, bytes)
+	}
+}
+
+// forge hangs n signatures of mallory's on the image, that say they were made at a time.
+func (a *attack) forge(t testing.TB, n int, created time.Time) {
+	t.Helper()
+	envelope, err := a.mallory.Sign(jws.MediaTypeEnvelope, a.image, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n { // each is another manifest
+		a.Hang(t, a.Add(jws.MediaTypeEnvelope, append(bytes.Clone(envelope), bytes.Repeat([]byte(" "), i)...)), a.image, created)
+	}
+}
+
+// TestLongEnvelopes are never fetched, and keep no good signature from being found.
+func TestLongEnvelopes(t *testing.T) {
+	a := newAttack(t)
+	for i := range 20 {
+		a.Hang(t, ocispec.Descriptor{MediaType: jws.MediaTypeEnvelope, Digest: digest.FromString(fmt.Sprint(i)), Size: 33 << 20}, a.image, time.Now())
+	}
+	a.expect(t, "it has 34603008 bytes, more than 1048576", "/blobs/", 0, 1<<20)
+	a.Sign(t, a.alice, jws.MediaTypeEnvelope, a.image, nil)
+	a.expect(t, "", "/blobs/", 1, 1<<20)
+}
+
+// TestLyingSizes sends more than a descriptor says, with and without a length in the header.
+func TestLyingSizes(t *testing.T) {
+	for _, declared := range []bool{true, false} {
+		for _, part := range []string{"/blobs/", "/manifests/"} {
+			a := newAttack(t)
+			a.Sign(t, a.mallory, jws.MediaTypeEnvelope, a.image, nil)
+			image := a.image.Digest.String()
+			a.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+				if !strings.Contains(r.URL.Path, part) || strings.HasSuffix(r.URL.Path, image) {
+					return false
+				}
+				w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+				if declared {
+					w.Header().Set("Content-Length", fmt.Sprint(1<<40))
+				}
+				for _, err := w.Write(make([]byte, 1<<20)); err == nil; _, err = w.Write(make([]byte, 1<<20)) {
+				}
+				return true
+			}
+			a.expect(t, "cannot read the signature's", part, 3, inFlight)
+		}
+	}
+}
+
+// TestEnvelopeAtTheBound looks at an envelope of just the longest size.
+func TestEnvelopeAtTheBound(t *testing.T) {
+	for more, reason := range map[int]string{0: "", 1: "more than 1048576"} {
+		a := newAttack(t)
+		envelope, err := a.alice.Sign(jws.MediaTypeEnvelope, a.image, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Hang(t, a.Add(jws.MediaTypeEnvelope, append(envelope, bytes.Repeat([]byte(" "), maxEnvelope+more-len(envelope))...)), a.image, time.Now())
+		a.expect(t, reason, "/blobs/", 1, 2<<20)
+	}
+}
+
+// TestNewestFirst looks at 50 signatures at most: those that say they are the newest, but not those of a time to come.
+func TestNewestFirst(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		forged  int
+		created time.Time
+		reason  string
+		fetched int
+	}{
+		{200, now.Add(-time.Hour), "", 1},
+		{200, now.Add(time.Hour), "", 1},
+		{49, now, "", 50},
+		{50, now, "there are more than 50", 50},
+		{1200, now, "none of 50 signatures counts; there are more than 50, of which only the newest are looked at: ", 50},
+	} {
+		a := newAttack(t)
+		a.forge(t, c.forged, c.created)
+		a.Sign(t, a.alice, jws.MediaTypeEnvelope, a.image, nil) // a minute ago
+		a.expect(t, c.reason, "/blobs/", c.fetched, 2<<20)
+	}
+}
+
+// TestEndlessPages ends after 50, and finds what was in them.
+func TestEndlessPages(t *testing.T) {
+	for _, signed := range []bool{true, false} {
+		a := newAttack(t)
+		reason := "it has no signature; there are more than 0"
+		if signed {
+			a.Sign(t, a.alice, jws.MediaTypeEnvelope, a.image, nil)
+			reason = ""
+		}
+		pages := 0
+		a.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+			if strings.Contains(r.URL.Path, "/referrers/") {
+				pages++
+				w.Header().Set("Link", fmt.Sprintf("<%s?page=%d>; rel=\"next\"", r.URL.Path, pages))
+			}
+			return false
+		}
+		a.expect(t, reason, "/referrers/", maxPages, 1<<20)
+	}
+}
+
+// TestPages refuses a list that is too long, that does not end, or that has too much in it, whichever way a registry gives it.
+func TestPages(t *testing.T) {
+	endless := func(w io.Writer) {
+		for _, err := w.Write([]byte(`{"manifests":[`)); err == nil; _, err = w.Write([]byte(strings.Repeat("{},", 10000))) {
+		}
+	}
+	for name, c := range map[string]struct {
+		write  func(io.Writer)
+		reason string
+	}{
+		"endless": {endless, "it has 1048577 bytes, more than 1048576"},
+		"many":    {func(w io.Writer) { fmt.Fprintf(w, `{"manifests":[%s{}]}`, strings.Repeat("{},", 25000)) }, "more than 20000 elements"},
+		"deep":    {func(w io.Writer) { fmt.Fprint(w, `{"annotations":`+strings.Repeat("[", 100000)) }, "nested deeper than 16"},
+	} {
+		for _, way := range []string{"/referrers/", "/manifests/sha256-"} { // the second is the tag of those who have no first
+			t.Run(name+way, func(t *testing.T) {
+				a := newAttack(t)
+				a.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+					switch {
+					case way != "/referrers/" && strings.Contains(r.URL.Path, "/referrers/"):
+						http.NotFound(w, r)
+					case strings.Contains(r.URL.Path, way):
+						w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+						if way != "/referrers/" {
+							w.Header().Set("Docker-Content-Digest", digest.FromString("list").String())
+							w.Header().Set("Content-Length", fmt.Sprint(1<<30))
+						}
+						if r.Method == http.MethodGet {
+							c.write(w)
+						}
+					default:
+						return false
+					}
+					return true
+				}
+				reason := c.reason
+				if way != "/referrers/" && name != "endless" {
+					reason = "cannot list its signatures" // its length is wrong already
+				}
+				a.expect(t, reason, way, 1, inFlight)
+			})
+		}
+	}
+}
+
+// TestDrip ends what a registry sends byte by byte when the time is up, and leaves no connection to it.
+func TestDrip(t *testing.T) {
+	for _, part := range []string{"/referrers/", "/blobs/"} {
+		a := newAttack(t)
+		a.Sign(t, a.mallory, jws.MediaTypeEnvelope, a.image, nil)
+		gone := make(chan struct{})
+		a.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.URL.Path, part) {
+				return false
+			}
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+			for r.Context().Err() == nil {
+				fmt.Fprint(w, " ")
+				_ = http.NewResponseController(w).Flush()
+				time.Sleep(time.Millisecond)
+			}
+			close(gone)
+			return true
+		}
+		r := a.gate.Verify(t.Context(), []string{a.Name(a.image)}, "", 300*time.Millisecond)[0]
+		if r.Passed() || !strings.Contains(r.Reason, "within 300ms") {
+			t.Errorf("%+v", r)
+		}
+		<-gone
+	}
+}
+
+// TestRedirectsAndTokens ends redirects that lead on forever, and bounds what is read of tokens and errors.
+func TestRedirectsAndTokens(t *testing.T) {
+	endless := func(w http.ResponseWriter, r *http.Request) {
+		for _, err := fmt.Fprint(w, `{"token":"`); err == nil && r.Method != http.MethodHead; _, err = w.Write(bytes.Repeat([]byte("a"), 1<<20)) {
+		}
+	}
+	a := newAttack(t)
+	reasons := map[string]string{"redirects": "stopped after 10 redirects", "tokens": "failed to decode response", "errors": "500", "a header": "exceeded 65536 bytes"}
+	for name, answer := range map[string]func(w http.ResponseWriter, r *http.Request){
+		"redirects": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, r.URL.Path+"/", http.StatusTemporaryRedirect)
+		},
+		"tokens": func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasPrefix(r.URL.Path, "/token") {
+				endless(w, r)
+				return
+			}
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(`Bearer realm="http://%s/token",service="x"`, a.Address))
+			w.WriteHeader(http.StatusUnauthorized)
+			endless(w, r)
+		},
+		"errors": func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			endless(w, r)
+		},
+		"a header": func(w http.ResponseWriter, _ *http.Request) {
+			for i := range 1000 {
+				w.Header().Set(fmt.Sprint("X-", i), strings.Repeat("a", 1000))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a = newAttack(t)
+			a.Answer = func(w http.ResponseWriter, r *http.Request) bool { answer(w, r); return true }
+			a.expect(t, reasons[name], "/", 30, 2*inFlight)
+		})
+	}
+}
+
+// TestLimited holds the bounds of one source together: requests, bytes of a reply, and bytes of all.
+func TestLimited(t *testing.T) {
+	get := func(l *limited, length int64) (int64, error) {
+		response, err := l.RoundTrip((&http.Request{Method: http.MethodGet, URL: &url.URL{Path: fmt.Sprint(length)}}).WithContext(t.Context()))
+		if err != nil {
+			return 0, err
+		}
+		return io.Copy(io.Discard, response.Body)
+	}
+	l := &limited{base: zeros{}}
+	if n, err := get(l, maxReply); n != maxReply || err != nil {
+		t.Errorf("the longest reply: %d bytes, %v", n, err)
+	}
+	if _, err := get(l, maxReply+1); err == nil || !strings.Contains(err.Error(), "the reply is longer") {
+		t.Errorf("a longer one: %v", err)
+	}
+	read, requests := int64(2*maxReply), 2
+	for ; ; requests++ {
+		n, err := get(l, maxReply-1)
+		if read += n; err != nil {
+			if !strings.Contains(err.Error(), "the replies are longer") || read > maxBytes || read < maxBytes-maxReply {
+				t.Errorf("after %d bytes: %v", read, err)
+			}
+			break
+		}
+	}
+	for requests = 0; ; requests++ {
+		if _, err := l.RoundTrip((&http.Request{Method: http.MethodGet, URL: &url.URL{}}).WithContext(context.Background())); err != nil {
+			break
+		}
+		if requests > maxReplies {
+			t.Fatal("requests do not end")
+		}
+	}
+}
+
+// zeros answers a request with as many bytes as its path says.
+type zeros struct{}
+
+func (zeros) RoundTrip(r *http.Request) (*http.Response, error) {
+	var length int64
+	_, _ = fmt.Sscan(r.URL.Path, &length)
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(io.LimitReader(zeroReader{}, length))}, nil
+}
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }
