@@ -121,7 +121,7 @@ func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say fun
 func journalOf(name string) (string, error) {
 	dir, err := folders.Config()
 	if err != nil {
-		return "", failure.New(failure.Invalid, "set HOME", "can't tell where rotations are kept: %w", err)
+		return "", failure.New(failure.Invalid, "set HOME to an absolute path", "can't tell where rotations are kept: %w", err)
 	}
 	return filepath.Join(dir, "notation-hsm", "rotations", url.QueryEscape(name)+".json"), nil
 }

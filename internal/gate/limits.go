@@ -18,7 +18,7 @@ import (
 const (
 	maxSignatures = 50       // that are looked at, newest first; Notation's own number
 	maxListed     = 1000     // signatures that are listed to find the newest
-	maxPages      = 50       // of a list of referrers
+	maxPages      = 20       // of a list of referrers
 	maxPage       = 1 << 20  // bytes of a page
 	maxIndex      = 4 << 20  // bytes of an index in an OCI layout
 	maxManifest   = 64 << 10 // bytes of a signature's manifest

@@ -160,7 +160,8 @@ func (d *document) add(ours, others []trustpolicy.TrustPolicy, path string) ([]b
 	}
 	for _, our := range ours {
 		for _, other := range others {
-			if scope := our.RegistryScopes[0]; slices.Contains(other.RegistryScopes, scope) {
+			scope := our.RegistryScopes[0]
+			if slices.ContainsFunc(other.RegistryScopes, func(theirs string) bool { return oneRepository(theirs, scope) }) {
 				return nil, failure.New(failure.Invalid, "take the scope from that statement, or from the signers: notation-hsm trust signer remove NAME --scope "+scope,
 					"the scope %q belongs to the statement %q in %s, and Notation allows no second one, %q", scope, other.Name, path, our.Name)
 			}

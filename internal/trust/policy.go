@@ -63,7 +63,8 @@ func checkScope(scope string) error {
 	err := accepted(trustpolicy.TrustPolicy{RegistryScopes: []string{scope}, TrustedIdentities: []string{anyone}})
 	switch {
 	case err == nil:
-		return nil
+		_, err := repository(scope)
+		return err
 	case strings.Contains(scope, "*"):
 		return failure.New(failure.Invalid, `name each repository with a --scope of its own, or "*" for all that have no signer of their own`,
 			"the scope %q is a pattern, and Notation knows whole repositories alone", scope)
@@ -104,7 +105,16 @@ func (m *Manifest) groups() ([]group, error) {
 		}
 	}
 	var all []group
+	known := map[string]string{}
 	for _, scope := range slices.Sorted(maps.Keys(scopes)) {
+		name, err := repository(scope)
+		if err != nil {
+			return nil, err
+		}
+		if other, ok := known[name]; ok {
+			return nil, failure.New(failure.Invalid, "name it in one way, without a port that is the default", "the scopes %q and %q are one repository", other, scope)
+		}
+		known[name] = scope
 		signers := scopes[scope]
 		slices.SortFunc(signers, func(a, b Signer) int { return cmp.Compare(a.Name, b.Name) })
 		if err := exact(scope, signers); err != nil {

@@ -64,10 +64,12 @@ func (s *Signer) read() error {
 	if len(s.Scopes) == 0 {
 		return failure.New(failure.Invalid, "name one with --scope registry.example.com/team/app", "signer %q has no scope", s.Name)
 	}
-	for i, scope := range s.Scopes {
-		if err := checkScope(scope); err != nil {
+	for i, given := range s.Scopes {
+		if err := checkScope(given); err != nil {
 			return err
 		}
+		scope := spelled(given)
+		s.Scopes[i] = scope
 		if slices.Contains(s.Scopes[:i], scope) {
 			return failure.New(failure.Invalid, "remove one of the two", "signer %q has the scope %q twice", s.Name, scope)
 		}
@@ -157,8 +159,8 @@ func (s *Signer) extend(g Grant) error {
 }
 
 func (s *Signer) addScopes(scopes []string) {
-	for _, scope := range scopes {
-		if !slices.Contains(s.Scopes, scope) {
+	for _, given := range scopes {
+		if scope := spelled(given); !slices.Contains(s.Scopes, scope) {
 			s.Scopes = append(s.Scopes, scope)
 		}
 	}
@@ -172,7 +174,7 @@ func Remove(ctx context.Context, path, name string, scopes []string) (gone bool,
 			return failure.New(failure.Invalid, "see: notation-hsm trust signer list", "there is no signer %q", name)
 		}
 		for _, scope := range scopes {
-			i := slices.Index(s.Scopes, scope)
+			i := slices.Index(s.Scopes, spelled(scope))
 			if i < 0 {
 				return failure.New(failure.Invalid, "the scopes are: "+strings.Join(s.Scopes, ", "), "signer %q has no scope %q", name, scope)
 			}
