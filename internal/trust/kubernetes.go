@@ -47,7 +47,13 @@ func forCluster(path string) (*Manifest, []group, error) {
 		return nil, nil, failure.New(failure.Invalid, "add one with: notation-hsm trust signer add", "the trust manifest has no signer to export")
 	}
 	for _, g := range groups {
-		if name := clusterName(g.scope); g.scope != anyone && name != g.scope {
+		name := clusterName(g.scope)
+		if g.scope != anyone {
+			if name, err = repository(name); err != nil {
+				return nil, nil, err
+			}
+		}
+		if g.scope != anyone && name != g.scope {
 			return nil, nil, failure.New(failure.Invalid, fmt.Sprintf("give the signers the scope %s", name),
 				"a cluster knows no repository by the name %q of signer %q: it would call it %q", g.scope, g.signers[0].Name, name)
 		}

@@ -85,9 +85,11 @@ func TestClusterNames(t *testing.T) {
 		"localhost/app":               "docker.io/localhost/app",
 		"registry.example.com/a/b/c":  "registry.example.com/a/b/c",
 		"docker.io/library/nginx/sub": "docker.io/library/nginx/sub",
+		"registry-1.docker.io/app":    "docker.io/library/app",
+		"example.com:443/app":         "example.com/app",
 	} {
-		if got := clusterName(scope); got != want {
-			t.Errorf("%s becomes %s, not %s", scope, got, want)
+		if got, err := repository(clusterName(scope)); err != nil || got != want {
+			t.Errorf("%s becomes %s, not %s: %v", scope, got, want, err)
 		}
 		path := manifest(t)
 		if _, err := Add(t.Context(), path, Grant{Name: "alice", Scopes: []string{scope}}); err != nil {

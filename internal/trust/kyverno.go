@@ -112,9 +112,10 @@ func kyvernoCanSay(g group) error {
 }
 
 // kyvernoRefused is CEL for the images that have no signature of those who may sign in their repository. parseImageReference completes a
-// name as Kubernetes does, and calls Docker Hub index.docker.io.
+// name as Kubernetes does, and calls Docker Hub index.docker.io; the rest of the expression gives the registry its one name.
 const kyvernoRefused = `variables.images.filter(image, verifyImageSignatures(image,
-  variables.signers[?parseImageReference(image).registry() + "/" + parseImageReference(image).repository()].orValue(variables.others)) == 0)`
+  variables.signers[?("/" + parseImageReference(image).registry().lowerAscii() + "/").replace(":443/", "/").replace(":80/", "/")
+    .replace("/registry-1.docker.io/", "/index.docker.io/").substring(1) + parseImageReference(image).repository()].orValue(variables.others)) == 0)`
 
 // kyvernoMap is CEL for a map from repositories to those who may sign there.
 func kyvernoMap(groups []group) string {
