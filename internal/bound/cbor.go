@@ -67,7 +67,7 @@ func cborHead(data []byte) (size int, items uint64, err error) {
 		}
 		size += digits
 	}
-	rest := uint64(len(data) - size)
+	rest := uint64(len(data) - size) //nolint:gosec // it is not negative
 	switch major {
 	case 2, 3: // strings
 		if argument > rest {

@@ -1,7 +1,6 @@
 package gate
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
@@ -163,6 +163,12 @@ func parseRequest(args []string, stdin io.Reader) (*request, error) {
 	if len(data) > maxDescriptor {
 		return nil, failure.New(failure.Invalid, hint, "the descriptor is longer than %d bytes", maxDescriptor)
 	}
+	if !json.Valid(data) {
+		return nil, failure.New(failure.Invalid, hint, "the descriptor is not valid JSON")
+	}
+	if err := bound.JSON(data, bound.Limits{Bytes: maxDescriptor, Depth: bound.Depth, Elements: 2000}); err != nil {
+		return nil, failure.New(failure.Invalid, hint, "the descriptor is refused: %w", err)
+	}
 	r := &request{given: name}
 	if r.asked, err = scope.Name(named.Name()); err == nil {
 		r.repository, err = scope.Canonical(named.Name())
@@ -170,8 +176,8 @@ func parseRequest(args []string, stdin io.Reader) (*request, error) {
 	if err != nil {
 		return nil, failure.New(failure.Invalid, hint, "%q is not an image's name: %w", name, err)
 	}
-	if err := json.Unmarshal(bytes.TrimSpace(data), &r.descriptor); err != nil {
-		return nil, failure.New(failure.Invalid, hint, "the descriptor is not valid JSON: %w", err)
+	if err := json.Unmarshal(data, &r.descriptor); err != nil {
+		return nil, failure.New(failure.Invalid, hint, "the descriptor is not one: %w", err)
 	}
 	if r.descriptor.Digest != want || r.descriptor.MediaType == "" || r.descriptor.Size <= 0 {
 		return nil, failure.New(failure.Invalid, hint, "the descriptor is not one of %s", want)

@@ -18,6 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content/oci"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
@@ -39,7 +40,9 @@ func FuzzRequest(f *testing.F) {
 		if line := nameIn(args); strings.ContainsAny(line, "\n\r\x1b") {
 			t.Errorf("%q would be logged", line)
 		}
-		r, err := parseRequest(args, bytes.NewReader(stdin))
+		var r *request
+		var err error
+		boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 100}.Check(t, len(name)+len(sum)+len(stdin), func() { r, err = parseRequest(args, bytes.NewReader(stdin)) })
 		if err != nil {
 			if failure.Is(err, failure.Internal) {
 				t.Errorf("%v is taken for a fault of ours", err)
@@ -58,7 +61,10 @@ func FuzzImage(f *testing.F) {
 		f.Add(seed, "example.com/app")
 	}
 	f.Fuzz(func(t *testing.T, text, scope string) {
-		if i, err := parseImage(text, scope); err == nil && (i.name == "" || i.reference == "" || i.digest != "" && i.digest.Validate() != nil) {
+		var i image
+		var err error
+		boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 100}.Check(t, len(text)+len(scope), func() { i, err = parseImage(text, scope) })
+		if err == nil && (i.name == "" || i.reference == "" || i.digest != "" && i.digest.Validate() != nil) {
 			t.Errorf("%q is %+v", text, i)
 		}
 	})

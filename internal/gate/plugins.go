@@ -11,6 +11,7 @@ import (
 	"github.com/notaryproject/notation-go"
 	notationplugin "github.com/notaryproject/notation-go/plugin"
 	"github.com/notaryproject/notation-go/verifier"
+	framework "github.com/notaryproject/notation-plugin-framework-go/plugin"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/folders"
@@ -50,7 +51,7 @@ func pluginPath(name string) (string, error) {
 }
 
 // Get returns a listed plugin.
-func (p plugins) Get(ctx context.Context, name string) (notationplugin.Plugin, error) {
+func (p plugins) Get(ctx context.Context, name string) (framework.Plugin, error) {
 	i := slices.Index(p, name)
 	if i < 0 {
 		return nil, fmt.Errorf("%q is not a listed verification plugin", name)
