@@ -190,6 +190,9 @@ func within(ctx context.Context, timeout time.Duration, reference string, job fu
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	done := make(chan Result, 1)
+	if ctx.Err() != nil { // nothing is begun that nobody waits for
+		return refused(reference, late(ctx, timeout))
+	}
 	go func() {
 		var result Result
 		if err := caught(func() { result = job(ctx) }); err != nil {
@@ -204,10 +207,14 @@ func within(ctx context.Context, timeout time.Duration, reference string, job fu
 		}
 	case <-ctx.Done():
 	}
+	return refused(reference, late(ctx, timeout))
+}
+
+func late(ctx context.Context, timeout time.Duration) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return refused(reference, fmt.Errorf("it could not be verified within %s", timeout))
+		return fmt.Errorf("it could not be verified within %s", timeout)
 	}
-	return refused(reference, errors.New("interrupted"))
+	return errors.New("interrupted")
 }
 
 // caught makes an error of a panic, which on a goroutine of its own would end the program without an answer.
