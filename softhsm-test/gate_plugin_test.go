@@ -104,3 +104,49 @@ func TestSignatureRunsNothing(t *testing.T) {
 		}
 	}
 }
+
+// TestListedPluginRuns lists a plugin in each way there is, and has a signature verified by it that is refused without.
+func TestListedPluginRuns(t *testing.T) {
+	image, h, base := Build(t, "hsm-image"), NewHostile(t), t.TempDir()
+	alice, err := NewForger("alice", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	trust, bin := filepath.Join(base, "trust"), filepath.Join(base, "bin")
+	store, plugins := filepath.Join(trust, "truststore", "x509", "ca", "store"), filepath.Join(trust, "plugins", "good")
+	for _, folder := range []string{store, plugins, bin} {
+		if err := os.MkdirAll(folder, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(t, filepath.Join(store, "alice.pem"), string(alice.PEM()))
+	write(t, filepath.Join(trust, "trustpolicy.json"), `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"],
+		"trustStores": ["ca:store"], "trustedIdentities": ["*"], "signatureVerification": {"level": "strict"}}]}`)
+	program := filepath.Join(plugins, "notation-good")
+	write(t, program, `#!/bin/sh
+case $1 in
+get-plugin-metadata) echo '{"name":"good","description":"d","version":"1.0.0","url":"https://example.com","supportedContractVersions":["1.0"],"capabilities":["SIGNATURE_VERIFIER.TRUSTED_IDENTITY"]}';;
+*) echo '{"verificationResults":{"SIGNATURE_VERIFIER.TRUSTED_IDENTITY":{"success":true}},"processedAttributes":[]}';;
+esac
+`)
+	if err := os.Chmod(program, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d := h.PushImage("image")
+	h.Sign(t, alice, jws.MediaTypeEnvelope, d, map[string]string{verifier.HeaderVerificationPlugin: "good"})
+	for _, listed := range [][]string{nil, {"--verification-plugin", "good"}} {
+		stdout, stderr, err := try(t, "", image, append([]string{"verify", "--plain-http", "--trust-dir", trust, h.Name(d)}, listed...)...)
+		if (err == nil) != (listed != nil) {
+			t.Errorf("verify %v: %v %s%s", listed, err, stdout, stderr)
+		}
+		Run(t, image, append([]string{"install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", filepath.Join(base, "state"), "--hosts-dir", plainHosts(t, h.Address)}, listed...)...)
+		stdout, stderr, err = try(t, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, d.MediaType, d.Digest, d.Size), filepath.Join(bin, "hsm-image-verifier"),
+			"-name", h.Name(d), "-digest", d.Digest.String(), "-stdin-media-type", ocispec.MediaTypeDescriptor)
+		if (err == nil) != (listed != nil) {
+			t.Errorf("the verifier, %v: %v %s%s", listed, err, stdout, stderr)
+		}
+	}
+	if _, stderr, err := try(t, "", image, "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--verification-plugin", "../good"); err == nil || !strings.Contains(stderr, "is not the name of a verification plugin") {
+		t.Errorf("a name that climbs: %v %s", err, stderr)
+	}
+}

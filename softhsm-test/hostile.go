@@ -3,6 +3,7 @@ package softhsmtest
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -144,5 +145,13 @@ func (f *Hostile) ServeHTTP(plain http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Content-Digest", digest.FromBytes(data).String())
 	if r.Method != http.MethodHead {
 		_, _ = w.Write(data)
+	}
+}
+
+// Flood writes until nobody reads any more. It does not end for a request of HEAD, of which no body is sent.
+func Flood(w io.Writer, begin, chunk string) {
+	_, err := io.WriteString(w, begin)
+	for err == nil {
+		_, err = io.WriteString(w, chunk)
 	}
 }

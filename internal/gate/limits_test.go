@@ -66,14 +66,6 @@ func (a *attack) forge(t testing.TB, n int, created time.Time) {
 	}
 }
 
-// flood writes until nobody reads any more.
-func flood(w io.Writer, begin, chunk string) {
-	_, err := io.WriteString(w, begin)
-	for err == nil {
-		_, err = io.WriteString(w, chunk)
-	}
-}
-
 // TestLongEnvelopes are never fetched, and keep no good signature from being found.
 func TestLongEnvelopes(t *testing.T) {
 	a := newAttack(t)
@@ -100,7 +92,7 @@ func TestLyingSizes(t *testing.T) {
 				if declared {
 					w.Header().Set("Content-Length", fmt.Sprint(1<<40))
 				}
-				flood(w, "", string(make([]byte, 1<<20)))
+				softhsmtest.Flood(w, "", string(make([]byte, 1<<20)))
 				return true
 			}
 			a.expect(t, "cannot read the signature's", part, 3, inFlight)
@@ -166,7 +158,7 @@ func TestEndlessPages(t *testing.T) {
 
 // TestPages refuses a list that is too long, that does not end, or that has too much in it, whichever way a registry gives it.
 func TestPages(t *testing.T) {
-	endless := func(w io.Writer) { flood(w, `{"manifests":[`, strings.Repeat("{},", 10000)) }
+	endless := func(w io.Writer) { softhsmtest.Flood(w, `{"manifests":[`, strings.Repeat("{},", 10000)) }
 	for name, c := range map[string]struct {
 		write  func(io.Writer)
 		reason string
@@ -237,7 +229,7 @@ func TestDrip(t *testing.T) {
 func TestRedirectsAndTokens(t *testing.T) {
 	endless := func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodHead { // whose writes never fail
-			flood(w, `{"token":"`, strings.Repeat("a", 1<<20))
+			softhsmtest.Flood(w, `{"token":"`, strings.Repeat("a", 1<<20))
 		}
 	}
 	a := newAttack(t)
