@@ -12,7 +12,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/folders"
+	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
 // file is the YAML config file: settings for everything, for one key (by alias), for one token (by label) and for the NetHSM.
@@ -36,28 +36,56 @@ var (
 // Path returns where the config file is looked for: NOTATION_HSM_CONFIG, else notation-hsm/config.yaml in the user's
 // configuration directory. It is "" when there is no such directory.
 func Path() string {
-	if path := os.Getenv(environmentPrefix + "CONFIG"); path != "" {
+	if path := os.Getenv(configVariable); path != "" {
 		return path
 	}
-	dir, err := folders.Config()
+	dir, err := os.UserConfigDir()
 	if err != nil {
-		return ""
+		if dir = os.Getenv("XDG_CONFIG_HOME"); dir == "" {
+			return ""
+		}
 	}
 	return filepath.Join(dir, "notation-hsm", "config.yaml")
 }
 
+func newFile(path string) *file {
+	return &file{path: path, settings: map[string]string{}, keys: map[string]map[string]string{}, tokens: map[string]map[string]string{}, env: map[string]map[string]string{}}
+}
+
+const configVariable = environmentPrefix + "CONFIG"
+
 // loadFile reads the config file. A file that is not there is an empty one, unless NOTATION_HSM_CONFIG names it.
 func loadFile() (*file, error) {
-	f := &file{path: Path(), keys: map[string]map[string]string{}, tokens: map[string]map[string]string{}, env: map[string]map[string]string{}}
-	if f.path == "" {
+	f := newFile(Path())
+	if f.path == "" || f.path == os.DevNull {
 		return f, nil
 	}
-	data, err := bound.ReadFile(f.path, MaxFile)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && os.Getenv(environmentPrefix+"CONFIG") == "":
+	unreadable := func(err error) error {
+		return failure.New(failure.Invalid, "check the path and its permissions", "can't read the config file: %w", err)
+	}
+	if !filepath.IsAbs(f.path) {
+		if os.Getenv(configVariable) == "" {
+			return nil, failure.New(failure.Invalid, "set HOME, or XDG_CONFIG_HOME, to a full path",
+				"cannot tell where the config file is: the user's configuration directory, %q, is not a full path", filepath.Dir(filepath.Dir(f.path)))
+		}
+		here, err := os.Getwd()
+		if err != nil {
+			return nil, unreadable(err)
+		}
+		f.path = here + "/" + f.path // not cleaned: what is checked has to be what is read, also behind links
+	}
+	if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) && os.Getenv(configVariable) == "" {
 		return f, nil
-	case err != nil:
-		return nil, failure.New(failure.Invalid, "check the path and its permissions", "can't read the config file: %w", err)
+	} else if err != nil {
+		return nil, unreadable(err)
+	}
+	if err := ownership.Check(f.path, os.Getuid()); err != nil {
+		cause := failure.From(err)
+		return nil, failure.New(cause.Kind, cause.Hint+"; or keep the file in another folder, and name it in "+configVariable, "the config file %s names programs that run as this user, and others can change it: %w", f.path, cause)
+	}
+	data, err := bound.ReadFile(f.path, MaxFile)
+	if err != nil {
+		return nil, unreadable(err)
 	}
 	if err := f.parse(data); err != nil {
 		return nil, err
