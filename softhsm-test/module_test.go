@@ -272,7 +272,7 @@ func TestPrecedence(t *testing.T) {
 	n := NewNotation(t, token)
 	uri, _ := newKey(t, token, n.Plugin, "EC-256", "release")
 	conf := filepath.Join(t.TempDir(), "config.yaml")
-	write(t, conf, "module-path: /from/the/file.so\n")
+	write(t, conf, "module-path: /from/the/file.so\nmodules: [/from/the/uri.so, /from/plugin/config.so]\n")
 	t.Setenv("NOTATION_HSM_CONFIG", conf)
 	says := func(request, want string) {
 		t.Helper()

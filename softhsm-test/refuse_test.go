@@ -116,6 +116,7 @@ func TestRefusedRequests(t *testing.T) {
 	if err := os.Chmod(openPIN, 0o644); err != nil {
 		t.Fatal(err)
 	}
+	allowPrograms(t, []string{"/no/such/module.so", notLibrary, "libc.so.6", dir}, []string{"false", "/no/such/command", "true"})
 	for _, c := range []struct {
 		name, request, code string
 		words               []string

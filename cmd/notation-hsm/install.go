@@ -19,7 +19,8 @@ func installCommand() *cobra.Command {
 		Use:   "install",
 		Short: "Install this plugin for Notation, and register a signing key",
 		Long: `Copy this program to where Notation looks for plugins. With --key-name and --key, also add a signing key to Notation's
-list, so that 'notation sign --key NAME' uses it. The settings given as flags are stored with the key, as its plugin config.`,
+list, so that 'notation sign --key NAME' uses it. The settings given as flags are stored with the key, as its plugin config. A library
+or command that they name is listed in the config file as well, since Notation's list alone may have nothing run.`,
 		Example: `  notation-hsm install --key-name release --key "pkcs11:token=signing;object=release" --default \
     --module-path /usr/lib/softhsm/libsofthsm2.so --pin-source env:SIGNING_PIN`,
 		Args: cli.Exactly(0),
@@ -42,7 +43,8 @@ list, so that 'notation sign --key NAME' uses it. The settings given as flags ar
 		if name == "" {
 			return nil
 		}
-		added, err := custody.Register(c.Context(), name, reference, settings, makeDefault)
+		say := func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) }
+		added, err := custody.Register(c.Context(), name, reference, settings, makeDefault, say)
 		if err != nil {
 			return err
 		}

@@ -60,22 +60,41 @@ func FuzzURI(f *testing.F) {
 // fileCost is what reading a config file may allocate: the parser has a node of some 500 bytes for each value.
 var fileCost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 2 << 10}
 
-// FuzzConfigFile holds that no config file crashes or costs more than its size allows, and that every refusal names the file.
+// FuzzConfigFile holds that no config file crashes or costs more than its size allows, that every refusal names the
+// file, and that adding programs keeps what else is there.
 func FuzzConfigFile(f *testing.F) {
 	for _, seed := range []string{
 		"", "# nothing", "timeout: 30s", "keys:\n  release:\n    uri: pkcs11:object=a\n", "tokens:\n  signing:\n    env:\n      A: b\n",
 		"keys: [1]", "keys: 1", "a: &x {b: *x}", "timeout: {a: b}", "keys:\n  a: {uri: x, uri: y}", "- a", "? [a]\n: b", "tokens: {a: {env: [x]}}", "!!binary a: b",
 		"x: &a [*a]", "<<: {timeout: 1s}",
+		"modules:\n- /a.so # why\ncommands: [get a, 'get b']\n", "modules:\n  - /a.so\n\n# end\n...\n", "commands:\nmodules: [./a.so]", "{modules: []}", "modules: &a [x]\ncommands: *a", "modules:\r- a\r- b",
 		"nethsm:\n  instances: [https://a.example.com, https://b.example.com]\n  user: a~b\n", "nethsm: [x]", "nethsm: {instances: [[x]], user: [a]}", "nethsm: {instances: &a [*a]}",
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		c := &file{path: "config.yaml", keys: map[string]map[string]string{}, tokens: map[string]map[string]string{}, env: map[string]map[string]string{}}
+		c := newFile("config.yaml")
 		var err error
 		fileCost.Check(t, len(data), func() { err = c.parse(data) })
-		if err != nil && !strings.Contains(err.Error(), "config.yaml") {
-			t.Errorf("%q: the error does not name the file: %v", data, err)
+		if err != nil {
+			if !strings.Contains(err.Error(), "config.yaml") {
+				t.Errorf("%q: the error does not name the file: %v", data, err)
+			}
+			return
+		}
+		more := Programs{Modules: []string{"/added.so"}, Commands: []string{"added: #1"}}
+		text, err := more.addTo(string(data), "config.yaml")
+		if err != nil {
+			return
+		}
+		after := newFile("config.yaml")
+		if err := after.parse([]byte(text)); err != nil || len(after.modules) != len(c.modules)+1 || len(after.commands) != len(c.commands)+1 {
+			t.Errorf("%q: with programs added it is %q: %v", data, text, err)
+		}
+		for comment := range strings.SplitSeq(string(data), "\n") {
+			if !strings.Contains(text, comment) && strings.HasPrefix(strings.TrimSpace(comment), "#") {
+				t.Errorf("%q: with programs added it is %q", data, text)
+			}
 		}
 	})
 }

@@ -15,7 +15,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
-// file is the YAML config file: settings for everything, for one key (by alias), for one token (by label) and for the NetHSM.
+// file is the YAML config file: settings for everything, for one key (by alias), for one token (by label) and for the
+// NetHSM; and the programs that data may name.
 type file struct {
 	path     string
 	settings map[string]string
@@ -23,6 +24,8 @@ type file struct {
 	tokens   map[string]map[string]string // token label -> settings
 	env      map[string]map[string]string // token label -> variables for the module
 	nethsm   map[string]string
+	modules  []string
+	commands []string
 }
 
 const uriSetting = "uri"
@@ -30,7 +33,7 @@ const uriSetting = "uri"
 var (
 	keySettings   = append([]string{uriSetting}, Names...)
 	tokenSettings = []string{ModulePath, PINSource, CertificateChain, Timeout, AllowFinalPINTry, "env"}
-	fileSettings  = append([]string{"keys", "tokens", "nethsm"}, Names...)
+	fileSettings  = append([]string{"keys", "tokens", "nethsm", modulesSetting, commandsSetting}, Names...)
 )
 
 // Path returns where the config file is looked for: NOTATION_HSM_CONFIG, else notation-hsm/config.yaml in the user's
@@ -49,7 +52,10 @@ func Path() string {
 }
 
 func newFile(path string) *file {
-	return &file{path: path, settings: map[string]string{}, keys: map[string]map[string]string{}, tokens: map[string]map[string]string{}, env: map[string]map[string]string{}}
+	return &file{
+		path: path, settings: map[string]string{}, keys: map[string]map[string]string{},
+		tokens: map[string]map[string]string{}, env: map[string]map[string]string{},
+	}
 }
 
 const configVariable = environmentPrefix + "CONFIG"
@@ -66,7 +72,8 @@ func loadFile() (*file, error) {
 	if !filepath.IsAbs(f.path) {
 		if os.Getenv(configVariable) == "" {
 			return nil, failure.New(failure.Invalid, "set HOME, or XDG_CONFIG_HOME, to a full path",
-				"cannot tell where the config file is: the user's configuration directory, %q, is not a full path", filepath.Dir(filepath.Dir(f.path)))
+				"cannot tell where the config file is: the user's configuration directory, %q, is not a full path",
+				filepath.Dir(filepath.Dir(f.path)))
 		}
 		here, err := os.Getwd()
 		if err != nil {
@@ -81,7 +88,8 @@ func loadFile() (*file, error) {
 	}
 	if err := ownership.Check(f.path, os.Getuid()); err != nil {
 		cause := failure.From(err)
-		return nil, failure.New(cause.Kind, cause.Hint+"; or keep the file in another folder, and name it in "+configVariable, "the config file %s names programs that run as this user, and others can change it: %w", f.path, cause)
+		return nil, failure.New(cause.Kind, cause.Hint+"; or keep the file in another folder, and name it in "+configVariable,
+			"the config file %s names programs that run as this user, and others can change it: %w", f.path, cause)
 	}
 	data, err := bound.ReadFile(f.path, MaxFile)
 	if err != nil {
@@ -107,7 +115,7 @@ func (f *file) parse(data []byte) error {
 	if root == nil {
 		return nil // empty, or comments alone
 	}
-	f.settings, err = f.section(root, "the config file", fileSettings, func(name string, value *yaml.Node) (bool, error) {
+	f.settings, err = f.section(root, "the config file", fileSettings, func(name string, value *yaml.Node) (_ bool, err error) {
 		switch name {
 		case "keys":
 			return true, f.keyEntries(value)
@@ -115,6 +123,12 @@ func (f *file) parse(data []byte) error {
 			return true, f.tokenEntries(value)
 		case "nethsm":
 			return true, f.nethsmEntries(value)
+		case modulesSetting:
+			f.modules, err = f.programEntries(name, value)
+			return true, err
+		case commandsSetting:
+			f.commands, err = f.programEntries(name, value)
+			return true, err
 		}
 		return false, nil
 	})

@@ -109,9 +109,14 @@ func (s *Settings) chooseNetHSM(token, where string) error {
 }
 
 // applyNetHSM takes each setting from the first layer that has it; those of the section alone come from the environment or the file.
-func (s *Settings) applyNetHSM(f *file, layers []layer) error {
-	if path := layers[0].values[ModulePath]; path != "" {
-		return failure.New(failure.Invalid, "leave out "+ModulePath, "the key %s is on a NetHSM, and %s names the module %s", s.Key, layers[0].name, path)
+func (s *Settings) applyNetHSM(f *file, layers []layer, missing *Programs) error {
+	for _, l := range layers {
+		if l.uri {
+			break // what is weaker is for other keys as well
+		}
+		if path := l.values[ModulePath]; path != "" {
+			return failure.New(failure.Invalid, "leave out "+ModulePath, "the key %s is on a NetHSM, and %s names the module %s", s.Key, l.origin.name, path)
+		}
 	}
 	own := func(name string) string { return cmp.Or(os.Getenv(nethsmEnvironment(name)), f.nethsm[name]) }
 	n := &NetHSM{
@@ -143,7 +148,7 @@ func (s *Settings) applyNetHSM(f *file, layers []layer) error {
 		return err
 	}
 	s.NetHSM = n
-	if err := s.apply(layers); err != nil {
+	if err := s.apply(f, layers, missing); err != nil {
 		return err
 	}
 	s.ModulePath = strings.Join(n.Instances, " ")

@@ -33,36 +33,45 @@ type Settings struct {
 	NetHSM           *NetHSM           // set when Key.NetHSM is: how it is reached
 }
 
-// Origin is where the strongest settings were given; it decides the words of errors and what is stored.
-type Origin string
-
-const (
-	Flags        Origin = "the command line"
-	PluginConfig Origin = "plugin config"
-)
-
 const safePIN = `give the PIN through pin-source: env:NAME, file:/path, "exec:command args" or prompt; or set NOTATION_HSM_PIN`
 
 const keyURI = "the key URI"
 
 // A layer is one place that settings come from.
 type layer struct {
-	name   string
+	origin Origin
 	values map[string]string
 	dir    string // where relative paths in it start; "" is the current folder
 	own    bool   // it is the key's own entry in the config file
+	uri    bool   // it holds the attributes of the key's URI
 }
 
 // Resolve finds the settings for a key reference: an RFC 7512 URI or an alias of the config file. An empty reference means
-// a token alone, for commands that list. given are the settings from origin.
+// a token alone, for commands that list. The reference and given come from origin.
 func Resolve(reference string, given map[string]string, origin Origin) (*Settings, error) {
-	for _, name := range slices.Sorted(maps.Keys(given)) {
-		if looksLikePIN(name) {
-			return nil, failure.New(failure.Invalid, safePIN, "a PIN in %s (%q) would be stored and logged", origin, name)
+	return resolve(reference, origin, nil, layer{origin: origin, values: given})
+}
+
+// ResolveStored does so for a reference that stands in data with settings of its own. Those from flags are stronger.
+func ResolveStored(reference string, stored map[string]string, origin Origin, flags map[string]string) (*Settings, error) {
+	return resolve(reference, origin, nil, layer{origin: Flags, values: flags}, layer{origin: origin, values: stored})
+}
+
+// resolve takes the layers above the key's URI, strongest first. If missing is set, it gets the programs that data
+// names and the config file does not list, and these are no failures.
+func resolve(reference string, origin Origin, missing *Programs, above ...layer) (*Settings, error) {
+	var layers []layer
+	for _, l := range above {
+		for _, name := range slices.Sorted(maps.Keys(l.values)) {
+			if looksLikePIN(name) {
+				return nil, failure.New(failure.Invalid, safePIN, "a PIN in %s (%q) would be stored and logged", l.origin.name, name)
+			}
+			if err := checkName(name, Names, "setting", l.origin.name); err != nil {
+				return nil, err
+			}
 		}
-		if err := checkName(name, Names, "setting", string(origin)); err != nil {
-			return nil, err
-		}
+		l.values = maps.Clone(l.values)
+		layers = append(layers, l)
 	}
 	f, err := loadFile()
 	if err != nil {
@@ -72,23 +81,23 @@ func Resolve(reference string, given map[string]string, origin Origin) (*Setting
 	if err != nil {
 		return nil, err
 	}
+	inFile := Origin{name: f.path, namesPrograms: true}
 	fromFile := func(values map[string]string) layer {
-		return layer{name: f.path, values: values, dir: filepath.Dir(f.path)}
+		return layer{origin: inFile, values: values, dir: filepath.Dir(f.path)}
+	}
+	fromURI := layer{origin: origin.uri(), values: uri.Query, uri: true}
+	if entry != nil {
+		fromURI.origin = inFile
 	}
 	own := fromFile(entry)
 	own.own = true
-	layers := []layer{
-		{name: string(origin), values: maps.Clone(given)},
-		{name: keyURI, values: uri.Query},
-		{name: "the environment", values: environment()},
-		own,
-	}
+	layers = append(layers, fromURI, layer{origin: environmentOrigin, values: environment()}, own)
 	s := &Settings{Key: uri, Timeout: DefaultTimeout}
 	if err := s.chooseToken(append(slices.Clone(layers), fromFile(f.settings))); err != nil {
 		return nil, err
 	}
 	if s.Key.NetHSM {
-		return s, s.applyNetHSM(f, append(layers, fromFile(f.nethsm), fromFile(f.settings)))
+		return s, s.applyNetHSM(f, append(layers, fromFile(f.nethsm), fromFile(f.settings)), missing)
 	}
 	if len(f.tokens) == 1 && !s.Key.namesToken() {
 		for label := range f.tokens { // the only one that the file knows
@@ -96,7 +105,7 @@ func Resolve(reference string, given map[string]string, origin Origin) (*Setting
 		}
 	}
 	s.Env = f.env[s.Key.Token]
-	return s, s.apply(append(layers, fromFile(f.tokens[s.Key.Token]), fromFile(f.settings)))
+	return s, s.apply(f, append(layers, fromFile(f.tokens[s.Key.Token]), fromFile(f.settings)), missing)
 }
 
 // lookUp returns the URI that a reference names and the config file's entry for it.
@@ -107,8 +116,7 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 	case strings.HasPrefix(reference, Scheme), strings.HasPrefix(reference, NetHSMScheme):
 		uri, err := ParseURI(reference)
 		if err == nil && uri.Query["pin-value"] != "" {
-			err = failure.New(failure.Invalid, safePIN, "the key URI carries a PIN (pin-value), which %s would show to others",
-				map[Origin]string{Flags: "the process list", PluginConfig: "Notation's signing key list"}[origin])
+			err = failure.New(failure.Invalid, safePIN, "the key URI carries a PIN (pin-value), which %s would show to others", origin.showsPIN)
 		}
 		return uri, nil, err
 	}
@@ -147,8 +155,8 @@ func environment() map[string]string {
 // chooseToken lets the strongest place that names a token or slot decide alone: half a name from one place and half from
 // another would be a token nobody meant. A token may be given as a URI, which may then carry more settings.
 func (s *Settings) chooseToken(layers []layer) error {
-	for i, l := range layers {
-		if l.name == keyURI && s.Key.namesToken() {
+	for _, l := range layers {
+		if l.uri && s.Key.namesToken() {
 			return nil
 		}
 		token, slot := l.values[Token], l.values[SlotID]
@@ -156,7 +164,7 @@ func (s *Settings) chooseToken(layers []layer) error {
 			continue
 		}
 		if strings.HasPrefix(token, NetHSMScheme) || s.Key.NetHSM {
-			return s.chooseNetHSM(token, l.name)
+			return s.chooseNetHSM(token, l.origin.name)
 		}
 		named := URI{Token: token}
 		if strings.HasPrefix(token, Scheme) {
@@ -164,8 +172,8 @@ func (s *Settings) chooseToken(layers []layer) error {
 			if err != nil {
 				return err
 			}
-			if uri.Query["pin-value"] != "" && i == 0 {
-				return failure.New(failure.Invalid, safePIN, "the token URI in %s carries a PIN (pin-value)", l.name)
+			if uri.Query["pin-value"] != "" && l.origin.showsPIN != "" {
+				return failure.New(failure.Invalid, safePIN, "the token URI in %s carries a PIN (pin-value)", l.origin.name)
 			}
 			for name, value := range uri.Query {
 				if _, stronger := l.values[name]; !stronger {
@@ -188,22 +196,38 @@ func (s *Settings) chooseToken(layers []layer) error {
 	return nil
 }
 
-// apply takes each setting from the first layer that has it.
-func (s *Settings) apply(layers []layer) error {
-	find := func(name string) (string, layer) {
-		for _, l := range layers {
-			if value := l.values[name]; value != "" {
-				return value, l
-			}
+// apply takes each setting from the first layer that has it. Programs that it takes from data have to be listed.
+func (s *Settings) apply(f *file, layers []layer, missing *Programs) error {
+	first := func(has func(layer) bool) layer {
+		if i := slices.IndexFunc(layers, has); i >= 0 {
+			return layers[i]
 		}
-		return "", layer{}
+		return layer{}
 	}
-	s.ModulePath, _ = find(ModulePath)
-	for _, l := range layers {
-		if l.values["pin-value"] != "" || l.values[PINSource] != "" {
-			s.PIN, s.PINSource = l.values["pin-value"], l.values[PINSource]
-			break
+	find := func(name string) (string, layer) {
+		l := first(func(l layer) bool { return l.values[name] != "" })
+		return l.values[name], l
+	}
+	// ours is the first place that may name programs. What is missing from the lists has to be there without this
+	// environment as well.
+	ours := func(has func(layer) bool) layer {
+		return first(func(l layer) bool {
+			return l.origin.namesPrograms && (missing == nil || l.origin != environmentOrigin) && has(l)
+		})
+	}
+	path, from := find(ModulePath)
+	if s.NetHSM == nil {
+		other := ours(func(l layer) bool { return l.values[ModulePath] != "" })
+		if err := f.checkModule(path, from.origin, other.values[ModulePath], missing); err != nil {
+			return err
 		}
+	}
+	s.ModulePath = path
+	givesPIN := func(l layer) bool { return l.values["pin-value"] != "" || l.values[PINSource] != "" }
+	from = first(givesPIN)
+	s.PIN, s.PINSource = from.values["pin-value"], from.values[PINSource]
+	if err := f.checkPINSource(s.PINSource, from.origin, ours(givesPIN).values[PINSource], missing); err != nil {
+		return err
 	}
 	chain, from := find(CertificateChain)
 	if chain != "" && !filepath.IsAbs(chain) {
@@ -213,14 +237,14 @@ func (s *Settings) apply(layers []layer) error {
 	if text, from := find(Timeout); text != "" {
 		timeout, err := time.ParseDuration(text)
 		if err != nil || timeout <= 0 {
-			return failure.New(failure.Invalid, `write it like "30s" or "2m"`, "timeout %q in %s is not a length of time", text, from.name)
+			return failure.New(failure.Invalid, `write it like "30s" or "2m"`, "timeout %q in %s is not a length of time", text, from.origin.name)
 		}
 		s.Timeout = timeout
 	}
 	if text, from := find(AllowFinalPINTry); text != "" {
 		allow, err := strconv.ParseBool(text)
 		if err != nil {
-			return failure.New(failure.Invalid, "write true or false", "%s %q in %s is neither true nor false", AllowFinalPINTry, text, from.name)
+			return failure.New(failure.Invalid, "write true or false", "%s %q in %s is neither true nor false", AllowFinalPINTry, text, from.origin.name)
 		}
 		s.AllowFinalPINTry = allow
 	}
@@ -228,6 +252,20 @@ func (s *Settings) apply(layers []layer) error {
 		s.ModulePath = p11kitProxy()
 	}
 	return nil
+}
+
+// PINPlace says where the PIN comes from. It shows no PIN, and nothing that could be one.
+func (s *Settings) PINPlace() string {
+	if s.PIN != "" {
+		return "pin-value in the environment or the config file"
+	}
+	if s.PINSource == "" {
+		return "the token's own PIN pad: no pin-source is set"
+	}
+	if _, runs := commandOf(s.PINSource); runs || runsNothing(s.PINSource) {
+		return s.PINSource
+	}
+	return "a malformed pin-source"
 }
 
 // looksLikePIN reports whether a setting is named as a PIN would be.

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -51,37 +50,38 @@ func same(a, b string) bool {
 	return err == nil && os.SameFile(one, other)
 }
 
-// Register adds a signing key to Notation's list, under a name of Notation's, with the settings as its plugin config. It returns false
-// when the very same entry is there already. The settings are checked as the plugin will check them.
-func Register(ctx context.Context, name, reference string, given map[string]string, makeDefault bool) (added bool, err error) {
-	if _, err := config.Resolve(reference, given, config.PluginConfig); err != nil {
+// Register adds a signing key to Notation's list, under a name of Notation's, with the settings as its plugin config.
+// It returns false when the very same entry is there already. The programs that reference and settings name are listed
+// in the config file, of which say is told: in Notation's list they count for nothing. The settings are checked as the
+// plugin will check them.
+func Register(
+	ctx context.Context, name, reference string, given map[string]string, makeDefault bool,
+	say func(format string, args ...any),
+) (added bool, err error) {
+	stored, err := config.Lasting(given) // Notation starts the plugin wherever the user happens to be
+	if err != nil {
 		return false, err
-	}
-	stored := maps.Clone(given)
-	for _, setting := range []string{config.ModulePath, config.CertificateChain} {
-		// Notation starts the plugin wherever the user happens to be. A module without a folder is the linker's to find.
-		value := stored[setting]
-		if value == "" || (setting == config.ModulePath && !strings.Contains(value, "/")) {
-			continue
-		}
-		if stored[setting], err = filepath.Abs(value); err != nil {
-			return false, err
-		}
 	}
 	keys, err := signingKeys()
 	if err != nil {
 		return false, err
 	}
 	there, err := keys.Get(name)
+	known := err == nil
+	if known && (there.ExternalKey == nil || there.ID != reference || there.PluginName != config.PluginName ||
+		!maps.Equal(there.PluginConfig, stored)) {
+		return false, failure.New(failure.Invalid, "choose another --key-name, or remove it with: notation key delete "+name,
+			"Notation has another signing key named %q", name)
+	}
+	if err := Allow(ctx, reference, stored, config.PluginConfig, say); err != nil {
+		return false, err
+	}
 	switch {
-	case err != nil:
+	case !known:
 		if err := keys.AddPlugin(ctx, name, reference, config.PluginName, stored, makeDefault); err != nil {
 			return false, failure.New(failure.Invalid, "", "can't register the key with Notation: %w", err)
 		}
 		added = true
-	case there.ExternalKey == nil || there.ID != reference || there.PluginName != config.PluginName || !maps.Equal(there.PluginConfig, stored):
-		return false, failure.New(failure.Invalid, "choose another --key-name, or remove it with: notation key delete "+name,
-			"Notation has another signing key named %q", name)
 	case makeDefault:
 		if err := keys.UpdateDefault(name); err != nil {
 			return false, err

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -103,6 +102,11 @@ func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say fun
 		if err := confirm(r); err != nil {
 			return err
 		}
+		// What the config file says under the alias of the old key is written to Notation's list, where it has to be
+		// listed.
+		if err := Allow(ctx, r.NewID, r.PluginConfig, config.PluginConfig, say); err != nil {
+			return err
+		}
 		if err := r.write(); err != nil {
 			return err
 		}
@@ -176,12 +180,7 @@ func (r *Rotation) advance(ctx context.Context, o Order, say func(string, ...any
 			"Notation's signing key %q was changed while it was rotated", r.Name)
 	}
 	if entry.ID == r.OldID {
-		settings := maps.Clone(r.PluginConfig)
-		if settings == nil {
-			settings = map[string]string{}
-		}
-		maps.Copy(settings, o.Given)
-		s, err := config.Resolve(r.NewID, settings, config.PluginConfig)
+		s, err := config.ResolveStored(r.NewID, r.PluginConfig, config.PluginConfig, o.Given)
 		if err != nil {
 			return false, err
 		}

@@ -40,12 +40,7 @@ func plan(ctx context.Context, o Order) (*Rotation, error) {
 	if err != nil {
 		return nil, err
 	}
-	settings := maps.Clone(entry.PluginConfig)
-	if settings == nil {
-		settings = map[string]string{}
-	}
-	maps.Copy(settings, o.Given)
-	s, err := config.Resolve(entry.ID, settings, config.PluginConfig)
+	s, err := config.ResolveStored(entry.ID, entry.PluginConfig, config.PluginConfig, o.Given)
 	if err != nil {
 		return nil, err
 	}

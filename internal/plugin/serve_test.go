@@ -25,7 +25,7 @@ var requestCost = boundtest.Budget{Bytes: 1 << 20, BytesPerByte: 256}
 // FuzzRequest holds that every request ends in one JSON object, a response on standard output or an error on standard error, and that none
 // costs more than its size allows.
 func FuzzRequest(f *testing.F) {
-	f.Setenv("XDG_CONFIG_HOME", f.TempDir())
+	f.Setenv("XDG_CONFIG_HOME", f.TempDir()) // without lists, so that no request names a library or a command of this machine
 	for _, seed := range []string{
 		"", "{}", "[]", "null", `{"contractVersion":"1.0","keyId":"pkcs11:object=a","keySpec":"EC-256","hashAlgorithm":"SHA-256","payload":"aGVsbG8=","pluginConfig":{"module-path":"/none"}}`,
 		`{"contractVersion":"1.0","keyId":"a","pluginConfig":{"pin":"1"}}`, `{"contractVersion":1}`, `{"keyId":"pkcs11:?pin-value=1"}`, `{"contractVersion":"1.0","keyId":"pkcs11:","pluginConfig":{"module-path":"/none","timeout":"1ns"}}`,
@@ -37,10 +37,6 @@ func FuzzRequest(f *testing.F) {
 	f.Add("describe-key", []byte(strings.Repeat("[", 100_000)))
 	f.Add("describe-key", []byte(`{"pluginConfig":`+strings.Repeat(`{"a":`, 100_000)))
 	f.Fuzz(func(t *testing.T, verb string, request []byte) {
-		// No fuzzed request is to load a library or run a command that happens to be on this machine.
-		if bytes.Contains(request, []byte("exec")) || bytes.Contains(request, []byte("|")) || bytes.Contains(request, []byte(".so")) {
-			return
-		}
 		var code int
 		var stdout, stderr string
 		requestCost.Check(t, len(request), func() { code, stdout, stderr = serve(context.Background(), t, verb, bytes.NewReader(request)) })

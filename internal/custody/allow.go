@@ -1,0 +1,72 @@
+package custody
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/ownership"
+	"github.com/notation-hsm/notation-hsm/internal/state"
+)
+
+// Allow lists in the config file the libraries and commands that a reference and its settings name, as the user has named them, before
+// they are stored in origin, where they are data. It tells say what it adds. It writes nothing when all is listed.
+func Allow(ctx context.Context, reference string, stored map[string]string, origin config.Origin, say func(format string, args ...any)) error {
+	missing, err := config.Unlisted(reference, stored, origin)
+	if err != nil || missing.None() {
+		return err
+	}
+	path, err := list(ctx, reference, stored, origin)
+	if err != nil {
+		f := failure.From(err)
+		return failure.New(f.Kind, f.Hint+"; or do it by hand: "+missing.HowToList(), "cannot list what runs as this user in the config file: %w", f)
+	}
+	for _, module := range missing.Modules {
+		say("added to modules in %s: %s", path, module)
+	}
+	for _, command := range missing.Commands {
+		say("added to commands in %s: %s", path, command)
+	}
+	_, err = config.Resolve(reference, stored, origin)
+	return err
+}
+
+func list(ctx context.Context, reference string, stored map[string]string, origin config.Origin) (path string, err error) {
+	if path = config.Path(); path == "" {
+		return "", failure.New(failure.Invalid, "set HOME", "there is no folder for it")
+	}
+	mode := os.FileMode(0o600)
+	if info, err := os.Stat(path); err == nil {
+		mode = info.Mode().Perm()
+		if path, err = filepath.EvalSymlinks(path); err != nil { // the link stays
+			return "", failure.New(failure.Invalid, "check the path and its permissions", "cannot find %s: %w", path, err)
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return "", failure.New(failure.Invalid, "check the path and its permissions", "cannot read %s: %w", path, err)
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return "", failure.New(failure.Internal, "check the current folder", "cannot find the config file: %w", err)
+	}
+	unlock, err := state.Lock(ctx, filepath.Dir(path))
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	// A file in a folder that others can write to would be refused from now on.
+	if err := ownership.Check(filepath.Dir(path), os.Getuid()); err != nil {
+		return "", err
+	}
+	missing, err := config.Unlisted(reference, stored, origin) // another command may have added some
+	if err != nil || missing.None() {
+		return path, err
+	}
+	text, err := config.WithPrograms(missing)
+	if err != nil {
+		return "", err
+	}
+	return path, state.Write(path, []byte(text), mode)
+}

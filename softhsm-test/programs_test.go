@@ -1,0 +1,143 @@
+package softhsmtest
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// configFile is the user's.
+func configFile() string {
+	return filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "config.yaml")
+}
+
+// allowPrograms lists libraries and commands in the user's config file, and nothing else. Without any there is no file.
+func allowPrograms(t testing.TB, modules, commands []string) {
+	t.Helper()
+	if len(modules)+len(commands) == 0 {
+		_ = os.Remove(configFile())
+		return
+	}
+	text, err := json.Marshal(map[string][]string{"modules": modules, "commands": commands}) // which is YAML
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(configFile()), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, configFile(), string(text))
+}
+
+// A lure is one way for data to name a program: a key's URI, and settings that are stored with it.
+type lure struct {
+	uri      string
+	settings map[string]string
+}
+
+// lures are all ways to name the library or the command of a trap for a key.
+func lures(trap *Trap, uri string) map[string]lure {
+	command := strings.ReplaceAll(trap.Command, " ", "%20")
+	return map[string]lure{
+		"library":                 {uri, map[string]string{"module-path": trap.Library}},
+		"library in the URI":      {uri + "?module-path=" + trap.Library, nil},
+		"library in a token URI":  {uri, map[string]string{"token": "pkcs11:token=signing?module-path=" + trap.Library}},
+		"command":                 {uri, map[string]string{"pin-source": "exec:" + trap.Command}},
+		"command after a bar":     {uri, map[string]string{"pin-source": "|" + trap.Command}},
+		"command in the URI":      {uri + "?pin-source=exec:" + command, nil},
+		"command in the URI, too": {uri + "?pin-source=%7C" + command, nil},
+		"command in a token URI":  {uri, map[string]string{"token": "pkcs11:token=signing?pin-source=exec:" + command}},
+	}
+}
+
+// springs runs a command for each kind of list: with none, and with near misses, it fails and says which line to write, and nothing has
+// run. With the very library or command listed it runs, so that the test would notice.
+func springs(t *testing.T, trap *Trap, name string, args ...string) {
+	t.Helper()
+	for _, lists := range [][2][]string{{}, {{trap.Library + "x", trap.Command}, {trap.Command + " ", trap.Library, strings.Fields(trap.Command)[0]}}} {
+		allowPrograms(t, lists[0], lists[1])
+		_, stderr, err := try(t, "", name, args...)
+		if trap.Sprung() {
+			t.Fatalf("it ran with the lists %q: %v: %s", lists, err, stderr)
+		}
+		if err == nil || !strings.Contains(stderr, "the config file does not list it") || !strings.Contains(stderr, configFile()) ||
+			!strings.Contains(stderr, trap.Library+"]") && !strings.Contains(stderr, trap.Command+"]") {
+			t.Errorf("with the lists %q: %v: %s", lists, err, stderr)
+		}
+	}
+	allowPrograms(t, []string{trap.Library}, []string{trap.Command})
+	if _, stderr, _ := try(t, "", name, args...); !trap.Sprung() {
+		t.Errorf("it did not run although it is listed: %s", stderr)
+	}
+}
+
+// TestDataRunsNothing has each place that keeps keys and settings for later name a library and a command.
+func TestDataRunsNothing(t *testing.T) {
+	token := NewToken(t, "signing")
+	n := NewNotation(t, token)
+	uri, _ := newKey(t, token, n.Plugin, "EC-256", "release")
+	Run(t, n.Plugin, "install", "--key-name", "release", "--key", uri)
+	trap := NewTrap(t)
+	registry := StartRegistry(t)
+	digest, err := PushImage(context.Background(), registry+"/app:v1", "data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := registry + "/app@" + digest.String()
+	signingKeys := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation", "signingkeys.json")
+	registered := read(t, signingKeys)
+	for name, l := range lures(trap, uri) {
+		t.Run("Notation's list/"+name, func(t *testing.T) {
+			defer write(t, signingKeys, registered)
+			entry := map[string]any{"name": "release", "id": l.uri, "pluginName": "hsm", "pluginConfig": l.settings}
+			writeJSON(t, signingKeys, map[string]any{"default": "release", "keys": []any{entry}})
+			springs(t, trap, n.Program, "sign", "--insecure-registry", "--key", "release", image)
+			springs(t, trap, n.Plugin, "key", "rotate", "release", "--yes")
+			allowPrograms(t, nil, nil)
+			if stdout, stderr, err := try(t, "", n.Plugin, "doctor"); err == nil || trap.Sprung() || !strings.Contains(stdout, "the config file does not list it") {
+				t.Errorf("doctor: %v: %s%s", err, stdout, stderr)
+			}
+		})
+		t.Run("plugin config/"+name, func(t *testing.T) {
+			args := []string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", l.uri, image}
+			for setting, value := range l.settings {
+				args = append(args, "--plugin-config", setting+"="+value)
+			}
+			springs(t, trap, n.Program, args...)
+		})
+	}
+	// What the user says of the same key stays possible.
+	allowPrograms(t, nil, nil)
+	Run(t, n.Program, "sign", "--insecure-registry", "--key", "release", "--plugin-config", "module-path="+token.Module, image)
+	printPIN := "printenv NOTATION_HSM_PIN"
+	allowPrograms(t, []string{token.Module}, []string{printPIN})
+	t.Setenv("NOTATION_HSM_MODULE_PATH", "")
+	Run(t, n.Program, "sign", "--insecure-registry", "--key", "release", "--plugin-config", "module-path="+token.Module, "--plugin-config", "pin-source=exec:"+printPIN, image)
+}
+
+// TestJournalRunsNothing changes the journal of a rotation that waits for its certificate.
+func TestJournalRunsNothing(t *testing.T) {
+	token := NewToken(t, "signing")
+	n := NewNotation(t, token)
+	uri, _ := newKey(t, token, n.Plugin, "EC-256", "release")
+	Run(t, n.Plugin, "install", "--key-name", "release", "--key", uri)
+	trap := NewTrap(t)
+	csr := filepath.Join(t.TempDir(), "release.csr")
+	Run(t, n.Plugin, "key", "rotate", "release", "--csr", csr, "--yes")
+	journal := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "rotations", "release.json")
+	var plan map[string]any
+	if err := json.Unmarshal([]byte(read(t, journal)), &plan); err != nil {
+		t.Fatal(err)
+	}
+	for name, l := range lures(trap, plan["newID"].(string)) {
+		t.Run(name, func(t *testing.T) {
+			changed := maps.Clone(plan)
+			changed["newID"], changed["pluginConfig"] = l.uri, l.settings
+			writeJSON(t, journal, changed)
+			springs(t, trap, n.Plugin, "key", "rotate", "release", "--csr", csr, "--yes")
+		})
+	}
+}
