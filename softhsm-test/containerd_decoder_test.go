@@ -35,6 +35,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/proto"
 
+	settings "github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 )
 
@@ -178,7 +179,7 @@ func wrapJWE(public string) wrap {
 // wrapHSM wraps as notation-hsm's key provider does.
 func wrapHSM(public string) wrap {
 	return func(options []byte) (string, []byte, error) {
-		to, err := envelope.ParseRecipients(context.Background(), []string{"pubkey:" + public + "?oaep=sha1"})
+		to, err := envelope.ParseRecipients(context.Background(), []string{"pubkey:" + public + "?oaep=sha1"}, settings.Flags)
 		if err != nil {
 			return "", nil, err
 		}

@@ -41,7 +41,7 @@ func parseCustodian(ctx context.Context, name string) (c custodian, err error) {
 	var to age.Recipient
 	switch {
 	case strings.HasPrefix(name, "cert:"), strings.HasPrefix(name, "pubkey:"):
-		recipients, err := envelope.ParseRecipients(ctx, []string{name})
+		recipients, err := envelope.ParseRecipients(ctx, []string{name}, config.Flags)
 		if err != nil {
 			return c, err
 		}
@@ -142,7 +142,7 @@ func openIdentities(
 		ids.files = append(ids.files, found...)
 	}
 	if len(references) > 0 {
-		ids.keys = envelope.OpenKeys(ctx, references)
+		ids.keys = envelope.OpenKeys(ctx, references, config.Flags)
 	}
 	return ids, nil
 }

@@ -19,8 +19,8 @@ import (
 
 // fromKey fills in the public half of a key in a module: from the leaf of the certificate-chain in its own entry of the config file, else
 // from the module. A certificate-chain that holds for more than this key may be another's.
-func (r *Recipient) fromKey(ctx context.Context, reference string, ask bool) error {
-	s, err := config.Resolve(reference, nil, config.Flags)
+func (r *Recipient) fromKey(ctx context.Context, reference string, origin config.Origin, ask bool) error {
+	s, err := config.Resolve(reference, nil, origin)
 	if err != nil {
 		return err
 	}

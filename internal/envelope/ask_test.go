@@ -36,7 +36,7 @@ func generateFor(t *testing.T, usage key.Usage, label, spec string) {
 // publicOf is the public half of a key on the token.
 func publicOf(t *testing.T, label string) crypto.PublicKey {
 	t.Helper()
-	parsed, err := IdentifyRecipients(context.Background(), []string{uri(label)})
+	parsed, err := IdentifyRecipients(context.Background(), []string{uri(label)}, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func publicOf(t *testing.T, label string) crypto.PublicKey {
 }
 
 func recipient(name string) (Recipient, error) {
-	parsed, err := ParseRecipients(context.Background(), []string{name})
+	parsed, err := ParseRecipients(context.Background(), []string{name}, config.Flags)
 	if err != nil {
 		return Recipient{}, err
 	}
@@ -117,7 +117,7 @@ func TestCanOpen(t *testing.T) {
 			}
 			if test.refused != "" {
 				t.Setenv("SHIM_FAULT", "")
-				if _, err := IdentifyRecipients(context.Background(), []string{test.name}); err != nil {
+				if _, err := IdentifyRecipients(context.Background(), []string{test.name}, config.Flags); err != nil {
 					t.Errorf("to know who it is: %v", err)
 				}
 			}
@@ -182,7 +182,7 @@ func TestCertificateRules(t *testing.T) {
 		if (err == nil) != (test.words == "") || err != nil && !strings.Contains(err.Error(), test.words) || err == nil && r.Warning == "" {
 			t.Errorf("key usage %b, valid %s to %s: %+v, %v", template.KeyUsage, template.NotBefore, template.NotAfter, r, err)
 		}
-		if _, err := IdentifyRecipients(context.Background(), []string{name}); err != nil {
+		if _, err := IdentifyRecipients(context.Background(), []string{name}, config.Flags); err != nil {
 			t.Errorf("to know who it is: %v", err)
 		}
 	}

@@ -62,7 +62,7 @@ func uri(label string) string { return "pkcs11:object=" + label }
 
 func seal(t *testing.T, recipients ...string) map[string]string {
 	t.Helper()
-	parsed, err := ParseRecipients(context.Background(), recipients)
+	parsed, err := ParseRecipients(context.Background(), recipients, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func annotation(scheme string, packets ...[]byte) map[string]string {
 // opens opens annotations with keys, each of which is used for this alone.
 func opens(t *testing.T, annotations map[string]string, references ...string) (string, error) {
 	t.Helper()
-	keys := OpenKeys(context.Background(), references)
+	keys := OpenKeys(context.Background(), references, config.Flags)
 	defer keys.Close()
 	opened, err := keys.Open(annotations)
 	return string(opened), err
@@ -225,7 +225,7 @@ func TestLoginOnce(t *testing.T) {
 		{"C_Login": 1, "C_DeriveKey": 10, "C_DestroyObject": 10, "C_OpenSession": 1, "C_CloseSession": 1},
 	} {
 		os.Remove(log)
-		keys := OpenKeys(context.Background(), []string{uri([]string{"rsa", "ec"}[i])})
+		keys := OpenKeys(context.Background(), []string{uri([]string{"rsa", "ec"}[i])}, config.Flags)
 		for range 10 {
 			if _, err := keys.Open(sealed[i]); err != nil {
 				t.Fatal(err)
@@ -248,7 +248,7 @@ func TestLoginOnce(t *testing.T) {
 	}
 	os.Remove(log)
 	t.Setenv("NOTATION_HSM_PIN", "0000")
-	keys := OpenKeys(context.Background(), []string{uri("ec")})
+	keys := OpenKeys(context.Background(), []string{uri("ec")}, config.Flags)
 	defer keys.Close()
 	for range 3 {
 		if _, err := keys.Open(sealed[1]); failure.From(err).CKR != "CKR_PIN_INCORRECT" {
@@ -345,13 +345,13 @@ func TestRefuse(t *testing.T) {
 		"cert:/nowhere.pem": "can't read", "pubkey:/nowhere.pem": "can't read", uri("nobody"): "there is no key",
 		uri("ec") + "?oaep=sha1": "no OAEP", uri("ec") + "?oaep=md5": "md5", "pubkey:envelope.go": "no public key",
 	} {
-		if _, err := ParseRecipients(context.Background(), []string{name}); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "4321") {
+		if _, err := ParseRecipients(context.Background(), []string{name}, config.Flags); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "4321") {
 			t.Errorf("the recipient %q fails with %v, which does not say %q", name, err, words)
 		}
 	}
 	// A chain that is set for everything may be another key's.
 	t.Setenv("NOTATION_HSM_CERTIFICATE_CHAIN", chain)
-	parsed, err := ParseRecipients(context.Background(), []string{uri("ec"), uri("ec")})
+	parsed, err := ParseRecipients(context.Background(), []string{uri("ec"), uri("ec")}, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}

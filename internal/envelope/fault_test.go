@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
@@ -66,7 +67,7 @@ func TestFaults(t *testing.T) {
 					t.Setenv("SHIM_FAULT", call+":"+how)
 					os.Remove(log)
 					start := time.Now()
-					keys := OpenKeys(context.Background(), []string{uri(label)})
+					keys := OpenKeys(context.Background(), []string{uri(label)}, config.Flags)
 					opened, err := keys.Open(sealed[label])
 					keys.Close()
 					if took := time.Since(start); took > 10*time.Second {

@@ -18,16 +18,17 @@ import (
 type Keys struct {
 	ctx        context.Context
 	references []string
+	origin     config.Origin
 	stores     []keystore.Store
 	candidates []*candidate
 	prepared   func() error // finds the candidates, once
 	tries      int          // how often a key was used
 }
 
-// OpenKeys prepares the keys that references name, by URI or alias. Without any, they are the keys of the token that the settings name,
-// and only a layer that names its recipients by kid finds the right one.
-func OpenKeys(ctx context.Context, references []string) *Keys {
-	k := &Keys{ctx: ctx, references: references}
+// OpenKeys prepares the keys that references name, by URI or alias; they stand in origin. Without any, they are the
+// keys of the token that the settings name, and only a layer that names its recipients by kid finds the right one.
+func OpenKeys(ctx context.Context, references []string, origin config.Origin) *Keys {
+	k := &Keys{ctx: ctx, references: references, origin: origin}
 	k.prepared = sync.OnceValue(k.prepare)
 	return k
 }
@@ -146,7 +147,7 @@ func (k *Keys) prepare() error {
 
 // open opens the store of a reference, until Close.
 func (k *Keys) open(reference string) (keystore.Store, error) {
-	s, err := config.Resolve(reference, nil, config.Flags)
+	s, err := config.Resolve(reference, nil, k.origin)
 	if err != nil {
 		return nil, err
 	}

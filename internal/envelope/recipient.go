@@ -15,6 +15,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
@@ -44,26 +45,27 @@ func isThumbprint(kid string) bool {
 	return err == nil && len(sum) == crypto.SHA256.Size()
 }
 
-// ParseRecipients reads recipients: a key by its URI or alias, cert:FILE or pubkey:FILE (PEM; a public key also in DER), each with
-// ?oaep=sha1 or ?oaep=sha256 after it to choose the hash of an RSA key. It refuses a recipient that cannot open what is encrypted to it, as
-// far as its module or certificate tells, and leaves a warning where neither does. No PIN is needed, unless a token shows public keys to
-// nobody else; where the token leaves open what a key may do and a PIN is configured, the key is tried.
-func ParseRecipients(ctx context.Context, names []string) ([]Recipient, error) {
-	return parseRecipients(ctx, names, true)
+// ParseRecipients reads recipients, which stand in origin: a key by its URI or alias, cert:FILE or pubkey:FILE (PEM; a
+// public key also in DER), each with ?oaep=sha1 or ?oaep=sha256 after it to choose the hash of an RSA key. It refuses a
+// recipient that cannot open what is encrypted to it, as far as its module or certificate tells, and leaves a warning
+// where neither does. No PIN is needed, unless a token shows public keys to nobody else; where the token leaves open
+// what a key may do and a PIN is configured, the key is tried.
+func ParseRecipients(ctx context.Context, names []string, origin config.Origin) ([]Recipient, error) {
+	return parseRecipients(ctx, names, origin, true)
 }
 
 // IdentifyRecipients reads recipients as ParseRecipients does, whether or not they can open anything.
-func IdentifyRecipients(ctx context.Context, names []string) ([]Recipient, error) {
-	return parseRecipients(ctx, names, false)
+func IdentifyRecipients(ctx context.Context, names []string, origin config.Origin) ([]Recipient, error) {
+	return parseRecipients(ctx, names, origin, false)
 }
 
-func parseRecipients(ctx context.Context, names []string, ask bool) ([]Recipient, error) {
+func parseRecipients(ctx context.Context, names []string, origin config.Origin, ask bool) ([]Recipient, error) {
 	if len(names) == 0 {
 		return nil, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE", "there is no recipient")
 	}
 	recipients := make([]Recipient, len(names))
 	for i, name := range names {
-		r, err := parseRecipient(ctx, name, ask)
+		r, err := parseRecipient(ctx, name, origin, ask)
 		if err != nil {
 			return nil, err
 		}
@@ -72,7 +74,7 @@ func parseRecipients(ctx context.Context, names []string, ask bool) ([]Recipient
 	return recipients, nil
 }
 
-func parseRecipient(ctx context.Context, name string, ask bool) (Recipient, error) {
+func parseRecipient(ctx context.Context, name string, origin config.Origin, ask bool) (Recipient, error) {
 	r := Recipient{Name: name}
 	if strings.Contains(name, "pin-value=") {
 		return r, failure.New(failure.Invalid, "leave out the PIN: whoever encrypts needs none", "a recipient carries a PIN (pin-value), which others would see")
@@ -90,7 +92,7 @@ func parseRecipient(ctx context.Context, name string, ask bool) (Recipient, erro
 	default:
 		return r, failure.New(failure.Invalid, "write oaep=sha256 or oaep=sha1", "the recipient %q asks for OAEP with %q", name, hash)
 	}
-	if err := r.find(ctx, reference, ask); err != nil {
+	if err := r.find(ctx, reference, origin, ask); err != nil {
 		return r, err
 	}
 	if _, isRSA := r.Public.(*rsa.PublicKey); !isRSA {
@@ -106,13 +108,13 @@ func parseRecipient(ctx context.Context, name string, ask bool) (Recipient, erro
 }
 
 // find fills in the public key of a recipient, and asks what it can open.
-func (r *Recipient) find(ctx context.Context, reference string, ask bool) (err error) {
+func (r *Recipient) find(ctx context.Context, reference string, origin config.Origin, ask bool) (err error) {
 	if path, ok := strings.CutPrefix(reference, "cert:"); ok {
 		r.Public, err = fromCertificate(path, ask)
 	} else if path, ok := strings.CutPrefix(reference, "pubkey:"); ok {
 		r.Public, err = fromPublicKey(path)
 	} else {
-		return r.fromKey(ctx, reference, ask)
+		return r.fromKey(ctx, reference, origin, ask)
 	}
 	r.assume("nobody was asked what its key can do")
 	return err

@@ -21,6 +21,7 @@ import (
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/watch"
@@ -50,7 +51,7 @@ func Encrypt(ctx context.Context, c Copy, recipients []string, layers []int) (*R
 	if c.To.transport() == dockerarchive.Transport.Name() {
 		return nil, failure.New(failure.Invalid, "use oci-archive: or oci:", "%s can't be encrypted: a docker-archive has no place for wrapped keys", c.To)
 	}
-	to, err := envelope.ParseRecipients(ctx, recipients)
+	to, err := envelope.ParseRecipients(ctx, recipients, config.Flags)
 	if err != nil {
 		return nil, err
 	}

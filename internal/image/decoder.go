@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/watch"
@@ -138,7 +139,7 @@ type candidate struct {
 
 // openAll has the module open the keys of all layers that it can, and closes the module. It fails if there is none.
 func openAll(ctx context.Context, references []string, layers []ocispec.Descriptor) (opened []candidate, first error) {
-	keys := envelope.OpenKeys(ctx, references)
+	keys := envelope.OpenKeys(ctx, references, config.Flags)
 	defer keys.Close()
 	for _, layer := range layers {
 		c, err := open(keys, layer)

@@ -15,6 +15,7 @@ import (
 	encconfig "github.com/containers/ocicrypt/config"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -72,7 +73,7 @@ func (o opened) UnwrapKey(_ *encconfig.DecryptConfig, packet []byte) ([]byte, er
 
 // openRing opens the keys of all encrypted layers, with one login, and has ocicrypt find them.
 func openRing(ctx context.Context, ref Reference, images []Image, references []string) (*encconfig.DecryptConfig, error) {
-	keys := envelope.OpenKeys(ctx, references)
+	keys := envelope.OpenKeys(ctx, references, config.Flags)
 	defer keys.Close()
 	ring := ring{}
 	for _, image := range images {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -55,7 +56,7 @@ type Changed struct {
 //
 // Like RemoveRecipients, it changes manifests in a registry or in an OCI layout, in their place: layers are neither read nor moved.
 func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipients, references []string) (*Changed, error) {
-	added, err := envelope.ParseRecipients(ctx, recipients)
+	added, err := envelope.ParseRecipients(ctx, recipients, config.Flags)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +69,7 @@ func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipi
 		return nil, err
 	}
 	changed, err := change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
-		keys := envelope.OpenKeys(ctx, references)
+		keys := envelope.OpenKeys(ctx, references, config.Flags)
 		defer keys.Close()
 		return t.edit(func(l Layer) (string, error) {
 			before := l.annotations[envelope.Annotation]
@@ -142,7 +143,7 @@ func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]
 	for _, name := range names {
 		kid := name
 		if thumbprint, err := base64.RawURLEncoding.DecodeString(name); !holds(kid) && (err != nil || len(thumbprint) != sha256.Size) {
-			parsed, err := envelope.IdentifyRecipients(ctx, []string{name})
+			parsed, err := envelope.IdentifyRecipients(ctx, []string{name}, config.Flags)
 			if err != nil {
 				return nil, err
 			}
@@ -229,7 +230,7 @@ func Names(ctx context.Context, recipients []string) (map[string]string, error) 
 	if len(recipients) == 0 {
 		return names, nil
 	}
-	parsed, err := envelope.IdentifyRecipients(ctx, recipients)
+	parsed, err := envelope.IdentifyRecipients(ctx, recipients, config.Flags)
 	for _, r := range parsed {
 		names[r.KeyID()] = r.Name
 	}

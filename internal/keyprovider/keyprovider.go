@@ -15,12 +15,16 @@ import (
 	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 // provider is the name of this key provider in ocicrypt's configuration: it is part of the annotation that images carry.
 const provider = "hsm"
+
+// origin is where the references to keys stand: a tool wrote the request, and not always the user.
+var origin = config.Stored("the key provider's request")
 
 // parameters are what the user wrote after provider:NAME:, by the name of the provider.
 type parameters map[string][][]byte
@@ -105,7 +109,7 @@ func wrap(ctx context.Context, r *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	recipients, err := envelope.ParseRecipients(ctx, names)
+	recipients, err := envelope.ParseRecipients(ctx, names, origin)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +129,7 @@ func unwrap(ctx context.Context, r *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	keys := envelope.OpenKeys(ctx, references)
+	keys := envelope.OpenKeys(ctx, references, origin)
 	defer keys.Close()
 	return keys.Open(map[string]string{envelope.Annotation: base64.StdEncoding.EncodeToString(r.Unwrap.Annotation)})
 }

@@ -5,12 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
@@ -90,6 +93,59 @@ func TestProtocol(t *testing.T) {
 	} {
 		if _, err := serve(t, request); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("the failure is %v, without %q", err, words)
+		}
+	}
+}
+
+// TestRequestRunsNothing has a request name a library and a command, which runs none unless the config file lists it.
+func TestRequestRunsNothing(t *testing.T) {
+	token := softhsmtest.NewToken(t, "recipients")
+	settings := filepath.Join(t.TempDir(), "config.yaml")
+	t.Setenv("NOTATION_HSM_CONFIG", settings)
+	t.Setenv("NOTATION_HSM_MODULE_PATH", token.Module)
+	t.Setenv("NOTATION_HSM_PIN", softhsmtest.PIN)
+	list := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list("")
+	s, err := config.Resolve("", nil, config.Flags)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, _ := key.ParseSpec("EC-256")
+	if _, err := keystore.Generate(context.Background(), s, key.Request{Spec: spec, Usage: key.Decrypt, Label: "one"}); err != nil {
+		t.Fatal(err)
+	}
+	wrapped, err := serve(t, wrapping("pkcs11:object=one"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	library := func(trap *softhsmtest.Trap) string { return "pkcs11:object=one?module-path=" + trap.Library }
+	command := func(trap *softhsmtest.Trap) string {
+		return "pkcs11:object=one?pin-source=exec:" + strings.ReplaceAll(trap.Command, " ", "%20")
+	}
+	for name, ask := range map[string]func(*softhsmtest.Trap) map[string]any{
+		"recipient, library": func(trap *softhsmtest.Trap) map[string]any { return wrapping(library(trap)) },
+		"recipient, command": func(trap *softhsmtest.Trap) map[string]any { return wrapping(command(trap)) },
+		"key, library": func(trap *softhsmtest.Trap) map[string]any {
+			return unwrapping(wrapped.Wrapped.Annotation, library(trap))
+		},
+		"key, command": func(trap *softhsmtest.Trap) map[string]any {
+			return unwrapping(wrapped.Wrapped.Annotation, command(trap))
+		},
+	} {
+		trap := softhsmtest.NewTrap(t) // a library is loaded into one process once
+		request := ask(trap)
+		list("")
+		if _, err := serve(t, request); trap.Sprung() || !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "that the key URI in the key provider's request names") {
+			t.Errorf("%s: %v", name, err)
+		}
+		list("modules: [" + trap.Library + "]\ncommands: [" + trap.Command + "]\n")
+		if _, err := serve(t, request); !trap.Sprung() && name != "recipient, command" { // which may need no PIN
+			t.Errorf("%s, listed: %v", name, err)
 		}
 	}
 }
