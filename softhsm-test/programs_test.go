@@ -141,3 +141,48 @@ func TestJournalRunsNothing(t *testing.T) {
 		})
 	}
 }
+
+// TestCARunsNothing changes the record of a CA, and has ceremonies name programs.
+func TestCARunsNothing(t *testing.T) {
+	token := NewToken(t, "signing")
+	n := NewNotation(t, token)
+	key := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "ca"))
+	Run(t, n.Plugin, "ca", "init", "root", "--key", key, "--subject", "CN=Root,O=Example,C=CH,ST=Zurich", "--days", "90")
+	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release"))
+	trap, dir := NewTrap(t), t.TempDir()
+	plan := filepath.Join(dir, "ceremony.json") // which is YAML
+	crls := map[string]any{"crls": []any{map[string]string{"ca": "root", "next-update": "7d"}}}
+	record := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "ca", "root", "ca.json")
+	original := read(t, record)
+	for name, l := range lures(trap, key) {
+		t.Run("record/"+name, func(t *testing.T) {
+			defer write(t, record, original)
+			writeJSON(t, record, map[string]any{"name": "root", "key": l.uri, "settings": l.settings, "created": "2026-01-01T00:00:00Z"})
+			springs(t, trap, n.Plugin, "ca", "crl", "--ca", "root")
+			writeJSON(t, plan, crls)
+			springs(t, trap, n.Plugin, "ceremony", plan, "--out", filepath.Join(t.TempDir(), "out"))
+		})
+	}
+	leaf := map[string]any{"name": "release", "ca": "root", "subject": "CN=release,O=Example,C=CH,ST=Zurich", "days": 30}
+	for name, l := range lures(trap, uri) {
+		steps := map[string]any{}
+		if l.settings == nil {
+			leaf["key"] = l.uri
+			steps["leaves"] = []any{leaf}
+		} else {
+			made := map[string]string{"name": "new", "token": "signing", "label": "new", "spec": "EC-256"}
+			for setting, value := range l.settings {
+				made[setting] = value
+			}
+			steps["keys"] = []any{made}
+		}
+		t.Run("ceremony/"+name, func(t *testing.T) {
+			writeJSON(t, plan, steps)
+			springs(t, trap, n.Plugin, "ceremony", plan, "--out", filepath.Join(t.TempDir(), "out"))
+			allowPrograms(t, nil, nil)
+			if _, stderr, err := try(t, "", n.Plugin, "ceremony", plan, "--dry-run"); err == nil || trap.Sprung() || !strings.Contains(stderr, "does not list it") {
+				t.Errorf("dry run: %v: %s", err, stderr)
+			}
+		})
+	}
+}

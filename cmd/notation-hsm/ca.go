@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/ca"
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/custody"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
@@ -30,7 +32,7 @@ func caInitCommand() *cobra.Command {
 		Short: "Make a root CA, or an intermediate, of a key in a module",
 		Long: `Make a CA of a key in a module: a root, or with --parent an intermediate. The root's token is then needed only to certify
 intermediates and to sign the root's own revocation lists. The settings given as flags are stored with the CA; they are for the new CA's
-key. The new CA's certificate and its issuers are printed as PEM.`,
+key. A library or command that they name is listed in the config file as well. The new CA's certificate and its issuers are printed as PEM.`,
 		Example: `  notation-hsm ca init root --key "pkcs11:token=vault;object=root" --subject "CN=Example Root,O=Example,C=CH,ST=Zurich" --days 7300
   notation-hsm ca init signing --parent root --key "pkcs11:token=issuing;object=signing" --path-length 0 \
     --subject "CN=Example Signing,O=Example,C=CH,ST=Zurich" --days 1825 --cdp http://pki.example.com/root.crl`,
@@ -55,7 +57,15 @@ key. The new CA's certificate and its issuers are printed as PEM.`,
 		if err != nil {
 			return err
 		}
-		a, err := ca.Init(c.Context(), dir, args[0], reference, given(), parent, terms)
+		stored, err := config.Lasting(given())
+		if err != nil {
+			return err
+		}
+		say := func(format string, args ...any) { fmt.Fprintf(c.ErrOrStderr(), format+"\n", args...) }
+		if err := custody.Allow(c.Context(), reference, stored, config.Stored(filepath.Join(dir, args[0])), say); err != nil {
+			return err
+		}
+		a, err := ca.Init(c.Context(), dir, args[0], reference, stored, config.Flags, parent, terms)
 		if err != nil {
 			return err
 		}

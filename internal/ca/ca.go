@@ -17,7 +17,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -152,14 +151,14 @@ func (a *Authority) writeJSON(name string, value any) error {
 	return a.write(name, append(data, '\n'))
 }
 
-// withKey opens the CA's key and holds it against the CA's certificate. given are settings stronger than those kept with the CA.
+// resolve finds the settings of the CA's key. given are flags, which are stronger than what is kept with the CA.
+func (a *Authority) resolve(given map[string]string) (*config.Settings, error) {
+	return config.ResolveStored(a.Key, a.Settings, config.Stored(a.path(description)), given)
+}
+
+// withKey opens the CA's key and holds it against the CA's certificate. given are as in resolve.
 func (a *Authority) withKey(ctx context.Context, given map[string]string, do func(keystore.Key) error) error {
-	settings := maps.Clone(a.Settings)
-	if settings == nil {
-		settings = map[string]string{}
-	}
-	maps.Copy(settings, given)
-	s, err := config.Resolve(a.Key, settings, config.Flags)
+	s, err := a.resolve(given)
 	if err != nil {
 		return err
 	}

@@ -126,7 +126,7 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 		if made["key "+reference] {
 			return nil
 		}
-		s, err := config.Resolve(reference, nil, config.Flags)
+		s, err := config.Resolve(reference, nil, p.origin())
 		if err != nil {
 			return err
 		}
@@ -171,7 +171,7 @@ func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
 
 // free holds that a key can be made: the token is there, the PIN is right, and no key has the label.
 func (c *ceremony) free(ctx context.Context, k KeyPlan) error {
-	s, err := config.Resolve("", k.settings(), config.Flags)
+	s, err := config.Resolve("", k.settings(), c.origin())
 	if err != nil {
 		return err
 	}
@@ -241,7 +241,7 @@ func (c *ceremony) makeKey(ctx context.Context, k KeyPlan) error {
 	if err != nil {
 		return err
 	}
-	s, err := config.Resolve("", k.settings(), config.Flags)
+	s, err := config.Resolve("", k.settings(), c.origin())
 	if err != nil {
 		return err
 	}
@@ -302,7 +302,7 @@ func (c *ceremony) key(ctx context.Context, reference string) (string, map[strin
 	if uri, made := c.keys[reference]; made {
 		return uri, c.given[reference], nil
 	}
-	s, err := config.Resolve(reference, nil, config.Flags)
+	s, err := config.Resolve(reference, nil, c.origin())
 	if err != nil {
 		return "", nil, err
 	}
@@ -320,7 +320,7 @@ func (c *ceremony) makeAuthority(ctx context.Context, plan AuthorityPlan) error 
 	if err != nil {
 		return err
 	}
-	a, err := Init(ctx, c.folder, plan.Name, reference, given, plan.Parent, plan.Terms)
+	a, err := Init(ctx, c.folder, plan.Name, reference, given, c.origin(), plan.Parent, plan.Terms)
 	if err != nil {
 		return err
 	}
@@ -336,7 +336,7 @@ func (c *ceremony) issue(ctx context.Context, plan LeafPlan) error {
 	if err != nil {
 		return err
 	}
-	s, err := config.Resolve(reference, given, config.Flags)
+	s, err := config.Resolve(reference, given, c.origin())
 	if err != nil {
 		return err
 	}

@@ -5,10 +5,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
@@ -17,18 +15,21 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Init makes a CA of a key that is in a module: a root, or with a parent an intermediate. given are the settings that come with the key,
-// and are kept with the CA.
-func Init(ctx context.Context, folder, name, reference string, given map[string]string, parent string, terms Terms) (*Authority, error) {
+// Init makes a CA of a key that is in a module: a root, or with a parent an intermediate. given are the settings that
+// come with the key from its origin, and are kept with the CA.
+func Init(
+	ctx context.Context, folder, name, reference string, given map[string]string, origin config.Origin,
+	parent string, terms Terms,
+) (*Authority, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	s, err := config.Resolve(reference, given, config.Flags)
+	s, err := config.Resolve(reference, given, origin)
 	if err != nil {
 		return nil, err
 	}
 	a := &Authority{Name: name, Key: reference, Parent: parent, Created: time.Now().UTC().Truncate(time.Second), dir: filepath.Join(folder, name)}
-	if a.Settings, err = lasting(given); err != nil {
+	if a.Settings, err = config.Lasting(given); err != nil {
 		return nil, err
 	}
 	var issuer *Authority
@@ -65,16 +66,4 @@ func Init(ctx context.Context, folder, name, reference string, given map[string]
 		}
 		return a.writeJSON(description, a)
 	})
-}
-
-// lasting returns settings that mean the same in another folder. A module without a folder is the linker's to find.
-func lasting(given map[string]string) (map[string]string, error) {
-	kept := maps.Clone(given)
-	if module := kept[config.ModulePath]; strings.Contains(module, "/") {
-		var err error
-		if kept[config.ModulePath], err = filepath.Abs(module); err != nil {
-			return nil, err
-		}
-	}
-	return kept, nil
 }

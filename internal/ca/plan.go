@@ -73,16 +73,23 @@ func ReadPlan(path string) (*Plan, error) {
 	return p, config.Strict(path, data, p)
 }
 
+// origin is that of the keys and settings in the plan. It is data: who reviews a ceremony does not review the programs
+// of this machine.
+func (p *Plan) origin() config.Origin { return config.Stored(p.path) }
+
 // Part is one thing that a ceremony makes, with its fields as name and value.
 type Part struct {
 	Title string
 	Rows  [][]string
 }
 
-// Rehearse goes through the whole ceremony without touching a module or a file, and returns what would be made. What can be known to be
-// wrong beforehand fails here.
+// Rehearse goes through the whole ceremony without touching a module or a file, and returns what would be made, and for
+// each step which modules are loaded and where PINs come from. What can be known to be wrong beforehand fails here.
 func (p *Plan) Rehearse(folder string) ([]Part, error) {
-	r := rehearsal{folder: folder, keys: map[string]KeyPlan{}, issuers: map[string]*x509.Certificate{}, files: map[string]bool{}, owners: map[string]string{}}
+	r := rehearsal{
+		folder: folder, origin: p.origin(), keys: map[string]KeyPlan{}, settings: map[string]*config.Settings{},
+		issuers: map[string]issuer{}, files: map[string]bool{}, owners: map[string]string{},
+	}
 	for _, k := range p.Keys {
 		if err := r.key(k); err != nil {
 			return nil, p.at("key", k.Name, err)
@@ -129,12 +136,29 @@ func (p *Plan) at(kind, name string, err error) error {
 }
 
 type rehearsal struct {
-	folder  string
-	keys    map[string]KeyPlan
-	issuers map[string]*x509.Certificate // the CAs so far, by name
-	files   map[string]bool
-	owners  map[string]string // whose certificate a key is for
-	parts   []Part
+	folder   string
+	origin   config.Origin
+	keys     map[string]KeyPlan
+	settings map[string]*config.Settings // of these keys
+	issuers  map[string]issuer           // the CAs so far, by name
+	files    map[string]bool
+	owners   map[string]string // whose certificate a key is for
+	parts    []Part
+}
+
+// issuer is a CA that signs in the ceremony.
+type issuer struct {
+	cert     *x509.Certificate
+	settings *config.Settings // of its key
+}
+
+// uses says which module a step loads for a key, and where the PIN comes from.
+func uses(module, pin string, s *config.Settings) [][]string {
+	path := s.ModulePath
+	if path == "" {
+		path = "none is named"
+	}
+	return [][]string{{module, path}, {pin, s.PINPlace()}}
 }
 
 func (r *rehearsal) key(k KeyPlan) error {
@@ -153,14 +177,15 @@ func (r *rehearsal) key(k KeyPlan) error {
 			return failure.New(failure.Invalid, "give each key a name, and on its token a label, of its own", "another key has this name, or this label on this token")
 		}
 	}
-	s, err := config.Resolve("", k.settings(), config.Flags)
+	s, err := config.Resolve("", k.settings(), r.origin)
 	if err != nil {
 		return err
 	}
-	r.keys[k.Name] = k
-	r.parts = append(r.parts, Part{"Key " + k.Name, [][]string{
-		{"Spec:", string(spec.Name)}, {"Label:", k.Label}, {"Token:", k.Token}, {"Module:", s.ModulePath}, {"Attributes:", "sensitive, not extractable, for signing alone"},
-	}})
+	r.keys[k.Name], r.settings[k.Name] = k, s
+	rows := [][]string{{"Spec:", string(spec.Name)}, {"Label:", k.Label}, {"Token:", k.Token}}
+	rows = append(rows, uses("Module:", "PIN from:", s)...)
+	rows = append(rows, []string{"Attributes:", "sensitive, not extractable, for signing alone"})
+	r.parts = append(r.parts, Part{"Key " + k.Name, rows})
 	return nil
 }
 
@@ -174,31 +199,32 @@ func (k KeyPlan) settings() map[string]string {
 	return given
 }
 
-// describeKey says which key is meant, and fails when none can be.
-func (r *rehearsal) describeKey(reference string) (string, error) {
+// describeKey says which key is meant and how it is reached, and fails when none can be.
+func (r *rehearsal) describeKey(reference string) (string, *config.Settings, error) {
 	if reference == "" {
-		return "", failure.New(failure.Invalid, "name one under keys, or one that is there by its URI or alias", "it has no key")
+		return "", nil, failure.New(failure.Invalid, "name one under keys, or one that is there by its URI or alias", "it has no key")
 	}
 	if k, made := r.keys[reference]; made {
-		return fmt.Sprintf("%s (%s, made here)", k.Name, k.Spec), nil
+		return fmt.Sprintf("%s (%s, made here)", k.Name, k.Spec), r.settings[reference], nil
 	}
-	s, err := config.Resolve(reference, nil, config.Flags)
+	s, err := config.Resolve(reference, nil, r.origin)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
-	return s.Key.String() + " (there already)", nil
+	return s.Key.String() + " (there already)", s, nil
 }
 
 // issuer returns a CA of the ceremony, or one that is there.
-func (r *rehearsal) issuer(name string) (*x509.Certificate, error) {
-	if cert, ok := r.issuers[name]; ok {
-		return cert, nil
+func (r *rehearsal) issuer(name string) (issuer, error) {
+	if made, ok := r.issuers[name]; ok {
+		return made, nil
 	}
 	a, err := Open(r.folder, name)
 	if err != nil {
-		return nil, err
+		return issuer{}, err
 	}
-	return a.Certificate(), nil
+	s, err := a.resolve(nil)
+	return issuer{a.Certificate(), s}, err
 }
 
 func (r *rehearsal) file(name string) error {
@@ -219,27 +245,28 @@ func (r *rehearsal) authority(c AuthorityPlan) error {
 	if _, err := os.Stat(filepath.Join(r.folder, c.Name, description)); !errors.Is(err, fs.ErrNotExist) {
 		return failure.New(failure.Invalid, "choose another name; see 'notation-hsm ca list'", "there is a CA of this name already")
 	}
-	var issuer *x509.Certificate
+	var parent issuer
 	title, signer := "Root "+c.Name, c.Key
 	if c.Parent != "" {
 		var err error
-		if issuer, err = r.issuer(c.Parent); err != nil {
+		if parent, err = r.issuer(c.Parent); err != nil {
 			return err
 		}
 		title, signer = "Intermediate "+c.Name, "the key of "+c.Parent
 	}
-	template, err := certs.CATemplate(c.Terms, issuer)
+	template, err := certs.CATemplate(c.Terms, parent.cert)
 	if err != nil {
 		return err
 	}
-	if err := r.certificate(title, c.Key, signer, c.Days, template, issuer); err != nil {
+	s, err := r.certificate(title, c.Key, signer, c.Days, template, parent)
+	if err != nil {
 		return err
 	}
 	// In the ceremony itself time passes between two certificates. Here each CA ends a day early for those below it, so that what is
 	// rehearsed does not fail then.
 	stand := *template
 	stand.NotAfter = stand.NotAfter.Add(-24 * time.Hour)
-	r.issuers[c.Name] = &stand
+	r.issuers[c.Name] = issuer{&stand, s}
 	return nil
 }
 
@@ -247,52 +274,63 @@ func (r *rehearsal) leaf(l LeafPlan) error {
 	if err := r.file(l.Name); err != nil {
 		return err
 	}
-	issuer, err := r.issuer(l.CA)
+	parent, err := r.issuer(l.CA)
 	if err != nil {
 		return err
 	}
-	template, err := certs.LeafTemplate(l.Terms, issuer)
+	template, err := certs.LeafTemplate(l.Terms, parent.cert)
 	if err != nil {
 		return err
 	}
 	if l.Subject == "" {
 		return failure.New(failure.Invalid, `as in: subject: "CN=release,O=Example,C=CH,ST=Zurich"`, "it has no subject")
 	}
-	return r.certificate("Leaf "+l.Name, l.Key, "the key of "+l.CA, l.Days, template, issuer)
+	_, err = r.certificate("Leaf "+l.Name, l.Key, "the key of "+l.CA, l.Days, template, parent)
+	return err
 }
 
-func (r *rehearsal) certificate(title, reference, signer string, days int, template, issuer *x509.Certificate) error {
-	described, err := r.describeKey(reference)
+// certificate adds the part of one certificate, and returns the settings of its key. The zero issuer is the key itself.
+func (r *rehearsal) certificate(
+	title, reference, signer string, days int, template *x509.Certificate, parent issuer,
+) (*config.Settings, error) {
+	described, s, err := r.describeKey(reference)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if owner, taken := r.owners[described]; taken {
-		return failure.New(failure.Invalid, "give each certificate a key of its own", "the key %s is that of %s already", described, owner)
+		return nil, failure.New(failure.Invalid, "give each certificate a key of its own", "the key %s is that of %s already", described, owner)
 	}
 	r.owners[described] = title
 	name := template.Subject.String()
-	rows := [][]string{{"Key:", described}, {"Signed by:", signer}, {"Serial:", "20 octets, 158 random bits"}, {"Valid:", fmt.Sprintf("%d days, from a minute before it is made; made now, that is:", days)}}
-	if issuer != nil {
-		name = issuer.Subject.String()
+	rows := append([][]string{{"Key:", described}}, uses("Module:", "PIN from:", s)...)
+	rows = append(rows, []string{"Signed by:", signer})
+	if parent.cert != nil {
+		rows = append(rows, uses("Issuer's module:", "Issuer's PIN from:", parent.settings)...)
+	}
+	rows = append(rows, []string{"Serial:", "20 octets, 158 random bits"})
+	rows = append(rows, []string{"Valid:", fmt.Sprintf("%d days, from a minute before it is made; made now, that is:", days)})
+	if parent.cert != nil {
+		name = parent.cert.Subject.String()
 	}
 	rows = append(rows, certs.Describe(template, name)...)
 	rows = append(rows, []string{"Subject key identifier:", "the first 160 bits of the SHA-256 of its public key"})
-	if issuer != nil {
+	if parent.cert != nil {
 		rows = append(rows, []string{"Authority key identifier:", "the same of the issuer's"})
 	}
 	r.parts = append(r.parts, Part{title, rows})
-	return nil
+	return s, nil
 }
 
 func (r *rehearsal) crl(c CRLPlan) error {
-	if _, err := r.issuer(c.CA); err != nil {
+	signer, err := r.issuer(c.CA)
+	if err != nil {
 		return err
 	}
 	if _, err := parsePeriod(c.NextUpdate); err != nil {
 		return err
 	}
-	r.parts = append(r.parts, Part{"Revocation list of " + c.CA, [][]string{
-		{"Signed by:", "the key of " + c.CA}, {"Next update:", c.NextUpdate + " after it is signed"},
-	}})
+	rows := append([][]string{{"Signed by:", "the key of " + c.CA}}, uses("Module:", "PIN from:", signer.settings)...)
+	rows = append(rows, []string{"Next update:", c.NextUpdate + " after it is signed"})
+	r.parts = append(r.parts, Part{"Revocation list of " + c.CA, rows})
 	return nil
 }
