@@ -2,6 +2,8 @@ package custody
 
 import (
 	"crypto/x509"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -10,6 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
 func (v *visit) module() (Check, error) {
@@ -17,9 +20,19 @@ func (v *visit) module() (Check, error) {
 	return loads(v.settings.ModulePath, tokens), err
 }
 
+// loads says what a module has. That others can change it is a warning and never a refusal: vendors install their
+// libraries for users and groups of their own, who are trusted with the keys.
 func loads(path string, tokens []key.Token) Check {
 	initialized := slices.DeleteFunc(slices.Clone(tokens), func(t key.Token) bool { return !t.Initialized })
-	return ok("%s, with %d initialised token(s)", path, len(initialized))
+	c := ok("%s, with %d initialised token(s)", path, len(initialized))
+	if !filepath.IsAbs(path) {
+		return c // the linker finds it; or it is the URL of a NetHSM
+	}
+	if err := ownership.Check(path, os.Getuid()); err != nil {
+		cause := failure.From(err)
+		return warning(cause.Hint, "%s; it runs as this user, and others can change it: %v", c.Detail, cause)
+	}
+	return c
 }
 
 func (v *visit) token() (_ Check, err error) {
