@@ -1,11 +1,17 @@
 package softhsmtest
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -53,8 +59,8 @@ func lures(trap *Trap, uri string) map[string]lure {
 	}
 }
 
-// springs runs a command for each kind of list: with none, and with near misses, it fails and says which line to write, and nothing has
-// run. With the very library or command listed it runs, so that the test would notice.
+// springs runs a command for each kind of list: with none, and with near misses, it fails and says which line to write,
+// and nothing has run. With the very library or command listed it runs, so that the test would notice.
 func springs(t *testing.T, trap *Trap, name string, args ...string) {
 	t.Helper()
 	for _, lists := range [][2][]string{{}, {{trap.Library + "x", trap.Command}, {trap.Command + " ", trap.Library, strings.Fields(trap.Command)[0]}}} {
@@ -184,5 +190,88 @@ func TestCARunsNothing(t *testing.T) {
 				t.Errorf("dry run: %v: %s", err, stderr)
 			}
 		})
+	}
+}
+
+// TestBackupRunsNothing restores a backup whose names are the URIs of other modules.
+func TestBackupRunsNothing(t *testing.T) {
+	token := NewToken(t, "signing")
+	n := NewNotation(t, token)
+	trap, dir := NewTrap(t), t.TempDir()
+	t.Setenv("SOPIN", SOPIN)
+	Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "3", "--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
+	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release", "--backup-key", "backup"))
+	backup := filepath.Join(dir, "release.backup.json")
+	Run(t, n.Plugin, "key", "backup", uri, "--to", backup)
+	Run(t, n.Plugin, "key", "delete", uri, "--yes")
+	lure := "pkcs11:token=signing;object=release?module-path=" + trap.Library + "&pin-source=exec:" + url.PathEscape(trap.Command)
+	quoted, err := json.Marshal(lure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range []string{"token", "label", "mechanism"} {
+		text := regexp.MustCompile(`"`+field+`": "[^"]*"`).ReplaceAllLiteralString(read(t, backup), `"`+field+`": `+string(quoted))
+		text = regexp.MustCompile(`,\s*"mac": \{[^}]*\}`).ReplaceAllLiteralString(text, "") // as the first version had none
+		text = strings.Replace(text, `"version": 2`, `"version": 1`, 1)
+		text = regexp.MustCompile(`"sha256": "[^"]*"`).ReplaceAllLiteralString(text, `"sha256": ""`)
+		var line bytes.Buffer
+		if err := json.Compact(&line, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		sum := sha256.Sum256(line.Bytes())
+		changed := filepath.Join(dir, field+".json")
+		write(t, changed, strings.Replace(text, `"sha256": ""`, `"sha256": "`+hex.EncodeToString(sum[:])+`"`, 1))
+		_, stderr, err := try(t, "", n.Plugin, "key", "restore", changed, "--token", "signing", "--unauthenticated")
+		if trap.Sprung() {
+			t.Errorf("%s: %v: %s", field, err, stderr)
+		}
+	}
+}
+
+// TestImageRunsNothing has the annotations of an encrypted image name programs in every place that a scheme has for
+// words.
+func TestImageRunsNothing(t *testing.T) {
+	u := newImageUser(t, NewToken(t, "node"), "RSA-2048")
+	trap, base := NewTrap(t), t.TempDir()
+	source, encrypted := "oci:"+filepath.Join(base, "source")+":app", filepath.Join(base, "encrypted")
+	writeImage(t, filepath.Join(base, "source"), "app", 1000, "linux/amd64")
+	key := u.keys["RSA-2048"]
+	Run(t, u.hsmImage, "encrypt", source, "oci:"+encrypted+":app", "--recipient", "pubkey:"+key.public)
+	lure := "pkcs11:token=node?module-path=" + trap.Library + "&pin-source=exec:" + url.PathEscape(trap.Command)
+	header := map[string]string{"alg": "RSA-OAEP-256", "kid": lure, "jku": lure, "module-path": trap.Library, "pin-source": "exec:" + trap.Command}
+	jwe := map[string]any{"protected": "e30", "recipients": []any{map[string]any{"header": header, "encrypted_key": "AAAA"}}, "iv": "AAAA", "ciphertext": "AAAA", "tag": "AAAA"}
+	blob := map[string]any{"version": 0, "uri": lure, "module-path": trap.Library, "recipients": []any{
+		map[string]any{"version": 0, "blob": make([]byte, 256), "hash": "sha1", "uri": lure, "module-path": trap.Library, "pin-source": "exec:" + trap.Command},
+	}}
+	for scheme, value := range map[string]any{"provider.hsm": jwe, "jwe": jwe, "pkcs11": blob, "provider." + lure: jwe} {
+		m := readManifest(t, encrypted, "app")
+		data, err := json.Marshal(value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		annotations := maps.Clone(m.Layers[0].Annotations)
+		delete(annotations, "org.opencontainers.image.enc.keys.provider.hsm")
+		annotations["org.opencontainers.image.enc.keys."+scheme] = base64.StdEncoding.EncodeToString(data)
+		m.Layers[0].Annotations = annotations
+		dir := filepath.Join(base, "changed")
+		if err := os.CopyFS(dir, os.DirFS(encrypted)); err != nil {
+			t.Fatal(err)
+		}
+		replaceManifest(t, dir, "app", m)
+		for _, keys := range [][]string{nil, {"--key", key.uri}} {
+			_, stderr, err := u.try(t, append([]string{"decrypt", "oci:" + dir + ":app", "oci:" + filepath.Join(base, "plain") + ":app"}, keys...)...)
+			if err == nil || trap.Sprung() {
+				t.Errorf("%s: %v: %s", scheme, err, stderr)
+			}
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// On the command line of whoever encrypts, a key's URI may name a module.
+	Run(t, u.hsmImage, "encrypt", source, "oci:"+filepath.Join(base, "again")+":app", "--recipient", key.uri+"?module-path="+u.token.Module)
+	_, _, _ = u.try(t, "decrypt", "oci:"+encrypted+":app", "oci:"+filepath.Join(base, "plain")+":app", "--key", key.uri+"?module-path="+trap.Library)
+	if !trap.Sprung() {
+		t.Error("a module on the command line was not loaded")
 	}
 }
