@@ -13,9 +13,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Allow lists in the config file the libraries and commands that a reference and its settings name, as the user has named them, before
-// they are stored in origin, where they are data. It tells say what it adds. It writes nothing when all is listed.
-func Allow(ctx context.Context, reference string, stored map[string]string, origin config.Origin, say func(format string, args ...any)) error {
+// Allow lists in the config file the libraries and commands that a reference and its settings name, as the user has
+// named them, before they are stored in origin, where they are data. It tells say what it adds. It writes nothing when
+// all is listed.
+func Allow(
+	ctx context.Context, reference string, stored map[string]string, origin config.Origin, say func(format string, args ...any),
+) error {
 	missing, err := config.Unlisted(reference, stored, origin)
 	if err != nil || missing.None() {
 		return err
@@ -23,7 +26,8 @@ func Allow(ctx context.Context, reference string, stored map[string]string, orig
 	path, err := list(ctx, reference, stored, origin)
 	if err != nil {
 		f := failure.From(err)
-		return failure.New(f.Kind, f.Hint+"; or do it by hand: "+missing.HowToList(), "cannot list what runs as this user in the config file: %w", f)
+		return failure.New(f.Kind, f.Hint+"; or do it by hand: "+missing.HowToList(),
+			"cannot list what runs as this user in the config file: %w", f)
 	}
 	for _, module := range missing.Modules {
 		say("added to modules in %s: %s", path, module)
@@ -35,7 +39,32 @@ func Allow(ctx context.Context, reference string, stored map[string]string, orig
 	return err
 }
 
-func list(ctx context.Context, reference string, stored map[string]string, origin config.Origin) (path string, err error) {
+// AllowRegistered does so for a signing key that Notation has. confirm sees what would be added: Notation's list may
+// have been changed by others.
+func AllowRegistered(
+	ctx context.Context, name string, confirm func(config.Programs) error, say func(format string, args ...any),
+) error {
+	keys, err := signingKeys()
+	if err != nil {
+		return err
+	}
+	entry, err := registered(keys, name)
+	if err != nil {
+		return err
+	}
+	missing, err := config.Unlisted(entry.ID, entry.PluginConfig, config.PluginConfig)
+	if err != nil || missing.None() {
+		return err
+	}
+	if err := confirm(missing); err != nil {
+		return err
+	}
+	return Allow(ctx, entry.ID, entry.PluginConfig, config.PluginConfig, say)
+}
+
+func list(
+	ctx context.Context, reference string, stored map[string]string, origin config.Origin,
+) (path string, err error) {
 	if path = config.Path(); path == "" {
 		return "", failure.New(failure.Invalid, "set HOME", "there is no folder for it")
 	}

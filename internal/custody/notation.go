@@ -55,6 +55,19 @@ func ours(keys *notation.SigningKeys) []notation.KeySuite {
 	return found
 }
 
+// registered returns the signing key of a name, which has to be one of this plugin.
+func registered(keys *notation.SigningKeys, name string) (notation.KeySuite, error) {
+	entry, err := keys.Get(name)
+	if err != nil {
+		return entry, failure.New(failure.Invalid, "see them with: notation key list", "Notation has no signing key %q", name)
+	}
+	if entry.ExternalKey == nil || entry.PluginName != config.PluginName {
+		return entry, failure.New(failure.Invalid, "name one whose plugin is "+config.PluginName,
+			"Notation's signing key %q is not one of this plugin", name)
+	}
+	return entry, nil
+}
+
 // resolve finds the settings of a signing key as the plugin will.
 func resolve(k notation.KeySuite) (*config.Settings, error) {
 	return config.Resolve(k.ID, k.PluginConfig, config.PluginConfig)

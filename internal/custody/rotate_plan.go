@@ -29,12 +29,9 @@ func plan(ctx context.Context, o Order) (*Rotation, error) {
 	if err != nil {
 		return nil, err
 	}
-	entry, err := keys.Get(o.Name)
+	entry, err := registered(keys, o.Name)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "see them with: notation key list", "Notation has no signing key %q", o.Name)
-	}
-	if entry.ExternalKey == nil || entry.PluginName != config.PluginName {
-		return nil, failure.New(failure.Invalid, "name one whose plugin is "+config.PluginName, "Notation's signing key %q is not one of this plugin", o.Name)
+		return nil, err
 	}
 	own, err := resolve(entry)
 	if err != nil {
