@@ -95,6 +95,17 @@ func Request(signer crypto.Signer, subject pkix.Name) ([]byte, error) {
 	})
 }
 
+// rsaAlgorithms lists the signature algorithms of RSA keys with a hash, in the order they are tried.
+func rsaAlgorithms(hash crypto.Hash) []x509.SignatureAlgorithm {
+	switch hash {
+	case crypto.SHA256:
+		return []x509.SignatureAlgorithm{x509.SHA256WithRSA, x509.SHA256WithRSAPSS}
+	case crypto.SHA384:
+		return []x509.SignatureAlgorithm{x509.SHA384WithRSA, x509.SHA384WithRSAPSS}
+	}
+	return []x509.SignatureAlgorithm{x509.SHA512WithRSA, x509.SHA512WithRSAPSS}
+}
+
 // sign makes what is signed with PKCS #1 v1.5 where the key is RSA, since every CA takes that, or with RSASSA-PSS when the
 // key is restricted to it.
 func sign(signer crypto.Signer, with func(x509.SignatureAlgorithm) ([]byte, error)) ([]byte, error) {
@@ -106,11 +117,7 @@ func sign(signer crypto.Signer, with func(x509.SignatureAlgorithm) ([]byte, erro
 	if err != nil {
 		return nil, err
 	}
-	algorithms := map[crypto.Hash][2]x509.SignatureAlgorithm{
-		crypto.SHA256: {x509.SHA256WithRSA, x509.SHA256WithRSAPSS},
-		crypto.SHA384: {x509.SHA384WithRSA, x509.SHA384WithRSAPSS},
-		crypto.SHA512: {x509.SHA512WithRSA, x509.SHA512WithRSAPSS},
-	}[spec.Hash]
+	algorithms := rsaAlgorithms(spec.Hash)
 	der, err := with(algorithms[0])
 	if err == nil {
 		return der, nil

@@ -79,3 +79,35 @@ func TestWrongSignature(t *testing.T) {
 		t.Error("a list with a wrong signature")
 	}
 }
+
+// TestText holds that a text's signature verifies with its signer's certificate alone, and that keys restricted to RSASSA-PSS make it too.
+func TestText(t *testing.T) {
+	restricted, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, signer := range []crypto.Signer{newKey(t), restricted, pssOnly{restricted}} {
+		var own []*x509.Certificate
+		for _, k := range []crypto.Signer{signer, newKey(t)} {
+			template, err := CATemplate(Terms{Subject: "CN=Root", Days: 10}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cert, err := Sign(k, template, nil, k.Public())
+			if err != nil {
+				t.Fatal(err)
+			}
+			own = append(own, cert)
+		}
+		signature, err := SignText(signer, []byte("text"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := CheckText(own[0], []byte("text"), signature); err != nil {
+			t.Error(err)
+		}
+		if CheckText(own[0], []byte("other"), signature) == nil || CheckText(own[1], []byte("text"), signature) == nil {
+			t.Errorf("%T: another text, or another signer, verifies", signer)
+		}
+	}
+}

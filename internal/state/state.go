@@ -57,3 +57,21 @@ func Write(path string, data []byte, mode os.FileMode) error {
 	}
 	return nil
 }
+
+// Append writes data into the file from the offset size on, and to the disk before it returns. It first removes what the file has beyond
+// size, which is left of a write that was cut short. It fails when there is no file.
+func Append(path string, size int64, data []byte) error {
+	file, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err == nil {
+		if err = file.Truncate(size); err == nil {
+			if _, err = file.WriteAt(data, size); err == nil {
+				err = file.Sync()
+			}
+		}
+		err = errors.Join(err, file.Close())
+	}
+	if err != nil {
+		return failure.New(failure.Internal, "check the folder's permissions and that the disk is not full", "can't append to %s: %w", path, err)
+	}
+	return nil
+}

@@ -32,3 +32,20 @@ func TestWrite(t *testing.T) {
 		t.Errorf("the pipe is %v, %v", info, err)
 	}
 }
+
+// TestAppend adds to a file in the place of what a write that was cut short has left, and makes no file.
+func TestAppend(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := Append(file, 0, []byte("one")); err == nil {
+		t.Error("a file was made")
+	}
+	if err := os.WriteFile(file, []byte("one\nhalf of a long li"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := Append(file, 4, []byte("two\n")); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := os.ReadFile(file); string(got) != "one\ntwo\n" {
+		t.Errorf("the file has %q", got)
+	}
+}
