@@ -287,7 +287,7 @@ func TestCAAtOnce(t *testing.T) {
 	}
 	slices.Sort(serials)
 	if len(slices.Compact(slices.Clone(serials))) != runs || !slices.Equal(serials, entries) {
-		t.Errorf("%d serial numbers were printed and %d are in the index", len(slices.Compact(serials)), len(entries))
+		t.Errorf("%d serial numbers were printed and %d are in the ledger", len(slices.Compact(serials)), len(entries))
 	}
 }
 
@@ -314,17 +314,17 @@ func TestCAKilled(t *testing.T) {
 			printed[serialOf(cert)] = true
 		}
 	}
-	// sound holds the index against what was seen and what is on the disk.
-	sound := func(when string) issued {
+	// sound holds the ledger against what was seen, and against issued/, from which a kill may keep the newest certificate until the next change.
+	sound := func(when string, late int) issued {
 		t.Helper()
 		shown := root.show(t)
 		serials := shown.serials()
 		files, err := filepath.Glob(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "ca", "root", "issued", "*.pem"))
-		if err != nil || len(files) != len(serials) {
-			t.Errorf("%s: %d certificates on the disk, %d in the index", when, len(files), len(serials))
+		if err != nil || len(files) > len(serials) || len(files) < len(serials)-late {
+			t.Errorf("%s: %d certificates in issued/, %d in the ledger", when, len(files), len(serials))
 		}
 		if slices.Sort(serials); len(slices.Compact(slices.Clone(serials))) != len(serials) {
-			t.Errorf("%s: a serial number is twice in the index", when)
+			t.Errorf("%s: a serial number is twice in the ledger", when)
 		}
 		for serial := range printed {
 			if !slices.Contains(serials, serial) {
@@ -338,27 +338,27 @@ func TestCAKilled(t *testing.T) {
 	// can mend that.
 	const skip = "token.object"
 	kills := killAtEach(t, skip, func() {}, func(at string) {
-		sound("issue killed at " + at)
+		sound("issue killed at "+at, 1)
 		remember(Run(t, n.Plugin, issue...))
-		sound("issue killed at " + at + ", again")
+		sound("issue killed at "+at+", again", 0)
 	}, n.Plugin, issue...)
 	if kills < 5 {
 		t.Errorf("ca issue was killed %d times", kills)
 	}
 
 	remember(Run(t, n.Plugin, issue...))
-	before := sound("before the revocations").Issued
+	before := sound("before the revocations", 0).Issued
 	revoke := []string{"ca", "revoke", "--ca", "root", "--serial", "", "--reason", "superseded"}
 	serial := &revoke[5]
 	kills = killAtEach(t, skip, func() {
 		remember(Run(t, n.Plugin, issue...))
-		before = sound("before revoke").Issued
+		before = sound("before revoke", 0).Issued
 		*serial = before[len(before)-1].Serial
 	}, func(at string) {
 		last := len(before) - 1
-		sound("revoke killed at " + at)
+		sound("revoke killed at "+at, 0)
 		Run(t, n.Plugin, revoke...)
-		after := sound("revoke killed at " + at + ", again").Issued
+		after := sound("revoke killed at "+at+", again", 0).Issued
 		if !slices.Equal(before[:last], after[:last]) || after[last].Serial != before[last].Serial || after[last].Reason != "superseded" {
 			t.Errorf("revoke killed at %s: %v became %v", at, before, after)
 		}

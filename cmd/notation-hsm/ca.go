@@ -114,6 +114,7 @@ also stored beside it. The chain is printed as PEM: leaf, intermediates, root. O
 		if result == nil {
 			return err
 		}
+		sayMoved(c, a)
 		warnIdentity(c.ErrOrStderr(), result.Lacks)
 		_, printed := c.OutOrStdout().Write(result.Chain)
 		return errors.Join(err, printed)
@@ -185,7 +186,7 @@ func caShowCommand() *cobra.Command {
 		}
 		rows := append([][]string{{"Name:", s.Name}, {"Parent:", cli.OrDash(s.Parent)}, {"Key:", s.Key}}, a.Describe()...)
 		rows = append(rows, []string{"SHA-256:", s.Fingerprint}, []string{"Folder:", s.Folder}, []string{"Issued:", fmt.Sprint(len(s.Issued))},
-			[]string{"Revoked:", fmt.Sprint(s.Revoked)}, []string{"Next CRL by:", nextUpdate(s)})
+			[]string{"Revoked:", fmt.Sprint(s.Revoked)}, []string{"Next CRL by:", nextUpdate(s)}, []string{"Ledger:", ledgerState(s)})
 		if err := cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:]); err != nil || len(s.Issued) == 0 {
 			return err
 		}
@@ -193,6 +194,16 @@ func caShowCommand() *cobra.Command {
 		return cli.PrintTable(c.OutOrStdout(), []string{"SERIAL", "STATE", "SUBJECT", "ISSUED", "UNTIL", "REVOKED"}, entryRows(s.Issued))
 	}
 	return c
+}
+
+func ledgerState(s *ca.Summary) string {
+	switch {
+	case s.Head == "":
+		return "none yet; the record of an earlier version is moved when the CA's key is used next"
+	case s.Unsigned > 0:
+		return fmt.Sprintf("%d records, head %s, the last %d not signed yet", s.Records, s.Head, s.Unsigned)
+	}
+	return fmt.Sprintf("%d records, head %s, signed", s.Records, s.Head)
 }
 
 func entryRows(entries []ca.Entry) [][]string {
@@ -212,8 +223,9 @@ func caRevokeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "revoke",
 		Short: "Revoke a certificate, or all of a key's",
-		Long: `Note in the CA's index that a certificate is revoked, or every certificate of a key. The world learns of it from the next revocation
-list: run 'notation-hsm ca crl' and publish that. What is revoked stays so. The settings given as flags are for --key.`,
+		Long: `Note in the CA's ledger that a certificate is revoked, or every certificate of a key. The world learns of it from the next revocation
+list: run 'notation-hsm ca crl' and publish that. What is revoked stays so. The CA's key signs the ledger if it can be reached; if not, the
+revocation is noted without. The settings given as flags are for --key.`,
 		Example: `  notation-hsm ca revoke --ca signing --key "pkcs11:token=signing;object=release" --reason keyCompromise
   notation-hsm ca revoke --ca signing --cert release.pem --reason superseded`,
 		Args: cli.Exactly(0),
@@ -238,24 +250,28 @@ list: run 'notation-hsm ca crl' and publish that. What is revoked stays so. The 
 		if err != nil {
 			return err
 		}
-		var revoked []ca.Entry
+		var done ca.Revocation
 		switch {
 		case serial != "":
-			revoked, err = a.RevokeSerial(c.Context(), serial, reason)
+			done, err = a.RevokeSerial(c.Context(), serial, reason)
 		case file != "":
-			revoked, err = a.RevokeFile(c.Context(), file, reason)
+			done, err = a.RevokeFile(c.Context(), file, reason)
 		default:
 			var s *config.Settings
 			if s, err = config.Resolve(reference, given(), config.Flags); err == nil {
-				revoked, err = a.RevokeKey(c.Context(), s, reason)
+				done, err = a.RevokeKey(c.Context(), s, reason)
 			}
 		}
 		if err != nil {
 			return err
 		}
+		sayMoved(c, a)
 		out := c.ErrOrStderr()
-		for _, e := range revoked {
+		for _, e := range done.Entries {
 			fmt.Fprintf(out, "certificate %s of %q is revoked since %s (%s)\n", e.Serial, e.Subject, e.Revoked.Format(time.RFC3339), e.Reason)
+		}
+		if done.Unsigned != nil {
+			fmt.Fprintf(out, "warning: the CA's key did not sign the revocation, so whoever can write to %s can still remove it: %s\n", a.Path(), failure.From(done.Unsigned))
 		}
 		fmt.Fprintf(out, "next: notation-hsm ca crl --ca %s, and publish the list where the certificates say; until then nobody knows\n", a.Name)
 		return nil
@@ -283,13 +299,14 @@ delays what you revoke. The settings given as flags are for the CA's key.`,
 		if err != nil {
 			return err
 		}
-		list, path, err := a.CRL(c.Context(), given(), next)
+		list, path, err := a.CRL(c.Context(), given(), next, out)
 		if err == nil && out != "" {
 			path, err = out, state.Write(out, list.Raw, 0o644)
 		}
 		if err != nil {
 			return err
 		}
+		sayMoved(c, a)
 		fmt.Fprintf(c.ErrOrStderr(), "list %s with %d revoked certificates holds until %s: publish it, and sign the next one before then\n",
 			list.Number, len(list.RevokedCertificateEntries), list.NextUpdate.Format(time.RFC3339))
 		fmt.Fprintln(c.OutOrStdout(), path)
@@ -324,6 +341,13 @@ func addCA(c *cobra.Command, name *string) func() (*ca.Authority, error) {
 			return nil, err
 		}
 		return ca.Open(dir, *name)
+	}
+}
+
+// sayMoved tells that a CA of an earlier version has a ledger now.
+func sayMoved(c *cobra.Command, a *ca.Authority) {
+	if a.Moved {
+		fmt.Fprintf(c.ErrOrStderr(), "the record of the CA %q was moved from index.json and crlnumber into %s, signed by its key; back that up from now on\n", a.Name, a.Path())
 	}
 }
 

@@ -5,10 +5,9 @@
 //
 //	ca.json              which key it has, and how that is reached
 //	chain.pem            its certificate, and its issuers up to the root
+//	ledger.jsonl         every event: issued, revoked, list signed; chained, and signed by the CA's key
 //	issued/SERIAL.pem    every certificate it has issued
-//	index.json           what became of them
-//	crlnumber            the number of its last revocation list
-//	NAME.crl             that list
+//	NAME.crl             its last revocation list
 package ca
 
 import (
@@ -42,6 +41,9 @@ type Authority struct {
 	Settings map[string]string `json:"settings,omitempty"` // those given with the key; never a PIN
 	Parent   string            `json:"parent,omitempty"`   // the CA that certified it, unless it is a root
 	Created  time.Time         `json:"created"`
+	Ledger   int               `json:"ledger,omitempty"` // version of its ledger; 0 is a CA that may have none yet
+
+	Moved bool `json:"-"` // whether its ledger was made from the files of an earlier version just now
 
 	chain []*x509.Certificate // its own, and its issuers up to the root
 	dir   string
@@ -132,6 +134,9 @@ func List(folder string) ([]*Authority, error) {
 func (a *Authority) path(name ...string) string {
 	return filepath.Join(append([]string{a.dir}, name...)...)
 }
+
+// Path is that of the CA's ledger.
+func (a *Authority) Path() string { return a.path(ledgerFile) }
 
 // Certificate is the CA's own.
 func (a *Authority) Certificate() *x509.Certificate { return a.chain[0] }

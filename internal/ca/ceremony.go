@@ -369,7 +369,7 @@ func (c *ceremony) sign(ctx context.Context, plan CRLPlan) error {
 	if err != nil {
 		return err
 	}
-	list, _, err := a.CRL(ctx, nil, plan.NextUpdate)
+	list, _, err := a.CRL(ctx, nil, plan.NextUpdate, "")
 	if err != nil {
 		return err
 	}

@@ -2,103 +2,116 @@ package ca
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"math/big"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// CRL signs a new revocation list, which holds until next update, and keeps it. given are settings for the CA's key. What was revoked
-// stays listed when it has expired: a signature with a timestamp outlives its certificate.
-func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate string) (list *x509.RevocationList, path string, err error) {
+// CRL signs a new revocation list, which holds until next update, and keeps it. given are settings for the CA's key.
+// What was revoked stays listed when it has expired: a signature with a timestamp outlives its certificate. published
+// is the path of a list that the new one will replace, or empty: if that is a newer one than the CA knows of, the CA's
+// folder is an older copy, and nothing is signed.
+func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate, published string) (list *x509.RevocationList, path string, err error) {
 	lasts, err := parsePeriod(nextUpdate)
 	if err != nil {
 		return nil, "", err
 	}
-	path = a.path(a.Name + ".crl")
-	err = a.locked(ctx, func() error {
-		entries, err := a.Entries()
-		if err != nil {
-			return err
-		}
-		revoked, err := revokedEntries(entries)
-		if err != nil {
-			return err
+	err = a.change(ctx, func(l *ledger) error {
+		if other, err := readList(published, a.Certificate()); published != "" && err == nil { // what is no list of ours is no evidence
+			if err := l.covers(nil, other, "the list "+published); err != nil {
+				return failure.New(failure.Invalid,
+					"restore the newest folder of the CA from a backup; or take over what the list has: notation-hsm ca recover --ca "+a.Name+" --crl "+published,
+					"the folder of the CA %q is not what it was: %w", a.Name, err)
+			}
 		}
 		return a.withKey(ctx, given, func(k keystore.Key) error {
-			// The number is used up before it is signed: a list that was signed and lost may not share it with another.
-			number, err := a.nextNumber()
-			if err != nil {
-				return err
-			}
-			now := time.Now().UTC().Truncate(time.Second)
-			list, err = certs.SignCRL(k, &x509.RevocationList{
-				Number: number, ThisUpdate: now, NextUpdate: now.Add(lasts), RevokedCertificateEntries: revoked,
-			}, a.Certificate())
-			if err != nil {
-				return err
-			}
-			return a.write(a.Name+".crl", list.Raw)
+			list, err = a.signList(k, l, lasts)
+			return err
 		})
 	})
-	return list, path, err
+	return list, a.crlFile(), err
 }
 
-func revokedEntries(entries []Entry) (revoked []x509.RevocationListEntry, err error) {
+// signList signs the next list. Its number (RFC 5280, section 5.2.3) is in the ledger before the list is on the disk,
+// so a list that anyone has seen never shares it with another.
+func (a *Authority) signList(signer crypto.Signer, l *ledger, lasts time.Duration) (*x509.RevocationList, error) {
+	now := now()
+	number := new(big.Int).Add(l.list, big.NewInt(1))
+	list, err := certs.SignCRL(signer, &x509.RevocationList{
+		Number: number, ThisUpdate: now, NextUpdate: now.Add(lasts), RevokedCertificateEntries: revokedEntries(l.entries),
+	}, a.Certificate())
+	if err != nil {
+		return nil, err
+	}
+	if err := a.record(signer, l, record{Event: listed, List: number.String(), Time: now}); err != nil {
+		return nil, err
+	}
+	return list, a.write(filepath.Base(a.crlFile()), list.Raw)
+}
+
+func revokedEntries(entries []Entry) (revoked []x509.RevocationListEntry) {
 	for _, e := range entries {
 		if e.Revoked == nil {
 			continue
 		}
-		serial, err := hex.DecodeString(e.Serial)
-		if err != nil {
-			return nil, failure.New(failure.Invalid, "restore index.json from a backup", "the index is damaged: %q is no serial number", e.Serial)
-		}
-		revoked = append(revoked, x509.RevocationListEntry{
-			SerialNumber: new(big.Int).SetBytes(serial), RevocationTime: *e.Revoked, ReasonCode: reasonCodes[e.Reason],
-		})
+		serial, _ := new(big.Int).SetString(e.Serial, 16) // the ledger has no other
+		revoked = append(revoked, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: *e.Revoked, ReasonCode: reasonCodes[e.Reason]})
 	}
-	return revoked, nil
+	return revoked
 }
+
+func (a *Authority) crlFile() string { return a.path(a.Name + ".crl") }
 
 // Published returns the last revocation list, or nil when there has been none.
 func (a *Authority) Published() (*x509.RevocationList, error) {
-	der, err := os.ReadFile(a.path(a.Name + ".crl"))
+	list, err := readList(a.crlFile(), a.Certificate())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't read the revocation list of the CA %q: %w", a.Name, err)
-	}
-	list, err := x509.ParseRevocationList(der)
-	if err != nil {
-		return nil, failure.New(failure.Invalid, "sign it again: notation-hsm ca crl --ca "+a.Name, "the revocation list %s is damaged: %w", a.path(a.Name+".crl"), err)
+		return nil, failure.New(failure.Invalid, "copy the list that is published to that place; if there is none, remove the file and sign a new list: notation-hsm ca crl --ca "+a.Name,
+			"can't use the last revocation list of the CA %q: %s: %w", a.Name, a.crlFile(), err)
 	}
 	return list, nil
 }
 
-// nextNumber takes the next CRL number (RFC 5280, section 5.2.3).
-func (a *Authority) nextNumber() (*big.Int, error) {
-	number := new(big.Int)
-	data, err := os.ReadFile(a.path("crlnumber"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't read the CRL number of the CA %q: %w", a.Name, err)
+const listLimit = 64 << 20 // bytes; an entry has about 40
+
+// readList reads a revocation list of an issuer.
+func readList(path string, issuer *x509.Certificate) (*x509.RevocationList, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		if _, ok := number.SetString(strings.TrimSpace(string(data)), 10); !ok {
-			return nil, failure.New(failure.Invalid, "restore the file, or write the number of the last list that was published into it", "the file %s holds no number", a.path("crlnumber"))
-		}
+	defer file.Close()
+	der, err := io.ReadAll(io.LimitReader(file, listLimit+1))
+	if err != nil {
+		return nil, err
 	}
-	number.Add(number, big.NewInt(1))
-	return number, a.write("crlnumber", []byte(number.String()+"\n"))
+	if err := bound.DER(der, bound.Limits{Bytes: listLimit, Depth: bound.Depth, Elements: listLimit / 4}); err != nil {
+		return nil, err
+	}
+	list, err := x509.ParseRevocationList(der)
+	if err != nil {
+		return nil, err
+	}
+	if list.Number == nil {
+		return nil, errors.New("it has no number")
+	}
+	return list, list.CheckSignatureFrom(issuer)
 }
 
 // parsePeriod reads a length of time in days, such as 7d, or as Go writes it, such as 12h.

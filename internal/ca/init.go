@@ -2,12 +2,12 @@ package ca
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -28,7 +28,7 @@ func Init(
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{Name: name, Key: reference, Parent: parent, Created: time.Now().UTC().Truncate(time.Second), dir: filepath.Join(folder, name)}
+	a := &Authority{Name: name, Key: reference, Parent: parent, Created: now(), Ledger: ledgerVersion, dir: filepath.Join(folder, name)}
 	if a.Settings, err = config.Lasting(given); err != nil {
 		return nil, err
 	}
@@ -45,18 +45,24 @@ func Init(
 		return nil, err
 	}
 	return a, a.locked(ctx, func() error {
-		if _, err := os.Stat(a.path(description)); !errors.Is(err, fs.ErrNotExist) {
-			return failure.New(failure.Invalid, "choose another name; see 'notation-hsm ca list'", "there is a CA %q already, in %s", name, a.dir)
+		if err := a.vacant(); err != nil {
+			return err
 		}
 		var err error
 		if issuer == nil {
 			err = keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
 				cert, err := certs.Sign(k, template, nil, k.Public())
+				if err != nil {
+					return err
+				}
 				a.chain = []*x509.Certificate{cert}
-				return err
+				return a.begin(k)
 			})
 		} else {
-			a.chain, err = issuer.certifyKey(ctx, s, template, nil)
+			_, err = issuer.certifyKey(ctx, s, template, func(_ keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
+				a.chain = chain
+				return a.begin(k)
+			})
 		}
 		if err != nil {
 			return err
@@ -66,4 +72,27 @@ func Init(
 		}
 		return a.writeJSON(description, a)
 	})
+}
+
+// begin writes the ledger's first record, signed by the new CA's key, so that there is never a CA without one.
+func (a *Authority) begin(signer crypto.Signer) error {
+	l := newLedger(a.Certificate())
+	return a.record(signer, l, record{Event: created, Time: a.Created})
+}
+
+// vacant fails when there is a CA in the folder, or what is left of one whose ca.json is lost. What a killed Init
+// leaves is no such thing.
+func (a *Authority) vacant() error {
+	if _, err := os.Stat(a.path(description)); !errors.Is(err, fs.ErrNotExist) {
+		return failure.New(failure.Invalid, "choose another name; see 'notation-hsm ca list'", "there is a CA %q already, in %s", a.Name, a.dir)
+	}
+	files, err := a.issuedFiles()
+	if err != nil {
+		return err
+	}
+	_, err = os.Stat(a.crlFile())
+	if len(files) > 0 || !errors.Is(err, fs.ErrNotExist) {
+		return failure.New(failure.Invalid, "restore ca.json from a backup; or choose another name", "the folder %s has what a CA %q has issued, and no %s", a.dir, a.Name, description)
+	}
+	return nil
 }

@@ -47,8 +47,8 @@ func (a *Authority) IssueRequest(ctx context.Context, path string, given map[str
 		}
 	}
 	var chain []*x509.Certificate
-	err = a.locked(ctx, func() error {
-		chain, err = a.certify(ctx, given, template, request.PublicKey)
+	err = a.change(ctx, func(l *ledger) error {
+		chain, err = a.certify(ctx, l, given, template, request.PublicKey)
 		return err
 	})
 	if err != nil {
@@ -87,12 +87,12 @@ func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Term
 // has a certificate.
 func (a *Authority) certifyKey(ctx context.Context, s *config.Settings, template *x509.Certificate,
 	then func(keystore.Store, keystore.Key, []*x509.Certificate) error) (chain []*x509.Certificate, err error) {
-	err = a.locked(ctx, func() error {
+	err = a.change(ctx, func(l *ledger) error {
 		return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 			if _, err := certs.Request(k, template.Subject); err != nil {
 				return err
 			}
-			if chain, err = a.certify(ctx, nil, template, k.Public()); err != nil || then == nil {
+			if chain, err = a.certify(ctx, l, nil, template, k.Public()); err != nil || then == nil {
 				return err
 			}
 			return then(store, k, chain)
@@ -101,9 +101,8 @@ func (a *Authority) certifyKey(ctx context.Context, s *config.Settings, template
 	return chain, err
 }
 
-// certify issues a certificate and returns it with its chain. The certificate is on the disk before anyone hears of it: first it, then the
-// index. The CA is locked.
-func (a *Authority) certify(ctx context.Context, given map[string]string, template *x509.Certificate, public crypto.PublicKey) (chain []*x509.Certificate, err error) {
+// certify issues a certificate and returns it with its chain. The CA is locked.
+func (a *Authority) certify(ctx context.Context, l *ledger, given map[string]string, template *x509.Certificate, public crypto.PublicKey) (chain []*x509.Certificate, err error) {
 	if _, err := key.SpecOf(public); err != nil {
 		return nil, err
 	}
@@ -115,33 +114,26 @@ func (a *Authority) certify(ctx context.Context, given map[string]string, templa
 			return nil, failure.New(failure.Invalid, "make another key with 'notation-hsm key generate'", "the key is that of the CA %q itself", ca.Subject)
 		}
 	}
-	var made *x509.Certificate
 	err = a.withKey(ctx, given, func(k keystore.Key) error {
-		made, err = certs.Sign(k, template, a.Certificate(), public)
+		chain, err = a.issue(k, l, template, public)
 		return err
 	})
+	return chain, err
+}
+
+// issue signs a certificate and writes it down: it is in the ledger before anyone hears of it.
+func (a *Authority) issue(signer crypto.Signer, l *ledger, template *x509.Certificate, public crypto.PublicKey) ([]*x509.Certificate, error) {
+	made, err := certs.Sign(signer, template, a.Certificate(), public)
 	if err != nil {
 		return nil, err
 	}
-	chain = append([]*x509.Certificate{made}, a.chain...)
+	chain := append([]*x509.Certificate{made}, a.chain...)
 	if !made.IsCA {
 		if err := certs.Check(chain, time.Now()); err != nil {
 			return nil, err
 		}
 	}
-	entry, err := newEntry(made, time.Now())
-	if err != nil {
-		return nil, err
-	}
-	err = a.update(func(entries []Entry) ([]Entry, error) {
-		for _, e := range entries {
-			if e.Serial == entry.Serial {
-				return nil, failure.New(failure.Internal, "run it again, and check this machine's source of random numbers", "the serial number %s came up twice", e.Serial)
-			}
-		}
-		return append(entries, entry), a.write(filepath.Join("issued", entry.Serial+".pem"), certs.Encode(chain[:1]))
-	})
-	if err != nil {
+	if err := a.record(signer, l, record{Event: certified, Certificate: made.Raw, Time: now()}); err != nil {
 		return nil, err
 	}
 	return chain, nil

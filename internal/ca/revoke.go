@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto"
 	"strings"
-	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -12,8 +11,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Reason is why a certificate was revoked, by its name in RFC 5280, section 5.3.1. A hold, which could be lifted again, is not among
-// them: signatures that verify, then do not, then do again help nobody.
+// Reason is why a certificate was revoked, by its name in RFC 5280, section 5.3.1. A hold, which could be lifted again,
+// is not among them: signatures that verify, then do not, then do again help nobody.
 type Reason string
 
 var reasonCodes = map[Reason]int{
@@ -46,35 +45,43 @@ func parseReason(text string) (Reason, error) {
 	return "", failure.New(failure.Invalid, "use one of "+strings.Join(Reasons(), ", "), "%q is not a reason to revoke a certificate", text)
 }
 
-// RevokeSerial revokes the certificate of a serial number, in hex. Like its siblings it returns what is now revoked, as the index has it;
-// what was revoked before keeps its date and reason.
-func (a *Authority) RevokeSerial(ctx context.Context, serial, reason string) ([]Entry, error) {
+// Revocation is what a command has revoked.
+type Revocation struct {
+	Entries []Entry // as the ledger has them; what was revoked before keeps its date and reason
+
+	// Unsigned is why the CA's key did not sign the ledger, or nil when it did. The revocation counts all the same, but
+	// until the key is used next, whoever can write to the ledger can also remove it again.
+	Unsigned error
+}
+
+// RevokeSerial revokes the certificate of a serial number, in hex.
+func (a *Authority) RevokeSerial(ctx context.Context, serial, reason string) (Revocation, error) {
 	wanted := strings.ToLower(strings.ReplaceAll(serial, ":", ""))
 	return a.revoke(ctx, "the serial number "+serial, reason, func(e Entry) bool { return e.Serial == wanted })
 }
 
 // RevokeFile revokes the certificate that is first in a PEM file.
-func (a *Authority) RevokeFile(ctx context.Context, path, reason string) ([]Entry, error) {
+func (a *Authority) RevokeFile(ctx context.Context, path, reason string) (Revocation, error) {
 	file, err := certs.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return Revocation{}, err
 	}
 	if err := file[0].CheckSignatureFrom(a.Certificate()); err != nil {
-		return nil, failure.New(failure.Invalid, "name the CA that issued it, "+file[0].Issuer.String(), "the certificate in %s was not issued by the CA %q", path, a.Name)
+		return Revocation{}, failure.New(failure.Invalid, "name the CA that issued it, "+file[0].Issuer.String(), "the certificate in %s was not issued by the CA %q", path, a.Name)
 	}
 	serial := certs.Serial(file[0])
 	return a.revoke(ctx, "the serial number "+serial, reason, func(e Entry) bool { return e.Serial == serial })
 }
 
 // RevokeKey revokes every certificate of a key in a module.
-func (a *Authority) RevokeKey(ctx context.Context, s *config.Settings, reason string) ([]Entry, error) {
+func (a *Authority) RevokeKey(ctx context.Context, s *config.Settings, reason string) (Revocation, error) {
 	public, err := publicKey(ctx, s)
 	if err != nil {
-		return nil, err
+		return Revocation{}, err
 	}
 	fingerprint, err := certs.KeyFingerprint(public)
 	if err != nil {
-		return nil, err
+		return Revocation{}, err
 	}
 	return a.revoke(ctx, "the key "+s.Key.String(), reason, func(e Entry) bool { return e.PublicKey == fingerprint })
 }
@@ -88,29 +95,52 @@ func publicKey(ctx context.Context, s *config.Settings) (crypto.PublicKey, error
 	return store.Public()
 }
 
-func (a *Authority) revoke(ctx context.Context, what, why string, matches func(Entry) bool) (revoked []Entry, err error) {
+func (a *Authority) revoke(ctx context.Context, what, why string, matches func(Entry) bool) (done Revocation, err error) {
 	reason, err := parseReason(why)
 	if err != nil {
+		return done, err
+	}
+	return done, a.change(ctx, func(l *ledger) error {
+		var records []record
+		found := false
+		for _, e := range l.entries {
+			if !matches(e) {
+				continue
+			}
+			if found = true; e.Revoked == nil {
+				records = append(records, record{Event: invalidated, Serial: e.Serial, Reason: reason, Time: now()})
+			}
+		}
+		if !found {
+			return failure.New(failure.Invalid, "see what it has issued: notation-hsm ca show "+a.Name, "the CA %q has issued no certificate with %s", a.Name, what)
+		}
+		if len(records) > 0 {
+			if done.Unsigned, err = a.invalidate(ctx, l, records); err != nil {
+				return err
+			}
+		}
+		for _, e := range l.entries {
+			if matches(e) {
+				done.Entries = append(done.Entries, e)
+			}
+		}
+		return nil
+	})
+}
+
+// invalidate writes revocations down, signed if the CA's key can be reached. A key that can't, such as a root's that is
+// put away, does not keep a revocation from being noted.
+func (a *Authority) invalidate(ctx context.Context, l *ledger, records []record) (unsigned, err error) {
+	if err := l.add(records...); err != nil {
 		return nil, err
 	}
-	err = a.locked(ctx, func() error {
-		return a.update(func(entries []Entry) ([]Entry, error) {
-			now := time.Now().UTC().Truncate(time.Second)
-			for i := range entries {
-				e := &entries[i]
-				if !matches(*e) {
-					continue
-				}
-				if e.Revoked == nil {
-					e.Revoked, e.Reason = &now, reason
-				}
-				revoked = append(revoked, *e)
-			}
-			if revoked == nil {
-				return nil, failure.New(failure.Invalid, "see what it has issued: notation-hsm ca show "+a.Name, "the CA %q has issued no certificate with %s", a.Name, what)
-			}
-			return entries, nil
-		})
-	})
-	return revoked, err
+	unsigned = a.withKey(ctx, nil, func(k keystore.Key) error { return l.sign(k) })
+	if ctx.Err() != nil {
+		return nil, unsigned
+	}
+	if unsigned != nil && l.size == 0 {
+		f := failure.From(unsigned)
+		return nil, failure.New(f.Kind, f.Hint, "the CA %q has its record from an earlier version, and to move it into a ledger takes the CA's key: %w", a.Name, unsigned)
+	}
+	return unsigned, a.commit(l)
 }

@@ -21,6 +21,9 @@ type Summary struct {
 	CRLNextUpdate *time.Time `json:"crlNextUpdate,omitempty"`
 	Revoked       int        `json:"revoked"` // how many of the issued ones
 	Issued        []Entry    `json:"issued"`
+	Records       int        `json:"ledgerRecords"`
+	Head          string     `json:"ledgerHead,omitempty"` // SHA-256 of the last record's line, in hex
+	Unsigned      int        `json:"ledgerUnsigned"`       // how many of the last records the CA's key has not signed yet
 }
 
 // Show returns what there is to know of a CA.
@@ -30,9 +33,15 @@ func (a *Authority) Show() (*Summary, error) {
 		Name: a.Name, Parent: a.Parent, Key: a.Key, Folder: a.dir, Subject: own.Subject.String(), Serial: certs.Serial(own),
 		Fingerprint: certs.Fingerprint(own), NotBefore: own.NotBefore, NotAfter: own.NotAfter,
 	}
-	var err error
-	if s.Issued, err = a.Entries(); err != nil {
+	l, err := a.read()
+	if err != nil {
 		return nil, err
+	}
+	if s.Issued = l.entries; s.Issued == nil {
+		s.Issued = []Entry{}
+	}
+	if l.size > 0 { // else it is still in the files of an earlier version
+		s.Records, s.Head, s.Unsigned = l.number, l.head, l.number-l.signed
 	}
 	for _, e := range s.Issued {
 		if e.Revoked != nil {

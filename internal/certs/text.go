@@ -10,9 +10,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// SignText signs a text that is none of the structures of X.509, with the scheme that certificates are signed with. Its callers begin each
-// text with a line that says what it is: certificates, requests and revocation lists begin with the byte 0x30, so none of them is such a
-// text, and the signature of one is never that of the other.
+// SignText signs a text that is none of the structures of X.509, with the scheme that certificates are signed with. Its
+// callers begin each text with a line that says what it is: certificates, requests and revocation lists begin with the
+// byte 0x30, so none of them is such a text, and the signature of one is never that of the other.
 func SignText(signer crypto.Signer, text []byte) ([]byte, error) {
 	spec, err := key.SpecOf(signer.Public())
 	if err != nil {

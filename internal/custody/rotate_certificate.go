@@ -2,7 +2,7 @@ package custody
 
 import (
 	"context"
-	"path/filepath"
+	"crypto/x509"
 
 	"github.com/notation-hsm/notation-hsm/internal/ca"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
@@ -42,7 +42,7 @@ func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string)
 			if e.PublicKey != own || e.Revoked != nil {
 				continue
 			}
-			leaf, err := certs.ReadFile(filepath.Join(folder, r.CA, "issued", e.Serial+".pem"))
+			leaf, err := e.Certificate()
 			if err != nil {
 				return err
 			}
@@ -51,7 +51,7 @@ func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string)
 				return err
 			}
 			stored = true
-			_, err = store.Import(k, append(leaf[:1:1], issuers...))
+			_, err = store.Import(k, append([]*x509.Certificate{leaf}, issuers...))
 			return err
 		}
 		return nil

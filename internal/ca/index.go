@@ -1,0 +1,193 @@
+package ca
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/big"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Earlier versions kept what a CA has issued in index.json, which was written anew for each certificate, and the number
+// of its last list in crlnumber. Such a CA is read from both until the CA's key is used; then they become a ledger.
+
+const (
+	indexFile  = "index.json"
+	numberFile = "crlnumber"
+	indexLimit = 64 << 20 // bytes
+)
+
+// retired is what index.json becomes, so that an earlier version fails instead of taking a CA for a new one.
+const retired = `"the record of this CA is in ledger.jsonl, which needs a newer version of notation-hsm"` + "\n"
+
+// ledgerVersion is that of Authority.Ledger.
+const ledgerVersion = 1
+
+// readIndex returns the ledger that index.json and crlnumber amount to, nothing of which is written yet.
+//
+// Earlier versions wrote a certificate before the index that names it. So one that is in issued/ and not in the index
+// belongs to a command that was cut short between the two, and is taken in. Two can't be: the index is older, then.
+func (a *Authority) readIndex(files []string, list *x509.RevocationList) (*ledger, error) {
+	distrust := func(format string, args ...any) error {
+		return failure.New(failure.Invalid, "restore the newest "+indexFile+" from a backup; or see what can be rebuilt: notation-hsm ca recover --ca "+a.Name,
+			"can't trust what the CA %q has on record: %s: %w", a.Name, a.path(indexFile), fmt.Errorf(format, args...))
+	}
+	entries, err := a.index()
+	if err != nil {
+		return nil, distrust("%w", err)
+	}
+	number, err := a.lastNumber()
+	if err != nil {
+		return nil, err
+	}
+	if number == nil { // no list was signed, or the number is lost
+		if number = new(big.Int); len(entries) > 0 || len(files) > 0 || list != nil {
+			number = numberFloor()
+		}
+	}
+	if list != nil && list.Number.Cmp(number) > 0 {
+		number = list.Number
+	}
+	known := map[string]bool{}
+	for _, e := range entries {
+		if !isSerial(e.Serial) { // before it becomes a path
+			return nil, distrust("%.100q is no serial number", e.Serial)
+		}
+		known[e.Serial] = true
+	}
+	strays := 0
+	for _, serial := range files {
+		if known[serial] {
+			continue
+		}
+		if strays++; strays > 1 {
+			return nil, distrust("it is missing, or older than issued/%s.pem, which it does not know", serial)
+		}
+		entries = append(entries, Entry{Serial: serial})
+	}
+	l := newLedger(a.Certificate())
+	records := []record{{Event: moved, List: number.String(), Time: time.Now()}}
+	for _, e := range entries {
+		r, err := a.issuedRecord(e.Serial)
+		if err != nil {
+			return nil, err
+		}
+		if !e.Issued.IsZero() {
+			r.Time = e.Issued
+		}
+		records = append(records, r)
+	}
+	for _, e := range entries {
+		if e.Revoked != nil {
+			records = append(records, record{Event: invalidated, Serial: e.Serial, Time: *e.Revoked, Reason: orUnspecified(e.Reason)})
+		}
+	}
+	if err := l.add(records...); err != nil {
+		return nil, distrust("%w", err)
+	}
+	if err := l.covers(nil, list, "the list "+a.crlFile()); err != nil {
+		return nil, distrust("%w", err)
+	}
+	return l, nil
+}
+
+// index reads index.json. A file that is missing is an empty one.
+func (a *Authority) index() ([]Entry, error) {
+	file, err := os.Open(a.path(indexFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, indexLimit+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > indexLimit {
+		return nil, fmt.Errorf("it has more than %d bytes", indexLimit)
+	}
+	var entries []Entry
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.DisallowUnknownFields()
+	return entries, decoder.Decode(&entries)
+}
+
+// lastNumber reads crlnumber. It returns nil when there is no such file.
+func (a *Authority) lastNumber() (*big.Int, error) {
+	data, err := os.ReadFile(a.path(numberFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't read the CRL number of the CA %q: %w", a.Name, err)
+	}
+	number, err := listNumber(strings.TrimSpace(string(data)))
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "restore the file, or write the number of the last list that was published into it", "the file %s: %w", a.path(numberFile), err)
+	}
+	return number, nil
+}
+
+// numberFloor returns a number that no list has had when the last one is not known: the seconds since 1970. Lists are
+// numbered from 1, or from an earlier such number, and nobody signs one every second.
+func numberFloor() *big.Int {
+	number, _ := new(big.Int).SetString(strconv.FormatInt(time.Now().Unix(), 10), 10)
+	return number
+}
+
+// issuedRecord makes the record of a certificate in issued/, as issued when it became valid. One whose certificate is
+// lost has its serial.
+func (a *Authority) issuedRecord(serial string) (record, error) {
+	if !isSerial(serial) { // before it becomes a path
+		return record{}, failure.New(failure.Invalid, "move it elsewhere, or restore it", "the CA %q has a certificate on record by the name %.100q, which is no serial number", a.Name, serial)
+	}
+	path := a.path("issued", serial+".pem")
+	found, err := certs.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return record{Event: certified, Serial: serial, Time: time.Now()}, nil
+	}
+	if err != nil {
+		return record{}, err
+	}
+	if err := found[0].CheckSignatureFrom(a.Certificate()); err != nil || certs.Serial(found[0]) != serial {
+		return record{}, failure.New(failure.Invalid, "move it elsewhere, or restore it", "the file %s is not the certificate %s of the CA %q", path, serial, a.Name)
+	}
+	return record{Event: certified, Certificate: found[0].Raw, Time: found[0].NotBefore}, nil
+}
+
+func orUnspecified(r Reason) Reason {
+	if _, known := reasonCodes[r]; !known {
+		return "unspecified"
+	}
+	return r
+}
+
+// retireIndex notes in ca.json that the CA has a ledger, which is an error to miss from then on, once the files that it
+// was made from say so.
+func (a *Authority) retireIndex() error {
+	if a.Ledger == ledgerVersion {
+		return nil
+	}
+	if _, err := os.Stat(a.path(indexFile)); err == nil {
+		if err := a.write(indexFile, []byte(retired)); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(a.path(numberFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return failure.New(failure.Internal, "check the folder's permissions", "can't remove %s: %w", a.path(numberFile), err)
+	}
+	a.Ledger, a.Moved = ledgerVersion, true
+	return a.writeJSON(description, a)
+}
