@@ -20,7 +20,7 @@ import (
 
 func caCommand() *cobra.Command {
 	return cli.Group("ca", "Run a certificate authority whose key stays in a module",
-		caInitCommand(), caIssueCommand(), caListCommand(), caShowCommand(), caRevokeCommand(), caCRLCommand())
+		caInitCommand(), caIssueCommand(), caListCommand(), caShowCommand(), caRevokeCommand(), caCRLCommand(), caRecoverCommand())
 }
 
 func caInitCommand() *cobra.Command {
