@@ -266,7 +266,7 @@ func TestCAAtOnce(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range runs {
 		group.Go(func() {
-			stdout, stderr, err := try(t, "", n.Plugin, "ca", "issue", "--ca", "root", "--csr", csr, "--days", "30")
+			stdout, stderr, err := try(t, "", n.Plugin, "ca", "issue", "--ca", "root", "--csr", csr, "--days", "30", "--yes")
 			if err != nil {
 				t.Errorf("run %d: %v: %s", i, err, stderr)
 				return
@@ -302,7 +302,7 @@ func TestCAKilled(t *testing.T) {
 	root.init(t, "vault", "EC-256", "--days", "90")
 	csr := filepath.Join(t.TempDir(), "release.csr")
 	write(t, csr, Run(t, n.Plugin, "cert", "csr", newCAKey(t, n.Plugin, "vault", "EC-256", "release"), "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
-	issue := []string{"ca", "issue", "--ca", "root", "--csr", csr, "--days", "30"}
+	issue := []string{"ca", "issue", "--ca", "root", "--csr", csr, "--days", "30", "--yes"}
 
 	printed := map[string]bool{} // serial numbers that someone has seen
 	remember := func(text string) {

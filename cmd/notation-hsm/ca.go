@@ -76,17 +76,21 @@ key. A library or command that they name is listed in the config file as well. T
 }
 
 func caIssueCommand() *cobra.Command {
-	var name, csr, reference string
+	var name, csr, reference, same string
+	var yes bool
 	var terms ca.Terms
 	c := &cobra.Command{
 		Use:   "issue",
 		Short: "Issue a signer's certificate, and print it with its chain",
 		Long: `Issue a certificate that Notation accepts for signing, for a key in a module or for a certificate request. For a key, the chain is
 also stored beside it. The chain is printed as PEM: leaf, intermediates, root. Of a request only its key counts, and its subject unless
---subject is given. The settings given as flags are for --key, or else for the CA's key.`,
+--subject is given; the certificate that comes of it is shown first, and has to be agreed to. A subject that a certificate of another key has,
+revoked or not, is refused unless --allow-subject-of names that certificate. The settings given as flags are for --key, or else for the CA's
+key.`,
 		Example: `  notation-hsm ca issue --ca signing --key "pkcs11:token=signing;object=release" --subject "CN=release,O=Example,C=CH,ST=Zurich" \
     --days 365 --cdp http://pki.example.com/signing.crl > release.pem
-  notation-hsm ca issue --ca signing --csr release.csr --days 365 > release.pem`,
+  notation-hsm ca issue --ca signing --csr release.csr --days 365 > release.pem
+  notation-hsm ca issue --ca signing --csr release.csr --subject "CN=release,O=Example,C=CH,ST=Zurich" --days 365 --yes > release.pem`,
 		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
@@ -94,6 +98,8 @@ also stored beside it. The chain is printed as PEM: leaf, intermediates, root. O
 	addTerms(c, &terms)
 	c.Flags().StringVar(&csr, "csr", "", "file with the certificate request, in PEM")
 	c.Flags().StringVar(&reference, "key", "", "the key to certify, by URI or alias")
+	c.Flags().StringVar(&same, "allow-subject-of", "", "let the key have the subject of the certificate with this serial number, which is another key's")
+	c.Flags().BoolVar(&yes, "yes", false, "with --csr: don't ask")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if (csr == "") == (reference == "") {
 			return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'", "what to certify is given by one of --csr and --key")
@@ -104,11 +110,16 @@ also stored beside it. The chain is printed as PEM: leaf, intermediates, root. O
 		}
 		var result *ca.Issued
 		if csr != "" {
-			result, err = a.IssueRequest(c.Context(), csr, given(), terms)
+			result, err = a.IssueRequest(c.Context(), csr, given(), terms, ca.AllowSubjectOf(same), func(shown ca.Part) error {
+				if err := printPart(c.ErrOrStderr(), shown); err != nil || yes {
+					return err
+				}
+				return cli.Ask(c.Context(), "type yes to issue this certificate", "yes")
+			})
 		} else {
 			var s *config.Settings
 			if s, err = config.Resolve(reference, given(), config.Flags); err == nil {
-				result, err = a.IssueKey(c.Context(), s, terms)
+				result, err = a.IssueKey(c.Context(), s, terms, ca.AllowSubjectOf(same))
 			}
 		}
 		if result == nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"path/filepath"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
@@ -56,15 +57,20 @@ kept as those of 'ca init' are.`,
 			if i > 0 {
 				fmt.Fprintln(c.OutOrStdout())
 			}
-			fmt.Fprintln(c.OutOrStdout(), part.Title)
-			for j := range part.Rows {
-				part.Rows[j][0] = "  " + part.Rows[j][0]
-			}
-			if err := cli.PrintTable(c.OutOrStdout(), part.Rows[0], part.Rows[1:]); err != nil {
+			if err := printPart(c.OutOrStdout(), part); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
 	return c
+}
+
+// printPart prints a title, and below it names and values.
+func printPart(out io.Writer, part ca.Part) error {
+	fmt.Fprintln(out, part.Title)
+	for _, row := range part.Rows {
+		row[0] = "  " + row[0]
+	}
+	return cli.PrintTable(out, part.Rows[0], part.Rows[1:])
 }

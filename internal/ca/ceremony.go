@@ -81,6 +81,7 @@ type ceremony struct {
 	said        func(string)
 	keys        map[string]string // references of the keys made here, by name
 	given       map[string]map[string]string
+	serials     map[string]string // of the leaves made here, by name
 	record      Transcript
 }
 
@@ -99,7 +100,7 @@ func (p *Plan) Perform(ctx context.Context, folder, out string, said func(string
 		return failure.New(failure.Invalid, "name another folder with --out", "the folder %s has the transcript of another ceremony", out)
 	}
 	c := &ceremony{
-		Plan: p, folder: folder, out: out, said: said, keys: map[string]string{}, given: map[string]map[string]string{},
+		Plan: p, folder: folder, out: out, said: said, keys: map[string]string{}, given: map[string]map[string]string{}, serials: map[string]string{},
 		record: Transcript{
 			File: filepath.Base(p.path), SHA256: p.digest, Started: now(),
 			Keys: []KeyRecord{}, Certificates: []CertificateRecord{}, Lists: []ListRecord{},
@@ -122,7 +123,7 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 	for _, k := range p.Keys {
 		made["key "+k.Name] = true
 	}
-	found := func(reference string) error {
+	found := func(reference string, check func(crypto.PublicKey) error) error {
 		if made["key "+reference] {
 			return nil
 		}
@@ -130,8 +131,9 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 		if err != nil {
 			return err
 		}
-		return keystore.WithKey(ctx, s, func(keystore.Store, keystore.Key) error { return nil })
+		return keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error { return check(k.Public()) })
 	}
+	exists := func(crypto.PublicKey) error { return nil }
 	issues := func(name string) error {
 		if made["ca "+name] {
 			return nil
@@ -143,19 +145,25 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 		return a.withKey(ctx, nil, func(keystore.Key) error { return nil })
 	}
 	if p.Root != nil {
-		if err := found(p.Root.Key); err != nil {
+		if err := found(p.Root.Key, exists); err != nil {
 			return p.at("root", p.Root.Name, err)
 		}
 		made["ca "+p.Root.Name] = true
 	}
 	for _, c := range p.Intermediates {
-		if err := cmp.Or(found(c.Key), issues(c.Parent)); err != nil {
+		if err := cmp.Or(found(c.Key, exists), issues(c.Parent)); err != nil {
 			return p.at("intermediate", c.Name, err)
 		}
 		made["ca "+c.Name] = true
 	}
 	for _, l := range p.Leaves {
-		if err := cmp.Or(found(l.Key), issues(l.CA)); err != nil {
+		free := func(public crypto.PublicKey) error {
+			if made["ca "+l.CA] {
+				return nil
+			}
+			return subjectIsFree(folder, l, public)
+		}
+		if err := cmp.Or(found(l.Key, free), issues(l.CA)); err != nil {
 			return p.at("leaf", l.Name, err)
 		}
 	}
@@ -165,6 +173,23 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 		}
 	}
 	return nil
+}
+
+// subjectIsFree fails when a leaf has the subject of another key's certificate.
+func subjectIsFree(folder string, l LeafPlan, public crypto.PublicKey) error {
+	a, err := Open(folder, l.CA)
+	if err != nil {
+		return err
+	}
+	template, err := certs.LeafTemplate(l.Terms, a.Certificate())
+	if err != nil {
+		return err
+	}
+	ledger, err := a.read()
+	if err != nil {
+		return err
+	}
+	return a.checkSubject(ledger, template, public, AllowSubjectOf(l.AllowSubjectOf))
 }
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
@@ -340,10 +365,15 @@ func (c *ceremony) issue(ctx context.Context, plan LeafPlan) error {
 	if err != nil {
 		return err
 	}
-	result, err := a.IssueKey(ctx, s, plan.Terms)
+	allowed := plan.AllowSubjectOf
+	if serial, made := c.serials[allowed]; made {
+		allowed = serial
+	}
+	result, err := a.IssueKey(ctx, s, plan.Terms, AllowSubjectOf(allowed))
 	if result == nil {
 		return err
 	}
+	c.serials[plan.Name] = certs.Serial(result.Leaf)
 	return errors.Join(c.certificate(plan.Name, result.Leaf, result.Chain), err)
 }
 

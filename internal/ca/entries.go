@@ -31,14 +31,15 @@ type Entry struct {
 	Revoked   *time.Time `json:"revoked,omitempty"`
 	Reason    Reason     `json:"reason,omitempty"`
 
-	der []byte // nil when the certificate is lost
+	der        []byte // nil when the certificate is lost
+	rawSubject []byte
 }
 
 func newEntry(cert *x509.Certificate, issued time.Time) Entry {
 	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 	return Entry{
 		Serial: certs.Serial(cert), Subject: cert.Subject.String(), CA: cert.IsCA, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter,
-		PublicKey: hex.EncodeToString(sum[:]), Issued: issued.UTC().Truncate(time.Second), der: cert.Raw,
+		PublicKey: hex.EncodeToString(sum[:]), Issued: issued.UTC().Truncate(time.Second), der: cert.Raw, rawSubject: cert.RawSubject,
 	}
 }
 

@@ -59,7 +59,7 @@ func Init(
 				return a.begin(k)
 			})
 		} else {
-			_, err = issuer.certifyKey(ctx, s, template, func(_ keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
+			_, err = issuer.certifyKey(ctx, s, template, nil, func(_ keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
 				a.chain = chain
 				return a.begin(k)
 			})

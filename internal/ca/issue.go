@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -31,8 +29,9 @@ func issued(chain []*x509.Certificate) *Issued {
 }
 
 // IssueRequest issues a signer's certificate for the request in a PEM file. The key comes from the request and, unless the terms have
-// one, the subject; whatever else it asks for does not count. given are settings for the CA's key.
-func (a *Authority) IssueRequest(ctx context.Context, path string, given map[string]string, terms Terms) (*Issued, error) {
+// one, the subject; whatever else it asks for does not count. given are settings for the CA's key. Nothing is signed before agree has seen
+// what the certificate will be.
+func (a *Authority) IssueRequest(ctx context.Context, path string, given map[string]string, terms Terms, allow Allow, agree func(Part) error) (*Issued, error) {
 	request, err := readRequest(path)
 	if err != nil {
 		return nil, err
@@ -42,13 +41,28 @@ func (a *Authority) IssueRequest(ctx context.Context, path string, given map[str
 		return nil, err
 	}
 	if terms.Subject == "" {
-		if template.Subject, template.RawSubject = request.Subject, request.RawSubject; request.Subject.CommonName == "" {
-			return nil, failure.New(failure.Invalid, "give it one with --subject", "the subject of the request in %s has no common name (CN)", path)
+		if err := requestedSubject(request, path); err != nil {
+			return nil, err
 		}
+		template.Subject, template.RawSubject = request.Subject, request.RawSubject
+	}
+	l, err := a.read()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.mayCertify(l, template, request.PublicKey, allow); err != nil {
+		return nil, err
+	}
+	shown, err := a.proposal(l, request, template)
+	if err != nil {
+		return nil, err
+	}
+	if err := agree(shown); err != nil {
+		return nil, err
 	}
 	var chain []*x509.Certificate
 	err = a.change(ctx, func(l *ledger) error {
-		chain, err = a.certify(ctx, l, given, template, request.PublicKey)
+		chain, err = a.certify(ctx, l, given, template, request.PublicKey, allow)
 		return err
 	})
 	if err != nil {
@@ -59,7 +73,7 @@ func (a *Authority) IssueRequest(ctx context.Context, path string, given map[str
 
 // IssueKey issues a signer's certificate for a key in a module, and stores the chain beside it. When only the storing fails, the result
 // is returned with the failure.
-func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Terms) (result *Issued, err error) {
+func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Terms, allow Allow) (result *Issued, err error) {
 	if terms.Subject == "" {
 		return nil, failure.New(failure.Invalid, `as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`, "a certificate needs a --subject")
 	}
@@ -67,7 +81,7 @@ func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Term
 	if err != nil {
 		return nil, err
 	}
-	chain, err := a.certifyKey(ctx, s, template, func(store keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
+	chain, err := a.certifyKey(ctx, s, template, allow, func(store keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
 		if _, err := store.Import(k, chain); err != nil {
 			f := failure.From(err)
 			return &failure.Error{
@@ -85,14 +99,14 @@ func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Term
 
 // certifyKey issues a certificate for a key in a module. The key signs a request first: one that does not sign is found out before it
 // has a certificate.
-func (a *Authority) certifyKey(ctx context.Context, s *config.Settings, template *x509.Certificate,
+func (a *Authority) certifyKey(ctx context.Context, s *config.Settings, template *x509.Certificate, allow Allow,
 	then func(keystore.Store, keystore.Key, []*x509.Certificate) error) (chain []*x509.Certificate, err error) {
 	err = a.change(ctx, func(l *ledger) error {
 		return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 			if _, err := certs.Request(k, template.Subject); err != nil {
 				return err
 			}
-			if chain, err = a.certify(ctx, l, nil, template, k.Public()); err != nil || then == nil {
+			if chain, err = a.certify(ctx, l, nil, template, k.Public(), allow); err != nil || then == nil {
 				return err
 			}
 			return then(store, k, chain)
@@ -102,23 +116,34 @@ func (a *Authority) certifyKey(ctx context.Context, s *config.Settings, template
 }
 
 // certify issues a certificate and returns it with its chain. The CA is locked.
-func (a *Authority) certify(ctx context.Context, l *ledger, given map[string]string, template *x509.Certificate, public crypto.PublicKey) (chain []*x509.Certificate, err error) {
-	if _, err := key.SpecOf(public); err != nil {
+func (a *Authority) certify(ctx context.Context, l *ledger, given map[string]string, template *x509.Certificate, public crypto.PublicKey, allow Allow) (chain []*x509.Certificate, err error) {
+	if err := a.mayCertify(l, template, public, allow); err != nil {
 		return nil, err
-	}
-	if err := a.notRevoked(); err != nil {
-		return nil, err
-	}
-	for _, ca := range a.chain {
-		if certs.SameKey(ca.PublicKey, public) {
-			return nil, failure.New(failure.Invalid, "make another key with 'notation-hsm key generate'", "the key is that of the CA %q itself", ca.Subject)
-		}
 	}
 	err = a.withKey(ctx, given, func(k keystore.Key) error {
 		chain, err = a.issue(k, l, template, public)
 		return err
 	})
 	return chain, err
+}
+
+// mayCertify fails when the CA may not certify a key, or not with this subject.
+func (a *Authority) mayCertify(l *ledger, template *x509.Certificate, public crypto.PublicKey, allow Allow) error {
+	if _, err := key.SpecOf(public); err != nil {
+		return err
+	}
+	if err := a.notRevoked(); err != nil {
+		return err
+	}
+	for _, ca := range a.chain {
+		if certs.SameKey(ca.PublicKey, public) {
+			return failure.New(failure.Invalid, "make another key with 'notation-hsm key generate'", "the key is that of the CA %q itself", ca.Subject)
+		}
+	}
+	if template.IsCA { // whose subject is its operator's, and may be that of a CA before it
+		return nil
+	}
+	return a.checkSubject(l, template, public, allow)
 }
 
 // issue signs a certificate and writes it down: it is in the ledger before anyone hears of it.
@@ -167,29 +192,3 @@ func (a *Authority) notRevoked() error {
 }
 
 const maxDepth = 10 // no CA stands further below its root
-
-const requestLimit = 1 << 20 // bytes; a request has one kilobyte
-
-func readRequest(path string) (*x509.CertificateRequest, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the certificate request: %w", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, requestLimit))
-	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the file", "can't read the certificate request: %w", err)
-	}
-	block, _ := pem.Decode(data)
-	if block == nil || (block.Type != "CERTIFICATE REQUEST" && block.Type != "NEW CERTIFICATE REQUEST") {
-		return nil, failure.New(failure.Invalid, "name a PEM file as 'notation-hsm cert csr' prints it", "there is no PEM certificate request in %s", path)
-	}
-	request, err := x509.ParseCertificateRequest(block.Bytes)
-	if err != nil {
-		return nil, failure.New(failure.Invalid, "make the request again", "the certificate request in %s does not parse: %w", path, err)
-	}
-	if err := request.CheckSignature(); err != nil {
-		return nil, failure.New(failure.Invalid, "make the request again, with the key that it is for", "the certificate request in %s is not signed by its own key: %w", path, err)
-	}
-	return request, nil
-}

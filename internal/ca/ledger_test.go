@@ -372,7 +372,7 @@ func TestRevokedIssuer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = a.Authority.certify(t.Context(), a.mustRead(), nil, template, newTestKey(t).Public())
+		_, err = a.Authority.certify(t.Context(), a.mustRead(), nil, template, newTestKey(t).Public(), nil)
 		if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), `the CA "middle" was revoked by "root"`) {
 			t.Errorf("%s issues: %v", a.Name, err)
 		}

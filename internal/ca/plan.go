@@ -54,6 +54,9 @@ type LeafPlan struct {
 	CA    string `yaml:"ca"`
 	Key   string `yaml:"key"`
 	Terms `yaml:",inline"`
+
+	// AllowSubjectOf names another key's certificate whose subject the leaf may have: by its serial number, or a leaf of the file by its name.
+	AllowSubjectOf string `yaml:"allow-subject-of"`
 }
 
 // CRLPlan is a revocation list to sign.
@@ -144,6 +147,13 @@ type rehearsal struct {
 	files    map[string]bool
 	owners   map[string]string // whose certificate a key is for
 	parts    []Part
+
+	leaves []plannedLeaf
+}
+
+type plannedLeaf struct {
+	LeafPlan
+	subject identity
 }
 
 // issuer is a CA that signs in the ceremony.
@@ -285,8 +295,44 @@ func (r *rehearsal) leaf(l LeafPlan) error {
 	if l.Subject == "" {
 		return failure.New(failure.Invalid, `as in: subject: "CN=release,O=Example,C=CH,ST=Zurich"`, "it has no subject")
 	}
+	if err := r.subject(l, template, parent.cert); err != nil {
+		return err
+	}
 	_, err = r.certificate("Leaf "+l.Name, l.Key, "the key of "+l.CA, l.Days, template, parent)
 	return err
+}
+
+// subject fails when a leaf has the subject of another one of the file, or of a certificate of a CA that is there. A key that is there already
+// may be the one that has it, which is not known before the ceremony.
+func (r *rehearsal) subject(l LeafPlan, template, issuer *x509.Certificate) error {
+	id, err := identityOf(template)
+	if err != nil {
+		return err
+	}
+	if above, err := identityOf(issuer); err != nil || above.same(id) {
+		return failure.New(failure.Invalid, "give the signer a subject of its own", "the subject %q is that of the CA %q", template.Subject, l.CA)
+	}
+	for _, other := range r.leaves {
+		if other.CA == l.CA && other.subject.same(id) && l.AllowSubjectOf != other.Name {
+			return failure.New(failure.Denied, "if both are to be the same signer, add allow-subject-of: "+other.Name, "the leaf %q has this subject", other.Name)
+		}
+	}
+	r.leaves = append(r.leaves, plannedLeaf{l, id})
+	if _, made := r.issuers[l.CA]; made {
+		return nil
+	}
+	if _, made := r.keys[l.Key]; !made {
+		return nil
+	}
+	a, err := Open(r.folder, l.CA)
+	if err != nil {
+		return err
+	}
+	ledger, err := a.read()
+	if err != nil {
+		return err
+	}
+	return ledger.checkSubject(template, "", AllowSubjectOf(l.AllowSubjectOf))
 }
 
 // certificate adds the part of one certificate, and returns the settings of its key. The zero issuer is the key itself.

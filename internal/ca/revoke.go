@@ -56,7 +56,7 @@ type Revocation struct {
 
 // RevokeSerial revokes the certificate of a serial number, in hex.
 func (a *Authority) RevokeSerial(ctx context.Context, serial, reason string) (Revocation, error) {
-	wanted := strings.ToLower(strings.ReplaceAll(serial, ":", ""))
+	wanted := plainSerial(serial)
 	return a.revoke(ctx, "the serial number "+serial, reason, func(e Entry) bool { return e.Serial == wanted })
 }
 

@@ -59,7 +59,9 @@ func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string)
 	if err != nil || stored {
 		return err
 	}
-	_, err = a.IssueKey(ctx, s, ca.Terms{Subject: r.Subject, Days: atMost(r.Days, a.Certificate()), CDP: r.CRL, OCSP: r.OCSP})
+	// The subject is that of the old key, as the plan that was agreed to said.
+	same := func(ca.Entry) bool { return true }
+	_, err = a.IssueKey(ctx, s, ca.Terms{Subject: r.Subject, Days: atMost(r.Days, a.Certificate()), CDP: r.CRL, OCSP: r.OCSP}, same)
 	return err
 }
 

@@ -1,0 +1,197 @@
+package ca
+
+import (
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+)
+
+// What a certificate request may have. The requester wrote it, so it is bounded before it is parsed.
+const (
+	requestFileLimit  = 64 << 10 // bytes of the PEM file; a request has one or two kilobytes
+	subjectLimit      = 1 << 10  // bytes of its subject
+	subjectAttributes = 16
+)
+
+var requestLimits = bound.Limits{Bytes: 16 << 10, Depth: bound.Depth, Elements: 500}
+
+// readRequest reads the certificate request in a PEM file. It fails unless the request is signed by its own key, which
+// is one that Notation signs with.
+func readRequest(path string) (*x509.CertificateRequest, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the certificate request: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, requestFileLimit+1))
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "check the file", "can't read the certificate request: %w", err)
+	}
+	return parseRequest(data, path)
+}
+
+func parseRequest(data []byte, path string) (*x509.CertificateRequest, error) {
+	if len(data) > requestFileLimit {
+		return nil, failure.New(failure.Invalid, "name a file with the certificate request alone", "the file %s is larger than %d bytes", path, requestFileLimit)
+	}
+	block, rest := pem.Decode(data)
+	if block == nil || !isRequest(block) {
+		return nil, failure.New(failure.Invalid, "name a PEM file as 'notation-hsm cert csr' prints it", "there is no PEM certificate request in %s", path)
+	}
+	if more, _ := pem.Decode(rest); more != nil {
+		return nil, failure.New(failure.Invalid, "give each certificate request a file of its own", "the file %s has more than a certificate request: %.50q follows", path, more.Type)
+	}
+	if err := bound.DER(block.Bytes, requestLimits); err != nil {
+		return nil, failure.New(failure.Invalid, "make the request again", "the certificate request in %s does not parse: %w", path, err)
+	}
+	request, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "make the request again", "the certificate request in %s does not parse: %w", path, err)
+	}
+	if _, err := key.SpecOf(request.PublicKey); err != nil { // before its signature is verified, which takes long with a long key
+		return nil, err
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, failure.New(failure.Invalid, "make the request again, with the key that it is for", "the certificate request in %s is not signed by its own key: %w", path, err)
+	}
+	return request, nil
+}
+
+func isRequest(block *pem.Block) bool {
+	return block.Type == "CERTIFICATE REQUEST" || block.Type == "NEW CERTIFICATE REQUEST"
+}
+
+// requestedSubject checks that a subject can be taken over as it is: that it is short, and that people see all there is
+// of it.
+func requestedSubject(request *x509.CertificateRequest, path string) error {
+	refuse := func(format string, args ...any) error {
+		return failure.New(failure.Invalid, "give it a subject with --subject", "can't take the subject of the request in %s: %w", path, fmt.Errorf(format, args...))
+	}
+	if len(request.RawSubject) > subjectLimit {
+		return refuse("it has more than %d bytes", subjectLimit)
+	}
+	if request.Subject.CommonName == "" {
+		return refuse("it has no common name (CN)")
+	}
+	var name pkix.RDNSequence
+	if _, err := asn1.Unmarshal(request.RawSubject, &name); err != nil {
+		return refuse("%w", err)
+	}
+	count := 0
+	for _, rdn := range name {
+		for _, attribute := range rdn {
+			if count++; count > subjectAttributes {
+				return refuse("it has more than %d attributes", subjectAttributes)
+			}
+			value, isText := attribute.Value.(string)
+			if !isText {
+				return refuse("its attribute %s is no text", attribute.Type)
+			}
+			for _, r := range value {
+				if !unicode.IsPrint(r) {
+					return refuse("its attribute %s has the character %U, which can't be seen", attribute.Type, r)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// proposal shows the certificate that would be issued for a request: what is taken from the request, what is not, and
+// what the key and the subject have been before.
+func (a *Authority) proposal(l *ledger, request *x509.CertificateRequest, template *x509.Certificate) (Part, error) {
+	spec, err := key.SpecOf(request.PublicKey)
+	if err != nil {
+		return Part{}, err
+	}
+	fingerprint, err := certs.KeyFingerprint(request.PublicKey)
+	if err != nil {
+		return Part{}, err
+	}
+	holders, err := l.holders(template, fingerprint)
+	if err != nil {
+		return Part{}, err
+	}
+	subject, asked := template.Subject.String(), request.Subject.String()
+	rows := [][]string{{"Subject:", subject}}
+	if ascii := fmt.Sprintf("%+q", subject); ascii != fmt.Sprintf("%q", subject) { // letters of other scripts may look like those of another subject
+		rows = append(rows, []string{"Subject in ASCII:", ascii})
+	}
+	if asked != subject {
+		rows = append(rows, []string{"Subject asked for:", fmt.Sprintf("%.500q, not taken", asked)})
+	}
+	rows = append(rows, entryRows("Subject has:", "another key, by certificate ", holders)...)
+	rows = append(rows, []string{"Key:", string(spec.Name)}, []string{"Key SHA-256:", fingerprint})
+	var own []Entry
+	for _, e := range l.entries {
+		if e.PublicKey == fingerprint {
+			own = append(own, e)
+		}
+	}
+	if len(own) == 0 {
+		rows = append(rows, []string{"Key has:", "no certificate of this CA"})
+	}
+	rows = append(rows, entryRows("Key has:", "certificate ", own)...)
+	rows = append(rows, []string{"Also asked for:", otherWishes(request)})
+	return Part{"Certificate of the CA " + a.Name, append(rows, certs.Describe(template, a.Certificate().Subject.String())[2:]...)}, nil // but subject and issuer
+}
+
+// entryRows shows the newest certificates of some, and how many more there are.
+func entryRows(title, before string, entries []Entry) (rows [][]string) {
+	const shown = 5
+	more := len(entries) - shown
+	if more > 0 {
+		rows = append(rows, []string{title, fmt.Sprintf("%d older ones, and:", more)})
+		entries = entries[more:]
+	}
+	for _, e := range entries {
+		rows = append(rows, []string{title, before + e.words()})
+	}
+	return rows
+}
+
+func (e Entry) words() string {
+	words := fmt.Sprintf("%s of %q, %s", e.Serial, e.Subject, e.State())
+	switch {
+	case e.Revoked != nil:
+		return words + " since " + e.Revoked.Format(time.DateOnly) + " (" + string(e.Reason) + ")"
+	case e.der != nil:
+		return words + " until " + e.NotAfter.UTC().Format(time.DateOnly)
+	}
+	return words
+}
+
+// otherWishes lists the extensions that a request asks for, none of which is taken.
+func otherWishes(request *x509.CertificateRequest) string {
+	known := map[string]string{
+		"2.5.29.15": "key usage", "2.5.29.37": "extended key usage", "2.5.29.17": "subject alternative names", "2.5.29.19": "basic constraints",
+		"2.5.29.30": "name constraints", "2.5.29.31": "CRL address", "2.5.29.32": "certificate policies",
+	}
+	var wishes []string
+	for _, extension := range request.Extensions {
+		id := extension.Id.String()
+		if name, isKnown := known[id]; isKnown {
+			id = name
+		}
+		wishes = append(wishes, id)
+	}
+	switch {
+	case len(wishes) == 0:
+		return "nothing"
+	case len(wishes) > 20:
+		wishes = append(wishes[:20], fmt.Sprintf("%d more", len(wishes)-20))
+	}
+	return strings.Join(wishes, ", ") + ": not taken"
+}
