@@ -93,6 +93,15 @@ func (a *Authority) needed(lists []*x509.RevocationList, published string) error
 			return nil
 		}
 	}
+	files, err := a.issuedFiles()
+	if err != nil {
+		return err
+	}
+	for _, serial := range files {
+		if l.entries[l.place[serial]].der == nil { // a lost certificate that was brought back
+			return nil
+		}
+	}
 	hint := "see it with: notation-hsm ca show " + a.Name
 	if published == "" {
 		hint += "; if a newer list is published, name it with --crl FILE"
