@@ -148,12 +148,13 @@ func (a *Authority) write(name string, data []byte) error {
 	return state.Write(a.path(name), data, 0o644)
 }
 
-func (a *Authority) writeJSON(name string, value any) error {
-	data, err := json.MarshalIndent(value, "", "  ")
+// save writes ca.json.
+func (a *Authority) save() error {
+	data, err := json.MarshalIndent(a, "", "  ")
 	if err != nil {
 		return err
 	}
-	return a.write(name, append(data, '\n'))
+	return a.write(description, append(data, '\n'))
 }
 
 // resolve finds the settings of the CA's key. given are flags, which are stronger than what is kept with the CA.

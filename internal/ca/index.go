@@ -189,5 +189,5 @@ func (a *Authority) retireIndex() error {
 		return failure.New(failure.Internal, "check the folder's permissions", "can't remove %s: %w", a.path(numberFile), err)
 	}
 	a.Ledger, a.Moved = ledgerVersion, true
-	return a.writeJSON(description, a)
+	return a.save()
 }

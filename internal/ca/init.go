@@ -70,7 +70,7 @@ func Init(
 		if err := a.write("chain.pem", a.Chain()); err != nil {
 			return err
 		}
-		return a.writeJSON(description, a)
+		return a.save()
 	})
 }
 

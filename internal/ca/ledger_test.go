@@ -63,7 +63,7 @@ func newTestCA(t testing.TB, folder, name string, parent *testCA) testCA {
 	if err := a.write("chain.pem", a.Chain()); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.writeJSON(description, a.Authority); err != nil {
+	if err := a.save(); err != nil {
 		t.Fatal(err)
 	}
 	return a

@@ -202,7 +202,7 @@ func (a testCA) earlier(number string) {
 	}
 	a.remove(ledgerFile)
 	a.Ledger = 0
-	if err := a.writeJSON(description, a.Authority); err != nil {
+	if err := a.save(); err != nil {
 		a.t.Fatal(err)
 	}
 }
