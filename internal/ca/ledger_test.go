@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -410,6 +411,7 @@ func FuzzLedger(f *testing.F) {
 	f.Add(a.file(ledgerFile))
 	f.Add([]byte("{\"record\":{\"event\":\"recovered\",\"list\":\"12\"}}\n{\"record\":{\"event\":\"issued\",\"serial\":\"01\"}}\n{\"record\":{\"event\":\"revoked\",\"serial\":\"01\",\"reason\":\"superseded\"}}\n"))
 	f.Add([]byte("{\"record\":" + strings.Repeat("[", 5000) + "\n"))
+	f.Add(slices.Concat(bytes.SplitAfter(a.file(ledgerFile), []byte("\n"))[0], a.crowded()))
 	f.Add([]byte("\n\n\n"))
 	budget := boundtest.Budget{Bytes: 1 << 20, BytesPerByte: 200}
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -422,6 +424,26 @@ func FuzzLedger(f *testing.F) {
 			})
 		}
 	})
+}
+
+// crowded returns a record of a certificate whose subject has thousands of attributes, each of which costs as much as
+// all before it.
+func (a testCA) crowded() []byte {
+	a.t.Helper()
+	template, err := certs.LeafTemplate(Terms{Days: 1}, a.Certificate())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	template.RawSubject = rawName(a.t, slices.Repeat([]attribute{{unit, asn1.TagUTF8String, "x"}}, 3500)...)
+	cert, err := certs.Sign(a.key, template, a.Certificate(), newTestKey(a.t).Public())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	_, line, err := encode(record{Event: certified, Certificate: cert.Raw}, nil)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return line
 }
 
 // mended numbers, chains and signs the records of a ledger, as far as they can be read.
