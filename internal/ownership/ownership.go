@@ -64,8 +64,13 @@ func Check(path string, owners ...int) error {
 	}
 }
 
-// CheckTree verifies with Check a folder and, if it is a folder, all that is below it.
+// CheckTree verifies with Check a folder and, if it is a folder, all that is below it, also where a symbolic link leads to another folder.
 func CheckTree(path string, owners ...int) error {
+	return checkTree(path, owners, map[string]bool{})
+}
+
+// checkTree leaves out the folders that were seen, to which a link may lead again.
+func checkTree(path string, owners []int, seen map[string]bool) error {
 	if err := Check(path, owners...); err != nil {
 		return err
 	}
@@ -79,7 +84,13 @@ func CheckTree(path string, owners ...int) error {
 			return failure.New(failure.Invalid, "check the path and its permissions", "cannot access %s: %w", below, err)
 		}
 		if entry.Type()&fs.ModeSymlink != 0 {
-			return Check(below, owners...) // what it leads to counts
+			return checkTree(below, owners, seen)
+		}
+		if entry.IsDir() {
+			if seen[below] {
+				return fs.SkipDir
+			}
+			seen[below] = true
 		}
 		info, err := entry.Info()
 		if err != nil {

@@ -126,3 +126,18 @@ func TestCheckTree(t *testing.T) {
 		t.Fatalf("error %v, want one that names what the link leads to", err)
 	}
 }
+
+// A link in a tree may lead to another tree, in which every file counts as well, and back to where it is.
+func TestCheckTreeLinks(t *testing.T) {
+	folder, _ := place(t)
+	other, file := place(t)
+	link(t, other, filepath.Join(folder, "other"))
+	link(t, folder, filepath.Join(other, "back"))
+	if err := ownership.CheckTree(folder, os.Getuid()); err != nil {
+		t.Fatal(err)
+	}
+	chmod(t, file, 0o620)
+	if err := ownership.CheckTree(folder, os.Getuid()); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), file) {
+		t.Errorf("error %v, want one that names %s", err, file)
+	}
+}
