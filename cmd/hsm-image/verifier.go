@@ -23,7 +23,8 @@ whose signature does not verify under the trust policy in --trust-dir is not pul
 decision log fail.
 
 containerd runs every file in --bin-dir, so give it a folder of its own. Signatures are looked up where containerd pulls from: name
-its registry hosts (config_path) with --hosts-dir.`,
+its registry hosts (config_path) with --hosts-dir. Whatever decides has to be root's: this program, the files and folders that the flags
+name, and the folders above them. The verifier looks again each time that it runs, and refuses every image while others can change one.`,
 		Example: `  hsm-image install-verifier --bin-dir /opt/containerd/image-verifier/bin --trust-dir /etc/notation --hosts-dir /etc/containerd/certs.d`,
 		Args:    cli.Exactly(0),
 	}
@@ -43,6 +44,12 @@ its registry hosts (config_path) with --hosts-dir.`,
 		done, err := node.Install(binDir, program)
 		if err != nil {
 			return err
+		}
+		for _, name := range done.Skip {
+			fmt.Fprintf(c.ErrOrStderr(), "warning: images pass unverified where statement %s of the trust policy is for them (--allow-skip)\n", name)
+		}
+		for _, name := range done.Anyone {
+			fmt.Fprintf(c.ErrOrStderr(), "warning: a signature of anyone's is enough where statement %s of the trust policy is for an image: it only logs whose it is\n", name)
 		}
 		for _, name := range done.Others {
 			fmt.Fprintf(c.ErrOrStderr(), "warning: containerd will run %s as well, and pull nothing if that fails\n", filepath.Join(filepath.Dir(done.Path), name))
@@ -65,7 +72,16 @@ func verifierCommand() *cobra.Command {
 	addNodeFlags(c, &node)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		gate.LimitMemory()
-		r := node.Judge(c.Context(), args, c.InOrStdin())
+		program, err := os.Executable()
+		if err != nil {
+			return failure.New(failure.Internal, "", "can't tell where this program is: %w", err)
+		}
+		var r gate.Result
+		if err := node.CheckFiles(program, os.Geteuid()); err != nil {
+			r = node.Refuse(c.Context(), args, err)
+		} else {
+			r = node.Judge(c.Context(), args, c.InOrStdin())
+		}
 		if !r.Passed() {
 			fmt.Fprintln(c.OutOrStdout(), r.Reason)
 			return failure.New(failure.Denied, "", "%s is refused: %s", r.Reference, r.Reason)
@@ -84,7 +100,8 @@ func addNodeFlags(c *cobra.Command, node *gate.Node) {
 	c.Flags().StringVar(&node.TrustDir, "trust-dir", "", "folder with trustpolicy.json and truststore, as 'notation-hsm trust export --to' writes it")
 	c.Flags().StringVar(&node.StateDir, "state-dir", "/var/lib/hsm-image", "folder for the decision log and revocation lists")
 	c.Flags().StringVar(&node.HostsDir, "hosts-dir", "", "folder with a hosts.toml for each registry, as containerd has it (certs.d)")
-	c.Flags().StringVar(&node.AuthFile, "auth-file", "", "registry credentials, in the format of Docker's config.json")
+	c.Flags().StringVar(&node.AuthFile, "auth-file", "", "registry credentials, in the format of Docker's config.json (default: none)")
 	addPluginFlag(c, &node.Options)
+	c.Flags().BoolVar(&node.AllowSkip, "allow-skip", false, "let images pass unverified where the trust policy says skip; each is in the decision log")
 	c.Flags().DurationVar(&node.Timeout, "timeout", gate.DefaultTimeout, "longest wait for one image, one second or more; containerd's has to be longer")
 }

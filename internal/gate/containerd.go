@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -26,12 +27,16 @@ import (
 // standard input, and pulls only if that ends with 0. What it prints is the reason.
 type Node struct {
 	Options
-	StateDir string        // holds the decision log and the revocation lists
-	Timeout  time.Duration // for one image; containerd's own has to be longer
+	StateDir  string        // holds the decision log and the revocation lists
+	Timeout   time.Duration // for one image; containerd's own has to be longer
+	AllowSkip bool          // let images pass unverified where the trust policy says so
 }
 
 // DefaultTimeout leaves the rest of containerd's ten seconds to starting and to writing the log.
 const DefaultTimeout = 8 * time.Second
+
+// noAuthFile has no credentials looked up in the places of users and other tools, which nobody named and others may write to.
+const noAuthFile = "/nonexistent/auth.json"
 
 const (
 	logTimeout    = time.Second // for a turn with the decision log, after the timeout
@@ -43,11 +48,21 @@ func (n Node) LogFile() string { return filepath.Join(n.StateDir, "decisions.jso
 
 // Judge answers containerd. The answer is in the log before it is given: what can't be written down may not run.
 func (n Node) Judge(ctx context.Context, args []string, stdin io.Reader) Result {
+	return n.decide(ctx, args, func(ctx context.Context) Result { return n.judge(ctx, args, stdin) })
+}
+
+// Refuse refuses an image without a look at it, for a reason that holds for all, and writes that down as Judge does.
+func (n Node) Refuse(ctx context.Context, args []string, reason error) Result {
+	return n.decide(ctx, args, func(context.Context) Result { return refused(nameIn(args), reason) })
+}
+
+// decide has an image judged and writes the answer into the log.
+func (n Node) decide(ctx context.Context, args []string, judge func(context.Context) Result) Result {
 	_, sum, _, _ := parseArguments(args)
 	if digest.Digest(sum).Validate() != nil {
 		sum = ""
 	}
-	result := within(ctx, n.Timeout, nameIn(args), func(ctx context.Context) Result { return n.judge(ctx, args, stdin) })
+	result := within(ctx, n.Timeout, nameIn(args), judge)
 	result.Digest = sum // also of what was not looked at
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), logTimeout)
 	defer cancel()
@@ -67,6 +82,9 @@ func (n Node) judge(ctx context.Context, args []string, stdin io.Reader) Result 
 		return refused(r.given, errors.New("no trust directory is named"))
 	}
 	n.CacheDir = filepath.Join(n.StateDir, "cache")
+	if n.AuthFile == "" {
+		n.AuthFile = noAuthFile
+	}
 	g, err := Open(n.Options)
 	if err != nil {
 		return refused(r.given, err)
@@ -84,11 +102,28 @@ func (n Node) judge(ctx context.Context, args []string, stdin io.Reader) Result 
 	result := g.examine(ctx, r.repository, r.descriptor, sources...)
 	result.Reference = r.given
 	if result.Passed() {
+		if result = n.explain(result); !result.Passed() {
+			return result
+		}
 		if err := intact(ctx, r.descriptor, sources); err != nil {
 			return result.refuse(err.Error())
 		}
 	}
 	return result
+}
+
+// explain says in the log why an image passes whose signer was not verified, and refuses one that was not verified at all if the
+// installation does not allow that, whatever the policy has become since.
+func (n Node) explain(r Result) Result {
+	switch {
+	case r.Signature == nil && !n.AllowSkip:
+		return r.refuse(fmt.Sprintf("statement %q of the trust policy skips verification, and install-verifier was not told to --allow-skip", r.Policy))
+	case r.Signature == nil:
+		r.Reason = oneLine(fmt.Sprintf("not verified: statement %q of the trust policy skips verification", r.Policy))
+	case len(r.Warnings) > 0:
+		r.Reason = oneLine(strings.Join(r.Warnings, "; "))
+	}
+	return r
 }
 
 // intact fetches the manifest that containerd is about to pull. containerd would not take a manifest that was changed either, but it

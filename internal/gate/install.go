@@ -2,13 +2,14 @@ package gate
 
 import (
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/google/renameio/v2"
+	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -25,12 +26,14 @@ type Installed struct {
 	Log    string   // of decisions
 	Config string   // what containerd's configuration needs, as TOML
 	Others []string // the names of other files in the folder, which containerd runs as well
+	Skip   []string // the statements of the trust policy under which images pass unverified
+	Anyone []string // those under which they pass with a signature of anyone's
 }
 
 // Install writes the program that containerd starts into its folder of image verifiers. It is a shell script of a few lines with all
 // settings in it: containerd runs each file in that folder, so there may be no second one, and it hands on no settings. An operator can
-// read what it does, and program is updated without touching it. Folders that others may write to are refused: they could switch the
-// gate off.
+// read what it does, and program is updated without touching it. Files and folders that others can change are refused: they could switch
+// the gate off. A trust policy that lets images pass unverified is refused as well, unless AllowSkip is set.
 func (n Node) Install(binDir, program string) (*Installed, error) {
 	if n.Timeout < shortestTimeout {
 		return nil, failure.New(failure.Invalid, "leave --timeout out, or name a longer one", "the timeout is %s, and has to be %s or more", n.Timeout, shortestTimeout)
@@ -45,15 +48,16 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 		}
 		*path = absolute
 	}
-	for _, path := range []string{n.HostsDir, n.AuthFile} {
-		if _, err := os.Stat(path); path != "" && err != nil {
-			return nil, failure.New(failure.Invalid, "check the path", "can't use what was named: %w", err)
-		}
-	}
 	for path, mode := range map[string]os.FileMode{binDir: 0o755, n.StateDir: 0o700} {
 		if err := os.MkdirAll(path, mode); err != nil {
 			return nil, failure.New(failure.Internal, "run it as root", "can't make the folder %s: %w", path, err)
 		}
+	}
+	if err := checkTrees([]string{binDir}); err != nil {
+		return nil, err
+	}
+	if err := n.CheckFiles(program, os.Geteuid()); err != nil {
+		return nil, err
 	}
 	check := n.Options // what can't work is told now, not at the first pull
 	check.CacheDir = filepath.Join(n.StateDir, "cache")
@@ -62,17 +66,20 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 		return nil, err
 	}
 	g.Close()
-	for _, folder := range []string{binDir, n.TrustDir} {
-		if err := closed(folder); err != nil {
-			return nil, err
-		}
+	skip, anyone, err := g.unverified()
+	if err != nil {
+		return nil, err
+	}
+	if len(skip) > 0 && !n.AllowSkip {
+		return nil, failure.New(failure.Denied, "sign the images that these statements are for, or let them pass with --allow-skip",
+			"the trust policy in %s skips verification in its statements %s", n.TrustDir, strings.Join(skip, ", "))
 	}
 	// The temporary file is beside the folder, not in it: containerd would run it.
 	path := filepath.Join(binDir, verifierName)
 	if err := renameio.WriteFile(path, n.script(program), 0o755, renameio.WithTempDir(filepath.Dir(binDir)), renameio.IgnoreUmask()); err != nil {
 		return nil, failure.New(failure.Internal, "run it as root; the folder has to be on the file system of the one above it", "can't write %s: %w", path, err)
 	}
-	done := &Installed{Path: path, Log: n.LogFile(), Config: n.snippet(binDir)}
+	done := &Installed{Path: path, Log: n.LogFile(), Config: n.snippet(binDir), Skip: skip, Anyone: anyone}
 	entries, err := os.ReadDir(binDir)
 	if err != nil {
 		return nil, failure.New(failure.Internal, "run it as root", "can't look for other verifiers: %w", err)
@@ -85,30 +92,29 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 	return done, nil
 }
 
-// closed returns an error if someone other than the owner may write to a folder or to what is in it.
-func closed(folder string) error {
-	folder, err := filepath.EvalSymlinks(folder)
-	if err != nil {
-		return failure.New(failure.Invalid, "check the path", "can't use what was named: %w", err)
-	}
-	return filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
-		var info fs.FileInfo
-		if err == nil {
-			info, err = entry.Info()
-		}
+// unverified lists the statements of the trust policy under which images pass that were not verified, and those under which they pass with
+// a signature of anyone's, as authenticity is not enforced.
+func (g *Gate) unverified() (skip, anyone []string, err error) {
+	for _, statement := range g.policy.TrustPolicies {
+		level, err := statement.SignatureVerification.GetVerificationLevel()
 		if err != nil {
-			return failure.New(failure.Invalid, "check the permissions", "can't look into the folder %s: %w", folder, err)
+			return nil, nil, failure.New(failure.Invalid, "correct the trust policy", "can't use statement %q of the trust policy: %w", statement.Name, err)
 		}
-		if mode := info.Mode(); mode&fs.ModeSymlink == 0 && mode.Perm()&0o022 != 0 {
-			return failure.New(failure.Invalid, "take that away: chmod -R go-w "+quote(folder),
-				"others than its owner may write to %s (mode %#o), and so decide what runs", path, mode.Perm())
+		switch {
+		case level.Name == trustpolicy.LevelSkip.Name:
+			skip = append(skip, strconv.Quote(statement.Name))
+		case level.Enforcement[trustpolicy.TypeAuthenticity] != trustpolicy.ActionEnforce:
+			anyone = append(anyone, strconv.Quote(statement.Name))
 		}
-		return nil
-	})
+	}
+	return skip, anyone, nil
 }
 
 func (n Node) script(program string) []byte {
 	arguments := []string{"--trust-dir=" + n.TrustDir, "--state-dir=" + n.StateDir, "--timeout=" + n.Timeout.String()}
+	if n.AllowSkip {
+		arguments = append(arguments, "--allow-skip")
+	}
 	if n.HostsDir != "" {
 		arguments = append(arguments, "--hosts-dir="+n.HostsDir)
 	}

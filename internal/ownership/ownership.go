@@ -64,7 +64,8 @@ func Check(path string, owners ...int) error {
 	}
 }
 
-// CheckTree verifies with Check a folder and, if it is a folder, all that is below it, also where a symbolic link leads to another folder.
+// CheckTree verifies with Check a file or folder and all that is below it, also where a symbolic link leads to another folder. A file that
+// is removed meanwhile, as by a command that replaces it, is left out.
 func CheckTree(path string, owners ...int) error {
 	return checkTree(path, owners, map[string]bool{})
 }
@@ -74,12 +75,15 @@ func checkTree(path string, owners []int, seen map[string]bool) error {
 	if err := Check(path, owners...); err != nil {
 		return err
 	}
-	real, err := filepath.EvalSymlinks(path)
+	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
 		return failure.New(failure.Invalid, "check the path and its permissions", "cannot access %s: %w", path, err)
 	}
 	trusted := append([]int{0}, owners...)
-	return filepath.WalkDir(real, func(below string, entry fs.DirEntry, err error) error {
+	return filepath.WalkDir(target, func(below string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil {
 			return failure.New(failure.Invalid, "check the path and its permissions", "cannot access %s: %w", below, err)
 		}
@@ -93,6 +97,9 @@ func checkTree(path string, owners []int, seen map[string]bool) error {
 			seen[below] = true
 		}
 		info, err := entry.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil {
 			return failure.New(failure.Invalid, "check the path and its permissions", "cannot access %s: %w", below, err)
 		}

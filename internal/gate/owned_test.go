@@ -1,0 +1,195 @@
+package gate
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// newOwned makes a node whose files are all that a verifier's settings can name, each below a folder of its own.
+func newOwned(t *testing.T) (node Node, folder string) {
+	t.Helper()
+	node, folder = newNode(t)
+	at := func(name string) string { return filepath.Join(folder, "above-"+name, name) }
+	for _, name := range []string{"bin", "trust", "hosts", "state", "auth", "program", "ca", "helper"} {
+		if err := os.MkdirAll(at(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	node.TrustDir, node.StateDir, node.HostsDir, node.AuthFile = at("trust"), at("state"), at("hosts"), filepath.Join(at("auth"), "auth.json")
+	registry := filepath.Join(node.HostsDir, "registry.example.com")
+	if err := errors.Join(os.MkdirAll(registry, 0o700),
+		os.Rename("trust/trustpolicy.json", filepath.Join(node.TrustDir, "trustpolicy.json")),
+		os.WriteFile(filepath.Join(registry, "hosts.toml"), []byte("[host.\"https://mirror.example.com\"]\nclient = [[\""+filepath.Join(at("ca"), "client.pem")+"\", \"\"]]\n"), 0o600),
+		os.WriteFile(filepath.Join(at("ca"), "client.pem"), nil, 0o600),
+		os.WriteFile(filepath.Join(at("helper"), "docker-credential-example"), nil, 0o700), //nolint:gosec // it is a program
+		os.WriteFile(node.AuthFile, []byte(`{"credHelpers": {"registry.example.com": "example"}}`), 0o600),
+		os.WriteFile(filepath.Join(at("program"), "hsm-image"), nil, 0o700), //nolint:gosec // so is this
+	); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", at("helper")+":"+os.Getenv("PATH"))
+	return node, folder
+}
+
+// TestInstallRefusesFiles refuses every file and folder that decides and that others can change, with its name, and so does the verifier
+// when one was changed after it was installed.
+func TestInstallRefusesFiles(t *testing.T) {
+	const bin = "above-bin/bin" // the verifier does not know where it was started from
+	for _, path := range []string{
+		bin, bin + "/another", "above-bin",
+		"above-program/program/hsm-image", "above-program/program", "above-program",
+		"above-trust/trust", "above-trust/trust/trustpolicy.json", "above-trust",
+		"above-hosts/hosts", "above-hosts/hosts/registry.example.com/hosts.toml", "above-hosts",
+		"above-auth/auth/auth.json", "above-auth/auth", "above-auth",
+		"above-state/state", "above-state/state/decisions.jsonl", "above-state",
+		"above-ca/ca/client.pem", "above-ca",
+		"above-helper/helper/docker-credential-example", "above-helper",
+	} {
+		for how, change := range map[string]func(string) error{
+			"others write": func(path string) error { return os.Chmod(path, 0o777) },  //nolint:gosec // that is what is refused
+			"group writes": func(path string) error { return os.Chmod(path, 0o770) },  //nolint:gosec // and that
+			"all, sticky":  func(path string) error { return os.Chmod(path, 0o1777) }, //nolint:gosec // for others than the owner of what is below
+			"owned":        func(path string) error { return os.Chown(path, 4242, -1) },
+		} {
+			t.Run(path+" "+how, func(t *testing.T) {
+				if how == "owned" && os.Geteuid() != 0 {
+					t.Skip("only root can give a file to another user: run it as root")
+				}
+				node, folder := newOwned(t)
+				program := filepath.Join(folder, "above-program/program/hsm-image")
+				if err := errors.Join(os.WriteFile(bin+"/another", nil, 0o600), os.WriteFile(node.LogFile(), nil, 0o600)); err != nil {
+					t.Fatal(err)
+				}
+				if err := errors.Join(node.CheckFiles(program, os.Geteuid()), change(path)); err != nil {
+					t.Fatal(err)
+				}
+				if how == "all, sticky" && strings.Count(path, "/") == 0 {
+					return // what is in it can't be replaced
+				}
+				done, err := node.Install(bin, program)
+				if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), filepath.Join(folder, path)) {
+					t.Errorf("%+v, %v", done, err)
+				}
+				if _, err := os.Stat(filepath.Join(bin, verifierName)); err == nil {
+					t.Error("the verifier was written")
+				}
+				if err := node.CheckFiles(program, os.Geteuid()); !strings.HasPrefix(path, "above-bin") && (!failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), filepath.Join(folder, path))) {
+					t.Errorf("the verifier looks and finds %v", err)
+				}
+			})
+		}
+	}
+}
+
+// TestCheckFilesOwner lets the verifier's user own the state directory, and nothing else.
+func TestCheckFilesOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file to another user: run it as root")
+	}
+	node, folder := newOwned(t)
+	program := filepath.Join(folder, "above-program/program/hsm-image")
+	if err := os.Chown(node.StateDir, 4242, -1); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.CheckFiles(program, 4242); err != nil {
+		t.Error(err)
+	}
+	if err := os.Chown(node.TrustDir, 4242, -1); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.CheckFiles(program, 4242); !failure.Is(err, failure.Denied) {
+		t.Errorf("the verifier's user owns the trust directory: %v", err)
+	}
+}
+
+const skipping = `{"version": "1.0", "trustPolicies": [
+	{"name": "system", "registryScopes": ["registry.example.com/pause"], "signatureVerification": {"level": "skip"}},
+	{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "strict"}, "trustStores": ["ca:all"], "trustedIdentities": ["*"]}]}`
+
+// TestInstallSkip refuses a trust policy that skips verification unless it is told to allow that.
+func TestInstallSkip(t *testing.T) {
+	node, _ := newNode(t)
+	if err := os.WriteFile("trust/trustpolicy.json", []byte(skipping), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.Install("bin", "/bin/true"); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), `skips verification in its statements "system"`) {
+		t.Errorf("%v", err)
+	}
+	if _, err := os.Stat("bin/" + verifierName); err == nil {
+		t.Error("the verifier was written")
+	}
+	node.AllowSkip = true
+	done, err := node.Install("bin", "/bin/true")
+	if err != nil || len(done.Skip) != 1 || done.Skip[0] != `"system"` {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	if script, err := os.ReadFile(done.Path); err != nil || !strings.Contains(string(script), " '--allow-skip' ") {
+		t.Errorf("%s %v", script, err)
+	}
+}
+
+// TestInstallAnyone warns of levels at which it does not matter who signed.
+func TestInstallAnyone(t *testing.T) {
+	for verification, want := range map[string]int{
+		`{"level": "strict"}`:     0,
+		`{"level": "permissive"}`: 0,
+		`{"level": "audit"}`:      1,
+		`{"level": "strict", "override": {"authenticity": "log"}}`:                          1,
+		`{"level": "audit", "override": {"authenticity": "enforce", "revocation": "skip"}}`: 0,
+	} {
+		node, _ := newNode(t)
+		if err := os.WriteFile("trust/trustpolicy.json", []byte(strings.Replace(skipping, `{"level": "strict"}`, verification, 1)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		node.AllowSkip = true
+		if done, err := node.Install("bin", "/bin/true"); err != nil || len(done.Anyone) != want {
+			t.Errorf("%s: %+v, %v", verification, done, err)
+		}
+	}
+}
+
+// TestJudgeSkip refuses what passes unverified if that was not allowed when the verifier was installed, and says so in the log.
+func TestJudgeSkip(t *testing.T) {
+	node, _ := newNode(t)
+	if err := errors.Join(os.Mkdir("state", 0o700), os.WriteFile("trust/trustpolicy.json", []byte(skipping), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	sum := digest.FromString("image").String()
+	args := []string{"-name", "registry.example.com/pause:1", "-digest", sum, "-stdin-media-type", ocispec.MediaTypeDescriptor}
+	r := node.Judge(t.Context(), args, strings.NewReader(`{"mediaType":"`+ocispec.MediaTypeImageManifest+`","digest":"`+sum+`","size":7}`))
+	want := `statement "system" of the trust policy skips verification, and install-verifier was not told to --allow-skip`
+	if r.Passed() || r.Reason != want {
+		t.Errorf("%+v", r)
+	}
+	if list := readLog(t, node.LogFile()); len(list) != 1 || list[0].Verdict != Refuse || list[0].Reason != want || list[0].Policy != "system" {
+		t.Errorf("the log says %+v", list)
+	}
+	node.AllowSkip = true
+	if r := node.explain(Result{Verdict: Pass, Policy: "system"}); !r.Passed() || r.Reason != `not verified: statement "system" of the trust policy skips verification` {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestRefuse writes down what is refused without a look at it.
+func TestRefuse(t *testing.T) {
+	node, _ := newNode(t)
+	if err := os.Mkdir("state", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	sum := digest.FromString("image").String()
+	r := node.Refuse(t.Context(), []string{"-name", "registry.example.com/app:1", "-digest", sum}, errors.New("others can change it"))
+	if r.Passed() || r.Reason != "others can change it" || r.Digest != sum || r.Reference != "registry.example.com/app:1" {
+		t.Errorf("%+v", r)
+	}
+	if list := readLog(t, node.LogFile()); len(list) != 1 || list[0].Reason != r.Reason || list[0].Digest != sum {
+		t.Errorf("the log says %+v", list)
+	}
+}
