@@ -18,6 +18,7 @@ require (
 	github.com/go-ldap/ldap/v3 v3.4.10
 	github.com/google/renameio/v2 v2.0.2
 	github.com/klauspost/compress v1.20.0
+	github.com/landlock-lsm/go-landlock v0.11.2
 	github.com/miekg/pkcs11 v1.1.2
 	github.com/notaryproject/notation-core-go v1.3.0
 	github.com/notaryproject/notation-go v1.3.2
@@ -37,6 +38,7 @@ require (
 	golang.org/x/term v0.47.0
 	golang.org/x/text v0.41.0
 	google.golang.org/protobuf v1.36.12
+	kernel.org/pub/linux/libs/security/libcap/psx v1.2.78
 	oras.land/oras-go/v2 v2.6.4
 )
 
