@@ -46,17 +46,20 @@ type document struct {
 type folder struct {
 	fs             dir.SysFS
 	policy, stores string
+	file, folder   fs.FileMode // of new ones
 }
 
 func openFolder(path string) (folder, error) {
+	// A folder for a node or a cluster is read by whoever verifies there, such as a verifier that is not root. Nothing in it is secret.
+	f := folder{file: 0o644, folder: 0o755}
 	if path == "" {
 		config, err := folders.NotationConfig()
 		if err != nil {
 			return folder{}, err
 		}
-		path = config
+		path, f.file, f.folder = config, 0o600, 0o700 // as Notation makes them for a user
 	}
-	f := folder{fs: dir.NewSysFS(path)}
+	f.fs = dir.NewSysFS(path)
 	var err, storesErr error
 	f.policy, err = f.fs.SysPath(dir.PathTrustPolicy)
 	f.stores, storesErr = f.fs.SysPath(dir.X509TrustStoreDir(string(truststore.TypeCA)))
@@ -105,7 +108,7 @@ func (m *Manifest) export(ctx context.Context, target folder) (*Exported, error)
 			return nil, err
 		}
 	}
-	removed, err := replace(target.policy, data)
+	removed, err := target.replace(data)
 	if err != nil {
 		return nil, err
 	}
@@ -187,12 +190,12 @@ func (d *document) add(ours, others []trustpolicy.TrustPolicy, path string) ([]b
 	return out.Bytes(), err
 }
 
-// replace writes a trust policy, or, without data, removes the one that is there: Notation takes none without a statement.
-func replace(path string, data []byte) (removed bool, err error) {
+// replace writes the trust policy, or, without data, removes the one that is there: Notation takes none without a statement.
+func (f folder) replace(data []byte) (removed bool, err error) {
 	if data != nil {
-		return false, state.Write(path, data, permissions(path, 0o600)) // 0600 is what Notation gives it
+		return false, state.Write(f.policy, data, permissions(f.policy, f.file))
 	}
-	err = os.Remove(path)
+	err = os.Remove(f.policy)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, failure.New(failure.Internal, "check the folder's permissions", "can't remove the trust policy: %w", err)
 	}
@@ -232,7 +235,10 @@ func (f folder) makeStore(ctx context.Context, s Signer) error {
 	if err := os.RemoveAll(path + unfinished); err != nil {
 		return failure.New(failure.Internal, "check the folder's permissions", "can't make the trust store %s: %w", path, err)
 	}
-	if err := state.Write(filepath.Join(path+unfinished, s.Name+".pem"), []byte(s.Certificate), 0o600); err != nil {
+	if err := os.MkdirAll(path+unfinished, f.folder); err != nil {
+		return failure.New(failure.Internal, "check the folder's permissions", "can't make the trust store %s: %w", path, err)
+	}
+	if err := state.Write(filepath.Join(path+unfinished, s.Name+".pem"), []byte(s.Certificate), f.file); err != nil {
 		return err
 	}
 	if err := os.Rename(path+unfinished, path); err != nil || !holds() { // an empty folder in the way is replaced
