@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/gate"
+	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 )
 
 func installVerifierCommand() *cobra.Command {
@@ -34,7 +36,7 @@ name, and the folders above them. The verifier looks again each time that it run
 		if binDir == "" || node.TrustDir == "" {
 			return cli.Usage(c, failure.New(failure.Invalid, "", "--bin-dir and --trust-dir are needed"))
 		}
-		if err := refuseEmpty(c, "bin-dir", "trust-dir", "state-dir", "hosts-dir", "auth-file"); err != nil {
+		if err := refuseEmpty(c, "bin-dir", "trust-dir", "state-dir", "hosts-dir", "auth-file", "user"); err != nil {
 			return err
 		}
 		program, err := os.Executable()
@@ -54,6 +56,17 @@ name, and the folders above them. The verifier looks again each time that it run
 		for _, name := range done.Others {
 			fmt.Fprintf(c.ErrOrStderr(), "warning: containerd will run %s as well, and pull nothing if that fails\n", filepath.Join(filepath.Dir(done.Path), name))
 		}
+		switch {
+		case done.Root:
+			fmt.Fprintf(c.ErrOrStderr(), "warning: the verifier will run as root; make it a user (useradd --system --shell /usr/sbin/nologin %s) and run this again\n", gate.DefaultUser)
+		case done.User != "":
+			fmt.Fprintf(c.ErrOrStderr(), "the verifier will run as user %s\n", done.User)
+		}
+		if version := sandbox.ABI(); version > 0 {
+			fmt.Fprintf(c.ErrOrStderr(), "this kernel confines it to the files that it needs (Landlock, version %d)\n", version)
+		} else {
+			fmt.Fprintln(c.ErrOrStderr(), "warning: this kernel has no Landlock, so nothing but its user confines the verifier to the files that it needs")
+		}
 		fmt.Fprintf(c.ErrOrStderr(), "wrote %s; decisions go to %s\nadd this to containerd's configuration and restart it:\n", done.Path, done.Log)
 		_, err = fmt.Fprint(c.OutOrStdout(), done.Config)
 		return err
@@ -63,6 +76,7 @@ name, and the folders above them. The verifier looks again each time that it run
 
 func verifierCommand() *cobra.Command {
 	var node gate.Node
+	var check bool
 	c := &cobra.Command{
 		Use:    "containerd-verifier --trust-dir DIR -- -name IMAGE -digest DIGEST -stdin-media-type TYPE",
 		Short:  "Answer containerd whether it may pull an image",
@@ -70,15 +84,24 @@ func verifierCommand() *cobra.Command {
 		Args:   cobra.ArbitraryArgs,
 	}
 	addNodeFlags(c, &node)
+	c.Flags().BoolVar(&check, "check", false, "only see whether the verifier can run")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		gate.LimitMemory()
 		program, err := os.Executable()
 		if err != nil {
 			return failure.New(failure.Internal, "", "can't tell where this program is: %w", err)
 		}
+		fault, err := node.Enter(program)
+		if err != nil {
+			fmt.Fprintln(c.OutOrStdout(), err)
+			return err
+		}
+		if check {
+			return errors.Join(fault, node.Check())
+		}
 		var r gate.Result
-		if err := node.CheckFiles(program, os.Geteuid()); err != nil {
-			r = node.Refuse(c.Context(), args, err)
+		if fault != nil {
+			r = node.Refuse(c.Context(), args, fault)
 		} else {
 			r = node.Judge(c.Context(), args, c.InOrStdin())
 		}
@@ -103,5 +126,6 @@ func addNodeFlags(c *cobra.Command, node *gate.Node) {
 	c.Flags().StringVar(&node.AuthFile, "auth-file", "", "registry credentials, in the format of Docker's config.json (default: none)")
 	addPluginFlag(c, &node.Options)
 	c.Flags().BoolVar(&node.AllowSkip, "allow-skip", false, "let images pass unverified where the trust policy says skip; each is in the decision log")
+	c.Flags().StringVar(&node.User, "user", "", "user whom the verifier runs as (default: "+gate.DefaultUser+" if there is one, else root)")
 	c.Flags().DurationVar(&node.Timeout, "timeout", gate.DefaultTimeout, "longest wait for one image, one second or more; containerd's has to be longer")
 }

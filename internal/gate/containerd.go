@@ -29,6 +29,7 @@ type Node struct {
 	Options
 	StateDir  string        // holds the decision log and the revocation lists
 	Timeout   time.Duration // for one image; containerd's own has to be longer
+	User      string        // whom the verifier runs as; "" is whoever starts it
 	AllowSkip bool          // let images pass unverified where the trust policy says so
 }
 

@@ -1,21 +1,31 @@
 package gate
 
 import (
+	"context"
 	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
+	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
 	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 )
 
 // verifierName is what containerd calls the gate in its messages.
 const verifierName = "hsm-image-verifier"
+
+// verifierCommand is the command of hsm-image that answers containerd.
+const verifierCommand = "containerd-verifier"
 
 // shortestTimeout is the shortest wait for an image that can be installed: with less, hardly a registry ever answers in time.
 const shortestTimeout = time.Second
@@ -26,6 +36,8 @@ type Installed struct {
 	Log    string   // of decisions
 	Config string   // what containerd's configuration needs, as TOML
 	Others []string // the names of other files in the folder, which containerd runs as well
+	User   string   // whom the verifier runs as; "" is who has installed it
+	Root   bool     // it runs as root
 	Skip   []string // the statements of the trust policy under which images pass unverified
 	Anyone []string // those under which they pass with a signature of anyone's
 }
@@ -56,7 +68,14 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 	if err := checkTrees([]string{binDir}); err != nil {
 		return nil, err
 	}
-	if err := n.CheckFiles(program, os.Geteuid()); err != nil {
+	if _, err := user.Lookup(DefaultUser); n.User == "" && os.Geteuid() == 0 && err == nil {
+		n.User = DefaultUser
+	}
+	runsAs, err := n.user()
+	if err != nil {
+		return nil, err
+	}
+	if err := n.CheckFiles(program, runsAs.ID); err != nil {
 		return nil, err
 	}
 	check := n.Options // what can't work is told now, not at the first pull
@@ -74,12 +93,18 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 		return nil, failure.New(failure.Denied, "sign the images that these statements are for, or let them pass with --allow-skip",
 			"the trust policy in %s skips verification in its statements %s", n.TrustDir, strings.Join(skip, ", "))
 	}
+	if err := giveAway(n.StateDir, runsAs); err != nil {
+		return nil, failure.New(failure.Internal, "run it as root", "cannot give the folder %s to the verifier's user: %w", n.StateDir, err)
+	}
+	if err := n.rehearse(program); err != nil {
+		return nil, err
+	}
 	// The temporary file is beside the folder, not in it: containerd would run it.
 	path := filepath.Join(binDir, verifierName)
 	if err := renameio.WriteFile(path, n.script(program), 0o755, renameio.WithTempDir(filepath.Dir(binDir)), renameio.IgnoreUmask()); err != nil {
 		return nil, failure.New(failure.Internal, "run it as root; the folder has to be on the file system of the one above it", "can't write %s: %w", path, err)
 	}
-	done := &Installed{Path: path, Log: n.LogFile(), Config: n.snippet(binDir), Skip: skip, Anyone: anyone}
+	done := &Installed{Path: path, Log: n.LogFile(), Config: n.snippet(binDir), Root: runsAs.ID == 0, User: n.User, Skip: skip, Anyone: anyone}
 	entries, err := os.ReadDir(binDir)
 	if err != nil {
 		return nil, failure.New(failure.Internal, "run it as root", "can't look for other verifiers: %w", err)
@@ -110,20 +135,66 @@ func (g *Gate) unverified() (skip, anyone []string, err error) {
 	return skip, anyone, nil
 }
 
-func (n Node) script(program string) []byte {
+// giveAway makes a folder with all that is in it a user's. Only what is root's is given away, which nobody else can have put there.
+func giveAway(folder string, user sandbox.User) error {
+	if user.ID == os.Geteuid() {
+		return nil
+	}
+	return filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		if stat, ok := info.Sys().(*syscall.Stat_t); path == folder && ok && int(stat.Uid) == user.ID {
+			return fs.SkipAll // it is theirs already, and so is what they have made in it
+		}
+		return os.Lchown(path, user.ID, user.Group) //nolint:gosec // nobody else can change this folder, as CheckFiles has seen
+	})
+}
+
+// rehearse has the verifier confine itself as it will for containerd, and look whether it can then use all that it needs.
+func (n Node) rehearse(program string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	said, err := exec.CommandContext(ctx, program, append([]string{verifierCommand, "--check"}, n.arguments()...)...).CombinedOutput()
+	if err == nil {
+		return nil
+	}
+	f := failure.New(failure.Invalid, "run install-verifier with the program that the node has", "the verifier cannot run: %w", err)
+	for line := range strings.Lines(string(said)) {
+		if text, ok := strings.CutPrefix(line, "error: "); ok {
+			f.What = "the verifier cannot run: " + strings.TrimSpace(text)
+		}
+		if text, ok := strings.CutPrefix(line, "hint: "); ok {
+			f.Hint = strings.TrimSpace(text)
+		}
+	}
+	return f
+}
+
+// arguments tell the verifier the node's settings.
+func (n Node) arguments() []string {
 	arguments := []string{"--trust-dir=" + n.TrustDir, "--state-dir=" + n.StateDir, "--timeout=" + n.Timeout.String()}
+	for flag, value := range map[string]string{"--hosts-dir=": n.HostsDir, "--auth-file=": n.AuthFile, "--user=": n.User} {
+		if value != "" {
+			arguments = append(arguments, flag+value)
+		}
+	}
 	if n.AllowSkip {
 		arguments = append(arguments, "--allow-skip")
-	}
-	if n.HostsDir != "" {
-		arguments = append(arguments, "--hosts-dir="+n.HostsDir)
-	}
-	if n.AuthFile != "" {
-		arguments = append(arguments, "--auth-file="+n.AuthFile)
 	}
 	for _, name := range n.VerificationPlugins {
 		arguments = append(arguments, "--verification-plugin="+name)
 	}
+	slices.Sort(arguments)
+	return arguments
+}
+
+func (n Node) script(program string) []byte {
+	arguments := n.arguments()
 	for i, a := range arguments {
 		arguments[i] = quote(a)
 	}
@@ -131,8 +202,8 @@ func (n Node) script(program string) []byte {
 # Written by 'hsm-image install-verifier'. containerd runs this before it pulls an image, and pulls only if it ends with 0.
 program=%s
 [ -x "$program" ] || { printf '%%s\n' "$program is gone: no image can be verified"; exit 1; }
-exec "$program" containerd-verifier %s -- "$@"
-`, quote(program), strings.Join(arguments, " "))
+exec "$program" %s %s -- "$@"
+`, quote(program), verifierCommand, strings.Join(arguments, " "))
 }
 
 func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }

@@ -38,7 +38,7 @@ func newNode(t *testing.T) (node Node, folder string) {
 func TestInstall(t *testing.T) {
 	node, folder := newNode(t)
 	program := filepath.Join(folder, `a\nb`)
-	if err := errors.Join(os.WriteFile("bin/another", nil, 0o600), os.WriteFile(program, nil, 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile("bin/another", nil, 0o600), os.WriteFile(program, []byte("#!/bin/sh\n"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	done, err := node.Install("bin", program)
