@@ -37,7 +37,7 @@ func share(t testing.TB, folder string) {
 	}
 }
 
-// status returns what the kernel says of each thread of the verifier that runs now.
+// verifierStatus returns what the kernel says of the verifier that runs now.
 func verifierStatus(t testing.TB, state string) (threads []map[string]string, limits string) {
 	t.Helper()
 	processes, err := filepath.Glob("/proc/[0-9]*")
@@ -45,28 +45,33 @@ func verifierStatus(t testing.TB, state string) (threads []map[string]string, li
 		t.Fatal(err)
 	}
 	for _, process := range processes {
-		line, err := os.ReadFile(filepath.Join(process, "cmdline"))
-		if err != nil || !strings.Contains(string(line), "containerd-verifier") || !strings.Contains(string(line), state) {
-			continue // it may have ended
+		line, err := os.ReadFile(filepath.Join(process, "cmdline")) // it may have ended
+		if err == nil && strings.Contains(string(line), "containerd-verifier") && strings.Contains(string(line), state) {
+			return processStatus(t, process)
 		}
-		data, err := os.ReadFile(filepath.Join(process, "limits"))
+	}
+	return nil, ""
+}
+
+// processStatus returns what the kernel says of each thread of a process, by its folder in /proc, and the limits of the process.
+func processStatus(t testing.TB, process string) (threads []map[string]string, limits string) {
+	t.Helper()
+	limits = read(t, filepath.Join(process, "limits"))
+	files, err := filepath.Glob(filepath.Join(process, "task", "*", "status"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		data, err := os.ReadFile(file)
 		if err != nil {
-			t.Error(err)
+			continue // the thread has ended
 		}
-		limits = string(data)
-		files, _ := filepath.Glob(filepath.Join(process, "task", "*", "status"))
-		for _, file := range files {
-			data, err := os.ReadFile(file)
-			if err != nil {
-				continue // the thread has ended
-			}
-			fields := map[string]string{}
-			for line := range strings.Lines(string(data)) {
-				name, value, _ := strings.Cut(line, ":")
-				fields[name] = strings.Join(strings.Fields(value), " ")
-			}
-			threads = append(threads, fields)
+		fields := map[string]string{}
+		for line := range strings.Lines(string(data)) {
+			name, value, _ := strings.Cut(line, ":")
+			fields[name] = strings.Join(strings.Fields(value), " ")
 		}
+		threads = append(threads, fields)
 	}
 	return threads, limits
 }

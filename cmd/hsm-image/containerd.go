@@ -10,6 +10,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/image"
+	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 )
 
 const (
@@ -19,6 +20,7 @@ const (
 
 func containerdDecoderCommand() *cobra.Command {
 	var d image.Decoder
+	var user string
 	c := &cobra.Command{
 		Use: "containerd-decoder", Short: "Open an encrypted layer for containerd, which starts this by itself",
 		Long: `containerd-decoder is a stream processor of containerd: it reads an encrypted layer from standard input and writes it to standard
@@ -26,22 +28,33 @@ output, as a tar archive. 'hsm-image containerd-config' prints how containerd is
 		Args: cli.Exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			d.MediaType, d.Payload = os.Getenv("STREAM_PROCESSOR_MEDIATYPE"), image.ContainerdPayload()
-			return d.Decode(c.Context(), os.Stdin, os.Stdout)
+			confined, err := d.Confined(user)
+			if err != nil {
+				return d.Refuse(os.Stdout, err)
+			}
+			return confined.Decode(c.Context(), os.Stdin, os.Stdout)
 		},
 	}
 	c.Flags().StringVar(&d.Root, "root", containerdRoot, "containerd's root folder")
+	c.Flags().StringVar(&user, "user", "", "user whom the decoder goes on as when the layer's key is open (default: who starts it)")
 	c.Flags().StringArrayVar(&d.References, "key", nil, decoderKeys)
 	return c
 }
 
 func containerdConfigCommand() *cobra.Command {
 	var keys []string
-	var path, settings, root string
+	var path, settings, root, user string
 	c := &cobra.Command{
 		Use: "containerd-config", Short: "Print the configuration with which containerd opens encrypted images",
 		Example: "  hsm-image containerd-config > /etc/containerd/conf.d/hsm-image.toml",
 		Args:    cli.Exactly(0),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := refuseEmpty(c, "user"); err != nil {
+				return err
+			}
+			if _, err := sandbox.LookUp(image.DecoderUser); user == "" && err == nil {
+				user = image.DecoderUser
+			}
 			if path == "" {
 				own, err := os.Executable()
 				if err != nil {
@@ -59,7 +72,7 @@ func containerdConfigCommand() *cobra.Command {
 					return failure.New(failure.Invalid, "give pin-source in "+settings, "a PIN in containerd's configuration would be read by others")
 				}
 			}
-			config, err := image.ContainerdConfig(path, settings, root, keys)
+			config, err := image.ContainerdConfig(path, settings, root, user, keys)
 			if err != nil {
 				return err
 			}
@@ -69,6 +82,7 @@ func containerdConfigCommand() *cobra.Command {
 	}
 	c.Flags().StringVar(&path, "path", "", "where hsm-image is on the node (default: where it is here)")
 	c.Flags().StringVar(&root, "root", containerdRoot, "containerd's root folder on the node")
+	c.Flags().StringVar(&user, "user", "", "user on the node whom the decoder goes on as when a layer's key is open (default: "+image.DecoderUser+" if there is one here, else root)")
 	c.Flags().StringVar(&settings, "config", "/etc/notation-hsm/config.yaml", "config file on the node, with the token and its pin-source")
 	c.Flags().StringArrayVar(&keys, "key", nil, decoderKeys)
 	return c

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -26,6 +27,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
@@ -42,6 +44,9 @@ type Decoder struct {
 	Root       string    // containerd's root folder
 	MediaType  string    // of the layer
 	Payload    io.Reader // what containerd says of the layer besides: imgcrypt's Payload as JSON in a protobuf Any, or nothing
+
+	confined bool          // the process is given to the decoder; see Confined
+	user     *sandbox.User // whom it goes on as; nil is whoever started it
 }
 
 // Decode reads a layer from encrypted and writes it to plain as a tar archive, decompressed. What it needs to know of the layer is its
@@ -60,7 +65,16 @@ func (d Decoder) Decode(ctx context.Context, encrypted io.Reader, plain io.Write
 	return err
 }
 
+// Refuse has containerd drop the layer and say why.
+func (Decoder) Refuse(plain io.Writer, err error) error {
+	(&output{Writer: plain}).refuse(err)
+	return err
+}
+
 func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) error {
+	if err := d.limit(); err != nil {
+		return err
+	}
 	layers, err := d.readPayload()
 	if err != nil {
 		return err
@@ -81,13 +95,21 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 	if err != nil {
 		return err
 	}
+	files := map[digest.Digest]*os.File{}
+	if len(candidates) > 1 {
+		files = store.open(candidates)
+		defer closeAll(files)
+	}
+	// From here on, only open files are needed.
+	if err := d.giveUpFiles(ctx); err != nil {
+		return err
+	}
 	layer := candidates[0]
 	if len(candidates) > 1 {
-		blob, chosen, err := store.choose(encrypted, candidates)
+		blob, chosen, err := choose(encrypted, candidates, files)
 		if err != nil {
 			return err
 		}
-		defer blob.Close()
 		encrypted, layer = blob, chosen
 	}
 	decrypted, err := layer.decrypt(encrypted)

@@ -43,9 +43,13 @@ type (
 )
 
 // ContainerdConfig returns a drop-in for containerd's configuration (TOML) that has encrypted layers opened by the program at path, with
-// the settings of a config file and the named keys. root is containerd's root folder.
-func ContainerdConfig(path, settings, root string, references []string) ([]byte, error) {
+// the settings of a config file and the named keys. root is containerd's root folder; user, if it is not empty, is whom the program goes on
+// as once the layer's key is open.
+func ContainerdConfig(path, settings, root, user string, references []string) ([]byte, error) {
 	args := []string{"containerd-decoder", "--root", root}
+	if user != "" {
+		args = append(args, "--user", user)
+	}
 	for _, reference := range references {
 		args = append(args, "--key", reference)
 	}

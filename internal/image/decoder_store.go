@@ -67,9 +67,29 @@ func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.
 	return found, nil
 }
 
-// choose reads a layer to its end, and returns its file in the store and the candidate that describes it: whose HMAC it has. Anybody whose
-// image was pulled as well can have put other candidates there, for this layer or for one that begins alike.
-func (s contentStore) choose(encrypted io.Reader, candidates []candidate) (*os.File, candidate, error) {
+// open opens the files of all candidates, as far as they are there.
+func (s contentStore) open(candidates []candidate) map[digest.Digest]*os.File {
+	files := map[digest.Digest]*os.File{}
+	for _, c := range candidates {
+		if files[c.Digest] != nil {
+			continue
+		}
+		if f, err := os.Open(s.file(c.Digest)); err == nil {
+			files[c.Digest] = f
+		}
+	}
+	return files
+}
+
+func closeAll(files map[digest.Digest]*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// choose reads a layer to its end, and returns its file, of those of all candidates, and the candidate that describes it: whose HMAC it has.
+// Anybody whose image was pulled as well can have put other candidates into the store, for this layer or for one that begins alike.
+func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest]*os.File) (*os.File, candidate, error) {
 	verifiers := map[digest.Digest]digest.Verifier{}
 	var all []io.Writer
 	for _, c := range candidates {
@@ -87,8 +107,11 @@ func (s contentStore) choose(encrypted io.Reader, candidates []candidate) (*os.F
 			continue
 		}
 		name = c.Digest
-		f, err := os.Open(s.file(c.Digest))
-		if err != nil {
+		f := files[c.Digest]
+		if f == nil {
+			return nil, c, failure.New(failure.Internal, "pull the image again", "layer %s is no longer in containerd's content store", c.Digest)
+		}
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
 			return nil, c, failure.New(failure.Internal, "pull the image again", "can't read the layer in containerd's content store: %w", err)
 		}
 		plain, err := c.decrypt(f)
@@ -101,7 +124,6 @@ func (s contentStore) choose(encrypted io.Reader, candidates []candidate) (*os.F
 		if err == nil {
 			return f, c, nil
 		}
-		f.Close()
 	}
 	return nil, candidate{}, damagedLayer(name, errors.New("no manifest has its HMAC"))
 }

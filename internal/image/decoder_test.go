@@ -21,7 +21,7 @@ import (
 // TestContainerdConfig shows that whatever is in a path or a key's name comes through TOML as it is.
 func TestContainerdConfig(t *testing.T) {
 	key := "pkcs11:object=a\"b\\c\t<ü>&\x7f"
-	text, err := ContainerdConfig("/opt/it's \"here\"/hsm-image", "/etc/a b.yaml", "/var/lib/containerd", []string{key})
+	text, err := ContainerdConfig("/opt/it's \"here\"/hsm-image", "/etc/a b.yaml", "/var/lib/containerd", "hsm-image", []string{key})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +34,7 @@ func TestContainerdConfig(t *testing.T) {
 	}
 	for _, id := range imgcrypt.PayloadToolIDs {
 		p := config.Processors[id]
-		if p.Path != "/opt/it's \"here\"/hsm-image" || len(p.Args) != 5 || p.Args[4] != key || p.Env[0] != "NOTATION_HSM_CONFIG=/etc/a b.yaml" {
+		if p.Path != "/opt/it's \"here\"/hsm-image" || len(p.Args) != 7 || p.Args[4] != "hsm-image" || p.Args[6] != key || p.Env[0] != "NOTATION_HSM_CONFIG=/etc/a b.yaml" {
 			t.Errorf("%s: %+v", id, p)
 		}
 	}

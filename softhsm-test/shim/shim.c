@@ -13,10 +13,13 @@
  *   SHIM_REFUSE=HEX,...   C_SignInit answers CKR_MECHANISM_INVALID to these mechanisms
  *   SHIM_DER=1            ECDSA signatures come in ASN.1 DER
  *   SHIM_HIDE_PUBLIC=1    no certificate or public key is found before the login
+ *   SHIM_LINGER=FILE      C_Finalize leaves a thread behind that takes no signals, and writes into FILE time and again whether it can open
+ *                         /etc/passwd, and write /tmp
  *   SHIM_NETHSM=1         the token is a NetHSM's: nothing is found, and nothing signs, but in the session of the login; a search without
  *                         CKA_ID is logged as C_FindObjectsInit_all; the user may make and delete nothing, and a wrong PIN is an unknown user
  *
  * Compile: cc -shared -fPIC -I$(go list -m -f '{{.Dir}}' github.com/miekg/pkcs11) -o shim.so shim.c -ldl */
+#define _GNU_SOURCE
 #define CK_PTR *
 #define CK_DEFINE_FUNCTION(returnType, name) returnType name
 #define CK_DECLARE_FUNCTION(returnType, name) returnType name
@@ -31,6 +34,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,7 +116,34 @@ static void spoil(const char *twist, CK_BYTE *data, CK_ULONG *length) {
 #define PASS(name, params, args) static CK_RV name##_ params { BEFORE(#name); return real->name args; }
 
 PASS(C_Initialize, (CK_VOID_PTR a), (a))
-PASS(C_Finalize, (CK_VOID_PTR a), (a))
+static void *linger(void *results) {
+	for (;;) {
+		int file = open("/etc/passwd", O_RDONLY), folder = open("/tmp", O_TMPFILE | O_WRONLY, 0600);
+		if (dprintf((int)(long)results, "%s %s\n", file < 0 ? "closed" : "open", folder < 0 ? "closed" : "open") < 0)
+			return NULL;
+		if (file >= 0)
+			close(file);
+		if (folder >= 0)
+			close(folder);
+		usleep(10000);
+	}
+}
+
+static CK_RV C_Finalize_(CK_VOID_PTR a) {
+	BEFORE("C_Finalize");
+	const char *results = setting("SHIM_LINGER");
+	if (results) {
+		int fd = open(results, O_WRONLY | O_CREAT | O_APPEND, 0600);
+		pthread_t thread;
+		sigset_t all, old;
+		sigfillset(&all);
+		pthread_sigmask(SIG_SETMASK, &all, &old);
+		if (fd < 0 || pthread_create(&thread, NULL, linger, (void *)(long)fd) != 0)
+			return CKR_GENERAL_ERROR;
+		pthread_sigmask(SIG_SETMASK, &old, NULL);
+	}
+	return real->C_Finalize(a);
+}
 PASS(C_GetInfo, (CK_INFO_PTR i), (i))
 PASS(C_GetSlotInfo, (CK_SLOT_ID s, CK_SLOT_INFO_PTR i), (s, i))
 PASS(C_GetMechanismList, (CK_SLOT_ID s, CK_MECHANISM_TYPE_PTR m, CK_ULONG_PTR n), (s, m, n))

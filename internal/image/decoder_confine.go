@@ -1,0 +1,75 @@
+package image
+
+import (
+	"context"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/sandbox"
+	"github.com/notation-hsm/notation-hsm/internal/watch"
+)
+
+// DecoderUser is whom the decoder goes on as, if the system has such a user.
+const DecoderUser = "hsm-image"
+
+// Limits of a decoder. The module counts as well while it is loaded, and a layer may be large.
+const (
+	decoderMemory = 1 << 30 // bytes of data
+	decoderCPU    = 3600    // seconds of processor time: hundreds of gigabytes
+	confineLimit  = 10 * time.Second
+)
+
+// Confined returns a decoder that gives up the rights of its process, in two steps: before anything is read there are limits and no new
+// privileges; once the module has opened the layer's key and is closed again, the process goes on as a user, without any file. The module
+// itself keeps its files, devices and daemons, which differ from vendor to vendor. An empty name keeps the user.
+func (d Decoder) Confined(user string) (Decoder, error) {
+	d.confined = true
+	if user == "" {
+		return d, nil
+	}
+	found, err := sandbox.LookUp(user)
+	if err != nil {
+		return d, failure.New(failure.Invalid, "make the user, or print containerd's configuration again with --user root", "cannot find the decoder's user: %w", err)
+	}
+	d.user = &found
+	return d, nil
+}
+
+// limit is the first step.
+func (d Decoder) limit() error {
+	if !d.confined {
+		return nil
+	}
+	if err := (sandbox.Limits{Memory: decoderMemory, CPU: decoderCPU}).Set(); err != nil {
+		return confinementFailed(err)
+	}
+	if err := sandbox.NoNewPrivileges(); err != nil {
+		return confinementFailed(err)
+	}
+	return nil
+}
+
+// giveUpFiles is the second step. A thread that the module has left behind could keep it waiting.
+func (d Decoder) giveUpFiles(ctx context.Context) error {
+	if !d.confined {
+		return nil
+	}
+	late := func() error {
+		return failure.New(failure.Timeout, "report which module it is", "the decoder could not be confined within %s", confineLimit)
+	}
+	return watch.Step(ctx, confineLimit, late, func() error {
+		if err := (sandbox.Files{}).Restrict(); err != nil {
+			return confinementFailed(err)
+		}
+		if d.user != nil {
+			if err := d.user.Become(); err != nil {
+				return confinementFailed(err)
+			}
+		}
+		return nil
+	})
+}
+
+func confinementFailed(err error) error {
+	return failure.New(failure.Internal, "see containerd's log", "cannot confine the decoder: %w", err)
+}

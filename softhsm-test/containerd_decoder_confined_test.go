@@ -1,0 +1,123 @@
+package softhsmtest
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/notation-hsm/notation-hsm/internal/sandbox"
+)
+
+// TestContainerdDecoderConfined looks at a decoder from outside while it decrypts: it is another user on every thread, with its limits, and
+// a thread that the module has left behind, which takes no signals, can open no file.
+func TestContainerdDecoderConfined(t *testing.T) {
+	u := newImageUser(t, NewToken(t, "node"), "RSA-2048")
+	key := u.keys["RSA-2048"]
+	user, err := sandbox.LookUp(unprivileged)
+	if err != nil {
+		Missing(t, "the user "+unprivileged)
+	}
+	shim, found := Shim(t, u.token.Module), filepath.Join(t.TempDir(), "found")
+	t.Setenv("NOTATION_HSM_MODULE_PATH", shim)
+	t.Setenv("SHIM_LINGER", found)
+
+	text := make([]byte, 8<<20) // more than the pipes hold
+	if _, err := rand.Read(text); err != nil {
+		t.Fatal(err)
+	}
+	for name, candidates := range map[string]int{"the layer is known": 0, "the layer is found": 1, "the layer is one of two": 2} {
+		t.Run(name, func(t *testing.T) {
+			l := newLayer(t, ocispec.MediaTypeImageLayerGzip, "a", text).encrypt(t)
+			d := descriptor(l.mediaType, l.data)
+			d.Annotations = l.annotations(t, wrapHSM(key.public))
+			root := t.TempDir()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			cmd := exec.CommandContext(ctx, u.hsmImage, "containerd-decoder", "--root", root, "--key", key.uri, "--user", unprivileged)
+			cmd.Env = append(os.Environ(), "STREAM_PROCESSOR_MEDIATYPE="+l.mediaType)
+			if candidates == 0 {
+				cmd.ExtraFiles = []*os.File{payload(t, d)}
+			}
+			store := filepath.Join(root, "io.containerd.content.v1.content")
+			for i := range candidates {
+				m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: descriptor(ocispec.MediaTypeImageConfig, []byte("{}"))}
+				m.Layers = []ocispec.Descriptor{d}
+				m.Layers[0].Annotations = l.annotations(t, wrapHSM(key.public)) // wrapped anew
+				writeJSON(t, filepath.Join(store, "blobs", "sha256", fmt.Sprint(i)), m)
+				writeBlob(t, store, l.mediaType, l.data)
+			}
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var stderr strings.Builder
+			cmd.Stderr = &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				_, _ = stdin.Write(l.data)
+				stdin.Close()
+			}()
+			hash := digest.Canonical.Digester()
+			if n, err := io.CopyN(hash.Hash(), stdout, 1); n != 1 {
+				t.Fatalf("%v: %s", err, stderr.String())
+			}
+			// It has begun to write what it decrypts, and waits for the pipe.
+			threads, limits := processStatus(t, fmt.Sprintf("/proc/%d", cmd.Process.Pid))
+			if len(threads) < 2 {
+				t.Errorf("the decoder has %d threads", len(threads))
+			}
+			for _, thread := range threads {
+				for field, want := range map[string]string{"Uid": fmt.Sprintf("%[1]d %[1]d %[1]d %[1]d", user.ID), "CapEff": "0000000000000000", "CapPrm": "0000000000000000", "NoNewPrivs": "1"} {
+					if thread[field] != want {
+						t.Errorf("a thread of the decoder has %s %q", field, thread[field])
+					}
+				}
+			}
+			for _, want := range []string{"Max cpu time 3600 3600", "Max data size 1073741824 1073741824"} {
+				if !strings.Contains(strings.Join(strings.Fields(limits), " "), want) {
+					t.Errorf("%s is not in\n%s", want, limits)
+				}
+			}
+			if err := os.Truncate(found, 0); err != nil {
+				t.Fatal(err)
+			}
+			for len(strings.Fields(read(t, found))) < 4 { // the thread goes on
+				if ctx.Err() != nil {
+					t.Fatal(ctx.Err())
+				}
+				time.Sleep(time.Millisecond)
+			}
+			if said := read(t, found); sandbox.ABI() > 0 && strings.Contains(said, "open") {
+				t.Errorf("while the decoder decrypts, the module finds files %s", said)
+			}
+			if _, err := io.Copy(hash.Hash(), stdout); err != nil {
+				t.Error(err)
+			}
+			if err := cmd.Wait(); err != nil || hash.Digest() != l.diffID {
+				t.Errorf("%v: it became %s\n%s", err, hash.Digest(), stderr.String())
+			}
+		})
+	}
+	t.Run("the user is gone", func(t *testing.T) {
+		stdout, _, err := try(t, "", u.hsmImage, "containerd-decoder", "--user", "nobody-has-this-name")
+		if err == nil || !strings.Contains(stdout, "cannot find the decoder's user") {
+			t.Errorf("%v %q", err, stdout)
+		}
+	})
+}
