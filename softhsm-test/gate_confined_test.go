@@ -76,6 +76,16 @@ func processStatus(t testing.TB, process string) (threads []map[string]string, l
 	return threads, limits
 }
 
+// limitedTo holds that a limit of a process, soft and hard, is between two values.
+func limitedTo(t testing.TB, limits, name string, least, most int) {
+	t.Helper()
+	_, after, _ := strings.Cut(limits, "\n"+name)
+	var soft, hard int
+	if _, err := fmt.Sscan(after, &soft, &hard); err != nil || soft < least || soft > most || hard != soft {
+		t.Errorf("%s is %d and %d, not from %d to %d: %v in\n%s", name, soft, hard, least, most, err, limits)
+	}
+}
+
 // challenge asks for credentials.
 func challenge(w http.ResponseWriter) bool {
 	w.Header().Set("WWW-Authenticate", `Basic realm="tests"`)
@@ -144,11 +154,10 @@ func TestContainerdGateConfined(t *testing.T) {
 					t.Errorf("a thread of the verifier has root's group: %s", thread["Groups"])
 				}
 			}
-			for _, want := range [][]string{{"Max cpu time", "10", "10"}, {"Max data size", "536870912", "536870912"}, {"Max open files", "256", "256"}, {"Max file size", "134217728", "134217728"}} {
-				if !strings.Contains(strings.Join(strings.Fields(limits), " "), strings.Join(want, " ")) {
-					t.Errorf("%s is not in\n%s", want, limits)
-				}
-			}
+			limitedTo(t, limits, "Max cpu time", 10, 10)
+			limitedTo(t, limits, "Max data size", 512<<20, 1<<30) // beyond what it has at its start
+			limitedTo(t, limits, "Max open files", 256, 256)
+			limitedTo(t, limits, "Max file size", 128<<20, 128<<20)
 			late := filepath.Join(programs, "docker-credential-late")
 			write(t, late, "#!/bin/sh\ntouch "+marker+"\n")
 			if err := os.Chmod(late, 0o755); err != nil { //nolint:gosec // it would be run

@@ -15,7 +15,7 @@ import (
 
 // Limits of one decision on a node, beyond which the verifier is killed and the image not pulled.
 const (
-	memoryLimit = 512 << 20 // bytes of data, of which 128 MiB are taken before anything is read
+	memoryLimit = 512 << 20 // bytes of data, beyond what is taken before anything is read
 	cpuMargin   = 2         // seconds of processor time beside the timeout
 	outputLimit = 128 << 20 // bytes; the decision log is put away long before, and a cached revocation list is smaller
 	filesLimit  = 256

@@ -14,7 +14,7 @@ const DecoderUser = "hsm-image"
 
 // Limits of a decoder. The module counts as well while it is loaded, and a layer may be large.
 const (
-	decoderMemory = 1 << 30 // bytes of data
+	decoderMemory = 1 << 30 // bytes of data, beyond what the process has at its start
 	decoderCPU    = 3600    // seconds of processor time: hundreds of gigabytes
 	confineLimit  = 10 * time.Second
 )

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	ll "github.com/landlock-lsm/go-landlock/landlock/syscall"
@@ -16,14 +17,26 @@ import (
 
 // Limits end a process that uses more; 0 is no limit. They hold for the programs that it starts as well, for each by itself.
 type Limits struct {
-	Memory uint64 // bytes of writable private memory (RLIMIT_DATA), stacks of threads included
+	Memory uint64 // bytes of writable private memory beyond what it has already (RLIMIT_DATA), stacks of threads included
 	CPU    uint64 // seconds of processor time (RLIMIT_CPU)
 	Output uint64 // bytes, the size that it can make a file (RLIMIT_FSIZE)
 	Files  uint64 // open at the same time (RLIMIT_NOFILE)
 }
 
-// Set sets the limits. They can't be raised again without privileges.
+// processors are enough for what is confined. The memory that a program of Go takes grows with the processors that it may use, on each of
+// which it keeps threads with stacks and caches of its own: on a large machine that would be more than what it reads.
+const processors = 4
+
+// Set sets the limits, and has Go use a few processors at most. They can't be raised again without privileges.
 func (l Limits) Set() error {
+	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), processors))
+	if l.Memory > 0 {
+		now, err := data()
+		if err != nil {
+			return err
+		}
+		l.Memory += now
+	}
 	for resource, limit := range map[int]uint64{unix.RLIMIT_DATA: l.Memory, unix.RLIMIT_CPU: l.CPU, unix.RLIMIT_FSIZE: l.Output, unix.RLIMIT_NOFILE: l.Files} {
 		var now unix.Rlimit
 		if err := unix.Getrlimit(resource, &now); err != nil {
@@ -37,6 +50,20 @@ func (l Limits) Set() error {
 		}
 	}
 	return nil
+}
+
+// data returns how many bytes of writable private memory the process has, as RLIMIT_DATA counts them. How many the Go runtime takes at the
+// start depends on the machine.
+func data() (uint64, error) {
+	var pages [6]uint64 // the sixth is data and stack
+	text, err := os.ReadFile("/proc/self/statm")
+	if err == nil {
+		_, err = fmt.Sscan(string(text), &pages[0], &pages[1], &pages[2], &pages[3], &pages[4], &pages[5])
+	}
+	if err != nil {
+		return 0, fmt.Errorf("cannot read how much memory the process has: %w", err)
+	}
+	return pages[5] * uint64(os.Getpagesize()), nil //nolint:gosec // a page has a positive size
 }
 
 // NoNewPrivileges has no program that the process starts gain privileges from its file: neither set-user-id nor file capabilities count.

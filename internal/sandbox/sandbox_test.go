@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-var parts = map[string]func(){"restrict": restrict, "connect": connect, "memory": memory, "processor": processor, "output": output, "user": become}
+var parts = map[string]func(){"large": large, "restrict": restrict, "connect": connect, "memory": memory, "processor": processor, "output": output, "user": become}
 
 func must(err error) {
 	if err != nil {
@@ -238,6 +238,26 @@ func memory() {
 	}
 }
 
+// large does what needs little memory on a machine with many processors: each takes part in collecting garbage.
+func large() {
+	must(sandbox.Limits{Memory: 512 << 20}.Set())
+	results := make(chan int)
+	for range 1000 {
+		go func() {
+			n := 0
+			for range 100 {
+				n += len(make([]byte, 1000))
+			}
+			runtime.GC()
+			results <- n
+		}()
+	}
+	for range 1000 {
+		<-results
+	}
+	fmt.Println(runtime.GOMAXPROCS(0))
+}
+
 func processor() {
 	must(sandbox.Limits{CPU: 1}.Set())
 	for {
@@ -264,7 +284,12 @@ func TestLimits(t *testing.T) {
 	if c := run(t, "memory"); c.end() == nil {
 		t.Error("1 GiB was allocated within 256 MiB")
 	}
-	c := run(t, "processor")
+	t.Setenv("GOMAXPROCS", "200")
+	c := run(t, "large")
+	if err := c.end(); err != nil || len(c.said) != 1 || c.said[0] != "4" {
+		t.Errorf("on a large machine: %v %q", err, c.said)
+	}
+	c = run(t, "processor")
 	var exit *exec.ExitError
 	if err := c.end(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
 		t.Errorf("a process that takes all the time it can get ended with %v", err)
