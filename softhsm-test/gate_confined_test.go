@@ -1,9 +1,13 @@
 package softhsmtest
 
 import (
+	"encoding/pem"
 	"fmt"
 	"io/fs"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -311,5 +315,57 @@ func TestContainerdGateSkip(t *testing.T) {
 	if len(d) != 2 || d[0]["verdict"] != gate.Refuse || d[1]["verdict"] != gate.Pass || d[1]["policy"] != "pause" ||
 		d[1]["reason"] != `not verified: statement "pause" of the trust policy skips verification` {
 		t.Errorf("the log says %v", d)
+	}
+}
+
+// TestVerifierConfinedTLS has a confined verifier reach a registry with a certificate that hosts.toml names and that is elsewhere, and tells at
+// once if the verifier's user can't read a key that is named there.
+func TestVerifierConfinedTLS(t *testing.T) {
+	if os.Geteuid() != 0 {
+		Missing(t, "root, as which containerd runs,")
+	}
+	registry := StartRegistry(t)
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: registry}) }}
+	server := httptest.NewTLSServer(proxy)
+	defer server.Close()
+	address, certificates := strings.TrimPrefix(server.URL, "https://"), t.TempDir()
+	ca, key := filepath.Join(certificates, "ca.pem"), filepath.Join(certificates, "key.pem")
+	write(t, ca, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})))
+	share(t, certificates)
+	write(t, key, "a key")
+
+	trust, hosts, bin, state := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state")
+	write(t, filepath.Join(trust, "trustpolicy.json"), `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"],
+		"signatureVerification": {"level": "strict"}, "trustStores": ["ca:all"], "trustedIdentities": ["*"]}]}`)
+	configure := func(more string) {
+		file := filepath.Join(hosts, address, "hosts.toml")
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, file, fmt.Sprintf("server = %q\nca = [%q]\n%s", server.URL, ca, more))
+		for _, folder := range []string{trust, hosts, filepath.Dir(state)} {
+			share(t, folder)
+		}
+	}
+	install := func() (string, error) {
+		_, stderr, err := try(t, "", Build(t, "hsm-image"), "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", state, "--hosts-dir", hosts, "--user", unprivileged)
+		return stderr, err
+	}
+	configure(fmt.Sprintf("client = [[%q, %q]]\n", ca, key))
+	if stderr, err := install(); err == nil || !strings.Contains(stderr, key+": permission denied") {
+		t.Errorf("%v %s", err, stderr)
+	}
+	configure("")
+	if stderr, err := install(); err != nil {
+		t.Fatalf("%v %s", err, stderr)
+	}
+	sum, err := PushImage(t.Context(), registry+"/app:1", "app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, stderr, err := try(t, fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":7}`, sum), filepath.Join(bin, "hsm-image-verifier"),
+		"-name", address+"/app:1", "-digest", sum.String(), "-stdin-media-type", "application/vnd.oci.descriptor.v1+json")
+	if err == nil || !strings.Contains(stdout, "it has no signature") {
+		t.Errorf("%v %s%s", err, stdout, stderr)
 	}
 }

@@ -85,11 +85,13 @@ func hostFiles(folder string) (files []string) {
 	})
 }
 
-// texts returns a text, or all that are in a list, or in lists in that list.
+// texts returns a text, or all that are in a list, or in lists in that list, except empty ones.
 func texts(value any) (found []string) {
 	switch value := value.(type) {
 	case string:
-		return []string{value}
+		if value != "" {
+			return []string{value}
+		}
 	case []any:
 		for _, v := range value {
 			found = append(found, texts(v)...)

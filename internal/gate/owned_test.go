@@ -4,13 +4,16 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 )
 
 // newOwned makes a node whose files are all that a verifier's settings can name, each below a folder of its own.
@@ -191,5 +194,74 @@ func TestRefuse(t *testing.T) {
 	}
 	if list := readLog(t, node.LogFile()); len(list) != 1 || list[0].Reason != r.Reason || list[0].Digest != sum {
 		t.Errorf("the log says %+v", list)
+	}
+}
+
+// TestHostFiles finds the files that hosts.toml names in all of its forms, and leaves out what is not there.
+func TestHostFiles(t *testing.T) {
+	folder := t.TempDir()
+	registry := filepath.Join(folder, "hosts", "registry.example.com")
+	if err := os.MkdirAll(registry, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
+		want = append(want, filepath.Join(folder, name))
+		if err := os.WriteFile(filepath.Join(folder, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := strings.ReplaceAll(`ca = "DIR/a"
+client = ["DIR/b"]
+[host."https://one.example.com"]
+ca = ["../../c", "DIR/missing"]
+client = [["DIR/d", "DIR/e"], ["DIR/f", ""]]
+[host."https://two.example.com"]
+ca = 7
+`, "DIR", folder)
+	if err := os.WriteFile(filepath.Join(registry, "hosts.toml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := hostFiles(filepath.Join(folder, "hosts"))
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, wanted %q", got, want)
+	}
+	for _, text := range []string{"not toml", "host = 7", `[host]` + "\n" + `"https://example.com" = 7`} {
+		if err := os.WriteFile(filepath.Join(registry, "hosts.toml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := hostFiles(filepath.Join(folder, "hosts")); len(got) > 0 {
+			t.Errorf("%q names %q", text, got)
+		}
+	}
+}
+
+// TestGiveAway gives a log that root began to the verifier's user, and leaves alone what is the user's already.
+func TestGiveAway(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a file to another user: run it as root")
+	}
+	folder := t.TempDir()
+	file := filepath.Join(folder, "decisions.jsonl")
+	owner := func(path string) uint32 {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Sys().(*syscall.Stat_t).Uid
+	}
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), giveAway(folder, sandbox.User{ID: 4242, Group: 4242})); err != nil {
+		t.Fatal(err)
+	}
+	if owner(folder) != 4242 || owner(file) != 4242 {
+		t.Errorf("%d %d", owner(folder), owner(file))
+	}
+	// Someone who owns the folder could have put a link to root's file there.
+	if err := errors.Join(os.Chown(file, 0, 0), giveAway(folder, sandbox.User{ID: 4242, Group: 4242})); err != nil {
+		t.Fatal(err)
+	}
+	if owner(file) != 0 {
+		t.Error("root's file in a folder of the user's was given away")
 	}
 }
