@@ -73,8 +73,8 @@ func (n Node) confine(user sandbox.User) error {
 			files.Read = append(files.Read, filepath.SplitList(value)...)
 		}
 	}
-	if helpers := n.helpers(); len(helpers) > 0 {
-		files.Run = append(helpers, systemPrograms...)
+	if programs := n.programs(); len(programs) > 0 {
+		files.Run = append(programs, systemPrograms...)
 		files.Read = append(files.Read, "/etc")
 	}
 	// Nobody's home is looked into, and names are looked up without the system's plugins, which may want any file.

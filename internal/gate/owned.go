@@ -25,7 +25,7 @@ func (n Node) CheckFiles(program string, owner int) error {
 		return err
 	}
 	// What those name in turn is read only now that nobody else can have written it.
-	if err := checkTrees(slices.Concat(hostFiles(n.HostsDir), n.helpers())); err != nil {
+	if err := checkTrees(slices.Concat(hostFiles(n.HostsDir), n.programs())); err != nil {
 		return err
 	}
 	if err := ownership.Check(filepath.Dir(n.StateDir), os.Geteuid()); err != nil {
@@ -99,6 +99,9 @@ func texts(value any) (found []string) {
 	}
 	return found
 }
+
+// programs returns all that the verifier may start.
+func (n Node) programs() []string { return n.helpers() }
 
 // helpers returns the programs of the credential helpers that the auth file names, as far as they are installed. Where one is missing, or
 // the file can't be read or understood, looking up the credentials fails.
