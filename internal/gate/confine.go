@@ -83,7 +83,7 @@ func (n Node) confine(user sandbox.User) error {
 			return err
 		}
 	}
-	if err := os.Setenv("HOME", "/nonexistent"); err != nil {
+	if err := os.Setenv("HOME", nowhere); err != nil {
 		return err
 	}
 	net.DefaultResolver.PreferGo = true

@@ -36,8 +36,12 @@ type Node struct {
 // DefaultTimeout leaves the rest of containerd's ten seconds to starting and to writing the log.
 const DefaultTimeout = 8 * time.Second
 
-// noAuthFile has no credentials looked up in the places of users and other tools, which nobody named and others may write to.
-const noAuthFile = "/nonexistent/auth.json"
+// nowhere is a folder that nobody can make. noAuthFile has no credentials looked up in the places of users and other tools, which nobody
+// named and others may write to.
+const (
+	nowhere    = "/proc/none"
+	noAuthFile = nowhere + "/auth.json"
+)
 
 const (
 	logTimeout    = time.Second // for a turn with the decision log, after the timeout
