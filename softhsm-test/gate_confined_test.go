@@ -2,6 +2,7 @@ package softhsmtest
 
 import (
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net/http"
@@ -9,8 +10,10 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/notation-hsm/notation-hsm/internal/gate"
@@ -305,7 +308,7 @@ func TestContainerdGateSkip(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	stderr, err := install("--allow-skip")
-	if err != nil || !strings.Contains(stderr, `warning: images pass unverified where statement "pause"`) {
+	if err != nil || !strings.Contains(stderr, `warning: statement "pause" of the trust policy skips verification`) {
 		t.Fatalf("%v %s", err, stderr)
 	}
 	if err := c.Pull(t, image); err != nil {
@@ -367,5 +370,54 @@ func TestVerifierConfinedTLS(t *testing.T) {
 		"-name", address+"/app:1", "-digest", sum.String(), "-stdin-media-type", "application/vnd.oci.descriptor.v1+json")
 	if err == nil || !strings.Contains(stdout, "it has no signature") {
 		t.Errorf("%v %s%s", err, stdout, stderr)
+	}
+}
+
+// TestVerifierOfUser has a user who is not root install the verifier of a containerd of their own: their files are trusted then, but not when
+// root starts the same verifier.
+func TestVerifierOfUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		Missing(t, "root, to be another user,")
+	}
+	user, err := sandbox.LookUp(unprivileged)
+	if err != nil {
+		Missing(t, "the user "+unprivileged)
+	}
+	folder := t.TempDir()
+	program := filepath.Join(folder, "hsm-image") // the repository may be closed to others
+	Run(t, "cp", Build(t, "hsm-image"), program)
+	if err := os.Mkdir(filepath.Join(folder, "trust"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(folder, "trust", "trustpolicy.json"), `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"],
+		"signatureVerification": {"level": "strict"}, "trustStores": ["ca:all"], "trustedIdentities": ["*"]}]}`)
+	share(t, folder)
+	own := filepath.Join(folder, "own")
+	if err := errors.Join(os.Chmod(program, 0o755), os.Mkdir(own, 0o700), os.Chown(own, user.ID, user.Group)); err != nil { //nolint:gosec // it is run
+		t.Fatal(err)
+	}
+	sum := "sha256:" + strings.Repeat("0", 64)
+	request := fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":7}`, sum)
+	run := func(as *syscall.Credential, name string, arguments ...string) string {
+		cmd := exec.CommandContext(t.Context(), name, arguments...)
+		cmd.SysProcAttr, cmd.Stdin, cmd.Dir = &syscall.SysProcAttr{Credential: as}, strings.NewReader(request), "/"
+		said, _ := cmd.CombinedOutput() // the verifier refuses
+		return string(said)
+	}
+	as := &syscall.Credential{Uid: uint32(user.ID), Gid: uint32(user.Group)} //nolint:gosec // they are positive
+	install := []string{"install-verifier", "--bin-dir", filepath.Join(own, "bin"), "--trust-dir", filepath.Join(folder, "trust"), "--state-dir", filepath.Join(own, "state")}
+	if said := run(as, program, install...); !strings.Contains(said, "wrote "+filepath.Join(own, "bin")) {
+		t.Fatal(said)
+	}
+	if said := run(as, program, append(install, "--user", "root")...); !strings.Contains(said, "cannot become user root") {
+		t.Error(said)
+	}
+	ask := []string{"-name", "127.0.0.1:1/app:1", "-digest", sum, "-stdin-media-type", "application/vnd.oci.descriptor.v1+json"}
+	verifier := filepath.Join(own, "bin", "hsm-image-verifier")
+	if said := run(as, verifier, ask...); !strings.Contains(said, "connection refused") {
+		t.Errorf("as its user: %s", said)
+	}
+	if said := run(nil, verifier, ask...); !strings.Contains(said, fmt.Sprintf("user %d owns %s", user.ID, own)) {
+		t.Errorf("as root: %s", said)
 	}
 }

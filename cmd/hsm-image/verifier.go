@@ -48,10 +48,10 @@ name, and the folders above them. The verifier looks again each time that it run
 			return err
 		}
 		for _, name := range done.Skip {
-			fmt.Fprintf(c.ErrOrStderr(), "warning: images pass unverified where statement %s of the trust policy is for them (--allow-skip)\n", name)
+			fmt.Fprintf(c.ErrOrStderr(), "warning: statement %s of the trust policy skips verification, which --allow-skip allows\n", name)
 		}
-		for _, name := range done.Anyone {
-			fmt.Fprintf(c.ErrOrStderr(), "warning: a signature of anyone's is enough where statement %s of the trust policy is for an image: it only logs whose it is\n", name)
+		for _, name := range done.AnySigner {
+			fmt.Fprintf(c.ErrOrStderr(), "warning: statement %s of the trust policy accepts a signature by any signer: it only logs whether the signer is trusted\n", name)
 		}
 		for _, name := range done.Others {
 			fmt.Fprintf(c.ErrOrStderr(), "warning: containerd will run %s as well, and pull nothing if that fails\n", filepath.Join(filepath.Dir(done.Path), name))

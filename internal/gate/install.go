@@ -38,8 +38,9 @@ type Installed struct {
 	Others []string // the names of other files in the folder, which containerd runs as well
 	User   string   // whom the verifier runs as; "" is who has installed it
 	Root   bool     // it runs as root
-	Skip   []string // the statements of the trust policy under which images pass unverified
-	Anyone []string // those under which they pass with a signature of anyone's
+	Skip   []string // the statements of the trust policy that skip verification
+
+	AnySigner []string // those that accept a signature by any signer
 }
 
 // Install writes the program that containerd starts into its folder of image verifiers. It is a shell script of a few lines with all
@@ -85,7 +86,7 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 		return nil, err
 	}
 	g.Close()
-	skip, anyone, err := g.unverified()
+	skip, anySigner, err := g.unverified()
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +105,7 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 	if err := renameio.WriteFile(path, n.script(program), 0o755, renameio.WithTempDir(filepath.Dir(binDir)), renameio.IgnoreUmask()); err != nil {
 		return nil, failure.New(failure.Internal, "run it as root; the folder has to be on the file system of the one above it", "can't write %s: %w", path, err)
 	}
-	done := &Installed{Path: path, Log: n.LogFile(), Config: n.snippet(binDir), Root: runsAs.ID == 0, User: n.User, Skip: skip, Anyone: anyone}
+	done := &Installed{Path: path, Log: n.LogFile(), Config: n.snippet(binDir), Root: runsAs.ID == 0, User: n.User, Skip: skip, AnySigner: anySigner}
 	entries, err := os.ReadDir(binDir)
 	if err != nil {
 		return nil, failure.New(failure.Internal, "run it as root", "can't look for other verifiers: %w", err)
@@ -117,9 +118,9 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 	return done, nil
 }
 
-// unverified lists the statements of the trust policy under which images pass that were not verified, and those under which they pass with
-// a signature of anyone's, as authenticity is not enforced.
-func (g *Gate) unverified() (skip, anyone []string, err error) {
+// unverified lists the statements of the trust policy that skip verification, and those that accept a signature by any signer, as they do not
+// enforce authenticity.
+func (g *Gate) unverified() (skip, anySigner []string, err error) {
 	for _, statement := range g.policy.TrustPolicies {
 		level, err := statement.SignatureVerification.GetVerificationLevel()
 		if err != nil {
@@ -129,10 +130,10 @@ func (g *Gate) unverified() (skip, anyone []string, err error) {
 		case level.Name == trustpolicy.LevelSkip.Name:
 			skip = append(skip, strconv.Quote(statement.Name))
 		case level.Enforcement[trustpolicy.TypeAuthenticity] != trustpolicy.ActionEnforce:
-			anyone = append(anyone, strconv.Quote(statement.Name))
+			anySigner = append(anySigner, strconv.Quote(statement.Name))
 		}
 	}
-	return skip, anyone, nil
+	return skip, anySigner, nil
 }
 
 // giveAway makes a folder with all that is in it a user's. Only what is root's is given away, which nobody else can have put there.

@@ -139,8 +139,8 @@ func TestInstallSkip(t *testing.T) {
 	}
 }
 
-// TestInstallAnyone warns of levels at which it does not matter who signed.
-func TestInstallAnyone(t *testing.T) {
+// TestInstallAnySigner warns of levels at which it does not matter who signed.
+func TestInstallAnySigner(t *testing.T) {
 	for verification, want := range map[string]int{
 		`{"level": "strict"}`:     0,
 		`{"level": "permissive"}`: 0,
@@ -153,7 +153,7 @@ func TestInstallAnyone(t *testing.T) {
 			t.Fatal(err)
 		}
 		node.AllowSkip = true
-		if done, err := node.Install("bin", "/bin/true"); err != nil || len(done.Anyone) != want {
+		if done, err := node.Install("bin", "/bin/true"); err != nil || len(done.AnySigner) != want {
 			t.Errorf("%s: %+v, %v", verification, done, err)
 		}
 	}
