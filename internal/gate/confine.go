@@ -65,7 +65,7 @@ func (n Node) Enter(program string) (fault, err error) {
 
 // confine takes from the process all that a decision does not need, for good: it goes on as a user, with resource limits and, if the kernel
 // has Landlock, with the files that the node's settings name and those of the system that they need. It starts no program unless the auth
-// file names credential helpers. CheckFiles comes first.
+// file names credential helpers, or the operator lists verification plugins. CheckFiles comes first.
 func (n Node) confine(user sandbox.User) error {
 	files := sandbox.Files{Read: append(n.reads(), systemFiles...), Write: []string{n.StateDir, os.DevNull}, Connect: true}
 	for _, name := range []string{"SSL_CERT_FILE", "SSL_CERT_DIR"} {

@@ -9,14 +9,15 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/notaryproject/notation-go/dir"
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
 // CheckFiles verifies that nobody but root, and the user who runs containerd if that is another one, can change what decides which images
-// a node runs: program, the trust directory, registry hosts, credentials with the helpers that they name, and the folder above the state
-// directory. The state directory is of user owner, as whom the verifier runs. The error is of kind Denied and names what others can change.
+// a node runs: program, the trust directory, registry hosts, credentials with the helpers that they name, verification plugins, and the
+// folder above the state directory. The state directory is of user owner, as whom the verifier runs. The error is of kind Denied and names what others can change.
 //
 // It is called when the verifier is installed and each time that it runs, before it gives up root's rights.
 func (n Node) CheckFiles(program string, owner int) error {
@@ -100,8 +101,24 @@ func texts(value any) (found []string) {
 	return found
 }
 
-// programs returns all that the verifier may start.
-func (n Node) programs() []string { return n.helpers() }
+// programs returns all that the verifier may start: credential helpers, and the verification plugins that the operator lists. What is not
+// installed is left out; it is refused where it is needed.
+func (n Node) programs() []string {
+	programs := n.helpers()
+	if len(n.VerificationPlugins) > 0 {
+		dir.UserConfigDir = n.TrustDir // as Open has it: plugins are below the trust directory
+	}
+	for _, name := range n.VerificationPlugins {
+		path, err := pluginPath(name)
+		if err != nil || !pluginName.MatchString(name) {
+			continue
+		}
+		if _, err := os.Stat(path); err == nil {
+			programs = append(programs, path)
+		}
+	}
+	return programs
+}
 
 // helpers returns the programs of the credential helpers that the auth file names, as far as they are installed. Where one is missing, or
 // the file can't be read or understood, looking up the credentials fails.
