@@ -46,7 +46,7 @@ func TestNoHome(t *testing.T) {
 	before := files()
 	for _, environment := range [][]string{
 		{}, {"HOME="}, {"HOME=."}, {"HOME=" + filepath.Base(here)}, {"XDG_CONFIG_HOME=."}, {"XDG_CONFIG_HOME=.config", "HOME=."},
-		{"NOTATION_CONFIG=.notation"}, {"NOTATION_CONFIG=.notation", "NOTATION_LIBEXEC=.notation", "NOTATION_CACHE=.notation", "HOME=/nonexistent"},
+		{"NOTATION_CONFIG=.notation"}, {"NOTATION_CONFIG=.notation", "NOTATION_LIBEXEC=.notation", "NOTATION_CACHE=.notation", "HOME=/proc/none"},
 	} {
 		for _, c := range [][]string{
 			{image, "verify", "--plain-http", unsigned},
@@ -54,7 +54,7 @@ func TestNoHome(t *testing.T) {
 			{plugin, "install", "--key-name", "mine", "--key", "pkcs11:token=t;object=o", "--module-path", "/nonexistent.so"},
 			{plugin, "trust", "export", "--manifest", manifest},
 			{plugin, "doctor"},
-			{plugin, "key", "rotate", "planted", "--ca-dir", "/nonexistent"},
+			{plugin, "key", "rotate", "planted", "--ca-dir", "/proc/none"},
 		} {
 			stdout, stderr, err := try(t, "", "env", slices.Concat([]string{"-i", "-C", here, "PATH=" + os.Getenv("PATH"), "NOTATION_HSM_MODULE_PATH=/nonexistent.so"}, environment, c)...)
 			said := stdout + stderr
