@@ -70,7 +70,7 @@ func parseNetHSM(text string) (URI, error) {
 	id := strings.TrimPrefix(text, NetHSMScheme)
 	if prefix := strings.TrimSuffix(id, "*"); id != "" && !isNetHSMName(prefix) { // with a star, for commands that list
 		return URI{}, failure.New(failure.Invalid, `name it like nethsm:release; a key ID has letters, digits and "_.-", and begins with a letter or digit`,
-			"%q names no key on a NetHSM", text)
+			"%q names no key on a NetHSM", redactMalformed(text))
 	}
 	return URI{NetHSM: true, Object: id}, nil
 }

@@ -129,7 +129,7 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 		} else if len(known) > 0 {
 			hint = "aliases there are: " + strings.Join(known, ", ") + "; or " + hint
 		}
-		return URI{}, nil, failure.New(failure.Invalid, hint, "unknown key %q: neither a URI (pkcs11: or nethsm:) nor an alias", reference)
+		return URI{}, nil, failure.New(failure.Invalid, hint, "unknown key %q: neither a URI (pkcs11: or nethsm:) nor an alias", redactMalformed(reference))
 	}
 	uri, err := ParseURI(entry[uriSetting])
 	return uri, entry, err
@@ -181,6 +181,8 @@ func (s *Settings) chooseToken(layers []layer) error {
 				}
 			}
 			named = uri
+		} else if namesPIN(token) {
+			return failure.New(failure.Invalid, `a token is named by its label, or by a URI that starts with "pkcs11:"`, "the token in %s is not a label: a pin-value or pin-source stands in it", l.origin.name)
 		}
 		if slot != "" {
 			id, err := parseSlot(slot)

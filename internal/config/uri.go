@@ -2,8 +2,10 @@ package config
 
 import (
 	"fmt"
+	"net/url"
 	"strconv"
 	"strings"
+	"unicode"
 
 	pkcs11uri "github.com/stefanberger/go-pkcs11uri"
 
@@ -35,13 +37,12 @@ func ParseURI(text string) (URI, error) {
 	if strings.HasPrefix(text, NetHSMScheme) {
 		return parseNetHSM(text)
 	}
-	const example = `a key is named like "pkcs11:token=signing;object=release" (RFC 7512)`
-	parsed := pkcs11uri.New()
-	if err := parsed.Parse(text); err != nil {
-		return URI{}, failure.New(failure.Invalid, example, "the key URI %q is malformed: %w", redact(text), err)
-	}
-	if err := knownAttributes(text); err != nil {
+	if err := checkAttributes(text); err != nil {
 		return URI{}, err
+	}
+	parsed := pkcs11uri.New()
+	if err := parsed.Parse(text); err != nil { // what it says may repeat a value
+		return URI{}, malformed(text, "has a value that RFC 7512 does not allow: slot-id is a number, module-path a full path, and pin-source excludes pin-value")
 	}
 	path := func(name string) string { value, _ := parsed.GetPathAttribute(name, false); return value }
 	uri := URI{
@@ -50,7 +51,7 @@ func ParseURI(text string) (URI, error) {
 	}
 	if kind := path("type"); kind != "" && kind != "private" {
 		return URI{}, failure.New(failure.Invalid, "leave out type, or use type=private",
-			"the key URI %q names an object of type %q, not a private key", redact(text), kind)
+			"the key URI %q names an object of type %q, not a private key", Redact(text), kind)
 	}
 	if slot := path("slot-id"); slot != "" {
 		id, err := parseSlot(slot)
@@ -67,13 +68,33 @@ func ParseURI(text string) (URI, error) {
 	return uri, nil
 }
 
-func knownAttributes(text string) error {
+// checkAttributes verifies that each attribute is known, is given once and is percent-encoded. Its errors repeat no value, and no name that
+// a PIN could stand in.
+func checkAttributes(text string) error {
 	path, query, _ := strings.Cut(strings.TrimPrefix(text, Scheme), "?")
 	check := func(part, sep string, known []string) error {
-		for _, attribute := range strings.FieldsFunc(part, func(r rune) bool { return strings.ContainsRune(sep, r) }) {
-			name, _, _ := strings.Cut(attribute, "=")
-			if err := checkName(name, known, "attribute", "the key URI"); err != nil {
+		seen := map[string]bool{}
+		for attribute := range strings.SplitSeq(part, sep) {
+			if attribute == "" && part == "" {
+				return nil
+			}
+			name, value, ok := strings.Cut(attribute, "=")
+			if !ok {
+				return malformed(text, "has an attribute without a value")
+			}
+			if err := checkName(name, known, "attribute", keyURI); err != nil {
 				return err
+			}
+			if seen[name] {
+				return malformed(text, "has the attribute "+name+" twice")
+			}
+			seen[name] = true
+			decoded, err := url.PathUnescape(value)
+			if err != nil {
+				return malformed(text, "has a wrong percent-encoding in the attribute "+name)
+			}
+			if namesPIN(decoded) {
+				return malformed(text, "has a pin-value or pin-source within the attribute "+name)
 			}
 		}
 		return nil
@@ -82,6 +103,11 @@ func knownAttributes(text string) error {
 		return err
 	}
 	return check(query, "&", queryAttributes)
+}
+
+func malformed(text, how string) error {
+	return failure.New(failure.Invalid, `a key is named like "pkcs11:token=signing;object=release" (RFC 7512); pin-source stands after "?", and what joins it is "&"`,
+		"the key URI %q is malformed: it %s", redactMalformed(text), how)
 }
 
 func parseSlot(text string) (uint, error) {
@@ -124,15 +150,68 @@ func (u URI) String() string {
 	return Scheme + strings.Join(parts, ";")
 }
 
-// redact removes a PIN from a URI that is about to be shown.
-func redact(text string) string {
-	if start := strings.Index(text, "pin-value="); start >= 0 {
-		start += len("pin-value=")
-		end := strings.IndexByte(text[start:], '&')
-		if end < 0 {
-			return text[:start] + "..."
-		}
-		return text[:start] + "..." + text[start+end:]
+// Redact returns a reference as it may be shown: without its query, and without all that follows the scheme, where a PIN or the source of
+// one stands in it.
+func Redact(text string) string {
+	if !namesPIN(text) {
+		return text
 	}
-	return text
+	return redactMalformed(text)
+}
+
+// redactMalformed is Redact for a reference that could not be read, in whose query even an unknown attribute may be a misspelt pin-value.
+func redactMalformed(text string) string {
+	shown, _, query := strings.Cut(text, "?")
+	switch {
+	case namesPIN(shown) && strings.HasPrefix(text, Scheme):
+		return Scheme + "..."
+	case namesPIN(shown):
+		return "..."
+	case query:
+		return shown + "?..."
+	}
+	return shown
+}
+
+// namesPIN reports whether an attribute pin-value or pin-source stands in a text, in any spelling: in other letters, without or with
+// other hyphens, spaces or a colon, percent-encoded once or more.
+func namesPIN(text string) bool {
+	for {
+		plain := strings.Map(func(r rune) rune {
+			if unicode.IsLetter(r) || r == '=' {
+				return unicode.ToLower(r)
+			}
+			if r == ':' {
+				return '='
+			}
+			return -1
+		}, text)
+		if strings.Contains(plain, "pinvalue=") || strings.Contains(plain, "pinsource=") {
+			return true
+		}
+		decoded := lenient(text)
+		if decoded == text {
+			return false
+		}
+		text = decoded
+	}
+}
+
+// lenient decodes each percent-encoded byte there is, and leaves the rest as it is.
+func lenient(text string) string {
+	if !strings.Contains(text, "%") {
+		return text
+	}
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] == '%' && i+2 < len(text) {
+			if c, err := strconv.ParseUint(text[i+1:i+3], 16, 8); err == nil {
+				b.WriteByte(byte(c))
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte(text[i])
+	}
+	return b.String()
 }

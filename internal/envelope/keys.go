@@ -171,7 +171,7 @@ func (k *Keys) prepareNamed() error {
 		if err != nil {
 			return err
 		}
-		k.candidates = append(k.candidates, newCandidate(reference, public, store, nil))
+		k.candidates = append(k.candidates, newCandidate(config.Redact(reference), public, store, nil))
 	}
 	return nil
 }

@@ -75,13 +75,13 @@ func parseRecipients(ctx context.Context, names []string, origin config.Origin, 
 }
 
 func parseRecipient(ctx context.Context, name string, origin config.Origin, ask bool) (Recipient, error) {
-	r := Recipient{Name: name}
+	r := Recipient{Name: config.Redact(name)}
 	if strings.Contains(name, "pin-value=") {
 		return r, failure.New(failure.Invalid, "leave out the PIN: whoever encrypts needs none", "a recipient carries a PIN (pin-value), which others would see")
 	}
 	reference, hash, chosen := cutOAEP(name)
 	if reference == "" {
-		return r, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE; is a variable empty?", "the recipient %q names nobody", name)
+		return r, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE; is a variable empty?", "the recipient %q names nobody", r.Name)
 	}
 	switch {
 	case !chosen:
@@ -90,19 +90,19 @@ func parseRecipient(ctx context.Context, name string, origin config.Origin, ask 
 	case hash == "sha1":
 		r.OAEP = crypto.SHA1
 	default:
-		return r, failure.New(failure.Invalid, "write oaep=sha256 or oaep=sha1", "the recipient %q asks for OAEP with %q", name, hash)
+		return r, failure.New(failure.Invalid, "write oaep=sha256 or oaep=sha1", "the recipient %q asks for OAEP with %q", r.Name, hash)
 	}
 	if err := r.find(ctx, reference, origin, ask); err != nil {
 		return r, err
 	}
 	if _, isRSA := r.Public.(*rsa.PublicKey); !isRSA {
 		if chosen {
-			return r, failure.New(failure.Invalid, "leave out oaep=", "the recipient %q is an elliptic curve key, which has no OAEP", name)
+			return r, failure.New(failure.Invalid, "leave out oaep=", "the recipient %q is an elliptic curve key, which has no OAEP", r.Name)
 		}
 		r.OAEP = 0
 	}
 	if r.KeyID() == "" {
-		return r, failure.New(failure.Invalid, "use an RSA key, or one on P-256, P-384 or P-521", "the recipient %q has a key of type %T, which nothing can be encrypted to here", name, r.Public)
+		return r, failure.New(failure.Invalid, "use an RSA key, or one on P-256, P-384 or P-521", "the recipient %q has a key of type %T, which nothing can be encrypted to here", r.Name, r.Public)
 	}
 	return r, nil
 }
