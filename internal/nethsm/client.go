@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,6 +46,7 @@ type client struct {
 	settings *config.Settings
 	http     *http.Client
 	working  atomic.Uint32 // the instance that answered last
+	used     sync.Map      // *credential, to be closed with the client
 }
 
 // request is one thing that is asked of the NetHSM.
@@ -182,7 +184,13 @@ func (r request) ready(c *client) error {
 	if r.as == nil {
 		return nil
 	}
-	return r.as.ready(c.ctx, c.settings.Timeout)
+	return c.ready(r.as)
+}
+
+// ready fetches the passphrase of a user, until close.
+func (c *client) ready(as *credential) error {
+	c.used.Store(as, true)
+	return as.ready(c.ctx, c.settings.Timeout)
 }
 
 // trouble is why an instance gave no answer that counts.
@@ -269,4 +277,10 @@ func (c *client) send(ctx context.Context, instance string, r request, secret []
 	return &answer{response.StatusCode, body}, true, nil
 }
 
-func (c *client) close() { c.http.CloseIdleConnections() }
+// close drops the connections, in whose buffers a passphrase may be left, and clears the passphrases.
+func (c *client) close() {
+	c.http.CloseIdleConnections()
+	for as := range c.used.Range {
+		as.(*credential).close()
+	}
+}

@@ -20,9 +20,10 @@ type credential struct {
 	given  string // the passphrase itself, when the config file has it
 
 	mu     sync.Mutex
-	secret []byte
+	secret *pin.Secret
 	proven bool
-	err    error // why it can't be used; there is no second try
+	users  sync.WaitGroup // requests with a proven passphrase
+	err    error          // why it can't be used; there is no second try
 }
 
 // operator is the user who signs, in the words of the settings.
@@ -60,9 +61,10 @@ func (c *credential) use(send func(secret []byte) (status int, err error)) error
 		return c.err
 	}
 	if c.proven {
-		secret := c.secret
+		c.users.Add(1)
 		c.mu.Unlock()
-		status, err := send(secret)
+		status, err := send(c.secret.Bytes())
+		c.users.Done()
 		if status == http.StatusUnauthorized { // it was changed in the meantime
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -72,12 +74,12 @@ func (c *credential) use(send func(secret []byte) (status int, err error)) error
 		return err
 	}
 	defer c.mu.Unlock()
-	status, err := send(c.secret)
+	status, err := send(c.secret.Bytes())
 	switch {
 	case err != nil:
 		return err
 	case status == http.StatusUnauthorized:
-		clear(c.secret)
+		c.secret.Clear()
 		c.err = c.refused()
 		return c.err
 	case status < 500 && status != http.StatusPreconditionFailed && status != http.StatusTooManyRequests:
@@ -96,11 +98,22 @@ func (c *credential) refused() error {
 	return f
 }
 
-func (c *credential) fetch(ctx context.Context, limit time.Duration) ([]byte, error) {
+// close clears the passphrase, when the requests that are under way have ended. Later ones fail.
+func (c *credential) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.users.Wait()
+	c.secret.Clear()
+	if c.err == nil {
+		c.err = failure.New(failure.Internal, "", "the NetHSM is closed for user %s", c.user)
+	}
+}
+
+func (c *credential) fetch(ctx context.Context, limit time.Duration) (*pin.Secret, error) {
 	switch c.source {
 	case "":
 		if c.given != "" {
-			return []byte(c.given), nil
+			return pin.From(c.given)
 		}
 		return nil, failure.New(failure.Denied, `set pin-source (of the administrator: administrator-pin-source) to env:NAME, file:/path, "exec:command args" or prompt`,
 			"no passphrase for user %s of the NetHSM: no pin-source is set", c.user)

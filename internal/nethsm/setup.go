@@ -186,17 +186,17 @@ func (p *Setup) newPassphrase(c *credential) error {
 	if c.source == pin.Prompt {
 		return failure.New(failure.Invalid, "use file:, env: or exec:, so that what is typed once and mistyped locks nobody out", "the passphrase of a new user (%s) can't be prompted for", c.user)
 	}
-	if err := c.ready(p.store.ctx, p.store.settings.Timeout); err != nil {
+	if err := p.store.ready(c); err != nil {
 		return err
 	}
-	if n := len(c.secret); n < shortest || n > longest {
+	if n := len(c.secret.Bytes()); n < shortest || n > longest {
 		return failure.New(failure.Invalid, "make another, as with: head -c 24 /dev/urandom | base64", "the passphrase of user %s has %d bytes; a NetHSM takes %d to %d", c.user, n, shortest, longest)
 	}
 	return nil
 }
 
 func (p *Setup) makeUser(c *credential, role string, as *credential) error {
-	body, err := json.Marshal(map[string]string{"realName": c.user, "role": role, "passphrase": string(c.secret)})
+	body, err := json.Marshal(map[string]string{"realName": c.user, "role": role, "passphrase": string(c.secret.Bytes())})
 	if err != nil {
 		return err
 	}

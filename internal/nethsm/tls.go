@@ -8,10 +8,12 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
 // Warnings is where people read what does not stop a command: standard error when nil. The plugin protocol discards them, as Notation
@@ -80,6 +82,13 @@ func roots(path string) (*x509.CertPool, error) {
 		return nil, failure.New(failure.Invalid, "check ca-file under nethsm", "can't read the NetHSM's CA: %w", err)
 	}
 	defer file.Close()
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, failure.New(failure.Invalid, "check ca-file under nethsm", "can't read the NetHSM's CA: %w", err)
+	}
+	if err := ownership.Check(path, os.Getuid()); err != nil { // whoever changes it learns the passphrase
+		f := failure.From(err)
+		return nil, failure.New(failure.Denied, f.Hint, "others decide what the NetHSM's CA is (ca-file): %w", f)
+	}
 	pem, err := io.ReadAll(io.LimitReader(file, answerLimit))
 	if err != nil {
 		return nil, failure.New(failure.Invalid, "check ca-file under nethsm", "can't read the NetHSM's CA: %w", err)

@@ -1,31 +1,27 @@
 // Package pin fetches a PIN from where the user keeps it, so that no PIN stands in an argument, a config that others
-// read, or a log.
+// read, or a log; and keeps it in memory that is overwritten after use.
 //
-// A source is written as env:NAME, file:/path (refused when group or others can read it), "exec:command args" (the
-// first line the command prints), prompt (asked on the terminal, never on standard input, which carries Notation's
+// A source is written as env:NAME, file:/path (refused when others than this user and root can read or change it), "exec:command args"
+// (the first line the command prints), prompt (asked on the terminal, never on standard input, which carries Notation's
 // request) or none (the token has its own PIN pad). RFC 7512's forms file:///path and |command mean the same.
 package pin
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
+	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/term"
+	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/harden"
+	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
-const (
-	forms = `write it as env:NAME, file:/path, "exec:command args", prompt or none`
-	limit = 4096 // bytes; no token takes a PIN near this long
-)
+const forms = `write it as env:NAME, file:/path, "exec:command args", prompt or none`
 
 // None is the source of a token that asks for its PIN on its own pad.
 const None = "none"
@@ -35,119 +31,116 @@ const Prompt = "prompt"
 
 // Read fetches the PIN from source. The token's name is shown to a person who is asked for it. Failures are of kind
 // Invalid when the source is malformed and Denied when it does not yield a PIN. The caller clears the PIN after use.
-func Read(ctx context.Context, source, token string) ([]byte, error) {
+//
+// Before the PIN is in its memory, the process is closed with internal/harden, and stays so. A command of the first source of a process
+// is started before, so that it can gain privileges, as with sudo.
+func Read(ctx context.Context, source, token string) (*Secret, error) {
+	return fill(func(s *Secret) error { return s.read(ctx, source, token) })
+}
+
+// From makes a secret of a PIN that stands in the settings, of which the settings keep their copy.
+func From(text string) (*Secret, error) {
+	return fill(func(s *Secret) error { return s.copy(text, "the PIN in the settings") })
+}
+
+func fill(read func(*Secret) error) (*Secret, error) {
+	if err := harden.Memory(); err != nil {
+		return nil, failure.New(failure.Internal, "report it, with the system's name and version", "no PIN is read: %w", err)
+	}
+	s, err := newSecret()
+	if err != nil {
+		return nil, err
+	}
+	if err := read(s); err != nil {
+		s.Clear()
+		return nil, err
+	}
+	return s, nil
+}
+
+// close closes the process against gaining privileges, just before a PIN is in it.
+func (s *Secret) close() {
+	if err := harden.Privileges(); err != nil { // some sandboxes know no seccomp
+		slog.Warn("the process could gain privileges", "error", err)
+	}
+}
+
+func (s *Secret) read(ctx context.Context, source, token string) error {
 	scheme, rest, _ := strings.Cut(source, ":")
 	switch {
 	case source == Prompt:
-		return ask(ctx, token)
-	case scheme == "env" && rest != "":
-		value, ok := os.LookupEnv(rest)
-		if !ok || value == "" {
-			return nil, failure.New(failure.Denied, "set "+rest+" in the environment of this command, or change pin-source",
+		return s.ask(ctx, token)
+	case scheme == "env" && isVariable(rest):
+		value := os.Getenv(rest)
+		if value == "" {
+			return failure.New(failure.Denied, "set "+rest+" in the environment of this command, or change pin-source",
 				"no PIN: the environment variable %s is not set", rest)
 		}
-		return []byte(value), nil
+		return s.copy(value, "the environment variable "+rest)
 	case scheme == "file" && rest != "":
-		return fromFile(strings.TrimPrefix(rest, "//"))
+		return s.fromFile(strings.TrimPrefix(rest, "//"))
 	case filepath.IsAbs(source):
-		return fromFile(source)
+		return s.fromFile(source)
 	case scheme == "exec":
-		return fromCommand(ctx, rest)
+		return s.fromCommand(ctx, rest)
 	case strings.HasPrefix(source, "|"):
-		return fromCommand(ctx, source[1:])
+		return s.fromCommand(ctx, source[1:])
 	}
 	// It is not shown: someone may have written the PIN itself.
-	return nil, failure.New(failure.Invalid, forms, "pin-source is not a place that a PIN can come from")
+	return failure.New(failure.Invalid, forms, "pin-source is not a place that a PIN can come from")
 }
 
-func fromFile(path string) ([]byte, error) {
-	if !filepath.IsAbs(path) {
-		return nil, failure.New(failure.Invalid, "name the PIN file by its full path", "pin-source file:%s is not a full path", path)
+// isVariable reports whether text can be the name of an environment variable. What cannot may be a PIN.
+func isVariable(text string) bool {
+	for i, c := range []byte(text) {
+		letter := 'a' <= c|0x20 && c|0x20 <= 'z' || c == '_'
+		if !letter && (i == 0 || c < '0' || c > '9') {
+			return false
+		}
 	}
-	f, err := os.Open(path)
+	return text != ""
+}
+
+func (s *Secret) copy(text, from string) error {
+	s.close()
+	if len(text) > limit {
+		return failure.New(failure.Denied, "it should hold the PIN and nothing else", "no PIN: %s has more than %d bytes", from, limit)
+	}
+	s.length = copy(s.memory, text)
+	return nil
+}
+
+func (s *Secret) fromFile(path string) error {
+	if !filepath.IsAbs(path) { // it is not shown: it may be the PIN
+		return failure.New(failure.Invalid, "name the PIN file by its full path", "pin-source file: is not followed by a full path")
+	}
+	// Without O_NONBLOCK a named pipe would make this wait for as long as nobody writes to it.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, failure.New(failure.Denied, "check the path and that this user can read it", "no PIN: can't read the PIN file: %w", err)
+		return failure.New(failure.Denied, "check the path and that this user can read it", "no PIN: can't read the PIN file: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, failure.New(failure.Denied, "check the path", "no PIN: can't read the PIN file: %w", err)
+		return failure.New(failure.Denied, "check the path", "no PIN: can't read the PIN file: %w", err)
 	}
 	if info.IsDir() {
-		return nil, failure.New(failure.Denied, "name a file in it", "no PIN: %s is a folder", path)
+		return failure.New(failure.Denied, "name a file in it", "no PIN: %s is a folder", path)
+	}
+	if !info.Mode().IsRegular() {
+		return failure.New(failure.Denied, "put the PIN into a file, or use exec:", "no PIN: %s is not a regular file", path)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return nil, failure.New(failure.Denied, fmt.Sprintf("run: chmod 600 %s (for a Kubernetes secret: defaultMode: 0400)", path),
+		return failure.New(failure.Denied, fmt.Sprintf("run: chmod 600 %s (for a Kubernetes secret: defaultMode: 0400)", path),
 			"the PIN file %s can be read by others (mode %04o)", path, info.Mode().Perm())
 	}
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, failure.New(failure.Denied, "check the file", "no PIN: can't read the PIN file: %w", err)
+	if err := ownership.Check(path, os.Getuid()); err != nil {
+		f := failure.From(err)
+		return failure.New(failure.Denied, f.Hint, "no PIN: others decide what the PIN file %s holds: %w", path, f)
 	}
-	return firstLine(data, "the PIN file "+path)
-}
-
-func fromCommand(ctx context.Context, line string) ([]byte, error) {
-	args := strings.Fields(line)
-	if len(args) == 0 {
-		return nil, failure.New(failure.Invalid, forms, "pin-source exec: names no command")
+	s.close()
+	if err := s.readFrom(f); err != nil {
+		return failure.New(failure.Denied, "check the file", "no PIN: can't read the PIN file: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	out, err := cmd.Output() // its stderr is dropped: it may be careless with the PIN
-	defer clear(out)
-	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			err = errors.New(exit.String())
-		}
-		return nil, failure.New(failure.Denied, "run the command by hand to see what it says; it is started without a shell, so quotes and pipes belong in a script", "no PIN: the command %q failed: %w", args[0], err)
-	}
-	return firstLine(out, fmt.Sprintf("the command %q", args[0]))
-}
-
-func firstLine(data []byte, from string) ([]byte, error) {
-	if len(data) > limit {
-		return nil, failure.New(failure.Denied, "it should hold the PIN and nothing else", "no PIN: %s gives more than %d bytes", from, limit)
-	}
-	line, _, _ := bytes.Cut(data, []byte("\n"))
-	line = bytes.TrimSuffix(line, []byte("\r"))
-	if len(line) == 0 {
-		return nil, failure.New(failure.Denied, "it should hold the PIN in its first line", "no PIN: %s gives an empty first line", from)
-	}
-	return bytes.Clone(line), nil
-}
-
-// ask reads the PIN from the terminal, which is there even when standard input and output are Notation's pipes.
-func ask(ctx context.Context, token string) ([]byte, error) {
-	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
-	if err != nil {
-		return nil, failure.New(failure.Denied, "run it in a terminal, or use another pin-source", "no PIN: there is no terminal to ask on: %w", err)
-	}
-	defer tty.Close()
-	state, err := term.GetState(int(tty.Fd()))
-	if err != nil {
-		return nil, failure.New(failure.Denied, "run it in a terminal, or use another pin-source", "no PIN: can't use the terminal: %w", err)
-	}
-	fmt.Fprintf(tty, "PIN for token %q: ", token)
-	type answer struct {
-		pin []byte
-		err error
-	}
-	answered := make(chan answer, 1)
-	go func() {
-		pin, err := term.ReadPassword(int(tty.Fd()))
-		answered <- answer{pin, err}
-	}()
-	select {
-	case a := <-answered:
-		fmt.Fprintln(tty)
-		if a.err != nil || len(a.pin) == 0 {
-			return nil, failure.New(failure.Denied, "type the PIN when asked", "no PIN: none was typed")
-		}
-		return a.pin, nil
-	case <-ctx.Done():
-		_ = term.Restore(int(tty.Fd()), state) // echo was off
-		fmt.Fprintln(tty)
-		return nil, failure.New(failure.Denied, "", "no PIN: interrupted")
-	}
+	return s.firstLine("the PIN file " + path)
 }

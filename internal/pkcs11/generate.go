@@ -30,7 +30,7 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 		return key.Info{}, err
 	}
 	secret, err := t.readPIN()
-	defer clear(secret)
+	defer secret.Clear()
 	maker, _ := t.calls.manufacturer()
 	strict := maker != tpm2
 	t.Close()
@@ -49,7 +49,7 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 		slot := int(t.slot)
 		endTurn := t.turn()
 		c, err := crypto11.Configure(&crypto11.Config{
-			Path: t.path, SlotNumber: &slot, Pin: string(secret), MaxSessions: 2, LoginNotSupported: !t.wantsLogin(),
+			Path: t.path, SlotNumber: &slot, Pin: string(secret.Bytes()), MaxSessions: 2, LoginNotSupported: !t.wantsLogin(),
 		})
 		endTurn()
 		if err != nil {

@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"context"
+	"sync/atomic"
 
 	"github.com/miekg/pkcs11"
 
@@ -26,15 +27,31 @@ func (t *Token) loginUser() error {
 	if err != nil {
 		return err
 	}
-	return t.within("logging in to "+t.name(), func(context.Context) error {
+	return t.withPIN(secret, "logging in to "+t.name(), func(context.Context) error {
 		return t.loginWith(pkcs11.CKU_USER, t.sessions.first, secret)
 	})
 }
 
-func (t *Token) loginWith(user uint, session sessionHandle, secret []byte) error {
+// withPIN is within for what logs in with a PIN, which is cleared in any case but one: that a call does not come back, so that the
+// module may still read it.
+func (t *Token) withPIN(secret *pin.Secret, what string, fn func(context.Context) error) error {
+	var begun atomic.Bool
+	err := t.within(what, func(ctx context.Context) error {
+		begun.Store(true)
+		defer secret.Clear()
+		return fn(ctx)
+	})
+	if !begun.Load() {
+		secret.Clear()
+	}
+	return err
+}
+
+// loginWith logs in and clears the PIN at once.
+func (t *Token) loginWith(user uint, session sessionHandle, secret *pin.Secret) error {
 	defer t.turn()()
-	err := t.calls.login(session, user, secret)
-	clear(secret)
+	err := t.calls.login(session, user, secret.Bytes())
+	secret.Clear()
 	if err != nil && !is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
 		return t.failed(err, "can't log in to %s", t.name())
 	}
@@ -47,7 +64,7 @@ func (t *Token) wantsLogin() bool {
 }
 
 // readPIN fetches the PIN if it may be tried; it is empty for a token with a PIN pad of its own.
-func (t *Token) readPIN() ([]byte, error) {
+func (t *Token) readPIN() (*pin.Secret, error) {
 	if !t.wantsLogin() {
 		return nil, nil
 	}
@@ -58,7 +75,7 @@ func (t *Token) readPIN() ([]byte, error) {
 	source := t.settings.PINSource
 	switch {
 	case t.settings.PIN != "":
-		return []byte(t.settings.PIN), nil
+		return pin.From(t.settings.PIN)
 	case source == pin.None && !pinpad:
 		return nil, failure.New(failure.Denied, "use another pin-source", "pin-source is none, but %s has no PIN pad of its own", t.name())
 	case source == pin.None, source == "" && pinpad:

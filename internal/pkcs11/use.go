@@ -5,6 +5,8 @@ import (
 	"errors"
 
 	"github.com/miekg/pkcs11"
+
+	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
 // errWantsLogin is returned for a key with CKA_ALWAYS_AUTHENTICATE (PKCS#11 5.6, C_Login with CKU_CONTEXT_SPECIFIC). The token
@@ -25,9 +27,10 @@ func (k *Key) use(doing, failed string, do func(session sessionHandle, login fun
 func (k *Key) useOnce(doing, failed string, do func(sessionHandle, func(sessionHandle) error) error) error {
 	t := k.token
 	var login func(sessionHandle) error
+	var secret *pin.Secret
 	if k.alwaysAuthenticate.Load() {
-		secret, err := t.readPIN()
-		if err != nil {
+		var err error
+		if secret, err = t.readPIN(); err != nil {
 			return err
 		}
 		used := false
@@ -39,7 +42,7 @@ func (k *Key) useOnce(doing, failed string, do func(sessionHandle, func(sessionH
 			return t.loginWith(pkcs11.CKU_CONTEXT_SPECIFIC, session, secret)
 		}
 	}
-	return t.within(doing, func(ctx context.Context) error {
+	return t.withPIN(secret, doing, func(ctx context.Context) error {
 		session, err := t.take(ctx)
 		if err != nil {
 			return err

@@ -42,7 +42,7 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 	if err != nil {
 		return err
 	}
-	return t.within("storing the wrapping key", func(context.Context) error {
+	return t.withPIN(secret, "storing the wrapping key", func(context.Context) error {
 		// The security officer can log in only while no read-only session is open (PKCS#11 5.6, C_Login).
 		session, err := t.calls.openSession(t.slot, pkcs11.CKF_RW_SESSION)
 		if err != nil {
@@ -96,7 +96,7 @@ func wrappingTemplate(w key.WrappingKey, value []byte) []*pkcs11.Attribute {
 }
 
 // readSOPIN fetches the security officer's PIN, if it may be tried: for most tokens there is no way back once it is locked.
-func (t *Token) readSOPIN(source string) ([]byte, error) {
+func (t *Token) readSOPIN(source string) (*pin.Secret, error) {
 	if t.info.flags&(pkcs11.CKF_SO_PIN_LOCKED|pkcs11.CKF_SO_PIN_FINAL_TRY) != 0 {
 		return nil, failure.New(failure.Denied, "see the vendor's documentation",
 			"the security officer's PIN of %s is locked or one wrong PIN away from it, so it was not tried", t.name())
