@@ -48,7 +48,7 @@ func NewNetHSM(t *testing.T) (*NetHSM, *Notation) {
 		user, h.run = "notation-hsm-test", "test-"+strings.ToLower(rand.Text()[:6])+"-"
 	}
 	for name, value := range map[string]string{
-		"INSTANCES": url, "USER": user, "CA_FILE": os.Getenv("NETHSM_CA_FILE"), "FINGERPRINTS": fingerprint, "INSECURE": "",
+		"INSTANCES": url, "USER": user, "CA_FILE": os.Getenv("NETHSM_CA_FILE"), "FINGERPRINTS": fingerprint, "INSECURE": "", "PIN_SOURCE": "",
 		"ADMINISTRATOR": cmp.Or(os.Getenv("NETHSM_ADMIN_USER"), nethsmtest.AdminUser), "ADMINISTRATOR_PIN_SOURCE": "env:TEST_ADMIN",
 		"BACKUP_USER": "backup", "BACKUP_PIN_SOURCE": "env:TEST_BACKUP",
 	} {

@@ -31,7 +31,7 @@ type file struct {
 const uriSetting = "uri"
 
 var (
-	keySettings   = append([]string{uriSetting}, Names...)
+	keySettings   = append([]string{uriSetting, NetHSMInsecure}, Names...)
 	tokenSettings = []string{ModulePath, PINSource, CertificateChain, Timeout, AllowFinalPINTry, "env"}
 	fileSettings  = append([]string{"keys", "tokens", "nethsm", modulesSetting, commandsSetting}, Names...)
 )

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -28,6 +29,7 @@ type NetHSM struct {
 	CAFile       string     // PEM; "" for the system's roots
 	Fingerprints [][32]byte // SHA-256 of the certificates (DER) that are trusted, whoever issued them; none: CAFile decides
 	Insecure     bool       // trust any certificate
+	Withheld     bool       // a PIN for any token is set, which is not sent to whoever answers (Insecure)
 
 	Administrator, AdministratorPINSource string // "" when none is named
 	BackupUser, BackupPINSource           string
@@ -109,7 +111,7 @@ func (s *Settings) chooseNetHSM(token, where string) error {
 }
 
 // applyNetHSM takes each setting from the first layer that has it; those of the section alone come from the environment or the file.
-func (s *Settings) applyNetHSM(f *file, layers []layer, missing *Programs) error {
+func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *Programs) error {
 	for _, l := range layers {
 		if l.uri {
 			break // what is weaker is for other keys as well
@@ -133,14 +135,20 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, missing *Programs) error
 			return failure.New(failure.Invalid, "write it as NAME or NAMESPACE~NAME", "%s %q of the NetHSM is no user ID", name, user)
 		}
 	}
-	if text := own(nethsmInsecure); text != "" {
-		insecure, err := strconv.ParseBool(text)
-		if err != nil {
-			return failure.New(failure.Invalid, "write true or false", "%s %q of the NetHSM is neither true nor false", nethsmInsecure, text)
-		}
-		n.Insecure = insecure
-	}
 	var err error
+	if n.Insecure, err = parseInsecure(own(nethsmInsecure)); err != nil {
+		return err
+	}
+	stated, err := statedInsecure(layers)
+	if err != nil {
+		return err
+	}
+	if n.Insecure && !stated && origin == PluginConfig {
+		return failure.New(failure.Denied, "set fingerprints or ca-file under nethsm; or, for a NetHSM for tests, write "+NetHSMInsecure+
+			": true in the key's own entry of the config file, or add --plugin-config "+NetHSMInsecure+"=true",
+			"the TLS certificates of the NetHSM are NOT verified (insecure), so whoever is on the network can read the passphrase and answer in its place, and nothing says so for this key")
+	}
+	n.Insecure = n.Insecure || stated
 	if n.Instances, err = instances(own(nethsmInstances), f.path); err != nil {
 		return err
 	}
@@ -148,11 +156,58 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, missing *Programs) error
 		return err
 	}
 	s.NetHSM = n
+	if n.Insecure {
+		layers, n.Withheld = withoutGeneralPIN(layers)
+	}
+	if source := os.Getenv(nethsmEnvironment(PINSource)); source != "" { // more to the point than one for any token
+		at := slices.IndexFunc(layers, isEnvironment)
+		layers = slices.Insert(layers, at, layer{origin: environmentOrigin, values: map[string]string{PINSource: source}})
+	}
 	if err := s.apply(f, layers, missing); err != nil {
 		return err
 	}
 	s.ModulePath = strings.Join(n.Instances, " ")
 	return nil
+}
+
+func parseInsecure(text string) (bool, error) {
+	if text == "" {
+		return false, nil
+	}
+	insecure, err := strconv.ParseBool(text)
+	if err != nil {
+		return false, failure.New(failure.Invalid, "write true or false", "%s %q of the NetHSM is neither true nor false", nethsmInsecure, text)
+	}
+	return insecure, nil
+}
+
+// statedInsecure reports whether it is said of this very key, by what was given with it or by its entry of the config file, that any
+// certificate is trusted.
+func statedInsecure(layers []layer) (bool, error) {
+	given := true
+	for _, l := range layers {
+		given = given && !l.uri
+		if text := l.values[NetHSMInsecure]; text != "" && (given || l.own) {
+			return parseInsecure(text)
+		}
+	}
+	return false, nil
+}
+
+func isEnvironment(l layer) bool { return l.origin == environmentOrigin }
+
+// withoutGeneralPIN takes away a PIN, or its source, that is set for any token, in the environment or at the top of the config file: it
+// may be meant for a PKCS#11 token.
+func withoutGeneralPIN(layers []layer) (rest []layer, withheld bool) {
+	rest = slices.Clone(layers)
+	for _, i := range []int{slices.IndexFunc(rest, isEnvironment), len(rest) - 1} {
+		values := maps.Clone(rest[i].values)
+		withheld = withheld || values[PINSource] != "" || values["pin-value"] != ""
+		delete(values, PINSource)
+		delete(values, "pin-value")
+		rest[i].values = values
+	}
+	return rest, withheld
 }
 
 func nethsmEnvironment(name string) string { return EnvironmentName("nethsm-" + name) }

@@ -18,7 +18,7 @@ func configure(t *testing.T, text string) (dir string) {
 	for _, name := range Names {
 		t.Setenv(EnvironmentName(name), "")
 	}
-	for _, name := range nethsmOwn {
+	for _, name := range nethsmSettings {
 		t.Setenv(nethsmEnvironment(name), "")
 	}
 	t.Setenv("NOTATION_HSM_PIN", "")

@@ -66,7 +66,7 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 			if looksLikePIN(name) {
 				return nil, failure.New(failure.Invalid, safePIN, "a PIN in %s (%q) would be stored and logged", l.origin.name, name)
 			}
-			if err := checkName(name, Names, "setting", l.origin.name); err != nil {
+			if err := checkName(name, append([]string{NetHSMInsecure}, Names...), "setting", l.origin.name); err != nil {
 				return nil, err
 			}
 		}
@@ -97,7 +97,7 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 		return nil, err
 	}
 	if s.Key.NetHSM {
-		return s, s.applyNetHSM(f, append(layers, fromFile(f.nethsm), fromFile(f.settings)), missing)
+		return s, s.applyNetHSM(f, append(layers, fromFile(f.nethsm), fromFile(f.settings)), origin, missing)
 	}
 	if len(f.tokens) == 1 && !s.Key.namesToken() {
 		for label := range f.tokens { // the only one that the file knows

@@ -18,6 +18,8 @@ type credential struct {
 	user   string
 	source string // as internal/pin reads it
 	given  string // the passphrase itself, when the config file has it
+	// withheld says that there is a PIN for any token, which is not sent to a NetHSM whose certificate is not verified.
+	withheld bool
 
 	mu     sync.Mutex
 	secret *pin.Secret
@@ -31,7 +33,7 @@ func operator(s *config.Settings) (*credential, error) {
 	if s.NetHSM.User == "" {
 		return nil, failure.New(failure.Denied, "write user: NAME under nethsm in the config file, or set NOTATION_HSM_NETHSM_USER", "no user of the NetHSM is named")
 	}
-	return &credential{user: s.NetHSM.User, source: s.PINSource, given: s.PIN}, nil
+	return &credential{user: s.NetHSM.User, source: s.PINSource, given: s.PIN, withheld: s.NetHSM.Withheld}, nil
 }
 
 // administrator is the user who makes and deletes keys and stores certificates.
@@ -114,6 +116,10 @@ func (c *credential) fetch(ctx context.Context, limit time.Duration) (*pin.Secre
 	case "":
 		if c.given != "" {
 			return pin.From(c.given)
+		}
+		if c.withheld {
+			return nil, failure.New(failure.Denied, "write pin-source under nethsm in the config file, or set NOTATION_HSM_NETHSM_PIN_SOURCE; better, set fingerprints or ca-file",
+				"no passphrase for user %s of the NetHSM: its TLS certificate is not verified (insecure), and a PIN that is set for any token is not sent to whoever answers", c.user)
 		}
 		return nil, failure.New(failure.Denied, `set pin-source (of the administrator: administrator-pin-source) to env:NAME, file:/path, "exec:command args" or prompt`,
 			"no passphrase for user %s of the NetHSM: no pin-source is set", c.user)

@@ -110,7 +110,7 @@ func copies() error {
 	}
 	s.Clear()
 	if n, err := count(mem, want); err != nil || n != 0 {
-		return fmt.Errorf("after use there are %d copies of the PIN: %v", n, err)
+		return fmt.Errorf("after use there are %d copies of the PIN: %w", n, err)
 	}
 	return nil
 }
