@@ -102,13 +102,21 @@ func setUnattendedBoot(c *call) *reply {
 
 func getTLSPublicKey(c *call) *reply { return publicPEM(c.server.tls.Leaf.PublicKey) }
 
-func getTLSCertificate(c *call) *reply { return answerPEM("CERTIFICATE", c.server.tls.Certificate[0]) }
+// getTLSCertificate gives the certificate with the issuers that were set with it.
+func getTLSCertificate(c *call) *reply {
+	var chain []byte
+	for _, der := range c.server.tls.Certificate {
+		chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
+	}
+	return &reply{status: http.StatusOK, contentType: typePEM, body: chain}
+}
 
 func setTLSCertificate(c *call) *reply {
-	leaf, err := parseCertificate(c.body)
+	chain, err := parseChain(c.body)
 	if err != nil {
 		return fail(http.StatusBadRequest, "certificate: %v", err)
 	}
+	leaf := chain[0]
 	private, _ := c.server.tls.PrivateKey.(crypto.Signer)
 	own, _ := private.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if own == nil || !own.Equal(leaf.PublicKey) {
@@ -117,21 +125,31 @@ func setTLSCertificate(c *call) *reply {
 	if c.server.clusterCA != nil && !signedBy(leaf, c.server.clusterCA) {
 		return fail(http.StatusPreconditionFailed, "the certificate is not signed by the cluster CA")
 	}
-	c.server.tls = tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: private, Leaf: leaf}
+	c.server.tls = tls.Certificate{PrivateKey: private, Leaf: leaf}
+	for _, certificate := range chain {
+		c.server.tls.Certificate = append(c.server.tls.Certificate, certificate.Raw)
+	}
 	return &reply{status: http.StatusCreated}
 }
 
-func parseCertificate(data []byte) (*x509.Certificate, error) {
-	block, _ := pem.Decode(data)
-	if block == nil || block.Type != "CERTIFICATE" {
+// parseChain reads one or more certificates.
+func parseChain(data []byte) (chain []*x509.Certificate, err error) {
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		certificate, err := x509.ParseCertificate(block.Bytes)
+		if err != nil || block.Type != "CERTIFICATE" {
+			return nil, errors.Join(errors.New("a block is no certificate"), err)
+		}
+		chain = append(chain, certificate)
+	}
+	if len(chain) == 0 {
 		return nil, errors.New("no certificate in PEM")
 	}
-	return x509.ParseCertificate(block.Bytes)
+	return chain, nil
 }
 
 func signedBy(leaf *x509.Certificate, caPEM []byte) bool {
-	ca, err := parseCertificate(caPEM)
-	return err == nil && leaf.CheckSignatureFrom(ca) == nil
+	ca, err := parseChain(caPEM)
+	return err == nil && leaf.CheckSignatureFrom(ca[0]) == nil
 }
 
 func postTLSCSR(c *call) *reply {
@@ -171,10 +189,11 @@ func getClusterCA(c *call) *reply {
 }
 
 func setClusterCA(c *call) *reply {
-	ca, err := parseCertificate(c.body)
+	chain, err := parseChain(c.body)
 	if err != nil {
 		return fail(http.StatusBadRequest, "certificate: %v", err)
 	}
+	ca := chain[0]
 	if !ca.BasicConstraintsValid || !ca.IsCA || ca.KeyUsage&x509.KeyUsageCertSign == 0 {
 		return fail(http.StatusBadRequest, "the certificate is not one of a CA (basicConstraints, keyUsage)")
 	}

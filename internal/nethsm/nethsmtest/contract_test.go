@@ -5,8 +5,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"maps"
@@ -118,9 +120,15 @@ func TestContract(t *testing.T) {
 	}
 	checkTLSConfig(t, admin)
 	admin.want(200, "GET", "/system/info", nil)
-	public.as("metrics", "metrics passphrase").want(200, "GET", "/metrics", nil)
+	var metrics map[string]string
+	if err := json.Unmarshal(public.as("metrics", "metrics passphrase").want(200, "GET", "/metrics", nil), &metrics); err != nil ||
+		metrics["generate"] == "0" || metrics["http response 200"] == "" || metrics["uptime"] == "" {
+		t.Errorf("%v, %v", metrics, err)
+	}
 	admin.want(204, "PUT", "/config/backup-passphrase", object{"newPassphrase": "the backup passphrase", "currentPassphrase": ""})
-	public.as("backup", "backup passphrase").want(200, "POST", "/system/backup", nil)
+	if backup := public.as("backup", "backup passphrase").want(200, "POST", "/system/backup", nil); !bytes.HasSuffix(backup, []byte("\x00\x00\x00_NETHSM_BACKUP_END_")) {
+		t.Errorf("the backup ends with %q", backup[len(backup)-30:])
+	}
 	note()
 
 	members := admin.want(200, "GET", "/cluster/members", nil)
@@ -171,8 +179,18 @@ func checkTLSConfig(t *testing.T, admin caller) {
 	admin.want(404, "GET", "/config/tls/cluster-ca.pem", nil)
 	admin.want(412, "PUT", "/config/tls/cluster-ca.pem", ca, "Content-Type", typePEM)
 	admin.want(201, "PUT", "/config/tls/cert.pem", leaf, "Content-Type", typePEM)
-	if got := admin.want(200, "GET", "/config/tls/cert.pem", nil); !bytes.Equal(got, leaf) {
+	chain := slices.Concat(leaf, ca)
+	admin.want(201, "PUT", "/config/tls/cert.pem", chain, "Content-Type", typePEM)
+	if got := admin.want(200, "GET", "/config/tls/cert.pem", nil); !bytes.Equal(got, chain) {
 		t.Errorf("the certificate is %s", got)
+	}
+	connection, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}).DialContext(t.Context(), "tcp", admin.server.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer connection.Close()
+	if shown := connection.(*tls.Conn).ConnectionState().PeerCertificates; len(shown) != 2 {
+		t.Errorf("%d certificates of a chain of 2 are served", len(shown))
 	}
 	admin.want(201, "PUT", "/config/tls/cluster-ca.pem", ca, "Content-Type", typePEM)
 	admin.want(200, "GET", "/config/tls/cluster-ca.pem", nil)

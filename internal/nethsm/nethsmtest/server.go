@@ -40,6 +40,7 @@ type Server struct {
 	stopped  chan struct{}   // closed by Stop, so that hanging requests end
 	serving  *sync.WaitGroup // requests under way since the last start
 	requests []*Request
+	started  time.Time
 	faults   []*Fault
 	wrong    int // nesting of Wrong
 
@@ -92,7 +93,7 @@ func (s *Server) Instance() *Server {
 
 func start(t testing.TB, st *state, rateLimit time.Duration) *Server {
 	t.Helper()
-	s := &Server{t: t, state: st, rateLimit: rateLimit, contract: loadContract(t), device: newDevice(t)}
+	s := &Server{t: t, state: st, rateLimit: rateLimit, contract: loadContract(t), device: newDevice(t), started: time.Now()}
 	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

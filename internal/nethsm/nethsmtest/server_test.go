@@ -147,6 +147,9 @@ func TestNamespaces(t *testing.T) {
 	admin.want(204, "DELETE", "/namespaces/berlin", nil)
 	admin.want(404, "DELETE", "/namespaces/berlin", nil)
 	nsAdmin.want(403, "GET", "/keys", nil)
+	nsAdmin.want(403, "DELETE", "/users/operator", nil)
+	admin.want(204, "DELETE", "/users/berlin~admin", nil) // nobody of the namespace could
+	admin.want(404, "DELETE", "/users/berlin~admin", nil)
 	if got := admin.server.Keys("berlin"); len(got) != 0 {
 		t.Errorf("keys left: %v", got)
 	}

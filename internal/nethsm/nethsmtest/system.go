@@ -1,6 +1,7 @@
 package nethsmtest
 
 import (
+	"fmt"
 	"net/http"
 	"time"
 )
@@ -25,9 +26,24 @@ func getDiagnose(c *call) *reply {
 	return answer(map[string]any{"clusterLogs": logs, "clusterState": map[string]bool{"running": !c.server.failed}})
 }
 
+// getMetrics serves metrics by the names of the real one, whose values are strings too.
 func getMetrics(c *call) *reply {
-	metrics := c.state.counts()
-	metrics["keyOperations"] = metrics["sign"] + metrics["decrypt"] + metrics["encrypt"]
+	counts := c.state.counts()
+	metrics := map[string]string{"uptime": fmt.Sprint(int(time.Since(c.server.started).Seconds())), "log warnings": "0", "log errors": "0"}
+	for _, operation := range []string{"generate", "sign", "decrypt", "encrypt"} {
+		metrics[operation] = fmt.Sprint(counts[operation])
+	}
+	requests := c.server.Requests()
+	metrics["http response total"] = fmt.Sprint(len(requests))
+	byStatus := map[int]int{}
+	for _, r := range requests {
+		byStatus[r.Status]++
+	}
+	for status, n := range byStatus {
+		if status != 0 { // this one is being answered
+			metrics[fmt.Sprintf("http response %d", status)] = fmt.Sprint(n)
+		}
+	}
 	return answer(metrics)
 }
 
@@ -114,17 +130,18 @@ func postFactoryReset(c *call) *reply {
 	return done()
 }
 
-// postBackup gives bytes with the outer form of a real backup: magic, version, fields with their length in three bytes (the salt,
-// and one for each user and key), trailer. What is in the fields is random, as the real content can't be had here.
+// postBackup gives bytes with the outer form of a real backup of version 1: magic, version, fields with their length in three bytes (the
+// salt, the version, the domain key, the device's ID and the key of its configuration, and then one for each user and key), an empty field
+// that ends them, trailer. What is in the fields is random, as the real content can't be had here.
 func postBackup(c *call) *reply {
 	if c.state.backupPassphrase == nil {
 		return fail(http.StatusPreconditionFailed, "the backup passphrase was not set")
 	}
 	backup := append([]byte("_NETHSM_BACKUP_"), 1)
-	for range 1 + len(c.state.users) + len(c.state.keys) {
+	for range 5 + len(c.state.users) + len(c.state.keys) {
 		backup = append(backup, 0, 0, 64)
 		backup = append(backup, randomBytes(64)...)
 	}
-	backup = append(backup, "_NETHSM_BACKUP_END_"...)
+	backup = append(backup, "\x00\x00\x00_NETHSM_BACKUP_END_"...)
 	return &reply{status: http.StatusOK, contentType: typeBinary, body: backup}
 }

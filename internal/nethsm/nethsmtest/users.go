@@ -176,10 +176,13 @@ func (c *call) mayManage(id string) bool {
 	return namespace == c.user.namespace() || (c.user.namespace() == "" && !c.state.namespaces[namespace])
 }
 
-// target returns the user of the path: of the caller's namespace, or of any where the operation lets callers of the root namespace.
+// target returns the user of the path: of the caller's namespace, or, for a caller of the root namespace, of any where the operation allows
+// that, and of a namespace that does not exist: nobody of it could.
 func (c *call) target() (*user, *reply) {
 	id := c.params["UserID"]
-	if namespaceOf(id) != c.user.namespace() && (!c.operation.rootReadsAll || c.user.namespace() != "") {
+	namespace := namespaceOf(id)
+	asRoot := c.user.namespace() == "" && (c.operation.rootReadsAll || !c.state.namespaces[namespace])
+	if namespace != c.user.namespace() && !asRoot {
 		return nil, fail(http.StatusForbidden, "the user is in another namespace")
 	}
 	// an operator only has to do with itself
