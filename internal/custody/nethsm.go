@@ -100,7 +100,8 @@ func NetHSMModule(s *config.Settings, label, log string) ([]byte, error) {
 	return nethsm.ModuleConfig(s, label, log)
 }
 
-// BackUpNetHSM writes a backup of the whole NetHSM to a file, readable for its owner alone, and reads it back. It returns its size in
+// BackUpNetHSM writes a backup of the whole NetHSM to a file, readable for its owner alone, once it is there from its beginning to its end; and
+// reads it back. It returns its size in
 // bytes and its SHA-256 in hex.
 func BackUpNetHSM(ctx context.Context, s *config.Settings, path string) (size int, digest string, err error) {
 	data, err := nethsm.Backup(ctx, s)
@@ -115,7 +116,7 @@ func BackUpNetHSM(ctx context.Context, s *config.Settings, path string) (size in
 		err = errors.New("it holds something else than the NetHSM gave")
 	}
 	if err != nil {
-		return 0, "", failure.New(failure.Internal, "write it to another disk", "the backup %s can't be read back: %w", path, err)
+		return 0, "", failure.New(failure.Internal, "write it to another disk", "the backup %s can't be read back, and is removed: %w", path, errors.Join(err, os.Remove(path)))
 	}
 	sum := sha256.Sum256(data)
 	return len(data), hex.EncodeToString(sum[:]), nil

@@ -1,10 +1,8 @@
 package nethsm
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
-	"errors"
 	"net/http"
 	"os"
 	"slices"
@@ -116,39 +114,6 @@ func (c *client) tell(url string, r request, read func([]byte) error) error {
 		return err
 	}
 	return read(a.body)
-}
-
-const (
-	backupLimit = 1 << 30 // bytes
-	backupMagic = "_NETHSM_BACKUP_"
-)
-
-// Backup returns a backup of the whole NetHSM, encrypted by it under its backup passphrase.
-func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
-	if s.NetHSM.BackupUser == "" {
-		return nil, failure.New(failure.Denied, "write backup-user and backup-pin-source under nethsm in the config file: only a user of the role Backup may do this", "no user for backups of the NetHSM is named")
-	}
-	c, err := newClient(ctx, s)
-	if err != nil {
-		return nil, err
-	}
-	defer c.close()
-	as := &credential{user: s.NetHSM.BackupUser, source: s.NetHSM.BackupPINSource}
-	r := request{what: "the backup", method: http.MethodPost, path: "/system/backup", accept: typeBytes, as: as, limit: backupLimit, slow: true}
-	a, err := c.do(r)
-	if err != nil {
-		return nil, err
-	}
-	if a.status == http.StatusPreconditionFailed {
-		return nil, failure.New(failure.Denied, "an administrator sets it once: nitropy nethsm set-backup-passphrase, or PUT /api/v1/config/backup-passphrase", "the NetHSM has no backup passphrase (412)")
-	}
-	if err := r.want(a, http.StatusOK); err != nil {
-		return nil, err
-	}
-	if !bytes.HasPrefix(a.body, []byte(backupMagic)) {
-		return nil, malformed(r.what, errors.New("it does not begin as a backup does"))
-	}
-	return a.body, nil
 }
 
 // moduleSlot is a slot in the configuration of Nitrokey's PKCS#11 module, as its documentation has it.
