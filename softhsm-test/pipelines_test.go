@@ -55,6 +55,9 @@ func TestPipelines(t *testing.T) {
 			if !strings.Contains(m.output.String(), "no signature is associated with") {
 				t.Errorf("it does not say why:\n%s", m.output.String())
 			}
+			if err := pipeline.deploy(m.strangers); err == nil || m.deployed() != before {
+				t.Errorf("an image is deployed whose signer the released commit alone trusts: %v", err)
+			}
 			m.keepsSecrets()
 
 			m.secrets["SIGNING_PIN"] = "not-" + pipelinePIN
@@ -77,6 +80,8 @@ type machine struct {
 	t                              *testing.T
 	folder, work, repository, host string
 	digest                         string            // of the image that docker and buildah push
+	strangers                      string            // the digest of one whose signer only the project's own manifest trusts
+	manifest                       string            // that of those who run the cluster
 	secrets                        map[string]string // by their names in the CI
 	env                            map[string]string // what is set up on the machine
 	output                         bytes.Buffer      // of all jobs, with each command that the shell runs
@@ -105,12 +110,27 @@ func newMachine(t *testing.T) *machine {
 	n := NewNotation(t, token)
 	t.Setenv("NOTATION_HSM_PIN", pipelinePIN)
 	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label", "release"))
-	pem, manifest := filepath.Join(m.folder, "release.pem"), filepath.Join(m.work, "trust.yaml")
+	pem := filepath.Join(m.folder, "release.pem")
 	write(t, pem, Run(t, n.Plugin, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
 	Run(t, n.Plugin, "cert", "import", uri, pem)
-	Run(t, n.Plugin, "trust", "init", "--manifest", manifest)
-	Run(t, n.Plugin, "trust", "signer", "add", "release", "--manifest", manifest, "--scope", m.repository, "--cert", pem)
-	Run(t, n.Plugin, "trust", "export", "--manifest", manifest)
+	m.manifest = filepath.Join(m.folder, "trust", "trust.yaml")
+	Run(t, n.Plugin, "trust", "init", "--manifest", m.manifest)
+	Run(t, n.Plugin, "trust", "signer", "add", "release", "--manifest", m.manifest, "--scope", m.repository, "--cert", pem)
+	Run(t, n.Plugin, "trust", "export", "--manifest", m.manifest)
+
+	// The project's own manifest trusts somebody else, who has signed an image.
+	stranger, own := filepath.Join(m.folder, "stranger.pem"), filepath.Join(m.work, "trust.yaml")
+	other := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label", "stranger"))
+	write(t, stranger, Run(t, n.Plugin, "cert", "self-sign", other, "--subject", "CN=stranger,O=Example,C=CH,ST=Zurich"))
+	Run(t, n.Plugin, "cert", "import", other, stranger)
+	Run(t, n.Plugin, "trust", "init", "--manifest", own)
+	Run(t, n.Plugin, "trust", "signer", "add", "stranger", "--manifest", own, "--scope", m.repository, "--cert", stranger)
+	signed, err := PushImage(t.Context(), m.repository+":stranger", "stranger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.strangers = signed.String()
+	Run(t, n.Program, "sign", "--plugin", "hsm", "--id", other, m.repository+"@"+m.strangers)
 
 	// The programs. Each writes down its arguments first.
 	programs := filepath.Join(m.folder, "bin")
@@ -268,6 +288,10 @@ func (g *github) evaluate(env map[string]string) map[string]string {
 			if secret, is := strings.CutPrefix(expression, "secrets."); is {
 				result, ok = g.secrets[secret]
 			}
+			if expression == "vars.TRUST_MANIFEST" {
+				text, err := os.ReadFile(g.manifest)
+				result, ok = string(text), err == nil
+			}
 			if !ok {
 				g.t.Errorf("nothing has set %s", text)
 			}
@@ -290,7 +314,7 @@ func (g *github) job(name string) error {
 	g.mkdir("runner-temp")
 	for _, step := range job.Steps {
 		if step.Run == "" {
-			if step.Uses != "actions/checkout@v5" { // which is done
+			if !strings.HasPrefix(step.Uses, "actions/checkout@") { // which is done
 				g.t.Errorf("%s runs %s", name, step.Uses)
 			}
 			continue
@@ -384,7 +408,7 @@ func (g *gitlab) deploy(digest string) error {
 	if digest != "" {
 		g.dotenv["DIGEST"] = digest
 	}
-	return g.job("deploy", nil)
+	return g.job("deploy", map[string]string{"TRUST_MANIFEST": g.manifest})
 }
 
 // tekton runs the tasks of a pipeline.
@@ -403,6 +427,7 @@ type tektonResource struct {
 				SecretName  string `yaml:"secretName"`
 				DefaultMode uint32 `yaml:"defaultMode"`
 			}
+			ConfigMap struct{ Name string } `yaml:"configMap"`
 		}
 		Steps []struct {
 			Name, Script string
@@ -448,7 +473,7 @@ func (k *tekton) replace(text string, variables map[string]string) string {
 
 func (k *tekton) task(name, digest string) error {
 	k.t.Helper()
-	run := map[string]string{"params.image": k.repository, "params.tag": "v1.0", "params.tools": "tools",
+	run := map[string]string{"params.image": k.repository, "params.tag": "v1.0", "params.tools": "tools", "params.tools-digest": "sha256:0",
 		"params.key": "pkcs11:token=signing;object=release", "tasks.publish.results.digest": digest}
 	variables := map[string]string{"workspaces.source.path": k.work, "workspaces.registry.path": k.mkdir("registry"),
 		"results.digest.path": filepath.Join(k.folder, "digest")}
@@ -489,6 +514,9 @@ func (k *tekton) mount(task tektonResource, name string) string {
 	for _, volume := range task.Spec.Volumes {
 		if volume.Name != name {
 			continue
+		}
+		if volume.ConfigMap.Name == "trust-manifest" {
+			return filepath.Dir(k.manifest)
 		}
 		folder := filepath.Join(k.folder, "secrets", volume.Secret.SecretName)
 		data := k.mkdir(filepath.Join("secrets", volume.Secret.SecretName, "..data"))
