@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -164,7 +165,11 @@ func Build(t testing.TB, name string) string {
 		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 			return err
 		}
-		cmd := exec.Command("go", "build", "-tags", Tags, "-o", out, pkg)
+		flags := []string{"-tags", Tags}
+		if strings.HasPrefix(pkg, "./cmd/") {
+			flags = append(flags, Hardened...)
+		}
+		cmd := exec.Command("go", slices.Concat([]string{"build"}, flags, []string{"-o", out, pkg})...)
 		cmd.Dir, cmd.Env = dir, environment
 		if output, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", name, err, output)
@@ -179,3 +184,6 @@ func Build(t testing.TB, name string) string {
 
 // Tags are the build tags that hsm-image needs, as in the Makefile.
 const Tags = "containers_image_openpgp"
+
+// Hardened are the flags with which the programs are built, as in the Makefile.
+var Hardened = []string{"-buildmode=pie", "-ldflags", `-s -w "-extldflags=-Wl,-z,relro,-z,now"`}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -23,7 +24,7 @@ func (b *bench) images() {
 	dir := f.TempDir()
 	ours, skopeo, private := filepath.Join(dir, "hsm-image"), filepath.Join(dir, "skopeo"), filepath.Join(dir, "private.pem")
 	for out, pkg := range map[string]string{ours: "./cmd/hsm-image", skopeo: "./softhsm-test/skopeo"} {
-		softhsmtest.Run(f, "go", "build", "-C", repository(f), "-tags", softhsmtest.Tags, "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
+		softhsmtest.Run(f, "go", slices.Concat([]string{"build", "-C", repository(f), "-tags", softhsmtest.Tags, "-trimpath"}, softhsmtest.Hardened, []string{"-o", out, pkg})...)
 	}
 	public := func(label string) (uri, file string) {
 		uri = strings.TrimSpace(softhsmtest.Run(f, b.parts.plugin, "key", "generate", "--token", tokenLabel, "--usage", "decrypt", "--label", label))

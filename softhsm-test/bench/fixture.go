@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -101,7 +102,7 @@ func (b *bench) prepare() parts {
 	}
 	// Both Go programs are built in the same way, that of releases.
 	for out, pkg := range map[string]string{p.plugin: "./cmd/notation-hsm", p.empty: "./softhsm-test/bench/empty"} {
-		softhsmtest.Run(f, "go", "build", "-C", repository(f), "-tags", softhsmtest.Tags, "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
+		softhsmtest.Run(f, "go", slices.Concat([]string{"build", "-C", repository(f), "-tags", softhsmtest.Tags, "-trimpath"}, softhsmtest.Hardened, []string{"-o", out, pkg})...)
 	}
 	headers := strings.TrimSpace(softhsmtest.Run(f, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11"))
 	for out, source := range map[string]string{p.bare: "bare.c", p.run: "run.c"} {
