@@ -57,7 +57,7 @@ func helper() error {
 	}
 	tasks, err := filepath.Glob("/proc/self/task/*/status")
 	if err != nil || len(tasks) < 20 {
-		return fmt.Errorf("%d threads: %v", len(tasks), err)
+		return fmt.Errorf("%d threads: %w", len(tasks), err)
 	}
 	for _, task := range tasks {
 		status, err := os.ReadFile(task)
@@ -73,12 +73,12 @@ func helper() error {
 	}
 	var core syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &core); err != nil || core.Max != 0 {
-		return fmt.Errorf("the core limit is %+v: %v", core, err)
+		return fmt.Errorf("the core limit is %+v: %w", core, err)
 	}
 	// What it starts runs as ever, and gains no privileges either.
 	out, err := exec.Command("grep", "NoNewPrivs", "/proc/self/status").Output()
 	if err != nil || string(out) != "NoNewPrivs:\t1\n" {
-		return fmt.Errorf("a program that it starts: %s: %v", out, err)
+		return fmt.Errorf("a program that it starts: %s: %w", out, err)
 	}
 	return nil
 }
