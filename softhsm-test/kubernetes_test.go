@@ -18,7 +18,7 @@ import (
 )
 
 // TestKubernetesExample holds deploy/kubernetes against what the exports write today, and everything in it against the definitions that
-// Kyverno and Ratify publish. UPDATE_DOCS=1 writes the exports anew.
+// Kyverno, Gatekeeper and Ratify publish. UPDATE_DOCS=1 writes the exports anew.
 func TestKubernetesExample(t *testing.T) {
 	plugin, folder := Build(t, "notation-hsm"), filepath.Join(root(), "deploy", "kubernetes")
 	definitions := openDefinitions(t)
@@ -53,8 +53,8 @@ func TestKubernetesExample(t *testing.T) {
 		}
 	}
 
-	// The constraint is one of the template that Ratify publishes.
-	template := documents(t, filepath.Join(published(t, "github.com/ratify-project/ratify"), "library", "default", "template.yaml"))[0]
+	// The constraint is one of the template that is exported.
+	template := documents(t, filepath.Join(folder, "ratify.yaml"))[0]
 	data, err := json.Marshal(template)
 	if err != nil {
 		t.Fatal(err)
@@ -238,14 +238,15 @@ func build(t testing.TB, folder, out, pkg string) {
 // definitions are the schemas of resources by kind and version.
 type definitions map[string]*openapi3.Schema
 
-// openDefinitions reads the resource definitions of Kyverno and Ratify. Fields that they don't name are errors, as with kubectl's strict
+// openDefinitions reads the resource definitions of Kyverno, Gatekeeper and Ratify. Fields that they don't name are errors, as with kubectl's strict
 // validation.
 func openDefinitions(t testing.TB) definitions {
 	t.Helper()
 	all := definitions{}
 	for module, folder := range map[string]string{
-		"github.com/kyverno/kyverno":       "config/crds/policies.kyverno.io",
-		"github.com/ratify-project/ratify": "config/crd/bases",
+		"github.com/kyverno/kyverno":                 "config/crds/policies.kyverno.io",
+		"github.com/open-policy-agent/gatekeeper/v3": "charts/gatekeeper/crds",
+		"github.com/ratify-project/ratify":           "config/crd/bases",
 	} {
 		files, err := filepath.Glob(filepath.Join(published(t, module), folder, "*.yaml"))
 		if err != nil || len(files) == 0 {

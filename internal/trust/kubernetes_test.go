@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -182,5 +184,27 @@ func TestRatify(t *testing.T) {
 	}
 	if len(providers) != 2 {
 		t.Errorf("there are %d certificates, not 2", len(providers))
+	}
+}
+
+// TestExportedExample holds the exports of deploy/kubernetes/trust.yaml against the files beside it, which reviewers see change.
+// TestKubernetesExample in softhsm-test writes them.
+func TestExportedExample(t *testing.T) {
+	folder := filepath.Join("..", "..", "deploy", "kubernetes")
+	for name, export := range map[string]func(string) ([]byte, error){"kyverno.yaml": Kyverno, "ratify.yaml": Ratify} {
+		got, err := export(filepath.Join(folder, "trust.yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.ReadFile(filepath.Join(folder, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("the export is not %s:\n%s", name, got)
+		}
+		if name == "kyverno.yaml" && bytes.Count(got, []byte("\n  - Deny\n")) != 1 {
+			t.Error("docs/kubernetes.md replaces the one line '- Deny'")
+		}
 	}
 }

@@ -12,6 +12,10 @@ import (
 
 const kyvernoHeader = `# Who may sign the images of this cluster: the trust manifest, as 'notation-hsm trust export --format kyverno' writes it.
 # Change the manifest, not this file.
+#
+# Kyverno remembers for an hour that an image passed: a revocation, and a signature that is deleted, count that much later.
+# No policy can change this. Start Kyverno's admission controller with --imageVerifyCacheEnabled=false; with Helm:
+#   --set-string admissionController.container.extraArgs.imageVerifyCacheEnabled=false
 `
 
 // kyvernoSpec is the part that is needed here of Kyverno's ImageValidatingPolicy, policies.kyverno.io/v1.
@@ -19,9 +23,11 @@ type kyvernoSpec struct {
 	ValidationActions        []string          `json:"validationActions"`
 	FailurePolicy            string            `json:"failurePolicy"`
 	WebhookConfiguration     map[string]int    `json:"webhookConfiguration"`
+	Evaluation               any               `json:"evaluation"`
 	MatchConstraints         any               `json:"matchConstraints"`
 	MatchConditions          []expression      `json:"matchConditions"`
 	MatchImageReferences     any               `json:"matchImageReferences"`
+	Images                   []expression      `json:"images"` // besides those of containers
 	ValidationConfigurations map[string]bool   `json:"validationConfigurations"`
 	Attestors                []kyvernoAttestor `json:"attestors"`
 	Variables                []expression      `json:"variables"`
@@ -70,6 +76,8 @@ func Kyverno(manifest string) ([]byte, error) {
 	spec := kyvernoSpec{
 		ValidationActions: []string{"Deny"}, FailurePolicy: "Fail",
 		WebhookConfiguration: map[string]int{"timeoutSeconds": 30}, // the longest that Kubernetes waits
+		// A background scan reads pods/ephemeralcontainers, which Kyverno's chart does not permit: the policy would not be ready.
+		Evaluation: map[string]any{"background": map[string]bool{"enabled": false}},
 		// What runs is a Pod, whoever makes it.
 		MatchConstraints: map[string]any{"resourceRules": []any{map[string]any{
 			"apiGroups": []string{""}, "apiVersions": []string{"v1"}, "operations": []string{"CREATE", "UPDATE"},
@@ -78,9 +86,10 @@ func Kyverno(manifest string) ([]byte, error) {
 		// A change that brings no image is let through, so that a running Pod can be labelled and removed after a certificate has expired.
 		MatchConditions:          []expression{{"images-are-new", "oldObject == null || !has(oldObject.spec) ||\n" + podImages("object") + " !=\n" + podImages("oldObject")}},
 		MatchImageReferences:     []map[string]string{{"glob": "*"}},
+		Images:                   []expression{{"volumes", volumeImages("(object != null ? object : oldObject)")}},
 		ValidationConfigurations: map[string]bool{"mutateDigest": true, "verifyDigest": true, "required": true},
 		Variables: []expression{
-			{"images", "images.containers + images.initContainers + images.ephemeralContainers"},
+			{"images", "images.containers + images.initContainers + images.ephemeralContainers + images.volumes"},
 			{"others", kyvernoAttestors(others)},
 			{"signers", kyvernoMap(repositories)},
 			{"refused", kyvernoRefused},
@@ -147,5 +156,10 @@ func podImages(pod string) string {
 	for _, list := range []string{"containers", "initContainers", "ephemeralContainers"} {
 		lists = append(lists, fmt.Sprintf("%s.spec.?%s.orValue([]).map(c, c.image)", pod, list))
 	}
-	return "  " + strings.Join(lists, " +\n  ")
+	return "  " + strings.Join(append(lists, volumeImages(pod)), " +\n  ")
+}
+
+// volumeImages is CEL for the images that a Pod mounts as volumes. Kyverno extracts only those of containers by itself.
+func volumeImages(pod string) string {
+	return pod + ".spec.?volumes.orValue([]).filter(v, has(v.image)).map(v, v.image.reference)"
 }

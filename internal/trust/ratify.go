@@ -1,6 +1,7 @@
 package trust
 
 import (
+	_ "embed"
 	"slices"
 	"strings"
 
@@ -11,7 +12,19 @@ import (
 
 const ratifyHeader = `# Who may sign the images of this cluster: the trust manifest, as 'notation-hsm trust export --format ratify' writes it.
 # Change the manifest, not this file.
+#
+# Gatekeeper and Ratify remember that an image passed, for 3 minutes and 10 seconds: a revocation, and a signature that is
+# deleted, count that much later. With Helm, install Gatekeeper with
+#   --set externaldataProviderResponseCacheTTL=0s
+# and Ratify with
+#   --set provider.cache.enabled=false --set oras.cache.enabled=false
+# What refuses a Pod is a constraint of kind SignedImages, whose template is below.
 `
+
+// ratifyRego decides for Gatekeeper about a Pod, from Ratify's answers about its images.
+//
+//go:embed ratify.rego
+var ratifyRego string
 
 const (
 	ratifyVersion     = "config.ratify.deislabs.io/v1beta1"
@@ -35,9 +48,27 @@ type ratifyTyped struct {
 	Parameters map[string]any `json:"parameters"`
 }
 
-// Ratify returns the manifest as resources of Ratify 1, as YAML: a KeyManagementProvider for each certificate, the Verifier with the trust
-// policy that Notation would get, and the Policy which makes one good signature necessary and enough. The names of the Verifier and the
-// Policy are Ratify's own, so that they replace those of its installation: of two verifiers for Notation Ratify would ask either.
+// ratifyTemplate is the spec of Gatekeeper's ConstraintTemplate: the kind that constraints have, and what they demand.
+type ratifyTemplate struct {
+	CRD struct {
+		Spec struct {
+			Names struct {
+				Kind string `json:"kind"`
+			} `json:"names"`
+		} `json:"spec"`
+	} `json:"crd"`
+	Targets []ratifyTarget `json:"targets"`
+}
+
+type ratifyTarget struct {
+	Target string `json:"target"`
+	Rego   string `json:"rego"`
+}
+
+// Ratify returns the manifest as resources of Ratify 1, as YAML: the template of Gatekeeper's constraint, a
+// KeyManagementProvider for each certificate, the Verifier with the trust policy that Notation would get, and the Policy
+// which makes one good signature necessary and enough. The names of the Verifier and the Policy are Ratify's own, so that
+// they replace those of its installation: of two verifiers for Notation Ratify would ask either.
 func Ratify(manifest string) ([]byte, error) {
 	m, _, err := forCluster(manifest)
 	if err != nil {
@@ -52,7 +83,11 @@ func Ratify(manifest string) ([]byte, error) {
 	if err := verifier.Parameters.Policy.Validate(); err != nil {
 		return nil, failure.New(failure.Invalid, "change the signers that it names", "Notation would not accept the trust policy: %w", err)
 	}
-	var objects []object
+	var template ratifyTemplate
+	template.CRD.Spec.Names.Kind = "SignedImages"
+	template.Targets = []ratifyTarget{{Target: "admission.k8s.gatekeeper.sh", Rego: ratifyRego}}
+	objects := []object{{APIVersion: "templates.gatekeeper.sh/v1", Kind: "ConstraintTemplate",
+		Metadata: named("signedimages"), Spec: template}} // Gatekeeper demands the kind, in lower case, as the name
 	stores := map[string][]string{}
 	for i, s := range m.Signers {
 		provider := ratifyProvider(s)
