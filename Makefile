@@ -25,8 +25,10 @@ test: packages tools ## install what the tests need, and run them all
 fuzz: ## run each fuzz target for FUZZTIME (20s)
 	./softhsm-test/fuzz.sh $(FUZZTIME)
 
-kubernetes: tools ## ask Kyverno and Ratify themselves about signed images (builds both: some minutes)
-	KUBERNETES=1 go test -tags $(TAGS) -timeout 30m -run TestAdmission ./softhsm-test
+kubernetes: tools ## ask Kyverno and Ratify about signed images, at a real API server (first builds them: half an hour)
+	./softhsm-test/packages.sh softhsm2 etcd-server
+	./tools/kubernetes/build.sh
+	KUBERNETES=1 go test -count=1 -tags $(TAGS) -timeout 20m -run 'TestAdmission|TestCluster' ./softhsm-test
 
 lint: $(LINT) ## check style, and the direction of imports
 	$(LINT) run --allow-parallel-runners ./...

@@ -66,12 +66,8 @@ func TestKubernetesExample(t *testing.T) {
 }
 
 // TestAdmission asks Notation, Kyverno and Ratify themselves about real images, each by its export of the same manifest. They have to agree.
-// Building the two takes minutes, so this is run with KUBERNETES=1 alone, as 'make kubernetes' does.
 func TestAdmission(t *testing.T) {
-	if os.Getenv("KUBERNETES") == "" {
-		t.Skip("building Kyverno and Ratify takes minutes: run 'make kubernetes'")
-	}
-	kyverno, ratify := buildKyverno(t), buildRatify(t)
+	kyverno, ratify := clusterProgram(t, "kubectl-kyverno"), clusterProgram(t, "ratify-answers")
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
 	repository := strings.Replace(StartRegistry(t), "127.0.0.1", "localhost", 1) + "/team" // which all three speak plain HTTP to
@@ -124,7 +120,7 @@ func TestAdmission(t *testing.T) {
 		}
 		answers["ratify"] = askRatify(t, ratify, export("ratify", "ratify.yaml"), images)
 		if _, _, err := try(t, "", n.Plugin, "trust", "export", "--format", "kyverno"); err == nil {
-			for _, list := range []string{"containers", "initContainers", "ephemeralContainers"} {
+			for _, list := range []string{"containers", "initContainers", "ephemeralContainers", "volumes"} {
 				answers["kyverno "+list] = askKyverno(t, kyverno, export("kyverno", "kyverno.yaml"), list, images)
 			}
 		} else if when != "a subject" {
@@ -156,7 +152,12 @@ func askKyverno(t testing.TB, kyverno, policy, list string, images []string) []b
 	t.Helper()
 	var pods strings.Builder
 	for i, image := range images {
-		fmt.Fprintf(&pods, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod-%d, namespace: default}\nspec: {%s: [{name: c, image: %q}]}\n", i, list, strings.Replace(image, "@", ":v1@", 1))
+		image = fmt.Sprintf("%q", strings.Replace(image, "@", ":v1@", 1))
+		if list == "volumes" {
+			image = "{reference: " + image + "}"
+		}
+		fmt.Fprintf(&pods, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod-%d, namespace: default}\nspec: {%s: [{name: c, image: %s}]}\n",
+			i, list, image)
 	}
 	path := filepath.Join(t.TempDir(), "pods.yaml")
 	write(t, path, pods.String())
@@ -204,35 +205,17 @@ func published(t testing.TB, module string) string {
 	return found.Dir
 }
 
-// buildKyverno builds Kyverno's command in its own module, with the versions that it was published with.
-func buildKyverno(t testing.TB) string {
+// clusterProgram returns a program that tools/kubernetes/build.sh built, or skips the test: building takes too long for 'make test'.
+func clusterProgram(t testing.TB, name string) string {
 	t.Helper()
-	out := filepath.Join(root(), "bin", "tools", "kyverno")
-	build(t, published(t, "github.com/kyverno/kyverno"), out, "./cmd/cli/kubectl-kyverno")
-	return out
-}
-
-// buildRatify builds testdata/ratify in a copy of Ratify's module: Ratify has no command that takes its resources without a cluster.
-func buildRatify(t testing.TB) string {
-	t.Helper()
-	module, out := filepath.Join(t.TempDir(), "ratify"), filepath.Join(root(), "bin", "tools", "ratify")
-	if err := os.CopyFS(module, os.DirFS(published(t, "github.com/ratify-project/ratify"))); err != nil {
-		t.Fatal(err)
+	if os.Getenv("KUBERNETES") == "" {
+		t.Skip("building Kubernetes, Kyverno and Ratify takes half an hour: run 'make kubernetes'")
 	}
-	if err := os.CopyFS(filepath.Join(module, "cmd", "answers"), os.DirFS(filepath.Join("testdata", "ratify"))); err != nil {
-		t.Fatal(err)
+	path := filepath.Join(root(), "bin", "tools", "kubernetes", name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%v: run 'make kubernetes', which builds it", err)
 	}
-	build(t, module, out, "./cmd/answers")
-	return out
-}
-
-func build(t testing.TB, folder, out, pkg string) {
-	t.Helper()
-	cmd := exec.Command("go", "build", "-o", out, pkg)
-	cmd.Dir, cmd.Env = folder, environment
-	if output, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("building %s: %v\n%s", pkg, err, output)
-	}
+	return path
 }
 
 // definitions are the schemas of resources by kind and version.

@@ -3,6 +3,7 @@ package softhsmtest
 import (
 	"bytes"
 	"context"
+	"os"
 	"os/exec"
 	"syscall"
 	"testing"
@@ -11,9 +12,10 @@ import (
 
 // A service is a program that runs beside a test and ends with it.
 type service struct {
-	cancel context.CancelFunc
-	output bytes.Buffer  // of both streams; complete when ended is closed
-	ended  chan struct{} // closed when the program has ended
+	cancel  context.CancelFunc
+	process *os.Process
+	output  bytes.Buffer  // of both streams; complete when ended is closed
+	ended   chan struct{} // closed when the program has ended
 }
 
 func start(t testing.TB, name string, args ...string) *service {
@@ -28,6 +30,7 @@ func start(t testing.TB, name string, args ...string) *service {
 		cancel()
 		t.Fatal(err)
 	}
+	s.process = cmd.Process
 	go func() {
 		_ = cmd.Wait()
 		close(s.ended)
@@ -49,6 +52,13 @@ func (s *service) ready(condition func() bool) bool {
 		}
 	}
 	return false
+}
+
+func (s *service) signal(t testing.TB, signal syscall.Signal) {
+	t.Helper()
+	if err := s.process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // stop ends the program and returns what it has said.
