@@ -47,7 +47,7 @@ $(LINT): tools/lint/go.mod tools/lint/go.sum
 
 packages:
 	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl \
-		opencryptoki swtpm libtpm2-pkcs11-1 p11-kit p11-kit-modules etcd-server etcd-client curl
+		opencryptoki swtpm libtpm2-pkcs11-1 p11-kit p11-kit-modules etcd-server etcd-client curl openssl
 
 clean: ## remove what was built
 	rm -rf bin demo
