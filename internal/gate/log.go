@@ -10,9 +10,8 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/lock"
 )
 
 // Log is an append-only file of decisions, one JSON object a line. Any number of processes may write to it.
@@ -116,7 +115,9 @@ func (l *Log) ready(ctx context.Context, file *os.File) (int64, error) {
 	if !info.Mode().IsRegular() {
 		return 0, fmt.Errorf("%s is not a regular file", l.path)
 	}
-	if err := lock(ctx, file); err != nil {
+	if err := lock.File(ctx, file); ctx.Err() != nil {
+		return 0, fmt.Errorf("%s stayed locked", file.Name())
+	} else if err != nil {
 		return 0, err
 	}
 	if now, err := os.Stat(l.path); errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, now) {
@@ -125,21 +126,6 @@ func (l *Log) ready(ctx context.Context, file *os.File) (int64, error) {
 		return 0, err
 	}
 	return wholeLines(file)
-}
-
-// lock waits until no other writer has the file. The system drops the lock of a process that ends.
-func lock(ctx context.Context, file *os.File) error {
-	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s stayed locked", file.Name())
-		case <-time.After(2 * time.Millisecond):
-		}
-	}
 }
 
 const (

@@ -1,13 +1,13 @@
 package pkcs11
 
 import (
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/notation-hsm/notation-hsm/internal/lock"
 )
 
 // SoftHSM writes its token's file anew in every login, and a process that reads the file at that moment finds no token, no PIN,
@@ -26,15 +26,12 @@ func (m *Module) turn() (end func()) {
 	if err != nil {
 		return end
 	}
-	for deadline := time.Now().Add(m.timeout / 2); ; time.Sleep(2 * time.Millisecond) {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { _ = file.Close() }
-		}
-		if time.Now().After(deadline) || m.ctx.Err() != nil {
-			slog.Warn("no turn with SoftHSM", "error", err)
-			_ = file.Close()
-			return end
-		}
+	ctx, cancel := context.WithTimeout(m.ctx, m.timeout/2)
+	defer cancel()
+	if err := lock.File(ctx, file); err != nil {
+		slog.Warn("no turn with SoftHSM", "error", err)
+		_ = file.Close()
+		return end
 	}
+	return func() { _ = file.Close() }
 }

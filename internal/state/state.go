@@ -7,12 +7,11 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/lock"
 )
 
 // Lock makes the folder if need be and waits until no other command is changing it, as long as ctx lets it. The system drops the
@@ -25,22 +24,14 @@ func Lock(ctx context.Context, dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't lock %s: %w", dir, err)
 	}
-	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { _ = file.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			_ = file.Close()
-			return nil, failure.New(failure.Internal, "keep it on a local file system", "can't lock %s: %w", dir, err)
-		}
-		select {
-		case <-ctx.Done():
-			_ = file.Close()
+	if err := lock.File(ctx, file); err != nil {
+		_ = file.Close()
+		if ctx.Err() != nil {
 			return nil, failure.New(failure.Timeout, "another command is changing it; run this again when that has ended", "%s stayed locked", dir)
-		case <-time.After(5 * time.Millisecond):
 		}
+		return nil, failure.New(failure.Internal, "keep it on a local file system", "can't lock %s: %w", dir, err)
 	}
+	return func() { _ = file.Close() }, nil
 }
 
 // Write replaces a file: the data goes to a temporary name in the same folder, to the disk, and is renamed. What is there and is no file,

@@ -1,0 +1,66 @@
+package lock_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/lock"
+)
+
+func open(t *testing.T, path string) *os.File {
+	t.Helper()
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = file.Close() })
+	return file
+}
+
+// TestFile has many append to what the file has, read as it was: without the lock, what some add would be lost.
+func TestFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	const many = 50
+	done := make(chan error, many)
+	for range many {
+		file := open(t, path)
+		go func() {
+			err := lock.File(t.Context(), file)
+			data, readErr := os.ReadFile(path)
+			_, writeErr := file.WriteAt(append(data, 'x'), 0)
+			_ = file.Close()
+			done <- errors.Join(err, readErr, writeErr)
+		}()
+	}
+	for range many {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if data, err := os.ReadFile(path); err != nil || len(data) != many {
+		t.Errorf("%d of %d were alone: %v", len(data), many, err)
+	}
+}
+
+// TestAbandoned gives up a wait, which must not take the lock from others afterwards.
+func TestAbandoned(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	holder, late, next := open(t, path), open(t, path), open(t, path)
+	if err := lock.File(t.Context(), holder); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	enough := errors.New("enough")
+	cancel(enough)
+	if err := lock.File(ctx, late); !errors.Is(err, enough) {
+		t.Fatalf("error %v, want %v", err, enough)
+	}
+	_ = late.Close()
+	_ = holder.Close()
+	if err := lock.File(t.Context(), next); err != nil {
+		t.Error(err)
+	}
+}
