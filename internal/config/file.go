@@ -71,7 +71,7 @@ func loadFile() (*file, error) {
 	}
 	if !filepath.IsAbs(f.path) {
 		if os.Getenv(configVariable) == "" {
-			return nil, failure.New(failure.Invalid, "set HOME, or XDG_CONFIG_HOME, to a full path",
+			return nil, failure.New(failure.Invalid, "set HOME, or XDG_CONFIG_HOME, to an absolute path",
 				"cannot tell where the config file is: the user's configuration directory, %q, is not a full path",
 				filepath.Dir(filepath.Dir(f.path)))
 		}
