@@ -46,7 +46,7 @@ func TestNoHome(t *testing.T) {
 	before := files()
 	for _, environment := range [][]string{
 		{}, {"HOME="}, {"HOME=."}, {"HOME=" + filepath.Base(here)}, {"XDG_CONFIG_HOME=."}, {"XDG_CONFIG_HOME=.config", "HOME=."},
-		{"NOTATION_CONFIG=.notation"}, {"NOTATION_CONFIG=.notation", "NOTATION_LIBEXEC=.notation", "NOTATION_CACHE=.notation", "HOME=/proc/none"},
+		{"NOTATION_CONFIG=.notation"}, {"NOTATION_CONFIG=.notation", "NOTATION_LIBEXEC=.notation", "NOTATION_CACHE=.notation", "HOME=" + t.TempDir()},
 	} {
 		for _, c := range [][]string{
 			{image, "verify", "--plain-http", unsigned},
