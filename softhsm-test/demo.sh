@@ -45,13 +45,14 @@ log.level = ERROR
 END
 export SOFTHSM2_CONF=$PWD/demo/run/softhsm2.conf
 umask 077
-od -An -N8 -tx1 /dev/urandom | tr -d ' \n' >demo/run/pin
-export NOTATION_HSM_PIN_SOURCE=file:$PWD/demo/run/pin
+# Not in a file: one below a folder that others can write to, such as a clone made under the umask 002, is refused.
+DEMO_PIN=$(od -An -N8 -tx1 /dev/urandom | tr -d ' \n')
+export DEMO_PIN NOTATION_HSM_PIN_SOURCE=env:DEMO_PIN
 for NOTATION_HSM_MODULE_PATH in /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so /usr/lib64/softhsm/libsofthsm2.so; do
 	[ ! -e "$NOTATION_HSM_MODULE_PATH" ] || break
 done
 export NOTATION_HSM_MODULE_PATH
-softhsm2-util --init-token --free --label signing --pin "$(cat demo/run/pin)" --so-pin "$(od -An -N8 -tx1 /dev/urandom | tr -d ' \n')" >/dev/null
+softhsm2-util --init-token --free --label signing --pin "$DEMO_PIN" --so-pin "$(od -An -N8 -tx1 /dev/urandom | tr -d ' \n')" >/dev/null
 key="pkcs11:token=signing;object=release"
 run notation-hsm key generate --token signing --spec EC-256 --label release
 printf '$ notation-hsm cert self-sign "%s" --subject "CN=release,O=Example,C=CH,ST=Zurich" > release.pem\n' "$key"
