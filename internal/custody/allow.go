@@ -26,7 +26,11 @@ func Allow(
 	path, err := list(ctx, reference, stored, origin)
 	if err != nil {
 		f := failure.From(err)
-		return failure.New(f.Kind, f.Hint+"; or do it by hand: "+missing.HowToList(),
+		hint := f.Hint + "; then do this again"
+		if f.Kind != failure.Denied { // what others can change is refused, whoever wrote it
+			hint = f.Hint + "; or do it by hand: " + missing.HowToList()
+		}
+		return failure.New(f.Kind, hint,
 			"cannot list what runs as this user in the config file: %w", f)
 	}
 	for _, module := range missing.Modules {
