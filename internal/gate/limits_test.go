@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -203,25 +204,30 @@ func TestDrip(t *testing.T) {
 	for _, part := range []string{"/referrers/", "/blobs/"} {
 		a := newAttack(t)
 		a.Sign(t, a.mallory, jws.MediaTypeEnvelope, a.image, nil)
-		gone := make(chan struct{})
+		var begun, gone atomic.Int32
 		a.Answer = func(w http.ResponseWriter, r *http.Request) bool {
 			if !strings.Contains(r.URL.Path, part) {
 				return false
 			}
+			begun.Add(1)
+			defer gone.Add(1)
 			w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
 			for r.Context().Err() == nil {
 				fmt.Fprint(w, " ")
 				_ = http.NewResponseController(w).Flush()
 				time.Sleep(time.Millisecond)
 			}
-			close(gone)
 			return true
 		}
-		r := a.gate.Verify(t.Context(), []string{a.Name(a.image)}, "", 300*time.Millisecond)[0]
-		if r.Passed() || !strings.Contains(r.Reason, "within 300ms") {
-			t.Errorf("%+v", r)
+		for limit := 300 * time.Millisecond; begun.Load() == 0; limit *= 2 { // a busy machine needs longer to come to the reply
+			r := a.gate.Verify(t.Context(), []string{a.Name(a.image)}, "", limit)[0]
+			if r.Passed() || begun.Load() > 0 && !strings.Contains(r.Reason, "within "+limit.String()) {
+				t.Errorf("%+v", r)
+			}
 		}
-		<-gone
+		for gone.Load() < begun.Load() {
+			time.Sleep(time.Millisecond)
+		}
 	}
 }
 
