@@ -162,7 +162,7 @@ func TestEndlessCommand(t *testing.T) {
 
 // waitGone waits until a process that was killed has ended.
 func waitGone(t *testing.T, name string, pid int) {
-	for range 1000 {
+	for range 30_000 { // five minutes, on a machine that is busy
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return
