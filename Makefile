@@ -5,6 +5,8 @@ FUZZTIME ?= 20s
 LINT := bin/tools/golangci-lint
 # The copy library verifies GPG signatures of images, which nothing here uses; without this tag it wants GPGME's C library.
 TAGS := containers_image_openpgp
+# Tests make folders that others must not be able to write to, or what they hold is refused.
+PRIVATE := umask 022 &&
 # Where code and data lie differs in each run, and what the dynamic linker has resolved is read-only from the start.
 HARDENED := -buildmode=pie -ldflags '-s -w -X main.version=$(VERSION) "-extldflags=-Wl,-z,relro,-z,now"'
 
@@ -20,15 +22,15 @@ demo: ## sign, verify and tamper with a real image, in demo/, with everything it
 	./softhsm-test/demo.sh
 
 test: packages tools ## install what the tests need, and run them all
-	go test -count=1 -tags $(TAGS) -timeout 75m ./...
+	$(PRIVATE) go test -count=1 -tags $(TAGS) -timeout 75m ./...
 
 fuzz: ## run each fuzz target for FUZZTIME (20s)
-	./softhsm-test/fuzz.sh $(FUZZTIME)
+	$(PRIVATE) ./softhsm-test/fuzz.sh $(FUZZTIME)
 
 kubernetes: tools ## ask Kyverno and Ratify about signed images, at a real API server (first builds them: half an hour)
 	./softhsm-test/packages.sh softhsm2 etcd-server
 	./tools/kubernetes/build.sh
-	KUBERNETES=1 go test -count=1 -tags $(TAGS) -timeout 20m -run 'TestAdmission|TestCluster' ./softhsm-test
+	$(PRIVATE) KUBERNETES=1 go test -count=1 -tags $(TAGS) -timeout 20m -run 'TestAdmission|TestCluster' ./softhsm-test
 
 lint: $(LINT) ## check style, and the direction of imports
 	$(LINT) run --allow-parallel-runners ./...
@@ -36,7 +38,7 @@ lint: $(LINT) ## check style, and the direction of imports
 
 bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.md)
 	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl
-	go run -tags $(TAGS) ./softhsm-test/bench
+	$(PRIVATE) go run -tags $(TAGS) ./softhsm-test/bench
 
 tools: ## build the notation command, the registry and containerd, as pinned below tools/
 	go build -C tools -tags $(TAGS) -o ../bin/tools/ github.com/notaryproject/notation/cmd/notation github.com/distribution/distribution/v3/cmd/registry
