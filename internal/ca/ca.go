@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -83,7 +84,7 @@ func Open(folder, name string) (*Authority, error) {
 		return nil, err
 	}
 	a := &Authority{dir: filepath.Join(folder, name)}
-	data, err := os.ReadFile(a.path(description))
+	data, err := bound.ReadFile(a.path(description), lineLimit)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, unknown(folder, name)
 	}

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -36,7 +37,8 @@ const ledgerVersion = 1
 // readIndex returns the ledger that index.json and crlnumber amount to, nothing of which is written yet.
 //
 // Earlier versions wrote a certificate before the index that names it. So one that is in issued/ and not in the index
-// belongs to a command that was cut short between the two, and is taken in. Two can't be: the index is older, then.
+// belongs to a command that was cut short between the two, and is taken in. Two can't be: the index is older, then. One
+// without any index is refused as well: it may be the index that was lost, and a revocation with it.
 func (a *Authority) readIndex(files []string, list *x509.RevocationList) (*ledger, error) {
 	distrust := func(format string, args ...any) error {
 		return failure.New(failure.Invalid, "restore the newest "+indexFile+" from a backup; or see what can be rebuilt: notation-hsm ca recover --ca "+a.Name,
@@ -70,7 +72,7 @@ func (a *Authority) readIndex(files []string, list *x509.RevocationList) (*ledge
 		if known[serial] {
 			continue
 		}
-		if strays++; strays > 1 {
+		if strays++; strays > 1 || len(entries) == 0 {
 			return nil, distrust("it is missing, or older than issued/%s.pem, which it does not know", serial)
 		}
 		entries = append(entries, Entry{Serial: serial})
@@ -118,15 +120,34 @@ func (a *Authority) index() ([]Entry, error) {
 	if len(data) > indexLimit {
 		return nil, fmt.Errorf("it has more than %d bytes", indexLimit)
 	}
-	var entries []Entry
+	return parseIndex(data)
+}
+
+// parseIndex returns the entries of an index. With a failure it returns those that come before the mistake.
+func parseIndex(data []byte) (entries []Entry, err error) {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.DisallowUnknownFields()
-	return entries, decoder.Decode(&entries)
+	begin, err := decoder.Token()
+	if err != nil || begin == nil { // null is an empty one
+		return nil, err
+	}
+	if begin != json.Delim('[') {
+		return nil, errors.New("it is no list")
+	}
+	for decoder.More() {
+		var e Entry
+		if err := decoder.Decode(&e); err != nil {
+			return entries, err
+		}
+		entries = append(entries, e)
+	}
+	_, err = decoder.Token() // the end of the list
+	return entries, err
 }
 
 // lastNumber reads crlnumber. It returns nil when there is no such file.
 func (a *Authority) lastNumber() (*big.Int, error) {
-	data, err := os.ReadFile(a.path(numberFile))
+	data, err := bound.ReadFile(a.path(numberFile), lineLimit)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

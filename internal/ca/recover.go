@@ -1,19 +1,23 @@
 package ca
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/big"
 	"os"
 	"slices"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
@@ -158,13 +162,20 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 		}
 		certificate(cert)
 	}
-	old, kept, err := a.salvage()
+	old, behind, kept, err := a.salvage()
 	if err != nil {
 		return err
 	}
 	for _, e := range old.entries {
 		if cert, err := e.Certificate(); err == nil && cert.CheckSignatureFrom(a.Certificate()) == nil {
 			certificate(cert)
+		}
+	}
+	for _, r := range behind {
+		if r.Event == certified && bound.DER(r.Certificate, certificateLimits) == nil {
+			if cert, err := x509.ParseCertificate(r.Certificate); err == nil && cert.CheckSignatureFrom(a.Certificate()) == nil {
+				certificate(cert)
+			}
 		}
 	}
 	number := greater(numberFloor(), old.list)
@@ -179,6 +190,11 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 		known(e.Serial, e.Issued)
 		if e.Revoked != nil {
 			revoked(e.Serial, *e.Revoked, e.Reason, "the old ledger")
+		}
+	}
+	for _, r := range behind {
+		if r.Event == invalidated && isSerial(r.Serial) {
+			revoked(r.Serial, r.Time, r.Reason, "the old ledger, behind a damaged record")
 		}
 	}
 	index, _ := a.index() // what comes before a mistake
@@ -199,21 +215,50 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 	return nil
 }
 
-// salvage reads as much of the old ledger as can be read, and says where it is to be kept.
-func (a *Authority) salvage() (l *ledger, kept string, err error) {
+// salvage reads as much of the old ledger as can be read, and says where it is to be kept. behind are the records that
+// follow one that is wrong, as far as they are records: each may be as it was written, and a revocation among them has
+// to be kept.
+func (a *Authority) salvage() (l *ledger, behind []record, kept string, err error) {
+	unreadable := func(err error) error {
+		return failure.New(failure.Internal, "check the folder's permissions", "can't read what is left of the ledger of the CA %q: %w", a.Name, err)
+	}
 	file, err := os.Open(a.path(ledgerFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return newLedger(a.Certificate()), "", nil
+		return newLedger(a.Certificate()), nil, "", nil
 	}
 	if err != nil {
-		return nil, "", failure.New(failure.Internal, "check the folder's permissions", "can't read what is left of the ledger of the CA %q: %w", a.Name, err)
+		return nil, nil, "", unreadable(err)
 	}
 	defer file.Close()
 	l, _ = parseLedger(file, a.Certificate()) // what comes before the mistake is returned
+	if _, err := file.Seek(l.size, io.SeekStart); err != nil {
+		return nil, nil, "", unreadable(err)
+	}
+	if behind, err = recordsIn(io.LimitReader(file, ledgerLimit)); err != nil {
+		return nil, nil, "", unreadable(err)
+	}
 	for n := 1; ; n++ {
 		kept = a.path(fmt.Sprintf("%s.old-%d", ledgerFile, n))
 		if _, err := os.Lstat(kept); errors.Is(err, fs.ErrNotExist) {
-			return l, kept, nil
+			return l, behind, kept, nil
+		}
+	}
+}
+
+// recordsIn returns the records in a text, and passes over what is none.
+func recordsIn(from io.Reader) (records []record, err error) {
+	lines := bufio.NewReaderSize(from, lineLimit)
+	for {
+		line, err := lines.ReadSlice('\n')
+		var r signedRecord
+		if json.Unmarshal(line, &r) == nil {
+			records = append(records, r.Record)
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return records, nil
+		case err != nil && !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -48,6 +49,15 @@ func TestRecover(t *testing.T) {
 		"certificates, too":   {lose: func(a testCA) { a.remove(ledgerFile); _ = os.RemoveAll(a.path("issued")) }, lost: 1},
 		"the ledger's middle": {lose: func(a testCA) { a.put(ledgerFile, cut(a.file(ledgerFile), 4)) }, kept: ledgerFile + ".old-1"},
 		"its newest record":   {lose: func(a testCA) { a.put(ledgerFile, append(a.file(ledgerFile), "nonsense\n"...)) }, newest: true, kept: ledgerFile + ".old-1"},
+		"a record in the middle": {lose: func(a testCA) {
+			a.put(ledgerFile, bytes.Replace(a.file(ledgerFile), []byte(`"number":2,`), []byte(`"number":7,`), 1))
+		}, newest: true, kept: ledgerFile + ".old-1"},
+		"a line in the middle": {lose: func(a testCA) {
+			lines := bytes.SplitAfter(a.file(ledgerFile), []byte("\n"))
+			lines[1] = bytes.Repeat([]byte{0}, 2*lineLimit)
+			a.put(ledgerFile, bytes.Join(lines, []byte("\n")))
+			_ = os.RemoveAll(a.path("issued"))
+		}, newest: true, lost: 1, kept: ledgerFile + ".old-1"},
 		"all certificates": {lose: func(a testCA) {
 			a.put(ledgerFile, append(a.file(ledgerFile), "nonsense\n"...))
 			_ = os.RemoveAll(a.path("issued"))
@@ -299,6 +309,29 @@ func TestMoveRefuses(t *testing.T) {
 	if list := a.list(); list.Number.Int64() < a.Created.Unix() {
 		t.Errorf("the number was lost, and the next list has %s", list.Number)
 	}
+}
+
+// TestRecoverIndex recovers a CA of an earlier version whose index was cut short, and one that has lost it: the
+// revocation that no list has yet is kept, or else the loss is not passed over.
+func TestRecoverIndex(t *testing.T) {
+	a := newTestCA(t, t.TempDir(), "root", nil)
+	one := a.certify("one")
+	a.certify("two")
+	a.revoke(one, true)
+	a.earlier("1")
+	a.put(indexFile, a.file(indexFile)[:len(a.file(indexFile))-2])
+	a.refuses("an index that was cut short", "unexpected EOF")
+	a.rebuilt("", true)
+	if list := a.list(); !lists(list, one) {
+		t.Errorf("the list has %v", revokedSerials(list))
+	}
+
+	b := newTestCA(t, t.TempDir(), "root", nil)
+	one = b.certify("one")
+	b.revoke(one, true)
+	b.earlier("1")
+	b.remove(indexFile)
+	b.refuses("no index", "it is missing, or older")
 }
 
 func twice(index []byte) []byte {
