@@ -90,14 +90,20 @@ func requestedSubject(request *x509.CertificateRequest, path string) error {
 		return refuse("%w", err)
 	}
 	count := 0
+	seen := map[string]bool{}
 	for _, rdn := range name {
 		for _, attribute := range rdn {
 			if count++; count > subjectAttributes {
 				return refuse("it has more than %d attributes", subjectAttributes)
 			}
+			id := attribute.Type.String()
+			if shown := id == "2.5.4.3" || id == "2.5.4.5"; shown && seen[id] { // pkix.Name has room for one
+				return refuse("its attribute %s is there twice, and only one would be shown", id)
+			}
+			seen[id] = true
 			value, isText := attribute.Value.(string)
 			if !isText {
-				return refuse("its attribute %s is no text", attribute.Type)
+				return refuse("its attribute %s is no text", id)
 			}
 			for _, r := range value {
 				if !unicode.IsPrint(r) {

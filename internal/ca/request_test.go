@@ -204,6 +204,7 @@ func TestRequestBounds(t *testing.T) {
 		"a control":       {named(cn("rel\x1b[2Jease")), "U+001B, which can't be seen"},
 		"an override":     {named(cn("rel\u202eease")), "U+202E, which can't be seen"},
 		"a hard space":    {named(cn("rel\u00a0ease")), "U+00A0, which can't be seen"},
+		"two names":       {named(cn("release"), cn("mallory")), "2.5.4.3 is there twice"},
 		"a number":        {named(cn("release"), attribute{unit, asn1.TagInteger, "\x01"}), "is no text"},
 	} {
 		parsed, err := parseRequest(c.data, "file")
