@@ -139,9 +139,13 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 	if n.Insecure, err = parseInsecure(own(nethsmInsecure)); err != nil {
 		return err
 	}
-	stated, err := statedInsecure(layers)
+	stated, by, err := statedInsecure(layers)
 	if err != nil {
 		return err
+	}
+	if stated && !n.Insecure && !by.namesPrograms { // data decides for which key, not whether
+		return failure.New(failure.Denied, "for a NetHSM for tests, also write insecure: true under nethsm in "+f.path+"; else take "+NetHSMInsecure+" out",
+			"%s has the TLS certificates of the NetHSM not verified (%s), which the config file does not", by.name, NetHSMInsecure)
 	}
 	if n.Insecure && !stated && origin == PluginConfig {
 		return failure.New(failure.Denied, "set fingerprints or ca-file under nethsm; or, for a NetHSM for tests, write "+NetHSMInsecure+
@@ -182,16 +186,17 @@ func parseInsecure(text string) (bool, error) {
 }
 
 // statedInsecure reports whether it is said of this very key, by what was given with it or by its entry of the config file, that any
-// certificate is trusted.
-func statedInsecure(layers []layer) (bool, error) {
+// certificate is trusted, and who says so.
+func statedInsecure(layers []layer) (insecure bool, by Origin, err error) {
 	given := true
 	for _, l := range layers {
 		given = given && !l.uri
 		if text := l.values[NetHSMInsecure]; text != "" && (given || l.own) {
-			return parseInsecure(text)
+			insecure, err = parseInsecure(text)
+			return insecure, l.origin, err
 		}
 	}
-	return false, nil
+	return false, Origin{}, nil
 }
 
 func isEnvironment(l layer) bool { return l.origin == environmentOrigin }

@@ -25,7 +25,7 @@ func TestInsecure(t *testing.T) {
 		"the variable alone":     {environment: map[string]string{"NETHSM_INSECURE": "true"}, reference: "nethsm:other", origin: PluginConfig, refused: true},
 		"the section alone":      {section: "insecure: true", reference: "other", origin: PluginConfig, refused: true},
 		"the key's entry":        {section: "pin-source: env:A", reference: "test", origin: PluginConfig, source: "env:A"},
-		"plugin config":          {section: "pin-source: env:A", reference: "other", given: map[string]string{NetHSMInsecure: "true"}, origin: PluginConfig, source: "env:A"},
+		"plugin config":          {section: "insecure: true, pin-source: env:A", reference: "other", given: map[string]string{NetHSMInsecure: "true"}, origin: PluginConfig, source: "env:A"},
 		"plugin config says no":  {section: "insecure: true", reference: "test", given: map[string]string{NetHSMInsecure: "false"}, origin: PluginConfig, refused: true},
 		"a command":              {environment: map[string]string{"NETHSM_INSECURE": "true", "NETHSM_PIN_SOURCE": "env:A"}, reference: "other", origin: Flags, source: "env:A"},
 		"a PIN for any token":    {environment: map[string]string{"NETHSM_INSECURE": "true", "PIN": "1234"}, reference: "other", origin: Flags, withheld: true},
@@ -52,6 +52,14 @@ func TestInsecure(t *testing.T) {
 				t.Errorf("%+v, %+v, %v", s, s.NetHSM, err)
 			}
 		})
+	}
+	// Plugin config alone, which may have been written by others, switches nothing off.
+	configure(t, strings.Replace(section, "%", "pin-source: env:A", 1))
+	for _, origin := range []Origin{PluginConfig, Stored("ca.json")} {
+		_, err := Resolve("other", map[string]string{NetHSMInsecure: "true"}, origin)
+		if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "which the config file does not") {
+			t.Errorf("%v", err)
+		}
 	}
 	// Where certificates are verified, a PIN for any token is one for the NetHSM as well.
 	configure(t, strings.Replace(section, "%", "", 1))
