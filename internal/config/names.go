@@ -47,7 +47,7 @@ func checkName(name string, known []string, what, where string) error {
 	if near := nearest(name, known); near != "" {
 		hint = "did you mean " + near + "? (" + hint + ")"
 	}
-	if namesPIN(name+"=") && len(name) > len(PINSource) { // more than the name stands in it
+	if mentions(name, "pinvalue", "pinsource") && len(name) > len(PINSource) { // more than the name stands in it
 		name = "..."
 	}
 	return failure.New(failure.Invalid, hint, "unknown %s %q in %s", what, name, where)

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -162,10 +163,11 @@ func Redact(text string) string {
 // redactMalformed is Redact for a reference that could not be read, in whose query even an unknown attribute may be a misspelt pin-value.
 func redactMalformed(text string) string {
 	shown, _, query := strings.Cut(text, "?")
+	pin := mentions(shown, "pinvalue", "pinsource") // even without "="
 	switch {
-	case namesPIN(shown) && strings.HasPrefix(text, Scheme):
+	case pin && strings.HasPrefix(text, Scheme):
 		return Scheme + "..."
-	case namesPIN(shown):
+	case pin:
 		return "..."
 	case query:
 		return shown + "?..."
@@ -175,7 +177,10 @@ func redactMalformed(text string) string {
 
 // namesPIN reports whether an attribute pin-value or pin-source stands in a text, in any spelling: in other letters, without or with
 // other hyphens, spaces or a colon, percent-encoded once or more.
-func namesPIN(text string) bool {
+func namesPIN(text string) bool { return mentions(text, "pinvalue=", "pinsource=") }
+
+// mentions reports whether one of some words stands in a text, in any such spelling.
+func mentions(text string, words ...string) bool {
 	for {
 		plain := strings.Map(func(r rune) rune {
 			if unicode.IsLetter(r) || r == '=' {
@@ -186,7 +191,7 @@ func namesPIN(text string) bool {
 			}
 			return -1
 		}, text)
-		if strings.Contains(plain, "pinvalue=") || strings.Contains(plain, "pinsource=") {
+		if slices.ContainsFunc(words, func(word string) bool { return strings.Contains(plain, word) }) {
 			return true
 		}
 		decoded := lenient(text)
