@@ -14,12 +14,14 @@ import (
 
 	notation "github.com/notaryproject/notation-go/config"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/ownership"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
@@ -85,6 +87,10 @@ func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say fun
 	if err != nil {
 		return err
 	}
+	if r != nil && r.Name != o.Name {
+		return failure.New(failure.Invalid, "restore the file, or remove it to begin anew",
+			"the journal %s is damaged: it is of the rotation of %q", journal, r.Name)
+	}
 	if r != nil {
 		if (o.Request != "" || o.Certificate != "") && r.Way != ByRequest || o.CA != "" && o.CA != r.CA {
 			return failure.New(failure.Invalid, "run it again without --csr, --cert and --ca; or, to begin anew, remove "+journal,
@@ -139,13 +145,20 @@ func journals() ([]string, error) {
 	return filepath.Glob(filepath.Join(filepath.Dir(one), "*.json"))
 }
 
+const journalLimit = 64 << 10 // bytes
+
 func readJournal(path string) (*Rotation, error) {
-	data, err := os.ReadFile(path)
+	data, err := bound.ReadFile(path, journalLimit)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil //nolint:nilnil // no rotation is under way
 	}
 	if err != nil {
 		return nil, failure.New(failure.Internal, "check its permissions", "can't read the journal of the rotation: %w", err)
+	}
+	if err := ownership.Check(path, os.Getuid()); err != nil { // what it says was agreed to, and is not asked again
+		f := failure.From(err)
+		return nil, failure.New(failure.Denied, f.Hint+"; or remove the journal to begin anew",
+			"others decide what the journal %s says: %w", path, f)
 	}
 	var r Rotation
 	if err := json.Unmarshal(data, &r); err != nil {
