@@ -25,7 +25,8 @@ func macKeyTemplate(more ...*pkcs11.Attribute) []*pkcs11.Attribute {
 	return append([]*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
-		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), // it ends with the session
+		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),  // it ends with the session
+		pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, true), // which the wrapping key insists on
 		pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, true),
 		pkcs11.NewAttribute(pkcs11.CKA_SIGN, true),
 	}, more...)

@@ -206,6 +206,11 @@ func (c *cryptoki) attributes(session sessionHandle, object objectHandle, types 
 	}
 }
 
+// privateAndSensitive returns the value of an attribute that is a template itself, which has CKA_PRIVATE and CKA_SENSITIVE.
+func privateAndSensitive() []byte {
+	return C.GoBytes(unsafe.Pointer(C.private_and_sensitive()), 2*C.sizeof_attribute)
+}
+
 func (c *cryptoki) createObject(session sessionHandle, template []*pkcs11.Attribute) error {
 	types, lengths, values := flatten(template)
 	defer clear(values) // one of them may be a key

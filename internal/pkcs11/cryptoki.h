@@ -80,7 +80,14 @@ typedef struct {
 /* CK_ECDH1_DERIVE_PARAMS (PKCS#11 2.40 mechanisms, section 2.3.2) */
 typedef struct { ulong_ kdf, shared_length; byte *shared; ulong_ public_length; byte *public; } ecdh1_derive_params;
 
-#define MAX_ATTRIBUTES 16
+#define MAX_ATTRIBUTES 20
+
+/* The value of an attribute that is a template itself, of two attributes: CKA_PRIVATE and CKA_SENSITIVE, both true. */
+static inline byte *private_and_sensitive(void) {
+	static byte yes = 1;
+	static attribute both[] = {{0x002, &yes, 1}, {0x103, &yes, 1}};
+	return (byte *)both;
+}
 
 static inline void unflatten(attribute *out, ulong_ n, ulong_ *types, ulong_ *lengths, byte *values) {
 	for (ulong_ i = 0; i < n; i++) {

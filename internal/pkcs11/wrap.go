@@ -74,8 +74,13 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 	})
 }
 
+// wrappingTemplate is the template of a wrapping key. As a public object it can be used without a login, so it wraps and
+// unwraps private objects alone, which need one, and sensitive ones: else whoever can open a session could read what is
+// in a backup, or wrap a MAC key that they know.
 func wrappingTemplate(w key.WrappingKey, value []byte) []*pkcs11.Attribute {
 	return []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_WRAP_TEMPLATE, privateAndSensitive()), // these two first, aligned as C has them
+		pkcs11.NewAttribute(pkcs11.CKA_UNWRAP_TEMPLATE, privateAndSensitive()),
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
