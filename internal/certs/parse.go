@@ -100,6 +100,8 @@ func parsePEM(data []byte) ([]*x509.Certificate, error) {
 	switch {
 	case blocks < announced:
 		return nil, fmt.Errorf("%d of its %d PEM blocks are damaged", announced-blocks, announced)
+	case len(certs) == 0 && len(others) == 0: // what looks like PEM begins within a line
+		return nil, errors.New("there is no certificate in it")
 	case len(certs) == 0:
 		return nil, fmt.Errorf("there is no certificate in it, only %s", strings.Join(slices.Compact(others), ", "))
 	}

@@ -96,6 +96,7 @@ func TestParseForms(t *testing.T) {
 		"BER":      {[]byte("\x30\x80\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02\xa0\x80"), "indefinite", "openssl pkcs7 -inform DER -in PATH"},
 		"a key":    {openssl(t, dir, "pkcs8", "-topk8", "-nocrypt", "-in", "DIR/leaf.key"), "only PRIVATE KEY", "PEM file"},
 		"damaged":  {[]byte(chain + "-----BEGIN CERTIFICATE-----\nA"), "1 of its 3 PEM blocks are damaged", "PEM file"},
+		"quoted":   {[]byte("> -----BEGIN CERTIFICATE-----\n"), "there is no certificate in it", "PEM file"},
 		"nothing":  {nil, "there is no certificate in it", "PEM file"},
 		"text":     {[]byte("directories.tokendir = /tmp\n" + strings.Repeat("# a comment\n", 10)), "there is no certificate in it", "PEM file"},
 	}
