@@ -94,6 +94,10 @@ func Open(folder, name string) (*Authority, error) {
 	if err := json.Unmarshal(data, a); err != nil {
 		return nil, failure.New(failure.Invalid, "restore the file from a backup", "the file %s is damaged: %w", a.path(description), err)
 	}
+	if a.Name != name { // it names files
+		return nil, failure.New(failure.Invalid, "restore the file from a backup; a CA's folder keeps its name",
+			"the file %s is damaged: it is that of a CA %.100q", a.path(description), a.Name)
+	}
 	if a.chain, err = certs.ReadFile(a.path("chain.pem")); err != nil {
 		return nil, err
 	}
