@@ -193,7 +193,7 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 		}
 	}
 	for _, r := range behind {
-		if r.Event == invalidated && isSerial(r.Serial) {
+		if r.Event == invalidated && found[r.Serial] != nil { // else the ledger may be another CA's
 			revoked(r.Serial, r.Time, r.Reason, "the old ledger, behind a damaged record")
 		}
 	}

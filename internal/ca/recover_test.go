@@ -338,3 +338,33 @@ func twice(index []byte) []byte {
 	entries := strings.TrimSuffix(strings.TrimPrefix(string(index), "["), "]")
 	return []byte("[" + entries + "," + entries + "]")
 }
+
+// TestNameInDescription refuses a ca.json with another name than the folder's: by the name the last list is found, and
+// the next one is written.
+func TestNameInDescription(t *testing.T) {
+	folder := t.TempDir()
+	a := newTestCA(t, folder, "root", nil)
+	a.list()
+	if _, err := Open(folder, "root"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"other", "../../elsewhere", ""} {
+		a.put(description, []byte(`{"name":"`+name+`","key":"a","ledger":1}`))
+		if _, err := Open(folder, "root"); !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), "it is that of a CA") {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+// TestRecoverForeign takes nothing in of another CA's ledger.
+func TestRecoverForeign(t *testing.T) {
+	folder := t.TempDir()
+	a, b := newTestCA(t, folder, "a", nil), newTestCA(t, folder, "b", nil)
+	a.certify("one")
+	a.list()
+	b.revoke(b.certify("two"), true)
+	a.put(ledgerFile, b.file(ledgerFile))
+	if r := a.rebuilt("", false); len(r.Entries) != 1 {
+		t.Errorf("it has %+v", r.Entries)
+	}
+}
