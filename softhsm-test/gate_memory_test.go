@@ -15,6 +15,7 @@ import (
 
 	"github.com/notaryproject/notation-core-go/signature/cose"
 	"github.com/notaryproject/notation-core-go/signature/jws"
+	notationregistry "github.com/notaryproject/notation-go/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -128,6 +129,31 @@ func TestVerifyMemory(t *testing.T) {
 		"endless pages of little entries": func(h *Hostile, _ ocispec.Descriptor) { h.Answer = paged(page("{}", 19000)) },
 		"endless pages of long entries": func(h *Hostile, _ ocispec.Descriptor) {
 			h.Answer = paged(page(fmt.Sprintf(`{"artifactType":%q}`, strings.Repeat("a", 10000)), 100))
+		},
+		"endless pages of long media types": func(h *Hostile, _ ocispec.Descriptor) {
+			pages := 0
+			h.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+				pages++
+				entry := fmt.Sprintf(`{"artifactType":%q,"digest":"sha256:%064d","mediaType":%q}`, notationregistry.ArtifactTypeNotation, pages, strings.Repeat("a", 1<<20-300))
+				return paged(page(entry, 1))(w, r)
+			}
+		},
+		"a list of little entries behind a tag": func(h *Hostile, _ ocispec.Descriptor) {
+			list := page("{}", 345000)
+			h.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+				switch {
+				case strings.Contains(r.URL.Path, "/referrers/"):
+					http.NotFound(w, r)
+				case strings.Contains(r.URL.Path, "/manifests/sha256-"):
+					w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex+"; charset=utf-8")
+					w.Header().Set("Docker-Content-Digest", digest.FromBytes(list).String())
+					w.Header().Set("Content-Length", fmt.Sprint(len(list)))
+					_, _ = w.Write(list)
+				default:
+					return false
+				}
+				return true
+			}
 		},
 		"an endless manifest": func(h *Hostile, image ocispec.Descriptor) {
 			h.Answer = func(w http.ResponseWriter, r *http.Request) bool {

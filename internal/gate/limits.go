@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"runtime/debug"
 	"sync/atomic"
@@ -65,8 +66,10 @@ func (l *limited) RoundTrip(request *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	response.Body = &limitedBody{ReadCloser: response.Body, all: &l.bytes, left: maxReply}
+	// The library parses nothing else. Of the index behind a tag it reads the media type so, without its case and its parameters.
+	mediaType, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type"))
 	if request.Context().Value(listing{}) != nil && request.Method == http.MethodGet && response.StatusCode == http.StatusOK &&
-		response.Header.Get("Content-Type") == ocispec.MediaTypeImageIndex { // the library parses nothing else
+		mediaType == ocispec.MediaTypeImageIndex {
 		if err := checkPage(response); err != nil {
 			return nil, err
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	notationregistry "github.com/notaryproject/notation-go/registry"
@@ -65,6 +66,7 @@ func (s source) list(ctx context.Context, image ocispec.Descriptor) (listed, err
 	now := time.Now()
 	err := s.repository.Referrers(context.WithValue(ctx, listing{}, true), image, notationregistry.ArtifactTypeNotation, func(page []ocispec.Descriptor) error {
 		for _, manifest := range page {
+			manifest.MediaType, manifest.Digest = begin(manifest.MediaType), digest.Digest(begin(string(manifest.Digest)))
 			if _, ok := created[manifest.Digest]; ok {
 				continue
 			}
@@ -86,6 +88,10 @@ func (s source) list(ctx context.Context, image ocispec.Descriptor) (listed, err
 	slices.SortStableFunc(l.found, func(a, b ocispec.Descriptor) int { return created[b.Digest].Compare(created[a.Digest]) })
 	return l, err
 }
+
+// begin returns the begin of a text that a registry gives, so that what is kept of many is short. No digest and no media type that is taken is
+// longer.
+func begin(text string) string { return strings.Clone(text[:min(len(text), 200)]) }
 
 // listAhead asks for the signatures of a digest beside the question whether there is such an image: that is one wait less of five.
 func listAhead(ctx context.Context, s source, sum digest.Digest) source {
