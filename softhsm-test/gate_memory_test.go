@@ -191,3 +191,59 @@ func TestVerifyMemory(t *testing.T) {
 		})
 	}
 }
+
+// TestVerifyMemoryOfLayouts has verify look for signatures in layouts whose indexes list much else.
+func TestVerifyMemoryOfLayouts(t *testing.T) {
+	program := Build(t, "hsm-image")
+	alice, err := NewForger("alice", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := t.TempDir()
+	write := func(t testing.TB, path, text string) {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, path, text)
+	}
+	write(t, filepath.Join(base, "trust", "truststore", "x509", "ca", "store", "alice.pem"), string(alice.PEM()))
+	write(t, filepath.Join(base, "trust", "trustpolicy.json"), `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"],
+		"trustStores": ["ca:store"], "trustedIdentities": ["*"], "signatureVerification": {"level": "strict"}}]}`)
+	layout := func(name string, entries ...func(add func(mediaType, data string) string) string) string {
+		folder := filepath.Join(base, name)
+		write(t, filepath.Join(folder, ocispec.ImageLayoutFile), `{"imageLayoutVersion":"1.0.0"}`)
+		add := func(mediaType, data string) string {
+			sum := digest.FromString(data)
+			write(t, filepath.Join(folder, "blobs", "sha256", sum.Encoded()), data)
+			return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d,"annotations":{%q:"1"}}`, mediaType, sum, len(data), ocispec.AnnotationRefName)
+		}
+		list := add(ocispec.MediaTypeImageManifest, `{"schemaVersion":2,"layers":[]}`)
+		for _, entry := range entries {
+			list += "," + strings.ReplaceAll(entry(add), `:"1"`, `:"2"`)
+		}
+		write(t, filepath.Join(folder, ocispec.ImageIndexFile), `{"manifests":[`+list+`]}`)
+		return "oci:" + folder + ":1"
+	}
+	little := func(func(string, string) string) string { return strings.Repeat("{},", 49900) + "{}" }
+	long := func(i int) func(add func(string, string) string) string {
+		return func(add func(string, string) string) string {
+			entry := fmt.Sprintf(`{"mediaType":%q,"size":%d}`, strings.Repeat("a", 6000), i)
+			return add(ocispec.MediaTypeImageIndex, `{"manifests":[`+strings.Repeat(entry+",", 650)+entry+`]}`)
+		}
+	}
+	var lists []func(func(string, string) string) string
+	for i := range 8 {
+		lists = append(lists, long(i))
+	}
+	for name, entries := range map[string][]func(func(string, string) string) string{"little entries": {little}, "lists of long entries": lists} {
+		arguments := []string{program, "verify", "--trust-dir", filepath.Join(base, "trust"), "--scope", "registry.example.com/app"}
+		for i := range 10 {
+			arguments = append(arguments, layout(fmt.Sprintf("%s %d", name, i), entries...))
+		}
+		bytes, said := peak(t, "", arguments...)
+		if !strings.Contains(said, "it has no signature") || bytes > mostMemory {
+			t.Errorf("%s: %d MiB: %.2000s", name, bytes>>20, said)
+		}
+		t.Logf("%s: %d MiB", name, bytes>>20)
+	}
+}

@@ -143,11 +143,16 @@ func normalise(policy *trustpolicy.Document) error {
 func (g *Gate) Verify(ctx context.Context, references []string, scope string, timeout time.Duration) []Result {
 	results := make([]Result, len(references))
 	turns := make(chan struct{}, atOnce)
+	var layouts sync.Mutex // one at a time: an index may take a lot of memory, and nobody waits for the network
 	var group sync.WaitGroup
 	for i, reference := range references {
 		turns <- struct{}{}
 		group.Go(func() {
 			defer func() { <-turns }()
+			if strings.HasPrefix(reference, layoutPrefix) {
+				layouts.Lock()
+				defer layouts.Unlock()
+			}
 			results[i] = within(ctx, timeout, reference, func(ctx context.Context) Result { return g.verify(ctx, reference, scope) })
 			results[i].Reference = oneLine(reference)
 		})

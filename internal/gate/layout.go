@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -70,15 +71,22 @@ func openFile(path string) (*os.File, error) {
 	return file, nil
 }
 
-// Resolve finds an image by its tag or its digest in the index. Of several with one tag it is the last.
-func (l *layout) Resolve(_ context.Context, reference string) (ocispec.Descriptor, error) {
-	for i := len(l.index) - 1; i >= 0; i-- {
-		d := l.index[i]
-		if d.Annotations[ocispec.AnnotationRefName] == reference || d.Digest.String() == reference {
-			return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}, nil
+// Resolve finds an image by its tag or its digest in the index. It fails where several images have the tag: of those, tools that copy from the
+// layout take one or another.
+func (l *layout) Resolve(_ context.Context, reference string) (found ocispec.Descriptor, err error) {
+	for _, d := range l.index {
+		if d.Annotations[ocispec.AnnotationRefName] != reference && d.Digest.String() != reference {
+			continue
 		}
+		if found.Digest != "" && !content.Equal(found, d) {
+			return ocispec.Descriptor{}, fmt.Errorf("%q names several images there; name one by its digest, oci:DIR@DIGEST", reference)
+		}
+		found = ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 	}
-	return ocispec.Descriptor{}, fmt.Errorf("%q: %w", reference, errdef.ErrNotFound)
+	if found.Digest == "" {
+		return found, fmt.Errorf("%q: %w", reference, errdef.ErrNotFound)
+	}
+	return found, nil
 }
 
 // Fetch opens a blob.
@@ -89,21 +97,36 @@ func (l *layout) Fetch(_ context.Context, what ocispec.Descriptor) (io.ReadClose
 	return openFile(filepath.Join(l.folder, ocispec.ImageBlobsDir, what.Digest.Algorithm().String(), what.Digest.Encoded()))
 }
 
+// manifestsOf returns the entries of an index that may be a signature's manifest, or an index with one in it. It keeps nothing else of them:
+// there are many, and the rest may be long.
+func manifestsOf(index []ocispec.Descriptor) (found []ocispec.Descriptor) {
+	types := []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, mediaTypeArtifact}
+	for _, d := range index {
+		if slices.Contains(types, d.MediaType) && d.Digest.Validate() == nil && d.Size >= 0 && d.Size <= longest(d) {
+			found = append(found, ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
+		}
+	}
+	return found
+}
+
+// longest is how many bytes an entry of an index may have.
+func longest(d ocispec.Descriptor) int64 {
+	if d.MediaType == ocispec.MediaTypeImageIndex {
+		return maxIndex
+	}
+	return maxManifest
+}
+
 // Referrers finds the manifests of a type that refer to an image, among those of the index and of the indexes in it. What is missing, or too
 // long for a signature, is none.
 func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifactType string, fn func([]ocispec.Descriptor) error) error {
-	queue := append([]ocispec.Descriptor(nil), l.index...)
+	queue := manifestsOf(l.index)
 	seen := map[digest.Digest]bool{}
 	left := int64(maxBytes)
 	for len(queue) > 0 {
 		node := queue[0]
 		queue = queue[1:]
-		most := int64(maxManifest)
-		if node.MediaType == ocispec.MediaTypeImageIndex {
-			most = maxIndex
-		}
-		isManifest := node.MediaType == ocispec.MediaTypeImageIndex || node.MediaType == ocispec.MediaTypeImageManifest || node.MediaType == mediaTypeArtifact
-		if seen[node.Digest] || !isManifest || node.Size < 0 || node.Size > most {
+		if seen[node.Digest] {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
@@ -113,7 +136,7 @@ func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifa
 			return errEnough
 		}
 		seen[node.Digest] = true
-		data, err := fetch(ctx, l, node, most)
+		data, err := fetch(ctx, l, node, longest(node))
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			return err
@@ -121,13 +144,15 @@ func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifa
 			continue
 		}
 		if node.MediaType == ocispec.MediaTypeImageIndex {
-			children, err := parseIndex(data)
+			index, err := parseIndex(data)
+			if err != nil {
+				continue
+			}
+			children := manifestsOf(index)
 			if len(queue)+len(children) > maxNodes {
 				return errEnough
 			}
-			if err == nil {
-				queue = append(queue, children...)
-			}
+			queue = append(queue, children...)
 			continue
 		}
 		var m struct {

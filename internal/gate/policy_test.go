@@ -135,6 +135,11 @@ func TestLayout(t *testing.T) {
 			image.Digest = digest.FromString("another")
 			return []ocispec.Descriptor{signature(add, image, 0)}
 		}, "it has no signature"},
+		"under the tag of another image": {func(add func(string, []byte) ocispec.Descriptor, image ocispec.Descriptor) []ocispec.Descriptor {
+			other := add(ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"layers":[],"annotations":{"another":""}}`))
+			other.Annotations = map[string]string{ocispec.AnnotationRefName: "v1"}
+			return []ocispec.Descriptor{other, signature(add, other, 0), signature(add, image, 0)}
+		}, `"v1" names several images there`},
 		"too many": {func(add func(string, []byte) ocispec.Descriptor, _ ocispec.Descriptor) []ocispec.Descriptor {
 			index, _ := json.Marshal(ocispec.Index{Manifests: make([]ocispec.Descriptor, maxNodes+1)})
 			return []ocispec.Descriptor{add(ocispec.MediaTypeImageIndex, index[:min(len(index), maxIndex)])}
