@@ -186,6 +186,9 @@ func parseRequest(args []string, stdin io.Reader) (*request, error) {
 	if err != nil {
 		return nil, failure.New(failure.Invalid, hint, "%q is not an image's name: %w", name, err)
 	}
+	if err := checkHost(name, named); err != nil {
+		return nil, failure.New(failure.Invalid, "name it with its registry, as in docker.io/library/alpine", "%q is not a full name: %w", name, err)
+	}
 	want, err := digest.Parse(sum)
 	if err != nil {
 		return nil, failure.New(failure.Invalid, hint, "%q is not a digest: %w", sum, err)
@@ -223,6 +226,17 @@ func parseRequest(args []string, stdin io.Reader) (*request, error) {
 		return nil, failure.New(failure.Invalid, hint, "the descriptor is not one of %s", want)
 	}
 	return r, nil
+}
+
+// checkHost verifies that the registry in an image's name is the host that containerd pulls from. In a short name, such as team/app, Docker and
+// kubelets see a part of Docker Hub, and so does the trust policy; containerd itself sees the host team.
+func checkHost(name string, named reference.Named) error {
+	host, _, _ := strings.Cut(name, "/")
+	domain := reference.Domain(named)
+	if host != domain && (domain != dockerHub || host != dockerHubIndex) {
+		return fmt.Errorf("its registry is %s, and containerd pulls from %q", domain, host)
+	}
+	return nil
 }
 
 // parseArguments reads containerd's arguments; it may leave out none and add none.

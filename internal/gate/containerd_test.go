@@ -30,7 +30,7 @@ func FuzzRequest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add("docker.io/library/alpine:latest", sum, ocispec.MediaTypeDescriptor, descriptor)
-	f.Add("alpine@"+sum, sum, ocispec.MediaTypeDescriptor, descriptor)
+	f.Add("docker.io/library/alpine@"+sum, sum, ocispec.MediaTypeDescriptor, descriptor)
 	f.Add("127.0.0.1:5000/app:v1@"+sum, sum, ocispec.MediaTypeDescriptor, []byte(`{"digest":"sha256:","size":-1}`))
 	f.Add("alpine", string(digest.FromString("another")), ocispec.MediaTypeDescriptor, descriptor)
 	f.Add("-name", "--", "", []byte("{}{}"))
@@ -53,6 +53,32 @@ func FuzzRequest(f *testing.F) {
 			t.Errorf("%+v was accepted", r)
 		}
 	})
+}
+
+// TestRequestHost refuses names in which the trust policy sees another registry than containerd, which takes what is before the first slash.
+func TestRequestHost(t *testing.T) {
+	sum := digest.FromString("image").String()
+	for name, want := range map[string]string{
+		"docker.io/library/alpine:3":      "docker.io/library/alpine",
+		"docker.io/alpine:3":              "docker.io/library/alpine",
+		"index.docker.io/library/alpine":  "docker.io/library/alpine",
+		"registry-1.docker.io/team/app":   "docker.io/team/app",
+		"REGISTRY.example.com/app@" + sum: "registry.example.com/app",
+		"registry.example.com:0443/app":   "registry.example.com/app",
+		"localhost/app":                   "localhost/app",
+		"Team/app":                        "team/app",
+		"team/app":                        "",
+		"alpine":                          "",
+		"alpine:3":                        "",
+		"alpine@" + sum:                   "",
+		"library/alpine@" + sum:           "",
+	} {
+		r, err := parseRequest([]string{"-name", name, "-digest", sum, "-stdin-media-type", ocispec.MediaTypeDescriptor},
+			strings.NewReader(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"`+sum+`","size":7}`))
+		if (err == nil) != (want != "") || err == nil && r.repository != want || err != nil && !strings.Contains(err.Error(), "containerd pulls from") {
+			t.Errorf("%s: %+v, %v", name, r, err)
+		}
+	}
 }
 
 // FuzzImage holds that no name of an image crashes.

@@ -199,6 +199,8 @@ func notationCredential(ctx context.Context, host string) (auth.Credential, bool
 const (
 	dockerHub     = "docker.io"
 	dockerHubHost = "registry-1.docker.io"
+
+	dockerHubIndex = "index.docker.io"
 )
 
 // pullSources returns where containerd would pull an image from, in its order: the mirrors that hosts.toml names, and the registry
