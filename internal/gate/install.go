@@ -79,9 +79,8 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 	if err := n.CheckFiles(program, runsAs.ID); err != nil {
 		return nil, err
 	}
-	check := n.Options // what can't work is told now, not at the first pull
-	check.CacheDir = filepath.Join(n.StateDir, "cache")
-	g, err := Open(check)
+	n.CacheDir = filepath.Join(n.StateDir, "cache")
+	g, err := Open(n.Options) // what can't work is told now, not at the first pull
 	if err != nil {
 		return nil, err
 	}
@@ -94,8 +93,8 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 		return nil, failure.New(failure.Denied, "sign the images that these statements are for, or let them pass with --allow-skip",
 			"the trust policy in %s skips verification in its statements %s", n.TrustDir, strings.Join(skip, ", "))
 	}
-	if err := giveAway(n.StateDir, runsAs); err != nil {
-		return nil, failure.New(failure.Internal, "run it as root", "cannot give the folder %s to the verifier's user: %w", n.StateDir, err)
+	if err := n.giveAway(runsAs); err != nil {
+		return nil, err
 	}
 	if err := n.rehearse(program); err != nil {
 		return nil, err
@@ -136,24 +135,41 @@ func (g *Gate) unverified() (skip, anySigner []string, err error) {
 	return skip, anySigner, nil
 }
 
-// giveAway makes a folder with all that is in it a user's. Only what is root's is given away, which nobody else can have put there.
-func giveAway(folder string, user sandbox.User) error {
+// giveAway makes the state directory with all that is in it a user's. Only what is root's is given away, which nobody else can have put there,
+// and only what the verifier has made.
+func (n Node) giveAway(user sandbox.User) error {
 	if user.ID == os.Geteuid() {
 		return nil
 	}
-	return filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+	failed := func(err error) error {
+		return failure.New(failure.Internal, "run it as root", "cannot give the folder %s to the verifier's user: %w", n.StateDir, err)
+	}
+	info, err := os.Stat(n.StateDir)
+	if err != nil {
+		return failed(err)
+	}
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok && int(stat.Uid) == user.ID {
+		return nil // it is theirs already, and so is what they have made in it
+	}
+	entries, err := os.ReadDir(n.StateDir)
+	if err != nil {
+		return failed(err)
+	}
+	for _, entry := range entries {
+		if name := entry.Name(); name != filepath.Base(n.CacheDir) && !strings.HasPrefix(name, filepath.Base(n.LogFile())) {
+			return failure.New(failure.Invalid, "name a folder of the verifier's own with --state-dir",
+				"cannot give the folder %s to the verifier's user: %s in it is not the verifier's", n.StateDir, name)
+		}
+	}
+	if err := filepath.WalkDir(n.StateDir, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return err
-		}
-		if stat, ok := info.Sys().(*syscall.Stat_t); path == folder && ok && int(stat.Uid) == user.ID {
-			return fs.SkipAll // it is theirs already, and so is what they have made in it
 		}
 		return os.Lchown(path, user.ID, user.Group) //nolint:gosec // nobody else can change this folder, as CheckFiles has seen
-	})
+	}); err != nil {
+		return failed(err)
+	}
+	return nil
 }
 
 // rehearse has the verifier confine itself as it will for containerd, and look whether it can then use all that it needs.

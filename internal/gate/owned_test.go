@@ -244,6 +244,7 @@ func TestGiveAway(t *testing.T) {
 	}
 	folder := t.TempDir()
 	file := filepath.Join(folder, "decisions.jsonl")
+	node, user := Node{StateDir: folder, Options: Options{CacheDir: filepath.Join(folder, "cache")}}, sandbox.User{ID: 4242, Group: 4242}
 	owner := func(path string) uint32 {
 		info, err := os.Stat(path)
 		if err != nil {
@@ -251,17 +252,28 @@ func TestGiveAway(t *testing.T) {
 		}
 		return info.Sys().(*syscall.Stat_t).Uid
 	}
-	if err := errors.Join(os.WriteFile(file, nil, 0o600), giveAway(folder, sandbox.User{ID: 4242, Group: 4242})); err != nil {
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(node.CacheDir, 0o700), node.giveAway(user)); err != nil {
 		t.Fatal(err)
 	}
-	if owner(folder) != 4242 || owner(file) != 4242 {
-		t.Errorf("%d %d", owner(folder), owner(file))
+	if owner(folder) != 4242 || owner(file) != 4242 || owner(node.CacheDir) != 4242 {
+		t.Errorf("%d %d %d", owner(folder), owner(file), owner(node.CacheDir))
 	}
 	// Someone who owns the folder could have put a link to root's file there.
-	if err := errors.Join(os.Chown(file, 0, 0), giveAway(folder, sandbox.User{ID: 4242, Group: 4242})); err != nil {
+	if err := errors.Join(os.Chown(file, 0, 0), node.giveAway(user)); err != nil {
 		t.Fatal(err)
 	}
 	if owner(file) != 0 {
 		t.Error("root's file in a folder of the user's was given away")
+	}
+	// A folder that has anything else in it was not meant, such as /var/log.
+	syslog := filepath.Join(folder, "syslog")
+	if err := errors.Join(os.Chown(folder, 0, 0), os.WriteFile(syslog, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.giveAway(user); err == nil || !strings.Contains(err.Error(), "syslog in it is not the verifier's") {
+		t.Error(err)
+	}
+	if owner(folder) != 0 || owner(file) != 0 || owner(syslog) != 0 {
+		t.Errorf("%d %d %d", owner(folder), owner(file), owner(syslog))
 	}
 }
