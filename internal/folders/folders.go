@@ -40,21 +40,31 @@ func UseNotation() {
 }
 
 func use(folder *string, variable string, usual func() (string, error)) {
-	if *folder != "" {
-		return
-	}
-	if *folder = os.Getenv(variable); *folder == "" {
-		if usual == nil {
-			return
-		}
-		if path, err := usual(); err == nil {
-			*folder = filepath.Join(path, "notation")
-		}
-	}
-	if !filepath.IsAbs(*folder) {
-		*folder = nowhere
+	if *folder == "" {
+		*folder = find(variable, usual)
 	}
 }
+
+// find returns the folder that a variable names, or else Notation's in the usual one; "" if there is none.
+func find(variable string, usual func() (string, error)) string {
+	folder := os.Getenv(variable)
+	if folder == "" {
+		if usual == nil {
+			return ""
+		}
+		if path, err := usual(); err == nil {
+			folder = filepath.Join(path, "notation")
+		}
+	}
+	if !filepath.IsAbs(folder) {
+		return nowhere
+	}
+	return folder
+}
+
+// UserNotation returns the configuration directory that the notation command has for this user, whichever one Notation's library was given to
+// read trust from. Nothing is in it if it is not known.
+func UserNotation() string { return find("NOTATION_CONFIG", os.UserConfigDir) }
 
 // NotationConfig returns Notation's configuration directory, which has its trust policy, trust stores and signing keys, and fails if it is
 // not known.

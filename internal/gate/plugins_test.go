@@ -3,6 +3,7 @@ package gate
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -134,5 +135,32 @@ func TestListedNames(t *testing.T) {
 			g.Close()
 			t.Errorf("%q was taken", name)
 		}
+	}
+}
+
+// TestTrustDirectoryRunsNothing has a registry ask for credentials, for which a trust directory names a program in the working directory.
+func TestTrustDirectoryRunsNothing(t *testing.T) {
+	t.Chdir(t.TempDir())
+	put(t, filepath.Join("docker-credential-x", "y"), "#!/bin/sh\ntouch started\n", 0o700)
+	a := newAttack(t)
+	trust := trusting(t, "strict", a.alice)
+	put(t, filepath.Join(trust, "config.json"), fmt.Sprintf(`{"credsStore": "x/y", "insecureRegistries": [%q]}`, a.Address), 0o600)
+	a.Answer = func(w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("WWW-Authenticate", `Basic realm="tests"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+	for plain, reason := range map[bool]string{true: "basic credential not found", false: "plain HTTP has to be asked for"} {
+		g, err := Open(Options{TrustDir: trust, CacheDir: t.TempDir(), PlainHTTP: plain})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := g.Verify(t.Context(), []string{a.Name(a.image)}, "", time.Minute)[0]; r.Passed() || !strings.Contains(r.Reason, reason) {
+			t.Errorf("%+v", r)
+		}
+		g.Close()
+	}
+	if _, err := os.Stat("started"); err == nil {
+		t.Error("the program was started")
 	}
 }

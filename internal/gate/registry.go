@@ -2,6 +2,7 @@ package gate
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -24,7 +25,9 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
@@ -131,13 +134,21 @@ func (g *Gate) remote(host, path string, plain bool, transport http.RoundTripper
 	return source{name: host, repository: repository, manifests: repository.Manifests(), blobs: repository.Blobs()}
 }
 
+// notationFile is this user's own configuration file of Notation's. One in a trust directory is not read: it could name a credential helper, which
+// is a program, and whoever writes a trust directory says who is trusted, not what runs here.
+func notationFile() string { return filepath.Join(folders.UserNotation(), dir.PathConfigFile) }
+
+const maxConfig = 1 << 20 // bytes
+
 // insecureRegistries are those of Notation's config.json. Like the notation command it takes a file that can't be read for none: the
 // registries are then spoken to over TLS.
 func insecureRegistries() []string {
-	if c, err := config.LoadConfig(); err == nil {
-		return c.InsecureRegistries
+	var c config.Config
+	data, err := bound.ReadFile(notationFile(), maxConfig)
+	if err != nil || json.Unmarshal(data, &c) != nil {
+		return nil
 	}
-	return nil
+	return c.InsecureRegistries
 }
 
 // credential finds what to log in to a registry with: in Notation's own configuration, then where Podman and Docker keep it, which
@@ -183,11 +194,7 @@ func (g *Gate) lookUp(ctx context.Context, host, path string) (auth.Credential, 
 
 // notationCredential is what 'notation login' has kept.
 func notationCredential(ctx context.Context, host string) (auth.Credential, bool) {
-	file, err := dir.ConfigFS().SysPath(dir.PathConfigFile)
-	if err != nil {
-		return auth.EmptyCredential, false
-	}
-	store, err := credentials.NewStore(file, credentials.StoreOptions{})
+	store, err := credentials.NewStore(notationFile(), credentials.StoreOptions{})
 	if err != nil || !store.IsAuthConfigured() {
 		return auth.EmptyCredential, false
 	}
