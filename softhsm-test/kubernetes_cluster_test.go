@@ -149,7 +149,7 @@ func pod(name, image, init, volume string) string {
 	return string(data)
 }
 
-// signedImages are images in a registry, and the trust manifest that trusts alice in one repository, app.
+// signedImages are images in a registry, and the trust manifest that trusts alice in one repository, app, and mallory in all others.
 type signedImages struct {
 	notation, plugin                  string
 	folder                            string
@@ -207,6 +207,7 @@ func newSignedImages(t testing.TB) *signedImages {
 	t.Setenv("HOME", s.folder)
 	Run(t, n.Plugin, "trust", "init")
 	Run(t, n.Plugin, "trust", "signer", "add", "alice", "--scope", registry+"/team/app", "--cert", filepath.Join(s.folder, "alice.pem"))
+	Run(t, n.Plugin, "trust", "signer", "add", "mallory", "--scope", "*", "--cert", filepath.Join(s.folder, "mallory.pem"))
 	return s
 }
 
@@ -291,6 +292,9 @@ func checkAdmission(t *testing.T, c *cluster, s *signedImages, hang, resume func
 		{"unsigned volume", refusedUnsigned, pod("bad", s.app, "", s.pinned(s.unsigned))},
 		{"stranger's volume", refusedUnsigned, pod("bad", s.app, "", s.pinned(s.stranger))},
 		{"volume of another repository", refusedUnsigned, pod("bad", s.app, "", s.pinned(s.moved))},
+		{"registry in capitals", "", pod("bad", strings.Replace(s.pinned(s.stranger), "localhost", "LOCALHOST", 1), "", "")},
+		{"port with a zero", "", pod("bad", strings.Replace(s.pinned(s.stranger), ":", ":0", 1), "", "")},
+		{"volume from a port with a zero", "", pod("bad", s.app, "", strings.Replace(s.pinned(s.stranger), ":", ":0", 1))},
 		{"volume with a tag", refusedTag, pod("bad", s.app, "", s.app)},
 	} {
 		refused(bad.name, bad.why, bad.pod, create...)

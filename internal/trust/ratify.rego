@@ -24,6 +24,11 @@ pinned(image) {
   regex.match("@sha256:[0-9a-f]{64}$", image)
 }
 
+# Ratify compares the names of repositories letter by letter: it would judge a registry in another spelling by what is said of all others.
+misspelled(image) {
+  regex.match("^[^/@]*([A-Z][^/@]*|:0[0-9]*|:443|:80)/|^registry-1[.]docker[.]io/", image)
+}
+
 # An image is refused unless Ratify says yes to it. No answer and an answer in another form are no yes.
 verified(image) {
   answer := ratify.responses[_]
@@ -43,6 +48,13 @@ violation[{"msg": msg}] {
   image := images(input.review.object)[_]
   not pinned(image)
   msg := sprintf("image %s does not have a digest", [image])
+}
+
+violation[{"msg": msg}] {
+  not unchanged
+  image := images(input.review.object)[_]
+  misspelled(image)
+  msg := sprintf("image %s has a registry in another spelling: write it in small letters, without the ports 443 and 80, and docker.io", [image])
 }
 
 violation[{"msg": msg}] {
