@@ -24,6 +24,7 @@ const (
 	maxTimestamp    = 64 << 10 // bytes of the token of a time stamping authority
 	maxSignature    = 4 << 10  // bytes of the signature itself
 	maxKey          = 8192     // bits of an RSA key
+	maxExponent     = 1 << 20  // of an RSA key; what is used is 65537, and verifying takes as long as it has bits
 )
 
 var (
@@ -168,8 +169,13 @@ func checkTimestamp(timestamp []byte) error {
 }
 
 func checkKey(cert *x509.Certificate) error {
-	if key, ok := cert.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxKey {
-		return fmt.Errorf("its RSA key has %d bits, more than %d", key.N.BitLen(), maxKey)
+	if key, ok := cert.PublicKey.(*rsa.PublicKey); ok {
+		if key.N.BitLen() > maxKey {
+			return fmt.Errorf("its RSA key has %d bits, more than %d", key.N.BitLen(), maxKey)
+		}
+		if key.E > maxExponent {
+			return fmt.Errorf("its RSA key has the exponent %d, more than %d", key.E, maxExponent)
+		}
 	}
 	if len(bytes.TrimLeft(cert.Signature, "\x00")) > maxKey/8 {
 		return errors.New("its signature is longer than any key's")

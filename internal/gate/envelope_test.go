@@ -3,11 +3,13 @@ package gate
 import (
 	"bytes"
 	"context"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -213,6 +215,20 @@ func TestHostileEnvelopes(t *testing.T) {
 	}
 	if accepted, reason := g.judge(t, "text/plain", nil); accepted || !strings.Contains(reason, `the media type "text/plain"`) {
 		t.Error(reason)
+	}
+}
+
+// TestCheckKey refuses keys with which it takes long to verify.
+func TestCheckKey(t *testing.T) {
+	for _, c := range []struct {
+		bits, exponent uint
+		reason         string
+	}{{2048, 65537, ""}, {maxKey, 65537, ""}, {maxKey, 3, ""}, {maxKey + 1, 65537, "has 8193 bits"}, {2048, 1<<31 - 1, "has the exponent 2147483647"}} {
+		key := &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), c.bits-1), E: int(c.exponent)} //nolint:gosec // it fits
+		err := checkKey(&x509.Certificate{PublicKey: key})
+		if (err == nil) != (c.reason == "") || err != nil && !strings.Contains(err.Error(), c.reason) {
+			t.Errorf("%+v: %v", c, err)
+		}
 	}
 }
 
