@@ -149,7 +149,8 @@ func pod(name, image, init, volume string) string {
 	return string(data)
 }
 
-// signedImages are images in a registry, and the trust manifest that trusts alice in one repository, app, and mallory in all others.
+// signedImages are images in a registry, and the trust manifest that trusts alice in one repository, app, and mallory
+// in all others.
 type signedImages struct {
 	notation, plugin                  string
 	folder                            string

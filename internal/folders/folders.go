@@ -62,8 +62,8 @@ func find(variable string, usual func() (string, error)) string {
 	return folder
 }
 
-// UserNotation returns the configuration directory that the notation command has for this user, whichever one Notation's library was given to
-// read trust from. Nothing is in it if it is not known.
+// UserNotation returns the configuration directory that the notation command has for this user, whichever one
+// Notation's library was given to read trust from. Nothing is in it if it is not known.
 func UserNotation() string { return find("NOTATION_CONFIG", os.UserConfigDir) }
 
 // NotationConfig returns Notation's configuration directory, which has its trust policy, trust stores and signing keys, and fails if it is

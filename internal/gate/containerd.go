@@ -187,7 +187,8 @@ func parseRequest(args []string, stdin io.Reader) (*request, error) {
 		return nil, failure.New(failure.Invalid, hint, "%q is not an image's name: %w", name, err)
 	}
 	if err := checkHost(name, named); err != nil {
-		return nil, failure.New(failure.Invalid, "name it with its registry, as in docker.io/library/alpine", "%q is not a full name: %w", name, err)
+		return nil, failure.New(failure.Invalid, "name it with its registry, as in docker.io/library/alpine",
+			"%q is not a full name: %w", name, err)
 	}
 	want, err := digest.Parse(sum)
 	if err != nil {
@@ -228,8 +229,9 @@ func parseRequest(args []string, stdin io.Reader) (*request, error) {
 	return r, nil
 }
 
-// checkHost verifies that the registry in an image's name is the host that containerd pulls from. In a short name, such as team/app, Docker and
-// kubelets see a part of Docker Hub, and so does the trust policy; containerd itself sees the host team.
+// checkHost verifies that the registry in an image's name is the host that containerd pulls from. In a short name, such
+// as team/app, Docker and kubelets see a part of Docker Hub, and so does the trust policy; containerd itself sees the
+// host team.
 func checkHost(name string, named reference.Named) error {
 	host, _, _ := strings.Cut(name, "/")
 	domain := reference.Domain(named)

@@ -55,7 +55,8 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// TestRequestHost refuses names in which the trust policy sees another registry than containerd, which takes what is before the first slash.
+// TestRequestHost refuses names in which the trust policy sees another registry than containerd, which takes what is
+// before the first slash.
 func TestRequestHost(t *testing.T) {
 	sum := digest.FromString("image").String()
 	for name, want := range map[string]string{

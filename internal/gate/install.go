@@ -135,14 +135,15 @@ func (g *Gate) unverified() (skip, anySigner []string, err error) {
 	return skip, anySigner, nil
 }
 
-// giveAway makes the state directory with all that is in it a user's. Only what is root's is given away, which nobody else can have put there,
-// and only what the verifier has made.
+// giveAway makes the state directory with all that is in it a user's. Only what is root's is given away, which nobody
+// else can have put there, and only what the verifier has made.
 func (n Node) giveAway(user sandbox.User) error {
 	if user.ID == os.Geteuid() {
 		return nil
 	}
 	failed := func(err error) error {
-		return failure.New(failure.Internal, "run it as root", "cannot give the folder %s to the verifier's user: %w", n.StateDir, err)
+		return failure.New(failure.Internal, "run it as root",
+			"cannot give the folder %s to the verifier's user: %w", n.StateDir, err)
 	}
 	info, err := os.Stat(n.StateDir)
 	if err != nil {

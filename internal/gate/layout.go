@@ -71,15 +71,16 @@ func openFile(path string) (*os.File, error) {
 	return file, nil
 }
 
-// Resolve finds an image by its tag or its digest in the index. It fails where several images have the tag: of those, tools that copy from the
-// layout take one or another.
+// Resolve finds an image by its tag or its digest in the index. It fails where several images have the tag: of those,
+// tools that copy from the layout take one or another.
 func (l *layout) Resolve(_ context.Context, reference string) (found ocispec.Descriptor, err error) {
 	for _, d := range l.index {
 		if d.Annotations[ocispec.AnnotationRefName] != reference && d.Digest.String() != reference {
 			continue
 		}
 		if found.Digest != "" && !content.Equal(found, d) {
-			return ocispec.Descriptor{}, fmt.Errorf("%q names several images there; name one by its digest, oci:DIR@DIGEST", reference)
+			return ocispec.Descriptor{}, fmt.Errorf("%q names several images there; name one by its digest, oci:DIR@DIGEST",
+				reference)
 		}
 		found = ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 	}
@@ -97,8 +98,8 @@ func (l *layout) Fetch(_ context.Context, what ocispec.Descriptor) (io.ReadClose
 	return openFile(filepath.Join(l.folder, ocispec.ImageBlobsDir, what.Digest.Algorithm().String(), what.Digest.Encoded()))
 }
 
-// manifestsOf returns the entries of an index that may be a signature's manifest, or an index with one in it. It keeps nothing else of them:
-// there are many, and the rest may be long.
+// manifestsOf returns the entries of an index that may be a signature's manifest, or an index with one in it. It keeps
+// nothing else of them: there are many, and the rest may be long.
 func manifestsOf(index []ocispec.Descriptor) (found []ocispec.Descriptor) {
 	types := []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, mediaTypeArtifact}
 	for _, d := range index {

@@ -66,7 +66,8 @@ func (l *limited) RoundTrip(request *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	response.Body = &limitedBody{ReadCloser: response.Body, all: &l.bytes, left: maxReply}
-	// The library parses nothing else. Of the index behind a tag it reads the media type so, without its case and its parameters.
+	// The library parses nothing else. Of the index behind a tag it reads the media type so, without its case and its
+	// parameters.
 	mediaType, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type"))
 	if request.Context().Value(listing{}) != nil && request.Method == http.MethodGet && response.StatusCode == http.StatusOK &&
 		mediaType == ocispec.MediaTypeImageIndex {

@@ -138,7 +138,8 @@ func TestListedNames(t *testing.T) {
 	}
 }
 
-// TestTrustDirectoryRunsNothing has a registry ask for credentials, for which a trust directory names a program in the working directory.
+// TestTrustDirectoryRunsNothing has a registry ask for credentials, for which a trust directory names a program in the
+// working directory.
 func TestTrustDirectoryRunsNothing(t *testing.T) {
 	t.Chdir(t.TempDir())
 	put(t, filepath.Join("docker-credential-x", "y"), "#!/bin/sh\ntouch started\n", 0o700)

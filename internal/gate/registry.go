@@ -134,8 +134,9 @@ func (g *Gate) remote(host, path string, plain bool, transport http.RoundTripper
 	return source{name: host, repository: repository, manifests: repository.Manifests(), blobs: repository.Blobs()}
 }
 
-// notationFile is this user's own configuration file of Notation's. One in a trust directory is not read: it could name a credential helper, which
-// is a program, and whoever writes a trust directory says who is trusted, not what runs here.
+// notationFile is this user's own configuration file of Notation's. One in a trust directory is not read: it could name
+// a credential helper, which is a program, and whoever writes a trust directory says who is trusted, not what runs
+// here.
 func notationFile() string { return filepath.Join(folders.UserNotation(), dir.PathConfigFile) }
 
 const maxConfig = 1 << 20 // bytes

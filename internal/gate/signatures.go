@@ -89,8 +89,8 @@ func (s source) list(ctx context.Context, image ocispec.Descriptor) (listed, err
 	return l, err
 }
 
-// begin returns the begin of a text that a registry gives, so that what is kept of many is short. No digest and no media type that is taken is
-// longer.
+// begin returns the begin of a text that a registry gives, so that what is kept of many is short. No digest and no
+// media type that is taken is longer.
 func begin(text string) string { return strings.Clone(text[:min(len(text), 200)]) }
 
 // listAhead asks for the signatures of a digest beside the question whether there is such an image: that is one wait less of five.

@@ -120,9 +120,9 @@ func kyvernoCanSay(g group) error {
 	return nil
 }
 
-// kyvernoRefused is CEL for the images that have no signature of those who may sign in their repository. parseImageReference completes a
-// name as Kubernetes does, and calls Docker Hub index.docker.io; the rest of the expression gives the registry its one name. A port that begins
-// with a zero has none, and is refused.
+// kyvernoRefused is CEL for the images that have no signature of those who may sign in their repository.
+// parseImageReference completes a name as Kubernetes does, and calls Docker Hub index.docker.io; the rest of the
+// expression gives the registry its one name. A port that begins with a zero has none, and is refused.
 const kyvernoRefused = `variables.images.filter(image, image.matches("^[^/@]*:0[0-9]*/") || verifyImageSignatures(image,
   variables.signers[?("/" + parseImageReference(image).registry().lowerAscii() + "/").replace(":443/", "/").replace(":80/", "/")
     .replace("/registry-1.docker.io/", "/index.docker.io/").substring(1) + parseImageReference(image).repository()].orValue(variables.others)) == 0)`

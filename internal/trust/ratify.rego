@@ -24,7 +24,8 @@ pinned(image) {
   regex.match("@sha256:[0-9a-f]{64}$", image)
 }
 
-# Ratify compares the names of repositories letter by letter: it would judge a registry in another spelling by what is said of all others.
+# Ratify compares the names of repositories letter by letter: it would judge a registry in another spelling by what is
+# said of all others.
 misspelled(image) {
   regex.match("^[^/@]*([A-Z][^/@]*|:0[0-9]*|:443|:80)/|^registry-1[.]docker[.]io/", image)
 }
@@ -54,7 +55,8 @@ violation[{"msg": msg}] {
   not unchanged
   image := images(input.review.object)[_]
   misspelled(image)
-  msg := sprintf("image %s has a registry in another spelling: write it in small letters, without the ports 443 and 80, and docker.io", [image])
+  why := "write the registry in small letters, without the ports 443 and 80 or zeros before a port, and docker.io"
+  msg := sprintf("image %s is refused: %s", [image, why])
 }
 
 violation[{"msg": msg}] {
