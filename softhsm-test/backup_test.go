@@ -28,16 +28,20 @@ func newBackedUp(t *testing.T, keys map[string][]string) *backedUp {
 	token.Init(t, "spare")
 	b := &backedUp{token: token, n: NewNotation(t, token), dir: t.TempDir()}
 	t.Setenv("SOPIN", SOPIN)
-	b.run(t, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "2", "--threshold", "2", "--folder", b.dir, "--so-pin-source", "env:SOPIN")
+	b.run(t, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "2", "--threshold",
+		"2", "--folder", b.dir, "--so-pin-source", "env:SOPIN")
 	for label, flags := range keys {
-		uri := strings.TrimSpace(b.run(t, append([]string{"key", "generate", "--token", "signing", "--label", label, "--backup-key", "backup"}, flags...)...))
+		uri := strings.TrimSpace(b.run(t, append(
+			[]string{"key", "generate", "--token", "signing", "--label", label, "--backup-key", "backup"}, flags...)...))
 		if !slices.Contains(flags, "decrypt") {
-			write(t, filepath.Join(b.dir, label+".pem"), b.run(t, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
+			write(t, filepath.Join(b.dir, label+".pem"),
+				b.run(t, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
 			b.run(t, "cert", "import", uri, filepath.Join(b.dir, label+".pem"))
 		}
 		b.run(t, "key", "backup", uri, "--to", b.file(label))
 	}
-	b.run(t, "key", "backup-key", "restore", "--token", "spare", "--shares", b.share(1)+","+b.share(2), "--so-pin-source", "env:SOPIN")
+	b.run(t, "key", "backup-key", "restore", "--token", "spare", "--shares", b.share(1)+","+b.share(2), "--so-pin-source",
+		"env:SOPIN")
 	return b
 }
 
@@ -109,7 +113,9 @@ func TestBackupChanged(t *testing.T) {
 	b := newBackedUp(t, map[string][]string{"release": nil, "other": nil, "nodes": {"--usage", "decrypt"}})
 	release, other := read(t, b.file("release")), read(t, b.file("other"))
 	// Another certificate of the same key: only the MAC tells that it was not there.
-	write(t, filepath.Join(b.dir, "second.pem"), b.run(t, "cert", "self-sign", "pkcs11:token=signing;object=release", "--subject", "CN=other,O=Example,C=CH,ST=Zurich"))
+	write(t, filepath.Join(b.dir, "second.pem"),
+		b.run(t, "cert", "self-sign", "pkcs11:token=signing;object=release", "--subject",
+			"CN=other,O=Example,C=CH,ST=Zurich"))
 	second, err := json.Marshal(read(t, filepath.Join(b.dir, "second.pem")))
 	if err != nil {
 		t.Fatal(err)
@@ -123,35 +129,40 @@ func TestBackupChanged(t *testing.T) {
 	const mac, key, damaged = "its MAC does not verify", "its MAC key has", "is damaged"
 	before := b.objects(t)
 	for name, c := range map[string]struct{ text, words string }{
-		"usage":                {signed(t, replace(`"sign": true`, `"sign": false`)), mac},
-		"usage of a recipient": {signed(t, strings.Replace(read(t, b.file("nodes")), `"sign": false`, `"sign": true`, 1)), mac},
-		"label":                {signed(t, replace(`"label": "release"`, `"label": "trusted"`)), mac},
-		"id":                   {signed(t, exchange(t, release, other, "id")), mac},
-		"sensitive":            {signed(t, replace(`"sensitive": true`, `"sensitive": false`)), mac},
-		"trusted wrapping":     {signed(t, replace(`"wrapWithTrusted": true`, `"wrapWithTrusted": false`)), mac},
-		"time":                 {signed(t, replace(`"made": "2`, `"made": "1`)), mac},
-		"certificate":          {signed(t, replace(field(t, release, "certificates"), `"certificates": `+string(second))), mac},
-		"no certificate":       {signed(t, replace(field(t, release, "certificates"), `"certificates": ""`)), mac},
-		"public key":           {signed(t, exchange(t, release, other, "publicKey", "certificates")), mac},
-		"wrapped":              {signed(t, exchange(t, release, other, "wrapped")), mac},
-		"another key":          {signed(t, exchange(t, release, other, "wrapped", "publicKey", "certificates")), mac},
-		"another MAC":          {exchange(t, release, other, "hmacSHA256"), mac},
-		"another MAC key":      {exchange(t, release, other, "key"), mac},
-		"MAC and its key":      {exchange(t, release, other, "key", "hmacSHA256"), mac},
-		"private as MAC key":   {replace(field(t, release, "key"), strings.Replace(field(t, release, "wrapped"), "wrapped", "key", 1)), key},
-		"no MAC key":           {replace(field(t, release, "key"), `"key": ""`), key},
-		"random MAC key":       {replace(field(t, release, "key"), `"key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="`), "did not unwrap its MAC key"},
-		"certificate's key":    {signed(t, exchange(t, release, other, "certificates")), "is another key's"},
-		"no checksum":          {replace(`"sign": true`, `"sign": false`), damaged},
-		"second name":          {signed(t, replace(`"label": "release"`, "\"label\": \"trusted\",\n  \"label\": \"release\"")), damaged},
-		"name in capitals":     {signed(t, replace(`"label": "release"`, `"Label": "release"`)), damaged},
-		"unknown name":         {signed(t, replace(`"label": "release"`, "\"label\": \"release\",\n  \"use\": \"all\"")), damaged},
-		"cut short":            {release[:len(release)/2], damaged},
-		"longer":               {release + "{}", damaged},
-		"huge":                 {release + strings.Repeat(" ", 1<<18), "is larger than 262144 bytes"},
-		"no MAC":               {strings.Replace(downgrade(t, release), `"version": 1`, `"version": 2`, 1), damaged},
-		"older version":        {downgrade(t, release), "is of version 1, which has no MAC"},
-		"newer version":        {replace(`"version": 2`, `"version": 3`), "which is not known here"},
+		"usage": {signed(t, replace(`"sign": true`, `"sign": false`)), mac},
+		"usage of a recipient": {signed(t, strings.Replace(read(t, b.file("nodes")), `"sign": false`, `"sign": true`, 1)),
+			mac},
+		"label":            {signed(t, replace(`"label": "release"`, `"label": "trusted"`)), mac},
+		"id":               {signed(t, exchange(t, release, other, "id")), mac},
+		"sensitive":        {signed(t, replace(`"sensitive": true`, `"sensitive": false`)), mac},
+		"trusted wrapping": {signed(t, replace(`"wrapWithTrusted": true`, `"wrapWithTrusted": false`)), mac},
+		"time":             {signed(t, replace(`"made": "2`, `"made": "1`)), mac},
+		"certificate":      {signed(t, replace(field(t, release, "certificates"), `"certificates": `+string(second))), mac},
+		"no certificate":   {signed(t, replace(field(t, release, "certificates"), `"certificates": ""`)), mac},
+		"public key":       {signed(t, exchange(t, release, other, "publicKey", "certificates")), mac},
+		"wrapped":          {signed(t, exchange(t, release, other, "wrapped")), mac},
+		"another key":      {signed(t, exchange(t, release, other, "wrapped", "publicKey", "certificates")), mac},
+		"another MAC":      {exchange(t, release, other, "hmacSHA256"), mac},
+		"another MAC key":  {exchange(t, release, other, "key"), mac},
+		"MAC and its key":  {exchange(t, release, other, "key", "hmacSHA256"), mac},
+		"private as MAC key": {replace(field(t, release, "key"),
+			strings.Replace(field(t, release, "wrapped"), "wrapped", "key", 1)), key},
+		"no MAC key": {replace(field(t, release, "key"), `"key": ""`), key},
+		"random MAC key": {replace(field(t, release, "key"),
+			`"key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="`), "did not unwrap its MAC key"},
+		"certificate's key": {signed(t, exchange(t, release, other, "certificates")), "is another key's"},
+		"no checksum":       {replace(`"sign": true`, `"sign": false`), damaged},
+		"second name": {signed(t, replace(`"label": "release"`, "\"label\": \"trusted\",\n  \"label\": \"release\"")),
+			damaged},
+		"name in capitals": {signed(t, replace(`"label": "release"`, `"Label": "release"`)), damaged},
+		"unknown name": {signed(t, replace(`"label": "release"`, "\"label\": \"release\",\n  \"use\": \"all\"")),
+			damaged},
+		"cut short":     {release[:len(release)/2], damaged},
+		"longer":        {release + "{}", damaged},
+		"huge":          {release + strings.Repeat(" ", 1<<18), "is larger than 262144 bytes"},
+		"no MAC":        {strings.Replace(downgrade(t, release), `"version": 1`, `"version": 2`, 1), damaged},
+		"older version": {downgrade(t, release), "is of version 1, which has no MAC"},
+		"newer version": {replace(`"version": 2`, `"version": 3`), "which is not known here"},
 	} {
 		path := filepath.Join(t.TempDir(), "changed.json")
 		write(t, path, c.text)
@@ -160,7 +171,8 @@ func TestBackupChanged(t *testing.T) {
 			flags = append(flags, []string{"--unauthenticated"}) // it is for version 1 alone
 		}
 		for _, more := range flags {
-			stdout, stderr, err := try(t, "", b.n.Plugin, append([]string{"key", "restore", path, "--token", "spare"}, more...)...)
+			stdout, stderr, err := try(t, "", b.n.Plugin,
+				append([]string{"key", "restore", path, "--token", "spare"}, more...)...)
 			if err == nil || !strings.Contains(stderr, c.words) || strings.Contains(stderr, "test signature") || stdout != "" {
 				t.Errorf("%s %v: %v\n%s%s", name, more, err, stdout, stderr)
 			}
@@ -175,13 +187,15 @@ func TestBackupChanged(t *testing.T) {
 // what was proved of it.
 func TestBackupUsage(t *testing.T) {
 	keys := map[string][]string{
-		"sign-ec": nil, "sign-rsa": {"--spec", "RSA-2048"}, "decrypt-ec": {"--usage", "decrypt"}, "decrypt-rsa": {"--usage", "decrypt", "--spec", "RSA-2048"},
+		"sign-ec": nil, "sign-rsa": {"--spec", "RSA-2048"}, "decrypt-ec": {"--usage", "decrypt"},
+		"decrypt-rsa": {"--usage", "decrypt", "--spec", "RSA-2048"},
 	}
 	b := newBackedUp(t, keys)
 	for label := range keys {
 		_, stderr, err := try(t, "", b.n.Plugin, "key", "restore", b.file(label), "--token", "spare")
 		signs := strings.HasPrefix(label, "sign")
-		if err != nil || strings.Contains(stderr, "a test signature verifies") != signs || strings.Contains(stderr, "it decrypts what is encrypted") == signs {
+		if err != nil || strings.Contains(stderr, "a test signature verifies") != signs ||
+			strings.Contains(stderr, "it decrypts what is encrypted") == signs {
 			t.Errorf("%s: %v: %s", label, err, stderr)
 		}
 		was, is := usageOf(t, b.token, "signing", label), usageOf(t, b.token, "spare", label)
@@ -267,7 +281,8 @@ func usageOf(t *testing.T, token *Token, tokenLabel, label string) (values []byt
 			t.Fatalf("%d private keys on %s have the label %s", len(found), tokenLabel, label)
 		}
 		for _, attribute := range []uint{ // the first is looked at by itself
-			pkcs11.CKA_WRAP_WITH_TRUSTED, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_PRIVATE, pkcs11.CKA_SIGN, pkcs11.CKA_DECRYPT,
+			pkcs11.CKA_WRAP_WITH_TRUSTED, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_PRIVATE, pkcs11.CKA_SIGN,
+			pkcs11.CKA_DECRYPT,
 			pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE, pkcs11.CKA_SIGN_RECOVER,
 		} {
 			got, err := module.GetAttributeValue(session, found[0], []*pkcs11.Attribute{pkcs11.NewAttribute(attribute, nil)})
@@ -288,7 +303,8 @@ func TestBackupUnauthenticated(t *testing.T) {
 	path := filepath.Join(b.dir, "old.json")
 	write(t, path, downgrade(t, strings.Replace(release, `"sign": true`, `"sign": false`, 1)))
 	_, stderr, err := try(t, "", b.n.Plugin, "key", "restore", path, "--token", "spare", "--unauthenticated")
-	if err != nil || !strings.Contains(stderr, `label "release"`) || !strings.Contains(stderr, "usage decrypt") || strings.Contains(stderr, "test signature") {
+	if err != nil || !strings.Contains(stderr, `label "release"`) || !strings.Contains(stderr, "usage decrypt") ||
+		strings.Contains(stderr, "test signature") {
 		t.Errorf("%v: %s", err, stderr)
 	}
 	b.run(t, "key", "delete", "pkcs11:token=spare;object=release", "--yes")

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestBinaries holds that both programs are position-independent, and that their relocations are resolved and made read-only before they
-// start (full RELRO); and that the Makefile builds them in the same way.
+// TestBinaries holds that both programs are position-independent, and that their relocations are resolved and made
+// read-only before they start (full RELRO); and that the Makefile builds them in the same way.
 func TestBinaries(t *testing.T) {
 	for _, name := range []string{"notation-hsm", "hsm-image"} {
 		program, err := elf.Open(Build(t, name))
@@ -22,7 +22,8 @@ func TestBinaries(t *testing.T) {
 		if !slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_GNU_RELRO }) {
 			t.Errorf("%s has no segment that is made read-only", name)
 		}
-		if flags, err := program.DynValue(elf.DT_FLAGS); err != nil || len(flags) != 1 || elf.DynFlag(flags[0])&elf.DF_BIND_NOW == 0 {
+		if flags, err := program.DynValue(elf.DT_FLAGS); err != nil || len(flags) != 1 ||
+			elf.DynFlag(flags[0])&elf.DF_BIND_NOW == 0 {
 			t.Errorf("%s is bound while it runs: %v, %v", name, flags, err)
 		}
 	}

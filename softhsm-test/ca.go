@@ -42,9 +42,11 @@ func Template(name string) *x509.Certificate {
 		panic(err)
 	}
 	return &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name, Organization: []string{"Example"}, Country: []string{"CH"}, Province: []string{"Zurich"}},
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name, Organization: []string{"Example"}, Country: []string{"CH"},
+			Province: []string{"Zurich"}},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
+		BasicConstraintsValid: true,
 	}
 }
 
@@ -74,7 +76,8 @@ func (ca *CA) IssueCSR(t testing.TB, csr string) string {
 		t.Fatal(err)
 	}
 	template := Template("")
-	template.Subject, template.KeyUsage, template.ExtKeyUsage, template.ExtraExtensions = request.Subject, 0, nil, request.Extensions
+	template.Subject, template.KeyUsage, template.ExtKeyUsage, template.ExtraExtensions = request.Subject, 0, nil,
+		request.Extensions
 	return PEM(ca.Issue(t, template, request.PublicKey))
 }
 

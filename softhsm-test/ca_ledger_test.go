@@ -13,7 +13,8 @@ import (
 	"testing"
 )
 
-// A ledgerCase is a CA with a history, in a folder that tests do harm to: one was issued and revoked, list 2 says so, two was issued after.
+// A ledgerCase is a CA with a history, in a folder that tests do harm to: one was issued and revoked, list 2 says so,
+// two was issued after.
 type ledgerCase struct {
 	authority
 	csr       string
@@ -107,13 +108,14 @@ func (c *ledgerCase) keeps(t testing.TB, when string) *big.Int {
 		return hex.EncodeToString(e.SerialNumber.Bytes()) == c.one && e.ReasonCode == 1
 	})
 	if !listed || next.Number.Cmp(c.last) <= 0 {
-		t.Errorf("%s: list %s has %d revoked; the last one was %s", when, next.Number, len(next.RevokedCertificateEntries), c.last)
+		t.Errorf("%s: list %s has %d revoked; the last one was %s", when, next.Number, len(next.RevokedCertificateEntries),
+			c.last)
 	}
 	return next.Number
 }
 
-// TestCALostOrChanged loses, rolls back and edits a CA's files. No list and no certificate comes of it before they are mended, by what the
-// error names; and no list ever drops what the last one had.
+// TestCALostOrChanged loses, rolls back and edits a CA's files. No list and no certificate comes of it before they are
+// mended, by what the error names; and no list ever drops what the last one had.
 func TestCALostOrChanged(t *testing.T) {
 	n := NewNotation(t, NewToken(t, "vault"))
 	ec, rsa := newLedgerCase(t, n, "EC-384"), newLedgerCase(t, n, "RSA-2048")
@@ -123,13 +125,16 @@ func TestCALostOrChanged(t *testing.T) {
 		reason string
 		given  bool // whether the published list is needed
 	}{
-		"no ledger":           {do: func(c *ledgerCase) { c.remove(t, "ledger.jsonl") }, reason: "the file is missing"},
-		"no ledger, no list":  {do: func(c *ledgerCase) { c.remove(t, "ledger.jsonl", c.name+".crl") }, reason: "the file is missing", given: true},
-		"no ledger, nor mark": {do: func(c *ledgerCase) { c.remove(t, "ledger.jsonl"); c.unmark(t) }, reason: "can't trust what the CA"},
+		"no ledger": {do: func(c *ledgerCase) { c.remove(t, "ledger.jsonl") }, reason: "the file is missing"},
+		"no ledger, no list": {do: func(c *ledgerCase) { c.remove(t, "ledger.jsonl", c.name+".crl") },
+			reason: "the file is missing", given: true},
+		"no ledger, nor mark": {do: func(c *ledgerCase) { c.remove(t, "ledger.jsonl"); c.unmark(t) },
+			reason: "can't trust what the CA"},
 		"a rolled back ledger": {do: func(c *ledgerCase) { write(t, c.path("ledger.jsonl"), string(c.old)) },
 			reason: "is older than"},
 		"an edited record": {do: func(c *ledgerCase) {
-			write(t, c.path("ledger.jsonl"), strings.Replace(string(c.read(t, "ledger.jsonl")), "keyCompromise", "superseded", 1))
+			write(t, c.path("ledger.jsonl"), strings.Replace(string(c.read(t, "ledger.jsonl")), "keyCompromise", "superseded",
+				1))
 		}, reason: "a record was changed, removed or moved"},
 		"a record left out": {do: func(c *ledgerCase) {
 			write(t, c.path("ledger.jsonl"), string(bytes.Join(slices.Delete(lines(c), 3, 4), nil)))
@@ -150,20 +155,24 @@ func TestCALostOrChanged(t *testing.T) {
 		for _, original := range []*ledgerCase{ec, rsa} {
 			c := original.in(t, original.folder)
 			attack.do(c)
-			for _, command := range [][]string{{"ca", "crl", "--ca", c.name}, c.issue(), {"ca", "revoke", "--ca", c.name, "--serial", c.one, "--reason", "superseded"}} {
+			for _, command := range [][]string{{"ca", "crl", "--ca", c.name}, c.issue(),
+				{"ca", "revoke", "--ca", c.name, "--serial", c.one, "--reason", "superseded"}} {
 				stdout, stderr, err := try(t, "", c.program, command...)
-				if err == nil || stdout != "" || !strings.Contains(stderr, attack.reason) || !strings.Contains(stderr, "notation-hsm ca recover --ca "+c.name) {
+				if err == nil || stdout != "" || !strings.Contains(stderr, attack.reason) ||
+					!strings.Contains(stderr, "notation-hsm ca recover --ca "+c.name) {
 					t.Errorf("%s, %s: %v: %s%s", what, command[1], err, stdout, stderr)
 				}
 			}
 			mend := []string{"ca", "recover", "--ca", c.name, "--yes"}
 			if attack.given {
-				if _, stderr, err := try(t, "", c.program, mend...); err == nil || !strings.Contains(stderr, "there is no revocation list") {
+				if _, stderr, err := try(t, "", c.program, mend...); err == nil ||
+					!strings.Contains(stderr, "there is no revocation list") {
 					t.Errorf("%s: %v: %s", what, err, stderr)
 				}
 				mend = append(mend, "--crl", c.published)
 			}
-			if _, stderr, err := try(t, "", c.program, mend...); err != nil || !strings.Contains(stderr, "can't be known: what was revoked since 20") {
+			if _, stderr, err := try(t, "", c.program, mend...); err != nil ||
+				!strings.Contains(stderr, "can't be known: what was revoked since 20") {
 				t.Errorf("%s: %v: %s", what, err, stderr)
 				continue
 			}
@@ -178,7 +187,8 @@ func TestCALostOrChanged(t *testing.T) {
 	// A folder that is older as a whole agrees with itself; the list that it is to replace tells.
 	c := ec.in(t, ec.oldFolder)
 	_, stderr, err := try(t, "", c.program, "ca", "crl", "--ca", c.name, "--out", c.published)
-	if err == nil || !strings.Contains(stderr, "is not what it was: it is older than the list "+c.published) || !strings.Contains(stderr, "ca recover --ca "+c.name+" --crl "+c.published) {
+	if err == nil || !strings.Contains(stderr, "is not what it was: it is older than the list "+c.published) ||
+		!strings.Contains(stderr, "ca recover --ca "+c.name+" --crl "+c.published) {
 		t.Errorf("an older folder: %v: %s", err, stderr)
 	}
 	Run(t, c.program, "ca", "recover", "--ca", c.name, "--crl", c.published, "--yes")
@@ -203,7 +213,8 @@ func TestCALostOrChanged(t *testing.T) {
 		t.Error(shown)
 	}
 	c.keeps(t, "an unsigned revocation")
-	if shown := Run(t, c.program, "ca", "show", c.name); strings.Contains(shown, "not signed yet") || len(readCRL(t, c.path(c.name+".crl")).RevokedCertificateEntries) != 2 {
+	if shown := Run(t, c.program, "ca", "show", c.name); strings.Contains(shown, "not signed yet") ||
+		len(readCRL(t, c.path(c.name+".crl")).RevokedCertificateEntries) != 2 {
 		t.Error(shown)
 	}
 }
@@ -239,8 +250,8 @@ func (c *ledgerCase) earlier(t testing.TB) {
 	c.unmark(t)
 }
 
-// TestCAKilledList kills 'ca crl', 'ca recover', and the first 'ca crl' of a CA of an earlier version at each write. Run again, each ends
-// right, no list number comes twice, and no revocation is lost.
+// TestCAKilledList kills 'ca crl', 'ca recover', and the first 'ca crl' of a CA of an earlier version at each write.
+// Run again, each ends right, no list number comes twice, and no revocation is lost.
 func TestCAKilledList(t *testing.T) {
 	n := NewNotation(t, NewToken(t, "vault"))
 	original := newLedgerCase(t, n, "EC-256")
@@ -266,7 +277,8 @@ func TestCAKilledList(t *testing.T) {
 				c.last = list.Number
 			}
 			// A recovery that was killed at its very end has nothing left to do, and says so.
-			if _, stderr, err := try(t, "", c.program, run.command...); err != nil && !strings.Contains(stderr, "there is nothing to recover") {
+			if _, stderr, err := try(t, "", c.program, run.command...); err != nil &&
+				!strings.Contains(stderr, "there is nothing to recover") {
 				t.Errorf("%s, again: %v: %s", at, err, stderr)
 			}
 			if shown := Run(t, c.program, "ca", "show", c.name); !strings.Contains(shown, ", signed\n") {
@@ -282,8 +294,8 @@ func TestCAKilledList(t *testing.T) {
 	}
 }
 
-// TestCACalls holds that issuing takes the module two signatures and one login, the certificate's and the ledger's, and no more as the CA has
-// issued more.
+// TestCACalls holds that issuing takes the module two signatures and one login, the certificate's and the ledger's, and
+// no more as the CA has issued more.
 func TestCACalls(t *testing.T) {
 	token := NewToken(t, "vault")
 	c := newLedgerCase(t, NewNotation(t, token), "EC-256")

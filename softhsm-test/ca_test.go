@@ -28,7 +28,9 @@ func (a authority) init(t testing.TB, token, spec string, arguments ...string) s
 	t.Helper()
 	uri := newCAKey(t, a.program, token, spec, a.name)
 	file := filepath.Join(t.TempDir(), a.name+".pem")
-	write(t, file, Run(t, a.program, append([]string{"ca", "init", a.name, "--key", uri, "--subject", "CN=" + a.name + ",O=Example,C=CH,ST=Zurich"}, arguments...)...))
+	write(t, file, Run(t, a.program, append(
+		[]string{"ca", "init", a.name, "--key", uri, "--subject", "CN=" + a.name + ",O=Example,C=CH,ST=Zurich"},
+		arguments...)...))
 	return file
 }
 
@@ -87,9 +89,10 @@ func serve(t testing.TB) (dir, address string) {
 	return dir, server.URL
 }
 
-// TestCAEndToEnd has the root on a token that is put away, an intermediate on another and two signers on a third. Both signers' images
-// verify at level strict; after one is revoked, its image fails as soon as the list that notation has in its cache has run out, and the
-// other's still verifies. That the signatures have timestamps (RFC 3161) from before the revocation makes no difference to notation 1.3.
+// TestCAEndToEnd has the root on a token that is put away, an intermediate on another and two signers on a third. Both
+// signers' images verify at level strict; after one is revoked, its image fails as soon as the list that notation has
+// in its cache has run out, and the other's still verifies. That the signatures have timestamps (RFC 3161) from before
+// the revocation makes no difference to notation 1.3.
 func TestCAEndToEnd(t *testing.T) {
 	token := NewToken(t, "vault")
 	vault := tokenFolders(t, token)[0]
@@ -107,23 +110,27 @@ func TestCAEndToEnd(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(config), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	write(t, config, "tokens:\n  vault: {pin-source: env:CA_PIN}\n  issuing: {pin-source: env:CA_PIN}\n  signing: {pin-source: env:CA_PIN}\n")
+	write(t, config,
+		"tokens:\n  vault: {pin-source: env:CA_PIN}\n  issuing: {pin-source: env:CA_PIN}\n  signing: {pin-source: env:CA_PIN}\n")
 
 	rootFile := root.init(t, "vault", "RSA-3072", "--days", "90")
-	signing.init(t, "issuing", "EC-384", "--days", "80", "--parent", "root", "--path-length", "0", "--cdp", address+"/root.crl")
+	signing.init(t, "issuing", "EC-384", "--days", "80", "--parent", "root", "--path-length", "0", "--cdp",
+		address+"/root.crl")
 	root.publish(t, "1h")
 	away := filepath.Join(t.TempDir(), "vault")
 	if err := os.Rename(vault, away); err != nil {
 		t.Fatal(err)
 	}
-	if _, stderr, err := try(t, "", n.Plugin, "ca", "crl", "--ca", "root"); err == nil || !strings.Contains(stderr, "no token matches") {
+	if _, stderr, err := try(t, "", n.Plugin, "ca", "crl", "--ca", "root"); err == nil ||
+		!strings.Contains(stderr, "no token matches") {
 		t.Errorf("the root's token is put away, and yet: %v %s", err, stderr)
 	}
 
 	keys := map[string]string{}
 	for signer, spec := range map[string]string{"alice": "EC-256", "bob": "RSA-2048"} {
 		keys[signer] = newCAKey(t, n.Plugin, "signing", spec, signer)
-		chain := parseChain(t, Run(t, n.Plugin, "ca", "issue", "--ca", "signing", "--key", keys[signer], "--subject", "CN="+signer+",O=Example,C=CH,ST=Zurich",
+		chain := parseChain(t, Run(t, n.Plugin, "ca", "issue", "--ca", "signing", "--key", keys[signer], "--subject",
+			"CN="+signer+",O=Example,C=CH,ST=Zurich",
 			"--days", "30", "--cdp", address+"/signing.crl"))
 		if len(chain) != 3 || chain[0].Subject.CommonName != signer || chain[2].Subject.CommonName != "root" {
 			t.Errorf("%d certificates were printed for %s: %v", len(chain), signer, chain[0].Subject)
@@ -142,7 +149,8 @@ func TestCAEndToEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		images[signer] = registry + "/" + signer + "@" + digest.String()
-		Run(t, n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, "--timestamp-url", tsa.url, "--timestamp-root-cert", tsa.root, images[signer])
+		Run(t, n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, "--timestamp-url", tsa.url,
+			"--timestamp-root-cert", tsa.root, images[signer])
 	}
 	verify := func(signer, wants string) {
 		t.Helper()
@@ -228,10 +236,12 @@ func TestCALint(t *testing.T) {
 		www := t.TempDir()
 		root, signing := authority{n.Plugin, "root-" + spec, www}, authority{n.Plugin, "signing-" + spec, www}
 		root.init(t, "vault", spec, "--days", "90")
-		signing.init(t, "vault", spec, "--days", "80", "--parent", root.name, "--path-length", "0", "--cdp", "http://pki.example.com/root.crl",
+		signing.init(t, "vault", spec, "--days", "80", "--parent", root.name, "--path-length", "0", "--cdp",
+			"http://pki.example.com/root.crl",
 			"--permit", "dns:example.com", "--permit", "email:example.com", "--exclude", "ip:192.0.2.0/24")
 		uri := newCAKey(t, n.Plugin, "vault", spec, "release-"+spec)
-		chain := parseChain(t, Run(t, n.Plugin, "ca", "issue", "--ca", signing.name, "--key", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich",
+		chain := parseChain(t, Run(t, n.Plugin, "ca", "issue", "--ca", signing.name, "--key", uri, "--subject",
+			"CN=release,O=Example,C=CH,ST=Zurich",
 			"--days", "30", "--cdp", "http://pki.example.com/signing.crl", "--ocsp", "http://ocsp.example.com"))
 		for i, what := range []string{"leaf", "intermediate", "root"} {
 			lint(spec+" "+what, PEM(chain[i]))
@@ -259,7 +269,8 @@ func TestCAAtOnce(t *testing.T) {
 	root := authority{n.Plugin, "root", ""}
 	root.init(t, "vault", "EC-256", "--days", "90")
 	csr := filepath.Join(t.TempDir(), "release.csr")
-	write(t, csr, Run(t, n.Plugin, "cert", "csr", newCAKey(t, n.Plugin, "vault", "EC-256", "release"), "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
+	write(t, csr, Run(t, n.Plugin, "cert", "csr", newCAKey(t, n.Plugin, "vault", "EC-256", "release"), "--subject",
+		"CN=release,O=Example,C=CH,ST=Zurich"))
 
 	start := time.Now()
 	printed := make([]string, runs)
@@ -293,15 +304,16 @@ func TestCAAtOnce(t *testing.T) {
 
 func serialOf(cert *x509.Certificate) string { return hex.EncodeToString(cert.SerialNumber.Bytes()) }
 
-// TestCAKilled kills 'ca issue' and 'ca revoke' at each write. Whatever the moment: nothing that was issued or revoked is lost, no serial
-// number comes twice, and the same command then works.
+// TestCAKilled kills 'ca issue' and 'ca revoke' at each write. Whatever the moment: nothing that was issued or revoked
+// is lost, no serial number comes twice, and the same command then works.
 func TestCAKilled(t *testing.T) {
 	token := NewToken(t, "vault")
 	n := NewNotation(t, token)
 	root := authority{n.Plugin, "root", t.TempDir()}
 	root.init(t, "vault", "EC-256", "--days", "90")
 	csr := filepath.Join(t.TempDir(), "release.csr")
-	write(t, csr, Run(t, n.Plugin, "cert", "csr", newCAKey(t, n.Plugin, "vault", "EC-256", "release"), "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
+	write(t, csr, Run(t, n.Plugin, "cert", "csr", newCAKey(t, n.Plugin, "vault", "EC-256", "release"), "--subject",
+		"CN=release,O=Example,C=CH,ST=Zurich"))
 	issue := []string{"ca", "issue", "--ca", "root", "--csr", csr, "--days", "30", "--yes"}
 
 	printed := map[string]bool{} // serial numbers that someone has seen
@@ -314,12 +326,14 @@ func TestCAKilled(t *testing.T) {
 			printed[serialOf(cert)] = true
 		}
 	}
-	// sound holds the ledger against what was seen, and against issued/, from which a kill may keep the newest certificate until the next change.
+	// sound holds the ledger against what was seen, and against issued/, from which a kill may keep the newest certificate
+	// until the next change.
 	sound := func(when string, late int) issued {
 		t.Helper()
 		shown := root.show(t)
 		serials := shown.serials()
-		files, err := filepath.Glob(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "ca", "root", "issued", "*.pem"))
+		files, err := filepath.Glob(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "ca", "root", "issued",
+			"*.pem"))
 		if err != nil || len(files) > len(serials) || len(files) < len(serials)-late {
 			t.Errorf("%s: %d certificates in issued/, %d in the ledger", when, len(files), len(serials))
 		}
@@ -334,8 +348,8 @@ func TestCAKilled(t *testing.T) {
 		return shown
 	}
 
-	// SoftHSM empties the token's own file in each login before it writes it anew; a kill between the two loses the token, and no caller
-	// can mend that.
+	// SoftHSM empties the token's own file in each login before it writes it anew; a kill between the two loses the token,
+	// and no caller can mend that.
 	const skip = "token.object"
 	kills := killAtEach(t, skip, func() {}, func(at string) {
 		sound("issue killed at "+at, 1)
@@ -359,7 +373,8 @@ func TestCAKilled(t *testing.T) {
 		sound("revoke killed at "+at, 0)
 		Run(t, n.Plugin, revoke...)
 		after := sound("revoke killed at "+at+", again", 0).Issued
-		if !slices.Equal(before[:last], after[:last]) || after[last].Serial != before[last].Serial || after[last].Reason != "superseded" {
+		if !slices.Equal(before[:last], after[:last]) || after[last].Serial != before[last].Serial ||
+			after[last].Reason != "superseded" {
 			t.Errorf("revoke killed at %s: %v became %v", at, before, after)
 		}
 	}, n.Plugin, revoke...)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestModules signs with the modules of different people, everything each of them can do, through the real notation, and holds the
-// result against the table in docs/compatibility.md.
+// TestModules signs with the modules of different people, everything each of them can do, through the real notation,
+// and holds the result against the table in docs/compatibility.md.
 func TestModules(t *testing.T) {
 	registry := StartRegistry(t)
 	table := "| module | " + strings.Join(keySpecs, " | ") + " |\n| --- |" + strings.Repeat(" --- |", len(keySpecs)) + "\n"
@@ -22,7 +22,8 @@ func TestModules(t *testing.T) {
 		{"SoftHSM2", "SoftHSM 2", func(t *testing.T) *Token { return NewToken(t, "signing") }},
 		{"openCryptoki", "openCryptoki, software token", func(t *testing.T) *Token { return OpenCryptoki(t) }},
 		{"tpm2-pkcs11", "tpm2-pkcs11, on a TPM 2.0 (swtpm)", func(t *testing.T) *Token { return TPM(t) }},
-		{"p11-kit-client", "p11-kit client, over a socket to SoftHSM 2", func(t *testing.T) *Token { return P11KitServer(t, NewToken(t, "signing")) }},
+		{"p11-kit-client", "p11-kit client, over a socket to SoftHSM 2",
+			func(t *testing.T) *Token { return P11KitServer(t, NewToken(t, "signing")) }},
 		{"p11-kit-proxy", "p11-kit proxy, no module named", func(t *testing.T) *Token {
 			proxied := P11KitProxy(t, NewToken(t, "signing"))
 			proxied.Module = "" // the product has to find it
@@ -45,7 +46,8 @@ func TestModules(t *testing.T) {
 	compareTable(t, "TestModules", table)
 }
 
-// compareTable holds a table against the one of this test in docs/compatibility.md. With UPDATE_DOCS=1 it writes the table instead.
+// compareTable holds a table against the one of this test in docs/compatibility.md. With UPDATE_DOCS=1 it writes the
+// table instead.
 func compareTable(t *testing.T, test, table string) {
 	t.Helper()
 	doc := filepath.Join(root(), "docs", "compatibility.md")
@@ -62,7 +64,8 @@ func compareTable(t *testing.T, test, table string) {
 	}
 }
 
-// signWith makes a key and signs and verifies an image with it in both envelope formats. It returns the cell of the table.
+// signWith makes a key and signs and verifies an image with it in both envelope formats. It returns the cell of the
+// table.
 func signWith(t *testing.T, n *Notation, token *Token, registry, spec string) string {
 	t.Helper()
 	label := "key-" + spec

@@ -17,8 +17,9 @@ type ContainerdOptions struct {
 	Verifiers string                   // folder whose executables are asked before an image is pulled; "" for none
 }
 
-// Containerd is a containerd with its own folders, which unpacks with the native snapshotter and runs nothing. Registries on
-// loopback addresses are spoken to over plain HTTP. Everything is in the namespace that a kubelet's images are in.
+// Containerd is a containerd with its own folders, which unpacks with the native snapshotter and runs nothing.
+// Registries on loopback addresses are spoken to over plain HTTP. Everything is in the namespace that a kubelet's
+// images are in.
 type Containerd struct {
 	Root string // holds the content, the snapshots and the database
 
@@ -54,7 +55,8 @@ snapshotter = 'native'
 config_path = '%[1]s/certs.d'
 `
 
-// StartContainerd starts a containerd that ends with the test. It mounts snapshots while it unpacks them, so it needs root.
+// StartContainerd starts a containerd that ends with the test. It mounts snapshots while it unpacks them, so it needs
+// root.
 func StartContainerd(t testing.TB, options ContainerdOptions) *Containerd {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -65,7 +67,8 @@ func StartContainerd(t testing.TB, options ContainerdOptions) *Containerd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Containerd{Root: filepath.Join(dir, "root"), dir: dir, socket: filepath.Join(dir, "c.sock"), ctr: Build(t, "ctr"), cri: Build(t, "cri")}
+	c := &Containerd{Root: filepath.Join(dir, "root"), dir: dir, socket: filepath.Join(dir, "c.sock"),
+		ctr: Build(t, "ctr"), cri: Build(t, "cri")}
 	t.Cleanup(func() {
 		c.unmount(t)
 		if err := os.RemoveAll(dir); err != nil {
@@ -121,7 +124,8 @@ func (c *Containerd) unmount(t testing.TB) {
 // Pull has containerd's transfer service pull and unpack an image, as ctr does. The error holds all that was said.
 func (c *Containerd) Pull(t testing.TB, reference string) error {
 	t.Helper()
-	return said(try(t, "", c.ctr, "--address", c.socket, "--namespace", "k8s.io", "images", "pull", "--snapshotter", "native", reference))
+	return said(try(t, "", c.ctr, "--address", c.socket, "--namespace", "k8s.io", "images", "pull", "--snapshotter",
+		"native", reference))
 }
 
 // PullCRI has containerd pull and unpack an image as a kubelet does. The error holds all that was said.
@@ -147,7 +151,8 @@ func (c *Containerd) Content(t testing.TB) []string { return c.list(t, "content"
 func (c *Containerd) Snapshots(t testing.TB) []string {
 	t.Helper()
 	var names []string
-	for i, line := range slices.Collect(strings.Lines(Run(t, c.ctr, "--address", c.socket, "--namespace", "k8s.io", "snapshots", "--snapshotter", "native", "list"))) {
+	for i, line := range slices.Collect(strings.Lines(
+		Run(t, c.ctr, "--address", c.socket, "--namespace", "k8s.io", "snapshots", "--snapshotter", "native", "list"))) {
 		if i > 0 { // the header
 			names = append(names, strings.Fields(line)[0])
 		}
@@ -155,7 +160,8 @@ func (c *Containerd) Snapshots(t testing.TB) []string {
 	return names
 }
 
-// Folders returns where the files of snapshots are. containerd empties those of snapshots that are no more when it next collects garbage.
+// Folders returns where the files of snapshots are. containerd empties those of snapshots that are no more when it next
+// collects garbage.
 func (c *Containerd) Folders(t testing.TB) []string {
 	t.Helper()
 	found, err := filepath.Glob(filepath.Join(c.Root, "io.containerd.snapshotter.v1.native", "snapshots", "*"))

@@ -18,15 +18,18 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 )
 
-// TestContainerdDecoderConfined looks at a decoder from outside while it decrypts: it is another user on every thread, with its limits, and
-// a thread that the module has left behind, which takes no signals, can open no file.
+// TestContainerdDecoderConfined looks at a decoder from outside while it decrypts: it is another user on every thread,
+// with its limits, and a thread that the module has left behind, which takes no signals, can open no file.
 func TestContainerdDecoderConfined(t *testing.T) {
-	token, plugin, program, pin, public := NewToken(t, "node"), Build(t, "notation-hsm"), Build(t, "hsm-image"), filepath.Join(t.TempDir(), "pin"), filepath.Join(t.TempDir(), "public.pem")
+	token, plugin, program, pin, public := NewToken(t, "node"), Build(t, "notation-hsm"), Build(t, "hsm-image"),
+		filepath.Join(t.TempDir(), "pin"), filepath.Join(t.TempDir(), "public.pem")
 	write(t, pin, PIN)
-	for name, value := range map[string]string{"CONFIG": "", "MODULE_PATH": token.Module, "TOKEN": token.Label, "PIN_SOURCE": "file:" + pin} {
+	for name, value := range map[string]string{"CONFIG": "", "MODULE_PATH": token.Module, "TOKEN": token.Label,
+		"PIN_SOURCE": "file:" + pin} {
 		t.Setenv("NOTATION_HSM_"+name, value)
 	}
-	key := strings.TrimSpace(Run(t, plugin, "key", "generate", "--spec", "RSA-2048", "--usage", "decrypt", "--label", "node"))
+	key := strings.TrimSpace(Run(t, plugin, "key", "generate", "--spec", "RSA-2048", "--usage", "decrypt", "--label",
+		"node"))
 	write(t, public, Run(t, plugin, "cert", "export", "--public", key))
 	user, err := sandbox.LookUp(unprivileged)
 	if err != nil {
@@ -40,7 +43,8 @@ func TestContainerdDecoderConfined(t *testing.T) {
 	if _, err := rand.Read(text); err != nil {
 		t.Fatal(err)
 	}
-	for name, candidates := range map[string]int{"the layer is known": 0, "the layer is found": 1, "the layer is one of two": 2} {
+	for name, candidates := range map[string]int{"the layer is known": 0, "the layer is found": 1,
+		"the layer is one of two": 2} {
 		t.Run(name, func(t *testing.T) {
 			l := newLayer(t, ocispec.MediaTypeImageLayerGzip, "a", text).encrypt(t)
 			d := descriptor(l.mediaType, l.data)
@@ -55,7 +59,8 @@ func TestContainerdDecoderConfined(t *testing.T) {
 			}
 			store := filepath.Join(root, "io.containerd.content.v1.content")
 			for i := range candidates {
-				m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: descriptor(ocispec.MediaTypeImageConfig, []byte("{}"))}
+				m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest,
+					Config: descriptor(ocispec.MediaTypeImageConfig, []byte("{}"))}
 				m.Layers = []ocispec.Descriptor{d}
 				m.Layers[0].Annotations = l.annotations(t, wrapHSM(public)) // wrapped anew
 				writeJSON(t, filepath.Join(store, "blobs", "sha256", fmt.Sprint(i)), m)
@@ -88,7 +93,8 @@ func TestContainerdDecoderConfined(t *testing.T) {
 				t.Errorf("the decoder has %d threads", len(threads))
 			}
 			for _, thread := range threads {
-				for field, want := range map[string]string{"Uid": fmt.Sprintf("%[1]d %[1]d %[1]d %[1]d", user.ID), "CapEff": "0000000000000000", "CapPrm": "0000000000000000", "NoNewPrivs": "1"} {
+				for field, want := range map[string]string{"Uid": fmt.Sprintf("%[1]d %[1]d %[1]d %[1]d", user.ID),
+					"CapEff": "0000000000000000", "CapPrm": "0000000000000000", "NoNewPrivs": "1"} {
 					if thread[field] != want {
 						t.Errorf("a thread of the decoder has %s %q", field, thread[field])
 					}

@@ -56,10 +56,12 @@ func newNode(t *testing.T, more string) *node {
 	for _, name := range []string{"MODULE_PATH", "TOKEN", "SLOT_ID", "PIN", "PIN_SOURCE", "LOG", "TIMEOUT"} {
 		t.Setenv("NOTATION_HSM_"+name, "") // whatever the developer has set
 	}
-	n := &node{token: token, settings: filepath.Join(dir, "config.yaml"), public: filepath.Join(dir, "public.pem"), registry: StartRegistry(t)}
+	n := &node{token: token, settings: filepath.Join(dir, "config.yaml"), public: filepath.Join(dir, "public.pem"),
+		registry: StartRegistry(t)}
 	n.configure(t, n.pinSource(t))
 	t.Setenv("NOTATION_HSM_CONFIG", n.settings)
-	key := strings.TrimSpace(Run(t, Build(t, "notation-hsm"), "key", "generate", "--spec", "RSA-2048", "--usage", "decrypt", "--label", "node"))
+	key := strings.TrimSpace(Run(t, Build(t, "notation-hsm"), "key", "generate", "--spec", "RSA-2048", "--usage",
+		"decrypt", "--label", "node"))
 	write(t, n.public, Run(t, Build(t, "notation-hsm"), "cert", "export", "--public", key))
 	t.Setenv("NOTATION_HSM_CONFIG", "") // containerd has no such variable
 	n.verifiers = t.TempDir()
@@ -80,7 +82,8 @@ func (n *node) pinSource(t *testing.T) string {
 // configure writes the node's settings.
 func (n *node) configure(t *testing.T, pinSource string) {
 	t.Helper()
-	write(t, n.settings, fmt.Sprintf("module-path: %s\ntoken: %s\npin-source: %s\n", n.token.Module, n.token.Label, pinSource))
+	write(t, n.settings, fmt.Sprintf("module-path: %s\ntoken: %s\npin-source: %s\n", n.token.Module, n.token.Label,
+		pinSource))
 }
 
 // A layer is on its way to a registry.
@@ -96,7 +99,8 @@ func newLayer(t *testing.T, mediaType, name string, text []byte) *layer {
 	t.Helper()
 	var archive, compressed bytes.Buffer
 	w := tar.NewWriter(&archive)
-	if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(text))}), second(w.Write(text)), w.Close()); err != nil {
+	if err := errors.Join(w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(text))}),
+		second(w.Write(text)), w.Close()); err != nil {
 		t.Fatal(err)
 	}
 	l := &layer{mediaType: mediaType, data: archive.Bytes(), diffID: digest.FromBytes(archive.Bytes())}
@@ -171,7 +175,8 @@ func wrapJWE(public string) wrap {
 		if err != nil {
 			return "", nil, err
 		}
-		packet, err := jwe.NewKeyWrapper().WrapKeys(&config.EncryptConfig{Parameters: map[string][][]byte{"pubkeys": {pem}}}, options)
+		packet, err := jwe.NewKeyWrapper().WrapKeys(&config.EncryptConfig{Parameters: map[string][][]byte{"pubkeys": {pem}}},
+			options)
 		return "org.opencontainers.image.enc.keys.jwe", packet, err
 	}
 }
@@ -207,7 +212,8 @@ func (n *node) push(t *testing.T, name string, wrap wrap, layers ...*layer) (ref
 		descriptors, diffIDs = append(descriptors, d), append(diffIDs, l.diffID)
 	}
 	config, err := json.Marshal(ocispec.Image{
-		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
+		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH},
+		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -246,8 +252,8 @@ func (n *node) holds(t *testing.T, text []byte) (files []string) {
 	return files
 }
 
-// refused holds that nothing of an image is there after its pull has failed. containerd removes the files of a snapshot that it drops
-// when it next collects garbage, which is soon.
+// refused holds that nothing of an image is there after its pull has failed. containerd removes the files of a snapshot
+// that it drops when it next collects garbage, which is soon.
 func (n *node) refused(t *testing.T, secret []byte, err error, say string) {
 	t.Helper()
 	if err == nil {
@@ -274,11 +280,12 @@ func secret() []byte { return bytes.Repeat([]byte(rand.Text()+"\n"), 1000) }
 
 var layerTypes = []string{ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd}
 
-// localPull has containerd's CRI pull by itself, with a payload for stream processors, and not through the transfer service.
+// localPull has containerd's CRI pull by itself, with a payload for stream processors, and not through the transfer
+// service.
 const localPull = "\n[plugins.'io.containerd.cri.v1.images']\nuse_local_image_pull = true\n"
 
-// TestContainerdDecoder shows that containerd opens layers of all compressions with the key in the token, whichever way it pulls and whoever
-// wrapped the key, several images at once, and that what it downloads stays encrypted.
+// TestContainerdDecoder shows that containerd opens layers of all compressions with the key in the token, whichever way
+// it pulls and whoever wrapped the key, several images at once, and that what it downloads stays encrypted.
 func TestContainerdDecoder(t *testing.T) {
 	for name, more := range map[string]string{"transfer service": "", "local pull": localPull} {
 		t.Run(name, func(t *testing.T) {
@@ -322,7 +329,8 @@ func TestContainerdDecoder(t *testing.T) {
 	}
 }
 
-// TestContainerdDecoderPublished shows that what hsm-image encrypts is what a node opens, with no key named: its token's is found by kid.
+// TestContainerdDecoderPublished shows that what hsm-image encrypts is what a node opens, with no key named: its
+// token's is found by kid.
 func TestContainerdDecoderPublished(t *testing.T) {
 	n := newNode(t, "")
 	t.Setenv("TMPDIR", t.TempDir())
@@ -331,7 +339,8 @@ func TestContainerdDecoderPublished(t *testing.T) {
 		t.Fatal(err)
 	}
 	reference := n.registry + "/app:encrypted"
-	Run(t, Build(t, "hsm-image"), "encrypt", "docker://"+n.registry+"/app:plain", "docker://"+reference, "--recipient", "pubkey:"+n.public+"?oaep=sha1", "--src-tls-verify=false", "--dest-tls-verify=false")
+	Run(t, Build(t, "hsm-image"), "encrypt", "docker://"+n.registry+"/app:plain", "docker://"+reference, "--recipient",
+		"pubkey:"+n.public+"?oaep=sha1", "--src-tls-verify=false", "--dest-tls-verify=false")
 	if err := n.PullCRI(t, reference); err != nil {
 		t.Error(err)
 	}
@@ -340,7 +349,8 @@ func TestContainerdDecoderPublished(t *testing.T) {
 	}
 }
 
-// TestContainerdDecoderRecipients shows that an image is opened whose layers are there from before, encrypted for someone else.
+// TestContainerdDecoderRecipients shows that an image is opened whose layers are there from before, encrypted for
+// someone else.
 func TestContainerdDecoderRecipients(t *testing.T) {
 	n := newNode(t, "")
 	text := secret()
@@ -351,15 +361,16 @@ func TestContainerdDecoderRecipients(t *testing.T) {
 	}
 }
 
-// TestContainerdDecoderMisled shows that what a stranger's image brings into the content store keeps no layer from being opened. Files there
-// are read in the order of their names, the stranger's first.
+// TestContainerdDecoderMisled shows that what a stranger's image brings into the content store keeps no layer from
+// being opened. Files there are read in the order of their names, the stranger's first.
 func TestContainerdDecoderMisled(t *testing.T) {
 	u := newImageUser(t, NewToken(t, "node"), "RSA-2048")
 	key := u.keys["RSA-2048"]
 	l := newLayer(t, ocispec.MediaTypeImageLayer, "a.txt", secret()).encrypt(t)
 	t.Setenv("STREAM_PROCESSOR_MEDIATYPE", l.mediaType)
 	image := func(layers ...*layer) ocispec.Manifest {
-		m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: descriptor(ocispec.MediaTypeImageConfig, []byte("{}"))}
+		m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest,
+			Config: descriptor(ocispec.MediaTypeImageConfig, []byte("{}"))}
 		for _, l := range layers {
 			d := descriptor(l.mediaType, l.data)
 			d.Annotations = l.annotations(t, wrapHSM(key.public))
@@ -400,7 +411,8 @@ func TestContainerdDecoderMisled(t *testing.T) {
 			}
 			forged := bytes.Clone(l.data)
 			forged[len(forged)-1] ^= 1
-			if plain, _, err := try(t, string(forged), u.hsmImage, "containerd-decoder", "--root", root, "--key", key.uri); err == nil || digest.FromString(plain) == l.diffID {
+			if plain, _, err := try(t, string(forged), u.hsmImage, "containerd-decoder", "--root", root, "--key",
+				key.uri); err == nil || digest.FromString(plain) == l.diffID {
 				t.Errorf("a changed layer was opened")
 			}
 		})
@@ -463,24 +475,28 @@ func TestContainerdDecoderRefuses(t *testing.T) {
 	}
 }
 
-// TestContainerdDecoderModule shows that an image is not there when the module hangs or crashes while it opens the key. Whether containerd
-// hears why the program has crashed depends on who is faster.
+// TestContainerdDecoderModule shows that an image is not there when the module hangs or crashes while it opens the key.
+// Whether containerd hears why the program has crashed depends on who is faster.
 func TestContainerdDecoderModule(t *testing.T) {
 	n := newNode(t, "")
 	text := secret()
-	reference := n.push(t, "app", wrapHSM(n.public), newLayer(t, ocispec.MediaTypeImageLayerGzip, "a.txt", text).encrypt(t))
+	reference := n.push(t, "app", wrapHSM(n.public),
+		newLayer(t, ocispec.MediaTypeImageLayerGzip, "a.txt", text).encrypt(t))
 	shim := Shim(t, n.token.Module)
 	for how, say := range map[string]string{"hang": "did not answer within 1s while decrypting", "crash": ""} {
 		t.Run(how, func(t *testing.T) {
-			write(t, n.settings, fmt.Sprintf("module-path: %s\ntimeout: 1s\npin-source: %s\ntokens:\n  node:\n    env:\n      SHIM_MODULE: %s\n      SHIM_FAULT: C_Decrypt:%s\n",
-				shim, n.pinSource(t), n.token.Module, how))
+			write(t, n.settings,
+				fmt.Sprintf(
+					"module-path: %s\ntimeout: 1s\npin-source: %s\ntokens:\n  node:\n    env:\n      SHIM_MODULE: %s\n      SHIM_FAULT: C_Decrypt:%s\n",
+					shim, n.pinSource(t), n.token.Module, how))
 			n.refused(t, text, n.PullCRI(t, reference), say)
 		})
 	}
 }
 
-// TestContainerdDecoderForged shows that nobody who can write to the registry gets a layer unpacked that was not encrypted as it is. They
-// can change any bit of what they know of it, as the cipher is a stream, and put into the image's configuration what comes out then.
+// TestContainerdDecoderForged shows that nobody who can write to the registry gets a layer unpacked that was not
+// encrypted as it is. They can change any bit of what they know of it, as the cipher is a stream, and put into the
+// image's configuration what comes out then.
 func TestContainerdDecoderForged(t *testing.T) {
 	n := newNode(t, "")
 	for name, forge := range map[string]func(encrypted []byte) []byte{
@@ -492,7 +508,8 @@ func TestContainerdDecoderForged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			text := secret()
 			l := newLayer(t, ocispec.MediaTypeImageLayer, "a.txt", text)
-			l.data = append(l.data, make([]byte, 1<<17)...) // archives may be padded: so this is one even without what is held back
+			// archives may be padded: so this is one even without what is held back
+			l.data = append(l.data, make([]byte, 1<<17)...)
 			l.encrypt(t)
 			l.data = forge(l.data)
 			l.diffID = digest.FromBytes(l.decrypted(t))

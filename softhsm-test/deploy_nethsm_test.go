@@ -27,10 +27,12 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// What Nitrokey documents of the production container, besides the certificate authority's own key, which no container sees.
+// What Nitrokey documents of the production container, besides the certificate authority's own key, which no container
+// sees.
 var (
-	nethsmVariables = []string{"DEBUG_LOG", "ETCD_CA_CERT", "ETCD_CLIENT_CERT", "ETCD_CLIENT_KEY", "ETCD_HOST", "ETCD_PORT", "MODE", "UNLOCKPW"}
-	nethsmSecrets   = []string{"ca_cert", "client_cert", "client_key", "device_key", "server_cert", "server_key"}
+	nethsmVariables = []string{"DEBUG_LOG", "ETCD_CA_CERT", "ETCD_CLIENT_CERT", "ETCD_CLIENT_KEY", "ETCD_HOST",
+		"ETCD_PORT", "MODE", "UNLOCKPW"}
+	nethsmSecrets = []string{"ca_cert", "client_cert", "client_key", "device_key", "server_cert", "server_key"}
 )
 
 // composeFile has the keys that the files of deploy/nethsm may have; any other is a mistake.
@@ -111,7 +113,8 @@ func TestNetHSMCompose(t *testing.T) {
 			if got := slices.Sorted(maps.Keys(nethsm.Environment)); !slices.Equal(got, nethsmVariables) {
 				t.Errorf("variables %v, not %v", got, nethsmVariables)
 			}
-			for name, want := range map[string]string{"MODE": mode, "ETCD_HOST": "etcd", "ETCD_PORT": "2379", "ETCD_CA_CERT": "/run/secrets/ca_cert",
+			for name, want := range map[string]string{"MODE": mode, "ETCD_HOST": "etcd", "ETCD_PORT": "2379",
+				"ETCD_CA_CERT":     "/run/secrets/ca_cert",
 				"ETCD_CLIENT_CERT": "/run/secrets/client_cert", "ETCD_CLIENT_KEY": "/run/secrets/client_key"} {
 				if value := nethsm.Environment[name]; value == nil || *value != want {
 					t.Errorf("%s is not %s", name, want)
@@ -150,10 +153,12 @@ func TestNetHSMCompose(t *testing.T) {
 					}
 				}
 			}
-			if !slices.Contains(nethsm.Secrets, "device_key") || slices.Contains(nethsm.Secrets, "server_key") || slices.Contains(etcd.Secrets, "device_key") {
+			if !slices.Contains(nethsm.Secrets, "device_key") || slices.Contains(nethsm.Secrets, "server_key") ||
+				slices.Contains(etcd.Secrets, "device_key") {
 				t.Errorf("secrets in the wrong container: %v for NetHSM, %v for etcd", nethsm.Secrets, etcd.Secrets)
 			}
-			if want := []string{"${NETHSM_ADDRESS:-127.0.0.1}:8443:8443"}; !slices.Equal(nethsm.Ports, want) || etcd.Ports != nil {
+			if want := []string{"${NETHSM_ADDRESS:-127.0.0.1}:8443:8443"}; !slices.Equal(nethsm.Ports, want) ||
+				etcd.Ports != nil {
 				t.Errorf("ports %v and %v", nethsm.Ports, etcd.Ports)
 			}
 			var devices, capabilities []string
@@ -176,7 +181,8 @@ func TestNetHSMCompose(t *testing.T) {
 		if _, ok := three.Services["nethsm"].DependsOn[name]; !ok {
 			t.Errorf("NetHSM does not wait for %s", name)
 		}
-		if want := fmt.Sprintf("etcd%d:/etcd-data", number+1); !slices.Equal(service.Volumes, []string{want}) || !contains(three.Volumes, want[:5]) {
+		if want := fmt.Sprintf("etcd%d:/etcd-data", number+1); !slices.Equal(service.Volumes, []string{want}) ||
+			!contains(three.Volumes, want[:5]) {
 			t.Errorf("%s has the volumes %v, and there are %v", name, service.Volumes, three.Volumes)
 		}
 		if name != "etcd" && (service.Extends.File != "compose-unix.yaml" || service.Extends.Service != "etcd") {
@@ -201,7 +207,8 @@ func TestNetHSMCompose(t *testing.T) {
 		}
 	}
 	tests := readCompose(t, "compose-testing.yaml").Services["nethsm"]
-	if !strings.HasPrefix(tests.Image, "${NETHSM_IMAGE:-docker.io/nitrokey/nethsm:testing}@") || !slices.Equal(tests.Ports, []string{"127.0.0.1:8443:8443"}) {
+	if !strings.HasPrefix(tests.Image, "${NETHSM_IMAGE:-docker.io/nitrokey/nethsm:testing}@") ||
+		!slices.Equal(tests.Ports, []string{"127.0.0.1:8443:8443"}) {
 		t.Errorf("the test container: %+v", tests)
 	}
 }
@@ -233,8 +240,10 @@ func TestNetHSMComposeHealth(t *testing.T) {
 		if len(check) != 2 || check[0] != "CMD-SHELL" {
 			t.Fatalf("the health check of %s: %v", name, check)
 		}
-		command := strings.NewReplacer("127.0.0.1:8443", address, "192.168.1.1:8443", address, "https://192.168.1.1/", "https://"+address+"/").Replace(check[1])
-		for state, healthy := range map[string]bool{"Operational": true, "Locked": true, "Unprovisioned": true, "Failed": false, "": false} {
+		command := strings.NewReplacer("127.0.0.1:8443", address, "192.168.1.1:8443", address, "https://192.168.1.1/",
+			"https://"+address+"/").Replace(check[1])
+		for state, healthy := range map[string]bool{"Operational": true, "Locked": true, "Unprovisioned": true,
+			"Failed": false, "": false} {
 			answer <- state
 			answer <- state // the second address is asked after the first has failed
 			if _, stderr, err := try(t, "", "sh", "-c", command); (err == nil) != healthy {
@@ -251,7 +260,8 @@ func TestNetHSMComposeHealth(t *testing.T) {
 func makeSecrets(t testing.TB, dir string) (stdout, stderr string, err error) {
 	t.Helper()
 	Program(t, "openssl")
-	return try(t, "", "bash", "-c", `umask 000; exec "$0" "$1"`, filepath.Join(root(), "deploy", "nethsm", "make-secrets.sh"), dir)
+	return try(t, "", "bash", "-c", `umask 000; exec "$0" "$1"`,
+		filepath.Join(root(), "deploy", "nethsm", "make-secrets.sh"), dir)
 }
 
 // newSecrets returns a folder with secrets.
@@ -305,7 +315,8 @@ func TestNetHSMSecrets(t *testing.T) {
 		t.Errorf("the folder has %v (%v)", info.Mode(), err)
 	}
 	files := readFolder(t, dir)
-	if got, want := slices.Sorted(maps.Keys(files)), slices.Sorted(slices.Values(append([]string{"ca_key"}, nethsmSecrets...))); !slices.Equal(got, want) {
+	if got, want := slices.Sorted(maps.Keys(files)),
+		slices.Sorted(slices.Values(append([]string{"ca_key"}, nethsmSecrets...))); !slices.Equal(got, want) {
 		t.Errorf("made %v, not %v", got, want)
 	}
 	for name := range files {
@@ -313,14 +324,17 @@ func TestNetHSMSecrets(t *testing.T) {
 			t.Errorf("%s has %v (%v)", name, info.Mode(), err)
 		}
 	}
-	if key, err := base64.StdEncoding.DecodeString(strings.TrimSuffix(files["device_key"], "\n")); err != nil || len(key) != 32 {
+	if key, err := base64.StdEncoding.DecodeString(strings.TrimSuffix(files["device_key"], "\n")); err != nil ||
+		len(key) != 32 {
 		t.Errorf("the device key has %d bytes (%v)", len(key), err)
 	}
 
-	ca, client, server := readCertificate(t, dir, "ca_cert"), readCertificate(t, dir, "client_cert"), readCertificate(t, dir, "server_cert")
+	ca, client, server := readCertificate(t, dir, "ca_cert"), readCertificate(t, dir, "client_cert"),
+		readCertificate(t, dir, "server_cert")
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)
-	if !ca.IsCA || !ca.MaxPathLenZero || ca.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign || time.Until(ca.NotAfter) < 9*365*24*time.Hour {
+	if !ca.IsCA || !ca.MaxPathLenZero || ca.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign ||
+		time.Until(ca.NotAfter) < 9*365*24*time.Hour {
 		t.Errorf("the CA: path length %d, usage %v, until %v", ca.MaxPathLen, ca.KeyUsage, ca.NotAfter)
 	}
 	for _, test := range []struct {
@@ -331,7 +345,8 @@ func TestNetHSMSecrets(t *testing.T) {
 	}{
 		{client, x509.ExtKeyUsageClientAuth, nil, true},
 		{client, x509.ExtKeyUsageServerAuth, nil, false},
-		{server, x509.ExtKeyUsageServerAuth, []string{"etcd", "etcd1", "etcd2", "etcd3", "localhost", "127.0.0.1", "::1"}, true},
+		{server, x509.ExtKeyUsageServerAuth, []string{"etcd", "etcd1", "etcd2", "etcd3", "localhost", "127.0.0.1", "::1"},
+			true},
 		{server, x509.ExtKeyUsageClientAuth, nil, true},
 		{server, x509.ExtKeyUsageCodeSigning, nil, false},
 	} {
@@ -373,7 +388,8 @@ func TestNetHSMSecretsAgain(t *testing.T) {
 		{name: "authority put away", remove: []string{"ca_key"}},
 		{name: "authority put away, certificate wanted", remove: []string{"ca_key", "server_cert"}, says: "put ca_key back"},
 		{name: "authority lost", remove: []string{"ca_key", "ca_cert"}, says: "no ca_cert"},
-		{name: "key lost", remove: []string{"server_key"}, remade: []string{"server_key"}, says: "server_key is not the key of server_cert"},
+		{name: "key lost", remove: []string{"server_key"}, remade: []string{"server_key"},
+			says: "server_key is not the key of server_cert"},
 		{name: "another authority's certificate", change: func(dir string) {
 			other := readFolder(t, newSecrets(t))
 			for _, name := range []string{"client_cert", "client_key"} {
@@ -450,8 +466,8 @@ func TestNetHSMSecretsAtOnce(t *testing.T) {
 	}
 }
 
-// etcdTLS is how NetHSM's proxy speaks to etcd: it trusts the CA of one folder, shows the client certificate of another (none: ""),
-// and knows every member by the name that ETCD_HOST has.
+// etcdTLS is how NetHSM's proxy speaks to etcd: it trusts the CA of one folder, shows the client certificate of another
+// (none: ""), and knows every member by the name that ETCD_HOST has.
 func etcdTLS(t testing.TB, trusted, shown string) *tls.Config {
 	t.Helper()
 	config := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: "etcd", NextProtos: []string{"h2"}}
@@ -467,7 +483,8 @@ func etcdTLS(t testing.TB, trusted, shown string) *tls.Config {
 	return config
 }
 
-// isRefused connects, and tells (by nil) a refused handshake from a server that speaks (HTTP/2's server begins), or is silent, or not there.
+// isRefused connects, and tells (by nil) a refused handshake from a server that speaks (HTTP/2's server begins), or is
+// silent, or not there.
 func isRefused(address string, config *tls.Config) error {
 	conn, err := tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", address, config)
 	if err == nil {
@@ -517,7 +534,8 @@ func ask(client *http.Client, url string, request, response any) error {
 func transaction(client *http.Client, url string, puts int) error {
 	operations := make([]map[string]any, puts)
 	for i := range operations {
-		operations[i] = map[string]any{"requestPut": map[string][]byte{"key": fmt.Appendf(nil, "key-%d", i), "value": []byte("value")}}
+		operations[i] = map[string]any{"requestPut": map[string][]byte{"key": fmt.Appendf(nil, "key-%d", i),
+			"value": []byte("value")}}
 	}
 	var response struct{ Succeeded bool }
 	if err := ask(client, url+"/v3/kv/txn", map[string]any{"success": operations}, &response); err != nil {
@@ -582,7 +600,8 @@ func TestNetHSMEtcd(t *testing.T) {
 	for range 5 { // should someone else take the port in between
 		addresses := freeAddresses(t, 1)
 		url = "https://" + addresses[0]
-		words = here(secrets, filepath.Join(t.TempDir(), "data"), "0.0.0.0:2379", addresses[0], "etcd:2379", addresses[0], "127.0.0.1:2379", addresses[0])
+		words = here(secrets, filepath.Join(t.TempDir(), "data"), "0.0.0.0:2379", addresses[0], "etcd:2379", addresses[0],
+			"127.0.0.1:2379", addresses[0])
 		// In a container of its own, etcd may have its default port for members it does not have.
 		running = startEtcd(t, etcd, words, "--listen-peer-urls=http://127.0.0.1:0")
 		if running.ready(func() bool { return transaction(client, url, 1) == nil }) {
@@ -646,7 +665,8 @@ func TestNetHSMThreeEtcd(t *testing.T) {
 		peers = addresses[3:]
 		for i, name := range []string{"etcd", "etcd2", "etcd3"} {
 			words := here(secrets, filepath.Join(t.TempDir(), "data"), "0.0.0.0:2379", addresses[i], "0.0.0.0:2380", peers[i],
-				fmt.Sprintf("etcd%d:2379", i+1), addresses[i], "etcd1:2380", peers[0], "etcd2:2380", peers[1], "etcd3:2380", peers[2])
+				fmt.Sprintf("etcd%d:2379", i+1), addresses[i], "etcd1:2380", peers[0], "etcd2:2380", peers[1], "etcd3:2380",
+				peers[2])
 			urls["https://"+addresses[i]] = startEtcd(t, file.Services[name], words)
 		}
 		ready := true

@@ -26,7 +26,8 @@ import (
 
 // pathCalls are the calls of the path to a signature.
 var pathCalls = []string{
-	"C_GetFunctionList", "C_Initialize", "C_GetSlotList", "C_GetTokenInfo", "C_OpenSession", "C_Login", "C_FindObjectsInit", "C_FindObjects",
+	"C_GetFunctionList", "C_Initialize", "C_GetSlotList", "C_GetTokenInfo", "C_OpenSession", "C_Login",
+	"C_FindObjectsInit", "C_FindObjects",
 	"C_FindObjectsFinal", "C_GetAttributeValue", "C_SignInit", "C_Sign", "C_CloseSession", "C_Finalize",
 }
 
@@ -54,8 +55,8 @@ var faults = []struct {
 	{"an abort", "abort", []string{"ERROR"}},
 }
 
-// TestFaults has every call of the path fail once in every way. What comes of it is a right signature or one JSON error of the right
-// code; never a second login, and never a session left open.
+// TestFaults has every call of the path fail once in every way. What comes of it is a right signature or one JSON error
+// of the right code; never a second login, and never a session left open.
 func TestFaults(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
@@ -115,7 +116,8 @@ func TestFaults(t *testing.T) {
 					t.Errorf("%s: %d logins", name, Count(calls, "C_Login"))
 				}
 				left, _ := filepath.Glob(filepath.Join(sessions, "s*"))
-				if len(left) > 0 && call != "C_CloseSession" && fault.codes[0] != "TIMEOUT" && fault.how != "crash" && fault.how != "abort" {
+				if len(left) > 0 && call != "C_CloseSession" && fault.codes[0] != "TIMEOUT" && fault.how != "crash" &&
+					fault.how != "abort" {
 					t.Errorf("%s: %d sessions were left open", name, len(left))
 				}
 				for _, file := range left {
@@ -170,7 +172,8 @@ func verifySignature(t testing.TB, name, stdout string) {
 	switch public := leaf.PublicKey.(type) {
 	case *ecdsa.PublicKey:
 		half := len(response.Signature) / 2
-		ok = half == 32 && ecdsa.Verify(public, digest[:], new(big.Int).SetBytes(response.Signature[:half]), new(big.Int).SetBytes(response.Signature[half:]))
+		ok = half == 32 && ecdsa.Verify(public, digest[:], new(big.Int).SetBytes(response.Signature[:half]),
+			new(big.Int).SetBytes(response.Signature[half:]))
 	case *rsa.PublicKey:
 		ok = rsa.VerifyPSS(public, crypto.SHA256, digest[:], response.Signature, &rsa.PSSOptions{SaltLength: 32}) == nil
 	}
@@ -179,8 +182,8 @@ func verifySignature(t testing.TB, name, stdout string) {
 	}
 }
 
-// TestInterrupt sends SIGINT and SIGTERM in the middle of a slow signature: the session is closed, the module finalised, and one JSON
-// error says so.
+// TestInterrupt sends SIGINT and SIGTERM in the middle of a slow signature: the session is closed, the module
+// finalised, and one JSON error says so.
 func TestInterrupt(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
@@ -194,7 +197,8 @@ func TestInterrupt(t *testing.T) {
 			_ = os.Remove(log)
 			var stdout, stderr bytes.Buffer
 			cmd := exec.Command(n.Plugin, "generate-signature")
-			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(request(uri, pluginConfig("certificate-chain", pem))), &stdout, &stderr
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(request(uri, pluginConfig("certificate-chain", pem))), &stdout,
+				&stderr
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
@@ -207,7 +211,8 @@ func TestInterrupt(t *testing.T) {
 			}
 			err := cmd.Wait()
 			var r refusal
-			if err == nil || cmd.ProcessState.ExitCode() != 1 || stdout.Len() > 0 || json.Unmarshal(stderr.Bytes(), &r) != nil || !strings.Contains(r.Message, "interrupted") {
+			if err == nil || cmd.ProcessState.ExitCode() != 1 || stdout.Len() > 0 || json.Unmarshal(stderr.Bytes(), &r) != nil ||
+				!strings.Contains(r.Message, "interrupted") {
 				t.Errorf("%v in %s: %v, %q and %q", sig, after, err, stdout.String(), stderr.String())
 			}
 			calls := Calls(t, log)
@@ -239,7 +244,8 @@ func TestDifferences(t *testing.T) {
 		{"PSS only with hashing", "SHIM_REFUSE", pss, rsa, 2},
 		{"raw RSA only", "SHIM_REFUSE", pss + "," + sha256PSS, rsa, 3},
 		{"ECDSA in DER", "SHIM_DER", "1", ec, 1},
-		{"P-521 in DER", "SHIM_DER", "1", request(ec521URI, map[string]any{"keySpec": "EC-521", "hashAlgorithm": "SHA-512"}), 1},
+		{"P-521 in DER", "SHIM_DER", "1", request(ec521URI, map[string]any{"keySpec": "EC-521", "hashAlgorithm": "SHA-512"}),
+			1},
 		{"public objects hidden before the login", "SHIM_HIDE_PUBLIC", "1", ec, 1},
 		{"a write-protected token", "SHIM_TOKEN_FLAGS", "2", ec, 1},
 	} {
@@ -267,16 +273,20 @@ func TestDifferences(t *testing.T) {
 	})
 	t.Run("a request for a certificate without PKCS1", func(t *testing.T) {
 		t.Setenv("SHIM_REFUSE", pkcs+",40")
-		if csr := Run(t, n.Plugin, "cert", "csr", rsaURI, "--subject", "CN=release"); !strings.Contains(csr, "BEGIN CERTIFICATE REQUEST") {
+		if csr := Run(t, n.Plugin, "cert", "csr", rsaURI, "--subject", "CN=release"); !strings.Contains(csr,
+			"BEGIN CERTIFICATE REQUEST") {
 			t.Error(csr)
 		}
 	})
 	tool := Program(t, "pkcs11-tool")
 	t.Run("no public key objects", func(t *testing.T) {
 		for _, label := range []string{"release", "other"} {
-			Run(t, tool, "--module", softhsm, "--token-label", "signing", "--login", "--pin", PIN, "--delete-object", "--type", "pubkey", "--label", label)
+			Run(t, tool, "--module", softhsm, "--token-label", "signing", "--login", "--pin", PIN, "--delete-object", "--type",
+				"pubkey", "--label", label)
 		}
-		for _, r := range []string{ec, rsa, request(ecURI, pluginConfig("certificate-chain", ecPEM)), request(rsaURI, map[string]any{"keySpec": "RSA-2048", "pluginConfig": map[string]string{"certificate-chain": rsaPEM}})} {
+		for _, r := range []string{ec, rsa, request(ecURI, pluginConfig("certificate-chain", ecPEM)),
+			request(rsaURI, map[string]any{"keySpec": "RSA-2048",
+				"pluginConfig": map[string]string{"certificate-chain": rsaPEM}})} {
 			signs(t, n, r)
 			if _, stderr, err := try(t, r, n.Plugin, "describe-key"); err != nil {
 				t.Error(stderr)
@@ -284,7 +294,8 @@ func TestDifferences(t *testing.T) {
 		}
 	})
 	t.Run("a PIN for each use", func(t *testing.T) {
-		Run(t, tool, "--module", softhsm, "--token-label", "signing", "--login", "--pin", PIN, "--keypairgen", "--key-type", "EC:prime256v1",
+		Run(t, tool, "--module", softhsm, "--token-label", "signing", "--login", "--pin", PIN, "--keypairgen", "--key-type",
+			"EC:prime256v1",
 			"--label", "careful", "--id", "ca5e", "--always-auth", "--usage-sign")
 		uri := "pkcs11:token=signing;object=careful"
 		file := filepath.Join(t.TempDir(), "careful.pem")
@@ -300,7 +311,8 @@ func TestDifferences(t *testing.T) {
 		root := NewCA(t, "Root", nil)
 		file := filepath.Join(t.TempDir(), "exchange.pem")
 		write(t, file, PEM(root.Issue(t, Template("exchange"), public), root.Cert))
-		refused(t, n.Plugin, "generate-signature", request("pkcs11:token=signing;object=exchange", pluginConfig("certificate-chain", file))).
+		refused(t, n.Plugin, "generate-signature",
+			request("pkcs11:token=signing;object=exchange", pluginConfig("certificate-chain", file))).
 			expect(t, "ACCESS_DENIED", "CKR_KEY_FUNCTION_NOT_PERMITTED")
 	})
 }
@@ -348,7 +360,8 @@ func TestManyAtOnce(t *testing.T) {
 	for range many {
 		go func() {
 			// Each signs in a layout of its own kind: the signature's time makes it another manifest.
-			cmd := exec.Command(n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, registry+"/app@"+digest.String())
+			cmd := exec.Command(n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri,
+				registry+"/app@"+digest.String())
 			if out, err := cmd.CombinedOutput(); err != nil {
 				failed <- fmt.Sprintf("%v: %s", err, out)
 				return
@@ -399,7 +412,8 @@ func TestThrottled(t *testing.T) {
 	t.Setenv("SHIM_FAULT", "C_OpenSession:B1")
 	t.Setenv("SHIM_FAULT_TIMES", "0")
 	start := time.Now()
-	refused(t, n.Plugin, "generate-signature", request(uri, pluginConfig("timeout", "2s"))).expect(t, "THROTTLED", "CKR_SESSION_COUNT", `token "signing"`)
+	refused(t, n.Plugin, "generate-signature", request(uri, pluginConfig("timeout", "2s"))).expect(t, "THROTTLED",
+		"CKR_SESSION_COUNT", `token "signing"`)
 	if took := time.Since(start); took < 500*time.Millisecond || took > 5*time.Second {
 		t.Errorf("it gave up after %s", took)
 	}

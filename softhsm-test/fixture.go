@@ -1,5 +1,6 @@
-// Package softhsmtest makes the real parts that tests run against: SoftHSM tokens, a module that misbehaves on demand, the notation
-// command, and a registry on a loopback port. Everything lives in the test's own temporary folder and ends with the test.
+// Package softhsmtest makes the real parts that tests run against: SoftHSM tokens, a module that misbehaves on demand,
+// the notation command, and a registry on a loopback port. Everything lives in the test's own temporary folder and ends
+// with the test.
 package softhsmtest
 
 import (
@@ -24,7 +25,8 @@ const (
 	SOPIN = "87654321"
 )
 
-// Missing says that a real part is not installed. On CI that is a failure, elsewhere the test is skipped; both say what to do.
+// Missing says that a real part is not installed. On CI that is a failure, elsewhere the test is skipped; both say what
+// to do.
 func Missing(t testing.TB, what string) {
 	t.Helper()
 	if os.Getenv("CI") != "" {
@@ -57,7 +59,8 @@ func library(t testing.TB, patterns ...string) string {
 
 // Module returns the SoftHSM library.
 func Module(t testing.TB) string {
-	return library(t, "/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/*/softhsm/libsofthsm2.so", "/usr/lib64/softhsm/libsofthsm2.so", "/opt/homebrew/lib/softhsm/libsofthsm2.so")
+	return library(t, "/usr/lib/softhsm/libsofthsm2.so", "/usr/lib/*/softhsm/libsofthsm2.so",
+		"/usr/lib64/softhsm/libsofthsm2.so", "/opt/homebrew/lib/softhsm/libsofthsm2.so")
 }
 
 // Spy returns OpenSC's pkcs11-spy.so, which logs every call to the module that PKCS11SPY names.
@@ -72,7 +75,8 @@ type Token struct {
 	Label  string
 }
 
-// NewToken makes a token. SoftHSM finds it through SOFTHSM2_CONF, which is set for the test (so such tests don't run in parallel).
+// NewToken makes a token. SoftHSM finds it through SOFTHSM2_CONF, which is set for the test (so such tests don't run in
+// parallel).
 func NewToken(t testing.TB, label string) *Token {
 	t.Helper()
 	token := &Token{Dir: t.TempDir(), Module: Module(t), Label: label}
@@ -136,21 +140,26 @@ var environment = os.Environ()
 
 var built sync.Map // program -> func() error
 
-// Build builds a program of the repository into its bin folder and returns the path. The tools are those pinned in tools/go.mod.
+// Build builds a program of the repository into its bin folder and returns the path. The tools are those pinned in
+// tools/go.mod.
 func Build(t testing.TB, name string) string {
 	t.Helper()
 	pkg, dir, out := "./cmd/"+name, root(), filepath.Join(root(), "bin", name)
 	switch name {
 	case "notation":
-		pkg, dir, out = "github.com/notaryproject/notation/cmd/notation", filepath.Join(root(), "tools"), filepath.Join(root(), "bin", "tools", name)
+		pkg, dir, out = "github.com/notaryproject/notation/cmd/notation", filepath.Join(root(), "tools"),
+			filepath.Join(root(), "bin", "tools", name)
 	case "registry":
-		pkg, dir, out = "github.com/distribution/distribution/v3/cmd/registry", filepath.Join(root(), "tools"), filepath.Join(root(), "bin", "tools", name)
+		pkg, dir, out = "github.com/distribution/distribution/v3/cmd/registry", filepath.Join(root(), "tools"),
+			filepath.Join(root(), "bin", "tools", name)
 	case "containerd", "ctr":
-		pkg, dir, out = "github.com/containerd/containerd/v2/cmd/"+name, filepath.Join(root(), "tools", "containerd"), filepath.Join(root(), "bin", "tools", name)
+		pkg, dir, out = "github.com/containerd/containerd/v2/cmd/"+name, filepath.Join(root(), "tools", "containerd"),
+			filepath.Join(root(), "bin", "tools", name)
 	case "cri":
 		pkg, dir, out = "./cri", filepath.Join(root(), "tools", "containerd"), filepath.Join(root(), "bin", "tools", name)
 	case "zlint":
-		pkg, dir, out = "github.com/zmap/zlint/v3/cmd/zlint", filepath.Join(root(), "tools", "zlint"), filepath.Join(root(), "bin", "tools", name)
+		pkg, dir, out = "github.com/zmap/zlint/v3/cmd/zlint", filepath.Join(root(), "tools", "zlint"),
+			filepath.Join(root(), "bin", "tools", name)
 	}
 	build, _ := built.LoadOrStore(name, sync.OnceValue(func() error {
 		if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {

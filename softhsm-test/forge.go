@@ -30,8 +30,8 @@ type Forger struct {
 	key         *ecdsa.PrivateKey
 }
 
-// NewForger makes a key and a self-signed certificate. With an address, the certificate is one of a CA of its own, and says that the revocation
-// list and the OCSP responder are there.
+// NewForger makes a key and a self-signed certificate. With an address, the certificate is one of a CA of its own, and
+// says that the revocation list and the OCSP responder are there.
 func NewForger(name, address string) (*Forger, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -39,8 +39,10 @@ func NewForger(name, address string) (*Forger, error) {
 	}
 	template := func(name string) *x509.Certificate {
 		return &x509.Certificate{
-			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name, Organization: []string{"Example"}, Country: []string{"CH"}, Province: []string{"Zurich"}},
-			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature,
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name, Organization: []string{"Example"},
+				Country: []string{"CH"}, Province: []string{"Zurich"}},
+			NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), BasicConstraintsValid: true,
+			KeyUsage: x509.KeyUsageDigitalSignature,
 		}
 	}
 	leaf := template(name)
@@ -83,7 +85,8 @@ func (f *Forger) Sign(mediaType string, image ocispec.Descriptor, attributes map
 	if err != nil {
 		return nil, err
 	}
-	payload, err := json.Marshal(map[string]any{"targetArtifact": ocispec.Descriptor{MediaType: image.MediaType, Digest: image.Digest, Size: image.Size}})
+	payload, err := json.Marshal(map[string]any{
+		"targetArtifact": ocispec.Descriptor{MediaType: image.MediaType, Digest: image.Digest, Size: image.Size}})
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +95,8 @@ func (f *Forger) Sign(mediaType string, image ocispec.Descriptor, attributes map
 		Signer:  signer, SigningTime: time.Now(), SigningScheme: signature.SigningSchemeX509,
 	}
 	for name, value := range attributes {
-		request.ExtendedSignedAttributes = append(request.ExtendedSignedAttributes, signature.Attribute{Key: name, Value: value, Critical: true})
+		request.ExtendedSignedAttributes = append(request.ExtendedSignedAttributes,
+			signature.Attribute{Key: name, Value: value, Critical: true})
 	}
 	envelope, err := signature.NewEnvelope(mediaType)
 	if err != nil {
@@ -105,14 +109,16 @@ func (f *Forger) Sign(mediaType string, image ocispec.Descriptor, attributes map
 func SignatureManifest(envelope, image ocispec.Descriptor, created time.Time) ([]byte, error) {
 	return json.Marshal(ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
-		Config: ocispec.Descriptor{MediaType: notationregistry.ArtifactTypeNotation, Digest: ocispec.DescriptorEmptyJSON.Digest, Size: ocispec.DescriptorEmptyJSON.Size},
+		Config: ocispec.Descriptor{MediaType: notationregistry.ArtifactTypeNotation,
+			Digest: ocispec.DescriptorEmptyJSON.Digest, Size: ocispec.DescriptorEmptyJSON.Size},
 		Layers: []ocispec.Descriptor{envelope}, Subject: &image,
 		Annotations: map[string]string{ocispec.AnnotationCreated: created.UTC().Format(time.RFC3339)},
 	})
 }
 
 // PushSignature hangs a signature on the image that a reference names in a registry.
-func PushSignature(ctx context.Context, reference, mediaType string, sign func(ocispec.Descriptor) ([]byte, error)) (digest.Digest, error) {
+func PushSignature(ctx context.Context, reference, mediaType string,
+	sign func(ocispec.Descriptor) ([]byte, error)) (digest.Digest, error) {
 	repository, err := open(reference)
 	if err != nil {
 		return "", err
@@ -125,7 +131,8 @@ func PushSignature(ctx context.Context, reference, mediaType string, sign func(o
 	if err != nil {
 		return "", err
 	}
-	if err := pushAll(ctx, repository, map[string][]byte{mediaType: envelope, notationregistry.ArtifactTypeNotation: ocispec.DescriptorEmptyJSON.Data}); err != nil {
+	if err := pushAll(ctx, repository, map[string][]byte{mediaType: envelope,
+		notationregistry.ArtifactTypeNotation: ocispec.DescriptorEmptyJSON.Data}); err != nil {
 		return "", err
 	}
 	data, err := SignatureManifest(descriptor(mediaType, envelope), image, time.Now())
@@ -139,5 +146,6 @@ func PushSignature(ctx context.Context, reference, mediaType string, sign func(o
 // Climbing returns names that lead to a program, or may, when they are joined to the path of a folder.
 func Climbing(program string) []string {
 	up := strings.Repeat("../", 30) + program[1:]
-	return []string{"a/" + up, up, program, "a/../" + up, "./" + up, "a/" + up + "\x00", strings.ReplaceAll("a/"+up, "/", `\`), "..", "."}
+	return []string{"a/" + up, up, program, "a/../" + up, "./" + up, "a/" + up + "\x00",
+		strings.ReplaceAll("a/"+up, "/", `\`), "..", "."}
 }

@@ -60,7 +60,8 @@ func verifierStatus(t testing.TB, state string) (threads []map[string]string, li
 	return nil, ""
 }
 
-// processStatus returns what the kernel says of each thread of a process, by its folder in /proc, and the limits of the process.
+// processStatus returns what the kernel says of each thread of a process, by its folder in /proc, and the limits of the
+// process.
 func processStatus(t testing.TB, process string) (threads []map[string]string, limits string) {
 	t.Helper()
 	limits = read(t, filepath.Join(process, "limits"))
@@ -100,8 +101,8 @@ func challenge(w http.ResponseWriter) bool {
 	return true
 }
 
-// TestContainerdGateConfined has a real containerd ask a verifier that runs as an unprivileged user, and looks at it from outside while the
-// registry keeps it waiting: it still decides as before, and can do nothing else.
+// TestContainerdGateConfined has a real containerd ask a verifier that runs as an unprivileged user, and looks at it
+// from outside while the registry keeps it waiting: it still decides as before, and can do nothing else.
 func TestContainerdGateConfined(t *testing.T) {
 	programs := t.TempDir()
 	share(t, programs)
@@ -111,7 +112,8 @@ func TestContainerdGateConfined(t *testing.T) {
 	if err != nil {
 		Missing(t, "the user "+unprivileged)
 	}
-	bin, state, hosts, auth := filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state"), plainHosts(t, g.front.address), filepath.Join(t.TempDir(), "auth.json")
+	bin, state, hosts, auth := filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state"),
+		plainHosts(t, g.front.address), filepath.Join(t.TempDir(), "auth.json")
 	c := StartContainerd(t, ContainerdOptions{Verifiers: bin})
 	helper := func(name string) {
 		write(t, auth, fmt.Sprintf(`{"credHelpers": {%q: %q}}`, g.front.address, name))
@@ -120,7 +122,8 @@ func TestContainerdGateConfined(t *testing.T) {
 		}
 	}
 	install := func() (string, error) {
-		_, stderr, err := try(t, "", g.image, "install-verifier", "--bin-dir", bin, "--trust-dir", g.trust, "--state-dir", state, "--hosts-dir", hosts,
+		_, stderr, err := try(t, "", g.image, "install-verifier", "--bin-dir", bin, "--trust-dir", g.trust, "--state-dir",
+			state, "--hosts-dir", hosts,
 			"--auth-file", auth, "--user", unprivileged)
 		return stderr, err
 	}
@@ -130,7 +133,9 @@ func TestContainerdGateConfined(t *testing.T) {
 	if err := os.Chmod(filepath.Dir(g.trust), 0o700); err != nil { //nolint:gosec // a folder
 		t.Fatal(err)
 	}
-	if stderr, err := install(); err == nil || !strings.Contains(stderr, "the verifier cannot run: the verifier cannot read what it needs: ") || !strings.Contains(stderr, "chmod g+r") {
+	if stderr, err := install(); err == nil ||
+		!strings.Contains(stderr, "the verifier cannot run: the verifier cannot read what it needs: ") ||
+		!strings.Contains(stderr, "chmod g+r") {
 		t.Fatalf("%v %s", err, stderr)
 	}
 	share(t, g.trust)
@@ -142,7 +147,8 @@ func TestContainerdGateConfined(t *testing.T) {
 		t.Errorf("install-verifier says %s", stderr)
 	}
 
-	// While it waits for the registry, it is nobody, on every thread, and has its limits. A program that appears now does not start.
+	// While it waits for the registry, it is nobody, on every thread, and has its limits. A program that appears now does
+	// not start.
 	signed, marker, asked := g.signed+":signed", filepath.Join(t.TempDir(), "marker"), 0
 	restore := g.front.when(func(w http.ResponseWriter, _ *http.Request) bool {
 		if asked++; asked == 1 {
@@ -152,7 +158,8 @@ func TestContainerdGateConfined(t *testing.T) {
 			}
 			id, none := fmt.Sprintf("%[1]d %[1]d %[1]d %[1]d", user.ID), "0000000000000000"
 			for _, thread := range threads {
-				for field, want := range map[string]string{"Uid": id, "CapPrm": none, "CapEff": none, "CapInh": none, "NoNewPrivs": "1"} {
+				for field, want := range map[string]string{"Uid": id, "CapPrm": none, "CapEff": none, "CapInh": none,
+					"NoNewPrivs": "1"} {
 					if thread[field] != want {
 						t.Errorf("a thread of the verifier has %s %q", field, thread[field])
 					}
@@ -227,8 +234,9 @@ echo '{"Username": "robot", "Secret": "secret"}'
 	if err != nil {
 		t.Errorf("with credentials: %v", err)
 	}
-	want := fmt.Sprintf("user: %d\nread the policy: yes\nwrite into the trust directory: no\nchange the policy: no\nwrite into the folder of verifiers: no\n"+
-		"read root's file: no\nread another file: no\nwrite elsewhere: no\n", user.ID)
+	want := fmt.Sprintf(
+		"user: %d\nread the policy: yes\nwrite into the trust directory: no\nchange the policy: no\nwrite into the folder of verifiers: no\n"+
+			"read root's file: no\nread another file: no\nwrite elsewhere: no\n", user.ID)
 	if sandbox.ABI() == 0 {
 		want = strings.NewReplacer("another file: no", "another file: yes", "elsewhere: no", "elsewhere: yes").Replace(want)
 	}
@@ -240,7 +248,8 @@ echo '{"Username": "robot", "Secret": "secret"}'
 	if err := c.PullCRI(t, signed); err != nil {
 		t.Error(err)
 	}
-	for _, image := range []string{g.signed + ":unsigned", g.signed + ":other-signer", g.front.address + "/team/ca:revoked"} {
+	for _, image := range []string{g.signed + ":unsigned", g.signed + ":other-signer",
+		g.front.address + "/team/ca:revoked"} {
 		reason := g.cases[image]
 		if err := c.Pull(t, image); err == nil || !strings.Contains(err.Error(), reason) {
 			t.Errorf("%s: %v, wanted %q", image, err, reason)
@@ -264,7 +273,8 @@ echo '{"Username": "robot", "Secret": "secret"}'
 		if err := c.Pull(t, signed); err == nil || !strings.Contains(err.Error(), "can write to "+path) {
 			t.Errorf("others can write to %s: %v", path, err)
 		}
-		if d := decisions(t, log); d[len(d)-1]["verdict"] != gate.Refuse || !strings.Contains(d[len(d)-1]["reason"], "can write to "+path) {
+		if d := decisions(t, log); d[len(d)-1]["verdict"] != gate.Refuse ||
+			!strings.Contains(d[len(d)-1]["reason"], "can write to "+path) {
 			t.Errorf("the log says %v", d[len(d)-1])
 		}
 		if err := os.Chmod(path, info.Mode().Perm()); err != nil {
@@ -276,13 +286,16 @@ echo '{"Username": "robot", "Secret": "secret"}'
 	}
 }
 
-// TestContainerdGateSkip lets an image pass unverified only if the operator has said so aloud, whatever the policy becomes.
+// TestContainerdGateSkip lets an image pass unverified only if the operator has said so aloud, whatever the policy
+// becomes.
 func TestContainerdGateSkip(t *testing.T) {
 	registry, trust := StartRegistry(t), t.TempDir()
 	bin, state := filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state")
 	const strict = `"signatureVerification": {"level": "strict"}, "trustStores": ["ca:all"], "trustedIdentities": ["*"]`
 	policy := func(verification string) {
-		write(t, filepath.Join(trust, "trustpolicy.json"), fmt.Sprintf(`{"version": "1.0", "trustPolicies": [{"name": "pause", "registryScopes": ["%s/pause"], %s}]}`, registry, verification))
+		write(t, filepath.Join(trust, "trustpolicy.json"),
+			fmt.Sprintf(`{"version": "1.0", "trustPolicies": [{"name": "pause", "registryScopes": ["%s/pause"], %s}]}`, registry,
+				verification))
 	}
 	const skip = `"signatureVerification": {"level": "skip"}`
 	image := registry + "/pause:1"
@@ -291,7 +304,8 @@ func TestContainerdGateSkip(t *testing.T) {
 	}
 	c := StartContainerd(t, ContainerdOptions{Verifiers: bin})
 	install := func(arguments ...string) (string, error) {
-		_, stderr, err := try(t, "", Build(t, "hsm-image"), append([]string{"install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", state}, arguments...)...)
+		_, stderr, err := try(t, "", Build(t, "hsm-image"),
+			append([]string{"install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", state}, arguments...)...)
 		return stderr, err
 	}
 	policy(skip)
@@ -304,7 +318,9 @@ func TestContainerdGateSkip(t *testing.T) {
 	}
 	policy(skip) // after it was installed
 	log := gate.Node{StateDir: state}.LogFile()
-	if err := c.Pull(t, image); err == nil || !strings.Contains(err.Error(), `statement "pause" of the trust policy skips verification, and install-verifier was not told to --allow-skip`) {
+	if err := c.Pull(t, image); err == nil ||
+		!strings.Contains(err.Error(),
+			`statement "pause" of the trust policy skips verification, and install-verifier was not told to --allow-skip`) {
 		t.Errorf("%v", err)
 	}
 	stderr, err := install("--allow-skip")
@@ -321,14 +337,16 @@ func TestContainerdGateSkip(t *testing.T) {
 	}
 }
 
-// TestVerifierConfinedTLS has a confined verifier reach a registry with a certificate that hosts.toml names and that is elsewhere, and tells at
-// once if the verifier's user can't read a key that is named there.
+// TestVerifierConfinedTLS has a confined verifier reach a registry with a certificate that hosts.toml names and that is
+// elsewhere, and tells at once if the verifier's user can't read a key that is named there.
 func TestVerifierConfinedTLS(t *testing.T) {
 	if os.Geteuid() != 0 {
 		Missing(t, "root, as which containerd runs,")
 	}
 	registry := StartRegistry(t)
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: registry}) }}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(&url.URL{Scheme: "http", Host: registry})
+	}}
 	server := httptest.NewTLSServer(proxy)
 	defer server.Close()
 	address, certificates := strings.TrimPrefix(server.URL, "https://"), t.TempDir()
@@ -337,7 +355,8 @@ func TestVerifierConfinedTLS(t *testing.T) {
 	share(t, certificates)
 	write(t, key, "a key")
 
-	trust, hosts, bin, state := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state")
+	trust, hosts, bin, state := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "bin"),
+		filepath.Join(t.TempDir(), "state")
 	write(t, filepath.Join(trust, "trustpolicy.json"), `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"],
 		"signatureVerification": {"level": "strict"}, "trustStores": ["ca:all"], "trustedIdentities": ["*"]}]}`)
 	configure := func(more string) {
@@ -351,7 +370,8 @@ func TestVerifierConfinedTLS(t *testing.T) {
 		}
 	}
 	install := func() (string, error) {
-		_, stderr, err := try(t, "", Build(t, "hsm-image"), "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", state, "--hosts-dir", hosts, "--user", unprivileged)
+		_, stderr, err := try(t, "", Build(t, "hsm-image"), "install-verifier", "--bin-dir", bin, "--trust-dir", trust,
+			"--state-dir", state, "--hosts-dir", hosts, "--user", unprivileged)
 		return stderr, err
 	}
 	configure(fmt.Sprintf("client = [[%q, %q]]\n", ca, key))
@@ -366,15 +386,17 @@ func TestVerifierConfinedTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stdout, stderr, err := try(t, fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":7}`, sum), filepath.Join(bin, "hsm-image-verifier"),
+	stdout, stderr, err := try(t, fmt.Sprintf(
+		`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":7}`, sum),
+		filepath.Join(bin, "hsm-image-verifier"),
 		"-name", address+"/app:1", "-digest", sum.String(), "-stdin-media-type", "application/vnd.oci.descriptor.v1+json")
 	if err == nil || !strings.Contains(stdout, "it has no signature") {
 		t.Errorf("%v %s%s", err, stdout, stderr)
 	}
 }
 
-// TestVerifierOfUser has a user who is not root install the verifier of a containerd of their own: their files are trusted then, but not when
-// root starts the same verifier.
+// TestVerifierOfUser has a user who is not root install the verifier of a containerd of their own: their files are
+// trusted then, but not when root starts the same verifier.
 func TestVerifierOfUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		Missing(t, "root, to be another user,")
@@ -405,14 +427,16 @@ func TestVerifierOfUser(t *testing.T) {
 		return string(said)
 	}
 	as := &syscall.Credential{Uid: uint32(user.ID), Gid: uint32(user.Group)} //nolint:gosec // they are positive
-	install := []string{"install-verifier", "--bin-dir", filepath.Join(own, "bin"), "--trust-dir", filepath.Join(folder, "trust"), "--state-dir", filepath.Join(own, "state")}
+	install := []string{"install-verifier", "--bin-dir", filepath.Join(own, "bin"), "--trust-dir",
+		filepath.Join(folder, "trust"), "--state-dir", filepath.Join(own, "state")}
 	if said := run(as, program, install...); !strings.Contains(said, "wrote "+filepath.Join(own, "bin")) {
 		t.Fatal(said)
 	}
 	if said := run(as, program, append(install, "--user", "root")...); !strings.Contains(said, "cannot become user root") {
 		t.Error(said)
 	}
-	ask := []string{"-name", "127.0.0.1:1/app:1", "-digest", sum, "-stdin-media-type", "application/vnd.oci.descriptor.v1+json"}
+	ask := []string{"-name", "127.0.0.1:1/app:1", "-digest", sum, "-stdin-media-type",
+		"application/vnd.oci.descriptor.v1+json"}
 	verifier := filepath.Join(own, "bin", "hsm-image-verifier")
 	if said := run(as, verifier, ask...); !strings.Contains(said, "connection refused") {
 		t.Errorf("as its user: %s", said)

@@ -21,7 +21,8 @@ import (
 // install writes the verifier into a folder, as an operator does.
 func (g *gated) install(t testing.TB, c *Containerd, bin, state string, arguments ...string) {
 	t.Helper()
-	snippet := Run(t, g.image, append([]string{"install-verifier", "--bin-dir", bin, "--trust-dir", g.trust, "--state-dir", state, "--hosts-dir", filepath.Join(c.dir, "certs.d")}, arguments...)...)
+	snippet := Run(t, g.image, append([]string{"install-verifier", "--bin-dir", bin, "--trust-dir", g.trust, "--state-dir",
+		state, "--hosts-dir", filepath.Join(c.dir, "certs.d")}, arguments...)...)
 	if !strings.Contains(snippet, fmt.Sprintf("bin_dir = %q", bin)) {
 		t.Errorf("the snippet for containerd is %s", snippet)
 	}
@@ -57,8 +58,8 @@ func decisions(t testing.TB, path string) (list []map[string]string) {
 	return list
 }
 
-// TestContainerdGate has a real containerd ask before each pull. What may not run is refused with its reason and leaves nothing behind;
-// what may is there afterwards.
+// TestContainerdGate has a real containerd ask before each pull. What may not run is refused with its reason and leaves
+// nothing behind; what may is there afterwards.
 func TestContainerdGate(t *testing.T) {
 	g := newGated(t)
 	bin, state := filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state")
@@ -77,7 +78,8 @@ func TestContainerdGate(t *testing.T) {
 			if left := leftovers(t, c); len(left) > 0 {
 				t.Fatalf("%s pulls %s, and leaves behind %v", way, image, left)
 			}
-			if d := decisions(t, log); len(d) != asked || d[asked-1]["verdict"] != gate.Refuse || d[asked-1]["reference"] != image || !strings.Contains(d[asked-1]["reason"], reason) {
+			if d := decisions(t, log); len(d) != asked || d[asked-1]["verdict"] != gate.Refuse ||
+				d[asked-1]["reference"] != image || !strings.Contains(d[asked-1]["reason"], reason) {
 				t.Errorf("the log says %v, wanted %q", d[len(d)-1], reason)
 			}
 		}
@@ -120,7 +122,8 @@ func TestContainerdGate(t *testing.T) {
 	write(t, policy, `{"version": "1.0", "trustPolicies": [`)
 	refusedFor(good, "malformed trust policy")
 	rename(away, policy)
-	certificates, err := filepath.Glob(filepath.Join(g.trust, "truststore", "x509", "ca", "notation-hsm-release-*", "*.pem"))
+	certificates, err := filepath.Glob(filepath.Join(g.trust, "truststore", "x509", "ca", "notation-hsm-release-*",
+		"*.pem"))
 	if err != nil || len(certificates) != 1 {
 		t.Fatalf("%v %v", certificates, err)
 	}
@@ -175,7 +178,8 @@ func TestContainerdGate(t *testing.T) {
 			}
 			asked++
 		}
-		if d := decisions(t, log)[asked-1]; d["verdict"] != gate.Pass || d["policy"] == "" || d["signer"] == "" || len(d["fingerprint"]) != 64 || d["digest"] == "" {
+		if d := decisions(t, log)[asked-1]; d["verdict"] != gate.Pass || d["policy"] == "" || d["signer"] == "" ||
+			len(d["fingerprint"]) != 64 || d["digest"] == "" {
 			t.Errorf("the log says %v", d)
 		}
 		if !slices.Contains(c.Images(t), image) {
@@ -186,7 +190,8 @@ func TestContainerdGate(t *testing.T) {
 		t.Errorf("by digest: %v", err)
 	}
 
-	// The tag moves to an image that nobody signed, between containerd's question and the gate's: what is pulled is what was verified.
+	// The tag moves to an image that nobody signed, between containerd's question and the gate's: what is pulled is what
+	// was verified.
 	moving := g.signed + ":moving"
 	first, err := PushImage(context.Background(), moving, "the first")
 	if err != nil {
@@ -212,19 +217,21 @@ func TestContainerdGate(t *testing.T) {
 	}
 
 	// The program goes away: that is a no, and says so.
-	write(t, filepath.Join(bin, "hsm-image-verifier"), strings.Replace(read(t, filepath.Join(bin, "hsm-image-verifier")), g.image, "/nowhere/hsm-image", 1))
-	if err := c.Pull(t, good); err == nil || !strings.Contains(err.Error(), "/nowhere/hsm-image is gone: no image can be verified") {
+	write(t, filepath.Join(bin, "hsm-image-verifier"),
+		strings.Replace(read(t, filepath.Join(bin, "hsm-image-verifier")), g.image, "/nowhere/hsm-image", 1))
+	if err := c.Pull(t, good); err == nil ||
+		!strings.Contains(err.Error(), "/nowhere/hsm-image is gone: no image can be verified") {
 		t.Errorf("without the program: %v", err)
 	}
 }
 
-// TestContainerdMirror pulls an image of Docker Hub, by its short name, from the mirrors that containerd knows. Its signatures are
-// looked for in the same places.
+// TestContainerdMirror pulls an image of Docker Hub, by its short name, from the mirrors that containerd knows. Its
+// signatures are looked for in the same places.
 func TestContainerdMirror(t *testing.T) {
 	g := newGated(t)
 	bin, state := filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state")
-	// containerd is told what install-verifier prints. That was started elsewhere, where the folder has a shorter name, and ten others are
-	// asked before it.
+	// containerd is told what install-verifier prints. That was started elsewhere, where the folder has a shorter name,
+	// and ten others are asked before it.
 	c := StartContainerd(t, ContainerdOptions{Config: func(root string) string {
 		folder := filepath.Join(filepath.Dir(root), "certs.d")
 		if err := errors.Join(os.MkdirAll(folder, 0o700), os.Mkdir(bin, 0o700)); err != nil {
@@ -235,7 +242,8 @@ func TestContainerdMirror(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		snippet, warnings, err := try(t, "", "env", "-C", filepath.Dir(bin), g.image, "install-verifier", "--bin-dir", "bin", "--trust-dir", g.trust,
+		snippet, warnings, err := try(t, "", "env", "-C", filepath.Dir(bin), g.image, "install-verifier", "--bin-dir", "bin",
+			"--trust-dir", g.trust,
 			"--state-dir", state, "--hosts-dir", folder)
 		if err != nil || strings.Count(warnings, "warning: containerd will run "+bin) != 10 {
 			t.Errorf("%v %s", err, warnings)
@@ -251,9 +259,12 @@ func TestContainerdMirror(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The first mirror is down. The second stands for Docker Hub here, so that nothing leaves the machine.
-	write(t, hosts, fmt.Sprintf("server = %q\n[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\", \"resolve\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
-		"http://"+g.front.address, g.front.address))
-	if err := c.PullCRI(t, "hello:v1"); err == nil || !strings.Contains(err.Error(), "it has no signature") || !strings.Contains(err.Error(), "127.0.0.1:1: ") {
+	write(t, hosts,
+		fmt.Sprintf(
+			"server = %q\n[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\", \"resolve\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+			"http://"+g.front.address, g.front.address))
+	if err := c.PullCRI(t, "hello:v1"); err == nil || !strings.Contains(err.Error(), "it has no signature") ||
+		!strings.Contains(err.Error(), "127.0.0.1:1: ") {
 		t.Errorf("without a signature: %v", err)
 	}
 	if left := leftovers(t, c); len(left) > 0 {
@@ -261,14 +272,19 @@ func TestContainerdMirror(t *testing.T) {
 	}
 	g.sign(t, g.key, g.front.address+"/library/hello@"+sum.String())
 	asked := "" // which registry the mirror is asked to stand for
-	defer g.front.when(func(_ http.ResponseWriter, r *http.Request) bool { asked = r.URL.Query().Get("ns"); return false })()
+	defer g.front.when(func(_ http.ResponseWriter,
+		r *http.Request) bool {
+		asked = r.URL.Query().Get("ns")
+		return false
+	})()
 	if err := c.PullCRI(t, "hello:v1"); err != nil {
 		t.Error(err)
 	}
 	if asked != "docker.io" {
 		t.Errorf("the mirror was asked for %q", asked)
 	}
-	if d := decisions(t, gate.Node{StateDir: state}.LogFile()); len(d) != 2 || d[1]["policy"] != "notation-hsm:docker.io/library/hello" || d[1]["reference"] != "docker.io/library/hello:v1" {
+	if d := decisions(t, gate.Node{StateDir: state}.LogFile()); len(d) != 2 ||
+		d[1]["policy"] != "notation-hsm:docker.io/library/hello" || d[1]["reference"] != "docker.io/library/hello:v1" {
 		t.Errorf("the log says %v", d)
 	}
 }
@@ -280,11 +296,13 @@ func (g *gated) digest(t testing.TB, image string) string {
 	return strings.TrimPrefix(results[0].Digest, "sha256:")
 }
 
-// TestVerifierByHand runs the verifier as containerd does, with nothing in the environment, and with requests that containerd never makes.
+// TestVerifierByHand runs the verifier as containerd does, with nothing in the environment, and with requests that
+// containerd never makes.
 func TestVerifierByHand(t *testing.T) {
 	g := newGated(t)
 	bin, state := filepath.Join(t.TempDir(), "bin dir's"), filepath.Join(t.TempDir(), "state")
-	Run(t, g.image, "install-verifier", "--bin-dir", bin, "--trust-dir", g.trust, "--state-dir", state, "--hosts-dir", plainHosts(t, g.front.address))
+	Run(t, g.image, "install-verifier", "--bin-dir", bin, "--trust-dir", g.trust, "--state-dir", state, "--hosts-dir",
+		plainHosts(t, g.front.address))
 	program := filepath.Join(bin, "hsm-image-verifier")
 	if info, err := os.Stat(program); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("the verifier is %v, %v", info, err)
@@ -295,9 +313,11 @@ func TestVerifierByHand(t *testing.T) {
 	good := g.signed + ":signed"
 	sum := "sha256:" + g.digest(t, good)
 	size := len(read(t, filepath.Join(g.data, "docker/registry/v2/blobs/sha256", sum[7:9], sum[7:], "data")))
-	descriptor := fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":%d}`, sum, size)
+	descriptor := fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":%d}`, sum,
+		size)
 	arguments := func(name, digest, mediaType string) []string {
-		return []string{"-i", "PATH=" + os.Getenv("PATH"), program, "-name", name, "-digest", digest, "-stdin-media-type", mediaType}
+		return []string{"-i", "PATH=" + os.Getenv("PATH"), program, "-name", name, "-digest", digest, "-stdin-media-type",
+			mediaType}
 	}
 	const mediaType = "application/vnd.oci.descriptor.v1+json"
 	other := "sha256:" + strings.Repeat("0", 64)
@@ -311,12 +331,15 @@ func TestVerifierByHand(t *testing.T) {
 		{"no arguments", []string{"-i", program}, descriptor, "there is no -name"},
 		{"an unknown argument", append(arguments(good, sum, mediaType), "-force"), descriptor, "-force"},
 		{"not a name", arguments("Not A Name", sum, mediaType), descriptor, "is not an image's name"},
-		{"another digest in the name", arguments(g.signed+"@"+other, sum, mediaType), descriptor, "the name says another digest"},
+		{"another digest in the name", arguments(g.signed+"@"+other, sum, mediaType), descriptor,
+			"the name says another digest"},
 		{"not a digest", arguments(good, "sha256:1", mediaType), descriptor, "is not a digest"},
-		{"another input", arguments(good, sum, "application/json"), descriptor, "not \"application/vnd.oci.descriptor.v1+json\""},
+		{"another input", arguments(good, sum, "application/json"), descriptor,
+			"not \"application/vnd.oci.descriptor.v1+json\""},
 		{"no descriptor", arguments(good, sum, mediaType), "", "not valid JSON"},
 		{"another descriptor", arguments(good, other, mediaType), descriptor, "the descriptor is not one of " + other},
-		{"another size", arguments(good, sum, mediaType), strings.Replace(descriptor, fmt.Sprint(size), "77", 1), "it was made for something else"},
+		{"another size", arguments(good, sum, mediaType), strings.Replace(descriptor, fmt.Sprint(size), "77", 1),
+			"it was made for something else"},
 		{"a long descriptor", arguments(good, sum, mediaType), descriptor + strings.Repeat(" ", 1<<20), "longer than"},
 		{"two lines in the name", arguments("a\nb", sum, mediaType), descriptor, "is not an image's name"},
 	} {
@@ -343,7 +366,9 @@ func TestVerifierByHand(t *testing.T) {
 		{"--bin-dir", bin, "--trust-dir", g.trust, "--auth-file", ""},
 		{"--bin-dir", bin, "--trust-dir", g.trust, "--hosts-dir", ""},
 	} {
-		if _, stderr, err := try(t, "", g.image, append([]string{"install-verifier", "--state-dir", state}, arguments...)...); err == nil || !strings.Contains(stderr, "hint: ") {
+		if _, stderr, err := try(t, "", g.image,
+			append([]string{"install-verifier", "--state-dir", state}, arguments...)...); err == nil ||
+			!strings.Contains(stderr, "hint: ") {
 			t.Errorf("install-verifier %v: %v %s", arguments, err, stderr)
 		}
 	}

@@ -23,8 +23,8 @@ import (
 // mostMemory is the promise: resident bytes of a process that verifies, whatever a registry serves.
 const mostMemory = 128 << 20
 
-// peakVariable has TestPeakOfACommand run its value, a list in JSON, and tell the peak. A process counts the memory of the one that started
-// it as its own until it has its own program; so this one, which is small, is put between.
+// peakVariable has TestPeakOfACommand run its value, a list in JSON, and tell the peak. A process counts the memory of
+// the one that started it as its own until it has its own program; so this one, which is small, is put between.
 const peakVariable = "SOFTHSM_TEST_PEAK"
 
 func TestPeakOfACommand(t *testing.T) {
@@ -48,7 +48,8 @@ func peak(t testing.TB, stdin string, command ...string) (bytes int64, said stri
 	if err != nil {
 		t.Fatal(err)
 	}
-	stdout, stderr, err := try(t, stdin, "env", peakVariable+"="+string(list), os.Args[0], "-test.run=^TestPeakOfACommand$")
+	stdout, stderr, err := try(t, stdin, "env", peakVariable+"="+string(list), os.Args[0],
+		"-test.run=^TestPeakOfACommand$")
 	if err != nil {
 		t.Fatalf("%v: %s%s", err, stdout, stderr)
 	}
@@ -104,7 +105,8 @@ func TestVerifyMemory(t *testing.T) {
 		},
 		"20 envelopes of 33 MB said to be short": func(h *Hostile, image ocispec.Descriptor) {
 			for i := range 20 {
-				h.Hang(t, ocispec.Descriptor{MediaType: jws.MediaTypeEnvelope, Digest: digest.FromString(fmt.Sprint(i)), Size: 1 << 20}, image, time.Now())
+				h.Hang(t, ocispec.Descriptor{MediaType: jws.MediaTypeEnvelope, Digest: digest.FromString(fmt.Sprint(i)),
+					Size: 1 << 20}, image, time.Now())
 			}
 			h.Answer = func(w http.ResponseWriter, r *http.Request) bool {
 				if !strings.Contains(r.URL.Path, "/blobs/") {
@@ -134,7 +136,8 @@ func TestVerifyMemory(t *testing.T) {
 			pages := 0
 			h.Answer = func(w http.ResponseWriter, r *http.Request) bool {
 				pages++
-				entry := fmt.Sprintf(`{"artifactType":%q,"digest":"sha256:%064d","mediaType":%q}`, notationregistry.ArtifactTypeNotation, pages, strings.Repeat("a", 1<<20-300))
+				entry := fmt.Sprintf(`{"artifactType":%q,"digest":"sha256:%064d","mediaType":%q}`,
+					notationregistry.ArtifactTypeNotation, pages, strings.Repeat("a", 1<<20-300))
 				return paged(page(entry, 1))(w, r)
 			}
 		},
@@ -164,7 +167,8 @@ func TestVerifyMemory(t *testing.T) {
 				Flood(w, "", string(make([]byte, 1<<20)))
 				return true
 			}
-			h.List(image, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("endless"), Size: 1000}, time.Now())
+			h.List(image, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("endless"),
+				Size: 1000}, time.Now())
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -176,15 +180,18 @@ func TestVerifyMemory(t *testing.T) {
 				names = append(names, h.Name(image))
 			}
 			for how, arguments := range map[string][]string{"one": names[:1], "ten at once": names[1:]} {
-				if bytes, said := peak(t, "", append([]string{program, "verify", "--plain-http", "--trust-dir", trust}, arguments...)...); bytes > mostMemory {
+				if bytes, said := peak(t, "", append([]string{program, "verify", "--plain-http", "--trust-dir", trust},
+					arguments...)...); bytes > mostMemory {
 					t.Errorf("verify of %s took %d MiB: %.2000s", how, bytes>>20, said)
 				} else {
 					t.Logf("verify of %s: %d MiB", how, bytes>>20)
 				}
 			}
-			Run(t, program, "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", filepath.Join(base, "state"), "--hosts-dir", plainHosts(t, h.Address))
+			Run(t, program, "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir",
+				filepath.Join(base, "state"), "--hosts-dir", plainHosts(t, h.Address))
 			descriptor := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, image.MediaType, image.Digest, image.Size)
-			bytes, said := peak(t, descriptor, filepath.Join(bin, "hsm-image-verifier"), "-name", h.Name(image), "-digest", image.Digest.String(), "-stdin-media-type", ocispec.MediaTypeDescriptor)
+			bytes, said := peak(t, descriptor, filepath.Join(bin, "hsm-image-verifier"), "-name", h.Name(image), "-digest",
+				image.Digest.String(), "-stdin-media-type", ocispec.MediaTypeDescriptor)
 			if t.Logf("the verifier: %d MiB", bytes>>20); bytes > mostMemory {
 				t.Errorf("the verifier took %d MiB: %.2000s", bytes>>20, said)
 			}
@@ -215,7 +222,8 @@ func TestVerifyMemoryOfLayouts(t *testing.T) {
 		add := func(mediaType, data string) string {
 			sum := digest.FromString(data)
 			write(t, filepath.Join(folder, "blobs", "sha256", sum.Encoded()), data)
-			return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d,"annotations":{%q:"1"}}`, mediaType, sum, len(data), ocispec.AnnotationRefName)
+			return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d,"annotations":{%q:"1"}}`, mediaType, sum, len(data),
+				ocispec.AnnotationRefName)
 		}
 		list := add(ocispec.MediaTypeImageManifest, `{"schemaVersion":2,"layers":[]}`)
 		for _, entry := range entries {
@@ -235,8 +243,10 @@ func TestVerifyMemoryOfLayouts(t *testing.T) {
 	for i := range 8 {
 		lists = append(lists, long(i))
 	}
-	for name, entries := range map[string][]func(func(string, string) string) string{"little entries": {little}, "lists of long entries": lists} {
-		arguments := []string{program, "verify", "--trust-dir", filepath.Join(base, "trust"), "--scope", "registry.example.com/app"}
+	for name, entries := range map[string][]func(func(string, string) string) string{"little entries": {little},
+		"lists of long entries": lists} {
+		arguments := []string{program, "verify", "--trust-dir", filepath.Join(base, "trust"), "--scope",
+			"registry.example.com/app"}
 		for i := range 10 {
 			arguments = append(arguments, layout(fmt.Sprintf("%s %d", name, i), entries...))
 		}

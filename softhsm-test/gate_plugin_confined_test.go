@@ -13,7 +13,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestVerifierConfinedPlugin has a confined verifier start the plugin that the operator listed, as its own user, and no other.
+// TestVerifierConfinedPlugin has a confined verifier start the plugin that the operator listed, as its own user, and no
+// other.
 func TestVerifierConfinedPlugin(t *testing.T) {
 	if os.Geteuid() != 0 {
 		Missing(t, "root, as which containerd runs,")
@@ -47,10 +48,11 @@ esac
 		if _, err := PushImage(context.Background(), reference, name); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := PushSignature(context.Background(), reference, jws.MediaTypeEnvelope, func(d ocispec.Descriptor) ([]byte, error) {
-			images[name] = d
-			return alice.Sign(jws.MediaTypeEnvelope, d, map[string]string{verifier.HeaderVerificationPlugin: name})
-		}); err != nil {
+		if _, err := PushSignature(context.Background(), reference, jws.MediaTypeEnvelope,
+			func(d ocispec.Descriptor) ([]byte, error) {
+				images[name] = d
+				return alice.Sign(jws.MediaTypeEnvelope, d, map[string]string{verifier.HeaderVerificationPlugin: name})
+			}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -63,11 +65,14 @@ esac
 			t.Fatal(err)
 		}
 	}
-	Run(t, Build(t, "hsm-image"), "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", state, "--hosts-dir", hosts,
+	Run(t, Build(t, "hsm-image"), "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", state,
+		"--hosts-dir", hosts,
 		"--verification-plugin", "good", "--user", unprivileged)
-	for name, want := range map[string]string{"good": "signed by CN=alice", "other": `it names the verification plugin "other"`} {
+	for name, want := range map[string]string{"good": "signed by CN=alice",
+		"other": `it names the verification plugin "other"`} {
 		d := images[name]
-		stdout, stderr, _ := try(t, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, d.MediaType, d.Digest, d.Size), filepath.Join(bin, "hsm-image-verifier"),
+		stdout, stderr, _ := try(t, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, d.MediaType, d.Digest, d.Size),
+			filepath.Join(bin, "hsm-image-verifier"),
 			"-name", registry+"/"+name+":1", "-digest", d.Digest.String(), "-stdin-media-type", ocispec.MediaTypeDescriptor)
 		if !strings.Contains(stdout, want) {
 			t.Errorf("%s: %s%s", name, stdout, stderr)

@@ -14,8 +14,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// TestSignatureRunsNothing pushes signatures that name a program for their own verification, and has them verified in every way there is: by
-// the command, by the verifier that containerd starts, and by containerd. The program never starts, and the reason is told.
+// TestSignatureRunsNothing pushes signatures that name a program for their own verification, and has them verified in
+// every way there is: by the command, by the verifier that containerd starts, and by containerd. The program never
+// starts, and the reason is told.
 func TestSignatureRunsNothing(t *testing.T) {
 	registry, image := StartRegistry(t), Build(t, "hsm-image")
 	program := filepath.Join(t.TempDir(), "program")
@@ -78,7 +79,8 @@ func TestSignatureRunsNothing(t *testing.T) {
 		untouched("hsm-image verify")
 
 		c := StartContainerd(t, ContainerdOptions{Verifiers: bin})
-		Run(t, image, "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", filepath.Join(base, "state"), "--hosts-dir", plainHosts(t, registry))
+		Run(t, image, "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", filepath.Join(base, "state"),
+			"--hosts-dir", plainHosts(t, registry))
 		for i, name := range images {
 			sum := results[i].Digest
 			repository, err := open(name)
@@ -89,7 +91,8 @@ func TestSignatureRunsNothing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			stdout, _, err := try(t, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, d.MediaType, sum, d.Size), filepath.Join(bin, "hsm-image-verifier"),
+			stdout, _, err := try(t, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, d.MediaType, sum, d.Size),
+				filepath.Join(bin, "hsm-image-verifier"),
 				"-name", name, "-digest", sum, "-stdin-media-type", ocispec.MediaTypeDescriptor)
 			if err == nil || !strings.Contains(stdout, reason) {
 				t.Errorf("%s, the verifier, %s: %v %s", level, name, err, stdout)
@@ -135,18 +138,23 @@ esac
 	d := h.PushImage("image")
 	h.Sign(t, alice, jws.MediaTypeEnvelope, d, map[string]string{verifier.HeaderVerificationPlugin: "good"})
 	for _, listed := range [][]string{nil, {"--verification-plugin", "good"}} {
-		stdout, stderr, err := try(t, "", image, append([]string{"verify", "--plain-http", "--trust-dir", trust, h.Name(d)}, listed...)...)
+		stdout, stderr, err := try(t, "", image,
+			append([]string{"verify", "--plain-http", "--trust-dir", trust, h.Name(d)}, listed...)...)
 		if (err == nil) != (listed != nil) {
 			t.Errorf("verify %v: %v %s%s", listed, err, stdout, stderr)
 		}
-		Run(t, image, append([]string{"install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir", filepath.Join(base, "state"), "--hosts-dir", plainHosts(t, h.Address)}, listed...)...)
-		stdout, stderr, err = try(t, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, d.MediaType, d.Digest, d.Size), filepath.Join(bin, "hsm-image-verifier"),
+		Run(t, image, append([]string{"install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir",
+			filepath.Join(base, "state"), "--hosts-dir", plainHosts(t, h.Address)}, listed...)...)
+		stdout, stderr, err = try(t, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, d.MediaType, d.Digest, d.Size),
+			filepath.Join(bin, "hsm-image-verifier"),
 			"-name", h.Name(d), "-digest", d.Digest.String(), "-stdin-media-type", ocispec.MediaTypeDescriptor)
 		if (err == nil) != (listed != nil) {
 			t.Errorf("the verifier, %v: %v %s%s", listed, err, stdout, stderr)
 		}
 	}
-	if _, stderr, err := try(t, "", image, "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--verification-plugin", "../good"); err == nil || !strings.Contains(stderr, "is not the name of a verification plugin") {
+	if _, stderr, err := try(t, "", image, "install-verifier", "--bin-dir", bin, "--trust-dir", trust,
+		"--verification-plugin", "../good"); err == nil ||
+		!strings.Contains(stderr, "is not the name of a verification plugin") {
 		t.Errorf("a name that climbs: %v %s", err, stderr)
 	}
 }

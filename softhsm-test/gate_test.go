@@ -22,7 +22,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/gate"
 )
 
-// A gated registry has images that may run and images that may not, each for a reason of its own, and the trust directory that says so.
+// A gated registry has images that may run and images that may not, each for a reason of its own, and the trust
+// directory that says so.
 type gated struct {
 	*Notation
 	image  string // bin/hsm-image
@@ -40,7 +41,8 @@ const subjectOf = "CN=%s,O=Example,C=CH,ST=Zurich"
 func newGated(t testing.TB) *gated {
 	t.Helper()
 	token := NewToken(t, "signing")
-	g := &gated{Notation: NewNotation(t, token), token: token, image: Build(t, "hsm-image"), trust: filepath.Join(t.TempDir(), "trust"), data: t.TempDir()}
+	g := &gated{Notation: NewNotation(t, token), token: token, image: Build(t, "hsm-image"),
+		trust: filepath.Join(t.TempDir(), "trust"), data: t.TempDir()}
 	t.Setenv("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", g.data)
 	g.front = newFront(t, StartRegistry(t))
 	g.signed = g.front.address + "/team/app"
@@ -63,12 +65,14 @@ func newGated(t testing.TB) *gated {
 	keys := map[string]string{}
 	for _, name := range []string{"carol", "dave"} {
 		keys[name] = newCAKey(t, g.Plugin, token.Label, "EC-256", name)
-		Run(t, g.Plugin, "ca", "issue", "--ca", ca.name, "--key", keys[name], "--subject", fmt.Sprintf(subjectOf, name), "--days", "30", "--cdp", address+"/team.crl")
+		Run(t, g.Plugin, "ca", "issue", "--ca", ca.name, "--key", keys[name], "--subject", fmt.Sprintf(subjectOf, name),
+			"--days", "30", "--cdp", address+"/team.crl")
 	}
 
 	t.Setenv("NOTATION_HSM_TRUST", filepath.Join(t.TempDir(), "trust.yaml"))
 	Run(t, g.Plugin, "trust", "init")
-	Run(t, g.Plugin, "trust", "signer", "add", "release", "--scope", g.signed, "--scope", "docker.io/library/hello", "--cert", releasePEM)
+	Run(t, g.Plugin, "trust", "signer", "add", "release", "--scope", g.signed, "--scope", "docker.io/library/hello",
+		"--cert", releasePEM)
 	Run(t, g.Plugin, "trust", "signer", "add", "alice", "--scope", g.front.address+"/team/tools", "--cert", alicePEM)
 	Run(t, g.Plugin, "trust", "signer", "add", "team", "--scope", g.front.address+"/team/ca", "--cert", caPEM)
 	Run(t, g.Plugin, "trust", "export", "--to", g.trust)
@@ -82,12 +86,17 @@ func newGated(t testing.TB) *gated {
 	}{
 		{"app:signed", release, "", nil},
 		{"app:unsigned", "", "it has no signature", nil},
-		{"app:other-signer", mallory, "the signature by CN=mallory,O=Example,ST=Zurich,C=CH is refused: the signature's certificate chain does not contain any trusted certificate", nil},
-		{"app:other-repository", alice, "the signature by CN=alice,O=Example,ST=Zurich,C=CH is refused: the signature's certificate chain does not contain any trusted certificate", nil},
-		{"app:expired", release, "the signature by CN=release,O=Example,ST=Zurich,C=CH is refused: digital signature has expired on", []string{"--expiry", "1s"}},
+		{"app:other-signer", mallory,
+			"the signature by CN=mallory,O=Example,ST=Zurich,C=CH is refused: the signature's certificate chain does not contain any trusted certificate", nil},
+		{"app:other-repository", alice,
+			"the signature by CN=alice,O=Example,ST=Zurich,C=CH is refused: the signature's certificate chain does not contain any trusted certificate", nil},
+		{"app:expired", release,
+			"the signature by CN=release,O=Example,ST=Zurich,C=CH is refused: digital signature has expired on",
+			[]string{"--expiry", "1s"}},
 		{"tools:signed", alice, "", nil},
 		{"ca:good", keys["carol"], "", nil},
-		{"ca:revoked", keys["dave"], `is refused: signing certificate with subject "CN=dave,O=Example,ST=Zurich,C=CH" is revoked`, nil},
+		{"ca:revoked", keys["dave"],
+			`is refused: signing certificate with subject "CN=dave,O=Example,ST=Zurich,C=CH" is revoked`, nil},
 		{"none:unknown", release, "no statement of the trust policy is for", nil},
 	} {
 		name := g.front.address + "/team/" + c.image
@@ -122,7 +131,8 @@ func newGated(t testing.TB) *gated {
 
 func (g *gated) sign(t testing.TB, key, image string, arguments ...string) {
 	t.Helper()
-	Run(t, g.Program, append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", key, image}, arguments...)...)
+	Run(t, g.Program, append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", key, image},
+		arguments...)...)
 }
 
 // front stands before a registry, and can do something when signatures are asked for.
@@ -175,8 +185,8 @@ func (g *gated) verify(t testing.TB, arguments ...string) ([]result, error) {
 	return results, err
 }
 
-// TestVerify holds hsm-image verify against notation verify, image by image: with Notation's own configuration and with a trust directory
-// they agree, and ours says who signed or why not.
+// TestVerify holds hsm-image verify against notation verify, image by image: with Notation's own configuration and with
+// a trust directory they agree, and ours says who signed or why not.
 func TestVerify(t *testing.T) {
 	g := newGated(t)
 	var images []string
@@ -195,7 +205,8 @@ func TestVerify(t *testing.T) {
 			if !strings.Contains(r.Reason, refused) || refused == "" && r.Reason != "" {
 				t.Errorf("verify %v: the reason is %q, not %q", arguments, r.Reason, refused)
 			}
-			if refused == "" && (r.Signature == nil || r.Signature.Subject == "" || len(r.Signature.Fingerprint) != 64 || r.Signature.SigningTime == nil || r.Policy == "") {
+			if refused == "" && (r.Signature == nil || r.Signature.Subject == "" || len(r.Signature.Fingerprint) != 64 ||
+				r.Signature.SigningTime == nil || r.Policy == "") {
 				t.Errorf("verify %v does not say who signed: %+v", arguments, r)
 			}
 		}
@@ -225,13 +236,15 @@ func TestVerify(t *testing.T) {
 		t.Errorf("two bad signatures: %+v", results)
 	}
 	g.sign(t, g.key, g.signed+"@"+forged.String())
-	if results, err = g.verify(t, g.signed+":two"); err != nil || results[0].Digest != forged.String() || !strings.Contains(results[0].Signature.Subject, "release") {
+	if results, err = g.verify(t, g.signed+":two"); err != nil || results[0].Digest != forged.String() ||
+		!strings.Contains(results[0].Signature.Subject, "release") {
 		t.Errorf("a good signature beside bad ones: %v %+v", err, results)
 	}
 
 	// The plain text says the same.
 	text := Run(t, g.image, "verify", "--plain-http", g.signed+":signed")
-	for _, words := range []string{g.signed + ":signed: pass", "signer       CN=release", "fingerprint  sha256:", "policy       notation-hsm:" + g.signed + " (strict)"} {
+	for _, words := range []string{g.signed + ":signed: pass", "signer       CN=release", "fingerprint  sha256:",
+		"policy       notation-hsm:" + g.signed + " (strict)"} {
 		if !strings.Contains(text, words) {
 			t.Errorf("%q is not in\n%s", words, text)
 		}
@@ -253,12 +266,14 @@ func TestVerify(t *testing.T) {
 	t.Setenv("HTTP_PROXY", "")
 
 	// Over TLS, or where nobody is, or where nobody answers, there is no image.
-	if _, stderr, err := try(t, "", g.image, "verify", g.signed+":signed"); err == nil || !strings.Contains(stderr, "1 of 1 images did not pass") {
+	if _, stderr, err := try(t, "", g.image, "verify", g.signed+":signed"); err == nil ||
+		!strings.Contains(stderr, "1 of 1 images did not pass") {
 		t.Errorf("plain HTTP was spoken without asking: %v %s", err, stderr)
 	}
 	defer g.front.when(func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true })()
 	begun := time.Now()
-	if results, err := g.verify(t, "--timeout", "300ms", g.signed+":signed"); err == nil || !strings.Contains(results[0].Reason, "within 300ms") || time.Since(begun) > 5*time.Second {
+	if results, err := g.verify(t, "--timeout", "300ms", g.signed+":signed"); err == nil ||
+		!strings.Contains(results[0].Reason, "within 300ms") || time.Since(begun) > 5*time.Second {
 		t.Errorf("a registry that does not answer: %v %+v after %s", err, results, time.Since(begun))
 	}
 }
@@ -274,7 +289,8 @@ func TestVerifyTimestamp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	Run(t, n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, "--timestamp-url", tsa.url, "--timestamp-root-cert", tsa.root, registry+"/app@"+sum.String())
+	Run(t, n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, "--timestamp-url", tsa.url,
+		"--timestamp-root-cert", tsa.root, registry+"/app@"+sum.String())
 	g := &gated{Notation: n, image: Build(t, "hsm-image")}
 	results, err := g.verify(t, registry+"/app:v1")
 	if err != nil || results[0].Signature.Timestamp == nil || !results[0].Signature.Timestamp.Verified {
@@ -287,7 +303,8 @@ func TestVerifyTimestamp(t *testing.T) {
 	}
 }
 
-// TestVerifyCredentials verifies in a registry that wants a password, which is found where Docker, Podman and Notation keep it.
+// TestVerifyCredentials verifies in a registry that wants a password, which is found where Docker, Podman and Notation
+// keep it.
 func TestVerifyCredentials(t *testing.T) {
 	g := newGated(t)
 	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
@@ -305,10 +322,12 @@ func TestVerifyCredentials(t *testing.T) {
 	image := registry + "/team/app:signed"
 
 	home := t.TempDir()
-	for name, value := range map[string]string{"HOME": home, "DOCKER_CONFIG": "", "REGISTRY_AUTH_FILE": "", "XDG_RUNTIME_DIR": "", "PATH": home + ":" + os.Getenv("PATH")} {
+	for name, value := range map[string]string{"HOME": home, "DOCKER_CONFIG": "", "REGISTRY_AUTH_FILE": "",
+		"XDG_RUNTIME_DIR": "", "PATH": home + ":" + os.Getenv("PATH")} {
 		t.Setenv(name, value)
 	}
-	auths := fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, registry, base64.StdEncoding.EncodeToString([]byte("robot:secret")))
+	auths := fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, registry,
+		base64.StdEncoding.EncodeToString([]byte("robot:secret")))
 	put := func(path, text string) func(testing.TB) {
 		return func(t testing.TB) {
 			if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -323,13 +342,15 @@ func TestVerifyCredentials(t *testing.T) {
 	Run(t, g.Plugin, "trust", "export", "--to", g.trust)
 	own := filepath.Join(t.TempDir(), "auth.json")
 	write(t, own, auths)
-	install := []string{"install-verifier", "--bin-dir", bin, "--trust-dir", g.trust, "--state-dir", state, "--hosts-dir", plainHosts(t, registry)}
+	install := []string{"install-verifier", "--bin-dir", bin, "--trust-dir", g.trust, "--state-dir", state, "--hosts-dir",
+		plainHosts(t, registry)}
 	for _, c := range []struct {
 		arguments []string
 		answer    string
 	}{{nil, "basic credential not found"}, {[]string{"--auth-file", own}, "signed by CN=release"}} {
 		Run(t, g.image, append(install, c.arguments...)...)
-		if stdout, _ := g.askVerifier(t, filepath.Join(bin, "hsm-image-verifier"), image, sum); !strings.Contains(stdout, c.answer) {
+		if stdout, _ := g.askVerifier(t, filepath.Join(bin, "hsm-image-verifier"), image, sum); !strings.Contains(stdout,
+			c.answer) {
 			t.Errorf("a verifier with %v: %q, not %q", c.arguments, stdout, c.answer)
 		}
 	}
@@ -346,13 +367,15 @@ func TestVerifyCredentials(t *testing.T) {
 			t.Setenv("DOCKER_CONFIG", filepath.Join(home, "other"))
 		}, ""},
 		{"podman", put(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "containers", "auth.json"), auths), ""},
-		{"podman, for a repository", put(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "containers", "auth.json"), strings.Replace(auths, registry, registry+"/team/app", 1)), ""},
+		{"podman, for a repository", put(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "containers", "auth.json"),
+			strings.Replace(auths, registry, registry+"/team/app", 1)), ""},
 		{"REGISTRY_AUTH_FILE", func(t testing.TB) {
 			put(filepath.Join(home, "auth.json"), auths)(t)
 			t.Setenv("REGISTRY_AUTH_FILE", filepath.Join(home, "auth.json"))
 		}, ""},
 		{"notation", put(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation", "config.json"), auths), ""},
-		{"a wrong password", put(filepath.Join(home, ".docker", "config.json"), strings.ReplaceAll(auths, "c2VjcmV0", "d3Jvbmch")), "401"},
+		{"a wrong password", put(filepath.Join(home, ".docker", "config.json"),
+			strings.ReplaceAll(auths, "c2VjcmV0", "d3Jvbmch")), "401"},
 		{"a helper", func(t testing.TB) {
 			put(filepath.Join(home, ".docker", "config.json"), fmt.Sprintf(`{"credHelpers": {%q: "tests"}}`, registry))(t)
 			put(helper, "#!/bin/sh\necho '{\"Username\": \"robot\", \"Secret\": \"secret\"}'\n")(t)
@@ -361,7 +384,8 @@ func TestVerifyCredentials(t *testing.T) {
 			put(filepath.Join(home, ".docker", "config.json"), fmt.Sprintf(`{"credHelpers": {%q: "tests"}}`, registry))(t)
 			put(helper, "#!/bin/sh\nexec sleep 2\n")(t)
 		}, "within 1s"},
-		{"a helper that is not there", put(filepath.Join(home, ".docker", "config.json"), fmt.Sprintf(`{"credHelpers": {%q: "gone"}}`, registry)), "docker-credential-gone"},
+		{"a helper that is not there", put(filepath.Join(home, ".docker", "config.json"),
+			fmt.Sprintf(`{"credHelpers": {%q: "gone"}}`, registry)), "docker-credential-gone"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.prepare(t)
@@ -381,8 +405,10 @@ func TestVerifyCredentials(t *testing.T) {
 func (g *gated) askVerifier(t testing.TB, program, image, sum string) (stdout string, err error) {
 	t.Helper()
 	manifest := read(t, filepath.Join(g.data, "docker/registry/v2/blobs/sha256", sum[:2], sum, "data"))
-	descriptor := fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:%s","size":%d}`, sum, len(manifest))
-	stdout, _, err = try(t, descriptor, program, "-name", image, "-digest", "sha256:"+sum, "-stdin-media-type", "application/vnd.oci.descriptor.v1+json")
+	descriptor := fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:%s","size":%d}`,
+		sum, len(manifest))
+	stdout, _, err = try(t, descriptor, program, "-name", image, "-digest", "sha256:"+sum, "-stdin-media-type",
+		"application/vnd.oci.descriptor.v1+json")
 	return stdout, err
 }
 

@@ -40,8 +40,8 @@ func holding(t *testing.T, program, request, call string, as *syscall.Credential
 	return cmd
 }
 
-// TestHardened looks at the plugin while it holds a PIN, and after: all its threads gain no privileges, it leaves no core file, and a
-// user's other processes cannot read its memory.
+// TestHardened looks at the plugin while it holds a PIN, and after: all its threads gain no privileges, it leaves no
+// core file, and a user's other processes cannot read its memory.
 func TestHardened(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
@@ -75,7 +75,8 @@ func TestHardened(t *testing.T) {
 				}
 			}
 			limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
-			if err != nil || !strings.Contains(strings.Join(strings.Fields(string(limits)), " "), "Max core file size 0 0 bytes") {
+			if err != nil || !strings.Contains(strings.Join(strings.Fields(string(limits)), " "),
+				"Max core file size 0 0 bytes") {
 				t.Errorf("%v: %s", err, limits)
 			}
 			info, err := os.Stat(fmt.Sprintf("/proc/%d/mem", pid)) // root's own while the process is not dumpable
@@ -113,6 +114,7 @@ func TestCrashAfterLogin(t *testing.T) {
 	t.Setenv("NOTATION_HSM_MODULE_PATH", Shim(t, token.Module))
 	for _, how := range []string{"crash", "abort"} {
 		t.Setenv("SHIM_FAULT", "C_Sign:"+how)
-		refused(t, n.Plugin, "generate-signature", request(uri, pluginConfig("certificate-chain", pem))).expect(t, "ERROR", "shim.so crashed")
+		refused(t, n.Plugin, "generate-signature", request(uri, pluginConfig("certificate-chain", pem))).expect(t, "ERROR",
+			"shim.so crashed")
 	}
 }

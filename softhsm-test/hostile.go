@@ -57,7 +57,8 @@ func (f *Hostile) Add(mediaType string, data []byte) ocispec.Descriptor {
 
 // PushImage makes an image, which is no more than a name here.
 func (f *Hostile) PushImage(name string) ocispec.Descriptor {
-	return f.Add(ocispec.MediaTypeImageManifest, fmt.Appendf(nil, `{"schemaVersion":2,"layers":[],"annotations":{"name":%q}}`, name))
+	return f.Add(ocispec.MediaTypeImageManifest,
+		fmt.Appendf(nil, `{"schemaVersion":2,"layers":[],"annotations":{"name":%q}}`, name))
 }
 
 // Hang makes a signature's manifest, and lists it.
@@ -76,12 +77,14 @@ func (f *Hostile) Hang(t testing.TB, envelope, image ocispec.Descriptor, created
 func (f *Hostile) List(image, manifest ocispec.Descriptor, created time.Time) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
-	manifest.ArtifactType, manifest.Annotations = notationregistry.ArtifactTypeNotation, map[string]string{ocispec.AnnotationCreated: created.UTC().Format(time.RFC3339)}
+	manifest.ArtifactType, manifest.Annotations = notationregistry.ArtifactTypeNotation,
+		map[string]string{ocispec.AnnotationCreated: created.UTC().Format(time.RFC3339)}
 	f.referrers[image.Digest.String()] = append(f.referrers[image.Digest.String()], manifest)
 }
 
 // Sign hangs a signature on an image.
-func (f *Hostile) Sign(t testing.TB, by *Forger, mediaType string, image ocispec.Descriptor, attributes map[string]string) ocispec.Descriptor {
+func (f *Hostile) Sign(t testing.TB, by *Forger, mediaType string, image ocispec.Descriptor,
+	attributes map[string]string) ocispec.Descriptor {
 	t.Helper()
 	envelope, err := by.Sign(mediaType, image, attributes)
 	if err != nil {
@@ -133,7 +136,8 @@ func (f *Hostile) ServeHTTP(plain http.ResponseWriter, r *http.Request) {
 	f.mutex.Unlock()
 	if strings.Contains(r.URL.Path, "/referrers/") {
 		w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
-		_ = json.NewEncoder(w).Encode(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: append([]ocispec.Descriptor{}, referrers...)})
+		_ = json.NewEncoder(w).Encode(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex,
+			Manifests: append([]ocispec.Descriptor{}, referrers...)})
 		return
 	}
 	if !ok {

@@ -55,7 +55,8 @@ func PushIndex(ctx context.Context, reference string) (digest.Digest, error) {
 	return push(ctx, repository, ocispec.MediaTypeImageIndex, data)
 }
 
-// PushArtifact pushes an OCI artifact that is not an image (image-spec, "Guidelines for Artifact Usage") and returns its digest.
+// PushArtifact pushes an OCI artifact that is not an image (image-spec, "Guidelines for Artifact Usage") and returns
+// its digest.
 func PushArtifact(ctx context.Context, reference string) (digest.Digest, error) {
 	repository, err := open(reference)
 	if err != nil {
@@ -63,12 +64,14 @@ func PushArtifact(ctx context.Context, reference string) (digest.Digest, error) 
 	}
 	blob := []byte(`{"components":[]}`)
 	layer := descriptor("application/vnd.example.sbom+json", blob)
-	if err := pushAll(ctx, repository, map[string][]byte{layer.MediaType: blob, ocispec.MediaTypeEmptyJSON: ocispec.DescriptorEmptyJSON.Data}); err != nil {
+	if err := pushAll(ctx, repository, map[string][]byte{layer.MediaType: blob,
+		ocispec.MediaTypeEmptyJSON: ocispec.DescriptorEmptyJSON.Data}); err != nil {
 		return "", err
 	}
 	data, err := json.Marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: "application/vnd.example.sbom",
-		Config: ocispec.DescriptorEmptyJSON, Layers: []ocispec.Descriptor{layer},
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		ArtifactType: "application/vnd.example.sbom",
+		Config:       ocispec.DescriptorEmptyJSON, Layers: []ocispec.Descriptor{layer},
 	})
 	if err != nil {
 		return "", err
@@ -76,8 +79,8 @@ func PushArtifact(ctx context.Context, reference string) (digest.Digest, error) 
 	return push(ctx, repository, ocispec.MediaTypeImageManifest, data)
 }
 
-// Tamper pushes another image under the tag of to, and hangs the signatures of from on it, as someone would who can write to the
-// registry but has no key.
+// Tamper pushes another image under the tag of to, and hangs the signatures of from on it, as someone would who can
+// write to the registry but has no key.
 func Tamper(ctx context.Context, from, to, text string) (digest.Digest, error) {
 	forged, err := PushImage(ctx, to, text)
 	if err != nil {

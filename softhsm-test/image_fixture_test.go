@@ -27,8 +27,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// An imageUser has keys for encrypted images on a token, and the programs: hsm-image, and one that copies images as skopeo does, which is
-// told to use the key provider of notation-hsm.
+// An imageUser has keys for encrypted images on a token, and the programs: hsm-image, and one that copies images as
+// skopeo does, which is told to use the key provider of notation-hsm.
 type imageUser struct {
 	hsmImage, skopeo string
 	token            *Token
@@ -55,12 +55,14 @@ func newImageUser(t *testing.T, token *Token, specs ...string) *imageUser {
 	t.Setenv("NOTATION_HSM_MODULE_PATH", token.Module)
 	t.Setenv("NOTATION_HSM_PIN", PIN)
 	provider := filepath.Join(dir, "ocicrypt.json")
-	writeJSON(t, provider, map[string]any{"key-providers": map[string]any{"hsm": map[string]any{"cmd": map[string]any{"path": plugin, "args": []string{"keyprovider"}}}}})
+	writeJSON(t, provider, map[string]any{"key-providers": map[string]any{
+		"hsm": map[string]any{"cmd": map[string]any{"path": plugin, "args": []string{"keyprovider"}}}}})
 	t.Setenv("OCICRYPT_KEYPROVIDER_CONFIG", provider)
 	t.Setenv("OCICRYPT_CONFIG", "internal") // for pkcs11:
 	for _, spec := range specs {
 		k := imageKey{public: filepath.Join(dir, spec+".pem"), certificate: filepath.Join(dir, spec+".crt")}
-		k.uri = strings.TrimSpace(Run(t, plugin, "key", "generate", "--token", token.Label, "--label", spec, "--spec", spec, "--usage", "decrypt"))
+		k.uri = strings.TrimSpace(Run(t, plugin, "key", "generate", "--token", token.Label, "--label", spec, "--spec", spec,
+			"--usage", "decrypt"))
 		text := Run(t, plugin, "cert", "export", "--public", k.uri)
 		writeFile(t, k.public, []byte(text))
 		writeFile(t, k.certificate, certificateFor(t, text))
@@ -81,7 +83,8 @@ func certificateFor(t *testing.T, publicPEM string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(4711), Subject: pkix.Name{CommonName: "node"}, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(4711), Subject: pkix.Name{CommonName: "node"},
+		NotAfter: time.Now().Add(time.Hour)}
 	issuer := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA"}}
 	der, err := x509.CreateCertificate(rand.Reader, template, issuer, public, ca)
 	if err != nil {
@@ -119,8 +122,8 @@ func (u *imageUser) try(t *testing.T, args ...string) (stdout, stderr string, er
 // marker is in each layer of a test image, so that it can be looked for.
 const marker = "this is the plain text of a layer"
 
-// writeImage adds an image, or for several platforms an index, to an OCI layout. Each image has two layers of a size in bytes that are
-// "compressed" without being made smaller, so that the marker can be found in them.
+// writeImage adds an image, or for several platforms an index, to an OCI layout. Each image has two layers of a size in
+// bytes that are "compressed" without being made smaller, so that the marker can be found in them.
 func writeImage(t testing.TB, dir, tag string, size int, platforms ...string) {
 	t.Helper()
 	var index ocispec.Index
@@ -169,7 +172,8 @@ func writeOne(t testing.TB, dir, tag string, size int, platform string) ocispec.
 		plain = append(plain, digest.FromBytes(archive.Bytes()))
 		m.Layers = append(m.Layers, writeBlob(t, dir, ocispec.MediaTypeImageLayerGzip, layer.Bytes()))
 	}
-	m.Config = writeBlobJSON(t, dir, ocispec.MediaTypeImageConfig, ocispec.Image{Platform: p, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: plain}})
+	m.Config = writeBlobJSON(t, dir, ocispec.MediaTypeImageConfig,
+		ocispec.Image{Platform: p, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: plain}})
 	d := writeBlobJSON(t, dir, ocispec.MediaTypeImageManifest, m)
 	d.Platform = &p
 	return d

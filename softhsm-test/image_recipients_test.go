@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestImageRecipients adds and removes recipients of an index in a registry and in a layout, counts what goes over the wire, and has each
-// recipient open what they should, and nothing else.
+// TestImageRecipients adds and removes recipients of an index in a registry and in a layout, counts what goes over the
+// wire, and has each recipient open what they should, and nothing else.
 func TestImageRecipients(t *testing.T) {
 	u := newImageUser(t, NewToken(t, "node"), "EC-256", "EC-384", "RSA-3072")
 	a, b, c := u.keys["EC-256"], u.keys["EC-384"], u.keys["RSA-3072"]
@@ -34,9 +34,11 @@ func TestImageRecipients(t *testing.T) {
 		source := place.flags
 		if remote {
 			source = []string{"--src-tls-verify=false"}
-			Run(t, u.hsmImage, "encrypt", "oci:source:app", place.image, "--dest-tls-verify=false", "--recipient", "pubkey:"+a.public, "--recipient", "pubkey:"+b.public)
+			Run(t, u.hsmImage, "encrypt", "oci:source:app", place.image, "--dest-tls-verify=false", "--recipient",
+				"pubkey:"+a.public, "--recipient", "pubkey:"+b.public)
 		} else {
-			Run(t, u.hsmImage, "encrypt", "oci:source:app", place.image, "--recipient", "pubkey:"+a.public, "--recipient", "pubkey:"+b.public)
+			Run(t, u.hsmImage, "encrypt", "oci:source:app", place.image, "--recipient", "pubkey:"+a.public, "--recipient",
+				"pubkey:"+b.public)
 		}
 		recipients := func(want string, args ...string) string {
 			t.Helper()
@@ -45,7 +47,8 @@ func TestImageRecipients(t *testing.T) {
 			t.Setenv("TMPDIR", "/nonexistent") // as nothing is written there
 			stdout, stderr, err := u.try(t, args...)
 			t.Setenv("TMPDIR", temporary)
-			if failed := strings.HasPrefix(want, "error:"); failed != (err != nil) || !regexp.MustCompile(want).MatchString(stderr) {
+			if failed := strings.HasPrefix(want, "error:"); failed != (err != nil) ||
+				!regexp.MustCompile(want).MatchString(stderr) {
 				t.Fatalf("hsm-image %v: %v\n%s, not %s", args, err, stderr, want)
 			}
 			if n := transferred.Load(); n > 100_000 {
@@ -72,18 +75,22 @@ func TestImageRecipients(t *testing.T) {
 		}
 		opens(place.image, c, false)
 
-		recipients("error: .*no key here opens the layer", "add", "--recipient", "pubkey:"+c.public+"?oaep=sha1", "--key", c.uri)
-		name := recipients("changed .*; layers with other recipients: 4", "add", "--recipient", "pubkey:"+c.public+"?oaep=sha1", "--key", a.uri)
+		recipients("error: .*no key here opens the layer", "add", "--recipient", "pubkey:"+c.public+"?oaep=sha1", "--key",
+			c.uri)
+		name := recipients("changed .*; layers with other recipients: 4", "add", "--recipient",
+			"pubkey:"+c.public+"?oaep=sha1", "--key", a.uri)
 		for _, k := range []imageKey{a, b, c} {
 			opens(place.image, k, true)
 		}
 		if remote { // the new name is that of the new index, and an image that is named so gets another one
 			opens("docker://"+name, c, true)
 			before := Run(t, u.hsmImage, "layers", "--json", "--tls-verify=false", place.image)
-			other := strings.TrimSpace(Run(t, u.hsmImage, "recipients", "remove", "--tls-verify=false", "docker://"+name, "--recipient", "pubkey:"+b.public))
+			other := strings.TrimSpace(Run(t, u.hsmImage, "recipients", "remove", "--tls-verify=false", "docker://"+name,
+				"--recipient", "pubkey:"+b.public))
 			opens("docker://"+other, b, false)
 			opens("docker://"+other, a, true)
-			if after := Run(t, u.hsmImage, "layers", "--json", "--tls-verify=false", place.image); other == name || after != before {
+			if after := Run(t, u.hsmImage, "layers", "--json", "--tls-verify=false", place.image); other == name ||
+				after != before {
 				t.Errorf("%s became %s, and the tag changed as well: %t", name, other, after != before)
 			}
 		}
@@ -112,14 +119,18 @@ func TestImageRecipientsAlgorithm(t *testing.T) {
 	ec, rsa := u.keys["EC-256"], u.keys["RSA-2048"]
 	t.Chdir(t.TempDir())
 	writeImage(t, "source", "app", 1000, "linux/amd64")
-	Run(t, u.hsmImage, "encrypt", "oci:source:app", "oci:app:app", "--recipient", "pubkey:"+ec.public, "--recipient", "pubkey:"+rsa.public)
-	if _, stderr, err := u.try(t, "decrypt", "oci:app:app", "oci:plain:app", "--key", rsa.uri); err == nil || !strings.Contains(stderr, "oaep=sha1") {
+	Run(t, u.hsmImage, "encrypt", "oci:source:app", "oci:app:app", "--recipient", "pubkey:"+ec.public, "--recipient",
+		"pubkey:"+rsa.public)
+	if _, stderr, err := u.try(t, "decrypt", "oci:app:app", "oci:plain:app", "--key", rsa.uri); err == nil ||
+		!strings.Contains(stderr, "oaep=sha1") {
 		t.Fatalf("%v\n%s", err, stderr)
 	}
-	Run(t, u.hsmImage, "recipients", "add", "oci:app:app", "--recipient", "pubkey:"+rsa.public+"?oaep=sha1", "--key", ec.uri)
+	Run(t, u.hsmImage, "recipients", "add", "oci:app:app", "--recipient", "pubkey:"+rsa.public+"?oaep=sha1", "--key",
+		ec.uri)
 	Run(t, u.hsmImage, "decrypt", "oci:app:app", "oci:plain:app", "--key", rsa.uri)
 	for _, more := range []string{"", "?oaep=sha1"} { // and once more adds nothing
-		if _, stderr, err := u.try(t, "recipients", "add", "oci:app:app", "--recipient", "pubkey:"+rsa.public+more, "--key", ec.uri); err != nil || !strings.Contains(stderr, "is as it was") {
+		if _, stderr, err := u.try(t, "recipients", "add", "oci:app:app", "--recipient", "pubkey:"+rsa.public+more, "--key",
+			ec.uri); err != nil || !strings.Contains(stderr, "is as it was") {
 			t.Errorf("%v\n%s", err, stderr)
 		}
 	}

@@ -33,8 +33,8 @@ const (
 	pubopts    = "org.opencontainers.image.enc.pubopts"
 )
 
-// TestImageRefuse has decrypting fail in all ways, on the way to each kind of place. The error names the image, and the layer if one was
-// changed; there is no plain text anywhere, and what was there before is as it was.
+// TestImageRefuse has decrypting fail in all ways, on the way to each kind of place. The error names the image, and the
+// layer if one was changed; there is no plain text anywhere, and what was there before is as it was.
 func TestImageRefuse(t *testing.T) {
 	u := newImageUser(t, NewToken(t, "node"), "EC-256", "EC-384")
 	key, other := u.keys["EC-256"], u.keys["EC-384"]
@@ -91,8 +91,10 @@ func TestImageRefuse(t *testing.T) {
 	for _, fault := range []struct {
 		name, image, key, environment, want string
 	}{
-		{"wrong key", encrypted, other.uri, "", `error: layer 0 \(sha256:[0-9a-f]{64}\) of oci:.*:app: no key here opens the layer: it is encrypted for kid `},
-		{"no such key", encrypted, "pkcs11:token=node;object=none", "", `error: layer 0 .* of oci:.*: there is no key "none" on token "node"`},
+		{"wrong key", encrypted, other.uri, "",
+			`error: layer 0 \(sha256:[0-9a-f]{64}\) of oci:.*:app: no key here opens the layer: it is encrypted for kid `},
+		{"no such key", encrypted, "pkcs11:token=node;object=none", "",
+			`error: layer 0 .* of oci:.*: there is no key "none" on token "node"`},
 		{"no token", encrypted, "pkcs11:token=none;object=none", "", `error: layer 0 .* of oci:.*no token matches`},
 		{"wrong PIN", encrypted, key.uri, "NOTATION_HSM_PIN=0000", `error: layer 0 .* of oci:.*CKR_PIN_INCORRECT`},
 		{"no PIN", encrypted, key.uri, "NOTATION_HSM_PIN=", `error: layer 0 .* of oci:.*PIN`},
@@ -105,7 +107,10 @@ func TestImageRefuse(t *testing.T) {
 			packet[at] = map[bool]byte{true: 'B', false: 'A'}[packet[at] == 'A']
 			m.Layers[1].Annotations[ourPackets] = base64.StdEncoding.EncodeToString(packet)
 		}), key.uri, "", "error: " + upper + ": .*annotation was changed"},
-		{"no wrapped key", change("removed", func(_ string, m *ocispec.Manifest) { delete(m.Layers[1].Annotations, ourPackets) }),
+		{"no wrapped key", change("removed", func(_ string,
+			m *ocispec.Manifest) {
+			delete(m.Layers[1].Annotations, ourPackets)
+		}),
 			key.uri, "", "error: " + upper + ": the layer has no wrapped key"},
 		{"no options", change("options", func(_ string, m *ocispec.Manifest) { delete(m.Layers[1].Annotations, pubopts) }),
 			key.uri, "", "error: " + upper + ": the annotation .*pubopts is damaged"},
@@ -118,11 +123,18 @@ func TestImageRefuse(t *testing.T) {
 		{"changed HMAC", change("hmac", func(_ string, m *ocispec.Manifest) {
 			setOptions(m, func(o map[string]any) { o["hmac"] = make([]byte, 32) })
 		}), key.uri, "", "error: " + upper + " was changed or truncated: it does not match its HMAC"},
-		{"changed layer", changeLayer("flipped", false, flip), key.uri, "", "error: " + upper + " was changed or truncated: it does not match its digest"},
-		{"changed layer, new digest", changeLayer("flipped-new", true, flip), key.uri, "", "error: " + upper + " was changed or truncated: it does not match its HMAC"},
-		{"truncated layer", changeLayer("cut", false, cut), key.uri, "", "error: " + upper + " was changed or truncated: it does not match its digest"},
-		{"truncated layer, new digest", changeLayer("cut-new", true, cut), key.uri, "", "error: " + upper + " was changed or truncated: it does not match its HMAC"},
-		{"missing layer", change("missing", func(dir string, m *ocispec.Manifest) { os.Remove(blobPath(dir, m.Layers[1].Digest)) }),
+		{"changed layer", changeLayer("flipped", false, flip), key.uri, "",
+			"error: " + upper + " was changed or truncated: it does not match its digest"},
+		{"changed layer, new digest", changeLayer("flipped-new", true, flip), key.uri, "",
+			"error: " + upper + " was changed or truncated: it does not match its HMAC"},
+		{"truncated layer", changeLayer("cut", false, cut), key.uri, "",
+			"error: " + upper + " was changed or truncated: it does not match its digest"},
+		{"truncated layer, new digest", changeLayer("cut-new", true, cut), key.uri, "",
+			"error: " + upper + " was changed or truncated: it does not match its HMAC"},
+		{"missing layer", change("missing", func(dir string,
+			m *ocispec.Manifest) {
+			os.Remove(blobPath(dir, m.Layers[1].Digest))
+		}),
 			key.uri, "", "error: decrypting oci:.*:app failed: .*no such file"},
 	} {
 		for _, place := range []string{"oci", "oci, there", "dir", "dir, there", "oci-archive", "docker-archive"} {
@@ -206,35 +218,47 @@ func TestImageKeep(t *testing.T) {
 		{"decrypt oci:all:app dir:index --key URI", "wrote"}, // in the place of another
 
 		{"encrypt oci:all:other oci:all:x --recipient pubkey:KEY", "error: layer 1 .* of oci:all:other is encrypted already"},
-		{"encrypt oci:source:app oci:all:x --recipient pubkey:KEY --layer 2", "error: oci:source:app has 2 layers, and none with the index 2"},
+		{"encrypt oci:source:app oci:all:x --recipient pubkey:KEY --layer 2",
+			"error: oci:source:app has 2 layers, and none with the index 2"},
 		{"encrypt oci:source:app oci:all:x", "error: there is no recipient"},
 		{"encrypt oci:source:app docker-daemon:x --recipient pubkey:KEY", `error: "docker-daemon:x" does not name an image`},
-		{"encrypt oci:source:app docker-archive:x.tar --recipient pubkey:KEY", "error: docker-archive:x.tar can't be encrypted: a docker-archive has no place for wrapped keys"},
-		{"encrypt oci:source:app docker://127.0.0.1:1/x@sha256:" + strings.Repeat("0", 64) + " --recipient pubkey:KEY", "error: the copy can't be .*: what it contains decides its digest"},
+		{"encrypt oci:source:app docker-archive:x.tar --recipient pubkey:KEY",
+			"error: docker-archive:x.tar can't be encrypted: a docker-archive has no place for wrapped keys"},
+		{"encrypt oci:source:app docker://127.0.0.1:1/x@sha256:" + strings.Repeat("0", 64) + " --recipient pubkey:KEY",
+			"error: the copy can't be .*: what it contains decides its digest"},
 		{"encrypt oci:source:none oci:all:x --recipient pubkey:KEY", "error: can't read oci:source:none"},
 		{"decrypt oci:source:app oci:all:x --key URI", "error: oci:source:app has no encrypted layer"},
-		{"decrypt oci:all:index docker-archive:x.tar --key URI", "error: a docker-archive holds one image, and oci:all:index lists 2"},
-		{"decrypt oci:all:index oci:x:x --key URI --platform linux/s390x", "error: oci:all:index has no image for linux/s390x\nhint: there are: linux/amd64, linux/arm64"},
+		{"decrypt oci:all:index docker-archive:x.tar --key URI",
+			"error: a docker-archive holds one image, and oci:all:index lists 2"},
+		{"decrypt oci:all:index oci:x:x --key URI --platform linux/s390x",
+			"error: oci:all:index has no image for linux/s390x\nhint: there are: linux/amd64, linux/arm64"},
 		{"decrypt oci:all:app docker-archive:amd64.tar --key URI", "error: .* the file is there already"},
 		{"decrypt oci:all:app oci-archive:precious.txt:x --key URI", "error: .* the file is there already"},
 		{"decrypt oci:all:app dir:source --key URI", "error: .* the folder holds something else than an image"},
 		{"decrypt oci:all:app oci:index:x --key URI", "error: .* the folder holds something else than an image"},
-		{"decrypt oci:all:app oci:none/none:x --key URI", "error: oci:none/none:x can't be used: its folder is not there: .*none: no such file or directory"},
-		{"decrypt oci:all:app oci-archive:none/x.tar --key URI", "error: oci-archive:none/x.tar can't be used: its folder is not there: .*none: no such file or directory"},
+		{"decrypt oci:all:app oci:none/none:x --key URI",
+			"error: oci:none/none:x can't be used: its folder is not there: .*none: no such file or directory"},
+		{"decrypt oci:all:app oci-archive:none/x.tar --key URI",
+			"error: oci-archive:none/x.tar can't be used: its folder is not there: .*none: no such file or directory"},
 		{"decrypt oci:all:app docker-archive:/dev/null --key URI", "error: .* it is no file"},
-		{"recipients add dir:index --recipient pubkey:KEY --key URI", "error: recipients can be changed in a registry and in oci:DIR:TAG alone, not in dir:index"},
+		{"recipients add dir:index --recipient pubkey:KEY --key URI",
+			"error: recipients can be changed in a registry and in oci:DIR:TAG alone, not in dir:index"},
 		{"recipients add oci:source:app --recipient pubkey:KEY --key URI", "error: oci:source:app has no encrypted layer"},
-		{"recipients remove oci:all:app --recipient pubkey:KEY", "error: layer 0 .* of oci:all:app: nobody could open it any more"},
+		{"recipients remove oci:all:app --recipient pubkey:KEY",
+			"error: layer 0 .* of oci:all:app: nobody could open it any more"},
 		{"recipients remove oci:all:app --recipient NOBODY", "error: NOBODY is no recipient of oci:all:app"},
-		{"encrypt oci:source:app oci:apart:app --recipient pubkey:KEY", "^warning: recipient [^\n]*\nwrote oci:apart:app\nsignatures"},
-		{"encrypt oci:source:app oci:./source/:encrypted --recipient pubkey:KEY", "warning: the plain layers are still in the same folder"},
+		{"encrypt oci:source:app oci:apart:app --recipient pubkey:KEY",
+			"^warning: recipient [^\n]*\nwrote oci:apart:app\nsignatures"},
+		{"encrypt oci:source:app oci:./source/:encrypted --recipient pubkey:KEY",
+			"warning: the plain layers are still in the same folder"},
 		{"layers oci:all:app --platform x", "error: unknown flag"},
 	} {
 		nobody := strings.NewReplacer("NOBODY", strings.Repeat("-_aZ", 10)+"aaa")
 		do.want = nobody.Replace(do.want)
 		args := strings.Fields(strings.NewReplacer("KEY", key.public, "URI", key.uri).Replace(nobody.Replace(do.args)))
 		_, stderr, err := u.try(t, args...)
-		if failed := strings.HasPrefix(do.want, "error:"); failed != (err != nil) || !regexp.MustCompile(do.want).MatchString(stderr) {
+		if failed := strings.HasPrefix(do.want, "error:"); failed != (err != nil) ||
+			!regexp.MustCompile(do.want).MatchString(stderr) {
 			t.Fatalf("hsm-image %s: %v\n%s, not %s", do.args, err, stderr, do.want)
 		}
 	}
@@ -262,13 +286,16 @@ func TestImageKeep(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &shown); err != nil {
 		t.Fatal(err)
 	}
-	if len(shown) != 2 || shown[1].Platform != "linux/arm64" || len(shown[1].Layers) != 2 || !shown[1].Layers[1].Encrypted ||
-		shown[1].Layers[1].Recipients[0].Recipient != "pubkey:"+key.public || shown[1].Layers[1].Recipients[0].Scheme != "provider.hsm" {
+	if len(shown) != 2 || shown[1].Platform != "linux/arm64" || len(shown[1].Layers) != 2 ||
+		!shown[1].Layers[1].Encrypted ||
+		shown[1].Layers[1].Recipients[0].Recipient != "pubkey:"+key.public ||
+		shown[1].Layers[1].Recipients[0].Scheme != "provider.hsm" {
 		t.Errorf("layers --json printed %s", out)
 	}
 }
 
-// TestImageDestinationTLS has the destination's registry not be trusted, or have no HTTPS: the error says which flag is about that.
+// TestImageDestinationTLS has the destination's registry not be trusted, or have no HTTPS: the error says which flag is
+// about that.
 func TestImageDestinationTLS(t *testing.T) {
 	u := newImageUser(t, NewToken(t, "node"), "EC-256")
 	t.Chdir(t.TempDir())
@@ -277,7 +304,8 @@ func TestImageDestinationTLS(t *testing.T) {
 	defer server.Close()
 	server.Config.ErrorLog = log.New(io.Discard, "", 0) // it hears of the certificate as well
 	for _, address := range []string{strings.TrimPrefix(server.URL, "https://"), StartRegistry(t)} {
-		_, stderr, err := u.try(t, "encrypt", "oci:source:app", "docker://"+address+"/app:1", "--recipient", "pubkey:"+u.keys["EC-256"].public)
+		_, stderr, err := u.try(t, "encrypt", "oci:source:app", "docker://"+address+"/app:1", "--recipient",
+			"pubkey:"+u.keys["EC-256"].public)
 		if err == nil || !strings.Contains(stderr, "--dest-cert-dir") || !strings.Contains(stderr, "--dest-tls-verify") {
 			t.Errorf("%v\n%s", err, stderr)
 		}
@@ -291,7 +319,8 @@ func TestImageInterrupt(t *testing.T) {
 	address := StartRegistry(t)
 	slow, upstream := slowly(t, address), filepath.Join(base, "source")
 	writeImage(t, upstream, "app", layerSize, "linux/amd64")
-	Run(t, u.hsmImage, "encrypt", "oci:"+upstream+":app", "docker://"+address+"/app:1", "--recipient", "pubkey:"+key.public, "--dest-tls-verify=false")
+	Run(t, u.hsmImage, "encrypt", "oci:"+upstream+":app", "docker://"+address+"/app:1", "--recipient",
+		"pubkey:"+key.public, "--dest-tls-verify=false")
 	for _, place := range []string{"oci", "dir", "oci-archive", "docker-archive"} {
 		for _, signal := range []os.Signal{syscall.SIGINT, syscall.SIGTERM} {
 			u.interrupted(t, place, signal, "docker://"+slow+"/app:1", key, func() bool { return true })
@@ -333,14 +362,16 @@ func TestImageInterrupt(t *testing.T) {
 }
 
 // interrupted has a signal end decrypting as soon as there is plain text somewhere, and it is ready.
-func (u *imageUser) interrupted(t *testing.T, place string, signal os.Signal, image string, key imageKey, ready func() bool) {
+func (u *imageUser) interrupted(t *testing.T, place string, signal os.Signal, image string, key imageKey,
+	ready func() bool) {
 	t.Helper()
 	dir, temporary := t.TempDir(), t.TempDir()
 	t.Setenv("TMPDIR", temporary)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(ctx, u.hsmImage, "decrypt", image, place+":"+filepath.Join(dir, "plain"), "--key", key.uri, "--src-tls-verify=false")
+	cmd := exec.CommandContext(ctx, u.hsmImage, "decrypt", image, place+":"+filepath.Join(dir, "plain"), "--key", key.uri,
+		"--src-tls-verify=false")
 	cmd.Stderr = &stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestImageUsage refuses to encrypt to keys that can't open the image, without having written anything, and opens with the others what
-// was encrypted to them by their URI alone: on SoftHSM, with a PIN and without, and on a NetHSM.
+// TestImageUsage refuses to encrypt to keys that can't open the image, without having written anything, and opens with
+// the others what was encrypted to them by their URI alone: on SoftHSM, with a PIN and without, and on a NetHSM.
 func TestImageUsage(t *testing.T) {
 	t.Run("SoftHSM", func(t *testing.T) {
 		u := newImageUser(t, NewToken(t, "node"), "RSA-2048", "EC-256")
@@ -18,17 +18,20 @@ func TestImageUsage(t *testing.T) {
 		t.Chdir(t.TempDir())
 		writeImage(t, "source", "app", 1000, "linux/amd64")
 		_, stderr, err := u.try(t, "encrypt", "oci:source:app", "oci:app:app", "--recipient", "pkcs11:object=signing-EC-256")
-		if err != nil || !strings.Contains(stderr, `warning: recipient "pkcs11:object=signing-EC-256": its module does not tell what the key may do without a PIN`) {
+		if err != nil || !strings.Contains(stderr,
+			`warning: recipient "pkcs11:object=signing-EC-256": its module does not tell what the key may do without a PIN`) {
 			t.Errorf("without a PIN: %v\n%s", err, stderr)
 		}
-		if _, stderr, err := u.try(t, "encrypt", "oci:source:app", "oci:none:app", "--recipient", "pkcs11:object=signing-RSA-2048"); err == nil {
+		if _, stderr, err := u.try(t, "encrypt", "oci:source:app", "oci:none:app", "--recipient",
+			"pkcs11:object=signing-RSA-2048"); err == nil {
 			t.Errorf("without a PIN, it encrypted to a key for signing\n%s", stderr)
 		}
 	})
 	t.Run("NetHSM", func(t *testing.T) {
 		h, n := NewNetHSM(t)
 		generate := func(label, spec, usage string) string {
-			return strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label", h.Key(label), "--spec", spec, "--usage", usage))
+			return strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label", h.Key(label), "--spec",
+				spec, "--usage", usage))
 		}
 		testUsage(t, Build(t, "hsm-image"), []string{generate("recipient", "RSA-2048", "decrypt")}, map[string]string{
 			generate("rsa", "RSA-2048", "sign"): "does no OAEP",
@@ -40,11 +43,13 @@ func TestImageUsage(t *testing.T) {
 // generateSigning makes a key for signatures and returns its URI.
 func generateSigning(t *testing.T, token, spec string) string {
 	t.Helper()
-	Run(t, Build(t, "notation-hsm"), "key", "generate", "--token", strings.TrimPrefix(token, "pkcs11:token="), "--label", "signing-"+spec, "--spec", spec)
+	Run(t, Build(t, "notation-hsm"), "key", "generate", "--token", strings.TrimPrefix(token, "pkcs11:token="), "--label",
+		"signing-"+spec, "--spec", spec)
 	return token + ";object=signing-" + spec
 }
 
-// testUsage encrypts an image to each of the recipients, which open it, and to those that are refused with the words given.
+// testUsage encrypts an image to each of the recipients, which open it, and to those that are refused with the words
+// given.
 func testUsage(t *testing.T, hsmImage string, recipients []string, refused map[string]string) {
 	t.Helper()
 	t.Chdir(t.TempDir())
@@ -63,7 +68,8 @@ func testUsage(t *testing.T, hsmImage string, recipients []string, refused map[s
 				{"recipients", "add", name + ":app", "--recipient", bad, "--key", uri},
 			} {
 				_, stderr, err := u.try(t, args...)
-				if err == nil || !strings.Contains(stderr, "cannot open what is encrypted to it") || !strings.Contains(stderr, words) || !strings.Contains(stderr, "hint: ") {
+				if err == nil || !strings.Contains(stderr, "cannot open what is encrypted to it") ||
+					!strings.Contains(stderr, words) || !strings.Contains(stderr, "hint: ") {
 					t.Errorf("hsm-image %s: %v\n%s", args, err, stderr)
 				}
 			}

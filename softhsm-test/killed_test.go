@@ -15,12 +15,15 @@ import (
 
 // fileChanges are the system calls by which a program changes files. (Go makes no others.)
 var fileChanges = map[uint64]string{
-	unix.SYS_WRITE: "write", unix.SYS_PWRITE64: "pwrite64", unix.SYS_FTRUNCATE: "ftruncate", unix.SYS_FSYNC: "fsync", unix.SYS_FCHMOD: "fchmod",
-	unix.SYS_MKDIRAT: "mkdirat", unix.SYS_RENAMEAT: "renameat", unix.SYS_RENAMEAT2: "renameat2", unix.SYS_UNLINKAT: "unlinkat",
+	unix.SYS_WRITE: "write", unix.SYS_PWRITE64: "pwrite64", unix.SYS_FTRUNCATE: "ftruncate", unix.SYS_FSYNC: "fsync",
+	unix.SYS_FCHMOD:  "fchmod",
+	unix.SYS_MKDIRAT: "mkdirat", unix.SYS_RENAMEAT: "renameat", unix.SYS_RENAMEAT2: "renameat2",
+	unix.SYS_UNLINKAT: "unlinkat",
 }
 
-// killAt runs a command and kills it as it enters the n-th call that changes a file, whichever of its threads makes it. (strace can
-// inject signals too, but counts in each thread by itself.) Calls on a file of the name skip are not counted. It returns the call, and whether it came to it.
+// killAt runs a command and kills it as it enters the n-th call that changes a file, whichever of its threads makes it.
+// (strace can inject signals too, but counts in each thread by itself.) Calls on a file of the name skip are not
+// counted. It returns the call, and whether it came to it.
 func killAt(t testing.TB, n int, skip, name string, args ...string) (at string, killed bool) {
 	t.Helper()
 	runtime.LockOSThread() // a tracer is a thread
@@ -68,7 +71,8 @@ func killAt(t testing.TB, n int, skip, name string, args ...string) (at string, 
 				break
 			}
 			file, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, firstArgument(&registers)))
-			if file = filepath.Base(file); file == skip || strings.Contains(file, "eventfd") { // Go's threads wake each other by the latter
+			// Go's threads wake each other by the latter
+			if file = filepath.Base(file); file == skip || strings.Contains(file, "eventfd") {
 				break
 			}
 			if count++; count == n {
@@ -83,7 +87,8 @@ func killAt(t testing.TB, n int, skip, name string, args ...string) (at string, 
 }
 
 // killAtEach kills a command at each call that changes a file, one in each run.
-func killAtEach(t testing.TB, skip string, prepare func(), check func(at string), name string, args ...string) (kills int) {
+func killAtEach(t testing.TB, skip string, prepare func(), check func(at string), name string,
+	args ...string) (kills int) {
 	t.Helper()
 	for ; ; kills++ {
 		prepare()

@@ -22,8 +22,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A cluster is an API server with etcd, both on loopback, and the kubectl command that speaks to it. It has no nodes and no
-// controllers: Pods are admitted or refused, and none ever runs.
+// A cluster is an API server with etcd, both on loopback, and the kubectl command that speaks to it. It has no nodes
+// and no controllers: Pods are admitted or refused, and none ever runs.
 type cluster struct {
 	kubectl string
 	config  string // kubectl's
@@ -55,7 +55,8 @@ users: [{name: test, user: {token: administrator}}]}`, api, base64.StdEncoding.E
 		"--advertise-address", "127.0.0.1", "--secure-port", port, "--endpoint-reconciler-type", "none",
 		"--tls-cert-file", filepath.Join(tls, "tls.crt"), "--tls-private-key-file", filepath.Join(tls, "tls.key"),
 		"--token-auth-file", tokens, "--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.0.0.0/24",
-		"--service-account-issuer", "https://"+api, "--service-account-key-file", account, "--service-account-signing-key-file", account,
+		"--service-account-issuer", "https://"+api, "--service-account-key-file", account,
+		"--service-account-signing-key-file", account,
 		"--disable-admission-plugins", "ServiceAccount") // whose accounts a controller makes
 	waitFor(t, "the API server", server, func() bool {
 		_, _, err := c.try(t, "", "get", "--raw", "/readyz")
@@ -121,7 +122,8 @@ func tail(text string) string {
 
 func (c *cluster) try(t testing.TB, stdin string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
-	return try(t, stdin, c.kubectl, append([]string{"--kubeconfig", c.config, "--cache-dir", filepath.Join(filepath.Dir(c.config), "cache")}, args...)...)
+	return try(t, stdin, c.kubectl, append(
+		[]string{"--kubeconfig", c.config, "--cache-dir", filepath.Join(filepath.Dir(c.config), "cache")}, args...)...)
 }
 
 func (c *cluster) run(t testing.TB, stdin string, args ...string) string {
@@ -142,7 +144,8 @@ func pod(name, image, init, volume string) string {
 	if volume != "" {
 		spec["volumes"] = []any{map[string]any{"name": "v", "image": map[string]string{"reference": volume}}}
 	}
-	data, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod", "metadata": map[string]string{"name": name}, "spec": spec})
+	data, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "Pod",
+		"metadata": map[string]string{"name": name}, "spec": spec})
 	if err != nil {
 		panic(err)
 	}
@@ -174,18 +177,20 @@ func newSignedImages(t testing.TB) *signedImages {
 		t.Fatal(err)
 	}
 	proxy := httputil.NewSingleHostReverseProxy(backend)
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.down.Load() {
-			panic(http.ErrAbortHandler) // closes the connection
-		}
-		proxy.ServeHTTP(w, r)
-	})}
+	server := &http.Server{ReadHeaderTimeout: time.Minute,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if s.down.Load() {
+				panic(http.ErrAbortHandler) // closes the connection
+			}
+			proxy.ServeHTTP(w, r)
+		})}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { server.Close() })
 	_, port, _ := net.SplitHostPort(listener.Addr().String())
 	registry := "localhost:" + port // which Kyverno and Ratify speak plain HTTP to
 	for _, name := range []string{"alice", "mallory"} {
-		uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label", name))
+		uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label",
+			name))
 		file := filepath.Join(s.folder, name+".pem")
 		write(t, file, Run(t, n.Plugin, "cert", "self-sign", uri, "--subject", "CN="+name+",O=Example,C=CH,ST=Zurich"))
 		Run(t, n.Plugin, "cert", "import", uri, file)
@@ -198,16 +203,19 @@ func newSignedImages(t testing.TB) *signedImages {
 		s.digests[registry+"/team/"+reference] = digest.String()
 		if signer != "" {
 			repository, _, _ := strings.Cut(reference, ":")
-			Run(t, n.Program, "sign", "--plugin", "hsm", "--id", "pkcs11:token=signing;object="+signer, registry+"/team/"+repository+"@"+digest.String())
+			Run(t, n.Program, "sign", "--plugin", "hsm", "--id", "pkcs11:token=signing;object="+signer,
+				registry+"/team/"+repository+"@"+digest.String())
 		}
 		return registry + "/team/" + reference
 	}
 	s.app, s.second = push("app:signed", "alice"), push("app:second", "alice")
-	s.unsigned, s.stranger, s.moved = push("app:unsigned", ""), push("app:stranger", "mallory"), push("other:signed", "alice")
+	s.unsigned, s.stranger, s.moved = push("app:unsigned", ""), push("app:stranger", "mallory"),
+		push("other:signed", "alice")
 	t.Setenv("NOTATION_HSM_TRUST", filepath.Join(s.folder, "trust.yaml"))
 	t.Setenv("HOME", s.folder)
 	Run(t, n.Plugin, "trust", "init")
-	Run(t, n.Plugin, "trust", "signer", "add", "alice", "--scope", registry+"/team/app", "--cert", filepath.Join(s.folder, "alice.pem"))
+	Run(t, n.Plugin, "trust", "signer", "add", "alice", "--scope", registry+"/team/app", "--cert",
+		filepath.Join(s.folder, "alice.pem"))
 	Run(t, n.Plugin, "trust", "signer", "add", "mallory", "--scope", "*", "--cert", filepath.Join(s.folder, "mallory.pem"))
 	return s
 }
@@ -256,8 +264,8 @@ const (
 	refusedTag      = "does not have a digest"
 )
 
-// checkAdmission creates and changes Pods in a cluster that verifies images, and holds what it says against what the trust
-// manifest says. It has the verifier hang for a part of it.
+// checkAdmission creates and changes Pods in a cluster that verifies images, and holds what it says against what the
+// trust manifest says. It has the verifier hang for a part of it.
 func checkAdmission(t *testing.T, c *cluster, s *signedImages, hang, resume func()) {
 	t.Helper()
 	refused := func(name, why, stdin string, args ...string) {
@@ -269,7 +277,8 @@ func checkAdmission(t *testing.T, c *cluster, s *signedImages, hang, resume func
 	}
 	create := []string{"create", "-f", "-"}
 	images := func(pod string) string {
-		return strings.TrimSpace(c.run(t, "", "get", "pod", pod, "-o", "jsonpath={.spec.containers[*].image} {.spec.initContainers[*].image} {.spec.volumes[*].image.reference}"))
+		return strings.TrimSpace(c.run(t, "", "get", "pod", pod, "-o",
+			"jsonpath={.spec.containers[*].image} {.spec.initContainers[*].image} {.spec.volumes[*].image.reference}"))
 	}
 
 	// What comes in, and that it is what was verified: a tag becomes a digest.
@@ -303,7 +312,8 @@ func checkAdmission(t *testing.T, c *cluster, s *signedImages, hang, resume func
 
 	// Changes to a Pod that runs.
 	c.run(t, "", "debug", "tag", "--image", s.pinned(s.app), "--container", "good", "--profile", "general")
-	refused("ephemeral container", refusedUnsigned, "", "debug", "tag", "--image", s.pinned(s.unsigned), "--container", "bad", "--profile", "general")
+	refused("ephemeral container", refusedUnsigned, "", "debug", "tag", "--image", s.pinned(s.unsigned), "--container",
+		"bad", "--profile", "general")
 	refused("update to unsigned", refusedUnsigned, "", "set", "image", "pod/digest", "c="+s.pinned(s.unsigned))
 	c.run(t, "", "patch", "pod", "digest", "--type", "merge", "-p", `{"metadata": {"finalizers": ["example.com/hold"]}}`)
 

@@ -8,13 +8,14 @@ import (
 	"testing"
 )
 
-// TestClusterKyverno asks Kyverno's own server at a real API server, with the webhooks that Kyverno registers and the policy as
-// it is exported.
+// TestClusterKyverno asks Kyverno's own server at a real API server, with the webhooks that Kyverno registers and the
+// policy as it is exported.
 func TestClusterKyverno(t *testing.T) {
 	program := clusterProgram(t, "kyverno")
 	s, c := newSignedImages(t), startCluster(t)
 	for _, folder := range []string{"kyverno", "policies.kyverno.io", "policyreport", "reports"} {
-		c.run(t, "", "apply", "--server-side", "-f", filepath.Join(published(t, "github.com/kyverno/kyverno"), "config", "crds", folder))
+		c.run(t, "", "apply", "--server-side", "-f",
+			filepath.Join(published(t, "github.com/kyverno/kyverno"), "config", "crds", folder))
 	}
 	// The configuration is that of Kyverno's Helm chart.
 	c.run(t, `apiVersion: v1
@@ -33,7 +34,8 @@ data:
   resourceFilters: '[Event,*,*] [*/*,kube-system,*] [*/*,kube-public,*] [*/*,kube-node-lease,*] [Node,*,*] [*/*,kyverno,*]'
   webhooks: '{"namespaceSelector": {"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system", "kyverno"]}]}}'
 `, "create", "-f", "-")
-	for _, pair := range []string{"NAMESPACE=kyverno", "SERVICEACCOUNT_NAME=kyverno-admission-controller", "DEPLOYMENT=kyverno-admission-controller",
+	for _, pair := range []string{"NAMESPACE=kyverno", "SERVICEACCOUNT_NAME=kyverno-admission-controller",
+		"DEPLOYMENT=kyverno-admission-controller",
 		"POD_NAME=kyverno-admission-controller-0", "ROLE_NAME=kyverno:admission-controller", "SVC=kyverno-svc"} {
 		name, value, _ := strings.Cut(pair, "=")
 		t.Setenv("KYVERNO_"+name, value)
@@ -42,15 +44,18 @@ data:
 	t.Setenv("METRICS_CONFIG", "kyverno-metrics")
 	address := freeAddresses(t, 1)[0]
 	kyverno := start(t, program, "--kubeconfig", c.config, "--serverIP", address, "--webhookServerHost", "127.0.0.1",
-		"--webhookServerPort", address[strings.LastIndex(address, ":")+1:], "--caSecretName", "kyverno-ca", "--tlsSecretName", "kyverno-tls",
+		"--webhookServerPort", address[strings.LastIndex(address, ":")+1:], "--caSecretName", "kyverno-ca", "--tlsSecretName",
+		"kyverno-tls",
 		"--backgroundServiceAccountName", "system:serviceaccount:kyverno:kyverno-background-controller",
 		"--reportsServiceAccountName", "system:serviceaccount:kyverno:kyverno-reports-controller",
 		"--disableMetrics", "--controllerRuntimeMetricsAddress", "0",
-		"--leaderElectionRetryPeriod=60s", // Kyverno ends when it does not renew its lease, which a slow machine may not let it
+		// Kyverno ends when it does not renew its lease, which a slow machine may not let it
+		"--leaderElectionRetryPeriod=60s",
 		"--imageVerifyCacheEnabled=false") // as the export demands
 	logAtFailure(t, kyverno)
 	waitFor(t, "Kyverno's webhooks", kyverno, func() bool {
-		hooks, _, err := c.try(t, "", "get", "validatingwebhookconfigurations", "kyverno-policy-validating-webhook-cfg", "--ignore-not-found")
+		hooks, _, err := c.try(t, "", "get", "validatingwebhookconfigurations", "kyverno-policy-validating-webhook-cfg",
+			"--ignore-not-found")
 		return err == nil && hooks != ""
 	})
 
@@ -61,7 +66,8 @@ data:
 	})
 	// With no permission but the chart's: the reports controller has none here.
 	waitFor(t, "the policy to be ready", kyverno, func() bool {
-		return c.run(t, "", "get", "imagevalidatingpolicy", "notation-hsm", "-o", "jsonpath={.status.conditionStatus.ready}") == "true"
+		return c.run(t, "", "get", "imagevalidatingpolicy", "notation-hsm", "-o",
+			"jsonpath={.status.conditionStatus.ready}") == "true"
 	})
 	waitFor(t, "the policy to be enforced", kyverno, func() bool {
 		_, stderr, err := c.try(t, pod("probe", s.pinned(s.unsigned), "", ""), "create", "--dry-run=server", "-f", "-")

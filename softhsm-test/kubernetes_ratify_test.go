@@ -17,18 +17,20 @@ import (
 	"testing"
 )
 
-// TestClusterRatify asks Gatekeeper's and Ratify's own servers at a real API server, with the resources as they are exported, the
-// constraint beside them, and what the Helm charts of both install as the page tells to.
+// TestClusterRatify asks Gatekeeper's and Ratify's own servers at a real API server, with the resources as they are
+// exported, the constraint beside them, and what the Helm charts of both install as the page tells to.
 func TestClusterRatify(t *testing.T) {
 	program := clusterProgram(t, "ratify")
 	s, c := newSignedImages(t), startCluster(t)
-	c.run(t, "", "apply", "--server-side", "-f", filepath.Join(published(t, "github.com/ratify-project/ratify"), "config", "crd", "bases"))
+	c.run(t, "", "apply", "--server-side", "-f",
+		filepath.Join(published(t, "github.com/ratify-project/ratify"), "config", "crd", "bases"))
 	t.Setenv("KUBECONFIG", c.config)
 	t.Setenv("RATIFY_NAMESPACE", "gatekeeper-system")
 	t.Setenv("RATIFY_NAME", "ratify")
 	addresses, config := freeAddresses(t, 2), filepath.Join(s.folder, "ratify.json")
 	write(t, config, `{"executor": {"verificationRequestTimeout": 13900, "mutationRequestTimeout": 3950}}`)
-	ratify := start(t, program, "serve", "--http", addresses[0], "-c", config, "--enable-crd-manager", "--cert-dir", c.certificate(t),
+	ratify := start(t, program, "serve", "--http", addresses[0], "-c", config, "--enable-crd-manager", "--cert-dir",
+		c.certificate(t),
 		"--health-port", addresses[1], "--cache-enabled=false")
 	logAtFailure(t, ratify)
 	c.run(t, `apiVersion: config.ratify.deislabs.io/v1beta1
@@ -40,8 +42,8 @@ spec: {name: oras, version: 1.0.0, parameters: {useHttp: true}}
 	checkAdmission(t, c, s, func() { ratify.signal(t, syscall.SIGSTOP) }, func() { ratify.signal(t, syscall.SIGCONT) })
 }
 
-// TestClusterAnswers holds Gatekeeper with the exported template against answers that Ratify does not give when it verified an image.
-// In its place, a server answers in its form what notation says, and then something else.
+// TestClusterAnswers holds Gatekeeper with the exported template against answers that Ratify does not give when it
+// verified an image. In its place, a server answers in its form what notation says, and then something else.
 func TestClusterAnswers(t *testing.T) {
 	clusterProgram(t, "gatekeeper")
 	s, c := newSignedImages(t), startCluster(t)
@@ -72,11 +74,12 @@ func TestClusterAnswers(t *testing.T) {
 	})
 }
 
-// startGatekeeper starts Gatekeeper's server with the exported resources, the constraint, and the Assigns of Ratify's chart, and
-// waits until a Pod is refused and another admitted. ratify is the address of who answers for Ratify.
+// startGatekeeper starts Gatekeeper's server with the exported resources, the constraint, and the Assigns of Ratify's
+// chart, and waits until a Pod is refused and another admitted. ratify is the address of who answers for Ratify.
 func startGatekeeper(t testing.TB, c *cluster, s *signedImages, ratify string) *service {
 	t.Helper()
-	gatekeeperModule, ratifyModule := published(t, "github.com/open-policy-agent/gatekeeper/v3"), published(t, "github.com/ratify-project/ratify")
+	gatekeeperModule, ratifyModule := published(t, "github.com/open-policy-agent/gatekeeper/v3"),
+		published(t, "github.com/ratify-project/ratify")
 	c.run(t, "", "apply", "--server-side", "-f", filepath.Join(gatekeeperModule, "charts", "gatekeeper", "crds"))
 	c.run(t, "", "apply", "--server-side", "-f", filepath.Join(ratifyModule, "config", "crd", "bases"))
 	c.run(t, "", "create", "namespace", "gatekeeper-system")
@@ -84,8 +87,10 @@ func startGatekeeper(t testing.TB, c *cluster, s *signedImages, ratify string) *
 	t.Setenv("POD_NAMESPACE", "gatekeeper-system")
 	addresses := freeAddresses(t, 3)
 	_, port, _ := strings.Cut(addresses[0], ":")
-	gatekeeper := start(t, clusterProgram(t, "gatekeeper"), "--host", "127.0.0.1", "--port", port, "--cert-dir", c.certificate(t), "--disable-cert-rotation",
-		"--health-addr", addresses[1], "--prometheus-port", strings.Split(addresses[2], ":")[1], "--exempt-namespace=gatekeeper-system",
+	gatekeeper := start(t, clusterProgram(t, "gatekeeper"), "--host", "127.0.0.1", "--port", port, "--cert-dir",
+		c.certificate(t), "--disable-cert-rotation",
+		"--health-addr", addresses[1], "--prometheus-port", strings.Split(addresses[2], ":")[1],
+		"--exempt-namespace=gatekeeper-system",
 		"--debug-use-fake-pod", "--logtostderr", "--disable-opa-builtin={http.send}",
 		"--external-data-provider-response-cache-ttl=0s") // as the export demands
 	logAtFailure(t, gatekeeper)
@@ -105,7 +110,8 @@ metadata: {name: %s}
 spec: {url: "https://%s/ratify/gatekeeper/v1/%s", timeout: %d, caBundle: %s}
 `, name, ratify, path, timeout, bundle)
 	}
-	c.run(t, provider("ratify-provider", "verify", 14)+provider("ratify-mutation-provider", "mutate", 4), "apply", "-f", "-")
+	c.run(t, provider("ratify-provider", "verify", 14)+provider("ratify-mutation-provider", "mutate", 4), "apply", "-f",
+		"-")
 	c.run(t, "", "apply", "-f", mutations(t, ratifyModule))
 
 	resources := s.export(t, "ratify")
@@ -127,7 +133,8 @@ metadata: {name: gatekeeper-validating-webhook-configuration}
 webhooks:
 - {name: validation.gatekeeper.sh, timeoutSeconds: 15, failurePolicy: Fail, clientConfig: %s, %s}
 `, hook("/v1/mutate"), rules, hook("/v1/admit"), rules), "apply", "-f", "-")
-	for _, what := range []struct{ image, refusal string }{{s.pinned(s.unsigned), refusedUnsigned}, {s.app, ""}, {s.pinned(s.app), ""}} {
+	for _, what := range []struct{ image, refusal string }{{s.pinned(s.unsigned), refusedUnsigned}, {s.app, ""},
+		{s.pinned(s.app), ""}} {
 		waitFor(t, "Gatekeeper's answer for "+what.image, gatekeeper, func() bool {
 			_, stderr, err := c.try(t, pod("probe", what.image, "", ""), "create", "--dry-run=server", "-f", "-")
 			return err == nil && what.refusal == "" || err != nil && what.refusal != "" && strings.Contains(stderr, what.refusal)
@@ -163,7 +170,8 @@ func startStandIn(t testing.TB, c *cluster, s *signedImages) *standIn {
 		if other := v.answer.Load(); other != nil && strings.HasSuffix(r.URL.Path, "/verify") {
 			answer = strings.Replace(*other, "%q", strconv.Quote(request.Request.Keys[0]), 1)
 		}
-		fmt.Fprintf(w, `{"apiVersion": "externaldata.gatekeeper.sh/v1beta1", "kind": "ProviderResponse", "response": {"idempotent": true, %s}}`, answer)
+		fmt.Fprintf(w,
+			`{"apiVersion": "externaldata.gatekeeper.sh/v1beta1", "kind": "ProviderResponse", "response": {"idempotent": true, %s}}`, answer)
 	}))
 	dir := c.certificate(t)
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))
@@ -191,7 +199,8 @@ func (v *standIn) item(t testing.TB, s *signedImages, path, image string) string
 		if err != nil {
 			return fmt.Sprintf(`{"key": %q, "error": %q}`, image, err)
 		}
-		return fmt.Sprintf(`{"key": %q, "value": %q}`, image, repository.Reference.Registry+"/"+repository.Reference.Repository+"@"+resolved.Digest.String())
+		return fmt.Sprintf(`{"key": %q, "value": %q}`, image,
+			repository.Reference.Registry+"/"+repository.Reference.Repository+"@"+resolved.Digest.String())
 	}
 	_, _, err := try(t, "", s.notation, "verify", "--insecure-registry", image)
 	return fmt.Sprintf(`{"key": %q, "value": {"isSuccess": %t}}`, image, err == nil)

@@ -17,8 +17,8 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// TestKubernetesExample holds deploy/kubernetes against what the exports write today, and everything in it against the definitions that
-// Kyverno, Gatekeeper and Ratify publish. UPDATE_DOCS=1 writes the exports anew.
+// TestKubernetesExample holds deploy/kubernetes against what the exports write today, and everything in it against the
+// definitions that Kyverno, Gatekeeper and Ratify publish. UPDATE_DOCS=1 writes the exports anew.
 func TestKubernetesExample(t *testing.T) {
 	plugin, folder := Build(t, "notation-hsm"), filepath.Join(root(), "deploy", "kubernetes")
 	definitions := openDefinitions(t)
@@ -65,16 +65,19 @@ func TestKubernetesExample(t *testing.T) {
 	}
 }
 
-// TestAdmission asks Notation, Kyverno and Ratify themselves about real images, each by its export of the same manifest. They have to agree.
+// TestAdmission asks Notation, Kyverno and Ratify themselves about real images, each by its export of the same
+// manifest. They have to agree.
 func TestAdmission(t *testing.T) {
 	kyverno, ratify := clusterProgram(t, "kubectl-kyverno"), clusterProgram(t, "ratify-answers")
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
-	repository := strings.Replace(StartRegistry(t), "127.0.0.1", "localhost", 1) + "/team" // which all three speak plain HTTP to
+	// which all three speak plain HTTP to
+	repository := strings.Replace(StartRegistry(t), "127.0.0.1", "localhost", 1) + "/team"
 	ca := NewCA(t, "Root", nil)
 	folder := t.TempDir()
 	for _, name := range []string{"alice", "bob", "carol", "mallory"} {
-		uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label", name))
+		uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label",
+			name))
 		subject, pem := "CN="+name+",O=Example,C=CH,ST=Zurich", filepath.Join(folder, name+".pem")
 		if name == "bob" || name == "carol" {
 			write(t, pem, ca.IssueCSR(t, Run(t, n.Plugin, "cert", "csr", uri, "--subject", subject))+ca.PEM())
@@ -135,19 +138,26 @@ func TestAdmission(t *testing.T) {
 		}
 	}
 	Run(t, n.Plugin, "trust", "init")
-	Run(t, n.Plugin, "trust", "signer", "add", "alice", "--scope", repository+"/app", "--cert", filepath.Join(folder, "alice.pem"))
+	Run(t, n.Plugin, "trust", "signer", "add", "alice", "--scope", repository+"/app", "--cert",
+		filepath.Join(folder, "alice.pem"))
 	expect("one signer", "alice in app", "mallory and alice in app")
-	Run(t, n.Plugin, "trust", "signer", "add", "team", "--scope", repository+"/app", "--scope", repository+"/tools", "--cert", caFile)
-	expect("a CA as well", "alice in app", "mallory and alice in app", "bob in app", "carol in app", "bob in tools", "carol in tools")
+	Run(t, n.Plugin, "trust", "signer", "add", "team", "--scope", repository+"/app", "--scope", repository+"/tools",
+		"--cert", caFile)
+	expect("a CA as well", "alice in app", "mallory and alice in app", "bob in app", "carol in app", "bob in tools",
+		"carol in tools")
 	Run(t, n.Plugin, "trust", "signer", "add", "alice", "--scope", "*")
-	expect("one for the rest", "alice in app", "mallory and alice in app", "bob in app", "carol in app", "bob in tools", "carol in tools",
+	expect("one for the rest", "alice in app", "mallory and alice in app", "bob in app", "carol in app", "bob in tools",
+		"carol in tools",
 		"alice in other", "mallory and alice in other")
 	Run(t, n.Plugin, "trust", "signer", "remove", "team")
-	Run(t, n.Plugin, "trust", "signer", "add", "bob", "--scope", repository+"/tools", "--cert", filepath.Join(folder, "bob.pem"))
-	expect("a subject", "alice in app", "mallory and alice in app", "bob in tools", "alice in other", "mallory and alice in other")
+	Run(t, n.Plugin, "trust", "signer", "add", "bob", "--scope", repository+"/tools", "--cert",
+		filepath.Join(folder, "bob.pem"))
+	expect("a subject", "alice in app", "mallory and alice in app", "bob in tools", "alice in other",
+		"mallory and alice in other")
 }
 
-// askKyverno asks about a Pod with each of the images, in one of the lists that a Pod has. They have a tag and a digest, as Kyverno leaves them.
+// askKyverno asks about a Pod with each of the images, in one of the lists that a Pod has. They have a tag and a
+// digest, as Kyverno leaves them.
 func askKyverno(t testing.TB, kyverno, policy, list string, images []string) []bool {
 	t.Helper()
 	var pods strings.Builder
@@ -156,13 +166,15 @@ func askKyverno(t testing.TB, kyverno, policy, list string, images []string) []b
 		if list == "volumes" {
 			image = "{reference: " + image + "}"
 		}
-		fmt.Fprintf(&pods, "---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod-%d, namespace: default}\nspec: {%s: [{name: c, image: %s}]}\n",
+		fmt.Fprintf(&pods,
+			"---\napiVersion: v1\nkind: Pod\nmetadata: {name: pod-%d, namespace: default}\nspec: {%s: [{name: c, image: %s}]}\n",
 			i, list, image)
 	}
 	path := filepath.Join(t.TempDir(), "pods.yaml")
 	write(t, path, pods.String())
 	// It ends with 1 when a Pod is refused; the table says which.
-	stdout, stderr, _ := try(t, "", kyverno, "apply", policy, "--resource", path, "--registry", "--remove-color", "--table", "--detailed-results")
+	stdout, stderr, _ := try(t, "", kyverno, "apply", policy, "--resource", path, "--registry", "--remove-color",
+		"--table", "--detailed-results")
 	answers := map[string]string{}
 	for line := range strings.Lines(stdout) {
 		if columns := strings.Split(line, "│"); len(columns) > 5 {
@@ -205,7 +217,8 @@ func published(t testing.TB, module string) string {
 	return found.Dir
 }
 
-// clusterProgram returns a program that tools/kubernetes/build.sh built, or skips the test: building takes too long for 'make test'.
+// clusterProgram returns a program that tools/kubernetes/build.sh built, or skips the test: building takes too long for
+// 'make test'.
 func clusterProgram(t testing.TB, name string) string {
 	t.Helper()
 	if os.Getenv("KUBERNETES") == "" {
@@ -221,8 +234,8 @@ func clusterProgram(t testing.TB, name string) string {
 // definitions are the schemas of resources by kind and version.
 type definitions map[string]*openapi3.Schema
 
-// openDefinitions reads the resource definitions of Kyverno, Gatekeeper and Ratify. Fields that they don't name are errors, as with kubectl's strict
-// validation.
+// openDefinitions reads the resource definitions of Kyverno, Gatekeeper and Ratify. Fields that they don't name are
+// errors, as with kubectl's strict validation.
 func openDefinitions(t testing.TB) definitions {
 	t.Helper()
 	all := definitions{}
@@ -270,12 +283,14 @@ func openDefinitions(t testing.TB) definitions {
 	return all
 }
 
-// strict forbids, in a schema and all that is in it, the fields that it does not name, unless it says that there are others.
+// strict forbids, in a schema and all that is in it, the fields that it does not name, unless it says that there are
+// others.
 func strict(schema any) {
 	switch schema := schema.(type) {
 	case map[string]any:
 		_, names := schema["properties"].(map[string]any)
-		if _, more := schema["additionalProperties"]; names && !more && schema["x-kubernetes-preserve-unknown-fields"] != true {
+		if _, more := schema["additionalProperties"]; names && !more &&
+			schema["x-kubernetes-preserve-unknown-fields"] != true {
 			schema["additionalProperties"] = false
 		}
 		for _, part := range schema {

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// TestDoctorPIN has the token say every state of its PIN. Where one more wrong PIN could lock it, no login is tried, even when the
-// user has allowed signatures to.
+// TestDoctorPIN has the token say every state of its PIN. Where one more wrong PIN could lock it, no login is tried,
+// even when the user has allowed signatures to.
 func TestDoctorPIN(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
@@ -63,11 +63,13 @@ func TestDoctorFaults(t *testing.T) {
 	template := Template("release")
 	template.NotBefore, template.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 	other := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "other"))
-	leaf := ca.Issue(t, template, parseRequest(t, Run(t, n.Plugin, "cert", "csr", other, "--subject", "CN=release,O=Example,C=CH,ST=Zurich")).PublicKey)
+	leaf := ca.Issue(t, template, parseRequest(t,
+		Run(t, n.Plugin, "cert", "csr", other, "--subject", "CN=release,O=Example,C=CH,ST=Zurich")).PublicKey)
 	chain := filepath.Join(t.TempDir(), "chain.pem")
 	write(t, chain, PEM(leaf)+ca.PEM())
 	stdout, _, err := try(t, "", n.Plugin, "doctor", other, "--certificate-chain", chain)
-	for _, line := range []string{"failure expiry the certificate of", "expired on", "ok chain whole up to the root (length 2)", "ok test signature"} {
+	for _, line := range []string{"failure expiry the certificate of", "expired on",
+		"ok chain whole up to the root (length 2)", "ok test signature"} {
 		if err == nil || !strings.Contains(squeeze(stdout), line) {
 			t.Errorf("%q is missing:\n%s", line, stdout)
 		}
@@ -116,7 +118,8 @@ func TestRotate(t *testing.T) {
 	Run(t, n.Program, "verify", "--insecure-registry", after)
 }
 
-// TestRotateUnderCA rotates a key whose certificate is from a CA on another token: who trusts the root has nothing to do.
+// TestRotateUnderCA rotates a key whose certificate is from a CA on another token: who trusts the root has nothing to
+// do.
 func TestRotateUnderCA(t *testing.T) {
 	token := NewToken(t, "signing")
 	token.Init(t, "vault")
@@ -124,16 +127,21 @@ func TestRotateUnderCA(t *testing.T) {
 	registry := StartRegistry(t)
 	root := filepath.Join(t.TempDir(), "root.pem")
 	Run(t, n.Plugin, "key", "generate", "--token", "vault", "--spec", "EC-384", "--label", "root")
-	write(t, root, Run(t, n.Plugin, "ca", "init", "root", "--key", "pkcs11:token=vault;object=root", "--subject", "CN=Root,O=Example,C=CH,ST=Zurich", "--days", "300"))
-	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", "RSA-2048", "--label", "release"))
-	Run(t, n.Plugin, "ca", "issue", "--ca", "root", "--key", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich", "--days", "30")
+	write(t, root, Run(t, n.Plugin, "ca", "init", "root", "--key", "pkcs11:token=vault;object=root", "--subject",
+		"CN=Root,O=Example,C=CH,ST=Zurich", "--days", "300"))
+	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", "RSA-2048", "--label",
+		"release"))
+	Run(t, n.Plugin, "ca", "issue", "--ca", "root", "--key", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich",
+		"--days", "30")
 	Run(t, n.Plugin, "install", "--key-name", "release", "--key", uri)
 	n.Trust(t, root)
 	var images []string
 	for i := range 3 {
 		images = append(images, n.signImage(t, registry, fmt.Sprintf("image-%d", i), "release"))
 		Run(t, n.Plugin, "key", "rotate", "release", "--yes")
-		if stdout, _, err := try(t, "", n.Plugin, "doctor", fmt.Sprintf("pkcs11:token=signing;object=release-%d", i+2)); err != nil || !strings.Contains(squeeze(stdout), "ok trust policy accepted by") {
+		if stdout, _, err := try(t, "", n.Plugin, "doctor",
+			fmt.Sprintf("pkcs11:token=signing;object=release-%d", i+2)); err != nil ||
+			!strings.Contains(squeeze(stdout), "ok trust policy accepted by") {
 			t.Error(stdout)
 		}
 	}
@@ -154,8 +162,8 @@ func (n *Notation) signImage(t testing.TB, registry, name, key string) string {
 	return image
 }
 
-// TestBackup backs a key up, destroys its token, and makes it again on a new one from the shares of two custodians of three. The same
-// entry of Notation's signs again, and what it signs verifies under the old certificate.
+// TestBackup backs a key up, destroys its token, and makes it again on a new one from the shares of two custodians of
+// three. The same entry of Notation's signs again, and what it signs verifies under the old certificate.
 func TestBackup(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
@@ -164,10 +172,12 @@ func TestBackup(t *testing.T) {
 	t.Setenv("SOPIN", SOPIN)
 	log := filepath.Join(dir, "log")
 	t.Setenv("NOTATION_HSM_LOG", log)
-	Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "3", "--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
+	Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "3",
+		"--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
 	pems := map[string]string{}
 	for _, spec := range keySpecs {
-		uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", spec, "--label", spec, "--backup-key", "backup"))
+		uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", spec, "--label", spec,
+			"--backup-key", "backup"))
 		pems[spec] = filepath.Join(dir, spec+".pem")
 		write(t, pems[spec], Run(t, n.Plugin, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
 		Run(t, n.Plugin, "cert", "import", uri, pems[spec])
@@ -180,7 +190,8 @@ func TestBackup(t *testing.T) {
 	}
 	token.Init(t, "signing")
 	share := func(i int) string { return filepath.Join(dir, fmt.Sprintf("backup-share-%d-of-3.json", i)) }
-	Run(t, n.Plugin, "key", "backup-key", "restore", "--token", "signing", "--shares", share(3)+","+share(1), "--so-pin-source", "env:SOPIN")
+	Run(t, n.Plugin, "key", "backup-key", "restore", "--token", "signing", "--shares", share(3)+","+share(1),
+		"--so-pin-source", "env:SOPIN")
 	for _, spec := range keySpecs {
 		Run(t, n.Plugin, "key", "restore", filepath.Join(dir, spec+".json"), "--token", "signing")
 		n.Trust(t, pems[spec])
@@ -214,7 +225,8 @@ func TestBackupWrapping(t *testing.T) {
 	t.Setenv("SHIM_LOG", log)
 	for _, flags := range []string{"200000", "400000"} {
 		t.Setenv("SHIM_TOKEN_FLAGS", flags)
-		_, stderr, err := try(t, "", n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "3", "--threshold", "2", "--folder", t.TempDir(), "--so-pin-source", "env:SOPIN")
+		_, stderr, err := try(t, "", n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup",
+			"--shares", "3", "--threshold", "2", "--folder", t.TempDir(), "--so-pin-source", "env:SOPIN")
 		if err == nil || !strings.Contains(stderr, "so it was not tried") {
 			t.Errorf("%v: %s", err, stderr)
 		}
@@ -224,22 +236,24 @@ func TestBackupWrapping(t *testing.T) {
 	}
 }
 
-// TestRotateKilled kills 'key rotate' at each write, its own and the module's, and runs it again. That has to finish it: one new key, one
-// certificate from the CA, Notation's entry re-pointed and the old key kept.
+// TestRotateKilled kills 'key rotate' at each write, its own and the module's, and runs it again. That has to finish
+// it: one new key, one certificate from the CA, Notation's entry re-pointed and the old key kept.
 func TestRotateKilled(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
 	Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "root")
-	Run(t, n.Plugin, "ca", "init", "root", "--key", "pkcs11:token=signing;object=root", "--subject", "CN=Root,O=Example,C=CH,ST=Zurich", "--days", "300")
+	Run(t, n.Plugin, "ca", "init", "root", "--key", "pkcs11:token=signing;object=root", "--subject",
+		"CN=Root,O=Example,C=CH,ST=Zurich", "--days", "300")
 	Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release")
-	Run(t, n.Plugin, "ca", "issue", "--ca", "root", "--key", "pkcs11:token=signing;object=release", "--subject", "CN=release,O=Example,C=CH,ST=Zurich", "--days", "30")
+	Run(t, n.Plugin, "ca", "issue", "--ca", "root", "--key", "pkcs11:token=signing;object=release", "--subject",
+		"CN=release,O=Example,C=CH,ST=Zurich", "--days", "30")
 	Run(t, n.Plugin, "install", "--key-name", "release", "--key", "pkcs11:token=signing;object=release")
 	config, saved := os.Getenv("XDG_CONFIG_HOME"), t.TempDir()
 	tokens := filepath.Join(token.Dir, "tokens")
 	Run(t, "cp", "-a", config, tokens, saved)
 	nameless := 0
-	// SoftHSM empties the token's own file in each login before it writes it anew; a kill between the two loses the token, and no caller
-	// can mend that.
+	// SoftHSM empties the token's own file in each login before it writes it anew; a kill between the two loses the token,
+	// and no caller can mend that.
 	kills := killAtEach(t, "token.object", func() {
 		Run(t, "rm", "-rf", config, tokens)
 		Run(t, "cp", "-a", filepath.Join(saved, "config"), config)
@@ -255,13 +269,15 @@ func TestRotateKilled(t *testing.T) {
 			t.Errorf("killed at %s: the keys are\n%s", at, list)
 		}
 		nameless += strings.Count(list, ` "" `)
-		// The ledger is the record; a file in issued/ that a killed command did not come to is written with the CA's next record.
+		// The ledger is the record; a file in issued/ that a killed command did not come to is written with the CA's next
+		// record.
 		ledger, _ := os.ReadFile(filepath.Join(config, "notation-hsm", "ca", "root", "ledger.jsonl"))
 		if issued := strings.Count(string(ledger), `"event":"issued"`); issued != 2 {
 			t.Errorf("killed at %s: the CA has issued %d certificates", at, issued)
 		}
 		keys := squeeze(Run(t, n.Program, "key", "list"))
-		if strings.Count(keys, "object=") != 2 || !strings.Contains(keys, " release pkcs11:token=signing;id=") || !strings.Contains(keys, "release-old-1 pkcs11:token=signing;object=release ") {
+		if strings.Count(keys, "object=") != 2 || !strings.Contains(keys, " release pkcs11:token=signing;id=") ||
+			!strings.Contains(keys, "release-old-1 pkcs11:token=signing;object=release ") {
 			t.Errorf("killed at %s: Notation's list is\n%s", at, keys)
 		}
 		if left, _ := filepath.Glob(filepath.Join(config, "notation-hsm", "rotations", "*.json")); len(left) > 0 {
@@ -271,7 +287,8 @@ func TestRotateKilled(t *testing.T) {
 			t.Errorf("killed at %s: %s", at, report)
 		}
 	}, n.Plugin, "key", "rotate", "release", "--yes")
-	t.Logf("killed and finished %d times; SoftHSM kept %d private key objects that it had not got to name", kills, nameless)
+	t.Logf("killed and finished %d times; SoftHSM kept %d private key objects that it had not got to name", kills,
+		nameless)
 	if kills < 20 {
 		t.Errorf("%d kills are too few", kills)
 	}

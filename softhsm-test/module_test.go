@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// signs runs generate-signature, which has to succeed. (The plugin verifies what it returns; 'notation verify' does in other tests.)
+// signs runs generate-signature, which has to succeed. (The plugin verifies what it returns; 'notation verify' does in
+// other tests.)
 func signs(t testing.TB, n *Notation, request string) {
 	t.Helper()
 	stdout, stderr, err := try(t, request, n.Plugin, "generate-signature")
@@ -23,7 +24,8 @@ func signs(t testing.TB, n *Notation, request string) {
 		Signature        []byte
 		CertificateChain [][]byte
 	}
-	if err := json.Unmarshal([]byte(stdout), &response); err != nil || len(response.Signature) == 0 || len(response.CertificateChain) == 0 {
+	if err := json.Unmarshal([]byte(stdout), &response); err != nil || len(response.Signature) == 0 ||
+		len(response.CertificateChain) == 0 {
 		t.Fatalf("the response is not what the contract says: %q (%v)", stdout, err)
 	}
 }
@@ -37,7 +39,8 @@ func TestNoise(t *testing.T) {
 	t.Setenv("NOTATION_HSM_MODULE_PATH", Shim(t, token.Module))
 	t.Setenv("SHIM_NOISE", "1")
 	signs(t, n, request(uri, nil))
-	refused(t, n.Plugin, "generate-signature", request("pkcs11:token=signing;object=none", nil)).expect(t, "VALIDATION_ERROR")
+	refused(t, n.Plugin, "generate-signature", request("pkcs11:token=signing;object=none", nil)).expect(t,
+		"VALIDATION_ERROR")
 	if out := Run(t, n.Plugin, "key", "list", "--token", "signing", "--json"); !json.Valid([]byte(out)) {
 		t.Errorf("key list --json printed %q", out)
 	}
@@ -61,12 +64,14 @@ func TestCalls(t *testing.T) {
 	}
 	// Behind the second key is a CA, whose certificate is on the token too.
 	Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "root")
-	Run(t, n.Plugin, "ca", "init", "root", "--key", "pkcs11:token=signing;object=root", "--subject", "CN=Root,O=Example,C=CH,ST=Zurich", "--days", "90")
+	Run(t, n.Plugin, "ca", "init", "root", "--key", "pkcs11:token=signing;object=root", "--subject",
+		"CN=Root,O=Example,C=CH,ST=Zurich", "--days", "90")
 	for _, spec := range []string{"RSA-2048", "EC-256"} {
 		uri, pem := newKey(t, token, n.Plugin, spec, "key-"+spec)
 		if spec == "EC-256" {
 			uri = strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "issued"))
-			write(t, pem, Run(t, n.Plugin, "ca", "issue", "--ca", "root", "--key", uri, "--subject", "CN=issued,O=Example,C=CH,ST=Zurich", "--days", "30"))
+			write(t, pem, Run(t, n.Plugin, "ca", "issue", "--ca", "root", "--key", uri, "--subject",
+				"CN=issued,O=Example,C=CH,ST=Zurich", "--days", "30"))
 		}
 		for _, c := range []struct {
 			name                 string
@@ -81,7 +86,8 @@ func TestCalls(t *testing.T) {
 				t.Setenv("PKCS11SPY", token.Module)
 				t.Setenv("PKCS11SPY_OUTPUT", log)
 				t.Setenv("NOTATION_HSM_MODULE_PATH", Spy(t))
-				Run(t, n.Program, append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, registry + "/app@" + digest.String()}, c.arguments...)...)
+				Run(t, n.Program, append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", uri,
+					registry + "/app@" + digest.String()}, c.arguments...)...)
 				calls := Calls(t, log)
 				t.Logf("%d calls: %s", len(calls), strings.Join(calls, " "))
 				if len(calls) == 0 || len(calls) > c.most {
@@ -90,7 +96,8 @@ func TestCalls(t *testing.T) {
 				if logins := Count(calls, "C_Login"); logins > c.logins {
 					t.Errorf("%d logins, and at most %d are allowed", logins, c.logins)
 				}
-				if opened, closed := Count(calls, "C_OpenSession"), Count(calls, "C_CloseSession"); opened != c.opened || closed != opened {
+				if opened, closed := Count(calls, "C_OpenSession"), Count(calls, "C_CloseSession"); opened != c.opened ||
+					closed != opened {
 					t.Errorf("%d sessions opened, %d closed", opened, closed)
 				}
 			})
@@ -141,7 +148,8 @@ func TestPIN(t *testing.T) {
 	}
 }
 
-// TestNames names keys in every way there is: percent-encoded ids and labels, one of two keys of a label, one of two tokens.
+// TestNames names keys in every way there is: percent-encoded ids and labels, one of two keys of a label, one of two
+// tokens.
 func TestNames(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
@@ -152,7 +160,8 @@ func TestNames(t *testing.T) {
 	signs(t, n, request("pkcs11:token=signing;object=%C3%A9t%C3%A9%20100%25%3Ba%3Db%2Fc%3Fd%26e", nil))
 	id := uri[strings.Index(uri, "id="):strings.Index(uri, ";object")]
 	signs(t, n, request("pkcs11:token=signing;"+id, nil))
-	signs(t, n, request("pkcs11:object=release;type=private", map[string]any{"pluginConfig": map[string]string{"token": "signing"}}))
+	signs(t, n, request("pkcs11:object=release;type=private",
+		map[string]any{"pluginConfig": map[string]string{"token": "signing"}}))
 
 	// A second key with the label, made by another tool, which does not refuse that.
 	Run(t, Program(t, "pkcs11-tool"), "--module", token.Module, "--token-label", "signing", "--login", "--pin", PIN,
@@ -162,7 +171,8 @@ func TestNames(t *testing.T) {
 	signs(t, n, request("pkcs11:token=signing;object=release;"+id, nil))
 
 	token.Init(t, "signing")
-	refused(t, n.Plugin, "generate-signature", request(oddURI, nil)).expect(t, "VALIDATION_ERROR", "2 tokens match", "serial=")
+	refused(t, n.Plugin, "generate-signature", request(oddURI, nil)).expect(t, "VALIDATION_ERROR", "2 tokens match",
+		"serial=")
 	var tokens []struct{ Label, Serial string }
 	if err := json.Unmarshal([]byte(Run(t, n.Plugin, "token", "list", "--json")), &tokens); err != nil {
 		t.Fatal(err)
@@ -170,7 +180,8 @@ func TestNames(t *testing.T) {
 	signed := 0
 	for _, candidate := range tokens {
 		if candidate.Label == "signing" {
-			if _, _, err := try(t, request(strings.Replace(oddURI, "token=signing", "token=signing;serial="+candidate.Serial, 1), nil), n.Plugin, "generate-signature"); err == nil {
+			if _, _, err := try(t, request(strings.Replace(oddURI, "token=signing", "token=signing;serial="+candidate.Serial, 1),
+				nil), n.Plugin, "generate-signature"); err == nil {
 				signed++
 			}
 		}
@@ -184,8 +195,10 @@ func TestNames(t *testing.T) {
 func TestLeafByKey(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
-	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", "EC-256", "--label", "release"))
-	refused(t, n.Plugin, "generate-signature", request(uri, nil)).expect(t, "VALIDATION_ERROR", "no certificate", "self-sign")
+	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", "EC-256", "--label",
+		"release"))
+	refused(t, n.Plugin, "generate-signature", request(uri, nil)).expect(t, "VALIDATION_ERROR", "no certificate",
+		"self-sign")
 	dir := t.TempDir()
 	pem := Run(t, n.Plugin, "cert", "self-sign", uri, "--subject", "CN=right,O=Example,C=CH,ST=Zurich")
 	put := func(text, label, id string) {
@@ -283,7 +296,8 @@ func TestPrecedence(t *testing.T) {
 	t.Setenv("NOTATION_HSM_MODULE_PATH", "/from/the/environment.so")
 	says(request(uri, nil), "/from/the/environment.so")
 	says(request(uri+"?module-path=/from/the/uri.so", nil), "/from/the/uri.so")
-	says(request(uri+"?module-path=/from/the/uri.so", pluginConfig("module-path", "/from/plugin/config.so")), "/from/plugin/config.so")
+	says(request(uri+"?module-path=/from/the/uri.so", pluginConfig("module-path", "/from/plugin/config.so")),
+		"/from/plugin/config.so")
 }
 
 // TestObjects shows that the number of calls does not grow with what else is on the token.

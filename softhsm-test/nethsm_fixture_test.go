@@ -31,9 +31,9 @@ type NetHSM struct {
 // Key is the ID of a key of this test.
 func (h *NetHSM) Key(name string) string { return h.run + name }
 
-// NewNetHSM is a test server; or, with NETHSM_URL, NETHSM_ADMIN_PASSPHRASE, and NETHSM_CA_FILE or NETHSM_FINGERPRINT set, a real one that is
-// operational. There, the test makes a user notation-hsm-test, and its keys, which are deleted at the end. Notation is one that has
-// the plugin and the settings.
+// NewNetHSM is a test server; or, with NETHSM_URL, NETHSM_ADMIN_PASSPHRASE, and NETHSM_CA_FILE or NETHSM_FINGERPRINT
+// set, a real one that is operational. There, the test makes a user notation-hsm-test, and its keys, which are deleted
+// at the end. Notation is one that has the plugin and the settings.
 func NewNetHSM(t *testing.T) (*NetHSM, *Notation) {
 	t.Helper()
 	h := &NetHSM{Token: &Token{Label: "nethsm:"}}
@@ -48,9 +48,11 @@ func NewNetHSM(t *testing.T) (*NetHSM, *Notation) {
 		user, h.run = "notation-hsm-test", "test-"+strings.ToLower(rand.Text()[:6])+"-"
 	}
 	for name, value := range map[string]string{
-		"INSTANCES": url, "USER": user, "CA_FILE": os.Getenv("NETHSM_CA_FILE"), "FINGERPRINTS": fingerprint, "INSECURE": "", "PIN_SOURCE": "",
-		"ADMINISTRATOR": cmp.Or(os.Getenv("NETHSM_ADMIN_USER"), nethsmtest.AdminUser), "ADMINISTRATOR_PIN_SOURCE": "env:TEST_ADMIN",
-		"BACKUP_USER": "backup", "BACKUP_PIN_SOURCE": "env:TEST_BACKUP",
+		"INSTANCES": url, "USER": user, "CA_FILE": os.Getenv("NETHSM_CA_FILE"), "FINGERPRINTS": fingerprint, "INSECURE": "",
+		"PIN_SOURCE":               "",
+		"ADMINISTRATOR":            cmp.Or(os.Getenv("NETHSM_ADMIN_USER"), nethsmtest.AdminUser),
+		"ADMINISTRATOR_PIN_SOURCE": "env:TEST_ADMIN",
+		"BACKUP_USER":              "backup", "BACKUP_PIN_SOURCE": "env:TEST_BACKUP",
 	} {
 		t.Setenv("NOTATION_HSM_NETHSM_"+name, value)
 	}
@@ -82,7 +84,8 @@ func signAndVerify(t *testing.T, n *Notation, registry, name, id string, argumen
 		t.Fatal(err)
 	}
 	image := fmt.Sprintf("%s/%s@%s", registry, name, digest)
-	Run(t, n.Program, append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", id, image}, arguments...)...)
+	Run(t, n.Program, append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", id, image},
+		arguments...)...)
 	Run(t, n.Program, "verify", "--insecure-registry", image)
 }
 

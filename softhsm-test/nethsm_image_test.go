@@ -11,15 +11,18 @@ func TestNetHSMImage(t *testing.T) {
 	h, n := NewNetHSM(t)
 	dir := t.TempDir()
 	provider := filepath.Join(dir, "ocicrypt.json")
-	writeJSON(t, provider, map[string]any{"key-providers": map[string]any{"hsm": map[string]any{"cmd": map[string]any{"path": n.Plugin, "args": []string{"keyprovider"}}}}})
+	writeJSON(t, provider, map[string]any{"key-providers": map[string]any{
+		"hsm": map[string]any{"cmd": map[string]any{"path": n.Plugin, "args": []string{"keyprovider"}}}}})
 	t.Setenv("OCICRYPT_KEYPROVIDER_CONFIG", provider)
-	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label", h.Key("recipient"), "--spec", "RSA-2048", "--usage", "decrypt"))
+	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label", h.Key("recipient"),
+		"--spec", "RSA-2048", "--usage", "decrypt"))
 	recipient := imageKey{uri: uri, public: filepath.Join(dir, "recipient.pem")}
 	write(t, recipient.public, Run(t, n.Plugin, "cert", "export", "--public", uri))
 	u := &imageUser{hsmImage: Build(t, "hsm-image"), skopeo: buildSkopeo(t), token: h.Token}
 	u.roundTrips(t, []roundTrip{
 		{"our own", "hsm-image", []string{uri}, []imageKey{recipient}, true},
-		{"our own, OAEP with SHA-1", "hsm-image", []string{"pubkey:" + recipient.public + "?oaep=sha1"}, []imageKey{recipient}, true},
+		{"our own, OAEP with SHA-1", "hsm-image", []string{"pubkey:" + recipient.public + "?oaep=sha1"},
+			[]imageKey{recipient}, true},
 		{"key provider", "skopeo", []string{"provider:hsm:pubkey:" + recipient.public}, []imageKey{recipient}, true},
 		{"jwe", "skopeo", []string{"jwe:" + recipient.public}, []imageKey{recipient}, false},
 	})

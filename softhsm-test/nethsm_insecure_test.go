@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestNetHSMInsecure signs with the real notation and a NetHSM whose certificate nobody verifies: that is refused, in words that notation
-// shows, until it is said of this very key; and even then no PIN that is set for any token is sent.
+// TestNetHSMInsecure signs with the real notation and a NetHSM whose certificate nobody verifies: that is refused, in
+// words that notation shows, until it is said of this very key; and even then no PIN that is set for any token is sent.
 func TestNetHSMInsecure(t *testing.T) {
 	h, n := NewNetHSM(t)
 	if h.Server == nil {
@@ -24,18 +24,21 @@ func TestNetHSMInsecure(t *testing.T) {
 	image := fmt.Sprintf("%s/app@%s", registry, digest)
 	sign := func(arguments ...string) (string, error) {
 		h.Server.ResetRequests()
-		stdout, stderr, err := try(t, "", n.Program, append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, image}, arguments...)...)
+		stdout, stderr, err := try(t, "", n.Program,
+			append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, image}, arguments...)...)
 		return stdout + stderr, err
 	}
 	t.Setenv("NOTATION_HSM_NETHSM_FINGERPRINTS", "")
 	t.Setenv("NOTATION_HSM_NETHSM_CA_FILE", "")
 	t.Setenv("NOTATION_HSM_NETHSM_INSECURE", "true")
 	said, err := sign()
-	if err == nil || !strings.Contains(said, "NOT verified") || !strings.Contains(said, "nethsm-insecure=true") || len(h.Server.Requests()) > 0 {
+	if err == nil || !strings.Contains(said, "NOT verified") || !strings.Contains(said, "nethsm-insecure=true") ||
+		len(h.Server.Requests()) > 0 {
 		t.Errorf("by the variable alone: %v: %s: %+v", err, said, h.Server.Requests())
 	}
 	said, err = sign("--plugin-config", "nethsm-insecure=true")
-	if err == nil || !strings.Contains(said, "not sent to whoever answers") || !strings.Contains(said, "NOTATION_HSM_NETHSM_PIN_SOURCE") {
+	if err == nil || !strings.Contains(said, "not sent to whoever answers") ||
+		!strings.Contains(said, "NOTATION_HSM_NETHSM_PIN_SOURCE") {
 		t.Errorf("with the PIN of any token: %v: %s", err, said)
 	}
 	for _, r := range h.Server.Requests() {

@@ -9,17 +9,19 @@ import (
 	"testing"
 )
 
-// TestNetHSMModule signs through a module that behaves as Nitrokey's does, as far as its source tells: a search before the login fails, and
-// one without a key ID, which is a request for each key there, is never made.
+// TestNetHSMModule signs through a module that behaves as Nitrokey's does, as far as its source tells: a search before
+// the login fails, and one without a key ID, which is a request for each key there, is never made.
 func TestNetHSMModule(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
-	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release", "--id", hex.EncodeToString([]byte("release"))))
+	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release", "--id",
+		hex.EncodeToString([]byte("release"))))
 	pem := filepath.Join(t.TempDir(), "release.pem")
 	write(t, pem, Run(t, n.Plugin, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
 	Run(t, n.Plugin, "cert", "import", uri, pem)
 	root := NewCA(t, "Root", nil)
-	issued := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "issued", "--id", hex.EncodeToString([]byte("issued"))))
+	issued := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "issued", "--id",
+		hex.EncodeToString([]byte("issued"))))
 	leaf, issuers := filepath.Join(t.TempDir(), "leaf.pem"), filepath.Join(t.TempDir(), "root.pem")
 	write(t, leaf, PEM(root.Issue(t, Template("issued"), publicKey(t, n, issued))))
 	write(t, issuers, PEM(root.Cert))
@@ -37,7 +39,8 @@ func TestNetHSMModule(t *testing.T) {
 		if Count(all, "C_FindObjectsInit_all") > 0 {
 			t.Errorf("it reads every key: %v", all)
 		}
-		if search := slices.Index(all, "C_FindObjectsInit"); search >= 0 && (slices.Index(all, "C_Login") < 0 || slices.Index(all, "C_Login") > search) {
+		if search := slices.Index(all, "C_FindObjectsInit"); search >= 0 &&
+			(slices.Index(all, "C_Login") < 0 || slices.Index(all, "C_Login") > search) {
 			t.Errorf("it searches before the login: %v", all)
 		}
 		return all
@@ -55,7 +58,8 @@ func TestNetHSMModule(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			signs(t, n, c.request)
 			all := calls(t)
-			if searches := Count(all, "C_FindObjectsInit"); searches != c.searches || Count(all, "C_SignInit") != 1 || Count(all, "C_Login") != 1 {
+			if searches := Count(all, "C_FindObjectsInit"); searches != c.searches || Count(all, "C_SignInit") != 1 ||
+				Count(all, "C_Login") != 1 {
 				t.Errorf("%v", all)
 			}
 			if _, stderr, err := try(t, c.request, n.Plugin, "describe-key"); err != nil {
@@ -65,7 +69,8 @@ func TestNetHSMModule(t *testing.T) {
 		})
 	}
 	t.Run("its issuers nowhere", func(t *testing.T) {
-		refused(t, n.Plugin, "generate-signature", request(named+"issued", nil)).expect(t, "VALIDATION_ERROR", "the certificate of its issuer")
+		refused(t, n.Plugin, "generate-signature", request(named+"issued", nil)).expect(t, "VALIDATION_ERROR",
+			"the certificate of its issuer")
 		calls(t)
 	})
 	t.Run("a key with another tag", func(t *testing.T) { // which is a 403
@@ -81,13 +86,15 @@ func TestNetHSMModule(t *testing.T) {
 			t.Error(shown)
 		}
 		calls(t)
-		if report := Run(t, n.Plugin, "doctor", named+"release"); !strings.Contains(report, "made in the module, and verified") {
+		if report := Run(t, n.Plugin, "doctor", named+"release"); !strings.Contains(report,
+			"made in the module, and verified") {
 			t.Error(report)
 		}
 		calls(t)
 	})
 	t.Run("list", func(t *testing.T) { // which is what reads every key
-		if list := Run(t, n.Plugin, "key", "list", "--token", "signing"); !strings.Contains(list, "release") || !strings.Contains(list, "issued") {
+		if list := Run(t, n.Plugin, "key", "list", "--token", "signing"); !strings.Contains(list, "release") ||
+			!strings.Contains(list, "issued") {
 			t.Error(list)
 		}
 		_ = os.Remove(log)
@@ -102,21 +109,26 @@ func TestNetHSMModule(t *testing.T) {
 		{"generate", "--token nethsm:", []string{"key", "generate", "--token", "signing", "--label", "other"}, 0},
 		{"import", "nethsm:KEYID", []string{"cert", "import", named + "release", pem}, 1},
 		{"delete", "nethsm:KEYID", []string{"key", "delete", named + "issued", "--yes"}, 1},
-		{"back up", "nethsm backup", []string{"key", "backup", named + "release", "--to", filepath.Join(t.TempDir(), "backup")}, 1},
-		{"generate, to be wrapped", "it wraps no keys", []string{"key", "generate", "--token", "signing", "--label", "other", "--backup-key", "any"}, 0},
-		{"a wrong passphrase", "the passphrase is wrong", []string{"key", "show", named + "release", "--pin-source", "env:TEST_WRONG"}, 1},
+		{"back up", "nethsm backup", []string{"key", "backup", named + "release", "--to",
+			filepath.Join(t.TempDir(), "backup")}, 1},
+		{"generate, to be wrapped", "it wraps no keys",
+			[]string{"key", "generate", "--token", "signing", "--label", "other", "--backup-key", "any"}, 0},
+		{"a wrong passphrase", "the passphrase is wrong",
+			[]string{"key", "show", named + "release", "--pin-source", "env:TEST_WRONG"}, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Setenv("TEST_WRONG", "654321")
 			_, stderr, err := try(t, "", n.Plugin, c.arguments...)
-			if all := calls(t); err == nil || !strings.Contains(stderr, c.want) || Count(all, "C_Login") > c.logins || Count(all, "C_GenerateKeyPair")+Count(all, "C_CreateObject")+Count(all, "C_DestroyObject") > 0 {
+			if all := calls(t); err == nil || !strings.Contains(stderr, c.want) || Count(all, "C_Login") > c.logins ||
+				Count(all, "C_GenerateKeyPair")+Count(all, "C_CreateObject")+Count(all, "C_DestroyObject") > 0 {
 				t.Errorf("%v: %s\n%v", err, stderr, all)
 			}
 		})
 	}
 }
 
-// TestNitrokeyModule signs, decrypts and looks around through Nitrokey's own module, with keys that were made without it.
+// TestNitrokeyModule signs, decrypts and looks around through Nitrokey's own module, with keys that were made without
+// it.
 func TestNitrokeyModule(t *testing.T) {
 	module := os.Getenv("NETHSM_PKCS11_MODULE")
 	if module == "" {
@@ -128,7 +140,8 @@ func TestNitrokeyModule(t *testing.T) {
 	for _, spec := range keySpecs {
 		_, chains[spec] = newKey(t, h.Token, n.Plugin, spec, h.Key("key-"+spec))
 	}
-	recipient := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label", h.Key("recipient"), "--spec", "RSA-2048", "--usage", "decrypt"))
+	recipient := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label", h.Key("recipient"),
+		"--spec", "RSA-2048", "--usage", "decrypt"))
 	public := filepath.Join(t.TempDir(), "recipient.pem")
 	write(t, public, Run(t, n.Plugin, "cert", "export", "--public", recipient))
 
@@ -142,7 +155,8 @@ func TestNitrokeyModule(t *testing.T) {
 	named := "pkcs11:token=nethsm;object=" + h.run
 	for _, spec := range keySpecs {
 		n.Trust(t, chains[spec])
-		for where, arguments := range map[string][]string{"beside": nil, "file": {"--plugin-config", "certificate-chain=" + chains[spec]}} {
+		for where, arguments := range map[string][]string{"beside": nil,
+			"file": {"--plugin-config", "certificate-chain=" + chains[spec]}} {
 			if h.Server != nil {
 				h.Server.ResetRequests()
 			}
@@ -160,7 +174,8 @@ func TestNitrokeyModule(t *testing.T) {
 		}
 	}
 	u := &imageUser{hsmImage: Build(t, "hsm-image")}
-	u.roundTrips(t, []roundTrip{{"through the module", "hsm-image", []string{"pubkey:" + public}, []imageKey{{uri: named + "recipient", public: public}}, false}})
+	u.roundTrips(t, []roundTrip{{"through the module", "hsm-image", []string{"pubkey:" + public},
+		[]imageKey{{uri: named + "recipient", public: public}}, false}})
 	if list := Run(t, n.Plugin, "key", "list", "--token", "nethsm"); !strings.Contains(list, "key-EC-256") {
 		t.Error(list)
 	}
@@ -169,7 +184,8 @@ func TestNitrokeyModule(t *testing.T) {
 			t.Error(shown)
 		}
 	}
-	if _, stderr, err := try(t, "", n.Plugin, "key", "generate", "--token", "nethsm", "--label", "other"); err == nil || !strings.Contains(stderr, "--token nethsm:") {
+	if _, stderr, err := try(t, "", n.Plugin, "key", "generate", "--token", "nethsm", "--label", "other"); err == nil ||
+		!strings.Contains(stderr, "--token nethsm:") {
 		t.Errorf("%v: %s", err, stderr)
 	}
 }

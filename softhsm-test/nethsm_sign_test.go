@@ -12,8 +12,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/nethsm/nethsmtest"
 )
 
-// TestNetHSMSign signs and verifies with the real notation and keys on a NetHSM: six specs, two envelopes, with the chain beside the key
-// and in a file.
+// TestNetHSMSign signs and verifies with the real notation and keys on a NetHSM: six specs, two envelopes, with the
+// chain beside the key and in a file.
 func TestNetHSMSign(t *testing.T) {
 	h, n := NewNetHSM(t)
 	registry := StartRegistry(t)
@@ -27,7 +27,8 @@ func TestNetHSMSign(t *testing.T) {
 			for _, format := range []string{"jws", "cose"} {
 				name := strings.ToLower(spec) + "-" + format
 				signAndVerify(t, n, registry, name, uri, "--signature-format", format)
-				signAndVerify(t, n, registry, name+"-file", uri, "--signature-format", format, "--plugin-config", "certificate-chain="+pem)
+				signAndVerify(t, n, registry, name+"-file", uri, "--signature-format", format, "--plugin-config",
+					"certificate-chain="+pem)
 			}
 		})
 	}
@@ -71,7 +72,8 @@ func TestNetHSMStatic(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer program.Close()
-	if libraries, err := program.ImportedLibraries(); err != nil || len(libraries) > 0 || program.Section(".interp") != nil {
+	if libraries, err := program.ImportedLibraries(); err != nil || len(libraries) > 0 ||
+		program.Section(".interp") != nil {
 		t.Errorf("it is not static: %v, %v", libraries, err)
 	}
 	Run(t, static, "install")
@@ -94,14 +96,16 @@ func TestNetHSMKeep(t *testing.T) {
 	t.Setenv("TEST_ROOT", rootPassphrase)
 	t.Setenv("NOTATION_HSM_NETHSM_USER", "signing~operator")
 	t.Setenv("NOTATION_HSM_NETHSM_ADMINISTRATOR", "signing~admin")
-	setup := []string{"nethsm", "setup", "--key", "release", "--tag", "pipeline", "--spec", "EC-256", "--subject", "CN=release,O=Example,C=CH,ST=Zurich",
+	setup := []string{"nethsm", "setup", "--key", "release", "--tag", "pipeline", "--spec", "EC-256", "--subject",
+		"CN=release,O=Example,C=CH,ST=Zurich",
 		"--root-administrator", "root", "--root-pin-source", "env:TEST_ROOT"}
 	if _, stderr, err := try(t, "", n.Plugin, setup...); err == nil || len(h.Server.Keys("signing")) > 0 {
 		t.Errorf("without a yes: %v, %s", err, stderr)
 	}
 	for _, want := range []string{"make ", "there"} { // twice, for it can be run again
 		_, stderr, err := try(t, "", n.Plugin, append(setup, "--yes")...)
-		if err != nil || !strings.Contains(stderr, want+"  namespace signing") || !strings.Contains(stderr, want+"  user signing~operator") {
+		if err != nil || !strings.Contains(stderr, want+"  namespace signing") ||
+			!strings.Contains(stderr, want+"  user signing~operator") {
 			t.Fatalf("%v: %s", err, stderr)
 		}
 	}
@@ -113,25 +117,29 @@ func TestNetHSMKeep(t *testing.T) {
 	signAndVerify(t, n, registry, "kept", "nethsm:release")
 
 	// The operator is no administrator.
-	if _, stderr, err := try(t, "", n.Plugin, "key", "generate", "--token", "nethsm:", "--label", "other", "--spec", "EC-256"); err != nil {
+	if _, stderr, err := try(t, "", n.Plugin, "key", "generate", "--token", "nethsm:", "--label", "other", "--spec",
+		"EC-256"); err != nil {
 		t.Fatalf("%v: %s", err, stderr)
 	}
 	t.Setenv("NOTATION_HSM_NETHSM_ADMINISTRATOR", "signing~operator")
 	t.Setenv("NOTATION_HSM_NETHSM_ADMINISTRATOR_PIN_SOURCE", "env:TEST_OPERATOR")
-	if _, stderr, err := try(t, "", n.Plugin, "key", "delete", "nethsm:other", "--yes"); err == nil || !strings.Contains(stderr, "(403)") {
+	if _, stderr, err := try(t, "", n.Plugin, "key", "delete", "nethsm:other", "--yes"); err == nil ||
+		!strings.Contains(stderr, "(403)") {
 		t.Errorf("an operator deletes: %v, %s", err, stderr)
 	}
 	t.Setenv("NOTATION_HSM_NETHSM_ADMINISTRATOR", "signing~admin")
 	t.Setenv("NOTATION_HSM_NETHSM_ADMINISTRATOR_PIN_SOURCE", "env:TEST_ADMIN")
 
 	var listed []struct{ URI, Spec string }
-	if err := json.Unmarshal([]byte(Run(t, n.Plugin, "key", "list", "--token", "nethsm:rel*", "--json")), &listed); err != nil || len(listed) != 1 || listed[0].Spec != "EC-256" {
+	if err := json.Unmarshal([]byte(Run(t, n.Plugin, "key", "list", "--token", "nethsm:rel*", "--json")),
+		&listed); err != nil || len(listed) != 1 || listed[0].Spec != "EC-256" {
 		t.Errorf("%+v, %v", listed, err)
 	}
 	if shown := Run(t, n.Plugin, "key", "show", "nethsm:release"); !strings.Contains(shown, "can sign") {
 		t.Error(shown)
 	}
-	if report := Run(t, n.Plugin, "doctor", "nethsm:release"); !strings.Contains(report, "made in the module, and verified") {
+	if report := Run(t, n.Plugin, "doctor", "nethsm:release"); !strings.Contains(report,
+		"made in the module, and verified") {
 		t.Error(report)
 	}
 	Run(t, n.Plugin, "key", "rotate", "release", "--yes")
@@ -142,13 +150,16 @@ func TestNetHSMKeep(t *testing.T) {
 	// The new key is for the users of the old one alone.
 	h.Server.AddUser("signing~visitor", nethsmtest.Operator, operatorPassphrase)
 	t.Setenv("NOTATION_HSM_NETHSM_USER", "signing~visitor")
-	request := `{"contractVersion":"1.0","keyId":"nethsm:release-2","keySpec":"EC-256","hashAlgorithm":"SHA-256","payload":"eA=="}`
-	if _, stderr, err := try(t, request, n.Plugin, "generate-signature"); err == nil || !strings.Contains(stderr, "(403)") {
+	request :=
+		`{"contractVersion":"1.0","keyId":"nethsm:release-2","keySpec":"EC-256","hashAlgorithm":"SHA-256","payload":"eA=="}`
+	if _, stderr, err := try(t, request, n.Plugin, "generate-signature"); err == nil ||
+		!strings.Contains(stderr, "(403)") {
 		t.Errorf("a user without the tag signs: %v, %s", err, stderr)
 	}
 	t.Setenv("NOTATION_HSM_NETHSM_USER", "signing~operator")
 
-	if _, stderr, err := try(t, "", n.Plugin, "key", "delete", "nethsm:release-2", "--yes"); err == nil || !strings.Contains(stderr, "Notation signs with the key") {
+	if _, stderr, err := try(t, "", n.Plugin, "key", "delete", "nethsm:release-2", "--yes"); err == nil ||
+		!strings.Contains(stderr, "Notation signs with the key") {
 		t.Errorf("%v: %s", err, stderr)
 	}
 	Run(t, n.Plugin, "key", "delete", "nethsm:other", "--yes")
@@ -171,17 +182,21 @@ func TestNetHSMLookAfter(t *testing.T) {
 		Instances []struct{ URL, State, Version string }
 		Members   []struct{ ID string }
 	}
-	if err := json.Unmarshal([]byte(Run(t, n.Plugin, "nethsm", "status", "--json")), &status); err != nil || len(status.Instances) != 2 ||
-		status.Instances[0].State != "Operational" || status.Instances[0].Version == "" || status.Instances[1].State != "Locked" || len(status.Members) != 2 {
+	if err := json.Unmarshal([]byte(Run(t, n.Plugin, "nethsm", "status", "--json")), &status); err != nil ||
+		len(status.Instances) != 2 ||
+		status.Instances[0].State != "Operational" || status.Instances[0].Version == "" ||
+		status.Instances[1].State != "Locked" || len(status.Members) != 2 {
 		t.Errorf("%+v, %v", status, err)
 	}
-	if table := Run(t, n.Plugin, "nethsm", "status"); !strings.Contains(table, "Operational") || !strings.Contains(table, "Locked") || !strings.Contains(table, "MEMBER") {
+	if table := Run(t, n.Plugin, "nethsm", "status"); !strings.Contains(table, "Operational") ||
+		!strings.Contains(table, "Locked") || !strings.Contains(table, "MEMBER") {
 		t.Error(table)
 	}
 
 	file := filepath.Join(t.TempDir(), "backup.bin")
 	h.Server.AddUser("backup", nethsmtest.Backup, backupPassphrase)
-	if _, stderr, err := try(t, "", n.Plugin, "nethsm", "backup", file); err == nil || !strings.Contains(stderr, "no backup passphrase") {
+	if _, stderr, err := try(t, "", n.Plugin, "nethsm", "backup", file); err == nil ||
+		!strings.Contains(stderr, "no backup passphrase") {
 		t.Errorf("%v: %s", err, stderr)
 	}
 	setBackupPassphrase(t, h.Server)
@@ -193,14 +208,16 @@ func TestNetHSMLookAfter(t *testing.T) {
 	}
 	before, _ := os.ReadFile(file)
 	h.Server.Inject("POST", "/system/backup", 0, nethsmtest.RespondWith(200, "application/octet-stream", "<html>"))
-	if _, stderr, err := try(t, "", n.Plugin, "nethsm", "backup", file); err == nil || !strings.Contains(stderr, "does not begin as a backup") {
+	if _, stderr, err := try(t, "", n.Plugin, "nethsm", "backup", file); err == nil ||
+		!strings.Contains(stderr, "does not begin as a backup") {
 		t.Errorf("%v: %s", err, stderr)
 	}
 	if after, _ := os.ReadFile(file); string(after) != string(before) {
 		t.Error("a backup that failed has replaced the one that was there")
 	}
 	h.Server.SetState(nethsmtest.Locked)
-	if _, stderr, err := try(t, "", n.Plugin, "nethsm", "status"); err == nil || !strings.Contains(stderr, "no instance is operational") {
+	if _, stderr, err := try(t, "", n.Plugin, "nethsm", "status"); err == nil ||
+		!strings.Contains(stderr, "no instance is operational") {
 		t.Errorf("%v: %s", err, stderr)
 	}
 }

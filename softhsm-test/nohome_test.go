@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// TestNoHome plants folders where the programs would find them if they looked in the working directory: a policy that lets everything pass, and
-// a signing key. Without a home, or with one that is relative, nothing there is read or written, and the message says what is missing.
+// TestNoHome plants folders where the programs would find them if they looked in the working directory: a policy that
+// lets everything pass, and a signing key. Without a home, or with one that is relative, nothing there is read or
+// written, and the message says what is missing.
 func TestNoHome(t *testing.T) {
 	image, plugin := Build(t, "hsm-image"), Build(t, "notation-hsm")
 	h := NewHostile(t)
@@ -19,8 +20,10 @@ func TestNoHome(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(here, folder, "truststore"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		write(t, filepath.Join(here, folder, "trustpolicy.json"), `{"version": "1.0", "trustPolicies": [{"name": "planted", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`)
-		write(t, filepath.Join(here, folder, "signingkeys.json"), `{"default": "planted", "keys": [{"name": "planted", "id": "pkcs11:token=planted;object=planted", "pluginName": "hsm"}]}`)
+		write(t, filepath.Join(here, folder, "trustpolicy.json"),
+			`{"version": "1.0", "trustPolicies": [{"name": "planted", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`)
+		write(t, filepath.Join(here, folder, "signingkeys.json"),
+			`{"default": "planted", "keys": [{"name": "planted", "id": "pkcs11:token=planted;object=planted", "pluginName": "hsm"}]}`)
 	}
 	manifest := filepath.Join(t.TempDir(), "trust.yaml")
 	Run(t, plugin, "trust", "init", "--manifest", manifest)
@@ -30,7 +33,8 @@ func TestNoHome(t *testing.T) {
 	}
 	pem := filepath.Join(t.TempDir(), "alice.pem")
 	write(t, pem, string(forger.PEM()))
-	Run(t, plugin, "trust", "signer", "add", "alice", "--scope", "registry.example.com/app", "--cert", pem, "--manifest", manifest)
+	Run(t, plugin, "trust", "signer", "add", "alice", "--scope", "registry.example.com/app", "--cert", pem, "--manifest",
+		manifest)
 	files := func() (list []string) {
 		if err := filepath.WalkDir(here, func(path string, entry os.DirEntry, err error) error {
 			if err == nil && !entry.IsDir() {
@@ -45,8 +49,10 @@ func TestNoHome(t *testing.T) {
 	}
 	before := files()
 	for _, environment := range [][]string{
-		{}, {"HOME="}, {"HOME=."}, {"HOME=" + filepath.Base(here)}, {"XDG_CONFIG_HOME=."}, {"XDG_CONFIG_HOME=.config", "HOME=."},
-		{"NOTATION_CONFIG=.notation"}, {"NOTATION_CONFIG=.notation", "NOTATION_LIBEXEC=.notation", "NOTATION_CACHE=.notation", "HOME=" + t.TempDir()},
+		{}, {"HOME="}, {"HOME=."}, {"HOME=" + filepath.Base(here)}, {"XDG_CONFIG_HOME=."},
+		{"XDG_CONFIG_HOME=.config", "HOME=."},
+		{"NOTATION_CONFIG=.notation"}, {"NOTATION_CONFIG=.notation", "NOTATION_LIBEXEC=.notation", "NOTATION_CACHE=.notation",
+			"HOME=" + t.TempDir()},
 	} {
 		for _, c := range [][]string{
 			{image, "verify", "--plain-http", unsigned},
@@ -56,7 +62,9 @@ func TestNoHome(t *testing.T) {
 			{plugin, "doctor"},
 			{plugin, "key", "rotate", "planted", "--ca-dir", "/proc/none"},
 		} {
-			stdout, stderr, err := try(t, "", "env", slices.Concat([]string{"-i", "-C", here, "PATH=" + os.Getenv("PATH"), "NOTATION_HSM_MODULE_PATH=/nonexistent.so"}, environment, c)...)
+			stdout, stderr, err := try(t, "", "env",
+				slices.Concat([]string{"-i", "-C", here, "PATH=" + os.Getenv("PATH"), "NOTATION_HSM_MODULE_PATH=/nonexistent.so"},
+					environment, c)...)
 			said := stdout + stderr
 			if !strings.Contains(said, "to an absolute path") {
 				t.Errorf("%v %v does not say what to set: %v %s", environment, c[1:], err, said)
@@ -67,11 +75,13 @@ func TestNoHome(t *testing.T) {
 		}
 	}
 	if after := files(); !slices.Equal(before, after) {
-		t.Errorf("in the working directory there was\n%s\nand then\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+		t.Errorf("in the working directory there was\n%s\nand then\n%s", strings.Join(before, "\n"),
+			strings.Join(after, "\n"))
 	}
 	// With a folder that is named, no home is needed.
 	trust := filepath.Join(t.TempDir(), "trust")
-	for _, c := range [][]string{{plugin, "trust", "export", "--manifest", manifest, "--to", trust}, {image, "verify", "--plain-http", "--trust-dir", trust, unsigned}} {
+	for _, c := range [][]string{{plugin, "trust", "export", "--manifest", manifest, "--to", trust},
+		{image, "verify", "--plain-http", "--trust-dir", trust, unsigned}} {
 		_, stderr, err := try(t, "", "env", slices.Concat([]string{"-i", "-C", here, "PATH=" + os.Getenv("PATH")}, c)...)
 		if strings.Contains(stderr, "HOME") || c[1] == "trust" && err != nil {
 			t.Errorf("%v: %v %s", c, err, stderr)

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// Notation is a user of the notation command with a configuration folder of their own, who has the plugin installed and trusts what
-// Trust is given.
+// Notation is a user of the notation command with a configuration folder of their own, who has the plugin installed and
+// trusts what Trust is given.
 type Notation struct {
 	Program string // the notation command
 	Plugin  string // bin/notation-hsm

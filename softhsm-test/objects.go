@@ -31,8 +31,8 @@ func (token *Token) addObjects(count int) error {
 	})
 }
 
-// AddVisibleKey makes an RSA key whose private half is a public object, which everybody sees, and may only sign; its public half may
-// encrypt all the same.
+// AddVisibleKey makes an RSA key whose private half is a public object, which everybody sees, and may only sign; its
+// public half may encrypt all the same.
 func AddVisibleKey(t testing.TB, token *Token, label string) {
 	t.Helper()
 	if err := token.inSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
@@ -44,8 +44,10 @@ func AddVisibleKey(t testing.TB, token *Token, label string) {
 			pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, 2048), pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
 			pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true),
 		}, named...)
-		private := append([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_SIGN, true), pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, false)}, named...)
-		_, _, err := module.GenerateKeyPair(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, public, private)
+		private := append([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_SIGN, true),
+			pkcs11.NewAttribute(pkcs11.CKA_DECRYPT, false)}, named...)
+		_, _, err := module.GenerateKeyPair(session,
+			[]*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_KEY_PAIR_GEN, nil)}, public, private)
 		return err
 	}); err != nil {
 		t.Fatal(err)

@@ -10,9 +10,9 @@ import (
 	"time"
 )
 
-// openCryptoki has one folder, one daemon and one software token for the whole system, all named at its build. PKCS_APP_STORE,
-// which should move the token elsewhere, has version 3.8 write into the root folder instead. So the system's token is used, when
-// it is nobody's.
+// openCryptoki has one folder, one daemon and one software token for the whole system, all named at its build.
+// PKCS_APP_STORE, which should move the token elsewhere, has version 3.8 write into the root folder instead. So the
+// system's token is used, when it is nobody's.
 const (
 	openCryptokiToken = "/var/lib/opencryptoki/swtok"
 	openCryptokiLocks = "/var/lock/opencryptoki"
@@ -21,9 +21,9 @@ const (
 	openCryptokiLabel = "notation-hsm-test" // by it a token that a killed test has left is known from somebody's own
 )
 
-// OpenCryptoki makes openCryptoki's software token and starts the daemon it needs, unless that runs already. Tests that use it
-// wait for each other. A token that somebody else has made is not touched; afterwards there is none again. It takes root, or a
-// running daemon and membership of the group pkcs11.
+// OpenCryptoki makes openCryptoki's software token and starts the daemon it needs, unless that runs already. Tests that
+// use it wait for each other. A token that somebody else has made is not touched; afterwards there is none again. It
+// takes root, or a running daemon and membership of the group pkcs11.
 func OpenCryptoki(t testing.TB) *Token {
 	t.Helper()
 	token := &Token{Dir: openCryptokiToken, Label: openCryptokiLabel, Module: library(t,
@@ -80,8 +80,8 @@ func lockOpenCryptoki(t testing.TB) {
 	}
 }
 
-// startOpenCryptoki starts the daemon. Its empty lock files stay, as they do after any use: removing one that is in use breaks the
-// lock.
+// startOpenCryptoki starts the daemon. Its empty lock files stay, as they do after any use: removing one that is in use
+// breaks the lock.
 func startOpenCryptoki(t testing.TB, answers func() bool) {
 	t.Helper()
 	if os.Getuid() != 0 {

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// P11KitServer serves a SoftHSM token over a socket, and returns it as p11-kit's client module shows it: with another process,
-// and p11-kit's own protocol, between the caller and the token.
+// P11KitServer serves a SoftHSM token over a socket, and returns it as p11-kit's client module shows it: with another
+// process, and p11-kit's own protocol, between the caller and the token.
 func P11KitServer(t testing.TB, token *Token) *Token {
 	t.Helper()
 	served := &Token{Dir: token.Dir, Label: token.Label, Module: library(t,
@@ -30,15 +30,16 @@ func P11KitServer(t testing.TB, token *Token) *Token {
 	return served
 }
 
-// P11KitProxy returns a SoftHSM token as p11-kit's proxy module shows it, which is the module when none is named. The proxy knows
-// SoftHSM from the file that its package has put into p11-kit's system folder: a configuration of the user's is no way for tests,
-// since p11-kit does not read it for root. Here it is not read for anyone.
+// P11KitProxy returns a SoftHSM token as p11-kit's proxy module shows it, which is the module when none is named. The
+// proxy knows SoftHSM from the file that its package has put into p11-kit's system folder: a configuration of the
+// user's is no way for tests, since p11-kit does not read it for root. Here it is not read for anyone.
 func P11KitProxy(t testing.TB, token *Token) *Token {
 	t.Helper()
 	proxied := &Token{Dir: token.Dir, Label: token.Label, Module: library(t,
 		"/usr/lib/*/p11-kit-proxy.so", "/usr/lib64/p11-kit-proxy.so", "/usr/lib/p11-kit-proxy.so")}
 	t.Setenv("P11_KIT_NO_USER_CONFIG", "1")
-	t.Setenv("TPM2_PKCS11_STORE", t.TempDir()) // tpm2-pkcs11 is behind the proxy too, and makes a store at home when it has none
+	// tpm2-pkcs11 is behind the proxy too, and makes a store at home when it has none
+	t.Setenv("TPM2_PKCS11_STORE", t.TempDir())
 	if !proxied.shown(t)() {
 		Missing(t, "p11-kit's module file for SoftHSM")
 	}

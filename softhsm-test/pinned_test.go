@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// pinned are the ways in which something of others may be named: an action by its commit, an image by its digest, or by one that whoever
-// uses the file has to give.
+// pinned are the ways in which something of others may be named: an action by its commit, an image by its digest, or by
+// one that whoever uses the file has to give.
 var pinned = map[string]*regexp.Regexp{
 	"uses":  regexp.MustCompile(`^[a-z0-9-]+/[a-z0-9-]+@[0-9a-f]{40}$`),
 	"image": regexp.MustCompile(`@(sha256:[0-9a-f]{64}|\$\{[A-Z]+_DIGEST:\?[^}]+\}|\$\(params\.[a-z]+-digest\))$`),

@@ -25,11 +25,13 @@ const (
 	registryPassword = "password-of-the-registry"
 )
 
-// TestPipelines runs the shell that stands in deploy/pipelines, as GitHub Actions, GitLab CI and Tekton would: with their settings, a real
-// registry, a key in SoftHSM, and the real notation and notation-hsm. Stand-ins are docker and buildah, which say that they pushed an image that
-// this test pushes, and kubectl, which deploys nothing. A signed image is deployed and an unsigned one is not, and the PIN stays where it was.
+// TestPipelines runs the shell that stands in deploy/pipelines, as GitHub Actions, GitLab CI and Tekton would: with
+// their settings, a real registry, a key in SoftHSM, and the real notation and notation-hsm. Stand-ins are docker and
+// buildah, which say that they pushed an image that this test pushes, and kubectl, which deploys nothing. A signed
+// image is deployed and an unsigned one is not, and the PIN stays where it was.
 func TestPipelines(t *testing.T) {
-	for name, open := range map[string]func(*machine) ci{"github": openGitHub, "gitlab": openGitLab, "tekton": openTekton} {
+	for name, open := range map[string]func(*machine) ci{"github": openGitHub, "gitlab": openGitLab,
+		"tekton": openTekton} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
 			pipeline := open(m)
@@ -79,12 +81,13 @@ type ci interface {
 type machine struct {
 	t                              *testing.T
 	folder, work, repository, host string
-	digest                         string            // of the image that docker and buildah push
-	strangers                      string            // the digest of one whose signer only the project's own manifest trusts
-	manifest                       string            // that of those who run the cluster
-	secrets                        map[string]string // by their names in the CI
-	env                            map[string]string // what is set up on the machine
-	output                         bytes.Buffer      // of all jobs, with each command that the shell runs
+	digest                         string // of the image that docker and buildah push
+	// the digest of one whose signer only the project's own manifest trusts
+	strangers string
+	manifest  string            // that of those who run the cluster
+	secrets   map[string]string // by their names in the CI
+	env       map[string]string // what is set up on the machine
+	output    bytes.Buffer      // of all jobs, with each command that the shell runs
 }
 
 func newMachine(t *testing.T) *machine {
@@ -106,10 +109,12 @@ func newMachine(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 	t.Setenv("SOFTHSM2_CONF", filepath.Join(token.Dir, "softhsm2.conf"))
-	Run(t, Program(t, "softhsm2-util"), "--init-token", "--free", "--label", token.Label, "--pin", pipelinePIN, "--so-pin", SOPIN)
+	Run(t, Program(t, "softhsm2-util"), "--init-token", "--free", "--label", token.Label, "--pin", pipelinePIN, "--so-pin",
+		SOPIN)
 	n := NewNotation(t, token)
 	t.Setenv("NOTATION_HSM_PIN", pipelinePIN)
-	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label", "release"))
+	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label",
+		"release"))
 	pem := filepath.Join(m.folder, "release.pem")
 	write(t, pem, Run(t, n.Plugin, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
 	Run(t, n.Plugin, "cert", "import", uri, pem)
@@ -120,7 +125,8 @@ func newMachine(t *testing.T) *machine {
 
 	// The project's own manifest trusts somebody else, who has signed an image.
 	stranger, own := filepath.Join(m.folder, "stranger.pem"), filepath.Join(m.work, "trust.yaml")
-	other := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label", "stranger"))
+	other := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label",
+		"stranger"))
 	write(t, stranger, Run(t, n.Plugin, "cert", "self-sign", other, "--subject", "CN=stranger,O=Example,C=CH,ST=Zurich"))
 	Run(t, n.Plugin, "cert", "import", other, stranger)
 	Run(t, n.Plugin, "trust", "init", "--manifest", own)
@@ -146,8 +152,9 @@ push) printf %s `+m.digest+` > "$3" ;;
 esac`)
 	config := filepath.Join(m.folder, "config")
 	m.program(filepath.Join(config, "notation", "plugins", "hsm", "notation-hsm"), `exec `+n.Plugin+` "$@"`)
-	m.env = map[string]string{"PATH": programs + ":" + os.Getenv("PATH"), "HOME": m.folder, "TMPDIR": m.mkdir("tmp"), "XDG_CONFIG_HOME": config,
-		"SOFTHSM2_CONF": os.Getenv("SOFTHSM2_CONF"), "NOTATION_HSM_LOG": filepath.Join(m.folder, "log")}
+	m.env = map[string]string{"PATH": programs + ":" + os.Getenv("PATH"), "HOME": m.folder, "TMPDIR": m.mkdir("tmp"),
+		"XDG_CONFIG_HOME": config,
+		"SOFTHSM2_CONF":   os.Getenv("SOFTHSM2_CONF"), "NOTATION_HSM_LOG": filepath.Join(m.folder, "log")}
 	return m
 }
 
@@ -202,7 +209,8 @@ func (m *machine) keepsSecrets() {
 	if err != nil {
 		m.t.Fatal(err)
 	}
-	for _, name := range []string{"notation sign", "notation verify", "hsm/notation-hsm generate-signature", "kubectl set image"} {
+	for _, name := range []string{"notation sign", "notation verify", "hsm/notation-hsm generate-signature",
+		"kubectl set image"} {
 		if !bytes.Contains(arguments, []byte(name)) {
 			m.t.Errorf("%q was not run:\n%s", name, arguments)
 		}
@@ -322,7 +330,8 @@ func (g *github) job(name string) error {
 		output := filepath.Join(g.folder, "github-output")
 		write(g.t, output, "")
 		own := map[string]string{"GITHUB_OUTPUT": output, "GITHUB_REF_NAME": "v1.0", "RUNNER_TEMP": temp}
-		if err := g.shell("-eu", step.Run, own, g.settings(g.Env), g.evaluate(job.Env), g.settings(g.evaluate(step.Env))); err != nil {
+		if err := g.shell("-eu", step.Run, own, g.settings(g.Env), g.evaluate(job.Env),
+			g.settings(g.evaluate(step.Env))); err != nil {
 			return fmt.Errorf("%s: %w", step.Name, err)
 		}
 		data, err := os.ReadFile(output)
@@ -384,9 +393,11 @@ func (g *gitlab) job(name string, secrets map[string]string) error {
 	if len(job.Script) == 0 {
 		g.t.Fatalf("the job %q has no script", name)
 	}
-	own := map[string]string{"CI_REGISTRY": g.host, "CI_REGISTRY_IMAGE": g.repository, "CI_REGISTRY_USER": g.secrets["REGISTRY_USER"],
+	own := map[string]string{"CI_REGISTRY": g.host, "CI_REGISTRY_IMAGE": g.repository,
+		"CI_REGISTRY_USER":     g.secrets["REGISTRY_USER"],
 		"CI_REGISTRY_PASSWORD": g.secrets["REGISTRY_PASSWORD"], "CI_COMMIT_TAG": "v1.0", "CI_PROJECT_DIR": g.work}
-	if err := g.shell("-eu -o pipefail", strings.Join(job.Script, "\n"), own, secrets, g.settings(job.Variables), g.dotenv); err != nil {
+	if err := g.shell("-eu -o pipefail", strings.Join(job.Script, "\n"), own, secrets, g.settings(job.Variables),
+		g.dotenv); err != nil {
 		return err
 	}
 	if file := job.Artifacts.Reports.Dotenv; file != "" {
@@ -473,8 +484,9 @@ func (k *tekton) replace(text string, variables map[string]string) string {
 
 func (k *tekton) task(name, digest string) error {
 	k.t.Helper()
-	run := map[string]string{"params.image": k.repository, "params.tag": "v1.0", "params.tools": "tools", "params.tools-digest": "sha256:0",
-		"params.key": "pkcs11:token=signing;object=release", "tasks.publish.results.digest": digest}
+	run := map[string]string{"params.image": k.repository, "params.tag": "v1.0", "params.tools": "tools",
+		"params.tools-digest": "sha256:0",
+		"params.key":          "pkcs11:token=signing;object=release", "tasks.publish.results.digest": digest}
 	variables := map[string]string{"workspaces.source.path": k.work, "workspaces.registry.path": k.mkdir("registry"),
 		"results.digest.path": filepath.Join(k.folder, "digest")}
 	var ref string
@@ -525,7 +537,8 @@ func (k *tekton) mount(task tektonResource, name string) string {
 				k.t.Fatal(err)
 			}
 		}
-		if err := os.WriteFile(filepath.Join(data, "pin"), []byte(k.secrets["SIGNING_PIN"]), os.FileMode(volume.Secret.DefaultMode)); err != nil {
+		if err := os.WriteFile(filepath.Join(data, "pin"), []byte(k.secrets["SIGNING_PIN"]),
+			os.FileMode(volume.Secret.DefaultMode)); err != nil {
 			k.t.Fatal(err)
 		}
 		if err := os.Symlink(filepath.Join("..data", "pin"), filepath.Join(folder, "pin")); err != nil {

@@ -63,13 +63,15 @@ func lures(trap *Trap, uri string) map[string]lure {
 // and nothing has run. With the very library or command listed it runs, so that the test would notice.
 func springs(t *testing.T, trap *Trap, name string, args ...string) {
 	t.Helper()
-	for _, lists := range [][2][]string{{}, {{trap.Library + "x", trap.Command}, {trap.Command + " ", trap.Library, strings.Fields(trap.Command)[0]}}} {
+	for _, lists := range [][2][]string{{},
+		{{trap.Library + "x", trap.Command}, {trap.Command + " ", trap.Library, strings.Fields(trap.Command)[0]}}} {
 		allowPrograms(t, lists[0], lists[1])
 		_, stderr, err := try(t, "", name, args...)
 		if trap.Sprung() {
 			t.Fatalf("it ran with the lists %q: %v: %s", lists, err, stderr)
 		}
-		if err == nil || !strings.Contains(stderr, "the config file does not list it") || !strings.Contains(stderr, configFile()) ||
+		if err == nil || !strings.Contains(stderr, "the config file does not list it") ||
+			!strings.Contains(stderr, configFile()) ||
 			!strings.Contains(stderr, trap.Library+"]") && !strings.Contains(stderr, trap.Command+"]") {
 			t.Errorf("with the lists %q: %v: %s", lists, err, stderr)
 		}
@@ -103,7 +105,8 @@ func TestDataRunsNothing(t *testing.T) {
 			springs(t, trap, n.Program, "sign", "--insecure-registry", "--key", "release", image)
 			springs(t, trap, n.Plugin, "key", "rotate", "release", "--yes")
 			allowPrograms(t, nil, nil)
-			if stdout, stderr, err := try(t, "", n.Plugin, "doctor"); err == nil || trap.Sprung() || !strings.Contains(stdout, "the config file does not list it") {
+			if stdout, stderr, err := try(t, "", n.Plugin, "doctor"); err == nil || trap.Sprung() ||
+				!strings.Contains(stdout, "the config file does not list it") {
 				t.Errorf("doctor: %v: %s%s", err, stdout, stderr)
 			}
 		})
@@ -117,11 +120,13 @@ func TestDataRunsNothing(t *testing.T) {
 	}
 	// What the user says of the same key stays possible.
 	allowPrograms(t, nil, nil)
-	Run(t, n.Program, "sign", "--insecure-registry", "--key", "release", "--plugin-config", "module-path="+token.Module, image)
+	Run(t, n.Program, "sign", "--insecure-registry", "--key", "release", "--plugin-config", "module-path="+token.Module,
+		image)
 	printPIN := "printenv NOTATION_HSM_PIN"
 	allowPrograms(t, []string{token.Module}, []string{printPIN})
 	t.Setenv("NOTATION_HSM_MODULE_PATH", "")
-	Run(t, n.Program, "sign", "--insecure-registry", "--key", "release", "--plugin-config", "module-path="+token.Module, "--plugin-config", "pin-source=exec:"+printPIN, image)
+	Run(t, n.Program, "sign", "--insecure-registry", "--key", "release", "--plugin-config", "module-path="+token.Module,
+		"--plugin-config", "pin-source=exec:"+printPIN, image)
 }
 
 // TestJournalRunsNothing changes the journal of a rotation that waits for its certificate.
@@ -163,7 +168,8 @@ func TestCARunsNothing(t *testing.T) {
 	for name, l := range lures(trap, key) {
 		t.Run("record/"+name, func(t *testing.T) {
 			defer write(t, record, original)
-			writeJSON(t, record, map[string]any{"name": "root", "key": l.uri, "settings": l.settings, "created": "2026-01-01T00:00:00Z"})
+			writeJSON(t, record, map[string]any{"name": "root", "key": l.uri, "settings": l.settings,
+				"created": "2026-01-01T00:00:00Z"})
 			springs(t, trap, n.Plugin, "ca", "crl", "--ca", "root")
 			writeJSON(t, plan, crls)
 			springs(t, trap, n.Plugin, "ceremony", plan, "--out", filepath.Join(t.TempDir(), "out"))
@@ -186,7 +192,8 @@ func TestCARunsNothing(t *testing.T) {
 			writeJSON(t, plan, steps)
 			springs(t, trap, n.Plugin, "ceremony", plan, "--out", filepath.Join(t.TempDir(), "out"))
 			allowPrograms(t, nil, nil)
-			if _, stderr, err := try(t, "", n.Plugin, "ceremony", plan, "--dry-run"); err == nil || trap.Sprung() || !strings.Contains(stderr, "does not list it") {
+			if _, stderr, err := try(t, "", n.Plugin, "ceremony", plan, "--dry-run"); err == nil || trap.Sprung() ||
+				!strings.Contains(stderr, "does not list it") {
 				t.Errorf("dry run: %v: %s", err, stderr)
 			}
 		})
@@ -199,18 +206,22 @@ func TestBackupRunsNothing(t *testing.T) {
 	n := NewNotation(t, token)
 	trap, dir := NewTrap(t), t.TempDir()
 	t.Setenv("SOPIN", SOPIN)
-	Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "3", "--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
-	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release", "--backup-key", "backup"))
+	Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "3",
+		"--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
+	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release",
+		"--backup-key", "backup"))
 	backup := filepath.Join(dir, "release.backup.json")
 	Run(t, n.Plugin, "key", "backup", uri, "--to", backup)
 	Run(t, n.Plugin, "key", "delete", uri, "--yes")
-	lure := "pkcs11:token=signing;object=release?module-path=" + trap.Library + "&pin-source=exec:" + url.PathEscape(trap.Command)
+	lure := "pkcs11:token=signing;object=release?module-path=" + trap.Library + "&pin-source=exec:" +
+		url.PathEscape(trap.Command)
 	quoted, err := json.Marshal(lure)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, field := range []string{"token", "label", "mechanism"} {
-		text := regexp.MustCompile(`"`+field+`": "[^"]*"`).ReplaceAllLiteralString(read(t, backup), `"`+field+`": `+string(quoted))
+		text := regexp.MustCompile(`"`+field+`": "[^"]*"`).ReplaceAllLiteralString(read(t, backup),
+			`"`+field+`": `+string(quoted))
 		text = regexp.MustCompile(`,\s*"mac": \{[^}]*\}`).ReplaceAllLiteralString(text, "") // as the first version had none
 		text = strings.Replace(text, `"version": 2`, `"version": 1`, 1)
 		text = regexp.MustCompile(`"sha256": "[^"]*"`).ReplaceAllLiteralString(text, `"sha256": ""`)
@@ -238,10 +249,14 @@ func TestImageRunsNothing(t *testing.T) {
 	key := u.keys["RSA-2048"]
 	Run(t, u.hsmImage, "encrypt", source, "oci:"+encrypted+":app", "--recipient", "pubkey:"+key.public)
 	lure := "pkcs11:token=node?module-path=" + trap.Library + "&pin-source=exec:" + url.PathEscape(trap.Command)
-	header := map[string]string{"alg": "RSA-OAEP-256", "kid": lure, "jku": lure, "module-path": trap.Library, "pin-source": "exec:" + trap.Command}
-	jwe := map[string]any{"protected": "e30", "recipients": []any{map[string]any{"header": header, "encrypted_key": "AAAA"}}, "iv": "AAAA", "ciphertext": "AAAA", "tag": "AAAA"}
+	header := map[string]string{"alg": "RSA-OAEP-256", "kid": lure, "jku": lure, "module-path": trap.Library,
+		"pin-source": "exec:" + trap.Command}
+	jwe := map[string]any{"protected": "e30",
+		"recipients": []any{map[string]any{"header": header, "encrypted_key": "AAAA"}}, "iv": "AAAA", "ciphertext": "AAAA",
+		"tag": "AAAA"}
 	blob := map[string]any{"version": 0, "uri": lure, "module-path": trap.Library, "recipients": []any{
-		map[string]any{"version": 0, "blob": make([]byte, 256), "hash": "sha1", "uri": lure, "module-path": trap.Library, "pin-source": "exec:" + trap.Command},
+		map[string]any{"version": 0, "blob": make([]byte, 256), "hash": "sha1", "uri": lure, "module-path": trap.Library,
+			"pin-source": "exec:" + trap.Command},
 	}}
 	for scheme, value := range map[string]any{"provider.hsm": jwe, "jwe": jwe, "pkcs11": blob, "provider." + lure: jwe} {
 		m := readManifest(t, encrypted, "app")
@@ -259,7 +274,8 @@ func TestImageRunsNothing(t *testing.T) {
 		}
 		replaceManifest(t, dir, "app", m)
 		for _, keys := range [][]string{nil, {"--key", key.uri}} {
-			_, stderr, err := u.try(t, append([]string{"decrypt", "oci:" + dir + ":app", "oci:" + filepath.Join(base, "plain") + ":app"}, keys...)...)
+			_, stderr, err := u.try(t, append([]string{"decrypt", "oci:" + dir + ":app",
+				"oci:" + filepath.Join(base, "plain") + ":app"}, keys...)...)
 			if err == nil || trap.Sprung() {
 				t.Errorf("%s: %v: %s", scheme, err, stderr)
 			}
@@ -269,8 +285,10 @@ func TestImageRunsNothing(t *testing.T) {
 		}
 	}
 	// On the command line of whoever encrypts, a key's URI may name a module.
-	Run(t, u.hsmImage, "encrypt", source, "oci:"+filepath.Join(base, "again")+":app", "--recipient", key.uri+"?module-path="+u.token.Module)
-	_, _, _ = u.try(t, "decrypt", "oci:"+encrypted+":app", "oci:"+filepath.Join(base, "plain")+":app", "--key", key.uri+"?module-path="+trap.Library)
+	Run(t, u.hsmImage, "encrypt", source, "oci:"+filepath.Join(base, "again")+":app", "--recipient",
+		key.uri+"?module-path="+u.token.Module)
+	_, _, _ = u.try(t, "decrypt", "oci:"+encrypted+":app", "oci:"+filepath.Join(base, "plain")+":app", "--key",
+		key.uri+"?module-path="+trap.Library)
 	if !trap.Sprung() {
 		t.Error("a module on the command line was not loaded")
 	}

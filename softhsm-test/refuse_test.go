@@ -27,8 +27,8 @@ type refusal struct {
 	Metadata map[string]string `json:"errorMetadata"`
 }
 
-// refused runs a command of the contract that has to fail as the contract says: exit code 1, one JSON object on standard error and
-// nothing on standard output.
+// refused runs a command of the contract that has to fail as the contract says: exit code 1, one JSON object on
+// standard error and nothing on standard output.
 func refused(t testing.TB, program, verb, request string) refusal {
 	t.Helper()
 	stdout, stderr, err := try(t, request, program, verb)
@@ -80,7 +80,8 @@ func (r refusal) expect(t testing.TB, code string, words ...string) {
 // request is a generate-signature request for a key, with changes: a nil value removes a field.
 func request(uri string, changes map[string]any) string {
 	fields := map[string]any{
-		"contractVersion": "1.0", "keyId": uri, "keySpec": "EC-256", "hashAlgorithm": "SHA-256", "payload": []byte("payload"), "pluginConfig": map[string]string{},
+		"contractVersion": "1.0", "keyId": uri, "keySpec": "EC-256", "hashAlgorithm": "SHA-256", "payload": []byte("payload"),
+		"pluginConfig": map[string]string{},
 	}
 	for name, value := range changes {
 		if value == nil {
@@ -116,7 +117,8 @@ func TestRefusedRequests(t *testing.T) {
 	if err := os.Chmod(openPIN, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	allowPrograms(t, []string{"/no/such/module.so", notLibrary, "libc.so.6", dir}, []string{"false", "/no/such/command", "true"})
+	allowPrograms(t, []string{"/no/such/module.so", notLibrary, "libc.so.6", dir},
+		[]string{"false", "/no/such/command", "true"})
 	for _, c := range []struct {
 		name, request, code string
 		words               []string
@@ -130,38 +132,62 @@ func TestRefusedRequests(t *testing.T) {
 		{"no key", request(uri, map[string]any{"keyId": nil}), "VALIDATION_ERROR", []string{"keyId"}},
 		{"no payload", request(uri, map[string]any{"payload": nil}), "VALIDATION_ERROR", []string{"payload"}},
 		{"no version", request(uri, map[string]any{"contractVersion": nil}), "VALIDATION_ERROR", []string{"contractVersion"}},
-		{"another version", request(uri, map[string]any{"contractVersion": "2.0"}), "UNSUPPORTED_CONTRACT_VERSION", []string{"2.0", "1.0"}},
+		{"another version", request(uri, map[string]any{"contractVersion": "2.0"}), "UNSUPPORTED_CONTRACT_VERSION",
+			[]string{"2.0", "1.0"}},
 		{"unknown spec", request(uri, map[string]any{"keySpec": "EC-255"}), "VALIDATION_ERROR", []string{"EC-255", "EC-256"}},
-		{"spec of another key", request(uri, map[string]any{"keySpec": "RSA-2048"}), "VALIDATION_ERROR", []string{"RSA-2048", "EC-256"}},
-		{"hash of another spec", request(uri, map[string]any{"hashAlgorithm": "SHA-512"}), "VALIDATION_ERROR", []string{"SHA-512", "SHA-256"}},
-		{"20 MiB payload", request(uri, map[string]any{"payload": make([]byte, 20<<20)}), "VALIDATION_ERROR", []string{"longer than"}},
-		{"unknown key", request("pkcs11:token=signing;object=relaese", nil), "VALIDATION_ERROR", []string{"relaese", "object=release", "object=other"}},
-		{"unknown id", request("pkcs11:token=signing;id=%00%01", nil), "VALIDATION_ERROR", []string{"0001", "object=release"}},
-		{"unknown token", request("pkcs11:token=sining;object=release", nil), "VALIDATION_ERROR", []string{"sining", "token=signing"}},
+		{"spec of another key", request(uri, map[string]any{"keySpec": "RSA-2048"}), "VALIDATION_ERROR",
+			[]string{"RSA-2048", "EC-256"}},
+		{"hash of another spec", request(uri, map[string]any{"hashAlgorithm": "SHA-512"}), "VALIDATION_ERROR",
+			[]string{"SHA-512", "SHA-256"}},
+		{"20 MiB payload", request(uri, map[string]any{"payload": make([]byte, 20<<20)}), "VALIDATION_ERROR",
+			[]string{"longer than"}},
+		{"unknown key", request("pkcs11:token=signing;object=relaese", nil), "VALIDATION_ERROR",
+			[]string{"relaese", "object=release", "object=other"}},
+		{"unknown id", request("pkcs11:token=signing;id=%00%01", nil), "VALIDATION_ERROR",
+			[]string{"0001", "object=release"}},
+		{"unknown token", request("pkcs11:token=sining;object=release", nil), "VALIDATION_ERROR",
+			[]string{"sining", "token=signing"}},
 		{"unknown alias", request("release", nil), "VALIDATION_ERROR", []string{"release", "alias"}},
-		{"unknown attribute", request("pkcs11:token=signing;label=release", nil), "VALIDATION_ERROR", []string{"label", "URI"}},
+		{"unknown attribute", request("pkcs11:token=signing;label=release", nil), "VALIDATION_ERROR",
+			[]string{"label", "URI"}},
 		{"malformed URI", request("pkcs11:token=signing;object=%zz", nil), "VALIDATION_ERROR", []string{"malformed"}},
-		{"certificate URI", request("pkcs11:token=signing;object=release;type=cert", nil), "VALIDATION_ERROR", []string{"type=private"}},
-		{"unknown setting", request(uri, pluginConfig("pinsource", "none")), "VALIDATION_ERROR", []string{"did you mean pin-source"}},
-		{"PIN in plugin config", request(uri, pluginConfig("pin", "wrong-pin")), "VALIDATION_ERROR", []string{"PIN", "pin-source"}},
-		{"PIN in the key id", request(uri+"?pin-value=wrong-pin", nil), "VALIDATION_ERROR", []string{"pin-value", "pin-source"}},
+		{"certificate URI", request("pkcs11:token=signing;object=release;type=cert", nil), "VALIDATION_ERROR",
+			[]string{"type=private"}},
+		{"unknown setting", request(uri, pluginConfig("pinsource", "none")), "VALIDATION_ERROR",
+			[]string{"did you mean pin-source"}},
+		{"PIN in plugin config", request(uri, pluginConfig("pin", "wrong-pin")), "VALIDATION_ERROR",
+			[]string{"PIN", "pin-source"}},
+		{"PIN in the key id", request(uri+"?pin-value=wrong-pin", nil), "VALIDATION_ERROR",
+			[]string{"pin-value", "pin-source"}},
 		{"malformed timeout", request(uri, pluginConfig("timeout", "soon")), "VALIDATION_ERROR", []string{"soon", "30s"}},
 		{"malformed slot", request(uri, pluginConfig("slot-id", "first")), "VALIDATION_ERROR", []string{"first"}},
-		{"wrong PIN", request(uri, pluginConfig("pin-source", "env:WRONG_PIN")), "ACCESS_DENIED", []string{"CKR_PIN_INCORRECT", `token "signing"`}},
+		{"wrong PIN", request(uri, pluginConfig("pin-source", "env:WRONG_PIN")), "ACCESS_DENIED",
+			[]string{"CKR_PIN_INCORRECT", `token "signing"`}},
 		{"no PIN", request(uri, pluginConfig("pin-source", "env:NO_SUCH_PIN")), "ACCESS_DENIED", []string{"NO_SUCH_PIN"}},
 		{"no PIN pad", request(uri, pluginConfig("pin-source", "none")), "ACCESS_DENIED", []string{"PIN pad"}},
-		{"no PIN file", request(uri, pluginConfig("pin-source", "file:/no/such/pin")), "ACCESS_DENIED", []string{"/no/such/pin"}},
-		{"PIN file open to others", request(uri, pluginConfig("pin-source", "file:"+openPIN)), "ACCESS_DENIED", []string{"chmod 600"}},
-		{"PIN command fails", request(uri, pluginConfig("pin-source", "exec:false")), "ACCESS_DENIED", []string{"false", "exit status 1"}},
-		{"PIN command missing", request(uri, pluginConfig("pin-source", "exec:/no/such/command")), "ACCESS_DENIED", []string{"/no/such/command"}},
-		{"PIN command prints nothing", request(uri, pluginConfig("pin-source", "exec:true")), "ACCESS_DENIED", []string{"empty"}},
-		{"PIN for a PIN source", request(uri, pluginConfig("pin-source", "wrong-pin")), "VALIDATION_ERROR", []string{"env:NAME"}},
-		{"unknown PIN source", request(uri, pluginConfig("pin-source", "vault:pin")), "VALIDATION_ERROR", []string{"env:NAME"}},
-		{"module missing", request(uri, pluginConfig("module-path", "/no/such/module.so")), "VALIDATION_ERROR", []string{"/no/such/module.so"}},
-		{"module not a library", request(uri, pluginConfig("module-path", notLibrary)), "VALIDATION_ERROR", []string{notLibrary}},
-		{"module without PKCS#11", request(uri, pluginConfig("module-path", "libc.so.6")), "VALIDATION_ERROR", []string{"C_GetFunctionList"}},
+		{"no PIN file", request(uri, pluginConfig("pin-source", "file:/no/such/pin")), "ACCESS_DENIED",
+			[]string{"/no/such/pin"}},
+		{"PIN file open to others", request(uri, pluginConfig("pin-source", "file:"+openPIN)), "ACCESS_DENIED",
+			[]string{"chmod 600"}},
+		{"PIN command fails", request(uri, pluginConfig("pin-source", "exec:false")), "ACCESS_DENIED",
+			[]string{"false", "exit status 1"}},
+		{"PIN command missing", request(uri, pluginConfig("pin-source", "exec:/no/such/command")), "ACCESS_DENIED",
+			[]string{"/no/such/command"}},
+		{"PIN command prints nothing", request(uri, pluginConfig("pin-source", "exec:true")), "ACCESS_DENIED",
+			[]string{"empty"}},
+		{"PIN for a PIN source", request(uri, pluginConfig("pin-source", "wrong-pin")), "VALIDATION_ERROR",
+			[]string{"env:NAME"}},
+		{"unknown PIN source", request(uri, pluginConfig("pin-source", "vault:pin")), "VALIDATION_ERROR",
+			[]string{"env:NAME"}},
+		{"module missing", request(uri, pluginConfig("module-path", "/no/such/module.so")), "VALIDATION_ERROR",
+			[]string{"/no/such/module.so"}},
+		{"module not a library", request(uri, pluginConfig("module-path", notLibrary)), "VALIDATION_ERROR",
+			[]string{notLibrary}},
+		{"module without PKCS#11", request(uri, pluginConfig("module-path", "libc.so.6")), "VALIDATION_ERROR",
+			[]string{"C_GetFunctionList"}},
 		{"module is a folder", request(uri, pluginConfig("module-path", dir)), "VALIDATION_ERROR", []string{"folder"}},
-		{"chain missing", request(uri, pluginConfig("certificate-chain", "/no/such.pem")), "VALIDATION_ERROR", []string{"/no/such.pem"}},
+		{"chain missing", request(uri, pluginConfig("certificate-chain", "/no/such.pem")), "VALIDATION_ERROR",
+			[]string{"/no/such.pem"}},
 		{"chain not PEM", request(uri, pluginConfig("certificate-chain", notLibrary)), "VALIDATION_ERROR", []string{"PEM"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -191,11 +217,13 @@ func TestRefusedRequests(t *testing.T) {
 	})
 }
 
-// TestRefusedChains shows that each way for a chain to be wrong has words of its own, and that the module is not asked to sign then.
+// TestRefusedChains shows that each way for a chain to be wrong has words of its own, and that the module is not asked
+// to sign then.
 func TestRefusedChains(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
-	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label", "release"))
+	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label",
+		"release"))
 	public := publicKey(t, n, uri)
 	root := NewCA(t, "Root", nil)
 	intermediate := NewCA(t, "Intermediate", root)
@@ -219,17 +247,24 @@ func TestRefusedChains(t *testing.T) {
 		chain []*x509.Certificate
 		words []string
 	}{
-		{"leaf of another key", append(issuers, intermediate.Issue(t, Template("stranger"), &stranger.PublicKey)), []string{"another key"}},
+		{"leaf of another key", append(issuers, intermediate.Issue(t, Template("stranger"), &stranger.PublicKey)),
+			[]string{"another key"}},
 		{"leaf missing", issuers, []string{"no certificate for the key"}},
 		{"root missing", []*x509.Certificate{good, intermediate.Cert}, []string{"missing", "CN=Root"}},
 		{"intermediate missing", []*x509.Certificate{good, root.Cert}, []string{"missing", "CN=Intermediate"}},
-		{"expired", append(issuers, leaf(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })), []string{"expired"}},
-		{"not yet valid", append(issuers, leaf(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) })), []string{"not valid before"}},
+		{"expired", append(issuers, leaf(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })),
+			[]string{"expired"}},
+		{"not yet valid", append(issuers, leaf(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) })),
+			[]string{"not valid before"}},
 		{"key usage not critical", append(issuers, leaf(uncriticalKeyUsage)), []string{"not marked critical"}},
 		{"no key usage", append(issuers, leaf(func(c *x509.Certificate) { c.KeyUsage = 0 })), []string{"no key usage"}},
-		{"wrong key usage", append(issuers, leaf(func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageKeyAgreement })), []string{"Digital Signature alone"}},
-		{"wrong extended key usage", append(issuers, leaf(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })), []string{"server authentication", "codeSigning"}},
-		{"CA as leaf", append(issuers, leaf(func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign })), []string{"CA certificate"}},
+		{"wrong key usage", append(issuers, leaf(func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageKeyAgreement })),
+			[]string{"Digital Signature alone"}},
+		{"wrong extended key usage", append(issuers,
+			leaf(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })),
+			[]string{"server authentication", "codeSigning"}},
+		{"CA as leaf", append(issuers, leaf(func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign })),
+			[]string{"CA certificate"}},
 		{"SHA-1 signature", append(issuers, sha1Signed(t, good, intermediate)), []string{"SHA1"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -266,7 +301,8 @@ func uncriticalKeyUsage(c *x509.Certificate) {
 	c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 15}, Value: []byte{3, 2, 7, 0x80}}}
 }
 
-// sha1Signed returns the certificate with its signature algorithm changed to ECDSA with SHA-1, which crypto/x509 no longer makes.
+// sha1Signed returns the certificate with its signature algorithm changed to ECDSA with SHA-1, which crypto/x509 no
+// longer makes.
 func sha1Signed(t testing.TB, cert *x509.Certificate, issuer *CA) *x509.Certificate {
 	t.Helper()
 	sha256, sha1 := asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}, asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 1}
@@ -294,7 +330,8 @@ func sha1Signed(t testing.TB, cert *x509.Certificate, issuer *CA) *x509.Certific
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := asn1.Marshal(certificate{asn1.RawValue{FullBytes: tbs}, pkix.AlgorithmIdentifier{Algorithm: sha1}, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}})
+	der, err := asn1.Marshal(certificate{asn1.RawValue{FullBytes: tbs}, pkix.AlgorithmIdentifier{Algorithm: sha1},
+		asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,12 +9,13 @@ import (
 	"testing"
 )
 
-// StartRegistry starts the CNCF distribution registry on a free loopback port, with its storage in a temporary folder, and returns
-// its address. It ends with the test.
+// StartRegistry starts the CNCF distribution registry on a free loopback port, with its storage in a temporary folder,
+// and returns its address. It ends with the test.
 func StartRegistry(t testing.TB) string {
 	t.Helper()
 	program, dir := Build(t, "registry"), t.TempDir()
-	// The registry can't pick a port itself, so a free one is looked up first; should someone else take it, another is tried.
+	// The registry can't pick a port itself, so a free one is looked up first; should someone else take it, another is
+	// tried.
 	for range 5 {
 		if address, ok := startRegistry(t, program, dir); ok {
 			return address
@@ -33,7 +34,8 @@ func startRegistry(t testing.TB, program, dir string) (string, bool) {
 	address := listener.Addr().String()
 	listener.Close()
 	conf := filepath.Join(dir, "registry.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: %s}\n", filepath.Join(dir, "data"), address)
+	text := fmt.Sprintf(
+		"version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: %s}\n", filepath.Join(dir, "data"), address)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -24,8 +24,9 @@ func start(t testing.TB, name string, args ...string) *service {
 	s := &service{cancel: cancel, ended: make(chan struct{})}
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdout, cmd.Stderr = &s.output, &s.output
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // so that it can put away sockets and shared memory
-	cmd.WaitDelay = 5 * time.Second                                          // then it is killed
+	// so that it can put away sockets and shared memory
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 5 * time.Second // then it is killed
 	if err := cmd.Start(); err != nil {
 		cancel()
 		t.Fatal(err)
@@ -39,7 +40,8 @@ func start(t testing.TB, name string, args ...string) *service {
 	return s
 }
 
-// ready waits until a condition holds, and returns whether it does: not when the program has ended, nor when it takes too long.
+// ready waits until a condition holds, and returns whether it does: not when the program has ended, nor when it takes
+// too long.
 func (s *service) ready(condition func() bool) bool {
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		select {

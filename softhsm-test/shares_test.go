@@ -27,7 +27,8 @@ import (
 type custodian struct{ to, identity string }
 
 // newCustodians makes one of every kind. Those with a module have a recipient's key on a token of their own.
-func newCustodians(t *testing.T, token *Token, n *Notation, dir string) (custodians []custodian, inAge *age.X25519Identity) {
+func newCustodians(t *testing.T, token *Token, n *Notation, dir string) (custodians []custodian,
+	inAge *age.X25519Identity) {
 	t.Helper()
 	inAge, err := age.GenerateX25519Identity()
 	if err != nil {
@@ -65,7 +66,8 @@ func newCustodians(t *testing.T, token *Token, n *Notation, dir string) (custodi
 		{"dave", "EC-384", "", x509.KeyUsageKeyAgreement},
 	} {
 		token.Init(t, c.label)
-		uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", c.label, "--label", "share", "--usage", "decrypt", "--spec", c.spec))
+		uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", c.label, "--label", "share", "--usage",
+			"decrypt", "--spec", c.spec))
 		block, _ := pem.Decode([]byte(Run(t, n.Plugin, "cert", "export", "--public", uri)))
 		public, err := x509.ParsePKIXPublicKey(block.Bytes)
 		if err != nil {
@@ -133,7 +135,8 @@ func TestSharesEncrypted(t *testing.T) {
 	}
 	t.Setenv("TMPDIR", temporary)
 	t.Setenv("SOPIN", SOPIN)
-	generate := []string{"key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--threshold", "5", "--folder", folder, "--so-pin-source", "env:SOPIN"}
+	generate := []string{"key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--threshold", "5",
+		"--folder", folder, "--so-pin-source", "env:SOPIN"}
 	for _, c := range custodians {
 		generate = append(generate, "--to", c.to)
 	}
@@ -174,7 +177,8 @@ func TestSharesEncrypted(t *testing.T) {
 			t.Errorf("%s: %v, %v", entry.Name(), info.Mode(), err)
 		}
 	}
-	want := []string{"backup-share-1-of-5.age", "backup-share-2-of-5.age", "backup-share-3-of-5.age", "backup-share-4-of-5.jwe", "backup-share-5-of-5.jwe"}
+	want := []string{"backup-share-1-of-5.age", "backup-share-2-of-5.age", "backup-share-3-of-5.age",
+		"backup-share-4-of-5.jwe", "backup-share-5-of-5.jwe"}
 	if !slices.Equal(names, want) {
 		t.Fatalf("the files are %v", names)
 	}
@@ -193,7 +197,8 @@ func TestSharesEncrypted(t *testing.T) {
 	noClearShare(t, "generated", values, watched...)
 
 	restore := func(token string, files []string, identities ...string) (string, error) {
-		args := []string{"key", "backup-key", "restore", "--token", token, "--so-pin-source", "env:SOPIN", "--shares", strings.Join(files, ",")}
+		args := []string{"key", "backup-key", "restore", "--token", token, "--so-pin-source", "env:SOPIN", "--shares",
+			strings.Join(files, ",")}
 		for _, identity := range identities {
 			args = append(args, "--identity", identity)
 		}
@@ -214,13 +219,15 @@ func TestSharesEncrypted(t *testing.T) {
 			t.Errorf("without identity %d: %v: %s", i+1, err, stderr)
 		}
 	}
-	if stderr, err := restore("spare", files); err == nil || !strings.Contains(stderr, "is encrypted, and there is no identity of its kind") {
+	if stderr, err := restore("spare", files); err == nil ||
+		!strings.Contains(stderr, "is encrypted, and there is no identity of its kind") {
 		t.Errorf("without identities: %v: %s", err, stderr)
 	}
 	if now, err := filepath.Glob(filepath.Join(tokens, "*", "*.object")); err != nil || !slices.Equal(now, objects) {
 		t.Errorf("the objects were %v, and are %v", objects, now)
 	}
-	if stderr, err := restore("spare", files, identities...); err != nil || !strings.Contains(stderr, `the wrapping key "backup" with id`) {
+	if stderr, err := restore("spare", files, identities...); err != nil ||
+		!strings.Contains(stderr, `the wrapping key "backup" with id`) {
 		t.Errorf("with all identities: %v: %s", err, stderr)
 	}
 	noClearShare(t, "restored", values, watched...)

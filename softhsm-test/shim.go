@@ -7,13 +7,14 @@ import (
 	"testing"
 )
 
-// Shim compiles the module that stands in front of another one and misbehaves as the SHIM_ variables say (shim/shim.c lists them),
-// points it at module, and returns its path.
+// Shim compiles the module that stands in front of another one and misbehaves as the SHIM_ variables say (shim/shim.c
+// lists them), points it at module, and returns its path.
 func Shim(t testing.TB, module string) string {
 	t.Helper()
 	headers := strings.TrimSpace(Run(t, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11"))
 	shim := filepath.Join(t.TempDir(), "softhsm-shim.so")
-	Run(t, Program(t, "cc"), "-shared", "-fPIC", "-I"+headers, "-o", shim, filepath.Join(root(), "softhsm-test", "shim", "shim.c"), "-ldl", "-lpthread")
+	Run(t, Program(t, "cc"), "-shared", "-fPIC", "-I"+headers, "-o", shim,
+		filepath.Join(root(), "softhsm-test", "shim", "shim.c"), "-ldl", "-lpthread")
 	t.Setenv("SHIM_MODULE", module)
 	return shim
 }

@@ -20,12 +20,14 @@ import (
 // keySpecs are the six keys that Notation signs with.
 var keySpecs = []string{"RSA-2048", "RSA-3072", "RSA-4096", "EC-256", "EC-384", "EC-521"}
 
-// newKey makes a key and a self-signed certificate on the token and returns the key's URI and a file with the certificate.
+// newKey makes a key and a self-signed certificate on the token and returns the key's URI and a file with the
+// certificate.
 func newKey(t testing.TB, token *Token, program, spec, label string) (uri, pem string) {
 	t.Helper()
 	uri = strings.TrimSpace(Run(t, program, "key", "generate", "--token", token.Label, "--spec", spec, "--label", label))
 	pem = filepath.Join(t.TempDir(), "release.pem")
-	write(t, pem, Run(t, program, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich", "--days", "30"))
+	write(t, pem, Run(t, program, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich", "--days",
+		"30"))
 	Run(t, program, "cert", "import", uri, pem)
 	return uri, pem
 }
@@ -37,8 +39,8 @@ func write(t testing.TB, path, text string) {
 	}
 }
 
-// TestSign signs and verifies with the real notation, in a real registry: six specs, two envelopes, with the chain on the token and in
-// a file; and a tampered image is refused.
+// TestSign signs and verifies with the real notation, in a real registry: six specs, two envelopes, with the chain on
+// the token and in a file; and a tampered image is refused.
 func TestSign(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
@@ -48,21 +50,24 @@ func TestSign(t *testing.T) {
 			uri, pem := newKey(t, token, n.Plugin, spec, "key-"+spec)
 			n.Trust(t, pem)
 			for _, format := range []string{"jws", "cose"} {
-				for where, arguments := range map[string][]string{"token": nil, "file": {"--plugin-config", "certificate-chain=" + pem}} {
+				for where, arguments := range map[string][]string{"token": nil,
+					"file": {"--plugin-config", "certificate-chain=" + pem}} {
 					repository := fmt.Sprintf("%s/%s-%s-%s", registry, strings.ToLower(spec), format, where)
 					digest, err := PushImage(context.Background(), repository+":v1", format+where)
 					if err != nil {
 						t.Fatal(err)
 					}
 					image := repository + "@" + digest.String()
-					Run(t, n.Program, append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, "--signature-format", format, image}, arguments...)...)
+					Run(t, n.Program, append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", uri,
+						"--signature-format", format, image}, arguments...)...)
 					Run(t, n.Program, "verify", "--insecure-registry", image)
 
 					forged, err := Tamper(context.Background(), repository+":v1", repository+":v2", "something else")
 					if err != nil {
 						t.Fatal(err)
 					}
-					if _, stderr, err := try(t, "", n.Program, "verify", "--insecure-registry", repository+"@"+forged.String()); err == nil {
+					if _, stderr, err := try(t, "", n.Program, "verify", "--insecure-registry",
+						repository+"@"+forged.String()); err == nil {
 						t.Errorf("%s: a tampered image was verified: %s", image, stderr)
 					}
 				}
@@ -93,8 +98,8 @@ func TestSignKinds(t *testing.T) {
 	}
 }
 
-// TestSignBlob signs the descriptor of a file through the library that notation is made of, as 'notation blob sign' does. (That command
-// is in no release of notation 1.)
+// TestSignBlob signs the descriptor of a file through the library that notation is made of, as 'notation blob sign'
+// does. (That command is in no release of notation 1.)
 func TestSignBlob(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
@@ -129,20 +134,22 @@ func TestSignBlob(t *testing.T) {
 	}
 }
 
-// TestChainFromCA signs with a leaf that a CA issued, its chain in parts: leaf on the token and issuers in a file out of order among
-// strangers, all on the token, and all in a file.
+// TestChainFromCA signs with a leaf that a CA issued, its chain in parts: leaf on the token and issuers in a file out
+// of order among strangers, all on the token, and all in a file.
 func TestChainFromCA(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
 	registry := StartRegistry(t)
-	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label", "release"))
+	uri := strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label",
+		"release"))
 	csr := Run(t, n.Plugin, "cert", "csr", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich")
 	root := NewCA(t, "Root", nil)
 	intermediate := NewCA(t, "Intermediate", root)
 	stranger := NewCA(t, "Stranger", nil)
 	leaf := intermediate.IssueCSR(t, csr)
 	dir := t.TempDir()
-	leafFile, issuers, whole, rootFile := filepath.Join(dir, "leaf.pem"), filepath.Join(dir, "issuers.pem"), filepath.Join(dir, "whole.pem"), filepath.Join(dir, "root.pem")
+	leafFile, issuers, whole, rootFile := filepath.Join(dir, "leaf.pem"), filepath.Join(dir, "issuers.pem"),
+		filepath.Join(dir, "whole.pem"), filepath.Join(dir, "root.pem")
 	write(t, leafFile, leaf)
 	write(t, issuers, stranger.PEM()+root.PEM()+intermediate.PEM())
 	write(t, whole, root.PEM()+leaf+stranger.PEM()+intermediate.PEM())

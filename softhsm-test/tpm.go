@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TPM makes a token of tpm2-pkcs11 in a software TPM of its own. The module finds both through variables, which are set for the
-// test.
+// TPM makes a token of tpm2-pkcs11 in a software TPM of its own. The module finds both through variables, which are set
+// for the test.
 func TPM(t testing.TB) *Token {
 	t.Helper()
 	token := &Token{Dir: t.TempDir(), Label: "tpm", Module: library(t,
@@ -17,12 +17,14 @@ func TPM(t testing.TB) *Token {
 	t.Setenv("TPM2_PKCS11_TCTI", fmt.Sprintf("swtpm:host=127.0.0.1,port=%d", startTPM(t)))
 	tool := Program(t, "pkcs11-tool")
 	Run(t, tool, "--module", token.Module, "--slot-index", "0", "--init-token", "--label", token.Label, "--so-pin", SOPIN)
-	Run(t, tool, "--module", token.Module, "--token-label", token.Label, "--login", "--login-type", "so", "--so-pin", SOPIN,
+	Run(t, tool, "--module", token.Module, "--token-label", token.Label, "--login", "--login-type", "so", "--so-pin",
+		SOPIN,
 		"--init-pin", "--new-pin", PIN)
 	return token
 }
 
-// startTPM starts swtpm and returns the port of its commands; its controls are on the next one, where the module expects them.
+// startTPM starts swtpm and returns the port of its commands; its controls are on the next one, where the module
+// expects them.
 func startTPM(t testing.TB) int {
 	t.Helper()
 	program, state := Program(t, "swtpm"), t.TempDir()

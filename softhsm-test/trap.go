@@ -21,7 +21,9 @@ func NewTrap(t testing.TB) *Trap {
 	trap := &Trap{Library: filepath.Join(dir, "trap.so"), file: filepath.Join(dir, "sprung")}
 	trap.Command = Program(t, "touch") + " " + trap.file
 	source := filepath.Join(dir, "trap.c")
-	code := strings.ReplaceAll("#include <fcntl.h>\n__attribute__((constructor)) static void spring(void) { creat(\"FILE\", 0600); }\n", "FILE", trap.file)
+	code := strings.ReplaceAll(
+		"#include <fcntl.h>\n__attribute__((constructor)) static void spring(void) { creat(\"FILE\", 0600); }\n", "FILE",
+		trap.file)
 	if err := os.WriteFile(source, []byte(code), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -16,15 +16,17 @@ import (
 	"github.com/notaryproject/notation-go/verifier/truststore"
 )
 
-// TestTrust gives two signers a repository each, and lets them sign in both: one with a self-signed certificate, one under a CA. A third has
-// another certificate of that CA. What counts is what the manifest says, for this user and in a folder for a cluster.
+// TestTrust gives two signers a repository each, and lets them sign in both: one with a self-signed certificate, one
+// under a CA. A third has another certificate of that CA. What counts is what the manifest says, for this user and in a
+// folder for a cluster.
 func TestTrust(t *testing.T) {
 	token := NewToken(t, "signing")
 	n := NewNotation(t, token)
 	registry := StartRegistry(t)
 	ca := NewCA(t, "Root", nil)
 	newSigner := func(name string, ca *CA) (uri, pem string) {
-		uri = strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label", name))
+		uri = strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256", "--label",
+			name))
 		subject := "CN=" + name + ",O=Example,C=CH,ST=Zurich"
 		pem = filepath.Join(t.TempDir(), name+".pem")
 		if ca == nil {
@@ -78,7 +80,8 @@ func TestTrust(t *testing.T) {
 	if err := json.Unmarshal(data, &policy); err != nil {
 		t.Fatal(err)
 	}
-	theirs := map[string]any{"name": "theirs", "registryScopes": []any{registry + "/public"}, "signatureVerification": map[string]any{"level": "skip"}}
+	theirs := map[string]any{"name": "theirs", "registryScopes": []any{registry + "/public"},
+		"signatureVerification": map[string]any{"level": "skip"}}
 	policy["trustPolicies"] = append([]any{theirs}, policy["trustPolicies"].([]any)...)
 	if data, err = json.Marshal(policy); err != nil {
 		t.Fatal(err)
@@ -110,8 +113,8 @@ func TestTrust(t *testing.T) {
 	expect("a CA for everything", "bob in app", "carol in app", "bob in tools", "carol in tools")
 }
 
-// TestTrustKilled kills 'trust signer add' and 'trust export' at each write. No signer that was there is lost, Notation can read the policy
-// and all its stores at any moment, and the same command again ends as if nothing had been.
+// TestTrustKilled kills 'trust signer add' and 'trust export' at each write. No signer that was there is lost, Notation
+// can read the policy and all its stores at any moment, and the same command again ends as if nothing had been.
 func TestTrustKilled(t *testing.T) {
 	plugin, folder := Build(t, "notation-hsm"), t.TempDir()
 	t.Setenv("XDG_CONFIG_HOME", filepath.Join(folder, "config"))
@@ -185,7 +188,8 @@ func TestTrustKilled(t *testing.T) {
 	t.Logf("trust export: %d kills", kills)
 }
 
-// policyAndStores reads a trust policy and the stores it names, with Notation's own code, and returns all that it trusts.
+// policyAndStores reads a trust policy and the stores it names, with Notation's own code, and returns all that it
+// trusts.
 func policyAndStores(t testing.TB, to string) string {
 	t.Helper()
 	var policy trustpolicy.Document
@@ -202,7 +206,8 @@ func policyAndStores(t testing.TB, to string) string {
 	text := string(data)
 	for _, statement := range policy.TrustPolicies {
 		for _, store := range statement.TrustStores {
-			list, err := truststore.NewX509TrustStore(dir.NewSysFS(to)).GetCertificates(context.Background(), truststore.TypeCA, strings.TrimPrefix(store, "ca:"))
+			list, err := truststore.NewX509TrustStore(dir.NewSysFS(to)).GetCertificates(context.Background(), truststore.TypeCA,
+				strings.TrimPrefix(store, "ca:"))
 			if err != nil {
 				t.Errorf("%s: %v", store, err)
 			}
@@ -238,7 +243,8 @@ func TestTrustAtOnce(t *testing.T) {
 	var group sync.WaitGroup
 	for i := range 50 {
 		group.Go(func() {
-			if _, stderr, err := try(t, "", plugin, "trust", "signer", "add", fmt.Sprintf("signer-%02d", i), "--scope", "registry.example.com/app", "--cert", pem); err != nil {
+			if _, stderr, err := try(t, "", plugin, "trust", "signer", "add", fmt.Sprintf("signer-%02d", i), "--scope",
+				"registry.example.com/app", "--cert", pem); err != nil {
 				t.Errorf("%v: %s", err, stderr)
 			}
 			if i%10 == 0 {

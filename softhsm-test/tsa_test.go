@@ -70,7 +70,8 @@ ess_cert_id_alg = sha256
 			err = os.WriteFile(filepath.Join(dir, "query"), query, 0o600)
 		}
 		if err == nil {
-			err = exec.Command(openssl, "ts", "-reply", "-config", filepath.Join(dir, "tsa.cnf"), "-section", "tsa", "-queryfile", filepath.Join(dir, "query"), "-out", filepath.Join(dir, "reply")).Run()
+			err = exec.Command(openssl, "ts", "-reply", "-config", filepath.Join(dir, "tsa.cnf"), "-section", "tsa",
+				"-queryfile", filepath.Join(dir, "query"), "-out", filepath.Join(dir, "reply")).Run()
 		}
 		reply, readErr := os.ReadFile(filepath.Join(dir, "reply"))
 		if err != nil || readErr != nil {

@@ -25,7 +25,8 @@ func TestWrappingKeyNeedsLogin(t *testing.T) {
 	}
 	aes := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_AES_KEY_WRAP_PAD, nil)}
 	with := func(template []*pkcs11.Attribute, private, sensitive bool) []*pkcs11.Attribute {
-		return append(template, pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
+		return append(template, pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false),
+			pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
 			pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, private), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, sensitive))
 	}
 	attack := func(module *pkcs11.Ctx, session pkcs11.SessionHandle, who string, loggedIn bool) {
@@ -36,13 +37,15 @@ func TestWrappingKeyNeedsLogin(t *testing.T) {
 		for _, private := range []bool{false, true} {
 			for _, sensitive := range []bool{false, true} {
 				opened, err := module.UnwrapKey(session, aes, wrapping, backup.Wrapped, with([]*pkcs11.Attribute{
-					pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
+					pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY),
+					pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_EC),
 				}, private, sensitive))
 				if good := loggedIn && private && sensitive; (err == nil) != good {
 					t.Errorf("%s: opening a backup, private %t, sensitive %t: %v", who, private, sensitive, err)
 				}
 				if err == nil {
-					value, err := module.GetAttributeValue(session, opened, []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_VALUE, nil)})
+					value, err := module.GetAttributeValue(session, opened,
+						[]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_VALUE, nil)})
 					if err == nil {
 						t.Errorf("%s: the key of the backup has %d bytes", who, len(value[0].Value))
 					}
@@ -51,7 +54,8 @@ func TestWrappingKeyNeedsLogin(t *testing.T) {
 					continue
 				}
 				known, err := module.CreateObject(session, with([]*pkcs11.Attribute{
-					pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
+					pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+					pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
 					pkcs11.NewAttribute(pkcs11.CKA_VALUE, bytes.Repeat([]byte{1}, 32)),
 				}, private, sensitive))
 				if err != nil {

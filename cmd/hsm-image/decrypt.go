@@ -22,7 +22,8 @@ this machine is there whole and authentic, or not at all.`,
   hsm-image decrypt docker://registry.example.com/app:1 docker-archive:app.tar --platform linux/amd64`,
 		Args: cli.Exactly(2),
 	}
-	c.Flags().StringArrayVar(&keys, "key", nil, "a key by its URI or alias; can be repeated (default: all keys of the configured token)")
+	c.Flags().StringArrayVar(&keys, "key", nil,
+		"a key by its URI or alias; can be repeated (default: all keys of the configured token)")
 	settings := addCopyFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		what, err := settings(args)

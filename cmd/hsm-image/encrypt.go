@@ -29,7 +29,8 @@ The image gets a new digest, so signatures of the old one do not hold: encrypt f
 	}
 	c.Flags().StringArrayVar(&recipients, "recipient", nil,
 		"who can open the image: a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
-	c.Flags().IntSliceVar(&layers, "layer", nil, "encrypt only the layer with this index, counted from 0, or from the last, -1; can be repeated")
+	c.Flags().IntSliceVar(&layers, "layer", nil,
+		"encrypt only the layer with this index, counted from 0, or from the last, -1; can be repeated")
 	settings := addCopyFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		what, err := settings(args)
@@ -42,7 +43,8 @@ The image gets a new digest, so signatures of the old one do not hold: encrypt f
 		}
 		tellCopy(c, what, made)
 		if what.LeavesPlain() {
-			fmt.Fprintf(c.ErrOrStderr(), "warning: the plain layers are still in the same folder as the encrypted ones; publish from another folder\n")
+			fmt.Fprintf(c.ErrOrStderr(),
+				"warning: the plain layers are still in the same folder as the encrypted ones; publish from another folder\n")
 		}
 		fmt.Fprintf(c.ErrOrStderr(), "signatures of %s do not hold for it: sign it under its new digest\n", what.From)
 		return nil
@@ -55,8 +57,10 @@ func addCopyFlags(c *cobra.Command) func(args []string) (image.Copy, error) {
 	var platforms []string
 	c.Flags().StringArrayVar(&platforms, "platform", nil,
 		"of an index, copy only the image for OS/ARCHITECTURE[/VARIANT]; can be repeated (default: all)")
-	authFile := c.Flags().String("authfile", "", "the file with the registries' credentials (default: that of 'skopeo login' or 'docker login')")
-	from, to := addRegistryFlags(c, "src-", "the source's registry"), addRegistryFlags(c, "dest-", "the destination's registry")
+	authFile := c.Flags().String("authfile", "",
+		"the file with the registries' credentials (default: that of 'skopeo login' or 'docker login')")
+	from, to := addRegistryFlags(c, "src-", "the source's registry"),
+		addRegistryFlags(c, "dest-", "the destination's registry")
 	return func(args []string) (what image.Copy, err error) {
 		what.FromRegistry, what.ToRegistry = from(*authFile), to(*authFile)
 		if what.From, err = image.ParseReference(args[0]); err != nil {
@@ -82,7 +86,8 @@ func addCopyFlags(c *cobra.Command) func(args []string) (image.Copy, error) {
 // addRegistryFlags gives a command the flags that say how a registry is reached.
 func addRegistryFlags(c *cobra.Command, prefix, whose string) func(authFile string) image.Registry {
 	verify := c.Flags().Bool(prefix+"tls-verify", true, "insist on HTTPS and valid certificates with "+whose)
-	certDir := c.Flags().String(prefix+"cert-dir", "", "a folder with the CA (*.crt), and the client's certificate and key (*.cert, *.key), for "+whose)
+	certDir := c.Flags().String(prefix+"cert-dir", "",
+		"a folder with the CA (*.crt), and the client's certificate and key (*.cert, *.key), for "+whose)
 	return func(authFile string) image.Registry {
 		return image.Registry{AuthFile: authFile, CertDir: *certDir, Insecure: !*verify}
 	}
@@ -98,7 +103,8 @@ func tellWarnings(c *cobra.Command, warnings []string) {
 func tellCopy(c *cobra.Command, what image.Copy, made *image.Result) {
 	tellWarnings(c, made.Warnings)
 	if made.Skipped > 0 {
-		fmt.Fprintf(c.ErrOrStderr(), "attestations of BuildKit left out: %d (they are about images that the copy does not have)\n", made.Skipped)
+		fmt.Fprintf(c.ErrOrStderr(),
+			"attestations of BuildKit left out: %d (they are about images that the copy does not have)\n", made.Skipped)
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "wrote %s\n", what.To)
 	if made.Name != "" {

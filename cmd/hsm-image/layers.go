@@ -39,7 +39,8 @@ These are known by their kid, the RFC 7638 thumbprint of the public key; --recip
 				if l.Encrypted && len(schemes) == 0 {
 					schemes = []string{"unknown"}
 				}
-				rows = append(rows, []string{cli.OrDash(i.Platform.String()), fmt.Sprint(l.Index), l.Digest.String(), fmt.Sprint(l.Size),
+				rows = append(rows, []string{cli.OrDash(i.Platform.String()), fmt.Sprint(l.Index), l.Digest.String(),
+					fmt.Sprint(l.Size),
 					cli.OrDash(strings.Join(schemes, ", ")), cli.OrDash(strings.Join(recipients, ", "))})
 			}
 		}
@@ -48,8 +49,10 @@ These are known by their kid, the RFC 7638 thumbprint of the public key; --recip
 	return c
 }
 
-// showImage completes a command that reads an image and shows something of it. show gets the names that recipients were given, by kid.
-func showImage(c *cobra.Command, show func(out io.Writer, images []image.Image, names map[string]string, asJSON bool) error) {
+// showImage completes a command that reads an image and shows something of it. show gets the names that recipients were
+// given, by kid.
+func showImage(c *cobra.Command, show func(out io.Writer, images []image.Image, names map[string]string,
+	asJSON bool) error) {
 	var known []string
 	var asJSON bool
 	c.Flags().StringArrayVar(&known, "recipient", nil,
@@ -75,7 +78,8 @@ func showImage(c *cobra.Command, show func(out io.Writer, images []image.Image, 
 
 // addImageFlags gives a command the flags that say how the registry of its one image is reached.
 func addImageFlags(c *cobra.Command) func() image.Registry {
-	authFile := c.Flags().String("authfile", "", "the file with the registry's credentials (default: that of 'skopeo login' or 'docker login')")
+	authFile := c.Flags().String("authfile", "",
+		"the file with the registry's credentials (default: that of 'skopeo login' or 'docker login')")
 	registry := addRegistryFlags(c, "", "the registry")
 	return func() image.Registry { return registry(*authFile) }
 }
@@ -118,7 +122,8 @@ func layersJSON(images []image.Image, names map[string]string) []imageJSON {
 	for _, i := range images {
 		shown := imageJSON{Digest: i.Digest.String(), Platform: i.Platform.String(), Layers: []layerJSON{}}
 		for _, l := range i.Layers {
-			layer := layerJSON{Index: l.Index, Digest: l.Digest.String(), Size: l.Size, MediaType: l.MediaType, Encrypted: l.Encrypted}
+			layer := layerJSON{Index: l.Index, Digest: l.Digest.String(), Size: l.Size, MediaType: l.MediaType,
+				Encrypted: l.Encrypted}
 			for _, h := range l.Holders {
 				layer.Recipients = append(layer.Recipients, recipientJSON{h, names[h.KeyID]})
 			}

@@ -1,5 +1,5 @@
-// Command hsm-image encrypts container images for keys in a module, opens them there, and verifies signatures before an image
-// is run.
+// Command hsm-image encrypts container images for keys in a module, opens them there, and verifies signatures before an
+// image is run.
 package main
 
 import (

@@ -34,7 +34,8 @@ func recipientsListCommand() *cobra.Command {
 		}
 		var rows [][]string
 		for _, h := range held {
-			rows = append(rows, []string{holderName(h.Holder, names), h.Scheme, h.Algorithm, fmt.Sprintf("%d of %d", h.Layers, encrypted)})
+			rows = append(rows, []string{holderName(h.Holder, names), h.Scheme, h.Algorithm,
+				fmt.Sprintf("%d of %d", h.Layers, encrypted)})
 		}
 		return cli.PrintTable(out, []string{"RECIPIENT", "SCHEME", "ALGORITHM", "ENCRYPTED LAYERS"}, rows)
 	})
@@ -106,8 +107,9 @@ the image anew, without them. The last recipient can't be removed.`,
 			return err
 		}
 		tellChange(c, ref, made)
-		fmt.Fprintln(c.ErrOrStderr(), "who was removed and has kept the old manifest or the layers' keys still opens these layers; "+
-			"to prevent that, encrypt the image anew")
+		fmt.Fprintln(c.ErrOrStderr(),
+			"who was removed and has kept the old manifest or the layers' keys still opens these layers; "+
+				"to prevent that, encrypt the image anew")
 		return nil
 	}
 	return c

@@ -48,26 +48,32 @@ name, and the folders above them. The verifier looks again each time that it run
 			return err
 		}
 		for _, name := range done.Skip {
-			fmt.Fprintf(c.ErrOrStderr(), "warning: statement %s of the trust policy skips verification, which --allow-skip allows\n", name)
+			fmt.Fprintf(c.ErrOrStderr(),
+				"warning: statement %s of the trust policy skips verification, which --allow-skip allows\n", name)
 		}
 		for _, name := range done.AnySigner {
-			fmt.Fprintf(c.ErrOrStderr(), "warning: statement %s of the trust policy accepts a signature by any signer: it only logs whether the signer is trusted\n", name)
+			fmt.Fprintf(c.ErrOrStderr(),
+				"warning: statement %s of the trust policy accepts a signature by any signer: it only logs whether the signer is trusted\n", name)
 		}
 		for _, name := range done.Others {
-			fmt.Fprintf(c.ErrOrStderr(), "warning: containerd will run %s as well, and pull nothing if that fails\n", filepath.Join(filepath.Dir(done.Path), name))
+			fmt.Fprintf(c.ErrOrStderr(), "warning: containerd will run %s as well, and pull nothing if that fails\n",
+				filepath.Join(filepath.Dir(done.Path), name))
 		}
 		switch {
 		case done.Root:
-			fmt.Fprintf(c.ErrOrStderr(), "warning: the verifier will run as root; make it a user (useradd --system --shell /usr/sbin/nologin %s) and run this again\n", gate.DefaultUser)
+			fmt.Fprintf(c.ErrOrStderr(),
+				"warning: the verifier will run as root; make it a user (useradd --system --shell /usr/sbin/nologin %s) and run this again\n", gate.DefaultUser)
 		case done.User != "":
 			fmt.Fprintf(c.ErrOrStderr(), "the verifier will run as user %s\n", done.User)
 		}
 		if version := sandbox.ABI(); version > 0 {
 			fmt.Fprintf(c.ErrOrStderr(), "this kernel confines it to the files that it needs (Landlock, version %d)\n", version)
 		} else {
-			fmt.Fprintln(c.ErrOrStderr(), "warning: this kernel has no Landlock, so nothing but its user confines the verifier to the files that it needs")
+			fmt.Fprintln(c.ErrOrStderr(),
+				"warning: this kernel has no Landlock, so nothing but its user confines the verifier to the files that it needs")
 		}
-		fmt.Fprintf(c.ErrOrStderr(), "wrote %s; decisions go to %s\nadd this to containerd's configuration and restart it:\n", done.Path, done.Log)
+		fmt.Fprintf(c.ErrOrStderr(), "wrote %s; decisions go to %s\nadd this to containerd's configuration and restart it:\n",
+			done.Path, done.Log)
 		_, err = fmt.Fprint(c.OutOrStdout(), done.Config)
 		return err
 	}
@@ -120,12 +126,19 @@ func verifierCommand() *cobra.Command {
 }
 
 func addNodeFlags(c *cobra.Command, node *gate.Node) {
-	c.Flags().StringVar(&node.TrustDir, "trust-dir", "", "folder with trustpolicy.json and truststore, as 'notation-hsm trust export --to' writes it")
-	c.Flags().StringVar(&node.StateDir, "state-dir", "/var/lib/hsm-image", "folder for the decision log and revocation lists")
-	c.Flags().StringVar(&node.HostsDir, "hosts-dir", "", "folder with a hosts.toml for each registry, as containerd has it (certs.d)")
-	c.Flags().StringVar(&node.AuthFile, "auth-file", "", "registry credentials, in the format of Docker's config.json (default: none)")
+	c.Flags().StringVar(&node.TrustDir, "trust-dir", "",
+		"folder with trustpolicy.json and truststore, as 'notation-hsm trust export --to' writes it")
+	c.Flags().StringVar(&node.StateDir, "state-dir", "/var/lib/hsm-image",
+		"folder for the decision log and revocation lists")
+	c.Flags().StringVar(&node.HostsDir, "hosts-dir", "",
+		"folder with a hosts.toml for each registry, as containerd has it (certs.d)")
+	c.Flags().StringVar(&node.AuthFile, "auth-file", "",
+		"registry credentials, in the format of Docker's config.json (default: none)")
 	addPluginFlag(c, &node.Options)
-	c.Flags().BoolVar(&node.AllowSkip, "allow-skip", false, "let images pass unverified where the trust policy says skip; each is in the decision log")
-	c.Flags().StringVar(&node.User, "user", "", "user whom the verifier runs as (default: "+gate.DefaultUser+" if there is one, else root)")
-	c.Flags().DurationVar(&node.Timeout, "timeout", gate.DefaultTimeout, "longest wait for one image, one second or more; containerd's has to be longer")
+	c.Flags().BoolVar(&node.AllowSkip, "allow-skip", false,
+		"let images pass unverified where the trust policy says skip; each is in the decision log")
+	c.Flags().StringVar(&node.User, "user", "",
+		"user whom the verifier runs as (default: "+gate.DefaultUser+" if there is one, else root)")
+	c.Flags().DurationVar(&node.Timeout, "timeout", gate.DefaultTimeout,
+		"longest wait for one image, one second or more; containerd's has to be longer")
 }

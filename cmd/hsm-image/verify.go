@@ -37,7 +37,8 @@ digest that is printed. An index that is signed covers the images that it lists.
 			return nil
 		},
 	}
-	c.Flags().StringVar(&options.TrustDir, "trust-dir", "", "folder with trustpolicy.json and truststore, as 'notation-hsm trust export --to' writes it (default: Notation's own)")
+	c.Flags().StringVar(&options.TrustDir, "trust-dir", "",
+		"folder with trustpolicy.json and truststore, as 'notation-hsm trust export --to' writes it (default: Notation's own)")
 	c.Flags().BoolVar(&options.PlainHTTP, "plain-http", false, "speak plain HTTP to the registries")
 	c.Flags().StringVar(&scope, "scope", "", "repository whose trust policy counts for images in OCI layouts")
 	addPluginFlag(c, &options)
@@ -52,7 +53,8 @@ digest that is printed. An index that is signed covers the images that it lists.
 			return cli.Usage(c, failure.New(failure.Invalid, "", "--timeout has to be more than 0"))
 		}
 		gate.LimitMemory()
-		debug.SetGCPercent(400) // this ends before a collection pays for itself: with ten images that is a twentieth of the time
+		// this ends before a collection pays for itself: with ten images that is a twentieth of the time
+		debug.SetGCPercent(400)
 		g, err := gate.Open(options)
 		if err != nil {
 			return err
@@ -92,8 +94,8 @@ func addPluginFlag(c *cobra.Command, options *gate.Options) {
 		"verification plugin of Notation's that may run when a signature names it; repeatable (default: none)")
 }
 
-// refuseEmpty refuses flags that are given with nothing in them, as by a variable of a script that was never set: their defaults would
-// be taken without a word, such as another trust policy.
+// refuseEmpty refuses flags that are given with nothing in them, as by a variable of a script that was never set: their
+// defaults would be taken without a word, such as another trust policy.
 func refuseEmpty(c *cobra.Command, names ...string) error {
 	for _, name := range names {
 		if c.Flags().Changed(name) && c.Flags().Lookup(name).Value.String() == "" {
@@ -126,8 +128,10 @@ func printResults(w io.Writer, results []gate.Result) error {
 			rows[1][1] += " (" + r.Level + ")"
 		}
 		if s := r.Signature; s != nil {
-			rows = append(rows, []string{"  signer", s.Subject}, []string{"  issuer", s.Issuer}, []string{"  fingerprint", "sha256:" + s.Fingerprint},
-				[]string{"  signed", clock(s.SigningTime)}, []string{"  expires", clock(s.Expiry)}, []string{"  timestamp", timestamp(s.Timestamp)})
+			rows = append(rows, []string{"  signer", s.Subject}, []string{"  issuer", s.Issuer},
+				[]string{"  fingerprint", "sha256:" + s.Fingerprint},
+				[]string{"  signed", clock(s.SigningTime)}, []string{"  expires", clock(s.Expiry)},
+				[]string{"  timestamp", timestamp(s.Timestamp)})
 		}
 		for _, s := range r.Refused {
 			rows = append(rows, []string{"  refused", s.Digest + ": " + s.String()})

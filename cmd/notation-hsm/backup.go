@@ -25,7 +25,8 @@ half and certificates beside it, and is of no use without a token that holds the
 	}
 	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
 	c.Flags().StringVar(&to, "to", "", "the file (required)")
-	c.Flags().StringVar(&wrapping, "backup-key", "", "the wrapping key, by its label or URI (default: the only one on the token)")
+	c.Flags().StringVar(&wrapping, "backup-key", "",
+		"the wrapping key, by its label or URI (default: the only one on the token)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if to == "" {
 			return failure.New(failure.Invalid, "as in: --to release.backup.json", "a backup needs a file")
@@ -56,7 +57,8 @@ under the public key in the backup, or, for a recipient's key, what is encrypted
 		Args:    cli.Exactly(1),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
-	c.Flags().BoolVar(&unauthenticated, "unauthenticated", false, "restore a backup of version 1 too, which has no MAC, so that its usage and names may have been changed")
+	c.Flags().BoolVar(&unauthenticated, "unauthenticated", false,
+		"restore a backup of version 1 too, which has no MAC, so that its usage and names may have been changed")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		s, err := config.Resolve("", given(), config.Flags)
 		if err != nil {
@@ -66,7 +68,8 @@ under the public key in the backup, or, for a recipient's key, what is encrypted
 		var accept func(custody.Unauthenticated) error
 		if unauthenticated {
 			accept = func(u custody.Unauthenticated) error {
-				fmt.Fprintf(out, "warning: this backup has no MAC; check that it is the key you mean: %s, label %q, id %s, usage %s, certificate of %q\n",
+				fmt.Fprintf(out,
+					"warning: this backup has no MAC; check that it is the key you mean: %s, label %q, id %s, usage %s, certificate of %q\n",
 					u.Spec, u.Label, u.ID, u.Usage, u.Certificate)
 				return nil
 			}
@@ -87,7 +90,8 @@ under the public key in the backup, or, for a recipient's key, what is encrypted
 }
 
 func backupKeyCommand() *cobra.Command {
-	return cli.Group("backup-key", "Make a wrapping key for backups, and bring it to other tokens", backupKeyGenerateCommand(), backupKeyRestoreCommand())
+	return cli.Group("backup-key", "Make a wrapping key for backups, and bring it to other tokens",
+		backupKeyGenerateCommand(), backupKeyRestoreCommand())
 }
 
 const soPINHelp = "where the security officer's PIN comes from, as --pin-source (required)"
@@ -112,7 +116,8 @@ key, or the certificate of a key in the custodian's own module. Without, the fil
 	c.Flags().StringVar(&sharing.Label, "label", "", "the wrapping key's label (required)")
 	c.Flags().IntVar(&sharing.Shares, "shares", 0, "how many shares to make (default: one for each --to)")
 	c.Flags().IntVar(&sharing.Threshold, "threshold", 0, "how many of them make the key again (required)")
-	c.Flags().StringArrayVar(&sharing.Custodians, "to", nil, "whom a share is encrypted to: age1..., ssh-..., cert:FILE or pubkey:FILE; once for each share")
+	c.Flags().StringArrayVar(&sharing.Custodians, "to", nil,
+		"whom a share is encrypted to: age1..., ssh-..., cert:FILE or pubkey:FILE; once for each share")
 	c.Flags().StringVar(&sharing.Folder, "folder", "", "folder for the share files (required)")
 	c.Flags().StringVar(&so, "so-pin-source", "", soPINHelp)
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -131,7 +136,8 @@ key, or the certificate of a key in the custodian's own module. Without, the fil
 			return err
 		}
 		out := c.ErrOrStderr()
-		fmt.Fprintf(out, "the wrapping key %q with id %x is on the token; %d of these make it again:\n", w.Label, w.ID, sharing.Threshold)
+		fmt.Fprintf(out, "the wrapping key %q with id %x is on the token; %d of these make it again:\n", w.Label, w.ID,
+			sharing.Threshold)
 		for i, path := range paths {
 			if len(sharing.Custodians) == 0 {
 				fmt.Fprintf(out, "  %s\n", path)
@@ -143,7 +149,8 @@ key, or the certificate of a key in the custodian's own module. Without, the fil
 			fmt.Fprintln(out, "next: give each custodian theirs; try a restoration with them, on a spare token")
 			return nil
 		}
-		fmt.Fprintln(out, "warning: these files are in the clear: whoever reads enough of them has the key; --to encrypts each to its custodian")
+		fmt.Fprintln(out,
+			"warning: these files are in the clear: whoever reads enough of them has the key; --to encrypts each to its custodian")
 		fmt.Fprintln(out, "next: give each custodian one of them, and delete them here")
 		return nil
 	}
@@ -168,9 +175,11 @@ passphrase is asked for on the terminal, or the URI of a key in a module, whose 
 	}
 	given := cli.AddSettings(c, config.ModulePath, config.Token, config.SlotID, config.Timeout)
 	c.Flags().StringSliceVar(&o.Files, "shares", nil, "share files, with commas between them or one by one (required)")
-	c.Flags().StringArrayVar(&o.Identities, "identity", nil, "what opens an encrypted share: a file with an age or SSH key, or the URI of a key in a module; repeat for others")
+	c.Flags().StringArrayVar(&o.Identities, "identity", nil,
+		"what opens an encrypted share: a file with an age or SSH key, or the URI of a key in a module; repeat for others")
 	c.Flags().StringVar(&so, "so-pin-source", "", soPINHelp)
-	c.Flags().BoolVar(&unauthenticated, "unauthenticated", false, "use shares of version 1 too, which have no tag, so that the label may have been changed")
+	c.Flags().BoolVar(&unauthenticated, "unauthenticated", false,
+		"use shares of version 1 too, which have no tag, so that the label may have been changed")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s, err := config.Resolve("", given(), config.Flags)
 		if err != nil {
@@ -180,7 +189,9 @@ passphrase is asked for on the terminal, or the URI of a key in a module, whose 
 		o.Ask = cli.AskPassphrase
 		if unauthenticated {
 			o.Accept = func(u custody.Untagged) error {
-				fmt.Fprintf(out, "warning: these shares have no tag; check that it is the key you mean: label %q, %d of %d shares\n", u.Label, u.Threshold, u.Of)
+				fmt.Fprintf(out,
+					"warning: these shares have no tag; check that it is the key you mean: label %q, %d of %d shares\n", u.Label,
+					u.Threshold, u.Of)
 				return nil
 			}
 		}

@@ -20,7 +20,8 @@ import (
 
 func caCommand() *cobra.Command {
 	return cli.Group("ca", "Run a certificate authority whose key stays in a module",
-		caInitCommand(), caIssueCommand(), caListCommand(), caShowCommand(), caRevokeCommand(), caCRLCommand(), caRecoverCommand())
+		caInitCommand(), caIssueCommand(), caListCommand(), caShowCommand(), caRevokeCommand(), caCRLCommand(),
+		caRecoverCommand())
 }
 
 func caInitCommand() *cobra.Command {
@@ -44,7 +45,8 @@ key. A library or command that they name is listed in the config file as well. T
 	c.Flags().StringVar(&reference, "key", "", "the CA's key, by URI or alias (required)")
 	c.Flags().StringVar(&parent, "parent", "", "the CA that certifies this one (default: none, a root)")
 	c.Flags().IntVar(&pathLength, "path-length", 0, "how many CAs may follow below this one (default: no limit)")
-	c.Flags().StringArrayVar(&terms.Permit, "permit", nil, "name constraint: dns:, email:, uri: or ip: and what is allowed below; may be repeated")
+	c.Flags().StringArrayVar(&terms.Permit, "permit", nil,
+		"name constraint: dns:, email:, uri: or ip: and what is allowed below; may be repeated")
 	c.Flags().StringArrayVar(&terms.Exclude, "exclude", nil, "name constraint: what is not allowed below; may be repeated")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if reference == "" {
@@ -98,11 +100,13 @@ key.`,
 	addTerms(c, &terms)
 	c.Flags().StringVar(&csr, "csr", "", "file with the certificate request, in PEM")
 	c.Flags().StringVar(&reference, "key", "", "the key to certify, by URI or alias")
-	c.Flags().StringVar(&same, "allow-subject-of", "", "let the key have the subject of the certificate with this serial number, which is another key's")
+	c.Flags().StringVar(&same, "allow-subject-of", "",
+		"let the key have the subject of the certificate with this serial number, which is another key's")
 	c.Flags().BoolVar(&yes, "yes", false, "with --csr: don't ask")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if (csr == "") == (reference == "") {
-			return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'", "what to certify is given by one of --csr and --key")
+			return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'",
+				"what to certify is given by one of --csr and --key")
 		}
 		a, err := open()
 		if err != nil {
@@ -159,12 +163,14 @@ func caListCommand() *cobra.Command {
 				return err
 			}
 			s := shown[i]
-			rows[i] = []string{s.Name, cli.OrDash(s.Parent), fmt.Sprintf("%q", s.Subject), day(s.NotAfter), fmt.Sprint(len(s.Issued)), fmt.Sprint(s.Revoked), nextUpdate(s), s.Key}
+			rows[i] = []string{s.Name, cli.OrDash(s.Parent), fmt.Sprintf("%q", s.Subject), day(s.NotAfter),
+				fmt.Sprint(len(s.Issued)), fmt.Sprint(s.Revoked), nextUpdate(s), s.Key}
 		}
 		if asJSON {
 			return cli.PrintJSON(c.OutOrStdout(), shown)
 		}
-		return cli.PrintTable(c.OutOrStdout(), []string{"NAME", "PARENT", "SUBJECT", "UNTIL", "ISSUED", "REVOKED", "NEXT CRL BY", "KEY"}, rows)
+		return cli.PrintTable(c.OutOrStdout(),
+			[]string{"NAME", "PARENT", "SUBJECT", "UNTIL", "ISSUED", "REVOKED", "NEXT CRL BY", "KEY"}, rows)
 	}
 	return c
 }
@@ -196,13 +202,16 @@ func caShowCommand() *cobra.Command {
 			return cli.PrintJSON(c.OutOrStdout(), s)
 		}
 		rows := append([][]string{{"Name:", s.Name}, {"Parent:", cli.OrDash(s.Parent)}, {"Key:", s.Key}}, a.Describe()...)
-		rows = append(rows, []string{"SHA-256:", s.Fingerprint}, []string{"Folder:", s.Folder}, []string{"Issued:", fmt.Sprint(len(s.Issued))},
-			[]string{"Revoked:", fmt.Sprint(s.Revoked)}, []string{"Next CRL by:", nextUpdate(s)}, []string{"Ledger:", ledgerState(s)})
+		rows = append(rows, []string{"SHA-256:", s.Fingerprint}, []string{"Folder:", s.Folder},
+			[]string{"Issued:", fmt.Sprint(len(s.Issued))},
+			[]string{"Revoked:", fmt.Sprint(s.Revoked)}, []string{"Next CRL by:", nextUpdate(s)},
+			[]string{"Ledger:", ledgerState(s)})
 		if err := cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:]); err != nil || len(s.Issued) == 0 {
 			return err
 		}
 		fmt.Fprintln(c.OutOrStdout())
-		return cli.PrintTable(c.OutOrStdout(), []string{"SERIAL", "STATE", "SUBJECT", "ISSUED", "UNTIL", "REVOKED"}, entryRows(s.Issued))
+		return cli.PrintTable(c.OutOrStdout(), []string{"SERIAL", "STATE", "SUBJECT", "ISSUED", "UNTIL", "REVOKED"},
+			entryRows(s.Issued))
 	}
 	return c
 }
@@ -255,7 +264,8 @@ revocation is noted without. The settings given as flags are for --key.`,
 			}
 		}
 		if count != 1 {
-			return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'", "what to revoke is given by one of --serial, --key and --cert")
+			return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'",
+				"what to revoke is given by one of --serial, --key and --cert")
 		}
 		a, err := open()
 		if err != nil {
@@ -279,12 +289,17 @@ revocation is noted without. The settings given as flags are for --key.`,
 		sayMoved(c, a)
 		out := c.ErrOrStderr()
 		for _, e := range done.Entries {
-			fmt.Fprintf(out, "certificate %s of %q is revoked since %s (%s)\n", e.Serial, e.Subject, e.Revoked.Format(time.RFC3339), e.Reason)
+			fmt.Fprintf(out, "certificate %s of %q is revoked since %s (%s)\n", e.Serial, e.Subject,
+				e.Revoked.Format(time.RFC3339), e.Reason)
 		}
 		if done.Unsigned != nil {
-			fmt.Fprintf(out, "warning: the CA's key did not sign the revocation, so whoever can write to %s can still remove it: %s\n", a.Path(), failure.From(done.Unsigned))
+			fmt.Fprintf(out,
+				"warning: the CA's key did not sign the revocation, so whoever can write to %s can still remove it: %s\n", a.Path(),
+				failure.From(done.Unsigned))
 		}
-		fmt.Fprintf(out, "next: notation-hsm ca crl --ca %s, and publish the list where the certificates say; until then nobody knows\n", a.Name)
+		fmt.Fprintf(out,
+			"next: notation-hsm ca crl --ca %s, and publish the list where the certificates say; until then nobody knows\n",
+			a.Name)
 		return nil
 	}
 	return c
@@ -318,7 +333,8 @@ delays what you revoke. The settings given as flags are for the CA's key.`,
 			return err
 		}
 		sayMoved(c, a)
-		fmt.Fprintf(c.ErrOrStderr(), "list %s with %d revoked certificates holds until %s: publish it, and sign the next one before then\n",
+		fmt.Fprintf(c.ErrOrStderr(),
+			"list %s with %d revoked certificates holds until %s: publish it, and sign the next one before then\n",
 			list.Number, len(list.RevokedCertificateEntries), list.NextUpdate.Format(time.RFC3339))
 		fmt.Fprintln(c.OutOrStdout(), path)
 		return nil
@@ -335,7 +351,8 @@ func addTerms(c *cobra.Command, terms *ca.Terms) {
 
 // addCAFolder gives a command the flag for the folder of the CAs, and returns a function that finds it.
 func addCAFolder(c *cobra.Command) func() (string, error) {
-	dir := c.Flags().String("ca-dir", "", "folder of the CAs (default NOTATION_HSM_CA_DIR, else notation-hsm/ca in the user's configuration directory)")
+	dir := c.Flags().String("ca-dir", "",
+		"folder of the CAs (default NOTATION_HSM_CA_DIR, else notation-hsm/ca in the user's configuration directory)")
 	return func() (string, error) { return ca.Folder(*dir) }
 }
 
@@ -345,7 +362,8 @@ func addCA(c *cobra.Command, name *string) func() (*ca.Authority, error) {
 	c.Flags().StringVar(name, "ca", "", "the CA, by its name (required)")
 	return func() (*ca.Authority, error) {
 		if *name == "" {
-			return nil, failure.New(failure.Invalid, "as in: --ca signing; see 'notation-hsm ca list'", "which CA is meant is given by --ca")
+			return nil, failure.New(failure.Invalid, "as in: --ca signing; see 'notation-hsm ca list'",
+				"which CA is meant is given by --ca")
 		}
 		dir, err := folder()
 		if err != nil {
@@ -358,7 +376,8 @@ func addCA(c *cobra.Command, name *string) func() (*ca.Authority, error) {
 // sayMoved tells that a CA of an earlier version has a ledger now.
 func sayMoved(c *cobra.Command, a *ca.Authority) {
 	if a.Moved {
-		fmt.Fprintf(c.ErrOrStderr(), "the record of the CA %q was moved from index.json and crlnumber into %s, signed by its key; back that up from now on\n", a.Name, a.Path())
+		fmt.Fprintf(c.ErrOrStderr(),
+			"the record of the CA %q was moved from index.json and crlnumber into %s, signed by its key; back that up from now on\n", a.Name, a.Path())
 	}
 }
 

@@ -45,7 +45,9 @@ The CA's key signs the new ledger. The settings given as flags are for that key.
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "the ledger of the CA %q is rebuilt and signed\nnext: notation-hsm ca crl --ca %s, and publish the list\n", a.Name, a.Name)
+		fmt.Fprintf(out,
+			"the ledger of the CA %q is rebuilt and signed\nnext: notation-hsm ca crl --ca %s, and publish the list\n", a.Name,
+			a.Name)
 		return nil
 	}
 	return c
@@ -56,7 +58,8 @@ func showRecovery(out io.Writer, r *ca.Recovery) error {
 	for i, e := range r.Entries {
 		rows[i] = append(rows[i], cli.OrDash(r.Sources[e.Serial]))
 	}
-	if err := cli.PrintTable(out, []string{"SERIAL", "STATE", "SUBJECT", "ISSUED", "UNTIL", "REVOKED", "KNOWN FROM"}, rows); err != nil {
+	if err := cli.PrintTable(out, []string{"SERIAL", "STATE", "SUBJECT", "ISSUED", "UNTIL", "REVOKED", "KNOWN FROM"},
+		rows); err != nil {
 		return err
 	}
 	fmt.Fprintln(out)
@@ -68,14 +71,18 @@ func showRecovery(out io.Writer, r *ca.Recovery) error {
 		fmt.Fprintf(out, "the old ledger is kept as %s\n", r.Kept)
 	}
 	if lost := r.Lost(); len(lost) > 0 {
-		fmt.Fprintf(out, "lost: the certificates of %s; they stay on record by their serial numbers\n", strings.Join(lost, ", "))
+		fmt.Fprintf(out, "lost: the certificates of %s; they stay on record by their serial numbers\n",
+			strings.Join(lost, ", "))
 	}
 	since := "ever"
 	if !r.Newest.IsZero() {
 		since = "since " + r.Newest.Format(time.RFC3339)
 	}
-	fmt.Fprintf(out, "can't be known: what was revoked %s and is not in this table. Compare it with your own notes, and revoke it again\n", since)
-	fmt.Fprintln(out, "can't be known: certificates that are in none of these places. If files in issued/ were lost too, ask the signers for theirs,\n"+
-		"put them there as SERIAL.pem, and run this again")
+	fmt.Fprintf(out,
+		"can't be known: what was revoked %s and is not in this table. Compare it with your own notes, and revoke it again\n",
+		since)
+	fmt.Fprintln(out,
+		"can't be known: certificates that are in none of these places. If files in issued/ were lost too, ask the signers for theirs,\n"+
+			"put them there as SERIAL.pem, and run this again")
 	return nil
 }

@@ -51,12 +51,15 @@ func certCSRCommand() *cobra.Command {
 }
 
 // onSubject completes a command that makes PEM for a key and a subject.
-func onSubject(c *cobra.Command, subject *string, run func(context.Context, *config.Settings) ([]byte, []string, error)) {
+func onSubject(c *cobra.Command, subject *string,
+	run func(context.Context, *config.Settings) ([]byte, []string, error)) {
 	given := cli.AddSettings(c, cli.TokenSettings...)
-	c.Flags().StringVar(subject, "subject", "", `distinguished name, as in "CN=release,O=Example,C=CH,ST=Zurich" (required)`)
+	c.Flags().StringVar(subject, "subject", "",
+		`distinguished name, as in "CN=release,O=Example,C=CH,ST=Zurich" (required)`)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *subject == "" {
-			return failure.New(failure.Invalid, `as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`, "a certificate needs a --subject")
+			return failure.New(failure.Invalid, `as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`,
+				"a certificate needs a --subject")
 		}
 		s, err := config.Resolve(args[0], given(), config.Flags)
 		if err != nil {
@@ -74,7 +77,8 @@ func onSubject(c *cobra.Command, subject *string, run func(context.Context, *con
 
 func warnIdentity(w io.Writer, lacks []string) {
 	if len(lacks) > 0 {
-		fmt.Fprintf(w, "warning: the subject has no %s, which a trusted identity in Notation's trust policy needs\n", strings.Join(lacks, ", "))
+		fmt.Fprintf(w, "warning: the subject has no %s, which a trusted identity in Notation's trust policy needs\n",
+			strings.Join(lacks, ", "))
 	}
 }
 

@@ -24,7 +24,8 @@ Without KEY it looks at the module, its tokens, the plugin, and Notation's signi
   notation-hsm doctor "pkcs11:token=signing;object=release"`,
 		Args: atMostOne,
 	}
-	given := cli.AddSettings(c, config.ModulePath, config.Token, config.SlotID, config.PINSource, config.CertificateChain, config.Timeout)
+	given := cli.AddSettings(c, config.ModulePath, config.Token, config.SlotID, config.PINSource, config.CertificateChain,
+		config.Timeout)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		reference, examine := "", custody.Survey

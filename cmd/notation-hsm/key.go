@@ -13,7 +13,8 @@ import (
 )
 
 func keyCommand() *cobra.Command {
-	return cli.Group("key", "Make, see and care for keys in a module", keyGenerateCommand(), keyListCommand(), keyShowCommand(), keyRotateCommand(), keyDeleteCommand(),
+	return cli.Group("key", "Make, see and care for keys in a module", keyGenerateCommand(), keyListCommand(),
+		keyShowCommand(), keyRotateCommand(), keyDeleteCommand(),
 		keyBackupCommand(), keyRestoreCommand(), backupKeyCommand())
 }
 
@@ -37,7 +38,8 @@ With --backup-key the key can leave the token, wrapped (encrypted) by that key o
 	c.Flags().StringVar(&usage, "usage", "sign", "sign, or decrypt for a recipient of encrypted images")
 	c.Flags().StringVar(&label, "label", "", "the key's label (CKA_LABEL), required")
 	c.Flags().StringVar(&id, "id", "", "the key's id (CKA_ID) in hex (default: random)")
-	c.Flags().StringVar(&wrapping, "backup-key", "", "let this wrapping key take the key out for backups, by its label or URI")
+	c.Flags().StringVar(&wrapping, "backup-key", "",
+		"let this wrapping key take the key out for backups, by its label or URI")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s, err := config.Resolve("", given(), config.Flags)
 		if err != nil {
@@ -51,7 +53,8 @@ With --backup-key the key can leave the token, wrapped (encrypted) by that key o
 			fmt.Fprintf(c.ErrOrStderr(), "warning: the module does not limit keys to one usage: this one can also %s\n", also)
 		}
 		if wrapping != "" {
-			fmt.Fprintln(c.ErrOrStderr(), "warning: this key can leave the token, wrapped by a key that the security officer trusts; make keys without --backup-key where that must not be")
+			fmt.Fprintln(c.ErrOrStderr(),
+				"warning: this key can leave the token, wrapped by a key that the security officer trusts; make keys without --backup-key where that must not be")
 		}
 		fmt.Fprintln(c.OutOrStdout(), uri)
 		return nil
@@ -87,9 +90,11 @@ func keyListCommand() *cobra.Command {
 			if k.Certificate != nil {
 				expires = k.Certificate.NotAfter.Format("2006-01-02")
 			}
-			rows[i] = []string{cli.OrDash(k.Spec), fmt.Sprintf("%q", k.Label), cli.OrDash(k.ID), keyUsages(k), expires, usable(k), k.URI}
+			rows[i] = []string{cli.OrDash(k.Spec), fmt.Sprintf("%q", k.Label), cli.OrDash(k.ID), keyUsages(k), expires,
+				usable(k), k.URI}
 		}
-		return cli.PrintTable(c.OutOrStdout(), []string{"SPEC", "LABEL", "ID", "USAGE", "CERTIFICATE UNTIL", "NOTATION", "URI"}, rows)
+		return cli.PrintTable(c.OutOrStdout(),
+			[]string{"SPEC", "LABEL", "ID", "USAGE", "CERTIFICATE UNTIL", "NOTATION", "URI"}, rows)
 	}
 	return c
 }
@@ -117,12 +122,15 @@ func keyShowCommand() *cobra.Command {
 			return cli.PrintJSON(c.OutOrStdout(), k)
 		}
 		rows := [][]string{
-			{"URI:", k.URI}, {"Spec:", cli.OrDash(k.Spec)}, {"Label:", fmt.Sprintf("%q", k.Label)}, {"ID:", cli.OrDash(k.ID)}, {"Usage:", keyUsages(*k)},
-			{"Sensitive:", cli.YesNo(k.Sensitive)}, {"Never extractable:", cli.YesNo(k.NeverExtractable)}, {"Made on the token:", cli.YesNo(k.Local)},
+			{"URI:", k.URI}, {"Spec:", cli.OrDash(k.Spec)}, {"Label:", fmt.Sprintf("%q", k.Label)}, {"ID:", cli.OrDash(k.ID)},
+			{"Usage:", keyUsages(*k)},
+			{"Sensitive:", cli.YesNo(k.Sensitive)}, {"Never extractable:", cli.YesNo(k.NeverExtractable)},
+			{"Made on the token:", cli.YesNo(k.Local)},
 			{"PIN for each use:", cli.YesNo(k.AlwaysAuth)},
 		}
 		if cert := k.Certificate; cert != nil {
-			rows = append(rows, []string{"Certificate:", cert.Subject}, []string{"Issuer:", cert.Issuer}, []string{"Serial:", cert.Serial},
+			rows = append(rows, []string{"Certificate:", cert.Subject}, []string{"Issuer:", cert.Issuer},
+				[]string{"Serial:", cert.Serial},
 				[]string{"Expires:", cert.NotAfter.Format("2006-01-02 15:04:05 MST")})
 		}
 		rows = append(rows, []string{"Notation:", usable(*k)})

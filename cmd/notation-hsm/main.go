@@ -1,5 +1,5 @@
-// Command notation-hsm is the Notation plugin "hsm", and the commands around it that make and show keys and certificates in
-// a PKCS#11 module.
+// Command notation-hsm is the Notation plugin "hsm", and the commands around it that make and show keys and
+// certificates in a PKCS#11 module.
 package main
 
 import (

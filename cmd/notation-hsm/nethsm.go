@@ -19,7 +19,8 @@ import (
 )
 
 func nethsmCommand() *cobra.Command {
-	c := cli.Group("nethsm", "Set up and look after a NetHSM", nethsmStatusCommand(), nethsmSetupCommand(), nethsmBackupCommand(), nethsmConfigCommand())
+	c := cli.Group("nethsm", "Set up and look after a NetHSM", nethsmStatusCommand(), nethsmSetupCommand(),
+		nethsmBackupCommand(), nethsmConfigCommand())
 	c.Long = `A NetHSM is named in the section nethsm of the config file (or by NOTATION_HSM_NETHSM_INSTANCES and so on). Its keys are named
 nethsm:KEYID wherever a key is; "--token nethsm:" names it where a token is.`
 	return c
@@ -66,7 +67,8 @@ func nethsmStatusCommand() *cobra.Command {
 				return nil
 			}
 		}
-		return failure.New(failure.Internal, "a Locked one wants its unlock passphrase, an Unprovisioned one to be set up", "no instance is operational")
+		return failure.New(failure.Internal, "a Locked one wants its unlock passphrase, an Unprovisioned one to be set up",
+			"no instance is operational")
 	}
 	return c
 }
@@ -74,7 +76,8 @@ func nethsmStatusCommand() *cobra.Command {
 func printStatus(out, remarks io.Writer, status *nethsm.Status) error {
 	rows := make([][]string, len(status.Instances))
 	for i, instance := range status.Instances {
-		rows[i] = []string{instance.URL, string(instance.State), cli.OrDash(instance.Version), cli.OrDash(instance.Product), cli.OrDash(instance.Error)}
+		rows[i] = []string{instance.URL, string(instance.State), cli.OrDash(instance.Version), cli.OrDash(instance.Product),
+			cli.OrDash(instance.Error)}
 	}
 	if err := cli.PrintTable(out, []string{"INSTANCE", "STATE", "VERSION", "PRODUCT", "ERROR"}, rows); err != nil {
 		return err
@@ -116,12 +119,16 @@ administrator-pin-source. An administrator outside of any namespace is needed on
 	given := cli.AddSettings(c, config.Timeout)
 	c.Flags().StringVar(&id, "key", "", "the key ID (required)")
 	c.Flags().StringVar(&o.Tag, "tag", "", "the tag that lets the operator use the key (default: the key ID)")
-	c.Flags().StringVar(&o.Spec, "spec", "", "RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521 (default: EC-256; RSA-3072 to decrypt)")
+	c.Flags().StringVar(&o.Spec, "spec", "",
+		"RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521 (default: EC-256; RSA-3072 to decrypt)")
 	c.Flags().StringVar(&o.Usage, "usage", "sign", "sign, or decrypt for the key of a recipient")
-	c.Flags().StringVar(&o.Subject, "subject", "", `make a self-signed certificate, as in "CN=release,O=Example,C=CH,ST=Zurich"`)
+	c.Flags().StringVar(&o.Subject, "subject", "",
+		`make a self-signed certificate, as in "CN=release,O=Example,C=CH,ST=Zurich"`)
 	c.Flags().IntVar(&o.Days, "days", 365, "how long that certificate is valid")
-	c.Flags().StringVar(&o.Root, "root-administrator", "", "an administrator outside of any namespace, to make the namespace")
-	c.Flags().StringVar(&o.RootPINSource, "root-pin-source", "", "where the passphrase of --root-administrator comes from, as --pin-source elsewhere")
+	c.Flags().StringVar(&o.Root, "root-administrator", "",
+		"an administrator outside of any namespace, to make the namespace")
+	c.Flags().StringVar(&o.RootPINSource, "root-pin-source", "",
+		"where the passphrase of --root-administrator comes from, as --pin-source elsewhere")
 	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if id == "" {
@@ -152,11 +159,14 @@ administrator-pin-source. An administrator outside of any namespace is needed on
 			}
 			return cli.Ask(c.Context(), "type the key ID to go on", s.Key.Object)
 		}
-		if err := custody.SetUpNetHSM(c.Context(), s, o, confirm, func(what string) { fmt.Fprintf(out, "making %s\n", what) }); err != nil {
+		if err := custody.SetUpNetHSM(c.Context(), s, o, confirm,
+			func(what string) { fmt.Fprintf(out, "making %s\n", what) }); err != nil {
 			return err
 		}
 		if o.Subject == "" && o.Usage == "sign" {
-			fmt.Fprintf(out, "next: notation-hsm cert csr %s --subject ...; and with the answer: notation-hsm cert import %s FILE\n", s.Key, s.Key)
+			fmt.Fprintf(out,
+				"next: notation-hsm cert csr %s --subject ...; and with the answer: notation-hsm cert import %s FILE\n", s.Key,
+				s.Key)
 		}
 		fmt.Fprintln(c.OutOrStdout(), s.Key)
 		return nil
@@ -212,7 +222,9 @@ passphrase: that comes with the login. The module finds the file by P11NETHSM_CO
 			return err
 		}
 		if s.NetHSM.CAFile != "" && len(s.NetHSM.Fingerprints) == 0 && !s.NetHSM.Insecure {
-			fmt.Fprintf(c.ErrOrStderr(), "note: the module takes a CA from its environment alone: write SSL_CERT_FILE: %s under env of the token as well\n", s.NetHSM.CAFile)
+			fmt.Fprintf(c.ErrOrStderr(),
+				"note: the module takes a CA from its environment alone: write SSL_CERT_FILE: %s under env of the token as well\n",
+				s.NetHSM.CAFile)
 		}
 		_, err = c.OutOrStdout().Write(conf)
 		return err

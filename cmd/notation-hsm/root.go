@@ -20,5 +20,6 @@ config file, in this order.`,
   notation-hsm key generate --token signing --spec EC-256 --label release
   notation-hsm install --key-name release --key "pkcs11:token=signing;object=release"`,
 		Version: version,
-	}, tokenCommand(), keyCommand(), certCommand(), installCommand(), caCommand(), ceremonyCommand(), trustCommand(), doctorCommand(), keyproviderCommand(), nethsmCommand())
+	}, tokenCommand(), keyCommand(), certCommand(), installCommand(), caCommand(), ceremonyCommand(), trustCommand(),
+		doctorCommand(), keyproviderCommand(), nethsmCommand())
 }

@@ -29,7 +29,8 @@ The plan is shown and confirmed first. A rotation that was interrupted, wherever
 	given, folder := cli.AddSettings(c, cli.TokenSettings...), addCAFolder(c)
 	c.Flags().StringVar(&o.CA, "ca", "", "have this CA issue the certificate (default: the CA that issued the old one)")
 	c.Flags().StringVar(&o.Request, "csr", "", "write a certificate request to this file, for a CA elsewhere, and stop")
-	c.Flags().StringVar(&o.Certificate, "cert", "", "go on with this file: the certificate for that request, and its issuers")
+	c.Flags().StringVar(&o.Certificate, "cert", "",
+		"go on with this file: the certificate for that request, and its issuers")
 	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		o.Name, o.Given = args[0], given()
@@ -41,10 +42,12 @@ The plan is shown and confirmed first. A rotation that was interrupted, wherever
 		}
 		out := c.ErrOrStderr()
 		return custody.Rotate(c.Context(), o, func(r *custody.Rotation) error {
-			fmt.Fprintf(out, "rotating Notation's signing key %q\n  now:         %s\n  new key:     %s, %s\n  certificate: %s\n  old key:     kept, as %q\n",
+			fmt.Fprintf(out,
+				"rotating Notation's signing key %q\n  now:         %s\n  new key:     %s, %s\n  certificate: %s\n  old key:     kept, as %q\n",
 				r.Name, r.OldID, r.NewID, r.Spec, certificatePlan(r), r.OldName)
 			if r.Way == custody.SelfSigned {
-				fmt.Fprintln(out, "  note:        nobody trusts the new certificate yet; images signed with it verify where it is added to the trust store")
+				fmt.Fprintln(out,
+					"  note:        nobody trusts the new certificate yet; images signed with it verify where it is added to the trust store")
 			}
 			if yes {
 				return nil

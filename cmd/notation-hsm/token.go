@@ -43,11 +43,13 @@ func tokenListCommand() *cobra.Command {
 			return cli.PrintJSON(c.OutOrStdout(), tokens)
 		}
 		if len(tokens) == 0 {
-			fmt.Fprintln(c.ErrOrStderr(), "warning: the module shows no token: check that the HSM, or the server that the module talks to, is there")
+			fmt.Fprintln(c.ErrOrStderr(),
+				"warning: the module shows no token: check that the HSM, or the server that the module talks to, is there")
 		}
 		rows := make([][]string, len(tokens))
 		for i, t := range tokens {
-			rows[i] = []string{fmt.Sprint(t.Slot), fmt.Sprintf("%q", t.Label), tokenFlags(t), string(t.PIN), cli.OrDash(t.Sessions), t.URI}
+			rows[i] = []string{fmt.Sprint(t.Slot), fmt.Sprintf("%q", t.Label), tokenFlags(t), string(t.PIN),
+				cli.OrDash(t.Sessions), t.URI}
 		}
 		return cli.PrintTable(c.OutOrStdout(), []string{"SLOT", "TOKEN", "FLAGS", "PIN", "SESSIONS", "URI"}, rows)
 	}
@@ -59,7 +61,8 @@ func tokenFlags(t key.Token) string {
 	for _, f := range []struct {
 		set  bool
 		name string
-	}{{!t.Initialized, "not initialised"}, {t.LoginRequired, "login required"}, {t.PINPad, "PIN pad"}, {t.WriteProtect, "read-only"}} {
+	}{{!t.Initialized, "not initialised"}, {t.LoginRequired, "login required"}, {t.PINPad, "PIN pad"},
+		{t.WriteProtect, "read-only"}} {
 		if f.set {
 			flags = append(flags, f.name)
 		}

@@ -74,22 +74,28 @@ A signer who is there already gets more scopes, and needs none of these. The cha
 		Args: cli.Exactly(1),
 	}
 	given, cas := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...), addCAFolder(c)
-	c.Flags().StringArrayVar(&g.Scopes, "scope", nil, `a repository, or "*" for all that have no signer of their own (required; may be repeated)`)
-	c.Flags().StringVar(&by.file, "cert", "", "PEM file with the signer's certificate and its issuers, or a CA's certificate")
+	c.Flags().StringArrayVar(&g.Scopes, "scope", nil,
+		`a repository, or "*" for all that have no signer of their own (required; may be repeated)`)
+	c.Flags().StringVar(&by.file, "cert", "",
+		"PEM file with the signer's certificate and its issuers, or a CA's certificate")
 	c.Flags().StringVar(&by.key, "key", "", "the signer's key, by URI or alias")
 	c.Flags().StringVar(&by.ca, "ca", "", "a CA, by its name")
-	c.Flags().StringVar(&by.subject, "subject", "", "with a CA: only subjects that have these parts, C, ST and O among them")
-	c.Flags().StringVar(&g.Level, "level", "", "how strictly Notation verifies: strict, permissive or audit (default strict)")
+	c.Flags().StringVar(&by.subject, "subject", "",
+		"with a CA: only subjects that have these parts, C, ST and O among them")
+	c.Flags().StringVar(&g.Level, "level", "",
+		"how strictly Notation verifies: strict, permissive or audit (default strict)")
 	c.Flags().IntVar(&threshold, "threshold", 1, "refused: one signature is always enough for Notation")
 	_ = c.Flags().MarkHidden("threshold") // it is there to say why it is not
 	c.RunE = func(c *cobra.Command, args []string) error {
 		g.Name = args[0]
 		switch {
 		case threshold != 1:
-			return failure.New(failure.Invalid, "let a release pipeline check all signatures before it signs last, and trust its key alone",
+			return failure.New(failure.Invalid,
+				"let a release pipeline check all signatures before it signs last, and trust its key alone",
 				"a threshold of %d is not something Notation can verify: one good signature is always enough for it", threshold)
 		case len(g.Scopes) == 0:
-			return failure.New(failure.Invalid, "as in: --scope registry.example.com/team/app", "signer %q needs a --scope to sign in", g.Name)
+			return failure.New(failure.Invalid, "as in: --scope registry.example.com/team/app",
+				"signer %q needs a --scope to sign in", g.Name)
 		}
 		path, err := trust.Path(*manifest)
 		if err != nil {
@@ -102,7 +108,8 @@ A signer who is there already gets more scopes, and needs none of these. The cha
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(c.ErrOrStderr(), "signer %q may sign in %s (%s)\nfingerprint to compare: %s\nnext: notation-hsm trust export\n",
+		fmt.Fprintf(c.ErrOrStderr(),
+			"signer %q may sign in %s (%s)\nfingerprint to compare: %s\nnext: notation-hsm trust export\n",
 			s.Name, strings.Join(s.Scopes, ", "), s.Level, s.Fingerprint)
 		return nil
 	}
@@ -113,7 +120,8 @@ A signer who is there already gets more scopes, and needs none of these. The cha
 type signerFlags struct{ file, key, ca, subject string }
 
 // certificate reads what the flags name; nothing where they name nothing.
-func certificate(ctx context.Context, by signerFlags, settings map[string]string, cas func() (string, error)) (*trust.Certificate, error) {
+func certificate(ctx context.Context, by signerFlags, settings map[string]string,
+	cas func() (string, error)) (*trust.Certificate, error) {
 	named := 0
 	for _, value := range []string{by.file, by.key, by.ca} {
 		if value != "" {
@@ -173,7 +181,8 @@ func signerRemoveCommand(manifest *string) *cobra.Command {
 		if gone {
 			what = "is removed"
 		}
-		fmt.Fprintf(c.ErrOrStderr(), "signer %q %s\nnext: notation-hsm trust export; until then Notation takes the signatures\n", args[0], what)
+		fmt.Fprintf(c.ErrOrStderr(),
+			"signer %q %s\nnext: notation-hsm trust export; until then Notation takes the signatures\n", args[0], what)
 		return nil
 	}
 	return c
@@ -207,10 +216,12 @@ func signerListCommand(manifest *string) *cobra.Command {
 				subject = "any"
 			}
 			for _, scope := range s.Scopes {
-				rows = append(rows, []string{s.Name, scope, s.Level, string(s.Kind), s.Trusts, subject, s.Until.Format("2006-01-02")})
+				rows = append(rows, []string{s.Name, scope, s.Level, string(s.Kind), s.Trusts, subject,
+					s.Until.Format("2006-01-02")})
 			}
 		}
-		return cli.PrintTable(c.OutOrStdout(), []string{"NAME", "SCOPE", "LEVEL", "KIND", "CERTIFICATE", "SUBJECT", "UNTIL"}, rows)
+		return cli.PrintTable(c.OutOrStdout(), []string{"NAME", "SCOPE", "LEVEL", "KIND", "CERTIFICATE", "SUBJECT", "UNTIL"},
+			rows)
 	}
 	return c
 }
@@ -234,7 +245,8 @@ What a format can't say exactly is refused.`,
   notation-hsm trust export --format kyverno | kubectl apply -f -`,
 		Args: cli.Exactly(0),
 	}
-	c.Flags().StringVar(&to, "to", "", "notation: a folder to write to (default: Notation's configuration directory); else: a file (default: standard output)")
+	c.Flags().StringVar(&to, "to", "",
+		"notation: a folder to write to (default: Notation's configuration directory); else: a file (default: standard output)")
 	c.Flags().StringVar(&format, "format", "notation", "notation, kyverno or ratify")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		path, err := trust.Path(*manifest)

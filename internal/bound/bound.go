@@ -1,7 +1,9 @@
-// Package bound bounds what is read: the size of files, and the structure of untrusted JSON and DER before anything parses it.
+// Package bound bounds what is read: the size of files, and the structure of untrusted JSON and DER before anything
+// parses it.
 //
-// Parsers recurse into what is nested and allocate for each element, so a short text can cost far more than its size. The checks here read
-// their input once, from begin to end and without recursion. They say nothing of what the input means.
+// Parsers recurse into what is nested and allocate for each element, so a short text can cost far more than its size.
+// The checks here read their input once, from begin to end and without recursion. They say nothing of what the input
+// means.
 package bound
 
 import "fmt"

@@ -6,8 +6,8 @@ import (
 	"math"
 )
 
-// CBOR fails unless data is one CBOR item within the limits, with definite lengths. Arrays, maps and tags count as nested. What is in byte
-// strings is not looked at, even if it is CBOR again.
+// CBOR fails unless data is one CBOR item within the limits, with definite lengths. Arrays, maps and tags count as
+// nested. What is in byte strings is not looked at, even if it is CBOR again.
 func CBOR(data []byte, l Limits) error {
 	if err := l.checkSize(data); err != nil {
 		return err
@@ -44,7 +44,8 @@ func CBOR(data []byte, l Limits) error {
 	return nil
 }
 
-// cborHead reads the head of an item, and the string that may follow it. It returns their size, and the number of items in it that follow.
+// cborHead reads the head of an item, and the string that may follow it. It returns their size, and the number of items
+// in it that follow.
 func cborHead(data []byte) (size int, items uint64, err error) {
 	if len(data) == 0 {
 		return 0, 0, errCutShort

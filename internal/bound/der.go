@@ -5,8 +5,9 @@ import (
 	"fmt"
 )
 
-// DER fails unless data is ASN.1 elements within the limits, one after another, in the form that DER prescribes: lengths are definite and
-// as short as can be, and each element ends within the one that holds it. What is in strings is not looked at, even if it is DER again.
+// DER fails unless data is ASN.1 elements within the limits, one after another, in the form that DER prescribes:
+// lengths are definite and as short as can be, and each element ends within the one that holds it. What is in strings
+// is not looked at, even if it is DER again.
 func DER(data []byte, l Limits) error {
 	if err := l.checkSize(data); err != nil {
 		return err
@@ -43,7 +44,8 @@ func DER(data []byte, l Limits) error {
 
 var errCutShort = errors.New("is cut short")
 
-// header reads tag and length of the element that data begins with. It returns the size of both and that of the content, which is in data.
+// header reads tag and length of the element that data begins with. It returns the size of both and that of the
+// content, which is in data.
 func header(data []byte) (size, length int, err error) {
 	size = 1
 	if data[0]&0x1f == 0x1f { // the tag goes on, in bytes of which the last has no high bit

@@ -6,8 +6,8 @@ import (
 	"os"
 )
 
-// ReadFile returns what is in a file. It fails when the file has more than limit bytes, after it has read one byte more; so it also ends on a
-// device that never does. Errors name the path.
+// ReadFile returns what is in a file. It fails when the file has more than limit bytes, after it has read one byte
+// more; so it also ends on a device that never does. Errors name the path.
 func ReadFile(path string, limit int) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {

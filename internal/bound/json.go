@@ -14,8 +14,8 @@ type container struct {
 	named bool            // whether the next value of an object belongs to the last name
 }
 
-// JSON fails unless data is one JSON value within the limits. It also fails when an object has the same name twice: parsers differ in
-// which of the two they take.
+// JSON fails unless data is one JSON value within the limits. It also fails when an object has the same name twice:
+// parsers differ in which of the two they take.
 func JSON(data []byte, l Limits) error {
 	if err := l.checkSize(data); err != nil {
 		return err

@@ -1,5 +1,5 @@
-// Package ca is a certificate authority whose key stays in a module. It makes roots, intermediates and signers' certificates, takes
-// them back, and signs the lists that say so.
+// Package ca is a certificate authority whose key stays in a module. It makes roots, intermediates and signers'
+// certificates, takes them back, and signs the lists that say so.
 //
 // Each CA is a folder of plain files, none of them secret, which is locked while it is changed:
 //
@@ -50,7 +50,8 @@ type Authority struct {
 	dir   string
 }
 
-// Folder returns where the CAs are kept: where the flag says, else NOTATION_HSM_CA_DIR, else beside the config file's usual place.
+// Folder returns where the CAs are kept: where the flag says, else NOTATION_HSM_CA_DIR, else beside the config file's
+// usual place.
 func Folder(flag string) (string, error) {
 	if flag != "" {
 		return flag, nil
@@ -60,7 +61,8 @@ func Folder(flag string) (string, error) {
 	}
 	dir, err := folders.Config()
 	if err != nil {
-		return "", failure.New(failure.Invalid, "set --ca-dir or NOTATION_HSM_CA_DIR", "can't tell where the CAs are kept: %w", err)
+		return "", failure.New(failure.Invalid, "set --ca-dir or NOTATION_HSM_CA_DIR",
+			"can't tell where the CAs are kept: %w", err)
 	}
 	return filepath.Join(dir, "notation-hsm", "ca"), nil
 }
@@ -73,7 +75,8 @@ func checkName(name string) error {
 	if names().MatchString(name) {
 		return nil
 	}
-	return failure.New(failure.Invalid, "use letters, digits, dots, dashes and underscores, as in: signing-2026", "%q can't be the name of a CA, which is also that of its folder", name)
+	return failure.New(failure.Invalid, "use letters, digits, dots, dashes and underscores, as in: signing-2026",
+		"%q can't be the name of a CA, which is also that of its folder", name)
 }
 
 const description = "ca.json" // written last: a CA exists when it does
@@ -92,7 +95,8 @@ func Open(folder, name string) (*Authority, error) {
 		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't read the CA %q: %w", name, err)
 	}
 	if err := json.Unmarshal(data, a); err != nil {
-		return nil, failure.New(failure.Invalid, "restore the file from a backup", "the file %s is damaged: %w", a.path(description), err)
+		return nil, failure.New(failure.Invalid, "restore the file from a backup", "the file %s is damaged: %w",
+			a.path(description), err)
 	}
 	if a.Name != name { // it names files
 		return nil, failure.New(failure.Invalid, "restore the file from a backup; a CA's folder keeps its name",
@@ -175,7 +179,8 @@ func (a *Authority) withKey(ctx context.Context, given map[string]string, do fun
 	}
 	return keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
 		if !certs.SameKey(k.Public(), a.Certificate().PublicKey) {
-			return failure.New(failure.Invalid, "check the token; the CA's key is the one in "+a.path("chain.pem"), "the key %s is not that of the CA %q", s.Key, a.Name)
+			return failure.New(failure.Invalid, "check the token; the CA's key is the one in "+a.path("chain.pem"),
+				"the key %s is not that of the CA %q", s.Key, a.Name)
 		}
 		return do(k)
 	})

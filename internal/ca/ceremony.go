@@ -85,8 +85,9 @@ type ceremony struct {
 	record      Transcript
 }
 
-// Perform makes all that the plan has, and writes certificates, revocation lists and the transcript into the folder out. Before anything
-// is made, everything is rehearsed, every token is logged in to, and every label is found free. said is told of each step.
+// Perform makes all that the plan has, and writes certificates, revocation lists and the transcript into the folder
+// out. Before anything is made, everything is rehearsed, every token is logged in to, and every label is found free.
+// said is told of each step.
 func (p *Plan) Perform(ctx context.Context, folder, out string, said func(string)) error {
 	if _, err := p.Rehearse(folder); err != nil {
 		return err
@@ -97,10 +98,12 @@ func (p *Plan) Perform(ctx context.Context, folder, out string, said func(string
 	}
 	defer unlock()
 	if _, err := os.Stat(filepath.Join(out, transcriptFile)); !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "name another folder with --out", "the folder %s has the transcript of another ceremony", out)
+		return failure.New(failure.Invalid, "name another folder with --out",
+			"the folder %s has the transcript of another ceremony", out)
 	}
 	c := &ceremony{
-		Plan: p, folder: folder, out: out, said: said, keys: map[string]string{}, given: map[string]map[string]string{}, serials: map[string]string{},
+		Plan: p, folder: folder, out: out, said: said, keys: map[string]string{}, given: map[string]map[string]string{},
+		serials: map[string]string{},
 		record: Transcript{
 			File: filepath.Base(p.path), SHA256: p.digest, Started: now(),
 			Keys: []KeyRecord{}, Certificates: []CertificateRecord{}, Lists: []ListRecord{},
@@ -215,7 +218,8 @@ func (c *ceremony) free(ctx context.Context, k KeyPlan) error {
 			return err
 		}
 		if info.Label == k.Label {
-			return failure.New(failure.Invalid, "choose another label, or leave it out of keys and use "+info.URI+" where it is needed",
+			return failure.New(failure.Invalid, "choose another label, or leave it out of keys and use "+info.URI+
+				" where it is needed",
 				"token %q has a key with the label %q already", k.Token, k.Label)
 		}
 	}
@@ -252,7 +256,8 @@ func (c *ceremony) perform(ctx context.Context) error {
 	return c.save()
 }
 
-// save writes the transcript as far as it goes, so that a ceremony that stops in the middle leaves a record of what it did.
+// save writes the transcript as far as it goes, so that a ceremony that stops in the middle leaves a record of what it
+// did.
 func (c *ceremony) save() error {
 	data, err := json.MarshalIndent(c.record, "", "  ")
 	if err != nil {
@@ -279,7 +284,8 @@ func (c *ceremony) makeKey(ctx context.Context, k KeyPlan) error {
 	return c.recordKey(ctx, k.Name, true, info.URI, s, info.Public)
 }
 
-func (c *ceremony) recordKey(ctx context.Context, name string, made bool, uri string, s *config.Settings, public crypto.PublicKey) error {
+func (c *ceremony) recordKey(ctx context.Context, name string, made bool, uri string, s *config.Settings,
+	public crypto.PublicKey) error {
 	spec, err := key.SpecOf(public)
 	if err != nil {
 		return err
@@ -297,8 +303,9 @@ func (c *ceremony) recordKey(ctx context.Context, name string, made bool, uri st
 		return err
 	}
 	c.record.Keys = append(c.record.Keys, KeyRecord{
-		Name: name, Made: made, Time: now(), URI: uri, Spec: string(spec.Name), Module: s.ModulePath, Token: token, Fingerprint: fingerprint,
-		PublicKey: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})),
+		Name: name, Made: made, Time: now(), URI: uri, Spec: string(spec.Name), Module: s.ModulePath, Token: token,
+		Fingerprint: fingerprint,
+		PublicKey:   string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})),
 	})
 	return c.save()
 }

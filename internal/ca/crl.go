@@ -24,16 +24,19 @@ import (
 // What was revoked stays listed when it has expired: a signature with a timestamp outlives its certificate. published
 // is the path of a list that the new one will replace, or empty: if that is a newer one than the CA knows of, the CA's
 // folder is an older copy, and nothing is signed.
-func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate, published string) (list *x509.RevocationList, path string, err error) {
+func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate,
+	published string) (list *x509.RevocationList, path string, err error) {
 	lasts, err := parsePeriod(nextUpdate)
 	if err != nil {
 		return nil, "", err
 	}
 	err = a.change(ctx, func(l *ledger) error {
-		if other, err := readList(published, a.Certificate()); published != "" && err == nil { // what is no list of ours is no evidence
+		// what is no list of ours is no evidence
+		if other, err := readList(published, a.Certificate()); published != "" && err == nil {
 			if err := l.covers(nil, other, "the list "+published); err != nil {
 				return failure.New(failure.Invalid,
-					"restore the newest folder of the CA from a backup; or take over what the list has: notation-hsm ca recover --ca "+a.Name+" --crl "+published,
+					"restore the newest folder of the CA from a backup; or take over what the list has: notation-hsm ca recover --ca "+
+						a.Name+" --crl "+published,
 					"the folder of the CA %q is not what it was: %w", a.Name, err)
 			}
 		}
@@ -68,7 +71,8 @@ func revokedEntries(entries []Entry) (revoked []x509.RevocationListEntry) {
 			continue
 		}
 		serial, _ := new(big.Int).SetString(e.Serial, 16) // the ledger has no other
-		revoked = append(revoked, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: *e.Revoked, ReasonCode: reasonCodes[e.Reason]})
+		revoked = append(revoked, x509.RevocationListEntry{SerialNumber: serial, RevocationTime: *e.Revoked,
+			ReasonCode: reasonCodes[e.Reason]})
 	}
 	return revoked
 }
@@ -82,7 +86,8 @@ func (a *Authority) Published() (*x509.RevocationList, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "copy the list that is published to that place; if there is none, remove the file and sign a new list: notation-hsm ca crl --ca "+a.Name,
+		return nil, failure.New(failure.Invalid,
+			"copy the list that is published to that place; if there is none, remove the file and sign a new list: notation-hsm ca crl --ca "+a.Name,
 			"can't use the last revocation list of the CA %q: %s: %w", a.Name, a.crlFile(), err)
 	}
 	return list, nil
@@ -118,7 +123,8 @@ func readList(path string, issuer *x509.Certificate) (*x509.RevocationList, erro
 func parsePeriod(text string) (time.Duration, error) {
 	const day = 24 * time.Hour
 	if text == "" {
-		return 0, failure.New(failure.Invalid, "as in: --next-update 7d (in a ceremony: next-update: 7d)", "nothing says when the next update is due")
+		return 0, failure.New(failure.Invalid, "as in: --next-update 7d (in a ceremony: next-update: 7d)",
+			"nothing says when the next update is due")
 	}
 	period, err := time.ParseDuration(text)
 	if days, isDays := strings.CutSuffix(text, "d"); isDays {
@@ -127,7 +133,8 @@ func parsePeriod(text string) (time.Duration, error) {
 		period = time.Duration(n) * day //nolint:gosec // at most 12 bits
 	}
 	if err != nil || period < time.Second || period > 3660*day {
-		return 0, failure.New(failure.Invalid, "write it like 7d or 12h, up to ten years", "%q is no time for the next update", text)
+		return 0, failure.New(failure.Invalid, "write it like 7d or 12h, up to ten years",
+			"%q is no time for the next update", text)
 	}
 	return period, nil
 }

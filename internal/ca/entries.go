@@ -38,8 +38,10 @@ type Entry struct {
 func newEntry(cert *x509.Certificate, issued time.Time) Entry {
 	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
 	return Entry{
-		Serial: certs.Serial(cert), Subject: cert.Subject.String(), CA: cert.IsCA, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter,
-		PublicKey: hex.EncodeToString(sum[:]), Issued: issued.UTC().Truncate(time.Second), der: cert.Raw, rawSubject: cert.RawSubject,
+		Serial: certs.Serial(cert), Subject: cert.Subject.String(), CA: cert.IsCA, NotBefore: cert.NotBefore,
+		NotAfter:  cert.NotAfter,
+		PublicKey: hex.EncodeToString(sum[:]), Issued: issued.UTC().Truncate(time.Second), der: cert.Raw,
+		rawSubject: cert.RawSubject,
 	}
 }
 
@@ -59,7 +61,8 @@ func (e Entry) State() string {
 // Certificate returns the certificate itself. It fails when that is lost.
 func (e Entry) Certificate() (*x509.Certificate, error) {
 	if e.der == nil {
-		return nil, failure.New(failure.Invalid, "get the certificate from whom it was issued to", "the CA has no copy of the certificate %s", e.Serial)
+		return nil, failure.New(failure.Invalid, "get the certificate from whom it was issued to",
+			"the CA has no copy of the certificate %s", e.Serial)
 	}
 	return x509.ParseCertificate(e.der)
 }
@@ -96,7 +99,8 @@ func (a *Authority) read() (*ledger, error) {
 		return l, err
 	}
 	if err != nil {
-		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't read what the CA %q has issued: %w", a.Name, err)
+		return nil, failure.New(failure.Internal, "check the folder's permissions",
+			"can't read what the CA %q has issued: %w", a.Name, err)
 	}
 	defer file.Close()
 	l, err := parseLedger(file, a.Certificate())
@@ -112,7 +116,8 @@ func (a *Authority) read() (*ledger, error) {
 // distrust is the failure of a ledger that can't be what the CA wrote last.
 func (a *Authority) distrust(err error) error {
 	return failure.New(failure.Invalid,
-		"restore the newest "+ledgerFile+" from a backup; or see what can be rebuilt from the certificates in issued/ and the last list: notation-hsm ca recover --ca "+a.Name,
+		"restore the newest "+ledgerFile+
+			" from a backup; or see what can be rebuilt from the certificates in issued/ and the last list: notation-hsm ca recover --ca "+a.Name,
 		"the ledger of the CA %q can't be trusted: %s: %w", a.Name, a.path(ledgerFile), err)
 }
 
@@ -128,7 +133,8 @@ func (l *ledger) covers(files []string, list *x509.RevocationList, named string)
 		return nil
 	}
 	if list.Number.Cmp(l.list) > 0 {
-		return fmt.Errorf("it is older than %s: that has the number %s, and the last that the ledger knows is %s", named, list.Number, l.list)
+		return fmt.Errorf("it is older than %s: that has the number %s, and the last that the ledger knows is %s", named,
+			list.Number, l.list)
 	}
 	for _, e := range list.RevokedCertificateEntries {
 		serial := hex.EncodeToString(e.SerialNumber.Bytes())
@@ -143,11 +149,13 @@ func (l *ledger) covers(files []string, list *x509.RevocationList, named string)
 func (a *Authority) issuedFiles() ([]string, error) {
 	entries, err := os.ReadDir(a.path("issued"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't read what the CA %q has issued: %w", a.Name, err)
+		return nil, failure.New(failure.Internal, "check the folder's permissions",
+			"can't read what the CA %q has issued: %w", a.Name, err)
 	}
 	var serials []string
 	for _, entry := range entries {
-		if serial, isCertificate := strings.CutSuffix(entry.Name(), ".pem"); isCertificate && !strings.HasPrefix(serial, ".") {
+		if serial, isCertificate := strings.CutSuffix(entry.Name(), ".pem"); isCertificate &&
+			!strings.HasPrefix(serial, ".") {
 			serials = append(serials, serial)
 		}
 	}

@@ -28,7 +28,8 @@ func Init(
 	if err != nil {
 		return nil, err
 	}
-	a := &Authority{Name: name, Key: reference, Parent: parent, Created: now(), Ledger: ledgerVersion, dir: filepath.Join(folder, name)}
+	a := &Authority{Name: name, Key: reference, Parent: parent, Created: now(), Ledger: ledgerVersion,
+		dir: filepath.Join(folder, name)}
 	if a.Settings, err = config.Lasting(given); err != nil {
 		return nil, err
 	}
@@ -59,10 +60,11 @@ func Init(
 				return a.begin(k)
 			})
 		} else {
-			_, err = issuer.certifyKey(ctx, s, template, nil, func(_ keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
-				a.chain = chain
-				return a.begin(k)
-			})
+			_, err = issuer.certifyKey(ctx, s, template, nil,
+				func(_ keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
+					a.chain = chain
+					return a.begin(k)
+				})
 		}
 		if err != nil {
 			return err
@@ -84,7 +86,8 @@ func (a *Authority) begin(signer crypto.Signer) error {
 // leaves is no such thing.
 func (a *Authority) vacant() error {
 	if _, err := os.Stat(a.path(description)); !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "choose another name; see 'notation-hsm ca list'", "there is a CA %q already, in %s", a.Name, a.dir)
+		return failure.New(failure.Invalid, "choose another name; see 'notation-hsm ca list'",
+			"there is a CA %q already, in %s", a.Name, a.dir)
 	}
 	files, err := a.issuedFiles()
 	if err != nil {
@@ -92,7 +95,8 @@ func (a *Authority) vacant() error {
 	}
 	_, err = os.Stat(a.crlFile())
 	if len(files) > 0 || !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "restore ca.json from a backup; or choose another name", "the folder %s has what a CA %q has issued, and no %s", a.dir, a.Name, description)
+		return failure.New(failure.Invalid, "restore ca.json from a backup; or choose another name",
+			"the folder %s has what a CA %q has issued, and no %s", a.dir, a.Name, description)
 	}
 	return nil
 }

@@ -28,10 +28,11 @@ func issued(chain []*x509.Certificate) *Issued {
 	return &Issued{Chain: certs.Encode(chain), Lacks: certs.LacksIdentity(chain[0].Subject), Leaf: chain[0]}
 }
 
-// IssueRequest issues a signer's certificate for the request in a PEM file. The key comes from the request and, unless the terms have
-// one, the subject; whatever else it asks for does not count. given are settings for the CA's key. Nothing is signed before agree has seen
-// what the certificate will be.
-func (a *Authority) IssueRequest(ctx context.Context, path string, given map[string]string, terms Terms, allow Allow, agree func(Part) error) (*Issued, error) {
+// IssueRequest issues a signer's certificate for the request in a PEM file. The key comes from the request and, unless
+// the terms have one, the subject; whatever else it asks for does not count. given are settings for the CA's key.
+// Nothing is signed before agree has seen what the certificate will be.
+func (a *Authority) IssueRequest(ctx context.Context, path string, given map[string]string, terms Terms, allow Allow,
+	agree func(Part) error) (*Issued, error) {
 	request, err := readRequest(path)
 	if err != nil {
 		return nil, err
@@ -71,34 +72,37 @@ func (a *Authority) IssueRequest(ctx context.Context, path string, given map[str
 	return issued(chain), nil
 }
 
-// IssueKey issues a signer's certificate for a key in a module, and stores the chain beside it. When only the storing fails, the result
-// is returned with the failure.
-func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Terms, allow Allow) (result *Issued, err error) {
+// IssueKey issues a signer's certificate for a key in a module, and stores the chain beside it. When only the storing
+// fails, the result is returned with the failure.
+func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Terms, allow Allow) (result *Issued,
+	err error) {
 	if terms.Subject == "" {
-		return nil, failure.New(failure.Invalid, `as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`, "a certificate needs a --subject")
+		return nil, failure.New(failure.Invalid, `as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`,
+			"a certificate needs a --subject")
 	}
 	template, err := certs.LeafTemplate(terms, a.Certificate())
 	if err != nil {
 		return nil, err
 	}
-	chain, err := a.certifyKey(ctx, s, template, allow, func(store keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
-		if _, err := store.Import(k, chain); err != nil {
-			f := failure.From(err)
-			return &failure.Error{
-				Kind: f.Kind, CKR: f.CKR, Err: err, What: "the certificate was issued but not stored on the token: " + f.What,
-				Hint: "keep the chain that was printed, and name its file in certificate-chain, or store it with: notation-hsm cert import",
+	chain, err := a.certifyKey(ctx, s, template, allow,
+		func(store keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
+			if _, err := store.Import(k, chain); err != nil {
+				f := failure.From(err)
+				return &failure.Error{
+					Kind: f.Kind, CKR: f.CKR, Err: err, What: "the certificate was issued but not stored on the token: " + f.What,
+					Hint: "keep the chain that was printed, and name its file in certificate-chain, or store it with: notation-hsm cert import",
+				}
 			}
-		}
-		return nil
-	})
+			return nil
+		})
 	if chain == nil {
 		return nil, err
 	}
 	return issued(chain), err
 }
 
-// certifyKey issues a certificate for a key in a module. The key signs a request first: one that does not sign is found out before it
-// has a certificate.
+// certifyKey issues a certificate for a key in a module. The key signs a request first: one that does not sign is found
+// out before it has a certificate.
 func (a *Authority) certifyKey(ctx context.Context, s *config.Settings, template *x509.Certificate, allow Allow,
 	then func(keystore.Store, keystore.Key, []*x509.Certificate) error) (chain []*x509.Certificate, err error) {
 	err = a.change(ctx, func(l *ledger) error {
@@ -116,7 +120,8 @@ func (a *Authority) certifyKey(ctx context.Context, s *config.Settings, template
 }
 
 // certify issues a certificate and returns it with its chain. The CA is locked.
-func (a *Authority) certify(ctx context.Context, l *ledger, given map[string]string, template *x509.Certificate, public crypto.PublicKey, allow Allow) (chain []*x509.Certificate, err error) {
+func (a *Authority) certify(ctx context.Context, l *ledger, given map[string]string, template *x509.Certificate,
+	public crypto.PublicKey, allow Allow) (chain []*x509.Certificate, err error) {
 	if err := a.mayCertify(l, template, public, allow); err != nil {
 		return nil, err
 	}
@@ -137,7 +142,8 @@ func (a *Authority) mayCertify(l *ledger, template *x509.Certificate, public cry
 	}
 	for _, ca := range a.chain {
 		if certs.SameKey(ca.PublicKey, public) {
-			return failure.New(failure.Invalid, "make another key with 'notation-hsm key generate'", "the key is that of the CA %q itself", ca.Subject)
+			return failure.New(failure.Invalid, "make another key with 'notation-hsm key generate'",
+				"the key is that of the CA %q itself", ca.Subject)
 		}
 	}
 	if template.IsCA { // whose subject is its operator's, and may be that of a CA before it
@@ -147,7 +153,8 @@ func (a *Authority) mayCertify(l *ledger, template *x509.Certificate, public cry
 }
 
 // issue signs a certificate and writes it down: it is in the ledger before anyone hears of it.
-func (a *Authority) issue(signer crypto.Signer, l *ledger, template *x509.Certificate, public crypto.PublicKey) ([]*x509.Certificate, error) {
+func (a *Authority) issue(signer crypto.Signer, l *ledger, template *x509.Certificate,
+	public crypto.PublicKey) ([]*x509.Certificate, error) {
 	made, err := certs.Sign(signer, template, a.Certificate(), public)
 	if err != nil {
 		return nil, err
@@ -164,12 +171,14 @@ func (a *Authority) issue(signer crypto.Signer, l *ledger, template *x509.Certif
 	return chain, nil
 }
 
-// notRevoked refuses a CA that was revoked, or whose issuers were, as far as their folders are here: nobody would accept what it issues.
+// notRevoked refuses a CA that was revoked, or whose issuers were, as far as their folders are here: nobody would
+// accept what it issues.
 func (a *Authority) notRevoked() error {
 	folder := filepath.Dir(a.dir)
 	ca := a
 	for range maxDepth {
-		if _, err := os.Stat(filepath.Join(folder, ca.Parent, description)); ca.Parent == "" || errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(folder, ca.Parent, description)); ca.Parent == "" ||
+			errors.Is(err, fs.ErrNotExist) {
 			return nil // a root, or a CA whose issuer is kept elsewhere
 		}
 		parent, err := Open(folder, ca.Parent)

@@ -46,14 +46,16 @@ const (
 
 // record is one event.
 type record struct {
-	Number      int       `json:"number"`   // from 1
-	Previous    string    `json:"previous"` // SHA-256 of the line before, in hex; in the first record, of the CA's certificate
-	Time        time.Time `json:"time"`     // UTC
+	Number int `json:"number"` // from 1
+	// SHA-256 of the line before, in hex; in the first record, of the CA's certificate
+	Previous    string    `json:"previous"`
+	Time        time.Time `json:"time"` // UTC
 	Event       event     `json:"event"`
 	Certificate []byte    `json:"certificate,omitempty"` // issued: DER
 	Serial      string    `json:"serial,omitempty"`      // revoked; issued, when the certificate is lost
 	Reason      Reason    `json:"reason,omitempty"`      // revoked
-	List        string    `json:"list,omitempty"`        // list: its number; moved and recovered: no list has had a greater one
+	// list: its number; moved and recovered: no list has had a greater one
+	List string `json:"list,omitempty"`
 }
 
 type signedRecord struct {
@@ -72,7 +74,8 @@ func encode(r record, signature []byte) (body, line []byte, err error) {
 
 // headText is what the CA's key signs of a record. It is not DER: see certs.SignText.
 func headText(owner *x509.Certificate, body []byte) []byte {
-	return fmt.Appendf(nil, "notation-hsm: record of a certificate authority's ledger, version 1\nCA certificate SHA-256: %s\nrecord SHA-256: %s\n",
+	return fmt.Appendf(nil,
+		"notation-hsm: record of a certificate authority's ledger, version 1\nCA certificate SHA-256: %s\nrecord SHA-256: %s\n",
 		certs.Fingerprint(owner), digest(body))
 }
 
@@ -174,7 +177,8 @@ func (l *ledger) apply(r record) error {
 		return fmt.Errorf("it has the number %d", r.Number)
 	}
 	if r.Previous != l.head {
-		return errors.New("it does not follow the record before it: a record was changed, removed or moved, or the ledger is another CA's")
+		return errors.New(
+			"it does not follow the record before it: a record was changed, removed or moved, or the ledger is another CA's")
 	}
 	if (l.number == 0) != (r.Event == created || r.Event == moved || r.Event == recovered) {
 		return fmt.Errorf("it is of the kind %q, which can't stand there", r.Event)
@@ -231,7 +235,8 @@ func (r record) checkFields() error {
 	default:
 		return fmt.Errorf("its kind %.50q is unknown", r.Event)
 	}
-	if !bytes.Equal(r.Certificate, has.Certificate) || r.Serial != has.Serial || r.Reason != has.Reason || r.List != has.List {
+	if !bytes.Equal(r.Certificate, has.Certificate) || r.Serial != has.Serial || r.Reason != has.Reason ||
+		r.List != has.List {
 		return fmt.Errorf("it has a field that has no meaning in a record of the kind %q", r.Event)
 	}
 	return nil
@@ -291,7 +296,8 @@ func isSerial(text string) bool {
 // listNumber reads the number of a revocation list: at most 20 octets (RFC 5280, section 5.2.3), in decimal.
 func listNumber(text string) (*big.Int, error) {
 	if len(text) <= 49 { // digits, of 20 octets
-		if number, ok := new(big.Int).SetString(text, 10); ok && number.Sign() >= 0 && number.BitLen() < 160 && number.String() == text {
+		if number, ok := new(big.Int).SetString(text, 10); ok && number.Sign() >= 0 && number.BitLen() < 160 &&
+			number.String() == text {
 			return number, nil
 		}
 	}
@@ -337,7 +343,8 @@ func (l *ledger) write(signature []byte) error {
 		return err
 	}
 	if len(line) > lineLimit || l.size+int64(l.lastAt+len(line)) > ledgerLimit {
-		return fmt.Errorf("record %d does not fit into the ledger, whose lines have at most %d bytes, and all together %d", l.number, lineLimit, ledgerLimit)
+		return fmt.Errorf("record %d does not fit into the ledger, whose lines have at most %d bytes, and all together %d",
+			l.number, lineLimit, ledgerLimit)
 	}
 	l.noteHead(body, line, signature)
 	l.pending = append(l.pending[:l.lastAt], line...)

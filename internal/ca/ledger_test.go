@@ -39,7 +39,8 @@ func newTestKey(t testing.TB) *ecdsa.PrivateKey {
 
 func newTestCA(t testing.TB, folder, name string, parent *testCA) testCA {
 	t.Helper()
-	a := testCA{&Authority{Name: name, Created: now(), Ledger: ledgerVersion, dir: filepath.Join(folder, name)}, newTestKey(t), t}
+	a := testCA{&Authority{Name: name, Created: now(), Ledger: ledgerVersion, dir: filepath.Join(folder, name)},
+		newTestKey(t), t}
 	var above *x509.Certificate
 	days := 100
 	if parent != nil {
@@ -155,7 +156,8 @@ func (a testCA) refuses(what, reason string) {
 		a.t.Errorf("%s: %v, wanted %q", what, err, reason)
 		return
 	}
-	if f := failure.From(err); f.Kind != failure.Invalid || !strings.Contains(f.Hint, "notation-hsm ca recover --ca "+a.Name) {
+	if f := failure.From(err); f.Kind != failure.Invalid ||
+		!strings.Contains(f.Hint, "notation-hsm ca recover --ca "+a.Name) {
 		a.t.Errorf("%s: the hint is %q", what, f.Hint)
 	}
 }
@@ -164,7 +166,8 @@ func TestLedger(t *testing.T) {
 	a := newTestCA(t, t.TempDir(), "root", nil)
 	one, two := a.certify("one"), a.certify("two")
 	a.revoke(one, false)
-	if l := a.mustRead(); l.number != 4 || l.signed != 3 || len(l.entries) != 2 || l.entries[0].Reason != "keyCompromise" || l.entries[1].Revoked != nil {
+	if l := a.mustRead(); l.number != 4 || l.signed != 3 || len(l.entries) != 2 ||
+		l.entries[0].Reason != "keyCompromise" || l.entries[1].Revoked != nil {
 		t.Errorf("%d records, the last signed one is %d: %v", l.number, l.signed, l.entries)
 	}
 	list := a.list()
@@ -186,7 +189,8 @@ func TestLedgerIsAppendedTo(t *testing.T) {
 	for range 5 {
 		before := a.file(ledgerFile)
 		a.certify("leaf")
-		if after := a.file(ledgerFile); !bytes.HasPrefix(after, before) || bytes.Count(after[len(before):], []byte("\n")) != 1 {
+		if after := a.file(ledgerFile); !bytes.HasPrefix(after, before) ||
+			bytes.Count(after[len(before):], []byte("\n")) != 1 {
 			t.Fatalf("the ledger became %s", after)
 		}
 	}
@@ -236,23 +240,26 @@ func TestLedgerTampering(t *testing.T) {
 		ledger []byte
 		reason string
 	}{
-		"a changed reason":        {edit("keyCompromise", "superseded"), "it does not follow the record before it"},
-		"a changed time":          {edit(`"time":"2`, `"time":"1`), "it does not follow the record before it"},
-		"another serial":          {edit(`"serial":"`, `"serial":"ab`), "which was not issued"},
-		"a revocation left out":   {join(lines[0], lines[1], lines[2], lines[4]), "it has the number 5"},
-		"records moved":           {join(lines[0], lines[2], lines[1], lines[3], lines[4]), "record 2: it has the number 3"},
-		"a record twice":          {join(good, lines[4]), "it has the number 5"},
-		"cut to an older head":    {join(lines[0], lines[1], lines[2]), "it does not know"},
-		"nothing but its begin":   {lines[0], "it does not know"},
-		"empty":                   {nil, "not signed by the CA's key"},
-		"another CA's":            {b.file(ledgerFile), "or the ledger is another CA's"},
-		"a signature of nothing":  {bytes.Replace(good, lines[4], otherSignature(lines[4], "AAAA"), 1), "does not verify"},
-		"the signature left out":  {bytes.Replace(good, lines[4], otherSignature(lines[4], ""), 1), "not signed by the CA's key"},
-		"a certificate added":     {forged(record{Event: certified, Certificate: forgery.Raw, Time: now()}), "not signed by the CA's key"},
-		"a list number added":     {forged(record{Event: listed, List: "1000", Time: now()}), "not signed by the CA's key"},
-		"an unknown name":         {edit(`"event"`, `"evil":1,"event"`), "not written as records are"},
-		"a name in another case":  {edit(`"event"`, `"Event"`), "not written as records are"},
-		"a name twice":            {edit(`"event":"issued"`, `"event":"revoked","event":"issued"`), "not written as records are"},
+		"a changed reason":       {edit("keyCompromise", "superseded"), "it does not follow the record before it"},
+		"a changed time":         {edit(`"time":"2`, `"time":"1`), "it does not follow the record before it"},
+		"another serial":         {edit(`"serial":"`, `"serial":"ab`), "which was not issued"},
+		"a revocation left out":  {join(lines[0], lines[1], lines[2], lines[4]), "it has the number 5"},
+		"records moved":          {join(lines[0], lines[2], lines[1], lines[3], lines[4]), "record 2: it has the number 3"},
+		"a record twice":         {join(good, lines[4]), "it has the number 5"},
+		"cut to an older head":   {join(lines[0], lines[1], lines[2]), "it does not know"},
+		"nothing but its begin":  {lines[0], "it does not know"},
+		"empty":                  {nil, "not signed by the CA's key"},
+		"another CA's":           {b.file(ledgerFile), "or the ledger is another CA's"},
+		"a signature of nothing": {bytes.Replace(good, lines[4], otherSignature(lines[4], "AAAA"), 1), "does not verify"},
+		"the signature left out": {bytes.Replace(good, lines[4], otherSignature(lines[4], ""), 1),
+			"not signed by the CA's key"},
+		"a certificate added": {forged(record{Event: certified, Certificate: forgery.Raw, Time: now()}),
+			"not signed by the CA's key"},
+		"a list number added":    {forged(record{Event: listed, List: "1000", Time: now()}), "not signed by the CA's key"},
+		"an unknown name":        {edit(`"event"`, `"evil":1,"event"`), "not written as records are"},
+		"a name in another case": {edit(`"event"`, `"Event"`), "not written as records are"},
+		"a name twice": {edit(`"event":"issued"`, `"event":"revoked","event":"issued"`),
+			"not written as records are"},
 		"a space":                 {edit(`{"record"`, ` {"record"`), "not written as records are"},
 		"a space at the end":      {edit("}\n", "} \n"), "not written as records are"},
 		"a line that is too long": {join(good, bytes.Repeat([]byte("x"), lineLimit+1)), "more than 65536 bytes"},
@@ -409,7 +416,9 @@ func FuzzLedger(f *testing.F) {
 	f.Add(a.file(ledgerFile))
 	a.list()
 	f.Add(a.file(ledgerFile))
-	f.Add([]byte("{\"record\":{\"event\":\"recovered\",\"list\":\"12\"}}\n{\"record\":{\"event\":\"issued\",\"serial\":\"01\"}}\n{\"record\":{\"event\":\"revoked\",\"serial\":\"01\",\"reason\":\"superseded\"}}\n"))
+	f.Add(
+		[]byte(
+			"{\"record\":{\"event\":\"recovered\",\"list\":\"12\"}}\n{\"record\":{\"event\":\"issued\",\"serial\":\"01\"}}\n{\"record\":{\"event\":\"revoked\",\"serial\":\"01\",\"reason\":\"superseded\"}}\n"))
 	f.Add([]byte("{\"record\":" + strings.Repeat("[", 5000) + "\n"))
 	f.Add(slices.Concat(bytes.SplitAfter(a.file(ledgerFile), []byte("\n"))[0], a.crowded()))
 	f.Add([]byte("\n\n\n"))

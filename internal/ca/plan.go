@@ -55,7 +55,8 @@ type LeafPlan struct {
 	Key   string `yaml:"key"`
 	Terms `yaml:",inline"`
 
-	// AllowSubjectOf names another key's certificate whose subject the leaf may have: by its serial number, or a leaf of the file by its name.
+	// AllowSubjectOf names another key's certificate whose subject the leaf may have: by its serial number, or a leaf of
+	// the file by its name.
 	AllowSubjectOf string `yaml:"allow-subject-of"`
 }
 
@@ -69,7 +70,8 @@ type CRLPlan struct {
 func ReadPlan(path string) (*Plan, error) {
 	data, err := bound.ReadFile(path, config.MaxFile)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the ceremony: %w", err)
+		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
+			"can't read the ceremony: %w", err)
 	}
 	sum := sha256.Sum256(data)
 	p := &Plan{path: path, digest: hex.EncodeToString(sum[:])}
@@ -100,7 +102,8 @@ func (p *Plan) Rehearse(folder string) ([]Part, error) {
 	}
 	if p.Root != nil {
 		if p.Root.Parent != "" {
-			return nil, p.at("root", p.Root.Name, failure.New(failure.Invalid, "put it under intermediates, or leave the parent out", "a root has no parent"))
+			return nil, p.at("root", p.Root.Name,
+				failure.New(failure.Invalid, "put it under intermediates, or leave the parent out", "a root has no parent"))
 		}
 		if err := r.authority(*p.Root); err != nil {
 			return nil, p.at("root", p.Root.Name, err)
@@ -126,7 +129,8 @@ func (p *Plan) Rehearse(folder string) ([]Part, error) {
 		}
 	}
 	if len(r.parts) == 0 {
-		return nil, failure.New(failure.Invalid, "it may have keys, root, intermediates, leaves and crls", "the ceremony in %s makes nothing", p.path)
+		return nil, failure.New(failure.Invalid, "it may have keys, root, intermediates, leaves and crls",
+			"the ceremony in %s makes nothing", p.path)
 	}
 	return r.parts, nil
 }
@@ -180,11 +184,13 @@ func (r *rehearsal) key(k KeyPlan) error {
 		return err
 	}
 	if k.Token == "" || k.Label == "" {
-		return failure.New(failure.Invalid, "write where it is made and what it is called, as in: token: vault, label: root", "a key needs a token and a label")
+		return failure.New(failure.Invalid, "write where it is made and what it is called, as in: token: vault, label: root",
+			"a key needs a token and a label")
 	}
 	for _, other := range r.keys {
 		if other.Name == k.Name || (other.Token == k.Token && other.Label == k.Label) {
-			return failure.New(failure.Invalid, "give each key a name, and on its token a label, of its own", "another key has this name, or this label on this token")
+			return failure.New(failure.Invalid, "give each key a name, and on its token a label, of its own",
+				"another key has this name, or this label on this token")
 		}
 	}
 	s, err := config.Resolve("", k.settings(), r.origin)
@@ -201,7 +207,8 @@ func (r *rehearsal) key(k KeyPlan) error {
 
 func (k KeyPlan) settings() map[string]string {
 	given := map[string]string{}
-	for name, value := range map[string]string{config.Token: k.Token, config.ModulePath: k.ModulePath, config.PINSource: k.PINSource} {
+	for name, value := range map[string]string{config.Token: k.Token, config.ModulePath: k.ModulePath,
+		config.PINSource: k.PINSource} {
 		if value != "" {
 			given[name] = value
 		}
@@ -212,7 +219,8 @@ func (k KeyPlan) settings() map[string]string {
 // describeKey says which key is meant and how it is reached, and fails when none can be.
 func (r *rehearsal) describeKey(reference string) (string, *config.Settings, error) {
 	if reference == "" {
-		return "", nil, failure.New(failure.Invalid, "name one under keys, or one that is there by its URI or alias", "it has no key")
+		return "", nil, failure.New(failure.Invalid, "name one under keys, or one that is there by its URI or alias",
+			"it has no key")
 	}
 	if k, made := r.keys[reference]; made {
 		return fmt.Sprintf("%s (%s, made here)", k.Name, k.Spec), r.settings[reference], nil
@@ -253,7 +261,8 @@ func (r *rehearsal) authority(c AuthorityPlan) error {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(r.folder, c.Name, description)); !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "choose another name; see 'notation-hsm ca list'", "there is a CA of this name already")
+		return failure.New(failure.Invalid, "choose another name; see 'notation-hsm ca list'",
+			"there is a CA of this name already")
 	}
 	var parent issuer
 	title, signer := "Root "+c.Name, c.Key
@@ -272,8 +281,8 @@ func (r *rehearsal) authority(c AuthorityPlan) error {
 	if err != nil {
 		return err
 	}
-	// In the ceremony itself time passes between two certificates. Here each CA ends a day early for those below it, so that what is
-	// rehearsed does not fail then.
+	// In the ceremony itself time passes between two certificates. Here each CA ends a day early for those below it, so
+	// that what is rehearsed does not fail then.
 	stand := *template
 	stand.NotAfter = stand.NotAfter.Add(-24 * time.Hour)
 	r.issuers[c.Name] = issuer{&stand, s}
@@ -302,19 +311,21 @@ func (r *rehearsal) leaf(l LeafPlan) error {
 	return err
 }
 
-// subject fails when a leaf has the subject of another one of the file, or of a certificate of a CA that is there. A key that is there already
-// may be the one that has it, which is not known before the ceremony.
+// subject fails when a leaf has the subject of another one of the file, or of a certificate of a CA that is there. A
+// key that is there already may be the one that has it, which is not known before the ceremony.
 func (r *rehearsal) subject(l LeafPlan, template, issuer *x509.Certificate) error {
 	id, err := identityOf(template)
 	if err != nil {
 		return err
 	}
 	if above, err := identityOf(issuer); err != nil || above.same(id) {
-		return failure.New(failure.Invalid, "give the signer a subject of its own", "the subject %q is that of the CA %q", template.Subject, l.CA)
+		return failure.New(failure.Invalid, "give the signer a subject of its own", "the subject %q is that of the CA %q",
+			template.Subject, l.CA)
 	}
 	for _, other := range r.leaves {
 		if other.CA == l.CA && other.subject.same(id) && l.AllowSubjectOf != other.Name {
-			return failure.New(failure.Denied, "if both are to be the same signer, add allow-subject-of: "+other.Name, "the leaf %q has this subject", other.Name)
+			return failure.New(failure.Denied, "if both are to be the same signer, add allow-subject-of: "+other.Name,
+				"the leaf %q has this subject", other.Name)
 		}
 	}
 	r.leaves = append(r.leaves, plannedLeaf{l, id})
@@ -344,7 +355,8 @@ func (r *rehearsal) certificate(
 		return nil, err
 	}
 	if owner, taken := r.owners[described]; taken {
-		return nil, failure.New(failure.Invalid, "give each certificate a key of its own", "the key %s is that of %s already", described, owner)
+		return nil, failure.New(failure.Invalid, "give each certificate a key of its own", "the key %s is that of %s already",
+			described, owner)
 	}
 	r.owners[described] = title
 	name := template.Subject.String()
@@ -354,7 +366,8 @@ func (r *rehearsal) certificate(
 		rows = append(rows, uses("Issuer's module:", "Issuer's PIN from:", parent.settings)...)
 	}
 	rows = append(rows, []string{"Serial:", "20 octets, 158 random bits"})
-	rows = append(rows, []string{"Valid:", fmt.Sprintf("%d days, from a minute before it is made; made now, that is:", days)})
+	rows = append(rows, []string{"Valid:", fmt.Sprintf("%d days, from a minute before it is made; made now, that is:",
+		days)})
 	if parent.cert != nil {
 		name = parent.cert.Subject.String()
 	}

@@ -39,7 +39,8 @@ type Recovery struct {
 // prove themselves, since the CA's key signed them. Of a revocation that is only in the old ledger there is no proof,
 // but it is taken in: to lose one is worse. It fails when there is no list at all, unless none was ever signed (never),
 // and when nothing is wrong. Nothing is written before agree has seen it.
-func (a *Authority) Recover(ctx context.Context, given map[string]string, published string, never bool, agree func(*Recovery) error) error {
+func (a *Authority) Recover(ctx context.Context, given map[string]string, published string, never bool,
+	agree func(*Recovery) error) error {
 	return a.locked(ctx, func() error {
 		r, l, err := a.rebuild(published, never)
 		if err != nil {
@@ -62,17 +63,20 @@ func (a *Authority) rebuild(published string, never bool) (*Recovery, *ledger, e
 			continue
 		}
 		if err != nil {
-			return nil, nil, failure.New(failure.Invalid, "name a list that this CA has signed, in DER, with --crl; one that is no such list and stands in the CA's folder has to be moved away",
+			return nil, nil, failure.New(failure.Invalid,
+				"name a list that this CA has signed, in DER, with --crl; one that is no such list and stands in the CA's folder has to be moved away",
 				"can't use the revocation list %s: %w", path, err)
 		}
 		lists = append(lists, list)
-		r.Lists = append(r.Lists, fmt.Sprintf("%s: number %s of %s, with %d revoked", path, list.Number, list.ThisUpdate.Format(time.RFC3339), len(list.RevokedCertificateEntries)))
+		r.Lists = append(r.Lists, fmt.Sprintf("%s: number %s of %s, with %d revoked", path, list.Number,
+			list.ThisUpdate.Format(time.RFC3339), len(list.RevokedCertificateEntries)))
 	}
 	if err := a.needed(lists, published); err != nil {
 		return nil, nil, err
 	}
 	if len(lists) == 0 && !never {
-		return nil, nil, failure.New(failure.Invalid, "fetch the list from where it is published, and name it with --crl FILE; if none was ever signed, add --no-crl",
+		return nil, nil, failure.New(failure.Invalid,
+			"fetch the list from where it is published, and name it with --crl FILE; if none was ever signed, add --no-crl",
 			"there is no revocation list of the CA %q to know from what it has revoked", a.Name)
 	}
 	if err := a.gather(r, lists); err != nil {
@@ -182,7 +186,8 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 	slices.SortFunc(lists, func(x, y *x509.RevocationList) int { return x.Number.Cmp(y.Number) })
 	for _, list := range lists {
 		for _, e := range list.RevokedCertificateEntries {
-			revoked(hex.EncodeToString(e.SerialNumber.Bytes()), e.RevocationTime, reasonOf(e.ReasonCode), "list "+list.Number.String())
+			revoked(hex.EncodeToString(e.SerialNumber.Bytes()), e.RevocationTime, reasonOf(e.ReasonCode),
+				"list "+list.Number.String())
 		}
 		number, r.Newest = greater(number, list.Number), list.ThisUpdate
 	}
@@ -220,7 +225,8 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 // to be kept.
 func (a *Authority) salvage() (l *ledger, behind []record, kept string, err error) {
 	unreadable := func(err error) error {
-		return failure.New(failure.Internal, "check the folder's permissions", "can't read what is left of the ledger of the CA %q: %w", a.Name, err)
+		return failure.New(failure.Internal, "check the folder's permissions",
+			"can't read what is left of the ledger of the CA %q: %w", a.Name, err)
 	}
 	file, err := os.Open(a.path(ledgerFile))
 	if errors.Is(err, fs.ErrNotExist) {

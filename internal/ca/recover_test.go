@@ -44,11 +44,13 @@ func TestRecover(t *testing.T) {
 		lost      int    // certificates of which only the serial is known
 		kept      string // the old ledger
 	}{
-		"the ledger":          {lose: func(a testCA) { a.remove(ledgerFile) }},
-		"ledger and list":     {lose: func(a testCA) { a.remove(ledgerFile, "root.crl") }, published: true},
-		"certificates, too":   {lose: func(a testCA) { a.remove(ledgerFile); _ = os.RemoveAll(a.path("issued")) }, lost: 1},
-		"the ledger's middle": {lose: func(a testCA) { a.put(ledgerFile, cut(a.file(ledgerFile), 4)) }, kept: ledgerFile + ".old-1"},
-		"its newest record":   {lose: func(a testCA) { a.put(ledgerFile, append(a.file(ledgerFile), "nonsense\n"...)) }, newest: true, kept: ledgerFile + ".old-1"},
+		"the ledger":        {lose: func(a testCA) { a.remove(ledgerFile) }},
+		"ledger and list":   {lose: func(a testCA) { a.remove(ledgerFile, "root.crl") }, published: true},
+		"certificates, too": {lose: func(a testCA) { a.remove(ledgerFile); _ = os.RemoveAll(a.path("issued")) }, lost: 1},
+		"the ledger's middle": {lose: func(a testCA) { a.put(ledgerFile, cut(a.file(ledgerFile), 4)) },
+			kept: ledgerFile + ".old-1"},
+		"its newest record": {lose: func(a testCA) { a.put(ledgerFile, append(a.file(ledgerFile), "nonsense\n"...)) },
+			newest: true, kept: ledgerFile + ".old-1"},
 		"a record in the middle": {lose: func(a testCA) {
 			a.put(ledgerFile, bytes.Replace(a.file(ledgerFile), []byte(`"number":2,`), []byte(`"number":7,`), 1))
 		}, newest: true, kept: ledgerFile + ".old-1"},
@@ -89,9 +91,11 @@ func TestRecover(t *testing.T) {
 			}
 			next := a.list()
 			if !lists(next, one) || lists(next, two) != c.newest || next.Number.Cmp(last.Number) <= 0 {
-				t.Errorf("after list %s with %v came list %s with %v", last.Number, revokedSerials(last), next.Number, revokedSerials(next))
+				t.Errorf("after list %s with %v came list %s with %v", last.Number, revokedSerials(last), next.Number,
+					revokedSerials(next))
 			}
-			if e := next.RevokedCertificateEntries[0]; e.ReasonCode != reasonCodes["keyCompromise"] || !e.RevocationTime.Equal(last.RevokedCertificateEntries[0].RevocationTime) {
+			if e := next.RevokedCertificateEntries[0]; e.ReasonCode != reasonCodes["keyCompromise"] ||
+				!e.RevocationTime.Equal(last.RevokedCertificateEntries[0].RevocationTime) {
 				t.Errorf("the revocation became %+v", e)
 			}
 			a.certify("three")
@@ -172,7 +176,8 @@ func TestRestoredFolder(t *testing.T) {
 	a.dir = old
 	a.mustRead() // the folder alone can't tell
 	_, _, err := a.CRL(t.Context(), nil, "7d", published)
-	if err == nil || !strings.Contains(err.Error(), "is not what it was") || !strings.Contains(failure.From(err).Hint, "--crl "+published) {
+	if err == nil || !strings.Contains(err.Error(), "is not what it was") ||
+		!strings.Contains(failure.From(err).Hint, "--crl "+published) {
 		t.Fatalf("a list was signed from an old folder: %v", err)
 	}
 	r, l, err := a.rebuild(published, false)
@@ -350,7 +355,8 @@ func TestNameInDescription(t *testing.T) {
 	}
 	for _, name := range []string{"other", "../../elsewhere", ""} {
 		a.put(description, []byte(`{"name":"`+name+`","key":"a","ledger":1}`))
-		if _, err := Open(folder, "root"); !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), "it is that of a CA") {
+		if _, err := Open(folder, "root"); !failure.Is(err, failure.Invalid) ||
+			!strings.Contains(err.Error(), "it is that of a CA") {
 			t.Errorf("%q: %v", name, err)
 		}
 	}

@@ -32,7 +32,8 @@ var requestLimits = bound.Limits{Bytes: 16 << 10, Depth: bound.Depth, Elements: 
 func readRequest(path string) (*x509.CertificateRequest, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the certificate request: %w", err)
+		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
+			"can't read the certificate request: %w", err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, requestFileLimit+1))
@@ -44,27 +45,34 @@ func readRequest(path string) (*x509.CertificateRequest, error) {
 
 func parseRequest(data []byte, path string) (*x509.CertificateRequest, error) {
 	if len(data) > requestFileLimit {
-		return nil, failure.New(failure.Invalid, "name a file with the certificate request alone", "the file %s is larger than %d bytes", path, requestFileLimit)
+		return nil, failure.New(failure.Invalid, "name a file with the certificate request alone",
+			"the file %s is larger than %d bytes", path, requestFileLimit)
 	}
 	block, rest := pem.Decode(data)
 	if block == nil || !isRequest(block) {
-		return nil, failure.New(failure.Invalid, "name a PEM file as 'notation-hsm cert csr' prints it", "there is no PEM certificate request in %s", path)
+		return nil, failure.New(failure.Invalid, "name a PEM file as 'notation-hsm cert csr' prints it",
+			"there is no PEM certificate request in %s", path)
 	}
 	if more, _ := pem.Decode(rest); more != nil {
-		return nil, failure.New(failure.Invalid, "give each certificate request a file of its own", "the file %s has more than a certificate request: %.50q follows", path, more.Type)
+		return nil, failure.New(failure.Invalid, "give each certificate request a file of its own",
+			"the file %s has more than a certificate request: %.50q follows", path, more.Type)
 	}
 	if err := bound.DER(block.Bytes, requestLimits); err != nil {
-		return nil, failure.New(failure.Invalid, "make the request again", "the certificate request in %s does not parse: %w", path, err)
+		return nil, failure.New(failure.Invalid, "make the request again", "the certificate request in %s does not parse: %w",
+			path, err)
 	}
 	request, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "make the request again", "the certificate request in %s does not parse: %w", path, err)
+		return nil, failure.New(failure.Invalid, "make the request again", "the certificate request in %s does not parse: %w",
+			path, err)
 	}
-	if _, err := key.SpecOf(request.PublicKey); err != nil { // before its signature is verified, which takes long with a long key
+	// before its signature is verified, which takes long with a long key
+	if _, err := key.SpecOf(request.PublicKey); err != nil {
 		return nil, err
 	}
 	if err := request.CheckSignature(); err != nil {
-		return nil, failure.New(failure.Invalid, "make the request again, with the key that it is for", "the certificate request in %s is not signed by its own key: %w", path, err)
+		return nil, failure.New(failure.Invalid, "make the request again, with the key that it is for",
+			"the certificate request in %s is not signed by its own key: %w", path, err)
 	}
 	return request, nil
 }
@@ -77,7 +85,8 @@ func isRequest(block *pem.Block) bool {
 // of it.
 func requestedSubject(request *x509.CertificateRequest, path string) error {
 	refuse := func(format string, args ...any) error {
-		return failure.New(failure.Invalid, "give it a subject with --subject", "can't take the subject of the request in %s: %w", path, fmt.Errorf(format, args...))
+		return failure.New(failure.Invalid, "give it a subject with --subject",
+			"can't take the subject of the request in %s: %w", path, fmt.Errorf(format, args...))
 	}
 	if len(request.RawSubject) > subjectLimit {
 		return refuse("it has more than %d bytes", subjectLimit)
@@ -132,7 +141,8 @@ func (a *Authority) proposal(l *ledger, request *x509.CertificateRequest, templa
 	}
 	subject, asked := template.Subject.String(), request.Subject.String()
 	rows := [][]string{{"Subject:", subject}}
-	if ascii := fmt.Sprintf("%+q", subject); ascii != fmt.Sprintf("%q", subject) { // letters of other scripts may look like those of another subject
+	// letters of other scripts may look like those of another subject
+	if ascii := fmt.Sprintf("%+q", subject); ascii != fmt.Sprintf("%q", subject) {
 		rows = append(rows, []string{"Subject in ASCII:", ascii})
 	}
 	if asked != subject {
@@ -151,7 +161,9 @@ func (a *Authority) proposal(l *ledger, request *x509.CertificateRequest, templa
 	}
 	rows = append(rows, entryRows("Key has:", "certificate ", own)...)
 	rows = append(rows, []string{"Also asked for:", otherWishes(request)})
-	return Part{"Certificate of the CA " + a.Name, append(rows, certs.Describe(template, a.Certificate().Subject.String())[2:]...)}, nil // but subject and issuer
+	// but subject and issuer
+	return Part{"Certificate of the CA " + a.Name,
+		append(rows, certs.Describe(template, a.Certificate().Subject.String())[2:]...)}, nil
 }
 
 // entryRows shows the newest certificates of some, and how many more there are.
@@ -182,7 +194,8 @@ func (e Entry) words() string {
 // otherWishes lists the extensions that a request asks for, none of which is taken.
 func otherWishes(request *x509.CertificateRequest) string {
 	known := map[string]string{
-		"2.5.29.15": "key usage", "2.5.29.37": "extended key usage", "2.5.29.17": "subject alternative names", "2.5.29.19": "basic constraints",
+		"2.5.29.15": "key usage", "2.5.29.37": "extended key usage", "2.5.29.17": "subject alternative names",
+		"2.5.29.19": "basic constraints",
 		"2.5.29.30": "name constraints", "2.5.29.31": "CRL address", "2.5.29.32": "certificate policies",
 	}
 	var wishes []string

@@ -60,7 +60,8 @@ func asn1Wrap(t testing.TB, tag int, content []byte) []byte {
 
 // TestIdentity compares subjects with "CN=Release Team,O=Example" in UTF8String.
 func TestIdentity(t *testing.T) {
-	const utf8, printable, t61, bmp, ia5 = asn1.TagUTF8String, asn1.TagPrintableString, asn1.TagT61String, asn1.TagBMPString, asn1.TagIA5String
+	const utf8, printable, t61, bmp, ia5 = asn1.TagUTF8String, asn1.TagPrintableString, asn1.TagT61String,
+		asn1.TagBMPString, asn1.TagIA5String
 	org := attribute{organisation, utf8, "Example"}
 	own, err := parseIdentity(rawName(t, attribute{commonName, utf8, "Release Team"}, org))
 	if err != nil {
@@ -70,17 +71,18 @@ func TestIdentity(t *testing.T) {
 		name []attribute
 		same bool
 	}{
-		"itself":            {[]attribute{{commonName, utf8, "Release Team"}, org}, true},
-		"case":              {[]attribute{{commonName, utf8, "rElease TEAM"}, org}, true},
-		"space":             {[]attribute{{commonName, utf8, " Release   Team "}, org}, true},
-		"no space":          {[]attribute{{commonName, utf8, "ReleaseTeam"}, org}, true},
-		"hard space":        {[]attribute{{commonName, utf8, "Release\u00a0Team"}, org}, true},
-		"zero width":        {[]attribute{{commonName, utf8, "Rel\u200bease Te\u00adam"}, org}, true},
-		"a control":         {[]attribute{{commonName, utf8, "Release\x00 Team\x7f"}, org}, true},
-		"PrintableString":   {[]attribute{{commonName, printable, "Release Team"}, org}, true},
-		"T61String":         {[]attribute{{commonName, t61, "Release Team"}, org}, true},
-		"IA5String":         {[]attribute{{commonName, ia5, "Release Team"}, org}, true},
-		"BMPString":         {[]attribute{{commonName, bmp, "\x00R\x00e\x00l\x00e\x00a\x00s\x00e\x00 \x00T\x00e\x00a\x00m"}, org}, true},
+		"itself":          {[]attribute{{commonName, utf8, "Release Team"}, org}, true},
+		"case":            {[]attribute{{commonName, utf8, "rElease TEAM"}, org}, true},
+		"space":           {[]attribute{{commonName, utf8, " Release   Team "}, org}, true},
+		"no space":        {[]attribute{{commonName, utf8, "ReleaseTeam"}, org}, true},
+		"hard space":      {[]attribute{{commonName, utf8, "Release\u00a0Team"}, org}, true},
+		"zero width":      {[]attribute{{commonName, utf8, "Rel\u200bease Te\u00adam"}, org}, true},
+		"a control":       {[]attribute{{commonName, utf8, "Release\x00 Team\x7f"}, org}, true},
+		"PrintableString": {[]attribute{{commonName, printable, "Release Team"}, org}, true},
+		"T61String":       {[]attribute{{commonName, t61, "Release Team"}, org}, true},
+		"IA5String":       {[]attribute{{commonName, ia5, "Release Team"}, org}, true},
+		"BMPString": {[]attribute{{commonName, bmp, "\x00R\x00e\x00l\x00e\x00a\x00s\x00e\x00 \x00T\x00e\x00a\x00m"},
+			org}, true},
 		"full width":        {[]attribute{{commonName, utf8, "Ｒｅｌｅａｓｅ Team"}, org}, true},
 		"a long s":          {[]attribute{{commonName, utf8, "Releaſe Team"}, org}, true},
 		"order":             {[]attribute{org, {commonName, utf8, "Release Team"}}, true},
@@ -129,7 +131,8 @@ func TestSubjectOfAnother(t *testing.T) {
 		l := a.mustRead()
 		for _, subject := range []string{"CN=release,O=Example", "CN=RELEASE,O= example", "O=Example,CN=release,OU=other"} {
 			err := a.mayCertify(l, template(subject), stranger, nil)
-			if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), serial) || !strings.Contains(failure.From(err).Hint, "--allow-subject-of "+serial) {
+			if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), serial) ||
+				!strings.Contains(failure.From(err).Hint, "--allow-subject-of "+serial) {
 				t.Errorf("%s: %v", subject, err)
 			}
 			if err := a.mayCertify(l, template(subject), stranger, AllowSubjectOf("01")); !failure.Is(err, failure.Denied) {
@@ -145,7 +148,8 @@ func TestSubjectOfAnother(t *testing.T) {
 		if err := a.mayCertify(l, template("CN=other,O=Example"), stranger, nil); err != nil {
 			t.Error(err)
 		}
-		if err := a.mayCertify(l, template("CN=Root"), stranger, AllowSubjectOf(certs.Serial(a.Certificate()))); !failure.Is(err, failure.Invalid) {
+		if err := a.mayCertify(l, template("CN=Root"), stranger,
+			AllowSubjectOf(certs.Serial(a.Certificate()))); !failure.Is(err, failure.Invalid) {
 			t.Errorf("a signer has the subject of the CA: %v", err)
 		}
 	}
@@ -190,11 +194,14 @@ func TestRequestBounds(t *testing.T) {
 		data   []byte
 		reason string
 	}{
-		"a long file":     {append(bytes.Clone(good), make([]byte, requestFileLimit)...), "is larger than"},
-		"two requests":    {append(bytes.Clone(good), good...), "more than a certificate request"},
-		"a key with it":   {append(bytes.Clone(good), "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"...), "more than a certificate request"},
-		"a long request":  {request(t, &x509.CertificateRequest{Subject: pkix.Name{CommonName: strings.Repeat("x", 17<<10)}}, newTestKey(t)), "does not parse"},
-		"many extensions": {request(t, &x509.CertificateRequest{ExtraExtensions: extensions}, newTestKey(t)), "does not parse"},
+		"a long file":  {append(bytes.Clone(good), make([]byte, requestFileLimit)...), "is larger than"},
+		"two requests": {append(bytes.Clone(good), good...), "more than a certificate request"},
+		"a key with it": {append(bytes.Clone(good), "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"...),
+			"more than a certificate request"},
+		"a long request": {request(t, &x509.CertificateRequest{Subject: pkix.Name{CommonName: strings.Repeat("x", 17<<10)}},
+			newTestKey(t)), "does not parse"},
+		"many extensions": {request(t, &x509.CertificateRequest{ExtraExtensions: extensions}, newTestKey(t)),
+			"does not parse"},
 		"deep":            {pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: deep(t, 20)}), "nested deeper"},
 		"a weak key":      {request(t, &x509.CertificateRequest{}, weak), "1024-bit RSA"},
 		"another curve":   {request(t, &x509.CertificateRequest{}, small), "P-224"},
@@ -232,7 +239,8 @@ func TestRequestIsAgreedTo(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "release.csr")
 	template := &x509.CertificateRequest{
 		Subject: pkix.Name{CommonName: "rеlease"}, DNSNames: []string{"example.com"}, // with a Cyrillic letter
-		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Value: []byte{0x30, 3, 1, 1, 0xff}}, {Id: asn1.ObjectIdentifier{1, 2, 3}, Value: []byte{5, 0}}},
+		ExtraExtensions: []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Value: []byte{0x30, 3, 1, 1, 0xff}},
+			{Id: asn1.ObjectIdentifier{1, 2, 3}, Value: []byte{5, 0}}},
 	}
 	if err := os.WriteFile(file, request(t, template, requester), 0o600); err != nil {
 		t.Fatal(err)
@@ -251,12 +259,15 @@ func TestRequestIsAgreedTo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, wanted := range []string{"Certificate of the CA root", "CN=rеlease", `CN=r\u0435lease`, "EC-256", fingerprint, "no certificate of this CA", "subject alternative names, basic constraints, 1.2.3: not taken", "critical, not a CA", "codeSigning"} {
+	for _, wanted := range []string{"Certificate of the CA root", "CN=rеlease", `CN=r\u0435lease`, "EC-256", fingerprint,
+		"no certificate of this CA", "subject alternative names, basic constraints, 1.2.3: not taken", "critical, not a CA",
+		"codeSigning"} {
 		if !strings.Contains(text, wanted) {
 			t.Errorf("%q is not shown: %s", wanted, text)
 		}
 	}
-	if _, err := a.IssueRequest(t.Context(), file, nil, Terms{Days: 5, Subject: "CN=given"}, nil, see); !errors.Is(err, no) || !strings.Contains(text, "CN=given") || !strings.Contains(text, "lease\", not taken") {
+	if _, err := a.IssueRequest(t.Context(), file, nil, Terms{Days: 5, Subject: "CN=given"}, nil, see); !errors.Is(err,
+		no) || !strings.Contains(text, "CN=given") || !strings.Contains(text, "lease\", not taken") {
 		t.Errorf("%v: %s", err, text)
 	}
 	if !bytes.Equal(a.file(ledgerFile), before) {
@@ -267,7 +278,8 @@ func TestRequestIsAgreedTo(t *testing.T) {
 // FuzzRequest holds that no file crashes or costs more than its size allows, and that what is taken over as a subject
 // can be seen.
 func FuzzRequest(f *testing.F) {
-	f.Add(request(f, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "release", Organization: []string{"Example"}}}, newTestKey(f)))
+	f.Add(request(f, &x509.CertificateRequest{
+		Subject: pkix.Name{CommonName: "release", Organization: []string{"Example"}}}, newTestKey(f)))
 	f.Add([]byte("-----BEGIN CERTIFICATE REQUEST-----\nMAA=\n-----END CERTIFICATE REQUEST-----\n"))
 	f.Add([]byte(strings.Repeat("-----BEGIN X-----\n", 100)))
 	budget := boundtest.Budget{Bytes: 1 << 20, BytesPerByte: 200}

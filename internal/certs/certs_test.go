@@ -21,7 +21,8 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	return k
 }
 
-// TestCrossSigned takes the path that ends in a root, when the issuer's name has two certificates and only one of them leads there.
+// TestCrossSigned takes the path that ends in a root, when the issuer's name has two certificates and only one of them
+// leads there.
 func TestCrossSigned(t *testing.T) {
 	root := softhsmtest.NewCA(t, "Root", nil)
 	gone := softhsmtest.NewCA(t, "Gone", nil)
@@ -30,7 +31,8 @@ func TestCrossSigned(t *testing.T) {
 	crossTemplate.IsCA, crossTemplate.KeyUsage, crossTemplate.ExtKeyUsage = true, x509.KeyUsageCertSign, nil
 	cross := gone.Issue(t, crossTemplate, &intermediate.Key.PublicKey)
 	leaf := intermediate.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
-	for _, known := range [][]*x509.Certificate{{cross, intermediate.Cert, root.Cert}, {root.Cert, intermediate.Cert, cross}} {
+	for _, known := range [][]*x509.Certificate{{cross, intermediate.Cert, root.Cert},
+		{root.Cert, intermediate.Cert, cross}} {
 		chain, err := Chain(leaf, known, nil, time.Now())
 		if err != nil || len(chain) != 3 || !chain[2].Equal(root.Cert) {
 			t.Errorf("%v, %v", chain, err)
@@ -41,10 +43,11 @@ func TestCrossSigned(t *testing.T) {
 	}
 	// More is asked only for what is not known, and what it finds is used.
 	asked := 0
-	chain, err := Chain(leaf, []*x509.Certificate{intermediate.Cert}, func(*x509.Certificate) ([]*x509.Certificate, error) {
-		asked++
-		return []*x509.Certificate{root.Cert}, nil
-	}, time.Now())
+	chain, err := Chain(leaf, []*x509.Certificate{intermediate.Cert},
+		func(*x509.Certificate) ([]*x509.Certificate, error) {
+			asked++
+			return []*x509.Certificate{root.Cert}, nil
+		}, time.Now())
 	if err != nil || len(chain) != 3 || asked != 1 {
 		t.Errorf("%v, %v, asked %d times", chain, err, asked)
 	}
@@ -61,7 +64,8 @@ func TestCircle(t *testing.T) {
 	oneByTwo := two.Issue(t, ca("One"), &one.Key.PublicKey)
 	twoByOne := one.Issue(t, ca("Two"), &two.Key.PublicKey)
 	leaf := one.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
-	if chain, err := Chain(leaf, []*x509.Certificate{oneByTwo, twoByOne}, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "missing") {
+	if chain, err := Chain(leaf, []*x509.Certificate{oneByTwo, twoByOne}, nil, time.Now()); err == nil ||
+		!strings.Contains(err.Error(), "missing") {
 		t.Errorf("%v, %v", chain, err)
 	}
 }
@@ -73,7 +77,8 @@ func TestLeafOf(t *testing.T) {
 		template.NotBefore, template.NotAfter = time.Now().Add(from), time.Now().Add(to)
 		return root.Issue(t, template, &k.PublicKey)
 	}
-	old, now, later, longer := at(-2*time.Hour, -time.Hour), at(-time.Hour, time.Hour), at(time.Hour, 9*time.Hour), at(-time.Hour, 2*time.Hour)
+	old, now, later, longer := at(-2*time.Hour, -time.Hour), at(-time.Hour, time.Hour), at(time.Hour, 9*time.Hour),
+		at(-time.Hour, 2*time.Hour)
 	for _, c := range []struct {
 		certs []*x509.Certificate
 		want  *x509.Certificate
@@ -99,7 +104,8 @@ func TestChainOf(t *testing.T) {
 	if err != nil || len(chain) != 2 || !chain[0].Equal(leaf) {
 		t.Errorf("%v, %v", chain, err)
 	}
-	if chain, err := ChainOf(&k.PublicKey, []*x509.Certificate{attestation, root.Cert}, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "Vendor") {
+	if chain, err := ChainOf(&k.PublicKey, []*x509.Certificate{attestation, root.Cert}, nil, time.Now()); err == nil ||
+		!strings.Contains(err.Error(), "Vendor") {
 		t.Errorf("%v, %v", chain, err)
 	}
 	if chain, err := ChainOf(&k.PublicKey, []*x509.Certificate{root.Cert}, nil, time.Now()); chain != nil || err != nil {
@@ -109,7 +115,8 @@ func TestChainOf(t *testing.T) {
 
 // FuzzSubject holds that no subject crashes, and that an accepted one has a common name.
 func FuzzSubject(f *testing.F) {
-	for _, seed := range []string{"CN=release,O=Example,C=CH,ST=Zurich", `CN=a\,b\=c`, "=", ",", `CN=\`, "C=Switzerland,CN=a", "CN = x , O = y"} {
+	for _, seed := range []string{"CN=release,O=Example,C=CH,ST=Zurich", `CN=a\,b\=c`, "=", ",", `CN=\`,
+		"C=Switzerland,CN=a", "CN = x , O = y"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -132,8 +139,8 @@ HSP6+AIgJj6KyXA9bw1wCn8fXp7PUuiBwrGp/jmHA5B7sRvoGNo=
 -----END CERTIFICATE-----
 `
 
-// TestRenewedIssuer takes the path that is valid now, when an issuer has an expired certificate and one that was renewed with the same
-// key, in whichever order they are known.
+// TestRenewedIssuer takes the path that is valid now, when an issuer has an expired certificate and one that was
+// renewed with the same key, in whichever order they are known.
 func TestRenewedIssuer(t *testing.T) {
 	root := softhsmtest.NewCA(t, "Root", nil)
 	intermediate := softhsmtest.NewCA(t, "Intermediate", root)
@@ -142,7 +149,8 @@ func TestRenewedIssuer(t *testing.T) {
 	template.NotBefore, template.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 	expired := root.Issue(t, template, &intermediate.Key.PublicKey)
 	leaf := intermediate.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
-	for _, known := range [][]*x509.Certificate{{expired, intermediate.Cert, root.Cert}, {root.Cert, intermediate.Cert, expired}} {
+	for _, known := range [][]*x509.Certificate{{expired, intermediate.Cert, root.Cert},
+		{root.Cert, intermediate.Cert, expired}} {
 		chain, err := Chain(leaf, known, nil, time.Now())
 		if err != nil || len(chain) != 3 || !chain[1].Equal(intermediate.Cert) {
 			t.Fatalf("%v, %v", chain, err)
@@ -162,7 +170,8 @@ func TestRenewedIssuer(t *testing.T) {
 	}
 }
 
-// TestManyIssuers ends its search after a fixed number of signatures, however many certificates have the names of issuers.
+// TestManyIssuers ends its search after a fixed number of signatures, however many certificates have the names of
+// issuers.
 func TestManyIssuers(t *testing.T) {
 	const names, each = 4, 6
 	keys := make([]*softhsmtest.CA, names)
@@ -186,7 +195,8 @@ func TestManyIssuers(t *testing.T) {
 	if chain, _, err := s.extend([]*x509.Certificate{leaf}); chain != nil || err != nil || s.checks != maxChecks+1 {
 		t.Errorf("%v, %v after %d signatures", chain, err, s.checks)
 	}
-	if _, err := Chain(leaf, known, nil, time.Now()); err == nil || !strings.Contains(err.Error(), "too many certificates") {
+	if _, err := Chain(leaf, known, nil, time.Now()); err == nil ||
+		!strings.Contains(err.Error(), "too many certificates") {
 		t.Error(err)
 	}
 }

@@ -22,8 +22,8 @@ func Leaves(certs []*x509.Certificate) []*x509.Certificate {
 	return leaves
 }
 
-// LeafOf returns the certificate of a public key, or nil. Of several, such as a renewed one beside the old, it is one that is
-// no CA's, that is valid now, and that ends last, in this order.
+// LeafOf returns the certificate of a public key, or nil. Of several, such as a renewed one beside the old, it is one
+// that is no CA's, that is valid now, and that ends last, in this order.
 func LeafOf(public crypto.PublicKey, certs []*x509.Certificate, now time.Time) *x509.Certificate {
 	if leaves := leavesOf(public, certs, now); len(leaves) > 0 {
 		return leaves[0]
@@ -31,10 +31,12 @@ func LeafOf(public crypto.PublicKey, certs []*x509.Certificate, now time.Time) *
 	return nil
 }
 
-// ChainOf returns the chain of a public key's certificate, ordered and checked for a time. Of several certificates it is the first
-// in LeafOf's order whose chain is whole and passes Check: a module may show others for the key that no root stands behind, such
-// as an attestation. When none passes, the failure is that of the first; with no certificate at all it returns neither.
-func ChainOf(public crypto.PublicKey, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error), now time.Time) ([]*x509.Certificate, error) {
+// ChainOf returns the chain of a public key's certificate, ordered and checked for a time. Of several certificates it
+// is the first in LeafOf's order whose chain is whole and passes Check: a module may show others for the key that no
+// root stands behind, such as an attestation. When none passes, the failure is that of the first; with no certificate
+// at all it returns neither.
+func ChainOf(public crypto.PublicKey, known []*x509.Certificate,
+	more func(*x509.Certificate) ([]*x509.Certificate, error), now time.Time) ([]*x509.Certificate, error) {
 	var first error
 	for _, leaf := range leavesOf(public, known, now) {
 		chain, err := Chain(leaf, known, more, now)
@@ -90,12 +92,14 @@ const (
 	maxChecks = 256 // signatures verified for one chain; a chain of three needs five
 )
 
-// Chain orders certificates from the leaf to its self-signed root. The issuers are among known, or what more finds for a certificate
-// (nil: nothing more). Of several chains, such as those through an expired issuer and its renewed certificate, it is the first that
-// passes Check at a time; when none does, it is the first of all, so that Check says what is wrong with it.
+// Chain orders certificates from the leaf to its self-signed root. The issuers are among known, or what more finds for
+// a certificate (nil: nothing more). Of several chains, such as those through an expired issuer and its renewed
+// certificate, it is the first that passes Check at a time; when none does, it is the first of all, so that Check says
+// what is wrong with it.
 //
 // It fails with kind Invalid when no chain reaches a root, and names the issuer that is missing.
-func Chain(leaf *x509.Certificate, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error), now time.Time) ([]*x509.Certificate, error) {
+func Chain(leaf *x509.Certificate, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error),
+	now time.Time) ([]*x509.Certificate, error) {
 	s := search{known: known, more: more, now: now}
 	chain, missing, err := s.extend([]*x509.Certificate{leaf})
 	switch {
@@ -107,7 +111,8 @@ func Chain(leaf *x509.Certificate, known []*x509.Certificate, more func(*x509.Ce
 		return nil, failure.New(failure.Invalid, "name a file with the leaf and its issuers alone",
 			"the search for the certificate chain of %q ended after %d signatures: too many certificates have its issuers' names", leaf.Subject, maxChecks)
 	}
-	return nil, failure.New(failure.Invalid, "add the certificate of that issuer to certificate-chain, or to the token; the chain has to reach a self-signed root",
+	return nil, failure.New(failure.Invalid,
+		"add the certificate of that issuer to certificate-chain, or to the token; the chain has to reach a self-signed root",
 		"the certificate chain of %q is not whole: the certificate of its issuer %q is missing", leaf.Subject, missing.Issuer)
 }
 
@@ -121,9 +126,9 @@ type search struct {
 	refused []*x509.Certificate // the first chain that reaches a root and does not pass Check
 }
 
-// extend tries each issuer of the last certificate in turn, since a name may have several certificates (cross-signed, renewed with a
-// new key, or for longer with the old one), and returns the first chain that ends in a root and passes Check. Else it returns the
-// deepest certificate without an issuer.
+// extend tries each issuer of the last certificate in turn, since a name may have several certificates (cross-signed,
+// renewed with a new key, or for longer with the old one), and returns the first chain that ends in a root and passes
+// Check. Else it returns the deepest certificate without an issuer.
 func (s *search) extend(chain []*x509.Certificate) (whole []*x509.Certificate, missing *x509.Certificate, err error) {
 	last := chain[len(chain)-1]
 	if s.issued(last, last) {
@@ -176,8 +181,8 @@ func (s *search) issued(cert, issuer *x509.Certificate) bool {
 	return issued(cert, issuer)
 }
 
-// issued reports whether issuer's name and key are those that cert was issued under. What else is wrong with either is for
-// Check to say, so a CA that is none and a hash that is no longer trusted pass here.
+// issued reports whether issuer's name and key are those that cert was issued under. What else is wrong with either is
+// for Check to say, so a CA that is none and a hash that is no longer trusted pass here.
 func issued(cert, issuer *x509.Certificate) bool {
 	if !bytes.Equal(cert.RawIssuer, issuer.RawSubject) {
 		return false

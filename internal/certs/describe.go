@@ -20,7 +20,8 @@ import (
 func KeyFingerprint(public crypto.PublicKey) (string, error) {
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
-		return "", failure.New(failure.Invalid, "use an RSA or elliptic curve key", "the public key can't be encoded: %w", err)
+		return "", failure.New(failure.Invalid, "use an RSA or elliptic curve key", "the public key can't be encoded: %w",
+			err)
 	}
 	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:]), nil
@@ -36,7 +37,8 @@ func Fingerprint(cert *x509.Certificate) string {
 func keyIdentifier(public crypto.PublicKey) ([]byte, error) {
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "use an RSA or elliptic curve key", "the public key can't be encoded: %w", err)
+		return nil, failure.New(failure.Invalid, "use an RSA or elliptic curve key", "the public key can't be encoded: %w",
+			err)
 	}
 	var info struct {
 		Algorithm pkix.AlgorithmIdentifier
@@ -64,7 +66,8 @@ func Describe(cert *x509.Certificate, issuer string) [][]string {
 			constraints += fmt.Sprintf(", path length %d", limit)
 		}
 	}
-	rows = append(rows, []string{"Basic constraints:", constraints}, []string{"Key usage:", "critical, " + usages(cert.KeyUsage)})
+	rows = append(rows, []string{"Basic constraints:", constraints},
+		[]string{"Key usage:", "critical, " + usages(cert.KeyUsage)})
 	add := func(name string, values []string) {
 		if len(values) > 0 {
 			rows = append(rows, []string{name, strings.Join(values, ", ")})
@@ -75,8 +78,10 @@ func Describe(cert *x509.Certificate, issuer string) [][]string {
 			add("Extended key usage:", []string{"codeSigning"})
 		}
 	}
-	add("Permitted names:", names(cert.PermittedDNSDomains, cert.PermittedEmailAddresses, cert.PermittedURIDomains, cert.PermittedIPRanges))
-	add("Excluded names:", names(cert.ExcludedDNSDomains, cert.ExcludedEmailAddresses, cert.ExcludedURIDomains, cert.ExcludedIPRanges))
+	add("Permitted names:", names(cert.PermittedDNSDomains, cert.PermittedEmailAddresses, cert.PermittedURIDomains,
+		cert.PermittedIPRanges))
+	add("Excluded names:", names(cert.ExcludedDNSDomains, cert.ExcludedEmailAddresses, cert.ExcludedURIDomains,
+		cert.ExcludedIPRanges))
 	add("CRL:", cert.CRLDistributionPoints)
 	add("OCSP:", cert.OCSPServer)
 	return rows
@@ -90,7 +95,8 @@ func usages(u x509.KeyUsage) string {
 	for _, usage := range []struct {
 		bit  x509.KeyUsage
 		name string
-	}{{x509.KeyUsageDigitalSignature, "digitalSignature"}, {x509.KeyUsageCertSign, "keyCertSign"}, {x509.KeyUsageCRLSign, "cRLSign"}} {
+	}{{x509.KeyUsageDigitalSignature, "digitalSignature"}, {x509.KeyUsageCertSign, "keyCertSign"},
+		{x509.KeyUsageCRLSign, "cRLSign"}} {
 		if u&usage.bit != 0 {
 			names = append(names, usage.name)
 		}

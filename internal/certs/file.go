@@ -13,12 +13,13 @@ import (
 
 const fileLimit = 1 << 20 // bytes; a chain has a few kilobytes
 
-// ReadFile reads the certificates of a file in the file's order, in the forms that Parse knows. A failure is of kind Invalid; its hint
-// is the command that converts the file, where one does.
+// ReadFile reads the certificates of a file in the file's order, in the forms that Parse knows. A failure is of kind
+// Invalid; its hint is the command that converts the file, where one does.
 func ReadFile(path string) ([]*x509.Certificate, error) {
 	data, err := bound.ReadFile(path, fileLimit)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the certificates: %w", err)
+		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
+			"can't read the certificates: %w", err)
 	}
 	certs, err := Parse(data)
 	if err != nil {

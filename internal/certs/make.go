@@ -33,9 +33,10 @@ func SelfSign(signer crypto.Signer, subject pkix.Name, days int) ([]byte, error)
 	return cert.Raw, nil
 }
 
-// Sign makes a certificate for a public key from a template; without an issuer it is self-signed. It gets a random serial of 20
-// octets, of which 158 bits are random, and the identifiers of both keys.
-func Sign(signer crypto.Signer, template, issuer *x509.Certificate, public crypto.PublicKey) (*x509.Certificate, error) {
+// Sign makes a certificate for a public key from a template; without an issuer it is self-signed. It gets a random
+// serial of 20 octets, of which 158 bits are random, and the identifiers of both keys.
+func Sign(signer crypto.Signer, template, issuer *x509.Certificate, public crypto.PublicKey) (*x509.Certificate,
+	error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 158))
 	if err != nil {
 		return nil, err
@@ -106,8 +107,8 @@ func rsaAlgorithms(hash crypto.Hash) []x509.SignatureAlgorithm {
 	return []x509.SignatureAlgorithm{x509.SHA512WithRSA, x509.SHA512WithRSAPSS}
 }
 
-// sign makes what is signed with PKCS #1 v1.5 where the key is RSA, since every CA takes that, or with RSASSA-PSS when the
-// key is restricted to it.
+// sign makes what is signed with PKCS #1 v1.5 where the key is RSA, since every CA takes that, or with RSASSA-PSS when
+// the key is restricted to it.
 func sign(signer crypto.Signer, with func(x509.SignatureAlgorithm) ([]byte, error)) ([]byte, error) {
 	if _, isRSA := signer.Public().(*rsa.PublicKey); !isRSA {
 		der, err := with(x509.UnknownSignatureAlgorithm) // the curve decides
@@ -134,5 +135,6 @@ func unsigned(err error) error {
 	if err == nil || errors.As(err, &known) {
 		return err
 	}
-	return failure.New(failure.Internal, "run it again; if it stays so, the module makes wrong signatures with this key", "the certificate was not signed: %w", err)
+	return failure.New(failure.Internal, "run it again; if it stays so, the module makes wrong signatures with this key",
+		"the certificate was not signed: %w", err)
 }

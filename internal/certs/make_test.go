@@ -55,7 +55,8 @@ func TestPSSOnly(t *testing.T) {
 	if err := Check([]*x509.Certificate{leaf, root}, time.Now()); err != nil {
 		t.Error(err)
 	}
-	list, err := SignCRL(signer, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}, root)
+	list, err := SignCRL(signer, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(),
+		NextUpdate: time.Now().Add(time.Hour)}, root)
 	if err != nil || list.SignatureAlgorithm != x509.SHA256WithRSAPSS {
 		t.Errorf("%v, %v", list, err)
 	}
@@ -75,12 +76,14 @@ func TestWrongSignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := SignCRL(liar{k}, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}, root); err == nil {
+	if _, err := SignCRL(liar{k}, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(),
+		NextUpdate: time.Now().Add(time.Hour)}, root); err == nil {
 		t.Error("a list with a wrong signature")
 	}
 }
 
-// TestText holds that a text's signature verifies with its signer's certificate alone, and that keys restricted to RSASSA-PSS make it too.
+// TestText holds that a text's signature verifies with its signer's certificate alone, and that keys restricted to
+// RSASSA-PSS make it too.
 func TestText(t *testing.T) {
 	restricted, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {

@@ -35,8 +35,8 @@ const (
 //   - PKCS #7 (RFC 5652, section 5.1: the certificates of SignedData), as PEM or DER
 //   - DER (RFC 5280), one certificate after another
 //
-// It fails with kind Invalid when there is no certificate, when one does not parse or exceeds a bound, and when a PEM block is damaged. The hint
-// is the command that converts the file named FILE, where there is one.
+// It fails with kind Invalid when there is no certificate, when one does not parse or exceeds a bound, and when a PEM
+// block is damaged. The hint is the command that converts the file named FILE, where there is one.
 func Parse(data []byte) ([]*x509.Certificate, error) {
 	data = withoutMark(data)
 	if bytes.Contains(data, begin) {
@@ -134,7 +134,8 @@ func parseOne(der []byte) ([]*x509.Certificate, error) {
 		return nil, fmt.Errorf("a certificate does not parse: %w", err)
 	}
 	if public, ok := cert.PublicKey.(*rsa.PublicKey); ok && public.N.BitLen() > maxModulus {
-		return nil, fmt.Errorf("the certificate of %q has an RSA key of %d bits, more than %d", cert.Subject, public.N.BitLen(), maxModulus)
+		return nil, fmt.Errorf("the certificate of %q has an RSA key of %d bits, more than %d", cert.Subject,
+			public.N.BitLen(), maxModulus)
 	}
 	return []*x509.Certificate{cert}, nil
 }
@@ -155,7 +156,8 @@ func parseDER(data []byte) ([]*x509.Certificate, error) {
 	}
 	switch {
 	case bytes.HasPrefix(data, []byte{0xFE, 0xED, 0xFE, 0xED}):
-		return nil, failure.New(failure.Invalid, "convert it: keytool -exportcert -rfc -keystore FILE -alias ALIAS -file chain.pem", "it is a Java keystore")
+		return nil, failure.New(failure.Invalid,
+			"convert it: keytool -exportcert -rfc -keystore FILE -alias ALIAS -file chain.pem", "it is a Java keystore")
 	case first.Tag == asn1.TagInteger && bytes.Equal(first.Bytes, []byte{3}):
 		return nil, failure.New(failure.Invalid, "take the certificates out: openssl pkcs12 -in FILE -nokeys -out chain.pem",
 			"it is PKCS #12, which can hold a private key; a key that has been in a file is no key of a module")

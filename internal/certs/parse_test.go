@@ -48,7 +48,8 @@ func utf16File(order binary.AppendByteOrder, text string) []byte {
 // TestParseForms reads the forms that certificates come in, as openssl and others write them.
 func TestParseForms(t *testing.T) {
 	dir := t.TempDir()
-	softhsmtest.Run(t, softhsmtest.Program(t, "openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", filepath.Join(dir, "leaf.key"),
+	softhsmtest.Run(t, softhsmtest.Program(t, "openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout",
+		filepath.Join(dir, "leaf.key"),
 		"-subj", "/CN=leaf", "-out", filepath.Join(dir, "leaf.pem"))
 	leaf, err := os.ReadFile(filepath.Join(dir, "leaf.pem"))
 	if err != nil {
@@ -62,26 +63,35 @@ func TestParseForms(t *testing.T) {
 	leafDER, _ := pem.Decode(leaf)
 	relabel := func(label string) []byte { return []byte(strings.ReplaceAll(chain, " CERTIFICATE-", " "+label+"-")) }
 	for name, data := range map[string][]byte{
-		"PEM":                         []byte(chain),
-		"text before and between":     []byte("Bag Attributes\n  friendlyName: leaf\n" + string(leaf) + "\nsubject=CN = Root\n" + root.PEM()),
-		"line ends of Windows":        []byte(strings.ReplaceAll(chain, "\n", "\r\n")),
-		"indented":                    []byte("    " + strings.ReplaceAll(chain, "\n", "\n\t  ")),
-		"byte order mark":             append([]byte{0xEF, 0xBB, 0xBF}, chain...),
-		"UTF-16, little-endian":       utf16File(binary.LittleEndian, chain),
-		"UTF-16, big-endian":          utf16File(binary.BigEndian, chain),
-		"X509 CERTIFICATE":            relabel("X509 CERTIFICATE"),
-		"a private key, passed over":  append(bytes.Clone([]byte(chain)), "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"...),
-		"PKCS #7 as PEM":              openssl(t, dir, "crl2pkcs7", "-nocrl", "-certfile", "DIR/chain.pem"),
-		"PKCS #7 as DER":              openssl(t, dir, "crl2pkcs7", "-nocrl", "-certfile", "DIR/chain.pem", "-outform", "DER"),
-		"DER, one after another":      append(bytes.Clone(leafDER.Bytes), root.Cert.Raw...),
-		"TRUSTED CERTIFICATE and PEM": append(openssl(t, dir, "x509", "-in", "DIR/leaf.pem", "-trustout", "-addtrust", "codeSigning", "-setalias", "leaf"), root.PEM()...),
+		"PEM": []byte(chain),
+		"text before and between": []byte("Bag Attributes\n  friendlyName: leaf\n" + string(leaf) +
+			"\nsubject=CN = Root\n" + root.PEM()),
+		"line ends of Windows":  []byte(strings.ReplaceAll(chain, "\n", "\r\n")),
+		"indented":              []byte("    " + strings.ReplaceAll(chain, "\n", "\n\t  ")),
+		"byte order mark":       append([]byte{0xEF, 0xBB, 0xBF}, chain...),
+		"UTF-16, little-endian": utf16File(binary.LittleEndian, chain),
+		"UTF-16, big-endian":    utf16File(binary.BigEndian, chain),
+		"X509 CERTIFICATE":      relabel("X509 CERTIFICATE"),
+		"a private key, passed over": append(bytes.Clone([]byte(chain)),
+			"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"...),
+		"PKCS #7 as PEM": openssl(t, dir, "crl2pkcs7", "-nocrl", "-certfile", "DIR/chain.pem"),
+		"PKCS #7 as DER": openssl(t, dir, "crl2pkcs7", "-nocrl", "-certfile", "DIR/chain.pem", "-outform",
+			"DER"),
+		"DER, one after another": append(bytes.Clone(leafDER.Bytes), root.Cert.Raw...),
+		"TRUSTED CERTIFICATE and PEM": append(
+			openssl(t, dir, "x509", "-in", "DIR/leaf.pem", "-trustout", "-addtrust", "codeSigning", "-setalias", "leaf"),
+			root.PEM()...),
 	} {
 		found, err := Parse(data)
 		if err != nil || len(found) != 2 {
 			t.Errorf("%s: %d certificates, %v", name, len(found), err)
 			continue
 		}
-		slices.SortFunc(found, func(a, b *x509.Certificate) int { return strings.Compare(b.Subject.CommonName, a.Subject.CommonName) }) // PKCS #7 has a set
+		// PKCS #7 has a set
+		slices.SortFunc(found, func(a, b *x509.Certificate) int {
+			return strings.Compare(b.Subject.CommonName,
+				a.Subject.CommonName)
+		})
 		if !bytes.Equal(found[0].Raw, leafDER.Bytes) || !found[1].Equal(root.Cert) {
 			t.Errorf("%s: %q and %q", name, found[0].Subject, found[1].Subject)
 		}
@@ -91,14 +101,17 @@ func TestParseForms(t *testing.T) {
 		data       []byte
 		what, hint string
 	}{
-		"PKCS #12": {openssl(t, dir, "pkcs12", "-export", "-in", "DIR/leaf.pem", "-inkey", "DIR/leaf.key", "-passout", "pass:1234"), "PKCS #12", "openssl pkcs12 -in PATH -nokeys"},
-		"JKS":      {[]byte{0xFE, 0xED, 0xFE, 0xED, 0, 0, 0, 2}, "Java keystore", "keytool -exportcert -rfc -keystore PATH"},
-		"BER":      {[]byte("\x30\x80\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02\xa0\x80"), "indefinite", "openssl pkcs7 -inform DER -in PATH"},
-		"a key":    {openssl(t, dir, "pkcs8", "-topk8", "-nocrypt", "-in", "DIR/leaf.key"), "only PRIVATE KEY", "PEM file"},
-		"damaged":  {[]byte(chain + "-----BEGIN CERTIFICATE-----\nA"), "1 of its 3 PEM blocks are damaged", "PEM file"},
-		"quoted":   {[]byte("> -----BEGIN CERTIFICATE-----\n"), "there is no certificate in it", "PEM file"},
-		"nothing":  {nil, "there is no certificate in it", "PEM file"},
-		"text":     {[]byte("directories.tokendir = /tmp\n" + strings.Repeat("# a comment\n", 10)), "there is no certificate in it", "PEM file"},
+		"PKCS #12": {openssl(t, dir, "pkcs12", "-export", "-in", "DIR/leaf.pem", "-inkey", "DIR/leaf.key", "-passout",
+			"pass:1234"), "PKCS #12", "openssl pkcs12 -in PATH -nokeys"},
+		"JKS": {[]byte{0xFE, 0xED, 0xFE, 0xED, 0, 0, 0, 2}, "Java keystore", "keytool -exportcert -rfc -keystore PATH"},
+		"BER": {[]byte("\x30\x80\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x07\x02\xa0\x80"), "indefinite",
+			"openssl pkcs7 -inform DER -in PATH"},
+		"a key":   {openssl(t, dir, "pkcs8", "-topk8", "-nocrypt", "-in", "DIR/leaf.key"), "only PRIVATE KEY", "PEM file"},
+		"damaged": {[]byte(chain + "-----BEGIN CERTIFICATE-----\nA"), "1 of its 3 PEM blocks are damaged", "PEM file"},
+		"quoted":  {[]byte("> -----BEGIN CERTIFICATE-----\n"), "there is no certificate in it", "PEM file"},
+		"nothing": {nil, "there is no certificate in it", "PEM file"},
+		"text": {[]byte("directories.tokendir = /tmp\n" + strings.Repeat("# a comment\n", 10)),
+			"there is no certificate in it", "PEM file"},
 	}
 	for name, r := range refused {
 		path := filepath.Join(dir, "refused")
@@ -106,7 +119,8 @@ func TestParseForms(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := ReadFile(path)
-		if err == nil || !strings.Contains(err.Error(), r.what) || !strings.Contains(failure.From(err).Hint, strings.ReplaceAll(r.hint, "PATH", path)) {
+		if err == nil || !strings.Contains(err.Error(), r.what) ||
+			!strings.Contains(failure.From(err).Hint, strings.ReplaceAll(r.hint, "PATH", path)) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -143,7 +157,8 @@ func TestParseBounds(t *testing.T) {
 // parseCost is what reading certificates may allocate: a PEM file is copied, decoded, and each certificate parsed.
 var parseCost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 64}
 
-// FuzzParse holds that no file crashes or costs more than its size allows, and that what parses can be put in order and checked.
+// FuzzParse holds that no file crashes or costs more than its size allows, and that what parses can be put in order and
+// checked.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(""))
 	f.Add([]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))

@@ -11,9 +11,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Check applies Notation's certificate rules to a chain, leaf first, at a time. notation-core-go decides; when it refuses, the
-// failure says in our words which certificate breaks which rule and what to do.
-// (Notary Project signature specification, "Certificate Requirements".)
+// Check applies Notation's certificate rules to a chain, leaf first, at a time. notation-core-go decides; when it
+// refuses, the failure says in our words which certificate breaks which rule and what to do. (Notary Project signature
+// specification, "Certificate Requirements".)
 func Check(chain []*x509.Certificate, now time.Time) error {
 	err := notation.ValidateCodeSigningCertChain(chain, &now)
 	if err == nil {
@@ -24,7 +24,8 @@ func Check(chain []*x509.Certificate, now time.Time) error {
 			return failure.New(failure.Invalid, hint, "Notation does not accept the certificate of %q: %s", cert.Subject, what)
 		}
 	}
-	return failure.New(failure.Invalid, "see Notation's certificate requirements", "Notation does not accept the certificate chain of %q: %w", chain[0].Subject, err)
+	return failure.New(failure.Invalid, "see Notation's certificate requirements",
+		"Notation does not accept the certificate chain of %q: %w", chain[0].Subject, err)
 }
 
 var oidKeyUsage = asn1.ObjectIdentifier{2, 5, 29, 15}
@@ -42,7 +43,8 @@ func explain(cert *x509.Certificate, leaf bool, now time.Time) (what, hint strin
 	case insecure(cert.SignatureAlgorithm):
 		return "its signature uses " + cert.SignatureAlgorithm.String(), "use a certificate signed with SHA-256 or better"
 	case leaf && cert.IsCA:
-		return "it is a CA certificate, and Notation signs with an end-entity certificate alone", "issue a leaf certificate for the signing key" + again
+		return "it is a CA certificate, and Notation signs with an end-entity certificate alone",
+			"issue a leaf certificate for the signing key" + again
 	case !leaf && !cert.IsCA:
 		return "it issued another certificate of the chain but is not a CA", "use an issuer with basic constraints CA:TRUE"
 	case !present:

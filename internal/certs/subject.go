@@ -7,8 +7,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// ParseSubject reads a distinguished name as RFC 4514 writes it: "CN=release,O=Example,C=CH,ST=Zurich". A comma or an equals
-// sign within a value is written with a backslash before it.
+// ParseSubject reads a distinguished name as RFC 4514 writes it: "CN=release,O=Example,C=CH,ST=Zurich". A comma or an
+// equals sign within a value is written with a backslash before it.
 func ParseSubject(text string) (pkix.Name, error) {
 	const hint = `write it like "CN=release,O=Example,C=CH,ST=Zurich"`
 	var name pkix.Name
@@ -16,7 +16,8 @@ func ParseSubject(text string) (pkix.Name, error) {
 		attribute, value, ok := strings.Cut(part, "=")
 		value = unescape(strings.TrimSpace(value))
 		if !ok || value == "" {
-			return name, failure.New(failure.Invalid, hint, "the subject %q has a part %q without a value", text, strings.TrimSpace(part))
+			return name, failure.New(failure.Invalid, hint, "the subject %q has a part %q without a value", text,
+				strings.TrimSpace(part))
 		}
 		switch strings.ToUpper(strings.TrimSpace(attribute)) {
 		case "CN":
@@ -27,7 +28,8 @@ func ParseSubject(text string) (pkix.Name, error) {
 			name.OrganizationalUnit = append(name.OrganizationalUnit, value)
 		case "C":
 			if len(value) != 2 {
-				return name, failure.New(failure.Invalid, "use the two letters of ISO 3166, such as C=CH", "the country %q is not two letters", value)
+				return name, failure.New(failure.Invalid, "use the two letters of ISO 3166, such as C=CH",
+					"the country %q is not two letters", value)
 			}
 			name.Country = append(name.Country, strings.ToUpper(value))
 		case "ST", "S":
@@ -41,7 +43,8 @@ func ParseSubject(text string) (pkix.Name, error) {
 		case "SERIALNUMBER":
 			name.SerialNumber = value
 		default:
-			return name, failure.New(failure.Invalid, "known are CN, O, OU, C, ST, L, STREET, POSTALCODE and SERIALNUMBER; "+hint,
+			return name, failure.New(failure.Invalid,
+				"known are CN, O, OU, C, ST, L, STREET, POSTALCODE and SERIALNUMBER; "+hint,
 				"the subject %q has an unknown part %q", text, strings.TrimSpace(attribute))
 		}
 	}
@@ -51,8 +54,8 @@ func ParseSubject(text string) (pkix.Name, error) {
 	return name, nil
 }
 
-// LacksIdentity returns the parts a subject lacks to be a trusted identity in Notation's trust policy, which needs country,
-// state and organisation.
+// LacksIdentity returns the parts a subject lacks to be a trusted identity in Notation's trust policy, which needs
+// country, state and organisation.
 func LacksIdentity(name pkix.Name) []string {
 	var lacks []string
 	for _, part := range []struct {

@@ -24,21 +24,25 @@ type Terms struct {
 	Exclude    []string `yaml:"exclude"`
 }
 
-// LeafTemplate is a signer's certificate that Notation accepts: not a CA, key usage digital signature (critical), extended key usage
-// code signing. Without an issuer it is self-signed. Without a subject in the terms the caller sets one.
+// LeafTemplate is a signer's certificate that Notation accepts: not a CA, key usage digital signature (critical),
+// extended key usage code signing. Without an issuer it is self-signed. Without a subject in the terms the caller sets
+// one.
 func LeafTemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 	if t.PathLength != nil || len(t.Permit) > 0 || len(t.Exclude) > 0 {
-		return nil, failure.New(failure.Invalid, "set them on the CA", "path length and name constraints have no meaning in a signer's certificate")
+		return nil, failure.New(failure.Invalid, "set them on the CA",
+			"path length and name constraints have no meaning in a signer's certificate")
 	}
 	template, err := t.template(issuer)
 	if err != nil {
 		return nil, err
 	}
-	template.KeyUsage, template.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
+	template.KeyUsage, template.ExtKeyUsage = x509.KeyUsageDigitalSignature,
+		[]x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}
 	return template, nil
 }
 
-// CATemplate is the certificate of a CA, which signs certificates and CRLs: a root without an issuer, else an intermediate.
+// CATemplate is the certificate of a CA, which signs certificates and CRLs: a root without an issuer, else an
+// intermediate.
 func CATemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 	template, err := t.template(issuer)
 	if err != nil {
@@ -46,11 +50,14 @@ func CATemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 	}
 	template.IsCA, template.KeyUsage = true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
 	if template.Subject.CommonName == "" {
-		return nil, failure.New(failure.Invalid, `as in: --subject "CN=Example Root,O=Example,C=CH,ST=Zurich"`, "a CA needs a subject")
+		return nil, failure.New(failure.Invalid, `as in: --subject "CN=Example Root,O=Example,C=CH,ST=Zurich"`,
+			"a CA needs a subject")
 	}
 	if t.PathLength != nil {
 		if *t.PathLength < 0 {
-			return nil, failure.New(failure.Invalid, "it is the number of CAs that may follow below: 0 for a CA that issues to signers alone", "%d is no path length", *t.PathLength)
+			return nil, failure.New(failure.Invalid,
+				"it is the number of CAs that may follow below: 0 for a CA that issues to signers alone", "%d is no path length",
+				*t.PathLength)
 		}
 		template.MaxPathLen, template.MaxPathLenZero = *t.PathLength, *t.PathLength == 0
 	}
@@ -64,10 +71,12 @@ func CATemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 
 func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
 	if t.Days == 0 {
-		return nil, failure.New(failure.Invalid, "as in: --days 365 (in a ceremony: days: 365)", "nothing says how many days the certificate is to be valid")
+		return nil, failure.New(failure.Invalid, "as in: --days 365 (in a ceremony: days: 365)",
+			"nothing says how many days the certificate is to be valid")
 	}
 	if t.Days < 1 || t.Days > 36525 {
-		return nil, failure.New(failure.Invalid, "give it at least one day and at most a hundred years", "a certificate can't be valid for %d days", t.Days)
+		return nil, failure.New(failure.Invalid, "give it at least one day and at most a hundred years",
+			"a certificate can't be valid for %d days", t.Days)
 	}
 	start := time.Now().UTC().Truncate(time.Second).Add(-time.Minute) // another clock may be slow
 	if issuer != nil && start.Before(issuer.NotBefore) {
@@ -79,7 +88,8 @@ func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
 		if left := int(issuer.NotAfter.Sub(start).Hours() / 24); left > 0 {
 			hint = fmt.Sprintf("at most %d days are left; or make a new CA first", left)
 		}
-		return nil, failure.New(failure.Invalid, hint, "a certificate for %d days would outlive its issuer %q, which ends on %s",
+		return nil, failure.New(failure.Invalid, hint,
+			"a certificate for %d days would outlive its issuer %q, which ends on %s",
 			t.Days, issuer.Subject, issuer.NotAfter.UTC().Format(time.DateOnly))
 	}
 	if t.Subject != "" {
@@ -96,11 +106,13 @@ func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
 			continue
 		}
 		if issuer == nil {
-			return nil, failure.New(failure.Invalid, "leave it out: a root is put into trust stores, and taken out of them", "a root can't be revoked, so an address for %s has no meaning in it", l.name)
+			return nil, failure.New(failure.Invalid, "leave it out: a root is put into trust stores, and taken out of them",
+				"a root can't be revoked, so an address for %s has no meaning in it", l.name)
 		}
 		// The list and the answers are signed, and https would need a revocation check of its own; Notation takes http alone.
 		if u, err := url.Parse(l.url); err != nil || u.Scheme != "http" || u.Host == "" {
-			return nil, failure.New(failure.Invalid, "as in: http://pki.example.com/signing.crl", "the %s address %q is no http:// address, and Notation takes no other", l.name, l.url)
+			return nil, failure.New(failure.Invalid, "as in: http://pki.example.com/signing.crl",
+				"the %s address %q is no http:// address, and Notation takes no other", l.name, l.url)
 		}
 		*l.into = []string{l.url}
 	}
@@ -110,23 +122,27 @@ func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
 // allowsCA holds a new CA against what its issuer may certify.
 func allowsCA(issuer, template *x509.Certificate) error {
 	if issuer.Subject.String() == template.Subject.String() {
-		return failure.New(failure.Invalid, "give each CA a subject of its own", "an intermediate can't have the subject of its issuer, %q", issuer.Subject)
+		return failure.New(failure.Invalid, "give each CA a subject of its own",
+			"an intermediate can't have the subject of its issuer, %q", issuer.Subject)
 	}
 	limit, limited := pathLength(issuer)
 	if !limited {
 		return nil
 	}
 	if limit == 0 {
-		return failure.New(failure.Invalid, "use another --parent", "the CA %q may not issue to CAs: its path length is 0", issuer.Subject)
+		return failure.New(failure.Invalid, "use another --parent", "the CA %q may not issue to CAs: its path length is 0",
+			issuer.Subject)
 	}
 	if own, set := pathLength(template); set && own >= limit {
 		hint := fmt.Sprintf("use a path length of at most %d", limit-1)
-		return failure.New(failure.Invalid, hint, "a path length of %d is too much below %q, whose own is %d", own, issuer.Subject, limit)
+		return failure.New(failure.Invalid, hint, "a path length of %d is too much below %q, whose own is %d", own,
+			issuer.Subject, limit)
 	}
 	return nil
 }
 
-// pathLength returns the path length constraint of a CA, if it has one; crypto/x509 has two ways to say that it has none.
+// pathLength returns the path length constraint of a CA, if it has one; crypto/x509 has two ways to say that it has
+// none.
 func pathLength(cert *x509.Certificate) (limit int, limited bool) {
 	return cert.MaxPathLen, cert.MaxPathLen > 0 || (cert.MaxPathLen == 0 && cert.MaxPathLenZero)
 }
@@ -138,8 +154,10 @@ func (t Terms) constrain(template *x509.Certificate) error {
 		dns, email, uri *[]string
 		ip              *[]*net.IPNet
 	}{
-		{t.Permit, &template.PermittedDNSDomains, &template.PermittedEmailAddresses, &template.PermittedURIDomains, &template.PermittedIPRanges},
-		{t.Exclude, &template.ExcludedDNSDomains, &template.ExcludedEmailAddresses, &template.ExcludedURIDomains, &template.ExcludedIPRanges},
+		{t.Permit, &template.PermittedDNSDomains, &template.PermittedEmailAddresses, &template.PermittedURIDomains,
+			&template.PermittedIPRanges},
+		{t.Exclude, &template.ExcludedDNSDomains, &template.ExcludedEmailAddresses, &template.ExcludedURIDomains,
+			&template.ExcludedIPRanges},
 	} {
 		for _, text := range side.names {
 			const hint = "write dns:example.com, email:example.com, uri:example.com or ip:192.0.2.0/24"

@@ -43,7 +43,8 @@ func CheckText(cert *x509.Certificate, text, signature []byte) error {
 			return nil
 		}
 	}
-	return failure.New(failure.Invalid, "", "the signature does not verify with the certificate of %q: %w", cert.Subject, err)
+	return failure.New(failure.Invalid, "", "the signature does not verify with the certificate of %q: %w", cert.Subject,
+		err)
 }
 
 func ecdsaAlgorithm(hash crypto.Hash) x509.SignatureAlgorithm {

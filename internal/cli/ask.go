@@ -10,8 +10,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Ask has a person type an answer on the terminal, which is there even when standard input is a pipe, and fails unless it is the
-// one that is wanted.
+// Ask has a person type an answer on the terminal, which is there even when standard input is a pipe, and fails unless
+// it is the one that is wanted.
 func Ask(ctx context.Context, question, want string) error {
 	const hint = "run it in a terminal, or add --yes"
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)

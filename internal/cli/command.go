@@ -1,5 +1,5 @@
-// Package cli is what the executables' commands have in common: the flags of settings, how a command is used, and the words
-// that people read.
+// Package cli is what the executables' commands have in common: the flags of settings, how a command is used, and the
+// words that people read.
 package cli
 
 import (
@@ -49,7 +49,8 @@ var settingHelp = map[string]string{
 }
 
 // TokenSettings are the settings that every command with a key or a token has.
-var TokenSettings = []string{config.ModulePath, config.Token, config.SlotID, config.PINSource, config.Timeout, config.AllowFinalPINTry}
+var TokenSettings = []string{config.ModulePath, config.Token, config.SlotID, config.PINSource, config.Timeout,
+	config.AllowFinalPINTry}
 
 // AddSettings gives a command flags for settings and returns a function for those that were given.
 func AddSettings(c *cobra.Command, names ...string) func() map[string]string {

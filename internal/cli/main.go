@@ -13,8 +13,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
-// Prepare readies the process for a module, which is a stranger's code: it opens the log, moves standard output and standard
-// error out of the way, and has the last words made in case the module crashes. form writes those as any other failure.
+// Prepare readies the process for a module, which is a stranger's code: it opens the log, moves standard output and
+// standard error out of the way, and has the last words made in case the module crashes. form writes those as any other
+// failure.
 func Prepare(form func(error) []byte) error {
 	log, err := config.OpenLog()
 	if err != nil {

@@ -36,7 +36,8 @@ func TestURIRoundTrip(t *testing.T) {
 func FuzzURI(f *testing.F) {
 	for _, seed := range []string{
 		"pkcs11:token=signing;object=release", "pkcs11:id=%00%01;slot-id=3?module-path=/usr/lib/m.so&pin-source=file:/pin",
-		"pkcs11:", "pkcs11:?", "pkcs11:token", "pkcs11:token=%", "pkcs11:token=a;token=b", "nethsm:key", "pkcs11:type=private;serial=%41",
+		"pkcs11:", "pkcs11:?", "pkcs11:token", "pkcs11:token=%", "pkcs11:token=a;token=b", "nethsm:key",
+		"pkcs11:type=private;serial=%41",
 		"pkcs11:object=a?pin-value=1234&pin-source=|cmd", "pkcs11:slot-id=-1", "pkcs11:slot-id=99999999999999999999",
 		"nethsm:", "nethsm:release-1.2_x", "nethsm:rel*", "nethsm:../users", "nethsm:a?b=c", "nethsm:\x00",
 	} {
@@ -64,11 +65,15 @@ var fileCost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 2 << 10}
 // file, and that adding programs keeps what else is there.
 func FuzzConfigFile(f *testing.F) {
 	for _, seed := range []string{
-		"", "# nothing", "timeout: 30s", "keys:\n  release:\n    uri: pkcs11:object=a\n", "tokens:\n  signing:\n    env:\n      A: b\n",
-		"keys: [1]", "keys: 1", "a: &x {b: *x}", "timeout: {a: b}", "keys:\n  a: {uri: x, uri: y}", "- a", "? [a]\n: b", "tokens: {a: {env: [x]}}", "!!binary a: b",
+		"", "# nothing", "timeout: 30s", "keys:\n  release:\n    uri: pkcs11:object=a\n",
+		"tokens:\n  signing:\n    env:\n      A: b\n",
+		"keys: [1]", "keys: 1", "a: &x {b: *x}", "timeout: {a: b}", "keys:\n  a: {uri: x, uri: y}", "- a", "? [a]\n: b",
+		"tokens: {a: {env: [x]}}", "!!binary a: b",
 		"x: &a [*a]", "<<: {timeout: 1s}",
-		"modules:\n- /a.so # why\ncommands: [get a, 'get b']\n", "modules:\n  - /a.so\n\n# end\n...\n", "commands:\nmodules: [./a.so]", "{modules: []}", "modules: &a [x]\ncommands: *a", "modules:\r- a\r- b",
-		"nethsm:\n  instances: [https://a.example.com, https://b.example.com]\n  user: a~b\n", "nethsm: [x]", "nethsm: {instances: [[x]], user: [a]}", "nethsm: {instances: &a [*a]}",
+		"modules:\n- /a.so # why\ncommands: [get a, 'get b']\n", "modules:\n  - /a.so\n\n# end\n...\n",
+		"commands:\nmodules: [./a.so]", "{modules: []}", "modules: &a [x]\ncommands: *a", "modules:\r- a\r- b",
+		"nethsm:\n  instances: [https://a.example.com, https://b.example.com]\n  user: a~b\n", "nethsm: [x]",
+		"nethsm: {instances: [[x]], user: [a]}", "nethsm: {instances: &a [*a]}",
 	} {
 		f.Add([]byte(seed))
 	}
@@ -88,7 +93,8 @@ func FuzzConfigFile(f *testing.F) {
 			return
 		}
 		after := newFile("config.yaml")
-		if err := after.parse([]byte(text)); err != nil || len(after.modules) != len(c.modules)+1 || len(after.commands) != len(c.commands)+1 {
+		if err := after.parse([]byte(text)); err != nil || len(after.modules) != len(c.modules)+1 ||
+			len(after.commands) != len(c.commands)+1 {
 			t.Errorf("%q: with programs added it is %q: %v", data, text, err)
 		}
 		for comment := range strings.SplitSeq(string(data), "\n") {
@@ -106,14 +112,15 @@ func TestYAMLBounds(t *testing.T) {
 		bomb += fmt.Sprintf("%c: &%c [*%c, *%c]\n", name, name, name-1, name-1)
 	}
 	for name, test := range map[string]struct{ text, what string }{
-		"long":     {strings.Repeat("#\n", MaxFile), "bytes, more than"},
-		"deep":     {strings.Repeat("[", 17) + strings.Repeat("]", 17), "nested deeper than 16"},
-		"deeper":   {strings.Repeat("[", MaxFile), "max depth"},
-		"circle":   {"a: &a {b: *a}", "nested deeper than 16"},
-		"bomb":     {bomb, "nested deeper than 16"},
-		"wide":     {"[" + strings.Repeat("a,", maxNodes) + "]", "more than 20000 values"},
-		"repeated": {"a: &a [" + strings.Repeat("x,", 200) + "]\nb: [" + strings.Repeat("*a,", 200) + "]\n", "more than 20000 values"},
-		"fine":     {strings.Repeat("[", 16) + strings.Repeat("]", 16), ""},
+		"long":   {strings.Repeat("#\n", MaxFile), "bytes, more than"},
+		"deep":   {strings.Repeat("[", 17) + strings.Repeat("]", 17), "nested deeper than 16"},
+		"deeper": {strings.Repeat("[", MaxFile), "max depth"},
+		"circle": {"a: &a {b: *a}", "nested deeper than 16"},
+		"bomb":   {bomb, "nested deeper than 16"},
+		"wide":   {"[" + strings.Repeat("a,", maxNodes) + "]", "more than 20000 values"},
+		"repeated": {"a: &a [" + strings.Repeat("x,", 200) + "]\nb: [" + strings.Repeat("*a,", 200) + "]\n",
+			"more than 20000 values"},
+		"fine": {strings.Repeat("[", 16) + strings.Repeat("]", 16), ""},
 	} {
 		_, err := YAML([]byte(test.text), MaxFile)
 		if (err == nil) != (test.what == "") || err != nil && !strings.Contains(err.Error(), test.what) {
@@ -143,7 +150,8 @@ func TestTokenFromOnePlace(t *testing.T) {
 	if err != nil || s.Key.Token != "other" || s.Key.Serial != "42" || s.PIN != "1234" || s.Key.Object != "release" {
 		t.Errorf("%+v, %v", s, err)
 	}
-	if _, err = Resolve("pkcs11:object=release", map[string]string{"token": "pkcs11:token=a?pin-value=1"}, PluginConfig); err == nil || strings.Contains(err.Error(), "pin-value=1") {
+	if _, err = Resolve("pkcs11:object=release", map[string]string{"token": "pkcs11:token=a?pin-value=1"},
+		PluginConfig); err == nil || strings.Contains(err.Error(), "pin-value=1") {
 		t.Errorf("a PIN in plugin config: %v", err)
 	}
 }
@@ -165,7 +173,8 @@ func TestConfigDirectory(t *testing.T) {
 	if err := os.WriteFile(Path(), []byte("timeout: -1s"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Resolve("pkcs11:object=a", nil, Flags); err == nil || !strings.Contains(failure.From(err).Error(), "-1s") {
+	if _, err := Resolve("pkcs11:object=a", nil, Flags); err == nil ||
+		!strings.Contains(failure.From(err).Error(), "-1s") {
 		t.Errorf("a negative timeout: %v", err)
 	}
 }

@@ -110,34 +110,37 @@ func loadFile() (*file, error) {
 func (f *file) parse(data []byte) error {
 	root, err := YAML(data, MaxFile)
 	if err != nil {
-		return failure.New(failure.Invalid, "see docs/configuration.md for an example", "the config file %s is not valid YAML: %w", f.path, err)
+		return failure.New(failure.Invalid, "see docs/configuration.md for an example",
+			"the config file %s is not valid YAML: %w", f.path, err)
 	}
 	if root == nil {
 		return nil // empty, or comments alone
 	}
-	f.settings, err = f.section(root, "the config file", fileSettings, func(name string, value *yaml.Node) (_ bool, err error) {
-		switch name {
-		case "keys":
-			return true, f.keyEntries(value)
-		case "tokens":
-			return true, f.tokenEntries(value)
-		case "nethsm":
-			return true, f.nethsmEntries(value)
-		case modulesSetting:
-			f.modules, err = f.programEntries(name, value)
-			return true, err
-		case commandsSetting:
-			f.commands, err = f.programEntries(name, value)
-			return true, err
-		}
-		return false, nil
-	})
+	f.settings, err = f.section(root, "the config file", fileSettings,
+		func(name string, value *yaml.Node) (_ bool, err error) {
+			switch name {
+			case "keys":
+				return true, f.keyEntries(value)
+			case "tokens":
+				return true, f.tokenEntries(value)
+			case "nethsm":
+				return true, f.nethsmEntries(value)
+			case modulesSetting:
+				f.modules, err = f.programEntries(name, value)
+				return true, err
+			case commandsSetting:
+				f.commands, err = f.programEntries(name, value)
+				return true, err
+			}
+			return false, nil
+		})
 	if err != nil {
 		return err
 	}
 	for alias, entry := range f.keys {
 		if entry[uriSetting] == "" {
-			return failure.New(failure.Invalid, "add: uri: pkcs11:token=...;object=..., or: uri: nethsm:KEYID", "key %q in %s has no uri", alias, f.path)
+			return failure.New(failure.Invalid, "add: uri: pkcs11:token=...;object=..., or: uri: nethsm:KEYID",
+				"key %q in %s has no uri", alias, f.path)
 		}
 	}
 	return nil
@@ -166,7 +169,8 @@ func (f *file) tokenEntries(node *yaml.Node) error {
 }
 
 // section reads a mapping of scalars with known names (nil: any); nested takes the values that it says are its own.
-func (f *file) section(node *yaml.Node, where string, known []string, nested func(string, *yaml.Node) (bool, error)) (map[string]string, error) {
+func (f *file) section(node *yaml.Node, where string, known []string,
+	nested func(string, *yaml.Node) (bool, error)) (map[string]string, error) {
 	settings := map[string]string{}
 	err := f.mapping(node, where, func(name string, value *yaml.Node) error {
 		if known != nil {
@@ -180,7 +184,8 @@ func (f *file) section(node *yaml.Node, where string, known []string, nested fun
 			}
 		}
 		if value.Kind != yaml.ScalarNode {
-			return failure.New(failure.Invalid, "give it a single value", "%q in %s (%s:%d) is not a single value", name, where, f.path, value.Line)
+			return failure.New(failure.Invalid, "give it a single value", "%q in %s (%s:%d) is not a single value", name, where,
+				f.path, value.Line)
 		}
 		settings[name] = value.Value
 		return nil
@@ -193,13 +198,15 @@ func (f *file) mapping(node *yaml.Node, where string, each func(string, *yaml.No
 		return nil
 	}
 	if node.Kind != yaml.MappingNode {
-		return failure.New(failure.Invalid, "see docs/configuration.md for an example", "%s (%s:%d) is not a list of settings", where, f.path, node.Line)
+		return failure.New(failure.Invalid, "see docs/configuration.md for an example",
+			"%s (%s:%d) is not a list of settings", where, f.path, node.Line)
 	}
 	seen := map[string]bool{}
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		name, value := node.Content[i].Value, node.Content[i+1]
 		if seen[name] {
-			return failure.New(failure.Invalid, "remove one of the two", "%q stands twice in %s (%s:%d)", name, where, f.path, value.Line)
+			return failure.New(failure.Invalid, "remove one of the two", "%q stands twice in %s (%s:%d)", name, where, f.path,
+				value.Line)
 		}
 		seen[name] = true
 		if value.Kind == yaml.AliasNode {

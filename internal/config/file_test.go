@@ -73,7 +73,8 @@ func TestOthersCanChangeTheFile(t *testing.T) {
 			c.change(t, path)
 			_, err := Resolve("pkcs11:object=a", nil, Flags)
 			text, hint := c.want(path)
-			if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), text) || !strings.Contains(failure.From(err).Hint, hint) {
+			if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), text) ||
+				!strings.Contains(failure.From(err).Hint, hint) {
 				t.Errorf("%v, %q", err, failure.From(err).Hint)
 			}
 			// The same when it is named.
@@ -119,7 +120,8 @@ func TestCurrentFolder(t *testing.T) {
 				t.Setenv("HOME", here)
 				t.Setenv("XDG_CONFIG_HOME", "")
 				t.Setenv(variable, value)
-				if _, err := Resolve("pkcs11:object=a", nil, Flags); !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), "not a full path") {
+				if _, err := Resolve("pkcs11:object=a", nil, Flags); !failure.Is(err, failure.Invalid) ||
+					!strings.Contains(err.Error(), "not a full path") {
 					t.Errorf("%v", err)
 				}
 			})

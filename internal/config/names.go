@@ -24,8 +24,8 @@ const (
 	AllowFinalPINTry = "allow-final-pin-try"
 )
 
-// NetHSMInsecure is the setting of one key, in plugin config or its entry of the config file, that has the plugin trust any certificate of
-// the NetHSM: Notation shows no warning of a plugin's.
+// NetHSMInsecure is the setting of one key, in plugin config or its entry of the config file, that has the plugin trust
+// any certificate of the NetHSM: Notation shows no warning of a plugin's.
 const NetHSMInsecure = "nethsm-insecure"
 
 // Names lists every setting that plugin config, a flag or the environment may give.

@@ -21,15 +21,17 @@ import (
 // NetHSMScheme starts the reference to a key on a NetHSM.
 const NetHSMScheme = "nethsm:"
 
-// NetHSM says how a NetHSM is reached: the section nethsm of the config file, each setting of which the environment may give as
-// well, after NOTATION_HSM_NETHSM_. Who signs with it proves itself as ever: PIN, PINSource and Timeout of Settings are the operator's.
+// NetHSM says how a NetHSM is reached: the section nethsm of the config file, each setting of which the environment may
+// give as well, after NOTATION_HSM_NETHSM_. Who signs with it proves itself as ever: PIN, PINSource and Timeout of
+// Settings are the operator's.
 type NetHSM struct {
-	Instances    []string   // of one cluster, as https://HOST[:PORT]
-	User         string     // the operator, or NAMESPACE~USER
-	CAFile       string     // PEM; "" for the system's roots
-	Fingerprints [][32]byte // SHA-256 of the certificates (DER) that are trusted, whoever issued them; none: CAFile decides
-	Insecure     bool       // trust any certificate
-	Withheld     bool       // a PIN for any token is set, which is not sent to whoever answers (Insecure)
+	Instances []string // of one cluster, as https://HOST[:PORT]
+	User      string   // the operator, or NAMESPACE~USER
+	CAFile    string   // PEM; "" for the system's roots
+	// SHA-256 of the certificates (DER) that are trusted, whoever issued them; none: CAFile decides
+	Fingerprints [][32]byte
+	Insecure     bool // trust any certificate
+	Withheld     bool // a PIN for any token is set, which is not sent to whoever answers (Insecure)
 
 	Administrator, AdministratorPINSource string // "" when none is named
 	BackupUser, BackupPINSource           string
@@ -71,7 +73,8 @@ func isNetHSMName(text string) bool {
 func parseNetHSM(text string) (URI, error) {
 	id := strings.TrimPrefix(text, NetHSMScheme)
 	if prefix := strings.TrimSuffix(id, "*"); id != "" && !isNetHSMName(prefix) { // with a star, for commands that list
-		return URI{}, failure.New(failure.Invalid, `name it like nethsm:release; a key ID has letters, digits and "_.-", and begins with a letter or digit`,
+		return URI{}, failure.New(failure.Invalid,
+			`name it like nethsm:release; a key ID has letters, digits and "_.-", and begins with a letter or digit`,
 			"%q names no key on a NetHSM", redactMalformed(text))
 	}
 	return URI{NetHSM: true, Object: id}, nil
@@ -87,7 +90,8 @@ func (f *file) nethsmEntries(node *yaml.Node) (err error) {
 		var all []string
 		for _, item := range value.Content {
 			if item.Kind != yaml.ScalarNode {
-				return true, failure.New(failure.Invalid, "give it values alone", "%q in nethsm (%s:%d) holds more than values", name, f.path, item.Line)
+				return true, failure.New(failure.Invalid, "give it values alone", "%q in nethsm (%s:%d) holds more than values",
+					name, f.path, item.Line)
 			}
 			all = append(all, item.Value)
 		}
@@ -110,14 +114,16 @@ func (s *Settings) chooseNetHSM(token, where string) error {
 	return err
 }
 
-// applyNetHSM takes each setting from the first layer that has it; those of the section alone come from the environment or the file.
+// applyNetHSM takes each setting from the first layer that has it; those of the section alone come from the environment
+// or the file.
 func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *Programs) error {
 	for _, l := range layers {
 		if l.uri {
 			break // what is weaker is for other keys as well
 		}
 		if path := l.values[ModulePath]; path != "" {
-			return failure.New(failure.Invalid, "leave out "+ModulePath, "the key %s is on a NetHSM, and %s names the module %s", s.Key, l.origin.name, path)
+			return failure.New(failure.Invalid, "leave out "+ModulePath, "the key %s is on a NetHSM, and %s names the module %s",
+				s.Key, l.origin.name, path)
 		}
 	}
 	own := func(name string) string { return cmp.Or(os.Getenv(nethsmEnvironment(name)), f.nethsm[name]) }
@@ -129,10 +135,12 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 	if n.CAFile != "" && os.Getenv(nethsmEnvironment(nethsmCAFile)) == "" && !filepath.IsAbs(n.CAFile) {
 		n.CAFile = filepath.Join(filepath.Dir(f.path), n.CAFile)
 	}
-	for name, user := range map[string]string{nethsmUser: n.User, nethsmAdministrator: n.Administrator, nethsmBackupUser: n.BackupUser} {
+	for name, user := range map[string]string{nethsmUser: n.User, nethsmAdministrator: n.Administrator,
+		nethsmBackupUser: n.BackupUser} {
 		first, second, in := strings.Cut(user, "~")
 		if user != "" && (!isNetHSMName(first) || in && !isNetHSMName(second)) {
-			return failure.New(failure.Invalid, "write it as NAME or NAMESPACE~NAME", "%s %q of the NetHSM is no user ID", name, user)
+			return failure.New(failure.Invalid, "write it as NAME or NAMESPACE~NAME", "%s %q of the NetHSM is no user ID", name,
+				user)
 		}
 	}
 	var err error
@@ -144,11 +152,14 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 		return err
 	}
 	if stated && !n.Insecure && !by.namesPrograms { // data decides for which key, not whether
-		return failure.New(failure.Denied, "for a NetHSM for tests, also write insecure: true under nethsm in "+f.path+"; else take "+NetHSMInsecure+" out",
-			"%s has the TLS certificates of the NetHSM not verified (%s), which the config file does not", by.name, NetHSMInsecure)
+		return failure.New(failure.Denied, "for a NetHSM for tests, also write insecure: true under nethsm in "+f.path+
+			"; else take "+NetHSMInsecure+" out",
+			"%s has the TLS certificates of the NetHSM not verified (%s), which the config file does not", by.name,
+			NetHSMInsecure)
 	}
 	if n.Insecure && !stated && origin == PluginConfig {
-		return failure.New(failure.Denied, "set fingerprints or ca-file under nethsm; or, for a NetHSM for tests, write "+NetHSMInsecure+
+		return failure.New(failure.Denied, "set fingerprints or ca-file under nethsm; or, for a NetHSM for tests, write "+
+			NetHSMInsecure+
 			": true in the key's own entry of the config file, or add --plugin-config "+NetHSMInsecure+"=true",
 			"the TLS certificates of the NetHSM are NOT verified (insecure), so whoever is on the network can read the passphrase and answer in its place, and nothing says so for this key")
 	}
@@ -180,13 +191,14 @@ func parseInsecure(text string) (bool, error) {
 	}
 	insecure, err := strconv.ParseBool(text)
 	if err != nil {
-		return false, failure.New(failure.Invalid, "write true or false", "%s %q of the NetHSM is neither true nor false", nethsmInsecure, text)
+		return false, failure.New(failure.Invalid, "write true or false", "%s %q of the NetHSM is neither true nor false",
+			nethsmInsecure, text)
 	}
 	return insecure, nil
 }
 
-// statedInsecure reports whether it is said of this very key, by what was given with it or by its entry of the config file, that any
-// certificate is trusted, and who says so.
+// statedInsecure reports whether it is said of this very key, by what was given with it or by its entry of the config
+// file, that any certificate is trusted, and who says so.
 func statedInsecure(layers []layer) (insecure bool, by Origin, err error) {
 	given := true
 	for _, l := range layers {
@@ -201,8 +213,8 @@ func statedInsecure(layers []layer) (insecure bool, by Origin, err error) {
 
 func isEnvironment(l layer) bool { return l.origin == environmentOrigin }
 
-// withoutGeneralPIN takes away a PIN, or its source, that is set for any token, in the environment or at the top of the config file: it
-// may be meant for a PKCS#11 token.
+// withoutGeneralPIN takes away a PIN, or its source, that is set for any token, in the environment or at the top of the
+// config file: it may be meant for a PKCS#11 token.
 func withoutGeneralPIN(layers []layer) (rest []layer, withheld bool) {
 	rest = slices.Clone(layers)
 	for _, i := range []int{slices.IndexFunc(rest, isEnvironment), len(rest) - 1} {
@@ -225,14 +237,16 @@ func values(list string) []string {
 func instances(list, file string) ([]string, error) {
 	all := values(list)
 	if len(all) == 0 {
-		return nil, failure.New(failure.Invalid, "write instances: https://HOST under nethsm in "+file+", or set "+nethsmEnvironment(nethsmInstances),
+		return nil, failure.New(failure.Invalid,
+			"write instances: https://HOST under nethsm in "+file+", or set "+nethsmEnvironment(nethsmInstances),
 			"the config file names no NetHSM")
 	}
 	for i, text := range all {
 		u, err := url.Parse(text)
 		if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
 			!slices.Contains([]string{"", "/", "/api/v1", "/api/v1/"}, u.Path) {
-			return nil, failure.New(failure.Invalid, "write it as https://HOST or https://HOST:PORT", "the NetHSM instance %q is no https URL of one", redactURL(u, text))
+			return nil, failure.New(failure.Invalid, "write it as https://HOST or https://HOST:PORT",
+				"the NetHSM instance %q is no https URL of one", redactURL(u, text))
 		}
 		all[i] = "https://" + u.Host
 	}
@@ -255,7 +269,9 @@ func fingerprints(list string) ([][32]byte, error) {
 	for _, text := range values(list) {
 		raw, err := hex.DecodeString(strings.ReplaceAll(strings.TrimPrefix(strings.ToLower(text), "sha256:"), ":", ""))
 		if err != nil || len(raw) != sha256.Size {
-			return nil, failure.New(failure.Invalid, fmt.Sprintf("write it as sha256: and %d hex digits; get it from the NetHSM's owner, or from: openssl x509 -in cert.pem -noout -fingerprint -sha256", 2*sha256.Size),
+			return nil, failure.New(failure.Invalid,
+				fmt.Sprintf(
+					"write it as sha256: and %d hex digits; get it from the NetHSM's owner, or from: openssl x509 -in cert.pem -noout -fingerprint -sha256", 2*sha256.Size),
 				"the fingerprint %q of the NetHSM is no SHA-256 digest", text)
 		}
 		all = append(all, [32]byte(raw))

@@ -7,8 +7,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// TestInsecure has the plugin trust any certificate only where that is said of the key itself, and sends a PIN only where it is said to be
-// a passphrase of the NetHSM.
+// TestInsecure has the plugin trust any certificate only where that is said of the key itself, and sends a PIN only
+// where it is said to be a passphrase of the NetHSM.
 func TestInsecure(t *testing.T) {
 	const section = "nethsm: {instances: https://a.example.com, user: a, %}\nkeys: {test: {uri: 'nethsm:test', nethsm-insecure: true}, other: {uri: 'nethsm:other'}}\n"
 	for name, c := range map[string]struct {

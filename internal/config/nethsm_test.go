@@ -54,9 +54,12 @@ func TestNetHSM(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := s.NetHSM
-	if s.Key.String() != "nethsm:release" || s.Timeout != 5*time.Second || s.PINSource != "env:OPERATOR" || n.User != "signing~operator" ||
-		!slices.Equal(n.Instances, []string{"https://a.example.com", "https://b.example.com:8443"}) || n.CAFile != filepath.Join(dir, "ca.pem") ||
-		len(n.Fingerprints) != 1 || n.Fingerprints[0][1] != 0x23 || n.Insecure || n.AdministratorPINSource != "prompt" || n.BackupUser != "backup" {
+	if s.Key.String() != "nethsm:release" || s.Timeout != 5*time.Second || s.PINSource != "env:OPERATOR" ||
+		n.User != "signing~operator" ||
+		!slices.Equal(n.Instances, []string{"https://a.example.com", "https://b.example.com:8443"}) ||
+		n.CAFile != filepath.Join(dir, "ca.pem") ||
+		len(n.Fingerprints) != 1 || n.Fingerprints[0][1] != 0x23 || n.Insecure || n.AdministratorPINSource != "prompt" ||
+		n.BackupUser != "backup" {
 		t.Errorf("%+v, %+v", s, n)
 	}
 	// The environment is stronger than the file, and flags than the environment.
@@ -64,11 +67,13 @@ func TestNetHSM(t *testing.T) {
 	t.Setenv("NOTATION_HSM_PIN_SOURCE", "env:ENVIRONMENT")
 	t.Setenv("NOTATION_HSM_NETHSM_CA_FILE", "here.pem")
 	s, err = Resolve("nethsm:other", map[string]string{Timeout: "2s"}, Flags)
-	if err != nil || len(s.NetHSM.Instances) != 2 || s.PINSource != "env:ENVIRONMENT" || s.Timeout != 2*time.Second || s.NetHSM.CAFile != "here.pem" {
+	if err != nil || len(s.NetHSM.Instances) != 2 || s.PINSource != "env:ENVIRONMENT" || s.Timeout != 2*time.Second ||
+		s.NetHSM.CAFile != "here.pem" {
 		t.Errorf("%+v, %v", s, err)
 	}
 	// "nethsm:" stands where a token does, and a PKCS#11 key is none of it.
-	if s, err = Resolve("", map[string]string{Token: "nethsm:"}, Flags); err != nil || s.NetHSM == nil || s.Key.String() != "nethsm:" {
+	if s, err = Resolve("", map[string]string{Token: "nethsm:"}, Flags); err != nil || s.NetHSM == nil ||
+		s.Key.String() != "nethsm:" {
 		t.Errorf("%+v, %v", s, err)
 	}
 	t.Setenv("NOTATION_HSM_TOKEN", "signing")
@@ -86,18 +91,24 @@ func TestNetHSMRefused(t *testing.T) {
 		given              map[string]string
 		words              string
 	}{
-		"no section":      {"", "nethsm:release", nil, "names no NetHSM"},
-		"misspelt":        {"nethsm: {instance: https://a.example.com}", "nethsm:release", nil, `unknown setting "instance"`},
-		"http":            {"nethsm: {instances: http://a.example.com}", "nethsm:release", nil, "no https URL"},
-		"a path":          {"nethsm: {instances: https://a.example.com/x}", "nethsm:release", nil, "no https URL"},
-		"passphrase":      {"nethsm: {instances: https://operator:secret@a.example.com}", "nethsm:release", nil, "no https URL"},
-		"fingerprint":     {"nethsm: {instances: https://a.example.com, fingerprints: abcd}", "nethsm:release", nil, "no SHA-256"},
-		"user":            {"nethsm: {instances: https://a.example.com, user: a/b}", "nethsm:release", nil, "no user ID"},
-		"insecure":        {"nethsm: {instances: https://a.example.com, insecure: maybe}", "nethsm:release", nil, "neither true nor false"},
-		"key ID":          {"nethsm: {instances: https://a.example.com}", "nethsm:../users", nil, "names no key"},
-		"another token":   {"nethsm: {instances: https://a.example.com}", "nethsm:release", map[string]string{Token: "signing"}, "is not where"},
-		"another key":     {"nethsm: {instances: https://a.example.com}", "pkcs11:object=a", map[string]string{Token: "nethsm:"}, "is not where"},
-		"a module":        {"nethsm: {instances: https://a.example.com}", "nethsm:release", map[string]string{ModulePath: "/m.so"}, "names the module"},
+		"no section": {"", "nethsm:release", nil, "names no NetHSM"},
+		"misspelt":   {"nethsm: {instance: https://a.example.com}", "nethsm:release", nil, `unknown setting "instance"`},
+		"http":       {"nethsm: {instances: http://a.example.com}", "nethsm:release", nil, "no https URL"},
+		"a path":     {"nethsm: {instances: https://a.example.com/x}", "nethsm:release", nil, "no https URL"},
+		"passphrase": {"nethsm: {instances: https://operator:secret@a.example.com}", "nethsm:release", nil,
+			"no https URL"},
+		"fingerprint": {"nethsm: {instances: https://a.example.com, fingerprints: abcd}", "nethsm:release", nil,
+			"no SHA-256"},
+		"user": {"nethsm: {instances: https://a.example.com, user: a/b}", "nethsm:release", nil, "no user ID"},
+		"insecure": {"nethsm: {instances: https://a.example.com, insecure: maybe}", "nethsm:release", nil,
+			"neither true nor false"},
+		"key ID": {"nethsm: {instances: https://a.example.com}", "nethsm:../users", nil, "names no key"},
+		"another token": {"nethsm: {instances: https://a.example.com}", "nethsm:release",
+			map[string]string{Token: "signing"}, "is not where"},
+		"another key": {"nethsm: {instances: https://a.example.com}", "pkcs11:object=a",
+			map[string]string{Token: "nethsm:"}, "is not where"},
+		"a module": {"nethsm: {instances: https://a.example.com}", "nethsm:release",
+			map[string]string{ModulePath: "/m.so"}, "names the module"},
 		"value in a list": {"nethsm: {instances: [{a: b}]}", "nethsm:release", nil, "more than values"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -15,7 +15,8 @@ var ways = map[string]func(name, value string, origin Origin) (*Settings, error)
 		return Resolve("pkcs11:token=signing;object=release", map[string]string{name: value}, origin)
 	},
 	"stored setting": func(name, value string, origin Origin) (*Settings, error) {
-		return ResolveStored("pkcs11:token=signing;object=release", map[string]string{name: value}, origin, map[string]string{"timeout": "1s"})
+		return ResolveStored("pkcs11:token=signing;object=release", map[string]string{name: value}, origin,
+			map[string]string{"timeout": "1s"})
 	},
 	"key URI": func(name, value string, origin Origin) (*Settings, error) {
 		return Resolve("pkcs11:token=signing;object=release?"+name+"="+escaped(value), nil, origin)
@@ -24,7 +25,8 @@ var ways = map[string]func(name, value string, origin Origin) (*Settings, error)
 		return ResolveStored("pkcs11:token=signing;object=release?"+name+"="+escaped(value), nil, origin, nil)
 	},
 	"token URI": func(name, value string, origin Origin) (*Settings, error) {
-		return Resolve("pkcs11:object=release", map[string]string{"token": "pkcs11:token=signing?" + name + "=" + escaped(value)}, origin)
+		return Resolve("pkcs11:object=release",
+			map[string]string{"token": "pkcs11:token=signing?" + name + "=" + escaped(value)}, origin)
 	},
 }
 
@@ -51,7 +53,8 @@ func TestData(t *testing.T) {
 		{PINSource, "exec: agent read pin"}:     "",
 		{PINSource, "exec:/tmp/agent read pin"}: "",
 	}
-	harmless := []setting{{PINSource, "env:A"}, {PINSource, "file:/run/pin"}, {PINSource, "file:///run/pin"}, {PINSource, "/run/pin"}, {PINSource, "prompt"}, {PINSource, "none"}}
+	harmless := []setting{{PINSource, "env:A"}, {PINSource, "file:/run/pin"}, {PINSource, "file:///run/pin"},
+		{PINSource, "/run/pin"}, {PINSource, "prompt"}, {PINSource, "none"}}
 	got := func(s *Settings, name string) string {
 		return map[string]string{ModulePath: s.ModulePath, PINSource: s.PINSource}[name]
 	}
@@ -99,7 +102,8 @@ func TestData(t *testing.T) {
 					}
 				}
 				for _, odd := range []string{"exec", "exec:", "| ", "EXEC:agent", " exec:agent", "sh:agent", "4321"} {
-					if _, err := resolve(PINSource, odd, origin); data && !failure.Is(err, failure.Invalid) || err != nil && strings.Contains(err.Error(), "4321") {
+					if _, err := resolve(PINSource, odd, origin); data && !failure.Is(err, failure.Invalid) || err != nil &&
+						strings.Contains(err.Error(), "4321") {
 						t.Errorf("pin-source %q: %v", odd, err)
 					}
 				}
@@ -131,11 +135,13 @@ func TestTrustedPlaces(t *testing.T) {
 			return "pkcs11:token=signing;object=release"
 		},
 		"key": func(t *testing.T) string {
-			configured(t, "keys:\n  release:\n    uri: pkcs11:token=signing;object=release\n    module-path: "+module+"\n    pin-source: "+source+"\n")
+			configured(t, "keys:\n  release:\n    uri: pkcs11:token=signing;object=release\n    module-path: "+module+
+				"\n    pin-source: "+source+"\n")
 			return "release"
 		},
 		"URI of a key": func(t *testing.T) string {
-			configured(t, "keys:\n  release:\n    uri: pkcs11:token=signing;object=release?module-path="+module+"&pin-source="+escaped(source)+"\n")
+			configured(t, "keys:\n  release:\n    uri: pkcs11:token=signing;object=release?module-path="+module+"&pin-source="+
+				escaped(source)+"\n")
 			return "release"
 		},
 	} {
@@ -151,14 +157,16 @@ func TestTrustedPlaces(t *testing.T) {
 				if _, err := Resolve(key, other, PluginConfig); !failure.Is(err, failure.Denied) {
 					t.Errorf("%v: %v", other, err)
 				}
-				if s, err := ResolveStored(key, other, PluginConfig, map[string]string{ModulePath: module, PINSource: source}); err != nil || s.ModulePath != module {
+				if s, err := ResolveStored(key, other, PluginConfig,
+					map[string]string{ModulePath: module, PINSource: source}); err != nil || s.ModulePath != module {
 					t.Errorf("%v, with flags that are stronger: %+v, %v", other, s, err)
 				}
 			}
 		})
 	}
 	// What the config file says of one token is not said of another, and not of another key.
-	configured(t, "tokens:\n  signing:\n    pin-source: "+source+"\nkeys:\n  release:\n    uri: pkcs11:object=release\n    module-path: "+module+"\n")
+	configured(t, "tokens:\n  signing:\n    pin-source: "+source+
+		"\nkeys:\n  release:\n    uri: pkcs11:object=release\n    module-path: "+module+"\n")
 	for _, other := range []map[string]string{{PINSource: source, "token": "other"}, {ModulePath: module}} {
 		if _, err := Resolve("pkcs11:object=a", other, PluginConfig); !failure.Is(err, failure.Denied) {
 			t.Errorf("%v: %v", other, err)
@@ -170,19 +178,24 @@ func TestTrustedPlaces(t *testing.T) {
 // NetHSM, the lists.
 func TestOnlyTheFile(t *testing.T) {
 	configured(t, "nethsm:\n  instances: https://nethsm.example.com\n  user: operator\n")
-	for _, name := range []string{"env", "modules", "commands", "nethsm", "instances", "nethsm-instances", "user", "ca-file", "insecure", "administrator-pin-source", "uri"} {
-		if _, err := Resolve("pkcs11:object=a", map[string]string{name: "x"}, PluginConfig); !failure.Is(err, failure.Invalid) {
+	for _, name := range []string{"env", "modules", "commands", "nethsm", "instances", "nethsm-instances", "user",
+		"ca-file", "insecure", "administrator-pin-source", "uri"} {
+		if _, err := Resolve("pkcs11:object=a", map[string]string{name: "x"}, PluginConfig); !failure.Is(err,
+			failure.Invalid) {
 			t.Errorf("%s in plugin config: %v", name, err)
 		}
 		if _, err := Resolve("pkcs11:object=a?"+name+"=x", nil, PluginConfig); !failure.Is(err, failure.Invalid) {
 			t.Errorf("%s in a URI: %v", name, err)
 		}
 	}
-	if _, err := Resolve("nethsm:release", map[string]string{PINSource: "exec:agent"}, PluginConfig); !failure.Is(err, failure.Denied) {
+	if _, err := Resolve("nethsm:release", map[string]string{PINSource: "exec:agent"}, PluginConfig); !failure.Is(err,
+		failure.Denied) {
 		t.Errorf("a command for the passphrase of a NetHSM: %v", err)
 	}
-	for _, given := range []map[string]string{{ModulePath: "/opt/hsm/p11.so"}, {"token": "pkcs11:token=a?module-path=/opt/hsm/p11.so"}} {
-		if s, err := ResolveStored("nethsm:release", given, PluginConfig, nil); err == nil && s.ModulePath != "https://nethsm.example.com" {
+	for _, given := range []map[string]string{{ModulePath: "/opt/hsm/p11.so"},
+		{"token": "pkcs11:token=a?module-path=/opt/hsm/p11.so"}} {
+		if s, err := ResolveStored("nethsm:release", given, PluginConfig, nil); err == nil &&
+			s.ModulePath != "https://nethsm.example.com" {
 			t.Errorf("%v: %+v", given, s)
 		}
 	}
@@ -198,7 +211,8 @@ func TestUnlisted(t *testing.T) {
 	}{
 		{"pkcs11:object=a", nil, "{[] []}"},
 		{"pkcs11:object=a", map[string]string{ModulePath: "/opt/listed.so", PINSource: "exec:agent"}, "{[] []}"},
-		{"pkcs11:object=a", map[string]string{ModulePath: "/opt/hsm/p11.so", PINSource: "exec:other"}, "{[/opt/hsm/p11.so] [other]}"},
+		{"pkcs11:object=a", map[string]string{ModulePath: "/opt/hsm/p11.so", PINSource: "exec:other"},
+			"{[/opt/hsm/p11.so] [other]}"},
 		{"pkcs11:object=a?module-path=/opt/hsm/p11.so&pin-source=%7Cother", nil, "{[/opt/hsm/p11.so] [other]}"},
 		{"pkcs11:object=a?module-path=/opt/hsm/p11.so", map[string]string{ModulePath: "/opt/listed.so"}, "{[] []}"},
 	} {
@@ -213,9 +227,12 @@ func TestUnlisted(t *testing.T) {
 
 // TestLists refuses entries that could mean something else than they say.
 func TestLists(t *testing.T) {
-	for _, text := range []string{"modules: /a.so", "modules: {a: b}", "modules: [[a]]", "modules: [./a.so]", "modules: [lib/a.so]", "modules: ['']", "commands: [' ']", "commands: ['exec:a']", "commands: ['|a']", "tokens:\n  a:\n    modules: [/a.so]"} {
+	for _, text := range []string{"modules: /a.so", "modules: {a: b}", "modules: [[a]]", "modules: [./a.so]",
+		"modules: [lib/a.so]", "modules: ['']", "commands: [' ']", "commands: ['exec:a']", "commands: ['|a']",
+		"tokens:\n  a:\n    modules: [/a.so]"} {
 		path := configured(t, text)
-		if _, err := Resolve("pkcs11:object=a", nil, PluginConfig); !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), path) {
+		if _, err := Resolve("pkcs11:object=a", nil, PluginConfig); !failure.Is(err, failure.Invalid) ||
+			!strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}

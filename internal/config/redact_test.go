@@ -116,16 +116,20 @@ func TestPINInReference(t *testing.T) {
 	}
 }
 
-// FuzzSecret holds that a PIN, written as a pin-value or as a pin-source that is no known form, is in no error, whatever stands around it.
+// FuzzSecret holds that a PIN, written as a pin-value or as a pin-source that is no known form, is in no error,
+// whatever stands around it.
 func FuzzSecret(f *testing.F) {
 	for _, seed := range [][2]string{
-		{"pkcs11:token=a?", ""}, {"pkcs11:token=a;", ";object=%"}, {"pkcs11:object=%zz?", "&type=cert"}, {"PKCS11:", ""}, {"nethsm:", "*"},
-		{"pkcs11:type=cert;token=a&", ""}, {"pkcs11:token=a?module-path=", "&"}, {"", ""}, {"pkcs11:slot-id=", ""}, {"pkcs11:token=a?pin-value=1&", "%"},
+		{"pkcs11:token=a?", ""}, {"pkcs11:token=a;", ";object=%"}, {"pkcs11:object=%zz?", "&type=cert"}, {"PKCS11:", ""},
+		{"nethsm:", "*"},
+		{"pkcs11:type=cert;token=a&", ""}, {"pkcs11:token=a?module-path=", "&"}, {"", ""}, {"pkcs11:slot-id=", ""},
+		{"pkcs11:token=a?pin-value=1&", "%"},
 	} {
 		f.Add(seed[0], seed[1], byte(0))
 		f.Add(seed[0], seed[1], byte(3))
 	}
-	names := []string{"pin-value=", "pin-source=", "PIN-VALUE=", "Pin-Source=", "pin%2Dvalue=", "pin-value%3D", "pin_value=", "pin-value:", "%70in-source="}
+	names := []string{"pin-value=", "pin-source=", "PIN-VALUE=", "Pin-Source=", "pin%2Dvalue=", "pin-value%3D",
+		"pin_value=", "pin-value:", "%70in-source="}
 	f.Fuzz(func(t *testing.T, before, after string, which byte) {
 		configure(t, "")
 		resolveShowsNot(t, before+names[int(which)%len(names)]+marker+after)

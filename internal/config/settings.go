@@ -1,7 +1,8 @@
 // Package config answers one question: which key is meant, and how is it reached?
 //
-// Settings come, strongest first, from flags or plugin config, the attributes of the key's RFC 7512 URI, the environment
-// and the config file (the key's entry, then its token's, then the rest). Anything unknown or malformed is an error.
+// Settings come, strongest first, from flags or plugin config, the attributes of the key's RFC 7512 URI, the
+// environment and the config file (the key's entry, then its token's, then the rest). Anything unknown or malformed is
+// an error.
 package config
 
 import (
@@ -46,8 +47,8 @@ type layer struct {
 	uri    bool   // it holds the attributes of the key's URI
 }
 
-// Resolve finds the settings for a key reference: an RFC 7512 URI or an alias of the config file. An empty reference means
-// a token alone, for commands that list. The reference and given come from origin.
+// Resolve finds the settings for a key reference: an RFC 7512 URI or an alias of the config file. An empty reference
+// means a token alone, for commands that list. The reference and given come from origin.
 func Resolve(reference string, given map[string]string, origin Origin) (*Settings, error) {
 	return resolve(reference, origin, nil, layer{origin: origin, values: given})
 }
@@ -152,8 +153,8 @@ func environment() map[string]string {
 	return values
 }
 
-// chooseToken lets the strongest place that names a token or slot decide alone: half a name from one place and half from
-// another would be a token nobody meant. A token may be given as a URI, which may then carry more settings.
+// chooseToken lets the strongest place that names a token or slot decide alone: half a name from one place and half
+// from another would be a token nobody meant. A token may be given as a URI, which may then carry more settings.
 func (s *Settings) chooseToken(layers []layer) error {
 	for _, l := range layers {
 		if l.uri && s.Key.namesToken() {

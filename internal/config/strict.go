@@ -19,8 +19,8 @@ const (
 	maxNodes = 20_000 // values; each reference to an anchor counts as what it stands for
 )
 
-// YAML parses the first document of a YAML file of at most limit bytes. It returns the document's root, or nil if there is none. It fails
-// when the file exceeds a bound or refers to an anchor from within that anchor.
+// YAML parses the first document of a YAML file of at most limit bytes. It returns the document's root, or nil if there
+// is none. It fails when the file exceeds a bound or refers to an anchor from within that anchor.
 func YAML(data []byte, limit int) (*yaml.Node, error) {
 	if len(data) > limit {
 		return nil, fmt.Errorf("it has %d bytes, more than %d", len(data), limit)
@@ -54,12 +54,13 @@ func checkNodes(node *yaml.Node, depth int, left *int) error {
 	return nil
 }
 
-// Strict reads a YAML file into a struct, whose yaml tags are all that the file may say. As in the config file, an unknown name is an
-// error that names the nearest known one.
+// Strict reads a YAML file into a struct, whose yaml tags are all that the file may say. As in the config file, an
+// unknown name is an error that names the nearest known one.
 func Strict(path string, data []byte, into any) error {
 	root, err := YAML(data, MaxFile)
 	if err != nil {
-		return failure.New(failure.Invalid, "check the indentation and quotes around the line it names", "%s is not valid YAML: %w", path, err)
+		return failure.New(failure.Invalid, "check the indentation and quotes around the line it names",
+			"%s is not valid YAML: %w", path, err)
 	}
 	if root == nil {
 		return failure.New(failure.Invalid, "name the file you mean", "%s is empty", path)
@@ -78,7 +79,8 @@ func checkNames(node *yaml.Node, kind reflect.Type, path string) error {
 		kind = kind.Elem()
 	}
 	if node.Kind == yaml.AliasNode {
-		return failure.New(failure.Invalid, "write it out", "%s:%d refers to another part of the file; a reviewer should see every value where it counts", path, node.Line)
+		return failure.New(failure.Invalid, "write it out",
+			"%s:%d refers to another part of the file; a reviewer should see every value where it counts", path, node.Line)
 	}
 	switch {
 	case kind.Kind() == reflect.Slice && node.Kind == yaml.SequenceNode:

@@ -33,7 +33,8 @@ var (
 	queryAttributes = []string{"module-path", "pin-source", "pin-value"}
 )
 
-// ParseURI reads an RFC 7512 URI, or nethsm:KEYID. It returns a failure of kind Invalid that names the attribute at fault.
+// ParseURI reads an RFC 7512 URI, or nethsm:KEYID. It returns a failure of kind Invalid that names the attribute at
+// fault.
 func ParseURI(text string) (URI, error) {
 	if strings.HasPrefix(text, NetHSMScheme) {
 		return parseNetHSM(text)
@@ -43,7 +44,9 @@ func ParseURI(text string) (URI, error) {
 	}
 	parsed := pkcs11uri.New()
 	if err := parsed.Parse(text); err != nil { // what it says may repeat a value
-		return URI{}, malformed(text, "has a value that RFC 7512 does not allow: slot-id is a number, module-path a full path, and pin-source excludes pin-value")
+		return URI{},
+			malformed(text,
+				"has a value that RFC 7512 does not allow: slot-id is a number, module-path a full path, and pin-source excludes pin-value")
 	}
 	path := func(name string) string { value, _ := parsed.GetPathAttribute(name, false); return value }
 	uri := URI{
@@ -69,8 +72,8 @@ func ParseURI(text string) (URI, error) {
 	return uri, nil
 }
 
-// checkAttributes verifies that each attribute is known, is given once and is percent-encoded. Its errors repeat no value, and no name that
-// a PIN could stand in.
+// checkAttributes verifies that each attribute is known, is given once and is percent-encoded. Its errors repeat no
+// value, and no name that a PIN could stand in.
 func checkAttributes(text string) error {
 	path, query, _ := strings.Cut(strings.TrimPrefix(text, Scheme), "?")
 	check := func(part, sep string, known []string) error {
@@ -107,14 +110,16 @@ func checkAttributes(text string) error {
 }
 
 func malformed(text, how string) error {
-	return failure.New(failure.Invalid, `a key is named like "pkcs11:token=signing;object=release" (RFC 7512); pin-source stands after "?", and what joins it is "&"`,
+	return failure.New(failure.Invalid,
+		`a key is named like "pkcs11:token=signing;object=release" (RFC 7512); pin-source stands after "?", and what joins it is "&"`,
 		"the key URI %q is malformed: it %s", redactMalformed(text), how)
 }
 
 func parseSlot(text string) (uint, error) {
 	id, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
-		return 0, failure.New(failure.Invalid, "slot numbers are shown by 'notation-hsm token list'", "%q is not a slot number", text)
+		return 0, failure.New(failure.Invalid, "slot numbers are shown by 'notation-hsm token list'",
+			"%q is not a slot number", text)
 	}
 	return uint(id), nil
 }
@@ -151,8 +156,8 @@ func (u URI) String() string {
 	return Scheme + strings.Join(parts, ";")
 }
 
-// Redact returns a reference as it may be shown: without its query, and without all that follows the scheme, where a PIN or the source of
-// one stands in it.
+// Redact returns a reference as it may be shown: without its query, and without all that follows the scheme, where a
+// PIN or the source of one stands in it.
 func Redact(text string) string {
 	if !namesPIN(text) {
 		return text
@@ -160,7 +165,8 @@ func Redact(text string) string {
 	return redactMalformed(text)
 }
 
-// redactMalformed is Redact for a reference that could not be read, in whose query even an unknown attribute may be a misspelt pin-value.
+// redactMalformed is Redact for a reference that could not be read, in whose query even an unknown attribute may be a
+// misspelt pin-value.
 func redactMalformed(text string) string {
 	shown, _, query := strings.Cut(text, "?")
 	pin := mentions(shown, "pinvalue", "pinsource") // even without "="
@@ -175,8 +181,8 @@ func redactMalformed(text string) string {
 	return shown
 }
 
-// namesPIN reports whether an attribute pin-value or pin-source stands in a text, in any spelling: in other letters, without or with
-// other hyphens, spaces or a colon, percent-encoded once or more.
+// namesPIN reports whether an attribute pin-value or pin-source stands in a text, in any spelling: in other letters,
+// without or with other hyphens, spaces or a colon, percent-encoded once or more.
 func namesPIN(text string) bool { return mentions(text, "pinvalue=", "pinsource=") }
 
 // mentions reports whether one of some words stands in a text, in any such spelling.

@@ -2,10 +2,10 @@
 
 // Package crash has the last word when a PKCS#11 module crashes.
 //
-// A module is a stranger's C code in our process: a segmentation fault or abort in it ends the process, and Go would print
-// its own stack, which Notation takes for a malformed plugin. So the words to say are made before the module is touched,
-// and a signal handler that does nothing else writes them and exits with code 1. Faults in our own code go on to Go's
-// runtime, as ever.
+// A module is a stranger's C code in our process: a segmentation fault or abort in it ends the process, and Go would
+// print its own stack, which Notation takes for a malformed plugin. So the words to say are made before the module is
+// touched, and a signal handler that does nothing else writes them and exits with code 1. Faults in our own code go on
+// to Go's runtime, as ever.
 package crash
 
 /*
@@ -84,8 +84,8 @@ var render func(error) []byte
 // Report sets the form of the last words: the contract's JSON, or lines for people.
 func Report(form func(error) []byte) { render = form }
 
-// Expect makes err the last words, to be written to standard error if the process crashes outside its own code. It is called
-// before a module is loaded.
+// Expect makes err the last words, to be written to standard error if the process crashes outside its own code. It is
+// called before a module is loaded.
 func Expect(err error) {
 	if render == nil {
 		return // nobody reads this process's standard error by a form

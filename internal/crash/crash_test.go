@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestOwnFaults shows that a fault in Go code is still a panic that can be recovered from, as Go programs rely on: only a
-// module's are the end. (Those are tested with a module that crashes, in softhsm-test.)
+// TestOwnFaults shows that a fault in Go code is still a panic that can be recovered from, as Go programs rely on: only
+// a module's are the end. (Those are tested with a module that crashes, in softhsm-test.)
 func TestOwnFaults(t *testing.T) {
 	Report(func(err error) []byte { return []byte(err.Error()) })
 	Expect(errors.New("the module crashed"))

@@ -17,7 +17,8 @@ import (
 // named them, before they are stored in origin, where they are data. It tells say what it adds. It writes nothing when
 // all is listed.
 func Allow(
-	ctx context.Context, reference string, stored map[string]string, origin config.Origin, say func(format string, args ...any),
+	ctx context.Context, reference string, stored map[string]string, origin config.Origin,
+	say func(format string, args ...any),
 ) error {
 	missing, err := config.Unlisted(reference, stored, origin)
 	if err != nil || missing.None() {

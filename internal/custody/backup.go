@@ -94,7 +94,8 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 			return err
 		}
 		if info.Extractable != nil && !*info.Extractable {
-			return failure.New(failure.Denied, "use the module's own backup, as its vendor describes (of a NetHSM: 'notation-hsm nethsm backup'); a key that can be wrapped is made with 'notation-hsm key generate --backup-key'",
+			return failure.New(failure.Denied,
+				"use the module's own backup, as its vendor describes (of a NetHSM: 'notation-hsm nethsm backup'); a key that can be wrapped is made with 'notation-hsm key generate --backup-key'",
 				"the key %s was made not extractable: nothing can take it out of the module", info.URI)
 		}
 		// JSON carries nothing but UTF-8 unchanged.
@@ -133,9 +134,10 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 		b := backupFile{
 			Version: backupVersion, Made: time.Now().UTC().Truncate(time.Second), Token: store.Describe().Label,
 			Label: info.Label, ID: hex.EncodeToString(info.ID), Spec: string(spec.Name),
-			PublicKey: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})), Certificates: string(certs.Encode(chain)),
-			Attributes:  keptAttributes{is(info.Sign), is(info.Sensitive), is(info.Extractable), is(info.WrapWithTrusted)},
-			WrappingKey: wrappingRef{w.Label, hex.EncodeToString(w.ID)}, Mechanism: wrapped.Mechanism, Wrapped: wrapped.Bytes,
+			PublicKey:    string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})),
+			Certificates: string(certs.Encode(chain)),
+			Attributes:   keptAttributes{is(info.Sign), is(info.Sensitive), is(info.Extractable), is(info.WrapWithTrusted)},
+			WrappingKey:  wrappingRef{w.Label, hex.EncodeToString(w.ID)}, Mechanism: wrapped.Mechanism, Wrapped: wrapped.Bytes,
 		}
 		if b.Checksum, err = b.checksum(); err != nil {
 			return err
@@ -164,7 +166,8 @@ func wrappingReference(store keystore.Store, text string) (config.URI, error) {
 	}
 	uri, err := config.ParseURI(text)
 	if err == nil && !keystore.Matches(uri, store.Describe()) {
-		err = failure.New(failure.Invalid, "a key is wrapped where it is: bring the wrapping key to its token with 'notation-hsm key backup-key restore'",
+		err = failure.New(failure.Invalid,
+			"a key is wrapped where it is: bring the wrapping key to its token with 'notation-hsm key backup-key restore'",
 			"the wrapping key %s is not on the token %q", uri, store.Describe().Label)
 	}
 	return uri, err

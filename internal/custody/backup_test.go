@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestExactly refuses backups and shares with other names than are written, even where what is read of them is unchanged.
+// TestExactly refuses backups and shares with other names than are written, even where what is read of them is
+// unchanged.
 func TestExactly(t *testing.T) {
 	backup, err := json.MarshalIndent(exampleBackup(t), "", "  ")
 	if err != nil {
@@ -24,8 +25,10 @@ func TestExactly(t *testing.T) {
 		text, label string
 		parse       func(data string) error
 	}{
-		"backup": {string(backup), `"label": "release"`, func(data string) error { _, err := parseBackup("file", []byte(data)); return err }},
-		"share":  {string(share), `"key": "release"`, func(data string) error { _, err := parseShare("file", []byte(data)); return err }},
+		"backup": {string(backup), `"label": "release"`,
+			func(data string) error { _, err := parseBackup("file", []byte(data)); return err }},
+		"share": {string(share), `"key": "release"`,
+			func(data string) error { _, err := parseShare("file", []byte(data)); return err }},
 	} {
 		edit := func(with string) string {
 			if !strings.Contains(c.text, c.label) {
@@ -33,14 +36,17 @@ func TestExactly(t *testing.T) {
 			}
 			return strings.Replace(c.text, c.label, with, 1)
 		}
-		for _, same := range []string{c.text, c.text + "\n", strings.ReplaceAll(c.text, "\n", "\r\n"), strings.ReplaceAll(c.text, "\n  ", "")} {
+		for _, same := range []string{c.text, c.text + "\n", strings.ReplaceAll(c.text, "\n", "\r\n"),
+			strings.ReplaceAll(c.text, "\n  ", "")} {
 			if err := c.parse(same); err != nil {
 				t.Errorf("%s: only white space was changed: %v in %s", name, err, same)
 			}
 		}
 		for _, other := range []string{
-			edit(strings.ToUpper(c.label[:5]) + c.label[5:]), edit(c.label + `, "other": 1`), edit(c.label + ", " + c.label), edit(`"other": {}, ` + c.label),
-			edit(strings.Replace(c.label, "release", `\u0072elease`, 1)), c.text + "{}", "[" + c.text + "]", c.text[:len(c.text)-1], "\xef\xbb\xbf" + c.text,
+			edit(strings.ToUpper(c.label[:5]) + c.label[5:]), edit(c.label + `, "other": 1`), edit(c.label + ", " + c.label),
+			edit(`"other": {}, ` + c.label),
+			edit(strings.Replace(c.label, "release", `\u0072elease`, 1)), c.text + "{}", "[" + c.text + "]",
+			c.text[:len(c.text)-1], "\xef\xbb\xbf" + c.text,
 		} {
 			if err := c.parse(other); err == nil {
 				t.Errorf("%s: this passes: %s", name, other)

@@ -13,8 +13,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// SelfSign returns a self-signed certificate for a key, in PEM, and the parts its subject lacks for Notation's trusted identities.
-func SelfSign(ctx context.Context, s *config.Settings, subject string, days int) (data []byte, lacks []string, err error) {
+// SelfSign returns a self-signed certificate for a key, in PEM, and the parts its subject lacks for Notation's trusted
+// identities.
+func SelfSign(ctx context.Context, s *config.Settings, subject string, days int) (data []byte, lacks []string,
+	err error) {
 	name, err := certs.ParseSubject(subject)
 	if err != nil {
 		return nil, nil, err
@@ -27,7 +29,8 @@ func SelfSign(ctx context.Context, s *config.Settings, subject string, days int)
 	return data, certs.LacksIdentity(name), err
 }
 
-// Request returns a certificate request for a key, in PEM, and the parts its subject lacks for Notation's trusted identities.
+// Request returns a certificate request for a key, in PEM, and the parts its subject lacks for Notation's trusted
+// identities.
 func Request(ctx context.Context, s *config.Settings, subject string) (data []byte, lacks []string, err error) {
 	name, err := certs.ParseSubject(subject)
 	if err != nil {
@@ -41,8 +44,8 @@ func Request(ctx context.Context, s *config.Settings, subject string) (data []by
 	return data, certs.LacksIdentity(name), err
 }
 
-// Import stores the chain of a PEM file beside a key. It returns how many certificates the chain has and how many were new. The
-// file's other certificates are left out; a chain that is not whole is stored as far as it goes.
+// Import stores the chain of a PEM file beside a key. It returns how many certificates the chain has and how many were
+// new. The file's other certificates are left out; a chain that is not whole is stored as far as it goes.
 func Import(ctx context.Context, s *config.Settings, path string) (length, stored int, err error) {
 	file, err := certs.ReadFile(path)
 	if err != nil {
@@ -51,7 +54,8 @@ func Import(ctx context.Context, s *config.Settings, path string) (length, store
 	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		leaf := certs.LeafOf(k.Public(), file, time.Now())
 		if leaf == nil {
-			return failure.New(failure.Invalid, "name the file of the certificate that was issued for this key", "none of the %d certificates in %s belongs to the key %s", len(file), path, s.Key)
+			return failure.New(failure.Invalid, "name the file of the certificate that was issued for this key",
+				"none of the %d certificates in %s belongs to the key %s", len(file), path, s.Key)
 		}
 		chain, err := certs.Chain(leaf, file, store.Issuers, time.Now())
 		if err != nil {
@@ -75,7 +79,8 @@ func Export(ctx context.Context, s *config.Settings) (data []byte, err error) {
 		}
 		leaf := certs.LeafOf(k.Public(), known, time.Now())
 		if leaf == nil {
-			return failure.New(failure.Invalid, "make one with 'notation-hsm cert self-sign' or 'cert csr'", "the key %s has no certificate", s.Key)
+			return failure.New(failure.Invalid, "make one with 'notation-hsm cert self-sign' or 'cert csr'",
+				"the key %s has no certificate", s.Key)
 		}
 		chain, err := certs.Chain(leaf, known, nil, time.Now())
 		if err != nil {
@@ -87,8 +92,8 @@ func Export(ctx context.Context, s *config.Settings) (data []byte, err error) {
 	return data, err
 }
 
-// ExportPublic returns a key's public half in PEM (SubjectPublicKeyInfo, RFC 5280 section 4.1.2.7), without a login where the module shows
-// it to anyone.
+// ExportPublic returns a key's public half in PEM (SubjectPublicKeyInfo, RFC 5280 section 4.1.2.7), without a login
+// where the module shows it to anyone.
 func ExportPublic(ctx context.Context, s *config.Settings) ([]byte, error) {
 	store, err := keystore.Open(ctx, s)
 	if err != nil {

@@ -92,12 +92,14 @@ func TestPassphrases(t *testing.T) {
 					plain, err = ids.decrypt("share", sealed)
 				}
 				opens := passphrase == c.right && c.asked == "asked"
-				if opens != (err == nil) || opens != (string(plain) == "the share") || asked != c.asked || err != nil && !failure.Is(err, failure.Denied) {
+				if opens != (err == nil) || opens != (string(plain) == "the share") || asked != c.asked || err != nil &&
+					!failure.Is(err, failure.Denied) {
 					t.Errorf("with %q (%s): %q, %v", passphrase, asked, plain, err)
 				}
 			}
 			if c.asked == "asked" {
-				ids, err := openIdentities(ctx, []string{c.identity}, func(context.Context, string) ([]byte, error) { return nil, errors.New("nobody is here") })
+				ids, err := openIdentities(ctx, []string{c.identity},
+					func(context.Context, string) ([]byte, error) { return nil, errors.New("nobody is here") })
 				if err == nil {
 					_, err = ids.decrypt("share", sealed)
 				}
@@ -125,9 +127,12 @@ func TestPostQuantum(t *testing.T) {
 func TestPublicKeyFile(t *testing.T) {
 	private := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))
 	der := must[[]byte](t)(x509.MarshalPKIXPublicKey(private.Public()))
-	c := must[custodian](t)(parseCustodian(context.Background(), "pubkey:"+file(t, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))))
+	c := must[custodian](t)(parseCustodian(context.Background(),
+		"pubkey:"+file(t, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))))
 	sealed := must[[]byte](t)(c.encrypt([]byte("the share")))
-	jwe := must[*jose.JSONWebEncryption](t)(jose.ParseEncryptedJSON(string(sealed), []jose.KeyAlgorithm{jose.ECDH_ES_A256KW}, []jose.ContentEncryption{jose.A256GCM}))
+	jwe := must[*jose.JSONWebEncryption](t)(
+		jose.ParseEncryptedJSON(string(sealed), []jose.KeyAlgorithm{jose.ECDH_ES_A256KW},
+			[]jose.ContentEncryption{jose.A256GCM}))
 	if _, _, plain, err := jwe.DecryptMulti(private); err != nil || string(plain) != "the share" {
 		t.Errorf("%q, %v", plain, err)
 	}
@@ -143,8 +148,9 @@ func TestCustodiansRefused(t *testing.T) {
 		names []string
 		words string
 	}{
-		"a folder":         {[]string{"shares", one}, "no known form"},
-		"a plugin":         {[]string{"age1yubikey1qwt50d05nh5vutpdzmlg5wn80xq5negm4uj9ghv0snvdd3yysf5yw3rhl3t", one}, "cannot encrypt a share to"},
+		"a folder": {[]string{"shares", one}, "no known form"},
+		"a plugin": {[]string{"age1yubikey1qwt50d05nh5vutpdzmlg5wn80xq5negm4uj9ghv0snvdd3yysf5yw3rhl3t", one},
+			"cannot encrypt a share to"},
 		"a typo":           {[]string{one[:len(one)-1] + "x", one}, "cannot encrypt a share to"},
 		"a private key":    {[]string{newAge(t).String(), one}, "is named by a private key"},
 		"ECDSA of SSH":     {[]string{"ssh-ecdsa AAAA", one}, "cannot encrypt a share to"},
@@ -153,9 +159,11 @@ func TestCustodiansRefused(t *testing.T) {
 		"too few":          {[]string{one}, "there are 2 shares for 1 custodians"},
 		"too many":         {[]string{one, two, public}, "there are 2 shares for 3 custodians"},
 		"one of age twice": {[]string{one, one}, "the custodians 1 and 2 have the same key"},
-		"one of SSH twice": {[]string{public, "ssh-ed25519   " + strings.Fields(key)[0] + " other@example.com"}, "the custodians 1 and 2 have the same key"},
+		"one of SSH twice": {[]string{public, "ssh-ed25519   " + strings.Fields(key)[0] + " other@example.com"},
+			"the custodians 1 and 2 have the same key"},
 	} {
-		if _, err := parseCustodians(ctx, c.names, 2); err == nil || !strings.Contains(err.Error(), c.words) || strings.Contains(err.Error(), "AGE-SECRET") {
+		if _, err := parseCustodians(ctx, c.names, 2); err == nil || !strings.Contains(err.Error(), c.words) ||
+			strings.Contains(err.Error(), "AGE-SECRET") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -165,8 +173,9 @@ func TestCustodiansRefused(t *testing.T) {
 func TestIdentitiesRefused(t *testing.T) {
 	secret := newAge(t).String()
 	for name, data := range map[string]string{
-		"nothing": "", "a damaged key": secret[:40], "more on the line": secret + " secret", "a PEM block": "-----BEGIN PRIVATE KEY-----\n" + secret + "\n",
-		"large": strings.Repeat(secret+"\n", 1000), "a plugin's": "AGE-PLUGIN-YUBIKEY-1QWT50D05NH5VUTPDZMLG5WN80XQ5",
+		"nothing": "", "a damaged key": secret[:40], "more on the line": secret + " secret",
+		"a PEM block": "-----BEGIN PRIVATE KEY-----\n" + secret + "\n",
+		"large":       strings.Repeat(secret+"\n", 1000), "a plugin's": "AGE-PLUGIN-YUBIKEY-1QWT50D05NH5VUTPDZMLG5WN80XQ5",
 	} {
 		ids, err := openIdentities(context.Background(), []string{file(t, []byte(data))}, nil)
 		if err == nil || strings.Contains(err.Error(), secret[:20]) || strings.Contains(err.Error(), "AGE-PLUGIN") {

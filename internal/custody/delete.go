@@ -23,8 +23,8 @@ type Deletion struct {
 	Consequences []string
 }
 
-// Delete removes a key, its public half and its own certificates from the token, once confirm agrees. It refuses while Notation signs
-// with the key, or a CA of the folder does.
+// Delete removes a key, its public half and its own certificates from the token, once confirm agrees. It refuses while
+// Notation signs with the key, or a CA of the folder does.
 func Delete(ctx context.Context, s *config.Settings, caFolder string, confirm func(Deletion) error) error {
 	return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		info, err := k.Info()
@@ -68,7 +68,9 @@ func consequences(info key.Info, certificates int) []string {
 		all = append(all, "it was never outside the module: only the module's own backup can bring it back")
 	}
 	if certificates > 0 {
-		all = append(all, fmt.Sprintf("%d certificate(s) of it go from the token; 'notation-hsm cert export' prints them while they are there", certificates))
+		all = append(all,
+			fmt.Sprintf("%d certificate(s) of it go from the token; 'notation-hsm cert export' prints them while they are there",
+				certificates))
 	}
 	return all
 }
@@ -79,7 +81,8 @@ func unusedByNotation(t key.Token, k key.Info) error {
 		return err
 	}
 	if len(names) > 0 {
-		return failure.New(failure.Denied, "take it out of Notation's list first: notation key delete "+strings.Join(names, " "),
+		return failure.New(failure.Denied, "take it out of Notation's list first: notation key delete "+
+			strings.Join(names, " "),
 			"Notation signs with the key %q, as %s", k.Label, strings.Join(names, ", "))
 	}
 	return nil
@@ -97,7 +100,8 @@ func unusedByRotation(k key.Info) error {
 			return err
 		}
 		if r != nil && (r.NewID == k.URI || len(k.ID) > 0 && r.ID == hex.EncodeToString(k.ID)) {
-			return failure.New(failure.Denied, "finish it first: notation-hsm key rotate "+r.Name+"; or give it up by removing "+path,
+			return failure.New(failure.Denied, "finish it first: notation-hsm key rotate "+r.Name+"; or give it up by removing "+
+				path,
 				"the key %q is the new key of a rotation of %q that is not finished", k.Label, r.Name)
 		}
 	}
@@ -111,7 +115,8 @@ func unusedByCA(folder string, public crypto.PublicKey) error {
 	}
 	for _, a := range all {
 		if certs.SameKey(a.Certificate().PublicKey, public) {
-			return failure.New(failure.Denied, "the CA could issue and revoke nothing without it. If the CA is to end, revoke what it has issued, publish a last CRL, and remove its folder",
+			return failure.New(failure.Denied,
+				"the CA could issue and revoke nothing without it. If the CA is to end, revoke what it has issued, publish a last CRL, and remove its folder",
 				"the CA %q signs with the key", a.Name)
 		}
 	}

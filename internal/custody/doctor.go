@@ -60,8 +60,8 @@ type visit struct {
 	chain    []*x509.Certificate
 }
 
-// Doctor examines everything between a key and an image that verifies, from the module's file to the trust policy. It never tries a
-// PIN that could be the last one, whatever the settings say: a check-up must not be what locks a token.
+// Doctor examines everything between a key and an image that verifies, from the module's file to the trust policy. It
+// never tries a PIN that could be the last one, whatever the settings say: a check-up must not be what locks a token.
 func Doctor(ctx context.Context, s *config.Settings) []Check {
 	careful := *s
 	careful.AllowFinalPINTry = false
@@ -104,8 +104,8 @@ func Doctor(ctx context.Context, s *config.Settings) []Check {
 	return report
 }
 
-// Survey is the doctor's look at the whole: the module, its tokens, the plugin, and in short each signing key that Notation uses with
-// it. It logs in nowhere.
+// Survey is the doctor's look at the whole: the module, its tokens, the plugin, and in short each signing key that
+// Notation uses with it. It logs in nowhere.
 func Survey(ctx context.Context, s *config.Settings) []Check {
 	tokens, err := keystore.Tokens(ctx, s)
 	var report []Check

@@ -59,11 +59,13 @@ func pinState(t key.Token) (Check, error) {
 		return Check{}, failure.New(failure.Denied, "give the right PIN to the vendor's tool once, which resets the count",
 			"one more wrong PIN locks the token, so the PIN is not tried")
 	case key.PINCountLow:
-		return warning("find out who gave it: a few more lock the token", "a wrong PIN was given since the last right one"), nil
+		return warning("find out who gave it: a few more lock the token", "a wrong PIN was given since the last right one"),
+			nil
 	case key.PINExpired:
 		return warning("change it with the vendor's tool", "the PIN must be changed"), nil
 	case key.PINNotSet:
-		return warning("if the login fails, the security officer has to set a user PIN", "the token says that no user PIN is set"), nil
+		return warning("if the login fails, the security officer has to set a user PIN",
+			"the token says that no user PIN is set"), nil
 	}
 	if t.PIN == key.PINNotTold {
 		return ok("it tells nothing of wrong ones; a wrong one is tried once"), nil
@@ -92,7 +94,8 @@ func (v *visit) findKey() (_ Check, err error) {
 	return ok("%s, %s", v.info.URI, spec.Name), err
 }
 
-// attributes holds the key against what a key made here is: it can't be read, it never could, and it does nothing but sign.
+// attributes holds the key against what a key made here is: it can't be read, it never could, and it does nothing but
+// sign.
 func (v *visit) attributes() (Check, error) {
 	is := func(attribute *bool) bool { return attribute != nil && *attribute }
 	isNot := func(attribute *bool) bool { return attribute != nil && !*attribute }
@@ -102,9 +105,11 @@ func (v *visit) attributes() (Check, error) {
 	case isNot(i.Sign):
 		return Check{}, failure.New(failure.Denied, "use or make a signing key", "the key may not sign (CKA_SIGN)")
 	case isNot(i.Sensitive):
-		return Check{}, failure.New(failure.Denied, again, "the key can be read by anyone who is logged in (CKA_SENSITIVE is false)")
+		return Check{}, failure.New(failure.Denied, again,
+			"the key can be read by anyone who is logged in (CKA_SENSITIVE is false)")
 	case is(i.Extractable) && !is(i.WrapWithTrusted):
-		return Check{}, failure.New(failure.Denied, again, "the key can be taken out of the token under any other key (CKA_EXTRACTABLE)")
+		return Check{}, failure.New(failure.Denied, again,
+			"the key can be taken out of the token under any other key (CKA_EXTRACTABLE)")
 	}
 	var remarks []string
 	for _, remark := range []struct {
@@ -144,13 +149,15 @@ func (v *visit) certificate() (_ Check, err error) {
 		return Check{}, err
 	}
 	if v.leaf = certs.LeafOf(v.key.Public(), v.known, time.Now()); v.leaf == nil {
-		return Check{}, failure.New(failure.Invalid, "make one with 'notation-hsm cert self-sign', or 'cert csr' and your CA; then 'notation-hsm cert import'",
+		return Check{}, failure.New(failure.Invalid,
+			"make one with 'notation-hsm cert self-sign', or 'cert csr' and your CA; then 'notation-hsm cert import'",
 			"the key has no certificate")
 	}
 	return ok("%q, issued by %q", v.leaf.Subject, v.leaf.Issuer), nil
 }
 
-// wholeChain applies Notation's rules as they were before the first certificate ended: its end is another check's matter.
+// wholeChain applies Notation's rules as they were before the first certificate ended: its end is another check's
+// matter.
 func (v *visit) wholeChain() (Check, error) {
 	chain, err := certs.Chain(v.leaf, v.known, nil, time.Now())
 	if err != nil {

@@ -126,14 +126,16 @@ func (v *visit) trusted() (Check, error) {
 		return Check{}, err
 	}
 	if _, err := fs.Stat(dir.ConfigFS(), dir.PathTrustPolicy); errors.Is(err, fs.ErrNotExist) {
-		return warning("to verify here as well, see: notation policy --help", "Notation has no trust policy on this machine"), nil
+		return warning("to verify here as well, see: notation policy --help", "Notation has no trust policy on this machine"),
+			nil
 	}
 	policy, err := trustpolicy.LoadDocument()
 	if err == nil {
 		err = policy.Validate()
 	}
 	if err != nil {
-		return Check{}, failure.New(failure.Invalid, "see it with: notation policy show", "Notation's trust policy is not valid: %w", err)
+		return Check{}, failure.New(failure.Invalid, "see it with: notation policy show",
+			"Notation's trust policy is not valid: %w", err)
 	}
 	var why []string
 	for _, statement := range policy.TrustPolicies {
@@ -143,13 +145,14 @@ func (v *visit) trusted() (Check, error) {
 		}
 		why = append(why, "statement \""+statement.Name+"\": "+problem)
 	}
-	return Check{}, failure.New(failure.Invalid, "add the chain's root to a trust store with 'notation cert add', and the subject to the trusted identities",
+	return Check{}, failure.New(failure.Invalid,
+		"add the chain's root to a trust store with 'notation cert add', and the subject to the trusted identities",
 		"no statement of Notation's trust policy accepts the chain (%s)", strings.Join(why, "; "))
 }
 
-// refusedBy returns why a statement of the policy does not accept the chain, or "". It follows the Notary Project's trust store and
-// trust policy specification: a certificate of the chain is in a store of the statement, and the leaf's subject has all that one
-// trusted identity has.
+// refusedBy returns why a statement of the policy does not accept the chain, or "". It follows the Notary Project's
+// trust store and trust policy specification: a certificate of the chain is in a store of the statement, and the leaf's
+// subject has all that one trusted identity has.
 func (v *visit) refusedBy(statement trustpolicy.TrustPolicy) string {
 	if statement.SignatureVerification.VerificationLevel == trustpolicy.LevelSkip.Name {
 		return "it verifies nothing"
@@ -189,7 +192,8 @@ func containsCert(chain []*x509.Certificate, cert *x509.Certificate) bool {
 	return false
 }
 
-// hasIdentity reports whether a certificate's subject has every part of a trusted identity such as "x509.subject: C=CH, O=Example".
+// hasIdentity reports whether a certificate's subject has every part of a trusted identity such as "x509.subject: C=CH,
+// O=Example".
 func hasIdentity(leaf *x509.Certificate, identity string) bool {
 	kind, value, _ := strings.Cut(identity, ":")
 	want, err := ldap.ParseDN(value)

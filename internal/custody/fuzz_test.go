@@ -89,7 +89,8 @@ func exampleBackup(tb testing.TB) backupFile {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "release"}, NotAfter: time.Now().Add(time.Hour)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "release"},
+		NotAfter: time.Now().Add(time.Hour)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		tb.Fatal(err)
@@ -99,9 +100,12 @@ func exampleBackup(tb testing.TB) backupFile {
 		tb.Fatal(err)
 	}
 	b := backupFile{
-		Version: backupVersion, Made: time.Now().UTC().Truncate(time.Second), Token: "signing", Label: "release", ID: "0102", Spec: "EC-256",
-		PublicKey: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})), Certificates: string(certs.Encode([]*x509.Certificate{cert})),
-		Attributes: keptAttributes{true, true, true, true}, WrappingKey: wrappingRef{"backup", "0304"}, Mechanism: "CKM_AES_KEY_WRAP_PAD", Wrapped: make([]byte, 80),
+		Version: backupVersion, Made: time.Now().UTC().Truncate(time.Second), Token: "signing", Label: "release", ID: "0102",
+		Spec:         "EC-256",
+		PublicKey:    string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})),
+		Certificates: string(certs.Encode([]*x509.Certificate{cert})),
+		Attributes:   keptAttributes{true, true, true, true}, WrappingKey: wrappingRef{"backup", "0304"},
+		Mechanism: "CKM_AES_KEY_WRAP_PAD", Wrapped: make([]byte, 80),
 		MAC: &backupMAC{make([]byte, 40), make([]byte, 32)},
 	}
 	if b.Checksum, err = b.checksum(); err != nil {

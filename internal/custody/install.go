@@ -12,8 +12,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Install copies this program to where Notation looks for plugins and returns the place. It replaces another version, in one
-// step, so that a signature under way keeps the program it started with.
+// Install copies this program to where Notation looks for plugins and returns the place. It replaces another version,
+// in one step, so that a signature under way keeps the program it started with.
 func Install() (path string, err error) {
 	self, path, err := places()
 	if err != nil {

@@ -1,5 +1,5 @@
-// Package custody is the work around signing: making and showing keys, getting certificates for them, and telling Notation
-// about them.
+// Package custody is the work around signing: making and showing keys, getting certificates for them, and telling
+// Notation about them.
 package custody
 
 import (
@@ -42,7 +42,8 @@ type Certificate struct {
 	Issuer   string    `json:"issuer"`
 	Serial   string    `json:"serial"` // hex
 	NotAfter time.Time `json:"notAfter"`
-	Length   int       `json:"chainLength"` // certificates from the leaf to the root, or 0 when Notation does not accept them
+	// certificates from the leaf to the root, or 0 when Notation does not accept them
+	Length int `json:"chainLength"`
 }
 
 // Tokens lists the tokens of a module.
@@ -50,9 +51,10 @@ func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
 	return keystore.Tokens(ctx, s)
 }
 
-// Generate makes a key inside the module, for a usage, and returns its URI and the other usage ("" as a rule) if the module lets it do
-// that as well. With a wrapping key, by reference, the key can be backed up under that key.
-func Generate(ctx context.Context, s *config.Settings, spec, usage, label, id, wrapping string) (uri string, also key.Usage, err error) {
+// Generate makes a key inside the module, for a usage, and returns its URI and the other usage ("" as a rule) if the
+// module lets it do that as well. With a wrapping key, by reference, the key can be backed up under that key.
+func Generate(ctx context.Context, s *config.Settings, spec, usage, label, id, wrapping string) (uri string,
+	also key.Usage, err error) {
 	parsed, err := key.ParseSpec(spec)
 	if err != nil {
 		return "", "", err
@@ -66,7 +68,8 @@ func Generate(ctx context.Context, s *config.Settings, spec, usage, label, id, w
 	}
 	raw, err := hex.DecodeString(id)
 	if err != nil {
-		return "", "", failure.New(failure.Invalid, "write an even number of hex digits, as in --id 01a2", "the id %q is not hex", id)
+		return "", "", failure.New(failure.Invalid, "write an even number of hex digits, as in --id 01a2",
+			"the id %q is not hex", id)
 	}
 	r := key.Request{Spec: parsed, Usage: use, Label: label, ID: raw}
 	var info key.Info
@@ -182,7 +185,8 @@ func (k *Key) judge(info key.Info, known []*x509.Certificate) error {
 	}
 	if leaf != nil {
 		k.Certificate = &Certificate{
-			Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(), Serial: hex.EncodeToString(leaf.SerialNumber.Bytes()), NotAfter: leaf.NotAfter.UTC(), Length: len(chain),
+			Subject: leaf.Subject.String(), Issuer: leaf.Issuer.String(), Serial: hex.EncodeToString(leaf.SerialNumber.Bytes()),
+			NotAfter: leaf.NotAfter.UTC(), Length: len(chain),
 		}
 	}
 	switch {

@@ -27,9 +27,11 @@ type NetHSMOrder struct {
 	Root, RootPINSource string // as in nethsm.Order
 }
 
-// SetUpNetHSM makes, for the key that the settings name, all that is not there: namespace and administrator, operator with a tag, key
-// for that tag alone, and a self-signed certificate. confirm sees the plan before anything is made; say is told of each step.
-func SetUpNetHSM(ctx context.Context, s *config.Settings, o NetHSMOrder, confirm func([]nethsm.Step) error, say func(what string)) error {
+// SetUpNetHSM makes, for the key that the settings name, all that is not there: namespace and administrator, operator
+// with a tag, key for that tag alone, and a self-signed certificate. confirm sees the plan before anything is made; say
+// is told of each step.
+func SetUpNetHSM(ctx context.Context, s *config.Settings, o NetHSMOrder, confirm func([]nethsm.Step) error,
+	say func(what string)) error {
 	spec, err := key.ParseSpec(o.Spec)
 	if err != nil {
 		return err
@@ -47,14 +49,16 @@ func SetUpNetHSM(ctx context.Context, s *config.Settings, o NetHSMOrder, confirm
 		}
 	}
 	setup, err := nethsm.Prepare(ctx, s, nethsm.Order{
-		Request: key.Request{Spec: spec, Usage: usage, Label: s.Key.Object}, Tag: o.Tag, Root: o.Root, RootPINSource: o.RootPINSource,
+		Request: key.Request{Spec: spec, Usage: usage, Label: s.Key.Object}, Tag: o.Tag, Root: o.Root,
+		RootPINSource: o.RootPINSource,
 	})
 	if err != nil {
 		return err
 	}
 	defer setup.Close()
 	plan := setup.Steps
-	certificate := nethsm.Step{What: fmt.Sprintf("self-signed certificate of %q for key %s, for %d days, if it has none", o.Subject, s.Key, o.Days)}
+	certificate := nethsm.Step{What: fmt.Sprintf("self-signed certificate of %q for key %s, for %d days, if it has none",
+		o.Subject, s.Key, o.Days)}
 	if o.Subject != "" {
 		plan = append(plan[:len(plan):len(plan)], certificate)
 	}
@@ -100,9 +104,8 @@ func NetHSMModule(s *config.Settings, label, log string) ([]byte, error) {
 	return nethsm.ModuleConfig(s, label, log)
 }
 
-// BackUpNetHSM writes a backup of the whole NetHSM to a file, readable for its owner alone, once it is there from its beginning to its end; and
-// reads it back. It returns its size in
-// bytes and its SHA-256 in hex.
+// BackUpNetHSM writes a backup of the whole NetHSM to a file, readable for its owner alone, once it is there from its
+// beginning to its end; and reads it back. It returns its size in bytes and its SHA-256 in hex.
 func BackUpNetHSM(ctx context.Context, s *config.Settings, path string) (size int, digest string, err error) {
 	data, err := nethsm.Backup(ctx, s)
 	if err != nil {
@@ -116,7 +119,8 @@ func BackUpNetHSM(ctx context.Context, s *config.Settings, path string) (size in
 		err = errors.New("it holds something else than the NetHSM gave")
 	}
 	if err != nil {
-		return 0, "", failure.New(failure.Internal, "write it to another disk", "the backup %s can't be read back, and is removed: %w", path, errors.Join(err, os.Remove(path)))
+		return 0, "", failure.New(failure.Internal, "write it to another disk",
+			"the backup %s can't be read back, and is removed: %w", path, errors.Join(err, os.Remove(path)))
 	}
 	sum := sha256.Sum256(data)
 	return len(data), hex.EncodeToString(sum[:]), nil

@@ -73,14 +73,15 @@ func resolve(k notation.KeySuite) (*config.Settings, error) {
 	return config.Resolve(k.ID, k.PluginConfig, config.PluginConfig)
 }
 
-// namesKey reports whether a reference is to this key on this token. One that leaves something out may be to this key, so it is.
+// namesKey reports whether a reference is to this key on this token. One that leaves something out may be to this key,
+// so it is.
 func namesKey(reference config.URI, t key.Token, k key.Info) bool {
 	return keystore.Matches(reference, t) && (reference.Object == "" || reference.Object == k.Label) &&
 		(len(reference.ID) == 0 || string(reference.ID) == string(k.ID))
 }
 
-// registeredAs returns the names under which Notation signs with a key of a token. An entry that can't be read could be anything,
-// so it is an error.
+// registeredAs returns the names under which Notation signs with a key of a token. An entry that can't be read could be
+// anything, so it is an error.
 func registeredAs(t key.Token, k key.Info) ([]string, error) {
 	keys, err := signingKeys()
 	if err != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// prove has a key make a real signature, and verifies it under a public key as any verifier would. What is signed is text that no
-// envelope could hold.
+// prove has a key make a real signature, and verifies it under a public key as any verifier would. What is signed is
+// text that no envelope could hold.
 func prove(k keystore.Key, public crypto.PublicKey) error {
 	spec, err := key.SpecOf(public)
 	if err != nil {
@@ -30,12 +30,14 @@ func prove(k keystore.Key, public crypto.PublicKey) error {
 	good := false
 	switch p := public.(type) {
 	case *rsa.PublicKey:
-		good = rsa.VerifyPSS(p, spec.Hash, h.Sum(nil), signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+		good = rsa.VerifyPSS(p, spec.Hash, h.Sum(nil), signature,
+			&rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 	case *ecdsa.PublicKey:
 		good = ecdsa.VerifyASN1(p, h.Sum(nil), signature)
 	}
 	if !good {
-		return failure.New(failure.Internal, "check that the public key or certificate belongs to this key; if it does, the module made a wrong signature",
+		return failure.New(failure.Internal,
+			"check that the public key or certificate belongs to this key; if it does, the module made a wrong signature",
 			"a test signature does not verify")
 	}
 	return nil
@@ -58,7 +60,8 @@ func proveOpens(k keystore.Key, public crypto.PublicKey) error {
 		err = failure.New(failure.Invalid, "use an RSA or elliptic curve key", "keys of type %T open nothing", public)
 	}
 	if err == nil && !bytes.Equal(want, got) {
-		err = failure.New(failure.Internal, "check that the public key or certificate belongs to this key", "the key does not open what its public half closed")
+		err = failure.New(failure.Internal, "check that the public key or certificate belongs to this key",
+			"the key does not open what its public half closed")
 	}
 	return err
 }

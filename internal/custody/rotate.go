@@ -25,9 +25,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Rotation replaces the key behind one of Notation's signing keys. It is also the journal: it is written before anything is made, with
-// all that was decided, and removed when all is done. What has been done in between is told by the token and by Notation's list, so a
-// rotation that was cut short anywhere is finished by running it again, with no second key and no second certificate.
+// Rotation replaces the key behind one of Notation's signing keys. It is also the journal: it is written before
+// anything is made, with all that was decided, and removed when all is done. What has been done in between is told by
+// the token and by Notation's list, so a rotation that was cut short anywhere is finished by running it again, with no
+// second key and no second certificate.
 type Rotation struct {
 	Name    string    `json:"name"` // of Notation's signing key
 	Begun   time.Time `json:"begun"`
@@ -69,8 +70,8 @@ type Order struct {
 	Certificate string // go on with the certificate in this file
 }
 
-// Rotate carries out an order. confirm sees the plan before anything is made, and is not asked again when a rotation goes on; say is
-// told of each step, the last of them before the journal goes.
+// Rotate carries out an order. confirm sees the plan before anything is made, and is not asked again when a rotation
+// goes on; say is told of each step, the last of them before the journal goes.
 func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say func(format string, args ...any)) error {
 	journal, err := journalOf(o.Name)
 	if err != nil {
@@ -93,13 +94,16 @@ func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say fun
 	}
 	if r != nil {
 		if (o.Request != "" || o.Certificate != "") && r.Way != ByRequest || o.CA != "" && o.CA != r.CA {
-			return failure.New(failure.Invalid, "run it again without --csr, --cert and --ca; or, to begin anew, remove "+journal,
-				"the rotation of %q that was begun on %s gets its certificate in another way", r.Name, r.Begun.Format(time.DateOnly))
+			return failure.New(failure.Invalid, "run it again without --csr, --cert and --ca; or, to begin anew, remove "+
+				journal,
+				"the rotation of %q that was begun on %s gets its certificate in another way", r.Name,
+				r.Begun.Format(time.DateOnly))
 		}
 		say("going on with the rotation of %q that was begun on %s", r.Name, r.Begun.Format("2006-01-02 15:04:05 MST"))
 	} else {
 		if o.Certificate != "" {
-			return failure.New(failure.Invalid, "begin with --csr FILE, have that signed, and then give the certificate with --cert",
+			return failure.New(failure.Invalid,
+				"begin with --csr FILE, have that signed, and then give the certificate with --cert",
 				"no rotation of %q waits for a certificate", o.Name)
 		}
 		if r, err = plan(ctx, o); err != nil {
@@ -131,7 +135,8 @@ func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say fun
 func journalOf(name string) (string, error) {
 	dir, err := folders.Config()
 	if err != nil {
-		return "", failure.New(failure.Invalid, "set HOME to an absolute path", "can't tell where rotations are kept: %w", err)
+		return "", failure.New(failure.Invalid, "set HOME to an absolute path", "can't tell where rotations are kept: %w",
+			err)
 	}
 	return filepath.Join(dir, "notation-hsm", "rotations", url.QueryEscape(name)+".json"), nil
 }
@@ -189,7 +194,8 @@ func (r *Rotation) advance(ctx context.Context, o Order, say func(string, ...any
 	entry, err := keys.Get(r.Name)
 	if err != nil || entry.ExternalKey == nil || (entry.ID != r.OldID && entry.ID != r.NewID) {
 		journal, _ := journalOf(r.Name)
-		return false, failure.New(failure.Invalid, "set it back to "+quoted(r.OldID)+"; or, to give this rotation up, remove "+journal,
+		return false, failure.New(failure.Invalid,
+			"set it back to "+quoted(r.OldID)+"; or, to give this rotation up, remove "+journal,
 			"Notation's signing key %q was changed while it was rotated", r.Name)
 	}
 	if entry.ID == r.OldID {
@@ -215,8 +221,9 @@ func (r *Rotation) advance(ctx context.Context, o Order, say func(string, ...any
 	return true, nil
 }
 
-// makeKey makes the new key, unless it is there. Its id was drawn for the journal, so no other key has it. A module that was cut short
-// can leave half a key; nobody has a certificate for it yet, so what does not sign is discarded and made anew.
+// makeKey makes the new key, unless it is there. Its id was drawn for the journal, so no other key has it. A module
+// that was cut short can leave half a key; nobody has a certificate for it yet, so what does not sign is discarded and
+// made anew.
 func (r *Rotation) makeKey(ctx context.Context, s *config.Settings, say func(string, ...any)) error {
 	if r.Made {
 		return nil
@@ -234,7 +241,8 @@ func (r *Rotation) makeKey(ctx context.Context, s *config.Settings, say func(str
 		if err != nil {
 			return err
 		}
-		if _, err := keystore.Generate(ctx, s, key.Request{Spec: spec, Usage: key.Sign, Label: r.Label, ID: id, Tags: r.Tags}); err != nil {
+		if _, err := keystore.Generate(ctx, s,
+			key.Request{Spec: spec, Usage: key.Sign, Label: r.Label, ID: id, Tags: r.Tags}); err != nil {
 			return err
 		}
 		err = keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error { return prove(k, k.Public()) })
@@ -268,7 +276,8 @@ func discardHalf(ctx context.Context, s *config.Settings) (whole bool, err error
 }
 
 // certify gets the new key its certificate, unless it has one, and has the key prove itself under it.
-func (r *Rotation) certify(ctx context.Context, s *config.Settings, o Order, say func(string, ...any)) (done bool, err error) {
+func (r *Rotation) certify(ctx context.Context, s *config.Settings, o Order, say func(string, ...any)) (done bool,
+	err error) {
 	missing, err := r.lacks(ctx, s)
 	if err != nil || missing == nil {
 		return err == nil, err
@@ -326,7 +335,8 @@ func (r *Rotation) repoint(keys *notation.SigningKeys) error {
 		}
 		old := entry
 		old.Name = r.OldName
-		keys.Keys[i].ExternalKey = &notation.ExternalKey{ID: r.NewID, PluginName: entry.PluginName, PluginConfig: r.PluginConfig}
+		keys.Keys[i].ExternalKey = &notation.ExternalKey{ID: r.NewID, PluginName: entry.PluginName,
+			PluginConfig: r.PluginConfig}
 		keys.Keys = append(keys.Keys, old)
 		return saveSigningKeys(keys)
 	}

@@ -22,7 +22,8 @@ func (r *Rotation) selfSign(ctx context.Context, s *config.Settings) error {
 	})
 }
 
-// issue has our CA issue the certificate, unless it has done so for this key before: then only the storing was cut short.
+// issue has our CA issue the certificate, unless it has done so for this key before: then only the storing was cut
+// short.
 func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string) error {
 	a, err := ca.Open(folder, r.CA)
 	if err != nil {
@@ -61,7 +62,8 @@ func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string)
 	}
 	// The subject is that of the old key, as the plan that was agreed to said.
 	same := func(ca.Entry) bool { return true }
-	_, err = a.IssueKey(ctx, s, ca.Terms{Subject: r.Subject, Days: atMost(r.Days, a.Certificate()), CDP: r.CRL, OCSP: r.OCSP}, same)
+	_, err = a.IssueKey(ctx, s, ca.Terms{Subject: r.Subject, Days: atMost(r.Days, a.Certificate()), CDP: r.CRL,
+		OCSP: r.OCSP}, same)
 	return err
 }
 
@@ -79,6 +81,7 @@ func (r *Rotation) request(ctx context.Context, s *config.Settings, path string,
 		return err
 	}
 	say("the request is in %s; nothing has changed for Notation yet", path)
-	say("next: have it signed by the CA, put its answer and the issuers into one PEM file, and run: notation-hsm key rotate %s --cert FILE", r.Name)
+	say(
+		"next: have it signed by the CA, put its answer and the issuers into one PEM file, and run: notation-hsm key rotate %s --cert FILE", r.Name)
 	return nil
 }

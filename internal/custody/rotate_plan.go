@@ -70,7 +70,8 @@ func (r *Rotation) likeOld(store keystore.Store, k keystore.Key, s *config.Setti
 		return err
 	}
 	if info.Extractable != nil && *info.Extractable {
-		return failure.New(failure.Denied, "make the new one with 'notation-hsm key generate --backup-key', and register it with 'notation-hsm install'",
+		return failure.New(failure.Denied,
+			"make the new one with 'notation-hsm key generate --backup-key', and register it with 'notation-hsm install'",
 			"the key %s may be wrapped for backups, and its successor would not be", info.URI)
 	}
 	spec, err := key.SpecOf(k.Public())
@@ -87,7 +88,8 @@ func (r *Rotation) likeOld(store keystore.Store, k keystore.Key, s *config.Setti
 	}
 	leaf := certs.LeafOf(k.Public(), known, time.Now())
 	if leaf == nil {
-		return failure.New(failure.Invalid, "make a new key with 'notation-hsm key generate', and register it with 'notation-hsm install'",
+		return failure.New(failure.Invalid,
+			"make a new key with 'notation-hsm key generate', and register it with 'notation-hsm install'",
 			"the key %s has no certificate that the next one could be like", info.URI)
 	}
 	r.Subject, r.Days = leaf.Subject.String(), lifetime(leaf)
@@ -120,9 +122,11 @@ func (r *Rotation) chooseWay(leaf *x509.Certificate, o Order) error {
 		return nil
 	}
 	if o.CA != "" {
-		return failure.New(failure.Invalid, "see them with: notation-hsm ca list", "there is no CA %q in %s", o.CA, o.CAFolder)
+		return failure.New(failure.Invalid, "see them with: notation-hsm ca list", "there is no CA %q in %s", o.CA,
+			o.CAFolder)
 	}
-	return failure.New(failure.Invalid, "write a request for that CA with --csr FILE, and give its answer with --cert FILE; or name one of your own with --ca",
+	return failure.New(failure.Invalid,
+		"write a request for that CA with --csr FILE, and give its answer with --cert FILE; or name one of your own with --ca",
 		"the certificate of %q was issued by %q, which is no CA in %s", leaf.Subject, leaf.Issuer, o.CAFolder)
 }
 
@@ -132,7 +136,8 @@ func atMost(days int, issuer *x509.Certificate) int {
 }
 
 func selfSigned(cert *x509.Certificate) bool {
-	return bytes.Equal(cert.RawSubject, cert.RawIssuer) && cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil
+	return bytes.Equal(cert.RawSubject, cert.RawIssuer) &&
+		cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil
 }
 
 func httpURL(urls []string) string {
@@ -179,8 +184,8 @@ func oldName(keys *notation.SigningKeys, name string) string {
 	}
 }
 
-// configure makes the plugin config of the new key: it is reached as the old one is. A certificate-chain with the old leaf must not
-// stay, since the new chain is on the token.
+// configure makes the plugin config of the new key: it is reached as the old one is. A certificate-chain with the old
+// leaf must not stay, since the new chain is on the token.
 func (r *Rotation) configure(entry notation.KeySuite, old *config.Settings) error {
 	settings := maps.Clone(entry.PluginConfig)
 	if settings == nil {
@@ -202,7 +207,8 @@ func (r *Rotation) configure(entry notation.KeySuite, old *config.Settings) erro
 	}
 	if now.PIN != old.PIN {
 		return failure.New(failure.Invalid, "give it a pin-source instead",
-			"the PIN of the signing key %q stands under its alias in the config file, and can't be carried over to the new key", r.Name)
+			"the PIN of the signing key %q stands under its alias in the config file, and can't be carried over to the new key",
+			r.Name)
 	}
 	if now.PINSource != old.PINSource {
 		settings[config.PINSource] = old.PINSource

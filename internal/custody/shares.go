@@ -49,7 +49,8 @@ const (
 // split draws a wrapping key and its shares.
 func split(label string, n, threshold int) (w key.WrappingKey, value []byte, shares []Share, err error) {
 	if threshold < 2 || n < threshold || n > sharesLimit {
-		return w, nil, nil, failure.New(failure.Invalid, "as in: --shares 5 --threshold 3; with a threshold of 1 anyone who has a share could restore alone",
+		return w, nil, nil, failure.New(failure.Invalid,
+			"as in: --shares 5 --threshold 3; with a threshold of 1 anyone who has a share could restore alone",
 			"a key can't be split into %d shares of which %d make it again", n, threshold)
 	}
 	secret := sharingGroup.RandomNonZeroScalar(rand.Reader)
@@ -66,7 +67,8 @@ func split(label string, n, threshold int) (w key.WrappingKey, value []byte, sha
 		commitments = append(commitments, hex.EncodeToString(data))
 	}
 	common := Share{
-		Version: shareVersion, Key: label, ID: hex.EncodeToString(w.ID), Of: n, Threshold: threshold, Commitments: commitments,
+		Version: shareVersion, Key: label, ID: hex.EncodeToString(w.ID), Of: n, Threshold: threshold,
+		Commitments: commitments,
 	}
 	if common.Tag, err = common.tag(secret); err != nil {
 		return w, nil, nil, err

@@ -99,7 +99,8 @@ func TestSharesChanged(t *testing.T) {
 			if w, value, err := joinFiles(files, nil); err == nil || value != nil {
 				t.Errorf("%s in %d shares makes %q", name, edited, w)
 			}
-			if name == "older" && edited == 3 { // they are version 1 now, and used when that is asked for, with what they say of themselves shown
+			// they are version 1 now, and used when that is asked for, with what they say of themselves shown
+			if name == "older" && edited == 3 {
 				var shown Untagged
 				_, value, err := joinFiles(files, func(u Untagged) error { shown = u; return nil })
 				if err != nil || value == nil || shown != (Untagged{"backup", 4, 3}) {

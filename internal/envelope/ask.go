@@ -17,8 +17,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
-// fromKey fills in the public half of a key in a module: from the leaf of the certificate-chain in its own entry of the config file, else
-// from the module. A certificate-chain that holds for more than this key may be another's.
+// fromKey fills in the public half of a key in a module: from the leaf of the certificate-chain in its own entry of the
+// config file, else from the module. A certificate-chain that holds for more than this key may be another's.
 func (r *Recipient) fromKey(ctx context.Context, reference string, origin config.Origin, ask bool) error {
 	s, err := config.Resolve(reference, nil, origin)
 	if err != nil {
@@ -140,7 +140,8 @@ func (r *Recipient) tryECDH(k keystore.Key) error {
 	return nil
 }
 
-// refused says that the recipient could not open an image, and why. Without a reason, the key has opened something wrongly.
+// refused says that the recipient could not open an image, and why. Without a reason, the key has opened something
+// wrongly.
 func (r *Recipient) refused(why error) error {
 	if why == nil {
 		why = failure.New(failure.Invalid, "", "the trial opened to something else, so its public key is another key's")
@@ -148,7 +149,8 @@ func (r *Recipient) refused(why error) error {
 	f := *failure.From(why)
 	f.What = fmt.Sprintf("the recipient %q cannot open what is encrypted to it: %s", r.Name, f.What)
 	if f.Hint == "" {
-		f.Hint = "name a recipient's key, as 'notation-hsm key generate --usage decrypt' makes it; if its module is mistaken, name the exported public key with pubkey:FILE"
+		f.Hint =
+			"name a recipient's key, as 'notation-hsm key generate --usage decrypt' makes it; if its module is mistaken, name the exported public key with pubkey:FILE"
 	}
 	return &f
 }
@@ -160,11 +162,13 @@ func (r *Recipient) assume(why string) {
 		if r.OAEP == 0 {
 			r.OAEP = crypto.SHA256
 		}
-		r.Warning = fmt.Sprintf("recipient %q: %s; its private key must be allowed to decrypt, with RSA-OAEP and %s", r.Name, why, r.OAEP)
+		r.Warning = fmt.Sprintf("recipient %q: %s; its private key must be allowed to decrypt, with RSA-OAEP and %s", r.Name,
+			why, r.OAEP)
 		if r.OAEP == crypto.SHA256 {
 			r.Warning += " (for a module that knows SHA-1 alone, add ?oaep=sha1)"
 		}
 	case *ecdsa.PublicKey:
-		r.Warning = fmt.Sprintf("recipient %q: %s; its private key must be allowed to derive (CKA_DERIVE), with ECDH", r.Name, why)
+		r.Warning = fmt.Sprintf("recipient %q: %s; its private key must be allowed to derive (CKA_DERIVE), with ECDH", r.Name,
+			why)
 	}
 }

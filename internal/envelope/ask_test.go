@@ -28,7 +28,8 @@ func generateFor(t *testing.T, usage key.Usage, label, spec string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keystore.Generate(context.Background(), s, key.Request{Spec: parsed, Usage: usage, Label: label}); err != nil {
+	if _, err := keystore.Generate(context.Background(), s,
+		key.Request{Spec: parsed, Usage: usage, Label: label}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -51,8 +52,8 @@ func recipient(name string) (Recipient, error) {
 	return parsed[0], nil
 }
 
-// TestCanOpen refuses recipients whose key cannot open what is encrypted to it, as far as SoftHSM tells, with a PIN and without. It
-// chooses the hash of OAEP, and warns where nobody could be asked.
+// TestCanOpen refuses recipients whose key cannot open what is encrypted to it, as far as SoftHSM tells, with a PIN and
+// without. It chooses the hash of OAEP, and warns where nobody could be asked.
 func TestCanOpen(t *testing.T) {
 	token := softhsmtest.NewToken(t, "recipients")
 	use(t, token)
@@ -109,7 +110,8 @@ func TestCanOpen(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), test.refused) || failure.From(err).Hint == "" {
 					t.Errorf("it fails with %v, which does not say %q", err, test.refused)
 				}
-			case err != nil || r.OAEP != test.oaep || !strings.Contains(r.Warning, test.warning) || test.warning == "" && r.Warning != "":
+			case err != nil || r.OAEP != test.oaep || !strings.Contains(r.Warning, test.warning) || test.warning == "" &&
+				r.Warning != "":
 				t.Errorf("it is %+v, %v", r, err)
 			}
 			if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != test.logins {
@@ -141,7 +143,8 @@ func TestTryAnother(t *testing.T) {
 
 // TestChooseOAEP takes SHA-256 where a module does it.
 func TestChooseOAEP(t *testing.T) {
-	for name, token := range map[string]func(testing.TB) *softhsmtest.Token{"openCryptoki": softhsmtest.OpenCryptoki, "TPM": softhsmtest.TPM} {
+	for name, token := range map[string]func(testing.TB) *softhsmtest.Token{"openCryptoki": softhsmtest.OpenCryptoki,
+		"TPM": softhsmtest.TPM} {
 		t.Run(name, func(t *testing.T) {
 			use(t, token(t))
 			generateFor(t, key.Decrypt, "rsa", "RSA-2048")
@@ -167,19 +170,23 @@ func TestCertificateRules(t *testing.T) {
 		{"rsa", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment }, ""},
 		{"rsa", func(c *x509.Certificate) { c.KeyUsage = 0 }, ""},
 		{"rsa", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }, "not for encryption"},
-		{"rsa", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment }, "not for encryption"},
+		{"rsa", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment },
+			"not for encryption"},
 		{"ec", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement }, ""},
 		{"ec", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement | x509.KeyUsageEncipherOnly }, ""},
-		{"ec", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement | x509.KeyUsageDecipherOnly }, "not for encryption"},
+		{"ec", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement | x509.KeyUsageDecipherOnly },
+			"not for encryption"},
 		{"ec", func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyEncipherment }, "not for encryption"},
 		{"ec", func(c *x509.Certificate) { c.KeyUsage, c.NotAfter = 0, time.Now().Add(-time.Minute) }, "expired on"},
-		{"ec", func(c *x509.Certificate) { c.KeyUsage, c.NotBefore = 0, time.Now().Add(30*time.Minute) }, "is not valid before"},
+		{"ec", func(c *x509.Certificate) { c.KeyUsage, c.NotBefore = 0, time.Now().Add(30*time.Minute) },
+			"is not valid before"},
 	} {
 		template := softhsmtest.Template(test.key)
 		test.change(template)
 		name := "cert:" + pemFile(t, "CERTIFICATE", ca.Issue(t, template, keys[test.key]).Raw)
 		r, err := recipient(name)
-		if (err == nil) != (test.words == "") || err != nil && !strings.Contains(err.Error(), test.words) || err == nil && r.Warning == "" {
+		if (err == nil) != (test.words == "") || err != nil && !strings.Contains(err.Error(), test.words) || err == nil &&
+			r.Warning == "" {
 			t.Errorf("key usage %b, valid %s to %s: %+v, %v", template.KeyUsage, template.NotBefore, template.NotAfter, r, err)
 		}
 		if _, err := IdentifyRecipients(context.Background(), []string{name}, config.Flags); err != nil {

@@ -29,39 +29,55 @@ func TestCostly(t *testing.T) {
 		scheme      string
 		packets     [][]byte
 	}{
-		{"nested BER", "is damaged: its element at byte 0 has an indefinite length", schemePKCS7, [][]byte{bytes.Repeat([]byte{0x30, 0x80}, 33<<10)}},
-		{"DER with nested BER", "has an indefinite length", schemePKCS7, [][]byte{withNested(t, candidates, sequences(indefinite(16<<10), 1))}},
+		{"nested BER", "is damaged: its element at byte 0 has an indefinite length", schemePKCS7,
+			[][]byte{bytes.Repeat([]byte{0x30, 0x80}, 33<<10)}},
+		{"DER with nested BER", "has an indefinite length", schemePKCS7,
+			[][]byte{withNested(t, candidates, sequences(indefinite(16<<10), 1))}},
 		{"nested DER", "is nested deeper than 16", schemePKCS7, [][]byte{sequences(nil, 16<<10)}},
-		{"DER with nested DER", "is nested deeper than 16", schemePKCS7, [][]byte{withNested(t, candidates, sequences(nil, 10<<10))}},
-		{"many elements of DER", "has more than 16384 elements", schemePKCS7, [][]byte{sequences(bytes.Repeat([]byte{5, 0}, 40<<10), 1)}},
+		{"DER with nested DER", "is nested deeper than 16", schemePKCS7,
+			[][]byte{withNested(t, candidates, sequences(nil, 10<<10))}},
+		{"many elements of DER", "has more than 16384 elements", schemePKCS7,
+			[][]byte{sequences(bytes.Repeat([]byte{5, 0}, 40<<10), 1)}},
 		{"many recipients of CMS", "the layer has 300 recipients, more than 256", schemePKCS7, [][]byte{cmsFor(t, 300, 0)}},
 		{"long issuer", "none of the wrapped keys opens", schemePKCS7, [][]byte{cmsFor(t, 1, 3000)}},
 		{"nested JSON", "is nested deeper than 16", schemePKCS11, [][]byte{nestedJSON(90 << 10)}},
 		{"nested JWE", "is nested deeper than 16", schemeJWE, [][]byte{nestedJSON(90 << 10)}},
-		{"nested header", "is nested deeper than 16", schemeJWE, [][]byte{withProtected(t, `{"apu":`+string(nestedJSON(500))+`}`)}},
-		{"large header", "has 5010 bytes, more than 4096", schemeJWE, [][]byte{withProtected(t, `{"apu":"`+strings.Repeat("A", 5000)+`"}`)}},
-		{"a certificate in a header", `has the header "x5c", which is not opened here`, schemeJWE, [][]byte{withProtected(t, `{"x5c":[]}`)}},
-		{"a certificate in an epk", `has the header "x5c", which is not opened here`, schemeJWE, [][]byte{withProtected(t, `{"epk":{"kty":"EC","x5c":[]}}`)}},
-		{"a password", `has the header "p2c", which is not opened here`, schemeJWE, [][]byte{withProtected(t, `{"alg":"PBES2-HS256+A128KW","p2c":2147483647,"p2s":"AA"}`)}},
+		{"nested header", "is nested deeper than 16", schemeJWE,
+			[][]byte{withProtected(t, `{"apu":`+string(nestedJSON(500))+`}`)}},
+		{"large header", "has 5010 bytes, more than 4096", schemeJWE,
+			[][]byte{withProtected(t, `{"apu":"`+strings.Repeat("A", 5000)+`"}`)}},
+		{"a certificate in a header", `has the header "x5c", which is not opened here`, schemeJWE,
+			[][]byte{withProtected(t, `{"x5c":[]}`)}},
+		{"a certificate in an epk", `has the header "x5c", which is not opened here`, schemeJWE,
+			[][]byte{withProtected(t, `{"epk":{"kty":"EC","x5c":[]}}`)}},
+		{"a password", `has the header "p2c", which is not opened here`, schemeJWE,
+			[][]byte{withProtected(t, `{"alg":"PBES2-HS256+A128KW","p2c":2147483647,"p2s":"AA"}`)}},
 		{"the compact form", "it is not JSON", schemeJWE, [][]byte{[]byte("e30.AA.AA.AA.AA")}},
-		{"another algorithm", "unexpected key algorithm", schemeJWE, [][]byte{withProtected(t, `{"alg":"dir","enc":"A256GCM"}`)}},
-		{"compression", `has the header "zip", which is not opened here`, schemeJWE, [][]byte{compressed(t, candidates[0].public)}},
-		{"a header twice", `has the name "alg" twice`, schemeJWE, [][]byte{withProtected(t, `{"alg":"RSA-OAEP","enc":"A256GCM","alg":"RSA-OAEP-256"}`)}},
-		{"recipients twice", `has the name "recipients" twice`, schemeHSM, [][]byte{[]byte(`{"recipients":[],"recipients":[]}`)}},
+		{"another algorithm", "unexpected key algorithm", schemeJWE,
+			[][]byte{withProtected(t, `{"alg":"dir","enc":"A256GCM"}`)}},
+		{"compression", `has the header "zip", which is not opened here`, schemeJWE,
+			[][]byte{compressed(t, candidates[0].public)}},
+		{"a header twice", `has the name "alg" twice`, schemeJWE,
+			[][]byte{withProtected(t, `{"alg":"RSA-OAEP","enc":"A256GCM","alg":"RSA-OAEP-256"}`)}},
+		{"recipients twice", `has the name "recipients" twice`, schemeHSM,
+			[][]byte{[]byte(`{"recipients":[],"recipients":[]}`)}},
 		{"many recipients of a JWE", "has 33 recipients, more than 32", schemeJWE, [][]byte{jweFor(33)}},
 		{"many JWEs", "the layer has 288 recipients, more than 256", schemeJWE, repeated(jweFor(32), 10)},
 		{"a point off the curve", "is damaged: ", schemeJWE, [][]byte{offCurve()}},
 		{"many blobs", "the layer has 300 recipients, more than 256", schemePKCS11, repeated(blobsFor(100, "md5"), 3)},
 		{"many packets", "is too large", schemeJWE, repeated([]byte("{}"), packetsLimit+1)},
-		{"large packets", "is too large", schemePKCS11, repeated(append(blobsFor(1, "md5"), bytes.Repeat([]byte(" "), 190<<10)...), 5)},
-		{"many tries", "the layer has more wrapped keys than the 32 that are tried", schemePKCS11, [][]byte{blobsFor(250, "sha1")}},
+		{"large packets", "is too large", schemePKCS11,
+			repeated(append(blobsFor(1, "md5"), bytes.Repeat([]byte(" "), 190<<10)...), 5)},
+		{"many tries", "the layer has more wrapped keys than the 32 that are tried", schemePKCS11,
+			[][]byte{blobsFor(250, "sha1")}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			annotations := annotation(test.scheme, test.packets...)
 			size := len(annotations[AnnotationPrefix+test.scheme])
 			var err error
 			openCost.Check(t, size, func() { _, err = openPlain(candidates, annotations) })
-			if err == nil || !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), test.words) || len(err.Error()) > 2000 {
+			if err == nil || !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), test.words) ||
+				len(err.Error()) > 2000 {
 				t.Errorf("it fails with %.2000v, which does not say %q", err, test.words)
 			}
 			openCost.Check(t, size, func() { _, _ = Holders(annotations) })
@@ -72,7 +88,8 @@ func TestCostly(t *testing.T) {
 // TestOperations bounds what layers together can ask of a module.
 func TestOperations(t *testing.T) {
 	candidates := plainKeys(t)
-	keys := &Keys{references: []string{"rsa"}, candidates: candidates[:1], prepared: func() error { return nil }, tries: operationsLimit - 1}
+	keys := &Keys{references: []string{"rsa"}, candidates: candidates[:1], prepared: func() error { return nil },
+		tries: operationsLimit - 1}
 	sealed := annotation(schemeHSM, ours(t, candidates))
 	if _, err := keys.Open(sealed); err != nil {
 		t.Fatal(err)
@@ -117,7 +134,8 @@ func indefinite(depth int) []byte {
 	return slices.Concat(bytes.Repeat([]byte{0x30, 0x80}, depth), []byte{5, 0}, make([]byte, 2*depth))
 }
 
-// withNested is an EnvelopedData for several recipients in which the parameters of the content's cipher are something else.
+// withNested is an EnvelopedData for several recipients in which the parameters of the content's cipher are something
+// else.
 func withNested(t *testing.T, candidates []*candidate, nested []byte) []byte {
 	t.Helper()
 	var info contentInfo
@@ -151,7 +169,8 @@ func cmsFor(t *testing.T, recipients, parts int) []byte {
 	for range recipients {
 		info.Content.Recipients = append(info.Content.Recipients, r)
 	}
-	info.Content.Content.Type, info.Content.Content.Algorithm.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1}, contentCiphers[1].oid
+	info.Content.Content.Type, info.Content.Content.Algorithm.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7,
+		1}, contentCiphers[1].oid
 	info.Content.Content.Encrypted = asn1.RawValue{Class: asn1.ClassContextSpecific, Bytes: make([]byte, 32)}
 	return marshal(t, info)
 }
@@ -163,7 +182,8 @@ func nestedJSON(depth int) []byte {
 func withProtected(t *testing.T, header string) []byte {
 	t.Helper()
 	packet, err := json.Marshal(map[string]string{
-		"protected": base64.RawURLEncoding.EncodeToString([]byte(header)), "encrypted_key": "AA", "iv": "AA", "ciphertext": "AA", "tag": "AA",
+		"protected": base64.RawURLEncoding.EncodeToString([]byte(header)), "encrypted_key": "AA", "iv": "AA",
+		"ciphertext": "AA", "tag": "AA",
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -174,7 +194,8 @@ func withProtected(t *testing.T, header string) []byte {
 // compressed is a JWE whose content is large once it is inflated.
 func compressed(t *testing.T, public crypto.PublicKey) []byte {
 	t.Helper()
-	encrypter, err := jose.NewEncrypter(jose.A256GCM, jose.Recipient{Algorithm: jose.RSA_OAEP_256, Key: public}, &jose.EncrypterOptions{Compression: jose.DEFLATE})
+	encrypter, err := jose.NewEncrypter(jose.A256GCM, jose.Recipient{Algorithm: jose.RSA_OAEP_256, Key: public},
+		&jose.EncrypterOptions{Compression: jose.DEFLATE})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,13 +210,15 @@ func compressed(t *testing.T, public crypto.PublicKey) []byte {
 func jweFor(recipients int) []byte {
 	entry := `{"header":{"alg":"RSA-OAEP"},"encrypted_key":"AAAA"}`
 	return fmt.Appendf(nil, `{"protected":"%s","recipients":[%s],"iv":"AA","ciphertext":"AA","tag":"AA"}`,
-		base64.RawURLEncoding.EncodeToString([]byte(`{"enc":"A256GCM"}`)), strings.TrimSuffix(strings.Repeat(entry+",", recipients), ","))
+		base64.RawURLEncoding.EncodeToString([]byte(`{"enc":"A256GCM"}`)),
+		strings.TrimSuffix(strings.Repeat(entry+",", recipients), ","))
 }
 
 // offCurve has an ephemeral key that is no point on P-256.
 func offCurve() []byte {
 	zero := base64.RawURLEncoding.EncodeToString(make([]byte, 32))
-	return fmt.Appendf(nil, `{"header":{"alg":"ECDH-ES+A256KW","enc":"A256GCM","epk":{"kty":"EC","crv":"P-256","x":"%s","y":"%s"}},"encrypted_key":"AAAA","iv":"AA","ciphertext":"AA","tag":"AA"}`, zero, zero)
+	return fmt.Appendf(nil,
+		`{"header":{"alg":"ECDH-ES+A256KW","enc":"A256GCM","epk":{"kty":"EC","crv":"P-256","x":"%s","y":"%s"}},"encrypted_key":"AAAA","iv":"AA","ciphertext":"AA","tag":"AA"}`, zero, zero)
 }
 
 func blobsFor(recipients int, hash string) []byte {

@@ -11,7 +11,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// blobs is what ocicrypt's experimental pkcs11 scheme makes: the options, encrypted to each recipient by RSA-OAEP itself.
+// blobs is what ocicrypt's experimental pkcs11 scheme makes: the options, encrypted to each recipient by RSA-OAEP
+// itself.
 type blobs struct {
 	Version    uint `json:"version"`
 	Recipients []struct {

@@ -17,7 +17,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// The parts of CMS EnvelopedData (RFC 5652 section 6.1) that say for whom it is. pkcs7 reads them too and shows them to nobody.
+// The parts of CMS EnvelopedData (RFC 5652 section 6.1) that say for whom it is. pkcs7 reads them too and shows them to
+// nobody.
 type contentInfo struct {
 	Type    asn1.ObjectIdentifier
 	Content enveloped `asn1:"explicit,tag:0"`
@@ -43,8 +44,8 @@ type cmsRecipient struct {
 	Encrypted []byte
 }
 
-// Only AES-GCM is opened, which is what ocicrypt makes. CBC has no authentication: it would tell a stranger who publishes images, by
-// how they fail, what a module has decrypted.
+// Only AES-GCM is opened, which is what ocicrypt makes. CBC has no authentication: it would tell a stranger who
+// publishes images, by how they fail, what a module has decrypted.
 var contentCiphers = []struct {
 	oid  asn1.ObjectIdentifier
 	size int // of the key, in bytes
@@ -71,7 +72,10 @@ func parseCMS(data []byte) (wrapping, error) {
 		locks = append(locks, l)
 	}
 	parsed := sync.OnceValues(func() (*pkcs7.PKCS7, error) { return pkcs7.Parse(data) })
-	return wrapping{locks: locks, open: func(l lock, k keystore.Key) ([]byte, error) { return openCMS(&info.Content, parsed, l, k) }}, nil
+	return wrapping{locks: locks, open: func(l lock, k keystore.Key) ([]byte,
+		error) {
+		return openCMS(&info.Content, parsed, l, k)
+	}}, nil
 }
 
 func cmsAlgorithm(r cmsRecipient) string {
@@ -93,7 +97,8 @@ const (
 
 func issuerName(der []byte) string {
 	var name pkix.RDNSequence
-	if len(der) > issuerLimit || bound.DER(der, bound.Limits{Bytes: issuerLimit, Depth: bound.Depth, Elements: 4 * issuerPartsLimit}) != nil {
+	if len(der) > issuerLimit || bound.DER(der,
+		bound.Limits{Bytes: issuerLimit, Depth: bound.Depth, Elements: 4 * issuerPartsLimit}) != nil {
 		return "an unreadable issuer"
 	}
 	if _, err := asn1.Unmarshal(der, &name); err != nil {
@@ -135,15 +140,16 @@ func openCMS(e *enveloped, parse func() (*pkcs7.PKCS7, error), l lock, k keystor
 	return options, err
 }
 
-// sessionKeyDecrypter decrypts content keys, whose length is known: with PKCS #1 v1.5 a wrong one is then as good as any other, and how a
-// packet fails says nothing of its padding.
+// sessionKeyDecrypter decrypts content keys, whose length is known: with PKCS #1 v1.5 a wrong one is then as good as
+// any other, and how a packet fails says nothing of its padding.
 type sessionKeyDecrypter struct {
 	keystore.Key
 	size   int
 	failed error
 }
 
-func (d *sessionKeyDecrypter) Decrypt(rand io.Reader, encrypted []byte, opts crypto.DecrypterOpts) (plain []byte, err error) {
+func (d *sessionKeyDecrypter) Decrypt(rand io.Reader, encrypted []byte, opts crypto.DecrypterOpts) (plain []byte,
+	err error) {
 	if _, ok := opts.(*rsa.PKCS1v15DecryptOptions); ok { //nolint:staticcheck // deprecated as dangerous, and what ocicrypt's pkcs7 uses
 		opts = &rsa.PKCS1v15DecryptOptions{SessionKeyLen: d.size} //nolint:staticcheck // as above
 	}

@@ -1,4 +1,5 @@
-// Package envelope is the wrapped key of an encrypted image layer: for whom it is closed, and how a key in a module opens it.
+// Package envelope is the wrapped key of an encrypted image layer: for whom it is closed, and how a key in a module
+// opens it.
 //
 // ocicrypt encrypts each layer under a key of its own and puts that key, as a small JSON text (here: the options), into
 // annotations of the layer's descriptor, encrypted to recipients. An annotation holds one or several packets in base64,
@@ -108,7 +109,8 @@ func packets(annotations map[string]string) ([]packet, error) {
 		for text := range strings.SplitSeq(value, ",") {
 			total += len(text)
 			if len(text) > packetLimit || total > annotationsLimit || len(found) == packetsLimit {
-				return nil, failure.New(failure.Invalid, "", "the annotation %s is too large to be a wrapped key", AnnotationPrefix+scheme)
+				return nil, failure.New(failure.Invalid, "", "the annotation %s is too large to be a wrapped key",
+					AnnotationPrefix+scheme)
 			}
 			data, err := base64.StdEncoding.DecodeString(text)
 			if err != nil {
@@ -127,10 +129,12 @@ func packets(annotations map[string]string) ([]packet, error) {
 		}
 	}
 	if len(others) == 0 {
-		return nil, failure.New(failure.Invalid, "", "the layer has no wrapped key: it is not encrypted, or its annotations were removed")
+		return nil, failure.New(failure.Invalid, "",
+			"the layer has no wrapped key: it is not encrypted, or its annotations were removed")
 	}
 	slices.Sort(others)
-	return nil, failure.New(failure.Unsupported, "encrypt it to a key in the module: with 'hsm-image encrypt', or --encryption-key jwe:PUBLIC.pem",
+	return nil, failure.New(failure.Unsupported,
+		"encrypt it to a key in the module: with 'hsm-image encrypt', or --encryption-key jwe:PUBLIC.pem",
 		"the layer is encrypted by %s, which a key in a module does not open", strings.Join(others, ", "))
 }
 

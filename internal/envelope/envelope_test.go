@@ -127,8 +127,8 @@ func publicDER(t *testing.T, public crypto.PublicKey) []byte {
 	return der
 }
 
-// TestSealAndOpen has every kind of recipient's key open what was sealed for it, named by the key, by its public half and by its
-// certificate, alone and among others; and no other key.
+// TestSealAndOpen has every kind of recipient's key open what was sealed for it, named by the key, by its public half
+// and by its certificate, alone and among others; and no other key.
 func TestSealAndOpen(t *testing.T) {
 	use(t, softhsmtest.NewToken(t, "recipients"))
 	ca := softhsmtest.NewCA(t, "recipients", nil)
@@ -191,7 +191,8 @@ func TestSealAndOpen(t *testing.T) {
 	})
 }
 
-// TestLoginOnce opens many layers, with keys of each kind, for one login and a bounded number of calls each; and seals for none.
+// TestLoginOnce opens many layers, with keys of each kind, for one login and a bounded number of calls each; and seals
+// for none.
 func TestLoginOnce(t *testing.T) {
 	token := softhsmtest.NewToken(t, "recipients")
 	use(t, token)
@@ -260,8 +261,8 @@ func TestLoginOnce(t *testing.T) {
 	}
 }
 
-// TestOthers opens what ocicrypt wraps by itself for a public key or a certificate, on SoftHSM, on openCryptoki and in a TPM; the
-// latter two do OAEP with SHA-256.
+// TestOthers opens what ocicrypt wraps by itself for a public key or a certificate, on SoftHSM, on openCryptoki and in
+// a TPM; the latter two do OAEP with SHA-256.
 func TestOthers(t *testing.T) {
 	for _, module := range []struct {
 		name  string

@@ -35,17 +35,19 @@ func TestTries(t *testing.T) {
 	}
 	annotations := annotation(schemePKCS11, packet, packet)
 	_, err = opens(t, annotations, uri("rsa"))
-	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Decrypt"); err == nil || n > triesLimit || len(err.Error()) > 1000 {
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Decrypt"); err == nil || n > triesLimit ||
+		len(err.Error()) > 1000 {
 		t.Errorf("%d decryptions, and then: %v", n, err)
 	}
 	generate(t, "ec", "EC-256")
-	if _, err := opens(t, annotations, uri("ec")); err == nil || len(err.Error()) > 1000 || !strings.Contains(err.Error(), "195 more") {
+	if _, err := opens(t, annotations, uri("ec")); err == nil || len(err.Error()) > 1000 ||
+		!strings.Contains(err.Error(), "195 more") {
 		t.Errorf("with a key that fits none: %v", err)
 	}
 }
 
-// TestFaults has each call that opens a layer fail in every way a module can: the layer opens all the same or there is one error in time, and
-// never something that is not the layer's.
+// TestFaults has each call that opens a layer fail in every way a module can: the layer opens all the same or there is
+// one error in time, and never something that is not the layer's.
 func TestFaults(t *testing.T) {
 	token := softhsmtest.NewToken(t, "recipients")
 	use(t, token)
@@ -62,7 +64,8 @@ func TestFaults(t *testing.T) {
 		"rsa": {"C_DecryptInit", "C_Decrypt"}, "ec": {"C_DeriveKey", "C_GetAttributeValue", "C_DestroyObject"},
 	} {
 		for _, call := range calls {
-			for _, how := range []string{deviceError, functionFailed, sessionClosed, notLoggedIn, tooSmall, "wrong", "short", "length", "hang"} {
+			for _, how := range []string{deviceError, functionFailed, sessionClosed, notLoggedIn, tooSmall, "wrong", "short",
+				"length", "hang"} {
 				t.Run(call+":"+how, func(t *testing.T) {
 					t.Setenv("SHIM_FAULT", call+":"+how)
 					os.Remove(log)

@@ -59,18 +59,21 @@ func plainKeys(f testing.TB) []*candidate {
 	}
 }
 
-// FuzzAnnotation opens untrusted annotations: they fail in an orderly way or open to JSON, and cost no more than their size allows.
+// FuzzAnnotation opens untrusted annotations: they fail in an orderly way or open to JSON, and cost no more than their
+// size allows.
 func FuzzAnnotation(f *testing.F) {
 	candidates := plainKeys(f)
 	public := publicPEM(f, candidates[0].public)
 	for i, scheme := range schemes {
-		for _, packet := range [][]byte{ours(f, candidates), theirs(f, scheme, public, candidates[0].key.(plainKey)), jweFor(3), blobsFor(3, "sha1")} {
+		for _, packet := range [][]byte{ours(f, candidates), theirs(f, scheme, public, candidates[0].key.(plainKey)),
+			jweFor(3), blobsFor(3, "sha1")} {
 			f.Add(i, string(packet))
 		}
 	}
 	f.Fuzz(func(t *testing.T, scheme int, packet string) {
 		keys := &Keys{references: []string{"rsa", "ec"}, candidates: candidates, prepared: func() error { return nil }}
-		annotations := map[string]string{AnnotationPrefix + schemes[uint(scheme)%uint(len(schemes))]: base64.StdEncoding.EncodeToString([]byte(packet))}
+		annotations := map[string]string{AnnotationPrefix +
+			schemes[uint(scheme)%uint(len(schemes))]: base64.StdEncoding.EncodeToString([]byte(packet))}
 		openCost.Check(t, len(packet), func() {
 			keys.tries = 0
 			if opened, err := keys.Open(annotations); err == nil && !json.Valid(opened) {
@@ -103,11 +106,14 @@ func theirs(f testing.TB, scheme string, public []byte, k plainKey) (packet []by
 	var err error
 	switch scheme {
 	case schemePKCS7:
-		packet, err = ocipkcs7.NewKeyWrapper().WrapKeys(&ocicrypt.EncryptConfig{Parameters: map[string][][]byte{"x509s": {selfSigned(f, k)}}}, []byte(options))
+		packet, err = ocipkcs7.NewKeyWrapper().WrapKeys(
+			&ocicrypt.EncryptConfig{Parameters: map[string][][]byte{"x509s": {selfSigned(f, k)}}}, []byte(options))
 	case schemePKCS11:
-		packet, err = ocipkcs11.NewKeyWrapper().WrapKeys(&ocicrypt.EncryptConfig{Parameters: map[string][][]byte{"pkcs11-pubkeys": {public}}}, []byte("{}"))
+		packet, err = ocipkcs11.NewKeyWrapper().WrapKeys(
+			&ocicrypt.EncryptConfig{Parameters: map[string][][]byte{"pkcs11-pubkeys": {public}}}, []byte("{}"))
 	default:
-		packet, err = ocijwe.NewKeyWrapper().WrapKeys(&ocicrypt.EncryptConfig{Parameters: map[string][][]byte{"pubkeys": {public}}}, []byte(options))
+		packet, err = ocijwe.NewKeyWrapper().WrapKeys(
+			&ocicrypt.EncryptConfig{Parameters: map[string][][]byte{"pubkeys": {public}}}, []byte(options))
 	}
 	if err != nil {
 		f.Fatal(err)
@@ -132,8 +138,8 @@ func selfSigned(f testing.TB, k plainKey) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
-// TestOnlyGCM refuses CMS with a content cipher that has no authentication before a key is used: what the module had decrypted would show
-// in how it fails.
+// TestOnlyGCM refuses CMS with a content cipher that has no authentication before a key is used: what the module had
+// decrypted would show in how it fails.
 func TestOnlyGCM(t *testing.T) {
 	candidates := plainKeys(t)
 	pkcs7.ContentEncryptionAlgorithm = pkcs7.EncryptionAlgorithmAES256CBC
@@ -147,7 +153,8 @@ func TestOnlyGCM(t *testing.T) {
 		t.Fatal(err)
 	}
 	keys := &Keys{references: []string{"rsa"}, candidates: candidates, prepared: func() error { return nil }}
-	if _, err := keys.Open(annotation(schemePKCS7, packet)); err == nil || !strings.Contains(err.Error(), "not encrypted with AES-GCM") {
+	if _, err := keys.Open(annotation(schemePKCS7, packet)); err == nil ||
+		!strings.Contains(err.Error(), "not encrypted with AES-GCM") {
 		t.Errorf("a packet with CBC: %v", err)
 	}
 }

@@ -21,7 +21,8 @@ import (
 
 // The algorithms that ocicrypt and Seal make, and no others: each widens what a crafted annotation can ask of a module.
 var (
-	keyAlgorithms     = []jose.KeyAlgorithm{jose.RSA_OAEP, jose.RSA_OAEP_256, jose.ECDH_ES_A128KW, jose.ECDH_ES_A192KW, jose.ECDH_ES_A256KW}
+	keyAlgorithms = []jose.KeyAlgorithm{jose.RSA_OAEP, jose.RSA_OAEP_256, jose.ECDH_ES_A128KW, jose.ECDH_ES_A192KW,
+		jose.ECDH_ES_A256KW}
 	contentAlgorithms = []jose.ContentEncryption{jose.A256GCM}
 )
 
@@ -138,7 +139,8 @@ func contentKey(l lock, k keystore.Key) ([]byte, error) {
 	return unwrapAgreed(l, k, 32)
 }
 
-// unwrapAgreed opens what is wrapped with AES key wrap under a key of size bytes, which both sides derive from their shared secret.
+// unwrapAgreed opens what is wrapped with AES key wrap under a key of size bytes, which both sides derive from their
+// shared secret.
 func unwrapAgreed(l lock, k keystore.Key, size int) ([]byte, error) {
 	shared, err := k.ECDH(l.epk)
 	if err != nil {
@@ -155,7 +157,8 @@ func unwrapAgreed(l lock, k keystore.Key, size int) ([]byte, error) {
 	bits := binary.BigEndian.AppendUint32(nil, uint32(size)*8) //nolint:gosec // 16, 24 or 32
 	kek := make([]byte, size)
 	defer clear(kek)
-	kdf := josecipher.NewConcatKDF(crypto.SHA256, shared, prefixed([]byte(l.Algorithm)), prefixed(parties[0]), prefixed(parties[1]), bits, nil)
+	kdf := josecipher.NewConcatKDF(crypto.SHA256, shared, prefixed([]byte(l.Algorithm)), prefixed(parties[0]),
+		prefixed(parties[1]), bits, nil)
 	if _, err := io.ReadFull(kdf, kek); err != nil {
 		return nil, err
 	}

@@ -16,14 +16,15 @@ import (
 // headerLimit bounds one JOSE header, in bytes. go-jose reads the headers of a JWE again for each recipient.
 const headerLimit = 4 << 10
 
-// The headers that ocicrypt's implementations and Seal write. Others would have go-jose parse certificates and keys, or decompress.
+// The headers that ocicrypt's implementations and Seal write. Others would have go-jose parse certificates and keys, or
+// decompress.
 var (
 	headerNames = []string{"alg", "enc", "kid", "epk", "apu", "apv", "typ", "cty"}
 	epkNames    = []string{"kty", "crv", "x", "y"}
 )
 
-// checkJWE fails unless data is a JWE in JSON (RFC 7516 section 7.2) with a bounded structure and no other headers than those. go-jose
-// parses it afterwards.
+// checkJWE fails unless data is a JWE in JSON (RFC 7516 section 7.2) with a bounded structure and no other headers than
+// those. go-jose parses it afterwards.
 func checkJWE(data []byte) error {
 	if err := bound.JSON(data, jweBounds); err != nil {
 		return err

@@ -13,8 +13,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Keys are the private keys that may open layers. A module is opened when the first layer needs it, and logged in to once, however
-// many layers there are.
+// Keys are the private keys that may open layers. A module is opened when the first layer needs it, and logged in to
+// once, however many layers there are.
 type Keys struct {
 	ctx        context.Context
 	references []string
@@ -45,8 +45,9 @@ func (k *Keys) Close() error {
 	return first
 }
 
-// Open returns the options of a layer (JSON, as ocicrypt has them), which hold its key, by the annotations of its descriptor. Only the key
-// that fits a wrapped key is used. It fails with Invalid when none does, with Denied or Timeout when the module does not let it be used.
+// Open returns the options of a layer (JSON, as ocicrypt has them), which hold its key, by the annotations of its
+// descriptor. Only the key that fits a wrapped key is used. It fails with Invalid when none does, with Denied or
+// Timeout when the module does not let it be used.
 func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
 	found, err := packets(annotations)
 	if err != nil {
@@ -70,7 +71,8 @@ func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
 			holders = append(holders, l.String())
 			for _, c := range k.candidatesFor(l) {
 				if tries++; tries > triesLimit {
-					return nil, failure.New(failure.Invalid, "ask who published the image, or have it encrypted to a kid", "the layer has more wrapped keys than the %d that are tried: %w", triesLimit, failed)
+					return nil, failure.New(failure.Invalid, "ask who published the image, or have it encrypted to a kid",
+						"the layer has more wrapped keys than the %d that are tried: %w", triesLimit, failed)
 				}
 				if k.tries++; k.tries > operationsLimit {
 					return nil, failure.New(failure.Invalid, "open the images of an index one at a time, with --platform",
@@ -95,25 +97,28 @@ func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
 		return nil, failed
 	}
 	if failed != nil {
-		return nil, failure.New(failure.Invalid, "the image may be encrypted to another key of the same kind, or its annotations were changed",
+		return nil, failure.New(failure.Invalid,
+			"the image may be encrypted to another key of the same kind, or its annotations were changed",
 			"none of the wrapped keys opens with %s: %w", k.names(), failed)
 	}
 	if more := len(holders) - 5; more > 0 {
 		holders = append(holders[:5], fmt.Sprintf("%d more", more))
 	}
-	return nil, failure.New(failure.Invalid, "name the right key, or have one who can open the image add yours with 'hsm-image recipients add'",
+	return nil, failure.New(failure.Invalid,
+		"name the right key, or have one who can open the image add yours with 'hsm-image recipients add'",
 		"no key here opens the layer: it is encrypted for %s; here is %s", strings.Join(holders, ", "), k.names())
 }
 
-// What images can ask of a module: triesLimit for one layer, operationsLimit for all that are opened together. An image has at most 127
-// layers with today's runtimes, and most indexes have fewer than 32 images.
+// What images can ask of a module: triesLimit for one layer, operationsLimit for all that are opened together. An image
+// has at most 127 layers with today's runtimes, and most indexes have fewer than 32 images.
 const (
 	triesLimit      = 32
 	operationsLimit = 4096
 )
 
-// candidatesFor returns the keys that fit a lock: the one with its kid, or for a lock without one, those of its kind that the user named. On
-// a token whose keys nobody named, several of the kind are none: which one is meant is not to be found by trying.
+// candidatesFor returns the keys that fit a lock: the one with its kid, or for a lock without one, those of its kind
+// that the user named. On a token whose keys nobody named, several of the kind are none: which one is meant is not to
+// be found by trying.
 func (k *Keys) candidatesFor(l lock) []*candidate {
 	var fitting []*candidate
 	for _, c := range k.candidates {

@@ -21,10 +21,11 @@ import (
 
 // Recipient is whom a layer's key is wrapped for.
 type Recipient struct {
-	Name    string           // as it was given
-	Public  crypto.PublicKey // *rsa.PublicKey, or *ecdsa.PublicKey on P-256, P-384 or P-521
-	OAEP    crypto.Hash      // for RSA: crypto.SHA256, or crypto.SHA1 for tokens that know no other
-	Warning string           // what nobody could be asked about; empty if the module says that the key opens what is encrypted to it
+	Name   string           // as it was given
+	Public crypto.PublicKey // *rsa.PublicKey, or *ecdsa.PublicKey on P-256, P-384 or P-521
+	OAEP   crypto.Hash      // for RSA: crypto.SHA256, or crypto.SHA1 for tokens that know no other
+	// what nobody could be asked about; empty if the module says that the key opens what is encrypted to it
+	Warning string
 }
 
 // KeyID returns the JWK thumbprint of the public key (RFC 7638 with SHA-256) in base64url.
@@ -77,11 +78,13 @@ func parseRecipients(ctx context.Context, names []string, origin config.Origin, 
 func parseRecipient(ctx context.Context, name string, origin config.Origin, ask bool) (Recipient, error) {
 	r := Recipient{Name: config.Redact(name)}
 	if strings.Contains(name, "pin-value=") {
-		return r, failure.New(failure.Invalid, "leave out the PIN: whoever encrypts needs none", "a recipient carries a PIN (pin-value), which others would see")
+		return r, failure.New(failure.Invalid, "leave out the PIN: whoever encrypts needs none",
+			"a recipient carries a PIN (pin-value), which others would see")
 	}
 	reference, hash, chosen := cutOAEP(name)
 	if reference == "" {
-		return r, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE; is a variable empty?", "the recipient %q names nobody", r.Name)
+		return r, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE; is a variable empty?",
+			"the recipient %q names nobody", r.Name)
 	}
 	switch {
 	case !chosen:
@@ -90,19 +93,22 @@ func parseRecipient(ctx context.Context, name string, origin config.Origin, ask 
 	case hash == "sha1":
 		r.OAEP = crypto.SHA1
 	default:
-		return r, failure.New(failure.Invalid, "write oaep=sha256 or oaep=sha1", "the recipient %q asks for OAEP with %q", r.Name, hash)
+		return r, failure.New(failure.Invalid, "write oaep=sha256 or oaep=sha1", "the recipient %q asks for OAEP with %q",
+			r.Name, hash)
 	}
 	if err := r.find(ctx, reference, origin, ask); err != nil {
 		return r, err
 	}
 	if _, isRSA := r.Public.(*rsa.PublicKey); !isRSA {
 		if chosen {
-			return r, failure.New(failure.Invalid, "leave out oaep=", "the recipient %q is an elliptic curve key, which has no OAEP", r.Name)
+			return r, failure.New(failure.Invalid, "leave out oaep=",
+				"the recipient %q is an elliptic curve key, which has no OAEP", r.Name)
 		}
 		r.OAEP = 0
 	}
 	if r.KeyID() == "" {
-		return r, failure.New(failure.Invalid, "use an RSA key, or one on P-256, P-384 or P-521", "the recipient %q has a key of type %T, which nothing can be encrypted to here", r.Name, r.Public)
+		return r, failure.New(failure.Invalid, "use an RSA key, or one on P-256, P-384 or P-521",
+			"the recipient %q has a key of type %T, which nothing can be encrypted to here", r.Name, r.Public)
 	}
 	return r, nil
 }
@@ -137,7 +143,8 @@ func fromCertificate(path string, ask bool) (crypto.PublicKey, error) {
 	}
 	leaves := certs.Leaves(found)
 	if len(leaves) != 1 {
-		return nil, failure.New(failure.Invalid, "name a file with one recipient's certificate", "%s has the certificates of %d recipients", path, len(leaves))
+		return nil, failure.New(failure.Invalid, "name a file with one recipient's certificate",
+			"%s has the certificates of %d recipients", path, len(leaves))
 	}
 	if ask {
 		err = checkCertificate(path, leaves[0], time.Now())
@@ -145,23 +152,27 @@ func fromCertificate(path string, ask bool) (crypto.PublicKey, error) {
 	return leaves[0].PublicKey, err
 }
 
-// checkCertificate refuses certificates that are not valid now, or not for encryption. Who issued one is the user's to know.
+// checkCertificate refuses certificates that are not valid now, or not for encryption. Who issued one is the user's to
+// know.
 func checkCertificate(path string, leaf *x509.Certificate, now time.Time) error {
 	switch {
 	case now.After(leaf.NotAfter):
-		return failure.New(failure.Invalid, "ask the recipient for a new certificate, or encrypt to the key alone with pubkey:FILE",
+		return failure.New(failure.Invalid,
+			"ask the recipient for a new certificate, or encrypt to the key alone with pubkey:FILE",
 			"the recipient's certificate in %s expired on %s", path, leaf.NotAfter.UTC().Format(time.DateOnly))
 	case now.Before(leaf.NotBefore):
 		return failure.New(failure.Invalid, "check this machine's clock, or encrypt to the key alone with pubkey:FILE",
 			"the recipient's certificate in %s is not valid before %s", path, leaf.NotBefore.UTC().Format(time.RFC3339))
 	case !mayReceive(leaf):
-		return failure.New(failure.Invalid, "use the certificate of a recipient's key (keyEncipherment, or keyAgreement on an elliptic curve), or the key alone with pubkey:FILE",
+		return failure.New(failure.Invalid,
+			"use the certificate of a recipient's key (keyEncipherment, or keyAgreement on an elliptic curve), or the key alone with pubkey:FILE",
 			"the certificate in %s says that its key is not for encryption", path)
 	}
 	return nil
 }
 
-// mayReceive reports whether a certificate lets its key decrypt or agree on keys (RFC 5280 section 4.2.1.3). One that says nothing does.
+// mayReceive reports whether a certificate lets its key decrypt or agree on keys (RFC 5280 section 4.2.1.3). One that
+// says nothing does.
 func mayReceive(leaf *x509.Certificate) bool {
 	if leaf.KeyUsage == 0 {
 		return true
@@ -177,7 +188,8 @@ const publicKeyLimit = 1 << 16 // bytes; the file of a public key has less than 
 func fromPublicKey(path string) (crypto.PublicKey, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file", "can't read the recipient's public key: %w", err)
+		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
+			"can't read the recipient's public key: %w", err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, publicKeyLimit))
@@ -188,7 +200,9 @@ func fromPublicKey(path string) (crypto.PublicKey, error) {
 	if block, _ := pem.Decode(data); block != nil {
 		der = block.Bytes
 		if strings.Contains(block.Type, "PRIVATE") {
-			return nil, failure.New(failure.Invalid, "give the public half; and a private key that has been in a file is no key of a module", "%s has a private key", path)
+			return nil, failure.New(failure.Invalid,
+				"give the public half; and a private key that has been in a file is no key of a module", "%s has a private key",
+				path)
 		}
 	}
 	public, err := x509.ParsePKIXPublicKey(der)
@@ -196,7 +210,8 @@ func fromPublicKey(path string) (crypto.PublicKey, error) {
 		if rsaKey, err := x509.ParsePKCS1PublicKey(der); err == nil {
 			return rsaKey, nil
 		}
-		return nil, failure.New(failure.Invalid, "make it with 'notation-hsm cert export --public KEY'", "%s has no public key: %w", path, err)
+		return nil, failure.New(failure.Invalid, "make it with 'notation-hsm cert export --public KEY'",
+			"%s has no public key: %w", path, err)
 	}
 	return public, nil
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Seal wraps the options of a layer for recipients, each of whom can open them alone. The result is a JWE in JSON (RFC 7516 section 7.2)
-// with A256GCM and, for each recipient by its kid, RSA-OAEP-256, RSA-OAEP or ECDH-ES+A256KW (RFC 7518 sections 4.3 and 4.6).
+// Seal wraps the options of a layer for recipients, each of whom can open them alone. The result is a JWE in JSON (RFC
+// 7516 section 7.2) with A256GCM and, for each recipient by its kid, RSA-OAEP-256, RSA-OAEP or ECDH-ES+A256KW (RFC 7518
+// sections 4.3 and 4.6).
 func Seal(options []byte, recipients []Recipient) ([]byte, error) {
 	if len(recipients) == 0 || len(recipients) > jose.MaxRecipients {
 		return nil, failure.New(failure.Invalid, "let several share a key, or add more later with 'hsm-image recipients add'",

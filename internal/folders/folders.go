@@ -1,7 +1,7 @@
 // Package folders finds the folders that a user's configuration is in, this program's own and Notation's.
 //
-// A folder that depends on where the program was started would let anyone who can write there decide who is trusted. So each is absolute, or
-// there is none.
+// A folder that depends on where the program was started would let anyone who can write there decide who is trusted. So
+// each is absolute, or there is none.
 package folders
 
 import (
@@ -13,7 +13,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Config returns this user's configuration directory: XDG_CONFIG_HOME, or .config in HOME. It fails if that is not an absolute path.
+// Config returns this user's configuration directory: XDG_CONFIG_HOME, or .config in HOME. It fails if that is not an
+// absolute path.
 func Config() (string, error) { return absolute(os.UserConfigDir()) }
 
 func absolute(path string, err error) (string, error) {
@@ -27,12 +28,13 @@ func absolute(path string, err error) (string, error) {
 	return path, nil
 }
 
-// nowhere stands for a folder of Notation's that is not known. Nothing can be read or made below a device. Without it, Notation's library
-// would take a folder in the working directory.
+// nowhere stands for a folder of Notation's that is not known. Nothing can be read or made below a device. Without it,
+// Notation's library would take a folder in the working directory.
 const nowhere = "/dev/null/notation"
 
-// UseNotation tells Notation's library where the notation command has its files: where NOTATION_CONFIG, NOTATION_LIBEXEC and NOTATION_CACHE
-// say, or else in the user's directories. It changes nothing that was set before. Nothing fails here, as much needs none of these folders.
+// UseNotation tells Notation's library where the notation command has its files: where NOTATION_CONFIG,
+// NOTATION_LIBEXEC and NOTATION_CACHE say, or else in the user's directories. It changes nothing that was set before.
+// Nothing fails here, as much needs none of these folders.
 func UseNotation() {
 	use(&dir.UserConfigDir, "NOTATION_CONFIG", os.UserConfigDir)
 	use(&dir.UserCacheDir, "NOTATION_CACHE", os.UserCacheDir)
@@ -66,8 +68,8 @@ func find(variable string, usual func() (string, error)) string {
 // Notation's library was given to read trust from. Nothing is in it if it is not known.
 func UserNotation() string { return find("NOTATION_CONFIG", os.UserConfigDir) }
 
-// NotationConfig returns Notation's configuration directory, which has its trust policy, trust stores and signing keys, and fails if it is
-// not known.
+// NotationConfig returns Notation's configuration directory, which has its trust policy, trust stores and signing keys,
+// and fails if it is not known.
 func NotationConfig() (string, error) {
 	UseNotation()
 	return known(dir.UserConfigDir, "configuration directory", "NOTATION_CONFIG")
@@ -85,7 +87,8 @@ func NotationPlugins() (string, error) {
 
 func known(path, what, variable string) (string, error) {
 	if path == nowhere {
-		return "", failure.New(failure.Invalid, "set HOME, or "+variable+", to an absolute path", "cannot find Notation's %s: neither %s nor HOME is an absolute path", what, variable)
+		return "", failure.New(failure.Invalid, "set HOME, or "+variable+", to an absolute path",
+			"cannot find Notation's %s: neither %s nor HOME is an absolute path", what, variable)
 	}
 	return path, nil
 }

@@ -31,7 +31,8 @@ func TestNoHome(t *testing.T) {
 		{notation: "/etc/notation", want: "/etc/notation"},
 		{home: home, libexec: "plugins", want: home + "/.config/notation", noPlugins: true},
 	} {
-		for name, value := range map[string]string{"HOME": c.home, "XDG_CONFIG_HOME": c.config, "XDG_CACHE_HOME": c.cache, "NOTATION_CONFIG": c.notation, "NOTATION_LIBEXEC": c.libexec, "NOTATION_CACHE": ""} {
+		for name, value := range map[string]string{"HOME": c.home, "XDG_CONFIG_HOME": c.config, "XDG_CACHE_HOME": c.cache,
+			"NOTATION_CONFIG": c.notation, "NOTATION_LIBEXEC": c.libexec, "NOTATION_CACHE": ""} {
 			t.Setenv(name, value)
 		}
 		dir.UserConfigDir, dir.UserLibexecDir, dir.UserCacheDir = "", "", ""

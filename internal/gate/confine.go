@@ -21,11 +21,13 @@ const (
 	filesLimit  = 256
 )
 
-// systemFiles are read by Go's library when it looks up names and verifies a registry's certificate, and by the library that looks up
-// credentials.
+// systemFiles are read by Go's library when it looks up names and verifies a registry's certificate, and by the library
+// that looks up credentials.
 var systemFiles = []string{
-	"/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services", "/etc/localtime", "/usr/share/zoneinfo",
-	"/etc/ssl/certs", "/etc/ssl/cert.pem", "/etc/ssl/ca-bundle.pem", "/etc/pki/tls/certs", "/etc/pki/tls/cacert.pem", "/etc/pki/ca-trust", "/etc/ca-certificates",
+	"/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/host.conf", "/etc/gai.conf", "/etc/services",
+	"/etc/localtime", "/usr/share/zoneinfo",
+	"/etc/ssl/certs", "/etc/ssl/cert.pem", "/etc/ssl/ca-bundle.pem", "/etc/pki/tls/certs", "/etc/pki/tls/cacert.pem",
+	"/etc/pki/ca-trust", "/etc/ca-certificates",
 	"/usr/share/ca-certificates", "/usr/local/share/ca-certificates", "/usr/share/pki", "/var/lib/ca-certificates",
 	"/etc/containers", "/usr/share/containers",
 }
@@ -43,7 +45,8 @@ func (n Node) user() (sandbox.User, error) {
 	}
 	user, err := sandbox.LookUp(n.User)
 	if err != nil {
-		return user, failure.New(failure.Invalid, "make it: useradd --system --shell /usr/sbin/nologin "+n.User, "cannot find the verifier's user: %w", err)
+		return user, failure.New(failure.Invalid, "make it: useradd --system --shell /usr/sbin/nologin "+n.User,
+			"cannot find the verifier's user: %w", err)
 	}
 	if euid := os.Geteuid(); euid != 0 && euid != user.ID {
 		return user, failure.New(failure.Denied, "run it as root", "user %d cannot become user %s", euid, n.User)
@@ -51,9 +54,9 @@ func (n Node) user() (sandbox.User, error) {
 	return user, nil
 }
 
-// Enter readies the process of an installed verifier, before it reads anything else: it looks whether others can change what decides, and
-// confines the process. Of the two errors, fault is why no image may pass, and is to be written down with Refuse; err is that the process
-// could not be confined, and nothing may be done in it.
+// Enter readies the process of an installed verifier, before it reads anything else: it looks whether others can change
+// what decides, and confines the process. Of the two errors, fault is why no image may pass, and is to be written down
+// with Refuse; err is that the process could not be confined, and nothing may be done in it.
 func (n Node) Enter(program string) (fault, err error) {
 	user, err := n.user()
 	if err != nil {
@@ -63,9 +66,10 @@ func (n Node) Enter(program string) (fault, err error) {
 	return fault, n.confine(user)
 }
 
-// confine takes from the process all that a decision does not need, for good: it goes on as a user, with resource limits and, if the kernel
-// has Landlock, with the files that the node's settings name and those of the system that they need. It starts no program unless the auth
-// file names credential helpers, or the operator lists verification plugins. CheckFiles comes first.
+// confine takes from the process all that a decision does not need, for good: it goes on as a user, with resource
+// limits and, if the kernel has Landlock, with the files that the node's settings name and those of the system that
+// they need. It starts no program unless the auth file names credential helpers, or the operator lists verification
+// plugins. CheckFiles comes first.
 func (n Node) confine(user sandbox.User) error {
 	files := sandbox.Files{Read: append(n.reads(), systemFiles...), Write: []string{n.StateDir, os.DevNull}, Connect: true}
 	for _, name := range []string{"SSL_CERT_FILE", "SSL_CERT_DIR"} {
@@ -78,7 +82,8 @@ func (n Node) confine(user sandbox.User) error {
 		files.Read = append(files.Read, "/etc")
 	}
 	// Nobody's home is looked into, and names are looked up without the system's plugins, which may want any file.
-	for _, name := range []string{"XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE"} {
+	for _, name := range []string{"XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "DOCKER_CONFIG",
+		"REGISTRY_AUTH_FILE"} {
 		if err := os.Unsetenv(name); err != nil {
 			return err
 		}
@@ -94,7 +99,8 @@ func (n Node) confine(user sandbox.User) error {
 	limits := sandbox.Limits{Memory: memoryLimit, CPU: uint64(max(n.Timeout, 0)/time.Second) + cpuMargin, Output: outputLimit, Files: filesLimit} //nolint:gosec // not negative
 	for _, step := range []func() error{limits.Set, files.Restrict, user.Become} {
 		if err := step(); err != nil {
-			return failure.New(failure.Internal, "run the verifier on the node itself, as containerd does", "cannot confine the verifier: %w", err)
+			return failure.New(failure.Internal, "run the verifier on the node itself, as containerd does",
+				"cannot confine the verifier: %w", err)
 		}
 	}
 	return nil
@@ -111,12 +117,13 @@ func (n Node) reads() []string {
 	return paths
 }
 
-// Check verifies that a confined process can use all that it has to: read the policy, the trust store, registry hosts and credentials, and
-// write the log.
+// Check verifies that a confined process can use all that it has to: read the policy, the trust store, registry hosts
+// and credentials, and write the log.
 func (n Node) Check() error {
 	for _, path := range n.reads() {
 		if err := filepath.WalkDir(path, readable); err != nil {
-			return failure.New(failure.Denied, "let the verifier's user or one of its groups read it, and the folders above it: chgrp GROUP PATH; chmod g+r PATH",
+			return failure.New(failure.Denied,
+				"let the verifier's user or one of its groups read it, and the folders above it: chgrp GROUP PATH; chmod g+r PATH",
 				"the verifier cannot read what it needs: %w", err)
 		}
 	}
@@ -128,7 +135,8 @@ func (n Node) Check() error {
 	g.Close()
 	log, err := os.OpenFile(n.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return failure.New(failure.Denied, "let the verifier's user pass the folders above it", "the verifier cannot write its log: %w", err)
+		return failure.New(failure.Denied, "let the verifier's user pass the folders above it",
+			"the verifier cannot write its log: %w", err)
 	}
 	return log.Close()
 }

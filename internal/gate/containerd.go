@@ -23,8 +23,8 @@ import (
 )
 
 // Node is the gate of a machine that runs images. containerd asks it before each pull, as an image verifier
-// (docs/image-verification.md of containerd): it starts a program with the image's name and digest as arguments and the descriptor on
-// standard input, and pulls only if that ends with 0. What it prints is the reason.
+// (docs/image-verification.md of containerd): it starts a program with the image's name and digest as arguments and the
+// descriptor on standard input, and pulls only if that ends with 0. What it prints is the reason.
 type Node struct {
 	Options
 	StateDir  string        // holds the decision log and the revocation lists
@@ -36,8 +36,8 @@ type Node struct {
 // DefaultTimeout leaves the rest of containerd's ten seconds to starting and to writing the log.
 const DefaultTimeout = 8 * time.Second
 
-// nowhere is a folder that nobody can make. noAuthFile has no credentials looked up in the places of users and other tools, which nobody
-// named and others may write to.
+// nowhere is a folder that nobody can make. noAuthFile has no credentials looked up in the places of users and other
+// tools, which nobody named and others may write to.
 const (
 	nowhere    = "/proc/none"
 	noAuthFile = nowhere + "/auth.json"
@@ -117,12 +117,14 @@ func (n Node) judge(ctx context.Context, args []string, stdin io.Reader) Result 
 	return result
 }
 
-// explain says in the log why an image passes whose signer was not verified, and refuses one that was not verified at all if the
-// installation does not allow that, whatever the policy has become since.
+// explain says in the log why an image passes whose signer was not verified, and refuses one that was not verified at
+// all if the installation does not allow that, whatever the policy has become since.
 func (n Node) explain(r Result) Result {
 	switch {
 	case r.Signature == nil && !n.AllowSkip:
-		return r.refuse(fmt.Sprintf("statement %q of the trust policy skips verification, and install-verifier was not told to --allow-skip", r.Policy))
+		return r.refuse(
+			fmt.Sprintf("statement %q of the trust policy skips verification, and install-verifier was not told to --allow-skip",
+				r.Policy))
 	case r.Signature == nil:
 		r.Reason = oneLine(fmt.Sprintf("not verified: statement %q of the trust policy skips verification", r.Policy))
 	case len(r.Warnings) > 0:
@@ -131,8 +133,8 @@ func (n Node) explain(r Result) Result {
 	return r
 }
 
-// intact fetches the manifest that containerd is about to pull. containerd would not take a manifest that was changed either, but it
-// keeps what it has got of it, and then can't pull the right one.
+// intact fetches the manifest that containerd is about to pull. containerd would not take a manifest that was changed
+// either, but it keeps what it has got of it, and then can't pull the right one.
 func intact(ctx context.Context, descriptor ocispec.Descriptor, sources []source) error {
 	if descriptor.Size > docker.MaxManifestSize {
 		return fmt.Errorf("its manifest is longer than %d bytes", docker.MaxManifestSize)
@@ -167,8 +169,8 @@ func (s source) has(ctx context.Context, descriptor ocispec.Descriptor) error {
 	return manifest.Verify()
 }
 
-// request is what containerd asks about: not the tag, which may have moved, but the descriptor that it has found under it and will
-// pull.
+// request is what containerd asks about: not the tag, which may have moved, but the descriptor that it has found under
+// it and will pull.
 type request struct {
 	given      string // the name as containerd gives it
 	asked      string // the repository with its registry, as the network is asked for it
@@ -198,7 +200,8 @@ func parseRequest(args []string, stdin io.Reader) (*request, error) {
 		return nil, failure.New(failure.Invalid, "", "the name says another digest than %s", want)
 	}
 	if mediaType != ocispec.MediaTypeDescriptor {
-		return nil, failure.New(failure.Unsupported, "is this version of containerd newer than this program?", "the input is %q, not %q", mediaType, ocispec.MediaTypeDescriptor)
+		return nil, failure.New(failure.Unsupported, "is this version of containerd newer than this program?",
+			"the input is %q, not %q", mediaType, ocispec.MediaTypeDescriptor)
 	}
 	data, err := io.ReadAll(io.LimitReader(stdin, maxDescriptor+1))
 	if err != nil {

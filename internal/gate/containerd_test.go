@@ -25,7 +25,8 @@ import (
 // FuzzRequest holds that nothing containerd could send crashes, and that what is accepted is about one digest.
 func FuzzRequest(f *testing.F) {
 	sum := string(digest.FromString("image"))
-	descriptor, err := json.Marshal(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.Digest(sum), Size: 7})
+	descriptor, err := json.Marshal(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.Digest(sum),
+		Size: 7})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -42,14 +43,16 @@ func FuzzRequest(f *testing.F) {
 		}
 		var r *request
 		var err error
-		boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 100}.Check(t, len(name)+len(sum)+len(stdin), func() { r, err = parseRequest(args, bytes.NewReader(stdin)) })
+		boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 100}.Check(t, len(name)+len(sum)+len(stdin),
+			func() { r, err = parseRequest(args, bytes.NewReader(stdin)) })
 		if err != nil {
 			if failure.Is(err, failure.Internal) {
 				t.Errorf("%v is taken for a fault of ours", err)
 			}
 			return
 		}
-		if string(r.descriptor.Digest) != sum || r.descriptor.Digest.Validate() != nil || r.descriptor.Size <= 0 || r.repository == "" {
+		if string(r.descriptor.Digest) != sum || r.descriptor.Digest.Validate() != nil || r.descriptor.Size <= 0 ||
+			r.repository == "" {
 			t.Errorf("%+v was accepted", r)
 		}
 	})
@@ -76,7 +79,8 @@ func TestRequestHost(t *testing.T) {
 	} {
 		r, err := parseRequest([]string{"-name", name, "-digest", sum, "-stdin-media-type", ocispec.MediaTypeDescriptor},
 			strings.NewReader(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"`+sum+`","size":7}`))
-		if (err == nil) != (want != "") || err == nil && r.repository != want || err != nil && !strings.Contains(err.Error(), "containerd pulls from") {
+		if (err == nil) != (want != "") || err == nil && r.repository != want || err != nil &&
+			!strings.Contains(err.Error(), "containerd pulls from") {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
@@ -84,13 +88,15 @@ func TestRequestHost(t *testing.T) {
 
 // FuzzImage holds that no name of an image crashes.
 func FuzzImage(f *testing.F) {
-	for _, seed := range []string{"alpine", "docker://a/b:c", "oci:dir:tag", "oci:dir@sha256:0", "oci::", "oci:", "a@sha256:1", "localhost:5000/a:b"} {
+	for _, seed := range []string{"alpine", "docker://a/b:c", "oci:dir:tag", "oci:dir@sha256:0", "oci::", "oci:",
+		"a@sha256:1", "localhost:5000/a:b"} {
 		f.Add(seed, "example.com/app")
 	}
 	f.Fuzz(func(t *testing.T, text, scope string) {
 		var i image
 		var err error
-		boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 100}.Check(t, len(text)+len(scope), func() { i, err = parseImage(text, scope) })
+		boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 100}.Check(t, len(text)+len(scope),
+			func() { i, err = parseImage(text, scope) })
 		if err == nil && (i.name == "" || i.reference == "" || i.digest != "" && i.digest.Validate() != nil) {
 			t.Errorf("%q is %+v", text, i)
 		}
@@ -100,13 +106,19 @@ func FuzzImage(f *testing.F) {
 func TestParseImage(t *testing.T) {
 	sum := digest.FromString("image").String()
 	for text, want := range map[string]image{
-		"alpine":                              {asked: "docker.io/library/alpine", name: "docker.io/library/alpine", reference: "latest"},
-		"docker://team/app:1":                 {asked: "docker.io/team/app", name: "docker.io/team/app", reference: "1"},
-		"registry.example.com/app":            {asked: "registry.example.com/app", name: "registry.example.com/app", reference: "latest"},
-		"127.0.0.1:5000/team/app:1@" + sum:    {asked: "127.0.0.1:5000/team/app", name: "127.0.0.1:5000/team/app", reference: sum, digest: digest.Digest(sum)},
-		"REGISTRY.example.com:443/app":        {asked: "registry.example.com:443/app", name: "registry.example.com/app", reference: "latest"},
-		"registry-1.docker.io/team/app:1":     {asked: "registry-1.docker.io/team/app", name: "docker.io/team/app", reference: "1"},
-		"index.docker.io/library/alpine:3.20": {asked: "docker.io/library/alpine", name: "docker.io/library/alpine", reference: "3.20"},
+		"alpine": {asked: "docker.io/library/alpine", name: "docker.io/library/alpine",
+			reference: "latest"},
+		"docker://team/app:1": {asked: "docker.io/team/app", name: "docker.io/team/app", reference: "1"},
+		"registry.example.com/app": {asked: "registry.example.com/app", name: "registry.example.com/app",
+			reference: "latest"},
+		"127.0.0.1:5000/team/app:1@" + sum: {asked: "127.0.0.1:5000/team/app", name: "127.0.0.1:5000/team/app",
+			reference: sum, digest: digest.Digest(sum)},
+		"REGISTRY.example.com:443/app": {asked: "registry.example.com:443/app", name: "registry.example.com/app",
+			reference: "latest"},
+		"registry-1.docker.io/team/app:1": {asked: "registry-1.docker.io/team/app", name: "docker.io/team/app",
+			reference: "1"},
+		"index.docker.io/library/alpine:3.20": {asked: "docker.io/library/alpine", name: "docker.io/library/alpine",
+			reference: "3.20"},
 	} {
 		if got, err := parseImage(text, ""); err != nil || got != want {
 			t.Errorf("%s is %+v, %v", text, got, err)
@@ -127,24 +139,28 @@ func TestParseImage(t *testing.T) {
 		}
 	}
 	for _, transport := range otherTransports {
-		if _, err := parseImage(transport+":app", "example.com/app"); err == nil || !strings.Contains(err.Error(), "images in "+transport+": can't be verified") {
+		if _, err := parseImage(transport+":app", "example.com/app"); err == nil ||
+			!strings.Contains(err.Error(), "images in "+transport+": can't be verified") {
 			t.Errorf("%s: %v", transport, err)
 		}
 	}
-	for _, text := range []string{"oci:" + folder + "@sha256:1", "oci:" + folder, "oci:" + folder + ":", "", "Alpine", "a@sha256:1", "oci:" + t.TempDir() + ":tag", "https://example.com/app"} {
+	for _, text := range []string{"oci:" + folder + "@sha256:1", "oci:" + folder, "oci:" + folder + ":", "", "Alpine",
+		"a@sha256:1", "oci:" + t.TempDir() + ":tag", "https://example.com/app"} {
 		if got, err := parseImage(text, "example.com/app"); err == nil {
 			t.Errorf("%q is %+v", text, got)
 		}
 	}
 }
 
-// TestEndpoint speaks to a mirror below another path, with its headers and the name of the registry that it stands for, and to others
-// as ever.
+// TestEndpoint speaks to a mirror below another path, with its headers and the name of the registry that it stands for,
+// and to others as ever.
 func TestEndpoint(t *testing.T) {
 	var got *http.Request
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r }))
 	defer server.Close()
-	client := &http.Client{Transport: &endpoint{base: http.DefaultTransport, host: strings.TrimPrefix(server.URL, "http://"), usual: "/v2/library/alpine/", path: "/v2/hub/library/alpine/", header: http.Header{"X-Team": {"a"}}, namespace: "docker.io"}}
+	client := &http.Client{Transport: &endpoint{base: http.DefaultTransport,
+		host: strings.TrimPrefix(server.URL, "http://"), usual: "/v2/library/alpine/", path: "/v2/hub/library/alpine/",
+		header: http.Header{"X-Team": {"a"}}, namespace: "docker.io"}}
 	for _, c := range []struct{ path, want, team string }{
 		{"/v2/library/alpine/referrers/sha256:0?n=1", "/v2/hub/library/alpine/referrers/sha256:0?n=1&ns=docker.io", "a"},
 		{"/v2/hub/library/alpine/referrers/sha256:0?n=2", "/v2/hub/library/alpine/referrers/sha256:0?n=2&ns=docker.io", "a"},
@@ -166,8 +182,8 @@ func TestEndpoint(t *testing.T) {
 	}
 }
 
-// TestMirrorBelowAPath finds the signatures in a mirror that is below another path of its host, gives out tokens beside it, and says
-// itself where the next page is and where that has moved.
+// TestMirrorBelowAPath finds the signatures in a mirror that is below another path of its host, gives out tokens beside
+// it, and says itself where the next page is and where that has moved.
 func TestMirrorBelowAPath(t *testing.T) {
 	sum := digest.FromString("image")
 	list := "/v2/hub/team/app/referrers/" + sum.String()
@@ -183,7 +199,8 @@ func TestMirrorBelowAPath(t *testing.T) {
 			http.NotFound(w, r)
 			return
 		case r.Header.Get("Authorization") != "Bearer t":
-			w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer realm=%q,service=\"x\",scope=\"repository:team/app:pull\"", server.URL+"/v2/auth"))
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer realm=%q,service=\"x\",scope=\"repository:team/app:pull\"",
+				server.URL+"/v2/auth"))
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		case page == "":
@@ -193,9 +210,11 @@ func TestMirrorBelowAPath(t *testing.T) {
 			return
 		}
 		w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
-		if err := json.NewEncoder(w).Encode(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{{
-			MediaType: ocispec.MediaTypeImageManifest, ArtifactType: notationregistry.ArtifactTypeNotation, Digest: digest.FromString(page), Size: 7,
-		}}}); err != nil {
+		if err := json.NewEncoder(w).Encode(ocispec.Index{MediaType: ocispec.MediaTypeImageIndex,
+			Manifests: []ocispec.Descriptor{{
+				MediaType: ocispec.MediaTypeImageManifest, ArtifactType: notationregistry.ArtifactTypeNotation,
+				Digest: digest.FromString(page), Size: 7,
+			}}}); err != nil {
 			t.Error(err)
 		}
 	}))
@@ -208,7 +227,8 @@ func TestMirrorBelowAPath(t *testing.T) {
 	if err := os.WriteFile(hosts, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	g := &Gate{options: Options{HostsDir: filepath.Dir(filepath.Dir(hosts)), AuthFile: filepath.Join(t.TempDir(), "none.json")}}
+	g := &Gate{options: Options{HostsDir: filepath.Dir(filepath.Dir(hosts)),
+		AuthFile: filepath.Join(t.TempDir(), "none.json")}}
 	sources, err := g.pullSources(t.Context(), "registry.example.com/team/app")
 	if err != nil {
 		t.Fatal(err)
@@ -229,10 +249,12 @@ func TestReferenceIsALine(t *testing.T) {
 // TestPanicAside is an error where a goroutine works for another.
 func TestPanicAside(t *testing.T) {
 	var none *Gate
-	if _, err := none.credential(t.Context(), "registry.example.com", "app"); err == nil || !strings.Contains(err.Error(), "internal error: ") {
+	if _, err := none.credential(t.Context(), "registry.example.com", "app"); err == nil ||
+		!strings.Contains(err.Error(), "internal error: ") {
 		t.Errorf("credentials: %v", err)
 	}
-	if _, err := listAhead(t.Context(), source{}, "").list(t.Context(), ocispec.Descriptor{}); err == nil || !strings.Contains(err.Error(), "internal error: ") {
+	if _, err := listAhead(t.Context(), source{}, "").list(t.Context(), ocispec.Descriptor{}); err == nil ||
+		!strings.Contains(err.Error(), "internal error: ") {
 		t.Errorf("signatures: %v", err)
 	}
 }

@@ -28,12 +28,13 @@ const (
 )
 
 var (
-	envelopeLimits    = bound.Limits{Bytes: maxEnvelope, Depth: bound.Depth, Elements: 2000} // also of what is encoded in it
+	// also of what is encoded in it
+	envelopeLimits    = bound.Limits{Bytes: maxEnvelope, Depth: bound.Depth, Elements: 2000}
 	certificateLimits = bound.Limits{Bytes: maxCertificate, Depth: bound.Depth, Elements: 2000}
 )
 
-// checkEnvelope verifies that a signature's envelope is within bounds, before Notation's parsers run and before anyone is known to trust it.
-// What is no envelope at all is left to them.
+// checkEnvelope verifies that a signature's envelope is within bounds, before Notation's parsers run and before anyone
+// is known to trust it. What is no envelope at all is left to them.
 func checkEnvelope(mediaType string, data []byte) error {
 	var err error
 	switch mediaType {
@@ -50,7 +51,8 @@ func checkEnvelope(mediaType string, data []byte) error {
 	return nil
 }
 
-// checkJWS checks JSON, and the JSON that is base64 in it. The fields are read with the rules of encoding/json, as Notation's parser reads them.
+// checkJWS checks JSON, and the JSON that is base64 in it. The fields are read with the rules of encoding/json, as
+// Notation's parser reads them.
 func checkJWS(data []byte) error {
 	if err := bound.JSON(data, envelopeLimits); err != nil {
 		return err
@@ -90,7 +92,8 @@ func checkCOSE(data []byte) error {
 	if err := bound.CBOR(data, envelopeLimits); err != nil {
 		return err
 	}
-	mode, err := cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden}.DecMode() // as Notation's parser
+	// as Notation's parser
+	mode, err := cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden}.DecMode()
 	if err != nil {
 		return err
 	}
@@ -128,8 +131,8 @@ func checkCOSE(data []byte) error {
 	return checkSigner(chain, timestamp)
 }
 
-// checkSigner checks the certificates of a signature and of its timestamp: also the size of their keys, as whoever made a key decides what it
-// costs to verify with it.
+// checkSigner checks the certificates of a signature and of its timestamp: also the size of their keys, as whoever made
+// a key decides what it costs to verify with it.
 func checkSigner(chain [][]byte, timestamp []byte) error {
 	if len(chain) > maxCertificates {
 		return fmt.Errorf("its chain has %d certificates, more than %d", len(chain), maxCertificates)

@@ -28,13 +28,16 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// envelopeCost is what judging an envelope may allocate: its parts are decoded, by the check and then by Notation, and its certificates parsed.
+// envelopeCost is what judging an envelope may allocate: its parts are decoded, by the check and then by Notation, and
+// its certificates parsed.
 var envelopeCost = boundtest.Budget{Bytes: 4 << 20, BytesPerByte: 64}
 
-// indexCost is what parsing a manifest or an index may allocate: a descriptor of nothing has 3 bytes there, and 120 in memory.
+// indexCost is what parsing a manifest or an index may allocate: a descriptor of nothing has 3 bytes there, and 120 in
+// memory.
 var indexCost = boundtest.Budget{Bytes: 128 << 10, BytesPerByte: 300}
 
-var signedImage = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("image"), Size: 5}
+var signedImage = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("image"),
+	Size: 5}
 
 // judge looks at an envelope as the gate does when it has fetched it.
 func (g *Gate) judge(t testing.TB, mediaType string, envelope []byte) (accepted bool, reason string) {
@@ -43,11 +46,13 @@ func (g *Gate) judge(t testing.TB, mediaType string, envelope []byte) (accepted 
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &examination{gate: g, statement: statement, reference: "example.com/app@" + signedImage.Digest.String(), descriptor: signedImage}
+	e := &examination{gate: g, statement: statement, reference: "example.com/app@" + signedImage.Digest.String(),
+		descriptor: signedImage}
 	if err := checkEnvelope(mediaType, envelope); err != nil {
 		return false, err.Error()
 	}
-	outcome, err := g.verifier.Verify(withTrust(t.Context(), e.trusts), e.descriptor, envelope, notation.VerifierVerifyOptions{ArtifactReference: e.reference, SignatureMediaType: mediaType})
+	outcome, err := g.verifier.Verify(withTrust(t.Context(), e.trusts), e.descriptor, envelope,
+		notation.VerifierVerifyOptions{ArtifactReference: e.reference, SignatureMediaType: mediaType})
 	if outcome != nil {
 		_ = e.describe(outcome)
 	}
@@ -57,12 +62,13 @@ func (g *Gate) judge(t testing.TB, mediaType string, envelope []byte) (accepted 
 	return true, ""
 }
 
-// FuzzEnvelope holds that no envelope crashes, that none is accepted but a trusted one, and that none costs more than its size allows: at level
-// audit, at which Notation goes on with those that nobody trusts.
+// FuzzEnvelope holds that no envelope crashes, that none is accepted but a trusted one, and that none costs more than
+// its size allows: at level audit, at which Notation goes on with those that nobody trusts.
 func FuzzEnvelope(f *testing.F) {
 	mallory := newForger(f)
 	for _, mediaType := range []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope} {
-		envelope, err := mallory.Sign(mediaType, signedImage, map[string]string{"io.cncf.notary.verificationPlugin": "a/../../evil"})
+		envelope, err := mallory.Sign(mediaType, signedImage,
+			map[string]string{"io.cncf.notary.verificationPlugin": "a/../../evil"})
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -112,7 +118,8 @@ func hostileEnvelopes(t testing.TB, mediaType string, good []byte, certificate *
 			var tag cbor.RawTag
 			var message []cbor.RawMessage
 			var unprotected map[any]any
-			for _, err := range []error{cbor.Unmarshal(good, &tag), cbor.Unmarshal(tag.Content, &message), cbor.Unmarshal(message[1], &unprotected)} {
+			for _, err := range []error{cbor.Unmarshal(good, &tag), cbor.Unmarshal(tag.Content, &message),
+				cbor.Unmarshal(message[1], &unprotected)} {
 				if err != nil {
 					return nil, err
 				}
@@ -213,7 +220,8 @@ func TestHostileEnvelopes(t *testing.T) {
 			})
 		}
 	}
-	if accepted, reason := g.judge(t, "text/plain", nil); accepted || !strings.Contains(reason, `the media type "text/plain"`) {
+	if accepted, reason := g.judge(t, "text/plain", nil); accepted ||
+		!strings.Contains(reason, `the media type "text/plain"`) {
 		t.Error(reason)
 	}
 }
@@ -223,7 +231,8 @@ func TestCheckKey(t *testing.T) {
 	for _, c := range []struct {
 		bits, exponent uint
 		reason         string
-	}{{2048, 65537, ""}, {maxKey, 65537, ""}, {maxKey, 3, ""}, {maxKey + 1, 65537, "has 8193 bits"}, {2048, 1<<31 - 1, "has the exponent 2147483647"}} {
+	}{{2048, 65537, ""}, {maxKey, 65537, ""}, {maxKey, 3, ""}, {maxKey + 1, 65537, "has 8193 bits"},
+		{2048, 1<<31 - 1, "has the exponent 2147483647"}} {
 		key := &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), c.bits-1), E: int(c.exponent)} //nolint:gosec // it fits
 		err := checkKey(&x509.Certificate{PublicKey: key})
 		if (err == nil) != (c.reason == "") || err != nil && !strings.Contains(err.Error(), c.reason) {
@@ -232,11 +241,12 @@ func TestCheckKey(t *testing.T) {
 	}
 }
 
-// TestUntrustedAddresses holds that nothing is asked of the addresses in a certificate that nobody trusts, also at level audit, and that a
-// trusted one is checked.
+// TestUntrustedAddresses holds that nothing is asked of the addresses in a certificate that nobody trusts, also at
+// level audit, and that a trusted one is checked.
 func TestUntrustedAddresses(t *testing.T) {
 	var asked atomic.Int64
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { asked.Add(1); http.NotFound(w, r) }))
+	server := httptest.NewServer(http.HandlerFunc(
+		func(w http.ResponseWriter, r *http.Request) { asked.Add(1); http.NotFound(w, r) }))
 	defer server.Close()
 	mallory, err := softhsmtest.NewForger("mallory", server.URL)
 	if err != nil {
@@ -268,14 +278,16 @@ func FuzzSignatureManifest(f *testing.F) {
 	f.Add(fmt.Appendf(nil, `{"layers":[%s{}]}`, strings.Repeat("{},", 3000)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		s := source{manifests: storage(data), blobs: storage(nil)}
-		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(data), Size: int64(len(data))}
+		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(data),
+			Size: int64(len(data))}
 		indexCost.Check(t, len(data), func() { _, _, _ = s.fetchSignature(t.Context(), d) })
 	})
 }
 
 // FuzzIndex holds that no list of signatures, in a registry or a layout, costs more than its size allows.
 func FuzzIndex(f *testing.F) {
-	f.Add([]byte(`{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:0","size":1}]}`))
+	f.Add(
+		[]byte(`{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:0","size":1}]}`))
 	f.Add(fmt.Appendf(nil, `{"manifests":[%s{}]}`, strings.Repeat("{},", 3000)))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		indexCost.Check(t, len(data), func() { _, _ = parseIndex(data) })

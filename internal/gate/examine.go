@@ -15,9 +15,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// examine judges an image by the signatures of the first source that has one that counts. A signature counts for what it says it was
-// made for, wherever it was found. The sources share what time there is, so that one that does not answer leaves some to the next.
-func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispec.Descriptor, sources ...source) Result {
+// examine judges an image by the signatures of the first source that has one that counts. A signature counts for what
+// it says it was made for, wherever it was found. The sources share what time there is, so that one that does not
+// answer leaves some to the next.
+func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispec.Descriptor,
+	sources ...source) Result {
 	result := Result{Digest: descriptor.Digest.String()}
 	reference := repository + "@" + result.Digest
 	statement, err := g.policy.GetApplicableTrustPolicy(reference)
@@ -77,8 +79,8 @@ type examination struct {
 	refused    []Signature
 }
 
-// firstGood looks at an image's signatures one by one, newest first, until one counts. One that cannot be read is refused as one that does
-// not verify is: it may stand before a good one.
+// firstGood looks at an image's signatures one by one, newest first, until one counts. One that cannot be read is
+// refused as one that does not verify is: it may stand before a good one.
 func (e *examination) firstGood(ctx context.Context) (*notation.VerificationOutcome, error) {
 	found, err := e.source.list(ctx, e.descriptor)
 	if err != nil {
@@ -114,11 +116,12 @@ func (e *examination) verify(ctx context.Context, manifest ocispec.Descriptor) (
 	if err != nil {
 		return nil, err
 	}
-	return e.gate.verifier.Verify(withTrust(ctx, e.trusts), e.descriptor, envelope, notation.VerifierVerifyOptions{ArtifactReference: e.reference, SignatureMediaType: mediaType})
+	return e.gate.verifier.Verify(withTrust(ctx, e.trusts), e.descriptor, envelope,
+		notation.VerifierVerifyOptions{ArtifactReference: e.reference, SignatureMediaType: mediaType})
 }
 
-// why says why a signature does not count. Notation says no more than "content descriptor mismatch" of one that was made for
-// something else.
+// why says why a signature does not count. Notation says no more than "content descriptor mismatch" of one that was
+// made for something else.
 func (e *examination) why(outcome *notation.VerificationOutcome, err error) string {
 	if refusal := e.gate.plugins.refusal(outcome); refusal != "" {
 		return refusal

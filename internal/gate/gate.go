@@ -1,8 +1,9 @@
-// Package gate decides whether an image may run: it does if a signature on it verifies under Notation's trust policy and trust stores.
+// Package gate decides whether an image may run: it does if a signature on it verifies under Notation's trust policy
+// and trust stores.
 //
-// It answers as notation verify does for the same configuration, with the same libraries. Around that it finds the signatures where
-// the image comes from, tells who signed and why a signature does not count, keeps a log of what it decided, and is what containerd
-// asks before it pulls. Whatever goes wrong, the answer is no.
+// It answers as notation verify does for the same configuration, with the same libraries. Around that it finds the
+// signatures where the image comes from, tells who signed and why a signature does not count, keeps a log of what it
+// decided, and is what containerd asks before it pulls. Whatever goes wrong, the answer is no.
 package gate
 
 import (
@@ -29,7 +30,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
-// Waits of one decision. Those for revocation are the notation command's: with others the two would not always answer the same.
+// Waits of one decision. Those for revocation are the notation command's: with others the two would not always answer
+// the same.
 const (
 	ocspTimeout = 2 * time.Second
 	crlTimeout  = 5 * time.Second
@@ -63,16 +65,18 @@ type notationVerifier interface {
 	SkipVerify(context.Context, notation.VerifierVerifyOptions) (bool, *trustpolicy.VerificationLevel, error)
 }
 
-// Open reads the trust policy. The trust and cache directories hold for the whole process from then on, as Notation's library has one
-// place for each.
+// Open reads the trust policy. The trust and cache directories hold for the whole process from then on, as Notation's
+// library has one place for each.
 func Open(options Options) (*Gate, error) {
-	for _, given := range []struct{ path, folder *string }{{&options.TrustDir, &dir.UserConfigDir}, {&options.CacheDir, &dir.UserCacheDir}} {
+	for _, given := range []struct{ path, folder *string }{{&options.TrustDir, &dir.UserConfigDir},
+		{&options.CacheDir, &dir.UserCacheDir}} {
 		if *given.path == "" {
 			continue
 		}
 		path, err := filepath.Abs(*given.path)
 		if err != nil {
-			return nil, failure.New(failure.Internal, "name it by its whole path", "cannot tell where %s is: %w", *given.path, err)
+			return nil, failure.New(failure.Internal, "name it by its whole path", "cannot tell where %s is: %w", *given.path,
+				err)
 		}
 		*given.folder = path
 	}
@@ -86,7 +90,8 @@ func Open(options Options) (*Gate, error) {
 		return nil, failure.New(failure.Invalid, hint, "can't read the trust policy in %s: %w", place, err)
 	}
 	if err := normalise(policy); err != nil {
-		return nil, failure.New(failure.Invalid, "correct it in the file, or in the trust manifest", "can't use the trust policy in %s: %w", place, err)
+		return nil, failure.New(failure.Invalid, "correct it in the file, or in the trust manifest",
+			"can't use the trust policy in %s: %w", place, err)
 	}
 	listed, err := checkPlugins(options.VerificationPlugins)
 	if err != nil {
@@ -98,7 +103,8 @@ func Open(options Options) (*Gate, error) {
 		return nil, err
 	}
 	v, err := verifier.NewWithOptions(policy, truststore.NewX509TrustStore(dir.ConfigFS()), listed,
-		verifier.VerifierOptions{RevocationCodeSigningValidator: trusted{signing}, RevocationTimestampingValidator: timestamping})
+		verifier.VerifierOptions{RevocationCodeSigningValidator: trusted{signing},
+			RevocationTimestampingValidator: timestamping})
 	if err != nil {
 		return nil, failure.New(failure.Invalid, hint, "can't use the trust policy in %s: %w", place, err)
 	}
@@ -108,7 +114,8 @@ func Open(options Options) (*Gate, error) {
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone() // with proxies from the environment
 	transport.MaxIdleConnsPerHost, transport.MaxResponseHeaderBytes = atOnce, maxHeader
-	return &Gate{options: options, policy: policy, verifier: full, plugins: listed, insecure: insecureRegistries(), transport: transport}, nil
+	return &Gate{options: options, policy: policy, verifier: full, plugins: listed, insecure: insecureRegistries(),
+		transport: transport}, nil
 }
 
 // Close gives up the connections that are still open.
@@ -138,8 +145,8 @@ func normalise(policy *trustpolicy.Document) error {
 	return nil
 }
 
-// Verify judges images, several at the same time, and returns a result for each in the order they are named. Each takes timeout at
-// most. scope is the repository whose policy judges an image in an OCI layout, which has none of its own.
+// Verify judges images, several at the same time, and returns a result for each in the order they are named. Each takes
+// timeout at most. scope is the repository whose policy judges an image in an OCI layout, which has none of its own.
 func (g *Gate) Verify(ctx context.Context, references []string, scope string, timeout time.Duration) []Result {
 	results := make([]Result, len(references))
 	turns := make(chan struct{}, atOnce)
@@ -153,7 +160,8 @@ func (g *Gate) Verify(ctx context.Context, references []string, scope string, ti
 				layouts.Lock()
 				defer layouts.Unlock()
 			}
-			results[i] = within(ctx, timeout, reference, func(ctx context.Context) Result { return g.verify(ctx, reference, scope) })
+			results[i] = within(ctx, timeout, reference,
+				func(ctx context.Context) Result { return g.verify(ctx, reference, scope) })
 			results[i].Reference = oneLine(reference)
 		})
 	}

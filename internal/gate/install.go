@@ -27,7 +27,8 @@ const verifierName = "hsm-image-verifier"
 // verifierCommand is the command of hsm-image that answers containerd.
 const verifierCommand = "containerd-verifier"
 
-// shortestTimeout is the shortest wait for an image that can be installed: with less, hardly a registry ever answers in time.
+// shortestTimeout is the shortest wait for an image that can be installed: with less, hardly a registry ever answers in
+// time.
 const shortestTimeout = time.Second
 
 // Installed says what Install has done. All paths are absolute.
@@ -43,13 +44,15 @@ type Installed struct {
 	AnySigner []string // those that accept a signature by any signer
 }
 
-// Install writes the program that containerd starts into its folder of image verifiers. It is a shell script of a few lines with all
-// settings in it: containerd runs each file in that folder, so there may be no second one, and it hands on no settings. An operator can
-// read what it does, and program is updated without touching it. Files and folders that others can change are refused: they could switch
-// the gate off. A trust policy that lets images pass unverified is refused as well, unless AllowSkip is set.
+// Install writes the program that containerd starts into its folder of image verifiers. It is a shell script of a few
+// lines with all settings in it: containerd runs each file in that folder, so there may be no second one, and it hands
+// on no settings. An operator can read what it does, and program is updated without touching it. Files and folders that
+// others can change are refused: they could switch the gate off. A trust policy that lets images pass unverified is
+// refused as well, unless AllowSkip is set.
 func (n Node) Install(binDir, program string) (*Installed, error) {
 	if n.Timeout < shortestTimeout {
-		return nil, failure.New(failure.Invalid, "leave --timeout out, or name a longer one", "the timeout is %s, and has to be %s or more", n.Timeout, shortestTimeout)
+		return nil, failure.New(failure.Invalid, "leave --timeout out, or name a longer one",
+			"the timeout is %s, and has to be %s or more", n.Timeout, shortestTimeout)
 	}
 	for _, path := range []*string{&binDir, &program, &n.TrustDir, &n.StateDir, &n.HostsDir, &n.AuthFile} {
 		if *path == "" {
@@ -90,7 +93,8 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 		return nil, err
 	}
 	if len(skip) > 0 && !n.AllowSkip {
-		return nil, failure.New(failure.Denied, "sign the images that these statements are for, or let them pass with --allow-skip",
+		return nil, failure.New(failure.Denied,
+			"sign the images that these statements are for, or let them pass with --allow-skip",
 			"the trust policy in %s skips verification in its statements %s", n.TrustDir, strings.Join(skip, ", "))
 	}
 	if err := n.giveAway(runsAs); err != nil {
@@ -101,10 +105,13 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 	}
 	// The temporary file is beside the folder, not in it: containerd would run it.
 	path := filepath.Join(binDir, verifierName)
-	if err := renameio.WriteFile(path, n.script(program), 0o755, renameio.WithTempDir(filepath.Dir(binDir)), renameio.IgnoreUmask()); err != nil {
-		return nil, failure.New(failure.Internal, "run it as root; the folder has to be on the file system of the one above it", "can't write %s: %w", path, err)
+	if err := renameio.WriteFile(path, n.script(program), 0o755, renameio.WithTempDir(filepath.Dir(binDir)),
+		renameio.IgnoreUmask()); err != nil {
+		return nil, failure.New(failure.Internal,
+			"run it as root; the folder has to be on the file system of the one above it", "can't write %s: %w", path, err)
 	}
-	done := &Installed{Path: path, Log: n.LogFile(), Config: n.snippet(binDir), Root: runsAs.ID == 0, User: n.User, Skip: skip, AnySigner: anySigner}
+	done := &Installed{Path: path, Log: n.LogFile(), Config: n.snippet(binDir), Root: runsAs.ID == 0, User: n.User,
+		Skip: skip, AnySigner: anySigner}
 	entries, err := os.ReadDir(binDir)
 	if err != nil {
 		return nil, failure.New(failure.Internal, "run it as root", "can't look for other verifiers: %w", err)
@@ -117,13 +124,14 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 	return done, nil
 }
 
-// unverified lists the statements of the trust policy that skip verification, and those that accept a signature by any signer, as they do not
-// enforce authenticity.
+// unverified lists the statements of the trust policy that skip verification, and those that accept a signature by any
+// signer, as they do not enforce authenticity.
 func (g *Gate) unverified() (skip, anySigner []string, err error) {
 	for _, statement := range g.policy.TrustPolicies {
 		level, err := statement.SignatureVerification.GetVerificationLevel()
 		if err != nil {
-			return nil, nil, failure.New(failure.Invalid, "correct the trust policy", "can't use statement %q of the trust policy: %w", statement.Name, err)
+			return nil, nil, failure.New(failure.Invalid, "correct the trust policy",
+				"can't use statement %q of the trust policy: %w", statement.Name, err)
 		}
 		switch {
 		case level.Name == trustpolicy.LevelSkip.Name:
@@ -173,15 +181,18 @@ func (n Node) giveAway(user sandbox.User) error {
 	return nil
 }
 
-// rehearse has the verifier confine itself as it will for containerd, and look whether it can then use all that it needs.
+// rehearse has the verifier confine itself as it will for containerd, and look whether it can then use all that it
+// needs.
 func (n Node) rehearse(program string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	said, err := exec.CommandContext(ctx, program, append([]string{verifierCommand, "--check"}, n.arguments()...)...).CombinedOutput()
+	said, err := exec.CommandContext(ctx, program,
+		append([]string{verifierCommand, "--check"}, n.arguments()...)...).CombinedOutput()
 	if err == nil {
 		return nil
 	}
-	f := failure.New(failure.Invalid, "run install-verifier with the program that the node has", "the verifier cannot run: %w", err)
+	f := failure.New(failure.Invalid, "run install-verifier with the program that the node has",
+		"the verifier cannot run: %w", err)
 	for line := range strings.Lines(string(said)) {
 		if text, ok := strings.CutPrefix(line, "error: "); ok {
 			f.What = "the verifier cannot run: " + strings.TrimSpace(text)
@@ -226,8 +237,8 @@ exec "$program" %s %s -- "$@"
 
 func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
-// snippet is what containerd's configuration needs to ask the verifiers in a folder: all of them, as it lets pass what it has not asked
-// about, and for longer than this one takes.
+// snippet is what containerd's configuration needs to ask the verifiers in a folder: all of them, as it lets pass what
+// it has not asked about, and for longer than this one takes.
 func (n Node) snippet(binDir string) string {
 	return fmt.Sprintf(`[plugins.'io.containerd.image-verifier.v1.bindir']
   bin_dir = %q

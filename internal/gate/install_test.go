@@ -27,18 +27,20 @@ func newNode(t *testing.T) (node Node, folder string) {
 	t.Chdir(folder)
 	const policy = `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "strict"},
 		"trustStores": ["ca:all"], "trustedIdentities": ["*"]}]}`
-	if err := errors.Join(os.Mkdir("trust", 0o700), os.Mkdir("bin", 0o700), os.WriteFile("trust/trustpolicy.json", []byte(policy), 0o600)); err != nil {
+	if err := errors.Join(os.Mkdir("trust", 0o700), os.Mkdir("bin", 0o700),
+		os.WriteFile("trust/trustpolicy.json", []byte(policy), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	return Node{Options: Options{TrustDir: "trust"}, StateDir: "state", Timeout: DefaultTimeout}, folder
 }
 
-// TestInstall names everything by whole paths, as containerd stands elsewhere, has containerd ask every verifier, and tells what else is
-// asked.
+// TestInstall names everything by whole paths, as containerd stands elsewhere, has containerd ask every verifier, and
+// tells what else is asked.
 func TestInstall(t *testing.T) {
 	node, folder := newNode(t)
 	program := filepath.Join(folder, `a\nb`)
-	if err := errors.Join(os.WriteFile("bin/another", nil, 0o600), os.WriteFile(program, []byte("#!/bin/sh\n"), 0o700)); err != nil {
+	if err := errors.Join(os.WriteFile("bin/another", nil, 0o600),
+		os.WriteFile(program, []byte("#!/bin/sh\n"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	done, err := node.Install("bin", program)
@@ -51,7 +53,8 @@ func TestInstall(t *testing.T) {
 	if want := filepath.Join(folder, "state", "decisions.jsonl"); done.Log != want {
 		t.Errorf("the log is %s, not %s", done.Log, want)
 	}
-	for _, want := range []string{"bin_dir = \"" + folder + "/bin\"\n", "max_verifiers = -1\n", "per_verifier_timeout = \"10s\"\n"} {
+	for _, want := range []string{"bin_dir = \"" + folder + "/bin\"\n", "max_verifiers = -1\n",
+		"per_verifier_timeout = \"10s\"\n"} {
 		if !strings.Contains(done.Config, want) {
 			t.Errorf("%q is not in\n%s", want, done.Config)
 		}
@@ -71,10 +74,12 @@ func TestInstall(t *testing.T) {
 
 // TestInstallTimeout refuses a wait that is none.
 func TestInstallTimeout(t *testing.T) {
-	for timeout, want := range map[time.Duration]string{0: "the timeout is 0s", -3 * time.Second: "the timeout is -3s", 999 * time.Millisecond: "the timeout is 999ms"} {
+	for timeout, want := range map[time.Duration]string{0: "the timeout is 0s", -3 * time.Second: "the timeout is -3s",
+		999 * time.Millisecond: "the timeout is 999ms"} {
 		node, _ := newNode(t)
 		node.Timeout = timeout
-		if done, err := node.Install("bin", "/bin/true"); !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), want) {
+		if done, err := node.Install("bin", "/bin/true"); !failure.Is(err, failure.Invalid) ||
+			!strings.Contains(err.Error(), want) {
 			t.Errorf("%+v, %v", done, err)
 		}
 		if _, err := os.Stat("bin/" + verifierName); err == nil {
@@ -92,13 +97,15 @@ func TestJudgeDigest(t *testing.T) {
 		want   string
 		reason string
 	}{
-		"no policy": {func(*Node) error { return os.Remove("trust/trustpolicy.json") }, sum, sum, "can't read the trust policy"},
-		"no time":   {func(n *Node) error { n.Timeout = 0; return nil }, sum, sum, "within 0s"},
+		"no policy": {func(*Node) error { return os.Remove("trust/trustpolicy.json") }, sum, sum,
+			"can't read the trust policy"},
+		"no time": {func(n *Node) error { n.Timeout = 0; return nil }, sum, sum, "within 0s"},
 		"no hosts": {func(n *Node) error {
 			n.HostsDir = "hosts"
 			return os.MkdirAll("hosts/registry.example.com/hosts.toml", 0o700)
 		}, sum, sum, "can't read the registry hosts"},
-		"no log":        {func(n *Node) error { n.StateDir = "trust/trustpolicy.json"; return nil }, sum, sum, "can't write the decision log"},
+		"no log": {func(n *Node) error { n.StateDir = "trust/trustpolicy.json"; return nil }, sum, sum,
+			"can't write the decision log"},
 		"no descriptor": {func(*Node) error { return nil }, sum, sum, "the descriptor is not valid JSON"},
 		"no digest":     {func(*Node) error { return nil }, "sha256:1", "", "is not a digest"},
 	} {
@@ -112,7 +119,8 @@ func TestJudgeDigest(t *testing.T) {
 			if name == "no descriptor" {
 				stdin = ""
 			}
-			r := node.Judge(context.Background(), []string{"-name", "registry.example.com/app:1", "-digest", c.sum, "-stdin-media-type", ocispec.MediaTypeDescriptor},
+			r := node.Judge(context.Background(),
+				[]string{"-name", "registry.example.com/app:1", "-digest", c.sum, "-stdin-media-type", ocispec.MediaTypeDescriptor},
 				strings.NewReader(stdin))
 			if r.Passed() || r.Digest != c.want || !strings.Contains(r.Reason, c.reason) {
 				t.Errorf("%+v", r)

@@ -20,7 +20,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
-// layout is a folder with images (the OCI's image layout). Unlike the library's, it holds no more of it in memory than its index.
+// layout is a folder with images (the OCI's image layout). Unlike the library's, it holds no more of it in memory than
+// its index.
 type layout struct {
 	folder string
 	index  []ocispec.Descriptor
@@ -95,7 +96,8 @@ func (l *layout) Fetch(_ context.Context, what ocispec.Descriptor) (io.ReadClose
 	if err := what.Digest.Validate(); err != nil {
 		return nil, fmt.Errorf("%.100q: %w", what.Digest, err)
 	}
-	return openFile(filepath.Join(l.folder, ocispec.ImageBlobsDir, what.Digest.Algorithm().String(), what.Digest.Encoded()))
+	return openFile(filepath.Join(l.folder, ocispec.ImageBlobsDir, what.Digest.Algorithm().String(),
+		what.Digest.Encoded()))
 }
 
 // manifestsOf returns the entries of an index that may be a signature's manifest, or an index with one in it. It keeps
@@ -118,9 +120,10 @@ func longest(d ocispec.Descriptor) int64 {
 	return maxManifest
 }
 
-// Referrers finds the manifests of a type that refer to an image, among those of the index and of the indexes in it. What is missing, or too
-// long for a signature, is none.
-func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifactType string, fn func([]ocispec.Descriptor) error) error {
+// Referrers finds the manifests of a type that refer to an image, among those of the index and of the indexes in it.
+// What is missing, or too long for a signature, is none.
+func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifactType string,
+	fn func([]ocispec.Descriptor) error) error {
 	queue := manifestsOf(l.index)
 	seen := map[digest.Digest]bool{}
 	left := int64(maxBytes)
@@ -162,7 +165,8 @@ func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifa
 			Subject      *ocispec.Descriptor
 			Annotations  map[string]string
 		}
-		if bound.JSON(data, manifestLimits) != nil || json.Unmarshal(data, &m) != nil || m.Subject == nil || !content.Equal(*m.Subject, image) {
+		if bound.JSON(data, manifestLimits) != nil || json.Unmarshal(data, &m) != nil || m.Subject == nil ||
+			!content.Equal(*m.Subject, image) {
 			continue
 		}
 		if m.ArtifactType != artifactType && m.Config.MediaType != artifactType {

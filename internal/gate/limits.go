@@ -14,8 +14,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
-// What a registry or an OCI layout may have us read for one image. Whoever can push to it wrote what is there, and nothing of it is known to
-// be true until a signature has verified.
+// What a registry or an OCI layout may have us read for one image. Whoever can push to it wrote what is there, and
+// nothing of it is known to be true until a signature has verified.
 const (
 	maxSignatures = 50       // that are looked at, newest first; Notation's own number
 	maxListed     = 1000     // signatures that are listed to find the newest
@@ -35,21 +35,23 @@ const (
 var (
 	manifestLimits = bound.Limits{Bytes: maxManifest, Depth: bound.Depth, Elements: 2000}
 	pageLimits     = bound.Limits{Bytes: maxPage, Depth: bound.Depth, Elements: 20000}
-	indexLimits    = bound.Limits{Bytes: maxIndex, Depth: bound.Depth, Elements: 50000} // of an OCI layout, which may have many images
+	// of an OCI layout, which may have many images
+	indexLimits = bound.Limits{Bytes: maxIndex, Depth: bound.Depth, Elements: 50000}
 )
 
 // memory is what the Go runtime may use, so that the process with its code stays below 128 MiB.
 const memory = 64 << 20
 
-// LimitMemory has the process collect garbage rather than grow, unless GOMEMLIMIT is lower. What is read for an image has bounds of its own,
-// and fits.
+// LimitMemory has the process collect garbage rather than grow, unless GOMEMLIMIT is lower. What is read for an image
+// has bounds of its own, and fits.
 func LimitMemory() {
 	if debug.SetMemoryLimit(-1) > memory {
 		debug.SetMemoryLimit(memory)
 	}
 }
 
-// limited is a transport to one source, for one image. It ends replies that are too long, and refuses requests when there were too many.
+// limited is a transport to one source, for one image. It ends replies that are too long, and refuses requests when
+// there were too many.
 type limited struct {
 	base    http.RoundTripper
 	replies atomic.Int64
@@ -69,7 +71,8 @@ func (l *limited) RoundTrip(request *http.Request) (*http.Response, error) {
 	// The library parses nothing else. Of the index behind a tag it reads the media type so, without its case and its
 	// parameters.
 	mediaType, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type"))
-	if request.Context().Value(listing{}) != nil && request.Method == http.MethodGet && response.StatusCode == http.StatusOK &&
+	if request.Context().Value(listing{}) != nil && request.Method == http.MethodGet &&
+		response.StatusCode == http.StatusOK &&
 		mediaType == ocispec.MediaTypeImageIndex {
 		if err := checkPage(response); err != nil {
 			return nil, err

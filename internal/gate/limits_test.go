@@ -63,7 +63,8 @@ func (a *attack) forge(t testing.TB, n int, created time.Time) {
 		t.Fatal(err)
 	}
 	for i := range n { // each is another manifest
-		a.Hang(t, a.Add(jws.MediaTypeEnvelope, append(bytes.Clone(envelope), bytes.Repeat([]byte(" "), i)...)), a.image, created)
+		a.Hang(t, a.Add(jws.MediaTypeEnvelope, append(bytes.Clone(envelope), bytes.Repeat([]byte(" "), i)...)), a.image,
+			created)
 	}
 }
 
@@ -71,7 +72,8 @@ func (a *attack) forge(t testing.TB, n int, created time.Time) {
 func TestLongEnvelopes(t *testing.T) {
 	a := newAttack(t)
 	for i := range 20 {
-		a.Hang(t, ocispec.Descriptor{MediaType: jws.MediaTypeEnvelope, Digest: digest.FromString(fmt.Sprint(i)), Size: 33 << 20}, a.image, time.Now())
+		a.Hang(t, ocispec.Descriptor{MediaType: jws.MediaTypeEnvelope, Digest: digest.FromString(fmt.Sprint(i)),
+			Size: 33 << 20}, a.image, time.Now())
 	}
 	a.expect(t, "it has 34603008 bytes, more than 1048576", "/blobs/", 0, 1<<20)
 	a.Sign(t, a.alice, jws.MediaTypeEnvelope, a.image, nil)
@@ -109,7 +111,8 @@ func TestEnvelopeAtTheBound(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		a.Hang(t, a.Add(jws.MediaTypeEnvelope, append(envelope, bytes.Repeat([]byte(" "), maxEnvelope+more-len(envelope))...)), a.image, time.Now())
+		a.Hang(t, a.Add(jws.MediaTypeEnvelope,
+			append(envelope, bytes.Repeat([]byte(" "), maxEnvelope+more-len(envelope))...)), a.image, time.Now())
 		a.expect(t, reason, "/blobs/", 1, 2<<20)
 	}
 }
@@ -157,7 +160,8 @@ func TestEndlessPages(t *testing.T) {
 	}
 }
 
-// TestPages refuses a list that is too long, that does not end, or that has too much in it, whichever way a registry gives it.
+// TestPages refuses a list that is too long, that does not end, or that has too much in it, whichever way a registry
+// gives it.
 func TestPages(t *testing.T) {
 	endless := func(w io.Writer) { softhsmtest.Flood(w, `{"manifests":[`, strings.Repeat("{},", 10000)) }
 	for name, c := range map[string]struct {
@@ -165,10 +169,12 @@ func TestPages(t *testing.T) {
 		reason string
 	}{
 		"endless": {endless, "it has 1048577 bytes, more than 1048576"},
-		"many":    {func(w io.Writer) { fmt.Fprintf(w, `{"manifests":[%s{}]}`, strings.Repeat("{},", 25000)) }, "more than 20000 elements"},
-		"deep":    {func(w io.Writer) { fmt.Fprint(w, `{"annotations":`+strings.Repeat("[", 100000)) }, "nested deeper than 16"},
+		"many": {func(w io.Writer) { fmt.Fprintf(w, `{"manifests":[%s{}]}`, strings.Repeat("{},", 25000)) },
+			"more than 20000 elements"},
+		"deep": {func(w io.Writer) { fmt.Fprint(w, `{"annotations":`+strings.Repeat("[", 100000)) }, "nested deeper than 16"},
 	} {
-		for _, way := range []string{"/referrers/", "/manifests/sha256-"} { // the second is the tag of those who have no first
+		// the second is the tag of those who have no first
+		for _, way := range []string{"/referrers/", "/manifests/sha256-"} {
 			t.Run(name+way, func(t *testing.T) {
 				a := newAttack(t)
 				a.Answer = func(w http.ResponseWriter, r *http.Request) bool {
@@ -219,7 +225,8 @@ func TestDrip(t *testing.T) {
 			}
 			return true
 		}
-		for limit := 300 * time.Millisecond; begun.Load() == 0; limit *= 2 { // a busy machine needs longer to come to the reply
+		// a busy machine needs longer to come to the reply
+		for limit := 300 * time.Millisecond; begun.Load() == 0; limit *= 2 {
 			r := a.gate.Verify(t.Context(), []string{a.Name(a.image)}, "", limit)[0]
 			if r.Passed() || begun.Load() > 0 && !strings.Contains(r.Reason, "within "+limit.String()) {
 				t.Errorf("%+v", r)
@@ -239,7 +246,8 @@ func TestRedirectsAndTokens(t *testing.T) {
 		}
 	}
 	a := newAttack(t)
-	reasons := map[string]string{"redirects": "stopped after 10 redirects", "tokens": "failed to decode response", "errors": "500", "a header": "exceeded 65536 bytes"}
+	reasons := map[string]string{"redirects": "stopped after 10 redirects", "tokens": "failed to decode response",
+		"errors": "500", "a header": "exceeded 65536 bytes"}
 	for name, answer := range map[string]func(w http.ResponseWriter, r *http.Request){
 		"redirects": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, r.URL.Path+"/", http.StatusTemporaryRedirect)
@@ -274,7 +282,8 @@ func TestRedirectsAndTokens(t *testing.T) {
 // TestLimited holds the bounds of one source together: requests, bytes of a reply, and bytes of all.
 func TestLimited(t *testing.T) {
 	get := func(l *limited, length int64) (int64, error) {
-		response, err := l.RoundTrip((&http.Request{Method: http.MethodGet, URL: &url.URL{Path: fmt.Sprint(length)}}).WithContext(t.Context()))
+		response, err := l.RoundTrip((&http.Request{Method: http.MethodGet,
+			URL: &url.URL{Path: fmt.Sprint(length)}}).WithContext(t.Context()))
 		if err != nil {
 			return 0, err
 		}
@@ -298,7 +307,8 @@ func TestLimited(t *testing.T) {
 		}
 	}
 	for requests = 0; ; requests++ {
-		if _, err := l.RoundTrip((&http.Request{Method: http.MethodGet, URL: &url.URL{}}).WithContext(context.Background())); err != nil {
+		if _, err := l.RoundTrip((&http.Request{Method: http.MethodGet, URL: &url.URL{}}).WithContext(
+			context.Background())); err != nil {
 			break
 		}
 		if requests > maxReplies {
@@ -313,7 +323,8 @@ type zeros struct{}
 func (zeros) RoundTrip(r *http.Request) (*http.Response, error) {
 	var length int64
 	_, _ = fmt.Sscan(r.URL.Path, &length)
-	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, Body: io.NopCloser(io.LimitReader(zeroReader{}, length))}, nil
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{},
+		Body: io.NopCloser(io.LimitReader(zeroReader{}, length))}, nil
 }
 
 type zeroReader struct{}

@@ -38,7 +38,8 @@ type decision struct {
 
 // Append writes down what was decided. It returns when the line is in the file, whole, or fails.
 func (l *Log) Append(ctx context.Context, r Result) error {
-	d := decision{Time: time.Now().UTC(), Reference: oneLine(r.Reference), Digest: r.Digest, Verdict: r.Verdict, Policy: r.Policy, Reason: r.Reason}
+	d := decision{Time: time.Now().UTC(), Reference: oneLine(r.Reference), Digest: r.Digest, Verdict: r.Verdict,
+		Policy: r.Policy, Reason: r.Reason}
 	if r.Signature != nil {
 		d.Signer, d.Fingerprint = r.Signature.Subject, r.Signature.Fingerprint
 	}
@@ -49,9 +50,11 @@ func (l *Log) Append(ctx context.Context, r Result) error {
 	err = l.append(ctx, append(line, '\n'))
 	switch {
 	case errors.Is(err, errNotALog):
-		return failure.New(failure.Invalid, "name another file, or move it away", "can't write the decision log: %s is %w", l.path, err)
+		return failure.New(failure.Invalid, "name another file, or move it away", "can't write the decision log: %s is %w",
+			l.path, err)
 	case err != nil:
-		return failure.New(failure.Internal, "check the folder's permissions and that the disk is not full", "can't write the decision log: %w", err)
+		return failure.New(failure.Internal, "check the folder's permissions and that the disk is not full",
+			"can't write the decision log: %w", err)
 	}
 	return nil
 }
@@ -82,8 +85,8 @@ func write(file *os.File, size int64, line []byte) error {
 	return file.Close()
 }
 
-// open opens the log behind its last whole line, with a lock on it that ends when it is closed. Who waited for the lock may hold a
-// file that was put away meanwhile, and opens the next one.
+// open opens the log behind its last whole line, with a lock on it that ends when it is closed. Who waited for the lock
+// may hold a file that was put away meanwhile, and opens the next one.
 func (l *Log) open(ctx context.Context) (*os.File, int64, error) {
 	for {
 		file, err := os.OpenFile(l.path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
@@ -133,8 +136,8 @@ const (
 	longestCut = 64 << 10    // bytes; no line is as long
 )
 
-// wholeLines cuts off what a power failure or a full disk has left of a line, and returns how long the file is. A file with anything
-// else in it is left alone: it may be someone's who mistook the name.
+// wholeLines cuts off what a power failure or a full disk has left of a line, and returns how long the file is. A file
+// with anything else in it is left alone: it may be someone's who mistook the name.
 func wholeLines(file *os.File) (int64, error) {
 	info, err := file.Stat()
 	if err != nil {

@@ -35,14 +35,16 @@ func writeDecisions(path, writer string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for i := range decisionsEach {
-		if err := smallLog(path).Append(ctx, Result{Reference: fmt.Sprintf("%s-%d", writer, i), Verdict: Refuse, Reason: strings.Repeat("x", 100)}); err != nil {
+		if err := smallLog(path).Append(ctx, Result{Reference: fmt.Sprintf("%s-%d", writer, i), Verdict: Refuse,
+			Reason: strings.Repeat("x", 100)}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// TestLogWriters has processes and goroutines write at the same time, while files are put away. Each line is there, once, and whole.
+// TestLogWriters has processes and goroutines write at the same time, while files are put away. Each line is there,
+// once, and whole.
 func TestLogWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	var group sync.WaitGroup
@@ -128,7 +130,8 @@ func TestLogKeeps(t *testing.T) {
 // TestLogLeavesOthersAlone refuses a file that is not a log and leaves it as it is. Next to a log nothing else is made.
 func TestLogLeavesOthersAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
-	for _, text := range []string{"precious", "two\nlines", "whole\nlines\n", `{"time":"2026"}` + "\n" + "a last line", lineStart + "x" + lineStart + strings.Repeat("x", longestCut-len(lineStart)), "\n"} {
+	for _, text := range []string{"precious", "two\nlines", "whole\nlines\n", `{"time":"2026"}` + "\n" + "a last line",
+		lineStart + "x" + lineStart + strings.Repeat("x", longestCut-len(lineStart)), "\n"} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -166,7 +169,8 @@ func TestLogLocked(t *testing.T) {
 	defer file.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
-	if err := NewLog(path).Append(ctx, Result{Reference: "image", Verdict: Pass}); err == nil || !strings.Contains(err.Error(), "stayed locked") {
+	if err := NewLog(path).Append(ctx, Result{Reference: "image", Verdict: Pass}); err == nil ||
+		!strings.Contains(err.Error(), "stayed locked") {
 		t.Error(err)
 	}
 }

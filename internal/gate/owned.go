@@ -15,13 +15,15 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
-// CheckFiles verifies that nobody but root, and the user who runs containerd if that is another one, can change what decides which images
-// a node runs: program, the trust directory, registry hosts, credentials with the helpers that they name, verification plugins, and the
-// folder above the state directory. The state directory is of user owner, as whom the verifier runs. The error is of kind Denied and names what others can change.
+// CheckFiles verifies that nobody but root, and the user who runs containerd if that is another one, can change what
+// decides which images a node runs: program, the trust directory, registry hosts, credentials with the helpers that
+// they name, verification plugins, and the folder above the state directory. The state directory is of user owner, as
+// whom the verifier runs. The error is of kind Denied and names what others can change.
 //
 // It is called when the verifier is installed and each time that it runs, before it gives up root's rights.
 func (n Node) CheckFiles(program string, owner int) error {
-	named := slices.DeleteFunc([]string{program, n.TrustDir, n.HostsDir, n.AuthFile}, func(path string) bool { return path == "" })
+	named := slices.DeleteFunc([]string{program, n.TrustDir, n.HostsDir, n.AuthFile},
+		func(path string) bool { return path == "" })
 	if err := checkTrees(named); err != nil {
 		return err
 	}
@@ -50,8 +52,9 @@ func checkTrees(paths []string) error {
 	return nil
 }
 
-// hostFiles lists the certificates and keys that the hosts.toml files in a folder of registry hosts name, as far as they exist: they need
-// not be in that folder. What can't be read or understood is left to the library that reads these files before a pull, which fails then.
+// hostFiles lists the certificates and keys that the hosts.toml files in a folder of registry hosts name, as far as
+// they exist: they need not be in that folder. What can't be read or understood is left to the library that reads these
+// files before a pull, which fails then.
 func hostFiles(folder string) (files []string) {
 	if folder == "" {
 		return nil
@@ -101,8 +104,8 @@ func texts(value any) (found []string) {
 	return found
 }
 
-// programs returns all that the verifier may start: credential helpers, and the verification plugins that the operator lists. What is not
-// installed is left out; it is refused where it is needed.
+// programs returns all that the verifier may start: credential helpers, and the verification plugins that the operator
+// lists. What is not installed is left out; it is refused where it is needed.
 func (n Node) programs() []string {
 	programs := n.helpers()
 	if len(n.VerificationPlugins) > 0 {
@@ -120,8 +123,8 @@ func (n Node) programs() []string {
 	return programs
 }
 
-// helpers returns the programs of the credential helpers that the auth file names, as far as they are installed. Where one is missing, or
-// the file can't be read or understood, looking up the credentials fails.
+// helpers returns the programs of the credential helpers that the auth file names, as far as they are installed. Where
+// one is missing, or the file can't be read or understood, looking up the credentials fails.
 func (n Node) helpers() (programs []string) {
 	var content struct {
 		Helpers map[string]string `json:"credHelpers"`

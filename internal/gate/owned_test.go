@@ -26,11 +26,14 @@ func newOwned(t *testing.T) (node Node, folder string) {
 			t.Fatal(err)
 		}
 	}
-	node.TrustDir, node.StateDir, node.HostsDir, node.AuthFile = at("trust"), at("state"), at("hosts"), filepath.Join(at("auth"), "auth.json")
+	node.TrustDir, node.StateDir, node.HostsDir, node.AuthFile = at("trust"), at("state"), at("hosts"),
+		filepath.Join(at("auth"), "auth.json")
 	registry := filepath.Join(node.HostsDir, "registry.example.com")
 	if err := errors.Join(os.MkdirAll(registry, 0o700),
 		os.Rename("trust/trustpolicy.json", filepath.Join(node.TrustDir, "trustpolicy.json")),
-		os.WriteFile(filepath.Join(registry, "hosts.toml"), []byte("[host.\"https://mirror.example.com\"]\nclient = [[\""+filepath.Join(at("ca"), "client.pem")+"\", \"\"]]\n"), 0o600),
+		os.WriteFile(filepath.Join(registry, "hosts.toml"),
+			[]byte("[host.\"https://mirror.example.com\"]\nclient = [[\""+filepath.Join(at("ca"), "client.pem")+"\", \"\"]]\n"),
+			0o600),
 		os.WriteFile(filepath.Join(at("ca"), "client.pem"), nil, 0o600),
 		os.WriteFile(filepath.Join(at("helper"), "docker-credential-example"), nil, 0o700), //nolint:gosec // it is a program
 		os.WriteFile(node.AuthFile, []byte(`{"credHelpers": {"registry.example.com": "example"}}`), 0o600),
@@ -42,8 +45,8 @@ func newOwned(t *testing.T) (node Node, folder string) {
 	return node, folder
 }
 
-// TestInstallRefusesFiles refuses every file and folder that decides and that others can change, with its name, and so does the verifier
-// when one was changed after it was installed.
+// TestInstallRefusesFiles refuses every file and folder that decides and that others can change, with its name, and so
+// does the verifier when one was changed after it was installed.
 func TestInstallRefusesFiles(t *testing.T) {
 	const bin = "above-bin/bin" // the verifier does not know where it was started from
 	for _, path := range []string{
@@ -68,7 +71,8 @@ func TestInstallRefusesFiles(t *testing.T) {
 				}
 				node, folder := newOwned(t)
 				program := filepath.Join(folder, "above-program/program/hsm-image")
-				if err := errors.Join(os.WriteFile(bin+"/another", nil, 0o600), os.WriteFile(node.LogFile(), nil, 0o600)); err != nil {
+				if err := errors.Join(os.WriteFile(bin+"/another", nil, 0o600),
+					os.WriteFile(node.LogFile(), nil, 0o600)); err != nil {
 					t.Fatal(err)
 				}
 				if err := errors.Join(node.CheckFiles(program, os.Geteuid()), change(path)); err != nil {
@@ -84,7 +88,8 @@ func TestInstallRefusesFiles(t *testing.T) {
 				if _, err := os.Stat(filepath.Join(bin, verifierName)); err == nil {
 					t.Error("the verifier was written")
 				}
-				if err := node.CheckFiles(program, os.Geteuid()); !strings.HasPrefix(path, "above-bin") && (!failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), filepath.Join(folder, path))) {
+				if err := node.CheckFiles(program, os.Geteuid()); !strings.HasPrefix(path, "above-bin") &&
+					(!failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), filepath.Join(folder, path))) {
 					t.Errorf("the verifier looks and finds %v", err)
 				}
 			})
@@ -123,7 +128,8 @@ func TestInstallSkip(t *testing.T) {
 	if err := os.WriteFile("trust/trustpolicy.json", []byte(skipping), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := node.Install("bin", "/bin/true"); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), `skips verification in its statements "system"`) {
+	if _, err := node.Install("bin", "/bin/true"); !failure.Is(err, failure.Denied) ||
+		!strings.Contains(err.Error(), `skips verification in its statements "system"`) {
 		t.Errorf("%v", err)
 	}
 	if _, err := os.Stat("bin/" + verifierName); err == nil {
@@ -149,7 +155,8 @@ func TestInstallAnySigner(t *testing.T) {
 		`{"level": "audit", "override": {"authenticity": "enforce", "revocation": "skip"}}`: 0,
 	} {
 		node, _ := newNode(t)
-		if err := os.WriteFile("trust/trustpolicy.json", []byte(strings.Replace(skipping, `{"level": "strict"}`, verification, 1)), 0o600); err != nil {
+		if err := os.WriteFile("trust/trustpolicy.json",
+			[]byte(strings.Replace(skipping, `{"level": "strict"}`, verification, 1)), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		node.AllowSkip = true
@@ -159,24 +166,30 @@ func TestInstallAnySigner(t *testing.T) {
 	}
 }
 
-// TestJudgeSkip refuses what passes unverified if that was not allowed when the verifier was installed, and says so in the log.
+// TestJudgeSkip refuses what passes unverified if that was not allowed when the verifier was installed, and says so in
+// the log.
 func TestJudgeSkip(t *testing.T) {
 	node, _ := newNode(t)
-	if err := errors.Join(os.Mkdir("state", 0o700), os.WriteFile("trust/trustpolicy.json", []byte(skipping), 0o600)); err != nil {
+	if err := errors.Join(os.Mkdir("state", 0o700),
+		os.WriteFile("trust/trustpolicy.json", []byte(skipping), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	sum := digest.FromString("image").String()
-	args := []string{"-name", "registry.example.com/pause:1", "-digest", sum, "-stdin-media-type", ocispec.MediaTypeDescriptor}
-	r := node.Judge(t.Context(), args, strings.NewReader(`{"mediaType":"`+ocispec.MediaTypeImageManifest+`","digest":"`+sum+`","size":7}`))
+	args := []string{"-name", "registry.example.com/pause:1", "-digest", sum, "-stdin-media-type",
+		ocispec.MediaTypeDescriptor}
+	r := node.Judge(t.Context(), args, strings.NewReader(`{"mediaType":"`+ocispec.MediaTypeImageManifest+`","digest":"`+
+		sum+`","size":7}`))
 	want := `statement "system" of the trust policy skips verification, and install-verifier was not told to --allow-skip`
 	if r.Passed() || r.Reason != want {
 		t.Errorf("%+v", r)
 	}
-	if list := readLog(t, node.LogFile()); len(list) != 1 || list[0].Verdict != Refuse || list[0].Reason != want || list[0].Policy != "system" {
+	if list := readLog(t, node.LogFile()); len(list) != 1 || list[0].Verdict != Refuse || list[0].Reason != want ||
+		list[0].Policy != "system" {
 		t.Errorf("the log says %+v", list)
 	}
 	node.AllowSkip = true
-	if r := node.explain(Result{Verdict: Pass, Policy: "system"}); !r.Passed() || r.Reason != `not verified: statement "system" of the trust policy skips verification` {
+	if r := node.explain(Result{Verdict: Pass, Policy: "system"}); !r.Passed() ||
+		r.Reason != `not verified: statement "system" of the trust policy skips verification` {
 		t.Errorf("%+v", r)
 	}
 }
@@ -188,7 +201,8 @@ func TestRefuse(t *testing.T) {
 		t.Fatal(err)
 	}
 	sum := digest.FromString("image").String()
-	r := node.Refuse(t.Context(), []string{"-name", "registry.example.com/app:1", "-digest", sum}, errors.New("others can change it"))
+	r := node.Refuse(t.Context(), []string{"-name", "registry.example.com/app:1", "-digest", sum},
+		errors.New("others can change it"))
 	if r.Passed() || r.Reason != "others can change it" || r.Digest != sum || r.Reference != "registry.example.com/app:1" {
 		t.Errorf("%+v", r)
 	}
@@ -244,7 +258,8 @@ func TestGiveAway(t *testing.T) {
 	}
 	folder := t.TempDir()
 	file := filepath.Join(folder, "decisions.jsonl")
-	node, user := Node{StateDir: folder, Options: Options{CacheDir: filepath.Join(folder, "cache")}}, sandbox.User{ID: 4242, Group: 4242}
+	node, user := Node{StateDir: folder, Options: Options{CacheDir: filepath.Join(folder, "cache")}},
+		sandbox.User{ID: 4242, Group: 4242}
 	owner := func(path string) uint32 {
 		info, err := os.Stat(path)
 		if err != nil {
@@ -252,7 +267,8 @@ func TestGiveAway(t *testing.T) {
 		}
 		return info.Sys().(*syscall.Stat_t).Uid
 	}
-	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(node.CacheDir, 0o700), node.giveAway(user)); err != nil {
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(node.CacheDir, 0o700),
+		node.giveAway(user)); err != nil {
 		t.Fatal(err)
 	}
 	if owner(folder) != 4242 || owner(file) != 4242 || owner(node.CacheDir) != 4242 {

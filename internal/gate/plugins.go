@@ -19,9 +19,9 @@ import (
 
 // plugins are the names of the verification plugins that the operator listed. It is Notation's plugin manager.
 //
-// A signature can name a plugin for its own verification, and Notation's verifier runs that plugin for its metadata before it knows whether
-// anyone trusts the signature. So a name in a signature is only compared with the list. The path of the program is made of the operator's
-// own word.
+// A signature can name a plugin for its own verification, and Notation's verifier runs that plugin for its metadata
+// before it knows whether anyone trusts the signature. So a name in a signature is only compared with the list. The
+// path of the program is made of the operator's own word.
 type plugins []string
 
 var pluginName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -30,16 +30,19 @@ var pluginName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 func checkPlugins(names []string) (plugins, error) {
 	for _, name := range names {
 		if !pluginName.MatchString(name) {
-			return nil, failure.New(failure.Invalid, "give the name of a plugin, as 'notation plugin list' has it", "%q is not the name of a verification plugin", name)
+			return nil, failure.New(failure.Invalid, "give the name of a plugin, as 'notation plugin list' has it",
+				"%q is not the name of a verification plugin", name)
 		}
 		path, err := pluginPath(name)
 		if err != nil {
 			return nil, err
 		}
 		if info, err := os.Stat(path); err != nil {
-			return nil, failure.New(failure.Invalid, "install the plugin there, or leave it out", "cannot find the verification plugin %q: %w", name, err)
+			return nil, failure.New(failure.Invalid, "install the plugin there, or leave it out",
+				"cannot find the verification plugin %q: %w", name, err)
 		} else if !info.Mode().IsRegular() {
-			return nil, failure.New(failure.Invalid, "install the plugin there, or leave it out", "the verification plugin %s is not a regular file", path)
+			return nil, failure.New(failure.Invalid, "install the plugin there, or leave it out",
+				"the verification plugin %s is not a regular file", path)
 		}
 	}
 	return names, nil
@@ -66,7 +69,8 @@ func (p plugins) Get(ctx context.Context, name string) (framework.Plugin, error)
 // List returns the names of the listed plugins.
 func (p plugins) List(context.Context) ([]string, error) { return p, nil }
 
-// refusal says why a signature does not count that names a verification plugin that is not listed. It returns "" for any other.
+// refusal says why a signature does not count that names a verification plugin that is not listed. It returns "" for
+// any other.
 func (p plugins) refusal(outcome *notation.VerificationOutcome) string {
 	if outcome.EnvelopeContent == nil {
 		return ""
@@ -82,5 +86,7 @@ func (p plugins) refusal(outcome *notation.VerificationOutcome) string {
 	case !pluginName.MatchString(name):
 		return fmt.Sprintf("it names the verification plugin %.100q, which is not the name of a plugin", name)
 	}
-	return fmt.Sprintf("it names the verification plugin %q, and only those are run that the operator lists with --verification-plugin", name)
+	return fmt.Sprintf(
+		"it names the verification plugin %q, and only those are run that the operator lists with --verification-plugin",
+		name)
 }

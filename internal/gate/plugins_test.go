@@ -19,11 +19,13 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// trusting writes a trust directory in which a policy of a level is for all repositories, and the certificates are trusted.
+// trusting writes a trust directory in which a policy of a level is for all repositories, and the certificates are
+// trusted.
 func trusting(t testing.TB, level string, forgers ...*softhsmtest.Forger) (folder string) {
 	t.Helper()
 	folder = t.TempDir()
-	statement := trustpolicy.TrustPolicy{Name: "all", RegistryScopes: []string{"*"}, TrustStores: []string{"ca:store"}, TrustedIdentities: []string{"*"}}
+	statement := trustpolicy.TrustPolicy{Name: "all", RegistryScopes: []string{"*"}, TrustStores: []string{"ca:store"},
+		TrustedIdentities: []string{"*"}}
 	statement.SignatureVerification.VerificationLevel = level
 	policy, err := json.Marshal(trustpolicy.Document{Version: "1.0", TrustPolicies: []trustpolicy.TrustPolicy{statement}})
 	if err != nil {
@@ -112,14 +114,16 @@ esac
 	}
 	g := openGate(t, Options{TrustDir: folder, VerificationPlugins: []string{"good"}})
 	r := softhsmtest.NewHostile(t)
-	for name, want := range map[string]string{"good": "", "other": `names the verification plugin "other", and only those are run that the operator lists with --verification-plugin`} {
+	for name, want := range map[string]string{"good": "",
+		"other": `names the verification plugin "other", and only those are run that the operator lists with --verification-plugin`} {
 		image := r.PushImage(name)
 		r.Sign(t, alice, jws.MediaTypeEnvelope, image, map[string]string{verifier.HeaderVerificationPlugin: name})
 		result := g.Verify(t.Context(), []string{r.Name(image)}, "", time.Minute)[0]
 		if result.Passed() != (want == "") || !strings.Contains(result.Reason, want) {
 			t.Errorf("%s: %+v", name, result)
 		}
-		if ran, err := os.ReadFile(filepath.Join(folder, name+".ran")); (err == nil) != (want == "") || want == "" && string(ran) != "get-plugin-metadata\nverify-signature\n" {
+		if ran, err := os.ReadFile(filepath.Join(folder, name+".ran")); (err == nil) != (want == "") || want == "" &&
+			string(ran) != "get-plugin-metadata\nverify-signature\n" {
 			t.Errorf("%s ran: %q, %v", name, ran, err)
 		}
 	}
@@ -145,18 +149,21 @@ func TestTrustDirectoryRunsNothing(t *testing.T) {
 	put(t, filepath.Join("docker-credential-x", "y"), "#!/bin/sh\ntouch started\n", 0o700)
 	a := newAttack(t)
 	trust := trusting(t, "strict", a.alice)
-	put(t, filepath.Join(trust, "config.json"), fmt.Sprintf(`{"credsStore": "x/y", "insecureRegistries": [%q]}`, a.Address), 0o600)
+	put(t, filepath.Join(trust, "config.json"),
+		fmt.Sprintf(`{"credsStore": "x/y", "insecureRegistries": [%q]}`, a.Address), 0o600)
 	a.Answer = func(w http.ResponseWriter, _ *http.Request) bool {
 		w.Header().Set("WWW-Authenticate", `Basic realm="tests"`)
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	}
-	for plain, reason := range map[bool]string{true: "basic credential not found", false: "plain HTTP has to be asked for"} {
+	for plain, reason := range map[bool]string{true: "basic credential not found",
+		false: "plain HTTP has to be asked for"} {
 		g, err := Open(Options{TrustDir: trust, CacheDir: t.TempDir(), PlainHTTP: plain})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if r := g.Verify(t.Context(), []string{a.Name(a.image)}, "", time.Minute)[0]; r.Passed() || !strings.Contains(r.Reason, reason) {
+		if r := g.Verify(t.Context(), []string{a.Name(a.image)}, "", time.Minute)[0]; r.Passed() ||
+			!strings.Contains(r.Reason, reason) {
 			t.Errorf("%+v", r)
 		}
 		g.Close()

@@ -32,18 +32,20 @@ func guarded(t testing.TB, alice *softhsmtest.Forger, scopes ...string) (folder 
 	return folder
 }
 
-// TestSpelling holds that an image is judged by its repository's statement however the registry is spelt, in the name or in the policy: by the
-// command, and by what containerd asks.
+// TestSpelling holds that an image is judged by its repository's statement however the registry is spelt, in the name
+// or in the policy: by the command, and by what containerd asks.
 func TestSpelling(t *testing.T) {
 	alice := newForger(t)
 	h := softhsmtest.NewHostile(t)
 	image := h.PushImage("unsigned")
 	_, port, _ := strings.Cut(h.Address, ":")
 	layout := writeLayout(t, nil)
-	for _, scope := range []string{"localhost:" + port + "/app", "LOCALHOST:" + port + "/app", "LocalHost:0" + port + "/app"} {
+	for _, scope := range []string{"localhost:" + port + "/app", "LOCALHOST:" + port + "/app",
+		"LocalHost:0" + port + "/app"} {
 		g := openGate(t, Options{TrustDir: guarded(t, alice, scope)})
 		node := Node{Options: Options{TrustDir: g.options.TrustDir}, StateDir: t.TempDir(), Timeout: time.Minute}
-		for _, name := range []string{"localhost:" + port + "/app", "LOCALHOST:" + port + "/app", "lOcAlHoSt:00" + port + "/app"} {
+		for _, name := range []string{"localhost:" + port + "/app", "LOCALHOST:" + port + "/app",
+			"lOcAlHoSt:00" + port + "/app"} {
 			descriptor, err := json.Marshal(image)
 			if err != nil {
 				t.Fatal(err)
@@ -51,7 +53,9 @@ func TestSpelling(t *testing.T) {
 			for how, r := range map[string]Result{
 				"verify": g.Verify(t.Context(), []string{name + "@" + image.Digest.String()}, "", time.Minute)[0],
 				"layout": g.Verify(t.Context(), []string{"oci:" + layout + ":v1"}, name, time.Minute)[0],
-				"containerd": node.Judge(t.Context(), []string{"-name", name + ":v1", "-digest", image.Digest.String(), "-stdin-media-type", ocispec.MediaTypeDescriptor},
+				"containerd": node.Judge(t.Context(),
+					[]string{"-name", name + ":v1", "-digest", image.Digest.String(), "-stdin-media-type",
+						ocispec.MediaTypeDescriptor},
 					strings.NewReader(string(descriptor))),
 			} {
 				if r.Passed() || r.Policy != "guarded" || r.Reason != "it has no signature" {
@@ -61,7 +65,8 @@ func TestSpelling(t *testing.T) {
 		}
 	}
 	for _, scopes := range [][]string{{"example.com/app", "EXAMPLE.com/app"}, {"example.com/app", "example.com:443/app"}} {
-		if g, err := Open(Options{TrustDir: guarded(t, alice, scopes...), CacheDir: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "are one repository") {
+		if g, err := Open(Options{TrustDir: guarded(t, alice, scopes...), CacheDir: t.TempDir()}); err == nil ||
+			!strings.Contains(err.Error(), "are one repository") {
 			g.Close()
 			t.Errorf("%v: %v", scopes, err)
 		}
@@ -69,7 +74,8 @@ func TestSpelling(t *testing.T) {
 }
 
 // writeLayout writes an OCI layout with an image under the tag v1, and the manifests that hang makes of it.
-func writeLayout(t testing.TB, hang func(add func(mediaType string, data []byte) ocispec.Descriptor, image ocispec.Descriptor) []ocispec.Descriptor) (folder string) {
+func writeLayout(t testing.TB, hang func(add func(mediaType string, data []byte) ocispec.Descriptor,
+	image ocispec.Descriptor) []ocispec.Descriptor) (folder string) {
 	t.Helper()
 	folder = t.TempDir()
 	add := func(mediaType string, data []byte) ocispec.Descriptor {
@@ -99,12 +105,14 @@ func TestLayout(t *testing.T) {
 	verify := func(folder string) Result {
 		return g.Verify(t.Context(), []string{"oci:" + folder + ":v1"}, "example.com/app", time.Minute)[0]
 	}
-	signature := func(add func(string, []byte) ocispec.Descriptor, image ocispec.Descriptor, padding int) ocispec.Descriptor {
+	signature := func(add func(string, []byte) ocispec.Descriptor, image ocispec.Descriptor,
+		padding int) ocispec.Descriptor {
 		envelope, err := alice.Sign(jws.MediaTypeEnvelope, image, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		manifest, err := softhsmtest.SignatureManifest(add(jws.MediaTypeEnvelope, append(envelope, strings.Repeat(" ", padding)...)), image, time.Now())
+		manifest, err := softhsmtest.SignatureManifest(
+			add(jws.MediaTypeEnvelope, append(envelope, strings.Repeat(" ", padding)...)), image, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +127,8 @@ func TestLayout(t *testing.T) {
 		"in the index": {func(add func(string, []byte) ocispec.Descriptor, image ocispec.Descriptor) []ocispec.Descriptor {
 			return []ocispec.Descriptor{missing, signature(add, image, 0)}
 		}, ""},
-		"in an index in it": {func(add func(string, []byte) ocispec.Descriptor, image ocispec.Descriptor) []ocispec.Descriptor {
+		"in an index in it": {func(add func(string, []byte) ocispec.Descriptor,
+			image ocispec.Descriptor) []ocispec.Descriptor {
 			index, _ := json.Marshal(ocispec.Index{Manifests: []ocispec.Descriptor{missing, signature(add, image, 0)}})
 			return []ocispec.Descriptor{add(ocispec.MediaTypeImageIndex, index)}
 		}, ""},
@@ -135,7 +144,8 @@ func TestLayout(t *testing.T) {
 			image.Digest = digest.FromString("another")
 			return []ocispec.Descriptor{signature(add, image, 0)}
 		}, "it has no signature"},
-		"under the tag of another image": {func(add func(string, []byte) ocispec.Descriptor, image ocispec.Descriptor) []ocispec.Descriptor {
+		"under the tag of another image": {func(add func(string, []byte) ocispec.Descriptor,
+			image ocispec.Descriptor) []ocispec.Descriptor {
 			other := add(ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"layers":[],"annotations":{"another":""}}`))
 			other.Annotations = map[string]string{ocispec.AnnotationRefName: "v1"}
 			return []ocispec.Descriptor{other, signature(add, other, 0), signature(add, image, 0)}
@@ -154,8 +164,11 @@ func TestLayout(t *testing.T) {
 		"more than 50000 elements": func(path string) error {
 			return os.WriteFile(path, []byte("["+strings.Repeat("{},", 60000)+"{}]"), 0o600)
 		},
-		"is not a regular file":     func(path string) error { return unix.Mkfifo(path, 0o600) },
-		"nested deeper than 16":     func(path string) error { return os.WriteFile(path, []byte(strings.Repeat("[", 1000)), 0o600) },
+		"is not a regular file": func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"nested deeper than 16": func(path string) error {
+			return os.WriteFile(path, []byte(strings.Repeat("[", 1000)),
+				0o600)
+		},
 		"no such file or directory": func(string) error { return nil },
 	} {
 		folder := writeLayout(t, nil)

@@ -34,8 +34,10 @@ import (
 // layoutPrefix names an image in an OCI layout, as skopeo does: oci:DIR:TAG.
 const layoutPrefix = "oci:"
 
-// otherTransports are skopeo's other names for where an image is. Without a look at them, dir:app would be Docker Hub's library/dir:app.
-var otherTransports = []string{"containers-storage", "dir", "docker-archive", "docker-daemon", "oci-archive", "ostree", "sif", "tarball"}
+// otherTransports are skopeo's other names for where an image is. Without a look at them, dir:app would be Docker Hub's
+// library/dir:app.
+var otherTransports = []string{"containers-storage", "dir", "docker-archive", "docker-daemon", "oci-archive", "ostree",
+	"sif", "tarball"}
 
 // image is an image as it is named to the gate.
 type image struct {
@@ -51,7 +53,10 @@ func parseImage(text, repository string) (image, error) {
 		return parseLayout(layout, repository)
 	}
 	if transport, _, ok := strings.Cut(text, ":"); ok && slices.Contains(otherTransports, transport) {
-		return image{}, fmt.Errorf("images in %s: can't be verified; copy it to a registry or to an OCI layout, oci:DIR:TAG, with its signatures", transport)
+		return image{},
+			fmt.Errorf(
+				"images in %s: can't be verified; copy it to a registry or to an OCI layout, oci:DIR:TAG, with its signatures",
+				transport)
 	}
 	named, err := reference.ParseDockerRef(strings.TrimPrefix(text, "docker://")) // as the other commands name it
 	if err != nil {
@@ -118,7 +123,8 @@ func (g *Gate) source(i image) (source, error) {
 	}
 	where, path, _ := strings.Cut(i.asked, "/")
 	host, port, _ := net.SplitHostPort(where)
-	plain := g.options.PlainHTTP || host == "localhost" && port != "" || // what does not leave the machine, as Notation sees it
+	// what does not leave the machine, as Notation sees it
+	plain := g.options.PlainHTTP || host == "localhost" && port != "" ||
 		slices.ContainsFunc(g.insecure, func(r string) bool { return strings.EqualFold(r, where) })
 	return g.remote(where, path, plain, g.transport), nil
 }
@@ -129,7 +135,8 @@ func (g *Gate) remote(host, path string, plain bool, transport http.RoundTripper
 		Credential: func(ctx context.Context, host string) (auth.Credential, error) { return g.credential(ctx, host, path) },
 	}
 	client.SetUserAgent("hsm-image")
-	repository := &remote.Repository{Client: client, PlainHTTP: plain, Reference: registry.Reference{Registry: host, Repository: path},
+	repository := &remote.Repository{Client: client, PlainHTTP: plain,
+		Reference:            registry.Reference{Registry: host, Repository: path},
 		ReferrerListMaxPages: maxPages, MaxMetadataBytes: maxPage}
 	return source{name: host, repository: repository, manifests: repository.Manifests(), blobs: repository.Blobs()}
 }
@@ -141,8 +148,8 @@ func notationFile() string { return filepath.Join(folders.UserNotation(), dir.Pa
 
 const maxConfig = 1 << 20 // bytes
 
-// insecureRegistries are those of Notation's config.json. Like the notation command it takes a file that can't be read for none: the
-// registries are then spoken to over TLS.
+// insecureRegistries are those of Notation's config.json. Like the notation command it takes a file that can't be read
+// for none: the registries are then spoken to over TLS.
 func insecureRegistries() []string {
 	var c config.Config
 	data, err := bound.ReadFile(notationFile(), maxConfig)
@@ -152,8 +159,8 @@ func insecureRegistries() []string {
 	return c.InsecureRegistries
 }
 
-// credential finds what to log in to a registry with: in Notation's own configuration, then where Podman and Docker keep it, which
-// may be a helper for that one repository. A helper may hang; the caller's time is what it gets.
+// credential finds what to log in to a registry with: in Notation's own configuration, then where Podman and Docker
+// keep it, which may be a helper for that one repository. A helper may hang; the caller's time is what it gets.
 func (g *Gate) credential(ctx context.Context, host, path string) (auth.Credential, error) {
 	type found struct {
 		auth.Credential
@@ -211,9 +218,9 @@ const (
 	dockerHubIndex = "index.docker.io"
 )
 
-// pullSources returns where containerd would pull an image from, in its order: the mirrors that hosts.toml names, and the registry
-// itself unless that says otherwise. Plain HTTP is spoken where hosts.toml says so and, as containerd does, to a registry on this
-// machine that speaks nothing else.
+// pullSources returns where containerd would pull an image from, in its order: the mirrors that hosts.toml names, and
+// the registry itself unless that says otherwise. Plain HTTP is spoken where hosts.toml says so and, as containerd
+// does, to a registry on this machine that speaks nothing else.
 func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 	where, path, _ := strings.Cut(name, "/")
 	options := hosts.HostOptions{UpdateClient: func(client *http.Client) error {
@@ -234,7 +241,8 @@ func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 		if !h.Capabilities.Has(docker.HostCapabilityPull) {
 			continue
 		}
-		e := &endpoint{base: h.Client.Transport, host: h.Host, usual: "/v2/" + path + "/", path: h.Path + "/" + path + "/", header: h.Header}
+		e := &endpoint{base: h.Client.Transport, host: h.Host, usual: "/v2/" + path + "/", path: h.Path + "/" + path + "/",
+			header: h.Header}
 		if h.Host != where && (where != dockerHub || h.Host != dockerHubHost) {
 			e.namespace = where
 		}
@@ -245,8 +253,8 @@ func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 	return sources, nil
 }
 
-// endpoint speaks to a registry host as containerd does: a mirror may be below another path, may want headers, and is told which
-// registry it stands for.
+// endpoint speaks to a registry host as containerd does: a mirror may be below another path, may want headers, and is
+// told which registry it stands for.
 type endpoint struct {
 	base      http.RoundTripper
 	host      string
@@ -256,8 +264,8 @@ type endpoint struct {
 	namespace string // the registry that it is a mirror of; "" is none
 }
 
-// RoundTrip sends a request on. What is not about the repository, such as one for a token, stays as it is. Where the host itself says
-// where to go on, in a redirect or for the next page, the path may be the right one already.
+// RoundTrip sends a request on. What is not about the repository, such as one for a token, stays as it is. Where the
+// host itself says where to go on, in a redirect or for the next page, the path may be the right one already.
 func (e *endpoint) RoundTrip(request *http.Request) (*http.Response, error) {
 	rest, here := strings.CutPrefix(request.URL.Path, e.path)
 	if !here {

@@ -77,7 +77,8 @@ func (e *examination) describe(outcome *notation.VerificationOutcome) Signature 
 	if len(info.CertificateChain) > 0 {
 		leaf := info.CertificateChain[0]
 		fingerprint := sha256.Sum256(leaf.Raw)
-		s.Subject, s.Issuer, s.Fingerprint = oneLine(leaf.Subject.String()), oneLine(leaf.Issuer.String()), hex.EncodeToString(fingerprint[:])
+		s.Subject, s.Issuer, s.Fingerprint = oneLine(leaf.Subject.String()), oneLine(leaf.Issuer.String()),
+			hex.EncodeToString(fingerprint[:])
 	}
 	s.SigningTime, s.Expiry = notZero(info.SignedAttributes.SigningTime), notZero(info.SignedAttributes.Expiry)
 	if token := info.UnsignedAttributes.TimestampSignature; len(token) > 0 {
@@ -112,10 +113,11 @@ func timeOf(token, signature []byte) (time.Time, error) {
 	return timestamp.Value.UTC(), nil
 }
 
-// verifiedTimestamp returns whether Notation verified the timestamp: if the policy names whom to trust for it, and, where it says
-// afterCertExpiry, if a certificate has run out.
+// verifiedTimestamp returns whether Notation verified the timestamp: if the policy names whom to trust for it, and,
+// where it says afterCertExpiry, if a certificate has run out.
 func (e *examination) verifiedTimestamp(outcome *notation.VerificationOutcome) bool {
-	trusted := slices.ContainsFunc(e.statement.TrustStores, func(store string) bool { return strings.HasPrefix(store, "tsa:") })
+	trusted := slices.ContainsFunc(e.statement.TrustStores,
+		func(store string) bool { return strings.HasPrefix(store, "tsa:") })
 	if e.statement.SignatureVerification.VerifyTimestamp == trustpolicy.OptionAfterCertExpiry {
 		expired := false
 		for _, cert := range outcome.EnvelopeContent.SignerInfo.CertificateChain {

@@ -18,7 +18,8 @@ import (
 	"github.com/notaryproject/notation-go/verifier/truststore"
 )
 
-// revocationOf asks OCSP responders and reads revocation lists as the notation command does: with a cache that may fail.
+// revocationOf asks OCSP responders and reads revocation lists as the notation command does: with a cache that may
+// fail.
 func revocationOf(use purpose.Purpose) (revocation.Validator, error) {
 	fetcher, err := corecrl.NewHTTPFetcher(&http.Client{Timeout: crlTimeout})
 	if err != nil {
@@ -37,12 +38,14 @@ func revocationOf(use purpose.Purpose) (revocation.Validator, error) {
 	})
 }
 
-// trusted has certificates checked for revocation only if someone trusts their chain. At level audit Notation's verifier would check any: an
-// untrusted certificate would decide which addresses are asked, and what is read from there.
+// trusted has certificates checked for revocation only if someone trusts their chain. At level audit Notation's
+// verifier would check any: an untrusted certificate would decide which addresses are asked, and what is read from
+// there.
 type trusted struct{ revocation.Validator }
 
 // ValidateContext checks a chain that the trust in the context covers.
-func (t trusted) ValidateContext(ctx context.Context, options revocation.ValidateContextOptions) ([]*result.CertRevocationResult, error) {
+func (t trusted) ValidateContext(ctx context.Context,
+	options revocation.ValidateContextOptions) ([]*result.CertRevocationResult, error) {
 	trusts, ok := ctx.Value(trust{}).(func(context.Context, []*x509.Certificate) bool)
 	if !ok || !trusts(ctx, options.CertChain) {
 		return nil, errors.New("the certificates are not trusted, so nothing is asked of the addresses in them")
@@ -57,8 +60,8 @@ func withTrust(ctx context.Context, trusts func(context.Context, []*x509.Certifi
 	return context.WithValue(ctx, trust{}, trusts)
 }
 
-// trusts returns whether a certificate of a chain is in a trust store of the policy's statement. That the chain holds together is known by
-// then.
+// trusts returns whether a certificate of a chain is in a trust store of the policy's statement. That the chain holds
+// together is known by then.
 func (e *examination) trusts(ctx context.Context, chain []*x509.Certificate) bool {
 	stores := truststore.NewX509TrustStore(dir.ConfigFS())
 	for _, name := range e.statement.TrustStores {

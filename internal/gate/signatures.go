@@ -50,8 +50,9 @@ var errEnough = errors.New("enough")
 
 // list returns the signatures of an image, newest first.
 //
-// When one was made is what it says of itself (org.opencontainers.image.created), as the registry repeats it. This decides only what is looked
-// at first, and what not at all where there are too many; so does the registry's order, for those that do not say or name a time to come.
+// When one was made is what it says of itself (org.opencontainers.image.created), as the registry repeats it. This
+// decides only what is looked at first, and what not at all where there are too many; so does the registry's order, for
+// those that do not say or name a time to come.
 func (s source) list(ctx context.Context, image ocispec.Descriptor) (listed, error) {
 	if s.ahead != nil {
 		select {
@@ -64,28 +65,33 @@ func (s source) list(ctx context.Context, image ocispec.Descriptor) (listed, err
 	var l listed
 	created := map[digest.Digest]time.Time{}
 	now := time.Now()
-	err := s.repository.Referrers(context.WithValue(ctx, listing{}, true), image, notationregistry.ArtifactTypeNotation, func(page []ocispec.Descriptor) error {
-		for _, manifest := range page {
-			manifest.MediaType, manifest.Digest = begin(manifest.MediaType), digest.Digest(begin(string(manifest.Digest)))
-			if _, ok := created[manifest.Digest]; ok {
-				continue
+	err := s.repository.Referrers(context.WithValue(ctx, listing{}, true), image, notationregistry.ArtifactTypeNotation,
+		func(page []ocispec.Descriptor) error {
+			for _, manifest := range page {
+				manifest.MediaType, manifest.Digest = begin(manifest.MediaType), digest.Digest(begin(string(manifest.Digest)))
+				if _, ok := created[manifest.Digest]; ok {
+					continue
+				}
+				if len(l.found) == maxListed {
+					return errEnough
+				}
+				at, err := time.Parse(time.RFC3339, manifest.Annotations[ocispec.AnnotationCreated])
+				if err != nil || at.After(now) {
+					at = time.Time{}
+				}
+				created[manifest.Digest] = at
+				l.found = append(l.found, ocispec.Descriptor{MediaType: manifest.MediaType, Digest: manifest.Digest,
+					Size: manifest.Size})
 			}
-			if len(l.found) == maxListed {
-				return errEnough
-			}
-			at, err := time.Parse(time.RFC3339, manifest.Annotations[ocispec.AnnotationCreated])
-			if err != nil || at.After(now) {
-				at = time.Time{}
-			}
-			created[manifest.Digest] = at
-			l.found = append(l.found, ocispec.Descriptor{MediaType: manifest.MediaType, Digest: manifest.Digest, Size: manifest.Size})
-		}
-		return nil
-	})
+			return nil
+		})
 	if errors.Is(err, errEnough) || errors.Is(err, errdef.ErrTooManyPages) {
 		l.truncated, err = true, nil
 	}
-	slices.SortStableFunc(l.found, func(a, b ocispec.Descriptor) int { return created[b.Digest].Compare(created[a.Digest]) })
+	slices.SortStableFunc(l.found, func(a, b ocispec.Descriptor) int {
+		return created[b.Digest].Compare(
+			created[a.Digest])
+	})
 	return l, err
 }
 
@@ -93,7 +99,8 @@ func (s source) list(ctx context.Context, image ocispec.Descriptor) (listed, err
 // media type that is taken is longer.
 func begin(text string) string { return strings.Clone(text[:min(len(text), 200)]) }
 
-// listAhead asks for the signatures of a digest beside the question whether there is such an image: that is one wait less of five.
+// listAhead asks for the signatures of a digest beside the question whether there is such an image: that is one wait
+// less of five.
 func listAhead(ctx context.Context, s source, sum digest.Digest) source {
 	answer, plain := make(chan listed, 1), s
 	go func() {
@@ -110,9 +117,10 @@ func listAhead(ctx context.Context, s source, sum digest.Digest) source {
 // mediaTypeArtifact is the manifest of an artifact in a draft of the OCI's, which older versions of Notation wrote.
 const mediaTypeArtifact = "application/vnd.oci.artifact.manifest.v1+json"
 
-// fetchSignature fetches a signature's envelope. What descriptors say of a size is held against the bounds before anything is fetched, and
-// nothing longer than that is read.
-func (s source) fetchSignature(ctx context.Context, manifest ocispec.Descriptor) (mediaType string, envelope []byte, err error) {
+// fetchSignature fetches a signature's envelope. What descriptors say of a size is held against the bounds before
+// anything is fetched, and nothing longer than that is read.
+func (s source) fetchSignature(ctx context.Context, manifest ocispec.Descriptor) (mediaType string, envelope []byte,
+	err error) {
 	if manifest.MediaType != ocispec.MediaTypeImageManifest && manifest.MediaType != mediaTypeArtifact {
 		return "", nil, fmt.Errorf("the signature's manifest has the media type %.100q", manifest.MediaType)
 	}

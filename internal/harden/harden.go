@@ -1,4 +1,5 @@
-// Package harden closes a process that is about to hold a PIN against others of the same user, and against what it starts.
+// Package harden closes a process that is about to hold a PIN against others of the same user, and against what it
+// starts.
 package harden
 
 import (
@@ -9,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Memory makes the process not dumpable and sets its core limit to 0, for good: no core file is written, and no other process of the
-// same user can read its memory, its environment or attach to it. Root still can. A program that it starts is dumpable again.
+// Memory makes the process not dumpable and sets its core limit to 0, for good: no core file is written, and no other
+// process of the same user can read its memory, its environment or attach to it. Root still can. A program that it
+// starts is dumpable again.
 func Memory() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("cannot make the process not dumpable: %w", err)
@@ -21,11 +23,12 @@ func Memory() error {
 	return nil
 }
 
-// Privileges has all threads of the process, and all programs started from then on, gain no privileges: setuid programs and file
-// capabilities count for nothing (PR_SET_NO_NEW_PRIVS).
+// Privileges has all threads of the process, and all programs started from then on, gain no privileges: setuid programs
+// and file capabilities count for nothing (PR_SET_NO_NEW_PRIVS).
 //
-// The flag is a thread's own, and a program with C code in it cannot make a call in all its threads (syscall.AllThreadsSyscall). The
-// kernel spreads the flag itself when a seccomp filter is given to all threads, so one that allows everything is.
+// The flag is a thread's own, and a program with C code in it cannot make a call in all its threads
+// (syscall.AllThreadsSyscall). The kernel spreads the flag itself when a seccomp filter is given to all threads, so one
+// that allows everything is.
 func Privileges() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -23,7 +23,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// TestHarden closes a process that has many threads, in a process of its own since there is no way back; as a user without privileges.
+// TestHarden closes a process that has many threads, in a process of its own since there is no way back; as a user
+// without privileges.
 func TestHarden(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "HARDEN_HELPER=1")
@@ -64,7 +65,8 @@ func helper() error {
 		if err != nil {
 			return err
 		}
-		if !strings.Contains(string(status), "NoNewPrivs:\t1\n") || !strings.Contains(string(status), "Seccomp_filters:\t1\n") {
+		if !strings.Contains(string(status), "NoNewPrivs:\t1\n") ||
+			!strings.Contains(string(status), "Seccomp_filters:\t1\n") {
 			return fmt.Errorf("%s: %s", task, status)
 		}
 	}

@@ -69,7 +69,8 @@ func (f *ociFolder) finish(top ocispec.Descriptor, padding int) Reference {
 	f.t.Helper()
 	entry, err := json.Marshal(top)
 	data := fmt.Sprintf(`{"schemaVersion":2,"manifests":[%s]%s}`, entry, strings.Repeat(" ", padding))
-	if err := errors.Join(err, os.WriteFile(filepath.Join(f.dir, ocispec.ImageIndexFile), []byte(data), 0o600)); err != nil {
+	if err := errors.Join(err, os.WriteFile(filepath.Join(f.dir, ocispec.ImageIndexFile), []byte(data),
+		0o600)); err != nil {
 		f.t.Fatal(err)
 	}
 	f.size += len(data)
@@ -157,7 +158,8 @@ func (f *ociFolder) index(entries ...ocispec.Descriptor) ocispec.Descriptor {
 	return f.addJSON(index.MediaType, index)
 }
 
-// TestNestedConfig shows the layers of an image without the platform, when its configuration is nested too deep to be looked at.
+// TestNestedConfig shows the layers of an image without the platform, when its configuration is nested too deep to be
+// looked at.
 func TestNestedConfig(t *testing.T) {
 	for depth, want := range map[int]string{10: "linux/amd64", 20: ""} {
 		folder := newOCIFolder(t)
@@ -198,7 +200,8 @@ func TestForeignURLs(t *testing.T) {
 	}
 }
 
-// TestCandidates bounds how many descriptions of a layer in containerd's content store are looked at, and takes equal ones for one.
+// TestCandidates bounds how many descriptions of a layer in containerd's content store are looked at, and takes equal
+// ones for one.
 func TestCandidates(t *testing.T) {
 	folder := newOCIFolder(t)
 	const head = "encrypted layer"

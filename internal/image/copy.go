@@ -42,14 +42,16 @@ type Result struct {
 	Name     string        // of the copy by its digest, HOST/NAME@DIGEST, for one in a registry
 	Digest   digest.Digest // of the copy's manifest
 	Warnings []string      // about recipients, as envelope.Recipient has them
-	Skipped  int           // entries of the index that were left out because they are BuildKit's attestations of other entries
+	// entries of the index that were left out because they are BuildKit's attestations of other entries
+	Skipped int
 }
 
-// Encrypt copies an image and encrypts layers of it to recipients, as envelope.ParseRecipients reads them. layers are indices, counted
-// from 0, or from the end where negative; none stands for all. It needs no PIN.
+// Encrypt copies an image and encrypts layers of it to recipients, as envelope.ParseRecipients reads them. layers are
+// indices, counted from 0, or from the end where negative; none stands for all. It needs no PIN.
 func Encrypt(ctx context.Context, c Copy, recipients []string, layers []int) (*Result, error) {
 	if c.To.transport() == dockerarchive.Transport.Name() {
-		return nil, failure.New(failure.Invalid, "use oci-archive: or oci:", "%s can't be encrypted: a docker-archive has no place for wrapped keys", c.To)
+		return nil, failure.New(failure.Invalid, "use oci-archive: or oci:",
+			"%s can't be encrypted: a docker-archive has no place for wrapped keys", c.To)
 	}
 	to, err := envelope.ParseRecipients(ctx, recipients, config.Flags)
 	if err != nil {
@@ -108,8 +110,8 @@ func (i Image) checkPlain(ref Reference, indices []int) error {
 	return nil
 }
 
-// Decrypt copies an image and decrypts its layers with the keys that references name, by URI or alias; without any, with those of the
-// configured token. All keys are opened before anything is copied.
+// Decrypt copies an image and decrypts its layers with the keys that references name, by URI or alias; without any,
+// with those of the configured token. All keys are opened before anything is copied.
 func Decrypt(ctx context.Context, c Copy, references []string) (*Result, error) {
 	return c.run(ctx, "decrypting", func(ctx context.Context, chosen []Image, options *c_copy.Options) (err error) {
 		encrypted := false
@@ -139,7 +141,8 @@ func (c Copy) run(ctx context.Context, what string, prepare prepare) (*Result, e
 
 func (c Copy) copy(ctx context.Context, transfer *transfer, what string, prepare prepare) (*Result, error) {
 	if named, ok := c.To.DockerReference().(reference.Canonical); ok && c.To.transport() == docker.Transport.Name() {
-		return nil, failure.New(failure.Invalid, "give the copy a tag", "the copy can't be %s: what it contains decides its digest", named)
+		return nil, failure.New(failure.Invalid, "give the copy a tag",
+			"the copy can't be %s: what it contains decides its digest", named)
 	}
 	target, err := newTarget(c.To)
 	if err != nil {
@@ -168,12 +171,14 @@ func (c Copy) copy(ctx context.Context, transfer *transfer, what string, prepare
 	if err := watch.Run(ctx, func(ctx context.Context) error { return prepare(ctx, chosen, options) }); err != nil {
 		return nil, err
 	}
-	policy, err := signature.NewPolicyContext(&signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}})
+	policy, err := signature.NewPolicyContext(
+		&signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = policy.Destroy() }()
-	from := watchedReference{c.From.ImageReference, &watchedSource{source, transfer, c.To.transport() == docker.Transport.Name(), c.encrypts}}
+	from := watchedReference{c.From.ImageReference,
+		&watchedSource{source, transfer, c.To.transport() == docker.Transport.Name(), c.encrypts}}
 	written, err := c_copy.Image(ctx, policy, target.staged.ImageReference, from, options)
 	if err != nil {
 		return nil, c.explain(err, what, chosen)
@@ -191,7 +196,8 @@ func (c Copy) copy(ctx context.Context, transfer *transfer, what string, prepare
 	return r, nil
 }
 
-// LeavesPlain reports whether source and destination are one OCI layout, in which blobs that no image has any more stay.
+// LeavesPlain reports whether source and destination are one OCI layout, in which blobs that no image has any more
+// stay.
 func (c Copy) LeavesPlain() bool {
 	if c.From.transport() != layout.Transport.Name() || c.To.transport() != layout.Transport.Name() {
 		return false
@@ -225,10 +231,12 @@ func (c Copy) selection(t *tree, options *c_copy.Options) (chosen []Image, skipp
 				"a docker-archive holds one image, and %s lists %d", c.From, len(chosen))
 		}
 		p := chosen[0].Platform
-		options.SourceCtx.OSChoice, options.SourceCtx.ArchitectureChoice, options.SourceCtx.VariantChoice = p.OS, p.Architecture, p.Variant
+		options.SourceCtx.OSChoice, options.SourceCtx.ArchitectureChoice, options.SourceCtx.VariantChoice = p.OS,
+			p.Architecture, p.Variant
 		return chosen, skipped, nil
 	}
-	options.ImageListSelection, options.SparseManifestListAction = c_copy.CopySpecificImages, c_copy.StripSparseManifestList
+	options.ImageListSelection, options.SparseManifestListAction = c_copy.CopySpecificImages,
+		c_copy.StripSparseManifestList
 	for _, image := range chosen {
 		options.Instances = append(options.Instances, image.Digest)
 	}
@@ -239,7 +247,8 @@ func (c Copy) selection(t *tree, options *c_copy.Options) (chosen []Image, skipp
 func (c Copy) explain(err error, what string, images []Image) error {
 	changed := "get the image again from where it was published; nothing of it was written"
 	if c.To.transport() == docker.Transport.Name() {
-		changed = "get the image again from where it was published; its tag was not written, but the registry may have those of its layers that are whole"
+		changed =
+			"get the image again from where it was published; its tag was not written, but the registry may have those of its layers that are whole"
 	}
 	text := err.Error()
 	for _, image := range images {
@@ -247,10 +256,12 @@ func (c Copy) explain(err error, what string, images []Image) error {
 			// ocicrypt names the HMAC that it expected, and the copy library the digest.
 			public, bad := cipherOf(l.annotations)
 			if l.Encrypted && bad == nil && strings.Contains(text, "exp hmac: '"+hex.EncodeToString(public.Hmac)+"'") {
-				return failure.New(failure.Denied, changed, "%s of %s was changed or truncated: it does not match its HMAC", l, image.name(c.From))
+				return failure.New(failure.Denied, changed, "%s of %s was changed or truncated: it does not match its HMAC", l,
+					image.name(c.From))
 			}
 			if strings.Contains(text, "expected "+l.Digest.String()) {
-				return failure.New(failure.Denied, changed, "%s of %s was changed or truncated: it does not match its digest", l, image.name(c.From))
+				return failure.New(failure.Denied, changed, "%s of %s was changed or truncated: it does not match its digest", l,
+					image.name(c.From))
 			}
 		}
 	}
@@ -261,14 +272,17 @@ func (c Copy) explain(err error, what string, images []Image) error {
 	switch {
 	case errors.As(err, &unauthorized):
 		hint = "log in to the registry ('notation login', 'skopeo login'), or see --authfile"
-	case errors.As(err, &untrusted), errors.As(err, &alert), errors.Is(err, http.ErrSchemeMismatch): // the source has been spoken to before
-		hint = "give the CA of the destination's registry, and a client certificate if it asks for one, with --dest-cert-dir; " +
-			"if it has no HTTPS, see --dest-tls-verify"
+	// the source has been spoken to before
+	case errors.As(err, &untrusted), errors.As(err, &alert), errors.Is(err, http.ErrSchemeMismatch):
+		hint =
+			"give the CA of the destination's registry, and a client certificate if it asks for one, with --dest-cert-dir; " +
+				"if it has no HTTPS, see --dest-tls-verify"
 	}
 	return failure.New(failure.Internal, hint, "%s %s failed: %w", what, c.From, err)
 }
 
-// isLayer reports whether it is a part of a file system, as opposed to what else a manifest may list. Docker's oldest does not say.
+// isLayer reports whether it is a part of a file system, as opposed to what else a manifest may list. Docker's oldest
+// does not say.
 func (l Layer) isLayer() bool {
 	return l.MediaType == "" || strings.HasPrefix(l.MediaType, "application/vnd.oci.image.layer.") ||
 		strings.HasPrefix(l.MediaType, "application/vnd.docker.image.rootfs.")
@@ -289,8 +303,8 @@ func (i Image) name(ref Reference) string {
 	}
 }
 
-// A watchedReference hands the source to the copy library that the manifests were read from, so that what is copied is what was looked
-// at, even if the tag moves.
+// A watchedReference hands the source to the copy library that the manifests were read from, so that what is copied is
+// what was looked at, even if the tag moves.
 type watchedReference struct {
 	types.ImageReference
 	source *watchedSource
@@ -300,8 +314,8 @@ func (w watchedReference) NewImageSource(context.Context, *types.SystemContext) 
 	return w.source, nil
 }
 
-// A watchedSource says that data moves, and stops where it is told to: the copy library looks at a context between layers alone when
-// both ends are files.
+// A watchedSource says that data moves, and stops where it is told to: the copy library looks at a context between
+// layers alone when both ends are files.
 type watchedSource struct {
 	types.ImageSource
 	transfer *transfer
@@ -312,7 +326,8 @@ type watchedSource struct {
 // Close leaves the source to who opened it.
 func (w *watchedSource) Close() error { return nil }
 
-func (w *watchedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser, int64, error) {
+func (w *watchedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser,
+	int64, error) {
 	defer w.transfer.wait()()
 	blob, size, err := w.ImageSource.GetBlob(ctx, info, cache)
 	return &watchedBlob{blob, ctx, w}, size, err

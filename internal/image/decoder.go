@@ -40,21 +40,24 @@ const (
 
 // A Decoder is containerd's stream processor for encrypted layers.
 type Decoder struct {
-	References []string  // the keys, as in envelope.OpenKeys
-	Root       string    // containerd's root folder
-	MediaType  string    // of the layer
-	Payload    io.Reader // what containerd says of the layer besides: imgcrypt's Payload as JSON in a protobuf Any, or nothing
+	References []string // the keys, as in envelope.OpenKeys
+	Root       string   // containerd's root folder
+	MediaType  string   // of the layer
+	// what containerd says of the layer besides: imgcrypt's Payload as JSON in a protobuf Any, or nothing
+	Payload io.Reader
 
 	confined bool          // the process is given to the decoder; see Confined
 	user     *sandbox.User // whom it goes on as; nil is whoever started it
 }
 
-// Decode reads a layer from encrypted and writes it to plain as a tar archive, decompressed. What it needs to know of the layer is its
-// descriptor. That is in the payload when containerd was told to send one, which it does for pulls that no image verifier is asked about;
-// otherwise the descriptor is found in the content store. The module is closed again before the layer is decrypted.
+// Decode reads a layer from encrypted and writes it to plain as a tar archive, decompressed. What it needs to know of
+// the layer is its descriptor. That is in the payload when containerd was told to send one, which it does for pulls
+// that no image verifier is asked about; otherwise the descriptor is found in the content store. The module is closed
+// again before the layer is decrypted.
 //
-// Whether a layer is as it was encrypted is known at its end only, when most of it has been written. Nor does an exit code take it back,
-// or say why: containerd asks for one when the stream has ended, which is before the process has. So a failure is put into the stream.
+// Whether a layer is as it was encrypted is known at its end only, when most of it has been written. Nor does an exit
+// code take it back, or say why: containerd asks for one when the stream has ended, which is before the process has. So
+// a failure is put into the stream.
 func (d Decoder) Decode(ctx context.Context, encrypted io.Reader, plain io.Writer) error {
 	out := &output{Writer: plain}
 	// A module that hangs, or a panic, has to end here, where it can still be said.
@@ -127,7 +130,8 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 	}
 	switch {
 	case out.failed != nil:
-		return failure.New(failure.Internal, "see containerd's log", "containerd took no more of layer %s: %w", layer.Digest, out.failed)
+		return failure.New(failure.Internal, "see containerd's log", "containerd took no more of layer %s: %w", layer.Digest,
+			out.failed)
 	case err != nil:
 		return damagedLayer(layer.Digest, err)
 	}
@@ -237,8 +241,8 @@ func (o *output) Write(p []byte) (n int, err error) {
 	return n, err
 }
 
-// refuse makes containerd drop what it has unpacked. Whatever it does with the stream, the stream's digest is none that someone can have
-// put into the image's configuration beforehand.
+// refuse makes containerd drop what it has unpacked. Whatever it does with the stream, the stream's digest is none that
+// someone can have put into the image's configuration beforehand.
 func (o *output) refuse(err error) {
 	if o.failed != nil {
 		return

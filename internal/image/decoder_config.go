@@ -20,7 +20,8 @@ func ContainerdPayload() io.Reader {
 	// With nothing handed over, the descriptor is one of this program's own: only a pipe's end for reading can be meant.
 	var status unix.Stat_t
 	flags, err := unix.FcntlInt(payloadDescriptor, unix.F_GETFL, 0)
-	if err != nil || unix.Fstat(payloadDescriptor, &status) != nil || status.Mode&unix.S_IFMT != unix.S_IFIFO || flags&unix.O_ACCMODE != unix.O_RDONLY {
+	if err != nil || unix.Fstat(payloadDescriptor, &status) != nil || status.Mode&unix.S_IFMT != unix.S_IFIFO ||
+		flags&unix.O_ACCMODE != unix.O_RDONLY {
 		return strings.NewReader("")
 	}
 	unix.CloseOnExec(payloadDescriptor) // the command of a pin-source has no business with it
@@ -42,9 +43,9 @@ type (
 	}
 )
 
-// ContainerdConfig returns a drop-in for containerd's configuration (TOML) that has encrypted layers opened by the program at path, with
-// the settings of a config file and the named keys. root is containerd's root folder; user, if it is not empty, is whom the program goes on
-// as once the layer's key is open.
+// ContainerdConfig returns a drop-in for containerd's configuration (TOML) that has encrypted layers opened by the
+// program at path, with the settings of a config file and the named keys. root is containerd's root folder; user, if it
+// is not empty, is whom the program goes on as once the layer's key is open.
 func ContainerdConfig(path, settings, root, user string, references []string) ([]byte, error) {
 	args := []string{"containerd-decoder", "--root", root}
 	if user != "" {
@@ -58,7 +59,8 @@ func ContainerdConfig(path, settings, root, user string, references []string) ([
 	}
 	return toml.Marshal(containerdConfig{
 		Version: 2, // which configurations of this version and all newer ones can import
-		// containerd gives its payload to these two names alone, and both have a default that would compete with another name.
+		// containerd gives its payload to these two names alone, and both have a default that would compete with another
+		// name.
 		Processors: map[string]streamProcessor{
 			imgcrypt.PayloadToolIDs[0]: processor(spec.MediaTypeLayerEnc, spec.MediaTypeLayerNonDistributableEnc),
 			imgcrypt.PayloadToolIDs[1]: processor(spec.MediaTypeLayerGzipEnc, spec.MediaTypeLayerZstdEnc,

@@ -19,9 +19,10 @@ const (
 	confineLimit  = 10 * time.Second
 )
 
-// Confined returns a decoder that gives up the rights of its process, in two steps: before anything is read there are limits and no new
-// privileges; once the module has opened the layer's key and is closed again, the process goes on as a user, without any file. The module
-// itself keeps its files, devices and daemons, which differ from vendor to vendor. An empty name keeps the user.
+// Confined returns a decoder that gives up the rights of its process, in two steps: before anything is read there are
+// limits and no new privileges; once the module has opened the layer's key and is closed again, the process goes on as
+// a user, without any file. The module itself keeps its files, devices and daemons, which differ from vendor to vendor.
+// An empty name keeps the user.
 func (d Decoder) Confined(user string) (Decoder, error) {
 	d.confined = true
 	if user == "" {
@@ -29,7 +30,8 @@ func (d Decoder) Confined(user string) (Decoder, error) {
 	}
 	found, err := sandbox.LookUp(user)
 	if err != nil {
-		return d, failure.New(failure.Invalid, "make the user, or print containerd's configuration again with --user root", "cannot find the decoder's user: %w", err)
+		return d, failure.New(failure.Invalid, "make the user, or print containerd's configuration again with --user root",
+			"cannot find the decoder's user: %w", err)
 	}
 	d.user = &found
 	return d, nil
@@ -55,7 +57,8 @@ func (d Decoder) giveUpFiles(ctx context.Context) error {
 		return nil
 	}
 	late := func() error {
-		return failure.New(failure.Timeout, "report which module it is", "the decoder could not be confined within %s", confineLimit)
+		return failure.New(failure.Timeout, "report which module it is", "the decoder could not be confined within %s",
+			confineLimit)
 	}
 	return watch.Step(ctx, confineLimit, late, func() error {
 		if err := (sandbox.Files{}).Restrict(); err != nil {

@@ -20,28 +20,32 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// A contentStore is the folder in which containerd has what it has downloaded: a file for each blob, by its digest. It is complete, and
-// checked against the digests, before a layer is unpacked.
+// A contentStore is the folder in which containerd has what it has downloaded: a file for each blob, by its digest. It
+// is complete, and checked against the digests, before a layer is unpacked.
 type contentStore string
 
 func (s contentStore) file(d digest.Digest) string {
 	return filepath.Join(string(s), "blobs", d.Algorithm().String(), d.Encoded())
 }
 
-// candidatesLimit is how many descriptions of a layer are looked at. For each, the module is asked, and the whole layer may be decrypted.
+// candidatesLimit is how many descriptions of a layer are looked at. For each, the module is asked, and the whole layer
+// may be decrypted.
 const candidatesLimit = 64
 
-// layersThatBegin returns the descriptors of all encrypted layers of a media type that begin with head, or are head if it is short. There
-// are several when manifests differ in who can open the layer, or when someone means to mislead. It fails with Invalid when there is none.
+// layersThatBegin returns the descriptors of all encrypted layers of a media type that begin with head, or are head if
+// it is short. There are several when manifests differ in who can open the layer, or when someone means to mislead. It
+// fails with Invalid when there is none.
 func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.Descriptor, error) {
 	var found []ocispec.Descriptor
 	err := filepath.WalkDir(filepath.Join(string(s), "blobs"), func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
 			return err
 		}
-		seen := map[digest.Digest]bool{} // one manifest is believed one thing of a layer: whoever wants many tried has to get many here
+		// one manifest is believed one thing of a layer: whoever wants many tried has to get many here
+		seen := map[digest.Digest]bool{}
 		for _, layer := range layersOf(path) {
-			if layer.MediaType != mediaType || !envelope.Encrypted(layer.Annotations) || layer.Digest.Validate() != nil || seen[layer.Digest] {
+			if layer.MediaType != mediaType || !envelope.Encrypted(layer.Annotations) || layer.Digest.Validate() != nil ||
+				seen[layer.Digest] {
 				continue
 			}
 			seen[layer.Digest] = true
@@ -87,9 +91,11 @@ func closeAll(files map[digest.Digest]*os.File) {
 	}
 }
 
-// choose reads a layer to its end, and returns its file, of those of all candidates, and the candidate that describes it: whose HMAC it has.
-// Anybody whose image was pulled as well can have put other candidates into the store, for this layer or for one that begins alike.
-func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest]*os.File) (*os.File, candidate, error) {
+// choose reads a layer to its end, and returns its file, of those of all candidates, and the candidate that describes
+// it: whose HMAC it has. Anybody whose image was pulled as well can have put other candidates into the store, for this
+// layer or for one that begins alike.
+func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest]*os.File) (*os.File, candidate,
+	error) {
 	verifiers := map[digest.Digest]digest.Verifier{}
 	var all []io.Writer
 	for _, c := range candidates {
@@ -99,7 +105,8 @@ func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest
 		}
 	}
 	if _, err := io.Copy(io.MultiWriter(all...), encrypted); err != nil {
-		return nil, candidate{}, failure.New(failure.Internal, "see containerd's log", "containerd does not give the layer: %w", err)
+		return nil, candidate{}, failure.New(failure.Internal, "see containerd's log",
+			"containerd does not give the layer: %w", err)
 	}
 	name := candidates[0].Digest
 	for _, c := range candidates {
@@ -109,10 +116,12 @@ func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest
 		name = c.Digest
 		f := files[c.Digest]
 		if f == nil {
-			return nil, c, failure.New(failure.Internal, "pull the image again", "layer %s is no longer in containerd's content store", c.Digest)
+			return nil, c, failure.New(failure.Internal, "pull the image again",
+				"layer %s is no longer in containerd's content store", c.Digest)
 		}
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return nil, c, failure.New(failure.Internal, "pull the image again", "can't read the layer in containerd's content store: %w", err)
+			return nil, c, failure.New(failure.Internal, "pull the image again",
+				"can't read the layer in containerd's content store: %w", err)
 		}
 		plain, err := c.decrypt(f)
 		if err == nil {
@@ -153,7 +162,8 @@ func layersOf(path string) []ocispec.Descriptor {
 	data = append(first, data...)
 	if bound.JSON(data, manifestBounds) != nil || json.Unmarshal(data, &manifest) != nil ||
 		len(manifest.Layers) > layersLimit || manifest.RootFS != nil || manifest.Config.Digest == "" ||
-		manifest.MediaType != "" && manifest.MediaType != ocispec.MediaTypeImageManifest { // others have no place for wrapped keys
+		// others have no place for wrapped keys
+		manifest.MediaType != "" && manifest.MediaType != ocispec.MediaTypeImageManifest {
 		return nil
 	}
 	return manifest.Layers

@@ -21,7 +21,8 @@ import (
 // TestContainerdConfig shows that whatever is in a path or a key's name comes through TOML as it is.
 func TestContainerdConfig(t *testing.T) {
 	key := "pkcs11:object=a\"b\\c\t<ü>&\x7f"
-	text, err := ContainerdConfig("/opt/it's \"here\"/hsm-image", "/etc/a b.yaml", "/var/lib/containerd", "hsm-image", []string{key})
+	text, err := ContainerdConfig("/opt/it's \"here\"/hsm-image", "/etc/a b.yaml", "/var/lib/containerd", "hsm-image",
+		[]string{key})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +35,8 @@ func TestContainerdConfig(t *testing.T) {
 	}
 	for _, id := range imgcrypt.PayloadToolIDs {
 		p := config.Processors[id]
-		if p.Path != "/opt/it's \"here\"/hsm-image" || len(p.Args) != 7 || p.Args[4] != "hsm-image" || p.Args[6] != key || p.Env[0] != "NOTATION_HSM_CONFIG=/etc/a b.yaml" {
+		if p.Path != "/opt/it's \"here\"/hsm-image" || len(p.Args) != 7 || p.Args[4] != "hsm-image" || p.Args[6] != key ||
+			p.Env[0] != "NOTATION_HSM_CONFIG=/etc/a b.yaml" {
 			t.Errorf("%s: %+v", id, p)
 		}
 	}
@@ -49,7 +51,9 @@ func FuzzContainerdPayload(f *testing.F) {
 		nil, {pubopts: "e30="}, {pubopts: "e30=", "org.opencontainers.image.enc.keys.jwe": "e30="},
 		{pubopts: "e30=", "org.opencontainers.image.enc.keys.provider.hsm": "e30=,e30="},
 	} {
-		message, err := typeurl.MarshalAnyToProto(&imgcrypt.Payload{Descriptor: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip + "+encrypted", Annotations: annotations}})
+		message, err := typeurl.MarshalAnyToProto(
+			&imgcrypt.Payload{Descriptor: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip + "+encrypted",
+				Annotations: annotations}})
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -64,7 +68,8 @@ func FuzzContainerdPayload(f *testing.F) {
 		for _, out := range []*bytes.Buffer{&first, &second} {
 			readCost.Check(t, len(payload), func() {
 				out.Reset()
-				d := Decoder{Root: "/nonexistent", MediaType: ocispec.MediaTypeImageLayer + "+encrypted", Payload: bytes.NewReader(payload)}
+				d := Decoder{Root: "/nonexistent", MediaType: ocispec.MediaTypeImageLayer + "+encrypted",
+					Payload: bytes.NewReader(payload)}
 				if err := d.Decode(context.Background(), strings.NewReader("layer"), out); err == nil {
 					t.Error("a layer was opened without a module")
 				}
@@ -76,11 +81,14 @@ func FuzzContainerdPayload(f *testing.F) {
 	})
 }
 
-// FuzzContentStore holds that nothing in containerd's content store crashes, and that a layer is found for what is its beginning alone.
+// FuzzContentStore holds that nothing in containerd's content store crashes, and that a layer is found for what is its
+// beginning alone.
 func FuzzContentStore(f *testing.F) {
-	store, mediaType, head := contentStore(f.TempDir()), ocispec.MediaTypeImageLayer+"+encrypted", []byte("encrypted layer")
+	store, mediaType, head := contentStore(f.TempDir()), ocispec.MediaTypeImageLayer+"+encrypted",
+		[]byte("encrypted layer")
 	blobs := filepath.Join(string(store), "blobs", "sha256")
-	layer := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(head), Annotations: map[string]string{"org.opencontainers.image.enc.keys.jwe": "e30="}}
+	layer := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(head),
+		Annotations: map[string]string{"org.opencontainers.image.enc.keys.jwe": "e30="}}
 	if err := errors.Join(os.MkdirAll(blobs, 0o700), os.WriteFile(store.file(layer.Digest), head, 0o600)); err != nil {
 		f.Fatal(err)
 	}
@@ -89,7 +97,8 @@ func FuzzContentStore(f *testing.F) {
 			f.Fatal(err)
 		}
 	}
-	image := ocispec.Manifest{Config: ocispec.Descriptor{Digest: digest.FromString("config")}, Layers: []ocispec.Descriptor{layer, layer}}
+	image := ocispec.Manifest{Config: ocispec.Descriptor{Digest: digest.FromString("config")},
+		Layers: []ocispec.Descriptor{layer, layer}}
 	manifest, err := json.Marshal(image)
 	if err != nil {
 		f.Fatal(err)
@@ -117,7 +126,8 @@ func FuzzContentStore(f *testing.F) {
 			f.Errorf("%q: found %v, %v", head, found, err)
 		}
 	}
-	for _, seed := range []string{string(manifest), "", "{", `{"layers":[{"digest":"../../etc/passwd"}]}`, `{"layers":[null]}`} {
+	for _, seed := range []string{string(manifest), "", "{", `{"layers":[{"digest":"../../etc/passwd"}]}`,
+		`{"layers":[null]}`} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

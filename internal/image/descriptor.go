@@ -10,10 +10,11 @@ import (
 	"go.podman.io/image/v5/types"
 )
 
-// Which annotations an encrypted layer keeps of the plain one: those that OCI defines for people to read, such as a title. All others go.
-// Many describe what is in the layer, such as the checksum and the place of its table of contents (zstd:chunked, eStargz), the digest and
-// size of its uncompressed content, or another way to get it; and who invents the next of them will not ask here. None helps to
-// read the encrypted layer. What begins with encryptionPrefix says how a layer is encrypted, which a plain one is not.
+// Which annotations an encrypted layer keeps of the plain one: those that OCI defines for people to read, such as a
+// title. All others go. Many describe what is in the layer, such as the checksum and the place of its table of contents
+// (zstd:chunked, eStargz), the digest and size of its uncompressed content, or another way to get it; and who invents
+// the next of them will not ask here. None helps to read the encrypted layer. What begins with encryptionPrefix says
+// how a layer is encrypted, which a plain one is not.
 const (
 	keptPrefix       = "org.opencontainers.image."
 	encryptionPrefix = keptPrefix + "enc."
@@ -28,7 +29,8 @@ func kept(annotations map[string]string) map[string]string {
 	return annotations
 }
 
-// selected returns a function that reports whether a layer, of so many, is one of those with these indices, as Encrypt takes them.
+// selected returns a function that reports whether a layer, of so many, is one of those with these indices, as Encrypt
+// takes them.
 func selected(indices []int) func(index, layers int) bool {
 	return func(index, layers int) bool {
 		for _, i := range indices {
@@ -40,8 +42,9 @@ func selected(indices []int) func(index, layers int) bool {
 	}
 }
 
-// LayerInfosForCopy returns the descriptors of an image's layers as they are to be copied, nil where they may stay: without URLs, since
-// the copy library would leave a layer that has some as it is, and those that are going to be encrypted with kept annotations alone.
+// LayerInfosForCopy returns the descriptors of an image's layers as they are to be copied, nil where they may stay:
+// without URLs, since the copy library would leave a layer that has some as it is, and those that are going to be
+// encrypted with kept annotations alone.
 func (w *watchedSource) LayerInfosForCopy(ctx context.Context, instance *digest.Digest) ([]types.BlobInfo, error) {
 	infos, err := w.ImageSource.LayerInfosForCopy(ctx, instance)
 	if err != nil {

@@ -27,9 +27,9 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// TestNoPlainAnnotations encrypts layers that were made as zstd:chunked, with more annotations beside, a copy of their content in the
-// descriptor and addresses to get them from: the encrypted ones are encrypted, keep what people read and nothing else, and open again.
-// A layer that is not encrypted stays as it is.
+// TestNoPlainAnnotations encrypts layers that were made as zstd:chunked, with more annotations beside, a copy of their
+// content in the descriptor and addresses to get them from: the encrypted ones are encrypted, keep what people read and
+// nothing else, and open again. A layer that is not encrypted stays as it is.
 func TestNoPlainAnnotations(t *testing.T) {
 	recipient := recipientKey(t)
 	source := newOCIFolder(t)
@@ -39,7 +39,8 @@ func TestNoPlainAnnotations(t *testing.T) {
 	source.readManifest(ref, &m)
 	for i := range m.Layers {
 		l := &m.Layers[i]
-		if l.Annotations["io.github.containers.zstd-chunked.manifest-checksum"] == "" || !strings.HasSuffix(l.MediaType, "+zstd") {
+		if l.Annotations["io.github.containers.zstd-chunked.manifest-checksum"] == "" ||
+			!strings.HasSuffix(l.MediaType, "+zstd") {
 			t.Fatalf("the layer is not zstd:chunked: %+v", l)
 		}
 		l.Data, l.URLs = []byte("plain"), []string{"https://registry.example.com/plain"}
@@ -57,7 +58,8 @@ func TestNoPlainAnnotations(t *testing.T) {
 	for name, indices := range map[string][]int{"all": nil, "last": {-1}, "first": {0}} {
 		t.Run(name, func(t *testing.T) {
 			folder := newOCIFolder(t)
-			to, plain := Copy{From: ref, To: mustParse(t, "oci:"+folder.dir+"/encrypted")}, mustParse(t, "oci:"+folder.dir+"/plain")
+			to, plain := Copy{From: ref, To: mustParse(t, "oci:"+folder.dir+"/encrypted")},
+				mustParse(t, "oci:"+folder.dir+"/plain")
 			if _, err := Encrypt(t.Context(), to, []string{recipient}, indices); err != nil {
 				t.Fatal(err)
 			}
@@ -69,7 +71,8 @@ func TestNoPlainAnnotations(t *testing.T) {
 				switch wanted := selected(indices)(i, 2); {
 				case len(l.URLs) > 0 || l.Data != nil:
 					t.Errorf("layer %d has %v and %q", i, l.URLs, l.Data)
-				case wanted && !slices.Equal(names, []string{"org.opencontainers.image.enc.keys.provider.hsm", pubopts, "org.opencontainers.image.title"}):
+				case wanted && !slices.Equal(names, []string{"org.opencontainers.image.enc.keys.provider.hsm", pubopts,
+					"org.opencontainers.image.title"}):
 					t.Errorf("layer %d has the annotations %q", i, names)
 				case wanted != strings.HasSuffix(l.MediaType, "+zstd+encrypted"):
 					t.Errorf("layer %d is %s", i, l.MediaType)
@@ -101,14 +104,16 @@ func TestDecryptWithURLs(t *testing.T) {
 	recipient := recipientKey(t)
 	source, folder := newOCIFolder(t), newOCIFolder(t)
 	encrypted := mustParse(t, "oci:"+folder.dir+"/encrypted")
-	if _, err := Encrypt(t.Context(), Copy{From: chunked(t, source, []string{tarOf(t, "one")}), To: encrypted}, []string{recipient}, nil); err != nil {
+	if _, err := Encrypt(t.Context(), Copy{From: chunked(t, source, []string{tarOf(t, "one")}), To: encrypted},
+		[]string{recipient}, nil); err != nil {
 		t.Fatal(err)
 	}
 	var m ocispec.Manifest
 	changed := &ociFolder{t: t, dir: folder.dir + "/encrypted"}
 	changed.readManifest(encrypted, &m)
 	m.Layers[0].URLs = []string{"https://registry.example.com/layer"}
-	ref, plain := changed.finish(changed.addJSON(ocispec.MediaTypeImageManifest, m), 0), mustParse(t, "oci:"+folder.dir+"/plain")
+	ref, plain := changed.finish(changed.addJSON(ocispec.MediaTypeImageManifest, m), 0),
+		mustParse(t, "oci:"+folder.dir+"/plain")
 	if _, err := Decrypt(t.Context(), Copy{From: ref, To: plain}, []string{"pkcs11:object=images"}); err != nil {
 		t.Fatal(err)
 	}
@@ -130,7 +135,8 @@ func recipientKey(t *testing.T) string {
 		t.Fatal(err)
 	}
 	spec, _ := key.ParseSpec("EC-256")
-	if _, err := keystore.Generate(context.Background(), s, key.Request{Spec: spec, Usage: key.Decrypt, Label: "images"}); err != nil {
+	if _, err := keystore.Generate(context.Background(), s,
+		key.Request{Spec: spec, Usage: key.Decrypt, Label: "images"}); err != nil {
 		t.Fatal(err)
 	}
 	return "pkcs11:object=images"
@@ -154,7 +160,8 @@ func tarOf(t *testing.T, name string) string {
 	return out.String()
 }
 
-// chunked writes an image with layers in zstd:chunked, made by the library that skopeo and podman make them with, into a folder.
+// chunked writes an image with layers in zstd:chunked, made by the library that skopeo and podman make them with, into
+// a folder.
 func chunked(t *testing.T, to *ociFolder, contents []string) Reference {
 	t.Helper()
 	from := newOCIFolder(t)
@@ -167,7 +174,8 @@ func chunked(t *testing.T, to *ociFolder, contents []string) Reference {
 	}
 	config.RootFS.Type = "layers"
 	m.Config = from.addJSON(ocispec.MediaTypeImageConfig, config)
-	policy, err := signature.NewPolicyContext(&signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}})
+	policy, err := signature.NewPolicyContext(
+		&signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,8 +183,9 @@ func chunked(t *testing.T, to *ociFolder, contents []string) Reference {
 	source, target := from.finish(from.addJSON(m.MediaType, m), 0), mustParse(t, "oci:"+to.dir)
 	scratch := t.TempDir()
 	if _, err := c_copy.Image(t.Context(), policy, target.ImageReference, source.ImageReference, &c_copy.Options{
-		SourceCtx:      &types.SystemContext{BlobInfoCacheDir: scratch},
-		DestinationCtx: &types.SystemContext{BlobInfoCacheDir: scratch, CompressionFormat: &compression.ZstdChunked}, ForceCompressionFormat: true,
+		SourceCtx:              &types.SystemContext{BlobInfoCacheDir: scratch},
+		DestinationCtx:         &types.SystemContext{BlobInfoCacheDir: scratch, CompressionFormat: &compression.ZstdChunked},
+		ForceCompressionFormat: true,
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -53,7 +53,8 @@ func TestReference(t *testing.T) {
 	} else if moved, err := ref.at(filepath.Join(dir, "a:b")); err == nil {
 		t.Errorf("a path with a colon became %s", moved)
 	}
-	for _, text := range []string{"", "app:1", "oci:", "oci-archive:", "dir:", "docker://", "docker:app", "docker://registry.example.com/APP",
+	for _, text := range []string{"", "app:1", "oci:", "oci-archive:", "dir:", "docker://", "docker:app",
+		"docker://registry.example.com/APP",
 		"containers-storage:app", "docker-daemon:app:1", "sif:x", "oci::app"} {
 		if ref, err := ParseReference(text); err == nil {
 			t.Errorf("%q is %s", text, ref)
@@ -73,7 +74,8 @@ func TestPlatform(t *testing.T) {
 		}
 	}
 	v8 := Platform{"linux", "arm64", "v8"}
-	if !v8.matches(Platform{"linux", "arm64", ""}) || v8.matches(Platform{"linux", "arm64", "v9"}) || (Platform{}).matches(v8) {
+	if !v8.matches(Platform{"linux", "arm64", ""}) || v8.matches(Platform{"linux", "arm64", "v9"}) ||
+		(Platform{}).matches(v8) {
 		t.Error("variants are not matched")
 	}
 }
@@ -93,11 +95,23 @@ func TestStall(t *testing.T) {
 		do   func(context.Context, *transfer) error
 		late bool
 	}{
-		"nothing moves":                {func(ctx context.Context, _ *transfer) error { return blocked(ctx) }, true},
-		"something moves, and then no": {func(ctx context.Context, tr *transfer) error { tr.moved(); return blocked(ctx) }, true},
-		"a rest":                       {func(ctx context.Context, tr *transfer) error { tr.rest(); long(); return ctx.Err() }, false},
-		"a wait in a rest":             {func(ctx context.Context, tr *transfer) error { tr.rest(); defer tr.wait()(); return blocked(ctx) }, true},
-		"a wait that ended":            {func(ctx context.Context, tr *transfer) error { tr.rest(); tr.wait()(); long(); return ctx.Err() }, false},
+		"nothing moves": {func(ctx context.Context, _ *transfer) error { return blocked(ctx) }, true},
+		"something moves, and then no": {func(ctx context.Context, tr *transfer) error { tr.moved(); return blocked(ctx) },
+			true},
+		"a rest": {func(ctx context.Context, tr *transfer) error { tr.rest(); long(); return ctx.Err() }, false},
+		"a wait in a rest": {func(ctx context.Context,
+			tr *transfer) error {
+			tr.rest()
+			defer tr.wait()()
+			return blocked(ctx)
+		}, true},
+		"a wait that ended": {func(ctx context.Context,
+			tr *transfer) error {
+			tr.rest()
+			tr.wait()()
+			long()
+			return ctx.Err()
+		}, false},
 	} {
 		if err := within(ctx, name, c.do); (err != nil) != c.late || c.late && !failure.Is(err, failure.Timeout) {
 			t.Errorf("%s: %v", name, err)
@@ -107,7 +121,8 @@ func TestStall(t *testing.T) {
 
 // TestSetEntry keeps what other tools have written into index.json.
 func TestSetEntry(t *testing.T) {
-	const other, one, two = `{"mediaType":"m","digest":"sha256:00","size":1,"x":1,"annotations":{"org.opencontainers.image.ref.name":"other"}}`, "sha256:01", "sha256:02"
+	const other, one,
+		two = `{"mediaType":"m","digest":"sha256:00","size":1,"x":1,"annotations":{"org.opencontainers.image.ref.name":"other"}}`, "sha256:01", "sha256:02"
 	named := func(d, name string) string {
 		annotations := ""
 		if name != "" {
@@ -222,8 +237,8 @@ func FuzzReference(f *testing.F) {
 	})
 }
 
-// FuzzManifest reads manifests and changes their recipients: what comes out is a manifest with the same layers, and it costs no more than
-// its size allows.
+// FuzzManifest reads manifests and changes their recipients: what comes out is a manifest with the same layers, and it
+// costs no more than its size allows.
 func FuzzManifest(f *testing.F) {
 	const layer = `{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip+encrypted","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":1,"annotations":{"org.opencontainers.image.enc.keys.jwe":"e30=","org.opencontainers.image.enc.pubopts":"e30="}}`
 	f.Add(`{"schemaVersion":2,"mediaType":"`+ocispec.MediaTypeImageManifest+`","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":1},"layers":[`+layer+`],"x":{"y":1}}`, ocispec.MediaTypeImageManifest)

@@ -23,8 +23,9 @@ import (
 // pubopts is the annotation with what is public of a layer's options.
 const pubopts = "org.opencontainers.image.enc.pubopts"
 
-// ocicrypt finds who wraps and unwraps keys in a table of the process, by the annotation that the wrapped key is in. It is given what
-// is needed for the one copy that a command makes; what OCICRYPT_KEYPROVIDER_CONFIG says of the same annotations does not count then.
+// ocicrypt finds who wraps and unwraps keys in a table of the process, by the annotation that the wrapped key is in. It
+// is given what is needed for the one copy that a command makes; what OCICRYPT_KEYPROVIDER_CONFIG says of the same
+// annotations does not count then.
 //
 // A wrapper is what it finds there. It has no keys by itself.
 type wrapper struct{ annotation string }
@@ -51,7 +52,8 @@ func (s sealer) WrapKeys(_ *encconfig.EncryptConfig, options []byte) ([]byte, er
 
 // sealWith has ocicrypt wrap keys to recipients.
 func sealWith(recipients []envelope.Recipient) *encconfig.EncryptConfig {
-	ocicrypt.RegisterKeyWrapper(strings.TrimPrefix(envelope.Annotation, envelope.AnnotationPrefix), sealer{wrapper{envelope.Annotation}, recipients})
+	ocicrypt.RegisterKeyWrapper(strings.TrimPrefix(envelope.Annotation, envelope.AnnotationPrefix),
+		sealer{wrapper{envelope.Annotation}, recipients})
 	none := map[string][][]byte{}
 	return &encconfig.EncryptConfig{Parameters: none, DecryptConfig: encconfig.DecryptConfig{Parameters: none}}
 }
@@ -72,7 +74,8 @@ func (o opened) UnwrapKey(_ *encconfig.DecryptConfig, packet []byte) ([]byte, er
 }
 
 // openRing opens the keys of all encrypted layers, with one login, and has ocicrypt find them.
-func openRing(ctx context.Context, ref Reference, images []Image, references []string) (*encconfig.DecryptConfig, error) {
+func openRing(ctx context.Context, ref Reference, images []Image, references []string) (*encconfig.DecryptConfig,
+	error) {
 	keys := envelope.OpenKeys(ctx, references, config.Flags)
 	defer keys.Close()
 	ring := ring{}
@@ -111,9 +114,9 @@ func unlock(keys *envelope.Keys, l Layer) ([]byte, error) {
 	return options, checkOptions(l.annotations, options)
 }
 
-// checkOptions refuses what ocicrypt would stumble over, or take. Whoever can write to a registry can change the public options of a
-// layer, and a nonce there would win over the one that is wrapped with the key: the layer would come out as noise, and no check would
-// notice, for the HMAC is over what is encrypted alone.
+// checkOptions refuses what ocicrypt would stumble over, or take. Whoever can write to a registry can change the public
+// options of a layer, and a nonce there would win over the one that is wrapped with the key: the layer would come out
+// as noise, and no check would notice, for the HMAC is over what is encrypted alone.
 func checkOptions(annotations map[string]string, options []byte) error {
 	const hint = "get the image's manifest again from where it was published"
 	public, err := cipherOf(annotations)
@@ -122,8 +125,10 @@ func checkOptions(annotations map[string]string, options []byte) error {
 	}
 	var private blockcipher.PrivateLayerBlockCipherOptions
 	// The text of an error of JSON could show the key.
-	if json.Unmarshal(options, &private) != nil || len(private.SymmetricKey) != 32 || len(private.CipherOptions["nonce"]) != aes.BlockSize {
-		return failure.New(failure.Invalid, "ask who encrypted the image with what", "what is wrapped for the recipients is not a key of ocicrypt's")
+	if json.Unmarshal(options, &private) != nil || len(private.SymmetricKey) != 32 ||
+		len(private.CipherOptions["nonce"]) != aes.BlockSize {
+		return failure.New(failure.Invalid, "ask who encrypted the image with what",
+			"what is wrapped for the recipients is not a key of ocicrypt's")
 	}
 	if _, there := public.CipherOptions["nonce"]; there {
 		return failure.New(failure.Denied, hint, "the annotation %s was changed: it gives a nonce of its own", pubopts)

@@ -69,7 +69,8 @@ type tree struct {
 }
 
 // read reads the manifests of all images behind a source. It reads no layer.
-func read(ctx context.Context, ref Reference, sys *types.SystemContext, source types.ImageSource, transfer *transfer) (*tree, error) {
+func read(ctx context.Context, ref Reference, sys *types.SystemContext, source types.ImageSource,
+	transfer *transfer) (*tree, error) {
 	top, err := readManifest(ctx, ref, source, nil)
 	if err != nil {
 		return nil, err
@@ -93,7 +94,8 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 	}
 	instances := list.Instances()
 	if len(instances) > imagesLimit {
-		return nil, failure.New(failure.Invalid, "", "the index %s lists %d images, more than %d", ref, len(instances), imagesLimit)
+		return nil, failure.New(failure.Invalid, "", "the index %s lists %d images, more than %d", ref, len(instances),
+			imagesLimit)
 	}
 	total, layers := len(t.manifest), 0
 	for i, instance := range instances {
@@ -108,10 +110,12 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 			return nil, err
 		}
 		if total += len(image.manifest); total > manifestsLimit {
-			return nil, failure.New(failure.Invalid, "", "the manifests of %s are larger than %d MiB together", ref, manifestsLimit>>20)
+			return nil, failure.New(failure.Invalid, "", "the manifests of %s are larger than %d MiB together", ref,
+				manifestsLimit>>20)
 		}
 		if manifest.MIMETypeIsMultiImage(image.mimeType) {
-			return nil, failure.New(failure.Unsupported, "name the inner index by its digest", "%s lists another index, %s", ref, instance)
+			return nil, failure.New(failure.Unsupported, "name the inner index by its digest", "%s lists another index, %s", ref,
+				instance)
 		}
 		entry, err := list.Instance(instance)
 		if err != nil {
@@ -125,7 +129,8 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 			return nil, err
 		}
 		if layers += len(image.Layers); layers > allLayersLimit {
-			return nil, failure.New(failure.Invalid, "name one of its images by its digest", "the images of %s have more than %d layers together", ref, allLayersLimit)
+			return nil, failure.New(failure.Invalid, "name one of its images by its digest",
+				"the images of %s have more than %d layers together", ref, allLayersLimit)
 		}
 		if !image.encrypted() {
 			image.manifest = nil // its recipients can't be changed
@@ -136,7 +141,8 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 	return t, nil
 }
 
-// platformOf returns the platform that the configuration of an image names, if it can be read. The library bounds its size.
+// platformOf returns the platform that the configuration of an image names, if it can be read. The library bounds its
+// size.
 func platformOf(ctx context.Context, parsed types.Image) Platform {
 	blob, err := parsed.ConfigBlob(ctx)
 	if err != nil || bound.JSON(blob, manifestBounds) != nil {
@@ -149,8 +155,10 @@ func platformOf(ctx context.Context, parsed types.Image) Platform {
 	return Platform{config.OS, config.Architecture, config.Variant}
 }
 
-// readManifest reads one manifest and checks it against the digest that names it; nil is the one that the reference names.
-func readManifest(ctx context.Context, ref Reference, source types.ImageSource, instance *digest.Digest) (*Image, error) {
+// readManifest reads one manifest and checks it against the digest that names it; nil is the one that the reference
+// names.
+func readManifest(ctx context.Context, ref Reference, source types.ImageSource, instance *digest.Digest) (*Image,
+	error) {
 	data, mimeType, err := c_image.UnparsedInstance(source, instance).Manifest(ctx)
 	if err != nil {
 		return nil, unreadable(ref, err)
@@ -182,7 +190,8 @@ func (i *Image) readLayers(ref Reference) error {
 		if err := info.Digest.Validate(); err != nil {
 			return malformed(ref, err)
 		}
-		l := Layer{Index: index, Digest: info.Digest, Size: info.Size, MediaType: info.MediaType, annotations: info.Annotations}
+		l := Layer{Index: index, Digest: info.Digest, Size: info.Size, MediaType: info.MediaType,
+			annotations: info.Annotations}
 		// Runtimes go by the media type: annotations alone encrypt nothing.
 		if l.Encrypted = strings.HasSuffix(info.MediaType, "+encrypted"); l.Encrypted {
 			l.Holders, _ = envelope.Holders(info.Annotations) // whoever has to open it hears what is wrong
@@ -216,7 +225,8 @@ func (t *tree) choose(platforms []Platform) ([]Image, error) {
 					there = append(there, p)
 				}
 			}
-			return nil, failure.New(failure.Invalid, "there are: "+strings.Join(there, ", "), "%s has no image for %s", t.reference, wanted)
+			return nil, failure.New(failure.Invalid, "there are: "+strings.Join(there, ", "), "%s has no image for %s",
+				t.reference, wanted)
 		}
 	}
 	return chosen, nil
@@ -255,10 +265,12 @@ func unreadable(ref Reference, err error) error {
 	if errors.As(err, &known) {
 		return known
 	}
-	return failure.New(failure.Invalid, "check the name; for a registry, log in ('notation login', 'skopeo login'), and see its flags",
+	return failure.New(failure.Invalid,
+		"check the name; for a registry, log in ('notation login', 'skopeo login'), and see its flags",
 		"can't read %s: %w", ref, err)
 }
 
 func malformed(ref Reference, err error) error {
-	return failure.New(failure.Invalid, "get the image again from where it was published", "a manifest of %s is malformed: %w", ref, err)
+	return failure.New(failure.Invalid, "get the image again from where it was published",
+		"a manifest of %s is malformed: %w", ref, err)
 }

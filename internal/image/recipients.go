@@ -51,11 +51,14 @@ type Changed struct {
 	Warnings []string // about new recipients, as envelope.Recipient has them
 }
 
-// AddRecipients wraps the key of each encrypted layer for more recipients, as envelope.ParseRecipients reads them. One for whom a layer's
-// key is wrapped already, with the same algorithm, is left as is. The key of the others is opened with the keys that references name, as Decrypt does.
+// AddRecipients wraps the key of each encrypted layer for more recipients, as envelope.ParseRecipients reads them. One
+// for whom a layer's key is wrapped already, with the same algorithm, is left as is. The key of the others is opened
+// with the keys that references name, as Decrypt does.
 //
-// Like RemoveRecipients, it changes manifests in a registry or in an OCI layout, in their place: layers are neither read nor moved.
-func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipients, references []string) (*Changed, error) {
+// Like RemoveRecipients, it changes manifests in a registry or in an OCI layout, in their place: layers are neither
+// read nor moved.
+func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipients, references []string) (*Changed,
+	error) {
 	added, err := envelope.ParseRecipients(ctx, recipients, config.Flags)
 	if err != nil {
 		return nil, err
@@ -114,9 +117,9 @@ func warnings(recipients []envelope.Recipient) (texts []string) {
 	return texts
 }
 
-// RemoveRecipients takes recipients, by kid or as envelope.IdentifyRecipients reads them, from the wrapped keys of all layers. It needs no
-// private key. Whoever was one of them and kept the manifest, or the layer's key, still opens the layers: only encrypting the image anew
-// takes that away. It refuses to leave a layer that nobody can open.
+// RemoveRecipients takes recipients, by kid or as envelope.IdentifyRecipients reads them, from the wrapped keys of all
+// layers. It needs no private key. Whoever was one of them and kept the manifest, or the layer's key, still opens the
+// layers: only encrypting the image anew takes that away. It refuses to leave a layer that nobody can open.
 func RemoveRecipients(ctx context.Context, ref Reference, registry Registry, names []string) (*Changed, error) {
 	return change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
 		held, _ := Recipients(t.images)
@@ -142,7 +145,8 @@ func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]
 	var kids []string
 	for _, name := range names {
 		kid := name
-		if thumbprint, err := base64.RawURLEncoding.DecodeString(name); !holds(kid) && (err != nil || len(thumbprint) != sha256.Size) {
+		if thumbprint, err := base64.RawURLEncoding.DecodeString(name); !holds(kid) &&
+			(err != nil || len(thumbprint) != sha256.Size) {
 			parsed, err := envelope.IdentifyRecipients(ctx, []string{name}, config.Flags)
 			if err != nil {
 				return nil, err
@@ -151,7 +155,8 @@ func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]
 		}
 		if !holds(kid) {
 			return nil, failure.New(failure.Invalid,
-				"see 'hsm-image recipients list "+ref.String()+"'; those of other schemes than provider.hsm can't be removed one by one",
+				"see 'hsm-image recipients list "+ref.String()+
+					"'; those of other schemes than provider.hsm can't be removed one by one",
 				"%s is no recipient of %s (it has no kid %s)", name, ref, kid)
 		}
 		kids = append(kids, kid)
@@ -171,8 +176,9 @@ func others(annotations map[string]string) (names []string) {
 	return names
 }
 
-// without takes recipients from the packets of our annotation. The recipients of a JWE are not authenticated with its content: each has
-// its own copy of the content's key (RFC 7516 section 7.2.1), so one can go and the rest stays what it is.
+// without takes recipients from the packets of our annotation. The recipients of a JWE are not authenticated with its
+// content: each has its own copy of the content's key (RFC 7516 section 7.2.1), so one can go and the rest stays what
+// it is.
 func without(annotation string, gone []string) (string, error) {
 	var kept []string
 	for text := range strings.SplitSeq(annotation, ",") {

@@ -1,9 +1,9 @@
-// Package image encrypts container images to recipients and opens such images with keys in a module: it copies them, lists their
-// layers, and changes who can open them.
+// Package image encrypts container images to recipients and opens such images with keys in a module: it copies them,
+// lists their layers, and changes who can open them.
 //
-// The copying is that of go.podman.io/image, which skopeo is made of, and the encryption of layers that of ocicrypt. What is done
-// here is around them: the keys of all layers are opened before anything is copied, with one login, and a copy on this machine is
-// there whole or not at all.
+// The copying is that of go.podman.io/image, which skopeo is made of, and the encryption of layers that of ocicrypt.
+// What is done here is around them: the keys of all layers are opened before anything is copied, with one login, and a
+// copy on this machine is there whole or not at all.
 package image
 
 import (
@@ -25,10 +25,11 @@ import (
 )
 
 // The transports of skopeo that need neither a daemon nor a container store.
-var transports = []types.ImageTransport{docker.Transport, layout.Transport, ociarchive.Transport, dockerarchive.Transport, directory.Transport}
+var transports = []types.ImageTransport{docker.Transport, layout.Transport, ociarchive.Transport,
+	dockerarchive.Transport, directory.Transport}
 
-// A Reference names an image as skopeo does: docker://HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE:TAG, docker-archive:FILE:NAME
-// or dir:DIR.
+// A Reference names an image as skopeo does: docker://HOST/NAME:TAG, oci:DIR:TAG, oci-archive:FILE:TAG,
+// docker-archive:FILE:NAME or dir:DIR.
 type Reference struct {
 	types.ImageReference
 	text string
@@ -62,7 +63,8 @@ func (r Reference) String() string { return r.text }
 
 func (r Reference) transport() string { return r.Transport().Name() }
 
-// local splits the name of an image on this machine into its path and what follows it in the name; ok is false for a registry.
+// local splits the name of an image on this machine into its path and what follows it in the name; ok is false for a
+// registry.
 func (r Reference) local() (path, name string, ok bool) {
 	_, rest, _ := strings.Cut(r.text, ":")
 	switch r.transport() {
@@ -120,7 +122,8 @@ type transfer struct {
 // moved is called whenever something has moved.
 func (t *transfer) moved() { t.timer.Reset(stall) }
 
-// rest begins a time in which only what wait is called for is a transfer: what is done on this machine takes as long as it takes.
+// rest begins a time in which only what wait is called for is a transfer: what is done on this machine takes as long as
+// it takes.
 func (t *transfer) rest() { t.timer.Stop() }
 
 // wait watches one step of a transfer; the function that it returns ends that.
@@ -175,7 +178,8 @@ func (p Platform) String() string {
 	return text
 }
 
-// matches reports whether an image for platform p is one of those wanted; a wanted platform without a variant takes any.
+// matches reports whether an image for platform p is one of those wanted; a wanted platform without a variant takes
+// any.
 func (p Platform) matches(wanted Platform) bool {
 	return p.OS == wanted.OS && p.Architecture == wanted.Architecture && (wanted.Variant == "" || p.Variant == wanted.Variant)
 }

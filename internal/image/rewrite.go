@@ -27,14 +27,16 @@ type edit func(Layer) (string, error)
 // change reads the manifests behind a reference and writes those that rewrite makes of them.
 func change(ctx context.Context, ref Reference, registry Registry, rewrite rewrite) (*Changed, error) {
 	var changed *Changed
-	err := within(ctx, "changing the recipients of "+ref.String(), func(ctx context.Context, transfer *transfer) (err error) {
-		changed, err = changeTree(ctx, ref, registry, rewrite, transfer)
-		return err
-	})
+	err := within(ctx, "changing the recipients of "+ref.String(),
+		func(ctx context.Context, transfer *transfer) (err error) {
+			changed, err = changeTree(ctx, ref, registry, rewrite, transfer)
+			return err
+		})
 	return changed, err
 }
 
-func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite rewrite, transfer *transfer) (*Changed, error) {
+func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite rewrite, transfer *transfer) (*Changed,
+	error) {
 	path, name, local := ref.local()
 	if local && ref.transport() != layout.Transport.Name() || strings.HasPrefix(name, "@") {
 		return nil, failure.New(failure.Unsupported, "copy it to oci:DIR:TAG, change it there, and copy it back",
@@ -194,7 +196,8 @@ func relist(index []byte, renamed map[digest.Digest][]byte) ([]byte, error) {
 }
 
 // push writes manifests to a registry, the one at the top last. It takes the tag only if that still is what was read.
-func push(ctx context.Context, ref Reference, sys *types.SystemContext, before digest.Digest, manifests [][]byte) error {
+func push(ctx context.Context, ref Reference, sys *types.SystemContext, before digest.Digest,
+	manifests [][]byte) error {
 	failed := func(err error) error {
 		return failure.New(failure.Internal, "check the network, and that this user may write to the repository",
 			"can't write to %s: %w", ref, err)

@@ -57,7 +57,8 @@ func (s *checkedSource) GetManifest(ctx context.Context, instance *digest.Digest
 }
 
 // GetBlob reads a blob from where the image is. The URLs that a manifest may give instead could lead anywhere.
-func (s *checkedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser, int64, error) {
+func (s *checkedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser,
+	int64, error) {
 	info.URLs = nil
 	return s.ImageSource.GetBlob(ctx, info, cache)
 }
@@ -92,7 +93,8 @@ func (s *checkedSource) checkFile(instance *digest.Digest) error {
 	return nil
 }
 
-// checkFile fails if a file is there that is not one, or is too large for a manifest. Its absence is noticed when it is read.
+// checkFile fails if a file is there that is not one, or is too large for a manifest. Its absence is noticed when it is
+// read.
 func checkFile(path string) error {
 	info, err := os.Stat(path)
 	switch {

@@ -20,9 +20,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// A scratch folder is for this user alone and gone afterwards. All that the copy library writes on this machine goes there: its
-// temporary files, and a copy that is not known to be good yet. ocicrypt authenticates a layer at its end, so up to then what was
-// decrypted may be anything, and if the copy fails none of it may stay.
+// A scratch folder is for this user alone and gone afterwards. All that the copy library writes on this machine goes
+// there: its temporary files, and a copy that is not known to be good yet. ocicrypt authenticates a layer at its end,
+// so up to then what was decrypted may be anything, and if the copy fails none of it may stay.
 type scratch struct {
 	dir  string
 	keep func() bool // ends what remove has begun; false when it is too late for that
@@ -37,13 +37,14 @@ func newScratch(in string) (*scratch, error) {
 	}
 	dir, err := os.MkdirTemp(in, ".hsm-image-")
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "the folder has to be there, and to be writable", "can't make a temporary folder: %w", err)
+		return nil, failure.New(failure.Invalid, "the folder has to be there, and to be writable",
+			"can't make a temporary folder: %w", err)
 	}
 	return &scratch{dir: dir}, nil
 }
 
-// remove returns a function that removes the folder. When ctx ends first the folder goes at once, for the process may not live
-// until a write that hangs comes back.
+// remove returns a function that removes the folder. When ctx ends first the folder goes at once, for the process may
+// not live until a write that hangs comes back.
 func (s *scratch) remove(ctx context.Context) func() {
 	gone := func() {
 		for range 10 { // while something is still written there, new files may appear
@@ -62,8 +63,8 @@ func (s *scratch) use(sys *types.SystemContext) *types.SystemContext {
 	return sys
 }
 
-// A target is where a copy goes: for a registry the place itself, whose tag is written last; on this machine a place in the
-// scratch folder, from which commit moves it.
+// A target is where a copy goes: for a registry the place itself, whose tag is written last; on this machine a place in
+// the scratch folder, from which commit moves it.
 type target struct {
 	*scratch
 	staged Reference
@@ -113,7 +114,8 @@ func newTarget(ref Reference) (*target, error) {
 			err = os.Rename(stage, path)
 		}
 		if err != nil {
-			return failure.New(failure.Internal, "check the permissions of "+folder+" and that the disk is not full", "can't write %s: %w", ref, err)
+			return failure.New(failure.Internal, "check the permissions of "+folder+" and that the disk is not full",
+				"can't write %s: %w", ref, err)
 		}
 		return nil
 	}
@@ -132,7 +134,8 @@ func check(ref Reference, path string) (there bool, err error) {
 	refuse := func(why string) (bool, error) {
 		return false, failure.New(failure.Invalid, "give a path where nothing is", "can't write %s: %s", ref, why)
 	}
-	mark := map[string]string{directory.Transport.Name(): "version", layout.Transport.Name(): ocispec.ImageIndexFile}[ref.transport()]
+	mark := map[string]string{directory.Transport.Name(): "version",
+		layout.Transport.Name(): ocispec.ImageIndexFile}[ref.transport()]
 	switch {
 	case mark != "" && !info.IsDir():
 		return refuse("it is no folder")
@@ -165,8 +168,8 @@ func exchange(stage, path, old string) error {
 	return nil
 }
 
-// merge moves the one image of the layout stage into another layout, which gets its entry last. On failure it takes its blobs away
-// again.
+// merge moves the one image of the layout stage into another layout, which gets its entry last. On failure it takes its
+// blobs away again.
 func merge(stage, path, name string) (err error) {
 	var moved []string
 	defer func() {
@@ -213,8 +216,8 @@ func merge(stage, path, name string) (err error) {
 	return nil
 }
 
-// setEntry puts a descriptor into the index.json of a layout, in the place of that with the same name; an entry without a name takes the
-// place of that with the digest old. All else in the file stays as it is.
+// setEntry puts a descriptor into the index.json of a layout, in the place of that with the same name; an entry without
+// a name takes the place of that with the digest old. All else in the file stays as it is.
 func setEntry(path, name string, old digest.Digest, entry ocispec.Descriptor) error {
 	file := filepath.Join(path, ocispec.ImageIndexFile)
 	data, err := os.ReadFile(file)

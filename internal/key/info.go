@@ -26,11 +26,13 @@ type Info struct {
 	WrapWithTrusted  *bool // CKA_WRAP_WITH_TRUSTED: only a key that the security officer trusts can wrap it
 }
 
-// Receives is what a module tells of a key as a recipient's: whether its private half opens what is encrypted to its public half.
+// Receives is what a module tells of a key as a recipient's: whether its private half opens what is encrypted to its
+// public half.
 type Receives struct {
-	Refusal string        // why it can't, such as "CKA_ENCRYPT is false"; empty if nothing says so
-	Sure    bool          // whether the module says that it can
-	OAEP    []crypto.Hash // of SHA-256 and SHA-1, those that the module does OAEP with, the safer one first; nil if it does not tell
+	Refusal string // why it can't, such as "CKA_ENCRYPT is false"; empty if nothing says so
+	Sure    bool   // whether the module says that it can
+	// of SHA-256 and SHA-1, those that the module does OAEP with, the safer one first; nil if it does not tell
+	OAEP []crypto.Hash
 }
 
 // Token is a token in a slot of a module, or an empty promise of one.
@@ -104,8 +106,8 @@ type Wrapped struct {
 	By        WrappingKey
 }
 
-// MAC authenticates data under a wrapping key: an HMAC-SHA256 by a key that was made in the module for it alone, and that key, wrapped.
-// Nobody can make one who can't use the wrapping key.
+// MAC authenticates data under a wrapping key: an HMAC-SHA256 by a key that was made in the module for it alone, and
+// that key, wrapped. Nobody can make one who can't use the wrapping key.
 type MAC struct {
 	Key   []byte // wrapped
 	Value []byte

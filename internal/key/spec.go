@@ -73,7 +73,8 @@ func SpecOf(public crypto.PublicKey) (Spec, error) {
 		}
 	}
 	if isRSA {
-		return Spec{}, failure.New(failure.Invalid, "use one of "+specNames(), "Notation does not sign with %d-bit RSA keys", bits)
+		return Spec{}, failure.New(failure.Invalid, "use one of "+specNames(), "Notation does not sign with %d-bit RSA keys",
+			bits)
 	}
 	return Spec{}, failure.New(failure.Invalid, "use one of "+specNames(), "Notation does not sign with keys of %s", what)
 }

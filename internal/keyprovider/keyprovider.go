@@ -1,5 +1,6 @@
-// Package keyprovider speaks ocicrypt's key provider protocol: one JSON request on standard input, one JSON answer on standard output. So
-// skopeo, buildah, podman, CRI-O and whatever else is built on ocicrypt can encrypt to keys in a module and open with them.
+// Package keyprovider speaks ocicrypt's key provider protocol: one JSON request on standard input, one JSON answer on
+// standard output. So skopeo, buildah, podman, CRI-O and whatever else is built on ocicrypt can encrypt to keys in a
+// module and open with them.
 //
 // The protocol is described in docs/keyprovider.md of github.com/containers/ocicrypt.
 package keyprovider
@@ -20,7 +21,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// provider is the name of this key provider in ocicrypt's configuration: it is part of the annotation that images carry.
+// provider is the name of this key provider in ocicrypt's configuration: it is part of the annotation that images
+// carry.
 const provider = "hsm"
 
 // origin is where the references to keys stand: a tool wrote the request, and not always the user.
@@ -72,7 +74,8 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	case "keyunwrap":
 		a.Unwrapped.Options, err = unwrap(ctx, r)
 	default:
-		err = failure.New(failure.Unsupported, "the operations are keywrap and keyunwrap", "unknown operation %q", r.Operation)
+		err = failure.New(failure.Unsupported, "the operations are keywrap and keyunwrap", "unknown operation %q",
+			r.Operation)
 	}
 	if err != nil {
 		return err
@@ -134,7 +137,8 @@ func unwrap(ctx context.Context, r *request) ([]byte, error) {
 	return keys.Open(map[string]string{envelope.Annotation: base64.StdEncoding.EncodeToString(r.Unwrap.Annotation)})
 }
 
-// ours returns what was written for this provider. Nothing after provider:hsm, which ocicrypt makes "Enabled" of, names no key.
+// ours returns what was written for this provider. Nothing after provider:hsm, which ocicrypt makes "Enabled" of, names
+// no key.
 func ours(p parameters) ([]string, error) {
 	var values []string
 	for _, value := range p[provider] {
@@ -143,12 +147,14 @@ func ours(p parameters) ([]string, error) {
 		}
 	}
 	if len(values) > valuesLimit {
-		return nil, failure.New(failure.Invalid, "name fewer", "the request names %d keys, more than %d", len(values), valuesLimit)
+		return nil, failure.New(failure.Invalid, "name fewer", "the request names %d keys, more than %d", len(values),
+			valuesLimit)
 	}
 	if _, there := p[provider]; !there {
 		for _, name := range slices.Sorted(maps.Keys(p)) {
 			if strings.Contains(name, provider) {
-				return nil, failure.New(failure.Invalid, `name it "hsm" under "key-providers" in the file of OCICRYPT_KEYPROVIDER_CONFIG: images carry this name`,
+				return nil, failure.New(failure.Invalid,
+					`name it "hsm" under "key-providers" in the file of OCICRYPT_KEYPROVIDER_CONFIG: images carry this name`,
 					"the key provider is configured as %q", name)
 			}
 		}

@@ -36,11 +36,13 @@ func serve(t *testing.T, request any) (answer, error) {
 }
 
 func wrapping(recipients ...string) map[string]any {
-	return map[string]any{"op": "keywrap", "keywrapparams": map[string]any{"ec": map[string]any{"Parameters": values(recipients)}, "optsdata": []byte(options)}}
+	return map[string]any{"op": "keywrap", "keywrapparams": map[string]any{
+		"ec": map[string]any{"Parameters": values(recipients)}, "optsdata": []byte(options)}}
 }
 
 func unwrapping(annotation []byte, keys ...string) map[string]any {
-	return map[string]any{"op": "keyunwrap", "keyunwrapparams": map[string]any{"dc": map[string]any{"Parameters": values(keys)}, "annotation": annotation}}
+	return map[string]any{"op": "keyunwrap",
+		"keyunwrapparams": map[string]any{"dc": map[string]any{"Parameters": values(keys)}, "annotation": annotation}}
 }
 
 func values(texts []string) map[string][][]byte {
@@ -63,18 +65,21 @@ func TestProtocol(t *testing.T) {
 	}
 	spec, _ := key.ParseSpec("EC-256")
 	for _, label := range []string{"one", "two", "three"} {
-		if _, err := keystore.Generate(context.Background(), s, key.Request{Spec: spec, Usage: key.Decrypt, Label: label}); err != nil {
+		if _, err := keystore.Generate(context.Background(), s,
+			key.Request{Spec: spec, Usage: key.Decrypt, Label: label}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := keystore.Generate(context.Background(), s, key.Request{Spec: spec, Usage: key.Sign, Label: "signing"}); err != nil {
+	if _, err := keystore.Generate(context.Background(), s,
+		key.Request{Spec: spec, Usage: key.Sign, Label: "signing"}); err != nil {
 		t.Fatal(err)
 	}
 	wrapped, err := serve(t, wrapping("pkcs11:object=one", "pkcs11:object=two"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, keys := range [][]string{{"pkcs11:object=one"}, {"pkcs11:object=two"}, {"pkcs11:object=three", "pkcs11:object=two"}, {"Enabled"}, {""}, nil} {
+	for _, keys := range [][]string{{"pkcs11:object=one"}, {"pkcs11:object=two"},
+		{"pkcs11:object=three", "pkcs11:object=two"}, {"Enabled"}, {""}, nil} {
 		got, err := serve(t, unwrapping(wrapped.Wrapped.Annotation, keys...))
 		if err != nil || string(got.Unwrapped.Options) != options {
 			t.Errorf("with the keys %q: %v, and got %q", keys, err, got.Unwrapped.Options)
@@ -87,9 +92,11 @@ func TestProtocol(t *testing.T) {
 		"has no annotation":            unwrapping(nil),
 		"has no key of a layer":        map[string]any{"op": "keywrap"},
 		`unknown operation "keyxwrap"`: map[string]any{"op": "keyxwrap"},
-		"is configured as":             map[string]any{"op": "keyunwrap", "keyunwrapparams": map[string]any{"dc": map[string]any{"Parameters": map[string][][]byte{"myhsm": nil}}, "annotation": []byte("x")}},
-		"is not JSON":                  "x",
-		"is larger than":               strings.Repeat("x", requestLimit),
+		"is configured as": map[string]any{"op": "keyunwrap",
+			"keyunwrapparams": map[string]any{"dc": map[string]any{"Parameters": map[string][][]byte{"myhsm": nil}},
+				"annotation": []byte("x")}},
+		"is not JSON":    "x",
+		"is larger than": strings.Repeat("x", requestLimit),
 	} {
 		if _, err := serve(t, request); err == nil || !strings.Contains(err.Error(), words) {
 			t.Errorf("the failure is %v, without %q", err, words)
@@ -116,7 +123,8 @@ func TestRequestRunsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	spec, _ := key.ParseSpec("EC-256")
-	if _, err := keystore.Generate(context.Background(), s, key.Request{Spec: spec, Usage: key.Decrypt, Label: "one"}); err != nil {
+	if _, err := keystore.Generate(context.Background(), s,
+		key.Request{Spec: spec, Usage: key.Decrypt, Label: "one"}); err != nil {
 		t.Fatal(err)
 	}
 	wrapped, err := serve(t, wrapping("pkcs11:object=one"))
@@ -140,7 +148,8 @@ func TestRequestRunsNothing(t *testing.T) {
 		trap := softhsmtest.NewTrap(t) // a library is loaded into one process once
 		request := ask(trap)
 		list("")
-		if _, err := serve(t, request); trap.Sprung() || !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "that the key URI in the key provider's request names") {
+		if _, err := serve(t, request); trap.Sprung() || !failure.Is(err, failure.Denied) ||
+			!strings.Contains(err.Error(), "that the key URI in the key provider's request names") {
 			t.Errorf("%s: %v", name, err)
 		}
 		list("modules: [" + trap.Library + "]\ncommands: [" + trap.Command + "]\n")
@@ -155,7 +164,8 @@ func TestCostly(t *testing.T) {
 	t.Setenv("NOTATION_HSM_CONFIG", "/dev/null")
 	t.Setenv("NOTATION_HSM_MODULE_PATH", "/nonexistent/module.so")
 	many := wrapping()
-	many["keywrapparams"].(map[string]any)["ec"] = map[string]any{"Parameters": values(slices.Repeat([]string{"pkcs11:object=one"}, valuesLimit+1))}
+	many["keywrapparams"].(map[string]any)["ec"] = map[string]any{
+		"Parameters": values(slices.Repeat([]string{"pkcs11:object=one"}, valuesLimit+1))}
 	text, err := json.Marshal(many)
 	if err != nil {
 		t.Fatal(err)
@@ -168,7 +178,8 @@ func TestCostly(t *testing.T) {
 		"has no key of a layer (optsdata)": `{"op":"keywrap"}`,
 	} {
 		checkCost(t, []byte(request))
-		if err := Serve(context.Background(), strings.NewReader(request), io.Discard); err == nil || !strings.Contains(err.Error(), words) {
+		if err := Serve(context.Background(), strings.NewReader(request), io.Discard); err == nil ||
+			!strings.Contains(err.Error(), words) {
 			t.Errorf("%.50q fails with %v, which does not say %q", request, err, words)
 		}
 	}

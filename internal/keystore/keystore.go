@@ -14,14 +14,15 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/nethsm"
 )
 
-// Key is a private key in a module. It signs through crypto.Signer, or crypto.MessageSigner where the caller has the whole
-// message; the latter also reaches modules that insist on hashing themselves. Whether it may sign, decrypt or derive is the module's to
-// say; each fails with Denied where it may not.
+// Key is a private key in a module. It signs through crypto.Signer, or crypto.MessageSigner where the caller has the
+// whole message; the latter also reaches modules that insist on hashing themselves. Whether it may sign, decrypt or
+// derive is the module's to say; each fails with Denied where it may not.
 type Key interface {
 	crypto.Signer
 	crypto.MessageSigner
 
-	// Decrypt opens an RSA ciphertext: RSAES-OAEP without a label (*rsa.OAEPOptions) or RSAES-PKCS1-v1_5 (*rsa.PKCS1v15DecryptOptions).
+	// Decrypt opens an RSA ciphertext: RSAES-OAEP without a label (*rsa.OAEPOptions) or RSAES-PKCS1-v1_5
+	// (*rsa.PKCS1v15DecryptOptions).
 	crypto.Decrypter
 	// ECDH returns the x coordinate shared with a public key on the same curve, as long as the curve's field.
 	ECDH(remote *ecdh.PublicKey) ([]byte, error)
@@ -39,11 +40,13 @@ type Store interface {
 	// Login logs in, once: a PIN that did not work is not tried again. What needs a login calls it by itself.
 	Login() error
 
-	// Key logs in and finds the private key. public is its public half if known from a certificate; nil has the module asked.
+	// Key logs in and finds the private key. public is its public half if known from a certificate; nil has the module
+	// asked.
 	Key(public crypto.PublicKey) (Key, error)
 	// Public returns the key's public half, without a login where the module allows that.
 	Public() (crypto.PublicKey, error)
-	// Receives returns what is told of the key as a recipient's; public is its public half. A PKCS#11 module is asked without a login.
+	// Receives returns what is told of the key as a recipient's; public is its public half. A PKCS#11 module is asked
+	// without a login.
 	Receives(public crypto.PublicKey) (key.Receives, error)
 	// Keys logs in and returns all private keys that the settings match.
 	Keys() ([]Key, error)
@@ -57,7 +60,8 @@ type Store interface {
 	// Import stores a chain, leaf first, beside the key and returns how many certificates were not there before.
 	Import(k Key, chain []*x509.Certificate) (int, error)
 
-	// Delete removes a key with its public half and those of the certificates that are there. What is gone already is no failure.
+	// Delete removes a key with its public half and those of the certificates that are there. What is gone already is no
+	// failure.
 	Delete(k Key, certificates []*x509.Certificate) error
 
 	// WrappingKey returns the one trusted wrapping key that the reference names, or, when it is empty, the only one there.
@@ -120,7 +124,8 @@ func Matches(want config.URI, token key.Token) bool {
 }
 
 // ImportWrapping puts a trusted wrapping key on the token, as its security officer.
-func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey, value []byte) error {
+func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey,
+	value []byte) error {
 	if s.NetHSM != nil {
 		return nethsm.ImportWrapping()
 	}

@@ -10,10 +10,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// A PKCS#11 module is C code. A build without cgo has the NetHSM alone, and needs nothing of the system that it runs on.
+// A PKCS#11 module is C code. A build without cgo has the NetHSM alone, and needs nothing of the system that it runs
+// on.
 
 func noPKCS11() error {
-	return failure.New(failure.Invalid, "name a key on a NetHSM (nethsm:KEYID), or use the build with cgo", "this build has no PKCS#11")
+	return failure.New(failure.Invalid, "name a key on a NetHSM (nethsm:KEYID), or use the build with cgo",
+		"this build has no PKCS#11")
 }
 
 func openPKCS11(context.Context, *config.Settings) (Store, error) { return nil, noPKCS11() }

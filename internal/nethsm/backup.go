@@ -20,7 +20,8 @@ const (
 // Backup returns a backup of the whole NetHSM, encrypted by it under its backup passphrase.
 func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
 	if s.NetHSM.BackupUser == "" {
-		return nil, failure.New(failure.Denied, "write backup-user and backup-pin-source under nethsm in the config file: only a user of the role Backup may do this", "no user for backups of the NetHSM is named")
+		return nil, failure.New(failure.Denied,
+			"write backup-user and backup-pin-source under nethsm in the config file: only a user of the role Backup may do this", "no user for backups of the NetHSM is named")
 	}
 	c, err := newClient(ctx, s)
 	if err != nil {
@@ -28,13 +29,16 @@ func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
 	}
 	defer c.close()
 	as := &credential{user: s.NetHSM.BackupUser, source: s.NetHSM.BackupPINSource}
-	r := request{what: "the backup", method: http.MethodPost, path: "/system/backup", accept: typeBytes, as: as, limit: backupLimit, slow: true}
+	r := request{what: "the backup", method: http.MethodPost, path: "/system/backup", accept: typeBytes, as: as,
+		limit: backupLimit, slow: true}
 	a, err := c.do(r)
 	if err != nil {
 		return nil, err
 	}
 	if a.status == http.StatusPreconditionFailed {
-		return nil, failure.New(failure.Denied, "an administrator sets it once: nitropy nethsm set-backup-passphrase, or PUT /api/v1/config/backup-passphrase", "the NetHSM has no backup passphrase (412)")
+		return nil, failure.New(failure.Denied,
+			"an administrator sets it once: nitropy nethsm set-backup-passphrase, or PUT /api/v1/config/backup-passphrase",
+			"the NetHSM has no backup passphrase (412)")
 	}
 	if err := r.want(a, http.StatusOK); err != nil {
 		return nil, err
@@ -45,10 +49,11 @@ func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
 	return a.body, nil
 }
 
-// checkBackup verifies that a backup has all its parts, by the form that the NetHSM's source gives it: the magic and one byte of version,
-// then fields, each after its length in three bytes. The first are the salt, the version and the domain key, and in version 1 the device's
-// ID and its configuration's key; the others are one for each entry. In version 1 an empty field and a trailer end it. What is in the
-// fields is encrypted, so nobody can look further without the backup passphrase.
+// checkBackup verifies that a backup has all its parts, by the form that the NetHSM's source gives it: the magic and
+// one byte of version, then fields, each after its length in three bytes. The first are the salt, the version and the
+// domain key, and in version 1 the device's ID and its configuration's key; the others are one for each entry. In
+// version 1 an empty field and a trailer end it. What is in the fields is encrypted, so nobody can look further without
+// the backup passphrase.
 func checkBackup(backup []byte) error {
 	rest, ok := bytes.CutPrefix(backup, []byte(backupMagic))
 	if !ok || len(rest) == 0 {

@@ -26,7 +26,8 @@ func backup(version byte, fields int, end string) []byte {
 func TestCheckBackup(t *testing.T) {
 	const end = "\x00\x00\x00" + backupEnd
 	whole := backup(1, 7, end)
-	for name, good := range map[string][]byte{"version 1": whole, "without entries": backup(1, 5, end), "version 0": backup(0, 6, "")} {
+	for name, good := range map[string][]byte{"version 1": whole, "without entries": backup(1, 5, end),
+		"version 0": backup(0, 6, "")} {
 		if err := checkBackup(good); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -72,7 +73,8 @@ func TestBackup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := c.do(request{what: "setting the backup passphrase", method: http.MethodPut, path: "/config/backup-passphrase", as: admin,
+	a, err := c.do(request{what: "setting the backup passphrase", method: http.MethodPut,
+		path: "/config/backup-passphrase", as: admin,
 		body: []byte(`{"newPassphrase":"the backup passphrase","currentPassphrase":""}`)})
 	if err != nil || a.status != http.StatusNoContent {
 		t.Fatalf("%+v, %v", a, err)
@@ -82,7 +84,8 @@ func TestBackup(t *testing.T) {
 		t.Fatalf("%d bytes, %v", len(data), err)
 	}
 	servers[0].Inject("POST", "/system/backup", 0, nethsmtest.RespondWith(200, typeBytes, string(data[:len(data)-1])))
-	if _, err := Backup(context.Background(), s); err == nil || !strings.Contains(err.Error(), "does not end as a backup") {
+	if _, err := Backup(context.Background(), s); err == nil ||
+		!strings.Contains(err.Error(), "does not end as a backup") {
 		t.Errorf("one that ends early: %v", err)
 	}
 }

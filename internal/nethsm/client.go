@@ -1,9 +1,9 @@
-// Package nethsm is the backend for Nitrokey's NetHSM: its REST API, as Nitrokey describes it in OpenAPI, in plain Go. No module and
-// no C code is needed for a key of the reference nethsm:KEYID.
+// Package nethsm is the backend for Nitrokey's NetHSM: its REST API, as Nitrokey describes it in OpenAPI, in plain Go.
+// No module and no C code is needed for a key of the reference nethsm:KEYID.
 //
-// client.go sends requests to the instances of one cluster, in turn and within a time; tls.go and credential.go say who is who;
-// words.go says what went wrong; store.go and key.go are the keystore's store and key on top; setup.go and manage.go serve the commands
-// around it.
+// client.go sends requests to the instances of one cluster, in turn and within a time; tls.go and credential.go say who
+// is who; words.go says what went wrong; store.go and key.go are the keystore's store and key on top; setup.go and
+// manage.go serve the commands around it.
 package nethsm
 
 import (
@@ -26,9 +26,10 @@ import (
 )
 
 const (
-	apiPath     = "/api/v1"
-	answerLimit = int64(4 << 20) // bytes; NetHSM takes certificates up to 1 MB, and a list has some hundred bytes for each key
-	rounds      = 6              // through all instances, before giving up
+	apiPath = "/api/v1"
+	// bytes; NetHSM takes certificates up to 1 MB, and a list has some hundred bytes for each key
+	answerLimit = int64(4 << 20)
+	rounds      = 6 // through all instances, before giving up
 	firstPause  = 100 * time.Millisecond
 	dialLimit   = 5 * time.Second
 	connections = 16 // to one instance, as many as sessions with a PKCS#11 token
@@ -84,11 +85,13 @@ func newClient(ctx context.Context, s *config.Settings) (*client, error) {
 	dialer := &net.Dialer{Timeout: min(dialLimit, c.share(s.Timeout))}
 	c.http = &http.Client{
 		Transport: &http.Transport{
-			DialContext: dialer.DialContext, TLSClientConfig: t, // and no proxy: none has to know of a passphrase that goes to an HSM
+			// and no proxy: none has to know of a passphrase that goes to an HSM
+			DialContext: dialer.DialContext, TLSClientConfig: t,
 			MaxConnsPerHost: connections, MaxIdleConnsPerHost: connections, IdleConnTimeout: time.Minute,
 			DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the passphrase goes nowhere else
+		// the passphrase goes nowhere else
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil
 }
@@ -98,9 +101,9 @@ func (c *client) share(limit time.Duration) time.Duration {
 	return limit / time.Duration(len(c.settings.NetHSM.Instances))
 }
 
-// do sends a request to the instances in turn, from the one that worked last, until one answers. An instance that is not reached, or
-// answers 5xx or 429, or is not operational, is passed over; when all are, it tries again after a pause, as long as waiting can help and
-// the timeout allows. Any other answer is returned, whatever its status.
+// do sends a request to the instances in turn, from the one that worked last, until one answers. An instance that is
+// not reached, or answers 5xx or 429, or is not operational, is passed over; when all are, it tries again after a
+// pause, as long as waiting can help and the timeout allows. Any other answer is returned, whatever its status.
 func (c *client) do(r request) (*answer, error) {
 	if err := r.ready(c); err != nil {
 		return nil, err
@@ -232,10 +235,12 @@ func (c *client) try(ctx context.Context, share time.Duration, instance string, 
 		return nil, t
 	case a.status >= 500:
 		return nil, &trouble{instance: instance, sent: true, waiting: true, err: failure.New(failure.Internal,
-			"look at its log; 'notation-hsm nethsm status' shows the instances", "%s answers %d (%s)%s", instance, a.status, http.StatusText(a.status), said(a))}
+			"look at its log; 'notation-hsm nethsm status' shows the instances", "%s answers %d (%s)%s", instance, a.status,
+			http.StatusText(a.status), said(a))}
 	case a.status == http.StatusTooManyRequests: // so no passphrase was looked at
 		return nil, &trouble{instance: instance, waiting: true, err: failure.New(failure.Throttled,
-			"wrong passphrases slow it down: find out who sends them, wait a little, and try again", "%s takes no more logins for now (429)", instance)}
+			"wrong passphrases slow it down: find out who sends them, wait a little, and try again",
+			"%s takes no more logins for now (429)", instance)}
 	case a.status == http.StatusPreconditionFailed:
 		if state := c.stateOf(ctx, instance); state != Operational {
 			return nil, notOperational(instance, state)
@@ -245,7 +250,8 @@ func (c *client) try(ctx context.Context, share time.Duration, instance string, 
 }
 
 // send is one HTTP request. sent reports whether it went out.
-func (c *client) send(ctx context.Context, instance string, r request, secret []byte) (a *answer, sent bool, err error) {
+func (c *client) send(ctx context.Context, instance string, r request, secret []byte) (a *answer, sent bool,
+	err error) {
 	var out atomic.Bool
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { out.Store(true) }})
 	q, err := http.NewRequestWithContext(ctx, r.method, instance+apiPath+r.path, bytes.NewReader(r.body))
@@ -267,12 +273,14 @@ func (c *client) send(ctx context.Context, instance string, r request, secret []
 	defer response.Body.Close()
 	limit := cmp.Or(r.limit, answerLimit)
 	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
-	slog.Debug("NetHSM", "instance", instance, "what", r.what, "method", r.method, "status", response.StatusCode, "took", time.Since(began), "error", err)
+	slog.Debug("NetHSM", "instance", instance, "what", r.what, "method", r.method, "status", response.StatusCode, "took",
+		time.Since(began), "error", err)
 	if err != nil {
 		return nil, true, err
 	}
 	if int64(len(body)) > limit {
-		return nil, true, failure.New(failure.Internal, "check that the URL is a NetHSM's", "%s failed: %s answers with more than %d bytes", r.what, instance, limit)
+		return nil, true, failure.New(failure.Internal, "check that the URL is a NetHSM's",
+			"%s failed: %s answers with more than %d bytes", r.what, instance, limit)
 	}
 	return &answer{response.StatusCode, body}, true, nil
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
-// credential is a user of the NetHSM and the way to the passphrase. A passphrase that was refused is not sent again, to no instance:
-// until one request has shown that it is right, the others wait.
+// credential is a user of the NetHSM and the way to the passphrase. A passphrase that was refused is not sent again, to
+// no instance: until one request has shown that it is right, the others wait.
 type credential struct {
 	user   string
 	source string // as internal/pin reads it
@@ -31,7 +31,9 @@ type credential struct {
 // operator is the user who signs, in the words of the settings.
 func operator(s *config.Settings) (*credential, error) {
 	if s.NetHSM.User == "" {
-		return nil, failure.New(failure.Denied, "write user: NAME under nethsm in the config file, or set NOTATION_HSM_NETHSM_USER", "no user of the NetHSM is named")
+		return nil, failure.New(failure.Denied,
+			"write user: NAME under nethsm in the config file, or set NOTATION_HSM_NETHSM_USER",
+			"no user of the NetHSM is named")
 	}
 	return &credential{user: s.NetHSM.User, source: s.PINSource, given: s.PIN, withheld: s.NetHSM.Withheld}, nil
 }
@@ -39,7 +41,8 @@ func operator(s *config.Settings) (*credential, error) {
 // administrator is the user who makes and deletes keys and stores certificates.
 func administrator(s *config.Settings) (*credential, error) {
 	if s.NetHSM.Administrator == "" {
-		return nil, failure.New(failure.Denied, "write administrator and administrator-pin-source under nethsm in the config file: an operator can't change keys",
+		return nil, failure.New(failure.Denied,
+			"write administrator and administrator-pin-source under nethsm in the config file: an operator can't change keys",
 			"this needs an administrator of the NetHSM, and none is named")
 	}
 	return &credential{user: s.NetHSM.Administrator, source: s.NetHSM.AdministratorPINSource}, nil
@@ -94,7 +97,8 @@ func (c *credential) use(send func(secret []byte) (status int, err error)) error
 var errStranger = errors.New("unknown user or wrong passphrase")
 
 func (c *credential) refused() error {
-	f := failure.New(failure.Denied, "the passphrase is wrong, or there is no such user; check them. Nothing tries the passphrase again by itself",
+	f := failure.New(failure.Denied,
+		"the passphrase is wrong, or there is no such user; check them. Nothing tries the passphrase again by itself",
 		"the NetHSM does not let user %s in", c.user)
 	f.Err = errStranger
 	return f
@@ -118,13 +122,16 @@ func (c *credential) fetch(ctx context.Context, limit time.Duration) (*pin.Secre
 			return pin.From(c.given)
 		}
 		if c.withheld {
-			return nil, failure.New(failure.Denied, "write pin-source under nethsm in the config file, or set NOTATION_HSM_NETHSM_PIN_SOURCE; better, set fingerprints or ca-file",
+			return nil, failure.New(failure.Denied,
+				"write pin-source under nethsm in the config file, or set NOTATION_HSM_NETHSM_PIN_SOURCE; better, set fingerprints or ca-file",
 				"no passphrase for user %s of the NetHSM: its TLS certificate is not verified (insecure), and a PIN that is set for any token is not sent to whoever answers", c.user)
 		}
-		return nil, failure.New(failure.Denied, `set pin-source (of the administrator: administrator-pin-source) to env:NAME, file:/path, "exec:command args" or prompt`,
+		return nil, failure.New(failure.Denied,
+			`set pin-source (of the administrator: administrator-pin-source) to env:NAME, file:/path, "exec:command args" or prompt`,
 			"no passphrase for user %s of the NetHSM: no pin-source is set", c.user)
 	case pin.None:
-		return nil, failure.New(failure.Denied, "use another pin-source", "pin-source is none, but a NetHSM wants a passphrase of user %s", c.user)
+		return nil, failure.New(failure.Denied, "use another pin-source",
+			"pin-source is none, but a NetHSM wants a passphrase of user %s", c.user)
 	case pin.Prompt: // a person takes as long as they take
 		return pin.Read(ctx, c.source, "NetHSM user "+c.user)
 	}

@@ -24,8 +24,8 @@ type restrictions struct {
 	Tags []string `json:"tags,omitempty"`
 }
 
-// Generate makes a key, as the administrator, with the label as its ID, for one usage and the ways of its spec alone. Another id is not
-// kept: a key of a NetHSM has one name.
+// Generate makes a key, as the administrator, with the label as its ID, for one usage and the ways of its spec alone.
+// Another id is not kept: a key of a NetHSM has one name.
 func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
 	store, err := Open(ctx, s)
 	if err != nil {
@@ -51,7 +51,8 @@ func (s *Store) generate(r key.Request) (*Key, error) {
 	uri := k.name()
 	if there, err := k.exists(s.change); err != nil || there {
 		if there {
-			err = failure.New(failure.Invalid, "choose another label, or use the key that is there: see 'notation-hsm key show "+uri+"'", "the NetHSM has a key %s already", uri)
+			err = failure.New(failure.Invalid, "choose another label, or use the key that is there: see 'notation-hsm key show "+
+				uri+"'", "the NetHSM has a key %s already", uri)
 		}
 		return nil, err
 	}
@@ -70,8 +71,10 @@ func (s *Store) generate(r key.Request) (*Key, error) {
 
 // terms says in NetHSM's words which key is asked for, if it can be had at all.
 func terms(r key.Request) (generation, error) {
-	if uri, err := config.ParseURI(config.NetHSMScheme + r.Label); err != nil || strings.HasSuffix(uri.Object, "*") || uri.Object == "" {
-		return generation{}, failure.New(failure.Invalid, `use letters, digits and "_.-", at most 128 of them`, "%q can't be the ID of a key on a NetHSM", r.Label)
+	if uri, err := config.ParseURI(config.NetHSMScheme + r.Label); err != nil || strings.HasSuffix(uri.Object, "*") ||
+		uri.Object == "" {
+		return generation{}, failure.New(failure.Invalid, `use letters, digits and "_.-", at most 128 of them`,
+			"%q can't be the ID of a key on a NetHSM", r.Label)
 	}
 	g := generation{ID: r.Label, Type: map[int]string{256: "EC_P256", 384: "EC_P384", 521: "EC_P521"}[r.Spec.Bits]}
 	if len(r.Tags) > 0 {
@@ -82,9 +85,11 @@ func terms(r key.Request) (generation, error) {
 	}
 	switch {
 	case r.Usage == key.Decrypt && !r.Spec.IsRSA():
-		return generation{}, failure.New(failure.Invalid, "use an RSA key, as in --spec RSA-3072", "a NetHSM agrees on no keys (ECDH), so its %s keys open nothing", r.Spec.Name)
+		return generation{}, failure.New(failure.Invalid, "use an RSA key, as in --spec RSA-3072",
+			"a NetHSM agrees on no keys (ECDH), so its %s keys open nothing", r.Spec.Name)
 	case r.Usage == key.Decrypt: // OAEP alone: PKCS #1 v1.5 tells too much about what it opens
-		g.Mechanisms = []string{"RSA_Decryption_OAEP_SHA1", "RSA_Decryption_OAEP_SHA256", "RSA_Decryption_OAEP_SHA384", "RSA_Decryption_OAEP_SHA512"}
+		g.Mechanisms = []string{"RSA_Decryption_OAEP_SHA1", "RSA_Decryption_OAEP_SHA256", "RSA_Decryption_OAEP_SHA384",
+			"RSA_Decryption_OAEP_SHA512"}
 	case r.Spec.IsRSA():
 		g.Mechanisms = []string{"RSA_Signature_PSS_" + hashNames[r.Spec.Hash]}
 	default:

@@ -37,7 +37,8 @@ func (k *Key) name() string { return config.NetHSMScheme + k.id }
 
 // hashNames are as the modes of the API have them.
 var hashNames = map[crypto.Hash]string{
-	crypto.SHA1: "SHA1", crypto.SHA224: "SHA224", crypto.SHA256: "SHA256", crypto.SHA384: "SHA384", crypto.SHA512: "SHA512",
+	crypto.SHA1: "SHA1", crypto.SHA224: "SHA224", crypto.SHA256: "SHA256", crypto.SHA384: "SHA384",
+	crypto.SHA512: "SHA512",
 }
 
 // signing is SignRequestData of the API.
@@ -46,8 +47,9 @@ type signing struct {
 	Message string `json:"message"` // base64
 }
 
-// Sign signs a digest: *rsa.PSSOptions select RSASSA-PSS (RFC 8017, section 8.1; the salt is as long as the digest, whatever they say),
-// a crypto.Hash PKCS #1 v1.5 or ECDSA. An ECDSA signature is ASN.1 DER. rand is not used: the NetHSM has its own.
+// Sign signs a digest: *rsa.PSSOptions select RSASSA-PSS (RFC 8017, section 8.1; the salt is as long as the digest,
+// whatever they say), a crypto.Hash PKCS #1 v1.5 or ECDSA. An ECDSA signature is ASN.1 DER. rand is not used: the
+// NetHSM has its own.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	hash := opts.HashFunc()
 	name, known := hashNames[hash]
@@ -92,7 +94,8 @@ func (k *Key) SignMessage(rand io.Reader, message []byte, opts crypto.SignerOpts
 
 // hashOIDs are the identifiers of the hashes (RFC 8017, appendix B.1).
 var hashOIDs = map[crypto.Hash]asn1.ObjectIdentifier{
-	crypto.SHA256: {2, 16, 840, 1, 101, 3, 4, 2, 1}, crypto.SHA384: {2, 16, 840, 1, 101, 3, 4, 2, 2}, crypto.SHA512: {2, 16, 840, 1, 101, 3, 4, 2, 3},
+	crypto.SHA256: {2, 16, 840, 1, 101, 3, 4, 2, 1}, crypto.SHA384: {2, 16, 840, 1, 101, 3, 4, 2, 2},
+	crypto.SHA512: {2, 16, 840, 1, 101, 3, 4, 2, 3},
 }
 
 // digestInfo puts a digest into the structure that RSASSA-PKCS1-v1_5 signs (RFC 8017, section 9.2).
@@ -131,8 +134,9 @@ type decryption struct {
 	Encrypted string `json:"encrypted"` // base64
 }
 
-// Decrypt opens an RSA ciphertext: RSAES-OAEP without a label (*rsa.OAEPOptions) or RSAES-PKCS1-v1_5 (*rsa.PKCS1v15DecryptOptions). With
-// its SessionKeyLen, a ciphertext that does not open gives a random key, so that nobody learns from errors which ones are well formed.
+// Decrypt opens an RSA ciphertext: RSAES-OAEP without a label (*rsa.OAEPOptions) or RSAES-PKCS1-v1_5
+// (*rsa.PKCS1v15DecryptOptions). With its SessionKeyLen, a ciphertext that does not open gives a random key, so that
+// nobody learns from errors which ones are well formed.
 func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
 	if _, isRSA := k.public.(*rsa.PublicKey); !isRSA {
 		return nil, failure.New(failure.Invalid, "use an RSA key", "key %s is no RSA key, so it decrypts nothing", k.name())
@@ -141,7 +145,9 @@ func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts)
 	case *rsa.OAEPOptions:
 		name, known := hashNames[o.Hash]
 		if !known || len(o.Label) > 0 || (o.MGFHash != 0 && o.MGFHash != o.Hash) {
-			return nil, failure.New(failure.Invalid, "use one of SHA-1, SHA-224, SHA-256, SHA-384 and SHA-512 for both hashes, and no label", "a NetHSM does not do OAEP in this way (%v)", o.Hash)
+			return nil, failure.New(failure.Invalid,
+				"use one of SHA-1, SHA-224, SHA-256, SHA-384 and SHA-512 for both hashes, and no label",
+				"a NetHSM does not do OAEP in this way (%v)", o.Hash)
 		}
 		return k.decrypt("OAEP_"+name, ciphertext)
 	case *rsa.PKCS1v15DecryptOptions: //nolint:staticcheck // deprecated as dangerous, and what CMS in images has
@@ -179,7 +185,8 @@ func (k *Key) decrypt(mode string, ciphertext []byte) ([]byte, error) {
 
 // ECDH fails: NetHSM does not have it.
 func (k *Key) ECDH(*ecdh.PublicKey) ([]byte, error) {
-	return nil, failure.New(failure.Invalid, "use an RSA key for what is to be opened with a NetHSM", "a NetHSM agrees on no keys (ECDH), so key %s can't open this", k.name())
+	return nil, failure.New(failure.Invalid, "use an RSA key for what is to be opened with a NetHSM",
+		"a NetHSM agrees on no keys (ECDH), so key %s can't open this", k.name())
 }
 
 // description is PublicKey of the API.
@@ -203,7 +210,9 @@ func (k *Key) ReadPublic() (crypto.PublicKey, error) {
 	}
 	public, err := d.public()
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521", "key %s can't be used: %w", k.name(), err)
+		return nil, failure.New(failure.Invalid,
+			"use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521", "key %s can't be used: %w",
+			k.name(), err)
 	}
 	return public, nil
 }
@@ -222,7 +231,8 @@ func (k *Key) describe(ask func(request, ...int) (*answer, error)) (*description
 }
 
 func (k *Key) exists(ask func(request, ...int) (*answer, error)) (bool, error) {
-	a, err := ask(request{what: "looking for key " + k.name(), method: http.MethodGet, path: keyPath(k.id)}, http.StatusOK, http.StatusNotFound)
+	a, err := ask(request{what: "looking for key " + k.name(), method: http.MethodGet, path: keyPath(k.id)}, http.StatusOK,
+		http.StatusNotFound)
 	return err == nil && a.status == http.StatusOK, err
 }
 
@@ -244,7 +254,8 @@ func (k *Key) isAs(g generation) (bool, error) {
 	if g.Restrictions != nil {
 		tags = g.Restrictions.Tags
 	}
-	return d.Type == g.Type && d.Operations == 0 && (!isRSA || p.N.BitLen() == g.Length) && sameSet(d.Mechanisms, g.Mechanisms) &&
+	return d.Type == g.Type && d.Operations == 0 && (!isRSA || p.N.BitLen() == g.Length) &&
+		sameSet(d.Mechanisms, g.Mechanisms) &&
 		sameSet(d.Restrictions.Tags, tags), nil
 }
 
@@ -270,7 +281,8 @@ func (d *description) public() (crypto.PublicKey, error) {
 	if d.Public == nil {
 		return nil, fmt.Errorf("a key of type %q has no public half", clip(d.Type))
 	}
-	curve := map[string]elliptic.Curve{"EC_P256": elliptic.P256(), "EC_P384": elliptic.P384(), "EC_P521": elliptic.P521()}[d.Type]
+	curve := map[string]elliptic.Curve{"EC_P256": elliptic.P256(), "EC_P384": elliptic.P384(),
+		"EC_P521": elliptic.P521()}[d.Type]
 	switch {
 	case curve != nil:
 		return ecdsa.ParseUncompressedPublicKey(curve, d.Public.Data)
@@ -294,7 +306,8 @@ func parseKeyList(body []byte) ([]string, error) {
 	}
 	ids := make([]string, len(list))
 	for i, item := range list {
-		if uri, err := config.ParseURI(config.NetHSMScheme + item.ID); err != nil || uri.Object == "" || strings.HasSuffix(item.ID, "*") {
+		if uri, err := config.ParseURI(config.NetHSMScheme + item.ID); err != nil || uri.Object == "" ||
+			strings.HasSuffix(item.ID, "*") {
 			return nil, fmt.Errorf("it has a key with the ID %q", clip(item.ID))
 		}
 		ids[i] = item.ID

@@ -39,7 +39,8 @@ type Status struct {
 	Remark    string     `json:"remark,omitempty"` // why versions or members are missing
 }
 
-// Ask asks each instance for its state, and, if the settings name an administrator, for its version and the cluster's members.
+// Ask asks each instance for its state, and, if the settings name an administrator, for its version and the cluster's
+// members.
 func Ask(ctx context.Context, s *config.Settings) (*Status, error) {
 	c, err := newClient(ctx, s)
 	if err != nil {
@@ -150,8 +151,8 @@ type moduleKeepalive struct {
 	Retries  int `yaml:"retries"`
 }
 
-// ModuleConfig returns the configuration of Nitrokey's PKCS#11 module (p11nethsm.conf) for what the settings say: one slot of this
-// label. It holds no passphrase. The log goes to a file and nowhere else.
+// ModuleConfig returns the configuration of Nitrokey's PKCS#11 module (p11nethsm.conf) for what the settings say: one
+// slot of this label. It holds no passphrase. The log goes to a file and nowhere else.
 func ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
 	if err := examineTrust(s.NetHSM); err != nil {
 		return nil, err
@@ -159,7 +160,8 @@ func ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
 	tries, each := moduleTries(s.Timeout, len(s.NetHSM.Instances))
 	slot := moduleSlot{
 		Label:   label,
-		Retries: moduleRetries{Count: tries - 1, Delay: 1}, Keepalive: moduleKeepalive{Time: 600, Interval: 60, Retries: 3}, MaxIdle: 1800,
+		Retries: moduleRetries{Count: tries - 1, Delay: 1}, Keepalive: moduleKeepalive{Time: 600, Interval: 60, Retries: 3},
+		MaxIdle: 1800,
 		Timeout: each,
 	}
 	if _, err := operator(s); err != nil {
@@ -177,8 +179,10 @@ func ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
 		slot.Instances = append(slot.Instances, i)
 	}
 	if log != os.DevNull && log != "" {
-		if f, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); err != nil { // the module would crash on it
-			return nil, failure.New(failure.Invalid, "name a file that those who sign can write", "can't open the log file: %w", err)
+		// the module would crash on it
+		if f, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
+			return nil, failure.New(failure.Invalid, "name a file that those who sign can write", "can't open the log file: %w",
+				err)
 		} else if err := f.Close(); err != nil {
 			return nil, err
 		}
@@ -203,8 +207,9 @@ disable_thread_pool: true
 disable_threads: false
 `
 
-// moduleTries is how often the module asks, a second apart, and how many seconds it waits each time: in all less than the timeout, after
-// which this program gives up on the module without having heard why. Each instance has a turn if there is time.
+// moduleTries is how often the module asks, a second apart, and how many seconds it waits each time: in all less than
+// the timeout, after which this program gives up on the module without having heard why. Each instance has a turn if
+// there is time.
 func moduleTries(timeout time.Duration, instances int) (tries, each int) {
 	budget := timeout.Seconds() - 0.5
 	for tries = max(4, instances); tries > 1; tries-- {

@@ -49,7 +49,8 @@ func start(t *testing.T, instances int) ([]*nethsmtest.Server, *config.Settings)
 	t.Setenv("OPERATOR_PASSPHRASE", operatorPassphrase)
 	s := &config.Settings{
 		Key: config.URI{NetHSM: true, Object: "release"}, PINSource: "env:OPERATOR_PASSPHRASE", Timeout: 10 * time.Second,
-		NetHSM: &config.NetHSM{User: nethsmtest.OperatorUser, Administrator: nethsmtest.AdminUser, AdministratorPINSource: "env:ADMIN_PASSPHRASE"},
+		NetHSM: &config.NetHSM{User: nethsmtest.OperatorUser, Administrator: nethsmtest.AdminUser,
+			AdministratorPINSource: "env:ADMIN_PASSPHRASE"},
 	}
 	for _, server := range servers {
 		s.NetHSM.Instances = append(s.NetHSM.Instances, "https://"+server.Address)
@@ -88,8 +89,8 @@ func paths(server *nethsmtest.Server, method string) (found []string) {
 	return found
 }
 
-// TestFailover stops and restarts instances under 500 signatures of many goroutines: none is lost, none is wrong, and each instance
-// has made some.
+// TestFailover stops and restarts instances under 500 signatures of many goroutines: none is lost, none is wrong, and
+// each instance has made some.
 func TestFailover(t *testing.T) {
 	servers, s := start(t, 3)
 	private := ecKey(t, servers[0])
@@ -183,7 +184,8 @@ func TestNotRepeated(t *testing.T) {
 	if err != nil || fault.Hits() != 1 {
 		t.Fatalf("%d hits: %v", fault.Hits(), err)
 	}
-	if n := len(paths(servers[0], http.MethodPost)) + len(paths(servers[1], http.MethodPost)); n != 1 || info.Public == nil {
+	if n := len(paths(servers[0], http.MethodPost)) + len(paths(servers[1], http.MethodPost)); n != 1 ||
+		info.Public == nil {
 		t.Errorf("the key was asked for %d times", n)
 	}
 
@@ -203,7 +205,8 @@ func TestNotRepeated(t *testing.T) {
 
 	// Cut before it has its effect, it is sent again.
 	fault = servers[0].Inject(http.MethodPost, "/keys/generate", 1, nethsmtest.Drop())
-	if _, err := Generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "second"}); err != nil || fault.Hits() != 1 {
+	if _, err := Generate(context.Background(), s,
+		key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "second"}); err != nil || fault.Hits() != 1 {
 		t.Errorf("%d hits: %v", fault.Hits(), err)
 	}
 	// So is one that another instance took in the meantime: the second answer, that there is one already, is no failure.
@@ -226,7 +229,8 @@ func TestWrongPassphrase(t *testing.T) {
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
-			if _, err := k.SignMessage(nil, []byte("payload"), crypto.SHA256); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "user operator") {
+			if _, err := k.SignMessage(nil, []byte("payload"), crypto.SHA256); !failure.Is(err, failure.Denied) ||
+				!strings.Contains(err.Error(), "user operator") {
 				t.Error(err)
 			}
 		})
@@ -327,30 +331,39 @@ func TestErrors(t *testing.T) {
 		"unprovisioned": {state(nethsmtest.Unprovisioned), sign, failure.Denied, "is Unprovisioned"},
 		"bad request":   {inject(nethsmtest.Respond(400)), sign, failure.Invalid, "(400)"},
 		"forbidden":     {inject(nethsmtest.Respond(403)), sign, failure.Denied, "user operator may not do that (403)"},
-		"tag":           {func(server *nethsmtest.Server, _ *config.Settings) { ecKey(t, server, "berlin") }, sign, failure.Denied, "(403)"},
-		"no key":        {func(_ *nethsmtest.Server, s *config.Settings) { s.Key.Object = "other" }, sign, failure.Invalid, "there is no such key"},
-		"conflict":      {inject(nethsmtest.Respond(409)), sign, failure.Invalid, "(409)"},
-		"precondition":  {inject(nethsmtest.Respond(412)), sign, failure.Denied, "precondition"},
-		"throttled":     {inject(nethsmtest.Respond(429)), sign, failure.Throttled, "no more logins for now (429)"},
-		"server error":  {inject(nethsmtest.Respond(503)), sign, failure.Internal, "503"},
-		"redirect":      {inject(nethsmtest.Respond(302)), sign, failure.Internal, "302"},
-		"malformed":     {inject(nethsmtest.Malformed()), sign, failure.Internal, "can't be read"},
-		"empty":         {inject(nethsmtest.RespondWith(200, "application/json", `{}`)), sign, failure.Internal, "no signature"},
-		"huge":          {inject(nethsmtest.Huge(64 << 20)), sign, failure.Internal, "more than"},
+		"tag": {func(server *nethsmtest.Server, _ *config.Settings) { ecKey(t, server, "berlin") }, sign,
+			failure.Denied, "(403)"},
+		"no key": {func(_ *nethsmtest.Server, s *config.Settings) { s.Key.Object = "other" }, sign, failure.Invalid,
+			"there is no such key"},
+		"conflict":     {inject(nethsmtest.Respond(409)), sign, failure.Invalid, "(409)"},
+		"precondition": {inject(nethsmtest.Respond(412)), sign, failure.Denied, "precondition"},
+		"throttled":    {inject(nethsmtest.Respond(429)), sign, failure.Throttled, "no more logins for now (429)"},
+		"server error": {inject(nethsmtest.Respond(503)), sign, failure.Internal, "503"},
+		"redirect":     {inject(nethsmtest.Respond(302)), sign, failure.Internal, "302"},
+		"malformed":    {inject(nethsmtest.Malformed()), sign, failure.Internal, "can't be read"},
+		"empty": {inject(nethsmtest.RespondWith(200, "application/json", `{}`)), sign, failure.Internal,
+			"no signature"},
+		"huge": {inject(nethsmtest.Huge(64 << 20)), sign, failure.Internal, "more than"},
 		"no host": {func(_ *nethsmtest.Server, s *config.Settings) {
 			s.NetHSM.Instances = []string{"https://no-such-host.invalid"}
 		}, sign, failure.Invalid, "no host"},
-		"no user":       {func(_ *nethsmtest.Server, s *config.Settings) { s.NetHSM.User, s.NetHSM.Administrator = "", "" }, sign, failure.Denied, "no user"},
-		"no passphrase": {func(_ *nethsmtest.Server, s *config.Settings) { s.PINSource = "" }, sign, failure.Denied, "no passphrase"},
-		"fingerprint":   {func(_ *nethsmtest.Server, s *config.Settings) { s.NetHSM.Fingerprints = [][32]byte{{1}} }, sign, failure.Denied, "none of those in fingerprints"},
-		"unknown issuer": {func(_ *nethsmtest.Server, s *config.Settings) { s.NetHSM.Fingerprints = nil }, sign, failure.Denied,
+		"no user": {func(_ *nethsmtest.Server, s *config.Settings) { s.NetHSM.User, s.NetHSM.Administrator = "", "" },
+			sign, failure.Denied, "no user"},
+		"no passphrase": {func(_ *nethsmtest.Server, s *config.Settings) { s.PINSource = "" }, sign, failure.Denied,
+			"no passphrase"},
+		"fingerprint": {func(_ *nethsmtest.Server, s *config.Settings) { s.NetHSM.Fingerprints = [][32]byte{{1}} }, sign,
+			failure.Denied, "none of those in fingerprints"},
+		"unknown issuer": {func(_ *nethsmtest.Server, s *config.Settings) { s.NetHSM.Fingerprints = nil }, sign,
+			failure.Denied,
 			"does not verify"},
 		"no administrator": {func(_ *nethsmtest.Server, s *config.Settings) { s.NetHSM.Administrator = "" },
-			func(store *Store) error { return store.Delete(&Key{store: store, id: "release"}, nil) }, failure.Denied, "needs an administrator"},
+			func(store *Store) error { return store.Delete(&Key{store: store, id: "release"}, nil) }, failure.Denied,
+			"needs an administrator"},
 		"operator as administrator": {func(_ *nethsmtest.Server, s *config.Settings) {
 			s.NetHSM.Administrator, s.NetHSM.AdministratorPINSource = "operator", "env:OPERATOR_PASSPHRASE"
 		}, func(store *Store) error { return store.Delete(&Key{store: store, id: "release"}, nil) }, failure.Denied, "(403)"},
-		"wrapping": {func(*nethsmtest.Server, *config.Settings) {}, func(store *Store) error { _, err := store.Wrap(nil, config.URI{}); return err },
+		"wrapping": {func(*nethsmtest.Server, *config.Settings) {},
+			func(store *Store) error { _, err := store.Wrap(nil, config.URI{}); return err },
 			failure.Invalid, "wraps no keys"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -425,7 +438,8 @@ func TestDecrypt(t *testing.T) {
 	if opened, err := k.Decrypt(nil, sealed, &rsa.PKCS1v15DecryptOptions{SessionKeyLen: 32}); err != nil || len(opened) != 32 { //nolint:staticcheck // the same
 		t.Errorf("PKCS #1 v1.5, damaged: %d bytes, %v", len(opened), err)
 	}
-	if _, err := k.Decrypt(nil, sealed, &rsa.OAEPOptions{Hash: crypto.SHA1, Label: []byte("x")}); !failure.Is(err, failure.Invalid) {
+	if _, err := k.Decrypt(nil, sealed, &rsa.OAEPOptions{Hash: crypto.SHA1, Label: []byte("x")}); !failure.Is(err,
+		failure.Invalid) {
 		t.Error(err)
 	}
 	if _, err := k.ECDH(nil); !failure.Is(err, failure.Invalid) {
@@ -444,7 +458,8 @@ func TestGenerate(t *testing.T) {
 	}
 	for _, r := range []key.Request{
 		{Spec: key.Specs[3], Usage: key.Decrypt, Label: "ec"}, {Spec: key.Specs[3], Usage: key.Sign, Label: "recipient"},
-		{Spec: key.Specs[3], Usage: key.Sign, Label: "no/path"}, {Spec: key.Specs[3], Usage: key.Sign, Label: "x", Wrappable: true}, {Spec: key.Specs[3], Usage: key.Sign},
+		{Spec: key.Specs[3], Usage: key.Sign, Label: "no/path"},
+		{Spec: key.Specs[3], Usage: key.Sign, Label: "x", Wrappable: true}, {Spec: key.Specs[3], Usage: key.Sign},
 	} {
 		if _, err := Generate(ctx, s, r); !failure.Is(err, failure.Invalid) {
 			t.Errorf("%q: %v", r.Label, err)
@@ -462,15 +477,18 @@ func TestGenerate(t *testing.T) {
 // TestModuleConfig writes what Nitrokey's module reads.
 func TestModuleConfig(t *testing.T) {
 	s := &config.Settings{Timeout: 30 * time.Second, NetHSM: &config.NetHSM{
-		Instances: []string{"https://a.example.com", "https://b.example.com:8443"}, User: "signing~operator", Fingerprints: [][32]byte{sha256.Sum256(nil)},
+		Instances: []string{"https://a.example.com", "https://b.example.com:8443"}, User: "signing~operator",
+		Fingerprints: [][32]byte{sha256.Sum256(nil)},
 	}}
 	conf, err := ModuleConfig(s, "signing", os.DevNull)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"url: https://a.example.com/api/v1", "url: https://b.example.com:8443/api/v1", "username: signing~operator", "label: signing",
-		hex.EncodeToString(s.NetHSM.Fingerprints[0][:]), "timeout_seconds: 6", "log_file: /dev/null", "\ndisable_thread_pool: true\n", "\ndisable_threads: false\n",
+		"url: https://a.example.com/api/v1", "url: https://b.example.com:8443/api/v1", "username: signing~operator",
+		"label: signing",
+		hex.EncodeToString(s.NetHSM.Fingerprints[0][:]), "timeout_seconds: 6", "log_file: /dev/null",
+		"\ndisable_thread_pool: true\n", "\ndisable_threads: false\n",
 	} {
 		if !bytes.Contains(conf, []byte(want)) {
 			t.Errorf("%s is missing in\n%s", want, conf)
@@ -499,7 +517,8 @@ func selfSigned(t *testing.T, signer crypto.Signer) *x509.Certificate {
 func FuzzAnswers(f *testing.F) {
 	for _, seed := range []string{
 		"", "{}", "null", `{"state":"Locked"}`, `[{"id":"release"},{"id":"../x"}]`, `{"message":"no"}`,
-		`{"type":"EC_P256","public":{"data":"BA=="}}`, `{"type":"RSA","public":{"modulus":"AQAB","publicExponent":"AQAB"}}`, `{"type":"Generic"}`,
+		`{"type":"EC_P256","public":{"data":"BA=="}}`, `{"type":"RSA","public":{"modulus":"AQAB","publicExponent":"AQAB"}}`,
+		`{"type":"Generic"}`,
 		"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n", "0\x82",
 	} {
 		f.Add([]byte(seed))

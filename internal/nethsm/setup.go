@@ -21,7 +21,8 @@ type Order struct {
 	Request key.Request // Label is the key ID
 	Tag     string
 
-	// Root is an administrator outside of any namespace, who makes a namespace and its administrator; "" when they are there.
+	// Root is an administrator outside of any namespace, who makes a namespace and its administrator; "" when they are
+	// there.
 	Root, RootPINSource string
 }
 
@@ -98,7 +99,8 @@ func (p *Setup) look() error {
 	user, admin := p.store.settings.NetHSM.User, p.store.settings.NetHSM.Administrator
 	namespace := namespaceOf(user)
 	if user == admin || namespace != namespaceOf(admin) {
-		return failure.New(failure.Invalid, "name an administrator of the same namespace, as in administrator: "+prefix(namespace)+"admin",
+		return failure.New(failure.Invalid, "name an administrator of the same namespace, as in administrator: "+
+			prefix(namespace)+"admin",
 			"user %s and administrator %s can't work together", user, admin)
 	}
 	uri, err := config.ParseURI(config.NetHSMScheme + p.order.Tag)
@@ -106,7 +108,8 @@ func (p *Setup) look() error {
 		return failure.New(failure.Invalid, `use letters, digits and "_.-"`, "%q can't be a tag", p.order.Tag)
 	}
 	if p.order.Root != "" && namespace == "" {
-		return failure.New(failure.Invalid, "leave it out; or name a user and an administrator in a namespace, as in signing~operator and signing~admin",
+		return failure.New(failure.Invalid,
+			"leave it out; or name a user and an administrator in a namespace, as in signing~operator and signing~admin",
 			"user %s is in no namespace, so administrator %s has none to make", user, p.order.Root)
 	}
 	fresh, err := p.lookAtNamespace(namespace, admin)
@@ -147,7 +150,10 @@ func (p *Setup) lookAtNamespace(namespace, admin string) (fresh bool, err error)
 		return false, err
 	}
 	if exists && !there {
-		return false, failure.New(failure.Denied, "let another administrator of the namespace make it; or name that one as administrator", "the namespace %s is there, but its administrator %s is not, and nobody outside of it can make one", namespace, admin)
+		return false, failure.New(failure.Denied,
+			"let another administrator of the namespace make it; or name that one as administrator",
+			"the namespace %s is there, but its administrator %s is not, and nobody outside of it can make one", namespace,
+			admin)
 	}
 	if !there {
 		if err := p.newPassphrase(p.store.admin); err != nil {
@@ -155,9 +161,11 @@ func (p *Setup) lookAtNamespace(namespace, admin string) (fresh bool, err error)
 		}
 	}
 	// In this order: once there is the namespace, only its own administrator can make users in it.
-	p.add(there, func() error { return p.makeUser(p.store.admin, "Administrator", p.root) }, "user %s (Administrator), for keys and users of the namespace", admin)
+	p.add(there, func() error { return p.makeUser(p.store.admin, "Administrator", p.root) },
+		"user %s (Administrator), for keys and users of the namespace", admin)
 	p.add(exists, func() error {
-		r := request{what: "making namespace " + namespace, method: http.MethodPut, path: "/namespaces/" + url.PathEscape(namespace), as: p.root}
+		r := request{what: "making namespace " + namespace, method: http.MethodPut,
+			path: "/namespaces/" + url.PathEscape(namespace), as: p.root}
 		_, err := p.store.wanted(r, http.StatusNoContent, http.StatusCreated, http.StatusConflict)
 		return err
 	}, "namespace %s, which keeps its keys and users apart from all others", namespace)
@@ -184,13 +192,16 @@ func userPath(user string) string { return "/users/" + url.PathEscape(user) }
 func (p *Setup) newPassphrase(c *credential) error {
 	const shortest, longest = 10, 200 // bytes; the schema Passphrase of the API
 	if c.source == pin.Prompt {
-		return failure.New(failure.Invalid, "use file:, env: or exec:, so that what is typed once and mistyped locks nobody out", "the passphrase of a new user (%s) can't be prompted for", c.user)
+		return failure.New(failure.Invalid,
+			"use file:, env: or exec:, so that what is typed once and mistyped locks nobody out",
+			"the passphrase of a new user (%s) can't be prompted for", c.user)
 	}
 	if err := p.store.ready(c); err != nil {
 		return err
 	}
 	if n := len(c.secret.Bytes()); n < shortest || n > longest {
-		return failure.New(failure.Invalid, "make another, as with: head -c 24 /dev/urandom | base64", "the passphrase of user %s has %d bytes; a NetHSM takes %d to %d", c.user, n, shortest, longest)
+		return failure.New(failure.Invalid, "make another, as with: head -c 24 /dev/urandom | base64",
+			"the passphrase of user %s has %d bytes; a NetHSM takes %d to %d", c.user, n, shortest, longest)
 	}
 	return nil
 }
@@ -216,15 +227,18 @@ func (p *Setup) lookAtOperator(user string, fresh bool) error {
 		role, exists, err := p.role(user, p.store.admin)
 		if err != nil {
 			if namespaceOf(user) != "" && p.order.Root == "" && errors.Is(err, errStranger) {
-				return failure.New(failure.Denied, "if the namespace is not there yet, add --root-administrator NAME and --root-pin-source; if it is, check the passphrase", "%w", err)
+				return failure.New(failure.Denied,
+					"if the namespace is not there yet, add --root-administrator NAME and --root-pin-source; if it is, check the passphrase", "%w", err)
 			}
 			return err
 		}
 		if exists && role != "Operator" {
-			return failure.New(failure.Invalid, "name another user: one that signs should do nothing else", "user %s is there, and has the role %s", user, clip(role))
+			return failure.New(failure.Invalid, "name another user: one that signs should do nothing else",
+				"user %s is there, and has the role %s", user, clip(role))
 		}
 		if there = exists; there {
-			r := request{what: "looking for the tags of user " + user, method: http.MethodGet, path: userPath(user) + "/tags", as: p.store.admin}
+			r := request{what: "looking for the tags of user " + user, method: http.MethodGet, path: userPath(user) + "/tags",
+				as: p.store.admin}
 			a, err := p.store.wanted(r, http.StatusOK)
 			if err != nil {
 				return err
@@ -239,14 +253,16 @@ func (p *Setup) lookAtOperator(user string, fresh bool) error {
 			return err
 		}
 	}
-	p.add(there, func() error { return p.makeUser(p.store.reader, "Operator", p.store.admin) }, "user %s (Operator), who can use keys and change none", user)
-	p.add(slices.Contains(tags, p.order.Tag), func() error { return p.tag("user "+user, userPath(user)+"/tags/") }, "tag %s for user %s%s", p.order.Tag, user,
+	p.add(there, func() error { return p.makeUser(p.store.reader, "Operator", p.store.admin) },
+		"user %s (Operator), who can use keys and change none", user)
+	p.add(slices.Contains(tags, p.order.Tag), func() error { return p.tag("user "+user, userPath(user)+"/tags/") },
+		"tag %s for user %s%s", p.order.Tag, user,
 		others("beside its tags ", tags, p.order.Tag))
 	return p.lookAtOtherKeys(user, fresh, tags)
 }
 
-// lookAtOtherKeys shows which other keys of the namespace the operator can use, by its other tags or because they have none. Who has
-// more keys than the limit is told that this was not looked at: each costs a request.
+// lookAtOtherKeys shows which other keys of the namespace the operator can use, by its other tags or because they have
+// none. Who has more keys than the limit is told that this was not looked at: each costs a request.
 func (p *Setup) lookAtOtherKeys(user string, fresh bool, tags []string) error {
 	const limit = 100
 	if fresh {
@@ -272,18 +288,22 @@ func (p *Setup) lookAtOtherKeys(user string, fresh bool, tags []string) error {
 			return err
 		}
 		restricted := len(d.Restrictions.Tags) > 0
-		if id != p.order.Request.Label && (!restricted || slices.ContainsFunc(d.Restrictions.Tags, func(t string) bool { return t == p.order.Tag || slices.Contains(tags, t) })) {
+		if id != p.order.Request.Label && (!restricted ||
+			slices.ContainsFunc(d.Restrictions.Tags,
+				func(t string) bool { return t == p.order.Tag || slices.Contains(tags, t) })) {
 			usable = append(usable, id)
 		}
 	}
 	if len(usable) > 0 {
-		p.add(true, nil, "other keys that user %s can use, as they have no tag or one of its tags: %s", user, clip(strings.Join(usable, ", ")))
+		p.add(true, nil, "other keys that user %s can use, as they have no tag or one of its tags: %s", user,
+			clip(strings.Join(usable, ", ")))
 	}
 	return nil
 }
 
 func (p *Setup) tag(what, path string) error {
-	r := request{what: "giving " + what + " the tag " + p.order.Tag, method: http.MethodPut, path: path + url.PathEscape(p.order.Tag), as: p.store.admin}
+	r := request{what: "giving " + what + " the tag " + p.order.Tag, method: http.MethodPut,
+		path: path + url.PathEscape(p.order.Tag), as: p.store.admin}
 	_, err := p.store.wanted(r, http.StatusNoContent, http.StatusNotModified)
 	return err
 }
@@ -299,7 +319,9 @@ func (p *Setup) lookAtKey(fresh bool) error {
 			return p.lookAtOldKey(k)
 		}
 	}
-	p.add(false, func() error { _, err := p.store.generate(p.order.Request); return err }, "key %s (%s, to %s), for users with the tag %s alone", k.name(), p.order.Request.Spec.Name, p.order.Request.Usage, p.order.Tag)
+	p.add(false, func() error { _, err := p.store.generate(p.order.Request); return err },
+		"key %s (%s, to %s), for users with the tag %s alone", k.name(), p.order.Request.Spec.Name, p.order.Request.Usage,
+		p.order.Tag)
 	return nil
 }
 
@@ -314,19 +336,23 @@ func (p *Setup) lookAtOldKey(k *Key) error {
 		has, _ = key.SpecOf(public) // another is no spec, and so another than was ordered
 	}
 	if has != p.order.Request.Spec {
-		return failure.New(failure.Invalid, "choose another --key, or its --spec", "the key %s is there, and is no %s key", k.name(), p.order.Request.Spec.Name)
+		return failure.New(failure.Invalid, "choose another --key, or its --spec", "the key %s is there, and is no %s key",
+			k.name(), p.order.Request.Spec.Name)
 	}
 	wanted, err := terms(p.order.Request)
 	if err != nil {
 		return err
 	}
 	if slices.ContainsFunc(wanted.Mechanisms, func(m string) bool { return !slices.Contains(d.Mechanisms, m) }) {
-		return failure.New(failure.Invalid, "choose another --key, or its --usage", "the key %s is there, and can't %s: it was made for %s",
+		return failure.New(failure.Invalid, "choose another --key, or its --usage",
+			"the key %s is there, and can't %s: it was made for %s",
 			k.name(), p.order.Request.Usage, clip(strings.Join(d.Mechanisms, ", ")))
 	}
 	p.add(true, nil, "key %s (%s)", k.name(), has.Name)
-	p.add(slices.Contains(d.Restrictions.Tags, p.order.Tag), func() error { return p.tag("key "+k.name(), keyPath(k.id)+"/restrictions/tags/") },
-		"key %s for users with the tag %s alone%s", k.name(), p.order.Tag, others("and, as before, those with ", d.Restrictions.Tags, p.order.Tag))
+	p.add(slices.Contains(d.Restrictions.Tags, p.order.Tag),
+		func() error { return p.tag("key "+k.name(), keyPath(k.id)+"/restrictions/tags/") },
+		"key %s for users with the tag %s alone%s", k.name(), p.order.Tag,
+		others("and, as before, those with ", d.Restrictions.Tags, p.order.Tag))
 	return nil
 }
 

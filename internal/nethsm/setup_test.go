@@ -38,7 +38,8 @@ func order(spec key.Spec, usage key.Usage, label string) Order {
 	return Order{Request: key.Request{Spec: spec, Usage: usage, Label: label}, Tag: "pipeline"}
 }
 
-// TestPrepareRefuses has what can't be done said before anything is made; what needs no look at the NetHSM, before any request.
+// TestPrepareRefuses has what can't be done said before anything is made; what needs no look at the NetHSM, before any
+// request.
 func TestPrepareRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		order     Order
@@ -48,28 +49,34 @@ func TestPrepareRefuses(t *testing.T) {
 	}{
 		"EC to decrypt": {order(key.Specs[3], key.Decrypt, "release"), nil, "agrees on no keys", true},
 		"a prefix":      {order(key.Specs[3], key.Sign, "rel*"), nil, "can't be the ID of a key", true},
-		"no namespace": {Order{Request: key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"}, Tag: "pipeline", Root: "root"}, nil,
+		"no namespace": {Order{Request: key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"}, Tag: "pipeline",
+			Root: "root"}, nil,
 			"is in no namespace", true},
-		"a key for something else": {order(key.Specs[0], key.Decrypt, "release"), func(t *testing.T, _ *nethsmtest.Server, s *config.Settings) {
-			if _, err := Generate(context.Background(), s, key.Request{Spec: key.Specs[0], Usage: key.Sign, Label: "release"}); err != nil {
-				t.Fatal(err)
-			}
-		}, "can't decrypt: it was made for RSA_Signature_PSS_SHA256", false},
-		"a short passphrase": {order(key.Specs[3], key.Sign, "release"), func(t *testing.T, _ *nethsmtest.Server, s *config.Settings) {
-			s.NetHSM.User = "newcomer"
-			t.Setenv("OPERATOR_PASSPHRASE", "short")
-		}, "has 5 bytes", false},
-		"no namespace yet": {order(key.Specs[3], key.Sign, "release"), func(_ *testing.T, _ *nethsmtest.Server, s *config.Settings) {
-			s.NetHSM.User, s.NetHSM.Administrator = "signing~operator", "signing~admin"
-		}, "does not let user signing~admin in", false},
-		"a file for all to read": {order(key.Specs[3], key.Sign, "release"), func(t *testing.T, _ *nethsmtest.Server, s *config.Settings) {
-			s.NetHSM.User, s.NetHSM.Administrator = "signing~operator", "signing~admin"
-			file := filepath.Join(t.TempDir(), "admin")
-			if err := os.WriteFile(file, []byte(adminPassphrase), 0o644); err != nil { //nolint:gosec // that is the point
-				t.Fatal(err)
-			}
-			s.NetHSM.AdministratorPINSource = "file:" + file
-		}, "can be read by others", true},
+		"a key for something else": {order(key.Specs[0], key.Decrypt, "release"),
+			func(t *testing.T, _ *nethsmtest.Server, s *config.Settings) {
+				if _, err := Generate(context.Background(), s,
+					key.Request{Spec: key.Specs[0], Usage: key.Sign, Label: "release"}); err != nil {
+					t.Fatal(err)
+				}
+			}, "can't decrypt: it was made for RSA_Signature_PSS_SHA256", false},
+		"a short passphrase": {order(key.Specs[3], key.Sign, "release"),
+			func(t *testing.T, _ *nethsmtest.Server, s *config.Settings) {
+				s.NetHSM.User = "newcomer"
+				t.Setenv("OPERATOR_PASSPHRASE", "short")
+			}, "has 5 bytes", false},
+		"no namespace yet": {order(key.Specs[3], key.Sign, "release"),
+			func(_ *testing.T, _ *nethsmtest.Server, s *config.Settings) {
+				s.NetHSM.User, s.NetHSM.Administrator = "signing~operator", "signing~admin"
+			}, "does not let user signing~admin in", false},
+		"a file for all to read": {order(key.Specs[3], key.Sign, "release"),
+			func(t *testing.T, _ *nethsmtest.Server, s *config.Settings) {
+				s.NetHSM.User, s.NetHSM.Administrator = "signing~operator", "signing~admin"
+				file := filepath.Join(t.TempDir(), "admin")
+				if err := os.WriteFile(file, []byte(adminPassphrase), 0o644); err != nil { //nolint:gosec // that is the point
+					t.Fatal(err)
+				}
+				s.NetHSM.AdministratorPINSource = "file:" + file
+			}, "can be read by others", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			servers, s := start(t, 1)
@@ -107,7 +114,8 @@ func TestPrepareShows(t *testing.T) {
 		servers[0].AddKey(id, private, tags...)
 	}
 	plan, err := prepare(t, s, order(key.Specs[3], key.Sign, "release"))
-	if err != nil || !strings.Contains(plan, "(beside its tags berlin)") || !strings.Contains(plan, "one of its tags: capital, open\n") {
+	if err != nil || !strings.Contains(plan, "(beside its tags berlin)") ||
+		!strings.Contains(plan, "one of its tags: capital, open\n") {
 		t.Errorf("%v\n%s", err, plan)
 	}
 
@@ -117,7 +125,8 @@ func TestPrepareShows(t *testing.T) {
 		t.Fatal(err)
 	}
 	servers[0].AddKey("recipient", private)
-	if plan, err = prepare(t, s, order(key.Specs[0], key.Decrypt, "recipient")); err != nil || !strings.Contains(plan, "key nethsm:recipient (RSA-2048)") {
+	if plan, err = prepare(t, s, order(key.Specs[0], key.Decrypt, "recipient")); err != nil ||
+		!strings.Contains(plan, "key nethsm:recipient (RSA-2048)") {
 		t.Errorf("%v\n%s", err, plan)
 	}
 }
@@ -125,8 +134,10 @@ func TestPrepareShows(t *testing.T) {
 // TestTags makes a key for the users of two tags alone, in the request that makes it.
 func TestTags(t *testing.T) {
 	servers, s := start(t, 1)
-	servers[0].Inject(http.MethodPost, "/keys/generate", 1, nethsmtest.DropAfter()) // so that it is recognized by its tags as well
-	info, err := Generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release", Tags: []string{"a", "b"}})
+	// so that it is recognized by its tags as well
+	servers[0].Inject(http.MethodPost, "/keys/generate", 1, nethsmtest.DropAfter())
+	info, err := Generate(context.Background(), s,
+		key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release", Tags: []string{"a", "b"}})
 	if err != nil || !slices.Equal(info.Tags, []string{"a", "b"}) || len(paths(servers[0], http.MethodPut)) > 0 {
 		t.Errorf("%+v, %v", info, err)
 	}

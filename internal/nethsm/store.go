@@ -18,8 +18,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// Store is a NetHSM as a place of keys. Nothing is sent before something is asked for: a key that is known by its certificate costs
-// one request for a signature. Its keys may sign from many goroutines at once; everything else is for one.
+// Store is a NetHSM as a place of keys. Nothing is sent before something is asked for: a key that is known by its
+// certificate costs one request for a signature. Its keys may sign from many goroutines at once; everything else is for
+// one.
 type Store struct {
 	*client
 	reader *credential // the operator, or the administrator where no operator is named
@@ -137,13 +138,15 @@ func keyPath(id string) string { return "/keys/" + url.PathEscape(id) }
 func (s *Store) id() (string, error) {
 	id := s.settings.Key.Object
 	if id == "" || strings.HasSuffix(id, "*") {
-		return "", failure.New(failure.Invalid, `name it like nethsm:release; 'notation-hsm key list --token nethsm:' shows what is there`, "%s names no key", s.settings.Key)
+		return "", failure.New(failure.Invalid,
+			`name it like nethsm:release; 'notation-hsm key list --token nethsm:' shows what is there`, "%s names no key",
+			s.settings.Key)
 	}
 	return id, nil
 }
 
-// Key returns the key that the settings name. public is its public half when the caller has it from a certificate; with nil the
-// NetHSM is asked.
+// Key returns the key that the settings name. public is its public half when the caller has it from a certificate; with
+// nil the NetHSM is asked.
 func (s *Store) Key(public crypto.PublicKey) (*Key, error) {
 	id, err := s.id()
 	if err != nil {
@@ -189,7 +192,8 @@ func (s *Store) Receives(public crypto.PublicKey) (r key.Receives, err error) {
 	return r, nil
 }
 
-// Keys returns the key that the settings name, if it is there; or those whose ID begins as they say; or all. What a key is, Info tells.
+// Keys returns the key that the settings name, if it is there; or those whose ID begins as they say; or all. What a key
+// is, Info tells.
 func (s *Store) Keys() ([]*Key, error) {
 	id, prefix := s.settings.Key.Object, strings.TrimSuffix(s.settings.Key.Object, "*")
 	if id != "" && id == prefix {
@@ -232,7 +236,8 @@ func (s *Store) chain(id string, ask func(request, ...int) (*answer, error)) ([]
 	if chain, read := s.chains[id]; read {
 		return chain, nil
 	}
-	r := request{what: "reading the certificate of key nethsm:" + id, method: http.MethodGet, path: keyPath(id) + "/cert", accept: typeBytes}
+	r := request{what: "reading the certificate of key nethsm:" + id, method: http.MethodGet, path: keyPath(id) + "/cert",
+		accept: typeBytes}
 	a, err := ask(r, http.StatusOK, http.StatusNotFound)
 	if err != nil {
 		return nil, err
@@ -240,7 +245,8 @@ func (s *Store) chain(id string, ask func(request, ...int) (*answer, error)) ([]
 	var chain []*x509.Certificate
 	if a.status == http.StatusOK {
 		if chain, err = parseChain(a.body); err != nil {
-			return nil, failure.New(failure.Invalid, "store the chain again: notation-hsm cert import nethsm:"+id+" FILE", "what is stored with key nethsm:%s is no certificate: %w", id, err)
+			return nil, failure.New(failure.Invalid, "store the chain again: notation-hsm cert import nethsm:"+id+" FILE",
+				"what is stored with key nethsm:%s is no certificate: %w", id, err)
 		}
 	}
 	s.chains[id] = chain
@@ -287,11 +293,12 @@ func (s *Store) Leaf() (*x509.Certificate, error) {
 // Issuers returns the certificates with the key whose subject is the issuer of cert.
 func (s *Store) Issuers(cert *x509.Certificate) ([]*x509.Certificate, error) {
 	chain, err := s.own()
-	return slices.DeleteFunc(slices.Clone(chain), func(c *x509.Certificate) bool { return !bytes.Equal(c.RawSubject, cert.RawIssuer) }), err
+	return slices.DeleteFunc(slices.Clone(chain),
+		func(c *x509.Certificate) bool { return !bytes.Equal(c.RawSubject, cert.RawIssuer) }), err
 }
 
-// Certificates returns those with the key of the settings, or with each key that Keys has listed. Without a passphrase there are none
-// to be seen.
+// Certificates returns those with the key of the settings, or with each key that Keys has listed. Without a passphrase
+// there are none to be seen.
 func (s *Store) Certificates() ([]*x509.Certificate, error) {
 	if s.reader != nil && s.reader.source == "" && s.reader.given == "" {
 		return nil, nil
@@ -310,12 +317,14 @@ func (s *Store) Certificates() ([]*x509.Certificate, error) {
 	return all, nil
 }
 
-// Import stores a chain with the key, leaf first, in place of whatever was there. It returns how many certificates were not there before.
-// NetHSM replaces nothing by itself, so the old one is deleted first, and put back when the new one is not taken.
+// Import stores a chain with the key, leaf first, in place of whatever was there. It returns how many certificates were
+// not there before. NetHSM replaces nothing by itself, so the old one is deleted first, and put back when the new one
+// is not taken.
 func (s *Store) Import(k *Key, chain []*x509.Certificate) (int, error) {
 	delete(s.chains, k.id) // what was read before may be old
 	path, what := keyPath(k.id)+"/cert", "storing the certificate of key "+k.name()
-	old, err := s.change(request{what: what, method: http.MethodGet, path: path, accept: typeBytes}, http.StatusOK, http.StatusNotFound)
+	old, err := s.change(request{what: what, method: http.MethodGet, path: path, accept: typeBytes}, http.StatusOK,
+		http.StatusNotFound)
 	if err != nil {
 		return 0, err
 	}
@@ -325,7 +334,8 @@ func (s *Store) Import(k *Key, chain []*x509.Certificate) (int, error) {
 		if slices.EqualFunc(there, chain, (*x509.Certificate).Equal) {
 			return 0, nil
 		}
-		_, err = s.change(request{what: what, method: http.MethodDelete, path: path}, http.StatusNoContent, http.StatusNotFound)
+		_, err = s.change(request{what: what, method: http.MethodDelete, path: path}, http.StatusNoContent,
+			http.StatusNotFound)
 	}
 	if err == nil {
 		var data bytes.Buffer
@@ -362,12 +372,14 @@ func (s *Store) putChain(k *Key, what string, data []byte) error {
 
 // holds reports whether that is what is stored with a key.
 func (s *Store) holds(k *Key, data []byte) (bool, error) {
-	r := request{what: "reading the certificate of key " + k.name(), method: http.MethodGet, path: keyPath(k.id) + "/cert", accept: typeBytes}
+	r := request{what: "reading the certificate of key " + k.name(), method: http.MethodGet, path: keyPath(k.id) + "/cert",
+		accept: typeBytes}
 	a, err := s.change(r, http.StatusOK, http.StatusNotFound)
 	return err == nil && a.status == http.StatusOK && bytes.Equal(a.body, data), err
 }
 
-// restore puts back what was stored with a key, when something else could not be stored in its place, even after an interrupt.
+// restore puts back what was stored with a key, when something else could not be stored in its place, even after an
+// interrupt.
 func (s *Store) restore(k *Key, data []byte, why error) error {
 	lasting := *s
 	lasting.client = &client{ctx: context.WithoutCancel(s.ctx), settings: s.settings, http: s.http}
@@ -386,12 +398,13 @@ func (s *Store) restore(k *Key, data []byte, why error) error {
 // Delete removes a key; its certificates go with it. What is gone already is no failure.
 func (s *Store) Delete(k *Key, _ []*x509.Certificate) error {
 	delete(s.chains, k.id)
-	_, err := s.change(request{what: "deleting key nethsm:" + k.id, method: http.MethodDelete, path: keyPath(k.id)}, http.StatusNoContent, http.StatusNotFound)
+	_, err := s.change(request{what: "deleting key nethsm:" + k.id, method: http.MethodDelete, path: keyPath(k.id)},
+		http.StatusNoContent, http.StatusNotFound)
 	return err
 }
 
-// Discard is for what is left of a key whose making was cut short. A NetHSM makes a key whole or not at all, so a key of that name is
-// somebody's.
+// Discard is for what is left of a key whose making was cut short. A NetHSM makes a key whole or not at all, so a key
+// of that name is somebody's.
 func (s *Store) Discard() error {
 	id, err := s.id()
 	if err != nil {
@@ -399,7 +412,9 @@ func (s *Store) Discard() error {
 	}
 	there, err := (&Key{store: s, id: id}).exists(s.ask)
 	if err == nil && there {
-		return failure.New(failure.Denied, "see whose it is with 'notation-hsm key show', and delete it or choose another name", "the key nethsm:%s is there, and does not work for user %s", id, s.reader.user)
+		return failure.New(failure.Denied,
+			"see whose it is with 'notation-hsm key show', and delete it or choose another name",
+			"the key nethsm:%s is there, and does not work for user %s", id, s.reader.user)
 	}
 	return err
 }

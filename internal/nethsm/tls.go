@@ -16,8 +16,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
-// Warnings is where people read what does not stop a command: standard error when nil. The plugin protocol discards them, as Notation
-// wants nothing there.
+// Warnings is where people read what does not stop a command: standard error when nil. The plugin protocol discards
+// them, as Notation wants nothing there.
 var Warnings io.Writer
 
 var warned sync.Map // by their texts
@@ -40,10 +40,12 @@ func examineTrust(n *config.NetHSM) error {
 		return nil
 	}
 	if len(n.Fingerprints) > 0 || n.CAFile != "" {
-		return failure.New(failure.Invalid, "take insecure out of the section nethsm and the environment; it would make the other worthless",
+		return failure.New(failure.Invalid,
+			"take insecure out of the section nethsm and the environment; it would make the other worthless",
 			"the NetHSM's certificate is to be trusted by fingerprints or ca-file, and whatever it is (insecure)")
 	}
-	warn("TLS certificates of the NetHSM are NOT verified (insecure): whoever is on the network can read the passphrase and answer in its place")
+	warn(
+		"TLS certificates of the NetHSM are NOT verified (insecure): whoever is on the network can read the passphrase and answer in its place")
 	return nil
 }
 
@@ -95,7 +97,8 @@ func roots(path string) (*x509.CertPool, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, failure.New(failure.Invalid, "name a PEM file with the CA that issued the NetHSM's TLS certificate", "there is no certificate in %s", path)
+		return nil, failure.New(failure.Invalid, "name a PEM file with the CA that issued the NetHSM's TLS certificate",
+			"there is no certificate in %s", path)
 	}
 	return pool, nil
 }

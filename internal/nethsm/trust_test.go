@@ -50,7 +50,8 @@ func TestInsecure(t *testing.T) {
 	}
 }
 
-// TestStranger signs with the second instance when the first has another certificate than it should have, and says so once.
+// TestStranger signs with the second instance when the first has another certificate than it should have, and says so
+// once.
 func TestStranger(t *testing.T) {
 	servers, s := start(t, 2)
 	private := ecKey(t, servers[0])
@@ -62,19 +63,22 @@ func TestStranger(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if !strings.HasPrefix(heard.String(), "warning: "+s.NetHSM.Instances[0]+" is not the NetHSM that is expected") || strings.Count(heard.String(), "\n") != 1 {
+	if !strings.HasPrefix(heard.String(), "warning: "+s.NetHSM.Instances[0]+" is not the NetHSM that is expected") ||
+		strings.Count(heard.String(), "\n") != 1 {
 		t.Errorf("%q", heard)
 	}
 
 	status, err := Ask(context.Background(), s)
-	if err != nil || !strings.Contains(status.Instances[0].Error, "is not the NetHSM that is expected") || status.Instances[1].Error != "" {
+	if err != nil || !strings.Contains(status.Instances[0].Error, "is not the NetHSM that is expected") ||
+		status.Instances[1].Error != "" {
 		t.Errorf("%+v, %v", status, err)
 	}
 
 	// The doctor finds it where the other answers first, too.
 	heard = listen(t)
 	s.NetHSM.Instances[0], s.NetHSM.Instances[1] = s.NetHSM.Instances[1], s.NetHSM.Instances[0]
-	if _, err := Tokens(context.Background(), s); err != nil || !strings.Contains(heard.String(), s.NetHSM.Instances[1]+" is not the NetHSM") {
+	if _, err := Tokens(context.Background(), s); err != nil ||
+		!strings.Contains(heard.String(), s.NetHSM.Instances[1]+" is not the NetHSM") {
 		t.Errorf("%v, %q", err, heard)
 	}
 }
@@ -107,7 +111,8 @@ func TestUnsure(t *testing.T) {
 	looks := servers[0].Inject(http.MethodGet, "/keys/*", 1, nethsmtest.Respond(http.StatusNotFound)) // before
 	servers[0].Inject(http.MethodGet, "/keys/*", 0, nethsmtest.Hang())
 	_, err := Generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
-	if err == nil || looks.Hits() != 1 || !strings.Contains(err.Error(), "it may have been made: see 'notation-hsm key list --token nethsm:'") {
+	if err == nil || looks.Hits() != 1 || !strings.Contains(err.Error(),
+		"it may have been made: see 'notation-hsm key list --token nethsm:'") {
 		t.Error(err)
 	}
 }
@@ -149,19 +154,22 @@ func TestImportKeeps(t *testing.T) {
 	}
 	servers[0].Inject(http.MethodPut, "/keys/*/cert", 1, nethsmtest.Respond(http.StatusRequestEntityTooLarge))
 	_, err := store.Import(k, fresh)
-	if err == nil || !strings.Contains(err.Error(), "413") || !strings.Contains(err.Error(), "its old certificate is there as before") {
+	if err == nil || !strings.Contains(err.Error(), "413") ||
+		!strings.Contains(err.Error(), "its old certificate is there as before") {
 		t.Error(err)
 	}
 	if chain := stored(); len(chain) != 1 || !chain[0].Equal(old[0]) {
 		t.Errorf("stored is %v", chain)
 	}
 	servers[0].Inject(http.MethodDelete, "/keys/*/cert", 1, nethsmtest.Respond(http.StatusForbidden))
-	if _, err := store.Import(k, fresh); err == nil || !strings.Contains(err.Error(), "its old certificate is there as before") || len(stored()) != 1 {
+	if _, err := store.Import(k, fresh); err == nil ||
+		!strings.Contains(err.Error(), "its old certificate is there as before") || len(stored()) != 1 {
 		t.Error(err)
 	}
 	servers[0].Inject(http.MethodPut, "/keys/*/cert", 2, nethsmtest.Respond(http.StatusRequestEntityTooLarge))
 	_, err = store.Import(k, fresh)
-	if err == nil || !strings.Contains(err.Error(), "its old certificate is gone") || !strings.Contains(failure.From(err).Hint, "notation-hsm cert import nethsm:release FILE") {
+	if err == nil || !strings.Contains(err.Error(), "its old certificate is gone") ||
+		!strings.Contains(failure.From(err).Hint, "notation-hsm cert import nethsm:release FILE") {
 		t.Error(err)
 	}
 	if n, err := store.Import(k, fresh); err != nil || n != 1 || len(stored()) != 1 {
@@ -188,7 +196,8 @@ func TestImportKeeps(t *testing.T) {
 		}
 		cancel(errors.New("Ctrl-C"))
 	}()
-	if _, err := interrupted.Import(&Key{store: interrupted, id: "release"}, old); err == nil || !stored()[0].Equal(fresh[0]) {
+	if _, err := interrupted.Import(&Key{store: interrupted, id: "release"}, old); err == nil ||
+		!stored()[0].Equal(fresh[0]) {
 		t.Error(err)
 	}
 }
@@ -203,7 +212,8 @@ func TestStatusWithoutInfo(t *testing.T) {
 	}
 }
 
-// TestModuleTries holds that the module gives up before this program gives up on it, having asked each instance if it can.
+// TestModuleTries holds that the module gives up before this program gives up on it, having asked each instance if it
+// can.
 func TestModuleTries(t *testing.T) {
 	for timeout := 2 * time.Second; timeout < 2*time.Minute; timeout += 500 * time.Millisecond {
 		for instances := 1; instances < 8; instances++ {

@@ -1,7 +1,7 @@
 // Package ownership tells who can change a file: whoever owns it or may write to it, or to any folder on the way to it.
 //
-// A file that decides what runs, or that holds a PIN, is only as safe as the folders above it: who can write to one of them can put
-// another file in its place.
+// A file that decides what runs, or that holds a PIN, is only as safe as the folders above it: who can write to one of
+// them can put another file in its place.
 package ownership
 
 import (
@@ -20,12 +20,13 @@ import (
 // maxLinks is how many symbolic links a path may lead through, as in Linux's path_resolution(7).
 const maxLinks = 40
 
-// Check verifies that only root and the users with the given ids can change what a path leads to: the file or folder itself, each folder
-// above it and each symbolic link on the way are owned by one of them, and nobody else may write to any. A folder with the sticky bit,
-// such as /tmp, may be writable by all, since what it holds can be replaced by its owner alone; it may not be what the path leads to.
-// The path is absolute and exists.
+// Check verifies that only root and the users with the given ids can change what a path leads to: the file or folder
+// itself, each folder above it and each symbolic link on the way are owned by one of them, and nobody else may write to
+// any. A folder with the sticky bit, such as /tmp, may be writable by all, since what it holds can be replaced by its
+// owner alone; it may not be what the path leads to. The path is absolute and exists.
 //
-// The error is of kind Denied and names what others can change and how; it is of kind Invalid when the path cannot be followed.
+// The error is of kind Denied and names what others can change and how; it is of kind Invalid when the path cannot be
+// followed.
 func Check(path string, owners ...int) error {
 	if !filepath.IsAbs(path) {
 		return failure.New(failure.Invalid, "name it by its full path", "%q is not a full path", path)
@@ -64,8 +65,8 @@ func Check(path string, owners ...int) error {
 	}
 }
 
-// CheckTree verifies with Check a file or folder and all that is below it, also where a symbolic link leads to another folder. A file that
-// is removed meanwhile, as by a command that replaces it, is left out.
+// CheckTree verifies with Check a file or folder and all that is below it, also where a symbolic link leads to another
+// folder. A file that is removed meanwhile, as by a command that replaces it, is left out.
 func CheckTree(path string, owners ...int) error {
 	return checkTree(path, owners, map[string]bool{})
 }
@@ -121,7 +122,8 @@ func check(path string, info fs.FileInfo, last bool, trusted []int) error {
 	}
 	sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0 && !last
 	if mode := info.Mode().Perm(); mode&0o022 != 0 && !sticky {
-		return failure.New(failure.Denied, "run: chmod go-w "+path, "users other than its owner can write to %s (mode %04o)", path, mode)
+		return failure.New(failure.Denied, "run: chmod go-w "+path, "users other than its owner can write to %s (mode %04o)",
+			path, mode)
 	}
 	return nil
 }

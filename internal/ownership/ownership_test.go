@@ -101,7 +101,8 @@ func TestCheckOwner(t *testing.T) {
 			if err := os.Lchown(owned, 4242, 4242); err != nil {
 				t.Fatal(err)
 			}
-			if err := ownership.Check(path); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "user 4242 owns "+owned) {
+			if err := ownership.Check(path); !failure.Is(err, failure.Denied) ||
+				!strings.Contains(err.Error(), "user 4242 owns "+owned) {
 				t.Errorf("error %v, want one that names user 4242 and %s", err, owned)
 			}
 			if err := ownership.Check(path, 4242); err != nil {
@@ -137,7 +138,8 @@ func TestCheckTreeLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	chmod(t, file, 0o620)
-	if err := ownership.CheckTree(folder, os.Getuid()); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), file) {
+	if err := ownership.CheckTree(folder, os.Getuid()); !failure.Is(err, failure.Denied) ||
+		!strings.Contains(err.Error(), file) {
 		t.Errorf("error %v, want one that names %s", err, file)
 	}
 }

@@ -15,9 +15,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// fromCommand runs a command and takes the first line that it prints. The command has a session of its own and no terminal. When it has
-// ended, has printed more than a PIN or has taken longer than ctx allows, all that is left of that session is killed. What has left the
-// session on purpose, such as an agent that the command has started, stays, and is not waited for.
+// fromCommand runs a command and takes the first line that it prints. The command has a session of its own and no
+// terminal. When it has ended, has printed more than a PIN or has taken longer than ctx allows, all that is left of
+// that session is killed. What has left the session on purpose, such as an agent that the command has started, stays,
+// and is not waited for.
 func (s *Secret) fromCommand(ctx context.Context, line string) error {
 	args := strings.Fields(line)
 	if len(args) == 0 {

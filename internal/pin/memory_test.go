@@ -156,10 +156,11 @@ func count(mem *os.File, want []byte) (n int, err error) {
 	return n, lines.Err()
 }
 
-// TestPrompt types a PIN at a terminal, which does not show it; and interrupts another question, after which the terminal shows again
-// what is typed.
+// TestPrompt types a PIN at a terminal, which does not show it; and interrupts another question, after which the
+// terminal shows again what is typed.
 func TestPrompt(t *testing.T) {
-	for _, c := range []struct{ typed, want string }{{number + "\n", "it is " + number[:3]}, {"\n", "none was typed"}, {"1\x03", "interrupted"}} {
+	for _, c := range []struct{ typed, want string }{{number + "\n", "it is " + number[:3]}, {"\n", "none was typed"},
+		{"1\x03", "interrupted"}} {
 		t.Run(c.want, func(t *testing.T) {
 			master, slave := terminal(t)
 			cmd := help(t, "prompt")

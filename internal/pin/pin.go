@@ -1,9 +1,10 @@
 // Package pin fetches a PIN from where the user keeps it, so that no PIN stands in an argument, a config that others
 // read, or a log; and keeps it in memory that is overwritten after use.
 //
-// A source is written as env:NAME, file:/path (refused when others than this user and root can read or change it), "exec:command args"
-// (the first line the command prints), prompt (asked on the terminal, never on standard input, which carries Notation's
-// request) or none (the token has its own PIN pad). RFC 7512's forms file:///path and |command mean the same.
+// A source is written as env:NAME, file:/path (refused when others than this user and root can read or change it),
+// "exec:command args" (the first line the command prints), prompt (asked on the terminal, never on standard input,
+// which carries Notation's request) or none (the token has its own PIN pad). RFC 7512's forms file:///path and |command
+// mean the same.
 package pin
 
 import (
@@ -32,8 +33,8 @@ const Prompt = "prompt"
 // Read fetches the PIN from source. The token's name is shown to a person who is asked for it. Failures are of kind
 // Invalid when the source is malformed and Denied when it does not yield a PIN. The caller clears the PIN after use.
 //
-// Before the PIN is in its memory, the process is closed with internal/harden, and stays so. A command of the first source of a process
-// is started before, so that it can gain privileges, as with sudo.
+// Before the PIN is in its memory, the process is closed with internal/harden, and stays so. A command of the first
+// source of a process is started before, so that it can gain privileges, as with sudo.
 func Read(ctx context.Context, source, token string) (*Secret, error) {
 	return fill(func(s *Secret) error { return s.read(ctx, source, token) })
 }
@@ -104,7 +105,8 @@ func isVariable(text string) bool {
 func (s *Secret) copy(text, from string) error {
 	s.close()
 	if len(text) > limit {
-		return failure.New(failure.Denied, "it should hold the PIN and nothing else", "no PIN: %s has more than %d bytes", from, limit)
+		return failure.New(failure.Denied, "it should hold the PIN and nothing else", "no PIN: %s has more than %d bytes",
+			from, limit)
 	}
 	s.length = copy(s.memory, text)
 	return nil
@@ -112,12 +114,14 @@ func (s *Secret) copy(text, from string) error {
 
 func (s *Secret) fromFile(path string) error {
 	if !filepath.IsAbs(path) { // it is not shown: it may be the PIN
-		return failure.New(failure.Invalid, "name the PIN file by its full path", "pin-source file: is not followed by a full path")
+		return failure.New(failure.Invalid, "name the PIN file by its full path",
+			"pin-source file: is not followed by a full path")
 	}
 	// Without O_NONBLOCK a named pipe would make this wait for as long as nobody writes to it.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return failure.New(failure.Denied, "check the path and that this user can read it", "no PIN: can't read the PIN file: %w", err)
+		return failure.New(failure.Denied, "check the path and that this user can read it",
+			"no PIN: can't read the PIN file: %w", err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
@@ -131,7 +135,8 @@ func (s *Secret) fromFile(path string) error {
 		return failure.New(failure.Denied, "put the PIN into a file, or use exec:", "no PIN: %s is not a regular file", path)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return failure.New(failure.Denied, fmt.Sprintf("run: chmod 600 %s (for a Kubernetes secret: defaultMode: 0400)", path),
+		return failure.New(failure.Denied, fmt.Sprintf("run: chmod 600 %s (for a Kubernetes secret: defaultMode: 0400)",
+			path),
 			"the PIN file %s can be read by others (mode %04o)", path, info.Mode().Perm())
 	}
 	if err := ownership.Check(path, os.Getuid()); err != nil {

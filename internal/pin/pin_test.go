@@ -114,12 +114,13 @@ func TestRefusedSources(t *testing.T) {
 	}
 }
 
-// TestEndlessCommand has commands that print without end and that never end. Each is killed, with what it has started, and costs no more
-// memory than a PIN.
+// TestEndlessCommand has commands that print without end and that never end. Each is killed, with what it has started,
+// and costs no more memory than a PIN.
 func TestEndlessCommand(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	if _, err := read(t, "exec:"+script(t, "exec yes "+number)); err == nil || !strings.Contains(err.Error(), "more than 4096 bytes") {
+	if _, err := read(t, "exec:"+script(t, "exec yes "+number)); err == nil ||
+		!strings.Contains(err.Error(), "more than 4096 bytes") {
 		t.Errorf("%v", err)
 	}
 	runtime.ReadMemStats(&after)
@@ -173,7 +174,8 @@ func waitGone(t *testing.T, name string, pid int) {
 	_ = syscall.Kill(pid, syscall.SIGKILL)
 }
 
-// TestPINFileOwner refuses a PIN file that others own, or could replace; and takes a Kubernetes secret as it is mounted.
+// TestPINFileOwner refuses a PIN file that others own, or could replace; and takes a Kubernetes secret as it is
+// mounted.
 func TestPINFileOwner(t *testing.T) {
 	dir := t.TempDir()
 	folder := filepath.Join(dir, "folder")
@@ -192,7 +194,8 @@ func TestPINFileOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{file, link} {
-		if _, err := read(t, "file:"+path); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), folder) || !strings.Contains(failure.From(err).Hint, "chmod go-w") {
+		if _, err := read(t, "file:"+path); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), folder) ||
+			!strings.Contains(failure.From(err).Hint, "chmod go-w") {
 			t.Errorf("%s in a folder that all can write to: %v", path, err)
 		}
 	}
@@ -203,7 +206,8 @@ func TestPINFileOwner(t *testing.T) {
 		if err := os.Chown(file, 65534, 65534); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := read(t, "file:"+file); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "user 65534 owns") {
+		if _, err := read(t, "file:"+file); !failure.Is(err, failure.Denied) ||
+			!strings.Contains(err.Error(), "user 65534 owns") {
 			t.Errorf("someone else's: %v", err)
 		}
 	}
@@ -212,7 +216,8 @@ func TestPINFileOwner(t *testing.T) {
 	secret := filepath.Join(dir, "secret")
 	version := filepath.Join(secret, "..2026_01_02_03_04_05.1234567")
 	if err := errors.Join(os.Mkdir(secret, 0o700), os.Chmod(secret, 0o777|fs.ModeSticky), os.Mkdir(version, 0o755),
-		os.WriteFile(filepath.Join(version, "pin"), []byte(number), 0o400), os.Symlink(filepath.Base(version), filepath.Join(secret, "..data")),
+		os.WriteFile(filepath.Join(version, "pin"), []byte(number), 0o400),
+		os.Symlink(filepath.Base(version), filepath.Join(secret, "..data")),
 		os.Symlink("..data/pin", filepath.Join(secret, "pin"))); err != nil {
 		t.Fatal(err)
 	}

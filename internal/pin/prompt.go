@@ -12,17 +12,19 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// ask reads the PIN from the terminal, which is there even when standard input and output are Notation's pipes. The terminal gives a
-// line as it is typed, without showing it, straight into the secret's memory.
+// ask reads the PIN from the terminal, which is there even when standard input and output are Notation's pipes. The
+// terminal gives a line as it is typed, without showing it, straight into the secret's memory.
 func (s *Secret) ask(ctx context.Context, token string) error {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return failure.New(failure.Denied, "run it in a terminal, or use another pin-source", "no PIN: there is no terminal to ask on: %w", err)
+		return failure.New(failure.Denied, "run it in a terminal, or use another pin-source",
+			"no PIN: there is no terminal to ask on: %w", err)
 	}
 	defer tty.Close()
 	visible, err := hide(tty)
 	if err != nil {
-		return failure.New(failure.Denied, "run it in a terminal, or use another pin-source", "no PIN: can't use the terminal: %w", err)
+		return failure.New(failure.Denied, "run it in a terminal, or use another pin-source",
+			"no PIN: can't use the terminal: %w", err)
 	}
 	defer fmt.Fprintln(tty)
 	defer visible()

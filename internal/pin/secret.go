@@ -10,11 +10,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// limit is the length of the longest PIN, in bytes, with all that may stand after its line; no token takes a PIN near this long.
+// limit is the length of the longest PIN, in bytes, with all that may stand after its line; no token takes a PIN near
+// this long.
 const limit = 4096
 
-// Secret is a PIN in memory of its own: outside of Go's heap, so that nothing copies it when it moves or grows things, locked, so that it
-// is never written to swap space, and in no core file. The nil Secret is an empty PIN.
+// Secret is a PIN in memory of its own: outside of Go's heap, so that nothing copies it when it moves or grows things,
+// locked, so that it is never written to swap space, and in no core file. The nil Secret is an empty PIN.
 type Secret struct {
 	memory []byte // limit+1 bytes, so that one that is too long is seen
 	length int
@@ -71,13 +72,15 @@ func (s *Secret) readFrom(r io.Reader) error {
 // firstLine makes the first line of what was read the PIN, and overwrites the rest.
 func (s *Secret) firstLine(from string) error {
 	if s.length > limit {
-		return failure.New(failure.Denied, "it should hold the PIN and nothing else", "no PIN: %s gives more than %d bytes", from, limit)
+		return failure.New(failure.Denied, "it should hold the PIN and nothing else", "no PIN: %s gives more than %d bytes",
+			from, limit)
 	}
 	line, _, _ := bytes.Cut(s.memory[:s.length], []byte("\n"))
 	line = bytes.TrimSuffix(line, []byte("\r"))
 	clear(s.memory[len(line):s.length])
 	if s.length = len(line); s.length == 0 {
-		return failure.New(failure.Denied, "it should hold the PIN in its first line", "no PIN: %s gives an empty first line", from)
+		return failure.New(failure.Denied, "it should hold the PIN in its first line", "no PIN: %s gives an empty first line",
+			from)
 	}
 	return nil
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 )
 
-// Leaf returns the certificate that has exactly the label and id of the key reference, or nil when there is none or more than
-// one. It may still be the certificate of another key: labels and ids are free text.
+// Leaf returns the certificate that has exactly the label and id of the key reference, or nil when there is none or
+// more than one. It may still be the certificate of another key: labels and ids are free text.
 func (t *Token) Leaf() (leaf *x509.Certificate, err error) {
 	if unnamed(t.settings.Key) {
 		return nil, nil
@@ -54,8 +54,8 @@ func (t *Token) Issuers(cert *x509.Certificate) (found []*x509.Certificate, err 
 // certificateLimit bounds the search through all certificates of a token.
 const certificateLimit = 1024
 
-// Certificates returns every certificate on the token, for when a certificate is not filed under its key's label or id. It
-// reads them all, so it is the last thing to try; but a NetHSM has a key's certificate nowhere else.
+// Certificates returns every certificate on the token, for when a certificate is not filed under its key's label or id.
+// It reads them all, so it is the last thing to try; but a NetHSM has a key's certificate nowhere else.
 func (t *Token) Certificates() (found []*x509.Certificate, err error) {
 	if err := t.loginToSearch(); err != nil {
 		return nil, err
@@ -93,8 +93,8 @@ func (t *Token) certificates(template []*pkcs11.Attribute, limit int) ([]*x509.C
 	return found, nil
 }
 
-// Import stores certificates on the token: the first, the key's own, under the key's label and id, the issuers under their
-// subject and key identifier. What is there already is not stored twice. It returns how many were stored.
+// Import stores certificates on the token: the first, the key's own, under the key's label and id, the issuers under
+// their subject and key identifier. What is there already is not stored twice. It returns how many were stored.
 func (t *Token) Import(k *Key, chain []*x509.Certificate) (stored int, err error) {
 	if err := t.mayWrite("keep the chain in a file and name it in certificate-chain"); err != nil {
 		return 0, err

@@ -123,8 +123,9 @@ func (c *cryptoki) tokenInfo(slot uint) (tokenInfo, error) {
 		return tokenInfo{}, err
 	}
 	return tokenInfo{
-		label: text(info.label[:]), manufacturer: text(info.manufacturer[:]), model: text(info.model[:]), serial: text(info.serial[:]),
-		flags: uint(info.flags), sessions: uint(info.sessions), maxSessions: uint(info.max_sessions),
+		label: text(info.label[:]), manufacturer: text(info.manufacturer[:]), model: text(info.model[:]),
+		serial: text(info.serial[:]),
+		flags:  uint(info.flags), sessions: uint(info.sessions), maxSessions: uint(info.max_sessions),
 	}, nil
 }
 
@@ -147,7 +148,8 @@ func (c *cryptoki) logout(session sessionHandle) error { return check(C.call_log
 
 func (c *cryptoki) findInit(session sessionHandle, template []*pkcs11.Attribute) error {
 	types, lengths, values := flatten(template)
-	return check(C.call_find_objects_init(c.list, session, C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values)))
+	return check(C.call_find_objects_init(c.list, session, C.ulong_(len(template)), &types[0], &lengths[0],
+		bytePointer(values)))
 }
 
 // find returns at most limit objects of the search that findInit began.
@@ -174,8 +176,8 @@ const (
 	attributeLimit = 1 << 20
 )
 
-// attributes reads attributes of an object in one call. Those that the module does not have or does not show are nil in the
-// result; that is no error.
+// attributes reads attributes of an object in one call. Those that the module does not have or does not show are nil in
+// the result; that is no error.
 func (c *cryptoki) attributes(session sessionHandle, object objectHandle, types ...uint) ([][]byte, error) {
 	for room := attributeRoom; ; room *= 16 {
 		template := make([]*pkcs11.Attribute, len(types))
@@ -183,11 +185,13 @@ func (c *cryptoki) attributes(session sessionHandle, object objectHandle, types 
 			template[i] = &pkcs11.Attribute{Type: t, Value: make([]byte, room)}
 		}
 		flatTypes, lengths, values := flatten(template)
-		err := check(C.call_get_attribute_value(c.list, session, object, C.ulong_(len(types)), &flatTypes[0], &lengths[0], bytePointer(values)))
+		err := check(C.call_get_attribute_value(c.list, session, object, C.ulong_(len(types)), &flatTypes[0], &lengths[0],
+			bytePointer(values)))
 		switch {
 		case errors.Is(err, pkcs11.Error(pkcs11.CKR_BUFFER_TOO_SMALL)) && room < attributeLimit:
 			continue
-		case errors.Is(err, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_TYPE_INVALID)), errors.Is(err, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_SENSITIVE)):
+		case errors.Is(err, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_TYPE_INVALID)),
+			errors.Is(err, pkcs11.Error(pkcs11.CKR_ATTRIBUTE_SENSITIVE)):
 			// The others are there all the same (PKCS#11 5.7, C_GetAttributeValue).
 		case err != nil:
 			return nil, err
@@ -206,7 +210,8 @@ func (c *cryptoki) attributes(session sessionHandle, object objectHandle, types 
 	}
 }
 
-// privateAndSensitive returns the value of an attribute that is a template itself, which has CKA_PRIVATE and CKA_SENSITIVE.
+// privateAndSensitive returns the value of an attribute that is a template itself, which has CKA_PRIVATE and
+// CKA_SENSITIVE.
 func privateAndSensitive() []byte {
 	return C.GoBytes(unsafe.Pointer(C.private_and_sensitive()), 2*C.sizeof_attribute)
 }
@@ -215,19 +220,24 @@ func (c *cryptoki) createObject(session sessionHandle, template []*pkcs11.Attrib
 	types, lengths, values := flatten(template)
 	defer clear(values) // one of them may be a key
 	var object objectHandle
-	return check(C.call_create_object(c.list, session, C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values), &object))
+	return check(C.call_create_object(c.list, session, C.ulong_(len(template)), &types[0], &lengths[0],
+		bytePointer(values), &object))
 }
 
 func (c *cryptoki) signInit(session sessionHandle, mechanism uint, parameter []byte, key objectHandle) error {
-	return check(C.call_sign_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)), key))
+	return check(C.call_sign_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)),
+		key))
 }
 
-// signBoth is signInit and sign, two calls of the module in one step from Go. initialised tells which of them err is of.
-func (c *cryptoki) signBoth(session sessionHandle, mechanism uint, parameter []byte, key objectHandle, data []byte) (signature []byte, initialised bool, err error) {
+// signBoth is signInit and sign, two calls of the module in one step from Go. initialised tells which of them err is
+// of.
+func (c *cryptoki) signBoth(session sessionHandle, mechanism uint, parameter []byte, key objectHandle,
+	data []byte) (signature []byte, initialised bool, err error) {
 	signature = make([]byte, signatureRoom)
 	length := C.ulong_(len(signature))
 	var stage C.int
-	err = check(C.call_sign_both(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)), key,
+	err = check(C.call_sign_both(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)),
+		key,
 		bytePointer(data), C.ulong_(len(data)), bytePointer(signature), &length, &stage))
 	if err == nil && length > signatureRoom {
 		err = errLength
@@ -244,7 +254,8 @@ const signatureRoom = 1024
 func (c *cryptoki) sign(session sessionHandle, data []byte) ([]byte, error) {
 	signature := make([]byte, signatureRoom)
 	length := C.ulong_(len(signature))
-	if err := check(C.call_sign(c.list, session, bytePointer(data), C.ulong_(len(data)), bytePointer(signature), &length)); err != nil {
+	if err := check(C.call_sign(c.list, session, bytePointer(data), C.ulong_(len(data)), bytePointer(signature),
+		&length)); err != nil {
 		return nil, err
 	}
 	if length > signatureRoom {
@@ -258,10 +269,12 @@ func (c *cryptoki) destroyObject(session sessionHandle, object objectHandle) err
 }
 
 // generateKey makes a secret key of a template inside the module.
-func (c *cryptoki) generateKey(session sessionHandle, mechanism uint, template []*pkcs11.Attribute) (objectHandle, error) {
+func (c *cryptoki) generateKey(session sessionHandle, mechanism uint, template []*pkcs11.Attribute) (objectHandle,
+	error) {
 	types, lengths, values := flatten(template)
 	var key objectHandle
-	err := check(C.call_generate_key(c.list, session, C.ulong_(mechanism), C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values), &key))
+	err := check(C.call_generate_key(c.list, session, C.ulong_(mechanism), C.ulong_(len(template)), &types[0], &lengths[0],
+		bytePointer(values), &key))
 	return key, err
 }
 
@@ -272,7 +285,8 @@ const wrappedRoom = 8192
 func (c *cryptoki) wrapKey(session sessionHandle, mechanism uint, wrapping, key objectHandle) ([]byte, error) {
 	wrapped := make([]byte, wrappedRoom)
 	length := C.ulong_(len(wrapped))
-	if err := check(C.call_wrap_key(c.list, session, C.ulong_(mechanism), wrapping, key, bytePointer(wrapped), &length)); err != nil {
+	if err := check(C.call_wrap_key(c.list, session, C.ulong_(mechanism), wrapping, key, bytePointer(wrapped),
+		&length)); err != nil {
 		return nil, err
 	}
 	if length > wrappedRoom {
@@ -282,10 +296,12 @@ func (c *cryptoki) wrapKey(session sessionHandle, mechanism uint, wrapping, key 
 }
 
 // unwrapKey makes a key of a template from what wrapKey returned.
-func (c *cryptoki) unwrapKey(session sessionHandle, mechanism uint, wrapping objectHandle, wrapped []byte, template []*pkcs11.Attribute) (objectHandle, error) {
+func (c *cryptoki) unwrapKey(session sessionHandle, mechanism uint, wrapping objectHandle, wrapped []byte,
+	template []*pkcs11.Attribute) (objectHandle, error) {
 	types, lengths, values := flatten(template)
 	var key objectHandle
-	err := check(C.call_unwrap_key(c.list, session, C.ulong_(mechanism), wrapping, bytePointer(wrapped), C.ulong_(len(wrapped)),
+	err := check(C.call_unwrap_key(c.list, session, C.ulong_(mechanism), wrapping, bytePointer(wrapped),
+		C.ulong_(len(wrapped)),
 		C.ulong_(len(template)), &types[0], &lengths[0], bytePointer(values), &key))
 	return key, err
 }
@@ -297,7 +313,8 @@ func (c *cryptoki) hasMechanism(slot, mechanism uint) error {
 
 // encryptInit begins an encryption; parameter is the mechanism's, as the C structure has it.
 func (c *cryptoki) encryptInit(session sessionHandle, mechanism uint, parameter []byte, key objectHandle) error {
-	return check(C.call_encrypt_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)), key))
+	return check(C.call_encrypt_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter),
+		C.ulong_(len(parameter)), key))
 }
 
 // endEncryption ends the encryption that encryptInit began, by encrypting something that nobody needs.
@@ -309,14 +326,16 @@ func (c *cryptoki) endEncryption(session sessionHandle) error {
 
 // decryptInit begins a decryption; parameter is the mechanism's, as the C structure has it.
 func (c *cryptoki) decryptInit(session sessionHandle, mechanism uint, parameter []byte, key objectHandle) error {
-	return check(C.call_decrypt_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter), C.ulong_(len(parameter)), key))
+	return check(C.call_decrypt_init(c.list, session, C.ulong_(mechanism), bytePointer(parameter),
+		C.ulong_(len(parameter)), key))
 }
 
 // decrypt ends the decryption that decryptInit began. What it returns is never longer than data, as with RSA.
 func (c *cryptoki) decrypt(session sessionHandle, data []byte) ([]byte, error) {
 	plain := make([]byte, len(data))
 	length := C.ulong_(len(plain))
-	if err := check(C.call_decrypt(c.list, session, bytePointer(data), C.ulong_(len(data)), bytePointer(plain), &length)); err != nil {
+	if err := check(C.call_decrypt(c.list, session, bytePointer(data), C.ulong_(len(data)), bytePointer(plain),
+		&length)); err != nil {
 		return nil, err
 	}
 	if length > C.ulong_(len(plain)) {
@@ -326,7 +345,8 @@ func (c *cryptoki) decrypt(session sessionHandle, data []byte) ([]byte, error) {
 }
 
 // deriveECDH makes a secret key of a template from the shared x coordinate of a private key and a public point.
-func (c *cryptoki) deriveECDH(session sessionHandle, mechanism uint, base objectHandle, point []byte, template []*pkcs11.Attribute) (objectHandle, error) {
+func (c *cryptoki) deriveECDH(session sessionHandle, mechanism uint, base objectHandle, point []byte,
+	template []*pkcs11.Attribute) (objectHandle, error) {
 	types, lengths, values := flatten(template)
 	var key objectHandle
 	err := check(C.call_derive_ecdh(c.list, session, C.ulong_(mechanism), bytePointer(point), C.ulong_(len(point)), base,

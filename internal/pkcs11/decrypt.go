@@ -14,16 +14,18 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Decrypt opens an RSA ciphertext in the module. opts select the scheme: *rsa.OAEPOptions for RSAES-OAEP (RFC 8017 section 7.1; one hash
-// for both of its uses, and no label), *rsa.PKCS1v15DecryptOptions for RSAES-PKCS1-v1_5 (section 7.2). With its
-// SessionKeyLen, a ciphertext that does not open gives a random key, so that nobody learns from errors which ciphertexts are well formed.
+// Decrypt opens an RSA ciphertext in the module. opts select the scheme: *rsa.OAEPOptions for RSAES-OAEP (RFC 8017
+// section 7.1; one hash for both of its uses, and no label), *rsa.PKCS1v15DecryptOptions for RSAES-PKCS1-v1_5 (section
+// 7.2). With its SessionKeyLen, a ciphertext that does not open gives a random key, so that nobody learns from errors
+// which ciphertexts are well formed.
 func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
 	public, ok := k.public.(*rsa.PublicKey)
 	if !ok {
 		return nil, failure.New(failure.Invalid, "use an RSA key", "key %s does not decrypt: it is no RSA key", k.name())
 	}
 	if len(ciphertext) != public.Size() {
-		return nil, failure.New(failure.Invalid, "", "%d bytes can't be encrypted to key %s, whose ciphertexts have %d", len(ciphertext), k.name(), public.Size())
+		return nil, failure.New(failure.Invalid, "", "%d bytes can't be encrypted to key %s, whose ciphertexts have %d",
+			len(ciphertext), k.name(), public.Size())
 	}
 	switch o := opts.(type) {
 	case *rsa.OAEPOptions:
@@ -37,21 +39,24 @@ func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts)
 func (k *Key) decryptOAEP(ciphertext []byte, o *rsa.OAEPOptions) ([]byte, error) {
 	hashes, ok := oaepHashes[o.Hash]
 	if !ok || len(o.Label) > 0 || (o.MGFHash != 0 && o.MGFHash != o.Hash) {
-		return nil, failure.New(failure.Internal, "", "no OAEP with %v, a label of %d bytes and %v", o.Hash, len(o.Label), o.MGFHash)
+		return nil, failure.New(failure.Internal, "", "no OAEP with %v, a label of %d bytes and %v", o.Hash, len(o.Label),
+			o.MGFHash)
 	}
 	plain, err := k.decryptWith(pkcs11.CKM_RSA_PKCS_OAEP, oaepParameter(hashes), ciphertext)
 	if o.Hash != crypto.SHA1 && refusesParameter(err) {
 		f := failure.From(err)
 		f.Kind = failure.Unsupported
 		f.What = k.name() + " can't be used: " + k.token.name() + " does no OAEP with " + o.Hash.String()
-		f.Hint = "encrypt to this key with SHA-1, by ?oaep=sha1 after the recipient; SHA-1 is safe in OAEP, and some tokens know no other hash"
+		f.Hint =
+			"encrypt to this key with SHA-1, by ?oaep=sha1 after the recipient; SHA-1 is safe in OAEP, and some tokens know no other hash"
 		return nil, f
 	}
 	return plain, err
 }
 
 func refusesParameter(err error) bool {
-	return is(err, pkcs11.CKR_MECHANISM_PARAM_INVALID) || is(err, pkcs11.CKR_MECHANISM_INVALID) || is(err, pkcs11.CKR_ARGUMENTS_BAD)
+	return is(err, pkcs11.CKR_MECHANISM_PARAM_INVALID) || is(err, pkcs11.CKR_MECHANISM_INVALID) ||
+		is(err, pkcs11.CKR_ARGUMENTS_BAD)
 }
 
 func (k *Key) decryptPKCS1(ciphertext []byte, length int) ([]byte, error) {
@@ -71,7 +76,8 @@ func (k *Key) decryptPKCS1(ciphertext []byte, length int) ([]byte, error) {
 
 // badCiphertext reports whether the module found nothing encrypted to this key. SoftHSM answers CKR_GENERAL_ERROR then.
 func badCiphertext(err error) bool {
-	return is(err, pkcs11.CKR_ENCRYPTED_DATA_INVALID) || is(err, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE) || is(err, pkcs11.CKR_DATA_INVALID) ||
+	return is(err, pkcs11.CKR_ENCRYPTED_DATA_INVALID) || is(err, pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE) ||
+		is(err, pkcs11.CKR_DATA_INVALID) ||
 		is(err, pkcs11.CKR_FUNCTION_FAILED) || is(err, pkcs11.CKR_GENERAL_ERROR)
 }
 
@@ -85,8 +91,8 @@ var oaepHashes = map[crypto.Hash]oaepHash{
 	crypto.SHA512: {pkcs11.CKM_SHA512, pkcs11.CKG_MGF1_SHA512},
 }
 
-// oaepParameter is a CK_RSA_PKCS_OAEP_PARAMS (PKCS#11 2.40 mechanisms, section 2.1.7) with an empty label: hash, mask generation
-// function, CKZ_DATA_SPECIFIED, a null pointer and the length 0, each as long as a C unsigned long.
+// oaepParameter is a CK_RSA_PKCS_OAEP_PARAMS (PKCS#11 2.40 mechanisms, section 2.1.7) with an empty label: hash, mask
+// generation function, CKZ_DATA_SPECIFIED, a null pointer and the length 0, each as long as a C unsigned long.
 func oaepParameter(h oaepHash) []byte {
 	var parameter []byte
 	for _, word := range []uint{h.hash, h.mgf, pkcs11.CKZ_DATA_SPECIFIED, 0, 0} {
@@ -102,26 +108,27 @@ func oaepParameter(h oaepHash) []byte {
 // decryptWith opens a ciphertext in two calls, with a login between them for a key that wants that.
 func (k *Key) decryptWith(mechanism uint, parameter, ciphertext []byte) (plain []byte, err error) {
 	t := k.token
-	err = k.use("decrypting with key "+k.name(), "did not decrypt", func(session sessionHandle, login func(sessionHandle) error) error {
-		err := t.calls.decryptInit(session, mechanism, parameter, k.object)
-		if is(err, pkcs11.CKR_OPERATION_ACTIVE) { // one that failed before has left its operation behind
-			_, _ = t.calls.decrypt(session, ciphertext)
-			err = t.calls.decryptInit(session, mechanism, parameter, k.object)
-		}
-		if err != nil {
-			return k.notPermitted(err, "decrypt", "CKA_DECRYPT")
-		}
-		if login != nil {
-			if err := login(session); err != nil {
-				return err
+	err = k.use("decrypting with key "+k.name(), "did not decrypt",
+		func(session sessionHandle, login func(sessionHandle) error) error {
+			err := t.calls.decryptInit(session, mechanism, parameter, k.object)
+			if is(err, pkcs11.CKR_OPERATION_ACTIVE) { // one that failed before has left its operation behind
+				_, _ = t.calls.decrypt(session, ciphertext)
+				err = t.calls.decryptInit(session, mechanism, parameter, k.object)
 			}
-		}
-		plain, err = t.calls.decrypt(session, ciphertext)
-		if login == nil && t.wantsLoginForUse(err) {
-			return errWantsLogin
-		}
-		return err
-	})
+			if err != nil {
+				return k.notPermitted(err, "decrypt", "CKA_DECRYPT")
+			}
+			if login != nil {
+				if err := login(session); err != nil {
+					return err
+				}
+			}
+			plain, err = t.calls.decrypt(session, ciphertext)
+			if login == nil && t.wantsLoginForUse(err) {
+				return errWantsLogin
+			}
+			return err
+		})
 	return plain, err
 }
 
@@ -136,47 +143,51 @@ func (k *Key) notPermitted(err error, what, attribute string) error {
 	return f
 }
 
-// ECDH returns the x coordinate that the key shares with another's public key, as long as the curve's field (SEC 1 section 3.3.1,
-// without the cofactor, which is 1 on these curves). The module derives a secret for it and shows it.
+// ECDH returns the x coordinate that the key shares with another's public key, as long as the curve's field (SEC 1
+// section 3.3.1, without the cofactor, which is 1 on these curves). The module derives a secret for it and shows it.
 func (k *Key) ECDH(remote *ecdh.PublicKey) (shared []byte, err error) {
 	t := k.token
 	public, ok := k.public.(*ecdsa.PublicKey)
 	if !ok {
-		return nil, failure.New(failure.Invalid, "use an elliptic curve key", "key %s does no ECDH: it is no elliptic curve key", k.name())
+		return nil, failure.New(failure.Invalid, "use an elliptic curve key",
+			"key %s does no ECDH: it is no elliptic curve key", k.name())
 	}
 	if own, err := public.ECDH(); err != nil || own.Curve() != remote.Curve() {
 		return nil, failure.New(failure.Invalid, "", "key %s is on another curve than %v", k.name(), remote.Curve())
 	}
 	size := (public.Params().BitSize + 7) / 8
 	template := []*pkcs11.Attribute{
-		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
+		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
 		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, size),
 	}
-	err = k.use("deriving with key "+k.name(), "did not derive", func(session sessionHandle, _ func(sessionHandle) error) error {
-		point := remote.Bytes()
-		secret, err := t.calls.deriveECDH(session, pkcs11.CKM_ECDH1_DERIVE, k.object, point, template)
-		if refusesParameter(err) { // some modules want the point as CKA_EC_POINT has it, in an OCTET STRING
-			secret, err = t.calls.deriveECDH(session, pkcs11.CKM_ECDH1_DERIVE, k.object, octetString(point), template)
-		}
-		if is(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) || is(err, pkcs11.CKR_MECHANISM_INVALID) {
-			f := failure.From(t.failed(err, "%s does no ECDH with key %s", t.name(), k.name()))
-			f.Kind, f.Hint = failure.Unsupported, "use an RSA key on this token"
-			return f
-		}
-		if err != nil {
-			return k.notPermitted(err, "derive", "CKA_DERIVE")
-		}
-		defer func() { _ = t.calls.destroyObject(session, secret) }()
-		values, err := t.calls.attributes(session, secret, pkcs11.CKA_VALUE)
-		if err != nil {
-			return err
-		}
-		if len(values[0]) != size {
-			return failure.New(failure.Unsupported, "use an RSA key on this token", "%s does not show what it derives", t.name())
-		}
-		shared = values[0]
-		return nil
-	})
+	err = k.use("deriving with key "+k.name(), "did not derive",
+		func(session sessionHandle, _ func(sessionHandle) error) error {
+			point := remote.Bytes()
+			secret, err := t.calls.deriveECDH(session, pkcs11.CKM_ECDH1_DERIVE, k.object, point, template)
+			if refusesParameter(err) { // some modules want the point as CKA_EC_POINT has it, in an OCTET STRING
+				secret, err = t.calls.deriveECDH(session, pkcs11.CKM_ECDH1_DERIVE, k.object, octetString(point), template)
+			}
+			if is(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) || is(err, pkcs11.CKR_MECHANISM_INVALID) {
+				f := failure.From(t.failed(err, "%s does no ECDH with key %s", t.name(), k.name()))
+				f.Kind, f.Hint = failure.Unsupported, "use an RSA key on this token"
+				return f
+			}
+			if err != nil {
+				return k.notPermitted(err, "derive", "CKA_DERIVE")
+			}
+			defer func() { _ = t.calls.destroyObject(session, secret) }()
+			values, err := t.calls.attributes(session, secret, pkcs11.CKA_VALUE)
+			if err != nil {
+				return err
+			}
+			if len(values[0]) != size {
+				return failure.New(failure.Unsupported, "use an RSA key on this token", "%s does not show what it derives",
+					t.name())
+			}
+			shared = values[0]
+			return nil
+		})
 	return shared, err
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Delete removes a private key, the public key object that belongs to it, and the certificates. The private key goes last, so that a
-// deletion that was cut short can be run again.
+// Delete removes a private key, the public key object that belongs to it, and the certificates. The private key goes
+// last, so that a deletion that was cut short can be run again.
 func (t *Token) Delete(k *Key, certificates []*x509.Certificate) error {
 	if err := t.mayWrite("delete it with the vendor's tool"); err != nil {
 		return err
@@ -35,7 +35,8 @@ func (t *Token) Delete(k *Key, certificates []*x509.Certificate) error {
 		}
 		for _, object := range append(append(doomed, halves...), k.object) {
 			if err := t.calls.destroyObject(writer, object); err != nil {
-				return t.failed(err, "can't delete an object of key %s on %s", keyName(config.URI{Object: k.label, ID: k.id}), t.name())
+				return t.failed(err, "can't delete an object of key %s on %s", keyName(config.URI{Object: k.label, ID: k.id}),
+					t.name())
 			}
 		}
 		return nil
@@ -58,8 +59,8 @@ func (t *Token) publicObjects(k *Key) ([]objectHandle, error) {
 	return halves, nil
 }
 
-// Discard removes the private and public key objects that carry exactly the label and the id of the settings: what a module leaves
-// behind when it is cut short while it makes a key, which may be half a key.
+// Discard removes the private and public key objects that carry exactly the label and the id of the settings: what a
+// module leaves behind when it is cut short while it makes a key, which may be half a key.
 func (t *Token) Discard() error {
 	uri := t.settings.Key
 	if uri.Object == "" || len(uri.ID) == 0 {

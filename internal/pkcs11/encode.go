@@ -14,14 +14,15 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// encodePSS is EMSA-PSS-ENCODE of RFC 8017 section 9.1.1, with MGF1 on the same hash and a salt as long as the digest, for
-// modules that offer raw RSA alone. The result is as long as the modulus.
+// encodePSS is EMSA-PSS-ENCODE of RFC 8017 section 9.1.1, with MGF1 on the same hash and a salt as long as the digest,
+// for modules that offer raw RSA alone. The result is as long as the modulus.
 func encodePSS(digest []byte, hash crypto.Hash, modulusBits int) ([]byte, error) {
 	size := hash.Size()
 	bits := modulusBits - 1
 	length := (bits + 7) / 8
 	if length < 2*size+2 {
-		return nil, failure.New(failure.Invalid, "use a longer key", "a %d-bit RSA key is too short for %v", modulusBits, hash)
+		return nil, failure.New(failure.Invalid, "use a longer key", "a %d-bit RSA key is too short for %v", modulusBits,
+			hash)
 	}
 	salt := make([]byte, size)
 	if _, err := rand.Read(salt); err != nil {
@@ -71,19 +72,21 @@ func digestInfo(digest []byte, hash crypto.Hash) []byte {
 	return info
 }
 
-// ecdsaToDER turns what a module returns for CKM_ECDSA into the ASN.1 DER of crypto.Signer. The standard's form is r||s, each
-// size bytes long; some modules return DER, and some r and s of another equal length.
+// ecdsaToDER turns what a module returns for CKM_ECDSA into the ASN.1 DER of crypto.Signer. The standard's form is
+// r||s, each size bytes long; some modules return DER, and some r and s of another equal length.
 func ecdsaToDER(signature []byte, size int) ([]byte, error) {
 	if len(signature) != 2*size {
 		var r, s big.Int
 		input, inner := cryptobyte.String(signature), cryptobyte.String{}
-		if input.ReadASN1(&inner, der.SEQUENCE) && input.Empty() && inner.ReadASN1Integer(&r) && inner.ReadASN1Integer(&s) && inner.Empty() {
+		if input.ReadASN1(&inner, der.SEQUENCE) && input.Empty() && inner.ReadASN1Integer(&r) && inner.ReadASN1Integer(&s) &&
+			inner.Empty() {
 			return signature, nil
 		}
 	}
 	half := len(signature) / 2
 	if half == 0 || len(signature)%2 != 0 {
-		return nil, failure.New(failure.Internal, generalHint, "the module returned an ECDSA signature of %d bytes, which is neither r||s nor DER", len(signature))
+		return nil, failure.New(failure.Internal, generalHint,
+			"the module returned an ECDSA signature of %d bytes, which is neither r||s nor DER", len(signature))
 	}
 	var out cryptobyte.Builder
 	out.AddASN1(der.SEQUENCE, func(pair *cryptobyte.Builder) {

@@ -13,7 +13,8 @@ import (
 	"testing"
 )
 
-// TestEncodePSS signs with raw RSA what encodePSS made; crypto/rsa has to accept it. Odd key lengths leave other bits free at the top.
+// TestEncodePSS signs with raw RSA what encodePSS made; crypto/rsa has to accept it. Odd key lengths leave other bits
+// free at the top.
 func TestEncodePSS(t *testing.T) {
 	for _, c := range []struct {
 		bits int
@@ -34,7 +35,8 @@ func TestEncodePSS(t *testing.T) {
 			t.Errorf("%d bits: %d bytes, not %d", c.bits, len(encoded), k.Size())
 		}
 		signature := new(big.Int).Exp(new(big.Int).SetBytes(encoded), k.D, k.N).FillBytes(make([]byte, k.Size()))
-		if err := rsa.VerifyPSS(&k.PublicKey, c.hash, digest, signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}); err != nil {
+		if err := rsa.VerifyPSS(&k.PublicKey, c.hash, digest, signature,
+			&rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}); err != nil {
 			t.Errorf("%d bits, %v: %v", c.bits, c.hash, err)
 		}
 	}

@@ -16,10 +16,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// Generate makes a key pair on the token that the settings name: sensitive, not extractable unless it is to be wrapped for backups, good
-// for what the request says and nothing else. It refuses a label that a private key on the token has already. The new key's URI and public half are returned.
+// Generate makes a key pair on the token that the settings name: sensitive, not extractable unless it is to be wrapped
+// for backups, good for what the request says and nothing else. It refuses a label that a private key on the token has
+// already. The new key's URI and public half are returned.
 //
-// crypto11 does the work, in a session and with a login of its own; so ours ends before it starts, and there is one login.
+// crypto11 does the work, in a session and with a login of its own; so ours ends before it starts, and there is one
+// login.
 func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
 	t, err := Open(ctx, s)
 	if err != nil {
@@ -59,11 +61,13 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 		if err := t.unused(c, r); err != nil {
 			return err
 		}
-		if info.Public, err = generate(c, r, strict); is(err, pkcs11.CKR_TEMPLATE_INCONSISTENT) || is(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID) || is(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
+		if info.Public, err = generate(c, r, strict); is(err, pkcs11.CKR_TEMPLATE_INCONSISTENT) ||
+			is(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID) || is(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
 			info.Public, err = generate(c, r, false)
 		}
 		switch {
-		case is(err, pkcs11.CKR_MECHANISM_INVALID), is(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID), is(err, pkcs11.CKR_KEY_SIZE_RANGE), is(err, pkcs11.CKR_CURVE_NOT_SUPPORTED):
+		case is(err, pkcs11.CKR_MECHANISM_INVALID), is(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID),
+			is(err, pkcs11.CKR_KEY_SIZE_RANGE), is(err, pkcs11.CKR_CURVE_NOT_SUPPORTED):
 			f := failure.From(t.failed(err, "%s makes no %s keys", t.name(), r.Spec.Name))
 			f.Kind, f.Hint = failure.Invalid, "try another --spec; what the token can make is shown by: pkcs11-tool -M"
 			return f
@@ -80,11 +84,12 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 	return info, err
 }
 
-// tpm2 is the manufacturer of tpm2-pkcs11. It fails on a template that forbids what a TPM's key can do anyway, and the TPM then
-// holds the refused key until it has no room for a login. So it must not be tried.
+// tpm2 is the manufacturer of tpm2-pkcs11. It fails on a template that forbids what a TPM's key can do anyway, and the
+// TPM then holds the refused key until it has no room for a login. So it must not be tried.
 const tpm2 = "tpm2-software.github.io"
 
-// may asks whether the new key can do what it was not made for, which a module that refused the strict template may have allowed it.
+// may asks whether the new key can do what it was not made for, which a module that refused the strict template may
+// have allowed it.
 func may(c *crypto11.Context, r key.Request, usage uint) *bool {
 	k, err := c.FindKeyPair(r.ID, []byte(r.Label))
 	if err != nil || k == nil {
@@ -105,7 +110,8 @@ func (t *Token) unused(c *crypto11.Context, r key.Request) error {
 		value     []byte
 		what      string
 		shown     string
-	}{{pkcs11.CKA_LABEL, []byte(r.Label), "label", fmt.Sprintf("%q", r.Label)}, {pkcs11.CKA_ID, r.ID, "id", fmt.Sprintf("%x", r.ID)}} {
+	}{{pkcs11.CKA_LABEL, []byte(r.Label), "label", fmt.Sprintf("%q", r.Label)},
+		{pkcs11.CKA_ID, r.ID, "id", fmt.Sprintf("%x", r.ID)}} {
 		same := crypto11.NewAttributeSet()
 		_ = same.Set(taken.attribute, taken.value) // bytes are always taken
 		keys, err := c.FindPrivateKeysWithAttributes(same)
@@ -113,7 +119,8 @@ func (t *Token) unused(c *crypto11.Context, r key.Request) error {
 			return t.failed(err, "can't search %s", t.name())
 		}
 		if len(keys) > 0 {
-			return failure.New(failure.Invalid, "choose another "+taken.what+", or use the key that is there: see 'notation-hsm key list'",
+			return failure.New(failure.Invalid, "choose another "+taken.what+
+				", or use the key that is there: see 'notation-hsm key list'",
 				"%s has a key with this %s already: %s", t.name(), taken.what, taken.shown)
 		}
 	}
@@ -124,15 +131,17 @@ func (t *Token) unused(c *crypto11.Context, r key.Request) error {
 func usages(usage key.Usage, isRSA bool) (public, private, others []uint) {
 	switch {
 	case usage != key.Decrypt:
-		return []uint{pkcs11.CKA_VERIFY}, []uint{pkcs11.CKA_SIGN}, []uint{pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE}
+		return []uint{pkcs11.CKA_VERIFY}, []uint{pkcs11.CKA_SIGN},
+			[]uint{pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE}
 	case isRSA:
-		return []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP}, []uint{pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP}, []uint{pkcs11.CKA_SIGN, pkcs11.CKA_DERIVE}
+		return []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_WRAP}, []uint{pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP},
+			[]uint{pkcs11.CKA_SIGN, pkcs11.CKA_DERIVE}
 	}
 	return nil, []uint{pkcs11.CKA_DERIVE}, []uint{pkcs11.CKA_SIGN, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP}
 }
 
-// generate makes the key. A strict template says that the key must not do anything but what it is made for; the other leaves that to the
-// module.
+// generate makes the key. A strict template says that the key must not do anything but what it is made for; the other
+// leaves that to the module.
 func generate(c *crypto11.Context, r key.Request, strict bool) (crypto.PublicKey, error) {
 	public, err := crypto11.NewAttributeSetWithIDAndLabel(r.ID, []byte(r.Label))
 	if err != nil {

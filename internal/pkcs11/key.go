@@ -11,7 +11,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// Key is a private key on a token. It is a crypto.Signer and a crypto.MessageSigner, and is used until its Token is closed.
+// Key is a private key on a token. It is a crypto.Signer and a crypto.MessageSigner, and is used until its Token is
+// closed.
 type Key struct {
 	token  *Token
 	object objectHandle
@@ -24,7 +25,8 @@ type Key struct {
 }
 
 // Key logs in and finds the private key that the settings name. public is its public half when the caller has it from a
-// certificate; with nil the module is asked. Failures: Invalid for no key or several (listing them), Denied for a PIN problem.
+// certificate; with nil the module is asked. Failures: Invalid for no key or several (listing them), Denied for a PIN
+// problem.
 func (t *Token) Key(public crypto.PublicKey) (*Key, error) {
 	if err := t.Login(); err != nil {
 		return nil, err
@@ -65,7 +67,8 @@ func (k *Key) ReadPublic() (public crypto.PublicKey, err error) {
 
 var usageAttributes = []uint{
 	pkcs11.CKA_LABEL, pkcs11.CKA_ID, pkcs11.CKA_SIGN, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE,
-	pkcs11.CKA_SENSITIVE, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_NEVER_EXTRACTABLE, pkcs11.CKA_LOCAL,
+	pkcs11.CKA_SENSITIVE, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_NEVER_EXTRACTABLE,
+	pkcs11.CKA_LOCAL,
 	pkcs11.CKA_ALWAYS_AUTHENTICATE, pkcs11.CKA_WRAP_WITH_TRUSTED,
 }
 
@@ -88,7 +91,8 @@ func (k *Key) Info() (info key.Info, err error) {
 			URI:   config.URI{Token: t.info.label, ID: values[1], Object: string(values[0])}.String(),
 			Label: string(values[0]), ID: values[1], Public: k.public,
 			Sign: flag(2), Decrypt: flag(3), Unwrap: flag(4), Derive: flag(5),
-			Sensitive: flag(6), AlwaysSensitive: flag(7), Extractable: flag(8), NeverExtractable: flag(9), Local: flag(10), AlwaysAuth: flag(11),
+			Sensitive: flag(6), AlwaysSensitive: flag(7), Extractable: flag(8), NeverExtractable: flag(9), Local: flag(10),
+			AlwaysAuth:      flag(11),
 			WrapWithTrusted: flag(12),
 		}
 		return nil

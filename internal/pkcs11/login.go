@@ -32,8 +32,8 @@ func (t *Token) loginUser() error {
 	})
 }
 
-// withPIN is within for what logs in with a PIN, which is cleared in any case but one: that a call does not come back, so that the
-// module may still read it.
+// withPIN is within for what logs in with a PIN, which is cleared in any case but one: that a call does not come back,
+// so that the module may still read it.
 func (t *Token) withPIN(secret *pin.Secret, what string, fn func(context.Context) error) error {
 	var begun atomic.Bool
 	err := t.within(what, func(ctx context.Context) error {
@@ -77,11 +77,13 @@ func (t *Token) readPIN() (*pin.Secret, error) {
 	case t.settings.PIN != "":
 		return pin.From(t.settings.PIN)
 	case source == pin.None && !pinpad:
-		return nil, failure.New(failure.Denied, "use another pin-source", "pin-source is none, but %s has no PIN pad of its own", t.name())
+		return nil, failure.New(failure.Denied, "use another pin-source",
+			"pin-source is none, but %s has no PIN pad of its own", t.name())
 	case source == pin.None, source == "" && pinpad:
 		return nil, nil
 	case source == "":
-		return nil, failure.New(failure.Denied, `set NOTATION_HSM_PIN, or pin-source to env:NAME, file:/path, "exec:command args" or prompt`,
+		return nil, failure.New(failure.Denied,
+			`set NOTATION_HSM_PIN, or pin-source to env:NAME, file:/path, "exec:command args" or prompt`,
 			"no PIN for %s: no pin-source is set", t.name())
 	case source == pin.Prompt: // a person takes as long as they take
 		return pin.Read(t.ctx, source, t.info.label)
@@ -94,11 +96,13 @@ func (t *Token) readPIN() (*pin.Secret, error) {
 func (t *Token) mayTryPIN() error {
 	switch state := pinState(t.info.flags); {
 	case state == key.PINLocked:
-		f := failure.New(failure.Denied, meanings[pkcs11.CKR_PIN_LOCKED].hint, "the user PIN of %s is locked, so it was not tried", t.name())
+		f := failure.New(failure.Denied, meanings[pkcs11.CKR_PIN_LOCKED].hint,
+			"the user PIN of %s is locked, so it was not tried", t.name())
 		f.CKR = "CKR_PIN_LOCKED"
 		return f
 	case state == key.PINFinalTry && !t.settings.AllowFinalPINTry:
-		return failure.New(failure.Denied, "give the right PIN to the vendor's tool once, which resets the count; or set allow-final-pin-try=true to try here all the same",
+		return failure.New(failure.Denied,
+			"give the right PIN to the vendor's tool once, which resets the count; or set allow-final-pin-try=true to try here all the same",
 			"one more wrong PIN locks %s, so the PIN was not tried", t.name())
 	}
 	return nil

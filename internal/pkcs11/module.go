@@ -1,5 +1,5 @@
-// Package pkcs11 is the path from a key's URI to a signature made inside a module: any module, few calls, one login, and no
-// session left behind.
+// Package pkcs11 is the path from a key's URI to a signature made inside a module: any module, few calls, one login,
+// and no session left behind.
 //
 // A Module is a loaded library, a Token a token in one of its slots with a session open, and a Key a private key on it,
 // which is a crypto.Signer. Every wait for the module is bounded: a call that does not return in time is abandoned, the
@@ -35,16 +35,19 @@ type Module struct {
 // Load loads and initialises the module that the settings name. ctx bounds the module's whole life.
 func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 	if s.ModulePath == "" {
-		return nil, failure.New(failure.Invalid, "set module-path (or NOTATION_HSM_MODULE_PATH) to the PKCS#11 library of your HSM, or install p11-kit",
+		return nil, failure.New(failure.Invalid,
+			"set module-path (or NOTATION_HSM_MODULE_PATH) to the PKCS#11 library of your HSM, or install p11-kit",
 			"no PKCS#11 module is named")
 	}
 	for name, value := range s.Env {
 		if err := os.Setenv(name, value); err != nil {
-			return nil, failure.New(failure.Invalid, "check env in the config file", "can't set %q for the module: %w", name, err)
+			return nil, failure.New(failure.Invalid, "check env in the config file", "can't set %q for the module: %w", name,
+				err)
 		}
 	}
 	m := &Module{path: s.ModulePath, timeout: s.Timeout, ctx: ctx}
-	crash.Expect(failure.New(failure.Internal, "update the module, and report the crash to its vendor; set NOTATION_HSM_LOG=/path/to/log to see the step it crashed in",
+	crash.Expect(failure.New(failure.Internal,
+		"update the module, and report the crash to its vendor; set NOTATION_HSM_LOG=/path/to/log to see the step it crashed in",
 		"the PKCS#11 module %s crashed", m.path))
 	err := m.within("starting it", func(context.Context) error {
 		if info, err := os.Stat(m.path); err == nil && info.IsDir() {
@@ -55,7 +58,8 @@ func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 			return m.failed(err, "the PKCS#11 module %s does not give its functions", m.path)
 		}
 		if err != nil {
-			return failure.New(failure.Invalid, "check module-path; the library must be for this machine and all that it needs must be installed",
+			return failure.New(failure.Invalid,
+				"check module-path; the library must be for this machine and all that it needs must be installed",
 				"can't load the PKCS#11 module %s: %w", m.path, err)
 		}
 		m.calls = calls
@@ -79,7 +83,8 @@ func (m *Module) initialize() error {
 	}
 	if err != nil {
 		f := failure.From(m.failed(err, "can't start the PKCS#11 module %s", m.path))
-		f.Hint = "check that what the module talks to is running, and that this user may use it (openCryptoki: pkcsslotd and the group pkcs11; a TPM: /dev/tpmrm0 and the group tss; a network HSM: its client's configuration)"
+		f.Hint =
+			"check that what the module talks to is running, and that this user may use it (openCryptoki: pkcsslotd and the group pkcs11; a TPM: /dev/tpmrm0 and the group tss; a network HSM: its client's configuration)"
 		return f
 	}
 	m.owner = true
@@ -96,8 +101,9 @@ func (m *Module) Close() error {
 	return m.cleanup("stopping it", m.calls.finalize)
 }
 
-// within runs fn, which calls the module, and returns its error; or a failure when fn takes longer than the timeout, or the user
-// has interrupted. what completes the sentence "while ...". fn gets the module's context, for where it waits itself.
+// within runs fn, which calls the module, and returns its error; or a failure when fn takes longer than the timeout, or
+// the user has interrupted. what completes the sentence "while ...". fn gets the module's context, for where it waits
+// itself.
 func (m *Module) within(what string, fn func(context.Context) error) error {
 	if m.stuck.Load() {
 		return m.timedOut(what)
@@ -123,7 +129,8 @@ func (m *Module) within(what string, fn func(context.Context) error) error {
 // cleanupLimit is the longest wait for closing: a finished signature is not kept waiting.
 const cleanupLimit = 2 * time.Second
 
-// cleanup is within for closing. It also runs when the user has interrupted, and a close that hangs ends nothing but itself.
+// cleanup is within for closing. It also runs when the user has interrupted, and a close that hangs ends nothing but
+// itself.
 func (m *Module) cleanup(what string, fn func() error) error {
 	if m.stuck.Load() {
 		return nil // the process's end will have to do

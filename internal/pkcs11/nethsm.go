@@ -48,11 +48,13 @@ func (t *Token) byKeyID(uri config.URI) config.URI {
 // unnamed reports whether an object of the reference can be found by reading all of them alone.
 func unnamed(uri config.URI) bool { return uri.Object == "" && len(uri.ID) == 0 }
 
-// mayWrite fails for a token that stores nothing for the user that we log in. otherwise is how it can be done where the token is read-only.
+// mayWrite fails for a token that stores nothing for the user that we log in. otherwise is how it can be done where the
+// token is read-only.
 func (t *Token) mayWrite(otherwise string) error {
 	switch {
 	case t.isNetHSM():
-		return failure.New(failure.Denied, "do it without the module, with '--token nethsm:', or nethsm:KEYID as the key; the section nethsm of the config file names the administrator",
+		return failure.New(failure.Denied,
+			"do it without the module, with '--token nethsm:', or nethsm:KEYID as the key; the section nethsm of the config file names the administrator",
 			"%s is a NetHSM: its module changes keys and certificates for the Administrator alone", t.name())
 	case t.info.flags&pkcs11.CKF_WRITE_PROTECTED != 0:
 		return failure.New(failure.Denied, otherwise, "%s is read-only", t.name())
@@ -63,13 +65,14 @@ func (t *Token) mayWrite(otherwise string) error {
 // mayWrap fails for a token that wraps no keys.
 func (t *Token) mayWrap() error {
 	if t.isNetHSM() {
-		return failure.New(failure.Invalid, "back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'", "%s is a NetHSM: it wraps no keys", t.name())
+		return failure.New(failure.Invalid, "back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'",
+			"%s is a NetHSM: it wraps no keys", t.name())
 	}
 	return nil
 }
 
-// wantsLoginForUse reports whether a use of a key failed because it asks for a login of its own, which no key on a NetHSM does: there, it
-// means 403.
+// wantsLoginForUse reports whether a use of a key failed because it asks for a login of its own, which no key on a
+// NetHSM does: there, it means 403.
 func (t *Token) wantsLoginForUse(err error) bool {
 	return t.loggedIn && is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) && !t.isNetHSM()
 }
@@ -79,7 +82,8 @@ const netHSMLog = "see 'notation-hsm nethsm status'; 'nethsm config --log-file' 
 // netHSMMeanings are of what the module makes of the status of an answer.
 var netHSMMeanings = map[pkcs11.Error]meaning{
 	pkcs11.CKR_USER_TYPE_INVALID: {failure.Denied,
-		"the passphrase is wrong, the module's configuration names no operator, or no instance let it in: " + netHSMLog + ". Nothing tries the passphrase again by itself"},
+		"the passphrase is wrong, the module's configuration names no operator, or no instance let it in: " + netHSMLog +
+			". Nothing tries the passphrase again by itself"},
 	pkcs11.CKR_USER_NOT_LOGGED_IN: {failure.Denied, "the operator may not do that (403): check its tags and the key's"},
 	pkcs11.CKR_KEY_HANDLE_INVALID: {failure.Invalid, "the key is gone (404): check the key ID"},
 	pkcs11.CKR_TOKEN_NOT_PRESENT:  {failure.Internal, "no instance is operational: " + netHSMLog},

@@ -35,8 +35,8 @@ func (t *Token) search(template []*pkcs11.Attribute, limit int) ([]objectHandle,
 	return objects, err
 }
 
-// selector is the template of the objects that belong to a key reference: its label and id, exactly. The module does the
-// search, so the number of calls does not grow with the number of objects on the token.
+// selector is the template of the objects that belong to a key reference: its label and id, exactly. The module does
+// the search, so the number of calls does not grow with the number of objects on the token.
 func (t *Token) selector(class uint, uri config.URI) []*pkcs11.Attribute {
 	uri = t.byKeyID(uri)
 	template := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, class)}
@@ -52,7 +52,8 @@ func (t *Token) selector(class uint, uri config.URI) []*pkcs11.Attribute {
 // privateKey finds the one private key that the reference names. It logs in, since private keys are private objects.
 func (t *Token) privateKey() (objectHandle, error) {
 	if t.isNetHSM() && unnamed(t.settings.Key) {
-		return 0, failure.New(failure.Invalid, "name the key by its ID, as object; 'notation-hsm key list' reads them all", "no key on %s is named", t.name())
+		return 0, failure.New(failure.Invalid, "name the key by its ID, as object; 'notation-hsm key list' reads them all",
+			"no key on %s is named", t.name())
 	}
 	found, err := t.search(t.selector(pkcs11.CKO_PRIVATE_KEY, t.settings.Key), 2)
 	switch {
@@ -62,7 +63,8 @@ func (t *Token) privateKey() (objectHandle, error) {
 		return found[0], nil
 	}
 	if t.isNetHSM() { // to list what there is takes long
-		return 0, failure.New(failure.Invalid, "check the key ID and the operator's namespace; 'notation-hsm key list' reads all keys",
+		return 0, failure.New(failure.Invalid,
+			"check the key ID and the operator's namespace; 'notation-hsm key list' reads all keys",
 			"there is no key %s on %s for this user", keyName(t.settings.Key), t.name())
 	}
 	all, err := t.inventory(found)
@@ -70,12 +72,15 @@ func (t *Token) privateKey() (objectHandle, error) {
 		return 0, err
 	}
 	if len(found) > 1 {
-		return 0, failure.New(failure.Invalid, "name one by its id, as in the URIs shown", "more than one key on %s matches %s:%s", t.name(), keyName(t.settings.Key), all)
+		return 0, failure.New(failure.Invalid, "name one by its id, as in the URIs shown",
+			"more than one key on %s matches %s:%s", t.name(), keyName(t.settings.Key), all)
 	}
 	if all == "" {
-		return 0, failure.New(failure.Invalid, "make one with 'notation-hsm key generate'", "there is no key %s on %s, nor any other private key that this user can see", keyName(t.settings.Key), t.name())
+		return 0, failure.New(failure.Invalid, "make one with 'notation-hsm key generate'",
+			"there is no key %s on %s, nor any other private key that this user can see", keyName(t.settings.Key), t.name())
 	}
-	return 0, failure.New(failure.Invalid, "use one of these", "there is no key %s on %s; it has:%s", keyName(t.settings.Key), t.name(), all)
+	return 0, failure.New(failure.Invalid, "use one of these", "there is no key %s on %s; it has:%s",
+		keyName(t.settings.Key), t.name(), all)
 }
 
 // inventoryLimit is how many keys an error lists before it says that there are more.

@@ -16,18 +16,21 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// settings makes a token with a key "release" and returns how to reach it through a shim, and where that logs its calls.
+// settings makes a token with a key "release" and returns how to reach it through a shim, and where that logs its
+// calls.
 func settings(t *testing.T) (s *config.Settings, log string) {
 	t.Helper()
 	token := softhsmtest.NewToken(t, "signing")
 	s = &config.Settings{
-		Key: config.URI{Token: "signing", Object: "release"}, ModulePath: token.Module, PIN: softhsmtest.PIN, Timeout: 20 * time.Second,
+		Key: config.URI{Token: "signing", Object: "release"}, ModulePath: token.Module, PIN: softhsmtest.PIN,
+		Timeout: 20 * time.Second,
 	}
 	spec, err := key.ParseSpec("EC-256")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Generate(context.Background(), s, key.Request{Spec: spec, Label: "release", ID: []byte("release")}); err != nil {
+	if _, err := Generate(context.Background(), s,
+		key.Request{Spec: spec, Label: "release", ID: []byte("release")}); err != nil {
 		t.Fatal(err)
 	}
 	s.ModulePath, log = softhsmtest.Shim(t, token.Module), filepath.Join(t.TempDir(), "calls")
@@ -35,8 +38,8 @@ func settings(t *testing.T) (s *config.Settings, log string) {
 	return s, log
 }
 
-// TestManySignatures makes N signatures from many goroutines at the price of N SignInit and N Sign, one login, and a bounded
-// number of sessions, all of which are closed.
+// TestManySignatures makes N signatures from many goroutines at the price of N SignInit and N Sign, one login, and a
+// bounded number of sessions, all of which are closed.
 func TestManySignatures(t *testing.T) {
 	for _, c := range []struct {
 		name, variable, value string
@@ -82,7 +85,8 @@ func TestManySignatures(t *testing.T) {
 				t.Errorf("%d C_SignInit and %d C_Sign for %d signatures", count("C_SignInit"), count("C_Sign"), goroutines*each)
 			}
 			// A refused C_OpenSession, which is how the end of the sessions is found, has no C_CloseSession.
-			if opened, closed := count("C_OpenSession"), count("C_CloseSession"); closed > c.allowed || opened-closed > 1 || closed == 0 {
+			if opened, closed := count("C_OpenSession"), count("C_CloseSession"); closed > c.allowed || opened-closed > 1 ||
+				closed == 0 {
 				t.Errorf("%d sessions opened, %d closed", opened, closed)
 			}
 			if count("C_Login") != 1 || count("C_Finalize") != 1 {
@@ -106,7 +110,8 @@ func TestBrokenSession(t *testing.T) {
 	}
 	digest := sha256.Sum256([]byte("payload"))
 	t.Setenv("SHIM_FAULT", "C_Sign:B3") // CKR_SESSION_HANDLE_INVALID, once
-	if _, err := k.Sign(nil, digest[:], crypto.SHA256); err == nil || failure.From(err).CKR != "CKR_SESSION_HANDLE_INVALID" {
+	if _, err := k.Sign(nil, digest[:], crypto.SHA256); err == nil ||
+		failure.From(err).CKR != "CKR_SESSION_HANDLE_INVALID" {
 		t.Errorf("the fault was not reported: %v", err)
 	}
 	if _, err := k.Sign(nil, digest[:], crypto.SHA256); err != nil {

@@ -19,7 +19,8 @@ import (
 
 const ckaPublicKeyInfo = 0x129 // CKA_PUBLIC_KEY_INFO of PKCS#11 2.40: a DER SubjectPublicKeyInfo
 
-// publicAttributes are those that hold the public half, on a public key object and, with many modules, on the private key.
+// publicAttributes are those that hold the public half, on a public key object and, with many modules, on the private
+// key.
 var publicAttributes = []uint{
 	pkcs11.CKA_KEY_TYPE, pkcs11.CKA_ID, pkcs11.CKA_LABEL, pkcs11.CKA_MODULUS, pkcs11.CKA_PUBLIC_EXPONENT,
 	pkcs11.CKA_EC_PARAMS, pkcs11.CKA_EC_POINT, ckaPublicKeyInfo,
@@ -87,8 +88,8 @@ func publicOf(values [][]byte) (crypto.PublicKey, error) {
 		if err != nil {
 			return nil, err
 		}
-		// The standard wraps the point in an OCTET STRING. Some modules leave that out and some get it wrong, but the point is
-		// always at the end.
+		// The standard wraps the point in an OCTET STRING. Some modules leave that out and some get it wrong, but the point
+		// is always at the end.
 		if size := 1 + 2*((curve.Params().BitSize+7)/8); len(point) > size {
 			point = point[len(point)-size:]
 		}
@@ -129,7 +130,8 @@ func curveOf(params []byte) (elliptic.Curve, error) {
 }
 
 // publicHalf finds the public half of a private key wherever the module keeps it: on the private key, in the public key
-// object of the same id (or label, when it has no id), or in a certificate of that id. It also returns the key's own id and label.
+// object of the same id (or label, when it has no id), or in a certificate of that id. It also returns the key's own id
+// and label.
 func (t *Token) publicHalf(private objectHandle) (public crypto.PublicKey, id []byte, label string, err error) {
 	values, err := t.calls.attributes(t.sessions.first, private, publicAttributes...)
 	if err != nil {
@@ -156,9 +158,11 @@ func (t *Token) publicHalf(private objectHandle) (public crypto.PublicKey, id []
 		}
 	}
 	if !errors.Is(problem, errNoPublic) {
-		return nil, id, label, failure.New(failure.Invalid, "use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521",
+		return nil, id, label, failure.New(failure.Invalid,
+			"use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521",
 			"key %s on %s can't be used: %w", keyName(t.settings.Key), t.name(), problem)
 	}
-	return nil, id, label, failure.New(failure.Invalid, "put the key's certificate or public key on the token with the same CKA_ID, or set certificate-chain to a file with the certificate",
+	return nil, id, label, failure.New(failure.Invalid,
+		"put the key's certificate or public key on the token with the same CKA_ID, or set certificate-chain to a file with the certificate",
 		"can't tell what key %s on %s is: %w", keyName(t.settings.Key), t.name(), problem)
 }

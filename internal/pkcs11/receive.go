@@ -10,9 +10,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// Receives returns what the token shows of the key that the settings name, of which public is the public half, as a recipient's: whether
-// the token lists the mechanism, what the private and the public key object may do, as far as they are visible, and for RSA with which
-// hashes the module begins an encryption with OAEP. It does not log in.
+// Receives returns what the token shows of the key that the settings name, of which public is the public half, as a
+// recipient's: whether the token lists the mechanism, what the private and the public key object may do, as far as they
+// are visible, and for RSA with which hashes the module begins an encryption with OAEP. It does not log in.
 func (t *Token) Receives(public crypto.PublicKey) (r key.Receives, err error) {
 	err = t.within("asking what key "+keyName(t.settings.Key)+" is for", func(context.Context) error {
 		if _, isRSA := public.(*rsa.PublicKey); isRSA {
@@ -64,7 +64,8 @@ func (t *Token) lists(mechanism uint) bool {
 	return !is(t.calls.hasMechanism(t.slot, mechanism), pkcs11.CKR_MECHANISM_INVALID)
 }
 
-// usagesOf returns attributes of the one object of a class that the reference names; nil for what the token does not show.
+// usagesOf returns attributes of the one object of a class that the reference names; nil for what the token does not
+// show.
 func (t *Token) usagesOf(class uint, attributes ...uint) (objectHandle, []*bool) {
 	flags := make([]*bool, len(attributes))
 	if unnamed(t.settings.Key) {
@@ -91,8 +92,8 @@ func yes(flag *bool) bool { return flag != nil && *flag }
 
 func no(flag *bool) bool { return flag != nil && !*flag }
 
-// oaepHashes returns the hashes of OAEP, the safer one first, with which the module begins to encrypt; nil if it does not tell, since
-// it encrypts nothing with public keys, for instance.
+// oaepHashes returns the hashes of OAEP, the safer one first, with which the module begins to encrypt; nil if it does
+// not tell, since it encrypts nothing with public keys, for instance.
 func (t *Token) oaepHashes(public objectHandle) []crypto.Hash {
 	hashes := []crypto.Hash{}
 	for _, hash := range []crypto.Hash{crypto.SHA256, crypto.SHA1} {

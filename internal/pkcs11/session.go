@@ -13,8 +13,8 @@ import (
 // poolLimit bounds the sessions of one process. A network HSM answers several at once; few allow many more.
 const poolLimit = 16
 
-// A pool holds the sessions of a token. The first is opened with the token, holds the login, and makes the signatures of a
-// process that signs one thing at a time; more are opened while others are busy, and kept.
+// A pool holds the sessions of a token. The first is opened with the token, holds the login, and makes the signatures
+// of a process that signs one thing at a time; more are opened while others are busy, and kept.
 type pool struct {
 	first sessionHandle
 	idle  chan sessionHandle // sessions that nobody signs with
@@ -25,8 +25,8 @@ type pool struct {
 	full bool // the token has no more sessions for us
 }
 
-// openFirst opens the first session. When all the token's sessions are taken it waits for one, as long as the timeout allows:
-// other signers give theirs back within moments.
+// openFirst opens the first session. When all the token's sessions are taken it waits for one, as long as the timeout
+// allows: other signers give theirs back within moments.
 func (t *Token) openFirst(ctx context.Context) error {
 	p := &t.sessions
 	deadline := time.Now().Add(t.timeout)
@@ -54,8 +54,8 @@ func (t *Token) openFirst(ctx context.Context) error {
 	}
 }
 
-// openSession opens a read-only session, which is all that signing needs; or a read-write one where a module has no other and
-// answers CKR_FUNCTION_FAILED, as AWS CloudHSM's documentation says of it.
+// openSession opens a read-only session, which is all that signing needs; or a read-write one where a module has no
+// other and answers CKR_FUNCTION_FAILED, as AWS CloudHSM's documentation says of it.
 func (t *Token) openSession() (sessionHandle, error) {
 	session, err := t.calls.openSession(t.slot, t.sessions.flags)
 	if is(err, pkcs11.CKR_FUNCTION_FAILED) && t.sessions.flags == 0 {
@@ -94,7 +94,8 @@ func (t *Token) grow() (sessionHandle, error) {
 	p := &t.sessions
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.full || len(p.all) >= poolLimit || t.loggedIn && t.isNetHSM() { // whose other sessions would know nothing of the login
+	// whose other sessions would know nothing of the login
+	if p.full || len(p.all) >= poolLimit || t.loggedIn && t.isNetHSM() {
 		return 0, pkcs11.Error(pkcs11.CKR_SESSION_COUNT)
 	}
 	session, err := t.openSession()
@@ -107,8 +108,8 @@ func (t *Token) grow() (sessionHandle, error) {
 	return session, nil
 }
 
-// giveBack returns a session after use. One that failed may be broken, and is replaced when the next is needed; the first is
-// kept all the same, for its login.
+// giveBack returns a session after use. One that failed may be broken, and is replaced when the next is needed; the
+// first is kept all the same, for its login.
 func (t *Token) giveBack(session sessionHandle, failed bool) {
 	p := &t.sessions
 	if !failed || session == p.first {
@@ -134,8 +135,8 @@ func (t *Token) writing(what string, fn func(sessionHandle) error) error {
 	})
 }
 
-// closeSessions closes all sessions. Closing the last one logs the user out (PKCS#11 5.6, C_CloseSession), so no C_Logout is
-// needed.
+// closeSessions closes all sessions. Closing the last one logs the user out (PKCS#11 5.6, C_CloseSession), so no
+// C_Logout is needed.
 func (t *Token) closeSessions() {
 	p := &t.sessions
 	if len(p.all) == 0 || t.stuck.Load() {

@@ -22,9 +22,9 @@ type way struct {
 	input     func() ([]byte, error) // made only when its turn comes
 }
 
-// Sign signs a digest in the module. opts select the scheme: *rsa.PSSOptions for RSASSA-PSS (RFC 8017 section 8.1; the salt
-// is as long as the digest, whatever opts say), a crypto.Hash for PKCS #1 v1.5 or ECDSA. An ECDSA signature is ASN.1
-// DER, as crypto.Signer has it. rand is not used: the module has its own.
+// Sign signs a digest in the module. opts select the scheme: *rsa.PSSOptions for RSASSA-PSS (RFC 8017 section 8.1; the
+// salt is as long as the digest, whatever opts say), a crypto.Hash for PKCS #1 v1.5 or ECDSA. An ECDSA signature is
+// ASN.1 DER, as crypto.Signer has it. rand is not used: the module has its own.
 func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	return k.sign(nil, digest, opts)
 }
@@ -63,8 +63,8 @@ func (k *Key) signWith(ways []way) (signature []byte, err error) {
 	return signature, err
 }
 
-// signInSession makes one signature, trying the ways from the one that worked last. What it returns when none does is the error
-// of the first: the others are not what the module is asked for as a rule.
+// signInSession makes one signature, trying the ways from the one that worked last. What it returns when none does is
+// the error of the first: the others are not what the module is asked for as a rule.
 func (k *Key) signInSession(session sessionHandle, ways []way, login func(sessionHandle) error) ([]byte, error) {
 	var first error
 	start := int(k.working.Load())
@@ -114,8 +114,8 @@ func (k *Key) signOnce(session sessionHandle, w way, login func(sessionHandle) e
 	return t.calls.sign(session, input)
 }
 
-// wrongMechanism reports whether an error says that another mechanism may do. Mechanism lists are not looked at: they lie
-// in both directions, and reading one costs two calls.
+// wrongMechanism reports whether an error says that another mechanism may do. Mechanism lists are not looked at: they
+// lie in both directions, and reading one costs two calls.
 func wrongMechanism(err error) bool {
 	var ckr pkcs11.Error
 	return errors.As(err, &ckr) && slices.Contains([]pkcs11.Error{
@@ -127,9 +127,12 @@ func wrongMechanism(err error) bool {
 type hashMechanisms struct{ hash, mgf, pss, pkcs1, ecdsa uint }
 
 var byHash = map[crypto.Hash]hashMechanisms{
-	crypto.SHA256: {pkcs11.CKM_SHA256, pkcs11.CKG_MGF1_SHA256, pkcs11.CKM_SHA256_RSA_PKCS_PSS, pkcs11.CKM_SHA256_RSA_PKCS, pkcs11.CKM_ECDSA_SHA256},
-	crypto.SHA384: {pkcs11.CKM_SHA384, pkcs11.CKG_MGF1_SHA384, pkcs11.CKM_SHA384_RSA_PKCS_PSS, pkcs11.CKM_SHA384_RSA_PKCS, pkcs11.CKM_ECDSA_SHA384},
-	crypto.SHA512: {pkcs11.CKM_SHA512, pkcs11.CKG_MGF1_SHA512, pkcs11.CKM_SHA512_RSA_PKCS_PSS, pkcs11.CKM_SHA512_RSA_PKCS, pkcs11.CKM_ECDSA_SHA512},
+	crypto.SHA256: {pkcs11.CKM_SHA256, pkcs11.CKG_MGF1_SHA256, pkcs11.CKM_SHA256_RSA_PKCS_PSS, pkcs11.CKM_SHA256_RSA_PKCS,
+		pkcs11.CKM_ECDSA_SHA256},
+	crypto.SHA384: {pkcs11.CKM_SHA384, pkcs11.CKG_MGF1_SHA384, pkcs11.CKM_SHA384_RSA_PKCS_PSS, pkcs11.CKM_SHA384_RSA_PKCS,
+		pkcs11.CKM_ECDSA_SHA384},
+	crypto.SHA512: {pkcs11.CKM_SHA512, pkcs11.CKG_MGF1_SHA512, pkcs11.CKM_SHA512_RSA_PKCS_PSS, pkcs11.CKM_SHA512_RSA_PKCS,
+		pkcs11.CKM_ECDSA_SHA512},
 }
 
 // ways lists the mechanisms that make the wanted signature, the usual one first, so that it costs no extra call.

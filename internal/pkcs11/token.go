@@ -13,8 +13,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// Token is a token in a slot, with a session open. It is not logged in until something needs that. Its keys may sign from many
-// goroutines at once; everything else is for one.
+// Token is a token in a slot, with a session open. It is not logged in until something needs that. Its keys may sign
+// from many goroutines at once; everything else is for one.
 type Token struct {
 	*Module
 	settings *config.Settings
@@ -94,7 +94,8 @@ func (t *Token) find() error {
 			return t.failed(err, "can't use slot %d of %s", *want.SlotID, t.path)
 		}
 		if info.flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
-			return failure.New(failure.Invalid, "initialise it with the vendor's tool, or use another: see 'notation-hsm token list'",
+			return failure.New(failure.Invalid,
+				"initialise it with the vendor's tool, or use another: see 'notation-hsm token list'",
 				"the token in slot %d of %s is not initialised", *want.SlotID, t.path)
 		}
 		t.slot, t.info = *want.SlotID, info
@@ -127,20 +128,24 @@ func (t *Token) find() error {
 	case len(matching) == 1:
 		return nil
 	case len(matching) > 1 && !named:
-		return failure.New(failure.Invalid, "name one, in the key's URI or with the setting token", "the PKCS#11 module %s has %d tokens, and none is named:%s", t.path, len(matching), list(matching))
+		return failure.New(failure.Invalid, "name one, in the key's URI or with the setting token",
+			"the PKCS#11 module %s has %d tokens, and none is named:%s", t.path, len(matching), list(matching))
 	case len(matching) > 1:
 		return failure.New(failure.Invalid, "name one of them by its serial, as in the URIs shown",
 			"%d tokens match %s:%s", len(matching), want, list(matching))
 	case unread != nil:
 		return unread
 	case len(there) == 0:
-		return failure.New(failure.Invalid, "check that the HSM is connected and its module configured (some modules read a file that a variable names: see env in the config file)",
+		return failure.New(failure.Invalid,
+			"check that the HSM is connected and its module configured (some modules read a file that a variable names: see env in the config file)",
 			"the PKCS#11 module %s shows no token", t.path)
 	}
 	if !named {
-		return failure.New(failure.Invalid, "initialise one with the vendor's tool", "the PKCS#11 module %s has no token that is initialised:%s", t.path, list(there))
+		return failure.New(failure.Invalid, "initialise one with the vendor's tool",
+			"the PKCS#11 module %s has no token that is initialised:%s", t.path, list(there))
 	}
-	return failure.New(failure.Invalid, "use one of these, or check module-path", "no token matches %s; the module %s has:%s",
+	return failure.New(failure.Invalid, "use one of these, or check module-path",
+		"no token matches %s; the module %s has:%s",
 		want, t.path, list(there))
 }
 

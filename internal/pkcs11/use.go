@@ -9,12 +9,13 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
-// errWantsLogin is returned for a key with CKA_ALWAYS_AUTHENTICATE (PKCS#11 5.6, C_Login with CKU_CONTEXT_SPECIFIC). The token
-// says so in the first use; from then on the PIN is fetched before each, outside the module's time.
+// errWantsLogin is returned for a key with CKA_ALWAYS_AUTHENTICATE (PKCS#11 5.6, C_Login with CKU_CONTEXT_SPECIFIC).
+// The token says so in the first use; from then on the PIN is fetched before each, outside the module's time.
 var errWantsLogin = errors.New("every use of the key asks for the PIN")
 
-// use takes a session and uses the private key in it, once. do gets a login, to be made between the two calls of the operation, for
-// a key that wants one for each use; with nil it returns errWantsLogin when the token asks for that. doing and failed are the words of errors.
+// use takes a session and uses the private key in it, once. do gets a login, to be made between the two calls of the
+// operation, for a key that wants one for each use; with nil it returns errWantsLogin when the token asks for that.
+// doing and failed are the words of errors.
 func (k *Key) use(doing, failed string, do func(session sessionHandle, login func(sessionHandle) error) error) error {
 	err := k.useOnce(doing, failed, do)
 	if errors.Is(err, errWantsLogin) {

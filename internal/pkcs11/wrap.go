@@ -18,10 +18,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
-// ImportWrapping puts an AES key on the token that may wrap and unwrap other keys and do nothing else, and that is trusted
-// (CKA_TRUSTED). PKCS#11 lets the security officer alone give that trust (2.40, section 4.8), and keeps private objects from them, so
-// the key is a public object that is sensitive. SoftHSM takes the attribute only as the object is made.
-func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey, value []byte) error {
+// ImportWrapping puts an AES key on the token that may wrap and unwrap other keys and do nothing else, and that is
+// trusted (CKA_TRUSTED). PKCS#11 lets the security officer alone give that trust (2.40, section 4.8), and keeps private
+// objects from them, so the key is a public object that is sensitive. SoftHSM takes the attribute only as the object is
+// made.
+func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey,
+	value []byte) error {
 	m, err := Load(ctx, s)
 	if err != nil {
 		return err
@@ -53,7 +55,8 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 			f := failure.From(err)
 			f.What = "the security officer can't log in to " + t.name()
 			if f.CKR == "CKR_PIN_INCORRECT" {
-				f.Hint = "the security officer's PIN is wrong; check --so-pin-source. It is not tried again: on most tokens a few wrong ones end in a reset"
+				f.Hint =
+					"the security officer's PIN is wrong; check --so-pin-source. It is not tried again: on most tokens a few wrong ones end in a reset"
 			}
 			return f
 		}
@@ -74,9 +77,9 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 	})
 }
 
-// wrappingTemplate is the template of a wrapping key. As a public object it can be used without a login, so it wraps and
-// unwraps private objects alone, which need one, and sensitive ones: else whoever can open a session could read what is
-// in a backup, or wrap a MAC key that they know.
+// wrappingTemplate is the template of a wrapping key. As a public object it can be used without a login, so it wraps
+// and unwraps private objects alone, which need one, and sensitive ones: else whoever can open a session could read
+// what is in a backup, or wrap a MAC key that they know.
 func wrappingTemplate(w key.WrappingKey, value []byte) []*pkcs11.Attribute {
 	return []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_WRAP_TEMPLATE, privateAndSensitive()), // these two first, aligned as C has them
@@ -100,7 +103,8 @@ func wrappingTemplate(w key.WrappingKey, value []byte) []*pkcs11.Attribute {
 	}
 }
 
-// readSOPIN fetches the security officer's PIN, if it may be tried: for most tokens there is no way back once it is locked.
+// readSOPIN fetches the security officer's PIN, if it may be tried: for most tokens there is no way back once it is
+// locked.
 func (t *Token) readSOPIN(source string) (*pin.Secret, error) {
 	if t.info.flags&(pkcs11.CKF_SO_PIN_LOCKED|pkcs11.CKF_SO_PIN_FINAL_TRY) != 0 {
 		return nil, failure.New(failure.Denied, "see the vendor's documentation",
@@ -124,7 +128,8 @@ type wrapping struct {
 	mechanism uint
 }
 
-// wrappings are the mechanisms that wrap a key of any length with AES (RFC 5649), under the names of PKCS#11 2.40 and 3.0.
+// wrappings are the mechanisms that wrap a key of any length with AES (RFC 5649), under the names of PKCS#11 2.40 and
+// 3.0.
 var wrappings = []wrapping{{"CKM_AES_KEY_WRAP_PAD", pkcs11.CKM_AES_KEY_WRAP_PAD}, {"CKM_AES_KEY_WRAP_KWP", 0x210B}}
 
 // WrappingKey finds the one trusted wrapping key on the token that a reference names; an empty one names any.
@@ -181,13 +186,15 @@ func (t *Token) Wrap(k *Key, reference config.URI) (wrapped key.Wrapped, err err
 		}
 		for _, way := range wrappings {
 			wrapped = key.Wrapped{Mechanism: way.name, By: w}
-			if wrapped.Bytes, err = t.calls.wrapKey(t.sessions.first, way.mechanism, by, k.object); !is(err, pkcs11.CKR_MECHANISM_INVALID) {
+			if wrapped.Bytes, err = t.calls.wrapKey(t.sessions.first, way.mechanism, by, k.object); !is(err,
+				pkcs11.CKR_MECHANISM_INVALID) {
 				break
 			}
 		}
 		if is(err, pkcs11.CKR_KEY_UNEXTRACTABLE) || is(err, pkcs11.CKR_KEY_NOT_WRAPPABLE) {
 			f := failure.From(t.failed(err, "the module does not let key %s be wrapped by %q", keyName(t.settings.Key), w.Label))
-			f.Kind, f.Hint = failure.Denied, "use the module's own backup; a key that can be wrapped is made with 'notation-hsm key generate --backup-key'"
+			f.Kind, f.Hint = failure.Denied,
+				"use the module's own backup; a key that can be wrapped is made with 'notation-hsm key generate --backup-key'"
 			return f
 		}
 		if err != nil {
@@ -198,8 +205,8 @@ func (t *Token) Wrap(k *Key, reference config.URI) (wrapped key.Wrapped, err err
 	return wrapped, err
 }
 
-// Unwrap makes a private key again from what Wrap returned, and the public key object that belongs to it. The key is what it was: good
-// for its usage alone, sensitive, and not to be wrapped but by a trusted key.
+// Unwrap makes a private key again from what Wrap returned, and the public key object that belongs to it. The key is
+// what it was: good for its usage alone, sensitive, and not to be wrapped but by a trusted key.
 func (t *Token) Unwrap(wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) error {
 	i, err := wrappingNamed(wrapped.Mechanism)
 	if err != nil {
@@ -223,7 +230,8 @@ func (t *Token) Unwrap(wrapped key.Wrapped, usage key.Usage, label string, id []
 		}
 		private := append(slices.Clone(names), pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY))
 		_, uses, others := usages(usage, kind == pkcs11.CKK_RSA)
-		for _, a := range append(uses, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_WRAP_WITH_TRUSTED) {
+		for _, a := range append(uses, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE,
+			pkcs11.CKA_WRAP_WITH_TRUSTED) {
 			private = append(private, pkcs11.NewAttribute(a, true))
 		}
 		for _, a := range others {

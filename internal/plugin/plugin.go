@@ -1,5 +1,5 @@
-// Package plugin is the Notation plugin: the contract of the Notary Project's plugin specification, version 1.0, on one side
-// and internal/signer on the other.
+// Package plugin is the Notation plugin: the contract of the Notary Project's plugin specification, version 1.0, on one
+// side and internal/signer on the other.
 package plugin
 
 import (
@@ -31,7 +31,8 @@ func (p Plugin) GetMetadata(context.Context, *contract.GetMetadataRequest) (*con
 }
 
 // DescribeKey returns the key's spec.
-func (p Plugin) DescribeKey(ctx context.Context, r *contract.DescribeKeyRequest) (*contract.DescribeKeyResponse, error) {
+func (p Plugin) DescribeKey(ctx context.Context, r *contract.DescribeKeyRequest) (*contract.DescribeKeyResponse,
+	error) {
 	settings, err := resolve(r.ContractVersion, r.KeyID, r.PluginConfig)
 	if err != nil {
 		return nil, err
@@ -44,7 +45,8 @@ func (p Plugin) DescribeKey(ctx context.Context, r *contract.DescribeKeyRequest)
 }
 
 // GenerateSignature signs the payload. The key has to be of the spec and hash of the request.
-func (p Plugin) GenerateSignature(ctx context.Context, r *contract.GenerateSignatureRequest) (*contract.GenerateSignatureResponse, error) {
+func (p Plugin) GenerateSignature(ctx context.Context,
+	r *contract.GenerateSignatureRequest) (*contract.GenerateSignatureResponse, error) {
 	settings, err := resolve(r.ContractVersion, r.KeyID, r.PluginConfig)
 	if err != nil {
 		return nil, err
@@ -54,13 +56,15 @@ func (p Plugin) GenerateSignature(ctx context.Context, r *contract.GenerateSigna
 		return nil, err
 	}
 	if spec.HashName != r.Hash {
-		return nil, failure.New(failure.Invalid, "ask for "+string(spec.HashName), "keys of spec %s do not sign with %q", spec.Name, r.Hash)
+		return nil, failure.New(failure.Invalid, "ask for "+string(spec.HashName), "keys of spec %s do not sign with %q",
+			spec.Name, r.Hash)
 	}
 	signature, err := signer.Sign(ctx, settings, spec, r.Payload)
 	if err != nil {
 		return nil, err
 	}
-	response := &contract.GenerateSignatureResponse{KeyID: r.KeyID, Signature: signature.Raw, SigningAlgorithm: spec.Algorithm}
+	response := &contract.GenerateSignatureResponse{KeyID: r.KeyID, Signature: signature.Raw,
+		SigningAlgorithm: spec.Algorithm}
 	for _, cert := range signature.Chain {
 		response.CertificateChain = append(response.CertificateChain, cert.Raw)
 	}
@@ -69,7 +73,8 @@ func (p Plugin) GenerateSignature(ctx context.Context, r *contract.GenerateSigna
 
 func resolve(version, keyID string, given map[string]string) (*config.Settings, error) {
 	if version != contract.ContractVersion {
-		return nil, failure.New(failure.Unsupported, "use a version of notation that speaks contract version "+contract.ContractVersion,
+		return nil, failure.New(failure.Unsupported,
+			"use a version of notation that speaks contract version "+contract.ContractVersion,
 			"contract version %q is not supported", version)
 	}
 	return config.Resolve(keyID, given, config.PluginConfig)

@@ -18,28 +18,31 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
-// The framework's own command line is not used here: it reads requests of any length, does not say what is wrong with one,
-// answers an unknown command in plain text, and ends the process in the middle, past the closing of sessions.
+// The framework's own command line is not used here: it reads requests of any length, does not say what is wrong with
+// one, answers an unknown command in plain text, and ends the process in the middle, past the closing of sessions.
 
-// requestLimit is the longest request in bytes. Payloads are descriptors of some hundred bytes; hashing happens on them, not on
-// what they describe.
+// requestLimit is the longest request in bytes. Payloads are descriptors of some hundred bytes; hashing happens on
+// them, not on what they describe.
 const requestLimit = 4 << 20
 
-// requestLimits are those of a request's structure: an object with a payload, and plugin config with a value for each setting.
+// requestLimits are those of a request's structure: an object with a payload, and plugin config with a value for each
+// setting.
 var requestLimits = bound.Limits{Bytes: requestLimit, Depth: bound.Depth, Elements: 1000}
 
 var verbs = []string{
-	string(contract.CommandGetMetadata), string(contract.CommandDescribeKey), string(contract.CommandGenerateSignature), string(contract.Version),
+	string(contract.CommandGetMetadata), string(contract.CommandDescribeKey), string(contract.CommandGenerateSignature),
+	string(contract.Version),
 }
 
-// IsVerb reports whether an argument is a command of the contract. Those that this plugin does not have are among them, for
-// their callers expect an answer in the contract's form too.
+// IsVerb reports whether an argument is a command of the contract. Those that this plugin does not have are among them,
+// for their callers expect an answer in the contract's form too.
 func IsVerb(arg string) bool {
-	return slices.Contains(verbs, arg) || arg == string(contract.CommandGenerateEnvelope) || arg == string(contract.CommandVerifySignature)
+	return slices.Contains(verbs, arg) || arg == string(contract.CommandGenerateEnvelope) ||
+		arg == string(contract.CommandVerifySignature)
 }
 
-// Serve runs one command of the contract: a JSON request on stdin, a JSON response on stdout, or one JSON error object on
-// stderr. It returns the exit code.
+// Serve runs one command of the contract: a JSON request on stdin, a JSON response on stdout, or one JSON error object
+// on stderr. It returns the exit code.
 func (p Plugin) Serve(ctx context.Context, verb string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	response, err := p.answer(ctx, verb, stdin)
 	if err != nil {
@@ -60,7 +63,8 @@ func fail(stderr io.Writer, err error) int {
 	return 1
 }
 
-// answer runs the command. Only those that may wait for a module are a watched job: the metadata is wanted in every run.
+// answer runs the command. Only those that may wait for a module are a watched job: the metadata is wanted in every
+// run.
 func (p Plugin) answer(ctx context.Context, verb string, stdin io.Reader) (response []byte, err error) {
 	switch contract.Command(verb) {
 	case contract.CommandGetMetadata: // its request says nothing that matters, so a missing one is no error
@@ -76,7 +80,8 @@ func (p Plugin) answer(ctx context.Context, verb string, stdin io.Reader) (respo
 }
 
 // watched reads a request and does what it asks for, as one job that is abandoned when a step of it hangs.
-func watched[Q contract.Request, R any](ctx context.Context, stdin io.Reader, request Q, do func(context.Context, Q) (*R, error)) (response []byte, err error) {
+func watched[Q contract.Request, R any](ctx context.Context, stdin io.Reader, request Q,
+	do func(context.Context, Q) (*R, error)) (response []byte, err error) {
 	err = watch.Run(ctx, func(ctx context.Context) error {
 		if err := read(ctx, stdin, request); err != nil {
 			return err
@@ -111,7 +116,8 @@ func read(ctx context.Context, stdin io.Reader, request contract.Request) error 
 	if err := json.Unmarshal(data, request); err != nil {
 		var wrongType *json.UnmarshalTypeError
 		if errors.As(err, &wrongType) {
-			return failure.New(failure.Invalid, hint, "the request's %q has the wrong type: %s", wrongType.Field, wrongType.Value)
+			return failure.New(failure.Invalid, hint, "the request's %q has the wrong type: %s", wrongType.Field,
+				wrongType.Value)
 		}
 		return failure.New(failure.Invalid, hint, "the request is not valid JSON: %w", err)
 	}
@@ -128,7 +134,8 @@ func read(ctx context.Context, stdin io.Reader, request contract.Request) error 
 // readAll reads a request to its end, but not for ever: whoever holds the pipe open would hang the pipeline.
 func readAll(ctx context.Context, stdin io.Reader) (data []byte, err error) {
 	late := func() error {
-		return failure.New(failure.Timeout, "close the plugin's standard input after the request", "the request did not end within %s", config.DefaultTimeout)
+		return failure.New(failure.Timeout, "close the plugin's standard input after the request",
+			"the request did not end within %s", config.DefaultTimeout)
 	}
 	err = watch.Step(ctx, config.DefaultTimeout, late, func() (err error) {
 		data, err = io.ReadAll(io.LimitReader(stdin, requestLimit+1))
@@ -138,17 +145,21 @@ func readAll(ctx context.Context, stdin io.Reader) (data []byte, err error) {
 		return nil, failure.New(failure.Invalid, "", "can't read the request: %w", err)
 	}
 	if len(data) > requestLimit {
-		return nil, failure.New(failure.Invalid, "a payload is a descriptor of some hundred bytes, not the artifact", "the request is longer than %d bytes", requestLimit)
+		return nil, failure.New(failure.Invalid, "a payload is a descriptor of some hundred bytes, not the artifact",
+			"the request is longer than %d bytes", requestLimit)
 	}
 	return data, nil
 }
 
 var codes = map[failure.Kind]contract.ErrorCode{
-	failure.Internal: contract.ErrorCodeGeneric, failure.Invalid: contract.ErrorCodeValidation, failure.Denied: contract.ErrorCodeAccessDenied,
-	failure.Throttled: contract.ErrorCodeThrottled, failure.Timeout: contract.ErrorCodeTimeout, failure.Unsupported: contract.ErrorCodeUnsupportedContractVersion,
+	failure.Internal: contract.ErrorCodeGeneric, failure.Invalid: contract.ErrorCodeValidation,
+	failure.Denied:    contract.ErrorCodeAccessDenied,
+	failure.Throttled: contract.ErrorCodeThrottled, failure.Timeout: contract.ErrorCodeTimeout,
+	failure.Unsupported: contract.ErrorCodeUnsupportedContractVersion,
 }
 
-// FormatError returns an error as the contract's JSON. Notation shows its message alone, so the hint is a part of that as well.
+// FormatError returns an error as the contract's JSON. Notation shows its message alone, so the hint is a part of that
+// as well.
 func FormatError(err error) []byte {
 	f := failure.From(err)
 	e := contract.NewError(codes[f.Kind], f.Error())

@@ -22,13 +22,17 @@ func serve(ctx context.Context, t *testing.T, verb string, stdin io.Reader) (cod
 // requestCost is what a request may allocate: the config file and the environment are looked at for each setting.
 var requestCost = boundtest.Budget{Bytes: 1 << 20, BytesPerByte: 256}
 
-// FuzzRequest holds that every request ends in one JSON object, a response on standard output or an error on standard error, and that none
-// costs more than its size allows.
+// FuzzRequest holds that every request ends in one JSON object, a response on standard output or an error on standard
+// error, and that none costs more than its size allows.
 func FuzzRequest(f *testing.F) {
-	f.Setenv("XDG_CONFIG_HOME", f.TempDir()) // without lists, so that no request names a library or a command of this machine
+	// without lists, so that no request names a library or a command of this machine
+	f.Setenv("XDG_CONFIG_HOME", f.TempDir())
 	for _, seed := range []string{
-		"", "{}", "[]", "null", `{"contractVersion":"1.0","keyId":"pkcs11:object=a","keySpec":"EC-256","hashAlgorithm":"SHA-256","payload":"aGVsbG8=","pluginConfig":{"module-path":"/none"}}`,
-		`{"contractVersion":"1.0","keyId":"a","pluginConfig":{"pin":"1"}}`, `{"contractVersion":1}`, `{"keyId":"pkcs11:?pin-value=1"}`, `{"contractVersion":"1.0","keyId":"pkcs11:","pluginConfig":{"module-path":"/none","timeout":"1ns"}}`,
+		"", "{}", "[]", "null",
+		`{"contractVersion":"1.0","keyId":"pkcs11:object=a","keySpec":"EC-256","hashAlgorithm":"SHA-256","payload":"aGVsbG8=","pluginConfig":{"module-path":"/none"}}`,
+		`{"contractVersion":"1.0","keyId":"a","pluginConfig":{"pin":"1"}}`, `{"contractVersion":1}`,
+		`{"keyId":"pkcs11:?pin-value=1"}`,
+		`{"contractVersion":"1.0","keyId":"pkcs11:","pluginConfig":{"module-path":"/none","timeout":"1ns"}}`,
 	} {
 		f.Add("describe-key", []byte(seed))
 		f.Add("generate-signature", []byte(seed))
@@ -39,7 +43,10 @@ func FuzzRequest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, verb string, request []byte) {
 		var code int
 		var stdout, stderr string
-		requestCost.Check(t, len(request), func() { code, stdout, stderr = serve(context.Background(), t, verb, bytes.NewReader(request)) })
+		requestCost.Check(t, len(request), func() {
+			code, stdout,
+				stderr = serve(context.Background(), t, verb, bytes.NewReader(request))
+		})
 		if code == 0 && (stderr != "" || (verb != "version" && !json.Valid([]byte(stdout)))) {
 			t.Errorf("%s %q: %q and %q", verb, request, stdout, stderr)
 		}
@@ -56,7 +63,8 @@ func TestRequestBounds(t *testing.T) {
 		"more than 1000":        `{"pluginConfig":[` + strings.Repeat("1,", 1000) + "1]}",
 		`\"keyId\" twice`:       `{"keyId":"a","keyId":"b"}`,
 	} {
-		if code, _, stderr := serve(t.Context(), t, "describe-key", strings.NewReader(request)); code != 1 || !strings.Contains(stderr, what) {
+		if code, _, stderr := serve(t.Context(), t, "describe-key", strings.NewReader(request)); code != 1 ||
+			!strings.Contains(stderr, what) {
 			t.Errorf("%s: %d %q", what, code, stderr)
 		}
 	}

@@ -1,5 +1,6 @@
-// Package sandbox confines the process for good: to the files that it needs, to an unprivileged user, and to so much memory, processor
-// time and output. What a registry or an image says is read only after that, so that a fault in reading it reaches no further.
+// Package sandbox confines the process for good: to the files that it needs, to an unprivileged user, and to so much
+// memory, processor time and output. What a registry or an image says is read only after that, so that a fault in
+// reading it reaches no further.
 package sandbox
 
 import (
@@ -15,7 +16,8 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/psx"
 )
 
-// Limits end a process that uses more; 0 is no limit. They hold for the programs that it starts as well, for each by itself.
+// Limits end a process that uses more; 0 is no limit. They hold for the programs that it starts as well, for each by
+// itself.
 type Limits struct {
 	Memory uint64 // bytes of writable private memory beyond what it has already (RLIMIT_DATA), stacks of threads included
 	CPU    uint64 // seconds of processor time (RLIMIT_CPU)
@@ -23,8 +25,9 @@ type Limits struct {
 	Files  uint64 // open at the same time (RLIMIT_NOFILE)
 }
 
-// processors are enough for what is confined. The memory that a program of Go takes grows with the processors that it may use, on each of
-// which it keeps threads with stacks and caches of its own: on a large machine that would be more than what it reads.
+// processors are enough for what is confined. The memory that a program of Go takes grows with the processors that it
+// may use, on each of which it keeps threads with stacks and caches of its own: on a large machine that would be more
+// than what it reads.
 const processors = 4
 
 // Set sets the limits, and has Go use a few processors at most. They can't be raised again without privileges.
@@ -37,7 +40,8 @@ func (l Limits) Set() error {
 		}
 		l.Memory += now
 	}
-	for resource, limit := range map[int]uint64{unix.RLIMIT_DATA: l.Memory, unix.RLIMIT_CPU: l.CPU, unix.RLIMIT_FSIZE: l.Output, unix.RLIMIT_NOFILE: l.Files} {
+	for resource, limit := range map[int]uint64{unix.RLIMIT_DATA: l.Memory, unix.RLIMIT_CPU: l.CPU,
+		unix.RLIMIT_FSIZE: l.Output, unix.RLIMIT_NOFILE: l.Files} {
 		var now unix.Rlimit
 		if err := unix.Getrlimit(resource, &now); err != nil {
 			return fmt.Errorf("cannot read resource limit %d: %w", resource, err)
@@ -52,8 +56,8 @@ func (l Limits) Set() error {
 	return nil
 }
 
-// data returns how many bytes of writable private memory the process has, as RLIMIT_DATA counts them. How many the Go runtime takes at the
-// start depends on the machine.
+// data returns how many bytes of writable private memory the process has, as RLIMIT_DATA counts them. How many the Go
+// runtime takes at the start depends on the machine.
 func data() (uint64, error) {
 	var pages [6]uint64 // the sixth is data and stack
 	text, err := os.ReadFile("/proc/self/statm")
@@ -66,7 +70,8 @@ func data() (uint64, error) {
 	return pages[5] * uint64(os.Getpagesize()), nil //nolint:gosec // a page has a positive size
 }
 
-// NoNewPrivileges has no program that the process starts gain privileges from its file: neither set-user-id nor file capabilities count.
+// NoNewPrivileges has no program that the process starts gain privileges from its file: neither set-user-id nor file
+// capabilities count.
 func NoNewPrivileges() error {
 	if _, _, errno := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
 		return fmt.Errorf("cannot set no_new_privs: %w", errno)
@@ -74,7 +79,8 @@ func NoNewPrivileges() error {
 	return nil
 }
 
-// Files are all that the process can use of the file system. Paths that do not exist are left out. What is open already stays open.
+// Files are all that the process can use of the file system. Paths that do not exist are left out. What is open already
+// stays open.
 type Files struct {
 	Read    []string // files and folders, with all below them
 	Write   []string // the same, to be written as well
@@ -89,9 +95,9 @@ const (
 	writeDir  = writeFile | readDir | ll.AccessFSMakeReg | ll.AccessFSMakeDir | ll.AccessFSRemoveFile | ll.AccessFSRemoveDir
 )
 
-// Restrict takes everything but these files from the process, with all its threads and the programs that it starts, as far as the kernel
-// has Landlock; see ABI. No TCP port can be bound, and no process outside signalled. Landlock does not know Multipath TCP. It sets
-// no_new_privs.
+// Restrict takes everything but these files from the process, with all its threads and the programs that it starts, as
+// far as the kernel has Landlock; see ABI. No TCP port can be bound, and no process outside signalled. Landlock does
+// not know Multipath TCP. It sets no_new_privs.
 func (f Files) Restrict() error {
 	if err := NoNewPrivileges(); err != nil {
 		return err
@@ -128,8 +134,8 @@ func (f Files) Restrict() error {
 	return nil
 }
 
-// ABI returns the version of Landlock that the kernel enforces, or 0 if it has none: 4 and newer restrict ports, 6 and newer signals and
-// abstract sockets, 9 and newer sockets in the file system.
+// ABI returns the version of Landlock that the kernel enforces, or 0 if it has none: 4 and newer restrict ports, 6 and
+// newer signals and abstract sockets, 9 and newer sockets in the file system.
 func ABI() int {
 	version, err := ll.LandlockGetABIVersion()
 	if err != nil {

@@ -20,8 +20,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 )
 
-// A process can't leave its sandbox, so each test runs its part in a process of its own: this test program, with the part's name in the
-// environment.
+// A process can't leave its sandbox, so each test runs its part in a process of its own: this test program, with the
+// part's name in the environment.
 const part = "SANDBOX_TEST_PART"
 
 func TestMain(m *testing.M) {
@@ -34,7 +34,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-var parts = map[string]func(){"large": large, "restrict": restrict, "connect": connect, "memory": memory, "processor": processor, "output": output, "user": become}
+var parts = map[string]func(){"large": large, "restrict": restrict, "connect": connect, "memory": memory,
+	"processor": processor, "output": output, "user": become}
 
 func must(err error) {
 	if err != nil {
@@ -124,7 +125,8 @@ func restrict() {
 		say("write elsewhere", os.WriteFile(filepath.Join(other, "new"), nil, 0o600))
 		say("run", exec.Command(filepath.Join(run, "program")).Run())
 		say("run elsewhere", exec.Command("/bin/true").Run())
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP) // Go's would be Multipath TCP
+		// Go's would be Multipath TCP
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 		if err == nil {
 			err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
 			unix.Close(fd)
@@ -142,7 +144,8 @@ func restrict() {
 		}()
 		<-results
 	}
-	must(sandbox.Files{Read: []string{read, "/nonexistent"}, Write: []string{write, os.DevNull}, Run: []string{run, "/usr", "/lib", "/lib64"}}.Restrict())
+	must(sandbox.Files{Read: []string{read, "/nonexistent"}, Write: []string{write, os.DevNull},
+		Run: []string{run, "/usr", "/lib", "/lib64"}}.Restrict())
 	first := tries()
 	for range 8 {
 		start <- true
@@ -185,7 +188,8 @@ func TestRestrict(t *testing.T) {
 	if sandbox.ABI() == 0 {
 		t.Skip("this kernel has no Landlock: only no_new_privs was looked at")
 	}
-	want := []string{"read: yes", "list: yes", "write what may be read: no", "write: yes", "rename: yes", "read elsewhere: no", "write elsewhere: no",
+	want := []string{"read: yes", "list: yes", "write what may be read: no", "write: yes", "rename: yes",
+		"read elsewhere: no", "write elsewhere: no",
 		"run: yes", "run elsewhere: yes", "listen: no"} // /bin is below /usr
 	if info, err := os.Lstat("/bin"); err == nil && info.Mode()&os.ModeSymlink == 0 {
 		want[8] = "run elsewhere: no"
@@ -323,11 +327,13 @@ func TestBecome(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := run(t, "user", secret)
-	for field, want := range map[string]string{"Uid": "4242 4242 4242 4242", "Gid": "4343 4343 4343 4343", "Groups": "4343 4444",
+	for field, want := range map[string]string{"Uid": "4242 4242 4242 4242", "Gid": "4343 4343 4343 4343",
+		"Groups": "4343 4444",
 		"CapPrm": "0000000000000000", "CapEff": "0000000000000000", "CapAmb": "0000000000000000"} {
 		all(t, c, field, want)
 	}
-	if err := c.end(); err != nil || len(c.said) != 2 || strings.Count(c.said[0], "operation not permitted") != 3 || c.said[1] != "no" {
+	if err := c.end(); err != nil || len(c.said) != 2 || strings.Count(c.said[0], "operation not permitted") != 3 ||
+		c.said[1] != "no" {
 		t.Errorf("%v %q", err, c.said)
 	}
 }

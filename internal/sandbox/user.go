@@ -41,8 +41,8 @@ func LookUp(name string) (User, error) {
 	return u, errors.Join(append(errs, err)...)
 }
 
-// Become has the process, with all its threads, go on as this user, with none of root's rights and no way back. It is called as root; who
-// is not root can only stay who they are.
+// Become has the process, with all its threads, go on as this user, with none of root's rights and no way back. It is
+// called as root; who is not root can only stay who they are.
 func (u User) Become() error {
 	if os.Geteuid() == u.ID {
 		return nil

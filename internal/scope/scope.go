@@ -1,7 +1,9 @@
-// Package scope normalises the names of repositories, so that one repository has one name wherever a trust policy is asked.
+// Package scope normalises the names of repositories, so that one repository has one name wherever a trust policy is
+// asked.
 //
-// Trust policies compare names letter by letter, the network does not: REGISTRY.example.com and registry.example.com:443 are the same host.
-// A name that no statement has would be judged by the statement for all others.
+// Trust policies compare names letter by letter, the network does not: REGISTRY.example.com and
+// registry.example.com:443 are the same host. A name that no statement has would be judged by the statement for all
+// others.
 package scope
 
 import (
@@ -20,8 +22,8 @@ const (
 	hubNamespace = "library"
 )
 
-// Name returns a repository's name, REGISTRY/PATH, with its registry in the form in which the network is asked: host names and addresses
-// have one spelling each, and a port stays. It fails if the registry is none.
+// Name returns a repository's name, REGISTRY/PATH, with its registry in the form in which the network is asked: host
+// names and addresses have one spelling each, and a port stays. It fails if the registry is none.
 func Name(name string) (string, error) {
 	host, port, path, err := split(name)
 	if err != nil {
@@ -30,8 +32,9 @@ func Name(name string) (string, error) {
 	return join(host, port) + "/" + path, nil
 }
 
-// Canonical returns the one name by which a trust policy is asked about a repository. It is Name without the default port of HTTPS or
-// HTTP, and with one name for Docker Hub and what is in it. Other names of a host in the DNS stay what they are: other registries.
+// Canonical returns the one name by which a trust policy is asked about a repository. It is Name without the default
+// port of HTTPS or HTTP, and with one name for Docker Hub and what is in it. Other names of a host in the DNS stay what
+// they are: other registries.
 func Canonical(name string) (string, error) {
 	host, port, path, err := split(name)
 	if err != nil {
@@ -83,8 +86,8 @@ func split(name string) (host, port, path string, err error) {
 	return host, port, path, nil
 }
 
-// spell returns the one spelling of a host's name or address. Names in other scripts are written in Punycode, and the root's dot is left
-// out; numbers that some resolvers take for an address are refused.
+// spell returns the one spelling of a host's name or address. Names in other scripts are written in Punycode, and the
+// root's dot is left out; numbers that some resolvers take for an address are refused.
 func spell(host string) (string, error) {
 	host = strings.ToLower(host)
 	if address, err := netip.ParseAddr(host); err == nil {

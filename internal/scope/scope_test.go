@@ -35,8 +35,10 @@ func TestOneName(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"registry.example.com./app", "bücher.example.com/app", "127.1:5000/app", "2130706433/app", "0x7f000001/app", "127.0.0.0x1/app", "127.0.0.01/app", "0177.0.0.1/app",
-		"registry.example.com:0/app", "registry.example.com:70000/app", "registry.example.com:/app", "app", "", "/app", "registry.example.com/", "[fe80::1%eth0]/app", "a..b/app",
+		"registry.example.com./app", "bücher.example.com/app", "127.1:5000/app", "2130706433/app", "0x7f000001/app",
+		"127.0.0.0x1/app", "127.0.0.01/app", "0177.0.0.1/app",
+		"registry.example.com:0/app", "registry.example.com:70000/app", "registry.example.com:/app", "app", "", "/app",
+		"registry.example.com/", "[fe80::1%eth0]/app", "a..b/app",
 	} {
 		if got, err := Canonical(name); err == nil {
 			t.Errorf("%q is %q", name, got)
@@ -46,7 +48,8 @@ func TestOneName(t *testing.T) {
 
 // FuzzCanonical holds that a name that was normalised is not normalised further, in whichever case it is written.
 func FuzzCanonical(f *testing.F) {
-	for _, seed := range []string{"REGISTRY.example.com:443/a", "[::1]:80/a", "docker.io/a", "127.0.0.1/a", "a:b:c/d", "[/a", "]:1/a"} {
+	for _, seed := range []string{"REGISTRY.example.com:443/a", "[::1]:80/a", "docker.io/a", "127.0.0.1/a", "a:b:c/d",
+		"[/a", "]:1/a"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, name string) {

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// FuzzRawECDSA holds that no bytes from a module crash, and that what is accepted is of fixed length and means the same numbers.
+// FuzzRawECDSA holds that no bytes from a module crash, and that what is accepted is of fixed length and means the same
+// numbers.
 func FuzzRawECDSA(f *testing.F) {
 	seed := func(r, s *big.Int) {
 		der, err := asn1.Marshal(struct{ R, S *big.Int }{r, s})
@@ -31,7 +32,8 @@ func FuzzRawECDSA(f *testing.F) {
 		if len(raw) != 2*size {
 			t.Fatalf("%d bytes, not %d", len(raw), 2*size)
 		}
-		again, err := asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(raw[:size]), new(big.Int).SetBytes(raw[size:])})
+		again, err := asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(raw[:size]),
+			new(big.Int).SetBytes(raw[size:])})
 		if err != nil || !bytes.Equal(again, der) {
 			t.Errorf("%x came back as %x (%v)", der, again, err)
 		}

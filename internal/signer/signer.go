@@ -1,5 +1,5 @@
-// Package signer turns a payload into a Notation signature: it finds the key's certificate chain, holds it against Notation's
-// rules, has the key sign, and verifies the result before anyone else sees it.
+// Package signer turns a payload into a Notation signature: it finds the key's certificate chain, holds it against
+// Notation's rules, has the key sign, and verifies the result before anyone else sees it.
 package signer
 
 import (
@@ -27,8 +27,8 @@ type Signature struct {
 	Chain []*x509.Certificate // leaf first, self-signed root last
 }
 
-// Describe returns the spec of the key that the settings name. A certificate-chain file with one leaf answers alone, and the
-// module is not loaded.
+// Describe returns the spec of the key that the settings name. A certificate-chain file with one leaf answers alone,
+// and the module is not loaded.
 func Describe(ctx context.Context, s *config.Settings) (key.Spec, error) {
 	file, err := chainFile(s)
 	if err != nil {
@@ -56,8 +56,9 @@ func chainFile(s *config.Settings) ([]*x509.Certificate, error) {
 	return certs.ReadFile(s.CertificateChain)
 }
 
-// Sign signs a payload with the key that the settings name, which has to be of the spec that was asked for. All that can be
-// wrong without the module is found before the module is loaded, and all that can be wrong with the chain before it signs.
+// Sign signs a payload with the key that the settings name, which has to be of the spec that was asked for. All that
+// can be wrong without the module is found before the module is loaded, and all that can be wrong with the chain before
+// it signs.
 func Sign(ctx context.Context, s *config.Settings, spec key.Spec, payload []byte) (*Signature, error) {
 	file, err := chainFile(s)
 	if err != nil {
@@ -97,8 +98,10 @@ func fits(leaf *x509.Certificate, want key.Spec) error {
 		return err
 	}
 	if spec != want {
-		return failure.New(failure.Invalid, "the key or its certificate was changed between describe-key and generate-signature; sign again",
-			"the request asks for a signature of an %s key, but the certificate of %q is for %s", want.Name, leaf.Subject, spec.Name)
+		return failure.New(failure.Invalid,
+			"the key or its certificate was changed between describe-key and generate-signature; sign again",
+			"the request asks for a signature of an %s key, but the certificate of %q is for %s", want.Name, leaf.Subject,
+			spec.Name)
 	}
 	return nil
 }
@@ -121,14 +124,17 @@ func (j *job) signAs(leaf *x509.Certificate) (*Signature, error) {
 	}
 	// Only now is it worth the calls to ask whether the certificate is the key's at all.
 	if public, readErr := j.key.ReadPublic(); readErr == nil && !certs.SameKey(public, leaf.PublicKey) {
-		return nil, failure.New(failure.Invalid, "name the certificate that was issued for this key, or the key that belongs to the certificate",
-			"the leaf certificate of %q in %s belongs to another key than the one on the token", leaf.Subject, j.settings.CertificateChain)
+		return nil, failure.New(failure.Invalid,
+			"name the certificate that was issued for this key, or the key that belongs to the certificate",
+			"the leaf certificate of %q in %s belongs to another key than the one on the token", leaf.Subject,
+			j.settings.CertificateChain)
 	}
 	return nil, err
 }
 
-// signFromToken signs with a leaf from the token. The certificate under the key's own label and id is most likely its own, and
-// costs the fewest calls; the signature proves it. When it is not, or does not do, the key's public half decides.
+// signFromToken signs with a leaf from the token. The certificate under the key's own label and id is most likely its
+// own, and costs the fewest calls; the signature proves it. When it is not, or does not do, the key's public half
+// decides.
 func (j *job) signFromToken() (*Signature, error) {
 	leaf, err := j.store.Leaf()
 	if err != nil {
@@ -224,7 +230,8 @@ func (j *job) signWith(chain []*x509.Certificate) (*Signature, error) {
 		return nil, err
 	}
 	if err := j.verify(leaf.PublicKey, raw); err != nil {
-		return nil, failure.New(failure.Internal, "check that the certificate belongs to this key; if it does, the module made a wrong signature",
+		return nil, failure.New(failure.Internal,
+			"check that the certificate belongs to this key; if it does, the module made a wrong signature",
 			"the signature of key %s was thrown away: with the certificate of %q %w", j.settings.Key, leaf.Subject, err)
 	}
 	if public, ok := leaf.PublicKey.(*ecdsa.PublicKey); ok {

@@ -22,8 +22,9 @@ type Certificate struct {
 	subject string // "" is any
 }
 
-// FromFile reads the certificate of a signer from a PEM file: a self-signed one; one under a CA, with its issuers in the same file; or a
-// CA's, for everyone with a certificate of this CA, or for those alone whose subject has the parts of subject.
+// FromFile reads the certificate of a signer from a PEM file: a self-signed one; one under a CA, with its issuers in
+// the same file; or a CA's, for everyone with a certificate of this CA, or for those alone whose subject has the parts
+// of subject.
 func FromFile(path, subject string) (*Certificate, error) {
 	file, err := certs.ReadFile(path)
 	if err != nil {
@@ -31,14 +32,17 @@ func FromFile(path, subject string) (*Certificate, error) {
 	}
 	switch leaves := certs.Leaves(file); {
 	case len(leaves) > 1:
-		return nil, failure.New(failure.Invalid, "name a file with one of them and its issuers", "there are certificates of %d signers in %s", len(leaves), path)
+		return nil, failure.New(failure.Invalid, "name a file with one of them and its issuers",
+			"there are certificates of %d signers in %s", len(leaves), path)
 	case len(leaves) == 0:
 		return fromCAs(path, file, subject)
 	case subject != "":
-		return nil, failure.New(failure.Invalid, "leave --subject out; or name the CA's certificate, to trust several signers under it",
+		return nil, failure.New(failure.Invalid,
+			"leave --subject out; or name the CA's certificate, to trust several signers under it",
 			"a --subject limits a CA, but %s holds the certificate of one signer, %q", path, leaves[0].Subject)
 	default:
-		return fromLeaf(leaves[0], file, "put the certificates of its issuers, up to the self-signed root, into the same PEM file")
+		return fromLeaf(leaves[0], file,
+			"put the certificates of its issuers, up to the self-signed root, into the same PEM file")
 	}
 }
 
@@ -68,16 +72,19 @@ func FromKey(ctx context.Context, s *config.Settings) (*Certificate, error) {
 	known = append(known, there...)
 	leaf := certs.LeafOf(public, known, time.Now())
 	if leaf == nil {
-		return nil, failure.New(failure.Invalid, "make one with 'notation-hsm cert self-sign' or 'cert csr', and store it with 'cert import'", "the key %s has no certificate", s.Key)
+		return nil, failure.New(failure.Invalid,
+			"make one with 'notation-hsm cert self-sign' or 'cert csr', and store it with 'cert import'",
+			"the key %s has no certificate", s.Key)
 	}
 	if leaf.IsCA {
 		return nil, failure.New(failure.Invalid, "name the CA with --ca or --cert", "the key %s is that of a CA", s.Key)
 	}
-	return fromLeaf(leaf, known, "store the certificates of its issuers, up to the self-signed root, with 'notation-hsm cert import'")
+	return fromLeaf(leaf, known,
+		"store the certificates of its issuers, up to the self-signed root, with 'notation-hsm cert import'")
 }
 
-// fromLeaf trusts one signing certificate: itself where it is self-signed, else its subject under the root. The issuers between
-// may change then, and so may the certificate, as long as the root and the subject stay.
+// fromLeaf trusts one signing certificate: itself where it is self-signed, else its subject under the root. The issuers
+// between may change then, and so may the certificate, as long as the root and the subject stay.
 func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string) (*Certificate, error) {
 	chain, err := certs.Chain(leaf, known, nil, time.Now())
 	if err != nil {
@@ -96,7 +103,8 @@ func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string)
 		return c, nil
 	}
 	if lacks := certs.LacksIdentity(leaf.Subject); len(lacks) > 0 {
-		return nil, failure.New(failure.Invalid, "issue the certificate again with C, ST and O in its subject, as in \"CN=release,O=Example,C=CH,ST=Zurich\"",
+		return nil, failure.New(failure.Invalid,
+			"issue the certificate again with C, ST and O in its subject, as in \"CN=release,O=Example,C=CH,ST=Zurich\"",
 			"Notation can't tell %q from others under its CA: the subject has no %s", leaf.Subject, strings.Join(lacks, ", "))
 	}
 	return c, err
@@ -115,7 +123,8 @@ func fromCAs(path string, list []*x509.Certificate, subject string) (*Certificat
 		}
 	}
 	if len(last) != 1 {
-		return nil, failure.New(failure.Invalid, "name a file with one CA and its issuers", "it is not clear which of the %d CA certificates in %s is meant", len(list), path)
+		return nil, failure.New(failure.Invalid, "name a file with one CA and its issuers",
+			"it is not clear which of the %d CA certificates in %s is meant", len(list), path)
 	}
 	return FromCA(last[0], subject)
 }
@@ -124,9 +133,11 @@ func fromCAs(path string, list []*x509.Certificate, subject string) (*Certificat
 func FromCA(cert *x509.Certificate, subject string) (*Certificate, error) {
 	switch {
 	case time.Now().After(cert.NotAfter):
-		return nil, failure.New(failure.Invalid, "renew the certificate", "the certificate of the CA %q expired on %s", cert.Subject, cert.NotAfter.UTC().Format("2006-01-02"))
+		return nil, failure.New(failure.Invalid, "renew the certificate", "the certificate of the CA %q expired on %s",
+			cert.Subject, cert.NotAfter.UTC().Format("2006-01-02"))
 	case cert.KeyUsage&x509.KeyUsageCertSign == 0:
-		return nil, failure.New(failure.Invalid, "use a CA with key usage keyCertSign", "the CA %q must not issue certificates", cert.Subject)
+		return nil, failure.New(failure.Invalid, "use a CA with key usage keyCertSign",
+			"the CA %q must not issue certificates", cert.Subject)
 	}
 	_, err := readIdentity(subject)
 	return &Certificate{trusted: cert, kind: CA, subject: subject}, err
@@ -137,10 +148,12 @@ func kindOf(cert *x509.Certificate) (Kind, error) {
 	switch {
 	case cert.IsCA:
 		return CA, nil
-	case bytes.Equal(cert.RawSubject, cert.RawIssuer) && cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil:
+	case bytes.Equal(cert.RawSubject, cert.RawIssuer) &&
+		cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil:
 		return SelfSigned, nil
 	}
-	return "", failure.New(failure.Invalid, "remove the signer and add it again with its whole chain", "the certificate of %q is neither a CA's nor self-signed", cert.Subject)
+	return "", failure.New(failure.Invalid, "remove the signer and add it again with its whole chain",
+		"the certificate of %q is neither a CA's nor self-signed", cert.Subject)
 }
 
 func fingerprint(cert *x509.Certificate) string {

@@ -23,10 +23,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// The order of an export: make the new trust stores, replace the policy, remove the old stores. A store's name holds a part of its
-// certificate's fingerprint, so that a store is made once and never changed, and the policy's replacement is the one moment at which
-// everything changes. An export that is killed leaves the old policy whole or the new one, with all their stores; the next export
-// tidies up.
+// The order of an export: make the new trust stores, replace the policy, remove the old stores. A store's name holds a
+// part of its certificate's fingerprint, so that a store is made once and never changed, and the policy's replacement
+// is the one moment at which everything changes. An export that is killed leaves the old policy whole or the new one,
+// with all their stores; the next export tidies up.
 
 // Exported says what an export did.
 type Exported struct {
@@ -36,7 +36,8 @@ type Exported struct {
 	Removed    bool   // no statement was left, and so the file was removed
 }
 
-// document is Notation's trust policy with the statements as they stand in the file, so that others' are kept to the letter.
+// document is Notation's trust policy with the statements as they stand in the file, so that others' are kept to the
+// letter.
 type document struct {
 	Version       string            `json:"version"`
 	TrustPolicies []json.RawMessage `json:"trustPolicies"`
@@ -50,7 +51,8 @@ type folder struct {
 }
 
 func openFolder(path string) (folder, error) {
-	// A folder for a node or a cluster is read by whoever verifies there, such as a verifier that is not root. Nothing in it is secret.
+	// A folder for a node or a cluster is read by whoever verifies there, such as a verifier that is not root. Nothing in
+	// it is secret.
 	f := folder{file: 0o644, folder: 0o755}
 	if path == "" {
 		config, err := folders.NotationConfig()
@@ -64,12 +66,14 @@ func openFolder(path string) (folder, error) {
 	f.policy, err = f.fs.SysPath(dir.PathTrustPolicy)
 	f.stores, storesErr = f.fs.SysPath(dir.X509TrustStoreDir(string(truststore.TypeCA)))
 	if err = cmp.Or(err, storesErr); err != nil {
-		return f, failure.New(failure.Internal, "name a folder with --to", "can't tell where Notation keeps its trust policy: %w", err)
+		return f, failure.New(failure.Internal, "name a folder with --to",
+			"can't tell where Notation keeps its trust policy: %w", err)
 	}
 	return f, nil
 }
 
-// Export writes the trust store and the trust policy of Notation from a manifest: into a folder, or, for "", for this user.
+// Export writes the trust store and the trust policy of Notation from a manifest: into a folder, or, for "", for this
+// user.
 func Export(ctx context.Context, manifest, to string) (*Exported, error) {
 	target, err := openFolder(to)
 	if err != nil {
@@ -116,13 +120,14 @@ func (m *Manifest) export(ctx context.Context, target folder) (*Exported, error)
 		return nil, err
 	}
 	if data == nil && !removed {
-		return nil, failure.New(failure.Invalid, "add one with: notation-hsm trust signer add", "the trust manifest has no signer to export")
+		return nil, failure.New(failure.Invalid, "add one with: notation-hsm trust signer add",
+			"the trust manifest has no signer to export")
 	}
 	return &Exported{Policy: target.policy, Statements: len(ours), Kept: len(others), Removed: removed}, nil
 }
 
-// readDocument reads a trust policy, without the statements that came from a manifest, and what Notation sees in the others. A policy
-// that is not there is empty.
+// readDocument reads a trust policy, without the statements that came from a manifest, and what Notation sees in the
+// others. A policy that is not there is empty.
 func readDocument(path string) (*document, []trustpolicy.TrustPolicy, error) {
 	d := &document{}
 	info, err := os.Lstat(path)
@@ -130,7 +135,8 @@ func readDocument(path string) (*document, []trustpolicy.TrustPolicy, error) {
 		return d, nil, nil
 	}
 	if err == nil && !info.Mode().IsRegular() {
-		return nil, nil, failure.New(failure.Invalid, "put the file itself there", "the trust policy %s is not a regular file, which Notation refuses", path)
+		return nil, nil, failure.New(failure.Invalid, "put the file itself there",
+			"the trust policy %s is not a regular file, which Notation refuses", path)
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -146,7 +152,8 @@ func readDocument(path string) (*document, []trustpolicy.TrustPolicy, error) {
 	for _, raw := range d.TrustPolicies {
 		var statement trustpolicy.TrustPolicy
 		if err := json.Unmarshal(raw, &statement); err != nil {
-			return nil, nil, failure.New(failure.Invalid, "mend the file", "a statement in the trust policy %s can't be read: %w", path, err)
+			return nil, nil, failure.New(failure.Invalid, "mend the file",
+				"a statement in the trust policy %s can't be read: %w", path, err)
 		}
 		if !strings.HasPrefix(statement.Name, statementPrefix) {
 			others, kept = append(others, statement), append(kept, raw)
@@ -165,8 +172,10 @@ func (d *document) add(ours, others []trustpolicy.TrustPolicy, path string) ([]b
 		for _, other := range others {
 			scope := our.RegistryScopes[0]
 			if slices.ContainsFunc(other.RegistryScopes, func(theirs string) bool { return oneRepository(theirs, scope) }) {
-				return nil, failure.New(failure.Invalid, "take the scope from that statement, or from the signers: notation-hsm trust signer remove NAME --scope "+scope,
-					"the scope %q belongs to the statement %q in %s, and Notation allows no second one, %q", scope, other.Name, path, our.Name)
+				return nil, failure.New(failure.Invalid,
+					"take the scope from that statement, or from the signers: notation-hsm trust signer remove NAME --scope "+scope,
+					"the scope %q belongs to the statement %q in %s, and Notation allows no second one, %q", scope, other.Name, path,
+					our.Name)
 			}
 		}
 	}
@@ -180,7 +189,8 @@ func (d *document) add(ours, others []trustpolicy.TrustPolicy, path string) ([]b
 	}
 	whole := &trustpolicy.Document{Version: merged.Version, TrustPolicies: slices.Concat(others, ours)}
 	if err := whole.Validate(); err != nil {
-		return nil, failure.New(failure.Invalid, "mend the statements that are in it", "Notation would not accept the trust policy %s: %w", path, err)
+		return nil, failure.New(failure.Invalid, "mend the statements that are in it",
+			"Notation would not accept the trust policy %s: %w", path, err)
 	}
 	var out bytes.Buffer
 	encoder := json.NewEncoder(&out)
@@ -190,14 +200,16 @@ func (d *document) add(ours, others []trustpolicy.TrustPolicy, path string) ([]b
 	return out.Bytes(), err
 }
 
-// replace writes the trust policy, or, without data, removes the one that is there: Notation takes none without a statement.
+// replace writes the trust policy, or, without data, removes the one that is there: Notation takes none without a
+// statement.
 func (f folder) replace(data []byte) (removed bool, err error) {
 	if data != nil {
 		return false, state.Write(f.policy, data, permissions(f.policy, f.file))
 	}
 	err = os.Remove(f.policy)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, failure.New(failure.Internal, "check the folder's permissions", "can't remove the trust policy: %w", err)
+		return false, failure.New(failure.Internal, "check the folder's permissions", "can't remove the trust policy: %w",
+			err)
 	}
 	return err == nil, nil
 }
@@ -221,7 +233,8 @@ func storeName(s Signer) string {
 	return "notation-hsm-" + s.Name + "-" + strings.TrimPrefix(s.Fingerprint, "sha256:")[:16]
 }
 
-// makeStore makes a signer's trust store in one step, and asks Notation whether it holds the signer's certificate and nothing else.
+// makeStore makes a signer's trust store in one step, and asks Notation whether it holds the signer's certificate and
+// nothing else.
 func (f folder) makeStore(ctx context.Context, s Signer) error {
 	name := storeName(s)
 	path := filepath.Join(f.stores, name)
@@ -242,13 +255,14 @@ func (f folder) makeStore(ctx context.Context, s Signer) error {
 		return err
 	}
 	if err := os.Rename(path+unfinished, path); err != nil || !holds() { // an empty folder in the way is replaced
-		return failure.New(failure.Invalid, "look into it, and move away what is in it", "the trust store %s holds something that is not the certificate of signer %q", path, s.Name)
+		return failure.New(failure.Invalid, "look into it, and move away what is in it",
+			"the trust store %s holds something that is not the certificate of signer %q", path, s.Name)
 	}
 	return nil
 }
 
-// removeStores removes the trust stores of signers who are gone, but nothing that someone else put there, and none that someone
-// else's statement names.
+// removeStores removes the trust stores of signers who are gone, but nothing that someone else put there, and none that
+// someone else's statement names.
 func (f folder) removeStores(signers []Signer, others []trustpolicy.TrustPolicy) error {
 	entries, err := os.ReadDir(f.stores)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -258,7 +272,10 @@ func (f folder) removeStores(signers []Signer, others []trustpolicy.TrustPolicy)
 		name := entry.Name()
 		match := ourStores().FindStringSubmatch(name)
 		used := slices.ContainsFunc(signers, func(s Signer) bool { return storeName(s) == name }) ||
-			slices.ContainsFunc(others, func(p trustpolicy.TrustPolicy) bool { return slices.Contains(p.TrustStores, "ca:"+name) })
+			slices.ContainsFunc(others, func(p trustpolicy.TrustPolicy) bool {
+				return slices.Contains(p.TrustStores,
+					"ca:"+name)
+			})
 		if match == nil || used || !entry.IsDir() {
 			continue
 		}
@@ -271,7 +288,8 @@ func (f folder) removeStores(signers []Signer, others []trustpolicy.TrustPolicy)
 			}
 		}
 		if err != nil {
-			return failure.New(failure.Internal, "remove it by hand: the policy no longer names it", "can't remove the old trust store %s: %w", path, err)
+			return failure.New(failure.Internal, "remove it by hand: the policy no longer names it",
+				"can't remove the old trust store %s: %w", path, err)
 		}
 	}
 	return nil

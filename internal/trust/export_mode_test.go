@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestExportForNode writes a folder that a verifier can read which is neither root nor who wrote it, and that nobody else can write.
+// TestExportForNode writes a folder that a verifier can read which is neither root nor who wrote it, and that nobody
+// else can write.
 func TestExportForNode(t *testing.T) {
 	defer unix.Umask(unix.Umask(0o022))
 	to := filepath.Join(t.TempDir(), "notation")

@@ -11,8 +11,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// A cluster checks images when a Pod is admitted, and what checks them reads resources from the cluster in place of files. Kyverno and
-// Ratify are told here; both verify with Notation's own code.
+// A cluster checks images when a Pod is admitted, and what checks them reads resources from the cluster in place of
+// files. Kyverno and Ratify are told here; both verify with Notation's own code.
 
 // object is a Kubernetes resource.
 type object struct {
@@ -44,7 +44,8 @@ func forCluster(path string) (*Manifest, []group, error) {
 		return nil, nil, err
 	}
 	if len(groups) == 0 {
-		return nil, nil, failure.New(failure.Invalid, "add one with: notation-hsm trust signer add", "the trust manifest has no signer to export")
+		return nil, nil, failure.New(failure.Invalid, "add one with: notation-hsm trust signer add",
+			"the trust manifest has no signer to export")
 	}
 	for _, g := range groups {
 		name := clusterName(g.scope)
@@ -61,8 +62,8 @@ func forCluster(path string) (*Manifest, []group, error) {
 	return m, groups, nil
 }
 
-// clusterName returns the full name of a repository, as Kubernetes completes the name in a Pod: a first part without a dot or a port is no
-// registry, and Docker Hub has one name, and a namespace for what has none.
+// clusterName returns the full name of a repository, as Kubernetes completes the name in a Pod: a first part without a
+// dot or a port is no registry, and Docker Hub has one name, and a namespace for what has none.
 func clusterName(scope string) string {
 	const hub = "docker.io"
 	registry, repository, _ := strings.Cut(scope, "/")

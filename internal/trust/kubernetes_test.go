@@ -17,8 +17,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// TestKyvernoExact holds what Kyverno may be told against what it stands for: over all certificates and subjects of a small world, Kyverno
-// accepts what Notation accepts, if and only if the signers are not refused.
+// TestKyvernoExact holds what Kyverno may be told against what it stands for: over all certificates and subjects of a
+// small world, Kyverno accepts what Notation accepts, if and only if the signers are not refused.
 func TestKyvernoExact(t *testing.T) {
 	a, b, lone := issue(t, name("A"), true, nil), issue(t, name("B"), true, nil), issue(t, name("lone"), false, nil)
 	const base = "C=CH,ST=Zurich,O=Example"
@@ -27,16 +27,19 @@ func TestKyvernoExact(t *testing.T) {
 		cert    *pair
 		kind    Kind
 		subject string
-	}{{a, CA, ""}, {a, CA, base}, {a, CA, base + ",CN=x"}, {b, CA, ""}, {b, CA, base}, {lone, SelfSigned, lone.cert.Subject.String()}} {
+	}{{a, CA, ""}, {a, CA, base}, {a, CA, base + ",CN=x"}, {b, CA, ""}, {b, CA, base},
+		{lone, SelfSigned, lone.cert.Subject.String()}} {
 		for _, level := range []string{"strict", "permissive", "audit"} {
 			who, err := readIdentity(c.subject)
 			if err != nil {
 				t.Fatal(err)
 			}
-			choices = append(choices, Signer{Name: c.subject + level, Kind: c.kind, Subject: c.subject, cert: c.cert.cert, who: who, Level: level})
+			choices = append(choices, Signer{Name: c.subject + level, Kind: c.kind, Subject: c.subject, cert: c.cert.cert,
+				who: who, Level: level})
 		}
 	}
-	world := []identity{{"C": "CH", "ST": "Zurich", "O": "Example", "CN": "x"}, {"C": "CH", "ST": "Zurich", "O": "Example", "CN": "y"}, {"C": "DE", "ST": "Bavaria", "O": "Other"}}
+	world := []identity{{"C": "CH", "ST": "Zurich", "O": "Example", "CN": "x"},
+		{"C": "CH", "ST": "Zurich", "O": "Example", "CN": "y"}, {"C": "DE", "ST": "Bavaria", "O": "Other"}}
 	passed, refused := 0, 0
 	for mask := 1; mask < 1<<len(choices); mask++ {
 		var signers []Signer
@@ -52,7 +55,8 @@ func TestKyvernoExact(t *testing.T) {
 		for _, s := range signers {
 			for _, subject := range world {
 				if s.Kind == CA { // Kyverno takes every subject under every certificate
-					same = same && slices.ContainsFunc(signers, func(t Signer) bool { return t.cert.Equal(s.cert) && t.who.covers(subject) })
+					same = same && slices.ContainsFunc(signers,
+						func(t Signer) bool { return t.cert.Equal(s.cert) && t.who.covers(subject) })
 				}
 			}
 		}
@@ -72,7 +76,8 @@ func TestKyvernoExact(t *testing.T) {
 	t.Logf("%d combinations pass, %d are refused", passed, refused)
 }
 
-// TestClusterNames refuses the scopes that a cluster would never look up, so that the repository had other signers than the manifest says.
+// TestClusterNames refuses the scopes that a cluster would never look up, so that the repository had other signers than
+// the manifest says.
 func TestClusterNames(t *testing.T) {
 	for scope, want := range map[string]string{
 		app:                           app,
@@ -102,15 +107,16 @@ func TestClusterNames(t *testing.T) {
 			if (err == nil) != (scope == want) || err != nil && !strings.Contains(failure.From(err).Hint, want) {
 				t.Errorf("%s for %s: the failure is %v", scope, format, err)
 			}
-			if hub := strings.HasPrefix(scope, "docker.io/"); err == nil && format == "kyverno" && hub != strings.Contains(string(data), `"index.`+scope+`": [`) {
+			if hub := strings.HasPrefix(scope, "docker.io/"); err == nil && format == "kyverno" &&
+				hub != strings.Contains(string(data), `"index.`+scope+`": [`) {
 				t.Errorf("Kyverno would look up index.%s:\n%s", scope, data)
 			}
 		}
 	}
 }
 
-// TestRatify reads the resources as Ratify does: the policy is the one that Notation gets, and each of its trust stores leads to the
-// certificates that Notation finds in it.
+// TestRatify reads the resources as Ratify does: the policy is the one that Notation gets, and each of its trust stores
+// leads to the certificates that Notation finds in it.
 func TestRatify(t *testing.T) {
 	path := manifest(t)
 	root := issue(t, name("root"), true, nil)
@@ -178,7 +184,8 @@ func TestRatify(t *testing.T) {
 		t.Errorf("the statements are\n%s, not\n%s", got, want)
 	}
 	for _, s := range m.Signers {
-		if list := verifier.VerificationCertStores["ca"][storeName(s)]; len(list) != 1 || providers[list[0]] != s.Certificate {
+		if list := verifier.VerificationCertStores["ca"][storeName(s)]; len(list) != 1 ||
+			providers[list[0]] != s.Certificate {
 			t.Errorf("the trust store of %s leads to %v", s.Name, list)
 		}
 	}
@@ -187,8 +194,8 @@ func TestRatify(t *testing.T) {
 	}
 }
 
-// TestExportedExample holds the exports of deploy/kubernetes/trust.yaml against the files beside it, which reviewers see change.
-// TestKubernetesExample in softhsm-test writes them.
+// TestExportedExample holds the exports of deploy/kubernetes/trust.yaml against the files beside it, which reviewers
+// see change. TestKubernetesExample in softhsm-test writes them.
 func TestExportedExample(t *testing.T) {
 	folder := filepath.Join("..", "..", "deploy", "kubernetes")
 	for name, export := range map[string]func(string) ([]byte, error){"kyverno.yaml": Kyverno, "ratify.yaml": Ratify} {

@@ -55,9 +55,9 @@ type kyvernoNotary struct {
 	} `json:"certs"`
 }
 
-// Kyverno returns the manifest as one ImageValidatingPolicy, as YAML. Kyverno verifies with Notation's level strict, and takes any subject
-// under a certificate; a manifest that asks for something else is refused. Kyverno lets an image pass that no policy names, which Notation
-// does not; so the policy is about all images.
+// Kyverno returns the manifest as one ImageValidatingPolicy, as YAML. Kyverno verifies with Notation's level strict,
+// and takes any subject under a certificate; a manifest that asks for something else is refused. Kyverno lets an image
+// pass that no policy names, which Notation does not; so the policy is about all images.
 func Kyverno(manifest string) ([]byte, error) {
 	m, groups, err := forCluster(manifest)
 	if err != nil {
@@ -76,15 +76,19 @@ func Kyverno(manifest string) ([]byte, error) {
 	spec := kyvernoSpec{
 		ValidationActions: []string{"Deny"}, FailurePolicy: "Fail",
 		WebhookConfiguration: map[string]int{"timeoutSeconds": 30}, // the longest that Kubernetes waits
-		// A background scan reads pods/ephemeralcontainers, which Kyverno's chart does not permit: the policy would not be ready.
+		// A background scan reads pods/ephemeralcontainers, which Kyverno's chart does not permit: the policy would not be
+		// ready.
 		Evaluation: map[string]any{"background": map[string]bool{"enabled": false}},
 		// What runs is a Pod, whoever makes it.
 		MatchConstraints: map[string]any{"resourceRules": []any{map[string]any{
 			"apiGroups": []string{""}, "apiVersions": []string{"v1"}, "operations": []string{"CREATE", "UPDATE"},
 			"resources": []string{"pods", "pods/ephemeralcontainers"},
 		}}},
-		// A change that brings no image is let through, so that a running Pod can be labelled and removed after a certificate has expired.
-		MatchConditions:          []expression{{"images-are-new", "oldObject == null || !has(oldObject.spec) ||\n" + podImages("object") + " !=\n" + podImages("oldObject")}},
+		// A change that brings no image is let through, so that a running Pod can be labelled and removed after a certificate
+		// has expired.
+		MatchConditions: []expression{
+			{"images-are-new", "oldObject == null || !has(oldObject.spec) ||\n" + podImages("object") + " !=\n" +
+				podImages("oldObject")}},
 		MatchImageReferences:     []map[string]string{{"glob": "*"}},
 		Images:                   []expression{{"volumes", volumeImages("(object != null ? object : oldObject)")}},
 		ValidationConfigurations: map[string]bool{"mutateDigest": true, "verifyDigest": true, "required": true},
@@ -94,27 +98,32 @@ func Kyverno(manifest string) ([]byte, error) {
 			{"signers", kyvernoMap(repositories)},
 			{"refused", kyvernoRefused},
 		},
-		Validations: []validation{{"size(variables.refused) == 0", `"no signature of a signer trusted for it: " + variables.refused.join(", ")`}},
+		Validations: []validation{{"size(variables.refused) == 0",
+			`"no signature of a signer trusted for it: " + variables.refused.join(", ")`}},
 	}
 	for _, s := range m.Signers {
 		attestor := kyvernoAttestor{Name: s.Name}
 		attestor.Notary.Certs.Value = s.Certificate
 		spec.Attestors = append(spec.Attestors, attestor)
 	}
-	return encode(kyvernoHeader, object{APIVersion: "policies.kyverno.io/v1", Kind: "ImageValidatingPolicy", Metadata: named("notation-hsm"), Spec: spec})
+	return encode(kyvernoHeader, object{APIVersion: "policies.kyverno.io/v1", Kind: "ImageValidatingPolicy",
+		Metadata: named("notation-hsm"), Spec: spec})
 }
 
 // kyvernoCanSay refuses the signers of a scope whom Kyverno would not verify as Notation does.
 func kyvernoCanSay(g group) error {
 	const other = "use --format ratify, which says it as it is"
 	if level := g.signers[0].Level; level != trustpolicy.LevelStrict.Name {
-		return failure.New(failure.Invalid, other+"; or make the level strict", "signer %q of the scope %q has the level %s, and Kyverno verifies strictly only",
+		return failure.New(failure.Invalid, other+"; or make the level strict",
+			"signer %q of the scope %q has the level %s, and Kyverno verifies strictly only",
 			g.signers[0].Name, g.scope, level)
 	}
 	for _, s := range g.signers {
 		if s.Kind == CA && !allowed(g.signers, s, nil) {
-			return failure.New(failure.Invalid, other+"; or trust an issuing CA that certifies this signer alone, without --subject",
-				"signer %q of the scope %q has the subject %q under the CA %q, and Kyverno takes everyone under a CA", s.Name, g.scope, s.Subject, s.Trusts)
+			return failure.New(failure.Invalid, other+
+				"; or trust an issuing CA that certifies this signer alone, without --subject",
+				"signer %q of the scope %q has the subject %q under the CA %q, and Kyverno takes everyone under a CA", s.Name,
+				g.scope, s.Subject, s.Trusts)
 		}
 	}
 	return nil

@@ -1,5 +1,5 @@
-// Package trust answers one question: who may sign which repositories? The answer is kept in one file that people review, the
-// manifest, and written from there into the trust store and the trust policy that Notation verifies with.
+// Package trust answers one question: who may sign which repositories? The answer is kept in one file that people
+// review, the manifest, and written from there into the trust store and the trust policy that Notation verifies with.
 //
 // What Notation can't say exactly is refused: a manifest never reads stricter than the policy that comes of it.
 package trust
@@ -22,8 +22,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Manifest is the file: every signer, by name. The certificates stand in it, so that it is one file to review, and is replaced as a
-// whole.
+// Manifest is the file: every signer, by name. The certificates stand in it, so that it is one file to review, and is
+// replaced as a whole.
 type Manifest struct {
 	Version int      `yaml:"version"`
 	Signers []Signer `yaml:"signers"`
@@ -35,8 +35,8 @@ const (
 	makeManifest    = "make it with: notation-hsm trust init"
 )
 
-// Path returns where the manifest is: file if that is given, else NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in the user's
-// configuration directory.
+// Path returns where the manifest is: file if that is given, else NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in
+// the user's configuration directory.
 func Path(file string) (string, error) {
 	if path := cmp.Or(file, os.Getenv("NOTATION_HSM_TRUST")); path != "" {
 		return path, nil
@@ -103,7 +103,8 @@ func parse(data []byte) (*Manifest, error) {
 	return m, err
 }
 
-// change reads a manifest, changes it and writes it back, with the manifest locked. What would break a rule is not written.
+// change reads a manifest, changes it and writes it back, with the manifest locked. What would break a rule is not
+// written.
 func change(ctx context.Context, path string, how func(*Manifest) error) error {
 	if _, err := Load(path); err != nil {
 		return err // before a lock is left in a folder that was only misspelt
@@ -126,8 +127,8 @@ func change(ctx context.Context, path string, how func(*Manifest) error) error {
 	return m.save(path)
 }
 
-// save writes the manifest in one order, so that a change shows as itself in a comparison of two versions. A reader of it is no danger:
-// it holds nothing secret.
+// save writes the manifest in one order, so that a change shows as itself in a comparison of two versions. A reader of
+// it is no danger: it holds nothing secret.
 func (m *Manifest) save(path string) error {
 	slices.SortFunc(m.Signers, func(a, b Signer) int { return cmp.Compare(a.Name, b.Name) })
 	for _, s := range m.Signers {

@@ -12,7 +12,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// statementPrefix begins the name of every policy statement that comes from a manifest; statements of other names are others'.
+// statementPrefix begins the name of every policy statement that comes from a manifest; statements of other names are
+// others'.
 const statementPrefix = "notation-hsm:"
 
 const (
@@ -21,7 +22,8 @@ const (
 	documentVersion = "1.0"
 )
 
-// identity is a trusted identity as Notation reads it: the parts that a certificate's subject must have. The empty one is anyone.
+// identity is a trusted identity as Notation reads it: the parts that a certificate's subject must have. The empty one
+// is anyone.
 type identity map[string]string
 
 // covers reports whether every subject that other matches is matched by id.
@@ -34,13 +36,14 @@ func (id identity) covers(other identity) bool {
 	return true
 }
 
-// readIdentity reads a distinguished name with Notation's rules, and with the parser that Notation uses, so that two names differ
-// here exactly when they do there.
+// readIdentity reads a distinguished name with Notation's rules, and with the parser that Notation uses, so that two
+// names differ here exactly when they do there.
 func readIdentity(subject string) (identity, error) {
 	if subject == "" {
 		return nil, nil
 	}
-	if err := accepted(trustpolicy.TrustPolicy{RegistryScopes: []string{anyone}, TrustedIdentities: []string{x509Subject + subject}}); err != nil {
+	if err := accepted(trustpolicy.TrustPolicy{RegistryScopes: []string{anyone},
+		TrustedIdentities: []string{x509Subject + subject}}); err != nil {
 		return nil, failure.New(failure.Invalid, `it needs C, ST and O, and each part once, as in "C=CH,ST=Zurich,O=Example"`,
 			"Notation can't take the subject %q for a trusted identity: %w", subject, err)
 	}
@@ -66,10 +69,13 @@ func checkScope(scope string) error {
 		_, err := repository(scope)
 		return err
 	case strings.Contains(scope, "*"):
-		return failure.New(failure.Invalid, `name each repository with a --scope of its own, or "*" for all that have no signer of their own`,
+		return failure.New(failure.Invalid,
+			`name each repository with a --scope of its own, or "*" for all that have no signer of their own`,
 			"the scope %q is a pattern, and Notation knows whole repositories alone", scope)
 	}
-	return failure.New(failure.Invalid, "name it with its registry, and without a scheme, tag or digest, as in registry.example.com/team/app", "the scope %q is not a repository", scope)
+	return failure.New(failure.Invalid,
+		"name it with its registry, and without a scheme, tag or digest, as in registry.example.com/team/app",
+		"the scope %q is not a repository", scope)
 }
 
 func checkLevel(level string) error {
@@ -112,7 +118,8 @@ func (m *Manifest) groups() ([]group, error) {
 			return nil, err
 		}
 		if other, ok := known[name]; ok {
-			return nil, failure.New(failure.Invalid, "name it in one way, without a port that is the default", "the scopes %q and %q are one repository", other, scope)
+			return nil, failure.New(failure.Invalid, "name it in one way, without a port that is the default",
+				"the scopes %q and %q are one repository", other, scope)
 		}
 		known[name] = scope
 		signers := scopes[scope]
@@ -145,13 +152,14 @@ func (m *Manifest) statements() ([]trustpolicy.TrustPolicy, error) {
 	return all, nil
 }
 
-// exact refuses signers that one statement can't keep apart. A statement takes any identity it lists under any CA it lists, and only
-// one level. So each CA here has to be trusted, by some signer, for the identity of every signer; then nothing is let in that no
-// signer allows. A self-signed certificate issues no others, and is never in the way.
+// exact refuses signers that one statement can't keep apart. A statement takes any identity it lists under any CA it
+// lists, and only one level. So each CA here has to be trusted, by some signer, for the identity of every signer; then
+// nothing is let in that no signer allows. A self-signed certificate issues no others, and is never in the way.
 func exact(scope string, signers []Signer) error {
 	for _, s := range signers {
 		if s.Level != signers[0].Level {
-			return failure.New(failure.Invalid, "give the signers of a scope one level", "signers %q and %q of the scope %q have the levels %s and %s, and Notation has one for each scope",
+			return failure.New(failure.Invalid, "give the signers of a scope one level",
+				"signers %q and %q of the scope %q have the levels %s and %s, and Notation has one for each scope",
 				signers[0].Name, s.Name, scope, signers[0].Level, s.Level)
 		}
 		if s.Kind != CA {
@@ -161,7 +169,8 @@ func exact(scope string, signers []Signer) error {
 			if allowed(signers, s, other.who) {
 				continue
 			}
-			return failure.New(failure.Invalid, "give both certificates under the same CA (the very same --cert or root), or keep them to different scopes",
+			return failure.New(failure.Invalid,
+				"give both certificates under the same CA (the very same --cert or root), or keep them to different scopes",
 				"in the scope %q, Notation would take %s also under the CA %q of signer %q, where no signer is allowed it; it is meant for signer %q alone",
 				scope, other.whom(), s.Trusts, s.Name, other.Name)
 		}
@@ -174,8 +183,8 @@ func allowed(signers []Signer, s Signer, who identity) bool {
 	return slices.ContainsFunc(signers, func(t Signer) bool { return t.cert.Equal(s.cert) && t.who.covers(who) })
 }
 
-// identities returns what the statement of some signers trusts, leaving out what another identity covers: Notation takes no two
-// that overlap.
+// identities returns what the statement of some signers trusts, leaving out what another identity covers: Notation
+// takes no two that overlap.
 func identities(signers []Signer) []string {
 	var list []string
 	for i, s := range signers {

@@ -37,7 +37,8 @@ type ratifyVerifier struct {
 	Type          string `json:"type"`
 	ArtifactTypes string `json:"artifactTypes"`
 	Parameters    struct {
-		Stores map[string]map[string][]string `json:"verificationCertStores"` // type -> trust store -> key management providers
+		// type -> trust store -> key management providers
+		Stores map[string]map[string][]string `json:"verificationCertStores"`
 		Policy trustpolicy.Document           `json:"trustPolicyDoc"`
 	} `json:"parameters"`
 }
@@ -66,9 +67,9 @@ type ratifyTarget struct {
 }
 
 // Ratify returns the manifest as resources of Ratify 1, as YAML: the template of Gatekeeper's constraint, a
-// KeyManagementProvider for each certificate, the Verifier with the trust policy that Notation would get, and the Policy
-// which makes one good signature necessary and enough. The names of the Verifier and the Policy are Ratify's own, so that
-// they replace those of its installation: of two verifiers for Notation Ratify would ask either.
+// KeyManagementProvider for each certificate, the Verifier with the trust policy that Notation would get, and the
+// Policy which makes one good signature necessary and enough. The names of the Verifier and the Policy are Ratify's
+// own, so that they replace those of its installation: of two verifiers for Notation Ratify would ask either.
 func Ratify(manifest string) ([]byte, error) {
 	m, _, err := forCluster(manifest)
 	if err != nil {
@@ -81,7 +82,8 @@ func Ratify(manifest string) ([]byte, error) {
 		return nil, err
 	}
 	if err := verifier.Parameters.Policy.Validate(); err != nil {
-		return nil, failure.New(failure.Invalid, "change the signers that it names", "Notation would not accept the trust policy: %w", err)
+		return nil, failure.New(failure.Invalid, "change the signers that it names",
+			"Notation would not accept the trust policy: %w", err)
 	}
 	var template ratifyTemplate
 	template.CRD.Spec.Names.Kind = "SignedImages"
@@ -110,7 +112,8 @@ func Ratify(manifest string) ([]byte, error) {
 		object{APIVersion: ratifyVersion, Kind: "Verifier", Metadata: named("verifier-notation"), Spec: verifier})...)
 }
 
-// ratifyProvider names a certificate, so that the name stands for no other later. A signer's name may be none that Kubernetes takes.
+// ratifyProvider names a certificate, so that the name stands for no other later. A signer's name may be none that
+// Kubernetes takes.
 func ratifyProvider(s Signer) string {
 	return "notation-hsm-" + strings.TrimPrefix(s.Fingerprint, "sha256:")
 }

@@ -5,8 +5,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
-// spelled returns a scope with its registry spelled in one way, as the network takes it, so that REGISTRY.example.com is no other registry
-// than registry.example.com. What is no repository is returned as it is.
+// spelled returns a scope with its registry spelled in one way, as the network takes it, so that REGISTRY.example.com
+// is no other registry than registry.example.com. What is no repository is returned as it is.
 func spelled(given string) string {
 	if name, err := scope.Name(given); err == nil {
 		return name
@@ -21,7 +21,8 @@ func repository(given string) (string, error) {
 	}
 	name, err := scope.Canonical(given)
 	if err != nil {
-		return "", failure.New(failure.Invalid, "name it as in registry.example.com/team/app", "the scope %q is not a repository: %w", given, err)
+		return "", failure.New(failure.Invalid, "name it as in registry.example.com/team/app",
+			"the scope %q is not a repository: %w", given, err)
 	}
 	return name, nil
 }

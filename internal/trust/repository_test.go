@@ -24,7 +24,8 @@ func TestOneNameOfARepository(t *testing.T) {
 	if got := strings.Join(m.Signers[0].Scopes, " "); got != app+" registry.example.com:5000/app" {
 		t.Errorf("the scopes are %s", got)
 	}
-	for _, scopes := range [][]string{{"registry.example.com:443/team/one", "registry.example.com/team/one"}, {"index.docker.io/library/alpine", "docker.io/library/alpine"}} {
+	for _, scopes := range [][]string{{"registry.example.com:443/team/one", "registry.example.com/team/one"},
+		{"index.docker.io/library/alpine", "docker.io/library/alpine"}} {
 		if err := grant(scopes...); err == nil || !strings.Contains(err.Error(), "are one repository") {
 			t.Errorf("%v: %v", scopes, err)
 		}
@@ -44,10 +45,13 @@ func TestOneNameOfARepository(t *testing.T) {
 		t.Errorf("%+v, %v", m, err)
 	}
 	to := t.TempDir()
-	if err := os.WriteFile(filepath.Join(to, "trustpolicy.json"), []byte(`{"version": "1.0", "trustPolicies": [{"name": "mine", "registryScopes": ["REGISTRY.example.com:5000/app"], "signatureVerification": {"level": "skip"}}]}`), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(to, "trustpolicy.json"),
+		[]byte(
+			`{"version": "1.0", "trustPolicies": [{"name": "mine", "registryScopes": ["REGISTRY.example.com:5000/app"], "signatureVerification": {"level": "skip"}}]}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Export(t.Context(), path, to); err == nil || !strings.Contains(err.Error(), `belongs to the statement "mine"`) {
+	if _, err := Export(t.Context(), path, to); err == nil ||
+		!strings.Contains(err.Error(), `belongs to the statement "mine"`) {
 		t.Errorf("beside another's statement: %v", err)
 	}
 	if gone, err := Remove(t.Context(), path, "alice", []string{"Registry.Example.com:5000/app"}); gone || err != nil {

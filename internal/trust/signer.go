@@ -16,15 +16,20 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Signer may sign in some repositories. Who that is, is said by one certificate and, under a CA, by a part of the subject.
+// Signer may sign in some repositories. Who that is, is said by one certificate and, under a CA, by a part of the
+// subject.
 type Signer struct {
-	Name        string   `yaml:"name" json:"name"`
-	Scopes      []string `yaml:"scopes" json:"scopes"`                       // repositories, or "*": those that have no signer of their own
-	Level       string   `yaml:"level" json:"level"`                         // how strictly Notation verifies
-	Kind        Kind     `yaml:"kind" json:"kind"`                           // what the certificate is; checked, for the reader's sake
-	Subject     string   `yaml:"subject,omitempty" json:"subject,omitempty"` // what a signing certificate's subject has to have; none: any will do
-	Fingerprint string   `yaml:"fingerprint" json:"fingerprint"`             // of the certificate; checked, to be compared by eye or by voice
-	Certificate string   `yaml:"certificate" json:"certificate"`             // PEM, one
+	Name string `yaml:"name" json:"name"`
+	// repositories, or "*": those that have no signer of their own
+	Scopes []string `yaml:"scopes" json:"scopes"`
+	Level  string   `yaml:"level" json:"level"` // how strictly Notation verifies
+	// what the certificate is; checked, for the reader's sake
+	Kind Kind `yaml:"kind" json:"kind"`
+	// what a signing certificate's subject has to have; none: any will do
+	Subject string `yaml:"subject,omitempty" json:"subject,omitempty"`
+	// of the certificate; checked, to be compared by eye or by voice
+	Fingerprint string `yaml:"fingerprint" json:"fingerprint"`
+	Certificate string `yaml:"certificate" json:"certificate"` // PEM, one
 
 	Trusts string    `yaml:"-" json:"trusts"` // the certificate's subject
 	Until  time.Time `yaml:"-" json:"until"`  // when it ends
@@ -56,13 +61,15 @@ var names = sync.OnceValue(func() *regexp.Regexp { // not at the start, which ev
 // read checks a signer as it stands in the manifest.
 func (s *Signer) read() error {
 	if !names().MatchString(s.Name) || len(s.Name) > 64 { // it becomes a part of file names
-		return failure.New(failure.Invalid, "use small letters, digits, '.', '_' and '-', as in release-team", "a signer can't be named %q", s.Name)
+		return failure.New(failure.Invalid, "use small letters, digits, '.', '_' and '-', as in release-team",
+			"a signer can't be named %q", s.Name)
 	}
 	if err := checkLevel(s.Level); err != nil {
 		return err
 	}
 	if len(s.Scopes) == 0 {
-		return failure.New(failure.Invalid, "name one with --scope registry.example.com/team/app", "signer %q has no scope", s.Name)
+		return failure.New(failure.Invalid, "name one with --scope registry.example.com/team/app", "signer %q has no scope",
+			s.Name)
 	}
 	for i, given := range s.Scopes {
 		if err := checkScope(given); err != nil {
@@ -76,7 +83,9 @@ func (s *Signer) read() error {
 	}
 	list, err := certs.Parse([]byte(s.Certificate))
 	if err != nil || len(list) != 1 {
-		return failure.New(failure.Invalid, "put the manifest back as it was, or take the signer out of it with an editor and add it again", "the certificate of signer %q is not one PEM certificate", s.Name)
+		return failure.New(failure.Invalid,
+			"put the manifest back as it was, or take the signer out of it with an editor and add it again",
+			"the certificate of signer %q is not one PEM certificate", s.Name)
 	}
 	return s.trust(list[0])
 }
@@ -166,7 +175,8 @@ func (s *Signer) addScopes(scopes []string) {
 	}
 }
 
-// Remove takes scopes from a signer, or, without any, the signer. A signer who has no scope left is removed: gone says so.
+// Remove takes scopes from a signer, or, without any, the signer. A signer who has no scope left is removed: gone says
+// so.
 func Remove(ctx context.Context, path, name string, scopes []string) (gone bool, err error) {
 	err = change(ctx, path, func(m *Manifest) error {
 		s := m.find(name)

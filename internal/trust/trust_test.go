@@ -34,7 +34,8 @@ func issue(t testing.TB, subject pkix.Name, ca bool, issuer *pair) *pair {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: subject, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		SerialNumber: big.NewInt(1), Subject: subject, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true, IsCA: ca,
 	}
 	if ca {
@@ -60,7 +61,8 @@ type pair struct {
 }
 
 func name(cn string) pkix.Name {
-	return pkix.Name{CommonName: cn, Organization: []string{"Example"}, Country: []string{"CH"}, Province: []string{"Zurich"}}
+	return pkix.Name{CommonName: cn, Organization: []string{"Example"}, Country: []string{"CH"},
+		Province: []string{"Zurich"}}
 }
 
 func file(t testing.TB, list ...*pair) string {
@@ -76,8 +78,9 @@ func file(t testing.TB, list ...*pair) string {
 	return path
 }
 
-// TestExact holds the rule for signers of one scope against what it stands for: over all certificates and subjects of a small
-// world, Notation accepts from the statement what some signer allows, and nothing else, if and only if the rule lets it pass.
+// TestExact holds the rule for signers of one scope against what it stands for: over all certificates and subjects of a
+// small world, Notation accepts from the statement what some signer allows, and nothing else, if and only if the rule
+// lets it pass.
 func TestExact(t *testing.T) {
 	a, b := issue(t, name("A"), true, nil), issue(t, name("B"), true, nil)
 	lone := issue(t, name("lone"), false, nil)
@@ -86,7 +89,8 @@ func TestExact(t *testing.T) {
 	for _, c := range []struct {
 		cert     *pair
 		subjects []string
-	}{{a, []string{"", base, base + ",CN=x", base + ",CN=x,OU=y", base + ",CN=lone"}}, {b, []string{"", base, base + ",CN=x"}}, {lone, []string{lone.cert.Subject.String()}}} {
+	}{{a, []string{"", base, base + ",CN=x", base + ",CN=x,OU=y", base + ",CN=lone"}},
+		{b, []string{"", base, base + ",CN=x"}}, {lone, []string{lone.cert.Subject.String()}}} {
 		for _, subject := range c.subjects {
 			kind, err := kindOf(c.cert.cert)
 			if err != nil {
@@ -96,7 +100,8 @@ func TestExact(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			choices = append(choices, Signer{Name: fmt.Sprint("s", len(choices)), Kind: kind, Subject: subject, cert: c.cert.cert, who: who, Level: "strict"})
+			choices = append(choices, Signer{Name: fmt.Sprint("s", len(choices)), Kind: kind, Subject: subject,
+				cert: c.cert.cert, who: who, Level: "strict"})
 		}
 	}
 	var world []identity // subjects of certificates that a CA may issue
@@ -147,7 +152,8 @@ func TestExact(t *testing.T) {
 			continue
 		}
 		passed++
-		if err := accepted(trustpolicy.TrustPolicy{RegistryScopes: []string{app}, TrustedIdentities: identities(signers)}); err != nil {
+		if err := accepted(trustpolicy.TrustPolicy{RegistryScopes: []string{app},
+			TrustedIdentities: identities(signers)}); err != nil {
 			t.Errorf("%s: %v", describe(signers), err)
 		}
 	}
@@ -170,7 +176,8 @@ func TestKinds(t *testing.T) {
 	lone := issue(t, name("lone"), false, nil)
 	plain := issue(t, pkix.Name{CommonName: "plain"}, false, nil)
 	anonymous := issue(t, pkix.Name{CommonName: "anonymous"}, false, root)
-	two := issue(t, pkix.Name{CommonName: "two", Organization: []string{"Example", "Other"}, Country: []string{"CH"}, Province: []string{"Zurich"}}, false, root)
+	two := issue(t, pkix.Name{CommonName: "two", Organization: []string{"Example", "Other"}, Country: []string{"CH"},
+		Province: []string{"Zurich"}}, false, root)
 	for _, c := range []struct {
 		name, file, subject string
 		trusted             *pair
@@ -180,17 +187,20 @@ func TestKinds(t *testing.T) {
 	}{
 		{name: "self-signed", file: file(t, lone), trusted: lone, kind: SelfSigned, who: "CN=lone,O=Example,ST=Zurich,C=CH"},
 		{name: "self-signed without C, ST and O", file: file(t, plain), trusted: plain, kind: SelfSigned},
-		{name: "under a CA", file: file(t, root, leaf, middle), trusted: root, kind: CA, who: "CN=leaf,O=Example,ST=Zurich,C=CH"},
+		{name: "under a CA", file: file(t, root, leaf, middle), trusted: root, kind: CA,
+			who: "CN=leaf,O=Example,ST=Zurich,C=CH"},
 		{name: "a root", file: file(t, root), trusted: root, kind: CA},
 		{name: "the end of a chain of CAs", file: file(t, root, middle), trusted: middle, kind: CA},
-		{name: "a CA and a subject", file: file(t, root), subject: "C=CH,ST=Zurich,O=Example", trusted: root, kind: CA, who: "C=CH,ST=Zurich,O=Example"},
+		{name: "a CA and a subject", file: file(t, root), subject: "C=CH,ST=Zurich,O=Example", trusted: root, kind: CA,
+			who: "C=CH,ST=Zurich,O=Example"},
 		{name: "without its root", file: file(t, leaf, middle), fails: "is not whole"},
 		{name: "two leaves", file: file(t, lone, plain), fails: "of 2 signers"},
 		{name: "two CAs", file: file(t, root, issue(t, name("other"), true, nil)), fails: "not clear which"},
 		{name: "a leaf and a subject", file: file(t, lone), subject: "C=CH,ST=Zurich,O=Example", fails: "limits a CA"},
 		{name: "under a CA without C, ST and O", file: file(t, anonymous, root), fails: "the subject has no C, ST, O"},
 		{name: "under a CA with two O", file: file(t, two, root), fails: "multi-valued"},
-		{name: "a CA and a subject without ST", file: file(t, root), subject: "C=CH,O=Example", fails: "can't take the subject"},
+		{name: "a CA and a subject without ST", file: file(t, root), subject: "C=CH,O=Example",
+			fails: "can't take the subject"},
 	} {
 		got, err := FromFile(c.file, c.subject)
 		switch {
@@ -290,7 +300,8 @@ func TestMerge(t *testing.T) {
 		}
 	}
 	put(policy, others)
-	for _, store := range []string{"theirs", "notation-hsm-not-ours", "notation-hsm-gone-0000000000000000", "notation-hsm-kept-0000000000000000"} {
+	for _, store := range []string{"theirs", "notation-hsm-not-ours", "notation-hsm-gone-0000000000000000",
+		"notation-hsm-kept-0000000000000000"} {
 		put(filepath.Join(stores, store, "gone.pem"), "theirs")
 	}
 	put(filepath.Join(stores, "notation-hsm-gone-1111111111111111.unfinished", "gone.pem"), "half")
@@ -311,7 +322,8 @@ func TestMerge(t *testing.T) {
 	if json.Unmarshal([]byte(others), &before) != nil || json.Unmarshal(data, &after) != nil {
 		t.Fatalf("the policy is no JSON:\n%s", data)
 	}
-	if len(after.TrustPolicies) != 3 || fmt.Sprint(after.TrustPolicies[0], after.TrustPolicies[1]) != fmt.Sprint(before.TrustPolicies[0], before.TrustPolicies[2]) ||
+	if len(after.TrustPolicies) != 3 || fmt.Sprint(after.TrustPolicies[0],
+		after.TrustPolicies[1]) != fmt.Sprint(before.TrustPolicies[0], before.TrustPolicies[2]) ||
 		!strings.Contains(string(data), "2.50") {
 		t.Errorf("the statements are:\n%s", data)
 	}
@@ -342,9 +354,10 @@ func TestMerge(t *testing.T) {
 
 	// What Notation would not take, or others have, is left alone.
 	for name, text := range map[string]string{
-		"belongs to the statement \"mine\"": `{"version": "1.0", "trustPolicies": [{"name": "mine", "registryScopes": ["` + app + `"], "signatureVerification": {"level": "skip"}}]}`,
-		"can't be read":                     `{"version": "1.0", "trustPolicies": [], "later": 1}`,
-		"would not accept":                  `{"version": "1.0", "trustPolicies": [{"name": "", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`,
+		"belongs to the statement \"mine\"": `{"version": "1.0", "trustPolicies": [{"name": "mine", "registryScopes": ["` +
+			app + `"], "signatureVerification": {"level": "skip"}}]}`,
+		"can't be read":    `{"version": "1.0", "trustPolicies": [], "later": 1}`,
+		"would not accept": `{"version": "1.0", "trustPolicies": [{"name": "", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`,
 	} {
 		put(policy, text)
 		_, err := Export(t.Context(), path, to)
@@ -354,9 +367,12 @@ func TestMerge(t *testing.T) {
 	}
 
 	// A store of ours that holds more than we put there would trust more.
-	put(policy, `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`)
-	put(filepath.Join(stores, want[0], "more.pem"), string(certs.Encode([]*x509.Certificate{issue(t, name("mallory"), false, nil).cert})))
-	if _, err := Export(t.Context(), path, to); err == nil || !strings.Contains(err.Error(), "holds something that is not the certificate") {
+	put(policy,
+		`{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`)
+	put(filepath.Join(stores, want[0], "more.pem"),
+		string(certs.Encode([]*x509.Certificate{issue(t, name("mallory"), false, nil).cert})))
+	if _, err := Export(t.Context(), path, to); err == nil ||
+		!strings.Contains(err.Error(), "holds something that is not the certificate") {
 		t.Errorf("the failure is %v", err)
 	}
 }
@@ -376,7 +392,8 @@ func TestExportForUser(t *testing.T) {
 	if err := loaded.Validate(); err != nil {
 		t.Error(err)
 	}
-	if info, err := os.Stat(filepath.Join(dir.UserConfigDir, "trustpolicy.json")); err != nil || info.Mode().Perm() != 0o600 {
+	if info, err := os.Stat(filepath.Join(dir.UserConfigDir, "trustpolicy.json")); err != nil ||
+		info.Mode().Perm() != 0o600 {
 		t.Errorf("the policy's permissions are %v", info.Mode())
 	}
 	if gone, err := Remove(t.Context(), path, "alice", []string{app}); err != nil || !gone {
@@ -394,12 +411,12 @@ func TestExportForUser(t *testing.T) {
 	}
 }
 
-// manifestCost is what reading a manifest may allocate: it is parsed once to be measured and once to be read, and its statements are put
-// together.
+// manifestCost is what reading a manifest may allocate: it is parsed once to be measured and once to be read, and its
+// statements are put together.
 var manifestCost = boundtest.Budget{Bytes: 256 << 10, BytesPerByte: 4 << 10}
 
-// FuzzManifest reads manifests of all kinds, none of which costs more than its size allows. One that is taken is written in a form that is
-// taken too, and stays.
+// FuzzManifest reads manifests of all kinds, none of which costs more than its size allows. One that is taken is
+// written in a form that is taken too, and stays.
 func FuzzManifest(f *testing.F) {
 	data, err := os.ReadFile(manifest(f))
 	if err != nil {

@@ -1,8 +1,8 @@
 // Package watch lets the caller go on when a call into a module, or any other wait, does not come back.
 //
-// C code that hangs can't be interrupted, only abandoned. Run does a job in a goroutine of its own; each wait in it is a Step
-// with a limit. When a step passes its limit, Run returns the step's error at once and leaves the job behind. So a whole job
-// costs one switch of goroutines, however many calls it makes.
+// C code that hangs can't be interrupted, only abandoned. Run does a job in a goroutine of its own; each wait in it is
+// a Step with a limit. When a step passes its limit, Run returns the step's error at once and leaves the job behind. So
+// a whole job costs one switch of goroutines, however many calls it makes.
 package watch
 
 import (
@@ -22,8 +22,8 @@ type watcher struct{ late chan error }
 
 type watched struct{}
 
-// Run does a job and returns its error, or that of a step that took too long, or, when ctx ends and the job does not soon after,
-// that it was interrupted. A panic becomes an error.
+// Run does a job and returns its error, or that of a step that took too long, or, when ctx ends and the job does not
+// soon after, that it was interrupted. A panic becomes an error.
 func Run(ctx context.Context, job func(context.Context) error) error {
 	w := &watcher{late: make(chan error, 1)}
 	done := make(chan error, 1)
@@ -31,7 +31,8 @@ func Run(ctx context.Context, job func(context.Context) error) error {
 		defer func() {
 			if r := recover(); r != nil {
 				slog.Error("panic", "what", fmt.Sprint(r), "stack", string(debug.Stack()))
-				done <- failure.New(failure.Internal, "set NOTATION_HSM_LOG=/path/to/log, run it again, and report it with the log", "internal error: %v", r)
+				done <- failure.New(failure.Internal, "set NOTATION_HSM_LOG=/path/to/log, run it again, and report it with the log",
+					"internal error: %v", r)
 			}
 		}()
 		done <- job(context.WithValue(ctx, watched{}, w))
@@ -52,8 +53,8 @@ func Run(ctx context.Context, job func(context.Context) error) error {
 	}
 }
 
-// Step does one wait of a job. After limit, Run returns what late returns, which is called once. A step outside of any Run is a
-// job of its own.
+// Step does one wait of a job. After limit, Run returns what late returns, which is called once. A step outside of any
+// Run is a job of its own.
 func Step(ctx context.Context, limit time.Duration, late func() error, wait func() error) error {
 	w, ok := ctx.Value(watched{}).(*watcher)
 	if !ok {

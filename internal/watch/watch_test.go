@@ -38,7 +38,8 @@ func TestRun(t *testing.T) {
 	if err := Step(ctx, time.Millisecond, late, hang); !errors.Is(err, errLate) {
 		t.Errorf("a step on its own: %v", err)
 	}
-	if err := Run(ctx, func(context.Context) error { panic("no") }); err == nil || !strings.Contains(err.Error(), "internal error: no") {
+	if err := Run(ctx, func(context.Context) error { panic("no") }); err == nil ||
+		!strings.Contains(err.Error(), "internal error: no") {
 		t.Errorf("a panic: %v", err)
 	}
 }
@@ -48,11 +49,17 @@ func TestInterrupt(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	put := false
-	if err := Run(ctx, func(context.Context) error { time.Sleep(20 * time.Millisecond); put = true; return errLate }); !errors.Is(err, errLate) || !put {
+	if err := Run(ctx, func(context.Context) error {
+		time.Sleep(
+			20 * time.Millisecond)
+		put = true
+		return errLate
+	}); !errors.Is(err, errLate) || !put {
 		t.Errorf("it was not waited for: %v", err)
 	}
 	start := time.Now()
-	if err := Run(ctx, func(context.Context) error { select {} }); err == nil || !strings.Contains(err.Error(), "interrupted") || time.Since(start) > 2*grace {
+	if err := Run(ctx, func(context.Context) error { select {} }); err == nil ||
+		!strings.Contains(err.Error(), "interrupted") || time.Since(start) > 2*grace {
 		t.Errorf("%v after %s", err, time.Since(start))
 	}
 }

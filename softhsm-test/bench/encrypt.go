@@ -17,17 +17,20 @@ import (
 
 const layerSize = 2 << 30 // bytes
 
-// images measures how a large image is encrypted and decrypted with a key on the token, against the same copy library with a key file,
-// and what goes over the wire when such an image gets another recipient.
+// images measures how a large image is encrypted and decrypted with a key on the token, against the same copy library
+// with a key file, and what goes over the wire when such an image gets another recipient.
 func (b *bench) images() {
 	f := fixture{bench: b}
 	dir := f.TempDir()
-	ours, skopeo, private := filepath.Join(dir, "hsm-image"), filepath.Join(dir, "skopeo"), filepath.Join(dir, "private.pem")
+	ours, skopeo, private := filepath.Join(dir, "hsm-image"), filepath.Join(dir, "skopeo"),
+		filepath.Join(dir, "private.pem")
 	for out, pkg := range map[string]string{ours: "./cmd/hsm-image", skopeo: "./softhsm-test/skopeo"} {
-		softhsmtest.Run(f, "go", slices.Concat([]string{"build", "-C", repository(f), "-tags", softhsmtest.Tags, "-trimpath"}, softhsmtest.Hardened, []string{"-o", out, pkg})...)
+		softhsmtest.Run(f, "go", slices.Concat([]string{"build", "-C", repository(f), "-tags", softhsmtest.Tags, "-trimpath"},
+			softhsmtest.Hardened, []string{"-o", out, pkg})...)
 	}
 	public := func(label string) (uri, file string) {
-		uri = strings.TrimSpace(softhsmtest.Run(f, b.parts.plugin, "key", "generate", "--token", tokenLabel, "--usage", "decrypt", "--label", label))
+		uri = strings.TrimSpace(softhsmtest.Run(f, b.parts.plugin, "key", "generate", "--token", tokenLabel, "--usage",
+			"decrypt", "--label", label))
 		file = filepath.Join(dir, label+".pem")
 		write(f, file, softhsmtest.Run(f, b.parts.plugin, "cert", "export", "--public", uri))
 		return uri, file
@@ -55,7 +58,8 @@ func (b *bench) images() {
 	b.start(contender{}, []string{ours, "recipients", "add", "docker://" + registry + "/app:1", "--tls-verify=false",
 		"--recipient", "pubkey:" + other, "--key", uri})
 	moved := transferred.Load()
-	b.add(row{name: "`recipients add` on 2 GiB: bytes moved", ours: fmt.Sprint(moved), goal: goal(moved < 1<<20, "under 1 MiB")})
+	b.add(row{name: "`recipients add` on 2 GiB: bytes moved", ours: fmt.Sprint(moved),
+		goal: goal(moved < 1<<20, "under 1 MiB")})
 }
 
 // copies measures our command against theirs. Each writes an image to its place, which is empty before.
@@ -69,7 +73,8 @@ func (b *bench) copies(name string, places []string, commands ...[]string) {
 				panic(err)
 			}
 			var nanoseconds, kibibytes float64
-			if _, err := fmt.Sscan(b.start(contender{}, append([]string{b.parts.run, os.DevNull}, commands[i]...)), &nanoseconds, &kibibytes); err != nil {
+			if _, err := fmt.Sscan(b.start(contender{}, append([]string{b.parts.run, os.DevNull}, commands[i]...)), &nanoseconds,
+				&kibibytes); err != nil {
 				panic(err)
 			}
 			results[i].milliseconds = append(results[i].milliseconds, nanoseconds/1e6)
@@ -86,12 +91,13 @@ func (b *bench) copies(name string, places []string, commands ...[]string) {
 	b.add(row{name: name + ": MB/s", ours: spread(r), other: "key file: " + spread(throughput(results[1]))}.
 		ratio(r.ratio(throughput(results[1])), "a key file", atLeast(0.95)))
 	peak := results[0].mebibytes.quantile(1)
-	b.add(row{name: name + ": peak memory, MiB", ours: fmt.Sprintf("%.1f", peak), other: fmt.Sprintf("key file: %.1f", results[1].mebibytes.quantile(1)),
-		goal: goal(peak < 128, "under 128")})
+	b.add(row{name: name + ": peak memory, MiB", ours: fmt.Sprintf("%.1f", peak),
+		other: fmt.Sprintf("key file: %.1f", results[1].mebibytes.quantile(1)),
+		goal:  goal(peak < 128, "under 128")})
 }
 
-// writeLargeImage writes an OCI layout with one image, whose layer is a file with a hole: it reads as gzip to those who look at its
-// first bytes, as the copy library does, which therefore leaves it as it is.
+// writeLargeImage writes an OCI layout with one image, whose layer is a file with a hole: it reads as gzip to those who
+// look at its first bytes, as the copy library does, which therefore leaves it as it is.
 func writeLargeImage(f fixture, dir string) {
 	blobs := filepath.Join(dir, ocispec.ImageBlobsDir, "sha256")
 	if err := os.MkdirAll(blobs, 0o700); err != nil {
@@ -124,10 +130,12 @@ func writeLargeImage(f fixture, dir string) {
 		return d
 	}
 	v2 := specs.Versioned{SchemaVersion: 2}
-	config := blob(ocispec.MediaTypeImageConfig, ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
-		RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{d}}})
-	manifest := blob(ocispec.MediaTypeImageManifest, ocispec.Manifest{Versioned: v2, MediaType: ocispec.MediaTypeImageManifest, Config: config,
-		Layers: []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: d, Size: layerSize}}})
+	config := blob(ocispec.MediaTypeImageConfig,
+		ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
+			RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{d}}})
+	manifest := blob(ocispec.MediaTypeImageManifest,
+		ocispec.Manifest{Versioned: v2, MediaType: ocispec.MediaTypeImageManifest, Config: config,
+			Layers: []ocispec.Descriptor{{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: d, Size: layerSize}}})
 	manifest.Annotations = map[string]string{ocispec.AnnotationRefName: "app"}
 	for name, value := range map[string]any{
 		ocispec.ImageIndexFile:  ocispec.Index{Versioned: v2, Manifests: []ocispec.Descriptor{manifest}},

@@ -13,8 +13,8 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// fixture lets this program use the parts of the tests, which ask for a testing.TB. What would end a test ends the program: guard
-// catches it. Whatever is not defined here is not there, and would panic.
+// fixture lets this program use the parts of the tests, which ask for a testing.TB. What would end a test ends the
+// program: guard catches it. Whatever is not defined here is not there, and would panic.
 type fixture struct {
 	testing.TB
 	bench *bench
@@ -91,7 +91,8 @@ func (b *bench) prepare() parts {
 	f := fixture{bench: b}
 	dir := f.TempDir()
 	for _, variable := range os.Environ() { // whatever the user has set is not to be measured, nor touched
-		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "NOTATION_HSM_") || strings.HasPrefix(name, "SHIM_") {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "NOTATION_HSM_") ||
+			strings.HasPrefix(name, "SHIM_") {
 			f.Setenv(name, "")
 		}
 	}
@@ -102,7 +103,8 @@ func (b *bench) prepare() parts {
 	}
 	// Both Go programs are built in the same way, that of releases.
 	for out, pkg := range map[string]string{p.plugin: "./cmd/notation-hsm", p.empty: "./softhsm-test/bench/empty"} {
-		softhsmtest.Run(f, "go", slices.Concat([]string{"build", "-C", repository(f), "-tags", softhsmtest.Tags, "-trimpath"}, softhsmtest.Hardened, []string{"-o", out, pkg})...)
+		softhsmtest.Run(f, "go", slices.Concat([]string{"build", "-C", repository(f), "-tags", softhsmtest.Tags, "-trimpath"},
+			softhsmtest.Hardened, []string{"-o", out, pkg})...)
 	}
 	headers := strings.TrimSpace(softhsmtest.Run(f, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11"))
 	for out, source := range map[string]string{p.bare: "bare.c", p.run: "run.c"} {
@@ -119,8 +121,8 @@ func (b *bench) prepare() parts {
 	return p
 }
 
-// newToken makes a token that holds a number of objects: a key pair of each spec, and data. SoftHSM keeps each in a file and reads
-// them all for every signature, so the files are in memory: the disk is nobody's merit here.
+// newToken makes a token that holds a number of objects: a key pair of each spec, and data. SoftHSM keeps each in a
+// file and reads them all for every signature, so the files are in memory: the disk is nobody's merit here.
 func (b *bench) newToken(p parts, objects int) *token {
 	f := fixture{bench: b}
 	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
@@ -132,7 +134,8 @@ func (b *bench) newToken(p parts, objects int) *token {
 		k.uri = strings.TrimSpace(softhsmtest.Run(f, p.plugin, "key", "generate", "--token", tokenLabel, "--spec", spec,
 			"--label", k.label, "--id", k.id))
 		chain := filepath.Join(t.Dir, spec+".pem")
-		write(f, chain, softhsmtest.Run(f, p.plugin, "cert", "self-sign", k.uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
+		write(f, chain, softhsmtest.Run(f, p.plugin, "cert", "self-sign", k.uri, "--subject",
+			"CN=release,O=Example,C=CH,ST=Zurich"))
 		request, err := json.Marshal(map[string]any{
 			"contractVersion": "1.0", "keyId": k.uri, "keySpec": spec, "hashAlgorithm": "SHA-256",
 			"payload":      []byte(`{"targetArtifact":{"mediaType":"application/vnd.oci.image.manifest.v1+json","size":525}}`),
@@ -150,7 +153,8 @@ func (b *bench) newToken(p parts, objects int) *token {
 }
 
 func repository(f fixture) string {
-	return strings.TrimSpace(softhsmtest.Run(f, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/notation-hsm/notation-hsm"))
+	return strings.TrimSpace(softhsmtest.Run(f, "go", "list", "-m", "-f", "{{.Dir}}",
+		"github.com/notation-hsm/notation-hsm"))
 }
 
 func write(f fixture, file, text string) {

@@ -19,8 +19,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
-// loop signs in goroutines and prints how many signatures a second all of them made. It runs in a process of its own, for a module
-// can be started only once in each. As the plugin does, it is one watched job: a signature that hangs ends it.
+// loop signs in goroutines and prints how many signatures a second all of them made. It runs in a process of its own,
+// for a module can be started only once in each. As the plugin does, it is one watched job: a signature that hangs ends
+// it.
 func loop(arguments []string) error {
 	return watch.Run(context.Background(), func(ctx context.Context) error { return loopIn(ctx, arguments) })
 }

@@ -7,11 +7,14 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// metadata measures how soon the plugin can say who it is, which is what each of Notation's three starts costs at least.
+// metadata measures how soon the plugin can say who it is, which is what each of Notation's three starts costs at
+// least.
 func (b *bench) metadata() {
-	r := b.race(300, contender{command: []string{b.parts.plugin, "get-plugin-metadata"}}, contender{command: []string{b.parts.empty}})
+	r := b.race(300, contender{command: []string{b.parts.plugin, "get-plugin-metadata"}},
+		contender{command: []string{b.parts.empty}})
 	b.add(row{
-		name: "`get-plugin-metadata`, ms", ours: spread(r[0].milliseconds), other: "empty Go program: " + spread(r[1].milliseconds),
+		name: "`get-plugin-metadata`, ms", ours: spread(r[0].milliseconds),
+		other: "empty Go program: " + spread(r[1].milliseconds),
 	}.ratio(r[0].milliseconds.ratio(r[1].milliseconds), "the empty program", atMost(2)))
 }
 
@@ -23,11 +26,13 @@ func (b *bench) signers(t *token, k key, module string, environment ...string) [
 		mechanism = []string{"RSA-PKCS-PSS", "--hash-algorithm", "SHA256", "--mgf", "MGF1-SHA256", "--salt-len", "32"}
 		bare = "pss"
 	}
-	environment = append(environment, "SOFTHSM2_CONF="+filepath.Join(t.Dir, "softhsm2.conf"), "NOTATION_HSM_MODULE_PATH="+module)
+	environment = append(environment, "SOFTHSM2_CONF="+filepath.Join(t.Dir, "softhsm2.conf"),
+		"NOTATION_HSM_MODULE_PATH="+module)
 	contenders := []contender{
 		{command: []string{p.plugin, "generate-signature"}, stdin: k.request},
 		// The key is named by its id: pkcs11-tool does not look at a label when it signs.
-		{command: append([]string{p.pkcs11Tool, "--module", module, "--token-label", tokenLabel, "--login", "--pin", softhsmtest.PIN, "--sign",
+		{command: append([]string{p.pkcs11Tool, "--module", module, "--token-label", tokenLabel, "--login", "--pin",
+			softhsmtest.PIN, "--sign",
 			"--id", k.id, "--input-file", p.digest, "--output-file", "/dev/null", "--mechanism"}, mechanism...)},
 		{command: []string{p.bare, module, softhsmtest.PIN, "sign", k.label, bare}},
 	}
@@ -75,12 +80,14 @@ func (b *bench) manyObjects() {
 
 // delays measures a signature against the time that each call takes, as on the way to a module across a network.
 func (b *bench) delays() plot {
-	p := plot{Title: "One EC-256 signature, one process", X: "time per call to the module (ms)", Y: "time per signature (ms)"}
+	p := plot{Title: "One EC-256 signature, one process", X: "time per call to the module (ms)",
+		Y: "time per signature (ms)"}
 	for _, name := range contenderNames {
 		p.Series = append(p.Series, series{Name: name})
 	}
 	for _, delay := range []int{0, 1, 2, 5, 10, 20} {
-		r := b.race(9, b.signers(b.parts.token, b.parts.token.keys[0], b.parts.shim, fmt.Sprintf("SHIM_DELAY_MS=%d", delay))...)
+		r := b.race(9, b.signers(b.parts.token, b.parts.token.keys[0], b.parts.shim,
+			fmt.Sprintf("SHIM_DELAY_MS=%d", delay))...)
 		for i := range r {
 			p.Series[i].Points = append(p.Series[i].Points, [2]float64{float64(delay), r[i].milliseconds.median()})
 		}

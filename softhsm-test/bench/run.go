@@ -37,8 +37,8 @@ func (f figures) quantile(q float64) float64 {
 
 func (f figures) median() float64 { return f.quantile(0.5) }
 
-// ratio is the median of how f and others compare round by round: what disturbs a round meets both, so this is steadier than the
-// ratio of their medians.
+// ratio is the median of how f and others compare round by round: what disturbs a round meets both, so this is steadier
+// than the ratio of their medians.
 func (f figures) ratio(others figures) float64 {
 	ratios := make(figures, len(f))
 	for i := range f {
@@ -90,8 +90,8 @@ func (b *bench) start(c contender, command []string) string {
 	return stdout.String()
 }
 
-// calls counts the calls that one run makes to the module, which has to be the spy. How the module's functions are fetched is left
-// out: those are calls of the library, not of the device.
+// calls counts the calls that one run makes to the module, which has to be the spy. How the module's functions are
+// fetched is left out: those are calls of the library, not of the device.
 func (b *bench) calls(c contender) int {
 	f := fixture{bench: b}
 	log := filepath.Join(f.TempDir(), "calls")

@@ -19,7 +19,8 @@ func (b *bench) throughput() {
 	const rounds, seconds = 11, "0.3"
 	conf := contender{environment: []string{"SOFTHSM2_CONF=" + filepath.Join(b.parts.token.Dir, "softhsm2.conf")}}
 	loop := func(with, module string, k key, arguments ...string) []string {
-		return append([]string{self, "loop", "-with", with, "-module", module, "-pin", softhsmtest.PIN, "-label", k.label}, arguments...)
+		return append([]string{self, "loop", "-with", with, "-module", module, "-pin", softhsmtest.PIN, "-label", k.label},
+			arguments...)
 	}
 	for _, k := range b.parts.token.keys {
 		mechanism := map[string]string{"EC-256": "ecdsa", "RSA-2048": "pss"}[k.spec]
@@ -46,11 +47,18 @@ func (b *bench) throughput() {
 				ours: spread(ours), bare: spread(bare), other: "crypto11: " + spread(crypto11),
 			}.ratio(ours.ratio(bare), "bare C", atLeast(0.95)))
 		}
-		ours := b.callsPerSignature(conf, func(count string) []string { return loop("internal/pkcs11", b.parts.shim, k, "-count", count) })
-		crypto11 := b.callsPerSignature(conf, func(count string) []string { return loop("crypto11", b.parts.shim, k, "-count", count) })
+		ours := b.callsPerSignature(conf, func(
+			count string) []string {
+			return loop("internal/pkcs11", b.parts.shim, k, "-count", count)
+		})
+		crypto11 := b.callsPerSignature(conf, func(
+			count string) []string {
+			return loop("crypto11", b.parts.shim, k, "-count", count)
+		})
 		b.add(row{
-			name: k.spec + ": calls per further signature", ours: fmt.Sprint(ours), bare: "2", other: fmt.Sprintf("crypto11: %v", crypto11),
-			goal: goal(ours == 2, "exactly 2"),
+			name: k.spec + ": calls per further signature", ours: fmt.Sprint(ours), bare: "2",
+			other: fmt.Sprintf("crypto11: %v", crypto11),
+			goal:  goal(ours == 2, "exactly 2"),
 		})
 	}
 }

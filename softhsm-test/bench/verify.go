@@ -7,8 +7,8 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// verify measures hsm-image beside notation, both with one image of a registry on this machine, and with ten images at once. It comes
-// last, for it gives this process another user's configuration.
+// verify measures hsm-image beside notation, both with one image of a registry on this machine, and with ten images at
+// once. It comes last, for it gives this process another user's configuration.
 func (b *bench) verify() {
 	f := fixture{bench: b}
 	k := b.parts.token.keys[0]
@@ -35,6 +35,7 @@ func (b *bench) verify() {
 		name: "`hsm-image verify`, ms", ours: spread(r[0].milliseconds), other: "notation: " + spread(r[1].milliseconds),
 	}.ratio(r[0].milliseconds.ratio(r[1].milliseconds), "notation", atMost(1.2)))
 	b.add(row{
-		name: "`hsm-image verify`, 10 images, ms", ours: spread(r[2].milliseconds), other: "one image: " + spread(r[0].milliseconds),
+		name: "`hsm-image verify`, 10 images, ms", ours: spread(r[2].milliseconds),
+		other: "one image: " + spread(r[0].milliseconds),
 	}.ratio(r[2].milliseconds.ratio(r[0].milliseconds), "one image", atMost(3)))
 }

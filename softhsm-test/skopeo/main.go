@@ -1,5 +1,5 @@
-// Command skopeo copies an image as "skopeo copy" does, with the same library and the same flags for encryption. Debian's skopeo is too
-// old for key providers.
+// Command skopeo copies an image as "skopeo copy" does, with the same library and the same flags for encryption.
+// Debian's skopeo is too old for key providers.
 package main
 
 import (
@@ -20,8 +20,10 @@ import (
 
 func main() {
 	var encryption, decryption []string
-	flag.Func("encryption-key", "jwe:FILE, pkcs7:FILE or provider:NAME:PARAMETERS", func(s string) error { encryption = append(encryption, s); return nil })
-	flag.Func("decryption-key", "FILE or provider:NAME:PARAMETERS", func(s string) error { decryption = append(decryption, s); return nil })
+	flag.Func("encryption-key", "jwe:FILE, pkcs7:FILE or provider:NAME:PARAMETERS",
+		func(s string) error { encryption = append(encryption, s); return nil })
+	flag.Func("decryption-key", "FILE or provider:NAME:PARAMETERS",
+		func(s string) error { decryption = append(decryption, s); return nil })
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -57,7 +59,8 @@ func run(ctx context.Context, source, destination string, encryption, decryption
 		}
 		options.OciDecryptConfig = encconfig.CombineCryptoConfigs([]encconfig.CryptoConfig{config}).DecryptConfig
 	}
-	policy, err := signature.NewPolicyContext(&signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}})
+	policy, err := signature.NewPolicyContext(
+		&signature.Policy{Default: signature.PolicyRequirements{signature.NewPRInsecureAcceptAnything()}})
 	if err != nil {
 		return err
 	}

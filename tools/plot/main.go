@@ -55,7 +55,8 @@ func run() error {
 		return err
 	}
 	// Arial has the widths of Liberation Sans, which few readers have.
-	text := strings.ReplaceAll(svg.String(), "font-family:Liberation Sans;", "font-family:Liberation Sans,Arial,sans-serif;")
+	text := strings.ReplaceAll(svg.String(), "font-family:Liberation Sans;",
+		"font-family:Liberation Sans,Arial,sans-serif;")
 	_, err = os.Stdout.WriteString(text)
 	return err
 }

@@ -12,12 +12,13 @@ type Budget struct {
 	BytesPerByte uint64 // more for each byte of the input
 }
 
-// objectSize is the average size of an allocated object that a budget counts on: so many bytes fewer allow one allocation fewer.
+// objectSize is the average size of an allocated object that a budget counts on: so many bytes fewer allow one
+// allocation fewer.
 const objectSize = 16
 
-// Check fails the test if f allocates more than the budget allows for an input of size bytes, in bytes or in objects. f is run again
-// when it did, since the first run may have made what is made once, and other goroutines may have allocated meanwhile: it has to
-// exceed the budget each time.
+// Check fails the test if f allocates more than the budget allows for an input of size bytes, in bytes or in objects. f
+// is run again when it did, since the first run may have made what is made once, and other goroutines may have
+// allocated meanwhile: it has to exceed the budget each time.
 func (b Budget) Check(t testing.TB, size int, f func()) {
 	t.Helper()
 	allowed := b.Bytes + b.BytesPerByte*uint64(size)
@@ -27,7 +28,8 @@ func (b Budget) Check(t testing.TB, size int, f func()) {
 			return
 		}
 	}
-	t.Errorf("an input of %d bytes has %d bytes in %d objects allocated, more than %d bytes in %d objects", size, used, objects, allowed, allowed/objectSize)
+	t.Errorf("an input of %d bytes has %d bytes in %d objects allocated, more than %d bytes in %d objects", size, used,
+		objects, allowed, allowed/objectSize)
 }
 
 // allocations returns how many bytes and objects f allocates.

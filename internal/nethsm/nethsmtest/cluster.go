@@ -45,7 +45,8 @@ func (c *call) memberURLs() ([]string, *reply) {
 	return wanted.URLs, nil
 }
 
-// postMember declares a member. It stays a learner that no instance stands for: a test gets a real second one by Server.Instance.
+// postMember declares a member. It stays a learner that no instance stands for: a test gets a real second one by
+// Server.Instance.
 func postMember(c *call) *reply {
 	urls, refusal := c.memberURLs()
 	if refusal != nil {

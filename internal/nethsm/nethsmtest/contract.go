@@ -22,7 +22,8 @@ import (
 // DescriptionVariable names the environment variable with the path of Nitrokey's OpenAPI description (nethsm-api.yaml).
 const DescriptionVariable = "NETHSM_OPENAPI"
 
-// contract holds requests and responses against the description and reports violations to the test. A nil one does nothing.
+// contract holds requests and responses against the description and reports violations to the test. A nil one does
+// nothing.
 type contract struct {
 	t      testing.TB
 	router routers.Router
@@ -66,8 +67,8 @@ func adapt(doc *openapi3.T) {
 	// Quirk: the only server is Nitrokey's public demonstration.
 	doc.Servers = openapi3.Servers{{URL: base}}
 
-	// Quirk: "additional properties will cause a Bad Request Error" stands in the introduction alone; by the rules of OpenAPI
-	// they would be allowed. MetricsData names no properties and so stays open.
+	// Quirk: "additional properties will cause a Bad Request Error" stands in the introduction alone; by the rules of
+	// OpenAPI they would be allowed. MetricsData names no properties and so stays open.
 	for _, schema := range doc.Components.Schemas {
 		closeSchema(schema)
 	}
@@ -75,7 +76,8 @@ func adapt(doc *openapi3.T) {
 	// Quirk: POST /users/{UserID} takes "NAMESPACE~", which the pattern of its parameter refuses.
 	namespace := openapi3.NewStringSchema().WithPattern(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*~$`)
 	post := doc.Paths.Value("/users/{UserID}").Post
-	post.Parameters = append(post.Parameters, &openapi3.ParameterRef{Value: openapi3.NewPathParameter("UserID").WithSchema(namespace)})
+	post.Parameters = append(post.Parameters,
+		&openapi3.ParameterRef{Value: openapi3.NewPathParameter("UserID").WithSchema(namespace)})
 
 	// Quirk: the library has no decoder of PEM files. A PEM file is text.
 	openapi3filter.RegisterBodyDecoder(typePEM, openapi3filter.PlainBodyDecoder)
@@ -132,7 +134,8 @@ func (c *contract) input(r *http.Request, body []byte) (*openapi3filter.RequestV
 	}, nil
 }
 
-// authentication wants a request to have the credentials that the operation needs; whether they are right is the server's matter.
+// authentication wants a request to have the credentials that the operation needs; whether they are right is the
+// server's matter.
 func authentication(_ context.Context, input *openapi3filter.AuthenticationInput) error {
 	// Quirk: /health/diagnose lists its authentication without the alternative of none, which its roles and its text have.
 	roles := fmt.Sprint(input.RequestValidationInput.Route.Operation.Extensions["x-annotation-role"])
@@ -164,7 +167,8 @@ func (c *contract) response(r *http.Request, body []byte, answer *reply) {
 		return
 	}
 	if err := c.checkResponse(r, body, answer); err != nil {
-		c.t.Errorf("the response %d to %s %s breaks NetHSM's description: %v\n%.300s", answer.status, r.Method, r.URL, err, answer.body)
+		c.t.Errorf("the response %d to %s %s breaks NetHSM's description: %v\n%.300s", answer.status, r.Method, r.URL, err,
+			answer.body)
 	}
 }
 

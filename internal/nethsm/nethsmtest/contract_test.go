@@ -23,7 +23,8 @@ import (
 	"time"
 )
 
-// TestContract asks for every operation of the table once with success; each request and response is held against the description.
+// TestContract asks for every operation of the table once with success; each request and response is held against the
+// description.
 func TestContract(t *testing.T) {
 	needDescription(t)
 	s := Start(t, RateLimit(0))
@@ -53,11 +54,14 @@ func TestContract(t *testing.T) {
 	public.want(200, "GET", "/health/ready", nil)
 	admin.want(200, "GET", "/health/diagnose", nil)
 
-	admin.want(201, "PUT", "/users/"+OperatorUser, object{"realName": "O", "role": Operator, "passphrase": operatorPassphrase})
+	admin.want(201, "PUT", "/users/"+OperatorUser,
+		object{"realName": "O", "role": Operator, "passphrase": operatorPassphrase})
 	admin.want(201, "PUT", "/users/metrics", object{"realName": "M", "role": Metrics, "passphrase": "metrics passphrase"})
 	admin.want(201, "PUT", "/users/backup", object{"realName": "B", "role": Backup, "passphrase": "backup passphrase"})
-	made := admin.field("id", "POST", "/users", object{"realName": "X", "role": Operator, "passphrase": "other passphrase"})
-	admin.field("id", "POST", "/users/berlin~", object{"realName": "X", "role": Operator, "passphrase": "other passphrase"})
+	made := admin.field("id", "POST", "/users",
+		object{"realName": "X", "role": Operator, "passphrase": "other passphrase"})
+	admin.field("id", "POST", "/users/berlin~",
+		object{"realName": "X", "role": Operator, "passphrase": "other passphrase"})
 	admin.want(200, "GET", "/users", nil)
 	admin.want(200, "GET", "/users/"+made, nil)
 	admin.want(204, "POST", "/users/"+made+"/passphrase", object{"passphrase": "better passphrase"})
@@ -72,8 +76,9 @@ func TestContract(t *testing.T) {
 	note()
 
 	op.want(200, "POST", "/random", object{"length": 16})
-	admin.want(201, "POST", "/keys/generate", object{"type": "EC_P256", "id": "myKey1", "mechanisms": []string{"ECDSA_Signature"},
-		"restrictions": object{"tags": []string{"release"}}, "label": "first"})
+	admin.want(201, "POST", "/keys/generate",
+		object{"type": "EC_P256", "id": "myKey1", "mechanisms": []string{"ECDSA_Signature"},
+			"restrictions": object{"tags": []string{"release"}}, "label": "first"})
 	admin.want(200, "GET", "/keys", nil)
 	op.want(200, "GET", "/keys?filter=1", nil)
 	op.want(200, "GET", "/keys/myK*", nil)
@@ -93,11 +98,14 @@ func TestContract(t *testing.T) {
 	admin.want(200, "POST", "/keys/myKey1/move", object{"newId": "myKey2"})
 	admin.want(204, "DELETE", "/keys/myKey2", nil)
 	admin.want(201, "POST", "/keys",
-		object{"type": "Generic", "mechanisms": mechanismsOf["Generic"], "private": object{"data": encode64(randomBytes(32))}})
+		object{"type": "Generic", "mechanisms": mechanismsOf["Generic"],
+			"private": object{"data": encode64(randomBytes(32))}})
 	aes := s.Keys("")[0]
 	message, iv := encode64(randomBytes(32)), encode64(randomBytes(16))
-	encrypted := op.field("encrypted", "POST", "/keys/"+aes+"/encrypt", object{"mode": "AES_CBC", "message": message, "iv": iv})
-	got := op.field("decrypted", "POST", "/keys/"+aes+"/decrypt", object{"mode": "AES_CBC", "encrypted": encrypted, "iv": iv})
+	encrypted := op.field("encrypted", "POST", "/keys/"+aes+"/encrypt",
+		object{"mode": "AES_CBC", "message": message, "iv": iv})
+	got := op.field("decrypted", "POST", "/keys/"+aes+"/decrypt",
+		object{"mode": "AES_CBC", "encrypted": encrypted, "iv": iv})
 	if got != message {
 		t.Errorf("decrypted %s, want %s", got, message)
 	}
@@ -121,12 +129,15 @@ func TestContract(t *testing.T) {
 	checkTLSConfig(t, admin)
 	admin.want(200, "GET", "/system/info", nil)
 	var metrics map[string]string
-	if err := json.Unmarshal(public.as("metrics", "metrics passphrase").want(200, "GET", "/metrics", nil), &metrics); err != nil ||
+	if err := json.Unmarshal(public.as("metrics", "metrics passphrase").want(200, "GET", "/metrics", nil),
+		&metrics); err != nil ||
 		metrics["generate"] == "0" || metrics["http response 200"] == "" || metrics["uptime"] == "" {
 		t.Errorf("%v, %v", metrics, err)
 	}
-	admin.want(204, "PUT", "/config/backup-passphrase", object{"newPassphrase": "the backup passphrase", "currentPassphrase": ""})
-	if backup := public.as("backup", "backup passphrase").want(200, "POST", "/system/backup", nil); !bytes.HasSuffix(backup, []byte("\x00\x00\x00_NETHSM_BACKUP_END_")) {
+	admin.want(204, "PUT", "/config/backup-passphrase",
+		object{"newPassphrase": "the backup passphrase", "currentPassphrase": ""})
+	if backup := public.as("backup", "backup passphrase").want(200, "POST", "/system/backup",
+		nil); !bytes.HasSuffix(backup, []byte("\x00\x00\x00_NETHSM_BACKUP_END_")) {
 		t.Errorf("the backup ends with %q", backup[len(backup)-30:])
 	}
 	note()
@@ -184,7 +195,8 @@ func checkTLSConfig(t *testing.T, admin caller) {
 	if got := admin.want(200, "GET", "/config/tls/cert.pem", nil); !bytes.Equal(got, chain) {
 		t.Errorf("the certificate is %s", got)
 	}
-	connection, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}).DialContext(t.Context(), "tcp", admin.server.Address)
+	connection, err := (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true}}).DialContext(t.Context(), "tcp",
+		admin.server.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,23 +286,25 @@ func TestContractNotices(t *testing.T) {
 		return c.checkRequest(r, []byte(body))
 	}
 	for name, err := range map[string]error{
-		"unknown property":        request("POST", "/keys/k/sign", `{"mode":"ECDSA","message":"AAAA","more":1}`),
-		"unknown nested property": request("POST", "/keys/generate", `{"type":"RSA","mechanisms":[],"restrictions":{"users":[]}}`),
-		"missing property":        request("POST", "/keys/k/sign", `{"mode":"ECDSA"}`),
-		"unknown mode":            request("POST", "/keys/k/sign", `{"mode":"DSA","message":"AAAA"}`),
-		"empty message":           request("POST", "/keys/k/sign", `{"mode":"ECDSA","message":""}`),
-		"URL-safe base64":         request("POST", "/keys/k/sign", `{"mode":"ECDSA","message":"AA-_"}`),
-		"content type":            request("POST", "/keys/k/sign", `{"mode":"ECDSA","message":"AAAA"}`, "Content-Type", "text/plain"),
-		"no body":                 request("POST", "/keys/k/sign", ""),
-		"body where none is":      request("DELETE", "/keys/k", `{}`),
-		"no credentials":          request("GET", "/keys", "", "Authorization", ""),
-		"bad name":                request("GET", "/keys/-k", ""),
-		"bad user":                request("GET", "/users/a~b~c", ""),
-		"namespace without user":  request("PUT", "/users/a~", `{"realName":"","role":"Operator","passphrase":"0123456789"}`),
-		"unknown path":            request("GET", "/keys/k/private.pem", ""),
-		"unknown method":          request("PATCH", "/keys/k", ""),
-		"short passphrase":        request("POST", "/unlock", `{"passphrase":"short"}`),
-		"bad time":                request("PUT", "/config/time", `{"time":"tomorrow"}`),
+		"unknown property": request("POST", "/keys/k/sign", `{"mode":"ECDSA","message":"AAAA","more":1}`),
+		"unknown nested property": request("POST", "/keys/generate",
+			`{"type":"RSA","mechanisms":[],"restrictions":{"users":[]}}`),
+		"missing property": request("POST", "/keys/k/sign", `{"mode":"ECDSA"}`),
+		"unknown mode":     request("POST", "/keys/k/sign", `{"mode":"DSA","message":"AAAA"}`),
+		"empty message":    request("POST", "/keys/k/sign", `{"mode":"ECDSA","message":""}`),
+		"URL-safe base64":  request("POST", "/keys/k/sign", `{"mode":"ECDSA","message":"AA-_"}`),
+		"content type": request("POST", "/keys/k/sign", `{"mode":"ECDSA","message":"AAAA"}`, "Content-Type",
+			"text/plain"),
+		"no body":                request("POST", "/keys/k/sign", ""),
+		"body where none is":     request("DELETE", "/keys/k", `{}`),
+		"no credentials":         request("GET", "/keys", "", "Authorization", ""),
+		"bad name":               request("GET", "/keys/-k", ""),
+		"bad user":               request("GET", "/users/a~b~c", ""),
+		"namespace without user": request("PUT", "/users/a~", `{"realName":"","role":"Operator","passphrase":"0123456789"}`),
+		"unknown path":           request("GET", "/keys/k/private.pem", ""),
+		"unknown method":         request("PATCH", "/keys/k", ""),
+		"short passphrase":       request("POST", "/unlock", `{"passphrase":"short"}`),
+		"bad time":               request("PUT", "/config/time", `{"time":"tomorrow"}`),
 	} {
 		if err == nil {
 			t.Errorf("request with %s: not noticed", name)

@@ -9,7 +9,8 @@ import (
 	"sync"
 )
 
-// Fault makes an instance misbehave for the requests that it matches. Faulty answers are not held against the description.
+// Fault makes an instance misbehave for the requests that it matches. Faulty answers are not held against the
+// description.
 type Fault struct {
 	method, pattern string
 	effect          Effect
@@ -26,9 +27,9 @@ type Effect struct {
 	after  func() // instead of the response, when the request took effect
 }
 
-// Inject makes the next requests that match misbehave: times of them, or all when times is 0, until Remove. The method may be
-// empty for any; the pattern is one of path.Match below /api/v1, as "/keys/*/sign", or empty for any path. Of several faults that
-// match, the first injected counts.
+// Inject makes the next requests that match misbehave: times of them, or all when times is 0, until Remove. The method
+// may be empty for any; the pattern is one of path.Match below /api/v1, as "/keys/*/sign", or empty for any path. Of
+// several faults that match, the first injected counts.
 func (s *Server) Inject(method, pattern string, times int, effect Effect) *Fault {
 	s.t.Helper()
 	if _, err := path.Match(pattern, "/"); err != nil {

@@ -33,7 +33,8 @@ type key struct {
 var mechanismsOf = map[string][]string{
 	"RSA": {
 		"RSA_Decryption_RAW", "RSA_Decryption_PKCS1", "RSA_Decryption_OAEP_MD5", "RSA_Decryption_OAEP_SHA1",
-		"RSA_Decryption_OAEP_SHA224", "RSA_Decryption_OAEP_SHA256", "RSA_Decryption_OAEP_SHA384", "RSA_Decryption_OAEP_SHA512",
+		"RSA_Decryption_OAEP_SHA224", "RSA_Decryption_OAEP_SHA256", "RSA_Decryption_OAEP_SHA384",
+		"RSA_Decryption_OAEP_SHA512",
 		"RSA_Signature_PKCS1", "RSA_Signature_PSS_MD5", "RSA_Signature_PSS_SHA1", "RSA_Signature_PSS_SHA224",
 		"RSA_Signature_PSS_SHA256", "RSA_Signature_PSS_SHA384", "RSA_Signature_PSS_SHA512",
 	},
@@ -48,10 +49,11 @@ var mechanismsOf = map[string][]string{
 	"Generic":       {"AES_Encryption_CBC", "AES_Decryption_CBC"},
 }
 
-var curves = map[string]elliptic.Curve{"EC_P256": elliptic.P256(), "EC_P384": elliptic.P384(), "EC_P521": elliptic.P521()}
+var curves = map[string]elliptic.Curve{"EC_P256": elliptic.P256(), "EC_P384": elliptic.P384(),
+	"EC_P521": elliptic.P521()}
 
-// AddKey stores a key (RSA, ECDSA on P-256, P-384 or P-521, Ed25519) without a request, with all mechanisms of its type, in the
-// root namespace; tags restrict who may use it.
+// AddKey stores a key (RSA, ECDSA on P-256, P-384 or P-521, Ed25519) without a request, with all mechanisms of its
+// type, in the root namespace; tags restrict who may use it.
 func (s *Server) AddKey(id string, private crypto.Signer, tags ...string) {
 	s.t.Helper()
 	k, err := newKey(private)
@@ -199,7 +201,8 @@ func publicPEM(key crypto.PublicKey) *reply {
 }
 
 func answerPEM(kind string, der []byte) *reply {
-	return &reply{status: http.StatusOK, contentType: typePEM, body: pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})}
+	return &reply{status: http.StatusOK, contentType: typePEM,
+		body: pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})}
 }
 
 func deleteKey(c *call) *reply {

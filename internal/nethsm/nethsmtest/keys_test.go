@@ -68,21 +68,25 @@ func TestSignatures(t *testing.T) {
 		}
 	}
 	sum := sha256.Sum256(message)
-	prefix := []byte{0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00, 0x04, 0x20}
-	if err := rsa.VerifyPKCS1v15(public, crypto.SHA256, sum[:], op.sign("rsa", "PKCS1", append(prefix, sum[:]...))); err != nil {
+	prefix := []byte{0x30, 0x31, 0x30, 0x0d, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01, 0x05, 0x00,
+		0x04, 0x20}
+	if err := rsa.VerifyPKCS1v15(public, crypto.SHA256, sum[:],
+		op.sign("rsa", "PKCS1", append(prefix, sum[:]...))); err != nil {
 		t.Errorf("PKCS1: %v", err)
 	}
 	op.want(400, "POST", "/keys/rsa/sign", object{"mode": "PSS_SHA256", "message": encode64(sum[:20])})
 	op.want(400, "POST", "/keys/rsa/sign", object{"mode": "ECDSA", "message": encode64(sum[:])})
 
-	for kind, hash := range map[string]crypto.Hash{"EC_P256": crypto.SHA256, "EC_P384": crypto.SHA384, "EC_P521": crypto.SHA512} {
+	for kind, hash := range map[string]crypto.Hash{"EC_P256": crypto.SHA256, "EC_P384": crypto.SHA384,
+		"EC_P521": crypto.SHA512} {
 		admin.generate(kind, kind, nil)
 		digest := digestOf(hash, message)
 		if !ecdsa.VerifyASN1(op.publicKey(kind).(*ecdsa.PublicKey), digest, op.sign(kind, "ECDSA", digest)) {
 			t.Errorf("%s: the signature does not verify", kind)
 		}
 	}
-	op.want(400, "POST", "/keys/EC_P256/sign", object{"mode": "ECDSA", "message": encode64(digestOf(crypto.SHA384, message))})
+	op.want(400, "POST", "/keys/EC_P256/sign",
+		object{"mode": "ECDSA", "message": encode64(digestOf(crypto.SHA384, message))})
 	admin.generate("ed", "Curve25519", nil)
 	if !ed25519.Verify(op.publicKey("ed").(ed25519.PublicKey), message, op.sign("ed", "EdDSA", message)) {
 		t.Error("Curve25519: the signature does not verify")
@@ -124,7 +128,8 @@ func TestDecryption(t *testing.T) {
 	if got := decrypted("RAW", raw); got != encode64(number.FillBytes(make([]byte, 256))) {
 		t.Errorf("RAW: %s", got)
 	}
-	op.want(400, "POST", "/keys/rsa/decrypt", object{"mode": "RAW", "encrypted": encode64(slices.Repeat([]byte{0xff}, 256))})
+	op.want(400, "POST", "/keys/rsa/decrypt",
+		object{"mode": "RAW", "encrypted": encode64(slices.Repeat([]byte{0xff}, 256))})
 }
 
 // TestImport imports a key by its numbers and finds the same public key in each form.
@@ -135,7 +140,8 @@ func TestImport(t *testing.T) {
 		t.Fatal(err)
 	}
 	body := object{"type": "RSA", "mechanisms": []string{"RSA_Signature_PSS_SHA256"}, "private": object{
-		"primeP": encode64(private.Primes[0].Bytes()), "primeQ": encode64(private.Primes[1].Bytes()), "publicExponent": "AQAB"}}
+		"primeP": encode64(private.Primes[0].Bytes()), "primeQ": encode64(private.Primes[1].Bytes()),
+		"publicExponent": "AQAB"}}
 	admin.want(204, "PUT", "/keys/rsa", body)
 	admin.want(409, "PUT", "/keys/rsa", body)
 	if !private.PublicKey.Equal(op.publicKey("rsa").(*rsa.PublicKey)) {
@@ -168,7 +174,8 @@ func TestImport(t *testing.T) {
 	}
 	admin.want(400, "PUT", "/keys/bad",
 		object{"type": "EC_P256", "mechanisms": mechanismsOf["EC_P256"], "private": object{"data": "AAAA"}})
-	admin.want(400, "PUT", "/keys/bad", object{"type": "RSA", "mechanisms": mechanismsOf["RSA"], "private": object{"data": "AAAA"}})
+	admin.want(400, "PUT", "/keys/bad", object{"type": "RSA", "mechanisms": mechanismsOf["RSA"],
+		"private": object{"data": "AAAA"}})
 }
 
 func TestGenerate(t *testing.T) {
@@ -293,9 +300,11 @@ func TestCSR(t *testing.T) {
 		}
 		return csr
 	}
-	full := csr(object{"commonName": "example.com", "organizationName": "Example", "countryName": "DE", "emailAddress": "a@example.com",
+	full := csr(object{"commonName": "example.com", "organizationName": "Example", "countryName": "DE",
+		"emailAddress":    "a@example.com",
 		"subjectAltNames": []string{"www.example.com", "IP:192.0.2.1"}})
-	if got := full.Subject.String(); got != "CN=example.com,O=Example,C=DE,1.2.840.113549.1.9.1=#0c0d61406578616d706c652e636f6d" {
+	if got :=
+		full.Subject.String(); got != "CN=example.com,O=Example,C=DE,1.2.840.113549.1.9.1=#0c0d61406578616d706c652e636f6d" {
 		t.Errorf("subject %s", got)
 	}
 	if len(full.DNSNames) != 1 || len(full.IPAddresses) != 1 {

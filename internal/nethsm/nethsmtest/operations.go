@@ -38,7 +38,8 @@ var all = []*operation{
 	{method: "GET", path: "/health/alive", states: []State{Locked, Unprovisioned}, handle: getHealth},
 	{method: "GET", path: "/health/ready", states: operational, handle: getHealth},
 	{method: "GET", path: "/health/state", states: anyState, gives: typeJSON, handle: getState},
-	{method: "GET", path: "/health/diagnose", states: anyState, roles: admin, public: true, gives: typeJSON, handle: getDiagnose},
+	{method: "GET", path: "/health/diagnose", states: anyState, roles: admin, public: true, gives: typeJSON,
+		handle: getDiagnose},
 	use("GET", "/metrics", metrics, nil, typeJSON, getMetrics),
 	{method: "POST", path: "/provision", states: []State{Unprovisioned}, takes: takesJSON, handle: postProvision},
 	{method: "POST", path: "/unlock", states: []State{Locked}, takes: takesJSON, handle: postUnlock},
@@ -100,8 +101,10 @@ var all = []*operation{
 
 	root("GET", "/system/info", admin, nil, typeJSON, getSystemInfo),
 	{method: "POST", path: "/system/reboot", states: running, roles: admin, rootOnly: true, handle: postReboot},
-	{method: "POST", path: "/system/shutdown", states: anyState, roles: admin, public: true, rootOnly: true, handle: postShutdown},
-	{method: "POST", path: "/system/factory-reset", states: running, roles: admin, rootOnly: true, handle: postFactoryReset},
+	{method: "POST", path: "/system/shutdown", states: anyState, roles: admin, public: true, rootOnly: true,
+		handle: postShutdown},
+	{method: "POST", path: "/system/factory-reset", states: running, roles: admin, rootOnly: true,
+		handle: postFactoryReset},
 	root("POST", "/system/backup", backup, nil, typeBinary, postBackup),
 
 	root("GET", "/cluster/members", admin, nil, typeJSON, listMembers),
@@ -122,7 +125,8 @@ var all = []*operation{
 
 // use is an operation of an operational NetHSM, for callers of any namespace; gives is empty without a body.
 func use(method, path string, roles []Role, takes []string, gives string, handle func(*call) *reply) *operation {
-	return &operation{method: method, path: path, states: operational, roles: roles, takes: takes, gives: gives, handle: handle}
+	return &operation{method: method, path: path, states: operational, roles: roles, takes: takes, gives: gives,
+		handle: handle}
 }
 
 // root is one for callers of the root namespace.

@@ -15,7 +15,8 @@ import (
 func needDescription(t *testing.T) *openapi3.T {
 	t.Helper()
 	if os.Getenv(DescriptionVariable) == "" {
-		t.Skipf("nothing was compared with NetHSM's OpenAPI description: set %s to the path of nethsm-api.yaml", DescriptionVariable)
+		t.Skipf("nothing was compared with NetHSM's OpenAPI description: set %s to the path of nethsm-api.yaml",
+			DescriptionVariable)
 	}
 	if d := description(); d.err != nil {
 		t.Fatal(d.err)
@@ -27,8 +28,8 @@ func needDescription(t *testing.T) *openapi3.T {
 	return nil
 }
 
-// TestOperations compares the table of operations with the description: the same operations, each with the same states, roles,
-// namespaces and content types.
+// TestOperations compares the table of operations with the description: the same operations, each with the same states,
+// roles, namespaces and content types.
 func TestOperations(t *testing.T) {
 	doc := needDescription(t)
 	ours := map[string]*operation{}

@@ -70,8 +70,8 @@ func items(ids []string) []map[string]string {
 	return list
 }
 
-// decode reads the request's JSON into a structure, whose fields without omitempty are required. Unknown properties, names in
-// another case, missing ones and null are refused, as the description's introduction wants.
+// decode reads the request's JSON into a structure, whose fields without omitempty are required. Unknown properties,
+// names in another case, missing ones and null are refused, as the description's introduction wants.
 func (c *call) decode(into any) *reply { return decodeJSON(c.body, into) }
 
 func decodeJSON(body []byte, into any) *reply {

@@ -67,7 +67,8 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Unlock()
 	result.write(w)
 	if result.cut {
-		go s.stop(func(server *http.Server) error { return server.Shutdown(context.Background()) }) // which waits for this request
+		// which waits for this request
+		go s.stop(func(server *http.Server) error { return server.Shutdown(context.Background()) })
 	}
 }
 
@@ -94,8 +95,8 @@ func (r *reply) header() http.Header {
 	return h
 }
 
-// answer finds the operation and asks, in the order of the real one, for the state, the caller, the content types and the names in
-// the path, before the operation itself decides.
+// answer finds the operation and asks, in the order of the real one, for the state, the caller, the content types and
+// the names in the path, before the operation itself decides.
 func (s *Server) answer(r *http.Request, body []byte, tooLarge bool) (*reply, Role) {
 	if len(r.URL.RequestURI()) > 2000 {
 		return fail(http.StatusRequestURITooLong, "the address has more than 2000 bytes"), ""

@@ -1,10 +1,11 @@
-// Package nethsmtest is a NetHSM in memory, for tests: its REST API over TLS on a loopback port, as Nitrokey's OpenAPI description
-// says.
+// Package nethsmtest is a NetHSM in memory, for tests: its REST API over TLS on a loopback port, as Nitrokey's OpenAPI
+// description says.
 //
-// Start gives an unprovisioned NetHSM and Provision makes it one with an administrator and an operator. Keys are real ones of Go's
-// crypto packages, so what they sign verifies. Several instances of one cluster share keys and users (Instance), an instance can
-// stop and come back at the same address (Stop, Restart), and faults make one misbehave (Inject). With NETHSM_OPENAPI naming the
-// description, every request and every response is held against it (contract.go), and a violation fails the test.
+// Start gives an unprovisioned NetHSM and Provision makes it one with an administrator and an operator. Keys are real
+// ones of Go's crypto packages, so what they sign verifies. Several instances of one cluster share keys and users
+// (Instance), an instance can stop and come back at the same address (Stop, Restart), and faults make one misbehave
+// (Inject). With NETHSM_OPENAPI naming the description, every request and every response is held against it
+// (contract.go), and a violation fails the test.
 package nethsmtest
 
 import (
@@ -23,8 +24,8 @@ import (
 // base is the path of version 1 of the API.
 const base = "/api/v1"
 
-// Server is one instance: a listener with its own certificate, lock, device settings and faults, over the users and keys that it
-// shares with the other instances of its cluster.
+// Server is one instance: a listener with its own certificate, lock, device settings and faults, over the users and
+// keys that it shares with the other instances of its cluster.
 type Server struct {
 	URL     string // https://127.0.0.1:PORT/api/v1
 	Address string // 127.0.0.1:PORT
@@ -84,8 +85,8 @@ func Start(t testing.TB, opts ...Option) *Server {
 	return start(t, st, o.rateLimit)
 }
 
-// Instance starts another instance of the same cluster: same users, namespaces, keys and certificates, its own address, TLS
-// certificate, state of being locked, log and faults.
+// Instance starts another instance of the same cluster: same users, namespaces, keys and certificates, its own address,
+// TLS certificate, state of being locked, log and faults.
 func (s *Server) Instance() *Server {
 	s.t.Helper()
 	return start(s.t, s.state, s.rateLimit)
@@ -93,7 +94,8 @@ func (s *Server) Instance() *Server {
 
 func start(t testing.TB, st *state, rateLimit time.Duration) *Server {
 	t.Helper()
-	s := &Server{t: t, state: st, rateLimit: rateLimit, contract: loadContract(t), device: newDevice(t), started: time.Now()}
+	s := &Server{t: t, state: st, rateLimit: rateLimit, contract: loadContract(t), device: newDevice(t),
+		started: time.Now()}
 	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -119,12 +121,13 @@ func (s *Server) serve(listener net.Listener) {
 	s.mu.Lock()
 	s.http, s.stopped, s.serving = server, make(chan struct{}), new(sync.WaitGroup)
 	s.mu.Unlock()
-	config := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		s.state.mu.Lock()
-		defer s.state.mu.Unlock()
-		certificate := s.tls
-		return &certificate, nil
-	}}
+	config := &tls.Config{MinVersion: tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			s.state.mu.Lock()
+			defer s.state.mu.Unlock()
+			certificate := s.tls
+			return &certificate, nil
+		}}
 	go func() { _ = server.Serve(tls.NewListener(listener, config)) }()
 }
 
@@ -179,7 +182,8 @@ func (s *Server) ResetRequests() {
 	s.requests = nil
 }
 
-// Wrong runs a function whose requests break the description on purpose: they are not held against it, their responses are.
+// Wrong runs a function whose requests break the description on purpose: they are not held against it, their responses
+// are.
 func (s *Server) Wrong(f func()) {
 	s.mu.Lock()
 	s.wrong++
@@ -195,5 +199,6 @@ func (s *Server) Wrong(f func()) {
 // Client returns an HTTP client that trusts this instance's certificate and keeps no connection between requests.
 func (s *Server) Client() *http.Client {
 	config := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: s.pool()}
-	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: config}}
+	return &http.Client{Timeout: 30 * time.Second,
+		Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: config}}
 }

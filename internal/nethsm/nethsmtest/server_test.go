@@ -68,7 +68,8 @@ func TestStrict(t *testing.T) {
 	op.wrong(404, "GET", "/keys/key/private.pem", nil)
 	op.wrong(405, "GET", "/keys/key/sign", nil)
 	op.wrong(405, "GET", "/keys/generate", nil)
-	admin.wrong(400, "POST", "/users/"+OperatorUser, object{"realName": "", "role": Operator, "passphrase": operatorPassphrase})
+	admin.wrong(400, "POST", "/users/"+OperatorUser,
+		object{"realName": "", "role": Operator, "passphrase": operatorPassphrase})
 	admin.wrong(400, "PUT", "/users/short", object{"realName": "", "role": Operator, "passphrase": "short"})
 	admin.wrong(400, "PUT", "/keys/key/label", object{"label": 1})
 	admin.want(400, "PUT", "/keys/key/label", object{"label": strings.Repeat("x", 33)})
@@ -155,7 +156,8 @@ func TestNamespaces(t *testing.T) {
 	}
 }
 
-// TestInstances stops one of two instances: the other goes on with the same keys, and the first comes back at its address.
+// TestInstances stops one of two instances: the other goes on with the same keys, and the first comes back at its
+// address.
 func TestInstances(t *testing.T) {
 	s, admin, op, _ := provisioned(t)
 	other := op

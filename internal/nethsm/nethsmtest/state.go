@@ -95,8 +95,8 @@ func (s *Server) State() State {
 	return s.current()
 }
 
-// SetState brings this instance into a state without a request. Unprovisioned resets the whole cluster; Locked, Operational and
-// Failed are of this instance only, and the first two need a provisioned one.
+// SetState brings this instance into a state without a request. Unprovisioned resets the whole cluster; Locked,
+// Operational and Failed are of this instance only, and the first two need a provisioned one.
 func (s *Server) SetState(to State) {
 	s.t.Helper()
 	s.state.mu.Lock()

@@ -29,7 +29,8 @@ func getDiagnose(c *call) *reply {
 // getMetrics serves metrics by the names of the real one, whose values are strings too.
 func getMetrics(c *call) *reply {
 	counts := c.state.counts()
-	metrics := map[string]string{"uptime": fmt.Sprint(int(time.Since(c.server.started).Seconds())), "log warnings": "0", "log errors": "0"}
+	metrics := map[string]string{"uptime": fmt.Sprint(int(time.Since(c.server.started).Seconds())), "log warnings": "0",
+		"log errors": "0"}
 	for _, operation := range []string{"generate", "sign", "decrypt", "encrypt"} {
 		metrics[operation] = fmt.Sprint(counts[operation])
 	}
@@ -130,9 +131,10 @@ func postFactoryReset(c *call) *reply {
 	return done()
 }
 
-// postBackup gives bytes with the outer form of a real backup of version 1: magic, version, fields with their length in three bytes (the
-// salt, the version, the domain key, the device's ID and the key of its configuration, and then one for each user and key), an empty field
-// that ends them, trailer. What is in the fields is random, as the real content can't be had here.
+// postBackup gives bytes with the outer form of a real backup of version 1: magic, version, fields with their length in
+// three bytes (the salt, the version, the domain key, the device's ID and the key of its configuration, and then one
+// for each user and key), an empty field that ends them, trailer. What is in the fields is random, as the real content
+// can't be had here.
 func postBackup(c *call) *reply {
 	if c.state.backupPassphrase == nil {
 		return fail(http.StatusPreconditionFailed, "the backup passphrase was not set")

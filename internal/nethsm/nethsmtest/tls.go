@@ -58,7 +58,8 @@ func newTLS(t testing.TB) tls.Certificate {
 	return certificate
 }
 
-// Certificate returns the certificate that the instance presents now; PUT /config/tls/cert.pem and /config/tls/generate change it.
+// Certificate returns the certificate that the instance presents now; PUT /config/tls/cert.pem and /config/tls/generate
+// change it.
 func (s *Server) Certificate() *x509.Certificate {
 	s.state.mu.Lock()
 	defer s.state.mu.Unlock()

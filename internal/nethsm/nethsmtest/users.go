@@ -46,7 +46,8 @@ func namespaceOf(id string) string {
 	return namespace
 }
 
-// Provision makes an unprovisioned NetHSM operational, with users "admin" and "operator" of these passphrases (10 to 200 bytes).
+// Provision makes an unprovisioned NetHSM operational, with users "admin" and "operator" of these passphrases (10 to
+// 200 bytes).
 func (s *Server) Provision(adminPassphrase, operatorPassphrase string) {
 	s.t.Helper()
 	s.state.mu.Lock()
@@ -169,15 +170,15 @@ func createUser(c *call) *reply {
 	return created("/users/", id)
 }
 
-// mayManage reports whether the caller may make a user of this ID: one of its own namespace, or, for an R-Administrator, one of a
-// namespace that was not created yet.
+// mayManage reports whether the caller may make a user of this ID: one of its own namespace, or, for an
+// R-Administrator, one of a namespace that was not created yet.
 func (c *call) mayManage(id string) bool {
 	namespace := namespaceOf(id)
 	return namespace == c.user.namespace() || (c.user.namespace() == "" && !c.state.namespaces[namespace])
 }
 
-// target returns the user of the path: of the caller's namespace, or, for a caller of the root namespace, of any where the operation allows
-// that, and of a namespace that does not exist: nobody of it could.
+// target returns the user of the path: of the caller's namespace, or, for a caller of the root namespace, of any where
+// the operation allows that, and of a namespace that does not exist: nobody of it could.
 func (c *call) target() (*user, *reply) {
 	id := c.params["UserID"]
 	namespace := namespaceOf(id)
@@ -300,7 +301,8 @@ func createNamespace(c *call) *reply {
 	return done()
 }
 
-// deleteNamespace deletes the namespace and its keys. Its users stay, without being able to do anything, as before its creation.
+// deleteNamespace deletes the namespace and its keys. Its users stay, without being able to do anything, as before its
+// creation.
 func deleteNamespace(c *call) *reply {
 	id := c.params["NamespaceID"]
 	if !c.state.namespaces[id] {

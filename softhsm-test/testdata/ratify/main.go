@@ -1,6 +1,6 @@
-// Command ratify answers as Ratify does in a cluster: it takes the resources of a file to where Ratify's controllers take them, asks
-// Ratify's executor about each image, and prints "true" or "false" for it. tools/kubernetes/build.sh builds it as a part of Ratify's
-// own module.
+// Command ratify answers as Ratify does in a cluster: it takes the resources of a file to where Ratify's controllers
+// take them, asks Ratify's executor about each image, and prints "true" or "false" for it. tools/kubernetes/build.sh
+// builds it as a part of Ratify's own module.
 package main
 
 import (
@@ -49,7 +49,8 @@ func main() {
 		case "Verifier":
 			var r v1beta1.Verifier
 			check(yaml.UnmarshalStrict(document, &r))
-			config, err := utils.SpecToVerifierConfig(r.Spec.Parameters.Raw, r.Name, utils.GetVerifierType(r.Spec), r.Spec.ArtifactTypes, r.Spec.Source)
+			config, err := utils.SpecToVerifierConfig(r.Spec.Parameters.Raw, r.Name, utils.GetVerifierType(r.Spec),
+				r.Spec.ArtifactTypes, r.Spec.Source)
 			check(err)
 			check(utils.UpsertVerifier(r.Spec.Version, r.Spec.Address, "", r.Name, config))
 		case "ConstraintTemplate": // Gatekeeper's
@@ -60,7 +61,8 @@ func main() {
 	store, err := utils.CreateStoreConfig([]byte(`{"useHttp": true}`), "oras", nil)
 	check(err)
 	check(utils.UpsertStoreMap("", "", "store-oras", "", store))
-	ratify := core.Executor{Verifiers: controllers.NamespacedVerifiers.GetVerifiers(""), ReferrerStores: controllers.NamespacedStores.GetStores(""), PolicyEnforcer: policy}
+	ratify := core.Executor{Verifiers: controllers.NamespacedVerifiers.GetVerifiers(""),
+		ReferrerStores: controllers.NamespacedStores.GetStores(""), PolicyEnforcer: policy}
 	for _, image := range os.Args[2:] {
 		result, err := ratify.VerifySubject(context.Background(), executor.VerifyParameters{Subject: image})
 		check(err)

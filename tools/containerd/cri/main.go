@@ -1,5 +1,5 @@
-// Command cri speaks to containerd as a kubelet does, for tests: "cri SOCKET pull IMAGE" pulls an image and prints its ID;
-// "cri SOCKET images" prints the digests of the images there are.
+// Command cri speaks to containerd as a kubelet does, for tests: "cri SOCKET pull IMAGE" pulls an image and prints its
+// ID; "cri SOCKET images" prints the digests of the images there are.
 package main
 
 import (
