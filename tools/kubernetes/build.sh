@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds the servers that 'make kubernetes' asks, into bin/tools/kubernetes: the API server; Kyverno, and its command kubectl-kyverno;
+# Builds what 'make kubernetes' runs, into bin/tools/kubernetes: the API server and kubectl; Kyverno, and its command kubectl-kyverno;
 # Gatekeeper; Ratify, and ratify-answers (softhsm-test/testdata/ratify), which gives Ratify's answers without a cluster.
 # Each is built in its own module, with the versions that it was published with.
 set -euo pipefail
@@ -15,7 +15,7 @@ kyverno=$(folder github.com/kyverno/kyverno)
 gatekeeper=$(folder github.com/open-policy-agent/gatekeeper/v3)
 ratify=$(folder github.com/ratify-project/ratify)
 
-go build -C tools/kubernetes/apiserver -o "$out/" k8s.io/kubernetes/cmd/kube-apiserver
+go build -C tools/kubernetes/apiserver -o "$out/" k8s.io/kubernetes/cmd/kube-apiserver k8s.io/kubernetes/cmd/kubectl
 go build -C "$kyverno" -o "$out/" ./cmd/kyverno ./cmd/cli/kubectl-kyverno
 go build -C "$gatekeeper" -o "$out/gatekeeper" .
 go build -C "$ratify" -o "$out/" ./cmd/ratify
