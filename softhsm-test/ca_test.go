@@ -111,7 +111,8 @@ func TestCAEndToEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, config,
-		"tokens:\n  vault: {pin-source: env:CA_PIN}\n  issuing: {pin-source: env:CA_PIN}\n  signing: {pin-source: env:CA_PIN}\n")
+		"tokens:\n  vault: {pin-source: env:CA_PIN}\n  issuing: {pin-source: env:CA_PIN}\n  signing: {pin-source: "+
+			"env:CA_PIN}\n")
 
 	rootFile := root.init(t, "vault", "RSA-3072", "--days", "90")
 	signing.init(t, "issuing", "EC-384", "--days", "80", "--parent", "root", "--path-length", "0", "--cdp",

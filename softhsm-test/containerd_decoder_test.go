@@ -487,7 +487,8 @@ func TestContainerdDecoderModule(t *testing.T) {
 		t.Run(how, func(t *testing.T) {
 			write(t, n.settings,
 				fmt.Sprintf(
-					"module-path: %s\ntimeout: 1s\npin-source: %s\ntokens:\n  node:\n    env:\n      SHIM_MODULE: %s\n      SHIM_FAULT: C_Decrypt:%s\n",
+					"module-path: %s\ntimeout: 1s\npin-source: %s\ntokens:\n  node:\n    env:\n      SHIM_MODULE: %s\n      "+
+						"SHIM_FAULT: C_Decrypt:%s\n",
 					shim, n.pinSource(t), n.token.Module, how))
 			n.refused(t, text, n.PullCRI(t, reference), say)
 		})

@@ -235,7 +235,8 @@ echo '{"Username": "robot", "Secret": "secret"}'
 		t.Errorf("with credentials: %v", err)
 	}
 	want := fmt.Sprintf(
-		"user: %d\nread the policy: yes\nwrite into the trust directory: no\nchange the policy: no\nwrite into the folder of verifiers: no\n"+
+		"user: %d\nread the policy: yes\nwrite into the trust directory: no\nchange the policy: no\nwrite into the folder "+
+			"of verifiers: no\n"+
 			"read root's file: no\nread another file: no\nwrite elsewhere: no\n", user.ID)
 	if sandbox.ABI() == 0 {
 		want = strings.NewReplacer("another file: no", "another file: yes", "elsewhere: no", "elsewhere: yes").Replace(want)

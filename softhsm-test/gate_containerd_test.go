@@ -261,7 +261,8 @@ func TestContainerdMirror(t *testing.T) {
 	// The first mirror is down. The second stands for Docker Hub here, so that nothing leaves the machine.
 	write(t, hosts,
 		fmt.Sprintf(
-			"server = %q\n[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\", \"resolve\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+			"server = %q\n[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\", "+
+				"\"resolve\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
 			"http://"+g.front.address, g.front.address))
 	if err := c.PullCRI(t, "hello:v1"); err == nil || !strings.Contains(err.Error(), "it has no signature") ||
 		!strings.Contains(err.Error(), "127.0.0.1:1: ") {

@@ -87,9 +87,11 @@ func newGated(t testing.TB) *gated {
 		{"app:signed", release, "", nil},
 		{"app:unsigned", "", "it has no signature", nil},
 		{"app:other-signer", mallory,
-			"the signature by CN=mallory,O=Example,ST=Zurich,C=CH is refused: the signature's certificate chain does not contain any trusted certificate", nil},
+			"the signature by CN=mallory,O=Example,ST=Zurich,C=CH is refused: the signature's certificate chain does not " +
+				"contain any trusted certificate", nil},
 		{"app:other-repository", alice,
-			"the signature by CN=alice,O=Example,ST=Zurich,C=CH is refused: the signature's certificate chain does not contain any trusted certificate", nil},
+			"the signature by CN=alice,O=Example,ST=Zurich,C=CH is refused: the signature's certificate chain does not " +
+				"contain any trusted certificate", nil},
 		{"app:expired", release,
 			"the signature by CN=release,O=Example,ST=Zurich,C=CH is refused: digital signature has expired on",
 			[]string{"--expiry", "1s"}},

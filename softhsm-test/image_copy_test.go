@@ -136,7 +136,8 @@ func TestImageRegistry(t *testing.T) {
 	_, stderr, err := u.try(t, append([]string{"decrypt", registry + "/changed:1", registry + "/plain:changed", "--key",
 		key.uri}, tls...)...)
 	if err == nil || !strings.Contains(stderr,
-		"does not match its HMAC\nhint: get the image again from where it was published; its tag was not written, but the registry may have") {
+		"does not match its HMAC\nhint: get the image again from where it was published; its tag was not written, but the "+
+			"registry may have") {
 		t.Errorf("a changed layer: %v\n%s", err, stderr)
 	}
 	if _, stderr, err := u.try(t, "layers", registry+"/plain:changed", "--tls-verify=false"); err == nil ||

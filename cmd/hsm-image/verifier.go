@@ -53,7 +53,8 @@ name, and the folders above them. The verifier looks again each time that it run
 		}
 		for _, name := range done.AnySigner {
 			fmt.Fprintf(c.ErrOrStderr(),
-				"warning: statement %s of the trust policy accepts a signature by any signer: it only logs whether the signer is trusted\n", name)
+				"warning: statement %s of the trust policy accepts a signature by any signer: it only logs whether the signer "+
+					"is trusted\n", name)
 		}
 		for _, name := range done.Others {
 			fmt.Fprintf(c.ErrOrStderr(), "warning: containerd will run %s as well, and pull nothing if that fails\n",
@@ -62,7 +63,8 @@ name, and the folders above them. The verifier looks again each time that it run
 		switch {
 		case done.Root:
 			fmt.Fprintf(c.ErrOrStderr(),
-				"warning: the verifier will run as root; make it a user (useradd --system --shell /usr/sbin/nologin %s) and run this again\n", gate.DefaultUser)
+				"warning: the verifier will run as root; make it a user (useradd --system --shell /usr/sbin/nologin %s) and run "+
+					"this again\n", gate.DefaultUser)
 		case done.User != "":
 			fmt.Fprintf(c.ErrOrStderr(), "the verifier will run as user %s\n", done.User)
 		}

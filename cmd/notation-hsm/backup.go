@@ -69,7 +69,8 @@ under the public key in the backup, or, for a recipient's key, what is encrypted
 		if unauthenticated {
 			accept = func(u custody.Unauthenticated) error {
 				fmt.Fprintf(out,
-					"warning: this backup has no MAC; check that it is the key you mean: %s, label %q, id %s, usage %s, certificate of %q\n",
+					"warning: this backup has no MAC; check that it is the key you mean: %s, label %q, id %s, usage %s, "+
+						"certificate of %q\n",
 					u.Spec, u.Label, u.ID, u.Usage, u.Certificate)
 				return nil
 			}
@@ -150,7 +151,8 @@ key, or the certificate of a key in the custodian's own module. Without, the fil
 			return nil
 		}
 		fmt.Fprintln(out,
-			"warning: these files are in the clear: whoever reads enough of them has the key; --to encrypts each to its custodian")
+			"warning: these files are in the clear: whoever reads enough of them has the key; --to encrypts each to "+
+				"its custodian")
 		fmt.Fprintln(out, "next: give each custodian one of them, and delete them here")
 		return nil
 	}

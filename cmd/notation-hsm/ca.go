@@ -377,7 +377,8 @@ func addCA(c *cobra.Command, name *string) func() (*ca.Authority, error) {
 func sayMoved(c *cobra.Command, a *ca.Authority) {
 	if a.Moved {
 		fmt.Fprintf(c.ErrOrStderr(),
-			"the record of the CA %q was moved from index.json and crlnumber into %s, signed by its key; back that up from now on\n", a.Name, a.Path())
+			"the record of the CA %q was moved from index.json and crlnumber into %s, signed by its key; back that up "+
+				"from now on\n", a.Name, a.Path())
 	}
 }
 

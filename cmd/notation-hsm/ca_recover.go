@@ -82,7 +82,8 @@ func showRecovery(out io.Writer, r *ca.Recovery) error {
 		"can't be known: what was revoked %s and is not in this table. Compare it with your own notes, and revoke it again\n",
 		since)
 	fmt.Fprintln(out,
-		"can't be known: certificates that are in none of these places. If files in issued/ were lost too, ask the signers for theirs,\n"+
+		"can't be known: certificates that are in none of these places. If files in issued/ were lost too, ask the signers "+
+			"for theirs,\n"+
 			"put them there as SERIAL.pem, and run this again")
 	return nil
 }

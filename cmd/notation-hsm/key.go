@@ -54,7 +54,8 @@ With --backup-key the key can leave the token, wrapped (encrypted) by that key o
 		}
 		if wrapping != "" {
 			fmt.Fprintln(c.ErrOrStderr(),
-				"warning: this key can leave the token, wrapped by a key that the security officer trusts; make keys without --backup-key where that must not be")
+				"warning: this key can leave the token, wrapped by a key that the security officer trusts; make keys without "+
+					"--backup-key where that must not be")
 		}
 		fmt.Fprintln(c.OutOrStdout(), uri)
 		return nil

@@ -37,9 +37,10 @@ func hush() { nethsm.Warnings = io.Discard }
 func nethsmStatusCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use:     "status",
-		Short:   "Show the state of each instance, and the cluster's members",
-		Long:    "Show the state of each instance. Versions and the cluster's members are told to an administrator alone. It fails unless an instance is operational.",
+		Use:   "status",
+		Short: "Show the state of each instance, and the cluster's members",
+		Long: "Show the state of each instance. Versions and the cluster's members are told to an administrator alone. " +
+			"It fails unless an instance is operational.",
 		Example: "  notation-hsm nethsm status",
 		Args:    cli.Exactly(0),
 	}

@@ -43,11 +43,13 @@ The plan is shown and confirmed first. A rotation that was interrupted, wherever
 		out := c.ErrOrStderr()
 		return custody.Rotate(c.Context(), o, func(r *custody.Rotation) error {
 			fmt.Fprintf(out,
-				"rotating Notation's signing key %q\n  now:         %s\n  new key:     %s, %s\n  certificate: %s\n  old key:     kept, as %q\n",
+				"rotating Notation's signing key %q\n  now:         %s\n  new key:     %s, %s\n  certificate: %s\n  old key:     "+
+					"kept, as %q\n",
 				r.Name, r.OldID, r.NewID, r.Spec, certificatePlan(r), r.OldName)
 			if r.Way == custody.SelfSigned {
 				fmt.Fprintln(out,
-					"  note:        nobody trusts the new certificate yet; images signed with it verify where it is added to the trust store")
+					"  note:        nobody trusts the new certificate yet; images signed with it verify where it is added to the "+
+						"trust store")
 			}
 			if yes {
 				return nil

@@ -24,7 +24,8 @@ func trustCommand() *cobra.Command {
 			signerAddCommand(&manifest), signerRemoveCommand(&manifest), signerListCommand(&manifest)),
 		trustExportCommand(&manifest))
 	c.PersistentFlags().StringVar(&manifest, "manifest", "",
-		"the file with all signers (default: NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in your configuration directory)")
+		"the file with all signers (default: NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in your "+
+			"configuration directory)")
 	return c
 }
 
@@ -161,9 +162,10 @@ func certificate(ctx context.Context, by signerFlags, settings map[string]string
 func signerRemoveCommand(manifest *string) *cobra.Command {
 	var scopes []string
 	c := &cobra.Command{
-		Use:     "remove NAME",
-		Short:   "Let a signer sign no longer: in some repositories, or in any",
-		Long:    "Let a signer sign no longer: in the scopes that are given, or in any. The change counts after 'notation-hsm trust export'.",
+		Use:   "remove NAME",
+		Short: "Let a signer sign no longer: in some repositories, or in any",
+		Long: "Let a signer sign no longer: in the scopes that are given, or in any. The change counts after " +
+			"'notation-hsm trust export'.",
 		Example: "  notation-hsm trust signer remove alice --scope registry.example.com/team/app",
 		Args:    cli.Exactly(1),
 	}
@@ -246,7 +248,8 @@ What a format can't say exactly is refused.`,
 		Args: cli.Exactly(0),
 	}
 	c.Flags().StringVar(&to, "to", "",
-		"notation: a folder to write to (default: Notation's configuration directory); else: a file (default: standard output)")
+		"notation: a folder to write to (default: Notation's configuration directory); else: a file (default: "+
+			"standard output)")
 	c.Flags().StringVar(&format, "format", "notation", "notation, kyverno or ratify")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		path, err := trust.Path(*manifest)

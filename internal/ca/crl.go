@@ -87,7 +87,8 @@ func (a *Authority) Published() (*x509.RevocationList, error) {
 	}
 	if err != nil {
 		return nil, failure.New(failure.Invalid,
-			"copy the list that is published to that place; if there is none, remove the file and sign a new list: notation-hsm ca crl --ca "+a.Name,
+			"copy the list that is published to that place; if there is none, remove the file and sign a new list: "+
+				"notation-hsm ca crl --ca "+a.Name,
 			"can't use the last revocation list of the CA %q: %s: %w", a.Name, a.crlFile(), err)
 	}
 	return list, nil

@@ -117,7 +117,8 @@ func (a *Authority) read() (*ledger, error) {
 func (a *Authority) distrust(err error) error {
 	return failure.New(failure.Invalid,
 		"restore the newest "+ledgerFile+
-			" from a backup; or see what can be rebuilt from the certificates in issued/ and the last list: notation-hsm ca recover --ca "+a.Name,
+			" from a backup; or see what can be rebuilt from the certificates in issued/ and the last list: notation-hsm ca "+
+			"recover --ca "+a.Name,
 		"the ledger of the CA %q can't be trusted: %s: %w", a.Name, a.path(ledgerFile), err)
 }
 

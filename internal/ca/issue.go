@@ -90,7 +90,8 @@ func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Term
 				f := failure.From(err)
 				return &failure.Error{
 					Kind: f.Kind, CKR: f.CKR, Err: err, What: "the certificate was issued but not stored on the token: " + f.What,
-					Hint: "keep the chain that was printed, and name its file in certificate-chain, or store it with: notation-hsm cert import",
+					Hint: "keep the chain that was printed, and name its file in certificate-chain, or store it with: notation-hsm " +
+						"cert import",
 				}
 			}
 			return nil

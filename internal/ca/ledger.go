@@ -75,7 +75,8 @@ func encode(r record, signature []byte) (body, line []byte, err error) {
 // headText is what the CA's key signs of a record. It is not DER: see certs.SignText.
 func headText(owner *x509.Certificate, body []byte) []byte {
 	return fmt.Appendf(nil,
-		"notation-hsm: record of a certificate authority's ledger, version 1\nCA certificate SHA-256: %s\nrecord SHA-256: %s\n",
+		"notation-hsm: record of a certificate authority's ledger, version 1\nCA certificate SHA-256: %s\nrecord "+
+			"SHA-256: %s\n",
 		certs.Fingerprint(owner), digest(body))
 }
 

@@ -17,8 +17,10 @@ var planCost = boundtest.Budget{Bytes: 256 << 10, BytesPerByte: 8 << 10}
 func FuzzCeremony(f *testing.F) {
 	for _, seed := range []string{
 		"", "# nothing", "root: 1", "[1]", "keys: [{name: a, token: t, label: l, spec: EC-256}]\n",
-		"keys: [{name: a, token: t, label: l, spec: EC-256}]\nroot: {name: r, key: a, subject: CN=R, days: 9, path-length: 0, permit: ['dns:a', 'ip:10.0.0.0/8']}\ncrls: [{ca: r, next-update: 7d}]\n",
-		"root: {name: r, key: 'pkcs11:object=a', subject: CN=R, days: 99}\nintermediates: [{name: i, parent: r, key: 'pkcs11:object=b', subject: CN=I, days: 9, cdp: 'http://a/b'}]\n" +
+		"keys: [{name: a, token: t, label: l, spec: EC-256}]\nroot: {name: r, key: a, subject: CN=R, days: 9, path-length: " +
+			"0, permit: ['dns:a', 'ip:10.0.0.0/8']}\ncrls: [{ca: r, next-update: 7d}]\n",
+		"root: {name: r, key: 'pkcs11:object=a', subject: CN=R, days: 99}\nintermediates: [{name: i, parent: r, key: " +
+			"'pkcs11:object=b', subject: CN=I, days: 9, cdp: 'http://a/b'}]\n" +
 			"leaves: [{name: l, ca: i, key: 'pkcs11:object=c', subject: CN=L, days: 1, ocsp: 'http://o'}]\n",
 		"root: &a {name: *a}", "root: {<<: {name: a}}", "root: {name: a, name: b}", "root: {days: 99999999999999999999}",
 		"crls: [{ca: a, next-update: 999999999999d}]", "root: ~",

@@ -64,7 +64,8 @@ func (a *Authority) rebuild(published string, never bool) (*Recovery, *ledger, e
 		}
 		if err != nil {
 			return nil, nil, failure.New(failure.Invalid,
-				"name a list that this CA has signed, in DER, with --crl; one that is no such list and stands in the CA's folder has to be moved away",
+				"name a list that this CA has signed, in DER, with --crl; one that is no such list and stands in the CA's folder "+
+					"has to be moved away",
 				"can't use the revocation list %s: %w", path, err)
 		}
 		lists = append(lists, list)

@@ -19,7 +19,8 @@ func TestAddTo(t *testing.T) {
 			"modules:\n- /opt/v2/p11.so\ncommands:\n- \"agent read: pin\"\ntimeout: 1s\n"},
 		"lists": {
 			"modules:\n    - /a.so # ours\n    # and\n    - '/b.so'\n\ncommands:\n- x\n\ntokens:\n  signing: {timeout: 2m}\n",
-			"modules:\n    - /a.so # ours\n    # and\n    - '/b.so'\n    - /opt/v2/p11.so\n\ncommands:\n- x\n- \"agent read: pin\"\n\ntokens:\n  signing: {timeout: 2m}\n",
+			"modules:\n    - /a.so # ours\n    # and\n    - '/b.so'\n    - /opt/v2/p11.so\n\ncommands:\n- x\n- \"agent read: " +
+				"pin\"\n\ntokens:\n  signing: {timeout: 2m}\n",
 		},
 		"brackets": {"modules: [ /ä.so, /b.so ] # ours\ncommands: ['x']\n",
 			"modules: [ /opt/v2/p11.so, /ä.so, /b.so ] # ours\ncommands: [\"agent read: pin\", 'x']\n"},

@@ -161,7 +161,8 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 		return failure.New(failure.Denied, "set fingerprints or ca-file under nethsm; or, for a NetHSM for tests, write "+
 			NetHSMInsecure+
 			": true in the key's own entry of the config file, or add --plugin-config "+NetHSMInsecure+"=true",
-			"the TLS certificates of the NetHSM are NOT verified (insecure), so whoever is on the network can read the passphrase and answer in its place, and nothing says so for this key")
+			"the TLS certificates of the NetHSM are NOT verified (insecure), so whoever is on the network can read the "+
+				"passphrase and answer in its place, and nothing says so for this key")
 	}
 	n.Insecure = n.Insecure || stated
 	if n.Instances, err = instances(own(nethsmInstances), f.path); err != nil {
@@ -271,7 +272,8 @@ func fingerprints(list string) ([][32]byte, error) {
 		if err != nil || len(raw) != sha256.Size {
 			return nil, failure.New(failure.Invalid,
 				fmt.Sprintf(
-					"write it as sha256: and %d hex digits; get it from the NetHSM's owner, or from: openssl x509 -in cert.pem -noout -fingerprint -sha256", 2*sha256.Size),
+					"write it as sha256: and %d hex digits; get it from the NetHSM's owner, or from: openssl x509 -in cert.pem "+
+						"-noout -fingerprint -sha256", 2*sha256.Size),
 				"the fingerprint %q of the NetHSM is no SHA-256 digest", text)
 		}
 		all = append(all, [32]byte(raw))

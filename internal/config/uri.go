@@ -46,7 +46,8 @@ func ParseURI(text string) (URI, error) {
 	if err := parsed.Parse(text); err != nil { // what it says may repeat a value
 		return URI{},
 			malformed(text,
-				"has a value that RFC 7512 does not allow: slot-id is a number, module-path a full path, and pin-source excludes pin-value")
+				"has a value that RFC 7512 does not allow: slot-id is a number, module-path a full path, and pin-source "+
+					"excludes pin-value")
 	}
 	path := func(name string) string { value, _ := parsed.GetPathAttribute(name, false); return value }
 	uri := URI{

@@ -95,7 +95,8 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 		}
 		if info.Extractable != nil && !*info.Extractable {
 			return failure.New(failure.Denied,
-				"use the module's own backup, as its vendor describes (of a NetHSM: 'notation-hsm nethsm backup'); a key that can be wrapped is made with 'notation-hsm key generate --backup-key'",
+				"use the module's own backup, as its vendor describes (of a NetHSM: 'notation-hsm nethsm backup'); a key that "+
+					"can be wrapped is made with 'notation-hsm key generate --backup-key'",
 				"the key %s was made not extractable: nothing can take it out of the module", info.URI)
 		}
 		// JSON carries nothing but UTF-8 unchanged.

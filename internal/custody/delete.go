@@ -116,7 +116,8 @@ func unusedByCA(folder string, public crypto.PublicKey) error {
 	for _, a := range all {
 		if certs.SameKey(a.Certificate().PublicKey, public) {
 			return failure.New(failure.Denied,
-				"the CA could issue and revoke nothing without it. If the CA is to end, revoke what it has issued, publish a last CRL, and remove its folder",
+				"the CA could issue and revoke nothing without it. If the CA is to end, revoke what it has issued, publish a "+
+					"last CRL, and remove its folder",
 				"the CA %q signs with the key", a.Name)
 		}
 	}

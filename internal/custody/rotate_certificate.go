@@ -82,6 +82,7 @@ func (r *Rotation) request(ctx context.Context, s *config.Settings, path string,
 	}
 	say("the request is in %s; nothing has changed for Notation yet", path)
 	say(
-		"next: have it signed by the CA, put its answer and the issuers into one PEM file, and run: notation-hsm key rotate %s --cert FILE", r.Name)
+		"next: have it signed by the CA, put its answer and the issuers into one PEM file, and run: notation-hsm key "+
+			"rotate %s --cert FILE", r.Name)
 	return nil
 }

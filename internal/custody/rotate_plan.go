@@ -226,7 +226,8 @@ func (r *Rotation) configure(entry notation.KeySuite, old *config.Settings) erro
 		}
 		if leaf {
 			return failure.New(failure.Invalid, "name a file with the issuers alone there, or take the setting out",
-				"certificate-chain, in the environment or the config file, names %s for every key, and the new key's certificate is not in it", now.CertificateChain)
+				"certificate-chain, in the environment or the config file, names %s for every key, and the new key's certificate "+
+					"is not in it", now.CertificateChain)
 		}
 	}
 	r.PluginConfig = settings

@@ -150,7 +150,8 @@ func (r *Recipient) refused(why error) error {
 	f.What = fmt.Sprintf("the recipient %q cannot open what is encrypted to it: %s", r.Name, f.What)
 	if f.Hint == "" {
 		f.Hint =
-			"name a recipient's key, as 'notation-hsm key generate --usage decrypt' makes it; if its module is mistaken, name the exported public key with pubkey:FILE"
+			"name a recipient's key, as 'notation-hsm key generate --usage decrypt' makes it; if its module is mistaken, name " +
+				"the exported public key with pubkey:FILE"
 	}
 	return &f
 }

@@ -165,7 +165,8 @@ func checkCertificate(path string, leaf *x509.Certificate, now time.Time) error 
 			"the recipient's certificate in %s is not valid before %s", path, leaf.NotBefore.UTC().Format(time.RFC3339))
 	case !mayReceive(leaf):
 		return failure.New(failure.Invalid,
-			"use the certificate of a recipient's key (keyEncipherment, or keyAgreement on an elliptic curve), or the key alone with pubkey:FILE",
+			"use the certificate of a recipient's key (keyEncipherment, or keyAgreement on an elliptic curve), or the key "+
+				"alone with pubkey:FILE",
 			"the certificate in %s says that its key is not for encryption", path)
 	}
 	return nil

@@ -248,7 +248,8 @@ func (c Copy) explain(err error, what string, images []Image) error {
 	changed := "get the image again from where it was published; nothing of it was written"
 	if c.To.transport() == docker.Transport.Name() {
 		changed =
-			"get the image again from where it was published; its tag was not written, but the registry may have those of its layers that are whole"
+			"get the image again from where it was published; its tag was not written, but the registry may have those of its " +
+				"layers that are whole"
 	}
 	text := err.Error()
 	for _, image := range images {

@@ -123,8 +123,10 @@ func (c *credential) fetch(ctx context.Context, limit time.Duration) (*pin.Secre
 		}
 		if c.withheld {
 			return nil, failure.New(failure.Denied,
-				"write pin-source under nethsm in the config file, or set NOTATION_HSM_NETHSM_PIN_SOURCE; better, set fingerprints or ca-file",
-				"no passphrase for user %s of the NetHSM: its TLS certificate is not verified (insecure), and a PIN that is set for any token is not sent to whoever answers", c.user)
+				"write pin-source under nethsm in the config file, or set NOTATION_HSM_NETHSM_PIN_SOURCE; better, set "+
+					"fingerprints or ca-file",
+				"no passphrase for user %s of the NetHSM: its TLS certificate is not verified (insecure), and a PIN that is set "+
+					"for any token is not sent to whoever answers", c.user)
 		}
 		return nil, failure.New(failure.Denied,
 			`set pin-source (of the administrator: administrator-pin-source) to env:NAME, file:/path, "exec:command args" or prompt`,

@@ -228,7 +228,8 @@ func (p *Setup) lookAtOperator(user string, fresh bool) error {
 		if err != nil {
 			if namespaceOf(user) != "" && p.order.Root == "" && errors.Is(err, errStranger) {
 				return failure.New(failure.Denied,
-					"if the namespace is not there yet, add --root-administrator NAME and --root-pin-source; if it is, check the passphrase", "%w", err)
+					"if the namespace is not there yet, add --root-administrator NAME and --root-pin-source; if it is, check "+
+						"the passphrase", "%w", err)
 			}
 			return err
 		}

@@ -45,7 +45,8 @@ func examineTrust(n *config.NetHSM) error {
 			"the NetHSM's certificate is to be trusted by fingerprints or ca-file, and whatever it is (insecure)")
 	}
 	warn(
-		"TLS certificates of the NetHSM are NOT verified (insecure): whoever is on the network can read the passphrase and answer in its place")
+		"TLS certificates of the NetHSM are NOT verified (insecure): whoever is on the network can read the passphrase and " +
+			"answer in its place")
 	return nil
 }
 

@@ -96,7 +96,8 @@ func unreachable(instance string, err error) *trouble {
 			"if its certificate was replaced, ask its owner for the new fingerprint, and put that into fingerprints under nethsm", "%s is not the NetHSM that is expected: %w", instance, fingerprint)}
 	case errors.As(err, &unverified):
 		return &trouble{instance: instance, stranger: true, err: failure.New(failure.Denied,
-			"a NetHSM's own certificate is self-signed: write ca-file, or fingerprints (sha256:...), under nethsm in the config file", "the TLS certificate of %s does not verify: %w", instance, unverified.Err)}
+			"a NetHSM's own certificate is self-signed: write ca-file, or fingerprints (sha256:...), under nethsm in the "+
+				"config file", "the TLS certificate of %s does not verify: %w", instance, unverified.Err)}
 	case errors.As(err, &name) && name.IsNotFound:
 		return &trouble{instance: instance, err: failure.New(failure.Invalid, "check instances under nethsm",
 			"there is no host %s", name.Name)}
@@ -170,12 +171,14 @@ func (r request) want(a *answer, statuses ...int) error {
 		return f
 	case http.StatusForbidden:
 		return failure.New(failure.Denied,
-			"it may have another role, be in another namespace, or lack the tag that the key is restricted to: see 'notation-hsm nethsm setup --help'",
+			"it may have another role, be in another namespace, or lack the tag that the key is restricted to: see "+
+				"'notation-hsm nethsm setup --help'",
 			"%s failed: user %s may not do that (403)%s", r.what, user, said(a))
 	case http.StatusNotFound:
 		if strings.HasPrefix(r.path, "/keys/") {
 			return failure.New(failure.Invalid,
-				"see the keys with 'notation-hsm key list --token nethsm:'; a user in a namespace sees those of that namespace alone", "%s failed: there is no such key for user %s (404)", r.what, user)
+				"see the keys with 'notation-hsm key list --token nethsm:'; a user in a namespace sees those of that "+
+					"namespace alone", "%s failed: there is no such key for user %s (404)", r.what, user)
 		}
 		return failure.New(failure.Invalid, "check the name, and the NetHSM's version",
 			"%s failed: there is no such thing for user %s (404)%s", r.what, user, said(a))

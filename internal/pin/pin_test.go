@@ -128,9 +128,10 @@ func TestEndlessCommand(t *testing.T) {
 		t.Errorf("it took %d bytes of memory", used)
 	}
 	for name, lines := range map[string]string{
-		"prints":      "sleep 600 & echo $! >%s; echo $$ >>%[1]s; yes; ",
-		"waits":       "sleep 600 & echo $! >%s; echo $$ >>%[1]s; echo 1; kill -USR1 %[2]d; wait",
-		"ignores":     "trap '' TERM INT HUP; sh -c 'trap \"\" TERM INT HUP; sleep 600' & echo $! >%s; echo $$ >>%[1]s; kill -USR1 %[2]d; wait",
+		"prints": "sleep 600 & echo $! >%s; echo $$ >>%[1]s; yes; ",
+		"waits":  "sleep 600 & echo $! >%s; echo $$ >>%[1]s; echo 1; kill -USR1 %[2]d; wait",
+		"ignores": "trap '' TERM INT HUP; sh -c 'trap \"\" TERM INT HUP; sleep 600' & echo $! >%s; echo $$ >>%[1]s; " +
+			"kill -USR1 %[2]d; wait",
 		"ends before": "sleep 600 & echo $! >%s; echo $$ >>%[1]s; echo 1",
 	} {
 		pids := filepath.Join(t.TempDir(), "pids")

@@ -48,7 +48,8 @@ func (k *Key) decryptOAEP(ciphertext []byte, o *rsa.OAEPOptions) ([]byte, error)
 		f.Kind = failure.Unsupported
 		f.What = k.name() + " can't be used: " + k.token.name() + " does no OAEP with " + o.Hash.String()
 		f.Hint =
-			"encrypt to this key with SHA-1, by ?oaep=sha1 after the recipient; SHA-1 is safe in OAEP, and some tokens know no other hash"
+			"encrypt to this key with SHA-1, by ?oaep=sha1 after the recipient; SHA-1 is safe in OAEP, and some tokens know " +
+				"no other hash"
 		return nil, f
 	}
 	return plain, err

@@ -102,7 +102,8 @@ func (t *Token) mayTryPIN() error {
 		return f
 	case state == key.PINFinalTry && !t.settings.AllowFinalPINTry:
 		return failure.New(failure.Denied,
-			"give the right PIN to the vendor's tool once, which resets the count; or set allow-final-pin-try=true to try here all the same",
+			"give the right PIN to the vendor's tool once, which resets the count; or set allow-final-pin-try=true to try "+
+				"here all the same",
 			"one more wrong PIN locks %s, so the PIN was not tried", t.name())
 	}
 	return nil

@@ -47,7 +47,8 @@ func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 	}
 	m := &Module{path: s.ModulePath, timeout: s.Timeout, ctx: ctx}
 	crash.Expect(failure.New(failure.Internal,
-		"update the module, and report the crash to its vendor; set NOTATION_HSM_LOG=/path/to/log to see the step it crashed in",
+		"update the module, and report the crash to its vendor; set NOTATION_HSM_LOG=/path/to/log to see the step "+
+			"it crashed in",
 		"the PKCS#11 module %s crashed", m.path))
 	err := m.within("starting it", func(context.Context) error {
 		if info, err := os.Stat(m.path); err == nil && info.IsDir() {
@@ -84,7 +85,8 @@ func (m *Module) initialize() error {
 	if err != nil {
 		f := failure.From(m.failed(err, "can't start the PKCS#11 module %s", m.path))
 		f.Hint =
-			"check that what the module talks to is running, and that this user may use it (openCryptoki: pkcsslotd and the group pkcs11; a TPM: /dev/tpmrm0 and the group tss; a network HSM: its client's configuration)"
+			"check that what the module talks to is running, and that this user may use it (openCryptoki: pkcsslotd and the " +
+				"group pkcs11; a TPM: /dev/tpmrm0 and the group tss; a network HSM: its client's configuration)"
 		return f
 	}
 	m.owner = true

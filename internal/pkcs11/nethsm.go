@@ -54,7 +54,8 @@ func (t *Token) mayWrite(otherwise string) error {
 	switch {
 	case t.isNetHSM():
 		return failure.New(failure.Denied,
-			"do it without the module, with '--token nethsm:', or nethsm:KEYID as the key; the section nethsm of the config file names the administrator",
+			"do it without the module, with '--token nethsm:', or nethsm:KEYID as the key; the section nethsm of the config "+
+				"file names the administrator",
 			"%s is a NetHSM: its module changes keys and certificates for the Administrator alone", t.name())
 	case t.info.flags&pkcs11.CKF_WRITE_PROTECTED != 0:
 		return failure.New(failure.Denied, otherwise, "%s is read-only", t.name())

@@ -163,6 +163,7 @@ func (t *Token) publicHalf(private objectHandle) (public crypto.PublicKey, id []
 			"key %s on %s can't be used: %w", keyName(t.settings.Key), t.name(), problem)
 	}
 	return nil, id, label, failure.New(failure.Invalid,
-		"put the key's certificate or public key on the token with the same CKA_ID, or set certificate-chain to a file with the certificate",
+		"put the key's certificate or public key on the token with the same CKA_ID, or set certificate-chain to a file "+
+			"with the certificate",
 		"can't tell what key %s on %s is: %w", keyName(t.settings.Key), t.name(), problem)
 }

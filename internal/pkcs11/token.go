@@ -137,7 +137,8 @@ func (t *Token) find() error {
 		return unread
 	case len(there) == 0:
 		return failure.New(failure.Invalid,
-			"check that the HSM is connected and its module configured (some modules read a file that a variable names: see env in the config file)",
+			"check that the HSM is connected and its module configured (some modules read a file that a variable names: see "+
+				"env in the config file)",
 			"the PKCS#11 module %s shows no token", t.path)
 	}
 	if !named {

@@ -56,7 +56,8 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 			f.What = "the security officer can't log in to " + t.name()
 			if f.CKR == "CKR_PIN_INCORRECT" {
 				f.Hint =
-					"the security officer's PIN is wrong; check --so-pin-source. It is not tried again: on most tokens a few wrong ones end in a reset"
+					"the security officer's PIN is wrong; check --so-pin-source. It is not tried again: on most tokens a few wrong " +
+						"ones end in a reset"
 			}
 			return f
 		}

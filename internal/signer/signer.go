@@ -194,7 +194,8 @@ func (j *job) findChain() ([]*x509.Certificate, error) {
 		where = "in " + j.settings.CertificateChain + " or on the token"
 	}
 	return nil, failure.New(failure.Invalid,
-		"make one with 'notation-hsm cert self-sign', or have 'notation-hsm cert csr' signed by your CA; then 'notation-hsm cert import', or name its file in certificate-chain",
+		"make one with 'notation-hsm cert self-sign', or have 'notation-hsm cert csr' signed by your CA; then "+
+			"'notation-hsm cert import', or name its file in certificate-chain",
 		"there is no certificate for the key %s %s", j.settings.Key, where)
 }
 

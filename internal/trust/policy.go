@@ -171,7 +171,8 @@ func exact(scope string, signers []Signer) error {
 			}
 			return failure.New(failure.Invalid,
 				"give both certificates under the same CA (the very same --cert or root), or keep them to different scopes",
-				"in the scope %q, Notation would take %s also under the CA %q of signer %q, where no signer is allowed it; it is meant for signer %q alone",
+				"in the scope %q, Notation would take %s also under the CA %q of signer %q, where no signer is allowed it; it is "+
+					"meant for signer %q alone",
 				scope, other.whom(), s.Trusts, s.Name, other.Name)
 		}
 	}
