@@ -32,6 +32,9 @@ func TestURIRoundTrip(t *testing.T) {
 	}
 }
 
+// uriCost is what reading a reference to a key may allocate.
+var uriCost = boundtest.Budget{Bytes: 32 << 10, BytesPerByte: 128}
+
 // FuzzURI holds that no key reference crashes, and that what is accepted prints as a URI that means the same.
 func FuzzURI(f *testing.F) {
 	for _, seed := range []string{
@@ -44,7 +47,9 @@ func FuzzURI(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		uri, err := ParseURI(text)
+		var uri URI
+		var err error
+		uriCost.Check(t, len(text), func() { uri, err = ParseURI(text) })
 		if err != nil {
 			if !failure.Is(err, failure.Invalid) {
 				t.Errorf("%q: %v is not a failure of the user's", text, err)

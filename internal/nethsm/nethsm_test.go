@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -513,6 +514,9 @@ func selfSigned(t *testing.T, signer crypto.Signer) *x509.Certificate {
 	return cert
 }
 
+// answerCost is what reading an answer, as each kind that there is, may allocate.
+var answerCost = boundtest.Budget{Bytes: 128 << 10, BytesPerByte: 512}
+
 // FuzzAnswers holds that no answer crashes, and that what is taken from one is whole.
 func FuzzAnswers(f *testing.F) {
 	for _, seed := range []string{
@@ -524,6 +528,13 @@ func FuzzAnswers(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
+		answerCost.Check(t, len(body), func() {
+			_ = said(&answer{http.StatusForbidden, body})
+			_, _ = parseState(body)
+			_, _ = parseKeyList(body)
+			_, _ = parseChain(body)
+			_, _ = parseKey(body)
+		})
 		_ = said(&answer{http.StatusForbidden, body})
 		if state, err := parseState(body); err == nil && state == "" {
 			t.Error("a state without a name")

@@ -11,6 +11,8 @@ import (
 	"encoding/asn1"
 	"math/big"
 	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 )
 
 // TestEncodePSS signs with raw RSA what encodePSS made; crypto/rsa has to accept it. Odd key lengths leave other bits
@@ -96,13 +98,18 @@ func TestECDSAForms(t *testing.T) {
 	}
 }
 
+// signatureCost is what changing the form of a signature may allocate.
+var signatureCost = boundtest.Budget{Bytes: 16 << 10, BytesPerByte: 32}
+
 // FuzzSignatureForm holds that whatever a module returns for a signature becomes DER or an error.
 func FuzzSignatureForm(f *testing.F) {
 	f.Add(make([]byte, 64), 32)
 	f.Add([]byte{0x30, 6, 2, 1, 1, 2, 1, 1}, 32)
 	f.Add([]byte{0x30, 0x84, 0xff, 0xff, 0xff, 0xff}, 66)
 	f.Fuzz(func(t *testing.T, signature []byte, size int) {
-		der, err := ecdsaToDER(signature, 32+(size&0xff)%35)
+		var der []byte
+		var err error
+		signatureCost.Check(t, len(signature), func() { der, err = ecdsaToDER(signature, 32+(size&0xff)%35) })
 		if err != nil {
 			return
 		}

@@ -3,6 +3,8 @@ package scope
 import (
 	"strings"
 	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 )
 
 // TestOneName holds that a repository has one name, however its registry is spelt.
@@ -46,6 +48,9 @@ func TestOneName(t *testing.T) {
 	}
 }
 
+// cost is what giving a repository its one name may allocate.
+var cost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 128}
+
 // FuzzCanonical holds that a name that was normalised is not normalised further, in whichever case it is written.
 func FuzzCanonical(f *testing.F) {
 	for _, seed := range []string{"REGISTRY.example.com:443/a", "[::1]:80/a", "docker.io/a", "127.0.0.1/a", "a:b:c/d",
@@ -53,7 +58,9 @@ func FuzzCanonical(f *testing.F) {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, name string) {
-		canonical, err := Canonical(name)
+		var canonical string
+		var err error
+		cost.Check(t, len(name), func() { canonical, err = Canonical(name) })
 		if err != nil {
 			return
 		}
