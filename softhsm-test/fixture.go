@@ -35,6 +35,18 @@ func Missing(t testing.TB, what string) {
 	t.Skipf("%s is missing: run 'make test', which installs it", what)
 }
 
+// NeedRoot is for tests that give files to other users, or become one. On CI a test without root fails, elsewhere it is skipped.
+func NeedRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatal("only root can act for other users: run the tests as root")
+	}
+	t.Skip("only root can act for other users: run the tests as root")
+}
+
 // Program returns the path of an installed program.
 func Program(t testing.TB, name string) string {
 	t.Helper()

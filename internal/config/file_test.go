@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
 // configured writes the config file of a test, which is the user's alone, and empties the environment.
@@ -100,9 +101,7 @@ func chmod(t *testing.T, path string, mode os.FileMode) {
 
 func own(t *testing.T, path string) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("only root can give a file to another user: run it as root")
-	}
+	softhsmtest.NeedRoot(t)
 	if err := os.Chown(path, 4242, -1); err != nil {
 		t.Fatal(err)
 	}

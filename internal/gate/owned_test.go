@@ -14,6 +14,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
 // newOwned makes a node whose files are all that a verifier's settings can name, each below a folder of its own.
@@ -66,8 +67,8 @@ func TestInstallRefusesFiles(t *testing.T) {
 			"owned":        func(path string) error { return os.Chown(path, 4242, -1) },
 		} {
 			t.Run(path+" "+how, func(t *testing.T) {
-				if how == "owned" && os.Geteuid() != 0 {
-					t.Skip("only root can give a file to another user: run it as root")
+				if how == "owned" {
+					softhsmtest.NeedRoot(t)
 				}
 				node, folder := newOwned(t)
 				program := filepath.Join(folder, "above-program/program/hsm-image")
@@ -99,9 +100,7 @@ func TestInstallRefusesFiles(t *testing.T) {
 
 // TestCheckFilesOwner lets the verifier's user own the state directory, and nothing else.
 func TestCheckFilesOwner(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give a file to another user: run it as root")
-	}
+	softhsmtest.NeedRoot(t)
 	node, folder := newOwned(t)
 	program := filepath.Join(folder, "above-program/program/hsm-image")
 	if err := os.Chown(node.StateDir, 4242, -1); err != nil {
@@ -253,9 +252,7 @@ ca = 7
 
 // TestGiveAway gives a log that root began to the verifier's user, and leaves alone what is the user's already.
 func TestGiveAway(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give a file to another user: run it as root")
-	}
+	softhsmtest.NeedRoot(t)
 	folder := t.TempDir()
 	file := filepath.Join(folder, "decisions.jsonl")
 	node, user := Node{StateDir: folder, Options: Options{CacheDir: filepath.Join(folder, "cache")}},

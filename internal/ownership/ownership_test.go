@@ -8,6 +8,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
 // place makes a folder with a file in it, below a folder that is the user's alone.
@@ -90,9 +91,7 @@ func TestCheck(t *testing.T) {
 
 // Who owns a folder on the way can replace the file.
 func TestCheckOwner(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can give a file to another user: run it as root")
-	}
+	softhsmtest.NeedRoot(t)
 	for _, which := range []string{"folder", "file", "link"} {
 		t.Run(which, func(t *testing.T) {
 			folder, file := place(t)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
 // A process can't leave its sandbox, so each test runs its part in a process of its own: this test program, with the
@@ -319,9 +320,7 @@ func become() {
 
 // TestBecome gives up all that is root's, with every thread.
 func TestBecome(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can become another user: run it as root")
-	}
+	softhsmtest.NeedRoot(t)
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, nil, 0o600); err != nil {
 		t.Fatal(err)
