@@ -1,10 +1,13 @@
 package bound_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
@@ -24,5 +27,28 @@ func TestReadFile(t *testing.T) {
 	}
 	if _, err := bound.ReadFile(path+"s", 5); !os.IsNotExist(err) {
 		t.Error(err)
+	}
+}
+
+// TestReadPipe reads a pipe as a shell hands it over, and waits for none that nobody writes to.
+func TestReadPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := bound.ReadFile(path, 5); err != nil || len(data) > 0 {
+		t.Errorf("%q, %v", data, err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	go func() {
+		_, _ = w.WriteString("12345")
+		_ = w.Close()
+	}()
+	if data, err := bound.ReadFile(fmt.Sprintf("/dev/fd/%d", r.Fd()), 5); err != nil || string(data) != "12345" {
+		t.Errorf("%q, %v", data, err)
 	}
 }
