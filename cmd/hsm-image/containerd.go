@@ -58,18 +58,20 @@ func containerdConfigCommand() *cobra.Command {
 			if path == "" {
 				own, err := os.Executable()
 				if err != nil {
-					return failure.New(failure.Internal, "name it with --path", "this program does not find itself: %w", err)
+					return failure.New(failure.Internal, "this program does not find itself: %w", err).WithHint("name it with --path")
 				}
 				path = own
 			}
 			for _, file := range []string{path, settings, root} {
 				if !filepath.IsAbs(file) {
-					return failure.New(failure.Invalid, "containerd has a working folder of its own", "%s is not a full path", file)
+					return failure.New(failure.Invalid, "%s is not a full path", file).
+						WithHint("containerd has a working folder of its own")
 				}
 			}
 			for _, key := range keys {
 				if strings.Contains(key, "pin-value=") {
-					return failure.New(failure.Invalid, "give pin-source in "+settings, "a PIN in containerd's configuration would be read by others")
+					return failure.New(failure.Invalid, "a PIN in containerd's configuration would be read by others").
+						WithHint("give pin-source in " + settings)
 				}
 			}
 			config, err := image.ContainerdConfig(path, settings, root, user, keys)

@@ -100,7 +100,7 @@ the image anew, without them. The last recipient can't be removed.`,
 			return err
 		}
 		if len(recipients) == 0 {
-			return cli.Usage(c, failure.New(failure.Invalid, "", "--recipient is missing"))
+			return cli.Usage(c, failure.New(failure.Invalid, "--recipient is missing"))
 		}
 		made, err := image.RemoveRecipients(c.Context(), ref, registry(), recipients)
 		if err != nil {

@@ -34,14 +34,14 @@ name, and the folders above them. The verifier looks again each time that it run
 	c.Flags().StringVar(&binDir, "bin-dir", "", "containerd's folder of image verifiers")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if binDir == "" || node.TrustDir == "" {
-			return cli.Usage(c, failure.New(failure.Invalid, "", "--bin-dir and --trust-dir are needed"))
+			return cli.Usage(c, failure.New(failure.Invalid, "--bin-dir and --trust-dir are needed"))
 		}
 		if err := refuseEmpty(c, "bin-dir", "trust-dir", "state-dir", "hosts-dir", "auth-file", "user"); err != nil {
 			return err
 		}
 		program, err := os.Executable()
 		if err != nil {
-			return failure.New(failure.Internal, "", "can't tell where this program is: %w", err)
+			return failure.New(failure.Internal, "can't tell where this program is: %w", err)
 		}
 		done, err := node.Install(binDir, program)
 		if err != nil {
@@ -97,7 +97,7 @@ func verifierCommand() *cobra.Command {
 		gate.LimitMemory()
 		program, err := os.Executable()
 		if err != nil {
-			return failure.New(failure.Internal, "", "can't tell where this program is: %w", err)
+			return failure.New(failure.Internal, "can't tell where this program is: %w", err)
 		}
 		fault, err := node.Enter(program)
 		if err != nil {
@@ -115,7 +115,7 @@ func verifierCommand() *cobra.Command {
 		}
 		if !r.Passed() {
 			fmt.Fprintln(c.OutOrStdout(), r.Reason)
-			return failure.New(failure.Denied, "", "%s is refused: %s", r.Reference, r.Reason)
+			return failure.New(failure.Denied, "%s is refused: %s", r.Reference, r.Reason)
 		}
 		by := r.Reason
 		if r.Signature != nil {

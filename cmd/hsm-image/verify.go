@@ -50,7 +50,7 @@ digest that is printed. An index that is signed covers the images that it lists.
 			return err
 		}
 		if timeout <= 0 {
-			return cli.Usage(c, failure.New(failure.Invalid, "", "--timeout has to be more than 0"))
+			return cli.Usage(c, failure.New(failure.Invalid, "--timeout has to be more than 0"))
 		}
 		gate.LimitMemory()
 		// this ends before a collection pays for itself: with ten images that is a twentieth of the time
@@ -81,7 +81,7 @@ digest that is printed. An index that is signed covers the images that it lists.
 			}
 		}
 		if bad > 0 {
-			return failure.New(failure.Denied, "", "%d of %d images did not pass", bad, len(results))
+			return failure.New(failure.Denied, "%d of %d images did not pass", bad, len(results))
 		}
 		return nil
 	}
@@ -99,7 +99,7 @@ func addPluginFlag(c *cobra.Command, options *gate.Options) {
 func refuseEmpty(c *cobra.Command, names ...string) error {
 	for _, name := range names {
 		if c.Flags().Changed(name) && c.Flags().Lookup(name).Value.String() == "" {
-			return cli.Usage(c, failure.New(failure.Invalid, "", "--%s is empty", name))
+			return cli.Usage(c, failure.New(failure.Invalid, "--%s is empty", name))
 		}
 	}
 	return nil

@@ -29,7 +29,7 @@ half and certificates beside it, and is of no use without a token that holds the
 		"the wrapping key, by its label or URI (default: the only one on the token)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if to == "" {
-			return failure.New(failure.Invalid, "as in: --to release.backup.json", "a backup needs a file")
+			return failure.New(failure.Invalid, "a backup needs a file").WithHint("as in: --to release.backup.json")
 		}
 		s, err := config.Resolve(args[0], given(), config.Flags)
 		if err != nil {
@@ -123,7 +123,7 @@ key, or the certificate of a key in the custodian's own module. Without, the fil
 	c.Flags().StringVar(&so, "so-pin-source", "", soPINHelp)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if sharing.Folder == "" {
-			return failure.New(failure.Invalid, "as in: --folder shares", "the shares need a folder")
+			return failure.New(failure.Invalid, "the shares need a folder").WithHint("as in: --folder shares")
 		}
 		if !c.Flags().Changed("shares") {
 			sharing.Shares = len(sharing.Custodians)

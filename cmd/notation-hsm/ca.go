@@ -50,7 +50,7 @@ key. A library or command that they name is listed in the config file as well. T
 	c.Flags().StringArrayVar(&terms.Exclude, "exclude", nil, "name constraint: what is not allowed below; may be repeated")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if reference == "" {
-			return failure.New(failure.Invalid, `as in: --key "pkcs11:token=vault;object=root"`, "a CA needs a --key")
+			return failure.New(failure.Invalid, "a CA needs a --key").WithHint(`as in: --key "pkcs11:token=vault;object=root"`)
 		}
 		if c.Flags().Changed("path-length") {
 			terms.PathLength = &pathLength
@@ -105,8 +105,8 @@ key.`,
 	c.Flags().BoolVar(&yes, "yes", false, "with --csr: don't ask")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if (csr == "") == (reference == "") {
-			return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'",
-				"what to certify is given by one of --csr and --key")
+			return failure.New(failure.Invalid, "what to certify is given by one of --csr and --key").
+				WithHint("see '" + c.CommandPath() + " --help'")
 		}
 		a, err := open()
 		if err != nil {
@@ -264,8 +264,8 @@ revocation is noted without. The settings given as flags are for --key.`,
 			}
 		}
 		if count != 1 {
-			return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'",
-				"what to revoke is given by one of --serial, --key and --cert")
+			return failure.New(failure.Invalid, "what to revoke is given by one of --serial, --key and --cert").
+				WithHint("see '" + c.CommandPath() + " --help'")
 		}
 		a, err := open()
 		if err != nil {
@@ -362,8 +362,8 @@ func addCA(c *cobra.Command, name *string) func() (*ca.Authority, error) {
 	c.Flags().StringVar(name, "ca", "", "the CA, by its name (required)")
 	return func() (*ca.Authority, error) {
 		if *name == "" {
-			return nil, failure.New(failure.Invalid, "as in: --ca signing; see 'notation-hsm ca list'",
-				"which CA is meant is given by --ca")
+			return nil, failure.New(failure.Invalid, "which CA is meant is given by --ca").
+				WithHint("as in: --ca signing; see 'notation-hsm ca list'")
 		}
 		dir, err := folder()
 		if err != nil {

@@ -31,8 +31,8 @@ kept as those of 'ca init' are.`,
 	c.Flags().StringVar(&out, "out", "", "folder for certificates, lists and the transcript (required unless --dry-run)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if out == "" && !dryRun {
-			return failure.New(failure.Invalid, "as in: --out ceremony-2026; or see what it would do with --dry-run",
-				"the ceremony needs a folder for what it makes")
+			return failure.New(failure.Invalid, "the ceremony needs a folder for what it makes").
+				WithHint("as in: --out ceremony-2026; or see what it would do with --dry-run")
 		}
 		dir, err := folder()
 		if err != nil {

@@ -58,8 +58,8 @@ func onSubject(c *cobra.Command, subject *string,
 		`distinguished name, as in "CN=release,O=Example,C=CH,ST=Zurich" (required)`)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if *subject == "" {
-			return failure.New(failure.Invalid, `as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`,
-				"a certificate needs a --subject")
+			return failure.New(failure.Invalid, "a certificate needs a --subject").
+				WithHint(`as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`)
 		}
 		s, err := config.Resolve(args[0], given(), config.Flags)
 		if err != nil {

@@ -52,7 +52,7 @@ Without KEY it looks at the module, its tokens, the plugin, and Notation's signi
 			}
 		}
 		if failures > 0 {
-			return failure.New(failure.Invalid, "", "%d of %d checks failed", failures, len(report))
+			return failure.New(failure.Invalid, "%d of %d checks failed", failures, len(report))
 		}
 		return nil
 	}

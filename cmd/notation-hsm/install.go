@@ -35,8 +35,8 @@ what the key of this name has in Notation's list is shown, and listed after a ye
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		settings := given()
 		if reference != "" && name == "" || reference == "" && (makeDefault || len(settings) > 0) {
-			return failure.New(failure.Invalid, `as in: --key-name release --key "pkcs11:token=signing;object=release"`,
-				"a signing key needs both --key-name and --key")
+			return failure.New(failure.Invalid, "a signing key needs both --key-name and --key").
+				WithHint(`as in: --key-name release --key "pkcs11:token=signing;object=release"`)
 		}
 		out := c.ErrOrStderr()
 		path, err := custody.Install()

@@ -68,8 +68,8 @@ func nethsmStatusCommand() *cobra.Command {
 				return nil
 			}
 		}
-		return failure.New(failure.Internal, "a Locked one wants its unlock passphrase, an Unprovisioned one to be set up",
-			"no instance is operational")
+		return failure.New(failure.Internal, "no instance is operational").
+			WithHint("a Locked one wants its unlock passphrase, an Unprovisioned one to be set up")
 	}
 	return c
 }

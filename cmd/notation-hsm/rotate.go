@@ -35,7 +35,7 @@ The plan is shown and confirmed first. A rotation that was interrupted, wherever
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		o.Name, o.Given = args[0], given()
 		if o.Request != "" && (o.Certificate != "" || o.CA != "") {
-			return failure.New(failure.Invalid, "give one of them", "--csr goes with neither --cert nor --ca")
+			return failure.New(failure.Invalid, "--csr goes with neither --cert nor --ca").WithHint("give one of them")
 		}
 		if o.CAFolder, err = folder(); err != nil {
 			return err

@@ -92,11 +92,11 @@ A signer who is there already gets more scopes, and needs none of these. The cha
 		switch {
 		case threshold != 1:
 			return failure.New(failure.Invalid,
-				"let a release pipeline check all signatures before it signs last, and trust its key alone",
-				"a threshold of %d is not something Notation can verify: one good signature is always enough for it", threshold)
+				"a threshold of %d is not something Notation can verify: one good signature is always enough for it", threshold).
+				WithHint("let a release pipeline check all signatures before it signs last, and trust its key alone")
 		case len(g.Scopes) == 0:
-			return failure.New(failure.Invalid, "as in: --scope registry.example.com/team/app",
-				"signer %q needs a --scope to sign in", g.Name)
+			return failure.New(failure.Invalid, "signer %q needs a --scope to sign in", g.Name).
+				WithHint("as in: --scope registry.example.com/team/app")
 		}
 		path, err := trust.Path(*manifest)
 		if err != nil {
@@ -132,11 +132,11 @@ func certificate(ctx context.Context, by signerFlags, settings map[string]string
 	const hint = "as in: --cert alice.pem, --key \"pkcs11:token=signing;object=release\", or --ca team"
 	switch {
 	case named > 1:
-		return nil, failure.New(failure.Invalid, hint, "a signer is known by one of --cert, --key and --ca")
+		return nil, failure.New(failure.Invalid, "a signer is known by one of --cert, --key and --ca").WithHint(hint)
 	case by.subject != "" && by.file == "" && by.ca == "":
-		return nil, failure.New(failure.Invalid, "name the CA with --ca or --cert", "a --subject limits a CA")
+		return nil, failure.New(failure.Invalid, "a --subject limits a CA").WithHint("name the CA with --ca or --cert")
 	case by.key == "" && len(settings) > 0:
-		return nil, failure.New(failure.Invalid, hint, "the settings of a token need a --key")
+		return nil, failure.New(failure.Invalid, "the settings of a token need a --key").WithHint(hint)
 	case by.key != "":
 		s, err := config.Resolve(by.key, settings, config.Flags)
 		if err != nil {
@@ -264,7 +264,7 @@ What a format can't say exactly is refused.`,
 		case "ratify":
 			return exportYAML(c, trust.Ratify, path, to)
 		}
-		return failure.New(failure.Invalid, "use notation, kyverno or ratify", "there is no format %q", format)
+		return failure.New(failure.Invalid, "there is no format %q", format).WithHint("use notation, kyverno or ratify")
 	}
 	return c
 }

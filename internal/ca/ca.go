@@ -61,8 +61,8 @@ func Folder(flag string) (string, error) {
 	}
 	dir, err := folders.Config()
 	if err != nil {
-		return "", failure.New(failure.Invalid, "set --ca-dir or NOTATION_HSM_CA_DIR",
-			"can't tell where the CAs are kept: %w", err)
+		return "", failure.New(failure.Invalid, "can't tell where the CAs are kept: %w", err).
+			WithHint("set --ca-dir or NOTATION_HSM_CA_DIR")
 	}
 	return filepath.Join(dir, "notation-hsm", "ca"), nil
 }
@@ -75,8 +75,8 @@ func checkName(name string) error {
 	if names().MatchString(name) {
 		return nil
 	}
-	return failure.New(failure.Invalid, "use letters, digits, dots, dashes and underscores, as in: signing-2026",
-		"%q can't be the name of a CA, which is also that of its folder", name)
+	return failure.New(failure.Invalid, "%q can't be the name of a CA, which is also that of its folder", name).
+		WithHint("use letters, digits, dots, dashes and underscores, as in: signing-2026")
 }
 
 const description = "ca.json" // written last: a CA exists when it does
@@ -92,15 +92,18 @@ func Open(folder, name string) (*Authority, error) {
 		return nil, unknown(folder, name)
 	}
 	if err != nil {
-		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't read the CA %q: %w", name, err)
+		return nil, failure.New(failure.Internal, "can't read the CA %q: %w", name, err).
+			WithHint("check the folder's permissions")
 	}
 	if err := json.Unmarshal(data, a); err != nil {
-		return nil, failure.New(failure.Invalid, "restore the file from a backup", "the file %s is damaged: %w",
-			a.path(description), err)
+		return nil, failure.New(failure.Invalid, "the file %s is damaged: %w",
+			a.path(description), err).
+			WithHint("restore the file from a backup")
 	}
 	if a.Name != name { // it names files
-		return nil, failure.New(failure.Invalid, "restore the file from a backup; a CA's folder keeps its name",
-			"the file %s is damaged: it is that of a CA %.100q", a.path(description), a.Name)
+		return nil, failure.New(failure.Invalid,
+			"the file %s is damaged: it is that of a CA %.100q", a.path(description), a.Name).
+			WithHint("restore the file from a backup; a CA's folder keeps its name")
 	}
 	if a.chain, err = certs.ReadFile(a.path("chain.pem")); err != nil {
 		return nil, err
@@ -117,14 +120,14 @@ func unknown(folder, name string) error {
 		}
 		hint = "there are: " + strings.Join(known, ", ")
 	}
-	return failure.New(failure.Invalid, hint, "there is no CA %q in %s", name, folder)
+	return failure.New(failure.Invalid, "there is no CA %q in %s", name, folder).WithHint(hint)
 }
 
 // List returns all CAs in a folder, by name.
 func List(folder string) ([]*Authority, error) {
 	entries, err := os.ReadDir(folder)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't list the CAs: %w", err)
+		return nil, failure.New(failure.Internal, "can't list the CAs: %w", err).WithHint("check the folder's permissions")
 	}
 	var all []*Authority
 	for _, entry := range entries {
@@ -179,8 +182,8 @@ func (a *Authority) withKey(ctx context.Context, given map[string]string, do fun
 	}
 	return keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
 		if !certs.SameKey(k.Public(), a.Certificate().PublicKey) {
-			return failure.New(failure.Invalid, "check the token; the CA's key is the one in "+a.path("chain.pem"),
-				"the key %s is not that of the CA %q", s.Key, a.Name)
+			return failure.New(failure.Invalid, "the key %s is not that of the CA %q", s.Key, a.Name).
+				WithHint("check the token; the CA's key is the one in " + a.path("chain.pem"))
 		}
 		return do(k)
 	})

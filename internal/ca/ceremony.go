@@ -98,8 +98,8 @@ func (p *Plan) Perform(ctx context.Context, folder, out string, said func(string
 	}
 	defer unlock()
 	if _, err := os.Stat(filepath.Join(out, transcriptFile)); !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "name another folder with --out",
-			"the folder %s has the transcript of another ceremony", out)
+		return failure.New(failure.Invalid, "the folder %s has the transcript of another ceremony", out).
+			WithHint("name another folder with --out")
 	}
 	c := &ceremony{
 		Plan: p, folder: folder, out: out, said: said, keys: map[string]string{}, given: map[string]map[string]string{},
@@ -218,9 +218,9 @@ func (c *ceremony) free(ctx context.Context, k KeyPlan) error {
 			return err
 		}
 		if info.Label == k.Label {
-			return failure.New(failure.Invalid, "choose another label, or leave it out of keys and use "+info.URI+
-				" where it is needed",
-				"token %q has a key with the label %q already", k.Token, k.Label)
+			return failure.New(failure.Invalid, "token %q has a key with the label %q already", k.Token, k.Label).
+				WithHint("choose another label, or leave it out of keys and use " + info.URI +
+					" where it is needed")
 		}
 	}
 	return nil

@@ -34,10 +34,9 @@ func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate
 		// what is no list of ours is no evidence
 		if other, err := readList(published, a.Certificate()); published != "" && err == nil {
 			if err := l.covers(nil, other, "the list "+published); err != nil {
-				return failure.New(failure.Invalid,
-					"restore the newest folder of the CA from a backup; or take over what the list has: notation-hsm ca recover --ca "+
-						a.Name+" --crl "+published,
-					"the folder of the CA %q is not what it was: %w", a.Name, err)
+				return failure.New(failure.Invalid, "the folder of the CA %q is not what it was: %w", a.Name, err).
+					WithHint("restore the newest folder of the CA from a backup; or take over what the list has: notation-hsm ca recover --ca " +
+						a.Name + " --crl " + published)
 			}
 		}
 		return a.withKey(ctx, given, func(k keystore.Key) error {
@@ -87,9 +86,9 @@ func (a *Authority) Published() (*x509.RevocationList, error) {
 	}
 	if err != nil {
 		return nil, failure.New(failure.Invalid,
-			"copy the list that is published to that place; if there is none, remove the file and sign a new list: "+
-				"notation-hsm ca crl --ca "+a.Name,
-			"can't use the last revocation list of the CA %q: %s: %w", a.Name, a.crlFile(), err)
+			"can't use the last revocation list of the CA %q: %s: %w", a.Name, a.crlFile(), err).
+			WithHint("copy the list that is published to that place; if there is none, remove the file and sign a new list: " +
+				"notation-hsm ca crl --ca " + a.Name)
 	}
 	return list, nil
 }
@@ -124,8 +123,8 @@ func readList(path string, issuer *x509.Certificate) (*x509.RevocationList, erro
 func parsePeriod(text string) (time.Duration, error) {
 	const day = 24 * time.Hour
 	if text == "" {
-		return 0, failure.New(failure.Invalid, "as in: --next-update 7d (in a ceremony: next-update: 7d)",
-			"nothing says when the next update is due")
+		return 0, failure.New(failure.Invalid, "nothing says when the next update is due").
+			WithHint("as in: --next-update 7d (in a ceremony: next-update: 7d)")
 	}
 	period, err := time.ParseDuration(text)
 	if days, isDays := strings.CutSuffix(text, "d"); isDays {
@@ -134,8 +133,8 @@ func parsePeriod(text string) (time.Duration, error) {
 		period = time.Duration(n) * day //nolint:gosec // at most 12 bits
 	}
 	if err != nil || period < time.Second || period > 3660*day {
-		return 0, failure.New(failure.Invalid, "write it like 7d or 12h, up to ten years",
-			"%q is no time for the next update", text)
+		return 0, failure.New(failure.Invalid, "%q is no time for the next update", text).
+			WithHint("write it like 7d or 12h, up to ten years")
 	}
 	return period, nil
 }

@@ -61,8 +61,8 @@ func (e Entry) State() string {
 // Certificate returns the certificate itself. It fails when that is lost.
 func (e Entry) Certificate() (*x509.Certificate, error) {
 	if e.der == nil {
-		return nil, failure.New(failure.Invalid, "get the certificate from whom it was issued to",
-			"the CA has no copy of the certificate %s", e.Serial)
+		return nil, failure.New(failure.Invalid, "the CA has no copy of the certificate %s", e.Serial).
+			WithHint("get the certificate from whom it was issued to")
 	}
 	return x509.ParseCertificate(e.der)
 }
@@ -99,8 +99,8 @@ func (a *Authority) read() (*ledger, error) {
 		return l, err
 	}
 	if err != nil {
-		return nil, failure.New(failure.Internal, "check the folder's permissions",
-			"can't read what the CA %q has issued: %w", a.Name, err)
+		return nil, failure.New(failure.Internal, "can't read what the CA %q has issued: %w", a.Name, err).
+			WithHint("check the folder's permissions")
 	}
 	defer file.Close()
 	l, err := parseLedger(file, a.Certificate())
@@ -116,10 +116,10 @@ func (a *Authority) read() (*ledger, error) {
 // distrust is the failure of a ledger that can't be what the CA wrote last.
 func (a *Authority) distrust(err error) error {
 	return failure.New(failure.Invalid,
-		"restore the newest "+ledgerFile+
-			" from a backup; or see what can be rebuilt from the certificates in issued/ and the last list: notation-hsm ca "+
-			"recover --ca "+a.Name,
-		"the ledger of the CA %q can't be trusted: %s: %w", a.Name, a.path(ledgerFile), err)
+		"the ledger of the CA %q can't be trusted: %s: %w", a.Name, a.path(ledgerFile), err).
+		WithHint("restore the newest " + ledgerFile +
+			" from a backup; or see what can be rebuilt from the certificates in issued/ and the last list: notation-hsm ca " +
+			"recover --ca " + a.Name)
 }
 
 // covers fails unless the ledger knows every certificate in issued/ and all that a list of the CA says: one that does
@@ -150,8 +150,8 @@ func (l *ledger) covers(files []string, list *x509.RevocationList, named string)
 func (a *Authority) issuedFiles() ([]string, error) {
 	entries, err := os.ReadDir(a.path("issued"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.New(failure.Internal, "check the folder's permissions",
-			"can't read what the CA %q has issued: %w", a.Name, err)
+		return nil, failure.New(failure.Internal, "can't read what the CA %q has issued: %w", a.Name, err).
+			WithHint("check the folder's permissions")
 	}
 	var serials []string
 	for _, entry := range entries {

@@ -41,9 +41,10 @@ const ledgerVersion = 1
 // without any index is refused as well: it may be the index that was lost, and a revocation with it.
 func (a *Authority) readIndex(files []string, list *x509.RevocationList) (*ledger, error) {
 	distrust := func(format string, args ...any) error {
-		return failure.New(failure.Invalid, "restore the newest "+indexFile+
-			" from a backup; or see what can be rebuilt: notation-hsm ca recover --ca "+a.Name,
-			"can't trust what the CA %q has on record: %s: %w", a.Name, a.path(indexFile), fmt.Errorf(format, args...))
+		return failure.New(failure.Invalid,
+			"can't trust what the CA %q has on record: %s: %w", a.Name, a.path(indexFile), fmt.Errorf(format, args...)).
+			WithHint("restore the newest " + indexFile +
+				" from a backup; or see what can be rebuilt: notation-hsm ca recover --ca " + a.Name)
 	}
 	entries, err := a.index()
 	if err != nil {
@@ -154,14 +155,14 @@ func (a *Authority) lastNumber() (*big.Int, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, failure.New(failure.Internal, "check the folder's permissions",
-			"can't read the CRL number of the CA %q: %w", a.Name, err)
+		return nil, failure.New(failure.Internal, "can't read the CRL number of the CA %q: %w", a.Name, err).
+			WithHint("check the folder's permissions")
 	}
 	number, err := listNumber(strings.TrimSpace(string(data)))
 	if err != nil {
-		return nil, failure.New(failure.Invalid,
-			"restore the file, or write the number of the last list that was published into it", "the file %s: %w",
-			a.path(numberFile), err)
+		return nil, failure.New(failure.Invalid, "the file %s: %w",
+			a.path(numberFile), err).
+			WithHint("restore the file, or write the number of the last list that was published into it")
 	}
 	return number, nil
 }
@@ -177,8 +178,9 @@ func numberFloor() *big.Int {
 // lost has its serial.
 func (a *Authority) issuedRecord(serial string) (record, error) {
 	if !isSerial(serial) { // before it becomes a path
-		return record{}, failure.New(failure.Invalid, "move it elsewhere, or restore it",
-			"the CA %q has a certificate on record by the name %.100q, which is no serial number", a.Name, serial)
+		return record{}, failure.New(failure.Invalid,
+			"the CA %q has a certificate on record by the name %.100q, which is no serial number", a.Name, serial).
+			WithHint("move it elsewhere, or restore it")
 	}
 	path := a.path("issued", serial+".pem")
 	found, err := certs.ReadFile(path)
@@ -189,8 +191,9 @@ func (a *Authority) issuedRecord(serial string) (record, error) {
 		return record{}, err
 	}
 	if err := found[0].CheckSignatureFrom(a.Certificate()); err != nil || certs.Serial(found[0]) != serial {
-		return record{}, failure.New(failure.Invalid, "move it elsewhere, or restore it",
-			"the file %s is not the certificate %s of the CA %q", path, serial, a.Name)
+		return record{}, failure.New(failure.Invalid,
+			"the file %s is not the certificate %s of the CA %q", path, serial, a.Name).
+			WithHint("move it elsewhere, or restore it")
 	}
 	return record{Event: certified, Certificate: found[0].Raw, Time: found[0].NotBefore}, nil
 }
@@ -214,7 +217,8 @@ func (a *Authority) retireIndex() error {
 		}
 	}
 	if err := os.Remove(a.path(numberFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Internal, "check the folder's permissions", "can't remove %s: %w", a.path(numberFile), err)
+		return failure.New(failure.Internal, "can't remove %s: %w", a.path(numberFile), err).
+			WithHint("check the folder's permissions")
 	}
 	a.Ledger, a.Moved = ledgerVersion, true
 	return a.save()

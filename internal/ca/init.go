@@ -86,8 +86,8 @@ func (a *Authority) begin(signer crypto.Signer) error {
 // leaves is no such thing.
 func (a *Authority) vacant() error {
 	if _, err := os.Stat(a.path(description)); !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "choose another name; see 'notation-hsm ca list'",
-			"there is a CA %q already, in %s", a.Name, a.dir)
+		return failure.New(failure.Invalid, "there is a CA %q already, in %s", a.Name, a.dir).
+			WithHint("choose another name; see 'notation-hsm ca list'")
 	}
 	files, err := a.issuedFiles()
 	if err != nil {
@@ -95,8 +95,9 @@ func (a *Authority) vacant() error {
 	}
 	_, err = os.Stat(a.crlFile())
 	if len(files) > 0 || !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "restore ca.json from a backup; or choose another name",
-			"the folder %s has what a CA %q has issued, and no %s", a.dir, a.Name, description)
+		return failure.New(failure.Invalid,
+			"the folder %s has what a CA %q has issued, and no %s", a.dir, a.Name, description).
+			WithHint("restore ca.json from a backup; or choose another name")
 	}
 	return nil
 }

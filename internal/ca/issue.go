@@ -77,8 +77,8 @@ func (a *Authority) IssueRequest(ctx context.Context, path string, given map[str
 func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Terms, allow Allow) (result *Issued,
 	err error) {
 	if terms.Subject == "" {
-		return nil, failure.New(failure.Invalid, `as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`,
-			"a certificate needs a --subject")
+		return nil, failure.New(failure.Invalid, "a certificate needs a --subject").
+			WithHint(`as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`)
 	}
 	template, err := certs.LeafTemplate(terms, a.Certificate())
 	if err != nil {
@@ -143,8 +143,8 @@ func (a *Authority) mayCertify(l *ledger, template *x509.Certificate, public cry
 	}
 	for _, ca := range a.chain {
 		if certs.SameKey(ca.PublicKey, public) {
-			return failure.New(failure.Invalid, "make another key with 'notation-hsm key generate'",
-				"the key is that of the CA %q itself", ca.Subject)
+			return failure.New(failure.Invalid, "the key is that of the CA %q itself", ca.Subject).
+				WithHint("make another key with 'notation-hsm key generate'")
 		}
 	}
 	if template.IsCA { // whose subject is its operator's, and may be that of a CA before it
@@ -192,8 +192,9 @@ func (a *Authority) notRevoked() error {
 		}
 		for _, e := range entries {
 			if e.Serial == certs.Serial(ca.Certificate()) && e.Revoked != nil {
-				return failure.New(failure.Denied, "have another CA made: notation-hsm ca init --parent "+parent.Name,
-					"the CA %q was revoked by %q on %s (%s)", ca.Name, parent.Name, e.Revoked.Format("2006-01-02"), e.Reason)
+				return failure.New(failure.Denied,
+					"the CA %q was revoked by %q on %s (%s)", ca.Name, parent.Name, e.Revoked.Format("2006-01-02"), e.Reason).
+					WithHint("have another CA made: notation-hsm ca init --parent " + parent.Name)
 			}
 		}
 		ca = parent

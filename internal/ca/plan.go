@@ -70,8 +70,8 @@ type CRLPlan struct {
 func ReadPlan(path string) (*Plan, error) {
 	data, err := bound.ReadFile(path, config.MaxFile)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
-			"can't read the ceremony: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the ceremony: %w", err).
+			WithHint("check the path, and that this user can read the file")
 	}
 	sum := sha256.Sum256(data)
 	p := &Plan{path: path, digest: hex.EncodeToString(sum[:])}
@@ -103,14 +103,15 @@ func (p *Plan) Rehearse(folder string) ([]Part, error) {
 	if p.Root != nil {
 		if p.Root.Parent != "" {
 			return nil, p.at("root", p.Root.Name,
-				failure.New(failure.Invalid, "put it under intermediates, or leave the parent out", "a root has no parent"))
+				failure.New(failure.Invalid, "a root has no parent").
+					WithHint("put it under intermediates, or leave the parent out"))
 		}
 		if err := r.authority(*p.Root); err != nil {
 			return nil, p.at("root", p.Root.Name, err)
 		}
 	}
 	for _, c := range p.Intermediates {
-		err := error(failure.New(failure.Invalid, "name the CA that certifies it", "an intermediate needs a parent"))
+		err := error(failure.New(failure.Invalid, "an intermediate needs a parent").WithHint("name the CA that certifies it"))
 		if c.Parent != "" {
 			err = r.authority(c)
 		}
@@ -129,8 +130,8 @@ func (p *Plan) Rehearse(folder string) ([]Part, error) {
 		}
 	}
 	if len(r.parts) == 0 {
-		return nil, failure.New(failure.Invalid, "it may have keys, root, intermediates, leaves and crls",
-			"the ceremony in %s makes nothing", p.path)
+		return nil, failure.New(failure.Invalid, "the ceremony in %s makes nothing", p.path).
+			WithHint("it may have keys, root, intermediates, leaves and crls")
 	}
 	return r.parts, nil
 }
@@ -184,13 +185,13 @@ func (r *rehearsal) key(k KeyPlan) error {
 		return err
 	}
 	if k.Token == "" || k.Label == "" {
-		return failure.New(failure.Invalid, "write where it is made and what it is called, as in: token: vault, label: root",
-			"a key needs a token and a label")
+		return failure.New(failure.Invalid, "a key needs a token and a label").
+			WithHint("write where it is made and what it is called, as in: token: vault, label: root")
 	}
 	for _, other := range r.keys {
 		if other.Name == k.Name || (other.Token == k.Token && other.Label == k.Label) {
-			return failure.New(failure.Invalid, "give each key a name, and on its token a label, of its own",
-				"another key has this name, or this label on this token")
+			return failure.New(failure.Invalid, "another key has this name, or this label on this token").
+				WithHint("give each key a name, and on its token a label, of its own")
 		}
 	}
 	s, err := config.Resolve("", k.settings(), r.origin)
@@ -219,8 +220,8 @@ func (k KeyPlan) settings() map[string]string {
 // describeKey says which key is meant and how it is reached, and fails when none can be.
 func (r *rehearsal) describeKey(reference string) (string, *config.Settings, error) {
 	if reference == "" {
-		return "", nil, failure.New(failure.Invalid, "name one under keys, or one that is there by its URI or alias",
-			"it has no key")
+		return "", nil, failure.New(failure.Invalid, "it has no key").
+			WithHint("name one under keys, or one that is there by its URI or alias")
 	}
 	if k, made := r.keys[reference]; made {
 		return fmt.Sprintf("%s (%s, made here)", k.Name, k.Spec), r.settings[reference], nil
@@ -250,7 +251,7 @@ func (r *rehearsal) file(name string) error {
 		return err
 	}
 	if r.files[name] {
-		return failure.New(failure.Invalid, "give each a name of its own", "the name is used twice")
+		return failure.New(failure.Invalid, "the name is used twice").WithHint("give each a name of its own")
 	}
 	r.files[name] = true
 	return nil
@@ -261,8 +262,8 @@ func (r *rehearsal) authority(c AuthorityPlan) error {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(r.folder, c.Name, description)); !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "choose another name; see 'notation-hsm ca list'",
-			"there is a CA of this name already")
+		return failure.New(failure.Invalid, "there is a CA of this name already").
+			WithHint("choose another name; see 'notation-hsm ca list'")
 	}
 	var parent issuer
 	title, signer := "Root "+c.Name, c.Key
@@ -302,7 +303,8 @@ func (r *rehearsal) leaf(l LeafPlan) error {
 		return err
 	}
 	if l.Subject == "" {
-		return failure.New(failure.Invalid, `as in: subject: "CN=release,O=Example,C=CH,ST=Zurich"`, "it has no subject")
+		return failure.New(failure.Invalid, "it has no subject").
+			WithHint(`as in: subject: "CN=release,O=Example,C=CH,ST=Zurich"`)
 	}
 	if err := r.subject(l, template, parent.cert); err != nil {
 		return err
@@ -319,13 +321,14 @@ func (r *rehearsal) subject(l LeafPlan, template, issuer *x509.Certificate) erro
 		return err
 	}
 	if above, err := identityOf(issuer); err != nil || above.same(id) {
-		return failure.New(failure.Invalid, "give the signer a subject of its own", "the subject %q is that of the CA %q",
-			template.Subject, l.CA)
+		return failure.New(failure.Invalid, "the subject %q is that of the CA %q",
+			template.Subject, l.CA).
+			WithHint("give the signer a subject of its own")
 	}
 	for _, other := range r.leaves {
 		if other.CA == l.CA && other.subject.same(id) && l.AllowSubjectOf != other.Name {
-			return failure.New(failure.Denied, "if both are to be the same signer, add allow-subject-of: "+other.Name,
-				"the leaf %q has this subject", other.Name)
+			return failure.New(failure.Denied, "the leaf %q has this subject", other.Name).
+				WithHint("if both are to be the same signer, add allow-subject-of: " + other.Name)
 		}
 	}
 	r.leaves = append(r.leaves, plannedLeaf{l, id})
@@ -355,8 +358,9 @@ func (r *rehearsal) certificate(
 		return nil, err
 	}
 	if owner, taken := r.owners[described]; taken {
-		return nil, failure.New(failure.Invalid, "give each certificate a key of its own", "the key %s is that of %s already",
-			described, owner)
+		return nil, failure.New(failure.Invalid, "the key %s is that of %s already",
+			described, owner).
+			WithHint("give each certificate a key of its own")
 	}
 	r.owners[described] = title
 	name := template.Subject.String()

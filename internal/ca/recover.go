@@ -63,10 +63,9 @@ func (a *Authority) rebuild(published string, never bool) (*Recovery, *ledger, e
 			continue
 		}
 		if err != nil {
-			return nil, nil, failure.New(failure.Invalid,
-				"name a list that this CA has signed, in DER, with --crl; one that is no such list and stands in the CA's folder "+
-					"has to be moved away",
-				"can't use the revocation list %s: %w", path, err)
+			return nil, nil, failure.New(failure.Invalid, "can't use the revocation list %s: %w", path, err).
+				WithHint("name a list that this CA has signed, in DER, with --crl; one that is no such list and stands in the CA's folder " +
+					"has to be moved away")
 		}
 		lists = append(lists, list)
 		r.Lists = append(r.Lists, fmt.Sprintf("%s: number %s of %s, with %d revoked", path, list.Number,
@@ -77,15 +76,16 @@ func (a *Authority) rebuild(published string, never bool) (*Recovery, *ledger, e
 	}
 	if len(lists) == 0 && !never {
 		return nil, nil, failure.New(failure.Invalid,
-			"fetch the list from where it is published, and name it with --crl FILE; if none was ever signed, add --no-crl",
-			"there is no revocation list of the CA %q to know from what it has revoked", a.Name)
+			"there is no revocation list of the CA %q to know from what it has revoked", a.Name).
+			WithHint("fetch the list from where it is published, and name it with --crl FILE; if none was ever signed, " +
+				"add --no-crl")
 	}
 	if err := a.gather(r, lists); err != nil {
 		return nil, nil, err
 	}
 	l := newLedger(a.Certificate())
 	if err := l.add(r.records()...); err != nil {
-		return nil, nil, failure.New(failure.Internal, "", "the ledger of the CA %q can't be rebuilt: %w", a.Name, err)
+		return nil, nil, failure.New(failure.Internal, "the ledger of the CA %q can't be rebuilt: %w", a.Name, err)
 	}
 	r.Entries = l.entries
 	return r, l, nil
@@ -115,7 +115,8 @@ func (a *Authority) needed(lists []*x509.RevocationList, published string) error
 	if published == "" {
 		hint += "; if a newer list is published, name it with --crl FILE"
 	}
-	return failure.New(failure.Invalid, hint, "the record of the CA %q is whole: there is nothing to recover", a.Name)
+	return failure.New(failure.Invalid, "the record of the CA %q is whole: there is nothing to recover", a.Name).
+		WithHint(hint)
 }
 
 // replace writes the new ledger in the place of the old, which is kept.
@@ -125,7 +126,7 @@ func (a *Authority) replace(signer crypto.Signer, l *ledger, kept string) error 
 	}
 	if kept != "" {
 		if err := os.Link(a.path(ledgerFile), kept); err != nil {
-			return failure.New(failure.Internal, "check the folder's permissions", "can't keep the old ledger: %w", err)
+			return failure.New(failure.Internal, "can't keep the old ledger: %w", err).WithHint("check the folder's permissions")
 		}
 	}
 	return a.commit(l)
@@ -226,8 +227,8 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 // to be kept.
 func (a *Authority) salvage() (l *ledger, behind []record, kept string, err error) {
 	unreadable := func(err error) error {
-		return failure.New(failure.Internal, "check the folder's permissions",
-			"can't read what is left of the ledger of the CA %q: %w", a.Name, err)
+		return failure.New(failure.Internal, "can't read what is left of the ledger of the CA %q: %w", a.Name, err).
+			WithHint("check the folder's permissions")
 	}
 	file, err := os.Open(a.path(ledgerFile))
 	if errors.Is(err, fs.ErrNotExist) {

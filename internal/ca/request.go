@@ -32,47 +32,50 @@ var requestLimits = bound.Limits{Bytes: 16 << 10, Depth: bound.Depth, Elements: 
 func readRequest(path string) (*x509.CertificateRequest, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
-			"can't read the certificate request: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the certificate request: %w", err).
+			WithHint("check the path, and that this user can read the file")
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, requestFileLimit+1))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the file", "can't read the certificate request: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the certificate request: %w", err).WithHint("check the file")
 	}
 	return parseRequest(data, path)
 }
 
 func parseRequest(data []byte, path string) (*x509.CertificateRequest, error) {
 	if len(data) > requestFileLimit {
-		return nil, failure.New(failure.Invalid, "name a file with the certificate request alone",
-			"the file %s is larger than %d bytes", path, requestFileLimit)
+		return nil, failure.New(failure.Invalid, "the file %s is larger than %d bytes", path, requestFileLimit).
+			WithHint("name a file with the certificate request alone")
 	}
 	block, rest := pem.Decode(data)
 	if block == nil || !isRequest(block) {
-		return nil, failure.New(failure.Invalid, "name a PEM file as 'notation-hsm cert csr' prints it",
-			"there is no PEM certificate request in %s", path)
+		return nil, failure.New(failure.Invalid, "there is no PEM certificate request in %s", path).
+			WithHint("name a PEM file as 'notation-hsm cert csr' prints it")
 	}
 	if more, _ := pem.Decode(rest); more != nil {
-		return nil, failure.New(failure.Invalid, "give each certificate request a file of its own",
-			"the file %s has more than a certificate request: %.50q follows", path, more.Type)
+		return nil, failure.New(failure.Invalid,
+			"the file %s has more than a certificate request: %.50q follows", path, more.Type).
+			WithHint("give each certificate request a file of its own")
 	}
 	if err := bound.DER(block.Bytes, requestLimits); err != nil {
-		return nil, failure.New(failure.Invalid, "make the request again", "the certificate request in %s does not parse: %w",
-			path, err)
+		return nil, failure.New(failure.Invalid, "the certificate request in %s does not parse: %w",
+			path, err).
+			WithHint("make the request again")
 	}
 	request, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "make the request again", "the certificate request in %s does not parse: %w",
-			path, err)
+		return nil, failure.New(failure.Invalid, "the certificate request in %s does not parse: %w",
+			path, err).
+			WithHint("make the request again")
 	}
 	// before its signature is verified, which takes long with a long key
 	if _, err := key.SpecOf(request.PublicKey); err != nil {
 		return nil, err
 	}
 	if err := request.CheckSignature(); err != nil {
-		return nil, failure.New(failure.Invalid, "make the request again, with the key that it is for",
-			"the certificate request in %s is not signed by its own key: %w", path, err)
+		return nil, failure.New(failure.Invalid, "the certificate request in %s is not signed by its own key: %w", path, err).
+			WithHint("make the request again, with the key that it is for")
 	}
 	return request, nil
 }
@@ -85,8 +88,9 @@ func isRequest(block *pem.Block) bool {
 // of it.
 func requestedSubject(request *x509.CertificateRequest, path string) error {
 	refuse := func(format string, args ...any) error {
-		return failure.New(failure.Invalid, "give it a subject with --subject",
-			"can't take the subject of the request in %s: %w", path, fmt.Errorf(format, args...))
+		return failure.New(failure.Invalid,
+			"can't take the subject of the request in %s: %w", path, fmt.Errorf(format, args...)).
+			WithHint("give it a subject with --subject")
 	}
 	if len(request.RawSubject) > subjectLimit {
 		return refuse("it has more than %d bytes", subjectLimit)

@@ -36,16 +36,16 @@ func Reasons() []string {
 
 func parseReason(text string) (Reason, error) {
 	if text == "" {
-		return "", failure.New(failure.Invalid, "as in: --reason keyCompromise; known are "+strings.Join(Reasons(), ", "),
-			"nothing says for what reason the certificate is revoked")
+		return "", failure.New(failure.Invalid, "nothing says for what reason the certificate is revoked").
+			WithHint("as in: --reason keyCompromise; known are " + strings.Join(Reasons(), ", "))
 	}
 	for reason := range reasonCodes {
 		if strings.EqualFold(string(reason), text) {
 			return reason, nil
 		}
 	}
-	return "", failure.New(failure.Invalid, "use one of "+strings.Join(Reasons(), ", "),
-		"%q is not a reason to revoke a certificate", text)
+	return "", failure.New(failure.Invalid, "%q is not a reason to revoke a certificate", text).
+		WithHint("use one of " + strings.Join(Reasons(), ", "))
 }
 
 // Revocation is what a command has revoked.
@@ -70,8 +70,8 @@ func (a *Authority) RevokeFile(ctx context.Context, path, reason string) (Revoca
 		return Revocation{}, err
 	}
 	if err := file[0].CheckSignatureFrom(a.Certificate()); err != nil {
-		return Revocation{}, failure.New(failure.Invalid, "name the CA that issued it, "+file[0].Issuer.String(),
-			"the certificate in %s was not issued by the CA %q", path, a.Name)
+		return Revocation{}, failure.New(failure.Invalid, "the certificate in %s was not issued by the CA %q", path, a.Name).
+			WithHint("name the CA that issued it, " + file[0].Issuer.String())
 	}
 	serial := certs.Serial(file[0])
 	return a.revoke(ctx, "the serial number "+serial, reason, func(e Entry) bool { return e.Serial == serial })
@@ -117,8 +117,8 @@ func (a *Authority) revoke(ctx context.Context, what, why string, matches func(E
 			}
 		}
 		if !found {
-			return failure.New(failure.Invalid, "see what it has issued: notation-hsm ca show "+a.Name,
-				"the CA %q has issued no certificate with %s", a.Name, what)
+			return failure.New(failure.Invalid, "the CA %q has issued no certificate with %s", a.Name, what).
+				WithHint("see what it has issued: notation-hsm ca show " + a.Name)
 		}
 		if len(records) > 0 {
 			if done.Unsigned, err = a.invalidate(ctx, l, records); err != nil {
@@ -146,9 +146,10 @@ func (a *Authority) invalidate(ctx context.Context, l *ledger, records []record)
 	}
 	if unsigned != nil && l.size == 0 {
 		f := failure.From(unsigned)
-		return nil, failure.New(f.Kind, f.Hint,
+		return nil, failure.New(f.Kind,
 			"the CA %q has its record from an earlier version, and to move it into a ledger takes the CA's key: %w", a.Name,
-			unsigned)
+			unsigned).
+			WithHint(f.Hint)
 	}
 	return unsigned, a.commit(l)
 }

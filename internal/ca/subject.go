@@ -98,8 +98,9 @@ func (id identity) same(other identity) bool {
 func (l *ledger) holders(template *x509.Certificate, fingerprint string) ([]Entry, error) {
 	wanted, err := identityOf(template)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "give it one with --subject", "can't use the subject %q: %w",
-			template.Subject, err)
+		return nil, failure.New(failure.Invalid, "can't use the subject %q: %w",
+			template.Subject, err).
+			WithHint("give it one with --subject")
 	}
 	var found []Entry
 	for _, e := range l.entries {
@@ -126,8 +127,8 @@ func (a *Authority) checkSubject(l *ledger, template *x509.Certificate, public c
 	}
 	if found, err := above.holders(template, fingerprint); err != nil || len(found) > 0 {
 		if err == nil {
-			err = failure.New(failure.Invalid, "give the signer a subject of its own with --subject",
-				"the subject %q is that of the CA %q", template.Subject, found[0].Subject)
+			err = failure.New(failure.Invalid, "the subject %q is that of the CA %q", template.Subject, found[0].Subject).
+				WithHint("give the signer a subject of its own with --subject")
 		}
 		return err
 	}
@@ -146,7 +147,7 @@ func (l *ledger) checkSubject(template *x509.Certificate, fingerprint string, al
 	}
 	e := found[len(found)-1]
 	return failure.New(failure.Denied,
-		"if both are to be the same signer, add --allow-subject-of "+e.Serial+
-			" (in a ceremony: allow-subject-of); else give it another subject with --subject",
-		"another key has a certificate with this subject: %s of %q, %s", e.Serial, e.Subject, e.State())
+		"another key has a certificate with this subject: %s of %q, %s", e.Serial, e.Subject, e.State()).
+		WithHint("if both are to be the same signer, add --allow-subject-of " + e.Serial +
+			" (in a ceremony: allow-subject-of); else give it another subject with --subject")
 }

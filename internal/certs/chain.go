@@ -108,12 +108,15 @@ func Chain(leaf *x509.Certificate, known []*x509.Certificate, more func(*x509.Ce
 	case s.refused != nil:
 		return s.refused, nil
 	case s.checks > maxChecks:
-		return nil, failure.New(failure.Invalid, "name a file with the leaf and its issuers alone",
-			"the search for the certificate chain of %q ended after %d signatures: too many certificates have its issuers' names", leaf.Subject, maxChecks)
+		return nil, failure.New(failure.Invalid,
+			"the search for the certificate chain of %q ended after %d signatures: too many certificates have its "+
+				"issuers' names", leaf.Subject, maxChecks).
+			WithHint("name a file with the leaf and its issuers alone")
 	}
 	return nil, failure.New(failure.Invalid,
-		"add the certificate of that issuer to certificate-chain, or to the token; the chain has to reach a self-signed root",
-		"the certificate chain of %q is not whole: the certificate of its issuer %q is missing", leaf.Subject, missing.Issuer)
+		"the certificate chain of %q is not whole: the certificate of its issuer %q is missing", leaf.Subject, missing.Issuer).
+		WithHint("add the certificate of that issuer to certificate-chain, or to the token; the chain has to reach a " +
+			"self-signed root")
 }
 
 // search is the search for one chain.

@@ -20,8 +20,9 @@ import (
 func KeyFingerprint(public crypto.PublicKey) (string, error) {
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
-		return "", failure.New(failure.Invalid, "use an RSA or elliptic curve key", "the public key can't be encoded: %w",
-			err)
+		return "", failure.New(failure.Invalid, "the public key can't be encoded: %w",
+			err).
+			WithHint("use an RSA or elliptic curve key")
 	}
 	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:]), nil
@@ -37,8 +38,9 @@ func Fingerprint(cert *x509.Certificate) string {
 func keyIdentifier(public crypto.PublicKey) ([]byte, error) {
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "use an RSA or elliptic curve key", "the public key can't be encoded: %w",
-			err)
+		return nil, failure.New(failure.Invalid, "the public key can't be encoded: %w",
+			err).
+			WithHint("use an RSA or elliptic curve key")
 	}
 	var info struct {
 		Algorithm pkix.AlgorithmIdentifier

@@ -18,8 +18,8 @@ const fileLimit = 1 << 20 // bytes; a chain has a few kilobytes
 func ReadFile(path string) ([]*x509.Certificate, error) {
 	data, err := bound.ReadFile(path, fileLimit)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
-			"can't read the certificates: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the certificates: %w", err).
+			WithHint("check the path, and that this user can read the file")
 	}
 	certs, err := Parse(data)
 	if err != nil {
@@ -27,7 +27,7 @@ func ReadFile(path string) ([]*x509.Certificate, error) {
 		if f := failure.From(err); f.Hint != "" {
 			hint = strings.ReplaceAll(f.Hint, "FILE", path)
 		}
-		return nil, failure.New(failure.Invalid, hint, "the certificate file %s: %w", path, err)
+		return nil, failure.New(failure.Invalid, "the certificate file %s: %w", path, err).WithHint(hint)
 	}
 	return certs, nil
 }

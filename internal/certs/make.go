@@ -135,6 +135,6 @@ func unsigned(err error) error {
 	if err == nil || errors.As(err, &known) {
 		return err
 	}
-	return failure.New(failure.Internal, "run it again; if it stays so, the module makes wrong signatures with this key",
-		"the certificate was not signed: %w", err)
+	return failure.New(failure.Internal, "the certificate was not signed: %w", err).
+		WithHint("run it again; if it stays so, the module makes wrong signatures with this key")
 }

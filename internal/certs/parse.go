@@ -156,16 +156,17 @@ func parseDER(data []byte) ([]*x509.Certificate, error) {
 	}
 	switch {
 	case bytes.HasPrefix(data, []byte{0xFE, 0xED, 0xFE, 0xED}):
-		return nil, failure.New(failure.Invalid,
-			"convert it: keytool -exportcert -rfc -keystore FILE -alias ALIAS -file chain.pem", "it is a Java keystore")
+		return nil, failure.New(failure.Invalid, "it is a Java keystore").
+			WithHint("convert it: keytool -exportcert -rfc -keystore FILE -alias ALIAS -file chain.pem")
 	case first.Tag == asn1.TagInteger && bytes.Equal(first.Bytes, []byte{3}):
-		return nil, failure.New(failure.Invalid, "take the certificates out: openssl pkcs12 -in FILE -nokeys -out chain.pem",
-			"it is PKCS #12, which can hold a private key; a key that has been in a file is no key of a module")
+		return nil, failure.New(failure.Invalid,
+			"it is PKCS #12, which can hold a private key; a key that has been in a file is no key of a module").
+			WithHint("take the certificates out: openssl pkcs12 -in FILE -nokeys -out chain.pem")
 	case kind.Equal(oidSignedData):
 		return parsePKCS7(data)
 	case err != nil && isPKCS7BER(data):
-		return nil, failure.New(failure.Invalid, "convert it: openssl pkcs7 -inform DER -in FILE -print_certs -out chain.pem",
-			"it is PKCS #7 in BER with indefinite lengths, which is not read")
+		return nil, failure.New(failure.Invalid, "it is PKCS #7 in BER with indefinite lengths, which is not read").
+			WithHint("convert it: openssl pkcs7 -inform DER -in FILE -print_certs -out chain.pem")
 	case err != nil:
 		return nil, errors.New("there is no certificate in it")
 	}

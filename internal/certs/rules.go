@@ -21,11 +21,12 @@ func Check(chain []*x509.Certificate, now time.Time) error {
 	}
 	for i, cert := range chain {
 		if what, hint := explain(cert, i == 0, now); what != "" {
-			return failure.New(failure.Invalid, hint, "Notation does not accept the certificate of %q: %s", cert.Subject, what)
+			return failure.New(failure.Invalid, "Notation does not accept the certificate of %q: %s", cert.Subject, what).
+				WithHint(hint)
 		}
 	}
-	return failure.New(failure.Invalid, "see Notation's certificate requirements",
-		"Notation does not accept the certificate chain of %q: %w", chain[0].Subject, err)
+	return failure.New(failure.Invalid, "Notation does not accept the certificate chain of %q: %w", chain[0].Subject, err).
+		WithHint("see Notation's certificate requirements")
 }
 
 var oidKeyUsage = asn1.ObjectIdentifier{2, 5, 29, 15}

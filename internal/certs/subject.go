@@ -16,8 +16,9 @@ func ParseSubject(text string) (pkix.Name, error) {
 		attribute, value, ok := strings.Cut(part, "=")
 		value = unescape(strings.TrimSpace(value))
 		if !ok || value == "" {
-			return name, failure.New(failure.Invalid, hint, "the subject %q has a part %q without a value", text,
-				strings.TrimSpace(part))
+			return name, failure.New(failure.Invalid, "the subject %q has a part %q without a value", text,
+				strings.TrimSpace(part)).
+				WithHint(hint)
 		}
 		switch strings.ToUpper(strings.TrimSpace(attribute)) {
 		case "CN":
@@ -28,8 +29,8 @@ func ParseSubject(text string) (pkix.Name, error) {
 			name.OrganizationalUnit = append(name.OrganizationalUnit, value)
 		case "C":
 			if len(value) != 2 {
-				return name, failure.New(failure.Invalid, "use the two letters of ISO 3166, such as C=CH",
-					"the country %q is not two letters", value)
+				return name, failure.New(failure.Invalid, "the country %q is not two letters", value).
+					WithHint("use the two letters of ISO 3166, such as C=CH")
 			}
 			name.Country = append(name.Country, strings.ToUpper(value))
 		case "ST", "S":
@@ -44,12 +45,12 @@ func ParseSubject(text string) (pkix.Name, error) {
 			name.SerialNumber = value
 		default:
 			return name, failure.New(failure.Invalid,
-				"known are CN, O, OU, C, ST, L, STREET, POSTALCODE and SERIALNUMBER; "+hint,
-				"the subject %q has an unknown part %q", text, strings.TrimSpace(attribute))
+				"the subject %q has an unknown part %q", text, strings.TrimSpace(attribute)).
+				WithHint("known are CN, O, OU, C, ST, L, STREET, POSTALCODE and SERIALNUMBER; " + hint)
 		}
 	}
 	if name.CommonName == "" {
-		return name, failure.New(failure.Invalid, hint, "the subject %q has no common name (CN)", text)
+		return name, failure.New(failure.Invalid, "the subject %q has no common name (CN)", text).WithHint(hint)
 	}
 	return name, nil
 }

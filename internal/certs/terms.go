@@ -29,8 +29,8 @@ type Terms struct {
 // one.
 func LeafTemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 	if t.PathLength != nil || len(t.Permit) > 0 || len(t.Exclude) > 0 {
-		return nil, failure.New(failure.Invalid, "set them on the CA",
-			"path length and name constraints have no meaning in a signer's certificate")
+		return nil, failure.New(failure.Invalid, "path length and name constraints have no meaning in a signer's certificate").
+			WithHint("set them on the CA")
 	}
 	template, err := t.template(issuer)
 	if err != nil {
@@ -50,14 +50,14 @@ func CATemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 	}
 	template.IsCA, template.KeyUsage = true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
 	if template.Subject.CommonName == "" {
-		return nil, failure.New(failure.Invalid, `as in: --subject "CN=Example Root,O=Example,C=CH,ST=Zurich"`,
-			"a CA needs a subject")
+		return nil, failure.New(failure.Invalid, "a CA needs a subject").
+			WithHint(`as in: --subject "CN=Example Root,O=Example,C=CH,ST=Zurich"`)
 	}
 	if t.PathLength != nil {
 		if *t.PathLength < 0 {
-			return nil, failure.New(failure.Invalid,
-				"it is the number of CAs that may follow below: 0 for a CA that issues to signers alone", "%d is no path length",
-				*t.PathLength)
+			return nil, failure.New(failure.Invalid, "%d is no path length",
+				*t.PathLength).
+				WithHint("it is the number of CAs that may follow below: 0 for a CA that issues to signers alone")
 		}
 		template.MaxPathLen, template.MaxPathLenZero = *t.PathLength, *t.PathLength == 0
 	}
@@ -71,12 +71,12 @@ func CATemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 
 func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
 	if t.Days == 0 {
-		return nil, failure.New(failure.Invalid, "as in: --days 365 (in a ceremony: days: 365)",
-			"nothing says how many days the certificate is to be valid")
+		return nil, failure.New(failure.Invalid, "nothing says how many days the certificate is to be valid").
+			WithHint("as in: --days 365 (in a ceremony: days: 365)")
 	}
 	if t.Days < 1 || t.Days > 36525 {
-		return nil, failure.New(failure.Invalid, "give it at least one day and at most a hundred years",
-			"a certificate can't be valid for %d days", t.Days)
+		return nil, failure.New(failure.Invalid, "a certificate can't be valid for %d days", t.Days).
+			WithHint("give it at least one day and at most a hundred years")
 	}
 	start := time.Now().UTC().Truncate(time.Second).Add(-time.Minute) // another clock may be slow
 	if issuer != nil && start.Before(issuer.NotBefore) {
@@ -88,9 +88,9 @@ func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
 		if left := int(issuer.NotAfter.Sub(start).Hours() / 24); left > 0 {
 			hint = fmt.Sprintf("at most %d days are left; or make a new CA first", left)
 		}
-		return nil, failure.New(failure.Invalid, hint,
-			"a certificate for %d days would outlive its issuer %q, which ends on %s",
-			t.Days, issuer.Subject, issuer.NotAfter.UTC().Format(time.DateOnly))
+		return nil, failure.New(failure.Invalid, "a certificate for %d days would outlive its issuer %q, which ends on %s",
+			t.Days, issuer.Subject, issuer.NotAfter.UTC().Format(time.DateOnly)).
+			WithHint(hint)
 	}
 	if t.Subject != "" {
 		var err error
@@ -106,13 +106,15 @@ func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
 			continue
 		}
 		if issuer == nil {
-			return nil, failure.New(failure.Invalid, "leave it out: a root is put into trust stores, and taken out of them",
-				"a root can't be revoked, so an address for %s has no meaning in it", l.name)
+			return nil, failure.New(failure.Invalid,
+				"a root can't be revoked, so an address for %s has no meaning in it", l.name).
+				WithHint("leave it out: a root is put into trust stores, and taken out of them")
 		}
 		// The list and the answers are signed, and https would need a revocation check of its own; Notation takes http alone.
 		if u, err := url.Parse(l.url); err != nil || u.Scheme != "http" || u.Host == "" {
-			return nil, failure.New(failure.Invalid, "as in: http://pki.example.com/signing.crl",
-				"the %s address %q is no http:// address, and Notation takes no other", l.name, l.url)
+			return nil, failure.New(failure.Invalid,
+				"the %s address %q is no http:// address, and Notation takes no other", l.name, l.url).
+				WithHint("as in: http://pki.example.com/signing.crl")
 		}
 		*l.into = []string{l.url}
 	}
@@ -122,21 +124,23 @@ func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
 // allowsCA holds a new CA against what its issuer may certify.
 func allowsCA(issuer, template *x509.Certificate) error {
 	if issuer.Subject.String() == template.Subject.String() {
-		return failure.New(failure.Invalid, "give each CA a subject of its own",
-			"an intermediate can't have the subject of its issuer, %q", issuer.Subject)
+		return failure.New(failure.Invalid, "an intermediate can't have the subject of its issuer, %q", issuer.Subject).
+			WithHint("give each CA a subject of its own")
 	}
 	limit, limited := pathLength(issuer)
 	if !limited {
 		return nil
 	}
 	if limit == 0 {
-		return failure.New(failure.Invalid, "use another --parent", "the CA %q may not issue to CAs: its path length is 0",
-			issuer.Subject)
+		return failure.New(failure.Invalid, "the CA %q may not issue to CAs: its path length is 0",
+			issuer.Subject).
+			WithHint("use another --parent")
 	}
 	if own, set := pathLength(template); set && own >= limit {
 		hint := fmt.Sprintf("use a path length of at most %d", limit-1)
-		return failure.New(failure.Invalid, hint, "a path length of %d is too much below %q, whose own is %d", own,
-			issuer.Subject, limit)
+		return failure.New(failure.Invalid, "a path length of %d is too much below %q, whose own is %d", own,
+			issuer.Subject, limit).
+			WithHint(hint)
 	}
 	return nil
 }
@@ -165,17 +169,17 @@ func (t Terms) constrain(template *x509.Certificate) error {
 			into := map[string]*[]string{"dns": side.dns, "email": side.email, "uri": side.uri}[strings.ToLower(kind)]
 			switch {
 			case value == "":
-				return failure.New(failure.Invalid, hint, "the name constraint %q names nothing", text)
+				return failure.New(failure.Invalid, "the name constraint %q names nothing", text).WithHint(hint)
 			case into != nil:
 				*into = append(*into, value)
 			case strings.EqualFold(kind, "ip"):
 				_, network, err := net.ParseCIDR(value)
 				if err != nil {
-					return failure.New(failure.Invalid, hint, "the name constraint %q is no range of addresses", text)
+					return failure.New(failure.Invalid, "the name constraint %q is no range of addresses", text).WithHint(hint)
 				}
 				*side.ip = append(*side.ip, network)
 			default:
-				return failure.New(failure.Invalid, hint, "the name constraint %q is of an unknown kind", text)
+				return failure.New(failure.Invalid, "the name constraint %q is of an unknown kind", text).WithHint(hint)
 			}
 			template.PermittedDNSDomainsCritical = true // the whole extension, despite the name
 		}

@@ -43,7 +43,7 @@ func CheckText(cert *x509.Certificate, text, signature []byte) error {
 			return nil
 		}
 	}
-	return failure.New(failure.Invalid, "", "the signature does not verify with the certificate of %q: %w", cert.Subject,
+	return failure.New(failure.Invalid, "the signature does not verify with the certificate of %q: %w", cert.Subject,
 		err)
 }
 

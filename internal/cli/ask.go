@@ -16,7 +16,7 @@ func Ask(ctx context.Context, question, want string) error {
 	const hint = "run it in a terminal, or add --yes"
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return failure.New(failure.Denied, hint, "there is no terminal to ask on: %w", err)
+		return failure.New(failure.Denied, "there is no terminal to ask on: %w", err).WithHint(hint)
 	}
 	defer tty.Close()
 	fmt.Fprintf(tty, "%s: ", question)
@@ -28,11 +28,11 @@ func Ask(ctx context.Context, question, want string) error {
 	select {
 	case answer := <-answered:
 		if answer != want {
-			return failure.New(failure.Denied, "", "nothing was done: the answer was not %q", want)
+			return failure.New(failure.Denied, "nothing was done: the answer was not %q", want)
 		}
 		return nil
 	case <-ctx.Done():
 		fmt.Fprintln(tty)
-		return failure.New(failure.Denied, "", "interrupted; nothing was done")
+		return failure.New(failure.Denied, "interrupted; nothing was done")
 	}
 }

@@ -9,9 +9,22 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Usage is a failure to use a command as it is meant.
+// A usageError is a wrong call of a command.
+type usageError struct{ failure *failure.Error }
+
+func (e *usageError) Error() string { return e.failure.Error() }
+
+// Unwrap returns the failure, of kind Invalid.
+func (e *usageError) Unwrap() error { return e.failure }
+
+// Usage returns the failure of a wrong call, which ends with exit code 2. err says what is wrong with it; its hint is
+// kept, and without one the hint is the command's help.
 func Usage(c *cobra.Command, err error) error {
-	return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'", "%w", err)
+	f := failure.New(failure.Invalid, "%w", err).WithHint("see '" + c.CommandPath() + " --help'")
+	if hint := failure.From(err).Hint; hint != "" {
+		f.Hint = hint
+	}
+	return &usageError{f}
 }
 
 // Exactly is a command that takes n arguments.
@@ -36,7 +49,7 @@ func OnlyGroup(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return c.Help()
 	}
-	return failure.New(failure.Invalid, "see '"+c.CommandPath()+" --help'", "unknown command %q", args[0])
+	return Usage(c, failure.New(failure.Invalid, "unknown command %q", args[0]))
 }
 
 var settingHelp = map[string]string{

@@ -2,12 +2,14 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/crash"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/streams"
 	"github.com/notation-hsm/notation-hsm/internal/watch"
@@ -29,11 +31,37 @@ func Prepare(form func(error) []byte) error {
 	return nil
 }
 
+// Exit codes of every command, by the kind of its failure: scripts tell a wrong call from a refusal and from a service
+// that is down.
+const (
+	exitFailure     = 1
+	exitUsage       = 2
+	exitDenied      = 3
+	exitNotFound    = 4
+	exitUnavailable = 5
+)
+
+// exitCode returns the exit code of a failure.
+func exitCode(err error) int {
+	var usage *usageError
+	switch {
+	case errors.As(err, &usage):
+		return exitUsage
+	case failure.Is(err, failure.Denied):
+		return exitDenied
+	case failure.Is(err, failure.NotFound):
+		return exitNotFound
+	case failure.Is(err, failure.Unavailable), failure.Is(err, failure.Timeout):
+		return exitUnavailable
+	}
+	return exitFailure
+}
+
 // Run runs the command that the arguments name and returns the exit code. It returns even if a module never answers.
 func Run(ctx context.Context, root *cobra.Command) int {
 	if err := watch.Run(ctx, root.ExecuteContext); err != nil {
 		_, _ = os.Stderr.Write(FormatError(err)) // nobody is left to tell
-		return 1
+		return exitCode(err)
 	}
 	return 0
 }

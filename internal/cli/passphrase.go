@@ -15,12 +15,14 @@ import (
 func AskPassphrase(ctx context.Context, path string) ([]byte, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return nil, failure.New(failure.Denied, "run it in a terminal", "cannot ask for the passphrase of %s: %w", path, err)
+		return nil, failure.New(failure.Denied, "cannot ask for the passphrase of %s: %w", path, err).
+			WithHint("run it in a terminal")
 	}
 	defer tty.Close()
 	state, err := term.GetState(int(tty.Fd()))
 	if err != nil {
-		return nil, failure.New(failure.Denied, "run it in a terminal", "cannot ask for the passphrase of %s: %w", path, err)
+		return nil, failure.New(failure.Denied, "cannot ask for the passphrase of %s: %w", path, err).
+			WithHint("run it in a terminal")
 	}
 	fmt.Fprintf(tty, "passphrase of %s: ", printable(path, ""))
 	type answer struct {
@@ -36,12 +38,13 @@ func AskPassphrase(ctx context.Context, path string) ([]byte, error) {
 	case a := <-answered:
 		fmt.Fprintln(tty)
 		if a.err != nil || len(a.passphrase) == 0 {
-			return nil, failure.New(failure.Denied, "type the passphrase when asked", "the identity %s needs a passphrase", path)
+			return nil, failure.New(failure.Denied, "the identity %s needs a passphrase", path).
+				WithHint("type the passphrase when asked")
 		}
 		return a.passphrase, nil
 	case <-ctx.Done():
 		_ = term.Restore(int(tty.Fd()), state) // echo was off
 		fmt.Fprintln(tty)
-		return nil, failure.New(failure.Denied, "", "interrupted; nothing was done")
+		return nil, failure.New(failure.Denied, "interrupted; nothing was done")
 	}
 }

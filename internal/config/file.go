@@ -67,13 +67,15 @@ func loadFile() (*file, error) {
 		return f, nil
 	}
 	unreadable := func(err error) error {
-		return failure.New(failure.Invalid, "check the path and its permissions", "can't read the config file: %w", err)
+		return failure.New(failure.Invalid, "can't read the config file: %w", err).
+			WithHint("check the path and its permissions")
 	}
 	if !filepath.IsAbs(f.path) {
 		if os.Getenv(configVariable) == "" {
-			return nil, failure.New(failure.Invalid, "set HOME, or XDG_CONFIG_HOME, to an absolute path",
+			return nil, failure.New(failure.Invalid,
 				"cannot tell where the config file is: the user's configuration directory, %q, is not a full path",
-				filepath.Dir(filepath.Dir(f.path)))
+				filepath.Dir(filepath.Dir(f.path))).
+				WithHint("set HOME, or XDG_CONFIG_HOME, to an absolute path")
 		}
 		here, err := os.Getwd()
 		if err != nil {
@@ -88,8 +90,9 @@ func loadFile() (*file, error) {
 	}
 	if err := ownership.Check(f.path, os.Getuid()); err != nil {
 		cause := failure.From(err)
-		return nil, failure.New(cause.Kind, cause.Hint+"; or keep the file in another folder, and name it in "+configVariable,
-			"the config file %s names programs that run as this user, and others can change it: %w", f.path, cause)
+		return nil, failure.New(cause.Kind,
+			"the config file %s names programs that run as this user, and others can change it: %w", f.path, cause).
+			WithHint(cause.Hint + "; or keep the file in another folder, and name it in " + configVariable)
 	}
 	data, err := bound.ReadFile(f.path, MaxFile)
 	if err != nil {
@@ -100,8 +103,8 @@ func loadFile() (*file, error) {
 	}
 	if strings.Contains(string(data), "pin-value=") {
 		if info, err := os.Stat(f.path); err == nil && info.Mode().Perm()&0o077 != 0 {
-			return nil, failure.New(failure.Denied, "run: chmod 600 "+f.path,
-				"the config file %s holds a PIN and others can read it", f.path)
+			return nil, failure.New(failure.Denied, "the config file %s holds a PIN and others can read it", f.path).
+				WithHint("run: chmod 600 " + f.path)
 		}
 	}
 	return f, nil
@@ -110,8 +113,8 @@ func loadFile() (*file, error) {
 func (f *file) parse(data []byte) error {
 	root, err := YAML(data, MaxFile)
 	if err != nil {
-		return failure.New(failure.Invalid, "see docs/configuration.md for an example",
-			"the config file %s is not valid YAML: %w", f.path, err)
+		return failure.New(failure.Invalid, "the config file %s is not valid YAML: %w", f.path, err).
+			WithHint("see docs/configuration.md for an example")
 	}
 	if root == nil {
 		return nil // empty, or comments alone
@@ -139,8 +142,8 @@ func (f *file) parse(data []byte) error {
 	}
 	for alias, entry := range f.keys {
 		if entry[uriSetting] == "" {
-			return failure.New(failure.Invalid, "add: uri: pkcs11:token=...;object=..., or: uri: nethsm:KEYID",
-				"key %q in %s has no uri", alias, f.path)
+			return failure.New(failure.Invalid, "key %q in %s has no uri", alias, f.path).
+				WithHint("add: uri: pkcs11:token=...;object=..., or: uri: nethsm:KEYID")
 		}
 	}
 	return nil
@@ -184,8 +187,9 @@ func (f *file) section(node *yaml.Node, where string, known []string,
 			}
 		}
 		if value.Kind != yaml.ScalarNode {
-			return failure.New(failure.Invalid, "give it a single value", "%q in %s (%s:%d) is not a single value", name, where,
-				f.path, value.Line)
+			return failure.New(failure.Invalid, "%q in %s (%s:%d) is not a single value", name, where,
+				f.path, value.Line).
+				WithHint("give it a single value")
 		}
 		settings[name] = value.Value
 		return nil
@@ -198,15 +202,16 @@ func (f *file) mapping(node *yaml.Node, where string, each func(string, *yaml.No
 		return nil
 	}
 	if node.Kind != yaml.MappingNode {
-		return failure.New(failure.Invalid, "see docs/configuration.md for an example",
-			"%s (%s:%d) is not a list of settings", where, f.path, node.Line)
+		return failure.New(failure.Invalid, "%s (%s:%d) is not a list of settings", where, f.path, node.Line).
+			WithHint("see docs/configuration.md for an example")
 	}
 	seen := map[string]bool{}
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		name, value := node.Content[i].Value, node.Content[i+1]
 		if seen[name] {
-			return failure.New(failure.Invalid, "remove one of the two", "%q stands twice in %s (%s:%d)", name, where, f.path,
-				value.Line)
+			return failure.New(failure.Invalid, "%q stands twice in %s (%s:%d)", name, where, f.path,
+				value.Line).
+				WithHint("remove one of the two")
 		}
 		seen[name] = true
 		if value.Kind == yaml.AliasNode {

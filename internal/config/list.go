@@ -22,12 +22,14 @@ func WithPrograms(p Programs) (string, error) {
 	}
 	text, err := bound.ReadFile(f.path, MaxFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", failure.New(failure.Invalid, "check the path and its permissions", "can't read the config file: %w", err)
+		return "", failure.New(failure.Invalid, "can't read the config file: %w", err).
+			WithHint("check the path and its permissions")
 	}
 	changed, err := p.addTo(string(text), f.path)
 	if err != nil {
-		return "", failure.New(failure.Invalid, "write each setting of the file on a line of its own",
-			"cannot add to the config file %s without changing what it says: %w", f.path, err)
+		return "", failure.New(failure.Invalid,
+			"cannot add to the config file %s without changing what it says: %w", f.path, err).
+			WithHint("write each setting of the file on a line of its own")
 	}
 	return changed, nil
 }

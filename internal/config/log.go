@@ -18,8 +18,8 @@ func OpenLog() (*os.File, error) {
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "name a file that can be written in NOTATION_HSM_LOG, or unset it",
-			"can't open the log file: %w", err)
+		return nil, failure.New(failure.Invalid, "can't open the log file: %w", err).
+			WithHint("name a file that can be written in NOTATION_HSM_LOG, or unset it")
 	}
 	handler := slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelDebug})
 	slog.SetDefault(slog.New(handler).With("pid", os.Getpid()))

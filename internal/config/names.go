@@ -50,7 +50,7 @@ func checkName(name string, known []string, what, where string) error {
 	if mentions(name, "pinvalue", "pinsource") && len(name) > len(PINSource) { // more than the name stands in it
 		name = "..."
 	}
-	return failure.New(failure.Invalid, hint, "unknown %s %q in %s", what, name, where)
+	return failure.New(failure.Invalid, "unknown %s %q in %s", what, name, where).WithHint(hint)
 }
 
 // nearest returns the known name that name is most likely a misspelling of, or "".

@@ -73,9 +73,8 @@ func isNetHSMName(text string) bool {
 func parseNetHSM(text string) (URI, error) {
 	id := strings.TrimPrefix(text, NetHSMScheme)
 	if prefix := strings.TrimSuffix(id, "*"); id != "" && !isNetHSMName(prefix) { // with a star, for commands that list
-		return URI{}, failure.New(failure.Invalid,
-			`name it like nethsm:release; a key ID has letters, digits and "_.-", and begins with a letter or digit`,
-			"%q names no key on a NetHSM", redactMalformed(text))
+		return URI{}, failure.New(failure.Invalid, "%q names no key on a NetHSM", redactMalformed(text)).
+			WithHint(`name it like nethsm:release; a key ID has letters, digits and "_.-", and begins with a letter or digit`)
 	}
 	return URI{NetHSM: true, Object: id}, nil
 }
@@ -90,8 +89,9 @@ func (f *file) nethsmEntries(node *yaml.Node) (err error) {
 		var all []string
 		for _, item := range value.Content {
 			if item.Kind != yaml.ScalarNode {
-				return true, failure.New(failure.Invalid, "give it values alone", "%q in nethsm (%s:%d) holds more than values",
-					name, f.path, item.Line)
+				return true, failure.New(failure.Invalid, "%q in nethsm (%s:%d) holds more than values",
+					name, f.path, item.Line).
+					WithHint("give it values alone")
 			}
 			all = append(all, item.Value)
 		}
@@ -107,7 +107,8 @@ func (f *file) nethsmEntries(node *yaml.Node) (err error) {
 // chooseNetHSM lets the setting token name the NetHSM ("nethsm:"), for commands that list keys or make them.
 func (s *Settings) chooseNetHSM(token, where string) error {
 	if s.Key.NetHSM || s.Key.Object != "" || len(s.Key.ID) > 0 {
-		return failure.New(failure.Invalid, "name the one or the other", "the key %s is not where %s has it", s.Key, where)
+		return failure.New(failure.Invalid, "the key %s is not where %s has it", s.Key, where).
+			WithHint("name the one or the other")
 	}
 	uri, err := parseNetHSM(token)
 	s.Key = uri
@@ -122,8 +123,9 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 			break // what is weaker is for other keys as well
 		}
 		if path := l.values[ModulePath]; path != "" {
-			return failure.New(failure.Invalid, "leave out "+ModulePath, "the key %s is on a NetHSM, and %s names the module %s",
-				s.Key, l.origin.name, path)
+			return failure.New(failure.Invalid, "the key %s is on a NetHSM, and %s names the module %s",
+				s.Key, l.origin.name, path).
+				WithHint("leave out " + ModulePath)
 		}
 	}
 	own := func(name string) string { return cmp.Or(os.Getenv(nethsmEnvironment(name)), f.nethsm[name]) }
@@ -139,8 +141,9 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 		nethsmBackupUser: n.BackupUser} {
 		first, second, in := strings.Cut(user, "~")
 		if user != "" && (!isNetHSMName(first) || in && !isNetHSMName(second)) {
-			return failure.New(failure.Invalid, "write it as NAME or NAMESPACE~NAME", "%s %q of the NetHSM is no user ID", name,
-				user)
+			return failure.New(failure.Invalid, "%s %q of the NetHSM is no user ID", name,
+				user).
+				WithHint("write it as NAME or NAMESPACE~NAME")
 		}
 	}
 	var err error
@@ -152,17 +155,19 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 		return err
 	}
 	if stated && !n.Insecure && !by.namesPrograms { // data decides for which key, not whether
-		return failure.New(failure.Denied, "for a NetHSM for tests, also write insecure: true under nethsm in "+f.path+
-			"; else take "+NetHSMInsecure+" out",
+		return failure.New(failure.Denied,
 			"%s has the TLS certificates of the NetHSM not verified (%s), which the config file does not", by.name,
-			NetHSMInsecure)
+			NetHSMInsecure).
+			WithHint("for a NetHSM for tests, also write insecure: true under nethsm in " + f.path +
+				"; else take " + NetHSMInsecure + " out")
 	}
 	if n.Insecure && !stated && origin == PluginConfig {
-		return failure.New(failure.Denied, "set fingerprints or ca-file under nethsm; or, for a NetHSM for tests, write "+
-			NetHSMInsecure+
-			": true in the key's own entry of the config file, or add --plugin-config "+NetHSMInsecure+"=true",
+		return failure.New(failure.Denied,
 			"the TLS certificates of the NetHSM are NOT verified (insecure), so whoever is on the network can read the "+
-				"passphrase and answer in its place, and nothing says so for this key")
+				"passphrase and answer in its place, and nothing says so for this key").
+			WithHint("set fingerprints or ca-file under nethsm; or, for a NetHSM for tests, write " +
+				NetHSMInsecure +
+				": true in the key's own entry of the config file, or add --plugin-config " + NetHSMInsecure + "=true")
 	}
 	n.Insecure = n.Insecure || stated
 	if n.Instances, err = instances(own(nethsmInstances), f.path); err != nil {
@@ -192,8 +197,9 @@ func parseInsecure(text string) (bool, error) {
 	}
 	insecure, err := strconv.ParseBool(text)
 	if err != nil {
-		return false, failure.New(failure.Invalid, "write true or false", "%s %q of the NetHSM is neither true nor false",
-			nethsmInsecure, text)
+		return false, failure.New(failure.Invalid, "%s %q of the NetHSM is neither true nor false",
+			nethsmInsecure, text).
+			WithHint("write true or false")
 	}
 	return insecure, nil
 }
@@ -238,16 +244,15 @@ func values(list string) []string {
 func instances(list, file string) ([]string, error) {
 	all := values(list)
 	if len(all) == 0 {
-		return nil, failure.New(failure.Invalid,
-			"write instances: https://HOST under nethsm in "+file+", or set "+nethsmEnvironment(nethsmInstances),
-			"the config file names no NetHSM")
+		return nil, failure.New(failure.Invalid, "the config file names no NetHSM").
+			WithHint("write instances: https://HOST under nethsm in " + file + ", or set " + nethsmEnvironment(nethsmInstances))
 	}
 	for i, text := range all {
 		u, err := url.Parse(text)
 		if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
 			!slices.Contains([]string{"", "/", "/api/v1", "/api/v1/"}, u.Path) {
-			return nil, failure.New(failure.Invalid, "write it as https://HOST or https://HOST:PORT",
-				"the NetHSM instance %q is no https URL of one", redactURL(u, text))
+			return nil, failure.New(failure.Invalid, "the NetHSM instance %q is no https URL of one", redactURL(u, text)).
+				WithHint("write it as https://HOST or https://HOST:PORT")
 		}
 		all[i] = "https://" + u.Host
 	}
@@ -270,11 +275,10 @@ func fingerprints(list string) ([][32]byte, error) {
 	for _, text := range values(list) {
 		raw, err := hex.DecodeString(strings.ReplaceAll(strings.TrimPrefix(strings.ToLower(text), "sha256:"), ":", ""))
 		if err != nil || len(raw) != sha256.Size {
-			return nil, failure.New(failure.Invalid,
-				fmt.Sprintf(
+			return nil, failure.New(failure.Invalid, "the fingerprint %q of the NetHSM is no SHA-256 digest", text).
+				WithHint(fmt.Sprintf(
 					"write it as sha256: and %d hex digits; get it from the NetHSM's owner, or from: openssl x509 -in cert.pem "+
-						"-noout -fingerprint -sha256", 2*sha256.Size),
-				"the fingerprint %q of the NetHSM is no SHA-256 digest", text)
+						"-noout -fingerprint -sha256", 2*sha256.Size))
 		}
 		all = append(all, [32]byte(raw))
 	}

@@ -40,7 +40,8 @@ func Lasting(given map[string]string) (map[string]string, error) {
 		if value != "" && (name == CertificateChain || name == ModulePath && strings.Contains(value, "/")) {
 			var err error
 			if value, err = filepath.Abs(value); err != nil {
-				return nil, failure.New(failure.Invalid, "name it by its full path", "cannot find %s %q: %w", name, value, err)
+				return nil, failure.New(failure.Invalid, "cannot find %s %q: %w", name, value, err).
+					WithHint("name it by its full path")
 			}
 		}
 		stored[name] = value
@@ -57,12 +58,14 @@ func (f *file) programEntries(name string, node *yaml.Node) ([]string, error) {
 		return nil, nil
 	}
 	if node.Kind != yaml.SequenceNode {
-		return nil, failure.New(failure.Invalid, `write each on a line of its own, after "- "`, "%s is not a list", at(node))
+		return nil, failure.New(failure.Invalid, "%s is not a list", at(node)).
+			WithHint(`write each on a line of its own, after "- "`)
 	}
 	var all []string
 	for _, item := range node.Content {
 		if item.Kind != yaml.ScalarNode {
-			return nil, failure.New(failure.Invalid, "give it single values alone", "%s holds more than single values", at(item))
+			return nil, failure.New(failure.Invalid, "%s holds more than single values", at(item)).
+				WithHint("give it single values alone")
 		}
 		if err := checkProgram(name, item.Value); err != nil {
 			err.What = at(item) + ": " + err.What
@@ -78,13 +81,13 @@ func (f *file) programEntries(name string, node *yaml.Node) ([]string, error) {
 func checkProgram(list, value string) *failure.Error {
 	switch _, prefixed := commandOf(value); {
 	case strings.TrimSpace(value) == "":
-		return failure.New(failure.Invalid, "remove it", "an entry is empty")
+		return failure.New(failure.Invalid, "an entry is empty").WithHint("remove it")
 	case list == modulesSetting && strings.Contains(value, "/") && !filepath.IsAbs(value):
-		return failure.New(failure.Invalid, "name the library by its full path, or without a folder",
-			"the library %q is not named by a full path", value)
+		return failure.New(failure.Invalid, "the library %q is not named by a full path", value).
+			WithHint("name the library by its full path, or without a folder")
 	case list == commandsSetting && prefixed:
-		return failure.New(failure.Invalid, "write what follows exec: alone",
-			"the command %q begins as a pin-source does", value)
+		return failure.New(failure.Invalid, "the command %q begins as a pin-source does", value).
+			WithHint("write what follows exec: alone")
 	}
 	return nil
 }
@@ -119,8 +122,9 @@ func (f *file) checkModule(path string, from Origin, ours string, missing *Progr
 		missing.Modules = append(missing.Modules, path)
 		return nil
 	}
-	return failure.New(failure.Denied, f.howToList(modulesSetting, f.modules, path),
-		"cannot load the module %q that %s names: the config file does not list it", path, from.name)
+	return failure.New(failure.Denied,
+		"cannot load the module %q that %s names: the config file does not list it", path, from.name).
+		WithHint(f.howToList(modulesSetting, f.modules, path))
 }
 
 // checkPINSource does the same for a command that gives the PIN. Sources of another form name a variable, a file or a
@@ -132,21 +136,22 @@ func (f *file) checkPINSource(source string, from Origin, ours string, missing *
 	}
 	line, ok := commandOf(source)
 	if !ok { // it is not shown: someone may have written the PIN itself
-		return failure.New(failure.Invalid, `write it as env:NAME, file:/path, "exec:command args", prompt or none`,
-			"pin-source is not a place that a PIN can come from")
+		return failure.New(failure.Invalid, "pin-source is not a place that a PIN can come from").
+			WithHint(`write it as env:NAME, file:/path, "exec:command args", prompt or none`)
 	}
 	if slices.Contains(f.commands, line) {
 		return nil
 	}
 	if strings.TrimSpace(line) == "" {
-		return failure.New(failure.Invalid, "write the command after the colon", "pin-source exec: names no command")
+		return failure.New(failure.Invalid, "pin-source exec: names no command").WithHint("write the command after the colon")
 	}
 	if missing != nil {
 		missing.Commands = append(missing.Commands, line)
 		return nil
 	}
-	return failure.New(failure.Denied, f.howToList(commandsSetting, f.commands, line),
-		"cannot run the command %q that %s names: the config file does not list it", line, from.name)
+	return failure.New(failure.Denied,
+		"cannot run the command %q that %s names: the config file does not list it", line, from.name).
+		WithHint(f.howToList(commandsSetting, f.commands, line))
 }
 
 // howToList says which line of the config file lists a program, beside those that are listed.

@@ -65,7 +65,8 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 	for _, l := range above {
 		for _, name := range slices.Sorted(maps.Keys(l.values)) {
 			if looksLikePIN(name) {
-				return nil, failure.New(failure.Invalid, safePIN, "a PIN in %s (%q) would be stored and logged", l.origin.name, name)
+				return nil, failure.New(failure.Invalid, "a PIN in %s (%q) would be stored and logged", l.origin.name, name).
+					WithHint(safePIN)
 			}
 			if err := checkName(name, append([]string{NetHSMInsecure}, Names...), "setting", l.origin.name); err != nil {
 				return nil, err
@@ -117,7 +118,9 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 	case strings.HasPrefix(reference, Scheme), strings.HasPrefix(reference, NetHSMScheme):
 		uri, err := ParseURI(reference)
 		if err == nil && uri.Query["pin-value"] != "" {
-			err = failure.New(failure.Invalid, safePIN, "the key URI carries a PIN (pin-value), which %s would show to others", origin.showsPIN)
+			err = failure.New(failure.Invalid,
+				"the key URI carries a PIN (pin-value), which %s would show to others", origin.showsPIN).
+				WithHint(safePIN)
 		}
 		return uri, nil, err
 	}
@@ -130,7 +133,9 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 		} else if len(known) > 0 {
 			hint = "aliases there are: " + strings.Join(known, ", ") + "; or " + hint
 		}
-		return URI{}, nil, failure.New(failure.Invalid, hint, "unknown key %q: neither a URI (pkcs11: or nethsm:) nor an alias", redactMalformed(reference))
+		return URI{}, nil, failure.New(failure.Invalid,
+			"unknown key %q: neither a URI (pkcs11: or nethsm:) nor an alias", redactMalformed(reference)).
+			WithHint(hint)
 	}
 	uri, err := ParseURI(entry[uriSetting])
 	return uri, entry, err
@@ -174,7 +179,8 @@ func (s *Settings) chooseToken(layers []layer) error {
 				return err
 			}
 			if uri.Query["pin-value"] != "" && l.origin.showsPIN != "" {
-				return failure.New(failure.Invalid, safePIN, "the token URI in %s carries a PIN (pin-value)", l.origin.name)
+				return failure.New(failure.Invalid, "the token URI in %s carries a PIN (pin-value)", l.origin.name).
+					WithHint(safePIN)
 			}
 			for name, value := range uri.Query {
 				if _, stronger := l.values[name]; !stronger {
@@ -183,7 +189,9 @@ func (s *Settings) chooseToken(layers []layer) error {
 			}
 			named = uri
 		} else if namesPIN(token) {
-			return failure.New(failure.Invalid, `a token is named by its label, or by a URI that starts with "pkcs11:"`, "the token in %s is not a label: a pin-value or pin-source stands in it", l.origin.name)
+			return failure.New(failure.Invalid,
+				"the token in %s is not a label: a pin-value or pin-source stands in it", l.origin.name).
+				WithHint(`a token is named by its label, or by a URI that starts with "pkcs11:"`)
 		}
 		if slot != "" {
 			id, err := parseSlot(slot)
@@ -240,14 +248,17 @@ func (s *Settings) apply(f *file, layers []layer, missing *Programs) error {
 	if text, from := find(Timeout); text != "" {
 		timeout, err := time.ParseDuration(text)
 		if err != nil || timeout <= 0 {
-			return failure.New(failure.Invalid, `write it like "30s" or "2m"`, "timeout %q in %s is not a length of time", text, from.origin.name)
+			return failure.New(failure.Invalid, "timeout %q in %s is not a length of time", text, from.origin.name).
+				WithHint(`write it like "30s" or "2m"`)
 		}
 		s.Timeout = timeout
 	}
 	if text, from := find(AllowFinalPINTry); text != "" {
 		allow, err := strconv.ParseBool(text)
 		if err != nil {
-			return failure.New(failure.Invalid, "write true or false", "%s %q in %s is neither true nor false", AllowFinalPINTry, text, from.origin.name)
+			return failure.New(failure.Invalid,
+				"%s %q in %s is neither true nor false", AllowFinalPINTry, text, from.origin.name).
+				WithHint("write true or false")
 		}
 		s.AllowFinalPINTry = allow
 	}

@@ -59,17 +59,17 @@ func checkNodes(node *yaml.Node, depth int, left *int) error {
 func Strict(path string, data []byte, into any) error {
 	root, err := YAML(data, MaxFile)
 	if err != nil {
-		return failure.New(failure.Invalid, "check the indentation and quotes around the line it names",
-			"%s is not valid YAML: %w", path, err)
+		return failure.New(failure.Invalid, "%s is not valid YAML: %w", path, err).
+			WithHint("check the indentation and quotes around the line it names")
 	}
 	if root == nil {
-		return failure.New(failure.Invalid, "name the file you mean", "%s is empty", path)
+		return failure.New(failure.Invalid, "%s is empty", path).WithHint("name the file you mean")
 	}
 	if err := checkNames(root, reflect.TypeOf(into).Elem(), path); err != nil {
 		return err
 	}
 	if err := root.Decode(into); err != nil {
-		return failure.New(failure.Invalid, "check the line it names", "%s: %w", path, err)
+		return failure.New(failure.Invalid, "%s: %w", path, err).WithHint("check the line it names")
 	}
 	return nil
 }
@@ -79,8 +79,9 @@ func checkNames(node *yaml.Node, kind reflect.Type, path string) error {
 		kind = kind.Elem()
 	}
 	if node.Kind == yaml.AliasNode {
-		return failure.New(failure.Invalid, "write it out",
-			"%s:%d refers to another part of the file; a reviewer should see every value where it counts", path, node.Line)
+		return failure.New(failure.Invalid,
+			"%s:%d refers to another part of the file; a reviewer should see every value where it counts", path, node.Line).
+			WithHint("write it out")
 	}
 	switch {
 	case kind.Kind() == reflect.Slice && node.Kind == yaml.SequenceNode:

@@ -55,8 +55,9 @@ func ParseURI(text string) (URI, error) {
 		Object: path("object"), ID: []byte(path("id")), Query: map[string]string{},
 	}
 	if kind := path("type"); kind != "" && kind != "private" {
-		return URI{}, failure.New(failure.Invalid, "leave out type, or use type=private",
-			"the key URI %q names an object of type %q, not a private key", Redact(text), kind)
+		return URI{}, failure.New(failure.Invalid,
+			"the key URI %q names an object of type %q, not a private key", Redact(text), kind).
+			WithHint("leave out type, or use type=private")
 	}
 	if slot := path("slot-id"); slot != "" {
 		id, err := parseSlot(slot)
@@ -111,16 +112,15 @@ func checkAttributes(text string) error {
 }
 
 func malformed(text, how string) error {
-	return failure.New(failure.Invalid,
-		`a key is named like "pkcs11:token=signing;object=release" (RFC 7512); pin-source stands after "?", and what joins it is "&"`,
-		"the key URI %q is malformed: it %s", redactMalformed(text), how)
+	return failure.New(failure.Invalid, "the key URI %q is malformed: it %s", redactMalformed(text), how).
+		WithHint(`a key is named like "pkcs11:token=signing;object=release" (RFC 7512); pin-source stands after "?", and what joins it is "&"`)
 }
 
 func parseSlot(text string) (uint, error) {
 	id, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
-		return 0, failure.New(failure.Invalid, "slot numbers are shown by 'notation-hsm token list'",
-			"%q is not a slot number", text)
+		return 0, failure.New(failure.Invalid, "%q is not a slot number", text).
+			WithHint("slot numbers are shown by 'notation-hsm token list'")
 	}
 	return uint(id), nil
 }

@@ -31,8 +31,7 @@ func Allow(
 		if f.Kind != failure.Denied { // what others can change is refused, whoever wrote it
 			hint = f.Hint + "; or do it by hand: " + missing.HowToList()
 		}
-		return failure.New(f.Kind, hint,
-			"cannot list what runs as this user in the config file: %w", f)
+		return failure.New(f.Kind, "cannot list what runs as this user in the config file: %w", f).WithHint(hint)
 	}
 	for _, module := range missing.Modules {
 		say("added to modules in %s: %s", path, module)
@@ -71,19 +70,21 @@ func list(
 	ctx context.Context, reference string, stored map[string]string, origin config.Origin,
 ) (path string, err error) {
 	if path = config.Path(); path == "" {
-		return "", failure.New(failure.Invalid, "set HOME", "there is no folder for it")
+		return "", failure.New(failure.Invalid, "there is no folder for it").WithHint("set HOME")
 	}
 	mode := os.FileMode(0o600)
 	if info, err := os.Stat(path); err == nil {
 		mode = info.Mode().Perm()
 		if path, err = filepath.EvalSymlinks(path); err != nil { // the link stays
-			return "", failure.New(failure.Invalid, "check the path and its permissions", "cannot find %s: %w", path, err)
+			return "", failure.New(failure.Invalid, "cannot find %s: %w", path, err).
+				WithHint("check the path and its permissions")
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
-		return "", failure.New(failure.Invalid, "check the path and its permissions", "cannot read %s: %w", path, err)
+		return "", failure.New(failure.Invalid, "cannot read %s: %w", path, err).
+			WithHint("check the path and its permissions")
 	}
 	if path, err = filepath.Abs(path); err != nil {
-		return "", failure.New(failure.Internal, "check the current folder", "cannot find the config file: %w", err)
+		return "", failure.New(failure.Internal, "cannot find the config file: %w", err).WithHint("check the current folder")
 	}
 	unlock, err := state.Lock(ctx, filepath.Dir(path))
 	if err != nil {

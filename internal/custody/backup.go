@@ -86,7 +86,7 @@ func (b backupFile) checksum() (string, error) {
 // one there.
 func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w key.WrappingKey, err error) {
 	if _, err := os.Lstat(path); err == nil {
-		return w, failure.New(failure.Invalid, "choose another name, or move it away", "%s is there already", path)
+		return w, failure.New(failure.Invalid, "%s is there already", path).WithHint("choose another name, or move it away")
 	}
 	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		info, err := k.Info()
@@ -95,14 +95,14 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 		}
 		if info.Extractable != nil && !*info.Extractable {
 			return failure.New(failure.Denied,
-				"use the module's own backup, as its vendor describes (of a NetHSM: 'notation-hsm nethsm backup'); a key that "+
-					"can be wrapped is made with 'notation-hsm key generate --backup-key'",
-				"the key %s was made not extractable: nothing can take it out of the module", info.URI)
+				"the key %s was made not extractable: nothing can take it out of the module", info.URI).
+				WithHint("use the module's own backup, as its vendor describes (of a NetHSM: 'notation-hsm nethsm backup'); a key that " +
+					"can be wrapped is made with 'notation-hsm key generate --backup-key'")
 		}
 		// JSON carries nothing but UTF-8 unchanged.
 		if info.Label == "" || len(info.ID) == 0 || !utf8.ValidString(info.Label) {
-			return failure.New(failure.Invalid, "give the key both, with the vendor's tool",
-				"the key %s has no id, or no label in UTF-8", info.URI)
+			return failure.New(failure.Invalid, "the key %s has no id, or no label in UTF-8", info.URI).
+				WithHint("give the key both, with the vendor's tool")
 		}
 		reference, err := wrappingReference(store, wrapping)
 		if err != nil {
@@ -167,9 +167,9 @@ func wrappingReference(store keystore.Store, text string) (config.URI, error) {
 	}
 	uri, err := config.ParseURI(text)
 	if err == nil && !keystore.Matches(uri, store.Describe()) {
-		err = failure.New(failure.Invalid,
-			"a key is wrapped where it is: bring the wrapping key to its token with 'notation-hsm key backup-key restore'",
-			"the wrapping key %s is not on the token %q", uri, store.Describe().Label)
+		err = failure.New(failure.Invalid, "the wrapping key %s is not on the token %q", uri, store.Describe().Label).
+			WithHint("a key is wrapped where it is: bring the wrapping key to its token with 'notation-hsm key " +
+				"backup-key restore'")
 	}
 	return uri, err
 }
@@ -206,9 +206,10 @@ func Restore(
 	if b.Version == unauthenticatedVersion {
 		if accept == nil {
 			return r, failure.New(failure.Denied,
-				"make a new backup where the key still is; else check what 'key restore --unauthenticated' shows of this one",
 				"the backup %s is of version %d, which has no MAC: its usage, label and certificates may have been changed",
-				path, b.Version)
+				path, b.Version).
+				WithHint("make a new backup where the key still is; else check what 'key restore --unauthenticated' shows " +
+					"of this one")
 		}
 		u := Unauthenticated{Label: b.Label, ID: b.ID, Spec: b.Spec, Usage: b.usage()}
 		if len(c.chain) > 0 {
@@ -236,9 +237,9 @@ func Restore(
 	for _, name := range []config.URI{{Object: b.Label}, {ID: c.id}} {
 		taken, err := store.Taken(name)
 		if taken {
-			err = failure.New(failure.Invalid,
-				"restore it to another token; or, if it is left of a restoration that was interrupted, delete it and run this again",
-				"the token %q has a key with this name already: %s", store.Describe().Label, name)
+			err = failure.New(failure.Invalid, "the token %q has a key with this name already: %s", store.Describe().Label, name).
+				WithHint("restore it to another token; or, if it is left of a restoration that was interrupted, delete it " +
+					"and run this again")
 		}
 		if err != nil {
 			return r, err
@@ -304,13 +305,14 @@ func sameAttributes(info key.Info, b *backupFile, c contents) error {
 		{"CKA_DERIVE", info.Derive, decrypts && !isRSA},
 	} {
 		if told := a.is != nil; told && *a.is != a.want || !told && a.want {
-			return failure.New(failure.Internal, "restore it to a token of another module",
-				"the module made the key %q, and its %s is not %t, as in the backup", b.Label, a.name, a.want)
+			return failure.New(failure.Internal,
+				"the module made the key %q, and its %s is not %t, as in the backup", b.Label, a.name, a.want).
+				WithHint("restore it to a token of another module")
 		}
 	}
 	if info.Label != b.Label || !bytes.Equal(info.ID, c.id) {
-		return failure.New(failure.Internal, "restore it to a token of another module",
-			"the module made the key %s instead of %q with id %s", info.URI, b.Label, b.ID)
+		return failure.New(failure.Internal, "the module made the key %s instead of %q with id %s", info.URI, b.Label, b.ID).
+			WithHint("restore it to a token of another module")
 	}
 	return nil
 }
@@ -326,15 +328,15 @@ func (b *backupFile) usage() key.Usage {
 var backupBounds = bound.Limits{Bytes: 256 << 10, Depth: 2, Elements: 64}
 
 func damaged(path string, err error) error {
-	return failure.New(failure.Invalid, "use the file as 'notation-hsm key backup' wrote it, or another copy",
-		"the backup %s is damaged: %w", path, err)
+	return failure.New(failure.Invalid, "the backup %s is damaged: %w", path, err).
+		WithHint("use the file as 'notation-hsm key backup' wrote it, or another copy")
 }
 
 func readBackup(path string) (*backupFile, error) {
 	data, err := bound.ReadFile(path, backupBounds.Bytes)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
-			"can't read the backup: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the backup: %w", err).
+			WithHint("check the path, and that this user can read the file")
 	}
 	return parseBackup(path, data)
 }
@@ -345,16 +347,16 @@ func parseBackup(path string, data []byte) (*backupFile, error) {
 		return nil, damaged(path, err)
 	}
 	if version > backupVersion {
-		return nil, failure.New(failure.Invalid, "update this program",
-			"the backup %s is of version %d, which is not known here", path, version)
+		return nil, failure.New(failure.Invalid, "the backup %s is of version %d, which is not known here", path, version).
+			WithHint("update this program")
 	}
 	var b backupFile
 	if err := decodeExactly(data, &b); err != nil {
 		return nil, damaged(path, err)
 	}
 	if sum, err := b.checksum(); err != nil || sum != b.Checksum {
-		return nil, failure.New(failure.Invalid, "use another copy",
-			"the backup %s is damaged: its checksum is not that of its contents", path)
+		return nil, failure.New(failure.Invalid, "the backup %s is damaged: its checksum is not that of its contents", path).
+			WithHint("use another copy")
 	}
 	if b.Version < unauthenticatedVersion || (b.Version == unauthenticatedVersion) != (b.MAC == nil) {
 		return nil, damaged(path, fmt.Errorf("version %d has a MAC: %t", b.Version, b.MAC != nil))
@@ -373,7 +375,7 @@ type contents struct {
 func (b *backupFile) contents(path string) (c contents, err error) {
 	block, _ := pem.Decode([]byte(b.PublicKey))
 	if block == nil {
-		return c, failure.New(failure.Invalid, "use another copy", "the backup %s has no public key", path)
+		return c, failure.New(failure.Invalid, "the backup %s has no public key", path).WithHint("use another copy")
 	}
 	if c.public, err = x509.ParsePKIXPublicKey(block.Bytes); err != nil {
 		return c, damaged(path, err)
@@ -395,7 +397,8 @@ func (b *backupFile) contents(path string) (c contents, err error) {
 		return c, damaged(path, err)
 	}
 	if !certs.SameKey(c.chain[0].PublicKey, c.public) {
-		return c, failure.New(failure.Invalid, "use another copy", "the certificate in the backup %s is another key's", path)
+		return c, failure.New(failure.Invalid, "the certificate in the backup %s is another key's", path).
+			WithHint("use another copy")
 	}
 	return c, nil
 }

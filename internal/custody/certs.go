@@ -54,8 +54,9 @@ func Import(ctx context.Context, s *config.Settings, path string) (length, store
 	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
 		leaf := certs.LeafOf(k.Public(), file, time.Now())
 		if leaf == nil {
-			return failure.New(failure.Invalid, "name the file of the certificate that was issued for this key",
-				"none of the %d certificates in %s belongs to the key %s", len(file), path, s.Key)
+			return failure.New(failure.Invalid,
+				"none of the %d certificates in %s belongs to the key %s", len(file), path, s.Key).
+				WithHint("name the file of the certificate that was issued for this key")
 		}
 		chain, err := certs.Chain(leaf, file, store.Issuers, time.Now())
 		if err != nil {
@@ -79,8 +80,8 @@ func Export(ctx context.Context, s *config.Settings) (data []byte, err error) {
 		}
 		leaf := certs.LeafOf(k.Public(), known, time.Now())
 		if leaf == nil {
-			return failure.New(failure.Invalid, "make one with 'notation-hsm cert self-sign' or 'cert csr'",
-				"the key %s has no certificate", s.Key)
+			return failure.New(failure.Invalid, "the key %s has no certificate", s.Key).
+				WithHint("make one with 'notation-hsm cert self-sign' or 'cert csr'")
 		}
 		chain, err := certs.Chain(leaf, known, nil, time.Now())
 		if err != nil {

@@ -62,13 +62,13 @@ func parseCustodian(ctx context.Context, name string) (c custodian, err error) {
 		fields := strings.Fields(name) // type, key, comment
 		c.key = strings.Join(fields[:min(2, len(fields))], " ")
 	case strings.Contains(name, "SECRET-KEY-") || strings.Contains(name, "PRIVATE KEY"):
-		return c, failure.New(failure.Invalid, "give the public key, and replace the private one: it was in an argument",
-			"a custodian is named by a private key")
+		return c, failure.New(failure.Invalid, "a custodian is named by a private key").
+			WithHint("give the public key, and replace the private one: it was in an argument")
 	default:
 		err = errors.New("it is of no known form")
 	}
 	if err != nil {
-		return c, failure.New(failure.Invalid, custodianForms, "cannot encrypt a share to %q: %w", name, err)
+		return c, failure.New(failure.Invalid, "cannot encrypt a share to %q: %w", name, err).WithHint(custodianForms)
 	}
 	c.extension = "age"
 	c.encrypt = func(share []byte) ([]byte, error) {
@@ -93,8 +93,8 @@ func parseCustodians(ctx context.Context, names []string, n int) ([]custodian, e
 		return nil, nil
 	}
 	if len(names) != n {
-		return nil, failure.New(failure.Invalid, "give --to once for each share, in their order",
-			"there are %d shares for %d custodians", n, len(names))
+		return nil, failure.New(failure.Invalid, "there are %d shares for %d custodians", n, len(names)).
+			WithHint("give --to once for each share, in their order")
 	}
 	custodians := make([]custodian, n)
 	seen := map[string]int{}
@@ -104,8 +104,8 @@ func parseCustodians(ctx context.Context, names []string, n int) ([]custodian, e
 			return nil, err
 		}
 		if other, twice := seen[c.key]; twice {
-			return nil, failure.New(failure.Invalid, "give each share to someone else",
-				"the custodians %d and %d have the same key", other+1, i+1)
+			return nil, failure.New(failure.Invalid, "the custodians %d and %d have the same key", other+1, i+1).
+				WithHint("give each share to someone else")
 		}
 		custodians[i], seen[c.key] = c, i
 	}
@@ -160,8 +160,8 @@ func readIdentity(path string, ask func() ([]byte, error)) ([]age.Identity, erro
 	data, err := readSecret(path, identityLimit)
 	defer clear(data)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
-			"cannot read an identity: %w", err)
+		return nil, failure.New(failure.Invalid, "cannot read an identity: %w", err).
+			WithHint("check the path, and that this user can read the file")
 	}
 	if isAge(data) {
 		passphrase, err := ask()
@@ -171,14 +171,15 @@ func readIdentity(path string, ask func() ([]byte, error)) ([]age.Identity, erro
 		}
 		scrypt, err := age.NewScryptIdentity(string(passphrase))
 		if err != nil {
-			return nil, failure.New(failure.Denied, "type the passphrase when asked", "the identity %s needs a passphrase", path)
+			return nil, failure.New(failure.Denied, "the identity %s needs a passphrase", path).
+				WithHint("type the passphrase when asked")
 		}
 		scrypt.SetMaxWorkFactor(scryptLimit)
 		plain, err := decryptAge(data, identityLimit, scrypt)
 		defer clear(plain)
 		if err != nil {
-			return nil, failure.New(failure.Denied, "check the passphrase",
-				"the identity %s does not open with this passphrase", path)
+			return nil, failure.New(failure.Denied, "the identity %s does not open with this passphrase", path).
+				WithHint("check the passphrase")
 		}
 		return parseIdentity(path, plain, nil)
 	}
@@ -189,9 +190,8 @@ func parseIdentity(path string, data []byte, ask func() ([]byte, error)) ([]age.
 	if !bytes.HasPrefix(bytes.TrimSpace(data), []byte("-----BEGIN")) {
 		found, err := age.ParseIdentities(bytes.NewReader(data))
 		if err != nil {
-			return nil, failure.New(failure.Invalid,
-				"name a file of age-keygen, an SSH private key, or a key in a module by its URI",
-				"%s has no identity of age", path)
+			return nil, failure.New(failure.Invalid, "%s has no identity of age", path).
+				WithHint("name a file of age-keygen, an SSH private key, or a key in a module by its URI")
 		}
 		return found, nil
 	}
@@ -207,8 +207,8 @@ func parseIdentity(path string, data []byte, ask func() ([]byte, error)) ([]age.
 		found = l
 	}
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "use an Ed25519 or RSA key in OpenSSH's format",
-			"%s has no SSH private key that opens shares", path)
+		return nil, failure.New(failure.Invalid, "%s has no SSH private key that opens shares", path).
+			WithHint("use an Ed25519 or RSA key in OpenSSH's format")
 	}
 	return []age.Identity{found}, nil
 }
@@ -226,8 +226,8 @@ func (l *lockedIdentity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
 	case l.unanswered != nil:
 		return nil, l.unanswered
 	case err != nil && !errors.Is(err, age.ErrIncorrectIdentity):
-		return nil, failure.New(failure.Denied, "check the passphrase",
-			"the identity %s does not open with this passphrase", l.path)
+		return nil, failure.New(failure.Denied, "the identity %s does not open with this passphrase", l.path).
+			WithHint("check the passphrase")
 	}
 	return fileKey, err
 }
@@ -268,8 +268,8 @@ func (ids *Identities) decrypt(path string, data []byte) ([]byte, error) {
 		var known *failure.Error
 		switch {
 		case errors.As(err, &none):
-			return nil, failure.New(failure.Denied, "name the custodian's own with --identity",
-				"no identity opens the share %s", path)
+			return nil, failure.New(failure.Denied, "no identity opens the share %s", path).
+				WithHint("name the custodian's own with --identity")
 		case errors.As(err, &known): // asking for a passphrase
 			return nil, known
 		case err != nil:
@@ -298,6 +298,6 @@ func (ids *Identities) decrypt(path string, data []byte) ([]byte, error) {
 
 func encrypted(path, identity string) error {
 	return failure.New(failure.Denied,
-		"add --identity: a file with the custodian's age or SSH key, or the URI of a key in a module",
-		"the share %s is encrypted, and there is no identity of its kind: it needs %s", path, identity)
+		"the share %s is encrypted, and there is no identity of its kind: it needs %s", path, identity).
+		WithHint("add --identity: a file with the custodian's age or SSH key, or the URI of a key in a module")
 }

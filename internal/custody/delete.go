@@ -81,9 +81,9 @@ func unusedByNotation(t key.Token, k key.Info) error {
 		return err
 	}
 	if len(names) > 0 {
-		return failure.New(failure.Denied, "take it out of Notation's list first: notation key delete "+
-			strings.Join(names, " "),
-			"Notation signs with the key %q, as %s", k.Label, strings.Join(names, ", "))
+		return failure.New(failure.Denied, "Notation signs with the key %q, as %s", k.Label, strings.Join(names, ", ")).
+			WithHint("take it out of Notation's list first: notation key delete " +
+				strings.Join(names, " "))
 	}
 	return nil
 }
@@ -100,9 +100,10 @@ func unusedByRotation(k key.Info) error {
 			return err
 		}
 		if r != nil && (r.NewID == k.URI || len(k.ID) > 0 && r.ID == hex.EncodeToString(k.ID)) {
-			return failure.New(failure.Denied, "finish it first: notation-hsm key rotate "+r.Name+"; or give it up by removing "+
-				path,
-				"the key %q is the new key of a rotation of %q that is not finished", k.Label, r.Name)
+			return failure.New(failure.Denied,
+				"the key %q is the new key of a rotation of %q that is not finished", k.Label, r.Name).
+				WithHint("finish it first: notation-hsm key rotate " + r.Name + "; or give it up by removing " +
+					path)
 		}
 	}
 	return nil
@@ -115,10 +116,9 @@ func unusedByCA(folder string, public crypto.PublicKey) error {
 	}
 	for _, a := range all {
 		if certs.SameKey(a.Certificate().PublicKey, public) {
-			return failure.New(failure.Denied,
-				"the CA could issue and revoke nothing without it. If the CA is to end, revoke what it has issued, publish a "+
-					"last CRL, and remove its folder",
-				"the CA %q signs with the key", a.Name)
+			return failure.New(failure.Denied, "the CA %q signs with the key", a.Name).
+				WithHint("the CA could issue and revoke nothing without it. If the CA is to end, revoke what it has issued, publish a " +
+					"last CRL, and remove its folder")
 		}
 	}
 	return nil

@@ -156,7 +156,7 @@ func expires(chain []*x509.Certificate, now time.Time) (Check, error) {
 	day, left := first.NotAfter.UTC().Format("2006-01-02 15:04 MST"), int(first.NotAfter.Sub(now)/(24*time.Hour))
 	switch {
 	case now.After(first.NotAfter):
-		return Check{}, failure.New(failure.Invalid, hint, "the certificate of %q expired on %s", first.Subject, day)
+		return Check{}, failure.New(failure.Invalid, "the certificate of %q expired on %s", first.Subject, day).WithHint(hint)
 	case first.NotAfter.Sub(now) < soon:
 		return warning(hint, "the certificate of %q expires in %d days, on %s", first.Subject, left, day), nil
 	}

@@ -53,11 +53,11 @@ func (v *visit) pin() (Check, error) { return pinState(v.store.Describe()) }
 func pinState(t key.Token) (Check, error) {
 	switch t.PIN {
 	case key.PINLocked:
-		return Check{}, failure.New(failure.Denied, "the security officer has to reset it with the vendor's tool",
-			"the user PIN is locked")
+		return Check{}, failure.New(failure.Denied, "the user PIN is locked").
+			WithHint("the security officer has to reset it with the vendor's tool")
 	case key.PINFinalTry:
-		return Check{}, failure.New(failure.Denied, "give the right PIN to the vendor's tool once, which resets the count",
-			"one more wrong PIN locks the token, so the PIN is not tried")
+		return Check{}, failure.New(failure.Denied, "one more wrong PIN locks the token, so the PIN is not tried").
+			WithHint("give the right PIN to the vendor's tool once, which resets the count")
 	case key.PINCountLow:
 		return warning("find out who gave it: a few more lock the token", "a wrong PIN was given since the last right one"),
 			nil
@@ -103,13 +103,14 @@ func (v *visit) attributes() (Check, error) {
 	const again = "make a new key with 'notation-hsm key generate'"
 	switch {
 	case isNot(i.Sign):
-		return Check{}, failure.New(failure.Denied, "use or make a signing key", "the key may not sign (CKA_SIGN)")
+		return Check{}, failure.New(failure.Denied, "the key may not sign (CKA_SIGN)").WithHint("use or make a signing key")
 	case isNot(i.Sensitive):
-		return Check{}, failure.New(failure.Denied, again,
-			"the key can be read by anyone who is logged in (CKA_SENSITIVE is false)")
+		return Check{}, failure.New(failure.Denied, "the key can be read by anyone who is logged in (CKA_SENSITIVE is false)").
+			WithHint(again)
 	case is(i.Extractable) && !is(i.WrapWithTrusted):
-		return Check{}, failure.New(failure.Denied, again,
-			"the key can be taken out of the token under any other key (CKA_EXTRACTABLE)")
+		return Check{}, failure.New(failure.Denied,
+			"the key can be taken out of the token under any other key (CKA_EXTRACTABLE)").
+			WithHint(again)
 	}
 	var remarks []string
 	for _, remark := range []struct {
@@ -149,9 +150,8 @@ func (v *visit) certificate() (_ Check, err error) {
 		return Check{}, err
 	}
 	if v.leaf = certs.LeafOf(v.key.Public(), v.known, time.Now()); v.leaf == nil {
-		return Check{}, failure.New(failure.Invalid,
-			"make one with 'notation-hsm cert self-sign', or 'cert csr' and your CA; then 'notation-hsm cert import'",
-			"the key has no certificate")
+		return Check{}, failure.New(failure.Invalid, "the key has no certificate").
+			WithHint("make one with 'notation-hsm cert self-sign', or 'cert csr' and your CA; then 'notation-hsm cert import'")
 	}
 	return ok("%q, issued by %q", v.leaf.Subject, v.leaf.Issuer), nil
 }

@@ -34,14 +34,14 @@ func plugin() (Check, error) {
 	}
 	installed, err := os.ReadFile(path)
 	if err != nil {
-		return Check{}, failure.New(failure.Invalid, hint, "Notation has no plugin hsm: %w", err)
+		return Check{}, failure.New(failure.Invalid, "Notation has no plugin hsm: %w", err).WithHint(hint)
 	}
 	if info, err := os.Stat(path); err == nil && info.Mode()&0o111 == 0 {
-		return Check{}, failure.New(failure.Invalid, hint, "the plugin %s is not executable", path)
+		return Check{}, failure.New(failure.Invalid, "the plugin %s is not executable", path).WithHint(hint)
 	}
 	program, err := os.ReadFile(self)
 	if err != nil {
-		return Check{}, failure.New(failure.Internal, "", "can't read this program's own file: %w", err)
+		return Check{}, failure.New(failure.Internal, "can't read this program's own file: %w", err)
 	}
 	if !bytes.Equal(program, installed) {
 		return warning(hint, "%s is another version than this program", path), nil
@@ -134,8 +134,8 @@ func (v *visit) trusted() (Check, error) {
 		err = policy.Validate()
 	}
 	if err != nil {
-		return Check{}, failure.New(failure.Invalid, "see it with: notation policy show",
-			"Notation's trust policy is not valid: %w", err)
+		return Check{}, failure.New(failure.Invalid, "Notation's trust policy is not valid: %w", err).
+			WithHint("see it with: notation policy show")
 	}
 	var why []string
 	for _, statement := range policy.TrustPolicies {
@@ -146,8 +146,8 @@ func (v *visit) trusted() (Check, error) {
 		why = append(why, "statement \""+statement.Name+"\": "+problem)
 	}
 	return Check{}, failure.New(failure.Invalid,
-		"add the chain's root to a trust store with 'notation cert add', and the subject to the trusted identities",
-		"no statement of Notation's trust policy accepts the chain (%s)", strings.Join(why, "; "))
+		"no statement of Notation's trust policy accepts the chain (%s)", strings.Join(why, "; ")).
+		WithHint("add the chain's root to a trust store with 'notation cert add', and the subject to the trusted identities")
 }
 
 // refusedBy returns why a statement of the policy does not accept the chain, or "". It follows the Notary Project's

@@ -24,7 +24,7 @@ func Install() (path string, err error) {
 	}
 	program, err := os.ReadFile(self)
 	if err != nil {
-		return "", failure.New(failure.Internal, "copy it by hand", "can't read this program's own file: %w", err)
+		return "", failure.New(failure.Internal, "can't read this program's own file: %w", err).WithHint("copy it by hand")
 	}
 	return path, state.Write(path, program, 0o755)
 }
@@ -32,7 +32,8 @@ func Install() (path string, err error) {
 // places returns this program's own file, and the one that Notation starts.
 func places() (self, path string, err error) {
 	if self, err = os.Executable(); err != nil {
-		return "", "", failure.New(failure.Internal, "copy it by hand", "can't find this program's own file: %w", err)
+		return "", "", failure.New(failure.Internal, "can't find this program's own file: %w", err).
+			WithHint("copy it by hand")
 	}
 	plugins, err := folders.NotationPlugins()
 	if err != nil {
@@ -70,8 +71,8 @@ func Register(
 	known := err == nil
 	if known && (there.ExternalKey == nil || there.ID != reference || there.PluginName != config.PluginName ||
 		!maps.Equal(there.PluginConfig, stored)) {
-		return false, failure.New(failure.Invalid, "choose another --key-name, or remove it with: notation key delete "+name,
-			"Notation has another signing key named %q", name)
+		return false, failure.New(failure.Invalid, "Notation has another signing key named %q", name).
+			WithHint("choose another --key-name, or remove it with: notation key delete " + name)
 	}
 	if err := Allow(ctx, reference, stored, config.PluginConfig, say); err != nil {
 		return false, err
@@ -79,7 +80,7 @@ func Register(
 	switch {
 	case !known:
 		if err := keys.AddPlugin(ctx, name, reference, config.PluginName, stored, makeDefault); err != nil {
-			return false, failure.New(failure.Invalid, "", "can't register the key with Notation: %w", err)
+			return false, failure.New(failure.Invalid, "can't register the key with Notation: %w", err)
 		}
 		added = true
 	case makeDefault:

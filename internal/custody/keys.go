@@ -64,12 +64,12 @@ func Generate(ctx context.Context, s *config.Settings, spec, usage, label, id, w
 		return "", "", err
 	}
 	if label == "" {
-		return "", "", failure.New(failure.Invalid, "name the key, as in --label release", "the key has no label")
+		return "", "", failure.New(failure.Invalid, "the key has no label").WithHint("name the key, as in --label release")
 	}
 	raw, err := hex.DecodeString(id)
 	if err != nil {
-		return "", "", failure.New(failure.Invalid, "write an even number of hex digits, as in --id 01a2",
-			"the id %q is not hex", id)
+		return "", "", failure.New(failure.Invalid, "the id %q is not hex", id).
+			WithHint("write an even number of hex digits, as in --id 01a2")
 	}
 	r := key.Request{Spec: parsed, Usage: use, Label: label, ID: raw}
 	var info key.Info
@@ -171,7 +171,7 @@ func show(info key.Info, known []*x509.Certificate) Key {
 // judge fills in the spec and the certificate, and returns why Notation can't sign with the key.
 func (k *Key) judge(info key.Info, known []*x509.Certificate) error {
 	if info.Public == nil {
-		return failure.New(failure.Invalid, "", "its public half can't be read")
+		return failure.New(failure.Invalid, "its public half can't be read")
 	}
 	spec, err := key.SpecOf(info.Public)
 	if err != nil {
@@ -191,9 +191,9 @@ func (k *Key) judge(info key.Info, known []*x509.Certificate) error {
 	}
 	switch {
 	case info.Sign != nil && !*info.Sign:
-		return failure.New(failure.Denied, "", "it may not sign")
+		return failure.New(failure.Denied, "it may not sign")
 	case leaf == nil:
-		return failure.New(failure.Invalid, "", "it has no certificate")
+		return failure.New(failure.Invalid, "it has no certificate")
 	}
 	return chainErr
 }

@@ -45,7 +45,8 @@ func SetUpNetHSM(ctx context.Context, s *config.Settings, o NetHSMOrder, confirm
 			return err
 		}
 		if usage != key.Sign {
-			return failure.New(failure.Invalid, "leave out --subject", "a key that does not sign can't sign its certificate")
+			return failure.New(failure.Invalid, "a key that does not sign can't sign its certificate").
+				WithHint("leave out --subject")
 		}
 	}
 	setup, err := nethsm.Prepare(ctx, s, nethsm.Order{
@@ -119,8 +120,9 @@ func BackUpNetHSM(ctx context.Context, s *config.Settings, path string) (size in
 		err = errors.New("it holds something else than the NetHSM gave")
 	}
 	if err != nil {
-		return 0, "", failure.New(failure.Internal, "write it to another disk",
-			"the backup %s can't be read back, and is removed: %w", path, errors.Join(err, os.Remove(path)))
+		return 0, "", failure.New(failure.Internal,
+			"the backup %s can't be read back, and is removed: %w", path, errors.Join(err, os.Remove(path))).
+			WithHint("write it to another disk")
 	}
 	sum := sha256.Sum256(data)
 	return len(data), hex.EncodeToString(sum[:]), nil

@@ -22,8 +22,8 @@ func signingKeys() (*notation.SigningKeys, error) {
 	}
 	keys, err := notation.LoadSigningKeys()
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "mend or remove signingkeys.json in Notation's configuration directory",
-			"can't read Notation's signing keys: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read Notation's signing keys: %w", err).
+			WithHint("mend or remove signingkeys.json in Notation's configuration directory")
 	}
 	return keys, nil
 }
@@ -59,11 +59,12 @@ func ours(keys *notation.SigningKeys) []notation.KeySuite {
 func registered(keys *notation.SigningKeys, name string) (notation.KeySuite, error) {
 	entry, err := keys.Get(name)
 	if err != nil {
-		return entry, failure.New(failure.Invalid, "see them with: notation key list", "Notation has no signing key %q", name)
+		return entry, failure.New(failure.Invalid, "Notation has no signing key %q", name).
+			WithHint("see them with: notation key list")
 	}
 	if entry.ExternalKey == nil || entry.PluginName != config.PluginName {
-		return entry, failure.New(failure.Invalid, "name one whose plugin is "+config.PluginName,
-			"Notation's signing key %q is not one of this plugin", name)
+		return entry, failure.New(failure.Invalid, "Notation's signing key %q is not one of this plugin", name).
+			WithHint("name one whose plugin is " + config.PluginName)
 	}
 	return entry, nil
 }
@@ -92,7 +93,7 @@ func registeredAs(t key.Token, k key.Info) ([]string, error) {
 		s, err := resolve(entry)
 		if err != nil {
 			f := failure.From(err)
-			return nil, failure.New(f.Kind, f.Hint, "the signing key %q of Notation can't be read: %w", entry.Name, f)
+			return nil, failure.New(f.Kind, "the signing key %q of Notation can't be read: %w", entry.Name, f).WithHint(f.Hint)
 		}
 		if namesKey(s.Key, t, k) {
 			names = append(names, entry.Name)

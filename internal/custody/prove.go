@@ -36,9 +36,9 @@ func prove(k keystore.Key, public crypto.PublicKey) error {
 		good = ecdsa.VerifyASN1(p, h.Sum(nil), signature)
 	}
 	if !good {
-		return failure.New(failure.Internal,
-			"check that the public key or certificate belongs to this key; if it does, the module made a wrong signature",
-			"a test signature does not verify")
+		return failure.New(failure.Internal, "a test signature does not verify").
+			WithHint("check that the public key or certificate belongs to this key; if it does, the module made a wrong " +
+				"signature")
 	}
 	return nil
 }
@@ -57,11 +57,12 @@ func proveOpens(k keystore.Key, public crypto.PublicKey) error {
 	case *ecdsa.PublicKey:
 		want, got, err = agree(k, p)
 	default:
-		err = failure.New(failure.Invalid, "use an RSA or elliptic curve key", "keys of type %T open nothing", public)
+		err = failure.New(failure.Invalid, "keys of type %T open nothing", public).
+			WithHint("use an RSA or elliptic curve key")
 	}
 	if err == nil && !bytes.Equal(want, got) {
-		err = failure.New(failure.Internal, "check that the public key or certificate belongs to this key",
-			"the key does not open what its public half closed")
+		err = failure.New(failure.Internal, "the key does not open what its public half closed").
+			WithHint("check that the public key or certificate belongs to this key")
 	}
 	return err
 }

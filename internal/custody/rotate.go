@@ -89,22 +89,22 @@ func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say fun
 		return err
 	}
 	if r != nil && r.Name != o.Name {
-		return failure.New(failure.Invalid, "restore the file, or remove it to begin anew",
-			"the journal %s is damaged: it is of the rotation of %q", journal, r.Name)
+		return failure.New(failure.Invalid, "the journal %s is damaged: it is of the rotation of %q", journal, r.Name).
+			WithHint("restore the file, or remove it to begin anew")
 	}
 	if r != nil {
 		if (o.Request != "" || o.Certificate != "") && r.Way != ByRequest || o.CA != "" && o.CA != r.CA {
-			return failure.New(failure.Invalid, "run it again without --csr, --cert and --ca; or, to begin anew, remove "+
-				journal,
+			return failure.New(failure.Invalid,
 				"the rotation of %q that was begun on %s gets its certificate in another way", r.Name,
-				r.Begun.Format(time.DateOnly))
+				r.Begun.Format(time.DateOnly)).
+				WithHint("run it again without --csr, --cert and --ca; or, to begin anew, remove " +
+					journal)
 		}
 		say("going on with the rotation of %q that was begun on %s", r.Name, r.Begun.Format("2006-01-02 15:04:05 MST"))
 	} else {
 		if o.Certificate != "" {
-			return failure.New(failure.Invalid,
-				"begin with --csr FILE, have that signed, and then give the certificate with --cert",
-				"no rotation of %q waits for a certificate", o.Name)
+			return failure.New(failure.Invalid, "no rotation of %q waits for a certificate", o.Name).
+				WithHint("begin with --csr FILE, have that signed, and then give the certificate with --cert")
 		}
 		if r, err = plan(ctx, o); err != nil {
 			return err
@@ -126,7 +126,8 @@ func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say fun
 		return err
 	}
 	if err := os.Remove(journal); err != nil {
-		return failure.New(failure.Internal, "remove the file", "all is done, but the journal is still there: %w", err)
+		return failure.New(failure.Internal, "all is done, but the journal is still there: %w", err).
+			WithHint("remove the file")
 	}
 	return nil
 }
@@ -135,8 +136,9 @@ func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say fun
 func journalOf(name string) (string, error) {
 	dir, err := folders.Config()
 	if err != nil {
-		return "", failure.New(failure.Invalid, "set HOME to an absolute path", "can't tell where rotations are kept: %w",
-			err)
+		return "", failure.New(failure.Invalid, "can't tell where rotations are kept: %w",
+			err).
+			WithHint("set HOME to an absolute path")
 	}
 	return filepath.Join(dir, "notation-hsm", "rotations", url.QueryEscape(name)+".json"), nil
 }
@@ -158,17 +160,18 @@ func readJournal(path string) (*Rotation, error) {
 		return nil, nil //nolint:nilnil // no rotation is under way
 	}
 	if err != nil {
-		return nil, failure.New(failure.Internal, "check its permissions", "can't read the journal of the rotation: %w", err)
+		return nil, failure.New(failure.Internal, "can't read the journal of the rotation: %w", err).
+			WithHint("check its permissions")
 	}
 	if err := ownership.Check(path, os.Getuid()); err != nil { // what it says was agreed to, and is not asked again
 		f := failure.From(err)
-		return nil, failure.New(failure.Denied, f.Hint+"; or remove the journal to begin anew",
-			"others decide what the journal %s says: %w", path, f)
+		return nil, failure.New(failure.Denied, "others decide what the journal %s says: %w", path, f).
+			WithHint(f.Hint + "; or remove the journal to begin anew")
 	}
 	var r Rotation
 	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, failure.New(failure.Invalid, "restore the file, or remove it to begin anew",
-			"the journal %s is damaged: %w", path, err)
+		return nil, failure.New(failure.Invalid, "the journal %s is damaged: %w", path, err).
+			WithHint("restore the file, or remove it to begin anew")
 	}
 	return &r, nil
 }
@@ -194,9 +197,8 @@ func (r *Rotation) advance(ctx context.Context, o Order, say func(string, ...any
 	entry, err := keys.Get(r.Name)
 	if err != nil || entry.ExternalKey == nil || (entry.ID != r.OldID && entry.ID != r.NewID) {
 		journal, _ := journalOf(r.Name)
-		return false, failure.New(failure.Invalid,
-			"set it back to "+quoted(r.OldID)+"; or, to give this rotation up, remove "+journal,
-			"Notation's signing key %q was changed while it was rotated", r.Name)
+		return false, failure.New(failure.Invalid, "Notation's signing key %q was changed while it was rotated", r.Name).
+			WithHint("set it back to " + quoted(r.OldID) + "; or, to give this rotation up, remove " + journal)
 	}
 	if entry.ID == r.OldID {
 		s, err := config.ResolveStored(r.NewID, r.PluginConfig, config.PluginConfig, o.Given)
@@ -312,7 +314,7 @@ func (r *Rotation) lacks(ctx context.Context, s *config.Settings) (missing, err 
 		}
 		leaf := certs.LeafOf(k.Public(), known, time.Now())
 		if leaf == nil {
-			missing = failure.New(failure.Invalid, "", "the key %q has no certificate", r.Label)
+			missing = failure.New(failure.Invalid, "the key %q has no certificate", r.Label)
 			return nil
 		}
 		var chain []*x509.Certificate

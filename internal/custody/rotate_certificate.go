@@ -70,8 +70,8 @@ func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string)
 // request writes the certificate request, which is where the rotation waits for a CA that is not ours.
 func (r *Rotation) request(ctx context.Context, s *config.Settings, path string, say func(string, ...any)) error {
 	if path == "" {
-		return failure.New(failure.Invalid, "give it with --cert FILE; --csr FILE writes the request again",
-			"the rotation of %q waits for the certificate of the key %q", r.Name, r.Label)
+		return failure.New(failure.Invalid, "the rotation of %q waits for the certificate of the key %q", r.Name, r.Label).
+			WithHint("give it with --cert FILE; --csr FILE writes the request again")
 	}
 	data, _, err := Request(ctx, s, r.Subject)
 	if err != nil {

@@ -62,17 +62,17 @@ func plan(ctx context.Context, o Order) (*Rotation, error) {
 // likeOld takes over what the new key and its certificate have in common with the old ones.
 func (r *Rotation) likeOld(store keystore.Store, k keystore.Key, s *config.Settings, o Order) error {
 	if t := store.Describe(); t.WriteProtect {
-		return failure.New(failure.Denied, "make the key with the vendor's tool, and register it with 'notation-hsm install'",
-			"the token %q is read-only", t.Label)
+		return failure.New(failure.Denied, "the token %q is read-only", t.Label).
+			WithHint("make the key with the vendor's tool, and register it with 'notation-hsm install'")
 	}
 	info, err := k.Info()
 	if err != nil {
 		return err
 	}
 	if info.Extractable != nil && *info.Extractable {
-		return failure.New(failure.Denied,
-			"make the new one with 'notation-hsm key generate --backup-key', and register it with 'notation-hsm install'",
-			"the key %s may be wrapped for backups, and its successor would not be", info.URI)
+		return failure.New(failure.Denied, "the key %s may be wrapped for backups, and its successor would not be", info.URI).
+			WithHint("make the new one with 'notation-hsm key generate --backup-key', and register it with " +
+				"'notation-hsm install'")
 	}
 	spec, err := key.SpecOf(k.Public())
 	if err != nil {
@@ -88,9 +88,8 @@ func (r *Rotation) likeOld(store keystore.Store, k keystore.Key, s *config.Setti
 	}
 	leaf := certs.LeafOf(k.Public(), known, time.Now())
 	if leaf == nil {
-		return failure.New(failure.Invalid,
-			"make a new key with 'notation-hsm key generate', and register it with 'notation-hsm install'",
-			"the key %s has no certificate that the next one could be like", info.URI)
+		return failure.New(failure.Invalid, "the key %s has no certificate that the next one could be like", info.URI).
+			WithHint("make a new key with 'notation-hsm key generate', and register it with 'notation-hsm install'")
 	}
 	r.Subject, r.Days = leaf.Subject.String(), lifetime(leaf)
 	return r.chooseWay(leaf, o)
@@ -115,19 +114,21 @@ func (r *Rotation) chooseWay(leaf *x509.Certificate, o Order) error {
 		}
 		r.Way, r.CA = FromCA, a.Name
 		if r.Days = atMost(r.Days, a.Certificate()); r.Days < 1 {
-			return failure.New(failure.Invalid, "make a new CA with 'notation-hsm ca init', and name it with --ca",
-				"the CA %q ends within a day", a.Name)
+			return failure.New(failure.Invalid, "the CA %q ends within a day", a.Name).
+				WithHint("make a new CA with 'notation-hsm ca init', and name it with --ca")
 		}
 		r.CRL, r.OCSP = httpURL(leaf.CRLDistributionPoints), httpURL(leaf.OCSPServer)
 		return nil
 	}
 	if o.CA != "" {
-		return failure.New(failure.Invalid, "see them with: notation-hsm ca list", "there is no CA %q in %s", o.CA,
-			o.CAFolder)
+		return failure.New(failure.Invalid, "there is no CA %q in %s", o.CA,
+			o.CAFolder).
+			WithHint("see them with: notation-hsm ca list")
 	}
 	return failure.New(failure.Invalid,
-		"write a request for that CA with --csr FILE, and give its answer with --cert FILE; or name one of your own with --ca",
-		"the certificate of %q was issued by %q, which is no CA in %s", leaf.Subject, leaf.Issuer, o.CAFolder)
+		"the certificate of %q was issued by %q, which is no CA in %s", leaf.Subject, leaf.Issuer, o.CAFolder).
+		WithHint("write a request for that CA with --csr FILE, and give its answer with --cert FILE; or name one of " +
+			"your own with --ca")
 }
 
 // atMost cuts a number of days down to what a CA has left: it issues nothing that would outlive it.
@@ -170,8 +171,8 @@ func nextLabel(store keystore.Store, s *config.Settings, label, name string) (st
 			return next, nil
 		}
 	}
-	return "", failure.New(failure.Invalid, "delete old keys with 'notation-hsm key delete'",
-		"every label from %s on is taken on the token of %s", label, s.Key)
+	return "", failure.New(failure.Invalid, "every label from %s on is taken on the token of %s", label, s.Key).
+		WithHint("delete old keys with 'notation-hsm key delete'")
 }
 
 // oldName is the first name that Notation has not got for the key that goes out of use.
@@ -206,9 +207,11 @@ func (r *Rotation) configure(entry notation.KeySuite, old *config.Settings) erro
 		return err
 	}
 	if now.PIN != old.PIN {
-		return failure.New(failure.Invalid, "give it a pin-source instead",
-			"the PIN of the signing key %q stands under its alias in the config file, and can't be carried over to the new key",
-			r.Name)
+		return failure.New(failure.Invalid,
+			"the PIN of the signing key %q stands under its alias in the config file, and can't be carried over to the "+
+				"new key",
+			r.Name).
+			WithHint("give it a pin-source instead")
 	}
 	if now.PINSource != old.PINSource {
 		settings[config.PINSource] = old.PINSource
@@ -225,9 +228,10 @@ func (r *Rotation) configure(entry notation.KeySuite, old *config.Settings) erro
 			return err
 		}
 		if leaf {
-			return failure.New(failure.Invalid, "name a file with the issuers alone there, or take the setting out",
+			return failure.New(failure.Invalid,
 				"certificate-chain, in the environment or the config file, names %s for every key, and the new key's certificate "+
-					"is not in it", now.CertificateChain)
+					"is not in it", now.CertificateChain).
+				WithHint("name a file with the issuers alone there, or take the setting out")
 		}
 	}
 	r.PluginConfig = settings

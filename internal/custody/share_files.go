@@ -30,17 +30,17 @@ func writeShares(dir string, shares []Share, custodians []custodian) (paths []st
 		if len(custodians) > 0 {
 			extension = custodians[i].extension
 			if data, err = custodians[i].encrypt(data); err != nil {
-				return nil, failure.New(failure.Internal, "use another key of this custodian",
-					"cannot encrypt a share to %q: %w", custodians[i].name, err)
+				return nil, failure.New(failure.Internal, "cannot encrypt a share to %q: %w", custodians[i].name, err).
+					WithHint("use another key of this custodian")
 			}
 		}
 		if len(data) > shareBounds.Bytes {
-			return nil, failure.New(failure.Invalid, "choose a shorter label",
-				"a share has %d bytes, more than %d", len(data), shareBounds.Bytes)
+			return nil, failure.New(failure.Invalid, "a share has %d bytes, more than %d", len(data), shareBounds.Bytes).
+				WithHint("choose a shorter label")
 		}
 		path := filepath.Join(dir, fmt.Sprintf("%s-share-%d-of-%d.%s", url.PathEscape(s.Key), s.Number, s.Of, extension))
 		if _, err := os.Lstat(path); err == nil {
-			return nil, failure.New(failure.Invalid, "choose another folder", "%s is there already", path)
+			return nil, failure.New(failure.Invalid, "%s is there already", path).WithHint("choose another folder")
 		}
 		paths, contents = append(paths, path), append(contents, data)
 	}
@@ -62,15 +62,15 @@ func removeShares(paths []string) {
 // readShares reads share files, with the identities that open those that are encrypted.
 func readShares(files []string, ids *Identities) ([]Share, error) {
 	if len(files) > sharesLimit {
-		return nil, failure.New(failure.Invalid, "bring as many as the threshold says",
-			"%d shares are more than any key has", len(files))
+		return nil, failure.New(failure.Invalid, "%d shares are more than any key has", len(files)).
+			WithHint("bring as many as the threshold says")
 	}
 	shares := make([]Share, len(files))
 	for i, file := range files {
 		data, err := readSecret(file, int64(shareBounds.Bytes))
 		if err != nil {
-			return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
-				"can't read a share: %w", err)
+			return nil, failure.New(failure.Invalid, "can't read a share: %w", err).
+				WithHint("check the path, and that this user can read the file")
 		}
 		plain, err := ids.decrypt(file, data)
 		clear(data)

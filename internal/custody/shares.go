@@ -50,8 +50,8 @@ const (
 func split(label string, n, threshold int) (w key.WrappingKey, value []byte, shares []Share, err error) {
 	if threshold < 2 || n < threshold || n > sharesLimit {
 		return w, nil, nil, failure.New(failure.Invalid,
-			"as in: --shares 5 --threshold 3; with a threshold of 1 anyone who has a share could restore alone",
-			"a key can't be split into %d shares of which %d make it again", n, threshold)
+			"a key can't be split into %d shares of which %d make it again", n, threshold).
+			WithHint("as in: --shares 5 --threshold 3; with a threshold of 1 anyone who has a share could restore alone")
 	}
 	secret := sharingGroup.RandomNonZeroScalar(rand.Reader)
 	if w, value, err = derive(label, secret); err != nil {
@@ -136,7 +136,7 @@ type Untagged struct {
 // tag: accept decides whether they are used, and nil refuses them.
 func join(files []string, shares []Share, accept func(Untagged) error) (w key.WrappingKey, value []byte, err error) {
 	if len(shares) == 0 {
-		return w, nil, failure.New(failure.Invalid, "as in: --shares a.json --shares b.json", "there are no shares")
+		return w, nil, failure.New(failure.Invalid, "there are no shares").WithHint("as in: --shares a.json --shares b.json")
 	}
 	first := shares[0]
 	common, err := first.common()
@@ -151,14 +151,15 @@ func join(files []string, shares []Share, accept func(Untagged) error) (w key.Wr
 			return w, nil, err
 		}
 		if !bytes.Equal(same, common) || s.Tag != first.Tag {
-			return w, nil, failure.New(failure.Invalid, "bring shares of one key together, as they were written",
+			return w, nil, failure.New(failure.Invalid,
 				"%s is a share of the wrapping key %q with id %s (%d of %d), and %s of %q with id %s (%d of %d), "+
 					"or one of them was changed",
-				files[0], first.Key, first.ID, first.Threshold, first.Of, files[i], s.Key, s.ID, s.Threshold, s.Of)
+				files[0], first.Key, first.ID, first.Threshold, first.Of, files[i], s.Key, s.ID, s.Threshold, s.Of).
+				WithHint("bring shares of one key together, as they were written")
 		}
 		if other, twice := numbers[s.Number]; twice {
-			return w, nil, failure.New(failure.Invalid, "bring shares of different custodians",
-				"%s and %s are the same share", other, files[i])
+			return w, nil, failure.New(failure.Invalid, "%s and %s are the same share", other, files[i]).
+				WithHint("bring shares of different custodians")
 		}
 		numbers[s.Number] = files[i]
 		part, err := s.part()
@@ -168,15 +169,16 @@ func join(files []string, shares []Share, accept func(Untagged) error) (w key.Wr
 		parts = append(parts, part)
 	}
 	if len(parts) < first.Threshold {
-		return w, nil, failure.New(failure.Invalid, "ask more custodians for theirs",
-			"the wrapping key %q needs %d shares, and these are %d", first.Key, first.Threshold, len(parts))
+		return w, nil, failure.New(failure.Invalid,
+			"the wrapping key %q needs %d shares, and these are %d", first.Key, first.Threshold, len(parts)).
+			WithHint("ask more custodians for theirs")
 	}
 	if first.Version == untaggedVersion {
 		if accept == nil {
 			return w, nil, failure.New(failure.Denied,
-				"if the label is right, add --unauthenticated; then make a new wrapping key, and new backups under it",
 				"the shares of the wrapping key %q are of version %d, which has no tag: its label may have been changed",
-				first.Key, first.Version)
+				first.Key, first.Version).
+				WithHint("if the label is right, add --unauthenticated; then make a new wrapping key, and new backups under it")
 		}
 		if err := accept(Untagged{first.Key, first.Of, first.Threshold}); err != nil {
 			return w, nil, err
@@ -188,8 +190,8 @@ func join(files []string, shares []Share, accept func(Untagged) error) (w key.Wr
 	}
 	w, value, err = derive(first.Key, secret)
 	if err == nil && hex.EncodeToString(w.ID) != first.ID {
-		err = failure.New(failure.Invalid, "use the files as they were written",
-			"the shares do not make the wrapping key %q", first.Key)
+		err = failure.New(failure.Invalid, "the shares do not make the wrapping key %q", first.Key).
+			WithHint("use the files as they were written")
 	}
 	if err == nil && first.Version != untaggedVersion {
 		err = first.verifyTag(secret)
@@ -204,16 +206,17 @@ func join(files []string, shares []Share, accept func(Untagged) error) (w key.Wr
 func (s Share) verifyTag(secret group.Scalar) error {
 	want, err := s.tag(secret)
 	if err == nil && !hmac.Equal([]byte(want), []byte(s.Tag)) {
-		err = failure.New(failure.Invalid, "use the files as they were written",
+		err = failure.New(failure.Invalid,
 			"the shares of the wrapping key %q (%d of %d) were changed: their tag is not that of the key they make",
-			s.Key, s.Threshold, s.Of)
+			s.Key, s.Threshold, s.Of).
+			WithHint("use the files as they were written")
 	}
 	return err
 }
 
 func notWhole(path string, err error) error {
-	return failure.New(failure.Invalid, "use the file as 'key backup-key generate' wrote it, or another custodian's",
-		"%s is not a whole share: %w", path, err)
+	return failure.New(failure.Invalid, "%s is not a whole share: %w", path, err).
+		WithHint("use the file as 'key backup-key generate' wrote it, or another custodian's")
 }
 
 // parseShare reads a share in the clear, and clears nothing.
@@ -223,8 +226,8 @@ func parseShare(path string, data []byte) (s Share, err error) {
 		return s, notWhole(path, err)
 	}
 	if version > shareVersion {
-		return s, failure.New(failure.Invalid, "update this program",
-			"the share %s is of version %d, which is not known here", path, version)
+		return s, failure.New(failure.Invalid, "the share %s is of version %d, which is not known here", path, version).
+			WithHint("update this program")
 	}
 	if err := decodeExactly(data, &s); err != nil {
 		return s, notWhole(path, err)

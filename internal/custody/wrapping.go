@@ -24,8 +24,8 @@ func NewWrappingKey(
 	ctx context.Context, s *config.Settings, soPINSource string, sharing Sharing,
 ) (w key.WrappingKey, paths []string, err error) {
 	if sharing.Label == "" || !utf8.ValidString(sharing.Label) {
-		return w, nil, failure.New(failure.Invalid, "name it, as in --label backup",
-			"the wrapping key has no label, or none in UTF-8")
+		return w, nil, failure.New(failure.Invalid, "the wrapping key has no label, or none in UTF-8").
+			WithHint("name it, as in --label backup")
 	}
 	custodians, err := parseCustodians(ctx, sharing.Custodians, sharing.Shares)
 	if err != nil {
@@ -109,8 +109,9 @@ func generateWrappable(ctx context.Context, s *config.Settings, r key.Request, w
 		if err := store.Discard(); err != nil {
 			return err
 		}
-		return failure.New(failure.Invalid, "make the key without --backup-key, and use the module's own backup",
-			"the module does not keep keys to trusted wrapping keys (CKA_WRAP_WITH_TRUSTED), so the key was deleted again")
+		return failure.New(failure.Invalid,
+			"the module does not keep keys to trusted wrapping keys (CKA_WRAP_WITH_TRUSTED), so the key was deleted again").
+			WithHint("make the key without --backup-key, and use the module's own backup")
 	})
 	return made, err
 }

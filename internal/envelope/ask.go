@@ -47,7 +47,7 @@ func (r *Recipient) ask(store keystore.Store, s *config.Settings) error {
 		return err
 	}
 	if told.Refusal != "" {
-		return r.refused(failure.New(failure.Denied, "", "%s", told.Refusal))
+		return r.refused(failure.New(failure.Denied, "%s", told.Refusal))
 	}
 	_, isRSA := r.Public.(*rsa.PublicKey)
 	if told.Sure && (!isRSA || told.OAEP != nil) {
@@ -78,11 +78,12 @@ func (r *Recipient) choose(told key.Receives) error {
 	}
 	switch {
 	case len(told.OAEP) == 0:
-		return r.refused(failure.New(failure.Unsupported, "", "its module does no OAEP with SHA-256 or SHA-1"))
+		return r.refused(failure.New(failure.Unsupported, "its module does no OAEP with SHA-256 or SHA-1"))
 	case r.OAEP == 0:
 		r.OAEP = told.OAEP[0]
 	case !slices.Contains(told.OAEP, r.OAEP):
-		return r.refused(failure.New(failure.Unsupported, "leave out oaep=", "its module does no OAEP with %s", r.OAEP))
+		return r.refused(failure.New(failure.Unsupported, "its module does no OAEP with %s", r.OAEP).
+			WithHint("leave out oaep="))
 	}
 	return nil
 }
@@ -144,7 +145,7 @@ func (r *Recipient) tryECDH(k keystore.Key) error {
 // wrongly.
 func (r *Recipient) refused(why error) error {
 	if why == nil {
-		why = failure.New(failure.Invalid, "", "the trial opened to something else, so its public key is another key's")
+		why = failure.New(failure.Invalid, "the trial opened to something else, so its public key is another key's")
 	}
 	f := *failure.From(why)
 	f.What = fmt.Sprintf("the recipient %q cannot open what is encrypted to it: %s", r.Name, f.What)

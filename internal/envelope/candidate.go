@@ -67,8 +67,9 @@ func (c *candidate) open(w wrapping, l lock) (options []byte, err error) {
 	case errors.As(err, &known):
 		return nil, err
 	case err != nil:
-		return nil, failure.New(failure.Invalid, "get the image's manifest again from where it was published",
-			"the wrapped key for %s does not open with it: the annotation was changed, or is another image's: %w", c.name, err)
+		return nil, failure.New(failure.Invalid,
+			"the wrapped key for %s does not open with it: the annotation was changed, or is another image's: %w", c.name, err).
+			WithHint("get the image's manifest again from where it was published")
 	case bound.JSON(options, optionsBounds) != nil || !bytes.HasPrefix(bytes.TrimSpace(options), []byte("{")):
 		return nil, damaged(w.scheme, errors.New("what it holds is no key of a layer"))
 	}

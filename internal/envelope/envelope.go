@@ -91,8 +91,8 @@ func (p packet) parse() (w wrapping, err error) {
 // checkRecipients fails when a layer with this number of recipients has too many.
 func checkRecipients(count int) error {
 	if count > recipientsLimit {
-		return failure.New(failure.Invalid, "have the image encrypted for fewer recipients",
-			"the layer has %d recipients, more than %d", count, recipientsLimit)
+		return failure.New(failure.Invalid, "the layer has %d recipients, more than %d", count, recipientsLimit).
+			WithHint("have the image encrypted for fewer recipients")
 	}
 	return nil
 }
@@ -109,7 +109,7 @@ func packets(annotations map[string]string) ([]packet, error) {
 		for text := range strings.SplitSeq(value, ",") {
 			total += len(text)
 			if len(text) > packetLimit || total > annotationsLimit || len(found) == packetsLimit {
-				return nil, failure.New(failure.Invalid, "", "the annotation %s is too large to be a wrapped key",
+				return nil, failure.New(failure.Invalid, "the annotation %s is too large to be a wrapped key",
 					AnnotationPrefix+scheme)
 			}
 			data, err := base64.StdEncoding.DecodeString(text)
@@ -129,16 +129,16 @@ func packets(annotations map[string]string) ([]packet, error) {
 		}
 	}
 	if len(others) == 0 {
-		return nil, failure.New(failure.Invalid, "",
+		return nil, failure.New(failure.Invalid,
 			"the layer has no wrapped key: it is not encrypted, or its annotations were removed")
 	}
 	slices.Sort(others)
 	return nil, failure.New(failure.Unsupported,
-		"encrypt it to a key in the module: with 'hsm-image encrypt', or --encryption-key jwe:PUBLIC.pem",
-		"the layer is encrypted by %s, which a key in a module does not open", strings.Join(others, ", "))
+		"the layer is encrypted by %s, which a key in a module does not open", strings.Join(others, ", ")).
+		WithHint("encrypt it to a key in the module: with 'hsm-image encrypt', or --encryption-key jwe:PUBLIC.pem")
 }
 
 func damaged(scheme string, err error) error {
-	return failure.New(failure.Invalid, "get the image's manifest again from where it was published",
-		"the annotation %s is damaged: %w", AnnotationPrefix+scheme, err)
+	return failure.New(failure.Invalid, "the annotation %s is damaged: %w", AnnotationPrefix+scheme, err).
+		WithHint("get the image's manifest again from where it was published")
 }

@@ -71,12 +71,14 @@ func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
 			holders = append(holders, l.String())
 			for _, c := range k.candidatesFor(l) {
 				if tries++; tries > triesLimit {
-					return nil, failure.New(failure.Invalid, "ask who published the image, or have it encrypted to a kid",
-						"the layer has more wrapped keys than the %d that are tried: %w", triesLimit, failed)
+					return nil, failure.New(failure.Invalid,
+						"the layer has more wrapped keys than the %d that are tried: %w", triesLimit, failed).
+						WithHint("ask who published the image, or have it encrypted to a kid")
 				}
 				if k.tries++; k.tries > operationsLimit {
-					return nil, failure.New(failure.Invalid, "open the images of an index one at a time, with --platform",
-						"the layers have more wrapped keys than the %d that are tried at once", operationsLimit)
+					return nil, failure.New(failure.Invalid,
+						"the layers have more wrapped keys than the %d that are tried at once", operationsLimit).
+						WithHint("open the images of an index one at a time, with --platform")
 				}
 				options, err := c.open(w, l)
 				if err == nil {
@@ -97,16 +99,15 @@ func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
 		return nil, failed
 	}
 	if failed != nil {
-		return nil, failure.New(failure.Invalid,
-			"the image may be encrypted to another key of the same kind, or its annotations were changed",
-			"none of the wrapped keys opens with %s: %w", k.names(), failed)
+		return nil, failure.New(failure.Invalid, "none of the wrapped keys opens with %s: %w", k.names(), failed).
+			WithHint("the image may be encrypted to another key of the same kind, or its annotations were changed")
 	}
 	if more := len(holders) - 5; more > 0 {
 		holders = append(holders[:5], fmt.Sprintf("%d more", more))
 	}
 	return nil, failure.New(failure.Invalid,
-		"name the right key, or have one who can open the image add yours with 'hsm-image recipients add'",
-		"no key here opens the layer: it is encrypted for %s; here is %s", strings.Join(holders, ", "), k.names())
+		"no key here opens the layer: it is encrypted for %s; here is %s", strings.Join(holders, ", "), k.names()).
+		WithHint("name the right key, or have one who can open the image add yours with 'hsm-image recipients add'")
 }
 
 // What images can ask of a module: triesLimit for one layer, operationsLimit for all that are opened together. An image
@@ -166,7 +167,7 @@ func (k *Keys) open(reference string) (keystore.Store, error) {
 func (k *Keys) prepareNamed() error {
 	for _, reference := range k.references {
 		if reference == "" {
-			return failure.New(failure.Invalid, "is a variable empty?", "a key to open with was given, and has no name")
+			return failure.New(failure.Invalid, "a key to open with was given, and has no name").WithHint("is a variable empty?")
 		}
 		store, err := k.open(reference)
 		if err != nil {

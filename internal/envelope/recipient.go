@@ -62,7 +62,7 @@ func IdentifyRecipients(ctx context.Context, names []string, origin config.Origi
 
 func parseRecipients(ctx context.Context, names []string, origin config.Origin, ask bool) ([]Recipient, error) {
 	if len(names) == 0 {
-		return nil, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE", "there is no recipient")
+		return nil, failure.New(failure.Invalid, "there is no recipient").WithHint("name a key, cert:FILE or pubkey:FILE")
 	}
 	recipients := make([]Recipient, len(names))
 	for i, name := range names {
@@ -78,13 +78,13 @@ func parseRecipients(ctx context.Context, names []string, origin config.Origin, 
 func parseRecipient(ctx context.Context, name string, origin config.Origin, ask bool) (Recipient, error) {
 	r := Recipient{Name: config.Redact(name)}
 	if strings.Contains(name, "pin-value=") {
-		return r, failure.New(failure.Invalid, "leave out the PIN: whoever encrypts needs none",
-			"a recipient carries a PIN (pin-value), which others would see")
+		return r, failure.New(failure.Invalid, "a recipient carries a PIN (pin-value), which others would see").
+			WithHint("leave out the PIN: whoever encrypts needs none")
 	}
 	reference, hash, chosen := cutOAEP(name)
 	if reference == "" {
-		return r, failure.New(failure.Invalid, "name a key, cert:FILE or pubkey:FILE; is a variable empty?",
-			"the recipient %q names nobody", r.Name)
+		return r, failure.New(failure.Invalid, "the recipient %q names nobody", r.Name).
+			WithHint("name a key, cert:FILE or pubkey:FILE; is a variable empty?")
 	}
 	switch {
 	case !chosen:
@@ -93,22 +93,24 @@ func parseRecipient(ctx context.Context, name string, origin config.Origin, ask 
 	case hash == "sha1":
 		r.OAEP = crypto.SHA1
 	default:
-		return r, failure.New(failure.Invalid, "write oaep=sha256 or oaep=sha1", "the recipient %q asks for OAEP with %q",
-			r.Name, hash)
+		return r, failure.New(failure.Invalid, "the recipient %q asks for OAEP with %q",
+			r.Name, hash).
+			WithHint("write oaep=sha256 or oaep=sha1")
 	}
 	if err := r.find(ctx, reference, origin, ask); err != nil {
 		return r, err
 	}
 	if _, isRSA := r.Public.(*rsa.PublicKey); !isRSA {
 		if chosen {
-			return r, failure.New(failure.Invalid, "leave out oaep=",
-				"the recipient %q is an elliptic curve key, which has no OAEP", r.Name)
+			return r, failure.New(failure.Invalid, "the recipient %q is an elliptic curve key, which has no OAEP", r.Name).
+				WithHint("leave out oaep=")
 		}
 		r.OAEP = 0
 	}
 	if r.KeyID() == "" {
-		return r, failure.New(failure.Invalid, "use an RSA key, or one on P-256, P-384 or P-521",
-			"the recipient %q has a key of type %T, which nothing can be encrypted to here", r.Name, r.Public)
+		return r, failure.New(failure.Invalid,
+			"the recipient %q has a key of type %T, which nothing can be encrypted to here", r.Name, r.Public).
+			WithHint("use an RSA key, or one on P-256, P-384 or P-521")
 	}
 	return r, nil
 }
@@ -143,8 +145,8 @@ func fromCertificate(path string, ask bool) (crypto.PublicKey, error) {
 	}
 	leaves := certs.Leaves(found)
 	if len(leaves) != 1 {
-		return nil, failure.New(failure.Invalid, "name a file with one recipient's certificate",
-			"%s has the certificates of %d recipients", path, len(leaves))
+		return nil, failure.New(failure.Invalid, "%s has the certificates of %d recipients", path, len(leaves)).
+			WithHint("name a file with one recipient's certificate")
 	}
 	if ask {
 		err = checkCertificate(path, leaves[0], time.Now())
@@ -158,16 +160,16 @@ func checkCertificate(path string, leaf *x509.Certificate, now time.Time) error 
 	switch {
 	case now.After(leaf.NotAfter):
 		return failure.New(failure.Invalid,
-			"ask the recipient for a new certificate, or encrypt to the key alone with pubkey:FILE",
-			"the recipient's certificate in %s expired on %s", path, leaf.NotAfter.UTC().Format(time.DateOnly))
+			"the recipient's certificate in %s expired on %s", path, leaf.NotAfter.UTC().Format(time.DateOnly)).
+			WithHint("ask the recipient for a new certificate, or encrypt to the key alone with pubkey:FILE")
 	case now.Before(leaf.NotBefore):
-		return failure.New(failure.Invalid, "check this machine's clock, or encrypt to the key alone with pubkey:FILE",
-			"the recipient's certificate in %s is not valid before %s", path, leaf.NotBefore.UTC().Format(time.RFC3339))
-	case !mayReceive(leaf):
 		return failure.New(failure.Invalid,
-			"use the certificate of a recipient's key (keyEncipherment, or keyAgreement on an elliptic curve), or the key "+
-				"alone with pubkey:FILE",
-			"the certificate in %s says that its key is not for encryption", path)
+			"the recipient's certificate in %s is not valid before %s", path, leaf.NotBefore.UTC().Format(time.RFC3339)).
+			WithHint("check this machine's clock, or encrypt to the key alone with pubkey:FILE")
+	case !mayReceive(leaf):
+		return failure.New(failure.Invalid, "the certificate in %s says that its key is not for encryption", path).
+			WithHint("use the certificate of a recipient's key (keyEncipherment, or keyAgreement on an elliptic curve), or the key " +
+				"alone with pubkey:FILE")
 	}
 	return nil
 }
@@ -189,21 +191,21 @@ const publicKeyLimit = 1 << 16 // bytes; the file of a public key has less than 
 func fromPublicKey(path string) (crypto.PublicKey, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path, and that this user can read the file",
-			"can't read the recipient's public key: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the recipient's public key: %w", err).
+			WithHint("check the path, and that this user can read the file")
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, publicKeyLimit))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the file", "can't read the recipient's public key: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the recipient's public key: %w", err).WithHint("check the file")
 	}
 	der := data
 	if block, _ := pem.Decode(data); block != nil {
 		der = block.Bytes
 		if strings.Contains(block.Type, "PRIVATE") {
-			return nil, failure.New(failure.Invalid,
-				"give the public half; and a private key that has been in a file is no key of a module", "%s has a private key",
-				path)
+			return nil, failure.New(failure.Invalid, "%s has a private key",
+				path).
+				WithHint("give the public half; and a private key that has been in a file is no key of a module")
 		}
 	}
 	public, err := x509.ParsePKIXPublicKey(der)
@@ -211,8 +213,8 @@ func fromPublicKey(path string) (crypto.PublicKey, error) {
 		if rsaKey, err := x509.ParsePKCS1PublicKey(der); err == nil {
 			return rsaKey, nil
 		}
-		return nil, failure.New(failure.Invalid, "make it with 'notation-hsm cert export --public KEY'",
-			"%s has no public key: %w", path, err)
+		return nil, failure.New(failure.Invalid, "%s has no public key: %w", path, err).
+			WithHint("make it with 'notation-hsm cert export --public KEY'")
 	}
 	return public, nil
 }

@@ -14,15 +14,17 @@ import (
 // sections 4.3 and 4.6).
 func Seal(options []byte, recipients []Recipient) ([]byte, error) {
 	if len(recipients) == 0 || len(recipients) > jose.MaxRecipients {
-		return nil, failure.New(failure.Invalid, "let several share a key, or add more later with 'hsm-image recipients add'",
-			"a layer's key can be wrapped for 1 to %d recipients at once, not for %d", jose.MaxRecipients, len(recipients))
+		return nil, failure.New(failure.Invalid,
+			"a layer's key can be wrapped for 1 to %d recipients at once, not for %d", jose.MaxRecipients, len(recipients)).
+			WithHint("let several share a key, or add more later with 'hsm-image recipients add'")
 	}
 	seen := map[string]string{}
 	to := make([]jose.Recipient, len(recipients))
 	for i, r := range recipients {
 		kid := r.KeyID()
 		if other, twice := seen[kid]; twice {
-			return nil, failure.New(failure.Invalid, "name it once", "the recipients %q and %q are the same key", other, r.Name)
+			return nil, failure.New(failure.Invalid, "the recipients %q and %q are the same key", other, r.Name).
+				WithHint("name it once")
 		}
 		seen[kid] = r.Name
 		to[i] = jose.Recipient{Algorithm: algorithm(r), Key: r.Public, KeyID: kid}

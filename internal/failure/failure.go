@@ -1,8 +1,8 @@
 // Package failure holds the one error type that people and Notation read.
 //
 // An Error says what failed and on which key or file, what to do next, and, when a PKCS#11 module was the cause, the
-// return value by its name. Every room below the commands returns it; internal/plugin turns it into the JSON of the
-// plugin contract and the commands into an "error:" and a "hint:" line.
+// return value by its name. Every room returns it. The edges translate its kind: internal/plugin into the error codes
+// of the plugin contract, internal/cli into exit codes.
 package failure
 
 import (
@@ -10,34 +10,44 @@ import (
 	"fmt"
 )
 
-// Kind is who has to act, in the terms of the plugin contract's error codes.
+// Kind says what happened.
 type Kind int
 
+// The kinds.
 const (
 	Internal    Kind = iota // the module or this program misbehaved
-	Invalid                 // a request, a setting or a name is wrong
-	Denied                  // the token or the key refuses this user
-	Throttled               // the module has no session left; later may work
-	Timeout                 // the module did not answer in time
-	Unsupported             // another version of the contract is wanted
+	Invalid                 // a request, a setting, a file or a name is wrong
+	NotFound                // a key, token, file or other named object does not exist
+	Denied                  // the token, the key, a policy or file permissions refuse the operation
+	Conflict                // the object exists already, or another process changed it
+	Unavailable             // the token, the module or a service cannot be reached; later may work
+	Throttled               // no session or no capacity is free; later may work
+	Timeout                 // there was no answer before the deadline
+	Unsupported             // the module, or this program, cannot do this
 )
 
-// Error is a failure in the words of its reader.
+// Error is a failure with a message for its reader.
 type Error struct {
 	Kind Kind
-	What string // what failed, on which key, token or file
-	Hint string // what to do next; empty when there is nothing useful to say
+	What string // the operation that failed, the object, and the cause
+	Hint string // one instruction what to do next; may be empty
 	CKR  string // PKCS#11 return value by name, such as CKR_PIN_LOCKED; empty when no module was involved
 	Err  error  // the cause, kept for errors.Is and the log
 }
 
-// New makes an Error of a kind with a hint. The format describes what failed; a %w in it keeps the cause.
-func New(kind Kind, hint, format string, args ...any) *Error {
+// New returns an Error of a kind. The format is the message; a %w in it keeps the cause.
+func New(kind Kind, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Kind: kind, What: err.Error(), Hint: hint, Err: errors.Unwrap(err)}
+	return &Error{Kind: kind, What: err.Error(), Err: errors.Unwrap(err)}
 }
 
-// Error returns what failed, with the PKCS#11 return value when there is one. The hint is not part of it.
+// WithHint sets the hint and returns the same Error.
+func (e *Error) WithHint(hint string) *Error {
+	e.Hint = hint
+	return e
+}
+
+// Error returns the message, with the PKCS#11 return value when there is one. The hint is not part of it.
 func (e *Error) Error() string {
 	if e.CKR == "" {
 		return e.What
@@ -48,7 +58,7 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// From returns err as an Error; an error of another type becomes Internal, with its text as what failed.
+// From returns err as an Error; an error of another type becomes Internal, with its text as the message.
 func From(err error) *Error {
 	var e *Error
 	if errors.As(err, &e) {

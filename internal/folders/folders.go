@@ -21,9 +21,10 @@ func absolute(path string, err error) (string, error) {
 	const hint = "set HOME to an absolute path"
 	switch {
 	case err != nil:
-		return "", failure.New(failure.Invalid, hint, "cannot find the user's configuration directory: %w", err)
+		return "", failure.New(failure.Invalid, "cannot find the user's configuration directory: %w", err).WithHint(hint)
 	case !filepath.IsAbs(path):
-		return "", failure.New(failure.Invalid, hint, "the user's configuration directory %s is not an absolute path", path)
+		return "", failure.New(failure.Invalid, "the user's configuration directory %s is not an absolute path", path).
+			WithHint(hint)
 	}
 	return path, nil
 }
@@ -87,8 +88,9 @@ func NotationPlugins() (string, error) {
 
 func known(path, what, variable string) (string, error) {
 	if path == nowhere {
-		return "", failure.New(failure.Invalid, "set HOME, or "+variable+", to an absolute path",
-			"cannot find Notation's %s: neither %s nor HOME is an absolute path", what, variable)
+		return "", failure.New(failure.Invalid,
+			"cannot find Notation's %s: neither %s nor HOME is an absolute path", what, variable).
+			WithHint("set HOME, or " + variable + ", to an absolute path")
 	}
 	return path, nil
 }

@@ -45,11 +45,11 @@ func (n Node) user() (sandbox.User, error) {
 	}
 	user, err := sandbox.LookUp(n.User)
 	if err != nil {
-		return user, failure.New(failure.Invalid, "make it: useradd --system --shell /usr/sbin/nologin "+n.User,
-			"cannot find the verifier's user: %w", err)
+		return user, failure.New(failure.Invalid, "cannot find the verifier's user: %w", err).
+			WithHint("make it: useradd --system --shell /usr/sbin/nologin " + n.User)
 	}
 	if euid := os.Geteuid(); euid != 0 && euid != user.ID {
-		return user, failure.New(failure.Denied, "run it as root", "user %d cannot become user %s", euid, n.User)
+		return user, failure.New(failure.Denied, "user %d cannot become user %s", euid, n.User).WithHint("run it as root")
 	}
 	return user, nil
 }
@@ -99,8 +99,8 @@ func (n Node) confine(user sandbox.User) error {
 	limits := sandbox.Limits{Memory: memoryLimit, CPU: uint64(max(n.Timeout, 0)/time.Second) + cpuMargin, Output: outputLimit, Files: filesLimit} //nolint:gosec // not negative
 	for _, step := range []func() error{limits.Set, files.Restrict, user.Become} {
 		if err := step(); err != nil {
-			return failure.New(failure.Internal, "run the verifier on the node itself, as containerd does",
-				"cannot confine the verifier: %w", err)
+			return failure.New(failure.Internal, "cannot confine the verifier: %w", err).
+				WithHint("run the verifier on the node itself, as containerd does")
 		}
 	}
 	return nil
@@ -122,9 +122,9 @@ func (n Node) reads() []string {
 func (n Node) Check() error {
 	for _, path := range n.reads() {
 		if err := filepath.WalkDir(path, readable); err != nil {
-			return failure.New(failure.Denied,
-				"let the verifier's user or one of its groups read it, and the folders above it: chgrp GROUP PATH; chmod g+r PATH",
-				"the verifier cannot read what it needs: %w", err)
+			return failure.New(failure.Denied, "the verifier cannot read what it needs: %w", err).
+				WithHint("let the verifier's user or one of its groups read it, and the folders above it: chgrp GROUP " +
+					"PATH; chmod g+r PATH")
 		}
 	}
 	n.CacheDir = filepath.Join(n.StateDir, "cache")
@@ -135,8 +135,8 @@ func (n Node) Check() error {
 	g.Close()
 	log, err := os.OpenFile(n.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return failure.New(failure.Denied, "let the verifier's user pass the folders above it",
-			"the verifier cannot write its log: %w", err)
+		return failure.New(failure.Denied, "the verifier cannot write its log: %w", err).
+			WithHint("let the verifier's user pass the folders above it")
 	}
 	return log.Close()
 }

@@ -182,52 +182,52 @@ func parseRequest(args []string, stdin io.Reader) (*request, error) {
 	const hint = "containerd starts it, through what install-verifier writes"
 	name, sum, mediaType, err := parseArguments(args)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "can't understand the arguments: %w", err)
+		return nil, failure.New(failure.Invalid, "can't understand the arguments: %w", err).WithHint(hint)
 	}
 	named, err := reference.ParseDockerRef(name)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "%q is not an image's name: %w", name, err)
+		return nil, failure.New(failure.Invalid, "%q is not an image's name: %w", name, err).WithHint(hint)
 	}
 	if err := checkHost(name, named); err != nil {
-		return nil, failure.New(failure.Invalid, "name it with its registry, as in docker.io/library/alpine",
-			"%q is not a full name: %w", name, err)
+		return nil, failure.New(failure.Invalid, "%q is not a full name: %w", name, err).
+			WithHint("name it with its registry, as in docker.io/library/alpine")
 	}
 	want, err := digest.Parse(sum)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "%q is not a digest: %w", sum, err)
+		return nil, failure.New(failure.Invalid, "%q is not a digest: %w", sum, err).WithHint(hint)
 	}
 	if digested, ok := named.(reference.Digested); ok && digested.Digest() != want {
-		return nil, failure.New(failure.Invalid, "", "the name says another digest than %s", want)
+		return nil, failure.New(failure.Invalid, "the name says another digest than %s", want)
 	}
 	if mediaType != ocispec.MediaTypeDescriptor {
-		return nil, failure.New(failure.Unsupported, "is this version of containerd newer than this program?",
-			"the input is %q, not %q", mediaType, ocispec.MediaTypeDescriptor)
+		return nil, failure.New(failure.Unsupported, "the input is %q, not %q", mediaType, ocispec.MediaTypeDescriptor).
+			WithHint("is this version of containerd newer than this program?")
 	}
 	data, err := io.ReadAll(io.LimitReader(stdin, maxDescriptor+1))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "can't read the descriptor: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the descriptor: %w", err).WithHint(hint)
 	}
 	if len(data) > maxDescriptor {
-		return nil, failure.New(failure.Invalid, hint, "the descriptor is longer than %d bytes", maxDescriptor)
+		return nil, failure.New(failure.Invalid, "the descriptor is longer than %d bytes", maxDescriptor).WithHint(hint)
 	}
 	if !json.Valid(data) {
-		return nil, failure.New(failure.Invalid, hint, "the descriptor is not valid JSON")
+		return nil, failure.New(failure.Invalid, "the descriptor is not valid JSON").WithHint(hint)
 	}
 	if err := bound.JSON(data, bound.Limits{Bytes: maxDescriptor, Depth: bound.Depth, Elements: 2000}); err != nil {
-		return nil, failure.New(failure.Invalid, hint, "the descriptor is refused: %w", err)
+		return nil, failure.New(failure.Invalid, "the descriptor is refused: %w", err).WithHint(hint)
 	}
 	r := &request{given: name}
 	if r.asked, err = scope.Name(named.Name()); err == nil {
 		r.repository, err = scope.Canonical(named.Name())
 	}
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "%q is not an image's name: %w", name, err)
+		return nil, failure.New(failure.Invalid, "%q is not an image's name: %w", name, err).WithHint(hint)
 	}
 	if err := json.Unmarshal(data, &r.descriptor); err != nil {
-		return nil, failure.New(failure.Invalid, hint, "the descriptor is not one: %w", err)
+		return nil, failure.New(failure.Invalid, "the descriptor is not one: %w", err).WithHint(hint)
 	}
 	if r.descriptor.Digest != want || r.descriptor.MediaType == "" || r.descriptor.Size <= 0 {
-		return nil, failure.New(failure.Invalid, hint, "the descriptor is not one of %s", want)
+		return nil, failure.New(failure.Invalid, "the descriptor is not one of %s", want).WithHint(hint)
 	}
 	return r, nil
 }

@@ -75,8 +75,9 @@ func Open(options Options) (*Gate, error) {
 		}
 		path, err := filepath.Abs(*given.path)
 		if err != nil {
-			return nil, failure.New(failure.Internal, "name it by its whole path", "cannot tell where %s is: %w", *given.path,
-				err)
+			return nil, failure.New(failure.Internal, "cannot tell where %s is: %w", *given.path,
+				err).
+				WithHint("name it by its whole path")
 		}
 		*given.folder = path
 	}
@@ -87,11 +88,11 @@ func Open(options Options) (*Gate, error) {
 	const hint = "write the policy with 'notation-hsm trust export', or name its folder with --trust-dir"
 	policy, err := trustpolicy.LoadDocument()
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "can't read the trust policy in %s: %w", place, err)
+		return nil, failure.New(failure.Invalid, "can't read the trust policy in %s: %w", place, err).WithHint(hint)
 	}
 	if err := normalise(policy); err != nil {
-		return nil, failure.New(failure.Invalid, "correct it in the file, or in the trust manifest",
-			"can't use the trust policy in %s: %w", place, err)
+		return nil, failure.New(failure.Invalid, "can't use the trust policy in %s: %w", place, err).
+			WithHint("correct it in the file, or in the trust manifest")
 	}
 	listed, err := checkPlugins(options.VerificationPlugins)
 	if err != nil {
@@ -106,7 +107,7 @@ func Open(options Options) (*Gate, error) {
 		verifier.VerifierOptions{RevocationCodeSigningValidator: trusted{signing},
 			RevocationTimestampingValidator: timestamping})
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "can't use the trust policy in %s: %w", place, err)
+		return nil, failure.New(failure.Invalid, "can't use the trust policy in %s: %w", place, err).WithHint(hint)
 	}
 	full, ok := v.(notationVerifier)
 	if !ok {

@@ -51,8 +51,8 @@ type Installed struct {
 // refused as well, unless AllowSkip is set.
 func (n Node) Install(binDir, program string) (*Installed, error) {
 	if n.Timeout < shortestTimeout {
-		return nil, failure.New(failure.Invalid, "leave --timeout out, or name a longer one",
-			"the timeout is %s, and has to be %s or more", n.Timeout, shortestTimeout)
+		return nil, failure.New(failure.Invalid, "the timeout is %s, and has to be %s or more", n.Timeout, shortestTimeout).
+			WithHint("leave --timeout out, or name a longer one")
 	}
 	for _, path := range []*string{&binDir, &program, &n.TrustDir, &n.StateDir, &n.HostsDir, &n.AuthFile} {
 		if *path == "" {
@@ -60,13 +60,14 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 		}
 		absolute, err := filepath.Abs(*path)
 		if err != nil {
-			return nil, failure.New(failure.Internal, "name it by its whole path", "can't tell where %s is: %w", *path, err)
+			return nil, failure.New(failure.Internal, "can't tell where %s is: %w", *path, err).
+				WithHint("name it by its whole path")
 		}
 		*path = absolute
 	}
 	for path, mode := range map[string]os.FileMode{binDir: 0o755, n.StateDir: 0o700} {
 		if err := os.MkdirAll(path, mode); err != nil {
-			return nil, failure.New(failure.Internal, "run it as root", "can't make the folder %s: %w", path, err)
+			return nil, failure.New(failure.Internal, "can't make the folder %s: %w", path, err).WithHint("run it as root")
 		}
 	}
 	if err := checkTrees([]string{binDir}); err != nil {
@@ -94,8 +95,8 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 	}
 	if len(skip) > 0 && !n.AllowSkip {
 		return nil, failure.New(failure.Denied,
-			"sign the images that these statements are for, or let them pass with --allow-skip",
-			"the trust policy in %s skips verification in its statements %s", n.TrustDir, strings.Join(skip, ", "))
+			"the trust policy in %s skips verification in its statements %s", n.TrustDir, strings.Join(skip, ", ")).
+			WithHint("sign the images that these statements are for, or let them pass with --allow-skip")
 	}
 	if err := n.giveAway(runsAs); err != nil {
 		return nil, err
@@ -107,14 +108,14 @@ func (n Node) Install(binDir, program string) (*Installed, error) {
 	path := filepath.Join(binDir, verifierName)
 	if err := renameio.WriteFile(path, n.script(program), 0o755, renameio.WithTempDir(filepath.Dir(binDir)),
 		renameio.IgnoreUmask()); err != nil {
-		return nil, failure.New(failure.Internal,
-			"run it as root; the folder has to be on the file system of the one above it", "can't write %s: %w", path, err)
+		return nil, failure.New(failure.Internal, "can't write %s: %w", path, err).
+			WithHint("run it as root; the folder has to be on the file system of the one above it")
 	}
 	done := &Installed{Path: path, Log: n.LogFile(), Config: n.snippet(binDir), Root: runsAs.ID == 0, User: n.User,
 		Skip: skip, AnySigner: anySigner}
 	entries, err := os.ReadDir(binDir)
 	if err != nil {
-		return nil, failure.New(failure.Internal, "run it as root", "can't look for other verifiers: %w", err)
+		return nil, failure.New(failure.Internal, "can't look for other verifiers: %w", err).WithHint("run it as root")
 	}
 	for _, entry := range entries {
 		if entry.Name() != verifierName {
@@ -130,8 +131,8 @@ func (g *Gate) unverified() (skip, anySigner []string, err error) {
 	for _, statement := range g.policy.TrustPolicies {
 		level, err := statement.SignatureVerification.GetVerificationLevel()
 		if err != nil {
-			return nil, nil, failure.New(failure.Invalid, "correct the trust policy",
-				"can't use statement %q of the trust policy: %w", statement.Name, err)
+			return nil, nil, failure.New(failure.Invalid, "can't use statement %q of the trust policy: %w", statement.Name, err).
+				WithHint("correct the trust policy")
 		}
 		switch {
 		case level.Name == trustpolicy.LevelSkip.Name:
@@ -150,8 +151,8 @@ func (n Node) giveAway(user sandbox.User) error {
 		return nil
 	}
 	failed := func(err error) error {
-		return failure.New(failure.Internal, "run it as root",
-			"cannot give the folder %s to the verifier's user: %w", n.StateDir, err)
+		return failure.New(failure.Internal, "cannot give the folder %s to the verifier's user: %w", n.StateDir, err).
+			WithHint("run it as root")
 	}
 	info, err := os.Stat(n.StateDir)
 	if err != nil {
@@ -166,8 +167,9 @@ func (n Node) giveAway(user sandbox.User) error {
 	}
 	for _, entry := range entries {
 		if name := entry.Name(); name != filepath.Base(n.CacheDir) && !strings.HasPrefix(name, filepath.Base(n.LogFile())) {
-			return failure.New(failure.Invalid, "name a folder of the verifier's own with --state-dir",
-				"cannot give the folder %s to the verifier's user: %s in it is not the verifier's", n.StateDir, name)
+			return failure.New(failure.Invalid,
+				"cannot give the folder %s to the verifier's user: %s in it is not the verifier's", n.StateDir, name).
+				WithHint("name a folder of the verifier's own with --state-dir")
 		}
 	}
 	if err := filepath.WalkDir(n.StateDir, func(path string, _ fs.DirEntry, err error) error {
@@ -191,8 +193,8 @@ func (n Node) rehearse(program string) error {
 	if err == nil {
 		return nil
 	}
-	f := failure.New(failure.Invalid, "run install-verifier with the program that the node has",
-		"the verifier cannot run: %w", err)
+	f := failure.New(failure.Invalid, "the verifier cannot run: %w", err).
+		WithHint("run install-verifier with the program that the node has")
 	for line := range strings.Lines(string(said)) {
 		if text, ok := strings.CutPrefix(line, "error: "); ok {
 			f.What = "the verifier cannot run: " + strings.TrimSpace(text)

@@ -50,11 +50,12 @@ func (l *Log) Append(ctx context.Context, r Result) error {
 	err = l.append(ctx, append(line, '\n'))
 	switch {
 	case errors.Is(err, errNotALog):
-		return failure.New(failure.Invalid, "name another file, or move it away", "can't write the decision log: %s is %w",
-			l.path, err)
+		return failure.New(failure.Invalid, "can't write the decision log: %s is %w",
+			l.path, err).
+			WithHint("name another file, or move it away")
 	case err != nil:
-		return failure.New(failure.Internal, "check the folder's permissions and that the disk is not full",
-			"can't write the decision log: %w", err)
+		return failure.New(failure.Internal, "can't write the decision log: %w", err).
+			WithHint("check the folder's permissions and that the disk is not full")
 	}
 	return nil
 }

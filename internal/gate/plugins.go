@@ -30,19 +30,19 @@ var pluginName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 func checkPlugins(names []string) (plugins, error) {
 	for _, name := range names {
 		if !pluginName.MatchString(name) {
-			return nil, failure.New(failure.Invalid, "give the name of a plugin, as 'notation plugin list' has it",
-				"%q is not the name of a verification plugin", name)
+			return nil, failure.New(failure.Invalid, "%q is not the name of a verification plugin", name).
+				WithHint("give the name of a plugin, as 'notation plugin list' has it")
 		}
 		path, err := pluginPath(name)
 		if err != nil {
 			return nil, err
 		}
 		if info, err := os.Stat(path); err != nil {
-			return nil, failure.New(failure.Invalid, "install the plugin there, or leave it out",
-				"cannot find the verification plugin %q: %w", name, err)
+			return nil, failure.New(failure.Invalid, "cannot find the verification plugin %q: %w", name, err).
+				WithHint("install the plugin there, or leave it out")
 		} else if !info.Mode().IsRegular() {
-			return nil, failure.New(failure.Invalid, "install the plugin there, or leave it out",
-				"the verification plugin %s is not a regular file", path)
+			return nil, failure.New(failure.Invalid, "the verification plugin %s is not a regular file", path).
+				WithHint("install the plugin there, or leave it out")
 		}
 	}
 	return names, nil

@@ -81,7 +81,7 @@ func parseImage(text, repository string) (image, error) {
 
 func parseLayout(text, repository string) (image, error) {
 	if repository == "" {
-		return image{}, failure.New(failure.Invalid, "", "name the repository whose trust policy counts for it with --scope")
+		return image{}, failure.New(failure.Invalid, "name the repository whose trust policy counts for it with --scope")
 	}
 	named, err := reference.ParseNormalizedNamed(repository)
 	if err != nil || !reference.IsNameOnly(named) {

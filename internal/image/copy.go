@@ -50,8 +50,9 @@ type Result struct {
 // indices, counted from 0, or from the end where negative; none stands for all. It needs no PIN.
 func Encrypt(ctx context.Context, c Copy, recipients []string, layers []int) (*Result, error) {
 	if c.To.transport() == dockerarchive.Transport.Name() {
-		return nil, failure.New(failure.Invalid, "use oci-archive: or oci:",
-			"%s can't be encrypted: a docker-archive has no place for wrapped keys", c.To)
+		return nil, failure.New(failure.Invalid,
+			"%s can't be encrypted: a docker-archive has no place for wrapped keys", c.To).
+			WithHint("use oci-archive: or oci:")
 	}
 	to, err := envelope.ParseRecipients(ctx, recipients, config.Flags)
 	if err != nil {
@@ -92,19 +93,20 @@ func (i Image) checkPlain(ref Reference, indices []int) error {
 			at += len(i.Layers)
 		}
 		if at < 0 || at >= len(i.Layers) {
-			return failure.New(failure.Invalid, "see 'hsm-image layers "+ref.String()+"'",
-				"%s has %d layers, and none with the index %d", i.name(ref), len(i.Layers), index)
+			return failure.New(failure.Invalid,
+				"%s has %d layers, and none with the index %d", i.name(ref), len(i.Layers), index).
+				WithHint("see 'hsm-image layers " + ref.String() + "'")
 		}
 		chosen = append(chosen, i.Layers[at])
 	}
 	for _, l := range chosen {
 		switch {
 		case l.Encrypted:
-			return failure.New(failure.Invalid, "to have others open it as well, see 'hsm-image recipients add --help'",
-				"%s of %s is encrypted already", l, i.name(ref))
+			return failure.New(failure.Invalid, "%s of %s is encrypted already", l, i.name(ref)).
+				WithHint("to have others open it as well, see 'hsm-image recipients add --help'")
 		case !l.isLayer():
-			return failure.New(failure.Unsupported, "only layers of images can be encrypted",
-				"%s of %s is of the type %s", l, i.name(ref), l.MediaType)
+			return failure.New(failure.Unsupported, "%s of %s is of the type %s", l, i.name(ref), l.MediaType).
+				WithHint("only layers of images can be encrypted")
 		}
 	}
 	return nil
@@ -119,7 +121,8 @@ func Decrypt(ctx context.Context, c Copy, references []string) (*Result, error) 
 			encrypted = encrypted || image.encrypted()
 		}
 		if !encrypted {
-			return failure.New(failure.Invalid, "copy it with another tool, such as skopeo", "%s has no encrypted layer", c.From)
+			return failure.New(failure.Invalid, "%s has no encrypted layer", c.From).
+				WithHint("copy it with another tool, such as skopeo")
 		}
 		options.OciDecryptConfig, err = openRing(ctx, c.From, chosen, references)
 		return err
@@ -141,8 +144,8 @@ func (c Copy) run(ctx context.Context, what string, prepare prepare) (*Result, e
 
 func (c Copy) copy(ctx context.Context, transfer *transfer, what string, prepare prepare) (*Result, error) {
 	if named, ok := c.To.DockerReference().(reference.Canonical); ok && c.To.transport() == docker.Transport.Name() {
-		return nil, failure.New(failure.Invalid, "give the copy a tag",
-			"the copy can't be %s: what it contains decides its digest", named)
+		return nil, failure.New(failure.Invalid, "the copy can't be %s: what it contains decides its digest", named).
+			WithHint("give the copy a tag")
 	}
 	target, err := newTarget(c.To)
 	if err != nil {
@@ -227,8 +230,8 @@ func (c Copy) selection(t *tree, options *c_copy.Options) (chosen []Image, skipp
 	}
 	if c.To.transport() == dockerarchive.Transport.Name() {
 		if len(chosen) != 1 {
-			return nil, 0, failure.New(failure.Invalid, "choose one with --platform, or use oci-archive:",
-				"a docker-archive holds one image, and %s lists %d", c.From, len(chosen))
+			return nil, 0, failure.New(failure.Invalid, "a docker-archive holds one image, and %s lists %d", c.From, len(chosen)).
+				WithHint("choose one with --platform, or use oci-archive:")
 		}
 		p := chosen[0].Platform
 		options.SourceCtx.OSChoice, options.SourceCtx.ArchitectureChoice, options.SourceCtx.VariantChoice = p.OS,
@@ -257,12 +260,14 @@ func (c Copy) explain(err error, what string, images []Image) error {
 			// ocicrypt names the HMAC that it expected, and the copy library the digest.
 			public, bad := cipherOf(l.annotations)
 			if l.Encrypted && bad == nil && strings.Contains(text, "exp hmac: '"+hex.EncodeToString(public.Hmac)+"'") {
-				return failure.New(failure.Denied, changed, "%s of %s was changed or truncated: it does not match its HMAC", l,
-					image.name(c.From))
+				return failure.New(failure.Denied, "%s of %s was changed or truncated: it does not match its HMAC", l,
+					image.name(c.From)).
+					WithHint(changed)
 			}
 			if strings.Contains(text, "expected "+l.Digest.String()) {
-				return failure.New(failure.Denied, changed, "%s of %s was changed or truncated: it does not match its digest", l,
-					image.name(c.From))
+				return failure.New(failure.Denied, "%s of %s was changed or truncated: it does not match its digest", l,
+					image.name(c.From)).
+					WithHint(changed)
 			}
 		}
 	}
@@ -279,7 +284,7 @@ func (c Copy) explain(err error, what string, images []Image) error {
 			"give the CA of the destination's registry, and a client certificate if it asks for one, with --dest-cert-dir; " +
 				"if it has no HTTPS, see --dest-tls-verify"
 	}
-	return failure.New(failure.Internal, hint, "%s %s failed: %w", what, c.From, err)
+	return failure.New(failure.Internal, "%s %s failed: %w", what, c.From, err).WithHint(hint)
 }
 
 // isLayer reports whether it is a part of a file system, as opposed to what else a manifest may list. Docker's oldest

@@ -87,7 +87,7 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 		head := make([]byte, headSize)
 		n, err := io.ReadFull(encrypted, head)
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-			return failure.New(failure.Internal, "see containerd's log", "containerd does not give the layer: %w", err)
+			return failure.New(failure.Internal, "containerd does not give the layer: %w", err).WithHint("see containerd's log")
 		}
 		encrypted = io.MultiReader(bytes.NewReader(head[:n]), encrypted)
 		if layers, err = store.layersThatBegin(head[:n], d.MediaType); err != nil {
@@ -130,8 +130,9 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 	}
 	switch {
 	case out.failed != nil:
-		return failure.New(failure.Internal, "see containerd's log", "containerd took no more of layer %s: %w", layer.Digest,
-			out.failed)
+		return failure.New(failure.Internal, "containerd took no more of layer %s: %w", layer.Digest,
+			out.failed).
+			WithHint("see containerd's log")
 	case err != nil:
 		return damagedLayer(layer.Digest, err)
 	}
@@ -142,7 +143,7 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 func (d Decoder) readPayload() ([]ocispec.Descriptor, error) {
 	data, err := io.ReadAll(io.LimitReader(d.Payload, payloadLimit+1))
 	if err != nil {
-		return nil, failure.New(failure.Internal, "", "what containerd says of the layer can't be read: %w", err)
+		return nil, failure.New(failure.Internal, "what containerd says of the layer can't be read: %w", err)
 	}
 	if len(data) == 0 {
 		return nil, nil
@@ -151,8 +152,8 @@ func (d Decoder) readPayload() ([]ocispec.Descriptor, error) {
 	var p imgcrypt.Payload
 	if len(data) > payloadLimit || proto.Unmarshal(data, &message) != nil || message.GetTypeUrl() != imgcrypt.PayloadURI ||
 		bound.JSON(message.GetValue(), manifestBounds) != nil || json.Unmarshal(message.GetValue(), &p) != nil {
-		return nil, failure.New(failure.Unsupported, "is this a version of containerd that hsm-image was tested with?",
-			"what containerd says of the layer is not an imgcrypt payload")
+		return nil, failure.New(failure.Unsupported, "what containerd says of the layer is not an imgcrypt payload").
+			WithHint("is this a version of containerd that hsm-image was tested with?")
 	}
 	return []ocispec.Descriptor{p.Descriptor}, nil
 }
@@ -202,7 +203,7 @@ func (c candidate) decrypt(encrypted io.Reader) (io.Reader, error) {
 	}
 	decrypted, _, err := handler.Decrypt(encrypted, c.options)
 	if err != nil {
-		return nil, failure.New(failure.Unsupported, "", "layer %s can't be decrypted: %w", c.Digest, err)
+		return nil, failure.New(failure.Unsupported, "layer %s can't be decrypted: %w", c.Digest, err)
 	}
 	return decrypted, nil
 }
@@ -224,8 +225,9 @@ func decompress(mediaType string, layer io.Reader) (io.ReadCloser, error) {
 
 func damagedLayer(layer digest.Digest, err error) error {
 	slog.Debug("a layer does not decrypt", "digest", layer, "error", err.Error()) // its text may hold raw bytes
-	return failure.New(failure.Invalid, "get the image again from where it was published",
-		"layer %s is damaged: it, or its annotations, were changed or cut short after it was encrypted", layer)
+	return failure.New(failure.Invalid,
+		"layer %s is damaged: it, or its annotations, were changed or cut short after it was encrypted", layer).
+		WithHint("get the image again from where it was published")
 }
 
 // output is what containerd unpacks.

@@ -30,8 +30,8 @@ func (d Decoder) Confined(user string) (Decoder, error) {
 	}
 	found, err := sandbox.LookUp(user)
 	if err != nil {
-		return d, failure.New(failure.Invalid, "make the user, or print containerd's configuration again with --user root",
-			"cannot find the decoder's user: %w", err)
+		return d, failure.New(failure.Invalid, "cannot find the decoder's user: %w", err).
+			WithHint("make the user, or print containerd's configuration again with --user root")
 	}
 	d.user = &found
 	return d, nil
@@ -57,8 +57,9 @@ func (d Decoder) giveUpFiles(ctx context.Context) error {
 		return nil
 	}
 	late := func() error {
-		return failure.New(failure.Timeout, "report which module it is", "the decoder could not be confined within %s",
-			confineLimit)
+		return failure.New(failure.Timeout, "the decoder could not be confined within %s",
+			confineLimit).
+			WithHint("report which module it is")
 	}
 	return watch.Step(ctx, confineLimit, late, func() error {
 		if err := (sandbox.Files{}).Restrict(); err != nil {
@@ -74,5 +75,5 @@ func (d Decoder) giveUpFiles(ctx context.Context) error {
 }
 
 func confinementFailed(err error) error {
-	return failure.New(failure.Internal, "see containerd's log", "cannot confine the decoder: %w", err)
+	return failure.New(failure.Internal, "cannot confine the decoder: %w", err).WithHint("see containerd's log")
 }

@@ -65,8 +65,9 @@ func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.
 		err = errors.New("no manifest there has this layer")
 	}
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "name containerd's root folder with --root, and pull the image again",
-			"containerd does not say which layer this is, and it is not found in %s: %w", s, err)
+		return nil, failure.New(failure.Invalid,
+			"containerd does not say which layer this is, and it is not found in %s: %w", s, err).
+			WithHint("name containerd's root folder with --root, and pull the image again")
 	}
 	return found, nil
 }
@@ -105,8 +106,8 @@ func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest
 		}
 	}
 	if _, err := io.Copy(io.MultiWriter(all...), encrypted); err != nil {
-		return nil, candidate{}, failure.New(failure.Internal, "see containerd's log",
-			"containerd does not give the layer: %w", err)
+		return nil, candidate{}, failure.New(failure.Internal, "containerd does not give the layer: %w", err).
+			WithHint("see containerd's log")
 	}
 	name := candidates[0].Digest
 	for _, c := range candidates {
@@ -116,12 +117,12 @@ func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest
 		name = c.Digest
 		f := files[c.Digest]
 		if f == nil {
-			return nil, c, failure.New(failure.Internal, "pull the image again",
-				"layer %s is no longer in containerd's content store", c.Digest)
+			return nil, c, failure.New(failure.Internal, "layer %s is no longer in containerd's content store", c.Digest).
+				WithHint("pull the image again")
 		}
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return nil, c, failure.New(failure.Internal, "pull the image again",
-				"can't read the layer in containerd's content store: %w", err)
+			return nil, c, failure.New(failure.Internal, "can't read the layer in containerd's content store: %w", err).
+				WithHint("pull the image again")
 		}
 		plain, err := c.decrypt(f)
 		if err == nil {

@@ -121,17 +121,18 @@ func checkOptions(annotations map[string]string, options []byte) error {
 	const hint = "get the image's manifest again from where it was published"
 	public, err := cipherOf(annotations)
 	if err != nil {
-		return failure.New(failure.Invalid, hint, "the annotation %s is damaged: %w", pubopts, err)
+		return failure.New(failure.Invalid, "the annotation %s is damaged: %w", pubopts, err).WithHint(hint)
 	}
 	var private blockcipher.PrivateLayerBlockCipherOptions
 	// The text of an error of JSON could show the key.
 	if json.Unmarshal(options, &private) != nil || len(private.SymmetricKey) != 32 ||
 		len(private.CipherOptions["nonce"]) != aes.BlockSize {
-		return failure.New(failure.Invalid, "ask who encrypted the image with what",
-			"what is wrapped for the recipients is not a key of ocicrypt's")
+		return failure.New(failure.Invalid, "what is wrapped for the recipients is not a key of ocicrypt's").
+			WithHint("ask who encrypted the image with what")
 	}
 	if _, there := public.CipherOptions["nonce"]; there {
-		return failure.New(failure.Denied, hint, "the annotation %s was changed: it gives a nonce of its own", pubopts)
+		return failure.New(failure.Denied, "the annotation %s was changed: it gives a nonce of its own", pubopts).
+			WithHint(hint)
 	}
 	return nil
 }

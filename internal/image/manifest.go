@@ -94,7 +94,7 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 	}
 	instances := list.Instances()
 	if len(instances) > imagesLimit {
-		return nil, failure.New(failure.Invalid, "", "the index %s lists %d images, more than %d", ref, len(instances),
+		return nil, failure.New(failure.Invalid, "the index %s lists %d images, more than %d", ref, len(instances),
 			imagesLimit)
 	}
 	total, layers := len(t.manifest), 0
@@ -110,12 +110,13 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 			return nil, err
 		}
 		if total += len(image.manifest); total > manifestsLimit {
-			return nil, failure.New(failure.Invalid, "", "the manifests of %s are larger than %d MiB together", ref,
+			return nil, failure.New(failure.Invalid, "the manifests of %s are larger than %d MiB together", ref,
 				manifestsLimit>>20)
 		}
 		if manifest.MIMETypeIsMultiImage(image.mimeType) {
-			return nil, failure.New(failure.Unsupported, "name the inner index by its digest", "%s lists another index, %s", ref,
-				instance)
+			return nil, failure.New(failure.Unsupported, "%s lists another index, %s", ref,
+				instance).
+				WithHint("name the inner index by its digest")
 		}
 		entry, err := list.Instance(instance)
 		if err != nil {
@@ -129,8 +130,8 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 			return nil, err
 		}
 		if layers += len(image.Layers); layers > allLayersLimit {
-			return nil, failure.New(failure.Invalid, "name one of its images by its digest",
-				"the images of %s have more than %d layers together", ref, allLayersLimit)
+			return nil, failure.New(failure.Invalid, "the images of %s have more than %d layers together", ref, allLayersLimit).
+				WithHint("name one of its images by its digest")
 		}
 		if !image.encrypted() {
 			image.manifest = nil // its recipients can't be changed
@@ -164,7 +165,7 @@ func readManifest(ctx context.Context, ref Reference, source types.ImageSource, 
 		return nil, unreadable(ref, err)
 	}
 	if len(data) > manifestLimit {
-		return nil, failure.New(failure.Invalid, "", "a manifest of %s is larger than %d MiB", ref, manifestLimit>>20)
+		return nil, failure.New(failure.Invalid, "a manifest of %s is larger than %d MiB", ref, manifestLimit>>20)
 	}
 	d, err := manifest.Digest(data)
 	if err != nil {
@@ -184,7 +185,7 @@ func (i *Image) readLayers(ref Reference) error {
 	}
 	layers := parsed.LayerInfos()
 	if len(layers) > layersLimit {
-		return failure.New(failure.Invalid, "", "%s has %d layers, more than %d", ref, len(layers), layersLimit)
+		return failure.New(failure.Invalid, "%s has %d layers, more than %d", ref, len(layers), layersLimit)
 	}
 	for index, info := range layers {
 		if err := info.Digest.Validate(); err != nil {
@@ -225,8 +226,9 @@ func (t *tree) choose(platforms []Platform) ([]Image, error) {
 					there = append(there, p)
 				}
 			}
-			return nil, failure.New(failure.Invalid, "there are: "+strings.Join(there, ", "), "%s has no image for %s",
-				t.reference, wanted)
+			return nil, failure.New(failure.Invalid, "%s has no image for %s",
+				t.reference, wanted).
+				WithHint("there are: " + strings.Join(there, ", "))
 		}
 	}
 	return chosen, nil
@@ -265,12 +267,11 @@ func unreadable(ref Reference, err error) error {
 	if errors.As(err, &known) {
 		return known
 	}
-	return failure.New(failure.Invalid,
-		"check the name; for a registry, log in ('notation login', 'skopeo login'), and see its flags",
-		"can't read %s: %w", ref, err)
+	return failure.New(failure.Invalid, "can't read %s: %w", ref, err).
+		WithHint("check the name; for a registry, log in ('notation login', 'skopeo login'), and see its flags")
 }
 
 func malformed(ref Reference, err error) error {
-	return failure.New(failure.Invalid, "get the image again from where it was published",
-		"a manifest of %s is malformed: %w", ref, err)
+	return failure.New(failure.Invalid, "a manifest of %s is malformed: %w", ref, err).
+		WithHint("get the image again from where it was published")
 }

@@ -130,7 +130,7 @@ func RemoveRecipients(ctx context.Context, ref Reference, registry Registry, nam
 		return t.edit(func(l Layer) (string, error) {
 			after, err := without(l.annotations[envelope.Annotation], gone)
 			if err == nil && after == "" && len(others(l.annotations)) == 0 {
-				err = failure.New(failure.Denied, "add another recipient first", "nobody could open it any more")
+				err = failure.New(failure.Denied, "nobody could open it any more").WithHint("add another recipient first")
 			}
 			return after, err
 		})
@@ -154,10 +154,9 @@ func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]
 			kid = parsed[0].KeyID()
 		}
 		if !holds(kid) {
-			return nil, failure.New(failure.Invalid,
-				"see 'hsm-image recipients list "+ref.String()+
-					"'; those of other schemes than provider.hsm can't be removed one by one",
-				"%s is no recipient of %s (it has no kid %s)", name, ref, kid)
+			return nil, failure.New(failure.Invalid, "%s is no recipient of %s (it has no kid %s)", name, ref, kid).
+				WithHint("see 'hsm-image recipients list " + ref.String() +
+					"'; those of other schemes than provider.hsm can't be removed one by one")
 		}
 		kids = append(kids, kid)
 	}

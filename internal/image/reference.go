@@ -48,14 +48,15 @@ func ParseReference(text string) (Reference, error) {
 		}
 		ref, err := transport.ParseReference(rest)
 		if errors.Is(err, fs.ErrNotExist) {
-			return Reference{}, failure.New(failure.Invalid, "make it, or name another", "%s can't be used: its folder is not there: %w", text, err)
+			return Reference{}, failure.New(failure.Invalid, "%s can't be used: its folder is not there: %w", text, err).
+				WithHint("make it, or name another")
 		}
 		if err != nil {
-			return Reference{}, failure.New(failure.Invalid, hint, "%q does not name an image: %w", text, err)
+			return Reference{}, failure.New(failure.Invalid, "%q does not name an image: %w", text, err).WithHint(hint)
 		}
 		return Reference{ref, text}, nil
 	}
-	return Reference{}, failure.New(failure.Invalid, hint, "%q does not name an image", text)
+	return Reference{}, failure.New(failure.Invalid, "%q does not name an image", text).WithHint(hint)
 }
 
 // String returns the name as it was written.
@@ -89,8 +90,9 @@ func (r Reference) at(path string) (Reference, error) {
 		return Reference{}, err
 	}
 	if got, _, _ := moved.local(); got != path {
-		return Reference{}, failure.New(failure.Invalid, "use another folder",
-			"%s can't be written below a folder with a colon in its name, %s", r, path)
+		return Reference{}, failure.New(failure.Invalid,
+			"%s can't be written below a folder with a colon in its name, %s", r, path).
+			WithHint("use another folder")
 	}
 	return moved, nil
 }
@@ -133,8 +135,8 @@ func (t *transfer) wait() func() bool { return time.AfterFunc(stall, t.late).Sto
 func within(ctx context.Context, what string, do func(context.Context, *transfer) error) error {
 	inner, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stalled := failure.New(failure.Timeout, "check the network and the registry, and run it again",
-		"%s: nothing has moved for %s", what, stall)
+	stalled := failure.New(failure.Timeout, "%s: nothing has moved for %s", what, stall).
+		WithHint("check the network and the registry, and run it again")
 	late := func() { cancel(stalled) }
 	t := &transfer{time.AfterFunc(stall, late), late}
 	defer t.rest()
@@ -145,7 +147,7 @@ func within(ctx context.Context, what string, do func(context.Context, *transfer
 	case errors.Is(context.Cause(inner), stalled):
 		return stalled
 	case ctx.Err() != nil:
-		return failure.New(failure.Internal, "run it again", "interrupted: %s", what)
+		return failure.New(failure.Internal, "interrupted: %s", what).WithHint("run it again")
 	}
 	return err
 }
@@ -157,7 +159,8 @@ type Platform struct{ OS, Architecture, Variant string }
 func ParsePlatform(text string) (Platform, error) {
 	parts := strings.Split(text, "/")
 	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
-		return Platform{}, failure.New(failure.Invalid, "write it like linux/amd64 or linux/arm/v7", "%q is not a platform", text)
+		return Platform{}, failure.New(failure.Invalid, "%q is not a platform", text).
+			WithHint("write it like linux/amd64 or linux/arm/v7")
 	}
 	p := Platform{OS: parts[0], Architecture: parts[1]}
 	if len(parts) == 3 {

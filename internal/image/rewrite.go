@@ -39,8 +39,9 @@ func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite r
 	error) {
 	path, name, local := ref.local()
 	if local && ref.transport() != layout.Transport.Name() || strings.HasPrefix(name, "@") {
-		return nil, failure.New(failure.Unsupported, "copy it to oci:DIR:TAG, change it there, and copy it back",
-			"recipients can be changed in a registry and in oci:DIR:TAG alone, not in %s", ref)
+		return nil, failure.New(failure.Unsupported,
+			"recipients can be changed in a registry and in oci:DIR:TAG alone, not in %s", ref).
+			WithHint("copy it to oci:DIR:TAG, change it there, and copy it back")
 	}
 	sys := registry.context()
 	source, err := openSource(ctx, ref, sys)
@@ -53,7 +54,8 @@ func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite r
 		return nil, err
 	}
 	if _, encrypted := Recipients(t.images); encrypted == 0 {
-		return nil, failure.New(failure.Invalid, "encrypt it with 'hsm-image encrypt'", "%s has no encrypted layer", ref)
+		return nil, failure.New(failure.Invalid, "%s has no encrypted layer", ref).
+			WithHint("encrypt it with 'hsm-image encrypt'")
 	}
 	var changed *Changed
 	var manifests [][]byte
@@ -160,8 +162,8 @@ func (i Image) edit(ref Reference, edit edit) (data []byte, changed int, err err
 	}
 	data, err = json.Marshal(object)
 	if err == nil && len(data) > manifestLimit {
-		err = failure.New(failure.Invalid, "remove recipients that are not needed",
-			"the manifest of %s would be larger than %d MiB", i.name(ref), manifestLimit>>20)
+		err = failure.New(failure.Invalid, "the manifest of %s would be larger than %d MiB", i.name(ref), manifestLimit>>20).
+			WithHint("remove recipients that are not needed")
 	}
 	return data, changed, err
 }
@@ -199,8 +201,8 @@ func relist(index []byte, renamed map[digest.Digest][]byte) ([]byte, error) {
 func push(ctx context.Context, ref Reference, sys *types.SystemContext, before digest.Digest,
 	manifests [][]byte) error {
 	failed := func(err error) error {
-		return failure.New(failure.Internal, "check the network, and that this user may write to the repository",
-			"can't write to %s: %w", ref, err)
+		return failure.New(failure.Internal, "can't write to %s: %w", ref, err).
+			WithHint("check the network, and that this user may write to the repository")
 	}
 	destination, err := ref.NewImageDestination(ctx, sys)
 	if err != nil {
@@ -217,7 +219,7 @@ func push(ctx context.Context, ref Reference, sys *types.SystemContext, before d
 				return failed(err)
 			}
 			if now != before {
-				return failure.New(failure.Denied, "run it again", "%s has become another image meanwhile, %s", ref, now)
+				return failure.New(failure.Denied, "%s has become another image meanwhile, %s", ref, now).WithHint("run it again")
 			}
 			target = nil
 		}
@@ -231,7 +233,7 @@ func push(ctx context.Context, ref Reference, sys *types.SystemContext, before d
 // writeLayout writes manifests into an OCI layout, and its index last.
 func writeLayout(ref Reference, path, name string, manifests [][]byte) error {
 	failed := func(err error) error {
-		return failure.New(failure.Internal, "check the folder's permissions", "can't write %s: %w", ref, err)
+		return failure.New(failure.Internal, "can't write %s: %w", ref, err).WithHint("check the folder's permissions")
 	}
 	entry, err := layout.LoadManifestDescriptor(ref.ImageReference)
 	if err != nil {

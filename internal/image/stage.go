@@ -37,8 +37,8 @@ func newScratch(in string) (*scratch, error) {
 	}
 	dir, err := os.MkdirTemp(in, ".hsm-image-")
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "the folder has to be there, and to be writable",
-			"can't make a temporary folder: %w", err)
+		return nil, failure.New(failure.Invalid, "can't make a temporary folder: %w", err).
+			WithHint("the folder has to be there, and to be writable")
 	}
 	return &scratch{dir: dir}, nil
 }
@@ -114,8 +114,8 @@ func newTarget(ref Reference) (*target, error) {
 			err = os.Rename(stage, path)
 		}
 		if err != nil {
-			return failure.New(failure.Internal, "check the permissions of "+folder+" and that the disk is not full",
-				"can't write %s: %w", ref, err)
+			return failure.New(failure.Internal, "can't write %s: %w", ref, err).
+				WithHint("check the permissions of " + folder + " and that the disk is not full")
 		}
 		return nil
 	}
@@ -129,10 +129,11 @@ func check(ref Reference, path string) (there bool, err error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, failure.New(failure.Invalid, "check the path and its permissions", "can't write %s: %w", ref, err)
+		return false, failure.New(failure.Invalid, "can't write %s: %w", ref, err).
+			WithHint("check the path and its permissions")
 	}
 	refuse := func(why string) (bool, error) {
-		return false, failure.New(failure.Invalid, "give a path where nothing is", "can't write %s: %s", ref, why)
+		return false, failure.New(failure.Invalid, "can't write %s: %s", ref, why).WithHint("give a path where nothing is")
 	}
 	mark := map[string]string{directory.Transport.Name(): "version",
 		layout.Transport.Name(): ocispec.ImageIndexFile}[ref.transport()]

@@ -77,7 +77,7 @@ func ParseUsage(name string) (Usage, error) {
 	if usage := Usage(name); usage == Sign || usage == Decrypt {
 		return usage, nil
 	}
-	return "", failure.New(failure.Invalid, "use sign or decrypt", "%q is not a usage", name)
+	return "", failure.New(failure.Invalid, "%q is not a usage", name).WithHint("use sign or decrypt")
 }
 
 // Request says which key to make.

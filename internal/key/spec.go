@@ -55,7 +55,7 @@ func ParseSpec(name string) (Spec, error) {
 			return s, nil
 		}
 	}
-	return Spec{}, failure.New(failure.Invalid, "use one of "+specNames(), "%q is not a key spec", name)
+	return Spec{}, failure.New(failure.Invalid, "%q is not a key spec", name).WithHint("use one of " + specNames())
 }
 
 // SpecOf returns the spec of a public key, or a failure if Notation can't sign with such a key.
@@ -73,10 +73,12 @@ func SpecOf(public crypto.PublicKey) (Spec, error) {
 		}
 	}
 	if isRSA {
-		return Spec{}, failure.New(failure.Invalid, "use one of "+specNames(), "Notation does not sign with %d-bit RSA keys",
-			bits)
+		return Spec{}, failure.New(failure.Invalid, "Notation does not sign with %d-bit RSA keys",
+			bits).
+			WithHint("use one of " + specNames())
 	}
-	return Spec{}, failure.New(failure.Invalid, "use one of "+specNames(), "Notation does not sign with keys of %s", what)
+	return Spec{}, failure.New(failure.Invalid, "Notation does not sign with keys of %s", what).
+		WithHint("use one of " + specNames())
 }
 
 func specNames() string {

@@ -74,8 +74,9 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	case "keyunwrap":
 		a.Unwrapped.Options, err = unwrap(ctx, r)
 	default:
-		err = failure.New(failure.Unsupported, "the operations are keywrap and keyunwrap", "unknown operation %q",
-			r.Operation)
+		err = failure.New(failure.Unsupported, "unknown operation %q",
+			r.Operation).
+			WithHint("the operations are keywrap and keyunwrap")
 	}
 	if err != nil {
 		return err
@@ -88,10 +89,10 @@ func readRequest(in io.Reader) (*request, error) {
 	const hint = "this command is for tools with ocicrypt, which start it by themselves: see docs/key-provider.md"
 	data, err := io.ReadAll(io.LimitReader(in, requestLimit+1))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "can't read the request: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the request: %w", err).WithHint(hint)
 	}
 	if len(data) > requestLimit {
-		return nil, failure.New(failure.Invalid, hint, "the request is larger than %d bytes", requestLimit)
+		return nil, failure.New(failure.Invalid, "the request is larger than %d bytes", requestLimit).WithHint(hint)
 	}
 	var r request
 	err = bound.JSON(data, bound.Limits{Bytes: requestLimit, Depth: bound.Depth, Elements: 4096})
@@ -99,14 +100,15 @@ func readRequest(in io.Reader) (*request, error) {
 		err = json.Unmarshal(data, &r)
 	}
 	if err != nil {
-		return nil, failure.New(failure.Invalid, hint, "the request is not JSON of the key provider protocol: %w", err)
+		return nil, failure.New(failure.Invalid, "the request is not JSON of the key provider protocol: %w", err).
+			WithHint(hint)
 	}
 	return &r, nil
 }
 
 func wrap(ctx context.Context, r *request) ([]byte, error) {
 	if len(r.Wrap.Options) == 0 {
-		return nil, failure.New(failure.Invalid, "", "the request to wrap has no key of a layer (optsdata)")
+		return nil, failure.New(failure.Invalid, "the request to wrap has no key of a layer (optsdata)")
 	}
 	names, err := ours(r.Wrap.Encrypt.Parameters)
 	if err != nil {
@@ -126,7 +128,7 @@ func wrap(ctx context.Context, r *request) ([]byte, error) {
 
 func unwrap(ctx context.Context, r *request) ([]byte, error) {
 	if len(r.Unwrap.Annotation) == 0 {
-		return nil, failure.New(failure.Invalid, "", "the request to unwrap has no annotation")
+		return nil, failure.New(failure.Invalid, "the request to unwrap has no annotation")
 	}
 	references, err := ours(r.Unwrap.Decrypt.Parameters)
 	if err != nil {
@@ -147,15 +149,15 @@ func ours(p parameters) ([]string, error) {
 		}
 	}
 	if len(values) > valuesLimit {
-		return nil, failure.New(failure.Invalid, "name fewer", "the request names %d keys, more than %d", len(values),
-			valuesLimit)
+		return nil, failure.New(failure.Invalid, "the request names %d keys, more than %d", len(values),
+			valuesLimit).
+			WithHint("name fewer")
 	}
 	if _, there := p[provider]; !there {
 		for _, name := range slices.Sorted(maps.Keys(p)) {
 			if strings.Contains(name, provider) {
-				return nil, failure.New(failure.Invalid,
-					`name it "hsm" under "key-providers" in the file of OCICRYPT_KEYPROVIDER_CONFIG: images carry this name`,
-					"the key provider is configured as %q", name)
+				return nil, failure.New(failure.Invalid, "the key provider is configured as %q", name).
+					WithHint(`name it "hsm" under "key-providers" in the file of OCICRYPT_KEYPROVIDER_CONFIG: images carry this name`)
 			}
 		}
 	}

@@ -14,8 +14,8 @@ import (
 // on.
 
 func noPKCS11() error {
-	return failure.New(failure.Invalid, "name a key on a NetHSM (nethsm:KEYID), or use the build with cgo",
-		"this build has no PKCS#11")
+	return failure.New(failure.Invalid, "this build has no PKCS#11").
+		WithHint("name a key on a NetHSM (nethsm:KEYID), or use the build with cgo")
 }
 
 func openPKCS11(context.Context, *config.Settings) (Store, error) { return nil, noPKCS11() }

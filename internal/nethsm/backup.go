@@ -20,8 +20,9 @@ const (
 // Backup returns a backup of the whole NetHSM, encrypted by it under its backup passphrase.
 func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
 	if s.NetHSM.BackupUser == "" {
-		return nil, failure.New(failure.Denied,
-			"write backup-user and backup-pin-source under nethsm in the config file: only a user of the role Backup may do this", "no user for backups of the NetHSM is named")
+		return nil, failure.New(failure.Denied, "no user for backups of the NetHSM is named").
+			WithHint("write backup-user and backup-pin-source under nethsm in the config file: only a user of the role " +
+				"Backup may do this")
 	}
 	c, err := newClient(ctx, s)
 	if err != nil {
@@ -36,9 +37,9 @@ func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
 		return nil, err
 	}
 	if a.status == http.StatusPreconditionFailed {
-		return nil, failure.New(failure.Denied,
-			"an administrator sets it once: nitropy nethsm set-backup-passphrase, or PUT /api/v1/config/backup-passphrase",
-			"the NetHSM has no backup passphrase (412)")
+		return nil, failure.New(failure.Denied, "the NetHSM has no backup passphrase (412)").
+			WithHint("an administrator sets it once: nitropy nethsm set-backup-passphrase, or PUT " +
+				"/api/v1/config/backup-passphrase")
 	}
 	if err := r.want(a, http.StatusOK); err != nil {
 		return nil, err

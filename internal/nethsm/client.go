@@ -235,12 +235,13 @@ func (c *client) try(ctx context.Context, share time.Duration, instance string, 
 		return nil, t
 	case a.status >= 500:
 		return nil, &trouble{instance: instance, sent: true, waiting: true, err: failure.New(failure.Internal,
-			"look at its log; 'notation-hsm nethsm status' shows the instances", "%s answers %d (%s)%s", instance, a.status,
-			http.StatusText(a.status), said(a))}
+			"%s answers %d (%s)%s", instance, a.status,
+			http.StatusText(a.status), said(a)).
+			WithHint("look at its log; 'notation-hsm nethsm status' shows the instances")}
 	case a.status == http.StatusTooManyRequests: // so no passphrase was looked at
 		return nil, &trouble{instance: instance, waiting: true, err: failure.New(failure.Throttled,
-			"wrong passphrases slow it down: find out who sends them, wait a little, and try again",
-			"%s takes no more logins for now (429)", instance)}
+			"%s takes no more logins for now (429)", instance).
+			WithHint("wrong passphrases slow it down: find out who sends them, wait a little, and try again")}
 	case a.status == http.StatusPreconditionFailed:
 		if state := c.stateOf(ctx, instance); state != Operational {
 			return nil, notOperational(instance, state)
@@ -279,8 +280,9 @@ func (c *client) send(ctx context.Context, instance string, r request, secret []
 		return nil, true, err
 	}
 	if int64(len(body)) > limit {
-		return nil, true, failure.New(failure.Internal, "check that the URL is a NetHSM's",
-			"%s failed: %s answers with more than %d bytes", r.what, instance, limit)
+		return nil, true, failure.New(failure.Internal,
+			"%s failed: %s answers with more than %d bytes", r.what, instance, limit).
+			WithHint("check that the URL is a NetHSM's")
 	}
 	return &answer{response.StatusCode, body}, true, nil
 }

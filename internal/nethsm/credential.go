@@ -31,9 +31,8 @@ type credential struct {
 // operator is the user who signs, in the words of the settings.
 func operator(s *config.Settings) (*credential, error) {
 	if s.NetHSM.User == "" {
-		return nil, failure.New(failure.Denied,
-			"write user: NAME under nethsm in the config file, or set NOTATION_HSM_NETHSM_USER",
-			"no user of the NetHSM is named")
+		return nil, failure.New(failure.Denied, "no user of the NetHSM is named").
+			WithHint("write user: NAME under nethsm in the config file, or set NOTATION_HSM_NETHSM_USER")
 	}
 	return &credential{user: s.NetHSM.User, source: s.PINSource, given: s.PIN, withheld: s.NetHSM.Withheld}, nil
 }
@@ -41,9 +40,9 @@ func operator(s *config.Settings) (*credential, error) {
 // administrator is the user who makes and deletes keys and stores certificates.
 func administrator(s *config.Settings) (*credential, error) {
 	if s.NetHSM.Administrator == "" {
-		return nil, failure.New(failure.Denied,
-			"write administrator and administrator-pin-source under nethsm in the config file: an operator can't change keys",
-			"this needs an administrator of the NetHSM, and none is named")
+		return nil, failure.New(failure.Denied, "this needs an administrator of the NetHSM, and none is named").
+			WithHint("write administrator and administrator-pin-source under nethsm in the config file: an operator " +
+				"can't change keys")
 	}
 	return &credential{user: s.NetHSM.Administrator, source: s.NetHSM.AdministratorPINSource}, nil
 }
@@ -97,9 +96,9 @@ func (c *credential) use(send func(secret []byte) (status int, err error)) error
 var errStranger = errors.New("unknown user or wrong passphrase")
 
 func (c *credential) refused() error {
-	f := failure.New(failure.Denied,
-		"the passphrase is wrong, or there is no such user; check them. Nothing tries the passphrase again by itself",
-		"the NetHSM does not let user %s in", c.user)
+	f := failure.New(failure.Denied, "the NetHSM does not let user %s in", c.user).
+		WithHint("the passphrase is wrong, or there is no such user; check them. Nothing tries the passphrase again " +
+			"by itself")
 	f.Err = errStranger
 	return f
 }
@@ -111,7 +110,7 @@ func (c *credential) close() {
 	c.users.Wait()
 	c.secret.Clear()
 	if c.err == nil {
-		c.err = failure.New(failure.Internal, "", "the NetHSM is closed for user %s", c.user)
+		c.err = failure.New(failure.Internal, "the NetHSM is closed for user %s", c.user)
 	}
 }
 
@@ -123,17 +122,16 @@ func (c *credential) fetch(ctx context.Context, limit time.Duration) (*pin.Secre
 		}
 		if c.withheld {
 			return nil, failure.New(failure.Denied,
-				"write pin-source under nethsm in the config file, or set NOTATION_HSM_NETHSM_PIN_SOURCE; better, set "+
-					"fingerprints or ca-file",
 				"no passphrase for user %s of the NetHSM: its TLS certificate is not verified (insecure), and a PIN that is set "+
-					"for any token is not sent to whoever answers", c.user)
+					"for any token is not sent to whoever answers", c.user).
+				WithHint("write pin-source under nethsm in the config file, or set NOTATION_HSM_NETHSM_PIN_SOURCE; better, set " +
+					"fingerprints or ca-file")
 		}
-		return nil, failure.New(failure.Denied,
-			`set pin-source (of the administrator: administrator-pin-source) to env:NAME, file:/path, "exec:command args" or prompt`,
-			"no passphrase for user %s of the NetHSM: no pin-source is set", c.user)
+		return nil, failure.New(failure.Denied, "no passphrase for user %s of the NetHSM: no pin-source is set", c.user).
+			WithHint(`set pin-source (of the administrator: administrator-pin-source) to env:NAME, file:/path, "exec:command args" or prompt`)
 	case pin.None:
-		return nil, failure.New(failure.Denied, "use another pin-source",
-			"pin-source is none, but a NetHSM wants a passphrase of user %s", c.user)
+		return nil, failure.New(failure.Denied, "pin-source is none, but a NetHSM wants a passphrase of user %s", c.user).
+			WithHint("use another pin-source")
 	case pin.Prompt: // a person takes as long as they take
 		return pin.Read(ctx, c.source, "NetHSM user "+c.user)
 	}

@@ -51,8 +51,9 @@ func (s *Store) generate(r key.Request) (*Key, error) {
 	uri := k.name()
 	if there, err := k.exists(s.change); err != nil || there {
 		if there {
-			err = failure.New(failure.Invalid, "choose another label, or use the key that is there: see 'notation-hsm key show "+
-				uri+"'", "the NetHSM has a key %s already", uri)
+			err = failure.New(failure.Invalid, "the NetHSM has a key %s already", uri).
+				WithHint("choose another label, or use the key that is there: see 'notation-hsm key show " +
+					uri + "'")
 		}
 		return nil, err
 	}
@@ -73,8 +74,8 @@ func (s *Store) generate(r key.Request) (*Key, error) {
 func terms(r key.Request) (generation, error) {
 	if uri, err := config.ParseURI(config.NetHSMScheme + r.Label); err != nil || strings.HasSuffix(uri.Object, "*") ||
 		uri.Object == "" {
-		return generation{}, failure.New(failure.Invalid, `use letters, digits and "_.-", at most 128 of them`,
-			"%q can't be the ID of a key on a NetHSM", r.Label)
+		return generation{}, failure.New(failure.Invalid, "%q can't be the ID of a key on a NetHSM", r.Label).
+			WithHint(`use letters, digits and "_.-", at most 128 of them`)
 	}
 	g := generation{ID: r.Label, Type: map[int]string{256: "EC_P256", 384: "EC_P384", 521: "EC_P521"}[r.Spec.Bits]}
 	if len(r.Tags) > 0 {
@@ -85,8 +86,9 @@ func terms(r key.Request) (generation, error) {
 	}
 	switch {
 	case r.Usage == key.Decrypt && !r.Spec.IsRSA():
-		return generation{}, failure.New(failure.Invalid, "use an RSA key, as in --spec RSA-3072",
-			"a NetHSM agrees on no keys (ECDH), so its %s keys open nothing", r.Spec.Name)
+		return generation{}, failure.New(failure.Invalid,
+			"a NetHSM agrees on no keys (ECDH), so its %s keys open nothing", r.Spec.Name).
+			WithHint("use an RSA key, as in --spec RSA-3072")
 	case r.Usage == key.Decrypt: // OAEP alone: PKCS #1 v1.5 tells too much about what it opens
 		g.Mechanisms = []string{"RSA_Decryption_OAEP_SHA1", "RSA_Decryption_OAEP_SHA256", "RSA_Decryption_OAEP_SHA384",
 			"RSA_Decryption_OAEP_SHA512"}

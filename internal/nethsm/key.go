@@ -54,7 +54,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	hash := opts.HashFunc()
 	name, known := hashNames[hash]
 	if !known || len(digest) != hash.Size() {
-		return nil, failure.New(failure.Internal, "", "can't sign a digest of %d bytes with %v", len(digest), hash)
+		return nil, failure.New(failure.Internal, "can't sign a digest of %d bytes with %v", len(digest), hash)
 	}
 	s := signing{Mode: "ECDSA"}
 	if _, isRSA := k.public.(*rsa.PublicKey); isRSA {
@@ -85,7 +85,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 // SignMessage is Sign for a whole message. NetHSM hashes nothing itself.
 func (k *Key) SignMessage(rand io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if !opts.HashFunc().Available() {
-		return nil, failure.New(failure.Internal, "", "hash %v is not available", opts.HashFunc())
+		return nil, failure.New(failure.Internal, "hash %v is not available", opts.HashFunc())
 	}
 	h := opts.HashFunc().New()
 	h.Write(message)
@@ -102,7 +102,7 @@ var hashOIDs = map[crypto.Hash]asn1.ObjectIdentifier{
 func digestInfo(digest []byte, hash crypto.Hash) ([]byte, error) {
 	oid, ok := hashOIDs[hash]
 	if !ok {
-		return nil, failure.New(failure.Internal, "", "no signature with PKCS #1 v1.5 is made over %v", hash)
+		return nil, failure.New(failure.Internal, "no signature with PKCS #1 v1.5 is made over %v", hash)
 	}
 	type algorithm struct {
 		Algorithm  asn1.ObjectIdentifier
@@ -139,15 +139,15 @@ type decryption struct {
 // nobody learns from errors which ones are well formed.
 func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
 	if _, isRSA := k.public.(*rsa.PublicKey); !isRSA {
-		return nil, failure.New(failure.Invalid, "use an RSA key", "key %s is no RSA key, so it decrypts nothing", k.name())
+		return nil, failure.New(failure.Invalid, "key %s is no RSA key, so it decrypts nothing", k.name()).
+			WithHint("use an RSA key")
 	}
 	switch o := opts.(type) {
 	case *rsa.OAEPOptions:
 		name, known := hashNames[o.Hash]
 		if !known || len(o.Label) > 0 || (o.MGFHash != 0 && o.MGFHash != o.Hash) {
-			return nil, failure.New(failure.Invalid,
-				"use one of SHA-1, SHA-224, SHA-256, SHA-384 and SHA-512 for both hashes, and no label",
-				"a NetHSM does not do OAEP in this way (%v)", o.Hash)
+			return nil, failure.New(failure.Invalid, "a NetHSM does not do OAEP in this way (%v)", o.Hash).
+				WithHint("use one of SHA-1, SHA-224, SHA-256, SHA-384 and SHA-512 for both hashes, and no label")
 		}
 		return k.decrypt("OAEP_"+name, ciphertext)
 	case *rsa.PKCS1v15DecryptOptions: //nolint:staticcheck // deprecated as dangerous, and what CMS in images has
@@ -161,7 +161,7 @@ func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts)
 		}
 		return plain, err
 	}
-	return nil, failure.New(failure.Internal, "", "can't decrypt with options of type %T", opts)
+	return nil, failure.New(failure.Internal, "can't decrypt with options of type %T", opts)
 }
 
 func (k *Key) decrypt(mode string, ciphertext []byte) ([]byte, error) {
@@ -185,8 +185,8 @@ func (k *Key) decrypt(mode string, ciphertext []byte) ([]byte, error) {
 
 // ECDH fails: NetHSM does not have it.
 func (k *Key) ECDH(*ecdh.PublicKey) ([]byte, error) {
-	return nil, failure.New(failure.Invalid, "use an RSA key for what is to be opened with a NetHSM",
-		"a NetHSM agrees on no keys (ECDH), so key %s can't open this", k.name())
+	return nil, failure.New(failure.Invalid, "a NetHSM agrees on no keys (ECDH), so key %s can't open this", k.name()).
+		WithHint("use an RSA key for what is to be opened with a NetHSM")
 }
 
 // description is PublicKey of the API.
@@ -210,9 +210,9 @@ func (k *Key) ReadPublic() (crypto.PublicKey, error) {
 	}
 	public, err := d.public()
 	if err != nil {
-		return nil, failure.New(failure.Invalid,
-			"use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521", "key %s can't be used: %w",
-			k.name(), err)
+		return nil, failure.New(failure.Invalid, "key %s can't be used: %w",
+			k.name(), err).
+			WithHint("use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521")
 	}
 	return public, nil
 }

@@ -181,8 +181,9 @@ func ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
 	if log != os.DevNull && log != "" {
 		// the module would crash on it
 		if f, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
-			return nil, failure.New(failure.Invalid, "name a file that those who sign can write", "can't open the log file: %w",
-				err)
+			return nil, failure.New(failure.Invalid, "can't open the log file: %w",
+				err).
+				WithHint("name a file that those who sign can write")
 		} else if err := f.Close(); err != nil {
 			return nil, err
 		}

@@ -99,18 +99,19 @@ func (p *Setup) look() error {
 	user, admin := p.store.settings.NetHSM.User, p.store.settings.NetHSM.Administrator
 	namespace := namespaceOf(user)
 	if user == admin || namespace != namespaceOf(admin) {
-		return failure.New(failure.Invalid, "name an administrator of the same namespace, as in administrator: "+
-			prefix(namespace)+"admin",
-			"user %s and administrator %s can't work together", user, admin)
+		return failure.New(failure.Invalid, "user %s and administrator %s can't work together", user, admin).
+			WithHint("name an administrator of the same namespace, as in administrator: " +
+				prefix(namespace) + "admin")
 	}
 	uri, err := config.ParseURI(config.NetHSMScheme + p.order.Tag)
 	if err != nil || uri.Object == "" || strings.HasSuffix(uri.Object, "*") {
-		return failure.New(failure.Invalid, `use letters, digits and "_.-"`, "%q can't be a tag", p.order.Tag)
+		return failure.New(failure.Invalid, "%q can't be a tag", p.order.Tag).WithHint(`use letters, digits and "_.-"`)
 	}
 	if p.order.Root != "" && namespace == "" {
 		return failure.New(failure.Invalid,
-			"leave it out; or name a user and an administrator in a namespace, as in signing~operator and signing~admin",
-			"user %s is in no namespace, so administrator %s has none to make", user, p.order.Root)
+			"user %s is in no namespace, so administrator %s has none to make", user, p.order.Root).
+			WithHint("leave it out; or name a user and an administrator in a namespace, as in signing~operator and " +
+				"signing~admin")
 	}
 	fresh, err := p.lookAtNamespace(namespace, admin)
 	if err != nil {
@@ -151,9 +152,9 @@ func (p *Setup) lookAtNamespace(namespace, admin string) (fresh bool, err error)
 	}
 	if exists && !there {
 		return false, failure.New(failure.Denied,
-			"let another administrator of the namespace make it; or name that one as administrator",
 			"the namespace %s is there, but its administrator %s is not, and nobody outside of it can make one", namespace,
-			admin)
+			admin).
+			WithHint("let another administrator of the namespace make it; or name that one as administrator")
 	}
 	if !there {
 		if err := p.newPassphrase(p.store.admin); err != nil {
@@ -192,16 +193,16 @@ func userPath(user string) string { return "/users/" + url.PathEscape(user) }
 func (p *Setup) newPassphrase(c *credential) error {
 	const shortest, longest = 10, 200 // bytes; the schema Passphrase of the API
 	if c.source == pin.Prompt {
-		return failure.New(failure.Invalid,
-			"use file:, env: or exec:, so that what is typed once and mistyped locks nobody out",
-			"the passphrase of a new user (%s) can't be prompted for", c.user)
+		return failure.New(failure.Invalid, "the passphrase of a new user (%s) can't be prompted for", c.user).
+			WithHint("use file:, env: or exec:, so that what is typed once and mistyped locks nobody out")
 	}
 	if err := p.store.ready(c); err != nil {
 		return err
 	}
 	if n := len(c.secret.Bytes()); n < shortest || n > longest {
-		return failure.New(failure.Invalid, "make another, as with: head -c 24 /dev/urandom | base64",
-			"the passphrase of user %s has %d bytes; a NetHSM takes %d to %d", c.user, n, shortest, longest)
+		return failure.New(failure.Invalid,
+			"the passphrase of user %s has %d bytes; a NetHSM takes %d to %d", c.user, n, shortest, longest).
+			WithHint("make another, as with: head -c 24 /dev/urandom | base64")
 	}
 	return nil
 }
@@ -227,15 +228,15 @@ func (p *Setup) lookAtOperator(user string, fresh bool) error {
 		role, exists, err := p.role(user, p.store.admin)
 		if err != nil {
 			if namespaceOf(user) != "" && p.order.Root == "" && errors.Is(err, errStranger) {
-				return failure.New(failure.Denied,
-					"if the namespace is not there yet, add --root-administrator NAME and --root-pin-source; if it is, check "+
-						"the passphrase", "%w", err)
+				return failure.New(failure.Denied, "%w", err).
+					WithHint("if the namespace is not there yet, add --root-administrator NAME and --root-pin-source; if it is, check " +
+						"the passphrase")
 			}
 			return err
 		}
 		if exists && role != "Operator" {
-			return failure.New(failure.Invalid, "name another user: one that signs should do nothing else",
-				"user %s is there, and has the role %s", user, clip(role))
+			return failure.New(failure.Invalid, "user %s is there, and has the role %s", user, clip(role)).
+				WithHint("name another user: one that signs should do nothing else")
 		}
 		if there = exists; there {
 			r := request{what: "looking for the tags of user " + user, method: http.MethodGet, path: userPath(user) + "/tags",
@@ -337,17 +338,18 @@ func (p *Setup) lookAtOldKey(k *Key) error {
 		has, _ = key.SpecOf(public) // another is no spec, and so another than was ordered
 	}
 	if has != p.order.Request.Spec {
-		return failure.New(failure.Invalid, "choose another --key, or its --spec", "the key %s is there, and is no %s key",
-			k.name(), p.order.Request.Spec.Name)
+		return failure.New(failure.Invalid, "the key %s is there, and is no %s key",
+			k.name(), p.order.Request.Spec.Name).
+			WithHint("choose another --key, or its --spec")
 	}
 	wanted, err := terms(p.order.Request)
 	if err != nil {
 		return err
 	}
 	if slices.ContainsFunc(wanted.Mechanisms, func(m string) bool { return !slices.Contains(d.Mechanisms, m) }) {
-		return failure.New(failure.Invalid, "choose another --key, or its --usage",
-			"the key %s is there, and can't %s: it was made for %s",
-			k.name(), p.order.Request.Usage, clip(strings.Join(d.Mechanisms, ", ")))
+		return failure.New(failure.Invalid, "the key %s is there, and can't %s: it was made for %s",
+			k.name(), p.order.Request.Usage, clip(strings.Join(d.Mechanisms, ", "))).
+			WithHint("choose another --key, or its --usage")
 	}
 	p.add(true, nil, "key %s (%s)", k.name(), has.Name)
 	p.add(slices.Contains(d.Restrictions.Tags, p.order.Tag),

@@ -115,7 +115,7 @@ func (s *Store) ask(r request, statuses ...int) (*answer, error) {
 func (s *Store) change(r request, statuses ...int) (*answer, error) {
 	if s.noRoot != nil {
 		f := failure.From(s.noRoot)
-		return nil, failure.New(f.Kind, f.Hint, "%s failed: %w", r.what, f)
+		return nil, failure.New(f.Kind, "%s failed: %w", r.what, f).WithHint(f.Hint)
 	}
 	r.as = s.admin
 	return s.wanted(r, statuses...)
@@ -138,9 +138,9 @@ func keyPath(id string) string { return "/keys/" + url.PathEscape(id) }
 func (s *Store) id() (string, error) {
 	id := s.settings.Key.Object
 	if id == "" || strings.HasSuffix(id, "*") {
-		return "", failure.New(failure.Invalid,
-			`name it like nethsm:release; 'notation-hsm key list --token nethsm:' shows what is there`, "%s names no key",
-			s.settings.Key)
+		return "", failure.New(failure.Invalid, "%s names no key",
+			s.settings.Key).
+			WithHint(`name it like nethsm:release; 'notation-hsm key list --token nethsm:' shows what is there`)
 	}
 	return id, nil
 }
@@ -245,8 +245,8 @@ func (s *Store) chain(id string, ask func(request, ...int) (*answer, error)) ([]
 	var chain []*x509.Certificate
 	if a.status == http.StatusOK {
 		if chain, err = parseChain(a.body); err != nil {
-			return nil, failure.New(failure.Invalid, "store the chain again: notation-hsm cert import nethsm:"+id+" FILE",
-				"what is stored with key nethsm:%s is no certificate: %w", id, err)
+			return nil, failure.New(failure.Invalid, "what is stored with key nethsm:%s is no certificate: %w", id, err).
+				WithHint("store the chain again: notation-hsm cert import nethsm:" + id + " FILE")
 		}
 	}
 	s.chains[id] = chain
@@ -412,9 +412,8 @@ func (s *Store) Discard() error {
 	}
 	there, err := (&Key{store: s, id: id}).exists(s.ask)
 	if err == nil && there {
-		return failure.New(failure.Denied,
-			"see whose it is with 'notation-hsm key show', and delete it or choose another name",
-			"the key nethsm:%s is there, and does not work for user %s", id, s.reader.user)
+		return failure.New(failure.Denied, "the key nethsm:%s is there, and does not work for user %s", id, s.reader.user).
+			WithHint("see whose it is with 'notation-hsm key show', and delete it or choose another name")
 	}
 	return err
 }

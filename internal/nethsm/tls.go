@@ -41,8 +41,8 @@ func examineTrust(n *config.NetHSM) error {
 	}
 	if len(n.Fingerprints) > 0 || n.CAFile != "" {
 		return failure.New(failure.Invalid,
-			"take insecure out of the section nethsm and the environment; it would make the other worthless",
-			"the NetHSM's certificate is to be trusted by fingerprints or ca-file, and whatever it is (insecure)")
+			"the NetHSM's certificate is to be trusted by fingerprints or ca-file, and whatever it is (insecure)").
+			WithHint("take insecure out of the section nethsm and the environment; it would make the other worthless")
 	}
 	warn(
 		"TLS certificates of the NetHSM are NOT verified (insecure): whoever is on the network can read the passphrase and " +
@@ -82,24 +82,24 @@ func tlsConfig(n *config.NetHSM) (*tls.Config, error) {
 func roots(path string) (*x509.CertPool, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check ca-file under nethsm", "can't read the NetHSM's CA: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the NetHSM's CA: %w", err).WithHint("check ca-file under nethsm")
 	}
 	defer file.Close()
 	if path, err = filepath.Abs(path); err != nil {
-		return nil, failure.New(failure.Invalid, "check ca-file under nethsm", "can't read the NetHSM's CA: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the NetHSM's CA: %w", err).WithHint("check ca-file under nethsm")
 	}
 	if err := ownership.Check(path, os.Getuid()); err != nil { // whoever changes it learns the passphrase
 		f := failure.From(err)
-		return nil, failure.New(failure.Denied, f.Hint, "others decide what the NetHSM's CA is (ca-file): %w", f)
+		return nil, failure.New(failure.Denied, "others decide what the NetHSM's CA is (ca-file): %w", f).WithHint(f.Hint)
 	}
 	pem, err := io.ReadAll(io.LimitReader(file, answerLimit))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check ca-file under nethsm", "can't read the NetHSM's CA: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the NetHSM's CA: %w", err).WithHint("check ca-file under nethsm")
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, failure.New(failure.Invalid, "name a PEM file with the CA that issued the NetHSM's TLS certificate",
-			"there is no certificate in %s", path)
+		return nil, failure.New(failure.Invalid, "there is no certificate in %s", path).
+			WithHint("name a PEM file with the CA that issued the NetHSM's TLS certificate")
 	}
 	return pool, nil
 }

@@ -58,21 +58,18 @@ func notOperational(instance string, state State) *trouble {
 	t := &trouble{instance: instance}
 	switch state {
 	case Locked:
-		t.err = failure.New(failure.Denied,
-			"unlock it with its unlock passphrase: nitropy nethsm unlock, or POST /api/v1/unlock",
-			"%s is Locked: it started and nobody has unlocked it yet", instance)
+		t.err = failure.New(failure.Denied, "%s is Locked: it started and nobody has unlocked it yet", instance).
+			WithHint("unlock it with its unlock passphrase: nitropy nethsm unlock, or POST /api/v1/unlock")
 	case Unprovisioned:
-		t.err = failure.New(failure.Denied,
-			"set it up first: nitropy nethsm provision; or check that the URL is of the right one",
-			"%s is Unprovisioned: it has no keys and no users", instance)
+		t.err = failure.New(failure.Denied, "%s is Unprovisioned: it has no keys and no users", instance).
+			WithHint("set it up first: nitropy nethsm provision; or check that the URL is of the right one")
 	case Failed:
-		t.err = failure.New(failure.Internal,
-			"see GET /api/v1/health/diagnose: its cluster has lost the quorum, or its storage is damaged",
-			"%s is in the state Failed", instance)
+		t.err = failure.New(failure.Internal, "%s is in the state Failed", instance).
+			WithHint("see GET /api/v1/health/diagnose: its cluster has lost the quorum, or its storage is damaged")
 	default:
 		t.waiting = true
-		t.err = failure.New(failure.Internal, "see 'notation-hsm nethsm status'",
-			"%s is not operational (412), and does not tell its state", instance)
+		t.err = failure.New(failure.Internal, "%s is not operational (412), and does not tell its state", instance).
+			WithHint("see 'notation-hsm nethsm status'")
 	}
 	return t
 }
@@ -93,21 +90,25 @@ func unreachable(instance string, err error) *trouble {
 	switch {
 	case errors.As(err, &fingerprint):
 		return &trouble{instance: instance, stranger: true, err: failure.New(failure.Denied,
-			"if its certificate was replaced, ask its owner for the new fingerprint, and put that into fingerprints under nethsm", "%s is not the NetHSM that is expected: %w", instance, fingerprint)}
+			"%s is not the NetHSM that is expected: %w", instance, fingerprint).
+			WithHint("if its certificate was replaced, ask its owner for the new fingerprint, and put that into " +
+				"fingerprints under nethsm")}
 	case errors.As(err, &unverified):
 		return &trouble{instance: instance, stranger: true, err: failure.New(failure.Denied,
-			"a NetHSM's own certificate is self-signed: write ca-file, or fingerprints (sha256:...), under nethsm in the "+
-				"config file", "the TLS certificate of %s does not verify: %w", instance, unverified.Err)}
+			"the TLS certificate of %s does not verify: %w", instance, unverified.Err).
+			WithHint("a NetHSM's own certificate is self-signed: write ca-file, or fingerprints (sha256:...), under nethsm in the " +
+				"config file")}
 	case errors.As(err, &name) && name.IsNotFound:
-		return &trouble{instance: instance, err: failure.New(failure.Invalid, "check instances under nethsm",
-			"there is no host %s", name.Name)}
+		return &trouble{instance: instance, err: failure.New(failure.Invalid, "there is no host %s", name.Name).
+			WithHint("check instances under nethsm")}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &trouble{instance: instance, waiting: true,
-			err: failure.New(failure.Timeout, "check the network, or raise timeout", "%s did not answer in time", instance)}
+			err: failure.New(failure.Timeout, "%s did not answer in time", instance).
+				WithHint("check the network, or raise timeout")}
 	}
 	return &trouble{instance: instance, waiting: true, err: failure.New(failure.Timeout,
-		"check that it is on, that instances under nethsm has its right URL, and that a firewall lets you through",
-		"can't reach %s: %w", instance, root(err))}
+		"can't reach %s: %w", instance, root(err)).
+		WithHint("check that it is on, that instances under nethsm has its right URL, and that a firewall lets you through")}
 }
 
 // root is the innermost error: those around it repeat the URL.
@@ -144,8 +145,9 @@ func noneCould(what string, failed []*trouble) error {
 		lines.WriteString("\n  " + t.err.What)
 	}
 	first := failed[0].err
-	return failure.New(first.Kind, first.Hint, "%s failed: none of the %d instances of the NetHSM could do it:%s", what,
-		len(failed), lines.String())
+	return failure.New(first.Kind, "%s failed: none of the %d instances of the NetHSM could do it:%s", what,
+		len(failed), lines.String()).
+		WithHint(first.Hint)
 }
 
 // errRefused is in the failure of a request that was understood and not done (400).
@@ -164,34 +166,32 @@ func (r request) want(a *answer, statuses ...int) error {
 	}
 	switch a.status {
 	case http.StatusBadRequest:
-		f := failure.New(failure.Invalid,
-			"it did not take what was sent; a key signs and decrypts only in the ways (mechanisms) it was made for",
-			"%s failed: the NetHSM refuses the request (400)%s", r.what, said(a))
+		f := failure.New(failure.Invalid, "%s failed: the NetHSM refuses the request (400)%s", r.what, said(a)).
+			WithHint("it did not take what was sent; a key signs and decrypts only in the ways (mechanisms) it was made for")
 		f.Err = errRefused
 		return f
 	case http.StatusForbidden:
-		return failure.New(failure.Denied,
-			"it may have another role, be in another namespace, or lack the tag that the key is restricted to: see "+
-				"'notation-hsm nethsm setup --help'",
-			"%s failed: user %s may not do that (403)%s", r.what, user, said(a))
+		return failure.New(failure.Denied, "%s failed: user %s may not do that (403)%s", r.what, user, said(a)).
+			WithHint("it may have another role, be in another namespace, or lack the tag that the key is restricted to: see " +
+				"'notation-hsm nethsm setup --help'")
 	case http.StatusNotFound:
 		if strings.HasPrefix(r.path, "/keys/") {
-			return failure.New(failure.Invalid,
-				"see the keys with 'notation-hsm key list --token nethsm:'; a user in a namespace sees those of that "+
-					"namespace alone", "%s failed: there is no such key for user %s (404)", r.what, user)
+			return failure.New(failure.Invalid, "%s failed: there is no such key for user %s (404)", r.what, user).
+				WithHint("see the keys with 'notation-hsm key list --token nethsm:'; a user in a namespace sees those of that " +
+					"namespace alone")
 		}
-		return failure.New(failure.Invalid, "check the name, and the NetHSM's version",
-			"%s failed: there is no such thing for user %s (404)%s", r.what, user, said(a))
+		return failure.New(failure.Invalid, "%s failed: there is no such thing for user %s (404)%s", r.what, user, said(a)).
+			WithHint("check the name, and the NetHSM's version")
 	case http.StatusConflict:
-		return failure.New(failure.Invalid, "choose another name, or use what is there",
-			"%s failed: the NetHSM has one of that name already (409)%s", r.what, said(a))
+		return failure.New(failure.Invalid, "%s failed: the NetHSM has one of that name already (409)%s", r.what, said(a)).
+			WithHint("choose another name, or use what is there")
 	case http.StatusPreconditionFailed:
-		return failure.New(failure.Denied,
-			"it is operational, but something has to be set up first: see the NetHSM's documentation of this",
-			"%s failed: a precondition is not met (412)%s", r.what, said(a))
+		return failure.New(failure.Denied, "%s failed: a precondition is not met (412)%s", r.what, said(a)).
+			WithHint("it is operational, but something has to be set up first: see the NetHSM's documentation of this")
 	}
-	return failure.New(failure.Internal, "check that the URL is a NetHSM's, and its version",
-		"%s failed: the NetHSM answers %d (%s)%s", r.what, a.status, http.StatusText(a.status), said(a))
+	return failure.New(failure.Internal,
+		"%s failed: the NetHSM answers %d (%s)%s", r.what, a.status, http.StatusText(a.status), said(a)).
+		WithHint("check that the URL is a NetHSM's, and its version")
 }
 
 // said is the reason that an answer gives, if it has the form of ErrorResponse.
@@ -222,6 +222,6 @@ func decode(what string, body []byte, into any) error {
 }
 
 func malformed(what string, err error) error {
-	return failure.New(failure.Internal, "check that the URL is a NetHSM's, and its version",
-		"%s failed: the NetHSM's answer can't be read: %w", what, err)
+	return failure.New(failure.Internal, "%s failed: the NetHSM's answer can't be read: %w", what, err).
+		WithHint("check that the URL is a NetHSM's, and its version")
 }

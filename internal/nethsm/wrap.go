@@ -10,8 +10,8 @@ import (
 
 // unwrappable is the answer to everything that takes keys out of a NetHSM one by one.
 func unwrappable() error {
-	return failure.New(failure.Invalid, "back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'",
-		"a NetHSM wraps no keys: a key never leaves it by itself")
+	return failure.New(failure.Invalid, "a NetHSM wraps no keys: a key never leaves it by itself").
+		WithHint("back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'")
 }
 
 // WrappingKey, Wrap, Unwrap, Authenticate and Verify fail: NetHSM has nothing like it.

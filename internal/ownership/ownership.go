@@ -29,7 +29,7 @@ const maxLinks = 40
 // followed.
 func Check(path string, owners ...int) error {
 	if !filepath.IsAbs(path) {
-		return failure.New(failure.Invalid, "name it by its full path", "%q is not a full path", path)
+		return failure.New(failure.Invalid, "%q is not a full path", path).WithHint("name it by its full path")
 	}
 	trusted := append([]int{0}, owners...)
 	links := 0
@@ -38,18 +38,19 @@ func Check(path string, owners ...int) error {
 	for {
 		info, err := os.Lstat(at)
 		if err != nil {
-			return failure.New(failure.Invalid, "check the path and its permissions", "cannot access %s: %w", path, err)
+			return failure.New(failure.Invalid, "cannot access %s: %w", path, err).WithHint("check the path and its permissions")
 		}
 		if err := check(at, info, len(rest) == 0, trusted); err != nil {
 			return err
 		}
 		if info.Mode()&fs.ModeSymlink != 0 {
 			if links++; links > maxLinks {
-				return failure.New(failure.Invalid, "name the file itself", "cannot access %s: %w", path, syscall.ELOOP)
+				return failure.New(failure.Invalid, "cannot access %s: %w", path, syscall.ELOOP).WithHint("name the file itself")
 			}
 			target, err := os.Readlink(at)
 			if err != nil {
-				return failure.New(failure.Invalid, "check the path and its permissions", "cannot access %s: %w", path, err)
+				return failure.New(failure.Invalid, "cannot access %s: %w", path, err).
+					WithHint("check the path and its permissions")
 			}
 			rest = append(parts(target), rest...)
 			if at = filepath.Dir(at); filepath.IsAbs(target) {
@@ -78,7 +79,7 @@ func checkTree(path string, owners []int, seen map[string]bool) error {
 	}
 	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return failure.New(failure.Invalid, "check the path and its permissions", "cannot access %s: %w", path, err)
+		return failure.New(failure.Invalid, "cannot access %s: %w", path, err).WithHint("check the path and its permissions")
 	}
 	trusted := append([]int{0}, owners...)
 	return filepath.WalkDir(target, func(below string, entry fs.DirEntry, err error) error {
@@ -86,7 +87,8 @@ func checkTree(path string, owners []int, seen map[string]bool) error {
 			return nil
 		}
 		if err != nil {
-			return failure.New(failure.Invalid, "check the path and its permissions", "cannot access %s: %w", below, err)
+			return failure.New(failure.Invalid, "cannot access %s: %w", below, err).
+				WithHint("check the path and its permissions")
 		}
 		if entry.Type()&fs.ModeSymlink != 0 {
 			return checkTree(below, owners, seen)
@@ -102,7 +104,8 @@ func checkTree(path string, owners []int, seen map[string]bool) error {
 			return nil
 		}
 		if err != nil {
-			return failure.New(failure.Invalid, "check the path and its permissions", "cannot access %s: %w", below, err)
+			return failure.New(failure.Invalid, "cannot access %s: %w", below, err).
+				WithHint("check the path and its permissions")
 		}
 		return check(below, info, true, trusted)
 	})
@@ -114,16 +117,17 @@ func check(path string, info fs.FileInfo, last bool, trusted []int) error {
 		return errors.New("the system does not tell who owns a file")
 	}
 	if owner := int(stat.Uid); !slices.Contains(trusted, owner) {
-		return failure.New(failure.Denied, fmt.Sprintf("give it to its user: chown %s %s", names(trusted), path),
-			"user %d owns %s and can change it", owner, path)
+		return failure.New(failure.Denied, "user %d owns %s and can change it", owner, path).
+			WithHint(fmt.Sprintf("give it to its user: chown %s %s", names(trusted), path))
 	}
 	if info.Mode()&fs.ModeSymlink != 0 { // its mode means nothing
 		return nil
 	}
 	sticky := info.IsDir() && info.Mode()&fs.ModeSticky != 0 && !last
 	if mode := info.Mode().Perm(); mode&0o022 != 0 && !sticky {
-		return failure.New(failure.Denied, "run: chmod go-w "+path, "users other than its owner can write to %s (mode %04o)",
-			path, mode)
+		return failure.New(failure.Denied, "users other than its owner can write to %s (mode %04o)",
+			path, mode).
+			WithHint("run: chmod go-w " + path)
 	}
 	return nil
 }

@@ -22,12 +22,15 @@ import (
 func (s *Secret) fromCommand(ctx context.Context, line string) error {
 	args := strings.Fields(line)
 	if len(args) == 0 {
-		return failure.New(failure.Invalid, forms, "pin-source exec: names no command")
+		return failure.New(failure.Invalid, "pin-source exec: names no command").WithHint(forms)
 	}
 	name := fmt.Sprintf("the command %q", args[0])
 	const hint = "run the command by hand to see what it says; it is started without a shell and without a terminal, so quotes and pipes belong in a script, " +
 		"and sudo in it works for the first PIN of a process alone"
-	failed := func(err error) error { return failure.New(failure.Denied, hint, "no PIN: %s failed: %w", name, err) }
+	failed := func(err error) error {
+		return failure.New(failure.Denied, "no PIN: %s failed: %w", name, err).
+			WithHint(hint)
+	}
 	out, in, err := os.Pipe()
 	if err != nil {
 		return failed(err)
@@ -72,7 +75,8 @@ func (s *Secret) fromCommand(ctx context.Context, line string) error {
 	}
 	switch {
 	case late:
-		return failure.New(failure.Denied, "see why it is slow, or set a longer timeout", "no PIN: %s has not ended in time: %w", name, ctx.Err())
+		return failure.New(failure.Denied, "no PIN: %s has not ended in time: %w", name, ctx.Err()).
+			WithHint("see why it is slow, or set a longer timeout")
 	case s.length > limit:
 	case err != nil:
 		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {

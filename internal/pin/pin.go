@@ -46,7 +46,8 @@ func From(text string) (*Secret, error) {
 
 func fill(read func(*Secret) error) (*Secret, error) {
 	if err := harden.Memory(); err != nil {
-		return nil, failure.New(failure.Internal, "report it, with the system's name and version", "no PIN is read: %w", err)
+		return nil, failure.New(failure.Internal, "no PIN is read: %w", err).
+			WithHint("report it, with the system's name and version")
 	}
 	s, err := newSecret()
 	if err != nil {
@@ -74,8 +75,8 @@ func (s *Secret) read(ctx context.Context, source, token string) error {
 	case scheme == "env" && isVariable(rest):
 		value := os.Getenv(rest)
 		if value == "" {
-			return failure.New(failure.Denied, "set "+rest+" in the environment of this command, or change pin-source",
-				"no PIN: the environment variable %s is not set", rest)
+			return failure.New(failure.Denied, "no PIN: the environment variable %s is not set", rest).
+				WithHint("set " + rest + " in the environment of this command, or change pin-source")
 		}
 		return s.copy(value, "the environment variable "+rest)
 	case scheme == "file" && rest != "":
@@ -88,7 +89,7 @@ func (s *Secret) read(ctx context.Context, source, token string) error {
 		return s.fromCommand(ctx, source[1:])
 	}
 	// It is not shown: someone may have written the PIN itself.
-	return failure.New(failure.Invalid, forms, "pin-source is not a place that a PIN can come from")
+	return failure.New(failure.Invalid, "pin-source is not a place that a PIN can come from").WithHint(forms)
 }
 
 // isVariable reports whether text can be the name of an environment variable. What cannot may be a PIN.
@@ -105,8 +106,9 @@ func isVariable(text string) bool {
 func (s *Secret) copy(text, from string) error {
 	s.close()
 	if len(text) > limit {
-		return failure.New(failure.Denied, "it should hold the PIN and nothing else", "no PIN: %s has more than %d bytes",
-			from, limit)
+		return failure.New(failure.Denied, "no PIN: %s has more than %d bytes",
+			from, limit).
+			WithHint("it should hold the PIN and nothing else")
 	}
 	s.length = copy(s.memory, text)
 	return nil
@@ -114,38 +116,39 @@ func (s *Secret) copy(text, from string) error {
 
 func (s *Secret) fromFile(path string) error {
 	if !filepath.IsAbs(path) { // it is not shown: it may be the PIN
-		return failure.New(failure.Invalid, "name the PIN file by its full path",
-			"pin-source file: is not followed by a full path")
+		return failure.New(failure.Invalid, "pin-source file: is not followed by a full path").
+			WithHint("name the PIN file by its full path")
 	}
 	// Without O_NONBLOCK a named pipe would make this wait for as long as nobody writes to it.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return failure.New(failure.Denied, "check the path and that this user can read it",
-			"no PIN: can't read the PIN file: %w", err)
+		return failure.New(failure.Denied, "no PIN: can't read the PIN file: %w", err).
+			WithHint("check the path and that this user can read it")
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return failure.New(failure.Denied, "check the path", "no PIN: can't read the PIN file: %w", err)
+		return failure.New(failure.Denied, "no PIN: can't read the PIN file: %w", err).WithHint("check the path")
 	}
 	if info.IsDir() {
-		return failure.New(failure.Denied, "name a file in it", "no PIN: %s is a folder", path)
+		return failure.New(failure.Denied, "no PIN: %s is a folder", path).WithHint("name a file in it")
 	}
 	if !info.Mode().IsRegular() {
-		return failure.New(failure.Denied, "put the PIN into a file, or use exec:", "no PIN: %s is not a regular file", path)
+		return failure.New(failure.Denied, "no PIN: %s is not a regular file", path).
+			WithHint("put the PIN into a file, or use exec:")
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return failure.New(failure.Denied, fmt.Sprintf("run: chmod 600 %s (for a Kubernetes secret: defaultMode: 0400)",
-			path),
-			"the PIN file %s can be read by others (mode %04o)", path, info.Mode().Perm())
+		return failure.New(failure.Denied, "the PIN file %s can be read by others (mode %04o)", path, info.Mode().Perm()).
+			WithHint(fmt.Sprintf("run: chmod 600 %s (for a Kubernetes secret: defaultMode: 0400)",
+				path))
 	}
 	if err := ownership.Check(path, os.Getuid()); err != nil {
 		f := failure.From(err)
-		return failure.New(failure.Denied, f.Hint, "no PIN: others decide what the PIN file %s holds: %w", path, f)
+		return failure.New(failure.Denied, "no PIN: others decide what the PIN file %s holds: %w", path, f).WithHint(f.Hint)
 	}
 	s.close()
 	if err := s.readFrom(f); err != nil {
-		return failure.New(failure.Denied, "check the file", "no PIN: can't read the PIN file: %w", err)
+		return failure.New(failure.Denied, "no PIN: can't read the PIN file: %w", err).WithHint("check the file")
 	}
 	return s.firstLine("the PIN file " + path)
 }

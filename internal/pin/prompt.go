@@ -17,14 +17,14 @@ import (
 func (s *Secret) ask(ctx context.Context, token string) error {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return failure.New(failure.Denied, "run it in a terminal, or use another pin-source",
-			"no PIN: there is no terminal to ask on: %w", err)
+		return failure.New(failure.Denied, "no PIN: there is no terminal to ask on: %w", err).
+			WithHint("run it in a terminal, or use another pin-source")
 	}
 	defer tty.Close()
 	visible, err := hide(tty)
 	if err != nil {
-		return failure.New(failure.Denied, "run it in a terminal, or use another pin-source",
-			"no PIN: can't use the terminal: %w", err)
+		return failure.New(failure.Denied, "no PIN: can't use the terminal: %w", err).
+			WithHint("run it in a terminal, or use another pin-source")
 	}
 	defer fmt.Fprintln(tty)
 	defer visible()
@@ -40,10 +40,10 @@ func (s *Secret) ask(ctx context.Context, token string) error {
 		s.length += n
 	}
 	if ctx.Err() != nil {
-		return failure.New(failure.Denied, "", "no PIN: interrupted")
+		return failure.New(failure.Denied, "no PIN: interrupted")
 	}
 	if s.length == 0 || s.memory[0] == '\n' {
-		return failure.New(failure.Denied, "type the PIN when asked", "no PIN: none was typed")
+		return failure.New(failure.Denied, "no PIN: none was typed").WithHint("type the PIN when asked")
 	}
 	return s.firstLine("the terminal")
 }

@@ -25,7 +25,7 @@ type Secret struct {
 func newSecret() (*Secret, error) {
 	memory, err := unix.Mmap(-1, 0, limit+1, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
-		return nil, failure.New(failure.Internal, "free some memory", "no memory for the PIN: %w", err)
+		return nil, failure.New(failure.Internal, "no memory for the PIN: %w", err).WithHint("free some memory")
 	}
 	if err := unix.Mlock(memory); err != nil {
 		slog.Warn("the PIN's memory cannot be locked", "error", err)
@@ -72,15 +72,17 @@ func (s *Secret) readFrom(r io.Reader) error {
 // firstLine makes the first line of what was read the PIN, and overwrites the rest.
 func (s *Secret) firstLine(from string) error {
 	if s.length > limit {
-		return failure.New(failure.Denied, "it should hold the PIN and nothing else", "no PIN: %s gives more than %d bytes",
-			from, limit)
+		return failure.New(failure.Denied, "no PIN: %s gives more than %d bytes",
+			from, limit).
+			WithHint("it should hold the PIN and nothing else")
 	}
 	line, _, _ := bytes.Cut(s.memory[:s.length], []byte("\n"))
 	line = bytes.TrimSuffix(line, []byte("\r"))
 	clear(s.memory[len(line):s.length])
 	if s.length = len(line); s.length == 0 {
-		return failure.New(failure.Denied, "it should hold the PIN in its first line", "no PIN: %s gives an empty first line",
-			from)
+		return failure.New(failure.Denied, "no PIN: %s gives an empty first line",
+			from).
+			WithHint("it should hold the PIN in its first line")
 	}
 	return nil
 }

@@ -59,8 +59,9 @@ func (t *Token) Authenticate(data []byte, mechanism string, by key.WrappingKey) 
 			return t.failed(err, "cannot wrap the MAC key by %q on %s", by.Label, t.name())
 		}
 		if len(mac.Key) != wrappedMACSize {
-			return failure.New(failure.Internal, "use the module's own backup",
-				"%s wrapped a MAC key to %d bytes instead of %d", t.name(), len(mac.Key), wrappedMACSize)
+			return failure.New(failure.Internal,
+				"%s wrapped a MAC key to %d bytes instead of %d", t.name(), len(mac.Key), wrappedMACSize).
+				WithHint("use the module's own backup")
 		}
 		return nil
 	})
@@ -76,8 +77,8 @@ func (t *Token) Verify(data []byte, mac key.MAC, mechanism string, by key.Wrappi
 	}
 	// A wrapped private key is longer: it must not become a secret key, not even for a moment.
 	if len(mac.Key) != wrappedMACSize {
-		return failure.New(failure.Invalid, "use another copy",
-			"its MAC key has %d bytes instead of %d", len(mac.Key), wrappedMACSize)
+		return failure.New(failure.Invalid, "its MAC key has %d bytes instead of %d", len(mac.Key), wrappedMACSize).
+			WithHint("use another copy")
 	}
 	if err := t.Login(); err != nil {
 		return err
@@ -103,7 +104,8 @@ func (t *Token) Verify(data []byte, mac key.MAC, mechanism string, by key.Wrappi
 			return t.failed(err, "cannot compute an HMAC on %s", t.name())
 		}
 		if !hmac.Equal(value, mac.Value) {
-			return failure.New(failure.Invalid, "use another copy", "its MAC does not verify under the wrapping key %q", w.Label)
+			return failure.New(failure.Invalid, "its MAC does not verify under the wrapping key %q", w.Label).
+				WithHint("use another copy")
 		}
 		return nil
 	})
@@ -113,8 +115,8 @@ func (t *Token) Verify(data []byte, mac key.MAC, mechanism string, by key.Wrappi
 func wrappingNamed(mechanism string) (int, error) {
 	i := slices.IndexFunc(wrappings, func(w wrapping) bool { return w.name == mechanism })
 	if i < 0 {
-		return 0, failure.New(failure.Invalid, "update this program",
-			"the key was wrapped with %q, which is not known here", mechanism)
+		return 0, failure.New(failure.Invalid, "the key was wrapped with %q, which is not known here", mechanism).
+			WithHint("update this program")
 	}
 	return i, nil
 }

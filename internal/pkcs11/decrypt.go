@@ -21,10 +21,11 @@ import (
 func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
 	public, ok := k.public.(*rsa.PublicKey)
 	if !ok {
-		return nil, failure.New(failure.Invalid, "use an RSA key", "key %s does not decrypt: it is no RSA key", k.name())
+		return nil, failure.New(failure.Invalid, "key %s does not decrypt: it is no RSA key", k.name()).
+			WithHint("use an RSA key")
 	}
 	if len(ciphertext) != public.Size() {
-		return nil, failure.New(failure.Invalid, "", "%d bytes can't be encrypted to key %s, whose ciphertexts have %d",
+		return nil, failure.New(failure.Invalid, "%d bytes can't be encrypted to key %s, whose ciphertexts have %d",
 			len(ciphertext), k.name(), public.Size())
 	}
 	switch o := opts.(type) {
@@ -33,13 +34,13 @@ func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts)
 	case *rsa.PKCS1v15DecryptOptions: //nolint:staticcheck // deprecated as dangerous, and what CMS in images has
 		return k.decryptPKCS1(ciphertext, o.SessionKeyLen)
 	}
-	return nil, failure.New(failure.Internal, "", "no decryption with options of type %T", opts)
+	return nil, failure.New(failure.Internal, "no decryption with options of type %T", opts)
 }
 
 func (k *Key) decryptOAEP(ciphertext []byte, o *rsa.OAEPOptions) ([]byte, error) {
 	hashes, ok := oaepHashes[o.Hash]
 	if !ok || len(o.Label) > 0 || (o.MGFHash != 0 && o.MGFHash != o.Hash) {
-		return nil, failure.New(failure.Internal, "", "no OAEP with %v, a label of %d bytes and %v", o.Hash, len(o.Label),
+		return nil, failure.New(failure.Internal, "no OAEP with %v, a label of %d bytes and %v", o.Hash, len(o.Label),
 			o.MGFHash)
 	}
 	plain, err := k.decryptWith(pkcs11.CKM_RSA_PKCS_OAEP, oaepParameter(hashes), ciphertext)
@@ -150,11 +151,11 @@ func (k *Key) ECDH(remote *ecdh.PublicKey) (shared []byte, err error) {
 	t := k.token
 	public, ok := k.public.(*ecdsa.PublicKey)
 	if !ok {
-		return nil, failure.New(failure.Invalid, "use an elliptic curve key",
-			"key %s does no ECDH: it is no elliptic curve key", k.name())
+		return nil, failure.New(failure.Invalid, "key %s does no ECDH: it is no elliptic curve key", k.name()).
+			WithHint("use an elliptic curve key")
 	}
 	if own, err := public.ECDH(); err != nil || own.Curve() != remote.Curve() {
-		return nil, failure.New(failure.Invalid, "", "key %s is on another curve than %v", k.name(), remote.Curve())
+		return nil, failure.New(failure.Invalid, "key %s is on another curve than %v", k.name(), remote.Curve())
 	}
 	size := (public.Params().BitSize + 7) / 8
 	template := []*pkcs11.Attribute{
@@ -184,8 +185,9 @@ func (k *Key) ECDH(remote *ecdh.PublicKey) (shared []byte, err error) {
 				return err
 			}
 			if len(values[0]) != size {
-				return failure.New(failure.Unsupported, "use an RSA key on this token", "%s does not show what it derives",
-					t.name())
+				return failure.New(failure.Unsupported, "%s does not show what it derives",
+					t.name()).
+					WithHint("use an RSA key on this token")
 			}
 			shared = values[0]
 			return nil

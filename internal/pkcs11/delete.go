@@ -64,7 +64,7 @@ func (t *Token) publicObjects(k *Key) ([]objectHandle, error) {
 func (t *Token) Discard() error {
 	uri := t.settings.Key
 	if uri.Object == "" || len(uri.ID) == 0 {
-		return failure.New(failure.Internal, "", "only a key that is named by label and id is discarded")
+		return failure.New(failure.Internal, "only a key that is named by label and id is discarded")
 	}
 	if err := t.mayWrite("see the vendor's documentation"); err != nil {
 		return err

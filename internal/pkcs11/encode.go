@@ -21,8 +21,9 @@ func encodePSS(digest []byte, hash crypto.Hash, modulusBits int) ([]byte, error)
 	bits := modulusBits - 1
 	length := (bits + 7) / 8
 	if length < 2*size+2 {
-		return nil, failure.New(failure.Invalid, "use a longer key", "a %d-bit RSA key is too short for %v", modulusBits,
-			hash)
+		return nil, failure.New(failure.Invalid, "a %d-bit RSA key is too short for %v", modulusBits,
+			hash).
+			WithHint("use a longer key")
 	}
 	salt := make([]byte, size)
 	if _, err := rand.Read(salt); err != nil {
@@ -85,8 +86,9 @@ func ecdsaToDER(signature []byte, size int) ([]byte, error) {
 	}
 	half := len(signature) / 2
 	if half == 0 || len(signature)%2 != 0 {
-		return nil, failure.New(failure.Internal, generalHint,
-			"the module returned an ECDSA signature of %d bytes, which is neither r||s nor DER", len(signature))
+		return nil, failure.New(failure.Internal,
+			"the module returned an ECDSA signature of %d bytes, which is neither r||s nor DER", len(signature)).
+			WithHint(generalHint)
 	}
 	var out cryptobyte.Builder
 	out.AddASN1(der.SEQUENCE, func(pair *cryptobyte.Builder) {

@@ -66,7 +66,7 @@ func (m *Module) failed(err error, format string, args ...any) error {
 	if errors.As(err, &known) {
 		return err
 	}
-	f := failure.New(failure.Internal, generalHint, format, args...)
+	f := failure.New(failure.Internal, format, args...).WithHint(generalHint)
 	f.Err = err
 	var ckr pkcs11.Error
 	if !errors.As(err, &ckr) {

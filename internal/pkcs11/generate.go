@@ -119,9 +119,9 @@ func (t *Token) unused(c *crypto11.Context, r key.Request) error {
 			return t.failed(err, "can't search %s", t.name())
 		}
 		if len(keys) > 0 {
-			return failure.New(failure.Invalid, "choose another "+taken.what+
-				", or use the key that is there: see 'notation-hsm key list'",
-				"%s has a key with this %s already: %s", t.name(), taken.what, taken.shown)
+			return failure.New(failure.Invalid, "%s has a key with this %s already: %s", t.name(), taken.what, taken.shown).
+				WithHint("choose another " + taken.what +
+					", or use the key that is there: see 'notation-hsm key list'")
 		}
 	}
 	return nil

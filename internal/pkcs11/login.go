@@ -77,14 +77,13 @@ func (t *Token) readPIN() (*pin.Secret, error) {
 	case t.settings.PIN != "":
 		return pin.From(t.settings.PIN)
 	case source == pin.None && !pinpad:
-		return nil, failure.New(failure.Denied, "use another pin-source",
-			"pin-source is none, but %s has no PIN pad of its own", t.name())
+		return nil, failure.New(failure.Denied, "pin-source is none, but %s has no PIN pad of its own", t.name()).
+			WithHint("use another pin-source")
 	case source == pin.None, source == "" && pinpad:
 		return nil, nil
 	case source == "":
-		return nil, failure.New(failure.Denied,
-			`set NOTATION_HSM_PIN, or pin-source to env:NAME, file:/path, "exec:command args" or prompt`,
-			"no PIN for %s: no pin-source is set", t.name())
+		return nil, failure.New(failure.Denied, "no PIN for %s: no pin-source is set", t.name()).
+			WithHint(`set NOTATION_HSM_PIN, or pin-source to env:NAME, file:/path, "exec:command args" or prompt`)
 	case source == pin.Prompt: // a person takes as long as they take
 		return pin.Read(t.ctx, source, t.info.label)
 	}
@@ -96,15 +95,14 @@ func (t *Token) readPIN() (*pin.Secret, error) {
 func (t *Token) mayTryPIN() error {
 	switch state := pinState(t.info.flags); {
 	case state == key.PINLocked:
-		f := failure.New(failure.Denied, meanings[pkcs11.CKR_PIN_LOCKED].hint,
-			"the user PIN of %s is locked, so it was not tried", t.name())
+		f := failure.New(failure.Denied, "the user PIN of %s is locked, so it was not tried", t.name()).
+			WithHint(meanings[pkcs11.CKR_PIN_LOCKED].hint)
 		f.CKR = "CKR_PIN_LOCKED"
 		return f
 	case state == key.PINFinalTry && !t.settings.AllowFinalPINTry:
-		return failure.New(failure.Denied,
-			"give the right PIN to the vendor's tool once, which resets the count; or set allow-final-pin-try=true to try "+
-				"here all the same",
-			"one more wrong PIN locks %s, so the PIN was not tried", t.name())
+		return failure.New(failure.Denied, "one more wrong PIN locks %s, so the PIN was not tried", t.name()).
+			WithHint("give the right PIN to the vendor's tool once, which resets the count; or set allow-final-pin-try=true to try " +
+				"here all the same")
 	}
 	return nil
 }

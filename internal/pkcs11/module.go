@@ -35,33 +35,32 @@ type Module struct {
 // Load loads and initialises the module that the settings name. ctx bounds the module's whole life.
 func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 	if s.ModulePath == "" {
-		return nil, failure.New(failure.Invalid,
-			"set module-path (or NOTATION_HSM_MODULE_PATH) to the PKCS#11 library of your HSM, or install p11-kit",
-			"no PKCS#11 module is named")
+		return nil, failure.New(failure.Invalid, "no PKCS#11 module is named").
+			WithHint("set module-path (or NOTATION_HSM_MODULE_PATH) to the PKCS#11 library of your HSM, or install p11-kit")
 	}
 	for name, value := range s.Env {
 		if err := os.Setenv(name, value); err != nil {
-			return nil, failure.New(failure.Invalid, "check env in the config file", "can't set %q for the module: %w", name,
-				err)
+			return nil, failure.New(failure.Invalid, "can't set %q for the module: %w", name,
+				err).
+				WithHint("check env in the config file")
 		}
 	}
 	m := &Module{path: s.ModulePath, timeout: s.Timeout, ctx: ctx}
-	crash.Expect(failure.New(failure.Internal,
-		"update the module, and report the crash to its vendor; set NOTATION_HSM_LOG=/path/to/log to see the step "+
-			"it crashed in",
-		"the PKCS#11 module %s crashed", m.path))
+	crash.Expect(failure.New(failure.Internal, "the PKCS#11 module %s crashed", m.path).
+		WithHint("update the module, and report the crash to its vendor; set NOTATION_HSM_LOG=/path/to/log to see the step " +
+			"it crashed in"))
 	err := m.within("starting it", func(context.Context) error {
 		if info, err := os.Stat(m.path); err == nil && info.IsDir() {
-			return failure.New(failure.Invalid, "name the library file in it", "the PKCS#11 module %s is a folder", m.path)
+			return failure.New(failure.Invalid, "the PKCS#11 module %s is a folder", m.path).
+				WithHint("name the library file in it")
 		}
 		calls, err := load(m.path)
 		if ckr := pkcs11.Error(0); errors.As(err, &ckr) {
 			return m.failed(err, "the PKCS#11 module %s does not give its functions", m.path)
 		}
 		if err != nil {
-			return failure.New(failure.Invalid,
-				"check module-path; the library must be for this machine and all that it needs must be installed",
-				"can't load the PKCS#11 module %s: %w", m.path, err)
+			return failure.New(failure.Invalid, "can't load the PKCS#11 module %s: %w", m.path, err).
+				WithHint("check module-path; the library must be for this machine and all that it needs must be installed")
 		}
 		m.calls = calls
 		return m.initialize()
@@ -152,6 +151,6 @@ func (m *Module) abandon(what string) error {
 }
 
 func (m *Module) timedOut(what string) error {
-	return failure.New(failure.Timeout, "check that the HSM can be reached, or set a longer timeout",
-		"the PKCS#11 module %s did not answer within %s while %s", m.path, m.timeout, what)
+	return failure.New(failure.Timeout, "the PKCS#11 module %s did not answer within %s while %s", m.path, m.timeout, what).
+		WithHint("check that the HSM can be reached, or set a longer timeout")
 }

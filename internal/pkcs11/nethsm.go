@@ -54,11 +54,11 @@ func (t *Token) mayWrite(otherwise string) error {
 	switch {
 	case t.isNetHSM():
 		return failure.New(failure.Denied,
-			"do it without the module, with '--token nethsm:', or nethsm:KEYID as the key; the section nethsm of the config "+
-				"file names the administrator",
-			"%s is a NetHSM: its module changes keys and certificates for the Administrator alone", t.name())
+			"%s is a NetHSM: its module changes keys and certificates for the Administrator alone", t.name()).
+			WithHint("do it without the module, with '--token nethsm:', or nethsm:KEYID as the key; the section nethsm of the config " +
+				"file names the administrator")
 	case t.info.flags&pkcs11.CKF_WRITE_PROTECTED != 0:
-		return failure.New(failure.Denied, otherwise, "%s is read-only", t.name())
+		return failure.New(failure.Denied, "%s is read-only", t.name()).WithHint(otherwise)
 	}
 	return nil
 }
@@ -66,8 +66,8 @@ func (t *Token) mayWrite(otherwise string) error {
 // mayWrap fails for a token that wraps no keys.
 func (t *Token) mayWrap() error {
 	if t.isNetHSM() {
-		return failure.New(failure.Invalid, "back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'",
-			"%s is a NetHSM: it wraps no keys", t.name())
+		return failure.New(failure.Invalid, "%s is a NetHSM: it wraps no keys", t.name()).
+			WithHint("back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'")
 	}
 	return nil
 }

@@ -52,8 +52,8 @@ func (t *Token) selector(class uint, uri config.URI) []*pkcs11.Attribute {
 // privateKey finds the one private key that the reference names. It logs in, since private keys are private objects.
 func (t *Token) privateKey() (objectHandle, error) {
 	if t.isNetHSM() && unnamed(t.settings.Key) {
-		return 0, failure.New(failure.Invalid, "name the key by its ID, as object; 'notation-hsm key list' reads them all",
-			"no key on %s is named", t.name())
+		return 0, failure.New(failure.Invalid, "no key on %s is named", t.name()).
+			WithHint("name the key by its ID, as object; 'notation-hsm key list' reads them all")
 	}
 	found, err := t.search(t.selector(pkcs11.CKO_PRIVATE_KEY, t.settings.Key), 2)
 	switch {
@@ -63,24 +63,26 @@ func (t *Token) privateKey() (objectHandle, error) {
 		return found[0], nil
 	}
 	if t.isNetHSM() { // to list what there is takes long
-		return 0, failure.New(failure.Invalid,
-			"check the key ID and the operator's namespace; 'notation-hsm key list' reads all keys",
-			"there is no key %s on %s for this user", keyName(t.settings.Key), t.name())
+		return 0, failure.New(failure.Invalid, "there is no key %s on %s for this user", keyName(t.settings.Key), t.name()).
+			WithHint("check the key ID and the operator's namespace; 'notation-hsm key list' reads all keys")
 	}
 	all, err := t.inventory(found)
 	if err != nil {
 		return 0, err
 	}
 	if len(found) > 1 {
-		return 0, failure.New(failure.Invalid, "name one by its id, as in the URIs shown",
-			"more than one key on %s matches %s:%s", t.name(), keyName(t.settings.Key), all)
+		return 0, failure.New(failure.Invalid,
+			"more than one key on %s matches %s:%s", t.name(), keyName(t.settings.Key), all).
+			WithHint("name one by its id, as in the URIs shown")
 	}
 	if all == "" {
-		return 0, failure.New(failure.Invalid, "make one with 'notation-hsm key generate'",
-			"there is no key %s on %s, nor any other private key that this user can see", keyName(t.settings.Key), t.name())
+		return 0, failure.New(failure.Invalid,
+			"there is no key %s on %s, nor any other private key that this user can see", keyName(t.settings.Key), t.name()).
+			WithHint("make one with 'notation-hsm key generate'")
 	}
-	return 0, failure.New(failure.Invalid, "use one of these", "there is no key %s on %s; it has:%s",
-		keyName(t.settings.Key), t.name(), all)
+	return 0, failure.New(failure.Invalid, "there is no key %s on %s; it has:%s",
+		keyName(t.settings.Key), t.name(), all).
+		WithHint("use one of these")
 }
 
 // inventoryLimit is how many keys an error lists before it says that there are more.

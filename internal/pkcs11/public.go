@@ -159,11 +159,11 @@ func (t *Token) publicHalf(private objectHandle) (public crypto.PublicKey, id []
 	}
 	if !errors.Is(problem, errNoPublic) {
 		return nil, id, label, failure.New(failure.Invalid,
-			"use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521",
-			"key %s on %s can't be used: %w", keyName(t.settings.Key), t.name(), problem)
+			"key %s on %s can't be used: %w", keyName(t.settings.Key), t.name(), problem).
+			WithHint("use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521")
 	}
 	return nil, id, label, failure.New(failure.Invalid,
-		"put the key's certificate or public key on the token with the same CKA_ID, or set certificate-chain to a file "+
-			"with the certificate",
-		"can't tell what key %s on %s is: %w", keyName(t.settings.Key), t.name(), problem)
+		"can't tell what key %s on %s is: %w", keyName(t.settings.Key), t.name(), problem).
+		WithHint("put the key's certificate or public key on the token with the same CKA_ID, or set certificate-chain to a file " +
+			"with the certificate")
 }

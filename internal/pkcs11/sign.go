@@ -32,7 +32,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 // SignMessage is Sign for a whole message, which lets it also use mechanisms that hash inside the module.
 func (k *Key) SignMessage(_ io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if !opts.HashFunc().Available() {
-		return nil, failure.New(failure.Internal, "", "hash %v is not available", opts.HashFunc())
+		return nil, failure.New(failure.Internal, "hash %v is not available", opts.HashFunc())
 	}
 	h := opts.HashFunc().New()
 	h.Write(message)
@@ -139,7 +139,7 @@ var byHash = map[crypto.Hash]hashMechanisms{
 func (k *Key) ways(message, digest []byte, opts crypto.SignerOpts) ([]way, error) {
 	m, ok := byHash[opts.HashFunc()]
 	if !ok || len(digest) != opts.HashFunc().Size() {
-		return nil, failure.New(failure.Internal, "", "can't sign a digest of %d bytes with %v", len(digest), opts.HashFunc())
+		return nil, failure.New(failure.Internal, "can't sign a digest of %d bytes with %v", len(digest), opts.HashFunc())
 	}
 	var ways []way
 	add := func(mechanism uint, parameter, input []byte) {
@@ -167,7 +167,8 @@ func (k *Key) ways(message, digest []byte, opts crypto.SignerOpts) ([]way, error
 			hashing(m.pkcs1, nil)
 		}
 	default:
-		return nil, failure.New(failure.Invalid, "use an RSA or elliptic curve key", "keys of type %T do not sign", k.public)
+		return nil, failure.New(failure.Invalid, "keys of type %T do not sign", k.public).
+			WithHint("use an RSA or elliptic curve key")
 	}
 	return ways, nil
 }

@@ -94,9 +94,8 @@ func (t *Token) find() error {
 			return t.failed(err, "can't use slot %d of %s", *want.SlotID, t.path)
 		}
 		if info.flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
-			return failure.New(failure.Invalid,
-				"initialise it with the vendor's tool, or use another: see 'notation-hsm token list'",
-				"the token in slot %d of %s is not initialised", *want.SlotID, t.path)
+			return failure.New(failure.Invalid, "the token in slot %d of %s is not initialised", *want.SlotID, t.path).
+				WithHint("initialise it with the vendor's tool, or use another: see 'notation-hsm token list'")
 		}
 		t.slot, t.info = *want.SlotID, info
 		return nil
@@ -128,26 +127,26 @@ func (t *Token) find() error {
 	case len(matching) == 1:
 		return nil
 	case len(matching) > 1 && !named:
-		return failure.New(failure.Invalid, "name one, in the key's URI or with the setting token",
-			"the PKCS#11 module %s has %d tokens, and none is named:%s", t.path, len(matching), list(matching))
+		return failure.New(failure.Invalid,
+			"the PKCS#11 module %s has %d tokens, and none is named:%s", t.path, len(matching), list(matching)).
+			WithHint("name one, in the key's URI or with the setting token")
 	case len(matching) > 1:
-		return failure.New(failure.Invalid, "name one of them by its serial, as in the URIs shown",
-			"%d tokens match %s:%s", len(matching), want, list(matching))
+		return failure.New(failure.Invalid, "%d tokens match %s:%s", len(matching), want, list(matching)).
+			WithHint("name one of them by its serial, as in the URIs shown")
 	case unread != nil:
 		return unread
 	case len(there) == 0:
-		return failure.New(failure.Invalid,
-			"check that the HSM is connected and its module configured (some modules read a file that a variable names: see "+
-				"env in the config file)",
-			"the PKCS#11 module %s shows no token", t.path)
+		return failure.New(failure.Invalid, "the PKCS#11 module %s shows no token", t.path).
+			WithHint("check that the HSM is connected and its module configured (some modules read a file that a variable names: see " +
+				"env in the config file)")
 	}
 	if !named {
-		return failure.New(failure.Invalid, "initialise one with the vendor's tool",
-			"the PKCS#11 module %s has no token that is initialised:%s", t.path, list(there))
+		return failure.New(failure.Invalid, "the PKCS#11 module %s has no token that is initialised:%s", t.path, list(there)).
+			WithHint("initialise one with the vendor's tool")
 	}
-	return failure.New(failure.Invalid, "use one of these, or check module-path",
-		"no token matches %s; the module %s has:%s",
-		want, t.path, list(there))
+	return failure.New(failure.Invalid, "no token matches %s; the module %s has:%s",
+		want, t.path, list(there)).
+		WithHint("use one of these, or check module-path")
 }
 
 func list(tokens []key.Token) string {

@@ -67,8 +67,8 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 				return t.failed(err, "can't search %s", t.name())
 			}
 			if len(found) > 0 {
-				return failure.New(failure.Invalid, "choose another label, or use the key that is there",
-					"%s has the secret key %s already", t.name(), keyName(taken))
+				return failure.New(failure.Invalid, "%s has the secret key %s already", t.name(), keyName(taken)).
+					WithHint("choose another label, or use the key that is there")
 			}
 		}
 		if err := t.calls.createObject(session, wrappingTemplate(w, value)); err != nil {
@@ -108,18 +108,19 @@ func wrappingTemplate(w key.WrappingKey, value []byte) []*pkcs11.Attribute {
 // locked.
 func (t *Token) readSOPIN(source string) (*pin.Secret, error) {
 	if t.info.flags&(pkcs11.CKF_SO_PIN_LOCKED|pkcs11.CKF_SO_PIN_FINAL_TRY) != 0 {
-		return nil, failure.New(failure.Denied, "see the vendor's documentation",
-			"the security officer's PIN of %s is locked or one wrong PIN away from it, so it was not tried", t.name())
+		return nil, failure.New(failure.Denied,
+			"the security officer's PIN of %s is locked or one wrong PIN away from it, so it was not tried", t.name()).
+			WithHint("see the vendor's documentation")
 	}
 	switch {
 	case source == "":
-		return nil, failure.New(failure.Denied, `add --so-pin-source env:NAME, file:/path, "exec:command args" or prompt`,
-			"the security officer's PIN is needed to trust a wrapping key")
+		return nil, failure.New(failure.Denied, "the security officer's PIN is needed to trust a wrapping key").
+			WithHint(`add --so-pin-source env:NAME, file:/path, "exec:command args" or prompt`)
 	case source == pin.None && t.info.flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH != 0:
 		return nil, nil
 	case source == pin.None:
-		return nil, failure.New(failure.Denied, "use another --so-pin-source",
-			"--so-pin-source is none, but %s has no PIN pad of its own", t.name())
+		return nil, failure.New(failure.Denied, "--so-pin-source is none, but %s has no PIN pad of its own", t.name()).
+			WithHint("use another --so-pin-source")
 	}
 	return pin.Read(t.ctx, source, t.info.label+", security officer")
 }
@@ -164,12 +165,14 @@ func (t *Token) wrappingKey(reference config.URI) (objectHandle, key.WrappingKey
 		if reference.Object == "" && len(reference.ID) > 0 {
 			hint = "bring it here from its shares: notation-hsm key backup-key restore" // a new one would be another
 		}
-		return 0, key.WrappingKey{}, failure.New(failure.Invalid, hint,
-			"there is no wrapping key%s that the security officer trusts on %s", which, t.name())
+		return 0, key.WrappingKey{}, failure.New(failure.Invalid,
+			"there is no wrapping key%s that the security officer trusts on %s", which, t.name()).
+			WithHint(hint)
 	}
 	if len(found) > 1 {
-		return 0, key.WrappingKey{}, failure.New(failure.Invalid, "name one with --backup-key",
-			"there are several trusted wrapping keys%s on %s", which, t.name())
+		return 0, key.WrappingKey{}, failure.New(failure.Invalid,
+			"there are several trusted wrapping keys%s on %s", which, t.name()).
+			WithHint("name one with --backup-key")
 	}
 	values, err := t.calls.attributes(t.sessions.first, found[0], pkcs11.CKA_LABEL, pkcs11.CKA_ID)
 	if err != nil {

@@ -56,8 +56,9 @@ func (p Plugin) GenerateSignature(ctx context.Context,
 		return nil, err
 	}
 	if spec.HashName != r.Hash {
-		return nil, failure.New(failure.Invalid, "ask for "+string(spec.HashName), "keys of spec %s do not sign with %q",
-			spec.Name, r.Hash)
+		return nil, failure.New(failure.Invalid, "keys of spec %s do not sign with %q",
+			spec.Name, r.Hash).
+			WithHint("ask for " + string(spec.HashName))
 	}
 	signature, err := signer.Sign(ctx, settings, spec, r.Payload)
 	if err != nil {
@@ -73,9 +74,8 @@ func (p Plugin) GenerateSignature(ctx context.Context,
 
 func resolve(version, keyID string, given map[string]string) (*config.Settings, error) {
 	if version != contract.ContractVersion {
-		return nil, failure.New(failure.Unsupported,
-			"use a version of notation that speaks contract version "+contract.ContractVersion,
-			"contract version %q is not supported", version)
+		return nil, failure.New(failure.Unsupported, "contract version %q is not supported", version).
+			WithHint("use a version of notation that speaks contract version " + contract.ContractVersion)
 	}
 	return config.Resolve(keyID, given, config.PluginConfig)
 }

@@ -76,7 +76,8 @@ func (p Plugin) answer(ctx context.Context, verb string, stdin io.Reader) (respo
 	case contract.Version:
 		return fmt.Appendf(nil, "notation-hsm %s\n", p.Version), nil
 	}
-	return nil, failure.New(failure.Invalid, "known are: "+strings.Join(verbs, ", "), "the plugin has no command %q", verb)
+	return nil, failure.New(failure.Invalid, "the plugin has no command %q", verb).
+		WithHint("known are: " + strings.Join(verbs, ", "))
 }
 
 // watched reads a request and does what it asks for, as one job that is abandoned when a step of it hangs.
@@ -108,25 +109,26 @@ func read(ctx context.Context, stdin io.Reader, request contract.Request) error 
 	}
 	const hint = "Notation writes the request; to try the plugin by hand see docs/plugin.md"
 	if len(strings.TrimSpace(string(data))) == 0 {
-		return failure.New(failure.Invalid, hint, "the request is empty")
+		return failure.New(failure.Invalid, "the request is empty").WithHint(hint)
 	}
 	if err := bound.JSON(data, requestLimits); err != nil {
-		return failure.New(failure.Invalid, hint, "the request is not valid JSON: %w", err)
+		return failure.New(failure.Invalid, "the request is not valid JSON: %w", err).WithHint(hint)
 	}
 	if err := json.Unmarshal(data, request); err != nil {
 		var wrongType *json.UnmarshalTypeError
 		if errors.As(err, &wrongType) {
-			return failure.New(failure.Invalid, hint, "the request's %q has the wrong type: %s", wrongType.Field,
-				wrongType.Value)
+			return failure.New(failure.Invalid, "the request's %q has the wrong type: %s", wrongType.Field,
+				wrongType.Value).
+				WithHint(hint)
 		}
-		return failure.New(failure.Invalid, hint, "the request is not valid JSON: %w", err)
+		return failure.New(failure.Invalid, "the request is not valid JSON: %w", err).WithHint(hint)
 	}
 	if err := request.Validate(); err != nil {
 		var plain *contract.Error
 		if errors.As(err, &plain) {
-			return failure.New(failure.Invalid, hint, "the request is incomplete: %s", plain.Message)
+			return failure.New(failure.Invalid, "the request is incomplete: %s", plain.Message).WithHint(hint)
 		}
-		return failure.New(failure.Invalid, hint, "the request is incomplete: %w", err)
+		return failure.New(failure.Invalid, "the request is incomplete: %w", err).WithHint(hint)
 	}
 	return nil
 }
@@ -134,27 +136,33 @@ func read(ctx context.Context, stdin io.Reader, request contract.Request) error 
 // readAll reads a request to its end, but not for ever: whoever holds the pipe open would hang the pipeline.
 func readAll(ctx context.Context, stdin io.Reader) (data []byte, err error) {
 	late := func() error {
-		return failure.New(failure.Timeout, "close the plugin's standard input after the request",
-			"the request did not end within %s", config.DefaultTimeout)
+		return failure.New(failure.Timeout, "the request did not end within %s", config.DefaultTimeout).
+			WithHint("close the plugin's standard input after the request")
 	}
 	err = watch.Step(ctx, config.DefaultTimeout, late, func() (err error) {
 		data, err = io.ReadAll(io.LimitReader(stdin, requestLimit+1))
 		return err
 	})
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "", "can't read the request: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the request: %w", err)
 	}
 	if len(data) > requestLimit {
-		return nil, failure.New(failure.Invalid, "a payload is a descriptor of some hundred bytes, not the artifact",
-			"the request is longer than %d bytes", requestLimit)
+		return nil, failure.New(failure.Invalid, "the request is longer than %d bytes", requestLimit).
+			WithHint("a payload is a descriptor of some hundred bytes, not the artifact")
 	}
 	return data, nil
 }
 
+// codes are the contract's error codes of the kinds. Kinds that the contract has no code for are generic errors.
 var codes = map[failure.Kind]contract.ErrorCode{
-	failure.Internal: contract.ErrorCodeGeneric, failure.Invalid: contract.ErrorCodeValidation,
-	failure.Denied:    contract.ErrorCodeAccessDenied,
-	failure.Throttled: contract.ErrorCodeThrottled, failure.Timeout: contract.ErrorCodeTimeout,
+	failure.Internal:    contract.ErrorCodeGeneric,
+	failure.Invalid:     contract.ErrorCodeValidation,
+	failure.NotFound:    contract.ErrorCodeValidation,
+	failure.Denied:      contract.ErrorCodeAccessDenied,
+	failure.Conflict:    contract.ErrorCodeGeneric,
+	failure.Unavailable: contract.ErrorCodeGeneric,
+	failure.Throttled:   contract.ErrorCodeThrottled,
+	failure.Timeout:     contract.ErrorCodeTimeout,
 	failure.Unsupported: contract.ErrorCodeUnsupportedContractVersion,
 }
 

@@ -17,9 +17,8 @@ func rawECDSA(signature []byte, size int) ([]byte, error) {
 	if !input.ReadASN1(&pair, der.SEQUENCE) || !input.Empty() || !pair.ReadASN1Integer(&r) || !pair.ReadASN1Integer(&s) ||
 		!pair.Empty() ||
 		r.Sign() <= 0 || s.Sign() <= 0 || r.BitLen() > 8*size || s.BitLen() > 8*size {
-		return nil, failure.New(failure.Internal,
-			"run it again; if it stays so, the module makes wrong signatures with this key",
-			"an ECDSA signature of %d bytes is malformed", len(signature))
+		return nil, failure.New(failure.Internal, "an ECDSA signature of %d bytes is malformed", len(signature)).
+			WithHint("run it again; if it stays so, the module makes wrong signatures with this key")
 	}
 	raw := make([]byte, 2*size)
 	r.FillBytes(raw[:size])

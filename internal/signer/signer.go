@@ -99,9 +99,9 @@ func fits(leaf *x509.Certificate, want key.Spec) error {
 	}
 	if spec != want {
 		return failure.New(failure.Invalid,
-			"the key or its certificate was changed between describe-key and generate-signature; sign again",
 			"the request asks for a signature of an %s key, but the certificate of %q is for %s", want.Name, leaf.Subject,
-			spec.Name)
+			spec.Name).
+			WithHint("the key or its certificate was changed between describe-key and generate-signature; sign again")
 	}
 	return nil
 }
@@ -125,9 +125,9 @@ func (j *job) signAs(leaf *x509.Certificate) (*Signature, error) {
 	// Only now is it worth the calls to ask whether the certificate is the key's at all.
 	if public, readErr := j.key.ReadPublic(); readErr == nil && !certs.SameKey(public, leaf.PublicKey) {
 		return nil, failure.New(failure.Invalid,
-			"name the certificate that was issued for this key, or the key that belongs to the certificate",
 			"the leaf certificate of %q in %s belongs to another key than the one on the token", leaf.Subject,
-			j.settings.CertificateChain)
+			j.settings.CertificateChain).
+			WithHint("name the certificate that was issued for this key, or the key that belongs to the certificate")
 	}
 	return nil, err
 }
@@ -193,10 +193,9 @@ func (j *job) findChain() ([]*x509.Certificate, error) {
 	if j.settings.CertificateChain != "" {
 		where = "in " + j.settings.CertificateChain + " or on the token"
 	}
-	return nil, failure.New(failure.Invalid,
-		"make one with 'notation-hsm cert self-sign', or have 'notation-hsm cert csr' signed by your CA; then "+
-			"'notation-hsm cert import', or name its file in certificate-chain",
-		"there is no certificate for the key %s %s", j.settings.Key, where)
+	return nil, failure.New(failure.Invalid, "there is no certificate for the key %s %s", j.settings.Key, where).
+		WithHint("make one with 'notation-hsm cert self-sign', or have 'notation-hsm cert csr' signed by your CA; then " +
+			"'notation-hsm cert import', or name its file in certificate-chain")
 }
 
 // try makes a signature with one leaf.
@@ -232,8 +231,8 @@ func (j *job) signWith(chain []*x509.Certificate) (*Signature, error) {
 	}
 	if err := j.verify(leaf.PublicKey, raw); err != nil {
 		return nil, failure.New(failure.Internal,
-			"check that the certificate belongs to this key; if it does, the module made a wrong signature",
-			"the signature of key %s was thrown away: with the certificate of %q %w", j.settings.Key, leaf.Subject, err)
+			"the signature of key %s was thrown away: with the certificate of %q %w", j.settings.Key, leaf.Subject, err).
+			WithHint("check that the certificate belongs to this key; if it does, the module made a wrong signature")
 	}
 	if public, ok := leaf.PublicKey.(*ecdsa.PublicKey); ok {
 		if raw, err = rawECDSA(raw, (public.Params().BitSize+7)/8); err != nil {

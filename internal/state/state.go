@@ -19,19 +19,20 @@ import (
 // drops the lock of a process that ends.
 func Lock(ctx context.Context, dir string) (unlock func(), err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't make the folder %s: %w", dir, err)
+		return nil, failure.New(failure.Internal, "can't make the folder %s: %w", dir, err).
+			WithHint("check the folder's permissions")
 	}
 	file, err := os.OpenFile(filepath.Join(dir, ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, failure.New(failure.Internal, "check the folder's permissions", "can't lock %s: %w", dir, err)
+		return nil, failure.New(failure.Internal, "can't lock %s: %w", dir, err).WithHint("check the folder's permissions")
 	}
 	if err := lock.File(ctx, file); err != nil {
 		_ = file.Close()
 		if ctx.Err() != nil {
-			return nil, failure.New(failure.Timeout, "another command is changing it; run this again when that has ended",
-				"%s stayed locked", dir)
+			return nil, failure.New(failure.Timeout, "%s stayed locked", dir).
+				WithHint("another command is changing it; run this again when that has ended")
 		}
-		return nil, failure.New(failure.Internal, "keep it on a local file system", "can't lock %s: %w", dir, err)
+		return nil, failure.New(failure.Internal, "can't lock %s: %w", dir, err).WithHint("keep it on a local file system")
 	}
 	return func() { _ = file.Close() }, nil
 }
@@ -40,15 +41,15 @@ func Lock(ctx context.Context, dir string) (unlock func(), err error) {
 // there and is no file, such as a device, is not replaced.
 func Write(path string, data []byte, mode os.FileMode) error {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		return failure.New(failure.Invalid, "name a file", "can't write %s: it is something else than a file", path)
+		return failure.New(failure.Invalid, "can't write %s: it is something else than a file", path).WithHint("name a file")
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return failure.New(failure.Internal, "check the folder's permissions", "can't write %s: %w", path, err)
+		return failure.New(failure.Internal, "can't write %s: %w", path, err).WithHint("check the folder's permissions")
 	}
 	if err := renameio.WriteFile(path, data, mode, renameio.WithTempDir(filepath.Dir(path)),
 		renameio.IgnoreUmask()); err != nil {
-		return failure.New(failure.Internal, "check the folder's permissions and that the disk is not full",
-			"can't write %s: %w", path, err)
+		return failure.New(failure.Internal, "can't write %s: %w", path, err).
+			WithHint("check the folder's permissions and that the disk is not full")
 	}
 	return nil
 }
@@ -66,8 +67,8 @@ func Append(path string, size int64, data []byte) error {
 		err = errors.Join(err, file.Close())
 	}
 	if err != nil {
-		return failure.New(failure.Internal, "check the folder's permissions and that the disk is not full",
-			"can't append to %s: %w", path, err)
+		return failure.New(failure.Internal, "can't append to %s: %w", path, err).
+			WithHint("check the folder's permissions and that the disk is not full")
 	}
 	return nil
 }

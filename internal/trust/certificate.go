@@ -32,14 +32,14 @@ func FromFile(path, subject string) (*Certificate, error) {
 	}
 	switch leaves := certs.Leaves(file); {
 	case len(leaves) > 1:
-		return nil, failure.New(failure.Invalid, "name a file with one of them and its issuers",
-			"there are certificates of %d signers in %s", len(leaves), path)
+		return nil, failure.New(failure.Invalid, "there are certificates of %d signers in %s", len(leaves), path).
+			WithHint("name a file with one of them and its issuers")
 	case len(leaves) == 0:
 		return fromCAs(path, file, subject)
 	case subject != "":
 		return nil, failure.New(failure.Invalid,
-			"leave --subject out; or name the CA's certificate, to trust several signers under it",
-			"a --subject limits a CA, but %s holds the certificate of one signer, %q", path, leaves[0].Subject)
+			"a --subject limits a CA, but %s holds the certificate of one signer, %q", path, leaves[0].Subject).
+			WithHint("leave --subject out; or name the CA's certificate, to trust several signers under it")
 	default:
 		return fromLeaf(leaves[0], file,
 			"put the certificates of its issuers, up to the self-signed root, into the same PEM file")
@@ -72,12 +72,12 @@ func FromKey(ctx context.Context, s *config.Settings) (*Certificate, error) {
 	known = append(known, there...)
 	leaf := certs.LeafOf(public, known, time.Now())
 	if leaf == nil {
-		return nil, failure.New(failure.Invalid,
-			"make one with 'notation-hsm cert self-sign' or 'cert csr', and store it with 'cert import'",
-			"the key %s has no certificate", s.Key)
+		return nil, failure.New(failure.Invalid, "the key %s has no certificate", s.Key).
+			WithHint("make one with 'notation-hsm cert self-sign' or 'cert csr', and store it with 'cert import'")
 	}
 	if leaf.IsCA {
-		return nil, failure.New(failure.Invalid, "name the CA with --ca or --cert", "the key %s is that of a CA", s.Key)
+		return nil, failure.New(failure.Invalid, "the key %s is that of a CA", s.Key).
+			WithHint("name the CA with --ca or --cert")
 	}
 	return fromLeaf(leaf, known,
 		"store the certificates of its issuers, up to the self-signed root, with 'notation-hsm cert import'")
@@ -88,7 +88,7 @@ func FromKey(ctx context.Context, s *config.Settings) (*Certificate, error) {
 func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string) (*Certificate, error) {
 	chain, err := certs.Chain(leaf, known, nil, time.Now())
 	if err != nil {
-		return nil, failure.New(failure.Invalid, missing, "%w", err)
+		return nil, failure.New(failure.Invalid, "%w", err).WithHint(missing)
 	}
 	if err := certs.Check(chain, time.Now()); err != nil {
 		return nil, err
@@ -104,8 +104,9 @@ func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string)
 	}
 	if lacks := certs.LacksIdentity(leaf.Subject); len(lacks) > 0 {
 		return nil, failure.New(failure.Invalid,
-			"issue the certificate again with C, ST and O in its subject, as in \"CN=release,O=Example,C=CH,ST=Zurich\"",
-			"Notation can't tell %q from others under its CA: the subject has no %s", leaf.Subject, strings.Join(lacks, ", "))
+			"Notation can't tell %q from others under its CA: the subject has no %s", leaf.Subject, strings.Join(lacks, ", ")).
+			WithHint("issue the certificate again with C, ST and O in its subject, as in " +
+				"\"CN=release,O=Example,C=CH,ST=Zurich\"")
 	}
 	return c, err
 }
@@ -123,8 +124,9 @@ func fromCAs(path string, list []*x509.Certificate, subject string) (*Certificat
 		}
 	}
 	if len(last) != 1 {
-		return nil, failure.New(failure.Invalid, "name a file with one CA and its issuers",
-			"it is not clear which of the %d CA certificates in %s is meant", len(list), path)
+		return nil, failure.New(failure.Invalid,
+			"it is not clear which of the %d CA certificates in %s is meant", len(list), path).
+			WithHint("name a file with one CA and its issuers")
 	}
 	return FromCA(last[0], subject)
 }
@@ -133,11 +135,12 @@ func fromCAs(path string, list []*x509.Certificate, subject string) (*Certificat
 func FromCA(cert *x509.Certificate, subject string) (*Certificate, error) {
 	switch {
 	case time.Now().After(cert.NotAfter):
-		return nil, failure.New(failure.Invalid, "renew the certificate", "the certificate of the CA %q expired on %s",
-			cert.Subject, cert.NotAfter.UTC().Format("2006-01-02"))
+		return nil, failure.New(failure.Invalid, "the certificate of the CA %q expired on %s",
+			cert.Subject, cert.NotAfter.UTC().Format("2006-01-02")).
+			WithHint("renew the certificate")
 	case cert.KeyUsage&x509.KeyUsageCertSign == 0:
-		return nil, failure.New(failure.Invalid, "use a CA with key usage keyCertSign",
-			"the CA %q must not issue certificates", cert.Subject)
+		return nil, failure.New(failure.Invalid, "the CA %q must not issue certificates", cert.Subject).
+			WithHint("use a CA with key usage keyCertSign")
 	}
 	_, err := readIdentity(subject)
 	return &Certificate{trusted: cert, kind: CA, subject: subject}, err
@@ -152,8 +155,8 @@ func kindOf(cert *x509.Certificate) (Kind, error) {
 		cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil:
 		return SelfSigned, nil
 	}
-	return "", failure.New(failure.Invalid, "remove the signer and add it again with its whole chain",
-		"the certificate of %q is neither a CA's nor self-signed", cert.Subject)
+	return "", failure.New(failure.Invalid, "the certificate of %q is neither a CA's nor self-signed", cert.Subject).
+		WithHint("remove the signer and add it again with its whole chain")
 }
 
 func fingerprint(cert *x509.Certificate) string {

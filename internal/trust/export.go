@@ -66,8 +66,8 @@ func openFolder(path string) (folder, error) {
 	f.policy, err = f.fs.SysPath(dir.PathTrustPolicy)
 	f.stores, storesErr = f.fs.SysPath(dir.X509TrustStoreDir(string(truststore.TypeCA)))
 	if err = cmp.Or(err, storesErr); err != nil {
-		return f, failure.New(failure.Internal, "name a folder with --to",
-			"can't tell where Notation keeps its trust policy: %w", err)
+		return f, failure.New(failure.Internal, "can't tell where Notation keeps its trust policy: %w", err).
+			WithHint("name a folder with --to")
 	}
 	return f, nil
 }
@@ -120,8 +120,8 @@ func (m *Manifest) export(ctx context.Context, target folder) (*Exported, error)
 		return nil, err
 	}
 	if data == nil && !removed {
-		return nil, failure.New(failure.Invalid, "add one with: notation-hsm trust signer add",
-			"the trust manifest has no signer to export")
+		return nil, failure.New(failure.Invalid, "the trust manifest has no signer to export").
+			WithHint("add one with: notation-hsm trust signer add")
 	}
 	return &Exported{Policy: target.policy, Statements: len(ours), Kept: len(others), Removed: removed}, nil
 }
@@ -135,25 +135,28 @@ func readDocument(path string) (*document, []trustpolicy.TrustPolicy, error) {
 		return d, nil, nil
 	}
 	if err == nil && !info.Mode().IsRegular() {
-		return nil, nil, failure.New(failure.Invalid, "put the file itself there",
-			"the trust policy %s is not a regular file, which Notation refuses", path)
+		return nil, nil, failure.New(failure.Invalid,
+			"the trust policy %s is not a regular file, which Notation refuses", path).
+			WithHint("put the file itself there")
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, nil, failure.New(failure.Invalid, "check the file's permissions", "can't read the trust policy: %w", err)
+		return nil, nil, failure.New(failure.Invalid, "can't read the trust policy: %w", err).
+			WithHint("check the file's permissions")
 	}
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.DisallowUnknownFields() // what this program does not know, it could not keep
 	if err := decoder.Decode(d); err != nil {
-		return nil, nil, failure.New(failure.Invalid, "mend the file", "the trust policy %s can't be read: %w", path, err)
+		return nil, nil, failure.New(failure.Invalid, "the trust policy %s can't be read: %w", path, err).
+			WithHint("mend the file")
 	}
 	var others []trustpolicy.TrustPolicy
 	var kept []json.RawMessage
 	for _, raw := range d.TrustPolicies {
 		var statement trustpolicy.TrustPolicy
 		if err := json.Unmarshal(raw, &statement); err != nil {
-			return nil, nil, failure.New(failure.Invalid, "mend the file",
-				"a statement in the trust policy %s can't be read: %w", path, err)
+			return nil, nil, failure.New(failure.Invalid, "a statement in the trust policy %s can't be read: %w", path, err).
+				WithHint("mend the file")
 		}
 		if !strings.HasPrefix(statement.Name, statementPrefix) {
 			others, kept = append(others, statement), append(kept, raw)
@@ -173,9 +176,9 @@ func (d *document) add(ours, others []trustpolicy.TrustPolicy, path string) ([]b
 			scope := our.RegistryScopes[0]
 			if slices.ContainsFunc(other.RegistryScopes, func(theirs string) bool { return oneRepository(theirs, scope) }) {
 				return nil, failure.New(failure.Invalid,
-					"take the scope from that statement, or from the signers: notation-hsm trust signer remove NAME --scope "+scope,
 					"the scope %q belongs to the statement %q in %s, and Notation allows no second one, %q", scope, other.Name, path,
-					our.Name)
+					our.Name).
+					WithHint("take the scope from that statement, or from the signers: notation-hsm trust signer remove NAME --scope " + scope)
 			}
 		}
 	}
@@ -189,8 +192,8 @@ func (d *document) add(ours, others []trustpolicy.TrustPolicy, path string) ([]b
 	}
 	whole := &trustpolicy.Document{Version: merged.Version, TrustPolicies: slices.Concat(others, ours)}
 	if err := whole.Validate(); err != nil {
-		return nil, failure.New(failure.Invalid, "mend the statements that are in it",
-			"Notation would not accept the trust policy %s: %w", path, err)
+		return nil, failure.New(failure.Invalid, "Notation would not accept the trust policy %s: %w", path, err).
+			WithHint("mend the statements that are in it")
 	}
 	var out bytes.Buffer
 	encoder := json.NewEncoder(&out)
@@ -208,8 +211,9 @@ func (f folder) replace(data []byte) (removed bool, err error) {
 	}
 	err = os.Remove(f.policy)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, failure.New(failure.Internal, "check the folder's permissions", "can't remove the trust policy: %w",
-			err)
+		return false, failure.New(failure.Internal, "can't remove the trust policy: %w",
+			err).
+			WithHint("check the folder's permissions")
 	}
 	return err == nil, nil
 }
@@ -246,17 +250,20 @@ func (f folder) makeStore(ctx context.Context, s Signer) error {
 		return nil
 	}
 	if err := os.RemoveAll(path + unfinished); err != nil {
-		return failure.New(failure.Internal, "check the folder's permissions", "can't make the trust store %s: %w", path, err)
+		return failure.New(failure.Internal, "can't make the trust store %s: %w", path, err).
+			WithHint("check the folder's permissions")
 	}
 	if err := os.MkdirAll(path+unfinished, f.folder); err != nil {
-		return failure.New(failure.Internal, "check the folder's permissions", "can't make the trust store %s: %w", path, err)
+		return failure.New(failure.Internal, "can't make the trust store %s: %w", path, err).
+			WithHint("check the folder's permissions")
 	}
 	if err := state.Write(filepath.Join(path+unfinished, s.Name+".pem"), []byte(s.Certificate), f.file); err != nil {
 		return err
 	}
 	if err := os.Rename(path+unfinished, path); err != nil || !holds() { // an empty folder in the way is replaced
-		return failure.New(failure.Invalid, "look into it, and move away what is in it",
-			"the trust store %s holds something that is not the certificate of signer %q", path, s.Name)
+		return failure.New(failure.Invalid,
+			"the trust store %s holds something that is not the certificate of signer %q", path, s.Name).
+			WithHint("look into it, and move away what is in it")
 	}
 	return nil
 }
@@ -266,7 +273,8 @@ func (f folder) makeStore(ctx context.Context, s Signer) error {
 func (f folder) removeStores(signers []Signer, others []trustpolicy.TrustPolicy) error {
 	entries, err := os.ReadDir(f.stores)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Internal, "check the folder's permissions", "can't look for old trust stores: %w", err)
+		return failure.New(failure.Internal, "can't look for old trust stores: %w", err).
+			WithHint("check the folder's permissions")
 	}
 	for _, entry := range entries {
 		name := entry.Name()
@@ -288,8 +296,8 @@ func (f folder) removeStores(signers []Signer, others []trustpolicy.TrustPolicy)
 			}
 		}
 		if err != nil {
-			return failure.New(failure.Internal, "remove it by hand: the policy no longer names it",
-				"can't remove the old trust store %s: %w", path, err)
+			return failure.New(failure.Internal, "can't remove the old trust store %s: %w", path, err).
+				WithHint("remove it by hand: the policy no longer names it")
 		}
 	}
 	return nil

@@ -44,8 +44,8 @@ func forCluster(path string) (*Manifest, []group, error) {
 		return nil, nil, err
 	}
 	if len(groups) == 0 {
-		return nil, nil, failure.New(failure.Invalid, "add one with: notation-hsm trust signer add",
-			"the trust manifest has no signer to export")
+		return nil, nil, failure.New(failure.Invalid, "the trust manifest has no signer to export").
+			WithHint("add one with: notation-hsm trust signer add")
 	}
 	for _, g := range groups {
 		name := clusterName(g.scope)
@@ -55,8 +55,9 @@ func forCluster(path string) (*Manifest, []group, error) {
 			}
 		}
 		if g.scope != anyone && name != g.scope {
-			return nil, nil, failure.New(failure.Invalid, fmt.Sprintf("give the signers the scope %s", name),
-				"a cluster knows no repository by the name %q of signer %q: it would call it %q", g.scope, g.signers[0].Name, name)
+			return nil, nil, failure.New(failure.Invalid,
+				"a cluster knows no repository by the name %q of signer %q: it would call it %q", g.scope, g.signers[0].Name, name).
+				WithHint(fmt.Sprintf("give the signers the scope %s", name))
 		}
 	}
 	return m, groups, nil

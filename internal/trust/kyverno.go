@@ -114,16 +114,17 @@ func Kyverno(manifest string) ([]byte, error) {
 func kyvernoCanSay(g group) error {
 	const other = "use --format ratify, which says it as it is"
 	if level := g.signers[0].Level; level != trustpolicy.LevelStrict.Name {
-		return failure.New(failure.Invalid, other+"; or make the level strict",
-			"signer %q of the scope %q has the level %s, and Kyverno verifies strictly only",
-			g.signers[0].Name, g.scope, level)
+		return failure.New(failure.Invalid, "signer %q of the scope %q has the level %s, and Kyverno verifies strictly only",
+			g.signers[0].Name, g.scope, level).
+			WithHint(other + "; or make the level strict")
 	}
 	for _, s := range g.signers {
 		if s.Kind == CA && !allowed(g.signers, s, nil) {
-			return failure.New(failure.Invalid, other+
-				"; or trust an issuing CA that certifies this signer alone, without --subject",
+			return failure.New(failure.Invalid,
 				"signer %q of the scope %q has the subject %q under the CA %q, and Kyverno takes everyone under a CA", s.Name,
-				g.scope, s.Subject, s.Trusts)
+				g.scope, s.Subject, s.Trusts).
+				WithHint(other +
+					"; or trust an issuing CA that certifies this signer alone, without --subject")
 		}
 	}
 	return nil

@@ -43,7 +43,8 @@ func Path(file string) (string, error) {
 	}
 	dir, err := folders.Config()
 	if err != nil {
-		return "", failure.New(failure.Invalid, "name the file with --manifest", "cannot find the trust manifest: %w", err)
+		return "", failure.New(failure.Invalid, "cannot find the trust manifest: %w", err).
+			WithHint("name the file with --manifest")
 	}
 	return filepath.Join(dir, "notation-hsm", "trust.yaml"), nil
 }
@@ -65,14 +66,16 @@ func Init(ctx context.Context, path string) (made bool, err error) {
 func Load(path string) (*Manifest, error) {
 	data, err := bound.ReadFile(path, maxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.New(failure.Invalid, makeManifest, "there is no trust manifest: %w", err)
+		return nil, failure.New(failure.Invalid, "there is no trust manifest: %w", err).WithHint(makeManifest)
 	}
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "check the path and its permissions", "can't read the trust manifest: %w", err)
+		return nil, failure.New(failure.Invalid, "can't read the trust manifest: %w", err).
+			WithHint("check the path and its permissions")
 	}
 	m, err := parse(data)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, cmp.Or(failure.From(err).Hint, "see docs/trust.md for an example"), "the trust manifest %s: %w", path, err)
+		return nil, failure.New(failure.Invalid, "the trust manifest %s: %w", path, err).
+			WithHint(cmp.Or(failure.From(err).Hint, "see docs/trust.md for an example"))
 	}
 	return m, nil
 }
@@ -88,7 +91,8 @@ func parse(data []byte) (*Manifest, error) {
 		return nil, err
 	}
 	if m.Version != manifestVersion {
-		return nil, failure.New(failure.Invalid, "use the notation-hsm that wrote it, or a newer one", "version %d is not known here, only %d", m.Version, manifestVersion)
+		return nil, failure.New(failure.Invalid, "version %d is not known here, only %d", m.Version, manifestVersion).
+			WithHint("use the notation-hsm that wrote it, or a newer one")
 	}
 	for i := range m.Signers {
 		s := &m.Signers[i]
@@ -96,7 +100,8 @@ func parse(data []byte) (*Manifest, error) {
 			return nil, err
 		}
 		if slices.ContainsFunc(m.Signers[:i], func(other Signer) bool { return other.Name == s.Name }) {
-			return nil, failure.New(failure.Invalid, "rename or remove one of the two", "two signers are named %q", s.Name)
+			return nil, failure.New(failure.Invalid, "two signers are named %q", s.Name).
+				WithHint("rename or remove one of the two")
 		}
 	}
 	_, err := m.statements()

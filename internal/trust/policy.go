@@ -44,8 +44,9 @@ func readIdentity(subject string) (identity, error) {
 	}
 	if err := accepted(trustpolicy.TrustPolicy{RegistryScopes: []string{anyone},
 		TrustedIdentities: []string{x509Subject + subject}}); err != nil {
-		return nil, failure.New(failure.Invalid, `it needs C, ST and O, and each part once, as in "C=CH,ST=Zurich,O=Example"`,
-			"Notation can't take the subject %q for a trusted identity: %w", subject, err)
+		return nil, failure.New(failure.Invalid,
+			"Notation can't take the subject %q for a trusted identity: %w", subject, err).
+			WithHint(`it needs C, ST and O, and each part once, as in "C=CH,ST=Zurich,O=Example"`)
 	}
 	name, err := ldap.ParseDN(subject)
 	if err != nil {
@@ -69,13 +70,11 @@ func checkScope(scope string) error {
 		_, err := repository(scope)
 		return err
 	case strings.Contains(scope, "*"):
-		return failure.New(failure.Invalid,
-			`name each repository with a --scope of its own, or "*" for all that have no signer of their own`,
-			"the scope %q is a pattern, and Notation knows whole repositories alone", scope)
+		return failure.New(failure.Invalid, "the scope %q is a pattern, and Notation knows whole repositories alone", scope).
+			WithHint(`name each repository with a --scope of its own, or "*" for all that have no signer of their own`)
 	}
-	return failure.New(failure.Invalid,
-		"name it with its registry, and without a scheme, tag or digest, as in registry.example.com/team/app",
-		"the scope %q is not a repository", scope)
+	return failure.New(failure.Invalid, "the scope %q is not a repository", scope).
+		WithHint("name it with its registry, and without a scheme, tag or digest, as in registry.example.com/team/app")
 }
 
 func checkLevel(level string) error {
@@ -84,9 +83,10 @@ func checkLevel(level string) error {
 	case trustpolicy.LevelStrict.Name, trustpolicy.LevelPermissive.Name, trustpolicy.LevelAudit.Name:
 		return nil
 	case trustpolicy.LevelSkip.Name:
-		return failure.New(failure.Invalid, known, "level skip is refused: it verifies nothing, so that everyone could sign")
+		return failure.New(failure.Invalid, "level skip is refused: it verifies nothing, so that everyone could sign").
+			WithHint(known)
 	}
-	return failure.New(failure.Invalid, known, "there is no verification level %q", level)
+	return failure.New(failure.Invalid, "there is no verification level %q", level).WithHint(known)
 }
 
 // accepted asks Notation about the scopes and identities of a statement.
@@ -118,8 +118,8 @@ func (m *Manifest) groups() ([]group, error) {
 			return nil, err
 		}
 		if other, ok := known[name]; ok {
-			return nil, failure.New(failure.Invalid, "name it in one way, without a port that is the default",
-				"the scopes %q and %q are one repository", other, scope)
+			return nil, failure.New(failure.Invalid, "the scopes %q and %q are one repository", other, scope).
+				WithHint("name it in one way, without a port that is the default")
 		}
 		known[name] = scope
 		signers := scopes[scope]
@@ -158,9 +158,10 @@ func (m *Manifest) statements() ([]trustpolicy.TrustPolicy, error) {
 func exact(scope string, signers []Signer) error {
 	for _, s := range signers {
 		if s.Level != signers[0].Level {
-			return failure.New(failure.Invalid, "give the signers of a scope one level",
+			return failure.New(failure.Invalid,
 				"signers %q and %q of the scope %q have the levels %s and %s, and Notation has one for each scope",
-				signers[0].Name, s.Name, scope, signers[0].Level, s.Level)
+				signers[0].Name, s.Name, scope, signers[0].Level, s.Level).
+				WithHint("give the signers of a scope one level")
 		}
 		if s.Kind != CA {
 			continue
@@ -170,10 +171,11 @@ func exact(scope string, signers []Signer) error {
 				continue
 			}
 			return failure.New(failure.Invalid,
-				"give both certificates under the same CA (the very same --cert or root), or keep them to different scopes",
 				"in the scope %q, Notation would take %s also under the CA %q of signer %q, where no signer is allowed it; it is "+
 					"meant for signer %q alone",
-				scope, other.whom(), s.Trusts, s.Name, other.Name)
+				scope, other.whom(), s.Trusts, s.Name, other.Name).
+				WithHint("give both certificates under the same CA (the very same --cert or root), or keep them to " +
+					"different scopes")
 		}
 	}
 	return nil

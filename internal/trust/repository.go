@@ -21,8 +21,8 @@ func repository(given string) (string, error) {
 	}
 	name, err := scope.Canonical(given)
 	if err != nil {
-		return "", failure.New(failure.Invalid, "name it as in registry.example.com/team/app",
-			"the scope %q is not a repository: %w", given, err)
+		return "", failure.New(failure.Invalid, "the scope %q is not a repository: %w", given, err).
+			WithHint("name it as in registry.example.com/team/app")
 	}
 	return name, nil
 }

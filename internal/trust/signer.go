@@ -61,15 +61,16 @@ var names = sync.OnceValue(func() *regexp.Regexp { // not at the start, which ev
 // read checks a signer as it stands in the manifest.
 func (s *Signer) read() error {
 	if !names().MatchString(s.Name) || len(s.Name) > 64 { // it becomes a part of file names
-		return failure.New(failure.Invalid, "use small letters, digits, '.', '_' and '-', as in release-team",
-			"a signer can't be named %q", s.Name)
+		return failure.New(failure.Invalid, "a signer can't be named %q", s.Name).
+			WithHint("use small letters, digits, '.', '_' and '-', as in release-team")
 	}
 	if err := checkLevel(s.Level); err != nil {
 		return err
 	}
 	if len(s.Scopes) == 0 {
-		return failure.New(failure.Invalid, "name one with --scope registry.example.com/team/app", "signer %q has no scope",
-			s.Name)
+		return failure.New(failure.Invalid, "signer %q has no scope",
+			s.Name).
+			WithHint("name one with --scope registry.example.com/team/app")
 	}
 	for i, given := range s.Scopes {
 		if err := checkScope(given); err != nil {
@@ -78,14 +79,14 @@ func (s *Signer) read() error {
 		scope := spelled(given)
 		s.Scopes[i] = scope
 		if slices.Contains(s.Scopes[:i], scope) {
-			return failure.New(failure.Invalid, "remove one of the two", "signer %q has the scope %q twice", s.Name, scope)
+			return failure.New(failure.Invalid, "signer %q has the scope %q twice", s.Name, scope).
+				WithHint("remove one of the two")
 		}
 	}
 	list, err := certs.Parse([]byte(s.Certificate))
 	if err != nil || len(list) != 1 {
-		return failure.New(failure.Invalid,
-			"put the manifest back as it was, or take the signer out of it with an editor and add it again",
-			"the certificate of signer %q is not one PEM certificate", s.Name)
+		return failure.New(failure.Invalid, "the certificate of signer %q is not one PEM certificate", s.Name).
+			WithHint("put the manifest back as it was, or take the signer out of it with an editor and add it again")
 	}
 	return s.trust(list[0])
 }
@@ -98,11 +99,16 @@ func (s *Signer) trust(cert *x509.Certificate) error {
 	case err != nil:
 		return err
 	case s.Kind != kind:
-		return failure.New(failure.Invalid, hint, "signer %q is of kind %q, but its certificate is of kind %q", s.Name, s.Kind, kind)
+		return failure.New(failure.Invalid,
+			"signer %q is of kind %q, but its certificate is of kind %q", s.Name, s.Kind, kind).
+			WithHint(hint)
 	case s.Fingerprint != fingerprint(cert):
-		return failure.New(failure.Invalid, hint, "the certificate of signer %q has not the fingerprint that stands beside it", s.Name)
+		return failure.New(failure.Invalid,
+			"the certificate of signer %q has not the fingerprint that stands beside it", s.Name).
+			WithHint(hint)
 	case kind == SelfSigned && s.Subject != "" && s.Subject != cert.Subject.String():
-		return failure.New(failure.Invalid, hint, "the certificate of signer %q has not the subject that stands beside it", s.Name)
+		return failure.New(failure.Invalid, "the certificate of signer %q has not the subject that stands beside it", s.Name).
+			WithHint(hint)
 	}
 	s.cert, s.Trusts, s.Until = cert, cert.Subject.String(), cert.NotAfter.UTC()
 	s.who, err = readIdentity(s.Subject)
@@ -124,7 +130,8 @@ func Add(ctx context.Context, path string, g Grant) (*Signer, error) {
 		s := m.find(g.Name)
 		switch {
 		case s == nil && g.Cert == nil:
-			return failure.New(failure.Invalid, "name a certificate with --cert FILE, --key KEY or --ca NAME", "there is no signer %q yet, and no certificate is given", g.Name)
+			return failure.New(failure.Invalid, "there is no signer %q yet, and no certificate is given", g.Name).
+				WithHint("name a certificate with --cert FILE, --key KEY or --ca NAME")
 		case s == nil:
 			m.Signers = append(m.Signers, g.signer())
 			s = &m.Signers[len(m.Signers)-1]
@@ -158,10 +165,12 @@ func (g Grant) signer() Signer {
 func (s *Signer) extend(g Grant) error {
 	const hint = "choose another name for the new certificate (both are trusted then), or remove the signer first"
 	if g.Cert != nil && (!g.Cert.trusted.Equal(s.cert) || g.Cert.subject != s.Subject) {
-		return failure.New(failure.Invalid, hint, "there is a signer %q already, with another certificate or subject", s.Name)
+		return failure.New(failure.Invalid, "there is a signer %q already, with another certificate or subject", s.Name).
+			WithHint(hint)
 	}
 	if g.Level != "" && g.Level != s.Level {
-		return failure.New(failure.Invalid, "remove the signer and add it again", "there is a signer %q already, at level %s", s.Name, s.Level)
+		return failure.New(failure.Invalid, "there is a signer %q already, at level %s", s.Name, s.Level).
+			WithHint("remove the signer and add it again")
 	}
 	s.addScopes(g.Scopes)
 	return nil
@@ -181,12 +190,13 @@ func Remove(ctx context.Context, path, name string, scopes []string) (gone bool,
 	err = change(ctx, path, func(m *Manifest) error {
 		s := m.find(name)
 		if s == nil {
-			return failure.New(failure.Invalid, "see: notation-hsm trust signer list", "there is no signer %q", name)
+			return failure.New(failure.Invalid, "there is no signer %q", name).WithHint("see: notation-hsm trust signer list")
 		}
 		for _, scope := range scopes {
 			i := slices.Index(s.Scopes, spelled(scope))
 			if i < 0 {
-				return failure.New(failure.Invalid, "the scopes are: "+strings.Join(s.Scopes, ", "), "signer %q has no scope %q", name, scope)
+				return failure.New(failure.Invalid, "signer %q has no scope %q", name, scope).
+					WithHint("the scopes are: " + strings.Join(s.Scopes, ", "))
 			}
 			s.Scopes = slices.Delete(s.Scopes, i, i+1)
 		}

@@ -31,8 +31,8 @@ func Run(ctx context.Context, job func(context.Context) error) error {
 		defer func() {
 			if r := recover(); r != nil {
 				slog.Error("panic", "what", fmt.Sprint(r), "stack", string(debug.Stack()))
-				done <- failure.New(failure.Internal, "set NOTATION_HSM_LOG=/path/to/log, run it again, and report it with the log",
-					"internal error: %v", r)
+				done <- failure.New(failure.Internal, "internal error: %v", r).
+					WithHint("set NOTATION_HSM_LOG=/path/to/log, run it again, and report it with the log")
 			}
 		}()
 		done <- job(context.WithValue(ctx, watched{}, w))
@@ -72,5 +72,5 @@ func Step(ctx context.Context, limit time.Duration, late func() error, wait func
 
 // Interrupted is the failure of a job that the user has ended while it was doing what.
 func Interrupted(what string) error {
-	return failure.New(failure.Internal, "run it again", "interrupted while %s", what)
+	return failure.New(failure.Internal, "interrupted while %s", what).WithHint("run it again")
 }
