@@ -36,7 +36,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	settings "github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
 // A node is a containerd that opens encrypted images with a key in a token.
@@ -184,12 +184,12 @@ func wrapJWE(public string) wrap {
 // wrapHSM wraps as notation-hsm's key provider does.
 func wrapHSM(public string) wrap {
 	return func(options []byte) (string, []byte, error) {
-		to, err := envelope.ParseRecipients(context.Background(), []string{"pubkey:" + public + "?oaep=sha1"}, settings.Flags)
+		to, err := layerkey.ParseRecipients(context.Background(), []string{"pubkey:" + public + "?oaep=sha1"}, settings.Flags)
 		if err != nil {
 			return "", nil, err
 		}
-		packet, err := envelope.Seal(options, to)
-		return envelope.Annotation, packet, err
+		packet, err := layerkey.Seal(options, to)
+		return layerkey.Annotation, packet, err
 	}
 }
 

@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/image"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
 func layersCommand() *cobra.Command {
@@ -85,7 +85,7 @@ func addImageFlags(c *cobra.Command) func() image.Registry {
 }
 
 // holderName is what people call a recipient.
-func holderName(h envelope.Holder, names map[string]string) string {
+func holderName(h layerkey.Holder, names map[string]string) string {
 	switch {
 	case names[h.KeyID] != "":
 		return names[h.KeyID]
@@ -113,7 +113,7 @@ type layerJSON struct {
 }
 
 type recipientJSON struct {
-	envelope.Holder
+	layerkey.Holder
 	Recipient string `json:"recipient,omitempty"` // as it was named on the command line
 }
 

@@ -8,11 +8,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/crash"
+	"github.com/notation-hsm/notation-hsm/internal/crashreport"
+	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/folders"
-	"github.com/notation-hsm/notation-hsm/internal/streams"
-	"github.com/notation-hsm/notation-hsm/internal/watch"
+	"github.com/notation-hsm/notation-hsm/internal/stdio"
 )
 
 // Prepare readies the process for a module, which is a stranger's code: it opens the log, moves standard output and
@@ -23,10 +23,10 @@ func Prepare(form func(error) []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := streams.Guard(log); err != nil {
+	if err := stdio.Guard(log); err != nil {
 		return err
 	}
-	crash.Report(form)
+	crashreport.Report(form)
 	folders.UseNotation()
 	return nil
 }
@@ -59,7 +59,7 @@ func exitCode(err error) int {
 
 // Run runs the command that the arguments name and returns the exit code. It returns even if a module never answers.
 func Run(ctx context.Context, root *cobra.Command) int {
-	if err := watch.Run(ctx, root.ExecuteContext); err != nil {
+	if err := deadline.Run(ctx, root.ExecuteContext); err != nil {
 		_, _ = os.Stderr.Write(FormatError(err)) // nobody is left to tell
 		return exitCode(err)
 	}

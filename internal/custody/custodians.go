@@ -16,8 +16,8 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
 // A share is encrypted in memory, to its custodian alone, and opened in memory as well. For a key in a file it is an
@@ -41,13 +41,13 @@ func parseCustodian(ctx context.Context, name string) (c custodian, err error) {
 	var to age.Recipient
 	switch {
 	case strings.HasPrefix(name, "cert:"), strings.HasPrefix(name, "pubkey:"):
-		recipients, err := envelope.ParseRecipients(ctx, []string{name}, config.Flags)
+		recipients, err := layerkey.ParseRecipients(ctx, []string{name}, config.Flags)
 		if err != nil {
 			return c, err
 		}
 		c.key, c.extension = recipients[0].KeyID(), "jwe"
 		c.encrypt = func(share []byte) ([]byte, error) {
-			data, err := envelope.Seal(share, recipients)
+			data, err := layerkey.Seal(share, recipients)
 			return append(data, '\n'), err
 		}
 		return c, nil
@@ -115,7 +115,7 @@ func parseCustodians(ctx context.Context, names []string, n int) ([]custodian, e
 // Identities open encrypted shares: age and SSH keys from files, and keys in modules.
 type Identities struct {
 	files []age.Identity
-	keys  *envelope.Keys // nil if there are none
+	keys  *layerkey.Keys // nil if there are none
 }
 
 const identityLimit = 64 << 10 // bytes; an RSA key of 16384 bits has less than 16 thousand
@@ -142,7 +142,7 @@ func openIdentities(
 		ids.files = append(ids.files, found...)
 	}
 	if len(references) > 0 {
-		ids.keys = envelope.OpenKeys(ctx, references, config.Flags)
+		ids.keys = layerkey.OpenKeys(ctx, references, config.Flags)
 	}
 	return ids, nil
 }
@@ -282,7 +282,7 @@ func (ids *Identities) decrypt(path string, data []byte) ([]byte, error) {
 			return nil, encrypted(path, "a key in a module")
 		}
 		sealed := base64.StdEncoding.EncodeToString(bytes.TrimSpace(data))
-		plain, err := ids.keys.Open(map[string]string{envelope.Annotation: sealed})
+		plain, err := ids.keys.Open(map[string]string{layerkey.Annotation: sealed})
 		if err != nil {
 			f := failure.From(err)
 			f.What = fmt.Sprintf("no identity opens the share %s: %s", path, f.What)

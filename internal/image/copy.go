@@ -22,9 +22,9 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/watch"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
 // A Copy says what is copied, and where to.
@@ -41,12 +41,12 @@ type Copy struct {
 type Result struct {
 	Name     string        // of the copy by its digest, HOST/NAME@DIGEST, for one in a registry
 	Digest   digest.Digest // of the copy's manifest
-	Warnings []string      // about recipients, as envelope.Recipient has them
+	Warnings []string      // about recipients, as layerkey.Recipient has them
 	// entries of the index that were left out because they are BuildKit's attestations of other entries
 	Skipped int
 }
 
-// Encrypt copies an image and encrypts layers of it to recipients, as envelope.ParseRecipients reads them. layers are
+// Encrypt copies an image and encrypts layers of it to recipients, as layerkey.ParseRecipients reads them. layers are
 // indices, counted from 0, or from the end where negative; none stands for all. It needs no PIN.
 func Encrypt(ctx context.Context, c Copy, recipients []string, layers []int) (*Result, error) {
 	if c.To.transport() == dockerarchive.Transport.Name() {
@@ -54,11 +54,11 @@ func Encrypt(ctx context.Context, c Copy, recipients []string, layers []int) (*R
 			"%s can't be encrypted: a docker-archive has no place for wrapped keys", c.To).
 			WithHint("use oci-archive: or oci:")
 	}
-	to, err := envelope.ParseRecipients(ctx, recipients, config.Flags)
+	to, err := layerkey.ParseRecipients(ctx, recipients, config.Flags)
 	if err != nil {
 		return nil, err
 	}
-	if _, err := envelope.Seal([]byte("{}"), to); err != nil { // rather now than after the first layer
+	if _, err := layerkey.Seal([]byte("{}"), to); err != nil { // rather now than after the first layer
 		return nil, err
 	}
 	if layers == nil {
@@ -171,7 +171,7 @@ func (c Copy) copy(ctx context.Context, transfer *transfer, what string, prepare
 	}
 	transfer.rest()
 	// A module that hangs is left behind here, so that what was begun is put away.
-	if err := watch.Run(ctx, func(ctx context.Context) error { return prepare(ctx, chosen, options) }); err != nil {
+	if err := deadline.Run(ctx, func(ctx context.Context) error { return prepare(ctx, chosen, options) }); err != nil {
 		return nil, err
 	}
 	policy, err := signature.NewPolicyContext(

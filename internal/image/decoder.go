@@ -25,10 +25,10 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
-	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
 const (
@@ -40,7 +40,7 @@ const (
 
 // A Decoder is containerd's stream processor for encrypted layers.
 type Decoder struct {
-	References []string // the keys, as in envelope.OpenKeys
+	References []string // the keys, as in layerkey.OpenKeys
 	Root       string   // containerd's root folder
 	MediaType  string   // of the layer
 	// what containerd says of the layer besides: imgcrypt's Payload as JSON in a protobuf Any, or nothing
@@ -61,7 +61,7 @@ type Decoder struct {
 func (d Decoder) Decode(ctx context.Context, encrypted io.Reader, plain io.Writer) error {
 	out := &output{Writer: plain}
 	// A module that hangs, or a panic, has to end here, where it can still be said.
-	err := watch.Run(ctx, func(ctx context.Context) error { return d.decode(ctx, encrypted, out) })
+	err := deadline.Run(ctx, func(ctx context.Context) error { return d.decode(ctx, encrypted, out) })
 	if err != nil {
 		out.refuse(err)
 	}
@@ -166,7 +166,7 @@ type candidate struct {
 
 // openAll has the module open the keys of all layers that it can, and closes the module. It fails if there is none.
 func openAll(ctx context.Context, references []string, layers []ocispec.Descriptor) (opened []candidate, first error) {
-	keys := envelope.OpenKeys(ctx, references, config.Flags)
+	keys := layerkey.OpenKeys(ctx, references, config.Flags)
 	defer keys.Close()
 	for _, layer := range layers {
 		c, err := open(keys, layer)
@@ -182,7 +182,7 @@ func openAll(ctx context.Context, references []string, layers []ocispec.Descript
 	return nil, first
 }
 
-func open(keys *envelope.Keys, layer ocispec.Descriptor) (candidate, error) {
+func open(keys *layerkey.Keys, layer ocispec.Descriptor) (candidate, error) {
 	c := candidate{Descriptor: layer}
 	private, err := unlock(keys, Layer{annotations: layer.Annotations})
 	if err != nil {

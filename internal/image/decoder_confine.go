@@ -4,9 +4,9 @@ import (
 	"context"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
-	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
 // DecoderUser is whom the decoder goes on as, if the system has such a user.
@@ -61,7 +61,7 @@ func (d Decoder) giveUpFiles(ctx context.Context) error {
 			confineLimit).
 			WithHint("report which module it is")
 	}
-	return watch.Step(ctx, confineLimit, late, func() error {
+	return deadline.Step(ctx, confineLimit, late, func() error {
 		if err := (sandbox.Files{}).Restrict(); err != nil {
 			return confinementFailed(err)
 		}

@@ -16,8 +16,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
 // A contentStore is the folder in which containerd has what it has downloaded: a file for each blob, by its digest. It
@@ -44,7 +44,7 @@ func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.
 		// one manifest is believed one thing of a layer: whoever wants many tried has to get many here
 		seen := map[digest.Digest]bool{}
 		for _, layer := range layersOf(path) {
-			if layer.MediaType != mediaType || !envelope.Encrypted(layer.Annotations) || layer.Digest.Validate() != nil ||
+			if layer.MediaType != mediaType || !layerkey.Encrypted(layer.Annotations) || layer.Digest.Validate() != nil ||
 				seen[layer.Digest] {
 				continue
 			}

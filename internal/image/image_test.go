@@ -17,8 +17,8 @@ import (
 	"go.podman.io/image/v5/manifest"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
 func TestReference(t *testing.T) {
@@ -281,7 +281,7 @@ func editManifest(t *testing.T, ref Reference, text, mimeType string) {
 		t.Fatalf("%s became %s: %v", text, data, err)
 	}
 	for at, l := range after.Layers {
-		if before := i.Layers[at]; l.Digest != before.Digest || l.Encrypted != before.Encrypted || l.Encrypted && l.annotations[envelope.Annotation] != packet {
+		if before := i.Layers[at]; l.Digest != before.Digest || l.Encrypted != before.Encrypted || l.Encrypted && l.annotations[layerkey.Annotation] != packet {
 			t.Fatalf("%s became %s", text, data)
 		}
 	}
@@ -294,7 +294,7 @@ func FuzzWithout(f *testing.F) {
 	f.Add("e30=", "x")
 	f.Add("eyJwcm90ZWN0ZWQiOiJlMzAiLCJyZWNpcGllbnRzIjpbe31dfQ==,AAAA", "")
 	f.Fuzz(func(t *testing.T, annotation, kid string) {
-		before, err := envelope.Holders(map[string]string{envelope.Annotation: annotation})
+		before, err := layerkey.Holders(map[string]string{layerkey.Annotation: annotation})
 		if err != nil {
 			return
 		}
@@ -313,7 +313,7 @@ func FuzzWithout(f *testing.F) {
 			}
 		}
 		if after != "" {
-			left, err := envelope.Holders(map[string]string{envelope.Annotation: after})
+			left, err := layerkey.Holders(map[string]string{layerkey.Annotation: after})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -16,8 +16,8 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
 // pubopts is the annotation with what is public of a layer's options.
@@ -43,17 +43,17 @@ func (w wrapper) UnwrapKey(*encconfig.DecryptConfig, []byte) ([]byte, error) {
 // A sealer wraps the key of each layer to recipients, in this process.
 type sealer struct {
 	wrapper
-	recipients []envelope.Recipient
+	recipients []layerkey.Recipient
 }
 
 func (s sealer) WrapKeys(_ *encconfig.EncryptConfig, options []byte) ([]byte, error) {
-	return envelope.Seal(options, s.recipients)
+	return layerkey.Seal(options, s.recipients)
 }
 
 // sealWith has ocicrypt wrap keys to recipients.
-func sealWith(recipients []envelope.Recipient) *encconfig.EncryptConfig {
-	ocicrypt.RegisterKeyWrapper(strings.TrimPrefix(envelope.Annotation, envelope.AnnotationPrefix),
-		sealer{wrapper{envelope.Annotation}, recipients})
+func sealWith(recipients []layerkey.Recipient) *encconfig.EncryptConfig {
+	ocicrypt.RegisterKeyWrapper(strings.TrimPrefix(layerkey.Annotation, layerkey.AnnotationPrefix),
+		sealer{wrapper{layerkey.Annotation}, recipients})
 	none := map[string][][]byte{}
 	return &encconfig.EncryptConfig{Parameters: none, DecryptConfig: encconfig.DecryptConfig{Parameters: none}}
 }
@@ -76,7 +76,7 @@ func (o opened) UnwrapKey(_ *encconfig.DecryptConfig, packet []byte) ([]byte, er
 // openRing opens the keys of all encrypted layers, with one login, and has ocicrypt find them.
 func openRing(ctx context.Context, ref Reference, images []Image, references []string) (*encconfig.DecryptConfig,
 	error) {
-	keys := envelope.OpenKeys(ctx, references, config.Flags)
+	keys := layerkey.OpenKeys(ctx, references, config.Flags)
 	defer keys.Close()
 	ring := ring{}
 	for _, image := range images {
@@ -89,7 +89,7 @@ func openRing(ctx context.Context, ref Reference, images []Image, references []s
 				return nil, about(err, "%s of %s", l, image.name(ref))
 			}
 			for name, value := range l.annotations {
-				if !strings.HasPrefix(name, envelope.AnnotationPrefix) {
+				if !strings.HasPrefix(name, layerkey.AnnotationPrefix) {
 					continue
 				}
 				// Whatever else the process has for this annotation, such as the command of a key provider, is not asked.
@@ -106,7 +106,7 @@ func openRing(ctx context.Context, ref Reference, images []Image, references []s
 }
 
 // unlock returns the options of one layer.
-func unlock(keys *envelope.Keys, l Layer) ([]byte, error) {
+func unlock(keys *layerkey.Keys, l Layer) ([]byte, error) {
 	options, err := keys.Open(l.annotations)
 	if err != nil {
 		return nil, err

@@ -14,8 +14,8 @@ import (
 	"go.podman.io/image/v5/types"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
 // What is read from others is bounded: manifests as registries bound them, and what one index or image may list.
@@ -34,7 +34,7 @@ type Layer struct {
 	Size        int64             // bytes, as stored; -1 if the manifest does not say
 	MediaType   string            //
 	Encrypted   bool              //
-	Holders     []envelope.Holder // who can open it, as far as its annotations tell; empty when they can't be read
+	Holders     []layerkey.Holder // who can open it, as far as its annotations tell; empty when they can't be read
 	annotations map[string]string
 }
 
@@ -195,7 +195,7 @@ func (i *Image) readLayers(ref Reference) error {
 			annotations: info.Annotations}
 		// Runtimes go by the media type: annotations alone encrypt nothing.
 		if l.Encrypted = strings.HasSuffix(info.MediaType, "+encrypted"); l.Encrypted {
-			l.Holders, _ = envelope.Holders(info.Annotations) // whoever has to open it hears what is wrong
+			l.Holders, _ = layerkey.Holders(info.Annotations) // whoever has to open it hears what is wrong
 		}
 		i.Layers = append(i.Layers, l)
 	}

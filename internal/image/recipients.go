@@ -11,19 +11,19 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
 // A Held is one who can open layers, and how many of those that are encrypted.
 type Held struct {
-	envelope.Holder
+	layerkey.Holder
 	Layers int `json:"layers"`
 }
 
 // Recipients lists who can open encrypted layers of images, and how many layers are encrypted.
 func Recipients(images []Image) (held []Held, encrypted int) {
-	known := map[envelope.Holder]int{} // where in held
+	known := map[layerkey.Holder]int{} // where in held
 	for _, image := range images {
 		for _, l := range image.Layers {
 			if l.Encrypted {
@@ -48,10 +48,10 @@ type Changed struct {
 	Digest digest.Digest // of the manifest, or index, now
 	Layers int           // how many layers have other recipients; with 0, nothing was written
 
-	Warnings []string // about new recipients, as envelope.Recipient has them
+	Warnings []string // about new recipients, as layerkey.Recipient has them
 }
 
-// AddRecipients wraps the key of each encrypted layer for more recipients, as envelope.ParseRecipients reads them. One
+// AddRecipients wraps the key of each encrypted layer for more recipients, as layerkey.ParseRecipients reads them. One
 // for whom a layer's key is wrapped already, with the same algorithm, is left as is. The key of the others is opened
 // with the keys that references name, as Decrypt does.
 //
@@ -59,24 +59,24 @@ type Changed struct {
 // read nor moved.
 func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipients, references []string) (*Changed,
 	error) {
-	added, err := envelope.ParseRecipients(ctx, recipients, config.Flags)
+	added, err := layerkey.ParseRecipients(ctx, recipients, config.Flags)
 	if err != nil {
 		return nil, err
 	}
-	trial, err := envelope.Seal([]byte("{}"), added) // says what the added ones are going to be
+	trial, err := layerkey.Seal([]byte("{}"), added) // says what the added ones are going to be
 	if err != nil {
 		return nil, err
 	}
-	wanted, err := envelope.Holders(map[string]string{envelope.Annotation: base64.StdEncoding.EncodeToString(trial)})
+	wanted, err := layerkey.Holders(map[string]string{layerkey.Annotation: base64.StdEncoding.EncodeToString(trial)})
 	if err != nil {
 		return nil, err
 	}
 	changed, err := change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
-		keys := envelope.OpenKeys(ctx, references, config.Flags)
+		keys := layerkey.OpenKeys(ctx, references, config.Flags)
 		defer keys.Close()
 		return t.edit(func(l Layer) (string, error) {
-			before := l.annotations[envelope.Annotation]
-			var missing []envelope.Recipient
+			before := l.annotations[layerkey.Annotation]
+			var missing []layerkey.Recipient
 			for i, r := range added {
 				if !slices.Contains(l.Holders, wanted[i]) {
 					missing = append(missing, r)
@@ -90,7 +90,7 @@ func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipi
 				return "", err
 			}
 			defer clear(options)
-			packet, err := envelope.Seal(options, missing)
+			packet, err := layerkey.Seal(options, missing)
 			if err != nil {
 				return "", err
 			}
@@ -108,7 +108,7 @@ func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipi
 }
 
 // warnings returns what nobody could be asked about recipients.
-func warnings(recipients []envelope.Recipient) (texts []string) {
+func warnings(recipients []layerkey.Recipient) (texts []string) {
 	for _, r := range recipients {
 		if r.Warning != "" {
 			texts = append(texts, r.Warning)
@@ -117,7 +117,7 @@ func warnings(recipients []envelope.Recipient) (texts []string) {
 	return texts
 }
 
-// RemoveRecipients takes recipients, by kid or as envelope.IdentifyRecipients reads them, from the wrapped keys of all
+// RemoveRecipients takes recipients, by kid or as layerkey.IdentifyRecipients reads them, from the wrapped keys of all
 // layers. It needs no private key. Whoever was one of them and kept the manifest, or the layer's key, still opens the
 // layers: only encrypting the image anew takes that away. It refuses to leave a layer that nobody can open.
 func RemoveRecipients(ctx context.Context, ref Reference, registry Registry, names []string) (*Changed, error) {
@@ -128,7 +128,7 @@ func RemoveRecipients(ctx context.Context, ref Reference, registry Registry, nam
 			return nil, nil, err
 		}
 		return t.edit(func(l Layer) (string, error) {
-			after, err := without(l.annotations[envelope.Annotation], gone)
+			after, err := without(l.annotations[layerkey.Annotation], gone)
 			if err == nil && after == "" && len(others(l.annotations)) == 0 {
 				err = failure.New(failure.Denied, "nobody could open it any more").WithHint("add another recipient first")
 			}
@@ -140,14 +140,14 @@ func RemoveRecipients(ctx context.Context, ref Reference, registry Registry, nam
 // keyIDs returns the kids of recipients that are named by kid or otherwise. Each has to be one who holds something.
 func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]string, error) {
 	holds := func(kid string) bool {
-		return slices.ContainsFunc(held, func(h Held) bool { return h.KeyID == kid && h.annotation() == envelope.Annotation })
+		return slices.ContainsFunc(held, func(h Held) bool { return h.KeyID == kid && h.annotation() == layerkey.Annotation })
 	}
 	var kids []string
 	for _, name := range names {
 		kid := name
 		if thumbprint, err := base64.RawURLEncoding.DecodeString(name); !holds(kid) &&
 			(err != nil || len(thumbprint) != sha256.Size) {
-			parsed, err := envelope.IdentifyRecipients(ctx, []string{name}, config.Flags)
+			parsed, err := layerkey.IdentifyRecipients(ctx, []string{name}, config.Flags)
 			if err != nil {
 				return nil, err
 			}
@@ -163,12 +163,12 @@ func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]
 	return kids, nil
 }
 
-func (h Held) annotation() string { return envelope.AnnotationPrefix + h.Scheme }
+func (h Held) annotation() string { return layerkey.AnnotationPrefix + h.Scheme }
 
 // others returns the annotations that hold keys wrapped by others.
 func others(annotations map[string]string) (names []string) {
 	for name, value := range annotations {
-		if strings.HasPrefix(name, envelope.AnnotationPrefix) && name != envelope.Annotation && value != "" {
+		if strings.HasPrefix(name, layerkey.AnnotationPrefix) && name != layerkey.Annotation && value != "" {
 			names = append(names, name)
 		}
 	}
@@ -184,15 +184,15 @@ func without(annotation string, gone []string) (string, error) {
 		if text == "" {
 			continue
 		}
-		holders, err := envelope.Holders(map[string]string{envelope.Annotation: text})
+		holders, err := layerkey.Holders(map[string]string{layerkey.Annotation: text})
 		if err != nil {
 			return "", err
 		}
-		stays := func(h envelope.Holder) bool { return !slices.Contains(gone, h.KeyID) }
+		stays := func(h layerkey.Holder) bool { return !slices.Contains(gone, h.KeyID) }
 		switch {
 		case !slices.ContainsFunc(holders, stays):
 			continue
-		case slices.ContainsFunc(holders, func(h envelope.Holder) bool { return !stays(h) }):
+		case slices.ContainsFunc(holders, func(h layerkey.Holder) bool { return !stays(h) }):
 			if text, err = withoutEntries(text, func(i int) bool { return i < len(holders) && stays(holders[i]) }); err != nil {
 				return "", err
 			}
@@ -235,7 +235,7 @@ func Names(ctx context.Context, recipients []string) (map[string]string, error) 
 	if len(recipients) == 0 {
 		return names, nil
 	}
-	parsed, err := envelope.IdentifyRecipients(ctx, recipients, config.Flags)
+	parsed, err := layerkey.IdentifyRecipients(ctx, recipients, config.Flags)
 	for _, r := range parsed {
 		names[r.KeyID()] = r.Name
 	}

@@ -15,10 +15,10 @@ import (
 	"go.podman.io/image/v5/oci/layout"
 	"go.podman.io/image/v5/types"
 
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
+	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 	"github.com/notation-hsm/notation-hsm/internal/state"
-	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
 // An edit returns what our annotation of an encrypted layer is to be.
@@ -61,7 +61,7 @@ func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite r
 	var manifests [][]byte
 	transfer.rest()
 	// A module that hangs is left behind here, so that what was begun is put away.
-	err = watch.Run(ctx, func(ctx context.Context) (err error) { changed, manifests, err = rewrite(ctx, t); return err })
+	err = deadline.Run(ctx, func(ctx context.Context) (err error) { changed, manifests, err = rewrite(ctx, t); return err })
 	if err != nil || changed.Layers == 0 {
 		return changed, err
 	}
@@ -137,19 +137,19 @@ func (i Image) edit(ref Reference, edit edit) (data []byte, changed int, err err
 		if err != nil {
 			return nil, 0, about(err, "%s of %s", l, i.name(ref))
 		}
-		if value == l.annotations[envelope.Annotation] {
+		if value == l.annotations[layerkey.Annotation] {
 			continue
 		}
 		annotations := map[string]string{}
 		for name, value := range l.annotations {
 			annotations[name] = value
 		}
-		annotations[envelope.Annotation] = value
+		annotations[layerkey.Annotation] = value
 		if value == "" {
-			delete(annotations, envelope.Annotation)
+			delete(annotations, layerkey.Annotation)
 		}
 		// Rather no change than an image that can't be read any more, because it has too many recipients for instance.
-		if _, err := envelope.Holders(annotations); err != nil && !failure.Is(err, failure.Unsupported) {
+		if _, err := layerkey.Holders(annotations); err != nil && !failure.Is(err, failure.Unsupported) {
 			return nil, 0, about(err, "%s of %s", l, i.name(ref))
 		}
 		if layers[l.Index]["annotations"], err = json.Marshal(annotations); err != nil {

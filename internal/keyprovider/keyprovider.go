@@ -17,8 +17,8 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/envelope"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
 // provider is the name of this key provider in ocicrypt's configuration: it is part of the annotation that images
@@ -114,7 +114,7 @@ func wrap(ctx context.Context, r *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	recipients, err := envelope.ParseRecipients(ctx, names, origin)
+	recipients, err := layerkey.ParseRecipients(ctx, names, origin)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func wrap(ctx context.Context, r *request) ([]byte, error) {
 			slog.Warn(recipient.Warning)
 		}
 	}
-	return envelope.Seal(r.Wrap.Options, recipients)
+	return layerkey.Seal(r.Wrap.Options, recipients)
 }
 
 func unwrap(ctx context.Context, r *request) ([]byte, error) {
@@ -134,9 +134,9 @@ func unwrap(ctx context.Context, r *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	keys := envelope.OpenKeys(ctx, references, origin)
+	keys := layerkey.OpenKeys(ctx, references, origin)
 	defer keys.Close()
-	return keys.Open(map[string]string{envelope.Annotation: base64.StdEncoding.EncodeToString(r.Unwrap.Annotation)})
+	return keys.Open(map[string]string{layerkey.Annotation: base64.StdEncoding.EncodeToString(r.Unwrap.Annotation)})
 }
 
 // ours returns what was written for this provider. Nothing after provider:hsm, which ocicrypt makes "Enabled" of, names

@@ -21,8 +21,8 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
 const (
@@ -158,7 +158,7 @@ func (c *client) do(r request) (*answer, error) {
 			return nil, err
 		}
 		if c.ctx.Err() != nil {
-			return giveUp(watch.Interrupted(r.what))
+			return giveUp(deadline.Interrupted(r.what))
 		}
 		if round == rounds || !worthWaiting(failed) {
 			return giveUp(noneCould(r.what, failed))

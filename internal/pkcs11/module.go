@@ -17,9 +17,9 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/crash"
+	"github.com/notation-hsm/notation-hsm/internal/crashreport"
+	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
 // Module is a loaded and initialised PKCS#11 library.
@@ -46,7 +46,7 @@ func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 		}
 	}
 	m := &Module{path: s.ModulePath, timeout: s.Timeout, ctx: ctx}
-	crash.Expect(failure.New(failure.Internal, "the PKCS#11 module %s crashed", m.path).
+	crashreport.Expect(failure.New(failure.Internal, "the PKCS#11 module %s crashed", m.path).
 		WithHint("update the module, and report the crash to its vendor; set NOTATION_HSM_LOG=/path/to/log to see the step " +
 			"it crashed in"))
 	err := m.within("starting it", func(context.Context) error {
@@ -110,19 +110,19 @@ func (m *Module) within(what string, fn func(context.Context) error) error {
 		return m.timedOut(what)
 	}
 	if m.ctx.Err() != nil {
-		return watch.Interrupted("before " + what)
+		return deadline.Interrupted("before " + what)
 	}
 	log := slog.Default().Enabled(m.ctx, slog.LevelDebug)
 	start := time.Now()
 	if log {
 		slog.Debug("module", "begins", what)
 	}
-	err := watch.Step(m.ctx, m.timeout, func() error { return m.abandon(what) }, func() error { return fn(m.ctx) })
+	err := deadline.Step(m.ctx, m.timeout, func() error { return m.abandon(what) }, func() error { return fn(m.ctx) })
 	if log {
 		slog.Debug("module", "ended", what, "took", time.Since(start), "error", err)
 	}
 	if m.ctx.Err() != nil && !m.stuck.Load() {
-		return watch.Interrupted(what)
+		return deadline.Interrupted(what)
 	}
 	return err
 }
@@ -136,8 +136,8 @@ func (m *Module) cleanup(what string, fn func() error) error {
 	if m.stuck.Load() {
 		return nil // the process's end will have to do
 	}
-	err := watch.Run(context.Background(), func(ctx context.Context) error {
-		return watch.Step(ctx, min(m.timeout, cleanupLimit), func() error { return m.abandon(what) }, fn)
+	err := deadline.Run(context.Background(), func(ctx context.Context) error {
+		return deadline.Step(ctx, min(m.timeout, cleanupLimit), func() error { return m.abandon(what) }, fn)
 	})
 	slog.Debug("module", "ended", what, "error", err)
 	return err

@@ -14,8 +14,8 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
 // The framework's own command line is not used here: it reads requests of any length, does not say what is wrong with
@@ -83,7 +83,7 @@ func (p Plugin) answer(ctx context.Context, verb string, stdin io.Reader) (respo
 // watched reads a request and does what it asks for, as one job that is abandoned when a step of it hangs.
 func watched[Q contract.Request, R any](ctx context.Context, stdin io.Reader, request Q,
 	do func(context.Context, Q) (*R, error)) (response []byte, err error) {
-	err = watch.Run(ctx, func(ctx context.Context) error {
+	err = deadline.Run(ctx, func(ctx context.Context) error {
 		if err := read(ctx, stdin, request); err != nil {
 			return err
 		}
@@ -139,7 +139,7 @@ func readAll(ctx context.Context, stdin io.Reader) (data []byte, err error) {
 		return failure.New(failure.Timeout, "the request did not end within %s", config.DefaultTimeout).
 			WithHint("close the plugin's standard input after the request")
 	}
-	err = watch.Step(ctx, config.DefaultTimeout, late, func() (err error) {
+	err = deadline.Step(ctx, config.DefaultTimeout, late, func() (err error) {
 		data, err = io.ReadAll(io.LimitReader(stdin, requestLimit+1))
 		return err
 	})

@@ -15,15 +15,15 @@ import (
 	"github.com/ThalesGroup/crypto11"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/pkcs11"
-	"github.com/notation-hsm/notation-hsm/internal/watch"
 )
 
 // loop signs in goroutines and prints how many signatures a second all of them made. It runs in a process of its own,
 // for a module can be started only once in each. As the plugin does, it is one watched job: a signature that hangs ends
 // it.
 func loop(arguments []string) error {
-	return watch.Run(context.Background(), func(ctx context.Context) error { return loopIn(ctx, arguments) })
+	return deadline.Run(context.Background(), func(ctx context.Context) error { return loopIn(ctx, arguments) })
 }
 
 func loopIn(ctx context.Context, arguments []string) error {

@@ -1,9 +1,9 @@
-// Package watch lets the caller go on when a call into a module, or any other wait, does not come back.
+// Package deadline lets the caller go on when a call into a module, or any other wait, does not come back.
 //
 // C code that hangs can't be interrupted, only abandoned. Run does a job in a goroutine of its own; each wait in it is
 // a Step with a limit. When a step passes its limit, Run returns the step's error at once and leaves the job behind. So
 // a whole job costs one switch of goroutines, however many calls it makes.
-package watch
+package deadline
 
 import (
 	"context"

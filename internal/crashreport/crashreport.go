@@ -1,12 +1,12 @@
 //go:build cgo
 
-// Package crash has the last word when a PKCS#11 module crashes.
+// Package crashreport has the last word when a PKCS#11 module crashes.
 //
 // A module is a stranger's C code in our process: a segmentation fault or abort in it ends the process, and Go would
 // print its own stack, which Notation takes for a malformed plugin. So the words to say are made before the module is
 // touched, and a signal handler that does nothing else writes them and exits with code 1. Faults in our own code go on
 // to Go's runtime, as ever.
-package crash
+package crashreport
 
 /*
 #include <errno.h>

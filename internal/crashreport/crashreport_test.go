@@ -1,6 +1,6 @@
 //go:build cgo
 
-package crash
+package crashreport
 
 import (
 	"errors"

@@ -1,9 +1,9 @@
-// Package streams keeps PKCS#11 modules away from standard output and standard error.
+// Package stdio keeps PKCS#11 modules away from standard output and standard error.
 //
 // Vendor libraries print to file descriptors 1 and 2: licence banners, debug lines, connection warnings. One such byte
 // on the plugin's pipes and Notation calls the plugin malformed. Guard moves the real streams to other descriptors,
 // where os.Stdout and os.Stderr go on reaching them, and leaves 1 and 2 to the module.
-package streams
+package stdio
 
 import (
 	"os"

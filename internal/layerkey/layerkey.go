@@ -1,11 +1,11 @@
-// Package envelope is the wrapped key of an encrypted image layer: for whom it is closed, and how a key in a module
+// Package layerkey is the wrapped key of an encrypted image layer: for whom it is closed, and how a key in a module
 // opens it.
 //
 // ocicrypt encrypts each layer under a key of its own and puts that key, as a small JSON text (here: the options), into
 // annotations of the layer's descriptor, encrypted to recipients. An annotation holds one or several packets in base64,
 // separated by commas; each opens by itself. Ours are JWEs (RFC 7516). Those that ocicrypt makes from a public key or a
 // certificate alone are opened as well.
-package envelope
+package layerkey
 
 import (
 	"encoding/base64"

@@ -1,8 +1,0 @@
-//go:build !cgo
-
-// Package crash has the last word when a PKCS#11 module crashes. A build without cgo loads none, so there is nothing to
-// say.
-package crash
-
-// Report does nothing here.
-func Report(func(error) []byte) {}
