@@ -184,7 +184,7 @@ func wrapJWE(public string) wrap {
 // wrapHSM wraps as notation-hsm's key provider does.
 func wrapHSM(public string) wrap {
 	return func(options []byte) (string, []byte, error) {
-		to, err := layerkey.ParseRecipients(context.Background(), []string{"pubkey:" + public + "?oaep=sha1"}, settings.Flags)
+		to, err := layerkey.ParseRecipients(context.Background(), nil, []string{"pubkey:" + public + "?oaep=sha1"}, settings.Flags)
 		if err != nil {
 			return "", nil, err
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/image"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 )
 
@@ -18,8 +19,8 @@ const (
 	decoderKeys    = "key that opens layers, by URI or alias; repeatable (default: the keys of the token that the settings name)"
 )
 
-func containerdDecoderCommand() *cobra.Command {
-	var d image.Decoder
+func containerdDecoderCommand(ks *keystore.Keystore) *cobra.Command {
+	d := image.Decoder{Keystore: ks}
 	var user string
 	c := &cobra.Command{
 		Use: "containerd-decoder", Short: "Open an encrypted layer for containerd, which starts this by itself",

@@ -5,9 +5,10 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/image"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-func decryptCommand() *cobra.Command {
+func decryptCommand(ks *keystore.Keystore) *cobra.Command {
 	var keys []string
 	c := &cobra.Command{
 		Use:   "decrypt SRC DST",
@@ -30,7 +31,7 @@ this machine is there whole and authentic, or not at all.`,
 		if err != nil {
 			return err
 		}
-		made, err := image.Decrypt(c.Context(), what, keys)
+		made, err := image.Decrypt(c.Context(), ks, what, keys)
 		if err != nil {
 			return err
 		}

@@ -9,9 +9,10 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/image"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-func encryptCommand() *cobra.Command {
+func encryptCommand(ks *keystore.Keystore) *cobra.Command {
 	var recipients []string
 	var layers []int
 	c := &cobra.Command{
@@ -37,7 +38,7 @@ The image gets a new digest, so signatures of the old one do not hold: encrypt f
 		if err != nil {
 			return err
 		}
-		made, err := image.Encrypt(c.Context(), what, recipients, layers)
+		made, err := image.Encrypt(c.Context(), ks, what, recipients, layers)
 		if err != nil {
 			return err
 		}

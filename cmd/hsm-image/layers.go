@@ -10,10 +10,11 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/image"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
-func layersCommand() *cobra.Command {
+func layersCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "layers IMAGE",
 		Short: "Show an image's layers, and for whom they are encrypted",
@@ -22,7 +23,7 @@ These are known by their kid, the RFC 7638 thumbprint of the public key; --recip
 		Example: "  hsm-image layers docker://registry.example.com/app:1 --recipient pubkey:node.pem",
 		Args:    cli.Exactly(1),
 	}
-	showImage(c, func(out io.Writer, images []image.Image, names map[string]string, asJSON bool) error {
+	showImage(ks, c, func(out io.Writer, images []image.Image, names map[string]string, asJSON bool) error {
 		if asJSON {
 			return cli.PrintJSON(out, layersJSON(images, names))
 		}
@@ -51,7 +52,7 @@ These are known by their kid, the RFC 7638 thumbprint of the public key; --recip
 
 // showImage completes a command that reads an image and shows something of it. show gets the names that recipients were
 // given, by kid.
-func showImage(c *cobra.Command, show func(out io.Writer, images []image.Image, names map[string]string,
+func showImage(ks *keystore.Keystore, c *cobra.Command, show func(out io.Writer, images []image.Image, names map[string]string,
 	asJSON bool) error) {
 	var known []string
 	var asJSON bool
@@ -64,7 +65,7 @@ func showImage(c *cobra.Command, show func(out io.Writer, images []image.Image, 
 		if err != nil {
 			return err
 		}
-		names, err := image.Names(c.Context(), known)
+		names, err := image.Names(c.Context(), ks, known)
 		if err != nil {
 			return err
 		}

@@ -10,7 +10,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // version is set by the linker for releases.
@@ -25,10 +27,12 @@ func run() int {
 		_, _ = os.Stderr.Write(cli.FormatError(err)) // nobody is left to tell
 		return 1
 	}
-	return cli.Run(ctx, command())
+	ks := backends.Keystore()
+	defer ks.Close()
+	return cli.Run(ctx, command(ks))
 }
 
-func command() *cobra.Command {
+func command(ks *keystore.Keystore) *cobra.Command {
 	return cli.Root(&cobra.Command{
 		Use:   "hsm-image",
 		Short: "Encrypt images for keys in a module, open them there, and verify images before they run",
@@ -37,8 +41,8 @@ signatures before an image is run. Images are named as skopeo names them: docker
 oci-archive:FILE, docker-archive:FILE or dir:DIR.`,
 		Version: version,
 	},
-		containerdDecoderCommand(), containerdConfigCommand(),
-		encryptCommand(), decryptCommand(), layersCommand(), recipientsCommand(),
+		containerdDecoderCommand(ks), containerdConfigCommand(),
+		encryptCommand(ks), decryptCommand(ks), layersCommand(ks), recipientsCommand(ks),
 		verifyCommand(), installVerifierCommand(), verifierCommand(),
 	)
 }

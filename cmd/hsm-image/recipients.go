@@ -9,21 +9,22 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/image"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-func recipientsCommand() *cobra.Command {
+func recipientsCommand(ks *keystore.Keystore) *cobra.Command {
 	return cli.Group("recipients", "List, add and remove those who can open an image, without moving its layers",
-		recipientsListCommand(), recipientsAddCommand(), recipientsRemoveCommand())
+		recipientsListCommand(ks), recipientsAddCommand(ks), recipientsRemoveCommand(ks))
 }
 
-func recipientsListCommand() *cobra.Command {
+func recipientsListCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:     "list IMAGE",
 		Short:   "List those who can open an image",
 		Example: "  hsm-image recipients list docker://registry.example.com/app:1 --recipient pubkey:node.pem",
 		Args:    cli.Exactly(1),
 	}
-	showImage(c, func(out io.Writer, images []image.Image, names map[string]string, asJSON bool) error {
+	showImage(ks, c, func(out io.Writer, images []image.Image, names map[string]string, asJSON bool) error {
 		held, encrypted := image.Recipients(images)
 		if asJSON {
 			all := []heldJSON{}
@@ -48,7 +49,7 @@ type heldJSON struct {
 	Recipient string `json:"recipient,omitempty"` // as it was named on the command line
 }
 
-func recipientsAddCommand() *cobra.Command {
+func recipientsAddCommand(ks *keystore.Keystore) *cobra.Command {
 	var recipients, keys []string
 	c := &cobra.Command{
 		Use:   "add IMAGE",
@@ -69,7 +70,7 @@ well. Only manifests change, in their place; no layer is read or moved. The imag
 		if err != nil {
 			return err
 		}
-		made, err := image.AddRecipients(c.Context(), ref, registry(), recipients, keys)
+		made, err := image.AddRecipients(c.Context(), ks, ref, registry(), recipients, keys)
 		if err != nil {
 			return err
 		}
@@ -79,7 +80,7 @@ well. Only manifests change, in their place; no layer is read or moved. The imag
 	return c
 }
 
-func recipientsRemoveCommand() *cobra.Command {
+func recipientsRemoveCommand(ks *keystore.Keystore) *cobra.Command {
 	var recipients []string
 	c := &cobra.Command{
 		Use:   "remove IMAGE",
@@ -102,7 +103,7 @@ the image anew, without them. The last recipient can't be removed.`,
 		if len(recipients) == 0 {
 			return cli.Usage(c, failure.New(failure.Invalid, "--recipient is missing"))
 		}
-		made, err := image.RemoveRecipients(c.Context(), ref, registry(), recipients)
+		made, err := image.RemoveRecipients(c.Context(), ks, ref, registry(), recipients)
 		if err != nil {
 			return err
 		}

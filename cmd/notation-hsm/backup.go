@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +14,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-func keyBackupCommand() *cobra.Command {
+func keyBackupCommand(ks *keystore.Keystore) *cobra.Command {
 	var to, wrapping string
 	c := &cobra.Command{
 		Use:   "backup KEY",
@@ -31,7 +32,7 @@ half and certificates beside it, and is of no use without a token that holds the
 		if to == "" {
 			return failure.New(failure.Invalid, "a backup needs a file").WithHint("as in: --to release.backup.json")
 		}
-		s, err := config.Resolve(args[0], given(), config.Flags)
+		s, err := ks.Resolve(args[0], given(), config.Flags)
 		if err != nil {
 			return err
 		}
@@ -45,7 +46,7 @@ half and certificates beside it, and is of no use without a token that holds the
 	return c
 }
 
-func keyRestoreCommand() *cobra.Command {
+func keyRestoreCommand(ks *keystore.Keystore) *cobra.Command {
 	var unauthenticated bool
 	c := &cobra.Command{
 		Use:   "restore FILE",
@@ -60,7 +61,7 @@ under the public key in the backup, or, for a recipient's key, what is encrypted
 	c.Flags().BoolVar(&unauthenticated, "unauthenticated", false,
 		"restore a backup of version 1 too, which has no MAC, so that its usage and names may have been changed")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		s, err := config.Resolve("", given(), config.Flags)
+		s, err := ks.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}
@@ -90,14 +91,14 @@ under the public key in the backup, or, for a recipient's key, what is encrypted
 	return c
 }
 
-func backupKeyCommand() *cobra.Command {
+func backupKeyCommand(ks *keystore.Keystore) *cobra.Command {
 	return cli.Group("backup-key", "Make a wrapping key for backups, and bring it to other tokens",
-		backupKeyGenerateCommand(), backupKeyRestoreCommand())
+		backupKeyGenerateCommand(ks), backupKeyRestoreCommand(ks))
 }
 
 const soPINHelp = "where the security officer's PIN comes from, as --pin-source (required)"
 
-func backupKeyGenerateCommand() *cobra.Command {
+func backupKeyGenerateCommand(ks *keystore.Keystore) *cobra.Command {
 	var sharing custody.Sharing
 	var so string
 	c := &cobra.Command{
@@ -128,7 +129,7 @@ key, or the certificate of a key in the custodian's own module. Without, the fil
 		if !c.Flags().Changed("shares") {
 			sharing.Shares = len(sharing.Custodians)
 		}
-		s, err := config.Resolve("", given(), config.Flags)
+		s, err := ks.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}
@@ -159,7 +160,7 @@ key, or the certificate of a key in the custodian's own module. Without, the fil
 	return c
 }
 
-func backupKeyRestoreCommand() *cobra.Command {
+func backupKeyRestoreCommand(ks *keystore.Keystore) *cobra.Command {
 	var o custody.Opening
 	var so string
 	var unauthenticated bool
@@ -183,7 +184,7 @@ passphrase is asked for on the terminal, or the URI of a key in a module, whose 
 	c.Flags().BoolVar(&unauthenticated, "unauthenticated", false,
 		"use shares of version 1 too, which have no tag, so that the label may have been changed")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		s, err := config.Resolve("", given(), config.Flags)
+		s, err := ks.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}

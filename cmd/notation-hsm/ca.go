@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 
 	"github.com/spf13/cobra"
 
@@ -18,13 +19,13 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-func caCommand() *cobra.Command {
+func caCommand(ks *keystore.Keystore) *cobra.Command {
 	return cli.Group("ca", "Run a certificate authority whose key stays in a module",
-		caInitCommand(), caIssueCommand(), caListCommand(), caShowCommand(), caRevokeCommand(), caCRLCommand(),
-		caRecoverCommand())
+		caInitCommand(ks), caIssueCommand(ks), caListCommand(ks), caShowCommand(ks), caRevokeCommand(ks), caCRLCommand(ks),
+		caRecoverCommand(ks))
 }
 
-func caInitCommand() *cobra.Command {
+func caInitCommand(ks *keystore.Keystore) *cobra.Command {
 	var reference, parent string
 	var terms ca.Terms
 	var pathLength int
@@ -67,7 +68,7 @@ key. A library or command that they name is listed in the config file as well. T
 		if err := custody.Allow(c.Context(), reference, stored, config.Stored(filepath.Join(dir, args[0])), say); err != nil {
 			return err
 		}
-		a, err := ca.Init(c.Context(), dir, args[0], reference, stored, config.Flags, parent, terms)
+		a, err := ca.Init(c.Context(), ks, dir, args[0], reference, stored, config.Flags, parent, terms)
 		if err != nil {
 			return err
 		}
@@ -77,7 +78,7 @@ key. A library or command that they name is listed in the config file as well. T
 	return c
 }
 
-func caIssueCommand() *cobra.Command {
+func caIssueCommand(ks *keystore.Keystore) *cobra.Command {
 	var name, csr, reference, same string
 	var yes bool
 	var terms ca.Terms
@@ -96,7 +97,7 @@ key.`,
 		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
-	open := addCA(c, &name)
+	open := addCA(ks, c, &name)
 	addTerms(c, &terms)
 	c.Flags().StringVar(&csr, "csr", "", "file with the certificate request, in PEM")
 	c.Flags().StringVar(&reference, "key", "", "the key to certify, by URI or alias")
@@ -121,8 +122,8 @@ key.`,
 				return cli.Ask(c.Context(), "type yes to issue this certificate", "yes")
 			})
 		} else {
-			var s *config.Settings
-			if s, err = config.Resolve(reference, given(), config.Flags); err == nil {
+			var s *keystore.Reference
+			if s, err = ks.Resolve(reference, given(), config.Flags); err == nil {
 				result, err = a.IssueKey(c.Context(), s, terms, ca.AllowSubjectOf(same))
 			}
 		}
@@ -137,7 +138,7 @@ key.`,
 	return c
 }
 
-func caListCommand() *cobra.Command {
+func caListCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "list",
@@ -152,7 +153,7 @@ func caListCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		all, err := ca.List(dir)
+		all, err := ca.List(ks, dir)
 		if err != nil {
 			return err
 		}
@@ -175,7 +176,7 @@ func caListCommand() *cobra.Command {
 	return c
 }
 
-func caShowCommand() *cobra.Command {
+func caShowCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "show NAME",
@@ -190,7 +191,7 @@ func caShowCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		a, err := ca.Open(dir, args[0])
+		a, err := ca.Open(ks, dir, args[0])
 		if err != nil {
 			return err
 		}
@@ -238,7 +239,7 @@ func entryRows(entries []ca.Entry) [][]string {
 	return rows
 }
 
-func caRevokeCommand() *cobra.Command {
+func caRevokeCommand(ks *keystore.Keystore) *cobra.Command {
 	var name, serial, reference, file, reason string
 	c := &cobra.Command{
 		Use:   "revoke",
@@ -251,7 +252,7 @@ revocation is noted without. The settings given as flags are for --key.`,
 		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
-	open := addCA(c, &name)
+	open := addCA(ks, c, &name)
 	c.Flags().StringVar(&serial, "serial", "", "the certificate's serial number, in hex, as 'ca show' prints it")
 	c.Flags().StringVar(&reference, "key", "", "the key whose certificates are meant, by URI or alias")
 	c.Flags().StringVar(&file, "cert", "", "PEM file with the certificate first")
@@ -278,8 +279,8 @@ revocation is noted without. The settings given as flags are for --key.`,
 		case file != "":
 			done, err = a.RevokeFile(c.Context(), file, reason)
 		default:
-			var s *config.Settings
-			if s, err = config.Resolve(reference, given(), config.Flags); err == nil {
+			var s *keystore.Reference
+			if s, err = ks.Resolve(reference, given(), config.Flags); err == nil {
 				done, err = a.RevokeKey(c.Context(), s, reason)
 			}
 		}
@@ -305,7 +306,7 @@ revocation is noted without. The settings given as flags are for --key.`,
 	return c
 }
 
-func caCRLCommand() *cobra.Command {
+func caCRLCommand(ks *keystore.Keystore) *cobra.Command {
 	var name, next, out string
 	c := &cobra.Command{
 		Use:   "crl",
@@ -317,7 +318,7 @@ delays what you revoke. The settings given as flags are for the CA's key.`,
 		Args:    cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
-	open := addCA(c, &name)
+	open := addCA(ks, c, &name)
 	c.Flags().StringVar(&next, "next-update", "7d", "how long the list holds, such as 7d or 12h")
 	c.Flags().StringVar(&out, "out", "", "also write the list to this file")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -357,7 +358,7 @@ func addCAFolder(c *cobra.Command) func() (string, error) {
 }
 
 // addCA gives a command the flags that name a CA, and returns a function that opens it.
-func addCA(c *cobra.Command, name *string) func() (*ca.Authority, error) {
+func addCA(ks *keystore.Keystore, c *cobra.Command, name *string) func() (*ca.Authority, error) {
 	folder := addCAFolder(c)
 	c.Flags().StringVar(name, "ca", "", "the CA, by its name (required)")
 	return func() (*ca.Authority, error) {
@@ -369,7 +370,7 @@ func addCA(c *cobra.Command, name *string) func() (*ca.Authority, error) {
 		if err != nil {
 			return nil, err
 		}
-		return ca.Open(dir, *name)
+		return ca.Open(ks, dir, *name)
 	}
 }
 

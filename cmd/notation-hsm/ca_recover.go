@@ -10,9 +10,10 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/ca"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-func caRecoverCommand() *cobra.Command {
+func caRecoverCommand(ks *keystore.Keystore) *cobra.Command {
 	var name, published string
 	var never, yes bool
 	c := &cobra.Command{
@@ -26,7 +27,7 @@ The CA's key signs the new ledger. The settings given as flags are for that key.
 		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
-	open := addCA(c, &name)
+	open := addCA(ks, c, &name)
 	c.Flags().StringVar(&published, "crl", "", "also take in this list, the last that was published (DER)")
 	c.Flags().BoolVar(&never, "no-crl", false, "no revocation list was ever signed")
 	c.Flags().BoolVar(&yes, "yes", false, "don't ask")

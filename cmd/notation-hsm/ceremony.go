@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +14,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-func ceremonyCommand() *cobra.Command {
+func ceremonyCommand(ks *keystore.Keystore) *cobra.Command {
 	var out string
 	var dryRun bool
 	c := &cobra.Command{
@@ -38,7 +39,7 @@ kept as those of 'ca init' are.`,
 		if err != nil {
 			return err
 		}
-		plan, err := ca.ReadPlan(args[0])
+		plan, err := ca.ReadPlan(ks, args[0])
 		if err != nil {
 			return err
 		}

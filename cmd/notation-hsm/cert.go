@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 
 	"github.com/spf13/cobra"
 
@@ -15,12 +16,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-func certCommand() *cobra.Command {
+func certCommand(ks *keystore.Keystore) *cobra.Command {
 	return cli.Group("cert", "Get certificates for keys, and keep them on the token",
-		certSelfSignCommand(), certCSRCommand(), certImportCommand(), certExportCommand())
+		certSelfSignCommand(ks), certCSRCommand(ks), certImportCommand(ks), certExportCommand(ks))
 }
 
-func certSelfSignCommand() *cobra.Command {
+func certSelfSignCommand(ks *keystore.Keystore) *cobra.Command {
 	var subject string
 	var days int
 	c := &cobra.Command{
@@ -30,13 +31,13 @@ func certSelfSignCommand() *cobra.Command {
 		Args:    cli.Exactly(1),
 	}
 	c.Flags().IntVar(&days, "days", 365, "how long it is valid")
-	onSubject(c, &subject, func(ctx context.Context, s *config.Settings) ([]byte, []string, error) {
+	onSubject(ks, c, &subject, func(ctx context.Context, s *keystore.Reference) ([]byte, []string, error) {
 		return custody.SelfSign(ctx, s, subject, days)
 	})
 	return c
 }
 
-func certCSRCommand() *cobra.Command {
+func certCSRCommand(ks *keystore.Keystore) *cobra.Command {
 	var subject string
 	c := &cobra.Command{
 		Use:     "csr KEY",
@@ -44,15 +45,15 @@ func certCSRCommand() *cobra.Command {
 		Example: `  notation-hsm cert csr "pkcs11:token=signing;object=release" --subject "CN=release,O=Example,C=CH,ST=Zurich" > release.csr`,
 		Args:    cli.Exactly(1),
 	}
-	onSubject(c, &subject, func(ctx context.Context, s *config.Settings) ([]byte, []string, error) {
+	onSubject(ks, c, &subject, func(ctx context.Context, s *keystore.Reference) ([]byte, []string, error) {
 		return custody.Request(ctx, s, subject)
 	})
 	return c
 }
 
 // onSubject completes a command that makes PEM for a key and a subject.
-func onSubject(c *cobra.Command, subject *string,
-	run func(context.Context, *config.Settings) ([]byte, []string, error)) {
+func onSubject(ks *keystore.Keystore, c *cobra.Command, subject *string,
+	run func(context.Context, *keystore.Reference) ([]byte, []string, error)) {
 	given := cli.AddSettings(c, cli.TokenSettings...)
 	c.Flags().StringVar(subject, "subject", "",
 		`distinguished name, as in "CN=release,O=Example,C=CH,ST=Zurich" (required)`)
@@ -61,7 +62,7 @@ func onSubject(c *cobra.Command, subject *string,
 			return failure.New(failure.Invalid, "a certificate needs a --subject").
 				WithHint(`as in: --subject "CN=release,O=Example,C=CH,ST=Zurich"`)
 		}
-		s, err := config.Resolve(args[0], given(), config.Flags)
+		s, err := ks.Resolve(args[0], given(), config.Flags)
 		if err != nil {
 			return err
 		}
@@ -82,7 +83,7 @@ func warnIdentity(w io.Writer, lacks []string) {
 	}
 }
 
-func certImportCommand() *cobra.Command {
+func certImportCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "import KEY FILE",
 		Short: "Store a key's certificate and its issuers on the token",
@@ -93,7 +94,7 @@ refused. What the token has already is not stored again.`,
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		s, err := config.Resolve(args[0], given(), config.Flags)
+		s, err := ks.Resolve(args[0], given(), config.Flags)
 		if err != nil {
 			return err
 		}
@@ -107,7 +108,7 @@ refused. What the token has already is not stored again.`,
 	return c
 }
 
-func certExportCommand() *cobra.Command {
+func certExportCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "export KEY",
 		Short: "Print a key's certificate chain as PEM, leaf first; or its public key",
@@ -119,7 +120,7 @@ func certExportCommand() *cobra.Command {
 	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
 	c.Flags().BoolVar(&public, "public", false, "print the public key alone, which others can encrypt to")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		s, err := config.Resolve(args[0], given(), config.Flags)
+		s, err := ks.Resolve(args[0], given(), config.Flags)
 		if err != nil {
 			return err
 		}

@@ -4,13 +4,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/custody"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-func doctorCommand() *cobra.Command {
+func doctorCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "doctor [KEY]",
@@ -32,7 +33,7 @@ Without KEY it looks at the module, its tokens, the plugin, and Notation's signi
 		if len(args) == 1 {
 			reference, examine = args[0], custody.Doctor
 		}
-		s, err := config.Resolve(reference, given(), config.Flags)
+		s, err := ks.Resolve(reference, given(), config.Flags)
 		if err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 
 	"github.com/spf13/cobra"
 
@@ -12,13 +13,13 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/custody"
 )
 
-func keyCommand() *cobra.Command {
-	return cli.Group("key", "Make, see and care for keys in a module", keyGenerateCommand(), keyListCommand(),
-		keyShowCommand(), keyRotateCommand(), keyDeleteCommand(),
-		keyBackupCommand(), keyRestoreCommand(), backupKeyCommand())
+func keyCommand(ks *keystore.Keystore) *cobra.Command {
+	return cli.Group("key", "Make, see and care for keys in a module", keyGenerateCommand(ks), keyListCommand(ks),
+		keyShowCommand(ks), keyRotateCommand(ks), keyDeleteCommand(ks),
+		keyBackupCommand(ks), keyRestoreCommand(ks), backupKeyCommand(ks))
 }
 
-func keyGenerateCommand() *cobra.Command {
+func keyGenerateCommand(ks *keystore.Keystore) *cobra.Command {
 	var spec, usage, label, id, wrapping string
 	c := &cobra.Command{
 		Use:   "generate",
@@ -41,7 +42,7 @@ With --backup-key the key can leave the token, wrapped (encrypted) by that key o
 	c.Flags().StringVar(&wrapping, "backup-key", "",
 		"let this wrapping key take the key out for backups, by its label or URI")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		s, err := config.Resolve("", given(), config.Flags)
+		s, err := ks.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}
@@ -63,7 +64,7 @@ With --backup-key the key can leave the token, wrapped (encrypted) by that key o
 	return c
 }
 
-func keyListCommand() *cobra.Command {
+func keyListCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "list",
@@ -74,7 +75,7 @@ func keyListCommand() *cobra.Command {
 	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		s, err := config.Resolve("", given(), config.Flags)
+		s, err := ks.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}
@@ -100,7 +101,7 @@ func keyListCommand() *cobra.Command {
 	return c
 }
 
-func keyShowCommand() *cobra.Command {
+func keyShowCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "show KEY",
@@ -111,7 +112,7 @@ func keyShowCommand() *cobra.Command {
 	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		s, err := config.Resolve(args[0], given(), config.Flags)
+		s, err := ks.Resolve(args[0], given(), config.Flags)
 		if err != nil {
 			return err
 		}
@@ -160,7 +161,7 @@ func usable(k custody.Key) string {
 	return "can't sign: " + k.Reason
 }
 
-func keyDeleteCommand() *cobra.Command {
+func keyDeleteCommand(ks *keystore.Keystore) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use:   "delete KEY",
@@ -173,7 +174,7 @@ working and asks for the key's label on the terminal. A key that Notation signs 
 	given, folder := cli.AddSettings(c, cli.TokenSettings...), addCAFolder(c)
 	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		s, err := config.Resolve(args[0], given(), config.Flags)
+		s, err := ks.Resolve(args[0], given(), config.Flags)
 		if err != nil {
 			return err
 		}

@@ -5,9 +5,10 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/keyprovider"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-func keyproviderCommand() *cobra.Command {
+func keyproviderCommand(ks *keystore.Keystore) *cobra.Command {
 	return &cobra.Command{
 		Use:   "keyprovider",
 		Short: "Wrap and open keys of encrypted images, for tools with ocicrypt",
@@ -20,7 +21,7 @@ and then take --encryption-key provider:hsm:RECIPIENT and --decryption-key provi
 pubkey:FILE.`,
 		Args: cli.Exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			return keyprovider.Serve(c.Context(), c.InOrStdin(), c.OutOrStdout())
+			return keyprovider.Serve(c.Context(), ks, c.InOrStdin(), c.OutOrStdout())
 		},
 	}
 }

@@ -8,8 +8,8 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
-
 	"github.com/notation-hsm/notation-hsm/internal/plugin"
 )
 
@@ -31,8 +31,10 @@ func run() int {
 		_, _ = os.Stderr.Write(form(err)) // nobody is left to tell
 		return 1
 	}
+	ks := backends.Keystore()
+	defer ks.Close()
 	if asPlugin {
-		return plugin.Plugin{Version: version}.Serve(ctx, os.Args[1], os.Stdin, os.Stdout, os.Stderr)
+		return plugin.Plugin{Version: version, Keystore: ks}.Serve(ctx, os.Args[1], os.Stdin, os.Stdout, os.Stderr)
 	}
-	return cli.Run(ctx, command())
+	return cli.Run(ctx, command(ks))
 }

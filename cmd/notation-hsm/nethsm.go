@@ -15,26 +15,27 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/custody"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/nethsm"
 )
 
-func nethsmCommand() *cobra.Command {
-	c := cli.Group("nethsm", "Set up and look after a NetHSM", nethsmStatusCommand(), nethsmSetupCommand(),
-		nethsmBackupCommand(), nethsmConfigCommand())
+func nethsmCommand(ks *keystore.Keystore) *cobra.Command {
+	c := cli.Group("nethsm", "Set up and look after a NetHSM", nethsmStatusCommand(ks), nethsmSetupCommand(ks),
+		nethsmBackupCommand(ks), nethsmConfigCommand(ks))
 	c.Long = `A NetHSM is named in the section nethsm of the config file (or by NOTATION_HSM_NETHSM_INSTANCES and so on). Its keys are named
 nethsm:KEYID wherever a key is; "--token nethsm:" names it where a token is.`
 	return c
 }
 
 // resolveNetHSM finds the settings of the NetHSM, or of a key on it.
-func resolveNetHSM(id string, given map[string]string) (*config.Settings, error) {
-	return config.Resolve(config.NetHSMScheme+strings.TrimPrefix(id, config.NetHSMScheme), given, config.Flags)
+func resolveNetHSM(ks *keystore.Keystore, id string, given map[string]string) (*keystore.Reference, error) {
+	return ks.Resolve(config.NetHSMScheme+strings.TrimPrefix(id, config.NetHSMScheme), given, config.Flags)
 }
 
 // hush keeps warnings about the NetHSM out of the plugin protocol; they are in the log.
 func hush() { nethsm.Warnings = io.Discard }
 
-func nethsmStatusCommand() *cobra.Command {
+func nethsmStatusCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "status",
@@ -47,7 +48,7 @@ func nethsmStatusCommand() *cobra.Command {
 	given := cli.AddSettings(c, config.Timeout)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		s, err := resolveNetHSM("", given())
+		s, err := resolveNetHSM(ks, "", given())
 		if err != nil {
 			return err
 		}
@@ -101,7 +102,7 @@ func printStatus(out, remarks io.Writer, status *nethsm.Status) error {
 	return cli.PrintTable(out, []string{"MEMBER", "ID", "ROLE", "URLS"}, rows)
 }
 
-func nethsmSetupCommand() *cobra.Command {
+func nethsmSetupCommand(ks *keystore.Keystore) *cobra.Command {
 	var id string
 	var o custody.NetHSMOrder
 	var yes bool
@@ -135,7 +136,7 @@ administrator-pin-source. An administrator outside of any namespace is needed on
 		if id == "" {
 			return cli.Usage(c, errors.New("setup needs --key"))
 		}
-		s, err := resolveNetHSM(id, given())
+		s, err := resolveNetHSM(ks, id, given())
 		if err != nil {
 			return err
 		}
@@ -175,7 +176,7 @@ administrator-pin-source. An administrator outside of any namespace is needed on
 	return c
 }
 
-func nethsmBackupCommand() *cobra.Command {
+func nethsmBackupCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "backup FILE",
 		Short: "Write a backup of the whole NetHSM to a file",
@@ -186,7 +187,7 @@ administrator has to have set. The config file names backup-user and backup-pin-
 	}
 	given := cli.AddSettings(c, config.Timeout)
 	c.RunE = func(c *cobra.Command, args []string) error {
-		s, err := resolveNetHSM("", given())
+		s, err := resolveNetHSM(ks, "", given())
 		if err != nil {
 			return err
 		}
@@ -200,7 +201,7 @@ administrator has to have set. The config file names backup-user and backup-pin-
 	return c
 }
 
-func nethsmConfigCommand() *cobra.Command {
+func nethsmConfigCommand(ks *keystore.Keystore) *cobra.Command {
 	var label, log string
 	c := &cobra.Command{
 		Use:   "config",
@@ -214,7 +215,7 @@ passphrase: that comes with the login. The module finds the file by P11NETHSM_CO
 	c.Flags().StringVar(&label, "label", "nethsm", "the label of the token")
 	c.Flags().StringVar(&log, "log-file", os.DevNull, "where the module writes its log")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		s, err := resolveNetHSM("", given())
+		s, err := resolveNetHSM(ks, "", given())
 		if err != nil {
 			return err
 		}

@@ -4,9 +4,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-func command() *cobra.Command {
+func command(ks *keystore.Keystore) *cobra.Command {
 	return cli.Root(&cobra.Command{
 		Use:   "notation-hsm",
 		Short: "Sign container images with keys that never leave their hardware module",
@@ -20,6 +21,6 @@ config file, in this order.`,
   notation-hsm key generate --token signing --spec EC-256 --label release
   notation-hsm install --key-name release --key "pkcs11:token=signing;object=release"`,
 		Version: version,
-	}, tokenCommand(), keyCommand(), certCommand(), installCommand(), caCommand(), ceremonyCommand(), trustCommand(),
-		doctorCommand(), keyproviderCommand(), nethsmCommand())
+	}, tokenCommand(ks), keyCommand(ks), certCommand(ks), installCommand(), caCommand(ks), ceremonyCommand(ks), trustCommand(ks),
+		doctorCommand(ks), keyproviderCommand(ks), nethsmCommand(ks))
 }

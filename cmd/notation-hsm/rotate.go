@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 
 	"github.com/spf13/cobra"
 
@@ -11,7 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-func keyRotateCommand() *cobra.Command {
+func keyRotateCommand(ks *keystore.Keystore) *cobra.Command {
 	var o custody.Order
 	var yes bool
 	c := &cobra.Command{
@@ -41,7 +42,7 @@ The plan is shown and confirmed first. A rotation that was interrupted, wherever
 			return err
 		}
 		out := c.ErrOrStderr()
-		return custody.Rotate(c.Context(), o, func(r *custody.Rotation) error {
+		return custody.Rotate(c.Context(), ks, o, func(r *custody.Rotation) error {
 			fmt.Fprintf(out,
 				"rotating Notation's signing key %q\n  now:         %s\n  new key:     %s, %s\n  certificate: %s\n  old key:     "+
 					"kept, as %q\n",

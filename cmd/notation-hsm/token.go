@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 
 	"github.com/spf13/cobra"
 
@@ -13,11 +14,11 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-func tokenCommand() *cobra.Command {
-	return cli.Group("token", "See the tokens of a module", tokenListCommand())
+func tokenCommand(ks *keystore.Keystore) *cobra.Command {
+	return cli.Group("token", "See the tokens of a module", tokenListCommand(ks))
 }
 
-func tokenListCommand() *cobra.Command {
+func tokenListCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "list",
@@ -28,7 +29,7 @@ func tokenListCommand() *cobra.Command {
 	given := cli.AddSettings(c, config.ModulePath, config.Timeout)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		s, err := config.Resolve("", given(), config.Flags)
+		s, err := ks.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 
 	"github.com/spf13/cobra"
 
@@ -16,12 +17,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/trust"
 )
 
-func trustCommand() *cobra.Command {
+func trustCommand(ks *keystore.Keystore) *cobra.Command {
 	var manifest string
 	c := cli.Group("trust", "Say who may sign which repositories, and tell Notation",
 		trustInitCommand(&manifest),
 		cli.Group("signer", "Add, remove and list signers",
-			signerAddCommand(&manifest), signerRemoveCommand(&manifest), signerListCommand(&manifest)),
+			signerAddCommand(ks, &manifest), signerRemoveCommand(&manifest), signerListCommand(&manifest)),
 		trustExportCommand(&manifest))
 	c.PersistentFlags().StringVar(&manifest, "manifest", "",
 		"the file with all signers (default: NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in your "+
@@ -54,7 +55,7 @@ func trustInitCommand(manifest *string) *cobra.Command {
 	}
 }
 
-func signerAddCommand(manifest *string) *cobra.Command {
+func signerAddCommand(ks *keystore.Keystore, manifest *string) *cobra.Command {
 	var g trust.Grant
 	var by signerFlags
 	var threshold int
@@ -102,7 +103,7 @@ A signer who is there already gets more scopes, and needs none of these. The cha
 		if err != nil {
 			return err
 		}
-		if g.Cert, err = certificate(c.Context(), by, given(), cas); err != nil {
+		if g.Cert, err = certificate(c.Context(), ks, by, given(), cas); err != nil {
 			return err
 		}
 		s, err := trust.Add(c.Context(), path, g)
@@ -121,7 +122,7 @@ A signer who is there already gets more scopes, and needs none of these. The cha
 type signerFlags struct{ file, key, ca, subject string }
 
 // certificate reads what the flags name; nothing where they name nothing.
-func certificate(ctx context.Context, by signerFlags, settings map[string]string,
+func certificate(ctx context.Context, ks *keystore.Keystore, by signerFlags, settings map[string]string,
 	cas func() (string, error)) (*trust.Certificate, error) {
 	named := 0
 	for _, value := range []string{by.file, by.key, by.ca} {
@@ -138,7 +139,7 @@ func certificate(ctx context.Context, by signerFlags, settings map[string]string
 	case by.key == "" && len(settings) > 0:
 		return nil, failure.New(failure.Invalid, "the settings of a token need a --key").WithHint(hint)
 	case by.key != "":
-		s, err := config.Resolve(by.key, settings, config.Flags)
+		s, err := ks.Resolve(by.key, settings, config.Flags)
 		if err != nil {
 			return nil, err
 		}
@@ -148,7 +149,7 @@ func certificate(ctx context.Context, by signerFlags, settings map[string]string
 		if err != nil {
 			return nil, err
 		}
-		authority, err := ca.Open(folder, by.ca)
+		authority, err := ca.Open(ks, folder, by.ca)
 		if err != nil {
 			return nil, err
 		}

@@ -12,6 +12,7 @@ package ca
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -48,6 +49,8 @@ type Authority struct {
 
 	chain []*x509.Certificate // its own, and its issuers up to the root
 	dir   string
+
+	keystore *keystore.Keystore // reaches its key
 }
 
 // Folder returns where the CAs are kept: where the flag says, else NOTATION_HSM_CA_DIR, else beside the config file's
@@ -82,11 +85,11 @@ func checkName(name string) error {
 const description = "ca.json" // written last: a CA exists when it does
 
 // Open returns the CA of a name.
-func Open(folder, name string) (*Authority, error) {
+func Open(ks *keystore.Keystore, folder, name string) (*Authority, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	a := &Authority{dir: filepath.Join(folder, name)}
+	a := &Authority{keystore: ks, dir: filepath.Join(folder, name)}
 	data, err := bound.ReadFile(a.path(description), lineLimit)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, unknown(folder, name)
@@ -113,7 +116,7 @@ func Open(folder, name string) (*Authority, error) {
 
 func unknown(folder, name string) error {
 	hint := "make it with: notation-hsm ca init " + name
-	if all, _ := List(folder); len(all) > 0 {
+	if all, _ := List(nil, folder); len(all) > 0 {
 		known := make([]string, len(all))
 		for i, a := range all {
 			known[i] = a.Name
@@ -124,7 +127,7 @@ func unknown(folder, name string) error {
 }
 
 // List returns all CAs in a folder, by name.
-func List(folder string) ([]*Authority, error) {
+func List(ks *keystore.Keystore, folder string) ([]*Authority, error) {
 	entries, err := os.ReadDir(folder)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, failure.New(failure.Internal, "can't list the CAs: %w", err).WithHint("check the folder's permissions")
@@ -134,7 +137,7 @@ func List(folder string) ([]*Authority, error) {
 		if _, err := os.Stat(filepath.Join(folder, entry.Name(), description)); err != nil {
 			continue // not a CA, or one whose making was cut short
 		}
-		a, err := Open(folder, entry.Name())
+		a, err := Open(ks, folder, entry.Name())
 		if err != nil {
 			return nil, err
 		}
@@ -170,21 +173,21 @@ func (a *Authority) save() error {
 }
 
 // resolve finds the settings of the CA's key. given are flags, which are stronger than what is kept with the CA.
-func (a *Authority) resolve(given map[string]string) (*config.Settings, error) {
-	return config.ResolveStored(a.Key, a.Settings, config.Stored(a.path(description)), given)
+func (a *Authority) resolve(given map[string]string) (*keystore.Reference, error) {
+	return a.keystore.ResolveStored(a.Key, a.Settings, config.Stored(a.path(description)), given)
 }
 
 // withKey opens the CA's key and holds it against the CA's certificate. given are as in resolve.
-func (a *Authority) withKey(ctx context.Context, given map[string]string, do func(keystore.Key) error) error {
+func (a *Authority) withKey(ctx context.Context, given map[string]string, do func(crypto.Signer) error) error {
 	s, err := a.resolve(given)
 	if err != nil {
 		return err
 	}
-	return keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
+	return s.WithKey(ctx, func(_ keystore.Store, k keystore.Key) error {
 		if !certs.SameKey(k.Public(), a.Certificate().PublicKey) {
 			return failure.New(failure.Invalid, "the key %s is not that of the CA %q", s.Key, a.Name).
 				WithHint("check the token; the CA's key is the one in " + a.path("chain.pem"))
 		}
-		return do(k)
+		return do(keystore.Signer(ctx, k))
 	})
 }

@@ -130,22 +130,22 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 		if made["key "+reference] {
 			return nil
 		}
-		s, err := config.Resolve(reference, nil, p.origin())
+		s, err := p.keystore.Resolve(reference, nil, p.origin())
 		if err != nil {
 			return err
 		}
-		return keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error { return check(k.Public()) })
+		return s.WithKey(ctx, func(_ keystore.Store, k keystore.Key) error { return check(k.Public()) })
 	}
 	exists := func(crypto.PublicKey) error { return nil }
 	issues := func(name string) error {
 		if made["ca "+name] {
 			return nil
 		}
-		a, err := Open(folder, name)
+		a, err := Open(p.keystore, folder, name)
 		if err != nil {
 			return err
 		}
-		return a.withKey(ctx, nil, func(keystore.Key) error { return nil })
+		return a.withKey(ctx, nil, func(crypto.Signer) error { return nil })
 	}
 	if p.Root != nil {
 		if err := found(p.Root.Key, exists); err != nil {
@@ -164,7 +164,7 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 			if made["ca "+l.CA] {
 				return nil
 			}
-			return subjectIsFree(folder, l, public)
+			return subjectIsFree(p.keystore, folder, l, public)
 		}
 		if err := cmp.Or(found(l.Key, free), issues(l.CA)); err != nil {
 			return p.at("leaf", l.Name, err)
@@ -179,8 +179,8 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 }
 
 // subjectIsFree fails when a leaf has the subject of another key's certificate.
-func subjectIsFree(folder string, l LeafPlan, public crypto.PublicKey) error {
-	a, err := Open(folder, l.CA)
+func subjectIsFree(ks *keystore.Keystore, folder string, l LeafPlan, public crypto.PublicKey) error {
+	a, err := Open(ks, folder, l.CA)
 	if err != nil {
 		return err
 	}
@@ -199,21 +199,21 @@ func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
 
 // free holds that a key can be made: the token is there, the PIN is right, and no key has the label.
 func (c *ceremony) free(ctx context.Context, k KeyPlan) error {
-	s, err := config.Resolve("", k.settings(), c.origin())
+	s, err := c.keystore.Resolve("", k.settings(), c.origin())
 	if err != nil {
 		return err
 	}
-	store, err := keystore.Open(ctx, s)
+	store, err := s.Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	there, err := store.Keys()
+	there, err := store.Keys(ctx)
 	if err != nil {
 		return err
 	}
 	for _, other := range there {
-		info, err := other.Info()
+		info, err := other.Info(ctx)
 		if err != nil {
 			return err
 		}
@@ -271,11 +271,11 @@ func (c *ceremony) makeKey(ctx context.Context, k KeyPlan) error {
 	if err != nil {
 		return err
 	}
-	s, err := config.Resolve("", k.settings(), c.origin())
+	s, err := c.keystore.Resolve("", k.settings(), c.origin())
 	if err != nil {
 		return err
 	}
-	info, err := keystore.Generate(ctx, s, key.Request{Spec: spec, Usage: key.Sign, Label: k.Label})
+	info, err := s.Generate(ctx, key.Request{Spec: spec, Usage: key.Sign, Label: k.Label})
 	if err != nil {
 		return err
 	}
@@ -284,7 +284,7 @@ func (c *ceremony) makeKey(ctx context.Context, k KeyPlan) error {
 	return c.recordKey(ctx, k.Name, true, info.URI, s, info.Public)
 }
 
-func (c *ceremony) recordKey(ctx context.Context, name string, made bool, uri string, s *config.Settings,
+func (c *ceremony) recordKey(ctx context.Context, name string, made bool, uri string, s *keystore.Reference,
 	public crypto.PublicKey) error {
 	spec, err := key.SpecOf(public)
 	if err != nil {
@@ -311,12 +311,12 @@ func (c *ceremony) recordKey(ctx context.Context, name string, made bool, uri st
 }
 
 // tokenOf returns the full name of the token that a key is on, as far as the token's label tells it apart.
-func tokenOf(ctx context.Context, uri string, s *config.Settings) (string, error) {
+func tokenOf(ctx context.Context, uri string, s *keystore.Reference) (string, error) {
 	named, err := config.ParseURI(uri)
 	if err != nil {
 		return "", err
 	}
-	tokens, err := keystore.Tokens(ctx, s)
+	tokens, err := s.Tokens(ctx)
 	if err != nil {
 		return "", err
 	}
@@ -334,12 +334,12 @@ func (c *ceremony) key(ctx context.Context, reference string) (string, map[strin
 	if uri, made := c.keys[reference]; made {
 		return uri, c.given[reference], nil
 	}
-	s, err := config.Resolve(reference, nil, c.origin())
+	s, err := c.keystore.Resolve(reference, nil, c.origin())
 	if err != nil {
 		return "", nil, err
 	}
-	return reference, nil, keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
-		info, err := k.Info()
+	return reference, nil, s.WithKey(ctx, func(_ keystore.Store, k keystore.Key) error {
+		info, err := k.Info(ctx)
 		if err != nil {
 			return err
 		}
@@ -352,7 +352,7 @@ func (c *ceremony) makeAuthority(ctx context.Context, plan AuthorityPlan) error 
 	if err != nil {
 		return err
 	}
-	a, err := Init(ctx, c.folder, plan.Name, reference, given, c.origin(), plan.Parent, plan.Terms)
+	a, err := Init(ctx, c.keystore, c.folder, plan.Name, reference, given, c.origin(), plan.Parent, plan.Terms)
 	if err != nil {
 		return err
 	}
@@ -364,11 +364,11 @@ func (c *ceremony) issue(ctx context.Context, plan LeafPlan) error {
 	if err != nil {
 		return err
 	}
-	a, err := Open(c.folder, plan.CA)
+	a, err := Open(c.keystore, c.folder, plan.CA)
 	if err != nil {
 		return err
 	}
-	s, err := config.Resolve(reference, given, c.origin())
+	s, err := c.keystore.Resolve(reference, given, c.origin())
 	if err != nil {
 		return err
 	}
@@ -402,7 +402,7 @@ func (c *ceremony) certificate(name string, cert *x509.Certificate, chain []byte
 }
 
 func (c *ceremony) sign(ctx context.Context, plan CRLPlan) error {
-	a, err := Open(c.folder, plan.CA)
+	a, err := Open(c.keystore, c.folder, plan.CA)
 	if err != nil {
 		return err
 	}

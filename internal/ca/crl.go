@@ -17,7 +17,6 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // CRL signs a new revocation list, which holds until next update, and keeps it. given are settings for the CA's key.
@@ -39,7 +38,7 @@ func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate
 						a.Name + " --crl " + published)
 			}
 		}
-		return a.withKey(ctx, given, func(k keystore.Key) error {
+		return a.withKey(ctx, given, func(k crypto.Signer) error {
 			list, err = a.signList(k, l, lasts)
 			return err
 		})

@@ -18,25 +18,25 @@ import (
 // Init makes a CA of a key that is in a module: a root, or with a parent an intermediate. given are the settings that
 // come with the key from its origin, and are kept with the CA.
 func Init(
-	ctx context.Context, folder, name, reference string, given map[string]string, origin config.Origin,
+	ctx context.Context, ks *keystore.Keystore, folder, name, reference string, given map[string]string, origin config.Origin,
 	parent string, terms Terms,
 ) (*Authority, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	s, err := config.Resolve(reference, given, origin)
+	s, err := ks.Resolve(reference, given, origin)
 	if err != nil {
 		return nil, err
 	}
 	a := &Authority{Name: name, Key: reference, Parent: parent, Created: now(), Ledger: ledgerVersion,
-		dir: filepath.Join(folder, name)}
+		dir: filepath.Join(folder, name), keystore: ks}
 	if a.Settings, err = config.Lasting(given); err != nil {
 		return nil, err
 	}
 	var issuer *Authority
 	var above *x509.Certificate
 	if parent != "" {
-		if issuer, err = Open(folder, parent); err != nil {
+		if issuer, err = Open(ks, folder, parent); err != nil {
 			return nil, err
 		}
 		above = issuer.Certificate()
@@ -51,19 +51,19 @@ func Init(
 		}
 		var err error
 		if issuer == nil {
-			err = keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error {
-				cert, err := certs.Sign(k, template, nil, k.Public())
+			err = s.WithKey(ctx, func(_ keystore.Store, k keystore.Key) error {
+				cert, err := certs.Sign(keystore.Signer(ctx, k), template, nil, k.Public())
 				if err != nil {
 					return err
 				}
 				a.chain = []*x509.Certificate{cert}
-				return a.begin(k)
+				return a.begin(keystore.Signer(ctx, k))
 			})
 		} else {
 			_, err = issuer.certifyKey(ctx, s, template, nil,
 				func(_ keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
 					a.chain = chain
-					return a.begin(k)
+					return a.begin(keystore.Signer(ctx, k))
 				})
 		}
 		if err != nil {

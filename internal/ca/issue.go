@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
@@ -74,7 +73,7 @@ func (a *Authority) IssueRequest(ctx context.Context, path string, given map[str
 
 // IssueKey issues a signer's certificate for a key in a module, and stores the chain beside it. When only the storing
 // fails, the result is returned with the failure.
-func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Terms, allow Allow) (result *Issued,
+func (a *Authority) IssueKey(ctx context.Context, s *keystore.Reference, terms Terms, allow Allow) (result *Issued,
 	err error) {
 	if terms.Subject == "" {
 		return nil, failure.New(failure.Invalid, "a certificate needs a --subject").
@@ -86,7 +85,7 @@ func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Term
 	}
 	chain, err := a.certifyKey(ctx, s, template, allow,
 		func(store keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
-			if _, err := store.Import(k, chain); err != nil {
+			if _, err := store.Import(ctx, k, chain); err != nil {
 				f := failure.From(err)
 				return &failure.Error{
 					Kind: f.Kind, CKR: f.CKR, Err: err, What: "the certificate was issued but not stored on the token: " + f.What,
@@ -104,11 +103,11 @@ func (a *Authority) IssueKey(ctx context.Context, s *config.Settings, terms Term
 
 // certifyKey issues a certificate for a key in a module. The key signs a request first: one that does not sign is found
 // out before it has a certificate.
-func (a *Authority) certifyKey(ctx context.Context, s *config.Settings, template *x509.Certificate, allow Allow,
+func (a *Authority) certifyKey(ctx context.Context, s *keystore.Reference, template *x509.Certificate, allow Allow,
 	then func(keystore.Store, keystore.Key, []*x509.Certificate) error) (chain []*x509.Certificate, err error) {
 	err = a.change(ctx, func(l *ledger) error {
-		return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
-			if _, err := certs.Request(k, template.Subject); err != nil {
+		return s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
+			if _, err := certs.Request(keystore.Signer(ctx, k), template.Subject); err != nil {
 				return err
 			}
 			if chain, err = a.certify(ctx, l, nil, template, k.Public(), allow); err != nil || then == nil {
@@ -126,7 +125,7 @@ func (a *Authority) certify(ctx context.Context, l *ledger, given map[string]str
 	if err := a.mayCertify(l, template, public, allow); err != nil {
 		return nil, err
 	}
-	err = a.withKey(ctx, given, func(k keystore.Key) error {
+	err = a.withKey(ctx, given, func(k crypto.Signer) error {
 		chain, err = a.issue(k, l, template, public)
 		return err
 	})
@@ -182,7 +181,7 @@ func (a *Authority) notRevoked() error {
 			errors.Is(err, fs.ErrNotExist) {
 			return nil // a root, or a CA whose issuer is kept elsewhere
 		}
-		parent, err := Open(folder, ca.Parent)
+		parent, err := Open(a.keystore, folder, ca.Parent)
 		if err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // Plan is a ceremony as its file has it: the keys to make, and what is then signed with them, in this order.
@@ -26,8 +27,9 @@ type Plan struct {
 	Leaves        []LeafPlan      `yaml:"leaves"`
 	CRLs          []CRLPlan       `yaml:"crls"`
 
-	path   string
-	digest string // SHA-256 of the file, in hex
+	path     string
+	digest   string             // SHA-256 of the file, in hex
+	keystore *keystore.Keystore // reaches the keys it names
 }
 
 // KeyPlan is a key to make.
@@ -67,14 +69,14 @@ type CRLPlan struct {
 }
 
 // ReadPlan reads a ceremony's file.
-func ReadPlan(path string) (*Plan, error) {
+func ReadPlan(ks *keystore.Keystore, path string) (*Plan, error) {
 	data, err := bound.ReadFile(path, config.MaxFile)
 	if err != nil {
 		return nil, failure.New(failure.Invalid, "can't read the ceremony: %w", err).
 			WithHint("check the path, and that this user can read the file")
 	}
 	sum := sha256.Sum256(data)
-	p := &Plan{path: path, digest: hex.EncodeToString(sum[:])}
+	p := &Plan{keystore: ks, path: path, digest: hex.EncodeToString(sum[:])}
 	return p, config.Strict(path, data, p)
 }
 
@@ -92,7 +94,7 @@ type Part struct {
 // each step which modules are loaded and where PINs come from. What can be known to be wrong beforehand fails here.
 func (p *Plan) Rehearse(folder string) ([]Part, error) {
 	r := rehearsal{
-		folder: folder, origin: p.origin(), keys: map[string]KeyPlan{}, settings: map[string]*config.Settings{},
+		keystore: p.keystore, folder: folder, origin: p.origin(), keys: map[string]KeyPlan{}, settings: map[string]*keystore.Reference{},
 		issuers: map[string]issuer{}, files: map[string]bool{}, owners: map[string]string{},
 	}
 	for _, k := range p.Keys {
@@ -144,11 +146,12 @@ func (p *Plan) at(kind, name string, err error) error {
 }
 
 type rehearsal struct {
+	keystore *keystore.Keystore
 	folder   string
 	origin   config.Origin
 	keys     map[string]KeyPlan
-	settings map[string]*config.Settings // of these keys
-	issuers  map[string]issuer           // the CAs so far, by name
+	settings map[string]*keystore.Reference // of these keys
+	issuers  map[string]issuer              // the CAs so far, by name
 	files    map[string]bool
 	owners   map[string]string // whose certificate a key is for
 	parts    []Part
@@ -164,11 +167,11 @@ type plannedLeaf struct {
 // issuer is a CA that signs in the ceremony.
 type issuer struct {
 	cert     *x509.Certificate
-	settings *config.Settings // of its key
+	settings *keystore.Reference // of its key
 }
 
 // uses says which module a step loads for a key, and where the PIN comes from.
-func uses(module, pin string, s *config.Settings) [][]string {
+func uses(module, pin string, s *keystore.Reference) [][]string {
 	path := s.ModulePath
 	if path == "" {
 		path = "none is named"
@@ -194,7 +197,7 @@ func (r *rehearsal) key(k KeyPlan) error {
 				WithHint("give each key a name, and on its token a label, of its own")
 		}
 	}
-	s, err := config.Resolve("", k.settings(), r.origin)
+	s, err := r.keystore.Resolve("", k.settings(), r.origin)
 	if err != nil {
 		return err
 	}
@@ -218,7 +221,7 @@ func (k KeyPlan) settings() map[string]string {
 }
 
 // describeKey says which key is meant and how it is reached, and fails when none can be.
-func (r *rehearsal) describeKey(reference string) (string, *config.Settings, error) {
+func (r *rehearsal) describeKey(reference string) (string, *keystore.Reference, error) {
 	if reference == "" {
 		return "", nil, failure.New(failure.Invalid, "it has no key").
 			WithHint("name one under keys, or one that is there by its URI or alias")
@@ -226,7 +229,7 @@ func (r *rehearsal) describeKey(reference string) (string, *config.Settings, err
 	if k, made := r.keys[reference]; made {
 		return fmt.Sprintf("%s (%s, made here)", k.Name, k.Spec), r.settings[reference], nil
 	}
-	s, err := config.Resolve(reference, nil, r.origin)
+	s, err := r.keystore.Resolve(reference, nil, r.origin)
 	if err != nil {
 		return "", nil, err
 	}
@@ -238,7 +241,7 @@ func (r *rehearsal) issuer(name string) (issuer, error) {
 	if made, ok := r.issuers[name]; ok {
 		return made, nil
 	}
-	a, err := Open(r.folder, name)
+	a, err := Open(r.keystore, r.folder, name)
 	if err != nil {
 		return issuer{}, err
 	}
@@ -338,7 +341,7 @@ func (r *rehearsal) subject(l LeafPlan, template, issuer *x509.Certificate) erro
 	if _, made := r.keys[l.Key]; !made {
 		return nil
 	}
-	a, err := Open(r.folder, l.CA)
+	a, err := Open(r.keystore, r.folder, l.CA)
 	if err != nil {
 		return err
 	}
@@ -352,7 +355,7 @@ func (r *rehearsal) subject(l LeafPlan, template, issuer *x509.Certificate) erro
 // certificate adds the part of one certificate, and returns the settings of its key. The zero issuer is the key itself.
 func (r *rehearsal) certificate(
 	title, reference, signer string, days int, template *x509.Certificate, parent issuer,
-) (*config.Settings, error) {
+) (*keystore.Reference, error) {
 	described, s, err := r.describeKey(reference)
 	if err != nil {
 		return nil, err

@@ -19,7 +19,6 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // Recovery is a ledger that was put together again from what is left of a CA.
@@ -49,7 +48,7 @@ func (a *Authority) Recover(ctx context.Context, given map[string]string, publis
 		if err := agree(r); err != nil {
 			return err
 		}
-		return a.withKey(ctx, given, func(k keystore.Key) error { return a.replace(k, l, r.Kept) })
+		return a.withKey(ctx, given, func(k crypto.Signer) error { return a.replace(k, l, r.Kept) })
 	})
 }
 

@@ -350,12 +350,12 @@ func TestNameInDescription(t *testing.T) {
 	folder := t.TempDir()
 	a := newTestCA(t, folder, "root", nil)
 	a.list()
-	if _, err := Open(folder, "root"); err != nil {
+	if _, err := Open(nil, folder, "root"); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"other", "../../elsewhere", ""} {
 		a.put(description, []byte(`{"name":"`+name+`","key":"a","ledger":1}`))
-		if _, err := Open(folder, "root"); !failure.Is(err, failure.Invalid) ||
+		if _, err := Open(nil, folder, "root"); !failure.Is(err, failure.Invalid) ||
 			!strings.Contains(err.Error(), "it is that of a CA") {
 			t.Errorf("%q: %v", name, err)
 		}

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
@@ -78,7 +77,7 @@ func (a *Authority) RevokeFile(ctx context.Context, path, reason string) (Revoca
 }
 
 // RevokeKey revokes every certificate of a key in a module.
-func (a *Authority) RevokeKey(ctx context.Context, s *config.Settings, reason string) (Revocation, error) {
+func (a *Authority) RevokeKey(ctx context.Context, s *keystore.Reference, reason string) (Revocation, error) {
 	public, err := publicKey(ctx, s)
 	if err != nil {
 		return Revocation{}, err
@@ -90,13 +89,13 @@ func (a *Authority) RevokeKey(ctx context.Context, s *config.Settings, reason st
 	return a.revoke(ctx, "the key "+s.Key.String(), reason, func(e Entry) bool { return e.PublicKey == fingerprint })
 }
 
-func publicKey(ctx context.Context, s *config.Settings) (crypto.PublicKey, error) {
-	store, err := keystore.Open(ctx, s)
+func publicKey(ctx context.Context, s *keystore.Reference) (crypto.PublicKey, error) {
+	store, err := s.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer store.Close()
-	return store.Public()
+	return store.Public(ctx)
 }
 
 func (a *Authority) revoke(ctx context.Context, what, why string, matches func(Entry) bool) (done Revocation,
@@ -140,7 +139,7 @@ func (a *Authority) invalidate(ctx context.Context, l *ledger, records []record)
 	if err := l.add(records...); err != nil {
 		return nil, err
 	}
-	unsigned = a.withKey(ctx, nil, func(k keystore.Key) error { return l.sign(k) })
+	unsigned = a.withKey(ctx, nil, func(k crypto.Signer) error { return l.sign(k) })
 	if ctx.Err() != nil {
 		return nil, unsigned
 	}

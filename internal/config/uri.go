@@ -125,6 +125,14 @@ func parseSlot(text string) (uint, error) {
 	return uint(id), nil
 }
 
+// Scheme returns the scheme of the URI, with its colon.
+func (u URI) Scheme() string {
+	if u.NetHSM {
+		return NetHSMScheme
+	}
+	return Scheme
+}
+
 // String returns the URI with its attributes in a fixed order, percent-encoded, and without a PIN.
 func (u URI) String() string {
 	if u.NetHSM {

@@ -84,12 +84,12 @@ func (b backupFile) checksum() (string, error) {
 
 // Backup writes a key to a file, wrapped in the module by a wrapping key of its token. An empty reference is the only
 // one there.
-func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w key.WrappingKey, err error) {
+func Backup(ctx context.Context, s *keystore.Reference, wrapping, path string) (w key.WrappingKey, err error) {
 	if _, err := os.Lstat(path); err == nil {
 		return w, failure.New(failure.Invalid, "%s is there already", path).WithHint("choose another name, or move it away")
 	}
-	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
-		info, err := k.Info()
+	err = s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
+		info, err := k.Info(ctx)
 		if err != nil {
 			return err
 		}
@@ -104,7 +104,7 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 			return failure.New(failure.Invalid, "the key %s has no id, or no label in UTF-8", info.URI).
 				WithHint("give the key both, with the vendor's tool")
 		}
-		reference, err := wrappingReference(store, wrapping)
+		reference, err := wrappingReference(s.Keystore(), store, wrapping)
 		if err != nil {
 			return err
 		}
@@ -116,7 +116,7 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 		if err != nil {
 			return err
 		}
-		known, err := certificates(store, s)
+		known, err := certificates(ctx, store, s)
 		if err != nil {
 			return err
 		}
@@ -126,7 +126,7 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 				chain = []*x509.Certificate{leaf}
 			}
 		}
-		wrapped, err := store.Wrap(k, reference)
+		wrapped, err := store.Wrap(ctx, k, reference)
 		if err != nil {
 			return err
 		}
@@ -143,7 +143,7 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 		if b.Checksum, err = b.checksum(); err != nil {
 			return err
 		}
-		mac, err := store.Authenticate(backupText(b.Checksum), b.Mechanism, w)
+		mac, err := store.Authenticate(ctx, backupText(b.Checksum), b.Mechanism, w)
 		if err != nil {
 			return err
 		}
@@ -158,7 +158,7 @@ func Backup(ctx context.Context, s *config.Settings, wrapping, path string) (w k
 }
 
 // wrappingReference reads the reference to a wrapping key, which has to be on the token of the store.
-func wrappingReference(store keystore.Store, text string) (config.URI, error) {
+func wrappingReference(ks *keystore.Keystore, store keystore.Store, text string) (config.URI, error) {
 	if text == "" {
 		return config.URI{}, nil
 	}
@@ -166,7 +166,7 @@ func wrappingReference(store keystore.Store, text string) (config.URI, error) {
 		return config.URI{Object: text}, nil
 	}
 	uri, err := config.ParseURI(text)
-	if err == nil && !keystore.Matches(uri, store.Describe()) {
+	if err == nil && !ks.Matches(uri, store.Describe()) {
 		err = failure.New(failure.Invalid, "the wrapping key %s is not on the token %q", uri, store.Describe().Label).
 			WithHint("a key is wrapped where it is: bring the wrapping key to its token with 'notation-hsm key " +
 				"backup-key restore'")
@@ -193,7 +193,7 @@ type Unauthenticated struct {
 // backup, and to sign, or open, what its public key in the backup verifies, or closed; else it is deleted. A backup of
 // version 1 has no MAC: accept decides whether it is restored, and nil refuses it.
 func Restore(
-	ctx context.Context, s *config.Settings, path string, accept func(Unauthenticated) error,
+	ctx context.Context, s *keystore.Reference, path string, accept func(Unauthenticated) error,
 ) (r Restored, err error) {
 	b, err := readBackup(path)
 	if err != nil {
@@ -221,21 +221,21 @@ func Restore(
 	}
 	named := *s
 	named.Key.Object, named.Key.ID = b.Label, c.id
-	store, err := keystore.Open(ctx, &named)
+	store, err := named.Open(ctx)
 	if err != nil {
 		return r, err
 	}
 	defer store.Close()
 	if b.Version != unauthenticatedVersion {
 		mac := key.MAC{Key: b.MAC.Key, Value: b.MAC.Value}
-		if err := store.Verify(backupText(b.Checksum), mac, b.Mechanism, c.wrapped.By); err != nil {
+		if err := store.Verify(ctx, backupText(b.Checksum), mac, b.Mechanism, c.wrapped.By); err != nil {
 			f := failure.From(err)
 			f.What = fmt.Sprintf("cannot authenticate the backup %s: %s", path, f.What)
 			return r, f
 		}
 	}
 	for _, name := range []config.URI{{Object: b.Label}, {ID: c.id}} {
-		taken, err := store.Taken(name)
+		taken, err := store.Taken(ctx, name)
 		if taken {
 			err = failure.New(failure.Invalid, "the token %q has a key with this name already: %s", store.Describe().Label, name).
 				WithHint("restore it to another token; or, if it is left of a restoration that was interrupted, delete it " +
@@ -245,12 +245,12 @@ func Restore(
 			return r, err
 		}
 	}
-	if err := store.Discard(); err != nil { // a public half that is left of a restoration that was cut short
+	if err := store.Discard(ctx); err != nil { // a public half that is left of a restoration that was cut short
 		return r, err
 	}
-	if r, err = restored(store, b, c); err != nil {
+	if r, err = restored(ctx, store, b, c); err != nil {
 		f := failure.From(err)
-		if err := store.Discard(); err != nil { // a key that does not work as it should is worse than none
+		if err := store.Discard(ctx); err != nil { // a key that does not work as it should is worse than none
 			f.What += fmt.Sprintf("; and the key is still on the token, for it could not be deleted: %v", err)
 		}
 		return Restored{}, f
@@ -258,16 +258,16 @@ func Restore(
 	return r, nil
 }
 
-func restored(store keystore.Store, b *backupFile, c contents) (r Restored, err error) {
+func restored(ctx context.Context, store keystore.Store, b *backupFile, c contents) (r Restored, err error) {
 	r.Usage, r.Certificates = b.usage(), len(c.chain)
-	if err := store.Unwrap(c.wrapped, r.Usage, b.Label, c.id, c.public); err != nil {
+	if err := store.Unwrap(ctx, c.wrapped, r.Usage, b.Label, c.id, c.public); err != nil {
 		return r, err
 	}
-	k, err := store.Key(nil)
+	k, err := store.Key(ctx, nil)
 	if err != nil {
 		return r, err
 	}
-	info, err := k.Info()
+	info, err := k.Info(ctx)
 	if err != nil {
 		return r, err
 	}
@@ -276,12 +276,12 @@ func restored(store keystore.Store, b *backupFile, c contents) (r Restored, err 
 		return r, err
 	}
 	if r.Usage == key.Decrypt {
-		err = proveOpens(k, c.public)
+		err = proveOpens(ctx, k, c.public)
 	} else {
-		err = prove(k, c.public)
+		err = prove(ctx, k, c.public)
 	}
 	if err == nil && len(c.chain) > 0 {
-		_, err = store.Import(k, c.chain)
+		_, err = store.Import(ctx, k, c.chain)
 	}
 	return r, err
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
@@ -36,12 +37,12 @@ const custodianForms = "name an age1... or ssh-... key, cert:FILE or pubkey:FILE
 
 // parseCustodian reads age1..., an SSH public key, cert:FILE or pubkey:FILE. It makes no use of age's plugins, which
 // are programs.
-func parseCustodian(ctx context.Context, name string) (c custodian, err error) {
+func parseCustodian(ctx context.Context, ks *keystore.Keystore, name string) (c custodian, err error) {
 	c.name = name
 	var to age.Recipient
 	switch {
 	case strings.HasPrefix(name, "cert:"), strings.HasPrefix(name, "pubkey:"):
-		recipients, err := layerkey.ParseRecipients(ctx, []string{name}, config.Flags)
+		recipients, err := layerkey.ParseRecipients(ctx, ks, []string{name}, config.Flags)
 		if err != nil {
 			return c, err
 		}
@@ -88,7 +89,7 @@ func parseCustodian(ctx context.Context, name string) (c custodian, err error) {
 }
 
 // parseCustodians reads the custodians of n shares, each of whom has one.
-func parseCustodians(ctx context.Context, names []string, n int) ([]custodian, error) {
+func parseCustodians(ctx context.Context, ks *keystore.Keystore, names []string, n int) ([]custodian, error) {
 	if len(names) == 0 {
 		return nil, nil
 	}
@@ -99,7 +100,7 @@ func parseCustodians(ctx context.Context, names []string, n int) ([]custodian, e
 	custodians := make([]custodian, n)
 	seen := map[string]int{}
 	for i, name := range names {
-		c, err := parseCustodian(ctx, name)
+		c, err := parseCustodian(ctx, ks, name)
 		if err != nil {
 			return nil, err
 		}
@@ -126,7 +127,8 @@ const scryptLimit = 20
 // openIdentities reads identities: the URI of a key in a module, or a file of age's or with an SSH private key. ask
 // asks for the passphrase of a file that has one.
 func openIdentities(
-	ctx context.Context, names []string, ask func(ctx context.Context, what string) ([]byte, error),
+	ctx context.Context, ks *keystore.Keystore, names []string,
+	ask func(ctx context.Context, what string) ([]byte, error),
 ) (*Identities, error) {
 	ids := &Identities{}
 	var references []string
@@ -142,7 +144,7 @@ func openIdentities(
 		ids.files = append(ids.files, found...)
 	}
 	if len(references) > 0 {
-		ids.keys = layerkey.OpenKeys(ctx, references, config.Flags)
+		ids.keys = layerkey.OpenKeys(ks, references, config.Flags)
 	}
 	return ids, nil
 }
@@ -254,7 +256,7 @@ func decryptAge(data []byte, limit int64, identities ...age.Identity) ([]byte, e
 }
 
 // decrypt returns a share file in the clear, which the caller clears.
-func (ids *Identities) decrypt(path string, data []byte) ([]byte, error) {
+func (ids *Identities) decrypt(ctx context.Context, path string, data []byte) ([]byte, error) {
 	var kind struct {
 		Ciphertext string `json:"ciphertext"`
 	}
@@ -282,7 +284,7 @@ func (ids *Identities) decrypt(path string, data []byte) ([]byte, error) {
 			return nil, encrypted(path, "a key in a module")
 		}
 		sealed := base64.StdEncoding.EncodeToString(bytes.TrimSpace(data))
-		plain, err := ids.keys.Open(map[string]string{layerkey.Annotation: sealed})
+		plain, err := ids.keys.Open(ctx, map[string]string{layerkey.Annotation: sealed})
 		if err != nil {
 			f := failure.From(err)
 			f.What = fmt.Sprintf("no identity opens the share %s: %s", path, f.What)

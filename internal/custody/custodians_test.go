@@ -79,17 +79,17 @@ func TestPassphrases(t *testing.T) {
 		"SSH, another": {newAge(t).Recipient().String(), sshPath, "staple", "not asked"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			custodian := must[custodian](t)(parseCustodian(ctx, c.to))
+			custodian := must[custodian](t)(parseCustodian(ctx, nil, c.to))
 			sealed := must[[]byte](t)(custodian.encrypt([]byte("the share")))
 			for _, passphrase := range []string{c.right, "wrong"} {
 				asked := "not asked"
-				ids, err := openIdentities(ctx, []string{c.identity}, func(context.Context, string) ([]byte, error) {
+				ids, err := openIdentities(ctx, nil, []string{c.identity}, func(context.Context, string) ([]byte, error) {
 					asked = "asked"
 					return []byte(passphrase), nil
 				})
 				var plain []byte
 				if err == nil {
-					plain, err = ids.decrypt("share", sealed)
+					plain, err = ids.decrypt(ctx, "share", sealed)
 				}
 				opens := passphrase == c.right && c.asked == "asked"
 				if opens != (err == nil) || opens != (string(plain) == "the share") || asked != c.asked || err != nil &&
@@ -98,10 +98,10 @@ func TestPassphrases(t *testing.T) {
 				}
 			}
 			if c.asked == "asked" {
-				ids, err := openIdentities(ctx, []string{c.identity},
+				ids, err := openIdentities(ctx, nil, []string{c.identity},
 					func(context.Context, string) ([]byte, error) { return nil, errors.New("nobody is here") })
 				if err == nil {
-					_, err = ids.decrypt("share", sealed)
+					_, err = ids.decrypt(ctx, "share", sealed)
 				}
 				if err == nil || !strings.Contains(err.Error(), "nobody is here") {
 					t.Errorf("without an answer: %v", err)
@@ -115,10 +115,10 @@ func TestPassphrases(t *testing.T) {
 func TestPostQuantum(t *testing.T) {
 	ctx := context.Background()
 	identity := must[*age.HybridIdentity](t)(age.GenerateHybridIdentity())
-	c := must[custodian](t)(parseCustodian(ctx, identity.Recipient().String()))
+	c := must[custodian](t)(parseCustodian(ctx, nil, identity.Recipient().String()))
 	sealed := must[[]byte](t)(c.encrypt([]byte("the share")))
-	ids := must[*Identities](t)(openIdentities(ctx, []string{file(t, []byte(identity.String()))}, nil))
-	if plain, err := ids.decrypt("share", sealed); err != nil || string(plain) != "the share" {
+	ids := must[*Identities](t)(openIdentities(ctx, nil, []string{file(t, []byte(identity.String()))}, nil))
+	if plain, err := ids.decrypt(ctx, "share", sealed); err != nil || string(plain) != "the share" {
 		t.Errorf("%q, %v", plain, err)
 	}
 }
@@ -127,7 +127,7 @@ func TestPostQuantum(t *testing.T) {
 func TestPublicKeyFile(t *testing.T) {
 	private := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))
 	der := must[[]byte](t)(x509.MarshalPKIXPublicKey(private.Public()))
-	c := must[custodian](t)(parseCustodian(context.Background(),
+	c := must[custodian](t)(parseCustodian(context.Background(), nil,
 		"pubkey:"+file(t, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))))
 	sealed := must[[]byte](t)(c.encrypt([]byte("the share")))
 	jwe := must[*jose.JSONWebEncryption](t)(
@@ -162,7 +162,7 @@ func TestCustodiansRefused(t *testing.T) {
 		"one of SSH twice": {[]string{public, "ssh-ed25519   " + strings.Fields(key)[0] + " other@example.com"},
 			"the custodians 1 and 2 have the same key"},
 	} {
-		if _, err := parseCustodians(ctx, c.names, 2); err == nil || !strings.Contains(err.Error(), c.words) ||
+		if _, err := parseCustodians(ctx, nil, c.names, 2); err == nil || !strings.Contains(err.Error(), c.words) ||
 			strings.Contains(err.Error(), "AGE-SECRET") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -177,7 +177,7 @@ func TestIdentitiesRefused(t *testing.T) {
 		"a PEM block": "-----BEGIN PRIVATE KEY-----\n" + secret + "\n",
 		"large":       strings.Repeat(secret+"\n", 1000), "a plugin's": "AGE-PLUGIN-YUBIKEY-1QWT50D05NH5VUTPDZMLG5WN80XQ5",
 	} {
-		ids, err := openIdentities(context.Background(), []string{file(t, []byte(data))}, nil)
+		ids, err := openIdentities(context.Background(), nil, []string{file(t, []byte(data))}, nil)
 		if err == nil || strings.Contains(err.Error(), secret[:20]) || strings.Contains(err.Error(), "AGE-PLUGIN") {
 			t.Errorf("%s: %v, %v", name, ids, err)
 		}

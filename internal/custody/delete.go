@@ -10,7 +10,6 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/ca"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
@@ -25,22 +24,22 @@ type Deletion struct {
 
 // Delete removes a key, its public half and its own certificates from the token, once confirm agrees. It refuses while
 // Notation signs with the key, or a CA of the folder does.
-func Delete(ctx context.Context, s *config.Settings, caFolder string, confirm func(Deletion) error) error {
-	return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
-		info, err := k.Info()
+func Delete(ctx context.Context, s *keystore.Reference, caFolder string, confirm func(Deletion) error) error {
+	return s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
+		info, err := k.Info(ctx)
 		if err != nil {
 			return err
 		}
-		if err := unusedByNotation(store.Describe(), info); err != nil {
+		if err := unusedByNotation(s.Keystore(), store.Describe(), info); err != nil {
 			return err
 		}
 		if err := unusedByRotation(info); err != nil {
 			return err
 		}
-		if err := unusedByCA(caFolder, k.Public()); err != nil {
+		if err := unusedByCA(s.Keystore(), caFolder, k.Public()); err != nil {
 			return err
 		}
-		there, err := store.Certificates()
+		there, err := store.Certificates(ctx)
 		if err != nil {
 			return err
 		}
@@ -56,7 +55,7 @@ func Delete(ctx context.Context, s *config.Settings, caFolder string, confirm fu
 		if err := confirm(d); err != nil {
 			return err
 		}
-		return store.Delete(k, own)
+		return store.Delete(ctx, k, own)
 	})
 }
 
@@ -75,8 +74,8 @@ func consequences(info key.Info, certificates int) []string {
 	return all
 }
 
-func unusedByNotation(t key.Token, k key.Info) error {
-	names, err := registeredAs(t, k)
+func unusedByNotation(ks *keystore.Keystore, t key.Token, k key.Info) error {
+	names, err := registeredAs(ks, t, k)
 	if err != nil {
 		return err
 	}
@@ -109,8 +108,8 @@ func unusedByRotation(k key.Info) error {
 	return nil
 }
 
-func unusedByCA(folder string, public crypto.PublicKey) error {
-	all, err := ca.List(folder)
+func unusedByCA(ks *keystore.Keystore, folder string, public crypto.PublicKey) error {
+	all, err := ca.List(ks, folder)
 	if err != nil {
 		return err
 	}

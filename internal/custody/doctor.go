@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
@@ -50,8 +49,7 @@ func oneLine(text string) string { return strings.ReplaceAll(text, "\n ", "") }
 
 // A visit is one examination of a key: what the checks have found so far, for those that follow.
 type visit struct {
-	ctx      context.Context
-	settings *config.Settings
+	settings *keystore.Reference
 	store    keystore.Store
 	key      keystore.Key
 	info     key.Info
@@ -62,10 +60,10 @@ type visit struct {
 
 // Doctor examines everything between a key and an image that verifies, from the module's file to the trust policy. It
 // never tries a PIN that could be the last one, whatever the settings say: a check-up must not be what locks a token.
-func Doctor(ctx context.Context, s *config.Settings) []Check {
+func Doctor(ctx context.Context, s *keystore.Reference) []Check {
 	careful := *s
 	careful.AllowFinalPINTry = false
-	v := &visit{ctx: ctx, settings: &careful}
+	v := &visit{settings: &careful}
 	defer func() {
 		if v.store != nil {
 			v.store.Close()
@@ -74,7 +72,7 @@ func Doctor(ctx context.Context, s *config.Settings) []Check {
 	var report []Check
 	for _, check := range []struct {
 		name, needs string
-		run         func() (Check, error)
+		run         func(context.Context) (Check, error)
 	}{
 		{"module", "", v.module},
 		{"token", "module", v.token},
@@ -85,7 +83,7 @@ func Doctor(ctx context.Context, s *config.Settings) []Check {
 		{"certificate", "key", v.certificate},
 		{"chain", "certificate", v.wholeChain},
 		{"expiry", "certificate", v.expiry},
-		{"plugin", "", plugin},
+		{"plugin", "", pluginCheck},
 		{"signing key", "key", v.registered},
 		{"trust policy", "chain", v.trusted},
 		{"test signature", "key", v.signature},
@@ -94,7 +92,7 @@ func Doctor(ctx context.Context, s *config.Settings) []Check {
 		c := Check{Result: NotChecked, Detail: "needs: " + check.needs}
 		if done < 0 || report[done].Result == OK || report[done].Result == Warning {
 			var err error
-			if c, err = check.run(); err != nil {
+			if c, err = check.run(ctx); err != nil {
 				c = failed(err)
 			}
 		}
@@ -106,8 +104,8 @@ func Doctor(ctx context.Context, s *config.Settings) []Check {
 
 // Survey is the doctor's look at the whole: the module, its tokens, the plugin, and in short each signing key that
 // Notation uses with it. It logs in nowhere.
-func Survey(ctx context.Context, s *config.Settings) []Check {
-	tokens, err := keystore.Tokens(ctx, s)
+func Survey(ctx context.Context, s *keystore.Reference) []Check {
+	tokens, err := s.Tokens(ctx)
 	var report []Check
 	add := func(name string, c Check, err error) {
 		if err != nil {
@@ -123,14 +121,14 @@ func Survey(ctx context.Context, s *config.Settings) []Check {
 			add(fmt.Sprintf("token %q", t.Label), c, err)
 		}
 	}
-	c, err := plugin()
+	c, err := pluginCheck(ctx)
 	add("plugin", c, err)
 	keys, err := signingKeys()
 	if err != nil {
 		add("signing keys", Check{}, err)
 	}
 	for _, k := range ours(keys) {
-		c, err := glance(ctx, k)
+		c, err := glance(ctx, s.Keystore(), k)
 		add(fmt.Sprintf("signing key %q", k.Name), c, err)
 	}
 	for _, k := range ours(keys) {

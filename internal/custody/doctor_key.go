@@ -1,6 +1,7 @@
 package custody
 
 import (
+	"context"
 	"crypto/x509"
 	"os"
 	"path/filepath"
@@ -11,12 +12,11 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
-	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
-func (v *visit) module() (Check, error) {
-	tokens, err := keystore.Tokens(v.ctx, v.settings)
+func (v *visit) module(ctx context.Context) (Check, error) {
+	tokens, err := v.settings.Tokens(ctx)
 	return loads(v.settings.ModulePath, tokens), err
 }
 
@@ -35,8 +35,8 @@ func loads(path string, tokens []key.Token) Check {
 	return c
 }
 
-func (v *visit) token() (_ Check, err error) {
-	if v.store, err = keystore.Open(v.ctx, v.settings); err != nil {
+func (v *visit) token(ctx context.Context) (_ Check, err error) {
+	if v.store, err = v.settings.Open(ctx); err != nil {
 		v.store = nil
 		return Check{}, err
 	}
@@ -47,7 +47,7 @@ func (v *visit) token() (_ Check, err error) {
 	return ok("%s", t.URI), nil
 }
 
-func (v *visit) pin() (Check, error) { return pinState(v.store.Describe()) }
+func (v *visit) pin(_ context.Context) (Check, error) { return pinState(v.store.Describe()) }
 
 // pinState judges what a token says of its PIN. What fails here keeps the PIN from being tried.
 func pinState(t key.Token) (Check, error) {
@@ -73,8 +73,8 @@ func pinState(t key.Token) (Check, error) {
 	return ok("no wrong PIN was given since the last right one"), nil
 }
 
-func (v *visit) login() (Check, error) {
-	if err := v.store.Login(); err != nil {
+func (v *visit) login(ctx context.Context) (Check, error) {
+	if err := v.store.Login(ctx); err != nil {
 		return Check{}, err
 	}
 	if !v.store.Describe().LoginRequired {
@@ -83,11 +83,11 @@ func (v *visit) login() (Check, error) {
 	return ok("the PIN is right"), nil
 }
 
-func (v *visit) findKey() (_ Check, err error) {
-	if v.key, err = v.store.Key(nil); err != nil {
+func (v *visit) findKey(ctx context.Context) (_ Check, err error) {
+	if v.key, err = v.store.Key(ctx, nil); err != nil {
 		return Check{}, err
 	}
-	if v.info, err = v.key.Info(); err != nil {
+	if v.info, err = v.key.Info(ctx); err != nil {
 		return Check{}, err
 	}
 	spec, err := key.SpecOf(v.key.Public())
@@ -96,7 +96,7 @@ func (v *visit) findKey() (_ Check, err error) {
 
 // attributes holds the key against what a key made here is: it can't be read, it never could, and it does nothing but
 // sign.
-func (v *visit) attributes() (Check, error) {
+func (v *visit) attributes(_ context.Context) (Check, error) {
 	is := func(attribute *bool) bool { return attribute != nil && *attribute }
 	isNot := func(attribute *bool) bool { return attribute != nil && !*attribute }
 	i := v.info
@@ -145,8 +145,8 @@ func (v *visit) attributes() (Check, error) {
 	return ok("%s, for signing alone", told), nil
 }
 
-func (v *visit) certificate() (_ Check, err error) {
-	if v.known, err = certificates(v.store, v.settings); err != nil {
+func (v *visit) certificate(ctx context.Context) (_ Check, err error) {
+	if v.known, err = certificates(ctx, v.store, v.settings); err != nil {
 		return Check{}, err
 	}
 	if v.leaf = certs.LeafOf(v.key.Public(), v.known, time.Now()); v.leaf == nil {
@@ -158,7 +158,7 @@ func (v *visit) certificate() (_ Check, err error) {
 
 // wholeChain applies Notation's rules as they were before the first certificate ended: its end is another check's
 // matter.
-func (v *visit) wholeChain() (Check, error) {
+func (v *visit) wholeChain(_ context.Context) (Check, error) {
 	chain, err := certs.Chain(v.leaf, v.known, nil, time.Now())
 	if err != nil {
 		return Check{}, err
@@ -176,7 +176,7 @@ func (v *visit) wholeChain() (Check, error) {
 	return ok("whole up to the root (length %d), and as Notation's rules want it", len(chain)), nil
 }
 
-func (v *visit) expiry() (Check, error) {
+func (v *visit) expiry(_ context.Context) (Check, error) {
 	chain := v.chain
 	if chain == nil {
 		chain = []*x509.Certificate{v.leaf}
@@ -184,8 +184,8 @@ func (v *visit) expiry() (Check, error) {
 	return expires(chain, time.Now())
 }
 
-func (v *visit) signature() (Check, error) {
-	if err := prove(v.key, v.key.Public()); err != nil {
+func (v *visit) signature(ctx context.Context) (Check, error) {
+	if err := prove(ctx, v.key, v.key.Public()); err != nil {
 		return Check{}, err
 	}
 	return ok("made in the module, and verified"), nil

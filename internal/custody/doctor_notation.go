@@ -23,7 +23,7 @@ import (
 )
 
 // plugin checks that Notation finds this very program.
-func plugin() (Check, error) {
+func pluginCheck(context.Context) (Check, error) {
 	self, path, err := places()
 	if err != nil {
 		return Check{}, err
@@ -49,8 +49,8 @@ func plugin() (Check, error) {
 	return ok("%s", path), nil
 }
 
-func (v *visit) registered() (Check, error) {
-	names, err := registeredAs(v.store.Describe(), v.info)
+func (v *visit) registered(_ context.Context) (Check, error) {
+	names, err := registeredAs(v.settings.Keystore(), v.store.Describe(), v.info)
 	if err != nil {
 		return Check{}, err
 	}
@@ -62,25 +62,25 @@ func (v *visit) registered() (Check, error) {
 }
 
 // glance looks at a signing key of Notation's without a login.
-func glance(ctx context.Context, entry notation.KeySuite) (Check, error) {
-	s, err := resolve(entry)
+func glance(ctx context.Context, ks *keystore.Keystore, entry notation.KeySuite) (Check, error) {
+	s, err := resolve(ks, entry)
 	if err != nil {
 		return Check{}, err
 	}
 	withoutPIN := *s
 	withoutPIN.PIN, withoutPIN.PINSource = "", "" // so that nothing below can log in
-	store, err := keystore.Open(ctx, &withoutPIN)
+	store, err := withoutPIN.Open(ctx)
 	if err != nil {
 		return Check{}, err
 	}
 	defer store.Close()
-	known, err := certificates(store, s)
+	known, err := certificates(ctx, store, s)
 	if err != nil {
 		return Check{}, err
 	}
 	leaves := certs.Leaves(known)
 	if !store.Describe().PINPad { // which would ask for the PIN
-		if public, err := store.Public(); err == nil {
+		if public, err := store.Public(ctx); err == nil {
 			leaves = []*x509.Certificate{certs.LeafOf(public, known, time.Now())}
 		}
 	}
@@ -121,7 +121,7 @@ func rotating(name string) (Check, error) {
 func quoted(reference string) string { return `"` + reference + `"` }
 
 // trusted checks that Notation on this machine would accept an image that the key signs, as far as certificates decide.
-func (v *visit) trusted() (Check, error) {
+func (v *visit) trusted(ctx context.Context) (Check, error) {
 	if _, err := folders.NotationConfig(); err != nil {
 		return Check{}, err
 	}
@@ -139,7 +139,7 @@ func (v *visit) trusted() (Check, error) {
 	}
 	var why []string
 	for _, statement := range policy.TrustPolicies {
-		problem := v.refusedBy(statement)
+		problem := v.refusedBy(ctx, statement)
 		if problem == "" {
 			return ok("accepted by statement %q, for %s", statement.Name, strings.Join(statement.RegistryScopes, ", ")), nil
 		}
@@ -153,7 +153,7 @@ func (v *visit) trusted() (Check, error) {
 // refusedBy returns why a statement of the policy does not accept the chain, or "". It follows the Notary Project's
 // trust store and trust policy specification: a certificate of the chain is in a store of the statement, and the leaf's
 // subject has all that one trusted identity has.
-func (v *visit) refusedBy(statement trustpolicy.TrustPolicy) string {
+func (v *visit) refusedBy(ctx context.Context, statement trustpolicy.TrustPolicy) string {
 	if statement.SignatureVerification.VerificationLevel == trustpolicy.LevelSkip.Name {
 		return "it verifies nothing"
 	}
@@ -164,7 +164,7 @@ func (v *visit) refusedBy(statement trustpolicy.TrustPolicy) string {
 		if truststore.Type(kind) != truststore.TypeCA {
 			continue
 		}
-		anchors, err := stores.GetCertificates(v.ctx, truststore.TypeCA, store)
+		anchors, err := stores.GetCertificates(ctx, truststore.TypeCA, store)
 		if err != nil {
 			return err.Error()
 		}

@@ -34,7 +34,7 @@ func FuzzShare(f *testing.F) {
 		f.Fatal(err)
 	}
 	ids := &Identities{files: []age.Identity{identity}}
-	custodian, err := parseCustodian(f.Context(), identity.Recipient().String())
+	custodian, err := parseCustodian(f.Context(), nil, identity.Recipient().String())
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func FuzzShare(f *testing.F) {
 			return
 		}
 		shareCost.Check(t, len(data), func() {
-			plain, err := ids.decrypt("share", data)
+			plain, err := ids.decrypt(t.Context(), "share", data)
 			if err != nil {
 				return
 			}

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
@@ -47,13 +46,13 @@ type Certificate struct {
 }
 
 // Tokens lists the tokens of a module.
-func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
-	return keystore.Tokens(ctx, s)
+func Tokens(ctx context.Context, s *keystore.Reference) ([]key.Token, error) {
+	return s.Tokens(ctx)
 }
 
 // Generate makes a key inside the module, for a usage, and returns its URI and the other usage ("" as a rule) if the
 // module lets it do that as well. With a wrapping key, by reference, the key can be backed up under that key.
-func Generate(ctx context.Context, s *config.Settings, spec, usage, label, id, wrapping string) (uri string,
+func Generate(ctx context.Context, s *keystore.Reference, spec, usage, label, id, wrapping string) (uri string,
 	also key.Usage, err error) {
 	parsed, err := key.ParseSpec(spec)
 	if err != nil {
@@ -76,7 +75,7 @@ func Generate(ctx context.Context, s *config.Settings, spec, usage, label, id, w
 	if wrapping != "" {
 		info, err = generateWrappable(ctx, s, r, wrapping)
 	} else {
-		info, err = keystore.Generate(ctx, s, r)
+		info, err = s.Generate(ctx, r)
 	}
 	if err != nil {
 		return "", "", err
@@ -91,23 +90,23 @@ func Generate(ctx context.Context, s *config.Settings, spec, usage, label, id, w
 }
 
 // Keys lists the private keys that the settings match: all on the token, or the one the key reference names.
-func Keys(ctx context.Context, s *config.Settings) ([]Key, error) {
-	store, err := keystore.Open(ctx, s)
+func Keys(ctx context.Context, s *keystore.Reference) ([]Key, error) {
+	store, err := s.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer store.Close()
-	found, err := store.Keys()
+	found, err := store.Keys(ctx)
 	if err != nil {
 		return nil, err
 	}
-	known, err := certificates(store, s)
+	known, err := certificates(ctx, store, s)
 	if err != nil {
 		return nil, err
 	}
 	keys := make([]Key, 0, len(found))
 	for _, k := range found {
-		info, err := k.Info()
+		info, err := k.Info(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -117,21 +116,21 @@ func Keys(ctx context.Context, s *config.Settings) ([]Key, error) {
 }
 
 // Show returns one key; a reference that matches none or several fails as signing would.
-func Show(ctx context.Context, s *config.Settings) (*Key, error) {
-	store, err := keystore.Open(ctx, s)
+func Show(ctx context.Context, s *keystore.Reference) (*Key, error) {
+	store, err := s.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer store.Close()
-	k, err := store.Key(nil)
+	k, err := store.Key(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
-	known, err := certificates(store, s)
+	known, err := certificates(ctx, store, s)
 	if err != nil {
 		return nil, err
 	}
-	info, err := k.Info()
+	info, err := k.Info(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +139,7 @@ func Show(ctx context.Context, s *config.Settings) (*Key, error) {
 }
 
 // certificates returns those of the certificate-chain file and those on the token.
-func certificates(store keystore.Store, s *config.Settings) ([]*x509.Certificate, error) {
+func certificates(ctx context.Context, store keystore.Store, s *keystore.Reference) ([]*x509.Certificate, error) {
 	var known []*x509.Certificate
 	if s.CertificateChain != "" {
 		file, err := certs.ReadFile(s.CertificateChain)
@@ -149,7 +148,7 @@ func certificates(store keystore.Store, s *config.Settings) ([]*x509.Certificate
 		}
 		known = file
 	}
-	there, err := store.Certificates()
+	there, err := store.Certificates(ctx)
 	return append(known, there...), err
 }
 

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
@@ -30,7 +29,7 @@ type NetHSMOrder struct {
 // SetUpNetHSM makes, for the key that the settings name, all that is not there: namespace and administrator, operator
 // with a tag, key for that tag alone, and a self-signed certificate. confirm sees the plan before anything is made; say
 // is told of each step.
-func SetUpNetHSM(ctx context.Context, s *config.Settings, o NetHSMOrder, confirm func([]nethsm.Step) error,
+func SetUpNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMOrder, confirm func([]nethsm.Step) error,
 	say func(what string)) error {
 	spec, err := key.ParseSpec(o.Spec)
 	if err != nil {
@@ -49,7 +48,7 @@ func SetUpNetHSM(ctx context.Context, s *config.Settings, o NetHSMOrder, confirm
 				WithHint("leave out --subject")
 		}
 	}
-	setup, err := nethsm.Prepare(ctx, s, nethsm.Order{
+	setup, err := nethsm.Prepare(ctx, &s.Settings, nethsm.Order{
 		Request: key.Request{Spec: spec, Usage: usage, Label: s.Key.Object}, Tag: o.Tag, Root: o.Root,
 		RootPINSource: o.RootPINSource,
 	})
@@ -78,12 +77,12 @@ func SetUpNetHSM(ctx context.Context, s *config.Settings, o NetHSMOrder, confirm
 	if usage == key.Decrypt {
 		return nil
 	}
-	return keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error { return prove(k, k.Public()) })
+	return s.WithKey(ctx, func(_ keystore.Store, k keystore.Key) error { return prove(ctx, k, k.Public()) })
 }
 
-func certifyNetHSM(ctx context.Context, s *config.Settings, o NetHSMOrder) error {
-	return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
-		there, err := store.Certificates()
+func certifyNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMOrder) error {
+	return s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
+		there, err := store.Certificates(ctx)
 		if err != nil || certs.LeafOf(k.Public(), there, time.Now()) != nil {
 			return err
 		}
@@ -91,24 +90,24 @@ func certifyNetHSM(ctx context.Context, s *config.Settings, o NetHSMOrder) error
 		if err != nil {
 			return err
 		}
-		return selfCertify(store, k, subject, o.Days)
+		return selfCertify(ctx, store, k, subject, o.Days)
 	})
 }
 
 // NetHSMStatus asks the instances of the settings for their state.
-func NetHSMStatus(ctx context.Context, s *config.Settings) (*nethsm.Status, error) {
-	return nethsm.Ask(ctx, s)
+func NetHSMStatus(ctx context.Context, s *keystore.Reference) (*nethsm.Status, error) {
+	return nethsm.Ask(ctx, &s.Settings)
 }
 
 // NetHSMModule returns the configuration of Nitrokey's PKCS#11 module for the NetHSM of the settings.
-func NetHSMModule(s *config.Settings, label, log string) ([]byte, error) {
-	return nethsm.ModuleConfig(s, label, log)
+func NetHSMModule(s *keystore.Reference, label, log string) ([]byte, error) {
+	return nethsm.ModuleConfig(&s.Settings, label, log)
 }
 
 // BackUpNetHSM writes a backup of the whole NetHSM to a file, readable for its owner alone, once it is there from its
 // beginning to its end; and reads it back. It returns its size in bytes and its SHA-256 in hex.
-func BackUpNetHSM(ctx context.Context, s *config.Settings, path string) (size int, digest string, err error) {
-	data, err := nethsm.Backup(ctx, s)
+func BackUpNetHSM(ctx context.Context, s *keystore.Reference, path string) (size int, digest string, err error) {
+	data, err := nethsm.Backup(ctx, &s.Settings)
 	if err != nil {
 		return 0, "", err
 	}

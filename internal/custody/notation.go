@@ -70,32 +70,32 @@ func registered(keys *notation.SigningKeys, name string) (notation.KeySuite, err
 }
 
 // resolve finds the settings of a signing key as the plugin will.
-func resolve(k notation.KeySuite) (*config.Settings, error) {
-	return config.Resolve(k.ID, k.PluginConfig, config.PluginConfig)
+func resolve(ks *keystore.Keystore, k notation.KeySuite) (*keystore.Reference, error) {
+	return ks.Resolve(k.ID, k.PluginConfig, config.PluginConfig)
 }
 
 // namesKey reports whether a reference is to this key on this token. One that leaves something out may be to this key,
 // so it is.
-func namesKey(reference config.URI, t key.Token, k key.Info) bool {
-	return keystore.Matches(reference, t) && (reference.Object == "" || reference.Object == k.Label) &&
+func namesKey(ks *keystore.Keystore, reference config.URI, t key.Token, k key.Info) bool {
+	return ks.Matches(reference, t) && (reference.Object == "" || reference.Object == k.Label) &&
 		(len(reference.ID) == 0 || string(reference.ID) == string(k.ID))
 }
 
 // registeredAs returns the names under which Notation signs with a key of a token. An entry that can't be read could be
 // anything, so it is an error.
-func registeredAs(t key.Token, k key.Info) ([]string, error) {
+func registeredAs(ks *keystore.Keystore, t key.Token, k key.Info) ([]string, error) {
 	keys, err := signingKeys()
 	if err != nil {
 		return nil, err
 	}
 	var names []string
 	for _, entry := range ours(keys) {
-		s, err := resolve(entry)
+		s, err := resolve(ks, entry)
 		if err != nil {
 			f := failure.From(err)
 			return nil, failure.New(f.Kind, "the signing key %q of Notation can't be read: %w", entry.Name, f).WithHint(f.Hint)
 		}
-		if namesKey(s.Key, t, k) {
+		if namesKey(ks, s.Key, t, k) {
 			names = append(names, entry.Name)
 		}
 	}

@@ -2,6 +2,7 @@ package custody
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -15,13 +16,13 @@ import (
 
 // prove has a key make a real signature, and verifies it under a public key as any verifier would. What is signed is
 // text that no envelope could hold.
-func prove(k keystore.Key, public crypto.PublicKey) error {
+func prove(ctx context.Context, k keystore.Key, public crypto.PublicKey) error {
 	spec, err := key.SpecOf(public)
 	if err != nil {
 		return err
 	}
 	message := []byte("notation-hsm test signature " + rand.Text())
-	signature, err := crypto.SignMessage(k, nil, message, spec.SignerOpts())
+	signature, err := k.SignMessage(ctx, message, spec.SignerOpts())
 	if err != nil {
 		return err
 	}
@@ -44,7 +45,7 @@ func prove(k keystore.Key, public crypto.PublicKey) error {
 }
 
 // proveOpens has a recipient's key open something that was made for its public half.
-func proveOpens(k keystore.Key, public crypto.PublicKey) error {
+func proveOpens(ctx context.Context, k keystore.Key, public crypto.PublicKey) error {
 	var want, got []byte
 	var err error
 	switch p := public.(type) {
@@ -52,10 +53,10 @@ func proveOpens(k keystore.Key, public crypto.PublicKey) error {
 		want = []byte("notation-hsm " + rand.Text())
 		var sealed []byte
 		if sealed, err = rsa.EncryptOAEP(sha1.New(), rand.Reader, p, want, nil); err == nil { //nolint:gosec // all tokens know it, and OAEP needs no more of a hash
-			got, err = k.Decrypt(nil, sealed, &rsa.OAEPOptions{Hash: crypto.SHA1})
+			got, err = k.Decrypt(ctx, sealed, &rsa.OAEPOptions{Hash: crypto.SHA1})
 		}
 	case *ecdsa.PublicKey:
-		want, got, err = agree(k, p)
+		want, got, err = agree(ctx, k, p)
 	default:
 		err = failure.New(failure.Invalid, "keys of type %T open nothing", public).
 			WithHint("use an RSA or elliptic curve key")
@@ -68,7 +69,7 @@ func proveOpens(k keystore.Key, public crypto.PublicKey) error {
 }
 
 // agree returns what two sides of a key agreement come to: ours, with a new key, and the module's.
-func agree(k keystore.Key, p *ecdsa.PublicKey) (ours, theirs []byte, err error) {
+func agree(ctx context.Context, k keystore.Key, p *ecdsa.PublicKey) (ours, theirs []byte, err error) {
 	public, err := p.ECDH()
 	if err != nil {
 		return nil, nil, err
@@ -80,6 +81,6 @@ func agree(k keystore.Key, p *ecdsa.PublicKey) (ours, theirs []byte, err error) 
 	if ours, err = other.ECDH(public); err != nil {
 		return nil, nil, err
 	}
-	theirs, err = k.ECDH(other.PublicKey())
+	theirs, err = k.ECDH(ctx, other.PublicKey())
 	return ours, theirs, err
 }

@@ -68,11 +68,15 @@ type Order struct {
 	CA          string // issue from this CA; "" finds out
 	Request     string // write a certificate request to this file, and stop
 	Certificate string // go on with the certificate in this file
+
+	keystore *keystore.Keystore
 }
 
 // Rotate carries out an order. confirm sees the plan before anything is made, and is not asked again when a rotation
 // goes on; say is told of each step, the last of them before the journal goes.
-func Rotate(ctx context.Context, o Order, confirm func(*Rotation) error, say func(format string, args ...any)) error {
+func Rotate(ctx context.Context, ks *keystore.Keystore, o Order, confirm func(*Rotation) error,
+	say func(format string, args ...any)) error {
+	o.keystore = ks
 	journal, err := journalOf(o.Name)
 	if err != nil {
 		return err
@@ -201,7 +205,7 @@ func (r *Rotation) advance(ctx context.Context, o Order, say func(string, ...any
 			WithHint("set it back to " + quoted(r.OldID) + "; or, to give this rotation up, remove " + journal)
 	}
 	if entry.ID == r.OldID {
-		s, err := config.ResolveStored(r.NewID, r.PluginConfig, config.PluginConfig, o.Given)
+		s, err := o.keystore.ResolveStored(r.NewID, r.PluginConfig, config.PluginConfig, o.Given)
 		if err != nil {
 			return false, err
 		}
@@ -226,7 +230,7 @@ func (r *Rotation) advance(ctx context.Context, o Order, say func(string, ...any
 // makeKey makes the new key, unless it is there. Its id was drawn for the journal, so no other key has it. A module
 // that was cut short can leave half a key; nobody has a certificate for it yet, so what does not sign is discarded and
 // made anew.
-func (r *Rotation) makeKey(ctx context.Context, s *config.Settings, say func(string, ...any)) error {
+func (r *Rotation) makeKey(ctx context.Context, s *keystore.Reference, say func(string, ...any)) error {
 	if r.Made {
 		return nil
 	}
@@ -243,11 +247,10 @@ func (r *Rotation) makeKey(ctx context.Context, s *config.Settings, say func(str
 		if err != nil {
 			return err
 		}
-		if _, err := keystore.Generate(ctx, s,
-			key.Request{Spec: spec, Usage: key.Sign, Label: r.Label, ID: id, Tags: r.Tags}); err != nil {
+		if _, err := s.Generate(ctx, key.Request{Spec: spec, Usage: key.Sign, Label: r.Label, ID: id, Tags: r.Tags}); err != nil {
 			return err
 		}
-		err = keystore.WithKey(ctx, s, func(_ keystore.Store, k keystore.Key) error { return prove(k, k.Public()) })
+		err = s.WithKey(ctx, func(_ keystore.Store, k keystore.Key) error { return prove(ctx, k, k.Public()) })
 		if err != nil {
 			return err
 		}
@@ -261,24 +264,24 @@ func (r *Rotation) makeKey(ctx context.Context, s *config.Settings, say func(str
 }
 
 // discardHalf reports whether the key that the settings name is whole, and removes what there is of it if not.
-func discardHalf(ctx context.Context, s *config.Settings) (whole bool, err error) {
-	store, err := keystore.Open(ctx, s)
+func discardHalf(ctx context.Context, s *keystore.Reference) (whole bool, err error) {
+	store, err := s.Open(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer store.Close()
-	found, err := store.Keys()
+	found, err := store.Keys(ctx)
 	if err != nil {
 		return false, err
 	}
-	if len(found) == 1 && prove(found[0], found[0].Public()) == nil {
+	if len(found) == 1 && prove(ctx, found[0], found[0].Public()) == nil {
 		return true, nil
 	}
-	return false, store.Discard()
+	return false, store.Discard(ctx)
 }
 
 // certify gets the new key its certificate, unless it has one, and has the key prove itself under it.
-func (r *Rotation) certify(ctx context.Context, s *config.Settings, o Order, say func(string, ...any)) (done bool,
+func (r *Rotation) certify(ctx context.Context, s *keystore.Reference, o Order, say func(string, ...any)) (done bool,
 	err error) {
 	missing, err := r.lacks(ctx, s)
 	if err != nil || missing == nil {
@@ -306,9 +309,9 @@ func (r *Rotation) certify(ctx context.Context, s *config.Settings, o Order, say
 }
 
 // lacks returns what of its certificate chain the new key has not got, or nil once it signs under the whole of it.
-func (r *Rotation) lacks(ctx context.Context, s *config.Settings) (missing, err error) {
-	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
-		known, err := certificates(store, s)
+func (r *Rotation) lacks(ctx context.Context, s *keystore.Reference) (missing, err error) {
+	err = s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
+		known, err := certificates(ctx, store, s)
 		if err != nil {
 			return err
 		}
@@ -324,7 +327,7 @@ func (r *Rotation) lacks(ctx context.Context, s *config.Settings) (missing, err 
 		if err := certs.Check(chain, time.Now()); err != nil {
 			return err
 		}
-		return prove(k, leaf.PublicKey)
+		return prove(ctx, k, leaf.PublicKey)
 	})
 	return missing, err
 }

@@ -6,26 +6,25 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/ca"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-func (r *Rotation) selfSign(ctx context.Context, s *config.Settings) error {
+func (r *Rotation) selfSign(ctx context.Context, s *keystore.Reference) error {
 	name, err := certs.ParseSubject(r.Subject)
 	if err != nil {
 		return err
 	}
-	return keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
-		return selfCertify(store, k, name, r.Days)
+	return s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
+		return selfCertify(ctx, store, k, name, r.Days)
 	})
 }
 
 // issue has our CA issue the certificate, unless it has done so for this key before: then only the storing was cut
 // short.
-func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string) error {
-	a, err := ca.Open(folder, r.CA)
+func (r *Rotation) issue(ctx context.Context, s *keystore.Reference, folder string) error {
+	a, err := ca.Open(s.Keystore(), folder, r.CA)
 	if err != nil {
 		return err
 	}
@@ -34,7 +33,7 @@ func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string)
 		return err
 	}
 	stored := false
-	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error {
+	err = s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
 		own, err := certs.KeyFingerprint(k.Public())
 		if err != nil {
 			return err
@@ -52,7 +51,7 @@ func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string)
 				return err
 			}
 			stored = true
-			_, err = store.Import(k, append([]*x509.Certificate{leaf}, issuers...))
+			_, err = store.Import(ctx, k, append([]*x509.Certificate{leaf}, issuers...))
 			return err
 		}
 		return nil
@@ -68,7 +67,7 @@ func (r *Rotation) issue(ctx context.Context, s *config.Settings, folder string)
 }
 
 // request writes the certificate request, which is where the rotation waits for a CA that is not ours.
-func (r *Rotation) request(ctx context.Context, s *config.Settings, path string, say func(string, ...any)) error {
+func (r *Rotation) request(ctx context.Context, s *keystore.Reference, path string, say func(string, ...any)) error {
 	if path == "" {
 		return failure.New(failure.Invalid, "the rotation of %q waits for the certificate of the key %q", r.Name, r.Label).
 			WithHint("give it with --cert FILE; --csr FILE writes the request again")

@@ -33,11 +33,11 @@ func plan(ctx context.Context, o Order) (*Rotation, error) {
 	if err != nil {
 		return nil, err
 	}
-	own, err := resolve(entry)
+	own, err := resolve(o.keystore, entry)
 	if err != nil {
 		return nil, err
 	}
-	s, err := config.ResolveStored(entry.ID, entry.PluginConfig, config.PluginConfig, o.Given)
+	s, err := o.keystore.ResolveStored(entry.ID, entry.PluginConfig, config.PluginConfig, o.Given)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +49,7 @@ func plan(ctx context.Context, o Order) (*Rotation, error) {
 		Name: o.Name, Begun: time.Now().UTC().Truncate(time.Second),
 		OldID: entry.ID, OldName: oldName(keys, o.Name), ID: hex.EncodeToString(id),
 	}
-	err = keystore.WithKey(ctx, s, func(store keystore.Store, k keystore.Key) error { return r.likeOld(store, k, s, o) })
+	err = s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error { return r.likeOld(ctx, store, k, s, o) })
 	if err != nil {
 		return nil, err
 	}
@@ -60,12 +60,12 @@ func plan(ctx context.Context, o Order) (*Rotation, error) {
 }
 
 // likeOld takes over what the new key and its certificate have in common with the old ones.
-func (r *Rotation) likeOld(store keystore.Store, k keystore.Key, s *config.Settings, o Order) error {
+func (r *Rotation) likeOld(ctx context.Context, store keystore.Store, k keystore.Key, s *keystore.Reference, o Order) error {
 	if t := store.Describe(); t.WriteProtect {
 		return failure.New(failure.Denied, "the token %q is read-only", t.Label).
 			WithHint("make the key with the vendor's tool, and register it with 'notation-hsm install'")
 	}
-	info, err := k.Info()
+	info, err := k.Info(ctx)
 	if err != nil {
 		return err
 	}
@@ -79,10 +79,10 @@ func (r *Rotation) likeOld(store keystore.Store, k keystore.Key, s *config.Setti
 		return err
 	}
 	r.Spec, r.Tags = string(spec.Name), info.Tags
-	if r.Label, err = nextLabel(store, s, info.Label, o.Name); err != nil {
+	if r.Label, err = nextLabel(ctx, store, s, info.Label, o.Name); err != nil {
 		return err
 	}
-	known, err := certificates(store, s)
+	known, err := certificates(ctx, store, s)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (r *Rotation) chooseWay(leaf *x509.Certificate, o Order) error {
 		r.Way = SelfSigned
 		return nil
 	}
-	all, err := ca.List(o.CAFolder)
+	all, err := ca.List(o.keystore, o.CAFolder)
 	if err != nil {
 		return err
 	}
@@ -150,7 +150,7 @@ func httpURL(urls []string) string {
 }
 
 // nextLabel counts on from a key's label, release to release-2 to release-3, to one that no key on the token has.
-func nextLabel(store keystore.Store, s *config.Settings, label, name string) (string, error) {
+func nextLabel(ctx context.Context, store keystore.Store, s *keystore.Reference, label, name string) (string, error) {
 	if label == "" {
 		label = name
 	}
@@ -163,7 +163,7 @@ func nextLabel(store keystore.Store, s *config.Settings, label, name string) (st
 	for range 1000 {
 		number++
 		next := fmt.Sprintf("%s-%d", base, number)
-		taken, err := store.Taken(config.URI{Object: next})
+		taken, err := store.Taken(ctx, config.URI{Object: next})
 		if err != nil {
 			return "", err
 		}
@@ -187,7 +187,7 @@ func oldName(keys *notation.SigningKeys, name string) string {
 
 // configure makes the plugin config of the new key: it is reached as the old one is. A certificate-chain with the old
 // leaf must not stay, since the new chain is on the token.
-func (r *Rotation) configure(entry notation.KeySuite, old *config.Settings) error {
+func (r *Rotation) configure(entry notation.KeySuite, old *keystore.Reference) error {
 	settings := maps.Clone(entry.PluginConfig)
 	if settings == nil {
 		settings = map[string]string{}
@@ -202,7 +202,7 @@ func (r *Rotation) configure(entry notation.KeySuite, old *config.Settings) erro
 		}
 	}
 	// What the old reference itself carried, or the config file under its alias, has to be said here.
-	now, err := config.Resolve(r.NewID, settings, config.PluginConfig)
+	now, err := old.Keystore().Resolve(r.NewID, settings, config.PluginConfig)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func TestJournalIsOwn(t *testing.T) {
 	if r, err := readJournal(journal); err != nil || r.Name != "other" {
 		t.Errorf("%+v, %v", r, err)
 	}
-	err = Rotate(t.Context(), Order{Name: "release"}, nil, nil)
+	err = Rotate(t.Context(), nil, Order{Name: "release"}, nil, nil)
 	if !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), "is damaged") {
 		t.Errorf("the journal of another rotation: %v", err)
 	}
@@ -39,7 +39,7 @@ func TestJournalIsOwn(t *testing.T) {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)
 		}
-		err = Rotate(t.Context(), Order{Name: "release"}, nil, nil)
+		err = Rotate(t.Context(), nil, Order{Name: "release"}, nil, nil)
 		if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "others decide") {
 			t.Errorf("%s with mode %v: %v", path, mode, err)
 		}

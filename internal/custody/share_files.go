@@ -1,6 +1,7 @@
 package custody
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -60,7 +61,7 @@ func removeShares(paths []string) {
 }
 
 // readShares reads share files, with the identities that open those that are encrypted.
-func readShares(files []string, ids *Identities) ([]Share, error) {
+func readShares(ctx context.Context, files []string, ids *Identities) ([]Share, error) {
 	if len(files) > sharesLimit {
 		return nil, failure.New(failure.Invalid, "%d shares are more than any key has", len(files)).
 			WithHint("bring as many as the threshold says")
@@ -72,7 +73,7 @@ func readShares(files []string, ids *Identities) ([]Share, error) {
 			return nil, failure.New(failure.Invalid, "can't read a share: %w", err).
 				WithHint("check the path, and that this user can read the file")
 		}
-		plain, err := ids.decrypt(file, data)
+		plain, err := ids.decrypt(ctx, file, data)
 		clear(data)
 		if err == nil {
 			shares[i], err = parseShare(file, plain)

@@ -2,6 +2,7 @@ package custody
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -11,7 +12,7 @@ import (
 
 // joinFiles reads shares and joins them, as RestoreWrappingKey does.
 func joinFiles(files []string, accept func(Untagged) error) (string, []byte, error) {
-	shares, err := readShares(files, &Identities{})
+	shares, err := readShares(context.Background(), files, &Identities{})
 	if err != nil {
 		return "", nil, err
 	}

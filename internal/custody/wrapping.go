@@ -4,7 +4,6 @@ import (
 	"context"
 	"unicode/utf8"
 
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
@@ -21,13 +20,13 @@ type Sharing struct {
 // NewWrappingKey makes a wrapping key, splits it among custodians, and puts it on the token. The shares are written
 // first: a key whose shares are lost could never be brought to another token. It returns the files.
 func NewWrappingKey(
-	ctx context.Context, s *config.Settings, soPINSource string, sharing Sharing,
+	ctx context.Context, s *keystore.Reference, soPINSource string, sharing Sharing,
 ) (w key.WrappingKey, paths []string, err error) {
 	if sharing.Label == "" || !utf8.ValidString(sharing.Label) {
 		return w, nil, failure.New(failure.Invalid, "the wrapping key has no label, or none in UTF-8").
 			WithHint("name it, as in --label backup")
 	}
-	custodians, err := parseCustodians(ctx, sharing.Custodians, sharing.Shares)
+	custodians, err := parseCustodians(ctx, s.Keystore(), sharing.Custodians, sharing.Shares)
 	if err != nil {
 		return w, nil, err
 	}
@@ -39,7 +38,7 @@ func NewWrappingKey(
 	if paths, err = writeShares(sharing.Folder, shares, custodians); err != nil {
 		return w, nil, err
 	}
-	if err := keystore.ImportWrapping(ctx, s, soPINSource, w, value); err != nil {
+	if err := s.ImportWrapping(ctx, soPINSource, w, value); err != nil {
 		removeShares(paths)
 		return w, nil, err
 	}
@@ -58,13 +57,13 @@ type Opening struct {
 
 // RestoreWrappingKey puts a wrapping key on a token from the shares of enough custodians.
 func RestoreWrappingKey(
-	ctx context.Context, s *config.Settings, soPINSource string, o Opening,
+	ctx context.Context, s *keystore.Reference, soPINSource string, o Opening,
 ) (w key.WrappingKey, err error) {
-	ids, err := openIdentities(ctx, o.Identities, o.Ask)
+	ids, err := openIdentities(ctx, s.Keystore(), o.Identities, o.Ask)
 	if err != nil {
 		return w, err
 	}
-	shares, err := readShares(o.Files, ids)
+	shares, err := readShares(ctx, o.Files, ids)
 	if closed := ids.Close(); err == nil { // before the security officer logs in, who may be alone on a token
 		err = closed
 	}
@@ -76,37 +75,37 @@ func RestoreWrappingKey(
 	if err != nil {
 		return w, err
 	}
-	return w, keystore.ImportWrapping(ctx, s, soPINSource, w, value)
+	return w, s.ImportWrapping(ctx, soPINSource, w, value)
 }
 
 // generateWrappable makes a key that a wrapping key of the token may wrap. A module that does not keep it to trusted
 // keys would let any key wrap it, so its answer is looked at, and the key goes if it is wrong.
-func generateWrappable(ctx context.Context, s *config.Settings, r key.Request, wrapping string) (key.Info, error) {
-	store, err := keystore.Open(ctx, s)
+func generateWrappable(ctx context.Context, s *keystore.Reference, r key.Request, wrapping string) (key.Info, error) {
+	store, err := s.Open(ctx)
 	if err != nil {
 		return key.Info{}, err
 	}
-	reference, err := wrappingReference(store, wrapping)
+	reference, err := wrappingReference(s.Keystore(), store, wrapping)
 	if err == nil {
-		_, err = store.WrappingKey(reference)
+		_, err = store.WrappingKey(ctx, reference)
 	}
 	store.Close()
 	if err != nil {
 		return key.Info{}, err
 	}
 	r.Wrappable = true
-	made, err := keystore.Generate(ctx, s, r)
+	made, err := s.Generate(ctx, r)
 	if err != nil {
 		return made, err
 	}
 	named := *s
 	named.Key.Object, named.Key.ID = made.Label, made.ID
-	err = keystore.WithKey(ctx, &named, func(store keystore.Store, k keystore.Key) error {
-		info, err := k.Info()
+	err = named.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
+		info, err := k.Info(ctx)
 		if err != nil || (info.WrapWithTrusted != nil && *info.WrapWithTrusted) {
 			return err
 		}
-		if err := store.Discard(); err != nil {
+		if err := store.Discard(ctx); err != nil {
 			return err
 		}
 		return failure.New(failure.Invalid,

@@ -24,6 +24,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
@@ -48,13 +49,13 @@ type Result struct {
 
 // Encrypt copies an image and encrypts layers of it to recipients, as layerkey.ParseRecipients reads them. layers are
 // indices, counted from 0, or from the end where negative; none stands for all. It needs no PIN.
-func Encrypt(ctx context.Context, c Copy, recipients []string, layers []int) (*Result, error) {
+func Encrypt(ctx context.Context, ks *keystore.Keystore, c Copy, recipients []string, layers []int) (*Result, error) {
 	if c.To.transport() == dockerarchive.Transport.Name() {
 		return nil, failure.New(failure.Invalid,
 			"%s can't be encrypted: a docker-archive has no place for wrapped keys", c.To).
 			WithHint("use oci-archive: or oci:")
 	}
-	to, err := layerkey.ParseRecipients(ctx, recipients, config.Flags)
+	to, err := layerkey.ParseRecipients(ctx, ks, recipients, config.Flags)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +115,7 @@ func (i Image) checkPlain(ref Reference, indices []int) error {
 
 // Decrypt copies an image and decrypts its layers with the keys that references name, by URI or alias; without any,
 // with those of the configured token. All keys are opened before anything is copied.
-func Decrypt(ctx context.Context, c Copy, references []string) (*Result, error) {
+func Decrypt(ctx context.Context, ks *keystore.Keystore, c Copy, references []string) (*Result, error) {
 	return c.run(ctx, "decrypting", func(ctx context.Context, chosen []Image, options *c_copy.Options) (err error) {
 		encrypted := false
 		for _, image := range chosen {
@@ -124,7 +125,7 @@ func Decrypt(ctx context.Context, c Copy, references []string) (*Result, error) 
 			return failure.New(failure.Invalid, "%s has no encrypted layer", c.From).
 				WithHint("copy it with another tool, such as skopeo")
 		}
-		options.OciDecryptConfig, err = openRing(ctx, c.From, chosen, references)
+		options.OciDecryptConfig, err = openRing(ctx, ks, c.From, chosen, references)
 		return err
 	})
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 )
@@ -40,6 +41,7 @@ const (
 
 // A Decoder is containerd's stream processor for encrypted layers.
 type Decoder struct {
+	Keystore   *keystore.Keystore
 	References []string // the keys, as in layerkey.OpenKeys
 	Root       string   // containerd's root folder
 	MediaType  string   // of the layer
@@ -94,7 +96,7 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 			return err
 		}
 	}
-	candidates, err := openAll(ctx, d.References, layers)
+	candidates, err := openAll(ctx, d.Keystore, d.References, layers)
 	if err != nil {
 		return err
 	}
@@ -165,11 +167,11 @@ type candidate struct {
 }
 
 // openAll has the module open the keys of all layers that it can, and closes the module. It fails if there is none.
-func openAll(ctx context.Context, references []string, layers []ocispec.Descriptor) (opened []candidate, first error) {
-	keys := layerkey.OpenKeys(ctx, references, config.Flags)
+func openAll(ctx context.Context, ks *keystore.Keystore, references []string, layers []ocispec.Descriptor) (opened []candidate, first error) {
+	keys := layerkey.OpenKeys(ks, references, config.Flags)
 	defer keys.Close()
 	for _, layer := range layers {
-		c, err := open(keys, layer)
+		c, err := open(ctx, keys, layer)
 		if err == nil {
 			opened = append(opened, c)
 		} else if first == nil {
@@ -182,9 +184,9 @@ func openAll(ctx context.Context, references []string, layers []ocispec.Descript
 	return nil, first
 }
 
-func open(keys *layerkey.Keys, layer ocispec.Descriptor) (candidate, error) {
+func open(ctx context.Context, keys *layerkey.Keys, layer ocispec.Descriptor) (candidate, error) {
 	c := candidate{Descriptor: layer}
-	private, err := unlock(keys, Layer{annotations: layer.Annotations})
+	private, err := unlock(ctx, keys, Layer{annotations: layer.Annotations})
 	if err != nil {
 		return c, err
 	}

@@ -21,9 +21,9 @@ import (
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
 
+	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/key"
-	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
@@ -60,7 +60,7 @@ func TestNoPlainAnnotations(t *testing.T) {
 			folder := newOCIFolder(t)
 			to, plain := Copy{From: ref, To: mustParse(t, "oci:"+folder.dir+"/encrypted")},
 				mustParse(t, "oci:"+folder.dir+"/plain")
-			if _, err := Encrypt(t.Context(), to, []string{recipient}, indices); err != nil {
+			if _, err := Encrypt(t.Context(), backends.Keystore(), to, []string{recipient}, indices); err != nil {
 				t.Fatal(err)
 			}
 			var after ocispec.Manifest
@@ -85,7 +85,7 @@ func TestNoPlainAnnotations(t *testing.T) {
 			if name != "all" {
 				return
 			}
-			if _, err := Decrypt(t.Context(), Copy{From: to.To, To: plain}, []string{"pkcs11:object=images"}); err != nil {
+			if _, err := Decrypt(t.Context(), backends.Keystore(), Copy{From: to.To, To: plain}, []string{"pkcs11:object=images"}); err != nil {
 				t.Fatal(err)
 			}
 			opened := &ociFolder{t: t, dir: folder.dir + "/plain"}
@@ -104,7 +104,7 @@ func TestDecryptWithURLs(t *testing.T) {
 	recipient := recipientKey(t)
 	source, folder := newOCIFolder(t), newOCIFolder(t)
 	encrypted := mustParse(t, "oci:"+folder.dir+"/encrypted")
-	if _, err := Encrypt(t.Context(), Copy{From: chunked(t, source, []string{tarOf(t, "one")}), To: encrypted},
+	if _, err := Encrypt(t.Context(), backends.Keystore(), Copy{From: chunked(t, source, []string{tarOf(t, "one")}), To: encrypted},
 		[]string{recipient}, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +114,7 @@ func TestDecryptWithURLs(t *testing.T) {
 	m.Layers[0].URLs = []string{"https://registry.example.com/layer"}
 	ref, plain := changed.finish(changed.addJSON(ocispec.MediaTypeImageManifest, m), 0),
 		mustParse(t, "oci:"+folder.dir+"/plain")
-	if _, err := Decrypt(t.Context(), Copy{From: ref, To: plain}, []string{"pkcs11:object=images"}); err != nil {
+	if _, err := Decrypt(t.Context(), backends.Keystore(), Copy{From: ref, To: plain}, []string{"pkcs11:object=images"}); err != nil {
 		t.Fatal(err)
 	}
 	(&ociFolder{t: t, dir: folder.dir + "/plain"}).readManifest(plain, &m)
@@ -130,12 +130,12 @@ func recipientKey(t *testing.T) string {
 	t.Setenv("NOTATION_HSM_CONFIG", "/dev/null")
 	t.Setenv("NOTATION_HSM_MODULE_PATH", token.Module)
 	t.Setenv("NOTATION_HSM_PIN", softhsmtest.PIN)
-	s, err := config.Resolve("", nil, config.Flags)
+	s, err := backends.Keystore().Resolve("", nil, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec, _ := key.ParseSpec("EC-256")
-	if _, err := keystore.Generate(context.Background(), s,
+	if _, err := s.Generate(context.Background(),
 		key.Request{Spec: spec, Usage: key.Decrypt, Label: "images"}); err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
@@ -74,9 +75,9 @@ func (o opened) UnwrapKey(_ *encconfig.DecryptConfig, packet []byte) ([]byte, er
 }
 
 // openRing opens the keys of all encrypted layers, with one login, and has ocicrypt find them.
-func openRing(ctx context.Context, ref Reference, images []Image, references []string) (*encconfig.DecryptConfig,
+func openRing(ctx context.Context, ks *keystore.Keystore, ref Reference, images []Image, references []string) (*encconfig.DecryptConfig,
 	error) {
-	keys := layerkey.OpenKeys(ctx, references, config.Flags)
+	keys := layerkey.OpenKeys(ks, references, config.Flags)
 	defer keys.Close()
 	ring := ring{}
 	for _, image := range images {
@@ -84,7 +85,7 @@ func openRing(ctx context.Context, ref Reference, images []Image, references []s
 			if !l.Encrypted {
 				continue
 			}
-			options, err := unlock(keys, l)
+			options, err := unlock(ctx, keys, l)
 			if err != nil {
 				return nil, about(err, "%s of %s", l, image.name(ref))
 			}
@@ -106,8 +107,8 @@ func openRing(ctx context.Context, ref Reference, images []Image, references []s
 }
 
 // unlock returns the options of one layer.
-func unlock(keys *layerkey.Keys, l Layer) ([]byte, error) {
-	options, err := keys.Open(l.annotations)
+func unlock(ctx context.Context, keys *layerkey.Keys, l Layer) ([]byte, error) {
+	options, err := keys.Open(ctx, l.annotations)
 	if err != nil {
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
@@ -57,9 +58,9 @@ type Changed struct {
 //
 // Like RemoveRecipients, it changes manifests in a registry or in an OCI layout, in their place: layers are neither
 // read nor moved.
-func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipients, references []string) (*Changed,
+func AddRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, registry Registry, recipients, references []string) (*Changed,
 	error) {
-	added, err := layerkey.ParseRecipients(ctx, recipients, config.Flags)
+	added, err := layerkey.ParseRecipients(ctx, ks, recipients, config.Flags)
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +73,7 @@ func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipi
 		return nil, err
 	}
 	changed, err := change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
-		keys := layerkey.OpenKeys(ctx, references, config.Flags)
+		keys := layerkey.OpenKeys(ks, references, config.Flags)
 		defer keys.Close()
 		return t.edit(func(l Layer) (string, error) {
 			before := l.annotations[layerkey.Annotation]
@@ -85,7 +86,7 @@ func AddRecipients(ctx context.Context, ref Reference, registry Registry, recipi
 			if len(missing) == 0 {
 				return before, nil
 			}
-			options, err := unlock(keys, l)
+			options, err := unlock(ctx, keys, l)
 			if err != nil {
 				return "", err
 			}
@@ -120,10 +121,10 @@ func warnings(recipients []layerkey.Recipient) (texts []string) {
 // RemoveRecipients takes recipients, by kid or as layerkey.IdentifyRecipients reads them, from the wrapped keys of all
 // layers. It needs no private key. Whoever was one of them and kept the manifest, or the layer's key, still opens the
 // layers: only encrypting the image anew takes that away. It refuses to leave a layer that nobody can open.
-func RemoveRecipients(ctx context.Context, ref Reference, registry Registry, names []string) (*Changed, error) {
+func RemoveRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, registry Registry, names []string) (*Changed, error) {
 	return change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
 		held, _ := Recipients(t.images)
-		gone, err := keyIDs(ctx, ref, names, held)
+		gone, err := keyIDs(ctx, ks, ref, names, held)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -138,7 +139,7 @@ func RemoveRecipients(ctx context.Context, ref Reference, registry Registry, nam
 }
 
 // keyIDs returns the kids of recipients that are named by kid or otherwise. Each has to be one who holds something.
-func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]string, error) {
+func keyIDs(ctx context.Context, ks *keystore.Keystore, ref Reference, names []string, held []Held) ([]string, error) {
 	holds := func(kid string) bool {
 		return slices.ContainsFunc(held, func(h Held) bool { return h.KeyID == kid && h.annotation() == layerkey.Annotation })
 	}
@@ -147,7 +148,7 @@ func keyIDs(ctx context.Context, ref Reference, names []string, held []Held) ([]
 		kid := name
 		if thumbprint, err := base64.RawURLEncoding.DecodeString(name); !holds(kid) &&
 			(err != nil || len(thumbprint) != sha256.Size) {
-			parsed, err := layerkey.IdentifyRecipients(ctx, []string{name}, config.Flags)
+			parsed, err := layerkey.IdentifyRecipients(ctx, ks, []string{name}, config.Flags)
 			if err != nil {
 				return nil, err
 			}
@@ -230,12 +231,12 @@ func withoutEntries(text string, stays func(int) bool) (string, error) {
 }
 
 // Names returns what recipients are called, as they were given, by kid.
-func Names(ctx context.Context, recipients []string) (map[string]string, error) {
+func Names(ctx context.Context, ks *keystore.Keystore, recipients []string) (map[string]string, error) {
 	names := map[string]string{}
 	if len(recipients) == 0 {
 		return names, nil
 	}
-	parsed, err := layerkey.IdentifyRecipients(ctx, recipients, config.Flags)
+	parsed, err := layerkey.IdentifyRecipients(ctx, ks, recipients, config.Flags)
 	for _, r := range parsed {
 		names[r.KeyID()] = r.Name
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
@@ -62,7 +63,7 @@ const (
 )
 
 // Serve answers the one request that in holds.
-func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
+func Serve(ctx context.Context, ks *keystore.Keystore, in io.Reader, out io.Writer) error {
 	r, err := readRequest(in)
 	if err != nil {
 		return err
@@ -70,9 +71,9 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	var a answer
 	switch r.Operation {
 	case "keywrap":
-		a.Wrapped.Annotation, err = wrap(ctx, r)
+		a.Wrapped.Annotation, err = wrap(ctx, ks, r)
 	case "keyunwrap":
-		a.Unwrapped.Options, err = unwrap(ctx, r)
+		a.Unwrapped.Options, err = unwrap(ctx, ks, r)
 	default:
 		err = failure.New(failure.Unsupported, "unknown operation %q",
 			r.Operation).
@@ -106,7 +107,7 @@ func readRequest(in io.Reader) (*request, error) {
 	return &r, nil
 }
 
-func wrap(ctx context.Context, r *request) ([]byte, error) {
+func wrap(ctx context.Context, ks *keystore.Keystore, r *request) ([]byte, error) {
 	if len(r.Wrap.Options) == 0 {
 		return nil, failure.New(failure.Invalid, "the request to wrap has no key of a layer (optsdata)")
 	}
@@ -114,7 +115,7 @@ func wrap(ctx context.Context, r *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	recipients, err := layerkey.ParseRecipients(ctx, names, origin)
+	recipients, err := layerkey.ParseRecipients(ctx, ks, names, origin)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +127,7 @@ func wrap(ctx context.Context, r *request) ([]byte, error) {
 	return layerkey.Seal(r.Wrap.Options, recipients)
 }
 
-func unwrap(ctx context.Context, r *request) ([]byte, error) {
+func unwrap(ctx context.Context, ks *keystore.Keystore, r *request) ([]byte, error) {
 	if len(r.Unwrap.Annotation) == 0 {
 		return nil, failure.New(failure.Invalid, "the request to unwrap has no annotation")
 	}
@@ -134,9 +135,9 @@ func unwrap(ctx context.Context, r *request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	keys := layerkey.OpenKeys(ctx, references, origin)
+	keys := layerkey.OpenKeys(ks, references, origin)
 	defer keys.Close()
-	return keys.Open(map[string]string{layerkey.Annotation: base64.StdEncoding.EncodeToString(r.Unwrap.Annotation)})
+	return keys.Open(ctx, map[string]string{layerkey.Annotation: base64.StdEncoding.EncodeToString(r.Unwrap.Annotation)})
 }
 
 // ours returns what was written for this provider. Nothing after provider:hsm, which ocicrypt makes "Enabled" of, names

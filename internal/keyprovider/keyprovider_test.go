@@ -11,11 +11,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
-	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
@@ -29,7 +29,7 @@ func serve(t *testing.T, request any) (answer, error) {
 	}
 	var out bytes.Buffer
 	var a answer
-	if err := Serve(context.Background(), bytes.NewReader(data), &out); err != nil {
+	if err := Serve(context.Background(), backends.Keystore(), bytes.NewReader(data), &out); err != nil {
 		return a, err
 	}
 	return a, json.Unmarshal(out.Bytes(), &a)
@@ -59,18 +59,18 @@ func TestProtocol(t *testing.T) {
 	t.Setenv("NOTATION_HSM_CONFIG", "/dev/null")
 	t.Setenv("NOTATION_HSM_MODULE_PATH", token.Module)
 	t.Setenv("NOTATION_HSM_PIN", softhsmtest.PIN)
-	s, err := config.Resolve("", nil, config.Flags)
+	s, err := backends.Keystore().Resolve("", nil, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec, _ := key.ParseSpec("EC-256")
 	for _, label := range []string{"one", "two", "three"} {
-		if _, err := keystore.Generate(context.Background(), s,
+		if _, err := s.Generate(context.Background(),
 			key.Request{Spec: spec, Usage: key.Decrypt, Label: label}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := keystore.Generate(context.Background(), s,
+	if _, err := s.Generate(context.Background(),
 		key.Request{Spec: spec, Usage: key.Sign, Label: "signing"}); err != nil {
 		t.Fatal(err)
 	}
@@ -118,12 +118,12 @@ func TestRequestRunsNothing(t *testing.T) {
 		}
 	}
 	list("")
-	s, err := config.Resolve("", nil, config.Flags)
+	s, err := backends.Keystore().Resolve("", nil, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}
 	spec, _ := key.ParseSpec("EC-256")
-	if _, err := keystore.Generate(context.Background(), s,
+	if _, err := s.Generate(context.Background(),
 		key.Request{Spec: spec, Usage: key.Decrypt, Label: "one"}); err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func TestCostly(t *testing.T) {
 		"has no key of a layer (optsdata)": `{"op":"keywrap"}`,
 	} {
 		checkCost(t, []byte(request))
-		if err := Serve(context.Background(), strings.NewReader(request), io.Discard); err == nil ||
+		if err := Serve(context.Background(), backends.Keystore(), strings.NewReader(request), io.Discard); err == nil ||
 			!strings.Contains(err.Error(), words) {
 			t.Errorf("%.50q fails with %v, which does not say %q", request, err, words)
 		}

@@ -19,8 +19,8 @@ import (
 
 // fromKey fills in the public half of a key in a module: from the leaf of the certificate-chain in its own entry of the
 // config file, else from the module. A certificate-chain that holds for more than this key may be another's.
-func (r *Recipient) fromKey(ctx context.Context, reference string, origin config.Origin, ask bool) error {
-	s, err := config.Resolve(reference, nil, origin)
+func (r *Recipient) fromKey(ctx context.Context, ks *keystore.Keystore, reference string, origin config.Origin, ask bool) error {
+	s, err := ks.Resolve(reference, nil, origin)
 	if err != nil {
 		return err
 	}
@@ -29,20 +29,20 @@ func (r *Recipient) fromKey(ctx context.Context, reference string, origin config
 		r.assume("its certificate was taken from certificate-chain and its module was not asked")
 		return err
 	}
-	store, err := keystore.Open(ctx, s)
+	store, err := s.Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer store.Close()
-	if r.Public, err = store.Public(); err != nil || !ask {
+	if r.Public, err = store.Public(ctx); err != nil || !ask {
 		return err
 	}
-	return r.ask(store, s)
+	return r.ask(ctx, store, s)
 }
 
 // ask has the module say whether the key opens what is encrypted to it.
-func (r *Recipient) ask(store keystore.Store, s *config.Settings) error {
-	told, err := store.Receives(r.Public)
+func (r *Recipient) ask(ctx context.Context, store keystore.Store, s *keystore.Reference) error {
+	told, err := store.Receives(ctx, r.Public)
 	if err != nil {
 		return err
 	}
@@ -57,18 +57,18 @@ func (r *Recipient) ask(store keystore.Store, s *config.Settings) error {
 		r.assume("its module does not tell what the key may do without a PIN, and none is configured")
 		return nil
 	}
-	if err := store.Login(); err != nil {
+	if err := store.Login(ctx); err != nil {
 		if failure.From(err).CKR == "" { // there is no PIN to be had, and none was tried
 			r.assume("its module does not tell what the key may do without a PIN: " + err.Error())
 			return nil
 		}
 		return err
 	}
-	k, err := store.Key(r.Public)
+	k, err := store.Key(ctx, r.Public)
 	if err != nil {
 		return err
 	}
-	return r.try(k)
+	return r.try(ctx, k)
 }
 
 // choose takes the hash that the module does, unless the user chose one.
@@ -89,10 +89,10 @@ func (r *Recipient) choose(told key.Receives) error {
 }
 
 // try has the key open something, with the first hash of OAEP that its module does, unless the user chose one.
-func (r *Recipient) try(k keystore.Key) error {
+func (r *Recipient) try(ctx context.Context, k keystore.Key) error {
 	public, isRSA := r.Public.(*rsa.PublicKey)
 	if !isRSA {
-		return r.tryECDH(k)
+		return r.tryECDH(ctx, k)
 	}
 	hashes := []crypto.Hash{crypto.SHA256, crypto.SHA1}
 	if r.OAEP != 0 {
@@ -106,7 +106,7 @@ func (r *Recipient) try(k keystore.Key) error {
 		if encrypted, err = rsa.EncryptOAEP(hash.New(), rand.Reader, public, secret, nil); err != nil {
 			return err
 		}
-		opened, err = k.Decrypt(nil, encrypted, &rsa.OAEPOptions{Hash: hash})
+		opened, err = k.Decrypt(ctx, encrypted, &rsa.OAEPOptions{Hash: hash})
 		if err == nil && subtle.ConstantTimeCompare(opened, secret) == 1 {
 			r.OAEP = hash
 			return nil
@@ -118,7 +118,7 @@ func (r *Recipient) try(k keystore.Key) error {
 	return r.refused(err)
 }
 
-func (r *Recipient) tryECDH(k keystore.Key) error {
+func (r *Recipient) tryECDH(ctx context.Context, k keystore.Key) error {
 	public, ok := r.Public.(*ecdsa.PublicKey)
 	if !ok {
 		return nil // the caller says what is wrong with the type
@@ -131,7 +131,7 @@ func (r *Recipient) tryECDH(k keystore.Key) error {
 	if err != nil {
 		return err
 	}
-	shared, err := k.ECDH(ephemeral.PublicKey())
+	shared, err := k.ECDH(ctx, ephemeral.PublicKey())
 	if err != nil {
 		return r.refused(err)
 	}

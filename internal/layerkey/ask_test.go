@@ -10,17 +10,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
-	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
 // generateFor makes a key for a usage.
 func generateFor(t *testing.T, usage key.Usage, label, spec string) {
 	t.Helper()
-	s, err := config.Resolve("", nil, config.Flags)
+	s, err := backends.Keystore().Resolve("", nil, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -28,7 +28,7 @@ func generateFor(t *testing.T, usage key.Usage, label, spec string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keystore.Generate(context.Background(), s,
+	if _, err := s.Generate(context.Background(),
 		key.Request{Spec: parsed, Usage: usage, Label: label}); err != nil {
 		t.Fatal(err)
 	}
@@ -37,7 +37,7 @@ func generateFor(t *testing.T, usage key.Usage, label, spec string) {
 // publicOf is the public half of a key on the token.
 func publicOf(t *testing.T, label string) crypto.PublicKey {
 	t.Helper()
-	parsed, err := IdentifyRecipients(context.Background(), []string{uri(label)}, config.Flags)
+	parsed, err := IdentifyRecipients(context.Background(), backends.Keystore(), []string{uri(label)}, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +45,7 @@ func publicOf(t *testing.T, label string) crypto.PublicKey {
 }
 
 func recipient(name string) (Recipient, error) {
-	parsed, err := ParseRecipients(context.Background(), []string{name}, config.Flags)
+	parsed, err := ParseRecipients(context.Background(), backends.Keystore(), []string{name}, config.Flags)
 	if err != nil {
 		return Recipient{}, err
 	}
@@ -119,7 +119,7 @@ func TestCanOpen(t *testing.T) {
 			}
 			if test.refused != "" {
 				t.Setenv("SHIM_FAULT", "")
-				if _, err := IdentifyRecipients(context.Background(), []string{test.name}, config.Flags); err != nil {
+				if _, err := IdentifyRecipients(context.Background(), backends.Keystore(), []string{test.name}, config.Flags); err != nil {
 					t.Errorf("to know who it is: %v", err)
 				}
 			}
@@ -132,10 +132,10 @@ func TestTryAnother(t *testing.T) {
 	keys, others := plainKeys(t), plainKeys(t)
 	for i, c := range keys {
 		r := Recipient{Name: c.name, Public: c.public}
-		if err := r.try(c.key); err != nil {
+		if err := r.try(t.Context(), c.key); err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
-		if err := r.try(others[i].key); err == nil || !strings.Contains(err.Error(), "cannot open what is encrypted to it") {
+		if err := r.try(t.Context(), others[i].key); err == nil || !strings.Contains(err.Error(), "cannot open what is encrypted to it") {
 			t.Errorf("with another's public key, %s: %v", c.name, err)
 		}
 	}
@@ -189,7 +189,7 @@ func TestCertificateRules(t *testing.T) {
 			r.Warning == "" {
 			t.Errorf("key usage %b, valid %s to %s: %+v, %v", template.KeyUsage, template.NotBefore, template.NotAfter, r, err)
 		}
-		if _, err := IdentifyRecipients(context.Background(), []string{name}, config.Flags); err != nil {
+		if _, err := IdentifyRecipients(context.Background(), backends.Keystore(), []string{name}, config.Flags); err != nil {
 			t.Errorf("to know who it is: %v", err)
 		}
 	}

@@ -2,6 +2,7 @@ package layerkey
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"encoding/asn1"
 	"encoding/base64"
@@ -88,20 +89,20 @@ func TestCostly(t *testing.T) {
 // TestOperations bounds what layers together can ask of a module.
 func TestOperations(t *testing.T) {
 	candidates := plainKeys(t)
-	keys := &Keys{references: []string{"rsa"}, candidates: candidates[:1], prepared: func() error { return nil },
+	keys := &Keys{references: []string{"rsa"}, candidates: candidates[:1], prepared: true,
 		tries: operationsLimit - 1}
 	sealed := annotation(schemeHSM, ours(t, candidates))
-	if _, err := keys.Open(sealed); err != nil {
+	if _, err := keys.Open(t.Context(), sealed); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keys.Open(sealed); err == nil || !strings.Contains(err.Error(), "more wrapped keys than the 4096") {
+	if _, err := keys.Open(t.Context(), sealed); err == nil || !strings.Contains(err.Error(), "more wrapped keys than the 4096") {
 		t.Errorf("after as many as are tried: %v", err)
 	}
 }
 
 func openPlain(candidates []*candidate, annotations map[string]string) ([]byte, error) {
-	keys := &Keys{references: []string{"rsa", "ec"}, candidates: candidates, prepared: func() error { return nil }}
-	return keys.Open(annotations)
+	keys := &Keys{references: []string{"rsa", "ec"}, candidates: candidates, prepared: true}
+	return keys.Open(context.Background(), annotations)
 }
 
 // sequences nests DER in sequences. It is written from its end: asn1.Marshal would copy it at each level.

@@ -1,6 +1,7 @@
 package layerkey
 
 import (
+	"context"
 	"crypto"
 	"crypto/rsa"
 	"encoding/json"
@@ -50,10 +51,10 @@ func parseBlobs(data []byte) (wrapping, error) {
 	return w, nil
 }
 
-func openBlob(l lock, k keystore.Key) ([]byte, error) {
+func openBlob(ctx context.Context, l lock, k keystore.Key) ([]byte, error) {
 	hash := crypto.SHA1
 	if l.Algorithm == "RSA-OAEP-256" {
 		hash = crypto.SHA256
 	}
-	return k.Decrypt(nil, l.encrypted, &rsa.OAEPOptions{Hash: hash})
+	return k.Decrypt(ctx, l.encrypted, &rsa.OAEPOptions{Hash: hash})
 }

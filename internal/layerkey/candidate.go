@@ -2,6 +2,7 @@ package layerkey
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -55,13 +56,13 @@ func (c *candidate) fits(l lock) bool {
 var optionsBounds = bound.Limits{Bytes: 16 << 10, Depth: bound.Depth, Elements: 256}
 
 // open opens a wrapped key with one of its locks.
-func (c *candidate) open(w wrapping, l lock) (options []byte, err error) {
+func (c *candidate) open(ctx context.Context, w wrapping, l lock) (options []byte, err error) {
 	if c.key == nil {
-		if c.key, err = c.store.Key(c.public); err != nil {
+		if c.key, err = c.store.Key(ctx, c.public); err != nil {
 			return nil, err
 		}
 	}
-	options, err = w.open(l, c.key)
+	options, err = w.open(ctx, l, c.key)
 	var known *failure.Error
 	switch {
 	case errors.As(err, &known):

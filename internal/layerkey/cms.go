@@ -1,6 +1,7 @@
 package layerkey
 
 import (
+	"context"
 	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
@@ -72,10 +73,10 @@ func parseCMS(data []byte) (wrapping, error) {
 		locks = append(locks, l)
 	}
 	parsed := sync.OnceValues(func() (*pkcs7.PKCS7, error) { return pkcs7.Parse(data) })
-	return wrapping{locks: locks, open: func(l lock, k keystore.Key) ([]byte,
-		error) {
-		return openCMS(&info.Content, parsed, l, k)
-	}}, nil
+	open := func(ctx context.Context, l lock, k keystore.Key) ([]byte, error) {
+		return openCMS(ctx, &info.Content, parsed, l, k)
+	}
+	return wrapping{locks: locks, open: open}, nil
 }
 
 func cmsAlgorithm(r cmsRecipient) string {
@@ -115,7 +116,7 @@ func serialText(serial *big.Int) string {
 }
 
 // openCMS opens EnvelopedData by the lock that is the key's.
-func openCMS(e *enveloped, parse func() (*pkcs7.PKCS7, error), l lock, k keystore.Key) ([]byte, error) {
+func openCMS(ctx context.Context, e *enveloped, parse func() (*pkcs7.PKCS7, error), l lock, k keystore.Key) ([]byte, error) {
 	size := 0
 	for _, c := range contentCiphers {
 		if e.Content.Algorithm.Algorithm.Equal(c.oid) {
@@ -132,7 +133,7 @@ func openCMS(e *enveloped, parse func() (*pkcs7.PKCS7, error), l lock, k keystor
 	// All that the library reads of the recipient's certificate is what names it in the packet.
 	r := e.Recipients[l.index]
 	name := &x509.Certificate{RawIssuer: r.Name.Issuer.FullBytes, SerialNumber: r.Name.Serial}
-	module := &sessionKeyDecrypter{Key: k, size: size}
+	module := &sessionKeyDecrypter{ctx: ctx, key: k, size: size}
 	options, err := parsed.Decrypt(name, module)
 	if module.failed != nil {
 		return nil, module.failed
@@ -143,16 +144,21 @@ func openCMS(e *enveloped, parse func() (*pkcs7.PKCS7, error), l lock, k keystor
 // sessionKeyDecrypter decrypts content keys, whose length is known: with PKCS #1 v1.5 a wrong one is then as good as
 // any other, and how a packet fails says nothing of its padding.
 type sessionKeyDecrypter struct {
-	keystore.Key
+	ctx    context.Context // pkcs7 takes a crypto.Decrypter, which has none
+	key    keystore.Key
 	size   int
 	failed error
 }
 
-func (d *sessionKeyDecrypter) Decrypt(rand io.Reader, encrypted []byte, opts crypto.DecrypterOpts) (plain []byte,
+// Public returns the public half.
+func (d *sessionKeyDecrypter) Public() crypto.PublicKey { return d.key.Public() }
+
+// Decrypt decrypts a content key.
+func (d *sessionKeyDecrypter) Decrypt(_ io.Reader, encrypted []byte, opts crypto.DecrypterOpts) (plain []byte,
 	err error) {
 	if _, ok := opts.(*rsa.PKCS1v15DecryptOptions); ok { //nolint:staticcheck // deprecated as dangerous, and what ocicrypt's pkcs7 uses
 		opts = &rsa.PKCS1v15DecryptOptions{SessionKeyLen: d.size} //nolint:staticcheck // as above
 	}
-	plain, d.failed = d.Key.Decrypt(rand, encrypted, opts)
+	plain, d.failed = d.key.Decrypt(d.ctx, encrypted, opts)
 	return plain, d.failed
 }

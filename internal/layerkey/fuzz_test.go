@@ -1,6 +1,7 @@
 package layerkey
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -11,7 +12,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
-	"io"
 	"math/big"
 	"strings"
 	"testing"
@@ -34,11 +34,13 @@ type plainKey struct {
 
 func (k plainKey) Public() crypto.PublicKey { return k.rsa.Public() }
 
-func (k plainKey) Decrypt(_ io.Reader, c []byte, o crypto.DecrypterOpts) ([]byte, error) {
+func (k plainKey) Decrypt(_ context.Context, c []byte, o crypto.DecrypterOpts) ([]byte, error) {
 	return k.rsa.Decrypt(rand.Reader, c, o)
 }
 
-func (k plainKey) ECDH(remote *ecdh.PublicKey) ([]byte, error) { return k.ec.ECDH(remote) }
+func (k plainKey) ECDH(_ context.Context, remote *ecdh.PublicKey) ([]byte, error) {
+	return k.ec.ECDH(remote)
+}
 
 func plainKeys(f testing.TB) []*candidate {
 	r, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -71,12 +73,12 @@ func FuzzAnnotation(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, scheme int, packet string) {
-		keys := &Keys{references: []string{"rsa", "ec"}, candidates: candidates, prepared: func() error { return nil }}
+		keys := &Keys{references: []string{"rsa", "ec"}, candidates: candidates, prepared: true}
 		annotations := map[string]string{AnnotationPrefix +
 			schemes[uint(scheme)%uint(len(schemes))]: base64.StdEncoding.EncodeToString([]byte(packet))}
 		openCost.Check(t, len(packet), func() {
 			keys.tries = 0
-			if opened, err := keys.Open(annotations); err == nil && !json.Valid(opened) {
+			if opened, err := keys.Open(t.Context(), annotations); err == nil && !json.Valid(opened) {
 				t.Errorf("it opened to %q", opened)
 			}
 		})
@@ -152,8 +154,8 @@ func TestOnlyGCM(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys := &Keys{references: []string{"rsa"}, candidates: candidates, prepared: func() error { return nil }}
-	if _, err := keys.Open(annotation(schemePKCS7, packet)); err == nil ||
+	keys := &Keys{references: []string{"rsa"}, candidates: candidates, prepared: true}
+	if _, err := keys.Open(t.Context(), annotation(schemePKCS7, packet)); err == nil ||
 		!strings.Contains(err.Error(), "not encrypted with AES-GCM") {
 		t.Errorf("a packet with CBC: %v", err)
 	}

@@ -1,6 +1,7 @@
 package layerkey
 
 import (
+	"context"
 	"crypto"
 	"crypto/aes"
 	"crypto/ecdh"
@@ -49,7 +50,8 @@ func parseJWE(scheme string, data []byte) (wrapping, error) {
 		return wrapping{}, err
 	}
 	locks, err := jweLocks(scheme, jwe)
-	return wrapping{locks: locks, open: func(l lock, k keystore.Key) ([]byte, error) { return openJWE(jwe, l, k) }}, err
+	open := func(ctx context.Context, l lock, k keystore.Key) ([]byte, error) { return openJWE(ctx, jwe, l, k) }
+	return wrapping{locks: locks, open: open}, err
 }
 
 // errSeen makes DecryptMulti go on to the next recipient.
@@ -106,7 +108,7 @@ func jweLock(scheme string, encrypted []byte, header jose.Header) (lock, error) 
 }
 
 // openJWE opens a JWE by the lock that is the key's.
-func openJWE(jwe *jose.JSONWebEncryption, l lock, k keystore.Key) ([]byte, error) {
+func openJWE(ctx context.Context, jwe *jose.JSONWebEncryption, l lock, k keystore.Key) ([]byte, error) {
 	at := -1
 	var failed error
 	_, _, plain, err := jwe.DecryptMulti(decrypter(func([]byte, jose.Header) ([]byte, error) {
@@ -114,7 +116,7 @@ func openJWE(jwe *jose.JSONWebEncryption, l lock, k keystore.Key) ([]byte, error
 		if at != l.index {
 			return nil, errSeen
 		}
-		cek, err := contentKey(l, k)
+		cek, err := contentKey(ctx, l, k)
 		failed = err
 		return cek, err
 	}))
@@ -125,24 +127,24 @@ func openJWE(jwe *jose.JSONWebEncryption, l lock, k keystore.Key) ([]byte, error
 }
 
 // contentKey has the private key open the content's key (RFC 7518 sections 4.3 and 4.6).
-func contentKey(l lock, k keystore.Key) ([]byte, error) {
+func contentKey(ctx context.Context, l lock, k keystore.Key) ([]byte, error) {
 	switch jose.KeyAlgorithm(l.Algorithm) {
 	case jose.RSA_OAEP:
-		return k.Decrypt(nil, l.encrypted, &rsa.OAEPOptions{Hash: crypto.SHA1})
+		return k.Decrypt(ctx, l.encrypted, &rsa.OAEPOptions{Hash: crypto.SHA1})
 	case jose.RSA_OAEP_256:
-		return k.Decrypt(nil, l.encrypted, &rsa.OAEPOptions{Hash: crypto.SHA256})
+		return k.Decrypt(ctx, l.encrypted, &rsa.OAEPOptions{Hash: crypto.SHA256})
 	case jose.ECDH_ES_A128KW:
-		return unwrapAgreed(l, k, 16)
+		return unwrapAgreed(ctx, l, k, 16)
 	case jose.ECDH_ES_A192KW:
-		return unwrapAgreed(l, k, 24)
+		return unwrapAgreed(ctx, l, k, 24)
 	}
-	return unwrapAgreed(l, k, 32)
+	return unwrapAgreed(ctx, l, k, 32)
 }
 
 // unwrapAgreed opens what is wrapped with AES key wrap under a key of size bytes, which both sides derive from their
 // shared secret.
-func unwrapAgreed(l lock, k keystore.Key, size int) ([]byte, error) {
-	shared, err := k.ECDH(l.epk)
+func unwrapAgreed(ctx context.Context, l lock, k keystore.Key, size int) ([]byte, error) {
+	shared, err := k.ECDH(ctx, l.epk)
 	if err != nil {
 		return nil, err
 	}

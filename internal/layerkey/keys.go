@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -16,21 +15,20 @@ import (
 // Keys are the private keys that may open layers. A module is opened when the first layer needs it, and logged in to
 // once, however many layers there are.
 type Keys struct {
-	ctx        context.Context
+	keystore   *keystore.Keystore
 	references []string
 	origin     config.Origin
 	stores     []keystore.Store
 	candidates []*candidate
-	prepared   func() error // finds the candidates, once
-	tries      int          // how often a key was used
+	prepared   bool  // the candidates were looked for
+	unprepared error // why there are none
+	tries      int   // how often a key was used
 }
 
 // OpenKeys prepares the keys that references name, by URI or alias; they stand in origin. Without any, they are the
 // keys of the token that the settings name, and only a layer that names its recipients by kid finds the right one.
-func OpenKeys(ctx context.Context, references []string, origin config.Origin) *Keys {
-	k := &Keys{ctx: ctx, references: references, origin: origin}
-	k.prepared = sync.OnceValue(k.prepare)
-	return k
+func OpenKeys(ks *keystore.Keystore, references []string, origin config.Origin) *Keys {
+	return &Keys{keystore: ks, references: references, origin: origin}
 }
 
 // Close ends the sessions and, with them, the logins.
@@ -48,12 +46,12 @@ func (k *Keys) Close() error {
 // Open returns the options of a layer (JSON, as ocicrypt has them), which hold its key, by the annotations of its
 // descriptor. Only the key that fits a wrapped key is used. It fails with Invalid when none does, with Denied or
 // Timeout when the module does not let it be used.
-func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
+func (k *Keys) Open(ctx context.Context, annotations map[string]string) ([]byte, error) {
 	found, err := packets(annotations)
 	if err != nil {
 		return nil, err
 	}
-	if err := k.prepared(); err != nil {
+	if err := k.prepare(ctx); err != nil {
 		return nil, err
 	}
 	var holders []string
@@ -80,7 +78,7 @@ func (k *Keys) Open(annotations map[string]string) ([]byte, error) {
 						"the layers have more wrapped keys than the %d that are tried at once", operationsLimit).
 						WithHint("open the images of an index one at a time, with --platform")
 				}
-				options, err := c.open(w, l)
+				options, err := c.open(ctx, w, l)
 				if err == nil {
 					return options, nil
 				}
@@ -144,36 +142,43 @@ func (k *Keys) names() string {
 	return strings.Join(names, ", ")
 }
 
-func (k *Keys) prepare() error {
-	if len(k.references) == 0 {
-		return k.prepareAll()
+// prepare finds the candidates, once; a later call returns the failure of the first.
+func (k *Keys) prepare(ctx context.Context) error {
+	if k.prepared {
+		return k.unprepared
 	}
-	return k.prepareNamed()
+	k.prepared = true
+	if len(k.references) == 0 {
+		k.unprepared = k.prepareAll(ctx)
+	} else {
+		k.unprepared = k.prepareNamed(ctx)
+	}
+	return k.unprepared
 }
 
 // open opens the store of a reference, until Close.
-func (k *Keys) open(reference string) (keystore.Store, error) {
-	s, err := config.Resolve(reference, nil, k.origin)
+func (k *Keys) open(ctx context.Context, reference string) (keystore.Store, error) {
+	s, err := k.keystore.Resolve(reference, nil, k.origin)
 	if err != nil {
 		return nil, err
 	}
-	store, err := keystore.Open(k.ctx, s)
+	store, err := s.Open(ctx)
 	if err == nil {
 		k.stores = append(k.stores, store)
 	}
 	return store, err
 }
 
-func (k *Keys) prepareNamed() error {
+func (k *Keys) prepareNamed(ctx context.Context) error {
 	for _, reference := range k.references {
 		if reference == "" {
 			return failure.New(failure.Invalid, "a key to open with was given, and has no name").WithHint("is a variable empty?")
 		}
-		store, err := k.open(reference)
+		store, err := k.open(ctx, reference)
 		if err != nil {
 			return err
 		}
-		public, err := store.Public()
+		public, err := store.Public(ctx)
 		if err != nil {
 			return err
 		}
@@ -182,17 +187,17 @@ func (k *Keys) prepareNamed() error {
 	return nil
 }
 
-func (k *Keys) prepareAll() error {
-	store, err := k.open("")
+func (k *Keys) prepareAll(ctx context.Context) error {
+	store, err := k.open(ctx, "")
 	if err != nil {
 		return err
 	}
-	keys, err := store.Keys()
+	keys, err := store.Keys(ctx)
 	if err != nil {
 		return err
 	}
 	for _, key := range keys {
-		info, err := key.Info()
+		info, err := key.Info(ctx)
 		if err != nil {
 			return err
 		}

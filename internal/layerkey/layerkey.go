@@ -8,6 +8,7 @@
 package layerkey
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -54,7 +55,7 @@ type packet struct {
 type wrapping struct {
 	scheme string
 	locks  []lock
-	open   func(lock, keystore.Key) ([]byte, error) // opens it with one of the locks
+	open   func(context.Context, lock, keystore.Key) ([]byte, error) // opens it with one of the locks
 }
 
 // The limits of one layer. They are far above what an image needs.

@@ -21,10 +21,10 @@ import (
 	ocipkcs11 "github.com/containers/ocicrypt/keywrap/pkcs11"
 	ocipkcs7 "github.com/containers/ocicrypt/keywrap/pkcs7"
 
+	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
-	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
@@ -43,7 +43,7 @@ func use(t *testing.T, token *softhsmtest.Token) {
 // generate makes a recipient's key and returns its public half.
 func generate(t *testing.T, label, spec string) crypto.PublicKey {
 	t.Helper()
-	s, err := config.Resolve("", nil, config.Flags)
+	s, err := backends.Keystore().Resolve("", nil, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func generate(t *testing.T, label, spec string) crypto.PublicKey {
 	if err != nil {
 		t.Fatal(err)
 	}
-	info, err := keystore.Generate(context.Background(), s, key.Request{Spec: parsed, Usage: key.Decrypt, Label: label})
+	info, err := s.Generate(context.Background(), key.Request{Spec: parsed, Usage: key.Decrypt, Label: label})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func uri(label string) string { return "pkcs11:object=" + label }
 
 func seal(t *testing.T, recipients ...string) map[string]string {
 	t.Helper()
-	parsed, err := ParseRecipients(context.Background(), recipients, config.Flags)
+	parsed, err := ParseRecipients(context.Background(), backends.Keystore(), recipients, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,9 +84,9 @@ func annotation(scheme string, packets ...[]byte) map[string]string {
 // opens opens annotations with keys, each of which is used for this alone.
 func opens(t *testing.T, annotations map[string]string, references ...string) (string, error) {
 	t.Helper()
-	keys := OpenKeys(context.Background(), references, config.Flags)
+	keys := OpenKeys(backends.Keystore(), references, config.Flags)
 	defer keys.Close()
-	opened, err := keys.Open(annotations)
+	opened, err := keys.Open(t.Context(), annotations)
 	return string(opened), err
 }
 
@@ -180,9 +180,9 @@ func TestSealAndOpen(t *testing.T) {
 		mustOpen(t, annotation(schemeHSM, first, second), uri("ec-521"))
 	})
 	t.Run("a signing key", func(t *testing.T) {
-		s, _ := config.Resolve("", nil, config.Flags)
+		s, _ := backends.Keystore().Resolve("", nil, config.Flags)
 		spec, _ := key.ParseSpec("EC-256")
-		made, err := keystore.Generate(context.Background(), s, key.Request{Spec: spec, Usage: key.Sign, Label: "signing"})
+		made, err := s.Generate(context.Background(), key.Request{Spec: spec, Usage: key.Sign, Label: "signing"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -226,9 +226,9 @@ func TestLoginOnce(t *testing.T) {
 		{"C_Login": 1, "C_DeriveKey": 10, "C_DestroyObject": 10, "C_OpenSession": 1, "C_CloseSession": 1},
 	} {
 		os.Remove(log)
-		keys := OpenKeys(context.Background(), []string{uri([]string{"rsa", "ec"}[i])}, config.Flags)
+		keys := OpenKeys(backends.Keystore(), []string{uri([]string{"rsa", "ec"}[i])}, config.Flags)
 		for range 10 {
-			if _, err := keys.Open(sealed[i]); err != nil {
+			if _, err := keys.Open(t.Context(), sealed[i]); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -249,10 +249,10 @@ func TestLoginOnce(t *testing.T) {
 	}
 	os.Remove(log)
 	t.Setenv("NOTATION_HSM_PIN", "0000")
-	keys := OpenKeys(context.Background(), []string{uri("ec")}, config.Flags)
+	keys := OpenKeys(backends.Keystore(), []string{uri("ec")}, config.Flags)
 	defer keys.Close()
 	for range 3 {
-		if _, err := keys.Open(sealed[1]); failure.From(err).CKR != "CKR_PIN_INCORRECT" {
+		if _, err := keys.Open(t.Context(), sealed[1]); failure.From(err).CKR != "CKR_PIN_INCORRECT" {
 			t.Errorf("a wrong PIN fails with %v", err)
 		}
 	}
@@ -346,13 +346,13 @@ func TestRefuse(t *testing.T) {
 		"cert:/nowhere.pem": "can't read", "pubkey:/nowhere.pem": "can't read", uri("nobody"): "there is no key",
 		uri("ec") + "?oaep=sha1": "no OAEP", uri("ec") + "?oaep=md5": "md5", "pubkey:envelope.go": "no public key",
 	} {
-		if _, err := ParseRecipients(context.Background(), []string{name}, config.Flags); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "4321") {
+		if _, err := ParseRecipients(context.Background(), backends.Keystore(), []string{name}, config.Flags); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "4321") {
 			t.Errorf("the recipient %q fails with %v, which does not say %q", name, err, words)
 		}
 	}
 	// A chain that is set for everything may be another key's.
 	t.Setenv("NOTATION_HSM_CERTIFICATE_CHAIN", chain)
-	parsed, err := ParseRecipients(context.Background(), []string{uri("ec"), uri("ec")}, config.Flags)
+	parsed, err := ParseRecipients(context.Background(), backends.Keystore(), []string{uri("ec"), uri("ec")}, config.Flags)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // Recipient is whom a layer's key is wrapped for.
@@ -51,22 +52,22 @@ func isThumbprint(kid string) bool {
 // recipient that cannot open what is encrypted to it, as far as its module or certificate tells, and leaves a warning
 // where neither does. No PIN is needed, unless a token shows public keys to nobody else; where the token leaves open
 // what a key may do and a PIN is configured, the key is tried.
-func ParseRecipients(ctx context.Context, names []string, origin config.Origin) ([]Recipient, error) {
-	return parseRecipients(ctx, names, origin, true)
+func ParseRecipients(ctx context.Context, ks *keystore.Keystore, names []string, origin config.Origin) ([]Recipient, error) {
+	return parseRecipients(ctx, ks, names, origin, true)
 }
 
 // IdentifyRecipients reads recipients as ParseRecipients does, whether or not they can open anything.
-func IdentifyRecipients(ctx context.Context, names []string, origin config.Origin) ([]Recipient, error) {
-	return parseRecipients(ctx, names, origin, false)
+func IdentifyRecipients(ctx context.Context, ks *keystore.Keystore, names []string, origin config.Origin) ([]Recipient, error) {
+	return parseRecipients(ctx, ks, names, origin, false)
 }
 
-func parseRecipients(ctx context.Context, names []string, origin config.Origin, ask bool) ([]Recipient, error) {
+func parseRecipients(ctx context.Context, ks *keystore.Keystore, names []string, origin config.Origin, ask bool) ([]Recipient, error) {
 	if len(names) == 0 {
 		return nil, failure.New(failure.Invalid, "there is no recipient").WithHint("name a key, cert:FILE or pubkey:FILE")
 	}
 	recipients := make([]Recipient, len(names))
 	for i, name := range names {
-		r, err := parseRecipient(ctx, name, origin, ask)
+		r, err := parseRecipient(ctx, ks, name, origin, ask)
 		if err != nil {
 			return nil, err
 		}
@@ -75,7 +76,7 @@ func parseRecipients(ctx context.Context, names []string, origin config.Origin, 
 	return recipients, nil
 }
 
-func parseRecipient(ctx context.Context, name string, origin config.Origin, ask bool) (Recipient, error) {
+func parseRecipient(ctx context.Context, ks *keystore.Keystore, name string, origin config.Origin, ask bool) (Recipient, error) {
 	r := Recipient{Name: config.Redact(name)}
 	if strings.Contains(name, "pin-value=") {
 		return r, failure.New(failure.Invalid, "a recipient carries a PIN (pin-value), which others would see").
@@ -97,7 +98,7 @@ func parseRecipient(ctx context.Context, name string, origin config.Origin, ask 
 			r.Name, hash).
 			WithHint("write oaep=sha256 or oaep=sha1")
 	}
-	if err := r.find(ctx, reference, origin, ask); err != nil {
+	if err := r.find(ctx, ks, reference, origin, ask); err != nil {
 		return r, err
 	}
 	if _, isRSA := r.Public.(*rsa.PublicKey); !isRSA {
@@ -116,13 +117,13 @@ func parseRecipient(ctx context.Context, name string, origin config.Origin, ask 
 }
 
 // find fills in the public key of a recipient, and asks what it can open.
-func (r *Recipient) find(ctx context.Context, reference string, origin config.Origin, ask bool) (err error) {
+func (r *Recipient) find(ctx context.Context, ks *keystore.Keystore, reference string, origin config.Origin, ask bool) (err error) {
 	if path, ok := strings.CutPrefix(reference, "cert:"); ok {
 		r.Public, err = fromCertificate(path, ask)
 	} else if path, ok := strings.CutPrefix(reference, "pubkey:"); ok {
 		r.Public, err = fromPublicKey(path)
 	} else {
-		return r.fromKey(ctx, reference, origin, ask)
+		return r.fromKey(ctx, ks, reference, origin, ask)
 	}
 	r.assume("nobody was asked what its key can do")
 	return err

@@ -24,7 +24,7 @@ func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
 			WithHint("write backup-user and backup-pin-source under nethsm in the config file: only a user of the role " +
 				"Backup may do this")
 	}
-	c, err := newClient(ctx, s)
+	c, err := newClient(s)
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +32,7 @@ func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
 	as := &credential{user: s.NetHSM.BackupUser, source: s.NetHSM.BackupPINSource}
 	r := request{what: "the backup", method: http.MethodPost, path: "/system/backup", accept: typeBytes, as: as,
 		limit: backupLimit, slow: true}
-	a, err := c.do(r)
+	a, err := c.do(ctx, r)
 	if err != nil {
 		return nil, err
 	}

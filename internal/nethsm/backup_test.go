@@ -64,7 +64,7 @@ func TestBackup(t *testing.T) {
 	servers[0].AddUser("backup", nethsmtest.Backup, "backup passphrase")
 	t.Setenv("TEST_BACKUP", "backup passphrase")
 	s.NetHSM.BackupUser, s.NetHSM.BackupPINSource = "backup", "env:TEST_BACKUP"
-	c, err := newClient(context.Background(), s)
+	c, err := newClient(s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,7 +73,7 @@ func TestBackup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := c.do(request{what: "setting the backup passphrase", method: http.MethodPut,
+	a, err := c.do(t.Context(), request{what: "setting the backup passphrase", method: http.MethodPut,
 		path: "/config/backup-passphrase", as: admin,
 		body: []byte(`{"newPassphrase":"the backup passphrase","currentPassphrase":""}`)})
 	if err != nil || a.status != http.StatusNoContent {

@@ -43,7 +43,6 @@ const (
 
 // client sends requests to a cluster. It may be used from many goroutines.
 type client struct {
-	ctx      context.Context
 	settings *config.Settings
 	http     *http.Client
 	working  atomic.Uint32 // the instance that answered last
@@ -76,12 +75,12 @@ type answer struct {
 // settled is the answer to a request whose effect was found, without an answer.
 var settled = &answer{status: http.StatusNoContent}
 
-func newClient(ctx context.Context, s *config.Settings) (*client, error) {
+func newClient(s *config.Settings) (*client, error) {
 	t, err := tlsConfig(s.NetHSM)
 	if err != nil {
 		return nil, err
 	}
-	c := &client{ctx: ctx, settings: s}
+	c := &client{settings: s}
 	dialer := &net.Dialer{Timeout: min(dialLimit, c.share(s.Timeout))}
 	c.http = &http.Client{
 		Transport: &http.Transport{
@@ -104,15 +103,16 @@ func (c *client) share(limit time.Duration) time.Duration {
 // do sends a request to the instances in turn, from the one that worked last, until one answers. An instance that is
 // not reached, or answers 5xx or 429, or is not operational, is passed over; when all are, it tries again after a
 // pause, as long as waiting can help and the timeout allows. Any other answer is returned, whatever its status.
-func (c *client) do(r request) (*answer, error) {
-	if err := r.ready(c); err != nil {
+func (c *client) do(ctx context.Context, r request) (*answer, error) {
+	if err := r.ready(ctx, c); err != nil {
 		return nil, err
 	}
 	limit := c.settings.Timeout
 	if r.slow {
 		limit *= 10
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, limit)
+	caller := ctx
+	ctx, cancel := context.WithTimeout(caller, limit)
 	defer cancel()
 	urls := c.settings.NetHSM.Instances
 	start := int(c.working.Load())
@@ -142,7 +142,7 @@ func (c *client) do(r request) (*answer, error) {
 			failed = append(failed, t)
 			if t.sent && r.done != nil {
 				unsure = true
-				if c.ctx.Err() != nil {
+				if caller.Err() != nil {
 					break
 				}
 				c.working.Store(uint32((at + 1) % len(urls))) //nolint:gosec // there are few; this one is slow to tell
@@ -157,7 +157,7 @@ func (c *client) do(r request) (*answer, error) {
 			}
 			return nil, err
 		}
-		if c.ctx.Err() != nil {
+		if caller.Err() != nil {
 			return giveUp(deadline.Interrupted(r.what))
 		}
 		if round == rounds || !worthWaiting(failed) {
@@ -183,17 +183,17 @@ func (r request) perhaps(err error) error {
 }
 
 // ready has the passphrase fetched, which may take a person longer than a request may take.
-func (r request) ready(c *client) error {
+func (r request) ready(ctx context.Context, c *client) error {
 	if r.as == nil {
 		return nil
 	}
-	return c.ready(r.as)
+	return c.ready(ctx, r.as)
 }
 
 // ready fetches the passphrase of a user, until close.
-func (c *client) ready(as *credential) error {
+func (c *client) ready(ctx context.Context, as *credential) error {
 	c.used.Store(as, true)
-	return as.ready(c.ctx, c.settings.Timeout)
+	return as.ready(ctx, c.settings.Timeout)
 }
 
 // trouble is why an instance gave no answer that counts.

@@ -26,8 +26,8 @@ type restrictions struct {
 
 // Generate makes a key, as the administrator, with the label as its ID, for one usage and the ways of its spec alone.
 // Another id is not kept: a key of a NetHSM has one name.
-func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
-	store, err := Open(ctx, s)
+func generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
+	store, err := Open(s)
 	if err != nil {
 		return key.Info{}, err
 	}
@@ -35,21 +35,21 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 	if r.Wrappable {
 		return key.Info{}, unwrappable()
 	}
-	k, err := store.generate(r)
+	k, err := store.generate(ctx, r)
 	if err != nil {
 		return key.Info{}, err
 	}
-	return k.infoFrom(store.change)
+	return k.infoFrom(ctx, store.change)
 }
 
-func (s *Store) generate(r key.Request) (*Key, error) {
+func (s *Store) generate(ctx context.Context, r key.Request) (*Key, error) {
 	g, err := terms(r)
 	if err != nil {
 		return nil, err
 	}
 	k := &Key{store: s, id: r.Label}
 	uri := k.name()
-	if there, err := k.exists(s.change); err != nil || there {
+	if there, err := k.exists(ctx, s.change); err != nil || there {
 		if there {
 			err = failure.New(failure.Invalid, "the NetHSM has a key %s already", uri).
 				WithHint("choose another label, or use the key that is there: see 'notation-hsm key show " +
@@ -61,10 +61,10 @@ func (s *Store) generate(r key.Request) (*Key, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.change(request{
+	_, err = s.change(ctx, request{
 		what: "making key " + uri, method: http.MethodPost, path: "/keys/generate", body: body, slow: r.Spec.IsRSA(),
 		// Nobody had the name a moment ago, and it is the very key that was asked for: so it was made.
-		done:   func() (bool, error) { return k.isAs(g) },
+		done:   func() (bool, error) { return k.isAs(ctx, g) },
 		unsure: "it may have been made: see 'notation-hsm key list --token nethsm:'",
 	}, http.StatusCreated, http.StatusNoContent)
 	return k, err

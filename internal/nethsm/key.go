@@ -1,6 +1,7 @@
 package nethsm
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
@@ -12,7 +13,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"net/http"
 	"slices"
@@ -48,9 +48,8 @@ type signing struct {
 }
 
 // Sign signs a digest: *rsa.PSSOptions select RSASSA-PSS (RFC 8017, section 8.1; the salt is as long as the digest,
-// whatever they say), a crypto.Hash PKCS #1 v1.5 or ECDSA. An ECDSA signature is ASN.1 DER. rand is not used: the
-// NetHSM has its own.
-func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+// whatever they say), a crypto.Hash PKCS #1 v1.5 or ECDSA. An ECDSA signature is ASN.1 DER.
+func (k *Key) Sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	hash := opts.HashFunc()
 	name, known := hashNames[hash]
 	if !known || len(digest) != hash.Size() {
@@ -72,7 +71,7 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 	var answer struct {
 		Signature string `json:"signature"`
 	}
-	if err := k.use(r, s, &answer); err != nil {
+	if err := k.use(ctx, r, s, &answer); err != nil {
 		return nil, err
 	}
 	signature, err := base64.StdEncoding.DecodeString(answer.Signature)
@@ -83,13 +82,13 @@ func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, 
 }
 
 // SignMessage is Sign for a whole message. NetHSM hashes nothing itself.
-func (k *Key) SignMessage(rand io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+func (k *Key) SignMessage(ctx context.Context, message []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if !opts.HashFunc().Available() {
 		return nil, failure.New(failure.Internal, "hash %v is not available", opts.HashFunc())
 	}
 	h := opts.HashFunc().New()
 	h.Write(message)
-	return k.Sign(rand, h.Sum(nil), opts)
+	return k.Sign(ctx, h.Sum(nil), opts)
 }
 
 // hashOIDs are the identifiers of the hashes (RFC 8017, appendix B.1).
@@ -115,13 +114,13 @@ func digestInfo(digest []byte, hash crypto.Hash) ([]byte, error) {
 }
 
 // use has the key sign or decrypt, as the operator.
-func (k *Key) use(r request, body, into any) error {
+func (k *Key) use(ctx context.Context, r request, body, into any) error {
 	var err error
 	if r.body, err = json.Marshal(body); err != nil {
 		return err
 	}
 	r.method, r.path = http.MethodPost, keyPath(k.id)+r.path
-	a, err := k.store.ask(r, http.StatusOK)
+	a, err := k.store.ask(ctx, r, http.StatusOK)
 	if err != nil {
 		return err
 	}
@@ -137,7 +136,7 @@ type decryption struct {
 // Decrypt opens an RSA ciphertext: RSAES-OAEP without a label (*rsa.OAEPOptions) or RSAES-PKCS1-v1_5
 // (*rsa.PKCS1v15DecryptOptions). With its SessionKeyLen, a ciphertext that does not open gives a random key, so that
 // nobody learns from errors which ones are well formed.
-func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
+func (k *Key) Decrypt(ctx context.Context, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
 	if _, isRSA := k.public.(*rsa.PublicKey); !isRSA {
 		return nil, failure.New(failure.Invalid, "key %s is no RSA key, so it decrypts nothing", k.name()).
 			WithHint("use an RSA key")
@@ -149,9 +148,9 @@ func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts)
 			return nil, failure.New(failure.Invalid, "a NetHSM does not do OAEP in this way (%v)", o.Hash).
 				WithHint("use one of SHA-1, SHA-224, SHA-256, SHA-384 and SHA-512 for both hashes, and no label")
 		}
-		return k.decrypt("OAEP_"+name, ciphertext)
+		return k.decrypt(ctx, "OAEP_"+name, ciphertext)
 	case *rsa.PKCS1v15DecryptOptions: //nolint:staticcheck // deprecated as dangerous, and what CMS in images has
-		plain, err := k.decrypt("PKCS1", ciphertext)
+		plain, err := k.decrypt(ctx, "PKCS1", ciphertext)
 		if o.SessionKeyLen == 0 || (err != nil && !errors.Is(err, errRefused)) {
 			return plain, err
 		}
@@ -164,13 +163,13 @@ func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts)
 	return nil, failure.New(failure.Internal, "can't decrypt with options of type %T", opts)
 }
 
-func (k *Key) decrypt(mode string, ciphertext []byte) ([]byte, error) {
+func (k *Key) decrypt(ctx context.Context, mode string, ciphertext []byte) ([]byte, error) {
 	d := decryption{mode, base64.StdEncoding.EncodeToString(ciphertext)}
 	r := request{what: "decrypting with key " + k.name(), path: "/decrypt"}
 	var answer struct {
 		Decrypted *string `json:"decrypted"`
 	}
-	if err := k.use(r, d, &answer); err != nil {
+	if err := k.use(ctx, r, d, &answer); err != nil {
 		return nil, err
 	}
 	if answer.Decrypted == nil {
@@ -184,7 +183,7 @@ func (k *Key) decrypt(mode string, ciphertext []byte) ([]byte, error) {
 }
 
 // ECDH fails: NetHSM does not have it.
-func (k *Key) ECDH(*ecdh.PublicKey) ([]byte, error) {
+func (k *Key) ECDH(context.Context, *ecdh.PublicKey) ([]byte, error) {
 	return nil, failure.New(failure.Invalid, "a NetHSM agrees on no keys (ECDH), so key %s can't open this", k.name()).
 		WithHint("use an RSA key for what is to be opened with a NetHSM")
 }
@@ -203,8 +202,8 @@ type description struct {
 }
 
 // ReadPublic asks the NetHSM for the key's public half.
-func (k *Key) ReadPublic() (crypto.PublicKey, error) {
-	d, err := k.describe(k.store.ask)
+func (k *Key) ReadPublic(ctx context.Context) (crypto.PublicKey, error) {
+	d, err := k.describe(ctx, k.store.ask)
 	if err != nil {
 		return nil, err
 	}
@@ -217,9 +216,9 @@ func (k *Key) ReadPublic() (crypto.PublicKey, error) {
 	return public, nil
 }
 
-func (k *Key) describe(ask func(request, ...int) (*answer, error)) (*description, error) {
+func (k *Key) describe(ctx context.Context, ask asker) (*description, error) {
 	r := request{what: "looking for key " + k.name(), method: http.MethodGet, path: keyPath(k.id)}
-	a, err := ask(r, http.StatusOK)
+	a, err := ask(ctx, r, http.StatusOK)
 	if err != nil {
 		return nil, err
 	}
@@ -230,18 +229,18 @@ func (k *Key) describe(ask func(request, ...int) (*answer, error)) (*description
 	return d, nil
 }
 
-func (k *Key) exists(ask func(request, ...int) (*answer, error)) (bool, error) {
-	a, err := ask(request{what: "looking for key " + k.name(), method: http.MethodGet, path: keyPath(k.id)}, http.StatusOK,
+func (k *Key) exists(ctx context.Context, ask asker) (bool, error) {
+	a, err := ask(ctx, request{what: "looking for key " + k.name(), method: http.MethodGet, path: keyPath(k.id)}, http.StatusOK,
 		http.StatusNotFound)
 	return err == nil && a.status == http.StatusOK, err
 }
 
 // isAs reports whether the key is there, and as new as it was asked for.
-func (k *Key) isAs(g generation) (bool, error) {
-	if there, err := k.exists(k.store.change); err != nil || !there {
+func (k *Key) isAs(ctx context.Context, g generation) (bool, error) {
+	if there, err := k.exists(ctx, k.store.change); err != nil || !there {
 		return false, err
 	}
-	d, err := k.describe(k.store.change)
+	d, err := k.describe(ctx, k.store.change)
 	if err != nil {
 		return false, err
 	}
@@ -316,10 +315,10 @@ func parseKeyList(body []byte) ([]string, error) {
 }
 
 // Info returns what the NetHSM says of the key. It gives no private key out, and does not tell where one was made.
-func (k *Key) Info() (key.Info, error) { return k.infoFrom(k.store.ask) }
+func (k *Key) Info(ctx context.Context) (key.Info, error) { return k.infoFrom(ctx, k.store.ask) }
 
-func (k *Key) infoFrom(ask func(request, ...int) (*answer, error)) (key.Info, error) {
-	d, err := k.describe(ask)
+func (k *Key) infoFrom(ctx context.Context, ask asker) (key.Info, error) {
+	d, err := k.describe(ctx, ask)
 	if err != nil {
 		return key.Info{}, err
 	}

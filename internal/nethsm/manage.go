@@ -42,7 +42,7 @@ type Status struct {
 // Ask asks each instance for its state, and, if the settings name an administrator, for its version and the cluster's
 // members.
 func Ask(ctx context.Context, s *config.Settings) (*Status, error) {
-	c, err := newClient(ctx, s)
+	c, err := newClient(s)
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +51,7 @@ func Ask(ctx context.Context, s *config.Settings) (*Status, error) {
 	status := &Status{Instances: make([]Instance, len(s.NetHSM.Instances)), Members: []Member{}}
 	var all sync.WaitGroup
 	for i, url := range s.NetHSM.Instances {
-		all.Go(func() { status.Instances[i] = c.examine(url) })
+		all.Go(func() { status.Instances[i] = c.examine(ctx, url) })
 	}
 	all.Wait()
 	if adminErr != nil {
@@ -60,7 +60,7 @@ func Ask(ctx context.Context, s *config.Settings) (*Status, error) {
 	}
 	for i := range status.Instances {
 		if instance := &status.Instances[i]; instance.State == Operational {
-			if err := c.examineAs(admin, instance, status); err != nil {
+			if err := c.examineAs(ctx, admin, instance, status); err != nil {
 				status.Remark = failure.From(err).Error()
 			}
 		}
@@ -68,17 +68,17 @@ func Ask(ctx context.Context, s *config.Settings) (*Status, error) {
 	return status, nil
 }
 
-func (c *client) examine(url string) Instance {
+func (c *client) examine(ctx context.Context, url string) Instance {
 	i := Instance{URL: url, State: unknownState}
 	r := request{what: "asking for the state", method: http.MethodGet, path: "/health/state"}
-	err := c.tell(url, r, func(body []byte) (err error) { i.State, err = parseState(body); return err })
+	err := c.tell(ctx, url, r, func(body []byte) (err error) { i.State, err = parseState(body); return err })
 	if err != nil {
 		i.State, i.Error = unknownState, failure.From(err).Error()
 		return i
 	}
 	var info struct{ Vendor, Product string }
 	r = request{what: "asking for the product", method: http.MethodGet, path: "/info"}
-	if err := c.tell(url, r, func(body []byte) error { return decode(r.what, body, &info) }); err != nil {
+	if err := c.tell(ctx, url, r, func(body []byte) error { return decode(r.what, body, &info) }); err != nil {
 		i.Error = failure.From(err).Error()
 		return i
 	}
@@ -86,12 +86,12 @@ func (c *client) examine(url string) Instance {
 	return i
 }
 
-func (c *client) examineAs(admin *credential, i *Instance, status *Status) error {
+func (c *client) examineAs(ctx context.Context, admin *credential, i *Instance, status *Status) error {
 	var system struct {
 		Version string `json:"softwareVersion"`
 	}
 	r := request{what: "asking for the version", method: http.MethodGet, path: "/system/info", as: admin}
-	if err := c.tell(i.URL, r, func(body []byte) error { return decode(r.what, body, &system) }); err != nil {
+	if err := c.tell(ctx, i.URL, r, func(body []byte) error { return decode(r.what, body, &system) }); err != nil {
 		return err
 	}
 	i.Version = clip(system.Version)
@@ -99,15 +99,15 @@ func (c *client) examineAs(admin *credential, i *Instance, status *Status) error
 		return nil
 	}
 	r = request{what: "asking for the members", method: http.MethodGet, path: "/cluster/members", as: admin}
-	return c.tell(i.URL, r, func(body []byte) error { return decode(r.what, body, &status.Members) })
+	return c.tell(ctx, i.URL, r, func(body []byte) error { return decode(r.what, body, &status.Members) })
 }
 
 // tell asks this instance and no other.
-func (c *client) tell(url string, r request, read func([]byte) error) error {
-	if err := r.ready(c); err != nil {
+func (c *client) tell(ctx context.Context, url string, r request, read func([]byte) error) error {
+	if err := r.ready(ctx, c); err != nil {
 		return err
 	}
-	a, t := c.try(c.ctx, c.settings.Timeout, url, r)
+	a, t := c.try(ctx, c.settings.Timeout, url, r)
 	if t != nil {
 		return t.err
 	}

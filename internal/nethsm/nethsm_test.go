@@ -29,6 +29,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/nethsm/nethsmtest"
 )
 
@@ -62,7 +63,7 @@ func start(t *testing.T, instances int) ([]*nethsmtest.Server, *config.Settings)
 
 func open(t *testing.T, s *config.Settings) *Store {
 	t.Helper()
-	store, err := Open(context.Background(), s)
+	store, err := Open(s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,7 +96,7 @@ func paths(server *nethsmtest.Server, method string) (found []string) {
 func TestFailover(t *testing.T) {
 	servers, s := start(t, 3)
 	private := ecKey(t, servers[0])
-	k, err := open(t, s).Key(&private.PublicKey)
+	k, err := open(t, s).Key(t.Context(), &private.PublicKey)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +123,7 @@ func TestFailover(t *testing.T) {
 		signers.Go(func() {
 			for i := range each {
 				message := fmt.Appendf(nil, "payload %d of worker %d", i, worker)
-				signature, err := k.SignMessage(nil, message, crypto.SHA256)
+				signature, err := k.SignMessage(t.Context(), message, crypto.SHA256)
 				digest := sha256.Sum256(message)
 				if err != nil || !ecdsa.VerifyASN1(&private.PublicKey, digest[:], signature) {
 					t.Errorf("signature %d of worker %d: %v", i, worker, err)
@@ -147,19 +148,19 @@ func TestFailover(t *testing.T) {
 func TestAllAway(t *testing.T) {
 	servers, s := start(t, 2)
 	private := ecKey(t, servers[0])
-	k, _ := open(t, s).Key(&private.PublicKey)
+	k, _ := open(t, s).Key(t.Context(), &private.PublicKey)
 	for _, server := range servers {
 		server.Stop()
 	}
 	back := time.AfterFunc(300*time.Millisecond, servers[1].Restart)
 	defer back.Stop()
-	if _, err := k.SignMessage(nil, []byte("payload"), crypto.SHA256); err != nil {
+	if _, err := k.SignMessage(t.Context(), []byte("payload"), crypto.SHA256); err != nil {
 		t.Error(err)
 	}
 	servers[1].Stop()
 	s.Timeout = 500 * time.Millisecond
 	began := time.Now()
-	_, err := k.SignMessage(nil, []byte("payload"), crypto.SHA256)
+	_, err := k.SignMessage(t.Context(), []byte("payload"), crypto.SHA256)
 	if !failure.Is(err, failure.Timeout) || time.Since(began) > 3*time.Second {
 		t.Errorf("after %s: %v", time.Since(began), err)
 	}
@@ -170,9 +171,9 @@ func TestHanging(t *testing.T) {
 	servers, s := start(t, 2)
 	s.Timeout = 2 * time.Second
 	private := ecKey(t, servers[0])
-	k, _ := open(t, s).Key(&private.PublicKey)
+	k, _ := open(t, s).Key(t.Context(), &private.PublicKey)
 	servers[0].Inject(http.MethodPost, "/keys/*/sign", 0, nethsmtest.Hang())
-	if _, err := k.SignMessage(nil, []byte("payload"), crypto.SHA256); err != nil {
+	if _, err := k.SignMessage(t.Context(), []byte("payload"), crypto.SHA256); err != nil {
 		t.Error(err)
 	}
 }
@@ -181,7 +182,7 @@ func TestHanging(t *testing.T) {
 func TestNotRepeated(t *testing.T) {
 	servers, s := start(t, 2)
 	fault := servers[0].Inject(http.MethodPost, "/keys/generate", 1, nethsmtest.DropAfter())
-	info, err := Generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
+	info, err := generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
 	if err != nil || fault.Hits() != 1 {
 		t.Fatalf("%d hits: %v", fault.Hits(), err)
 	}
@@ -191,13 +192,13 @@ func TestNotRepeated(t *testing.T) {
 	}
 
 	store := open(t, s)
-	k, err := store.Key(nil)
+	k, err := store.Key(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	chain := []*x509.Certificate{selfSigned(t, k)}
+	chain := []*x509.Certificate{selfSigned(t, keystore.Signer(t.Context(), k))}
 	fault = servers[0].Inject(http.MethodPut, "/keys/*/cert", 1, nethsmtest.DropAfter())
-	if n, err := store.Import(k, chain); err != nil || n != 1 || fault.Hits() != 1 {
+	if n, err := store.Import(t.Context(), k, chain); err != nil || n != 1 || fault.Hits() != 1 {
 		t.Fatalf("imported %d, %d hits: %v", n, fault.Hits(), err)
 	}
 	if n := len(paths(servers[0], http.MethodPut)) + len(paths(servers[1], http.MethodPut)); n != 1 {
@@ -206,13 +207,13 @@ func TestNotRepeated(t *testing.T) {
 
 	// Cut before it has its effect, it is sent again.
 	fault = servers[0].Inject(http.MethodPost, "/keys/generate", 1, nethsmtest.Drop())
-	if _, err := Generate(context.Background(), s,
+	if _, err := generate(context.Background(), s,
 		key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "second"}); err != nil || fault.Hits() != 1 {
 		t.Errorf("%d hits: %v", fault.Hits(), err)
 	}
 	// So is one that another instance took in the meantime: the second answer, that there is one already, is no failure.
 	fault = servers[1].Inject(http.MethodDelete, "/keys/*", 1, nethsmtest.DropAfter())
-	if err := store.Delete(k, nil); err != nil || fault.Hits() != 1 {
+	if err := store.Delete(t.Context(), k, nil); err != nil || fault.Hits() != 1 {
 		t.Errorf("%d hits: %v", fault.Hits(), err)
 	}
 	if keys := servers[0].Keys(""); !slices.Equal(keys, []string{"second"}) {
@@ -226,18 +227,18 @@ func TestWrongPassphrase(t *testing.T) {
 	private := ecKey(t, servers[0])
 	t.Setenv("OPERATOR_PASSPHRASE", "not this one")
 	store := open(t, s)
-	k, _ := store.Key(&private.PublicKey)
+	k, _ := store.Key(t.Context(), &private.PublicKey)
 	var all sync.WaitGroup
 	for range 20 {
 		all.Go(func() {
-			if _, err := k.SignMessage(nil, []byte("payload"), crypto.SHA256); !failure.Is(err, failure.Denied) ||
+			if _, err := k.SignMessage(t.Context(), []byte("payload"), crypto.SHA256); !failure.Is(err, failure.Denied) ||
 				!strings.Contains(err.Error(), "user operator") {
 				t.Error(err)
 			}
 		})
 	}
 	all.Wait()
-	if err := store.Login(); !failure.Is(err, failure.Denied) {
+	if err := store.Login(t.Context()); !failure.Is(err, failure.Denied) {
 		t.Error(err)
 	}
 	if n := len(servers[0].Requests()) + len(servers[1].Requests()); n != 1 {
@@ -250,8 +251,8 @@ func TestThrottled(t *testing.T) {
 	servers, s := start(t, 1)
 	private := ecKey(t, servers[0])
 	fault := servers[0].Inject(http.MethodPost, "/keys/*/sign", 2, nethsmtest.Respond(http.StatusTooManyRequests))
-	k, _ := open(t, s).Key(&private.PublicKey)
-	if _, err := k.SignMessage(nil, nil, crypto.SHA256); err != nil || fault.Hits() != 2 {
+	k, _ := open(t, s).Key(t.Context(), &private.PublicKey)
+	if _, err := k.SignMessage(t.Context(), nil, crypto.SHA256); err != nil || fault.Hits() != 2 {
 		t.Errorf("%d hits: %v", fault.Hits(), err)
 	}
 }
@@ -267,29 +268,29 @@ func TestRequests(t *testing.T) {
 		want []string
 	}{
 		{"with a chain file", func(store *Store) error {
-			k, err := store.Key(&private.PublicKey)
+			k, err := store.Key(t.Context(), &private.PublicKey)
 			if err != nil {
 				return err
 			}
-			_, err = k.SignMessage(nil, nil, crypto.SHA256)
+			_, err = k.SignMessage(t.Context(), nil, crypto.SHA256)
 			return err
 		}, []string{"/keys/release/sign"}},
 		{"without", func(store *Store) error {
-			leaf, err := store.Leaf()
+			leaf, err := store.Leaf(t.Context())
 			if err != nil {
 				return err
 			}
-			if _, err := store.Issuers(leaf); err != nil {
+			if _, err := store.Issuers(t.Context(), leaf); err != nil {
 				return err
 			}
-			k, err := store.Key(leaf.PublicKey)
+			k, err := store.Key(t.Context(), leaf.PublicKey)
 			if err != nil {
 				return err
 			}
-			_, err = k.SignMessage(nil, nil, crypto.SHA256)
+			_, err = k.SignMessage(t.Context(), nil, crypto.SHA256)
 			return err
 		}, []string{"/keys/release/cert", "/keys/release/sign"}},
-		{"describing", func(store *Store) error { _, err := store.Public(); return err }, []string{"/keys/release"}},
+		{"describing", func(store *Store) error { _, err := store.Public(t.Context()); return err }, []string{"/keys/release"}},
 	} {
 		servers[0].ResetRequests()
 		if err := c.do(open(t, s)); err != nil {
@@ -308,11 +309,11 @@ func TestRequests(t *testing.T) {
 // TestErrors has each thing go wrong, and looks for its own words, its kind and something to do.
 func TestErrors(t *testing.T) {
 	sign := func(store *Store) error {
-		k, err := store.Key(nil)
+		k, err := store.Key(t.Context(), nil)
 		if err != nil {
 			return err
 		}
-		_, err = k.SignMessage(nil, nil, crypto.SHA256)
+		_, err = k.SignMessage(t.Context(), nil, crypto.SHA256)
 		return err
 	}
 	state := func(to nethsmtest.State) func(*nethsmtest.Server, *config.Settings) {
@@ -358,13 +359,13 @@ func TestErrors(t *testing.T) {
 			failure.Denied,
 			"does not verify"},
 		"no administrator": {func(_ *nethsmtest.Server, s *config.Settings) { s.NetHSM.Administrator = "" },
-			func(store *Store) error { return store.Delete(&Key{store: store, id: "release"}, nil) }, failure.Denied,
+			func(store *Store) error { return store.Delete(t.Context(), &Key{store: store, id: "release"}, nil) }, failure.Denied,
 			"needs an administrator"},
 		"operator as administrator": {func(_ *nethsmtest.Server, s *config.Settings) {
 			s.NetHSM.Administrator, s.NetHSM.AdministratorPINSource = "operator", "env:OPERATOR_PASSPHRASE"
-		}, func(store *Store) error { return store.Delete(&Key{store: store, id: "release"}, nil) }, failure.Denied, "(403)"},
+		}, func(store *Store) error { return store.Delete(t.Context(), &Key{store: store, id: "release"}, nil) }, failure.Denied, "(403)"},
 		"wrapping": {func(*nethsmtest.Server, *config.Settings) {},
-			func(store *Store) error { _, err := store.Wrap(nil, config.URI{}); return err },
+			func(store *Store) error { _, err := store.Wrap(t.Context(), nil, config.URI{}); return err },
 			failure.Invalid, "wraps no keys"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -396,13 +397,13 @@ func TestTLS(t *testing.T) {
 		func() { s.NetHSM.CAFile, s.NetHSM.Insecure = "", true },
 	} {
 		trust()
-		k, _ := open(t, s).Key(&private.PublicKey)
-		if _, err := k.SignMessage(nil, nil, crypto.SHA256); err != nil {
+		k, _ := open(t, s).Key(t.Context(), &private.PublicKey)
+		if _, err := k.SignMessage(t.Context(), nil, crypto.SHA256); err != nil {
 			t.Error(err)
 		}
 	}
 	s.NetHSM.Insecure, s.NetHSM.CAFile = false, filepath.Join(t.TempDir(), "none.pem")
-	if _, err := Open(context.Background(), s); !failure.Is(err, failure.Invalid) {
+	if _, err := Open(s); !failure.Is(err, failure.Invalid) {
 		t.Error(err)
 	}
 }
@@ -415,7 +416,7 @@ func TestDecrypt(t *testing.T) {
 		t.Fatal(err)
 	}
 	servers[0].AddKey("release", private)
-	k, err := open(t, s).Key(nil)
+	k, err := open(t, s).Key(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -424,7 +425,7 @@ func TestDecrypt(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if opened, err := k.Decrypt(nil, sealed, &rsa.OAEPOptions{Hash: hash}); err != nil || string(opened) != "layer key" {
+		if opened, err := k.Decrypt(t.Context(), sealed, &rsa.OAEPOptions{Hash: hash}); err != nil || string(opened) != "layer key" {
 			t.Errorf("%v: %q, %v", hash, opened, err)
 		}
 	}
@@ -432,18 +433,18 @@ func TestDecrypt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if opened, err := k.Decrypt(nil, sealed, &rsa.PKCS1v15DecryptOptions{}); err != nil || string(opened) != "layer key" { //nolint:staticcheck // the same
+	if opened, err := k.Decrypt(t.Context(), sealed, &rsa.PKCS1v15DecryptOptions{}); err != nil || string(opened) != "layer key" { //nolint:staticcheck // the same
 		t.Errorf("PKCS #1 v1.5: %q, %v", opened, err)
 	}
 	sealed[255] ^= 1
-	if opened, err := k.Decrypt(nil, sealed, &rsa.PKCS1v15DecryptOptions{SessionKeyLen: 32}); err != nil || len(opened) != 32 { //nolint:staticcheck // the same
+	if opened, err := k.Decrypt(t.Context(), sealed, &rsa.PKCS1v15DecryptOptions{SessionKeyLen: 32}); err != nil || len(opened) != 32 { //nolint:staticcheck // the same
 		t.Errorf("PKCS #1 v1.5, damaged: %d bytes, %v", len(opened), err)
 	}
-	if _, err := k.Decrypt(nil, sealed, &rsa.OAEPOptions{Hash: crypto.SHA1, Label: []byte("x")}); !failure.Is(err,
+	if _, err := k.Decrypt(t.Context(), sealed, &rsa.OAEPOptions{Hash: crypto.SHA1, Label: []byte("x")}); !failure.Is(err,
 		failure.Invalid) {
 		t.Error(err)
 	}
-	if _, err := k.ECDH(nil); !failure.Is(err, failure.Invalid) {
+	if _, err := k.ECDH(t.Context(), nil); !failure.Is(err, failure.Invalid) {
 		t.Error(err)
 	}
 	_ = sha1.New // linked in
@@ -453,7 +454,7 @@ func TestDecrypt(t *testing.T) {
 func TestGenerate(t *testing.T) {
 	servers, s := start(t, 1)
 	ctx := context.Background()
-	info, err := Generate(ctx, s, key.Request{Spec: key.Specs[0], Usage: key.Decrypt, Label: "recipient"})
+	info, err := generate(ctx, s, key.Request{Spec: key.Specs[0], Usage: key.Decrypt, Label: "recipient"})
 	if err != nil || *info.Sign || !*info.Decrypt || *info.Extractable || info.URI != "nethsm:recipient" {
 		t.Errorf("%+v, %v", info, err)
 	}
@@ -462,7 +463,7 @@ func TestGenerate(t *testing.T) {
 		{Spec: key.Specs[3], Usage: key.Sign, Label: "no/path"},
 		{Spec: key.Specs[3], Usage: key.Sign, Label: "x", Wrappable: true}, {Spec: key.Specs[3], Usage: key.Sign},
 	} {
-		if _, err := Generate(ctx, s, r); !failure.Is(err, failure.Invalid) {
+		if _, err := generate(ctx, s, r); !failure.Is(err, failure.Invalid) {
 			t.Errorf("%q: %v", r.Label, err)
 		}
 	}
@@ -470,7 +471,7 @@ func TestGenerate(t *testing.T) {
 		t.Errorf("there are %v", keys)
 	}
 	s.Key.Object = "rec*"
-	if keys, err := open(t, s).Keys(); err != nil || len(keys) != 1 {
+	if keys, err := open(t, s).Keys(ctx); err != nil || len(keys) != 1 {
 		t.Errorf("%v, %v", keys, err)
 	}
 }

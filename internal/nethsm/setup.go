@@ -48,12 +48,12 @@ func Prepare(ctx context.Context, s *config.Settings, o Order) (*Setup, error) {
 	if _, err := terms(o.Request); err != nil {
 		return nil, err
 	}
-	store, err := Open(ctx, s)
+	store, err := Open(s)
 	if err != nil {
 		return nil, err
 	}
 	p := &Setup{store: store, order: o}
-	if err := p.look(); err != nil {
+	if err := p.look(ctx); err != nil {
 		store.Close()
 		return nil, err
 	}
@@ -89,7 +89,7 @@ func namespaceOf(user string) string {
 	return namespace
 }
 
-func (p *Setup) look() error {
+func (p *Setup) look(ctx context.Context) error {
 	if p.store.noRoot != nil {
 		return p.store.noRoot
 	}
@@ -113,14 +113,14 @@ func (p *Setup) look() error {
 			WithHint("leave it out; or name a user and an administrator in a namespace, as in signing~operator and " +
 				"signing~admin")
 	}
-	fresh, err := p.lookAtNamespace(namespace, admin)
+	fresh, err := p.lookAtNamespace(ctx, namespace, admin)
 	if err != nil {
 		return err
 	}
-	if err := p.lookAtOperator(user, fresh); err != nil {
+	if err := p.lookAtOperator(ctx, user, fresh); err != nil {
 		return err
 	}
-	return p.lookAtKey(fresh)
+	return p.lookAtKey(ctx, fresh)
 }
 
 func prefix(namespace string) string {
@@ -131,13 +131,13 @@ func prefix(namespace string) string {
 }
 
 // lookAtNamespace reports whether the namespace is still to be made, so that there is nothing in it to look at.
-func (p *Setup) lookAtNamespace(namespace, admin string) (fresh bool, err error) {
+func (p *Setup) lookAtNamespace(ctx context.Context, namespace, admin string) (fresh bool, err error) {
 	if namespace == "" || p.order.Root == "" {
 		return false, nil
 	}
 	p.root = &credential{user: p.order.Root, source: p.order.RootPINSource}
 	r := request{what: "looking for the namespace", method: http.MethodGet, path: "/namespaces", as: p.root}
-	a, err := p.store.wanted(r, http.StatusOK)
+	a, err := p.store.wanted(ctx, r, http.StatusOK)
 	if err != nil {
 		return false, err
 	}
@@ -146,7 +146,7 @@ func (p *Setup) lookAtNamespace(namespace, admin string) (fresh bool, err error)
 		return false, err
 	}
 	exists := slices.ContainsFunc(list, func(n struct{ ID string }) bool { return n.ID == namespace })
-	_, there, err := p.role(admin, p.root)
+	_, there, err := p.role(ctx, admin, p.root)
 	if err != nil {
 		return false, err
 	}
@@ -157,26 +157,26 @@ func (p *Setup) lookAtNamespace(namespace, admin string) (fresh bool, err error)
 			WithHint("let another administrator of the namespace make it; or name that one as administrator")
 	}
 	if !there {
-		if err := p.newPassphrase(p.store.admin); err != nil {
+		if err := p.newPassphrase(ctx, p.store.admin); err != nil {
 			return false, err
 		}
 	}
 	// In this order: once there is the namespace, only its own administrator can make users in it.
-	p.add(there, func() error { return p.makeUser(p.store.admin, "Administrator", p.root) },
+	p.add(there, func() error { return p.makeUser(ctx, p.store.admin, "Administrator", p.root) },
 		"user %s (Administrator), for keys and users of the namespace", admin)
 	p.add(exists, func() error {
 		r := request{what: "making namespace " + namespace, method: http.MethodPut,
 			path: "/namespaces/" + url.PathEscape(namespace), as: p.root}
-		_, err := p.store.wanted(r, http.StatusNoContent, http.StatusCreated, http.StatusConflict)
+		_, err := p.store.wanted(ctx, r, http.StatusNoContent, http.StatusCreated, http.StatusConflict)
 		return err
 	}, "namespace %s, which keeps its keys and users apart from all others", namespace)
 	return !exists, nil
 }
 
 // role returns the role of a user.
-func (p *Setup) role(user string, as *credential) (role string, there bool, err error) {
+func (p *Setup) role(ctx context.Context, user string, as *credential) (role string, there bool, err error) {
 	r := request{what: "looking for user " + user, method: http.MethodGet, path: userPath(user), as: as}
-	a, err := p.store.wanted(r, http.StatusOK, http.StatusNotFound)
+	a, err := p.store.wanted(ctx, r, http.StatusOK, http.StatusNotFound)
 	if err != nil || a.status == http.StatusNotFound {
 		return "", false, err
 	}
@@ -190,13 +190,13 @@ func (p *Setup) role(user string, as *credential) (role string, there bool, err 
 func userPath(user string) string { return "/users/" + url.PathEscape(user) }
 
 // newPassphrase fetches the passphrase of a user that is to be made, before anything is.
-func (p *Setup) newPassphrase(c *credential) error {
+func (p *Setup) newPassphrase(ctx context.Context, c *credential) error {
 	const shortest, longest = 10, 200 // bytes; the schema Passphrase of the API
 	if c.source == pin.Prompt {
 		return failure.New(failure.Invalid, "the passphrase of a new user (%s) can't be prompted for", c.user).
 			WithHint("use file:, env: or exec:, so that what is typed once and mistyped locks nobody out")
 	}
-	if err := p.store.ready(c); err != nil {
+	if err := p.store.ready(ctx, c); err != nil {
 		return err
 	}
 	if n := len(c.secret.Bytes()); n < shortest || n > longest {
@@ -207,25 +207,25 @@ func (p *Setup) newPassphrase(c *credential) error {
 	return nil
 }
 
-func (p *Setup) makeUser(c *credential, role string, as *credential) error {
+func (p *Setup) makeUser(ctx context.Context, c *credential, role string, as *credential) error {
 	body, err := json.Marshal(map[string]string{"realName": c.user, "role": role, "passphrase": string(c.secret.Bytes())})
 	if err != nil {
 		return err
 	}
 	defer clear(body)
-	_, err = p.store.wanted(request{
+	_, err = p.store.wanted(ctx, request{
 		what: "making user " + c.user, method: http.MethodPut, path: userPath(c.user), body: body, as: as,
-		done:   func() (bool, error) { now, there, err := p.role(c.user, as); return there && now == role, err },
+		done:   func() (bool, error) { now, there, err := p.role(ctx, c.user, as); return there && now == role, err },
 		unsure: "it may have been made: run this again to see",
 	}, http.StatusCreated, http.StatusNoContent)
 	return err
 }
 
-func (p *Setup) lookAtOperator(user string, fresh bool) error {
+func (p *Setup) lookAtOperator(ctx context.Context, user string, fresh bool) error {
 	var there bool
 	var tags []string
 	if !fresh {
-		role, exists, err := p.role(user, p.store.admin)
+		role, exists, err := p.role(ctx, user, p.store.admin)
 		if err != nil {
 			if namespaceOf(user) != "" && p.order.Root == "" && errors.Is(err, errStranger) {
 				return failure.New(failure.Denied, "%w", err).
@@ -241,7 +241,7 @@ func (p *Setup) lookAtOperator(user string, fresh bool) error {
 		if there = exists; there {
 			r := request{what: "looking for the tags of user " + user, method: http.MethodGet, path: userPath(user) + "/tags",
 				as: p.store.admin}
-			a, err := p.store.wanted(r, http.StatusOK)
+			a, err := p.store.wanted(ctx, r, http.StatusOK)
 			if err != nil {
 				return err
 			}
@@ -251,27 +251,27 @@ func (p *Setup) lookAtOperator(user string, fresh bool) error {
 		}
 	}
 	if !there {
-		if err := p.newPassphrase(p.store.reader); err != nil {
+		if err := p.newPassphrase(ctx, p.store.reader); err != nil {
 			return err
 		}
 	}
-	p.add(there, func() error { return p.makeUser(p.store.reader, "Operator", p.store.admin) },
+	p.add(there, func() error { return p.makeUser(ctx, p.store.reader, "Operator", p.store.admin) },
 		"user %s (Operator), who can use keys and change none", user)
-	p.add(slices.Contains(tags, p.order.Tag), func() error { return p.tag("user "+user, userPath(user)+"/tags/") },
+	p.add(slices.Contains(tags, p.order.Tag), func() error { return p.tag(ctx, "user "+user, userPath(user)+"/tags/") },
 		"tag %s for user %s%s", p.order.Tag, user,
 		others("beside its tags ", tags, p.order.Tag))
-	return p.lookAtOtherKeys(user, fresh, tags)
+	return p.lookAtOtherKeys(ctx, user, fresh, tags)
 }
 
 // lookAtOtherKeys shows which other keys of the namespace the operator can use, by its other tags or because they have
 // none. Who has more keys than the limit is told that this was not looked at: each costs a request.
-func (p *Setup) lookAtOtherKeys(user string, fresh bool, tags []string) error {
+func (p *Setup) lookAtOtherKeys(ctx context.Context, user string, fresh bool, tags []string) error {
 	const limit = 100
 	if fresh {
 		return nil
 	}
 	r := request{what: "listing keys", method: http.MethodGet, path: "/keys"}
-	a, err := p.store.change(r, http.StatusOK)
+	a, err := p.store.change(ctx, r, http.StatusOK)
 	if err != nil {
 		return err
 	}
@@ -285,7 +285,7 @@ func (p *Setup) lookAtOtherKeys(user string, fresh bool, tags []string) error {
 	}
 	var usable []string
 	for _, id := range ids {
-		d, err := (&Key{store: p.store, id: id}).describe(p.store.change)
+		d, err := (&Key{store: p.store, id: id}).describe(ctx, p.store.change)
 		if err != nil {
 			return err
 		}
@@ -303,33 +303,33 @@ func (p *Setup) lookAtOtherKeys(user string, fresh bool, tags []string) error {
 	return nil
 }
 
-func (p *Setup) tag(what, path string) error {
+func (p *Setup) tag(ctx context.Context, what, path string) error {
 	r := request{what: "giving " + what + " the tag " + p.order.Tag, method: http.MethodPut,
 		path: path + url.PathEscape(p.order.Tag), as: p.store.admin}
-	_, err := p.store.wanted(r, http.StatusNoContent, http.StatusNotModified)
+	_, err := p.store.wanted(ctx, r, http.StatusNoContent, http.StatusNotModified)
 	return err
 }
 
-func (p *Setup) lookAtKey(fresh bool) error {
+func (p *Setup) lookAtKey(ctx context.Context, fresh bool) error {
 	k := &Key{store: p.store, id: p.order.Request.Label}
 	if !fresh {
-		there, err := k.exists(p.store.change)
+		there, err := k.exists(ctx, p.store.change)
 		if err != nil {
 			return err
 		}
 		if there {
-			return p.lookAtOldKey(k)
+			return p.lookAtOldKey(ctx, k)
 		}
 	}
-	p.add(false, func() error { _, err := p.store.generate(p.order.Request); return err },
+	p.add(false, func() error { _, err := p.store.generate(ctx, p.order.Request); return err },
 		"key %s (%s, to %s), for users with the tag %s alone", k.name(), p.order.Request.Spec.Name, p.order.Request.Usage,
 		p.order.Tag)
 	return nil
 }
 
 // lookAtOldKey takes a key that is there, if it is of the kind that was ordered.
-func (p *Setup) lookAtOldKey(k *Key) error {
-	d, err := k.describe(p.store.change)
+func (p *Setup) lookAtOldKey(ctx context.Context, k *Key) error {
+	d, err := k.describe(ctx, p.store.change)
 	if err != nil {
 		return err
 	}
@@ -353,7 +353,7 @@ func (p *Setup) lookAtOldKey(k *Key) error {
 	}
 	p.add(true, nil, "key %s (%s)", k.name(), has.Name)
 	p.add(slices.Contains(d.Restrictions.Tags, p.order.Tag),
-		func() error { return p.tag("key "+k.name(), keyPath(k.id)+"/restrictions/tags/") },
+		func() error { return p.tag(ctx, "key "+k.name(), keyPath(k.id)+"/restrictions/tags/") },
 		"key %s for users with the tag %s alone%s", k.name(), p.order.Tag,
 		others("and, as before, those with ", d.Restrictions.Tags, p.order.Tag))
 	return nil

@@ -54,7 +54,7 @@ func TestPrepareRefuses(t *testing.T) {
 			"is in no namespace", true},
 		"a key for something else": {order(key.Specs[0], key.Decrypt, "release"),
 			func(t *testing.T, _ *nethsmtest.Server, s *config.Settings) {
-				if _, err := Generate(context.Background(), s,
+				if _, err := generate(context.Background(), s,
 					key.Request{Spec: key.Specs[0], Usage: key.Sign, Label: "release"}); err != nil {
 					t.Fatal(err)
 				}
@@ -136,7 +136,7 @@ func TestTags(t *testing.T) {
 	servers, s := start(t, 1)
 	// so that it is recognized by its tags as well
 	servers[0].Inject(http.MethodPost, "/keys/generate", 1, nethsmtest.DropAfter())
-	info, err := Generate(context.Background(), s,
+	info, err := generate(context.Background(), s,
 		key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release", Tags: []string{"a", "b"}})
 	if err != nil || !slices.Equal(info.Tags, []string{"a", "b"}) || len(paths(servers[0], http.MethodPut)) > 0 {
 		t.Errorf("%+v, %v", info, err)

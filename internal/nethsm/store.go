@@ -16,6 +16,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // Store is a NetHSM as a place of keys. Nothing is sent before something is asked for: a key that is known by its
@@ -32,9 +33,9 @@ type Store struct {
 	listed []string                       // by Keys
 }
 
-// Open prepares for the NetHSM that the settings name. ctx bounds its whole life.
-func Open(ctx context.Context, s *config.Settings) (*Store, error) {
-	c, err := newClient(ctx, s)
+// Open prepares for the NetHSM that the settings name. It sends nothing.
+func Open(s *config.Settings) (*Store, error) {
+	c, err := newClient(s)
 	if err != nil {
 		return nil, err
 	}
@@ -66,15 +67,15 @@ func describe(s *config.Settings) key.Token {
 }
 
 // Tokens describes the NetHSM of the settings, once an instance has said that it is operational.
-func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
-	c, err := newClient(ctx, s)
+func tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
+	c, err := newClient(s)
 	if err != nil {
 		return nil, err
 	}
 	defer c.close()
 	// Unlike the state, readiness is a status, so that another instance is asked when this one is not ready.
 	r := request{what: "looking for the NetHSM", method: http.MethodGet, path: "/health/ready"}
-	a, err := c.do(r)
+	a, err := c.do(ctx, r)
 	if err == nil {
 		err = r.want(a, http.StatusOK)
 	}
@@ -94,35 +95,38 @@ func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
 }
 
 // Login has the user prove itself, which nothing else needs to be done first.
-func (s *Store) Login() error {
+func (s *Store) Login(ctx context.Context) error {
 	if s.noUser != nil {
 		return s.noUser
 	}
-	_, err := s.ask(request{what: "logging in", method: http.MethodGet, path: userPath(s.reader.user)}, http.StatusOK)
+	_, err := s.ask(ctx, request{what: "logging in", method: http.MethodGet, path: userPath(s.reader.user)}, http.StatusOK)
 	return err
 }
 
+// An asker sends a request as a user who may do it, and returns the answer if its status is one of those.
+type asker func(ctx context.Context, r request, statuses ...int) (*answer, error)
+
 // ask does what the reader may do.
-func (s *Store) ask(r request, statuses ...int) (*answer, error) {
+func (s *Store) ask(ctx context.Context, r request, statuses ...int) (*answer, error) {
 	if s.noUser != nil {
 		return nil, s.noUser
 	}
 	r.as = s.reader
-	return s.wanted(r, statuses...)
+	return s.wanted(ctx, r, statuses...)
 }
 
 // change does what only an administrator may do.
-func (s *Store) change(r request, statuses ...int) (*answer, error) {
+func (s *Store) change(ctx context.Context, r request, statuses ...int) (*answer, error) {
 	if s.noRoot != nil {
 		f := failure.From(s.noRoot)
 		return nil, failure.New(f.Kind, "%s failed: %w", r.what, f).WithHint(f.Hint)
 	}
 	r.as = s.admin
-	return s.wanted(r, statuses...)
+	return s.wanted(ctx, r, statuses...)
 }
 
-func (s *Store) wanted(r request, statuses ...int) (*answer, error) {
-	a, err := s.do(r)
+func (s *Store) wanted(ctx context.Context, r request, statuses ...int) (*answer, error) {
+	a, err := s.do(ctx, r)
 	if err != nil {
 		return nil, err
 	}
@@ -147,29 +151,31 @@ func (s *Store) id() (string, error) {
 
 // Key returns the key that the settings name. public is its public half when the caller has it from a certificate; with
 // nil the NetHSM is asked.
-func (s *Store) Key(public crypto.PublicKey) (*Key, error) {
+func (s *Store) Key(ctx context.Context, public crypto.PublicKey) (keystore.Key, error) {
 	id, err := s.id()
 	if err != nil {
 		return nil, err
 	}
 	k := &Key{store: s, id: id, public: public}
 	if public == nil {
-		k.public, err = k.ReadPublic()
+		if k.public, err = k.ReadPublic(ctx); err != nil {
+			return nil, err
+		}
 	}
-	return k, err
+	return k, nil
 }
 
 // Public returns the key's public half.
-func (s *Store) Public() (crypto.PublicKey, error) {
-	k, err := s.Key(nil)
+func (s *Store) Public(ctx context.Context) (crypto.PublicKey, error) {
+	k, err := s.Key(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
-	return k.public, nil
+	return k.Public(), nil
 }
 
 // Receives returns what the NetHSM tells of the key as a recipient's. It derives no secrets, so only RSA keys are any.
-func (s *Store) Receives(public crypto.PublicKey) (r key.Receives, err error) {
+func (s *Store) Receives(ctx context.Context, public crypto.PublicKey) (r key.Receives, err error) {
 	if _, isRSA := public.(*rsa.PublicKey); !isRSA {
 		r.Refusal = "a NetHSM does no ECDH"
 		return r, nil
@@ -178,7 +184,7 @@ func (s *Store) Receives(public crypto.PublicKey) (r key.Receives, err error) {
 	if err != nil {
 		return r, err
 	}
-	d, err := (&Key{store: s, id: id}).describe(s.ask)
+	d, err := (&Key{store: s, id: id}).describe(ctx, s.ask)
 	if err != nil {
 		return r, err
 	}
@@ -194,29 +200,29 @@ func (s *Store) Receives(public crypto.PublicKey) (r key.Receives, err error) {
 
 // Keys returns the key that the settings name, if it is there; or those whose ID begins as they say; or all. What a key
 // is, Info tells.
-func (s *Store) Keys() ([]*Key, error) {
+func (s *Store) Keys(ctx context.Context) ([]keystore.Key, error) {
 	id, prefix := s.settings.Key.Object, strings.TrimSuffix(s.settings.Key.Object, "*")
 	if id != "" && id == prefix {
 		k := &Key{store: s, id: id}
-		there, err := k.exists(s.ask)
+		there, err := k.exists(ctx, s.ask)
 		if err != nil || !there {
 			return nil, err
 		}
-		return []*Key{k}, nil
+		return []keystore.Key{k}, nil
 	}
 	path := "/keys"
 	if prefix != "" {
 		path = keyPath(prefix) + "*"
 	}
 	r := request{what: "listing keys", method: http.MethodGet, path: path}
-	a, err := s.ask(r, http.StatusOK)
+	a, err := s.ask(ctx, r, http.StatusOK)
 	if err != nil {
 		return nil, err
 	}
 	if s.listed, err = parseKeyList(a.body); err != nil {
 		return nil, malformed(r.what, err)
 	}
-	keys := make([]*Key, len(s.listed))
+	keys := make([]keystore.Key, len(s.listed))
 	for i, id := range s.listed {
 		keys[i] = &Key{store: s, id: id}
 	}
@@ -224,21 +230,21 @@ func (s *Store) Keys() ([]*Key, error) {
 }
 
 // Taken reports whether there is a key of this name. A NetHSM gives a key no other id.
-func (s *Store) Taken(name config.URI) (bool, error) {
+func (s *Store) Taken(ctx context.Context, name config.URI) (bool, error) {
 	if name.Object == "" {
 		return false, nil
 	}
-	return (&Key{store: s, id: name.Object}).exists(s.ask)
+	return (&Key{store: s, id: name.Object}).exists(ctx, s.ask)
 }
 
 // chain returns the certificates that are stored with a key, in their order.
-func (s *Store) chain(id string, ask func(request, ...int) (*answer, error)) ([]*x509.Certificate, error) {
+func (s *Store) chain(ctx context.Context, id string, ask asker) ([]*x509.Certificate, error) {
 	if chain, read := s.chains[id]; read {
 		return chain, nil
 	}
 	r := request{what: "reading the certificate of key nethsm:" + id, method: http.MethodGet, path: keyPath(id) + "/cert",
 		accept: typeBytes}
-	a, err := ask(r, http.StatusOK, http.StatusNotFound)
+	a, err := ask(ctx, r, http.StatusOK, http.StatusNotFound)
 	if err != nil {
 		return nil, err
 	}
@@ -273,17 +279,17 @@ func parseChain(data []byte) ([]*x509.Certificate, error) {
 }
 
 // own returns the certificates that are stored with the key of the settings.
-func (s *Store) own() ([]*x509.Certificate, error) {
+func (s *Store) own(ctx context.Context) ([]*x509.Certificate, error) {
 	id, err := s.id()
 	if err != nil {
 		return nil, err
 	}
-	return s.chain(id, s.ask)
+	return s.chain(ctx, id, s.ask)
 }
 
 // Leaf returns the first certificate with the key that is no CA's, or nil. Whoever stored it may have mistaken the key.
-func (s *Store) Leaf() (*x509.Certificate, error) {
-	chain, err := s.own()
+func (s *Store) Leaf(ctx context.Context) (*x509.Certificate, error) {
+	chain, err := s.own(ctx)
 	if i := slices.IndexFunc(chain, func(c *x509.Certificate) bool { return !c.IsCA }); err == nil && i >= 0 {
 		return chain[i], nil
 	}
@@ -291,24 +297,24 @@ func (s *Store) Leaf() (*x509.Certificate, error) {
 }
 
 // Issuers returns the certificates with the key whose subject is the issuer of cert.
-func (s *Store) Issuers(cert *x509.Certificate) ([]*x509.Certificate, error) {
-	chain, err := s.own()
+func (s *Store) Issuers(ctx context.Context, cert *x509.Certificate) ([]*x509.Certificate, error) {
+	chain, err := s.own(ctx)
 	return slices.DeleteFunc(slices.Clone(chain),
 		func(c *x509.Certificate) bool { return !bytes.Equal(c.RawSubject, cert.RawIssuer) }), err
 }
 
 // Certificates returns those with the key of the settings, or with each key that Keys has listed. Without a passphrase
 // there are none to be seen.
-func (s *Store) Certificates() ([]*x509.Certificate, error) {
+func (s *Store) Certificates(ctx context.Context) ([]*x509.Certificate, error) {
 	if s.reader != nil && s.reader.source == "" && s.reader.given == "" {
 		return nil, nil
 	}
 	if _, err := s.id(); err == nil {
-		return s.own()
+		return s.own(ctx)
 	}
 	var all []*x509.Certificate
 	for _, id := range s.listed {
-		chain, err := s.chain(id, s.ask)
+		chain, err := s.chain(ctx, id, s.ask)
 		if err != nil {
 			return nil, err
 		}
@@ -320,10 +326,11 @@ func (s *Store) Certificates() ([]*x509.Certificate, error) {
 // Import stores a chain with the key, leaf first, in place of whatever was there. It returns how many certificates were
 // not there before. NetHSM replaces nothing by itself, so the old one is deleted first, and put back when the new one
 // is not taken.
-func (s *Store) Import(k *Key, chain []*x509.Certificate) (int, error) {
+func (s *Store) Import(ctx context.Context, of keystore.Key, chain []*x509.Certificate) (int, error) {
+	k := of.(*Key)         // keys of this store are its own
 	delete(s.chains, k.id) // what was read before may be old
 	path, what := keyPath(k.id)+"/cert", "storing the certificate of key "+k.name()
-	old, err := s.change(request{what: what, method: http.MethodGet, path: path, accept: typeBytes}, http.StatusOK,
+	old, err := s.change(ctx, request{what: what, method: http.MethodGet, path: path, accept: typeBytes}, http.StatusOK,
 		http.StatusNotFound)
 	if err != nil {
 		return 0, err
@@ -334,7 +341,7 @@ func (s *Store) Import(k *Key, chain []*x509.Certificate) (int, error) {
 		if slices.EqualFunc(there, chain, (*x509.Certificate).Equal) {
 			return 0, nil
 		}
-		_, err = s.change(request{what: what, method: http.MethodDelete, path: path}, http.StatusNoContent,
+		_, err = s.change(ctx, request{what: what, method: http.MethodDelete, path: path}, http.StatusNoContent,
 			http.StatusNotFound)
 	}
 	if err == nil {
@@ -342,10 +349,10 @@ func (s *Store) Import(k *Key, chain []*x509.Certificate) (int, error) {
 		for _, cert := range chain {
 			_ = pem.Encode(&data, &pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}) // a buffer takes all
 		}
-		err = s.putChain(k, what, data.Bytes())
+		err = s.putChain(ctx, k, what, data.Bytes())
 	}
 	if err != nil && old.status == http.StatusOK {
-		return 0, s.restore(k, old.body, err)
+		return 0, s.restore(ctx, k, old.body, err)
 	}
 	if err != nil {
 		return 0, err
@@ -361,31 +368,30 @@ func (s *Store) Import(k *Key, chain []*x509.Certificate) (int, error) {
 }
 
 // putChain stores what is to be served as the key's certificate, where nothing is.
-func (s *Store) putChain(k *Key, what string, data []byte) error {
-	_, err := s.change(request{
+func (s *Store) putChain(ctx context.Context, k *Key, what string, data []byte) error {
+	_, err := s.change(ctx, request{
 		what: what, method: http.MethodPut, path: keyPath(k.id) + "/cert", body: data, sends: typeBytes,
-		done:   func() (bool, error) { return s.holds(k, data) },
+		done:   func() (bool, error) { return s.holds(ctx, k, data) },
 		unsure: "it may be there: see 'notation-hsm cert export " + k.name() + "'",
 	}, http.StatusCreated, http.StatusNoContent)
 	return err
 }
 
 // holds reports whether that is what is stored with a key.
-func (s *Store) holds(k *Key, data []byte) (bool, error) {
+func (s *Store) holds(ctx context.Context, k *Key, data []byte) (bool, error) {
 	r := request{what: "reading the certificate of key " + k.name(), method: http.MethodGet, path: keyPath(k.id) + "/cert",
 		accept: typeBytes}
-	a, err := s.change(r, http.StatusOK, http.StatusNotFound)
+	a, err := s.change(ctx, r, http.StatusOK, http.StatusNotFound)
 	return err == nil && a.status == http.StatusOK && bytes.Equal(a.body, data), err
 }
 
 // restore puts back what was stored with a key, when something else could not be stored in its place, even after an
 // interrupt.
-func (s *Store) restore(k *Key, data []byte, why error) error {
-	lasting := *s
-	lasting.client = &client{ctx: context.WithoutCancel(s.ctx), settings: s.settings, http: s.http}
+func (s *Store) restore(ctx context.Context, k *Key, data []byte, why error) error {
+	ctx = context.WithoutCancel(ctx)
 	f := *failure.From(why)
-	if there, err := lasting.holds(k, data); err != nil || !there {
-		if err := lasting.putChain(k, "putting the old one back", data); err != nil {
+	if there, err := s.holds(ctx, k, data); err != nil || !there {
+		if err := s.putChain(ctx, k, "putting the old one back", data); err != nil {
 			f.What += "; and its old certificate is gone (" + failure.From(err).Error() + ")"
 			f.Hint = "once that is mended, store one again: notation-hsm cert import " + k.name() + " FILE"
 			return &f
@@ -396,21 +402,22 @@ func (s *Store) restore(k *Key, data []byte, why error) error {
 }
 
 // Delete removes a key; its certificates go with it. What is gone already is no failure.
-func (s *Store) Delete(k *Key, _ []*x509.Certificate) error {
+func (s *Store) Delete(ctx context.Context, of keystore.Key, _ []*x509.Certificate) error {
+	k := of.(*Key) // keys of this store are its own
 	delete(s.chains, k.id)
-	_, err := s.change(request{what: "deleting key nethsm:" + k.id, method: http.MethodDelete, path: keyPath(k.id)},
+	_, err := s.change(ctx, request{what: "deleting key nethsm:" + k.id, method: http.MethodDelete, path: keyPath(k.id)},
 		http.StatusNoContent, http.StatusNotFound)
 	return err
 }
 
 // Discard is for what is left of a key whose making was cut short. A NetHSM makes a key whole or not at all, so a key
 // of that name is somebody's.
-func (s *Store) Discard() error {
+func (s *Store) Discard(ctx context.Context) error {
 	id, err := s.id()
 	if err != nil {
 		return err
 	}
-	there, err := (&Key{store: s, id: id}).exists(s.ask)
+	there, err := (&Key{store: s, id: id}).exists(ctx, s.ask)
 	if err == nil && there {
 		return failure.New(failure.Denied, "the key nethsm:%s is there, and does not work for user %s", id, s.reader.user).
 			WithHint("see whose it is with 'notation-hsm key show', and delete it or choose another name")

@@ -32,14 +32,14 @@ func TestInsecure(t *testing.T) {
 	servers, s := start(t, 1)
 	heard := listen(t)
 	s.NetHSM.Insecure = true
-	if _, err := Open(context.Background(), s); !failure.Is(err, failure.Invalid) {
+	if _, err := Open(s); !failure.Is(err, failure.Invalid) {
 		t.Errorf("with fingerprints: %v", err)
 	}
 	if _, err := ModuleConfig(s, "nethsm", os.DevNull); !failure.Is(err, failure.Invalid) {
 		t.Errorf("for the module, with fingerprints: %v", err)
 	}
 	s.NetHSM.Fingerprints, s.NetHSM.CAFile = nil, servers[0].CAFile()
-	if _, err := Open(context.Background(), s); !failure.Is(err, failure.Invalid) || heard.Len() > 0 {
+	if _, err := Open(s); !failure.Is(err, failure.Invalid) || heard.Len() > 0 {
 		t.Errorf("with a CA: %v", err)
 	}
 	s.NetHSM.CAFile = ""
@@ -58,8 +58,8 @@ func TestStranger(t *testing.T) {
 	heard := listen(t)
 	s.NetHSM.Fingerprints = s.NetHSM.Fingerprints[1:]
 	for range 2 {
-		k, _ := open(t, s).Key(&private.PublicKey)
-		if _, err := k.SignMessage(nil, nil, crypto.SHA256); err != nil {
+		k, _ := open(t, s).Key(t.Context(), &private.PublicKey)
+		if _, err := k.SignMessage(t.Context(), nil, crypto.SHA256); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -77,7 +77,7 @@ func TestStranger(t *testing.T) {
 	// The doctor finds it where the other answers first, too.
 	heard = listen(t)
 	s.NetHSM.Instances[0], s.NetHSM.Instances[1] = s.NetHSM.Instances[1], s.NetHSM.Instances[0]
-	if _, err := Tokens(context.Background(), s); err != nil ||
+	if _, err := tokens(context.Background(), s); err != nil ||
 		!strings.Contains(heard.String(), s.NetHSM.Instances[1]+" is not the NetHSM") {
 		t.Errorf("%v, %q", err, heard)
 	}
@@ -97,7 +97,7 @@ func TestHangingGenerate(t *testing.T) {
 	s.Timeout = 2 * time.Second
 	servers[0].Inject(http.MethodPost, "/keys/generate", 0, nethsmtest.Hang())
 	began := time.Now()
-	_, err := Generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
+	_, err := generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
 	if took := time.Since(began); err != nil || took > 2*s.Timeout {
 		t.Errorf("after %s: %v", took, err)
 	}
@@ -110,7 +110,7 @@ func TestUnsure(t *testing.T) {
 	servers[0].Inject(http.MethodPost, "/keys/generate", 0, nethsmtest.DropAfter())
 	looks := servers[0].Inject(http.MethodGet, "/keys/*", 1, nethsmtest.Respond(http.StatusNotFound)) // before
 	servers[0].Inject(http.MethodGet, "/keys/*", 0, nethsmtest.Hang())
-	_, err := Generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
+	_, err := generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
 	if err == nil || looks.Hits() != 1 || !strings.Contains(err.Error(),
 		"it may have been made: see 'notation-hsm key list --token nethsm:'") {
 		t.Error(err)
@@ -122,13 +122,13 @@ func TestStillMaking(t *testing.T) {
 	servers, s := start(t, 1)
 	s.Timeout = time.Second
 	servers[0].Inject(http.MethodPost, "/keys/generate", 0, nethsmtest.Hang())
-	_, err := Generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
+	_, err := generate(context.Background(), s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
 	if !failure.Is(err, failure.Timeout) || !strings.Contains(err.Error(), "it may have been made") {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	time.AfterFunc(100*time.Millisecond, cancel)
-	_, err = Generate(ctx, s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
+	_, err = generate(ctx, s, key.Request{Spec: key.Specs[3], Usage: key.Sign, Label: "release"})
 	if err == nil || !strings.Contains(err.Error(), "interrupted while making key nethsm:release; it may have been made") {
 		t.Error(err)
 	}
@@ -142,18 +142,18 @@ func TestImportKeeps(t *testing.T) {
 	k.store = store
 	private := ecKey(t, servers[0])
 	old, fresh := []*x509.Certificate{selfSigned(t, private)}, []*x509.Certificate{selfSigned(t, private)}
-	if _, err := store.Import(k, old); err != nil {
+	if _, err := store.Import(t.Context(), k, old); err != nil {
 		t.Fatal(err)
 	}
 	stored := func() []*x509.Certificate {
-		chain, err := open(t, s).chain("release", store.ask)
+		chain, err := open(t, s).chain(t.Context(), "release", store.ask)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return chain
 	}
 	servers[0].Inject(http.MethodPut, "/keys/*/cert", 1, nethsmtest.Respond(http.StatusRequestEntityTooLarge))
-	_, err := store.Import(k, fresh)
+	_, err := store.Import(t.Context(), k, fresh)
 	if err == nil || !strings.Contains(err.Error(), "413") ||
 		!strings.Contains(err.Error(), "its old certificate is there as before") {
 		t.Error(err)
@@ -162,29 +162,29 @@ func TestImportKeeps(t *testing.T) {
 		t.Errorf("stored is %v", chain)
 	}
 	servers[0].Inject(http.MethodDelete, "/keys/*/cert", 1, nethsmtest.Respond(http.StatusForbidden))
-	if _, err := store.Import(k, fresh); err == nil ||
+	if _, err := store.Import(t.Context(), k, fresh); err == nil ||
 		!strings.Contains(err.Error(), "its old certificate is there as before") || len(stored()) != 1 {
 		t.Error(err)
 	}
 	servers[0].Inject(http.MethodPut, "/keys/*/cert", 2, nethsmtest.Respond(http.StatusRequestEntityTooLarge))
-	_, err = store.Import(k, fresh)
+	_, err = store.Import(t.Context(), k, fresh)
 	if err == nil || !strings.Contains(err.Error(), "its old certificate is gone") ||
 		!strings.Contains(failure.From(err).Hint, "notation-hsm cert import nethsm:release FILE") {
 		t.Error(err)
 	}
-	if n, err := store.Import(k, fresh); err != nil || n != 1 || len(stored()) != 1 {
+	if n, err := store.Import(t.Context(), k, fresh); err != nil || n != 1 || len(stored()) != 1 {
 		t.Errorf("%d, %v", n, err)
 	}
 
 	// What is no certificate does not stay in the way.
 	servers[0].SetKeyCertificate("release", []byte("hello"))
-	if n, err := store.Import(k, fresh); err != nil || n != 1 || !stored()[0].Equal(fresh[0]) {
+	if n, err := store.Import(t.Context(), k, fresh); err != nil || n != 1 || !stored()[0].Equal(fresh[0]) {
 		t.Errorf("%d, %v", n, err)
 	}
 
 	// An interrupt between the two requests loses nothing.
 	ctx, cancel := context.WithCancelCause(context.Background())
-	interrupted, err := Open(ctx, s)
+	interrupted, err := Open(s)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func TestImportKeeps(t *testing.T) {
 		}
 		cancel(errors.New("Ctrl-C"))
 	}()
-	if _, err := interrupted.Import(&Key{store: interrupted, id: "release"}, old); err == nil ||
+	if _, err := interrupted.Import(ctx, &Key{store: interrupted, id: "release"}, old); err == nil ||
 		!stored()[0].Equal(fresh[0]) {
 		t.Error(err)
 	}

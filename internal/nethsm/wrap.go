@@ -1,11 +1,13 @@
 package nethsm
 
 import (
+	"context"
 	"crypto"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // unwrappable is the answer to everything that takes keys out of a NetHSM one by one.
@@ -15,25 +17,26 @@ func unwrappable() error {
 }
 
 // WrappingKey, Wrap, Unwrap, Authenticate and Verify fail: NetHSM has nothing like it.
-func (s *Store) WrappingKey(config.URI) (key.WrappingKey, error) {
+func (s *Store) WrappingKey(context.Context, config.URI) (key.WrappingKey, error) {
 	return key.WrappingKey{}, unwrappable()
 }
 
 // Wrap fails.
-func (s *Store) Wrap(*Key, config.URI) (key.Wrapped, error) { return key.Wrapped{}, unwrappable() }
+func (s *Store) Wrap(context.Context, keystore.Key, config.URI) (key.Wrapped, error) {
+	return key.Wrapped{}, unwrappable()
+}
 
 // Unwrap fails.
-func (s *Store) Unwrap(key.Wrapped, key.Usage, string, []byte, crypto.PublicKey) error {
+func (s *Store) Unwrap(context.Context, key.Wrapped, key.Usage, string, []byte, crypto.PublicKey) error {
 	return unwrappable()
 }
 
 // Authenticate fails.
-func (s *Store) Authenticate([]byte, string, key.WrappingKey) (key.MAC, error) {
+func (s *Store) Authenticate(context.Context, []byte, string, key.WrappingKey) (key.MAC, error) {
 	return key.MAC{}, unwrappable()
 }
 
 // Verify fails.
-func (s *Store) Verify([]byte, key.MAC, string, key.WrappingKey) error { return unwrappable() }
-
-// ImportWrapping fails.
-func ImportWrapping() error { return unwrappable() }
+func (s *Store) Verify(context.Context, []byte, key.MAC, string, key.WrappingKey) error {
+	return unwrappable()
+}

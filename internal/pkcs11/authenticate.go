@@ -34,12 +34,12 @@ func macKeyTemplate(more ...*pkcs11.Attribute) []*pkcs11.Attribute {
 
 // Authenticate returns a MAC of data under a wrapping key of the token, which Verify accepts on every token that holds
 // that key. mechanism is the one that wrapped the data's own key.
-func (t *Token) Authenticate(data []byte, mechanism string, by key.WrappingKey) (mac key.MAC, err error) {
+func (t *Token) Authenticate(ctx context.Context, data []byte, mechanism string, by key.WrappingKey) (mac key.MAC, err error) {
 	i, err := wrappingNamed(mechanism)
 	if err != nil {
 		return mac, err
 	}
-	err = t.within("authenticating the backup", func(context.Context) error {
+	err = t.within(ctx, "authenticating the backup", func(context.Context) error {
 		wrapping, _, err := t.wrappingKey(config.URI{ID: by.ID})
 		if err != nil {
 			return err
@@ -70,7 +70,7 @@ func (t *Token) Authenticate(data []byte, mechanism string, by key.WrappingKey) 
 
 // Verify returns an error unless Authenticate made the MAC of data under that wrapping key. It makes nothing on the
 // token.
-func (t *Token) Verify(data []byte, mac key.MAC, mechanism string, by key.WrappingKey) error {
+func (t *Token) Verify(ctx context.Context, data []byte, mac key.MAC, mechanism string, by key.WrappingKey) error {
 	i, err := wrappingNamed(mechanism)
 	if err != nil {
 		return err
@@ -80,10 +80,10 @@ func (t *Token) Verify(data []byte, mac key.MAC, mechanism string, by key.Wrappi
 		return failure.New(failure.Invalid, "its MAC key has %d bytes instead of %d", len(mac.Key), wrappedMACSize).
 			WithHint("use another copy")
 	}
-	if err := t.Login(); err != nil {
+	if err := t.Login(ctx); err != nil {
 		return err
 	}
-	return t.within("authenticating the backup", func(context.Context) error {
+	return t.within(ctx, "authenticating the backup", func(context.Context) error {
 		wrapping, w, err := t.wrappingKey(config.URI{ID: by.ID})
 		if err != nil {
 			return err

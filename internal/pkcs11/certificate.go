@@ -10,18 +10,19 @@ import (
 	"github.com/miekg/pkcs11"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // Leaf returns the certificate that has exactly the label and id of the key reference, or nil when there is none or
 // more than one. It may still be the certificate of another key: labels and ids are free text.
-func (t *Token) Leaf() (leaf *x509.Certificate, err error) {
+func (t *Token) Leaf(ctx context.Context) (leaf *x509.Certificate, err error) {
 	if unnamed(t.settings.Key) {
 		return nil, nil
 	}
-	if err := t.loginToSearch(); err != nil {
+	if err := t.loginToSearch(ctx); err != nil {
 		return nil, err
 	}
-	err = t.within("looking for the certificate", func(context.Context) error {
+	err = t.within(ctx, "looking for the certificate", func(context.Context) error {
 		leaf, err = t.sole(t.settings.Key)
 		return err
 	})
@@ -37,11 +38,11 @@ func (t *Token) sole(uri config.URI) (*x509.Certificate, error) {
 }
 
 // Issuers returns the certificates on the token whose subject is the issuer of cert.
-func (t *Token) Issuers(cert *x509.Certificate) (found []*x509.Certificate, err error) {
+func (t *Token) Issuers(ctx context.Context, cert *x509.Certificate) (found []*x509.Certificate, err error) {
 	if t.isNetHSM() { // they can only be with other keys, which would all be read
 		return nil, nil
 	}
-	err = t.within("looking for the issuer", func(context.Context) error {
+	err = t.within(ctx, "looking for the issuer", func(context.Context) error {
 		found, err = t.certificates([]*pkcs11.Attribute{
 			pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_CERTIFICATE),
 			pkcs11.NewAttribute(pkcs11.CKA_SUBJECT, cert.RawIssuer),
@@ -56,15 +57,15 @@ const certificateLimit = 1024
 
 // Certificates returns every certificate on the token, for when a certificate is not filed under its key's label or id.
 // It reads them all, so it is the last thing to try; but a NetHSM has a key's certificate nowhere else.
-func (t *Token) Certificates() (found []*x509.Certificate, err error) {
-	if err := t.loginToSearch(); err != nil {
+func (t *Token) Certificates(ctx context.Context) (found []*x509.Certificate, err error) {
+	if err := t.loginToSearch(ctx); err != nil {
 		return nil, err
 	}
 	var which config.URI
 	if t.isNetHSM() {
 		which = t.settings.Key
 	}
-	err = t.within("reading all certificates", func(context.Context) error {
+	err = t.within(ctx, "reading all certificates", func(context.Context) error {
 		found, err = t.certificates(t.selector(pkcs11.CKO_CERTIFICATE, which), certificateLimit)
 		return err
 	})
@@ -95,15 +96,16 @@ func (t *Token) certificates(template []*pkcs11.Attribute, limit int) ([]*x509.C
 
 // Import stores certificates on the token: the first, the key's own, under the key's label and id, the issuers under
 // their subject and key identifier. What is there already is not stored twice. It returns how many were stored.
-func (t *Token) Import(k *Key, chain []*x509.Certificate) (stored int, err error) {
+func (t *Token) Import(ctx context.Context, of keystore.Key, chain []*x509.Certificate) (stored int, err error) {
+	k := of.(*Key) // keys of this store are its own
 	if err := t.mayWrite("keep the chain in a file and name it in certificate-chain"); err != nil {
 		return 0, err
 	}
-	there, err := t.Certificates()
+	there, err := t.Certificates(ctx)
 	if err != nil {
 		return 0, err
 	}
-	err = t.writing("storing certificates", func(writer sessionHandle) error {
+	err = t.writing(ctx, "storing certificates", func(writer sessionHandle) error {
 		for i, cert := range chain {
 			if holds(there, cert) {
 				continue

@@ -1,13 +1,13 @@
 package pkcs11
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/binary"
-	"io"
 
 	"github.com/miekg/pkcs11"
 
@@ -18,7 +18,7 @@ import (
 // section 7.1; one hash for both of its uses, and no label), *rsa.PKCS1v15DecryptOptions for RSAES-PKCS1-v1_5 (section
 // 7.2). With its SessionKeyLen, a ciphertext that does not open gives a random key, so that nobody learns from errors
 // which ciphertexts are well formed.
-func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
+func (k *Key) Decrypt(ctx context.Context, ciphertext []byte, opts crypto.DecrypterOpts) ([]byte, error) {
 	public, ok := k.public.(*rsa.PublicKey)
 	if !ok {
 		return nil, failure.New(failure.Invalid, "key %s does not decrypt: it is no RSA key", k.name()).
@@ -30,20 +30,20 @@ func (k *Key) Decrypt(_ io.Reader, ciphertext []byte, opts crypto.DecrypterOpts)
 	}
 	switch o := opts.(type) {
 	case *rsa.OAEPOptions:
-		return k.decryptOAEP(ciphertext, o)
+		return k.decryptOAEP(ctx, ciphertext, o)
 	case *rsa.PKCS1v15DecryptOptions: //nolint:staticcheck // deprecated as dangerous, and what CMS in images has
-		return k.decryptPKCS1(ciphertext, o.SessionKeyLen)
+		return k.decryptPKCS1(ctx, ciphertext, o.SessionKeyLen)
 	}
 	return nil, failure.New(failure.Internal, "no decryption with options of type %T", opts)
 }
 
-func (k *Key) decryptOAEP(ciphertext []byte, o *rsa.OAEPOptions) ([]byte, error) {
+func (k *Key) decryptOAEP(ctx context.Context, ciphertext []byte, o *rsa.OAEPOptions) ([]byte, error) {
 	hashes, ok := oaepHashes[o.Hash]
 	if !ok || len(o.Label) > 0 || (o.MGFHash != 0 && o.MGFHash != o.Hash) {
 		return nil, failure.New(failure.Internal, "no OAEP with %v, a label of %d bytes and %v", o.Hash, len(o.Label),
 			o.MGFHash)
 	}
-	plain, err := k.decryptWith(pkcs11.CKM_RSA_PKCS_OAEP, oaepParameter(hashes), ciphertext)
+	plain, err := k.decryptWith(ctx, pkcs11.CKM_RSA_PKCS_OAEP, oaepParameter(hashes), ciphertext)
 	if o.Hash != crypto.SHA1 && refusesParameter(err) {
 		f := failure.From(err)
 		f.Kind = failure.Unsupported
@@ -61,8 +61,8 @@ func refusesParameter(err error) bool {
 		is(err, pkcs11.CKR_ARGUMENTS_BAD)
 }
 
-func (k *Key) decryptPKCS1(ciphertext []byte, length int) ([]byte, error) {
-	plain, err := k.decryptWith(pkcs11.CKM_RSA_PKCS, nil, ciphertext)
+func (k *Key) decryptPKCS1(ctx context.Context, ciphertext []byte, length int) ([]byte, error) {
+	plain, err := k.decryptWith(ctx, pkcs11.CKM_RSA_PKCS, nil, ciphertext)
 	if length == 0 {
 		return plain, err
 	}
@@ -108,9 +108,9 @@ func oaepParameter(h oaepHash) []byte {
 }
 
 // decryptWith opens a ciphertext in two calls, with a login between them for a key that wants that.
-func (k *Key) decryptWith(mechanism uint, parameter, ciphertext []byte) (plain []byte, err error) {
+func (k *Key) decryptWith(ctx context.Context, mechanism uint, parameter, ciphertext []byte) (plain []byte, err error) {
 	t := k.token
-	err = k.use("decrypting with key "+k.name(), "did not decrypt",
+	err = k.use(ctx, "decrypting with key "+k.name(), "did not decrypt",
 		func(session sessionHandle, login func(sessionHandle) error) error {
 			err := t.calls.decryptInit(session, mechanism, parameter, k.object)
 			if is(err, pkcs11.CKR_OPERATION_ACTIVE) { // one that failed before has left its operation behind
@@ -147,7 +147,7 @@ func (k *Key) notPermitted(err error, what, attribute string) error {
 
 // ECDH returns the x coordinate that the key shares with another's public key, as long as the curve's field (SEC 1
 // section 3.3.1, without the cofactor, which is 1 on these curves). The module derives a secret for it and shows it.
-func (k *Key) ECDH(remote *ecdh.PublicKey) (shared []byte, err error) {
+func (k *Key) ECDH(ctx context.Context, remote *ecdh.PublicKey) (shared []byte, err error) {
 	t := k.token
 	public, ok := k.public.(*ecdsa.PublicKey)
 	if !ok {
@@ -164,7 +164,7 @@ func (k *Key) ECDH(remote *ecdh.PublicKey) (shared []byte, err error) {
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
 		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, size),
 	}
-	err = k.use("deriving with key "+k.name(), "did not derive",
+	err = k.use(ctx, "deriving with key "+k.name(), "did not derive",
 		func(session sessionHandle, _ func(sessionHandle) error) error {
 			point := remote.Bytes()
 			secret, err := t.calls.deriveECDH(session, pkcs11.CKM_ECDH1_DERIVE, k.object, point, template)

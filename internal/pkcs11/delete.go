@@ -9,15 +9,17 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // Delete removes a private key, the public key object that belongs to it, and the certificates. The private key goes
 // last, so that a deletion that was cut short can be run again.
-func (t *Token) Delete(k *Key, certificates []*x509.Certificate) error {
+func (t *Token) Delete(ctx context.Context, of keystore.Key, certificates []*x509.Certificate) error {
+	k := of.(*Key) // keys of this store are its own
 	if err := t.mayWrite("delete it with the vendor's tool"); err != nil {
 		return err
 	}
-	return t.writing("deleting the key", func(writer sessionHandle) error {
+	return t.writing(ctx, "deleting the key", func(writer sessionHandle) error {
 		var doomed []objectHandle
 		for _, cert := range certificates {
 			found, err := t.search([]*pkcs11.Attribute{
@@ -61,7 +63,7 @@ func (t *Token) publicObjects(k *Key) ([]objectHandle, error) {
 
 // Discard removes the private and public key objects that carry exactly the label and the id of the settings: what a
 // module leaves behind when it is cut short while it makes a key, which may be half a key.
-func (t *Token) Discard() error {
+func (t *Token) Discard(ctx context.Context) error {
 	uri := t.settings.Key
 	if uri.Object == "" || len(uri.ID) == 0 {
 		return failure.New(failure.Internal, "only a key that is named by label and id is discarded")
@@ -69,10 +71,10 @@ func (t *Token) Discard() error {
 	if err := t.mayWrite("see the vendor's documentation"); err != nil {
 		return err
 	}
-	if err := t.Login(); err != nil {
+	if err := t.Login(ctx); err != nil {
 		return err
 	}
-	return t.writing("tidying up", func(writer sessionHandle) error {
+	return t.writing(ctx, "tidying up", func(writer sessionHandle) error {
 		for _, class := range []uint{pkcs11.CKO_PUBLIC_KEY, pkcs11.CKO_PRIVATE_KEY} {
 			objects, err := t.search(t.selector(class, uri), 8)
 			if err != nil {
@@ -89,11 +91,11 @@ func (t *Token) Discard() error {
 }
 
 // Taken reports whether a private key on the token has this label, or this id.
-func (t *Token) Taken(name config.URI) (taken bool, err error) {
-	if err := t.Login(); err != nil {
+func (t *Token) Taken(ctx context.Context, name config.URI) (taken bool, err error) {
+	if err := t.Login(ctx); err != nil {
 		return false, err
 	}
-	err = t.within("looking for keys of that name", func(context.Context) error {
+	err = t.within(ctx, "looking for keys of that name", func(context.Context) error {
 		found, err := t.search(t.selector(pkcs11.CKO_PRIVATE_KEY, name), 1)
 		taken = len(found) > 0
 		if err != nil {

@@ -16,13 +16,13 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// Generate makes a key pair on the token that the settings name: sensitive, not extractable unless it is to be wrapped
+// generateKey makes a key pair on the token that the settings name: sensitive, not extractable unless it is to be wrapped
 // for backups, good for what the request says and nothing else. It refuses a label that a private key on the token has
 // already. The new key's URI and public half are returned.
 //
 // crypto11 does the work, in a session and with a login of its own; so ours ends before it starts, and there is one
 // login.
-func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
+func generateKey(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
 	t, err := Open(ctx, s)
 	if err != nil {
 		return key.Info{}, err
@@ -31,7 +31,7 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 		t.Close()
 		return key.Info{}, err
 	}
-	secret, err := t.readPIN()
+	secret, err := t.readPIN(ctx)
 	defer secret.Clear()
 	maker, _ := t.calls.manufacturer()
 	strict := maker != tpm2
@@ -47,9 +47,9 @@ func Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info,
 	}
 	t.timeout *= 10 // a smart card takes minutes to find the primes of an RSA key
 	info := key.Info{Label: r.Label, ID: r.ID, URI: config.URI{Token: t.info.label, ID: r.ID, Object: r.Label}.String()}
-	err = t.within("making the key", func(context.Context) error {
+	err = t.within(ctx, "making the key", func(context.Context) error {
 		slot := int(t.slot)
-		endTurn := t.turn()
+		endTurn := t.turn(ctx)
 		c, err := crypto11.Configure(&crypto11.Config{
 			Path: t.path, SlotNumber: &slot, Pin: string(secret.Bytes()), MaxSessions: 2, LoginNotSupported: !t.wantsLogin(),
 		})

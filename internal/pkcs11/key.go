@@ -9,6 +9,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // Key is a private key on a token. It is a crypto.Signer and a crypto.MessageSigner, and is used until its Token is
@@ -27,12 +28,12 @@ type Key struct {
 // Key logs in and finds the private key that the settings name. public is its public half when the caller has it from a
 // certificate; with nil the module is asked. Failures: Invalid for no key or several (listing them), Denied for a PIN
 // problem.
-func (t *Token) Key(public crypto.PublicKey) (*Key, error) {
-	if err := t.Login(); err != nil {
+func (t *Token) Key(ctx context.Context, public crypto.PublicKey) (keystore.Key, error) {
+	if err := t.Login(ctx); err != nil {
 		return nil, err
 	}
 	k := &Key{token: t, public: public}
-	err := t.within("looking for the key", func(context.Context) (err error) {
+	err := t.within(ctx, "looking for the key", func(context.Context) (err error) {
 		if k.object, err = t.privateKey(); err != nil || public != nil {
 			return err
 		}
@@ -57,8 +58,8 @@ func (k *Key) name() string {
 }
 
 // ReadPublic asks the module for the key's public half, whatever the key was opened with.
-func (k *Key) ReadPublic() (public crypto.PublicKey, err error) {
-	err = k.token.within("reading the public key", func(context.Context) error {
+func (k *Key) ReadPublic(ctx context.Context) (public crypto.PublicKey, err error) {
+	err = k.token.within(ctx, "reading the public key", func(context.Context) error {
 		public, k.id, k.label, err = k.token.publicHalf(k.object)
 		return err
 	})
@@ -73,9 +74,9 @@ var usageAttributes = []uint{
 }
 
 // Info returns what the module says of the key.
-func (k *Key) Info() (info key.Info, err error) {
+func (k *Key) Info(ctx context.Context) (info key.Info, err error) {
 	t := k.token
-	err = t.within("reading the key's attributes", func(context.Context) error {
+	err = t.within(ctx, "reading the key's attributes", func(context.Context) error {
 		values, err := t.calls.attributes(t.sessions.first, k.object, usageAttributes...)
 		if err != nil {
 			return t.failed(err, "can't read a key on %s", t.name())
@@ -101,12 +102,12 @@ func (k *Key) Info() (info key.Info, err error) {
 }
 
 // Keys logs in and returns all private keys on the token; those whose public half can't be read have a nil Public.
-func (t *Token) Keys() ([]*Key, error) {
-	if err := t.Login(); err != nil {
+func (t *Token) Keys(ctx context.Context) ([]keystore.Key, error) {
+	if err := t.Login(ctx); err != nil {
 		return nil, err
 	}
-	var keys []*Key
-	err := t.within("listing keys", func(context.Context) error {
+	var keys []keystore.Key
+	err := t.within(ctx, "listing keys", func(context.Context) error {
 		objects, err := t.search(t.selector(pkcs11.CKO_PRIVATE_KEY, t.settings.Key), 1<<16)
 		if err != nil {
 			return t.failed(err, "can't list the keys of %s", t.name())

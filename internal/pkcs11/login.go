@@ -13,30 +13,30 @@ import (
 
 // Login logs in once. It never tries a PIN twice, and does not try it at all when the token says that it is locked, or
 // that one more wrong PIN would lock it.
-func (t *Token) Login() error {
+func (t *Token) Login(ctx context.Context) error {
 	if t.loggedIn || t.loginErr != nil || !t.wantsLogin() {
 		return t.loginErr
 	}
-	t.loginErr = t.loginUser()
+	t.loginErr = t.loginUser(ctx)
 	t.loggedIn = t.loginErr == nil
 	return t.loginErr
 }
 
-func (t *Token) loginUser() error {
-	secret, err := t.readPIN()
+func (t *Token) loginUser(ctx context.Context) error {
+	secret, err := t.readPIN(ctx)
 	if err != nil {
 		return err
 	}
-	return t.withPIN(secret, "logging in to "+t.name(), func(context.Context) error {
-		return t.loginWith(pkcs11.CKU_USER, t.sessions.first, secret)
+	return t.withPIN(ctx, secret, "logging in to "+t.name(), func(context.Context) error {
+		return t.loginWith(ctx, pkcs11.CKU_USER, t.sessions.first, secret)
 	})
 }
 
 // withPIN is within for what logs in with a PIN, which is cleared in any case but one: that a call does not come back,
 // so that the module may still read it.
-func (t *Token) withPIN(secret *pin.Secret, what string, fn func(context.Context) error) error {
+func (t *Token) withPIN(ctx context.Context, secret *pin.Secret, what string, fn func(context.Context) error) error {
 	var begun atomic.Bool
-	err := t.within(what, func(ctx context.Context) error {
+	err := t.within(ctx, what, func(ctx context.Context) error {
 		begun.Store(true)
 		defer secret.Clear()
 		return fn(ctx)
@@ -48,8 +48,8 @@ func (t *Token) withPIN(secret *pin.Secret, what string, fn func(context.Context
 }
 
 // loginWith logs in and clears the PIN at once.
-func (t *Token) loginWith(user uint, session sessionHandle, secret *pin.Secret) error {
-	defer t.turn()()
+func (t *Token) loginWith(ctx context.Context, user uint, session sessionHandle, secret *pin.Secret) error {
+	defer t.turn(ctx)()
 	err := t.calls.login(session, user, secret.Bytes())
 	secret.Clear()
 	if err != nil && !is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
@@ -64,7 +64,7 @@ func (t *Token) wantsLogin() bool {
 }
 
 // readPIN fetches the PIN if it may be tried; it is empty for a token with a PIN pad of its own.
-func (t *Token) readPIN() (*pin.Secret, error) {
+func (t *Token) readPIN(ctx context.Context) (*pin.Secret, error) {
 	if !t.wantsLogin() {
 		return nil, nil
 	}
@@ -85,9 +85,9 @@ func (t *Token) readPIN() (*pin.Secret, error) {
 		return nil, failure.New(failure.Denied, "no PIN for %s: no pin-source is set", t.name()).
 			WithHint(`set NOTATION_HSM_PIN, or pin-source to env:NAME, file:/path, "exec:command args" or prompt`)
 	case source == pin.Prompt: // a person takes as long as they take
-		return pin.Read(t.ctx, source, t.info.label)
+		return pin.Read(ctx, source, t.info.label)
 	}
-	ctx, cancel := context.WithTimeout(t.ctx, t.timeout)
+	ctx, cancel := context.WithTimeout(ctx, t.timeout)
 	defer cancel()
 	return pin.Read(ctx, source, t.info.label)
 }

@@ -26,7 +26,6 @@ import (
 type Module struct {
 	path    string
 	timeout time.Duration
-	ctx     context.Context // ends when the user interrupts; bounds every call
 	calls   *cryptoki
 	owner   bool        // we initialised it, so we finalise it
 	stuck   atomic.Bool // a call never came back; touching the module again could hang too
@@ -45,11 +44,11 @@ func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 				WithHint("check env in the config file")
 		}
 	}
-	m := &Module{path: s.ModulePath, timeout: s.Timeout, ctx: ctx}
+	m := &Module{path: s.ModulePath, timeout: s.Timeout}
 	crashreport.Expect(failure.New(failure.Internal, "the PKCS#11 module %s crashed", m.path).
 		WithHint("update the module, and report the crash to its vendor; set NOTATION_HSM_LOG=/path/to/log to see the step " +
 			"it crashed in"))
-	err := m.within("starting it", func(context.Context) error {
+	err := m.within(ctx, "starting it", func(context.Context) error {
 		if info, err := os.Stat(m.path); err == nil && info.IsDir() {
 			return failure.New(failure.Invalid, "the PKCS#11 module %s is a folder", m.path).
 				WithHint("name the library file in it")
@@ -63,7 +62,7 @@ func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 				WithHint("check module-path; the library must be for this machine and all that it needs must be installed")
 		}
 		m.calls = calls
-		return m.initialize()
+		return m.initialize(ctx)
 	})
 	if err != nil {
 		_ = m.Close() // an interrupted start may have come to its end
@@ -72,8 +71,8 @@ func Load(ctx context.Context, s *config.Settings) (*Module, error) {
 	return m, nil
 }
 
-func (m *Module) initialize() error {
-	defer m.turn()()
+func (m *Module) initialize(ctx context.Context) error {
+	defer m.turn(ctx)()
 	err := m.calls.initialize(pkcs11.CKF_OS_LOCKING_OK)
 	if is(err, pkcs11.CKR_CANT_LOCK) {
 		err = m.calls.initialize(0) // it can't be called from several threads at once, which one signature never does
@@ -105,23 +104,23 @@ func (m *Module) Close() error {
 // within runs fn, which calls the module, and returns its error; or a failure when fn takes longer than the timeout, or
 // the user has interrupted. what completes the sentence "while ...". fn gets the module's context, for where it waits
 // itself.
-func (m *Module) within(what string, fn func(context.Context) error) error {
+func (m *Module) within(ctx context.Context, what string, fn func(context.Context) error) error {
 	if m.stuck.Load() {
 		return m.timedOut(what)
 	}
-	if m.ctx.Err() != nil {
+	if ctx.Err() != nil {
 		return deadline.Interrupted("before " + what)
 	}
-	log := slog.Default().Enabled(m.ctx, slog.LevelDebug)
+	log := slog.Default().Enabled(ctx, slog.LevelDebug)
 	start := time.Now()
 	if log {
 		slog.Debug("module", "begins", what)
 	}
-	err := deadline.Step(m.ctx, m.timeout, func() error { return m.abandon(what) }, func() error { return fn(m.ctx) })
+	err := deadline.Step(ctx, m.timeout, func() error { return m.abandon(what) }, func() error { return fn(ctx) })
 	if log {
 		slog.Debug("module", "ended", what, "took", time.Since(start), "error", err)
 	}
-	if m.ctx.Err() != nil && !m.stuck.Load() {
+	if ctx.Err() != nil && !m.stuck.Load() {
 		return deadline.Interrupted(what)
 	}
 	return err

@@ -1,6 +1,7 @@
 package pkcs11
 
 import (
+	"context"
 	"errors"
 	"strings"
 
@@ -27,11 +28,11 @@ func (i tokenInfo) isNetHSM() bool {
 }
 
 // loginToSearch logs in where public objects are not shown to everyone.
-func (t *Token) loginToSearch() error {
+func (t *Token) loginToSearch(ctx context.Context) error {
 	if !t.isNetHSM() {
 		return nil
 	}
-	return t.Login()
+	return t.Login(ctx)
 }
 
 // byKeyID turns a label into the key ID that it stands for on a NetHSM.

@@ -29,7 +29,7 @@ func settings(t *testing.T) (s *config.Settings, log string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Generate(context.Background(), s,
+	if _, err := generateKey(context.Background(), s,
 		key.Request{Spec: spec, Label: "release", ID: []byte("release")}); err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func TestManySignatures(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			k, err := token.Key(nil)
+			k, err := token.Key(t.Context(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -67,7 +67,7 @@ func TestManySignatures(t *testing.T) {
 			for range goroutines {
 				done.Go(func() {
 					for range each {
-						signature, err := k.Sign(nil, digest[:], crypto.SHA256)
+						signature, err := k.Sign(t.Context(), digest[:], crypto.SHA256)
 						if err != nil || !ecdsa.VerifyASN1(k.Public().(*ecdsa.PublicKey), digest[:], signature) {
 							t.Error(err)
 							return
@@ -104,17 +104,17 @@ func TestBrokenSession(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer token.Close()
-	k, err := token.Key(nil)
+	k, err := token.Key(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	digest := sha256.Sum256([]byte("payload"))
 	t.Setenv("SHIM_FAULT", "C_Sign:B3") // CKR_SESSION_HANDLE_INVALID, once
-	if _, err := k.Sign(nil, digest[:], crypto.SHA256); err == nil ||
+	if _, err := k.Sign(t.Context(), digest[:], crypto.SHA256); err == nil ||
 		failure.From(err).CKR != "CKR_SESSION_HANDLE_INVALID" {
 		t.Errorf("the fault was not reported: %v", err)
 	}
-	if _, err := k.Sign(nil, digest[:], crypto.SHA256); err != nil {
+	if _, err := k.Sign(t.Context(), digest[:], crypto.SHA256); err != nil {
 		t.Errorf("the next signature failed too: %v", err)
 	}
 }
@@ -127,14 +127,14 @@ func TestStuck(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, err := token.Key(nil)
+	k, err := token.Key(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	digest := sha256.Sum256([]byte("payload"))
 	t.Setenv("SHIM_FAULT", "C_Sign:hang")
 	for range 2 {
-		if _, err := k.Sign(nil, digest[:], crypto.SHA256); !failure.Is(err, failure.Timeout) {
+		if _, err := k.Sign(t.Context(), digest[:], crypto.SHA256); !failure.Is(err, failure.Timeout) {
 			t.Errorf("%v is not a timeout", err)
 		}
 	}

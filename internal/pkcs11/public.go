@@ -28,12 +28,12 @@ var publicAttributes = []uint{
 
 // Public returns the public half of the key that the settings name, without logging in where the token shows it to
 // anyone: from the public key object or certificate of the same label and id, else from the private key itself.
-func (t *Token) Public() (crypto.PublicKey, error) {
-	if err := t.loginToSearch(); err != nil {
+func (t *Token) Public(ctx context.Context) (crypto.PublicKey, error) {
+	if err := t.loginToSearch(ctx); err != nil {
 		return nil, err
 	}
 	var public crypto.PublicKey
-	err := t.within("looking for the public key", func(context.Context) error {
+	err := t.within(ctx, "looking for the public key", func(context.Context) error {
 		uri := t.settings.Key
 		if unnamed(uri) {
 			return nil // only the private key can tell which one is meant
@@ -52,11 +52,11 @@ func (t *Token) Public() (crypto.PublicKey, error) {
 	if err != nil || public != nil {
 		return public, err
 	}
-	k, err := t.Key(nil)
+	k, err := t.Key(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
-	return k.public, nil
+	return k.Public(), nil
 }
 
 // readPublic reads the public half from the attributes of one object.

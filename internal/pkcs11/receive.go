@@ -13,8 +13,8 @@ import (
 // Receives returns what the token shows of the key that the settings name, of which public is the public half, as a
 // recipient's: whether the token lists the mechanism, what the private and the public key object may do, as far as they
 // are visible, and for RSA with which hashes the module begins an encryption with OAEP. It does not log in.
-func (t *Token) Receives(public crypto.PublicKey) (r key.Receives, err error) {
-	err = t.within("asking what key "+keyName(t.settings.Key)+" is for", func(context.Context) error {
+func (t *Token) Receives(ctx context.Context, public crypto.PublicKey) (r key.Receives, err error) {
+	err = t.within(ctx, "asking what key "+keyName(t.settings.Key)+" is for", func(context.Context) error {
 		if _, isRSA := public.(*rsa.PublicKey); isRSA {
 			r = t.receivesRSA()
 		} else {

@@ -124,8 +124,8 @@ func (t *Token) giveBack(session sessionHandle, failed bool) {
 }
 
 // writing runs fn with a session that may write, which shares the login of the others.
-func (t *Token) writing(what string, fn func(sessionHandle) error) error {
-	return t.within(what, func(context.Context) error {
+func (t *Token) writing(ctx context.Context, what string, fn func(sessionHandle) error) error {
+	return t.within(ctx, what, func(context.Context) error {
 		writer, err := t.calls.openSession(t.slot, pkcs11.CKF_RW_SESSION)
 		if err != nil {
 			return t.failed(err, "can't open a session that may write on %s", t.name())

@@ -1,12 +1,12 @@
 package pkcs11
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"slices"
 
@@ -24,27 +24,27 @@ type way struct {
 
 // Sign signs a digest in the module. opts select the scheme: *rsa.PSSOptions for RSASSA-PSS (RFC 8017 section 8.1; the
 // salt is as long as the digest, whatever opts say), a crypto.Hash for PKCS #1 v1.5 or ECDSA. An ECDSA signature is
-// ASN.1 DER, as crypto.Signer has it. rand is not used: the module has its own.
-func (k *Key) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	return k.sign(nil, digest, opts)
+// ASN.1 DER, as crypto.Signer has it.
+func (k *Key) Sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	return k.sign(ctx, nil, digest, opts)
 }
 
 // SignMessage is Sign for a whole message, which lets it also use mechanisms that hash inside the module.
-func (k *Key) SignMessage(_ io.Reader, message []byte, opts crypto.SignerOpts) ([]byte, error) {
+func (k *Key) SignMessage(ctx context.Context, message []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if !opts.HashFunc().Available() {
 		return nil, failure.New(failure.Internal, "hash %v is not available", opts.HashFunc())
 	}
 	h := opts.HashFunc().New()
 	h.Write(message)
-	return k.sign(message, h.Sum(nil), opts)
+	return k.sign(ctx, message, h.Sum(nil), opts)
 }
 
-func (k *Key) sign(message, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+func (k *Key) sign(ctx context.Context, message, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	ways, err := k.ways(message, digest, opts)
 	if err != nil {
 		return nil, err
 	}
-	signature, err := k.signWith(ways)
+	signature, err := k.signWith(ctx, ways)
 	if err != nil {
 		return nil, err
 	}
@@ -55,8 +55,8 @@ func (k *Key) sign(message, digest []byte, opts crypto.SignerOpts) ([]byte, erro
 }
 
 // signWith takes a session and makes one signature in it.
-func (k *Key) signWith(ways []way) (signature []byte, err error) {
-	err = k.use(k.token.signing, "did not sign", func(session sessionHandle, login func(sessionHandle) error) error {
+func (k *Key) signWith(ctx context.Context, ways []way) (signature []byte, err error) {
+	err = k.use(ctx, k.token.signing, "did not sign", func(session sessionHandle, login func(sessionHandle) error) error {
 		signature, err = k.signInSession(session, ways, login)
 		return err
 	})

@@ -17,7 +17,7 @@ import (
 
 // turn waits until no other process is in such a moment, and returns the function that ends ours. After half of the
 // timeout it goes on without: the lock is a courtesy to SoftHSM, and must not be what a module's time is lost on.
-func (m *Module) turn() (end func()) {
+func (m *Module) turn(ctx context.Context) (end func()) {
 	end = func() {}
 	if !strings.Contains(filepath.Base(m.path), "softhsm") {
 		return end
@@ -26,7 +26,7 @@ func (m *Module) turn() (end func()) {
 	if err != nil {
 		return end
 	}
-	ctx, cancel := context.WithTimeout(m.ctx, m.timeout/2)
+	ctx, cancel := context.WithTimeout(ctx, m.timeout/2)
 	defer cancel()
 	if err := lock.File(ctx, file); err != nil {
 		slog.Warn("no turn with SoftHSM", "error", err)

@@ -26,15 +26,15 @@ type Token struct {
 	loginErr error // why the one try failed; there is no second
 }
 
-// Tokens lists the tokens of the module that the settings name.
-func Tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
+// tokens lists the tokens of the module that the settings name.
+func tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
 	m, err := Load(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
 	var tokens []key.Token
-	err = m.within("listing tokens", func(context.Context) error {
+	err = m.within(ctx, "listing tokens", func(context.Context) error {
 		slots, err := m.calls.slots()
 		if err != nil {
 			return m.failed(err, "can't list the slots of %s", m.path)
@@ -59,8 +59,8 @@ func Open(ctx context.Context, s *config.Settings) (*Token, error) {
 		return nil, err
 	}
 	t := &Token{Module: m, settings: s, signing: "signing with key " + keyName(s.Key)}
-	err = m.within("opening a session", func(ctx context.Context) error {
-		endTurn := m.turn()
+	err = m.within(ctx, "opening a session", func(ctx context.Context) error {
+		endTurn := m.turn(ctx)
 		err := t.find()
 		endTurn()
 		if err != nil {
@@ -117,7 +117,7 @@ func (t *Token) find() error {
 		}
 		token := describe(slot, info)
 		there = append(there, token)
-		if Matches(want, token) {
+		if matches(want, token) {
 			matching = append(matching, token)
 			t.slot, t.info = slot, info
 		}
@@ -160,8 +160,8 @@ func list(tokens []key.Token) string {
 	return lines.String()
 }
 
-// Matches reports whether a token is one that a reference names; what the reference leaves out matches any.
-func Matches(want config.URI, token key.Token) bool {
+// matches reports whether a token is one that a reference names; what the reference leaves out matches any.
+func matches(want config.URI, token key.Token) bool {
 	same := func(want, is string) bool { return want == "" || unpad([]byte(want)) == is }
 	if want.SlotID != nil && *want.SlotID != token.Slot {
 		return false

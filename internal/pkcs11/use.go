@@ -16,22 +16,22 @@ var errWantsLogin = errors.New("every use of the key asks for the PIN")
 // use takes a session and uses the private key in it, once. do gets a login, to be made between the two calls of the
 // operation, for a key that wants one for each use; with nil it returns errWantsLogin when the token asks for that.
 // doing and failed are the words of errors.
-func (k *Key) use(doing, failed string, do func(session sessionHandle, login func(sessionHandle) error) error) error {
-	err := k.useOnce(doing, failed, do)
+func (k *Key) use(ctx context.Context, doing, failed string, do func(session sessionHandle, login func(sessionHandle) error) error) error {
+	err := k.useOnce(ctx, doing, failed, do)
 	if errors.Is(err, errWantsLogin) {
 		k.alwaysAuthenticate.Store(true)
-		err = k.useOnce(doing, failed, do)
+		err = k.useOnce(ctx, doing, failed, do)
 	}
 	return err
 }
 
-func (k *Key) useOnce(doing, failed string, do func(sessionHandle, func(sessionHandle) error) error) error {
+func (k *Key) useOnce(ctx context.Context, doing, failed string, do func(sessionHandle, func(sessionHandle) error) error) error {
 	t := k.token
 	var login func(sessionHandle) error
 	var secret *pin.Secret
 	if k.alwaysAuthenticate.Load() {
 		var err error
-		if secret, err = t.readPIN(); err != nil {
+		if secret, err = t.readPIN(ctx); err != nil {
 			return err
 		}
 		used := false
@@ -40,10 +40,10 @@ func (k *Key) useOnce(doing, failed string, do func(sessionHandle, func(sessionH
 				return errors.New("the PIN was given once for this use")
 			}
 			used = true
-			return t.loginWith(pkcs11.CKU_CONTEXT_SPECIFIC, session, secret)
+			return t.loginWith(ctx, pkcs11.CKU_CONTEXT_SPECIFIC, session, secret)
 		}
 	}
-	return t.withPIN(secret, doing, func(ctx context.Context) error {
+	return t.withPIN(ctx, secret, doing, func(ctx context.Context) error {
 		session, err := t.take(ctx)
 		if err != nil {
 			return err

@@ -15,14 +15,15 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
-// ImportWrapping puts an AES key on the token that may wrap and unwrap other keys and do nothing else, and that is
+// importWrapping puts an AES key on the token that may wrap and unwrap other keys and do nothing else, and that is
 // trusted (CKA_TRUSTED). PKCS#11 lets the security officer alone give that trust (2.40, section 4.8), and keeps private
 // objects from them, so the key is a public object that is sensitive. SoftHSM takes the attribute only as the object is
 // made.
-func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey,
+func importWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey,
 	value []byte) error {
 	m, err := Load(ctx, s)
 	if err != nil {
@@ -30,8 +31,8 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 	}
 	t := &Token{Module: m, settings: s}
 	defer t.Close()
-	err = t.within("looking for the token", func(context.Context) error {
-		defer t.turn()()
+	err = t.within(ctx, "looking for the token", func(context.Context) error {
+		defer t.turn(ctx)()
 		return t.find()
 	})
 	if err != nil {
@@ -40,18 +41,18 @@ func ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string,
 	if err := t.mayWrap(); err != nil {
 		return err
 	}
-	secret, err := t.readSOPIN(soPINSource)
+	secret, err := t.readSOPIN(ctx, soPINSource)
 	if err != nil {
 		return err
 	}
-	return t.withPIN(secret, "storing the wrapping key", func(context.Context) error {
+	return t.withPIN(ctx, secret, "storing the wrapping key", func(context.Context) error {
 		// The security officer can log in only while no read-only session is open (PKCS#11 5.6, C_Login).
 		session, err := t.calls.openSession(t.slot, pkcs11.CKF_RW_SESSION)
 		if err != nil {
 			return t.failed(err, "can't open a session that may write on %s", t.name())
 		}
 		t.sessions.first, t.sessions.all = session, map[sessionHandle]bool{session: true}
-		if err := t.loginWith(pkcs11.CKU_SO, session, secret); err != nil {
+		if err := t.loginWith(ctx, pkcs11.CKU_SO, session, secret); err != nil {
 			f := failure.From(err)
 			f.What = "the security officer can't log in to " + t.name()
 			if f.CKR == "CKR_PIN_INCORRECT" {
@@ -106,7 +107,7 @@ func wrappingTemplate(w key.WrappingKey, value []byte) []*pkcs11.Attribute {
 
 // readSOPIN fetches the security officer's PIN, if it may be tried: for most tokens there is no way back once it is
 // locked.
-func (t *Token) readSOPIN(source string) (*pin.Secret, error) {
+func (t *Token) readSOPIN(ctx context.Context, source string) (*pin.Secret, error) {
 	if t.info.flags&(pkcs11.CKF_SO_PIN_LOCKED|pkcs11.CKF_SO_PIN_FINAL_TRY) != 0 {
 		return nil, failure.New(failure.Denied,
 			"the security officer's PIN of %s is locked or one wrong PIN away from it, so it was not tried", t.name()).
@@ -122,7 +123,7 @@ func (t *Token) readSOPIN(source string) (*pin.Secret, error) {
 		return nil, failure.New(failure.Denied, "--so-pin-source is none, but %s has no PIN pad of its own", t.name()).
 			WithHint("use another --so-pin-source")
 	}
-	return pin.Read(t.ctx, source, t.info.label+", security officer")
+	return pin.Read(ctx, source, t.info.label+", security officer")
 }
 
 type wrapping struct {
@@ -135,14 +136,14 @@ type wrapping struct {
 var wrappings = []wrapping{{"CKM_AES_KEY_WRAP_PAD", pkcs11.CKM_AES_KEY_WRAP_PAD}, {"CKM_AES_KEY_WRAP_KWP", 0x210B}}
 
 // WrappingKey finds the one trusted wrapping key on the token that a reference names; an empty one names any.
-func (t *Token) WrappingKey(reference config.URI) (w key.WrappingKey, err error) {
+func (t *Token) WrappingKey(ctx context.Context, reference config.URI) (w key.WrappingKey, err error) {
 	if err := t.mayWrap(); err != nil {
 		return w, err
 	}
-	if err := t.Login(); err != nil {
+	if err := t.Login(ctx); err != nil {
 		return w, err
 	}
-	err = t.within("looking for the wrapping key", func(context.Context) error {
+	err = t.within(ctx, "looking for the wrapping key", func(context.Context) error {
 		_, w, err = t.wrappingKey(reference)
 		return err
 	})
@@ -182,8 +183,9 @@ func (t *Token) wrappingKey(reference config.URI) (objectHandle, key.WrappingKey
 }
 
 // Wrap has the module encrypt a private key under a wrapping key of the token.
-func (t *Token) Wrap(k *Key, reference config.URI) (wrapped key.Wrapped, err error) {
-	err = t.within("wrapping the key", func(context.Context) error {
+func (t *Token) Wrap(ctx context.Context, of keystore.Key, reference config.URI) (wrapped key.Wrapped, err error) {
+	k := of.(*Key) // keys of this store are its own
+	err = t.within(ctx, "wrapping the key", func(context.Context) error {
 		by, w, err := t.wrappingKey(reference)
 		if err != nil {
 			return err
@@ -211,7 +213,7 @@ func (t *Token) Wrap(k *Key, reference config.URI) (wrapped key.Wrapped, err err
 
 // Unwrap makes a private key again from what Wrap returned, and the public key object that belongs to it. The key is
 // what it was: good for its usage alone, sensitive, and not to be wrapped but by a trusted key.
-func (t *Token) Unwrap(wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) error {
+func (t *Token) Unwrap(ctx context.Context, wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) error {
 	i, err := wrappingNamed(wrapped.Mechanism)
 	if err != nil {
 		return err
@@ -220,10 +222,10 @@ func (t *Token) Unwrap(wrapped key.Wrapped, usage key.Usage, label string, id []
 	if err != nil {
 		return err
 	}
-	if err := t.Login(); err != nil {
+	if err := t.Login(ctx); err != nil {
 		return err
 	}
-	return t.writing("unwrapping the key", func(writer sessionHandle) error {
+	return t.writing(ctx, "unwrapping the key", func(writer sessionHandle) error {
 		by, _, err := t.wrappingKey(config.URI{ID: wrapped.By.ID})
 		if err != nil {
 			return err

@@ -10,12 +10,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/signer"
 )
 
 // Plugin answers the contract's commands.
 type Plugin struct {
-	Version string // of this build, as semantic versioning has it
+	Version  string             // of this build, as semantic versioning has it
+	Keystore *keystore.Keystore // reaches the keys of requests
 }
 
 // GetMetadata says what the plugin is and can do.
@@ -33,7 +35,7 @@ func (p Plugin) GetMetadata(context.Context, *contract.GetMetadataRequest) (*con
 // DescribeKey returns the key's spec.
 func (p Plugin) DescribeKey(ctx context.Context, r *contract.DescribeKeyRequest) (*contract.DescribeKeyResponse,
 	error) {
-	settings, err := resolve(r.ContractVersion, r.KeyID, r.PluginConfig)
+	settings, err := p.resolve(r.ContractVersion, r.KeyID, r.PluginConfig)
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +49,7 @@ func (p Plugin) DescribeKey(ctx context.Context, r *contract.DescribeKeyRequest)
 // GenerateSignature signs the payload. The key has to be of the spec and hash of the request.
 func (p Plugin) GenerateSignature(ctx context.Context,
 	r *contract.GenerateSignatureRequest) (*contract.GenerateSignatureResponse, error) {
-	settings, err := resolve(r.ContractVersion, r.KeyID, r.PluginConfig)
+	settings, err := p.resolve(r.ContractVersion, r.KeyID, r.PluginConfig)
 	if err != nil {
 		return nil, err
 	}
@@ -72,10 +74,10 @@ func (p Plugin) GenerateSignature(ctx context.Context,
 	return response, nil
 }
 
-func resolve(version, keyID string, given map[string]string) (*config.Settings, error) {
+func (p Plugin) resolve(version, keyID string, given map[string]string) (*keystore.Reference, error) {
 	if version != contract.ContractVersion {
 		return nil, failure.New(failure.Unsupported, "contract version %q is not supported", version).
 			WithHint("use a version of notation that speaks contract version " + contract.ContractVersion)
 	}
-	return config.Resolve(keyID, given, config.PluginConfig)
+	return p.Keystore.Resolve(keyID, given, config.PluginConfig)
 }

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
@@ -29,7 +28,7 @@ type Signature struct {
 
 // Describe returns the spec of the key that the settings name. A certificate-chain file with one leaf answers alone,
 // and the module is not loaded.
-func Describe(ctx context.Context, s *config.Settings) (key.Spec, error) {
+func Describe(ctx context.Context, s *keystore.Reference) (key.Spec, error) {
 	file, err := chainFile(s)
 	if err != nil {
 		return key.Spec{}, err
@@ -37,19 +36,19 @@ func Describe(ctx context.Context, s *config.Settings) (key.Spec, error) {
 	if leaves := certs.Leaves(file); len(leaves) == 1 {
 		return key.SpecOf(leaves[0].PublicKey)
 	}
-	store, err := keystore.Open(ctx, s)
+	store, err := s.Open(ctx)
 	if err != nil {
 		return key.Spec{}, err
 	}
 	defer store.Close()
-	public, err := store.Public()
+	public, err := store.Public(ctx)
 	if err != nil {
 		return key.Spec{}, err
 	}
 	return key.SpecOf(public)
 }
 
-func chainFile(s *config.Settings) ([]*x509.Certificate, error) {
+func chainFile(s *keystore.Reference) ([]*x509.Certificate, error) {
 	if s.CertificateChain == "" {
 		return nil, nil
 	}
@@ -59,7 +58,7 @@ func chainFile(s *config.Settings) ([]*x509.Certificate, error) {
 // Sign signs a payload with the key that the settings name, which has to be of the spec that was asked for. All that
 // can be wrong without the module is found before the module is loaded, and all that can be wrong with the chain before
 // it signs.
-func Sign(ctx context.Context, s *config.Settings, spec key.Spec, payload []byte) (*Signature, error) {
+func Sign(ctx context.Context, s *keystore.Reference, spec key.Spec, payload []byte) (*Signature, error) {
 	file, err := chainFile(s)
 	if err != nil {
 		return nil, err
@@ -76,7 +75,7 @@ func Sign(ctx context.Context, s *config.Settings, spec key.Spec, payload []byte
 			}
 		}
 	}
-	store, err := keystore.Open(ctx, s)
+	store, err := s.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -84,11 +83,11 @@ func Sign(ctx context.Context, s *config.Settings, spec key.Spec, payload []byte
 	j := job{store: store, spec: spec, payload: payload, file: file, settings: s}
 	switch len(leaves) {
 	case 0:
-		return j.signFromToken()
+		return j.signFromToken(ctx)
 	case 1:
-		return j.signAs(leaves[0])
+		return j.signAs(ctx, leaves[0])
 	}
-	return j.signByKey()
+	return j.signByKey(ctx)
 }
 
 // fits checks that a leaf's key is of the spec that Notation asked for.
@@ -109,7 +108,7 @@ func fits(leaf *x509.Certificate, want key.Spec) error {
 // A job is one signature under way.
 type job struct {
 	store    keystore.Store
-	settings *config.Settings
+	settings *keystore.Reference
 	spec     key.Spec
 	payload  []byte
 	file     []*x509.Certificate // from certificate-chain
@@ -117,13 +116,13 @@ type job struct {
 }
 
 // signAs signs with a leaf that the user named: the only one in the certificate-chain file.
-func (j *job) signAs(leaf *x509.Certificate) (*Signature, error) {
-	signature, err := j.try(leaf)
+func (j *job) signAs(ctx context.Context, leaf *x509.Certificate) (*Signature, error) {
+	signature, err := j.try(ctx, leaf)
 	if err == nil || j.key == nil {
 		return signature, err
 	}
 	// Only now is it worth the calls to ask whether the certificate is the key's at all.
-	if public, readErr := j.key.ReadPublic(); readErr == nil && !certs.SameKey(public, leaf.PublicKey) {
+	if public, readErr := j.key.ReadPublic(ctx); readErr == nil && !certs.SameKey(public, leaf.PublicKey) {
 		return nil, failure.New(failure.Invalid,
 			"the leaf certificate of %q in %s belongs to another key than the one on the token", leaf.Subject,
 			j.settings.CertificateChain).
@@ -135,28 +134,28 @@ func (j *job) signAs(leaf *x509.Certificate) (*Signature, error) {
 // signFromToken signs with a leaf from the token. The certificate under the key's own label and id is most likely its
 // own, and costs the fewest calls; the signature proves it. When it is not, or does not do, the key's public half
 // decides.
-func (j *job) signFromToken() (*Signature, error) {
-	leaf, err := j.store.Leaf()
+func (j *job) signFromToken(ctx context.Context) (*Signature, error) {
+	leaf, err := j.store.Leaf(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if leaf == nil {
-		return j.signByKey()
+		return j.signByKey(ctx)
 	}
-	signature, err := j.try(leaf)
+	signature, err := j.try(ctx, leaf)
 	if err != nil && worthAnother(err) {
-		return j.signByKey()
+		return j.signByKey(ctx)
 	}
 	return signature, err
 }
 
 // signByKey signs with the certificate that has the key's public half, wherever it is.
-func (j *job) signByKey() (*Signature, error) {
-	chain, err := j.findChain()
+func (j *job) signByKey(ctx context.Context) (*Signature, error) {
+	chain, err := j.findChain(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return j.signWith(chain)
+	return j.signWith(ctx, chain)
 }
 
 // errNotVerified is returned when the module's signature is not the leaf's.
@@ -168,21 +167,21 @@ func worthAnother(err error) bool {
 }
 
 // findChain finds the chain by the key's public half.
-func (j *job) findChain() ([]*x509.Certificate, error) {
+func (j *job) findChain(ctx context.Context) ([]*x509.Certificate, error) {
 	var public crypto.PublicKey
 	var err error
 	if j.key == nil {
-		if j.key, err = j.store.Key(nil); err != nil {
+		if j.key, err = j.store.Key(ctx, nil); err != nil {
 			return nil, err
 		}
 		public = j.key.Public()
-	} else if public, err = j.key.ReadPublic(); err != nil {
+	} else if public, err = j.key.ReadPublic(ctx); err != nil {
 		return nil, err
 	}
-	if chain, err := certs.ChainOf(public, j.file, j.store.Issuers, time.Now()); chain != nil || err != nil {
+	if chain, err := certs.ChainOf(public, j.file, keystore.IssuerLookup(ctx, j.store), time.Now()); chain != nil || err != nil {
 		return chain, err
 	}
-	there, err := j.store.Certificates()
+	there, err := j.store.Certificates(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -199,19 +198,19 @@ func (j *job) findChain() ([]*x509.Certificate, error) {
 }
 
 // try makes a signature with one leaf.
-func (j *job) try(leaf *x509.Certificate) (*Signature, error) {
-	chain, err := certs.Chain(leaf, j.file, j.store.Issuers, time.Now())
+func (j *job) try(ctx context.Context, leaf *x509.Certificate) (*Signature, error) {
+	chain, err := certs.Chain(leaf, j.file, keystore.IssuerLookup(ctx, j.store), time.Now())
 	if err != nil {
 		return nil, err
 	}
 	if err := certs.Check(chain, time.Now()); err != nil {
 		return nil, err
 	}
-	return j.signWith(chain)
+	return j.signWith(ctx, chain)
 }
 
 // signWith makes a signature with a chain that was checked.
-func (j *job) signWith(chain []*x509.Certificate) (*Signature, error) {
+func (j *job) signWith(ctx context.Context, chain []*x509.Certificate) (*Signature, error) {
 	leaf := chain[0]
 	for _, cert := range j.file {
 		if !slices.ContainsFunc(chain, cert.Equal) {
@@ -222,10 +221,10 @@ func (j *job) signWith(chain []*x509.Certificate) (*Signature, error) {
 		return nil, err
 	}
 	var err error
-	if j.key, err = j.store.Key(leaf.PublicKey); err != nil {
+	if j.key, err = j.store.Key(ctx, leaf.PublicKey); err != nil {
 		return nil, err
 	}
-	raw, err := crypto.SignMessage(j.key, nil, j.payload, j.spec.SignerOpts())
+	raw, err := j.key.SignMessage(ctx, j.payload, j.spec.SignerOpts())
 	if err != nil {
 		return nil, err
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
@@ -47,7 +46,7 @@ func FromFile(path, subject string) (*Certificate, error) {
 }
 
 // FromKey reads the certificate of a signer beside a key, from the token or the certificate-chain setting.
-func FromKey(ctx context.Context, s *config.Settings) (*Certificate, error) {
+func FromKey(ctx context.Context, s *keystore.Reference) (*Certificate, error) {
 	var known []*x509.Certificate
 	if s.CertificateChain != "" {
 		file, err := certs.ReadFile(s.CertificateChain)
@@ -56,16 +55,16 @@ func FromKey(ctx context.Context, s *config.Settings) (*Certificate, error) {
 		}
 		known = file
 	}
-	store, err := keystore.Open(ctx, s)
+	store, err := s.Open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer store.Close()
-	public, err := store.Public()
+	public, err := store.Public(ctx)
 	if err != nil {
 		return nil, err
 	}
-	there, err := store.Certificates()
+	there, err := store.Certificates(ctx)
 	if err != nil {
 		return nil, err
 	}

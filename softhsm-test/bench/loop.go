@@ -16,6 +16,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/deadline"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/pkcs11"
 )
 
@@ -85,12 +86,12 @@ func openOurs(ctx context.Context, module, pin, label string) (crypto.Signer, io
 	if err != nil {
 		return nil, nil, err
 	}
-	key, err := token.Key(nil)
+	key, err := token.Key(ctx, nil)
 	if err != nil {
 		token.Close()
 		return nil, nil, err
 	}
-	return key, token, nil
+	return keystore.Signer(ctx, key), token, nil
 }
 
 func openCrypto11(_ context.Context, module, pin, label string) (crypto.Signer, io.Closer, error) {

@@ -1,7 +1,6 @@
 package layerkey
 
 import (
-	"context"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -9,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
@@ -48,6 +48,7 @@ func TestTries(t *testing.T) {
 
 // TestFaults has each call that opens a layer fail in every way a module can: the layer opens all the same or there is
 // one error in time, and never something that is not the layer's.
+// This file comes last: a module that hangs is never finalised, and SoftHSM is one module however it is reached.
 func TestFaults(t *testing.T) {
 	token := softhsmtest.NewToken(t, "recipients")
 	use(t, token)
@@ -70,8 +71,8 @@ func TestFaults(t *testing.T) {
 					t.Setenv("SHIM_FAULT", call+":"+how)
 					os.Remove(log)
 					start := time.Now()
-					keys := OpenKeys(context.Background(), []string{uri(label)}, config.Flags)
-					opened, err := keys.Open(sealed[label])
+					keys := OpenKeys(backends.Keystore(), []string{uri(label)}, config.Flags)
+					opened, err := keys.Open(t.Context(), sealed[label])
 					keys.Close()
 					if took := time.Since(start); took > 10*time.Second {
 						t.Errorf("it took %v", took)

@@ -1,0 +1,23 @@
+// Package backends makes the keystore of a process, with every kind of module that the build can reach. The commands
+// alone call it; the rooms below take keys and references.
+package backends
+
+import (
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/nethsm"
+)
+
+// Keystore returns a keystore with all backends of this build.
+func Keystore() *keystore.Keystore {
+	return keystore.New(missing, append(modules(), nethsm.Backend{})...)
+}
+
+func missing(scheme string) error {
+	if scheme == config.Scheme {
+		return failure.New(failure.Unsupported, "this build has no PKCS#11").
+			WithHint("name a key on a NetHSM (nethsm:KEYID), or use the build with cgo")
+	}
+	return failure.New(failure.Unsupported, "this build cannot reach %s keys", scheme)
+}
