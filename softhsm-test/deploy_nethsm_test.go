@@ -547,20 +547,6 @@ func transaction(client *http.Client, url string, puts int) error {
 	return nil
 }
 
-// freeAddresses are loopback addresses that nobody listened on a moment ago.
-func freeAddresses(t testing.TB, count int) (addresses []string) {
-	t.Helper()
-	for range count {
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer listener.Close()
-		addresses = append(addresses, listener.Addr().String())
-	}
-	return addresses
-}
-
 // here makes a word of a compose file one for this machine.
 func here(secrets, data string, addresses ...string) *strings.Replacer {
 	return strings.NewReplacer(append(addresses, "/run/secrets/", secrets+"/", "/etcd-data", data)...)

@@ -44,54 +44,6 @@ func TestImageCopyOpenCryptoki(t *testing.T) {
 	})
 }
 
-type roundTrip struct {
-	name, program string
-	recipients    []string
-	keys          []imageKey // those that open it
-	provider      bool       // whether the key provider opens it as well: ocicrypt shows it only its own annotations
-}
-
-func (u *imageUser) roundTrips(t *testing.T, trips []roundTrip) {
-	dir := t.TempDir()
-	source := filepath.Join(dir, "source")
-	writeImage(t, source, "app", 100_000, "linux/amd64")
-	want := layerDigests(t, source, "app")
-	for _, trip := range trips {
-		t.Run(trip.name, func(t *testing.T) {
-			dir := t.TempDir()
-			from, encrypted := "oci:"+source+":app", filepath.Join(dir, "encrypted")
-			args := []string{"encrypt", from, "oci:" + encrypted + ":app"}
-			flag, program := "--recipient", u.hsmImage
-			if trip.program == "skopeo" {
-				args, flag, program = nil, "--encryption-key", u.skopeo
-			}
-			for _, r := range trip.recipients {
-				args = append(args, flag, r)
-			}
-			if trip.program == "skopeo" {
-				args = append(args, from, "oci:"+encrypted+":app")
-			}
-			Run(t, program, args...)
-			if found := plainText(t, encrypted); len(found) > 0 {
-				t.Fatalf("the encrypted image has plain text in %s", found)
-			}
-			for i, k := range trip.keys {
-				plain := filepath.Join(dir, "plain"+strings.Repeat("x", i))
-				Run(t, u.hsmImage, "decrypt", "oci:"+encrypted+":app", "oci:"+plain+":app", "--key", k.uri)
-				if got := layerDigests(t, plain, "app"); !slices.Equal(got, want) {
-					t.Errorf("hsm-image: the layers are %s, not %s", got, want)
-				}
-				if trip.provider {
-					Run(t, u.skopeo, "--decryption-key", "provider:hsm:"+k.uri, "oci:"+encrypted+":app", "oci:"+plain+":app")
-					if got := layerDigests(t, plain, "app"); !slices.Equal(got, want) {
-						t.Errorf("skopeo: the layers are %s, not %s", got, want)
-					}
-				}
-			}
-		})
-	}
-}
-
 // TestImageRegistry encrypts and decrypts from one registry's repository to another, one platform of an index too.
 func TestImageRegistry(t *testing.T) {
 	u := newImageUser(t, NewToken(t, "node"), "EC-256")

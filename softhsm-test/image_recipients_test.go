@@ -159,17 +159,3 @@ func TestImageRecipientsForeign(t *testing.T) {
 	Run(t, u.hsmImage, "recipients", "remove", "oci:app:app", "--recipient", "pubkey:"+b.public)
 	Run(t, u.hsmImage, "decrypt", "oci:app:app", "oci:plain:foreign", "--key", a.uri)
 }
-
-// digests returns those of an image's layers.
-func (u *imageUser) digests(t *testing.T, image, platform string) (digests []string) {
-	t.Helper()
-	for line := range strings.Lines(Run(t, u.hsmImage, "layers", image, "--tls-verify=false")) {
-		if fields := strings.Fields(line); fields[0] == platform {
-			digests = append(digests, fields[2])
-		}
-	}
-	if len(digests) == 0 {
-		t.Fatalf("%s has no layers for %s", image, platform)
-	}
-	return digests
-}

@@ -323,7 +323,7 @@ func TestImageInterrupt(t *testing.T) {
 		"pubkey:"+key.public, "--dest-tls-verify=false")
 	for _, place := range []string{"oci", "dir", "oci-archive", "docker-archive"} {
 		for _, signal := range []os.Signal{syscall.SIGINT, syscall.SIGTERM} {
-			u.interrupted(t, place, signal, "docker://"+slow+"/app:1", key, func() bool { return true })
+			interrupted(t, u, place, signal, "docker://"+slow+"/app:1", key, func() bool { return true })
 		}
 	}
 
@@ -351,7 +351,7 @@ func TestImageInterrupt(t *testing.T) {
 		_, _ = pipe.Write(data[:len(data)-1000])
 		written.Store(true)
 	}()
-	u.interrupted(t, "oci", syscall.SIGTERM, "oci:"+layout+":app", key, func() bool {
+	interrupted(t, u, "oci", syscall.SIGTERM, "oci:"+layout+":app", key, func() bool {
 		if !written.Load() {
 			return false
 		}
@@ -362,7 +362,7 @@ func TestImageInterrupt(t *testing.T) {
 }
 
 // interrupted has a signal end decrypting as soon as there is plain text somewhere, and it is ready.
-func (u *imageUser) interrupted(t *testing.T, place string, signal os.Signal, image string, key imageKey,
+func interrupted(t *testing.T, u *imageUser, place string, signal os.Signal, image string, key imageKey,
 	ready func() bool) {
 	t.Helper()
 	dir, temporary := t.TempDir(), t.TempDir()

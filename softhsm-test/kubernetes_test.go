@@ -1,11 +1,8 @@
 package softhsmtest
 
 import (
-	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
-	"go.yaml.in/yaml/v4"
 )
 
 // TestKubernetesExample holds deploy/kubernetes against what the exports write today, and everything in it against the
@@ -317,26 +313,4 @@ func (d definitions) check(resource map[string]any) error {
 		return err
 	}
 	return schema.VisitJSON(value)
-}
-
-// documents reads all documents of a YAML file.
-func documents(t testing.TB, path string) []map[string]any {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var list []map[string]any
-	decoder := yaml.NewDecoder(bytes.NewReader(data))
-	for {
-		var document map[string]any
-		if err := decoder.Decode(&document); errors.Is(err, io.EOF) {
-			return list
-		} else if err != nil {
-			t.Fatalf("%s: %v", path, err)
-		}
-		if document != nil {
-			list = append(list, document)
-		}
-	}
 }

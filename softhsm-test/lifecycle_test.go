@@ -104,9 +104,9 @@ func TestRotate(t *testing.T) {
 	uri, old := newKey(t, token, n.Plugin, "EC-256", "release")
 	Run(t, n.Plugin, "install", "--key-name", "release", "--key", uri)
 	n.Trust(t, old)
-	before := n.signImage(t, registry, "before", "release")
+	before := signImage(t, n, registry, "before", "release")
 	Run(t, n.Plugin, "key", "rotate", "release", "--yes")
-	after := n.signImage(t, registry, "after", "release")
+	after := signImage(t, n, registry, "after", "release")
 	Run(t, n.Program, "verify", "--insecure-registry", before)
 	if _, _, err := try(t, "", n.Program, "verify", "--insecure-registry", after); err == nil {
 		t.Error("the new certificate is trusted, although nobody said so: the old key has signed")
@@ -137,7 +137,7 @@ func TestRotateUnderCA(t *testing.T) {
 	n.Trust(t, root)
 	var images []string
 	for i := range 3 {
-		images = append(images, n.signImage(t, registry, fmt.Sprintf("image-%d", i), "release"))
+		images = append(images, signImage(t, n, registry, fmt.Sprintf("image-%d", i), "release"))
 		Run(t, n.Plugin, "key", "rotate", "release", "--yes")
 		if stdout, _, err := try(t, "", n.Plugin, "doctor",
 			fmt.Sprintf("pkcs11:token=signing;object=release-%d", i+2)); err != nil ||
@@ -151,7 +151,7 @@ func TestRotateUnderCA(t *testing.T) {
 }
 
 // signImage pushes an image and signs it with a key of Notation's list.
-func (n *Notation) signImage(t testing.TB, registry, name, key string) string {
+func signImage(t testing.TB, n *Notation, registry, name, key string) string {
 	t.Helper()
 	digest, err := PushImage(context.Background(), registry+"/"+name+":v1", name)
 	if err != nil {
@@ -195,7 +195,7 @@ func TestBackup(t *testing.T) {
 	for _, spec := range keySpecs {
 		Run(t, n.Plugin, "key", "restore", filepath.Join(dir, spec+".json"), "--token", "signing")
 		n.Trust(t, pems[spec])
-		Run(t, n.Program, "verify", "--insecure-registry", n.signImage(t, registry, "restored-"+strings.ToLower(spec), spec))
+		Run(t, n.Program, "verify", "--insecure-registry", signImage(t, n, registry, "restored-"+strings.ToLower(spec), spec))
 	}
 	for _, secret := range []string{PIN, SOPIN, shareValue(t, share(1)), shareValue(t, share(2))} {
 		if strings.Contains(read(t, log), secret) {

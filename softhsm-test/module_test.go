@@ -9,27 +9,6 @@ import (
 	"testing"
 )
 
-// signs runs generate-signature, which has to succeed. (The plugin verifies what it returns; 'notation verify' does in
-// other tests.)
-func signs(t testing.TB, n *Notation, request string) {
-	t.Helper()
-	stdout, stderr, err := try(t, request, n.Plugin, "generate-signature")
-	if err != nil {
-		t.Fatalf("%v: %s", err, stderr)
-	}
-	if stderr != "" {
-		t.Errorf("standard error has %q", stderr)
-	}
-	var response struct {
-		Signature        []byte
-		CertificateChain [][]byte
-	}
-	if err := json.Unmarshal([]byte(stdout), &response); err != nil || len(response.Signature) == 0 ||
-		len(response.CertificateChain) == 0 {
-		t.Fatalf("the response is not what the contract says: %q (%v)", stdout, err)
-	}
-}
-
 // TestNoise shows that a module that prints on descriptors 1 and 2 in every call reaches neither Notation nor a script.
 func TestNoise(t *testing.T) {
 	token := NewToken(t, "signing")
@@ -268,15 +247,6 @@ tokens:
 			refused(t, n.Plugin, "generate-signature", request("release", nil)).expect(t, "VALIDATION_ERROR", c.word)
 		})
 	}
-}
-
-func read(t testing.TB, path string) string {
-	t.Helper()
-	data, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(data)
 }
 
 // TestPrecedence gives the same setting in each place there is; the stronger one has to win.

@@ -27,3 +27,17 @@ func TestNetHSMImage(t *testing.T) {
 		{"jwe", "skopeo", []string{"jwe:" + recipient.public}, []imageKey{recipient}, false},
 	})
 }
+
+// TestNetHSMImageUsage refuses to encrypt to keys that can't open the image, without having written anything, and opens
+// with the other what was encrypted to it by its URI alone.
+func TestNetHSMImageUsage(t *testing.T) {
+	h, n := NewNetHSM(t)
+	generate := func(label, spec, usage string) string {
+		return strings.TrimSpace(Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label", h.Key(label), "--spec",
+			spec, "--usage", usage))
+	}
+	testUsage(t, Build(t, "hsm-image"), []string{generate("recipient", "RSA-2048", "decrypt")}, map[string]string{
+		generate("rsa", "RSA-2048", "sign"): "does no OAEP",
+		generate("ec", "EC-256", "sign"):    "a NetHSM does no ECDH",
+	})
+}

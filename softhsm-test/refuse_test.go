@@ -11,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/json"
-	"encoding/pem"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,91 +18,6 @@ import (
 	"testing"
 	"time"
 )
-
-// A refusal is what the plugin writes to standard error.
-type refusal struct {
-	Code     string            `json:"errorCode"`
-	Message  string            `json:"errorMessage"`
-	Metadata map[string]string `json:"errorMetadata"`
-}
-
-// refused runs a command of the contract that has to fail as the contract says: exit code 1, one JSON object on
-// standard error and nothing on standard output.
-func refused(t testing.TB, program, verb, request string) refusal {
-	t.Helper()
-	stdout, stderr, err := try(t, request, program, verb)
-	var exit *exec.ExitError
-	if err == nil {
-		t.Fatalf("%s was not refused: %s", verb, stdout)
-	}
-	if ok := asExit(err, &exit); !ok || exit.ExitCode() != 1 {
-		t.Errorf("ended with %v, not with exit code 1\n%s", err, stderr)
-	}
-	if stdout != "" {
-		t.Errorf("standard output has %q", stdout)
-	}
-	var r refusal
-	decoder := json.NewDecoder(strings.NewReader(stderr))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&r); err != nil || decoder.More() {
-		t.Fatalf("standard error is not one JSON object of the contract: %q (%v)", stderr, err)
-	}
-	for _, secret := range []string{PIN, "wrong-pin"} {
-		if strings.Contains(stderr, secret) {
-			t.Errorf("the PIN stands in the error: %s", stderr)
-		}
-	}
-	return r
-}
-
-func asExit(err error, exit **exec.ExitError) bool {
-	e, ok := err.(*exec.ExitError) //nolint:errorlint // exec returns it unwrapped
-	*exit = e
-	return ok
-}
-
-func (r refusal) expect(t testing.TB, code string, words ...string) {
-	t.Helper()
-	if r.Code != code {
-		t.Errorf("errorCode is %s, not %s: %s", r.Code, code, r.Message)
-	}
-	for _, word := range words {
-		if !strings.Contains(r.Message, word) {
-			t.Errorf("the message does not say %q: %s", word, r.Message)
-		}
-	}
-	if r.Metadata["hint"] == "" || !strings.Contains(r.Message, r.Metadata["hint"]) {
-		t.Errorf("there is no hint in the message: %+v", r)
-	}
-}
-
-// request is a generate-signature request for a key, with changes: a nil value removes a field.
-func request(uri string, changes map[string]any) string {
-	fields := map[string]any{
-		"contractVersion": "1.0", "keyId": uri, "keySpec": "EC-256", "hashAlgorithm": "SHA-256", "payload": []byte("payload"),
-		"pluginConfig": map[string]string{},
-	}
-	for name, value := range changes {
-		if value == nil {
-			delete(fields, name)
-		} else {
-			fields[name] = value
-		}
-	}
-	data, err := json.Marshal(fields)
-	if err != nil {
-		panic(err)
-	}
-	return string(data)
-}
-
-func pluginConfig(pairs ...string) map[string]any {
-	settings := map[string]string{}
-	for i := 0; i < len(pairs); i += 2 {
-		settings[pairs[i]] = pairs[i+1]
-	}
-	return map[string]any{"pluginConfig": settings}
-}
 
 func TestRefusedRequests(t *testing.T) {
 	token := NewToken(t, "signing")
@@ -284,16 +198,6 @@ func TestRefusedChains(t *testing.T) {
 			}
 		})
 	}
-}
-
-func publicKey(t testing.TB, n *Notation, uri string) crypto.PublicKey {
-	t.Helper()
-	block, _ := pem.Decode([]byte(Run(t, n.Plugin, "cert", "csr", uri, "--subject", "CN=probe")))
-	request, err := x509.ParseCertificateRequest(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return request.PublicKey
 }
 
 func uncriticalKeyUsage(c *x509.Certificate) {

@@ -3,6 +3,7 @@ package softhsmtest
 import (
 	"bytes"
 	"context"
+	"net"
 	"os"
 	"os/exec"
 	"syscall"
@@ -68,4 +69,18 @@ func (s *service) stop() string {
 	s.cancel()
 	<-s.ended
 	return s.output.String()
+}
+
+// freeAddresses are loopback addresses that nobody listened on a moment ago.
+func freeAddresses(t testing.TB, count int) (addresses []string) {
+	t.Helper()
+	for range count {
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		addresses = append(addresses, listener.Addr().String())
+	}
+	return addresses
 }

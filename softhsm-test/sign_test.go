@@ -3,7 +3,6 @@ package softhsmtest
 import (
 	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,28 +15,6 @@ import (
 	notationsigner "github.com/notaryproject/notation-go/signer"
 	"oras.land/oras-go/v2/content"
 )
-
-// keySpecs are the six keys that Notation signs with.
-var keySpecs = []string{"RSA-2048", "RSA-3072", "RSA-4096", "EC-256", "EC-384", "EC-521"}
-
-// newKey makes a key and a self-signed certificate on the token and returns the key's URI and a file with the
-// certificate.
-func newKey(t testing.TB, token *Token, program, spec, label string) (uri, pem string) {
-	t.Helper()
-	uri = strings.TrimSpace(Run(t, program, "key", "generate", "--token", token.Label, "--spec", spec, "--label", label))
-	pem = filepath.Join(t.TempDir(), "release.pem")
-	write(t, pem, Run(t, program, "cert", "self-sign", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich", "--days",
-		"30"))
-	Run(t, program, "cert", "import", uri, pem)
-	return uri, pem
-}
-
-func write(t testing.TB, path, text string) {
-	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // TestSign signs and verifies with the real notation, in a real registry: six specs, two envelopes, with the chain on
 // the token and in a file; and a tampered image is refused.
