@@ -42,7 +42,8 @@ func Template(name string) *x509.Certificate {
 		panic(err)
 	}
 	return &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: name, Organization: []string{"Example"}, Country: []string{"CH"},
+		SerialNumber: serial, Subject: pkix.Name{CommonName: name, Organization: []string{"Example"},
+			Country:  []string{"CH"},
 			Province: []string{"Zurich"}},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},

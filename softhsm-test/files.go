@@ -12,7 +12,7 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-func read(t testing.TB, path string) string {
+func Read(t testing.TB, path string) string {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -21,23 +21,23 @@ func read(t testing.TB, path string) string {
 	return string(data)
 }
 
-func write(t testing.TB, path, text string) {
+func Write(t testing.TB, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func writeJSON(t testing.TB, path string, value any) {
+func WriteJSON(t testing.TB, path string, value any) {
 	t.Helper()
 	data, err := json.Marshal(value)
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, path, data)
+	WriteFile(t, path, data)
 }
 
-func writeFile(t testing.TB, path string, data []byte) {
+func WriteFile(t testing.TB, path string, data []byte) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
@@ -47,7 +47,7 @@ func writeFile(t testing.TB, path string, data []byte) {
 	}
 }
 
-func readJSON(t testing.TB, path string, into any) {
+func ReadJSON(t testing.TB, path string, into any) {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -58,8 +58,8 @@ func readJSON(t testing.TB, path string, into any) {
 	}
 }
 
-// documents reads all documents of a YAML file.
-func documents(t testing.TB, path string) []map[string]any {
+// Documents reads all documents of a YAML file.
+func Documents(t testing.TB, path string) []map[string]any {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {

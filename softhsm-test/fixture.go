@@ -1,6 +1,6 @@
-// Package softhsmtest makes the real parts that tests run against: SoftHSM tokens, a module that misbehaves on demand,
-// the notation command, and a registry on a loopback port. Everything lives in the test's own temporary folder and ends
-// with the test.
+// Package softhsmtest makes the real parts that tests run against: the programs of this repository and the pinned tools,
+// tokens of SoftHSM and of other modules, a module that misbehaves on demand, and a user of the notation command.
+// Everything lives in the test's own temporary folder and ends with the test.
 package softhsmtest
 
 import (
@@ -119,15 +119,15 @@ func (token *Token) Init(t testing.TB, label string) {
 // Run runs a command and returns its standard output; a failure ends the test with all that the command said.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	stdout, stderr, err := try(t, "", name, args...)
+	stdout, stderr, err := Try(t, "", name, args...)
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s%s", filepath.Base(name), strings.Join(args, " "), err, stdout, stderr)
 	}
 	return stdout
 }
 
-// try runs a command with a standard input. The limit ends one that hangs; none takes so long on any machine.
-func try(t testing.TB, stdin, name string, args ...string) (stdout, stderr string, err error) {
+// Try runs a command with a standard input. The limit ends one that hangs; none takes so long on any machine.
+func Try(t testing.TB, stdin, name string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
@@ -138,8 +138,8 @@ func try(t testing.TB, stdin, name string, args ...string) (stdout, stderr strin
 	return out.String(), errs.String(), err
 }
 
-// root is the repository.
-var root = sync.OnceValue(func() string {
+// Root is the repository.
+var Root = sync.OnceValue(func() string {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/notation-hsm/notation-hsm").Output()
 	if err != nil {
 		panic(fmt.Sprintf("go list: %v", err))
@@ -147,8 +147,8 @@ var root = sync.OnceValue(func() string {
 	return strings.TrimSpace(string(out))
 })
 
-// environment is that of the developer, before a test gives itself other folders: the Go caches are found through it.
-var environment = os.Environ()
+// Environment is that of the developer, before a test gives itself other folders: the Go caches are found through it.
+var Environment = os.Environ()
 
 var built sync.Map // program -> func() error
 
@@ -156,29 +156,29 @@ var built sync.Map // program -> func() error
 // tools/go.mod.
 func Build(t testing.TB, name string) string {
 	t.Helper()
-	pkg, dir, out := "./cmd/"+name, root(), filepath.Join(root(), "bin", name)
+	pkg, dir, out := "./cmd/"+name, Root(), filepath.Join(Root(), "bin", name)
 	switch name {
 	case "notation":
-		pkg, dir, out = "github.com/notaryproject/notation/cmd/notation", filepath.Join(root(), "tools"),
-			filepath.Join(root(), "bin", "tools", name)
+		pkg, dir, out = "github.com/notaryproject/notation/cmd/notation", filepath.Join(Root(), "tools"),
+			filepath.Join(Root(), "bin", "tools", name)
 	case "registry":
-		pkg, dir, out = "github.com/distribution/distribution/v3/cmd/registry", filepath.Join(root(), "tools"),
-			filepath.Join(root(), "bin", "tools", name)
+		pkg, dir, out = "github.com/distribution/distribution/v3/cmd/registry", filepath.Join(Root(), "tools"),
+			filepath.Join(Root(), "bin", "tools", name)
 	case "containerd", "ctr":
-		pkg, dir, out = "github.com/containerd/containerd/v2/cmd/"+name, filepath.Join(root(), "tools", "containerd"),
-			filepath.Join(root(), "bin", "tools", name)
+		pkg, dir, out = "github.com/containerd/containerd/v2/cmd/"+name, filepath.Join(Root(), "tools", "containerd"),
+			filepath.Join(Root(), "bin", "tools", name)
 	case "cri":
-		pkg, dir, out = "./cri", filepath.Join(root(), "tools", "containerd"), filepath.Join(root(), "bin", "tools", name)
+		pkg, dir, out = "./cri", filepath.Join(Root(), "tools", "containerd"), filepath.Join(Root(), "bin", "tools", name)
 	case "zlint":
-		pkg, dir, out = "github.com/zmap/zlint/v3/cmd/zlint", filepath.Join(root(), "tools", "zlint"),
-			filepath.Join(root(), "bin", "tools", name)
+		pkg, dir, out = "github.com/zmap/zlint/v3/cmd/zlint", filepath.Join(Root(), "tools", "zlint"),
+			filepath.Join(Root(), "bin", "tools", name)
 	}
 	build, _ := built.LoadOrStore(name, sync.OnceValue(func() error {
 		if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 			return err
 		}
 		// The tests of several packages run at once and may want the same program.
-		lock, err := os.OpenFile(filepath.Join(root(), "bin", ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+		lock, err := os.OpenFile(filepath.Join(Root(), "bin", ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			return err
 		}
@@ -191,7 +191,7 @@ func Build(t testing.TB, name string) string {
 			flags = append(flags, Hardened...)
 		}
 		cmd := exec.Command("go", slices.Concat([]string{"build"}, flags, []string{"-o", out, pkg})...)
-		cmd.Dir, cmd.Env = dir, environment
+		cmd.Dir, cmd.Env = dir, Environment
 		if output, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", name, err, output)
 		}

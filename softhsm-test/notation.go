@@ -52,24 +52,24 @@ func (n *Notation) Trust(t testing.TB, pem string) {
 	Run(t, n.Program, "policy", "import", "--force", file)
 }
 
-// configFile is the user's.
-func configFile() string {
+// ConfigFile is the user's.
+func ConfigFile() string {
 	return filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "config.yaml")
 }
 
-// allowPrograms lists libraries and commands in the user's config file, and nothing else. Without any there is no file.
-func allowPrograms(t testing.TB, modules, commands []string) {
+// AllowPrograms lists libraries and commands in the user's config file, and nothing else. Without any there is no file.
+func AllowPrograms(t testing.TB, modules, commands []string) {
 	t.Helper()
 	if len(modules)+len(commands) == 0 {
-		_ = os.Remove(configFile())
+		_ = os.Remove(ConfigFile())
 		return
 	}
 	text, err := json.Marshal(map[string][]string{"modules": modules, "commands": commands}) // which is YAML
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll(filepath.Dir(configFile()), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(ConfigFile()), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	write(t, configFile(), string(text))
+	Write(t, ConfigFile(), string(text))
 }

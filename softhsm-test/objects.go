@@ -16,7 +16,7 @@ func AddObjects(t testing.TB, token *Token, count int) {
 }
 
 func (token *Token) addObjects(count int) error {
-	return token.inSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
+	return token.InSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
 		for i := range count {
 			if _, err := module.CreateObject(session, []*pkcs11.Attribute{
 				pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
@@ -35,13 +35,14 @@ func (token *Token) addObjects(count int) error {
 // public half may encrypt all the same.
 func AddVisibleKey(t testing.TB, token *Token, label string) {
 	t.Helper()
-	if err := token.inSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
+	if err := token.InSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
 		named := []*pkcs11.Attribute{
 			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, false),
 			pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(label)),
 		}
 		public := append([]*pkcs11.Attribute{
-			pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, 2048), pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0, 1}),
+			pkcs11.NewAttribute(pkcs11.CKA_MODULUS_BITS, 2048), pkcs11.NewAttribute(pkcs11.CKA_PUBLIC_EXPONENT, []byte{1, 0,
+				1}),
 			pkcs11.NewAttribute(pkcs11.CKA_ENCRYPT, true),
 		}, named...)
 		private := append([]*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_SIGN, true),
@@ -54,8 +55,8 @@ func AddVisibleKey(t testing.TB, token *Token, label string) {
 	}
 }
 
-// inSession calls a function with a session in which the user is logged in.
-func (token *Token) inSession(do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
+// InSession calls a function with a session in which the user is logged in.
+func (token *Token) InSession(do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
 	module := pkcs11.New(token.Module)
 	if module == nil {
 		return fmt.Errorf("can't load %s", token.Module)

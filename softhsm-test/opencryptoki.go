@@ -98,8 +98,8 @@ func startOpenCryptoki(t testing.TB, answers func() bool) {
 		os.Remove("/var/run/pkcsslotd.pid")
 		remove(openCryptokiState + "*")
 	})
-	if daemon := start(t, Program(t, "pkcsslotd"), "-f"); !daemon.ready(answers) {
-		t.Fatalf("pkcsslotd did not start: %s", daemon.stop())
+	if daemon := Start(t, Program(t, "pkcsslotd"), "-f"); !daemon.Ready(answers) {
+		t.Fatalf("pkcsslotd did not start: %s", daemon.Stop())
 	}
 }
 

@@ -21,11 +21,11 @@ func P11KitServer(t testing.TB, token *Token) *Token {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "socket")
-	server := start(t, Program(t, "p11-kit"), "server", "--foreground", "--provider", token.Module, "--name", socket,
+	server := Start(t, Program(t, "p11-kit"), "server", "--foreground", "--provider", token.Module, "--name", socket,
 		"pkcs11:token="+url.PathEscape(token.Label))
 	t.Setenv("P11_KIT_SERVER_ADDRESS", "unix:path="+socket)
-	if !server.ready(served.shown(t)) {
-		t.Fatalf("p11-kit server did not start: %s", server.stop())
+	if !server.Ready(served.shown(t)) {
+		t.Fatalf("p11-kit server did not start: %s", server.Stop())
 	}
 	return served
 }

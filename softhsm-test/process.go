@@ -8,14 +8,14 @@ import (
 	"testing"
 )
 
-// unprivileged is a user that every system has.
-const unprivileged = "nobody"
+// Unprivileged is a user that every system has.
+const Unprivileged = "nobody"
 
-// processStatus returns what the kernel says of each thread of a process, by its folder in /proc, and the limits of the
+// ProcessStatus returns what the kernel says of each thread of a process, by its folder in /proc, and the limits of the
 // process.
-func processStatus(t testing.TB, process string) (threads []map[string]string, limits string) {
+func ProcessStatus(t testing.TB, process string) (threads []map[string]string, limits string) {
 	t.Helper()
-	limits = read(t, filepath.Join(process, "limits"))
+	limits = Read(t, filepath.Join(process, "limits"))
 	files, err := filepath.Glob(filepath.Join(process, "task", "*", "status"))
 	if err != nil {
 		t.Fatal(err)
@@ -35,8 +35,8 @@ func processStatus(t testing.TB, process string) (threads []map[string]string, l
 	return threads, limits
 }
 
-// limitedTo holds that a limit of a process, soft and hard, is between two values.
-func limitedTo(t testing.TB, limits, name string, least, most int) {
+// LimitedTo holds that a limit of a process, soft and hard, is between two values.
+func LimitedTo(t testing.TB, limits, name string, least, most int) {
 	t.Helper()
 	_, after, _ := strings.Cut(limits, "\n"+name)
 	var soft, hard int

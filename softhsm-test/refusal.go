@@ -10,18 +10,18 @@ import (
 	"testing"
 )
 
-// A refusal is what the plugin writes to standard error.
-type refusal struct {
+// Refusal is what the plugin writes to standard error.
+type Refusal struct {
 	Code     string            `json:"errorCode"`
 	Message  string            `json:"errorMessage"`
 	Metadata map[string]string `json:"errorMetadata"`
 }
 
-// refused runs a command of the contract that has to fail as the contract says: exit code 1, one JSON object on
+// Refused runs a command of the contract that has to fail as the contract says: exit code 1, one JSON object on
 // standard error and nothing on standard output.
-func refused(t testing.TB, program, verb, request string) refusal {
+func Refused(t testing.TB, program, verb, request string) Refusal {
 	t.Helper()
-	stdout, stderr, err := try(t, request, program, verb)
+	stdout, stderr, err := Try(t, request, program, verb)
 	var exit *exec.ExitError
 	if err == nil {
 		t.Fatalf("%s was not refused: %s", verb, stdout)
@@ -32,7 +32,7 @@ func refused(t testing.TB, program, verb, request string) refusal {
 	if stdout != "" {
 		t.Errorf("standard output has %q", stdout)
 	}
-	var r refusal
+	var r Refusal
 	decoder := json.NewDecoder(strings.NewReader(stderr))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&r); err != nil || decoder.More() {
@@ -52,7 +52,7 @@ func asExit(err error, exit **exec.ExitError) bool {
 	return ok
 }
 
-func (r refusal) expect(t testing.TB, code string, words ...string) {
+func (r Refusal) Expect(t testing.TB, code string, words ...string) {
 	t.Helper()
 	if r.Code != code {
 		t.Errorf("errorCode is %s, not %s: %s", r.Code, code, r.Message)
@@ -67,10 +67,11 @@ func (r refusal) expect(t testing.TB, code string, words ...string) {
 	}
 }
 
-// request is a generate-signature request for a key, with changes: a nil value removes a field.
-func request(uri string, changes map[string]any) string {
+// Request is a generate-signature request for a key, with changes: a nil value removes a field.
+func Request(uri string, changes map[string]any) string {
 	fields := map[string]any{
-		"contractVersion": "1.0", "keyId": uri, "keySpec": "EC-256", "hashAlgorithm": "SHA-256", "payload": []byte("payload"),
+		"contractVersion": "1.0", "keyId": uri, "keySpec": "EC-256", "hashAlgorithm": "SHA-256",
+		"payload":      []byte("payload"),
 		"pluginConfig": map[string]string{},
 	}
 	for name, value := range changes {
@@ -87,7 +88,7 @@ func request(uri string, changes map[string]any) string {
 	return string(data)
 }
 
-func pluginConfig(pairs ...string) map[string]any {
+func PluginConfig(pairs ...string) map[string]any {
 	settings := map[string]string{}
 	for i := 0; i < len(pairs); i += 2 {
 		settings[pairs[i]] = pairs[i+1]
@@ -95,7 +96,7 @@ func pluginConfig(pairs ...string) map[string]any {
 	return map[string]any{"pluginConfig": settings}
 }
 
-func publicKey(t testing.TB, n *Notation, uri string) crypto.PublicKey {
+func PublicKey(t testing.TB, n *Notation, uri string) crypto.PublicKey {
 	t.Helper()
 	block, _ := pem.Decode([]byte(Run(t, n.Plugin, "cert", "csr", uri, "--subject", "CN=probe")))
 	request, err := x509.ParseCertificateRequest(block.Bytes)
@@ -105,11 +106,11 @@ func publicKey(t testing.TB, n *Notation, uri string) crypto.PublicKey {
 	return request.PublicKey
 }
 
-// signs runs generate-signature, which has to succeed. (The plugin verifies what it returns; 'notation verify' does in
+// Signs runs generate-signature, which has to succeed. (The plugin verifies what it returns; 'notation verify' does in
 // other tests.)
-func signs(t testing.TB, n *Notation, request string) {
+func Signs(t testing.TB, n *Notation, request string) {
 	t.Helper()
-	stdout, stderr, err := try(t, request, n.Plugin, "generate-signature")
+	stdout, stderr, err := Try(t, request, n.Plugin, "generate-signature")
 	if err != nil {
 		t.Fatalf("%v: %s", err, stderr)
 	}

@@ -11,20 +11,20 @@ import (
 	"time"
 )
 
-// A service is a program that runs beside a test and ends with it.
-type service struct {
+// Service is a program that runs beside a test and ends with it.
+type Service struct {
 	cancel  context.CancelFunc
 	process *os.Process
-	output  bytes.Buffer  // of both streams; complete when ended is closed
-	ended   chan struct{} // closed when the program has ended
+	Output  bytes.Buffer  // of both streams; complete when ended is closed
+	Ended   chan struct{} // closed when the program has ended
 }
 
-func start(t testing.TB, name string, args ...string) *service {
+func Start(t testing.TB, name string, args ...string) *Service {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	s := &service{cancel: cancel, ended: make(chan struct{})}
+	s := &Service{cancel: cancel, Ended: make(chan struct{})}
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stdout, cmd.Stderr = &s.output, &s.output
+	cmd.Stdout, cmd.Stderr = &s.Output, &s.Output
 	// so that it can put away sockets and shared memory
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 5 * time.Second // then it is killed
@@ -35,18 +35,18 @@ func start(t testing.TB, name string, args ...string) *service {
 	s.process = cmd.Process
 	go func() {
 		_ = cmd.Wait()
-		close(s.ended)
+		close(s.Ended)
 	}()
-	t.Cleanup(func() { s.stop() })
+	t.Cleanup(func() { s.Stop() })
 	return s
 }
 
-// ready waits until a condition holds, and returns whether it does: not when the program has ended, nor when it takes
+// Ready waits until a condition holds, and returns whether it does: not when the program has ended, nor when it takes
 // too long.
-func (s *service) ready(condition func() bool) bool {
+func (s *Service) Ready(condition func() bool) bool {
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
 		select {
-		case <-s.ended:
+		case <-s.Ended:
 			return false
 		case <-time.After(10 * time.Millisecond):
 		}
@@ -57,22 +57,22 @@ func (s *service) ready(condition func() bool) bool {
 	return false
 }
 
-func (s *service) signal(t testing.TB, signal syscall.Signal) {
+func (s *Service) Signal(t testing.TB, signal syscall.Signal) {
 	t.Helper()
 	if err := s.process.Signal(signal); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// stop ends the program and returns what it has said.
-func (s *service) stop() string {
+// Stop ends the program and returns what it has said.
+func (s *Service) Stop() string {
 	s.cancel()
-	<-s.ended
-	return s.output.String()
+	<-s.Ended
+	return s.Output.String()
 }
 
-// freeAddresses are loopback addresses that nobody listened on a moment ago.
-func freeAddresses(t testing.TB, count int) (addresses []string) {
+// FreeAddresses are loopback addresses that nobody listened on a moment ago.
+func FreeAddresses(t testing.TB, count int) (addresses []string) {
 	t.Helper()
 	for range count {
 		listener, err := net.Listen("tcp", "127.0.0.1:0")

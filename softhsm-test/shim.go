@@ -14,7 +14,7 @@ func Shim(t testing.TB, module string) string {
 	headers := strings.TrimSpace(Run(t, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/miekg/pkcs11"))
 	shim := filepath.Join(t.TempDir(), "softhsm-shim.so")
 	Run(t, Program(t, "cc"), "-shared", "-fPIC", "-I"+headers, "-o", shim,
-		filepath.Join(root(), "softhsm-test", "shim", "shim.c"), "-ldl", "-lpthread")
+		filepath.Join(Root(), "softhsm-test", "shim", "shim.c"), "-ldl", "-lpthread")
 	t.Setenv("SHIM_MODULE", module)
 	return shim
 }

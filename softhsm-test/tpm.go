@@ -32,7 +32,7 @@ func startTPM(t testing.TB) int {
 	for range 5 {
 		port := portPair(t)
 		control := fmt.Sprintf("127.0.0.1:%d", port+1)
-		tpm := start(t, program, "socket", "--tpm2", "--flags", "startup-clear", "--tpmstate", "dir="+state,
+		tpm := Start(t, program, "socket", "--tpm2", "--flags", "startup-clear", "--tpmstate", "dir="+state,
 			"--server", fmt.Sprintf("type=tcp,port=%d", port), "--ctrl", fmt.Sprintf("type=tcp,port=%d", port+1),
 			"--log", "file="+filepath.Join(state, "log"))
 		listens := func() bool {
@@ -43,10 +43,10 @@ func startTPM(t testing.TB) int {
 			connection.Close()
 			return true
 		}
-		if tpm.ready(listens) {
+		if tpm.Ready(listens) {
 			return port
 		}
-		t.Log(tpm.stop())
+		t.Log(tpm.Stop())
 	}
 	t.Fatal("swtpm did not start")
 	return 0

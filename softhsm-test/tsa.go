@@ -19,13 +19,13 @@ import (
 	"testing"
 )
 
-// tsa is a time stamping authority (RFC 3161) on a loopback port; openssl makes its answers.
-type tsa struct {
-	url  string
-	root string // PEM file
+// TSA is a time stamping authority (RFC 3161) on a loopback port; openssl makes its answers.
+type TSA struct {
+	URL  string
+	Root string // PEM file
 }
 
-func startTSA(t testing.TB) tsa {
+func StartTSA(t testing.TB) TSA {
 	t.Helper()
 	openssl, dir := Program(t, "openssl"), t.TempDir()
 	root := NewCA(t, "TSA Root", nil)
@@ -45,11 +45,11 @@ func startTSA(t testing.TB) tsa {
 	if err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(dir, "tsa.key"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
-	write(t, filepath.Join(dir, "tsa.pem"), PEM(leaf))
-	write(t, filepath.Join(dir, "root.pem"), root.PEM())
-	write(t, filepath.Join(dir, "serial"), "01\n")
-	write(t, filepath.Join(dir, "tsa.cnf"), fmt.Sprintf(`[tsa]
+	Write(t, filepath.Join(dir, "tsa.key"), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+	Write(t, filepath.Join(dir, "tsa.pem"), PEM(leaf))
+	Write(t, filepath.Join(dir, "root.pem"), root.PEM())
+	Write(t, filepath.Join(dir, "serial"), "01\n")
+	Write(t, filepath.Join(dir, "tsa.cnf"), fmt.Sprintf(`[tsa]
 serial = %[1]s/serial
 signer_cert = %[1]s/tsa.pem
 certs = %[1]s/root.pem
@@ -82,5 +82,5 @@ ess_cert_id_alg = sha256
 		_, _ = w.Write(reply)
 	}))
 	t.Cleanup(server.Close)
-	return tsa{server.URL, filepath.Join(dir, "root.pem")}
+	return TSA{server.URL, filepath.Join(dir, "root.pem")}
 }

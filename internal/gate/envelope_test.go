@@ -25,7 +25,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
-	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
 // envelopeCost is what judging an envelope may allocate: its parts are decoded, by the check and then by Notation, and
@@ -248,13 +248,13 @@ func TestUntrustedAddresses(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(
 		func(w http.ResponseWriter, r *http.Request) { asked.Add(1); http.NotFound(w, r) }))
 	defer server.Close()
-	mallory, err := softhsmtest.NewForger("mallory", server.URL)
+	mallory, err := oci.NewForger("mallory", server.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, trusted := range []bool{false, true} {
 		asked.Store(0)
-		forgers := []*softhsmtest.Forger{newForger(t)}
+		forgers := []*oci.Forger{newForger(t)}
 		if trusted {
 			forgers = append(forgers, mallory)
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
 // inFlight is what a server may have sent that nobody has read: in its buffers and the system's.
@@ -24,15 +24,15 @@ const inFlight = 16 << 20
 
 // attack is a registry with an image, a gate that trusts alice, and what they made of each other.
 type attack struct {
-	*softhsmtest.Hostile
+	*oci.Hostile
 	gate           *Gate
-	alice, mallory *softhsmtest.Forger
+	alice, mallory *oci.Forger
 	image          ocispec.Descriptor
 }
 
 func newAttack(t testing.TB) *attack {
 	t.Helper()
-	a := &attack{Hostile: softhsmtest.NewHostile(t), alice: newForger(t), mallory: newForger(t)}
+	a := &attack{Hostile: oci.NewHostile(t), alice: newForger(t), mallory: newForger(t)}
 	a.gate = openGate(t, Options{TrustDir: trusting(t, "strict", a.alice)})
 	a.image = a.PushImage("image")
 	return a
@@ -95,7 +95,7 @@ func TestLyingSizes(t *testing.T) {
 				if declared {
 					w.Header().Set("Content-Length", fmt.Sprint(1<<40))
 				}
-				softhsmtest.Flood(w, "", string(make([]byte, 1<<20)))
+				oci.Flood(w, "", string(make([]byte, 1<<20)))
 				return true
 			}
 			a.expect(t, "cannot read the signature's", part, 3, inFlight)
@@ -163,7 +163,7 @@ func TestEndlessPages(t *testing.T) {
 // TestPages refuses a list that is too long, that does not end, or that has too much in it, whichever way a registry
 // gives it.
 func TestPages(t *testing.T) {
-	endless := func(w io.Writer) { softhsmtest.Flood(w, `{"manifests":[`, strings.Repeat("{},", 10000)) }
+	endless := func(w io.Writer) { oci.Flood(w, `{"manifests":[`, strings.Repeat("{},", 10000)) }
 	for name, c := range map[string]struct {
 		write  func(io.Writer)
 		reason string
@@ -242,7 +242,7 @@ func TestDrip(t *testing.T) {
 func TestRedirectsAndTokens(t *testing.T) {
 	endless := func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodHead { // whose writes never fail
-			softhsmtest.Flood(w, `{"token":"`, strings.Repeat("a", 1<<20))
+			oci.Flood(w, `{"token":"`, strings.Repeat("a", 1<<20))
 		}
 	}
 	a := newAttack(t)

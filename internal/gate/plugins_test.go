@@ -16,12 +16,12 @@ import (
 	"github.com/notaryproject/notation-go/verifier"
 	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 
-	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
 // trusting writes a trust directory in which a policy of a level is for all repositories, and the certificates are
 // trusted.
-func trusting(t testing.TB, level string, forgers ...*softhsmtest.Forger) (folder string) {
+func trusting(t testing.TB, level string, forgers ...*oci.Forger) (folder string) {
 	t.Helper()
 	folder = t.TempDir()
 	statement := trustpolicy.TrustPolicy{Name: "all", RegistryScopes: []string{"*"}, TrustStores: []string{"ca:store"},
@@ -41,9 +41,9 @@ func trusting(t testing.TB, level string, forgers ...*softhsmtest.Forger) (folde
 	return folder
 }
 
-func newForger(t testing.TB) *softhsmtest.Forger {
+func newForger(t testing.TB) *oci.Forger {
 	t.Helper()
-	f, err := softhsmtest.NewForger("mallory", "")
+	f, err := oci.NewForger("mallory", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,8 +82,8 @@ func TestPluginOfASignature(t *testing.T) {
 		folder := trusting(t, level, other)
 		put(t, filepath.Join(folder, "plugins", "evil", "notation-evil"), script, 0o700)
 		g := openGate(t, Options{TrustDir: folder})
-		r := softhsmtest.NewHostile(t)
-		for _, name := range append(softhsmtest.Climbing(program), "evil") {
+		r := oci.NewHostile(t)
+		for _, name := range append(oci.Climbing(program), "evil") {
 			for _, mediaType := range []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope} {
 				image := r.PushImage(name)
 				r.Sign(t, mallory, mediaType, image, map[string]string{verifier.HeaderVerificationPlugin: name})
@@ -113,7 +113,7 @@ esac
 `, folder, name), 0o700)
 	}
 	g := openGate(t, Options{TrustDir: folder, VerificationPlugins: []string{"good"}})
-	r := softhsmtest.NewHostile(t)
+	r := oci.NewHostile(t)
 	for name, want := range map[string]string{"good": "",
 		"other": `names the verification plugin "other", and only those are run that the operator lists with --verification-plugin`} {
 		image := r.PushImage(name)
@@ -134,7 +134,7 @@ func TestListedNames(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	put(t, program, "", 0o700)
 	folder := trusting(t, "strict")
-	for _, name := range slices.Concat(softhsmtest.Climbing(program), []string{"", ".", "..", "missing"}) {
+	for _, name := range slices.Concat(oci.Climbing(program), []string{"", ".", "..", "missing"}) {
 		if g, err := Open(Options{TrustDir: folder, CacheDir: t.TempDir(), VerificationPlugins: []string{name}}); err == nil {
 			g.Close()
 			t.Errorf("%q was taken", name)

@@ -15,11 +15,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
 // guarded writes a trust directory in which one repository wants alice's signature, and all others none.
-func guarded(t testing.TB, alice *softhsmtest.Forger, scopes ...string) (folder string) {
+func guarded(t testing.TB, alice *oci.Forger, scopes ...string) (folder string) {
 	t.Helper()
 	folder = trusting(t, "strict", alice)
 	list, err := json.Marshal(scopes)
@@ -36,7 +36,7 @@ func guarded(t testing.TB, alice *softhsmtest.Forger, scopes ...string) (folder 
 // or in the policy: by the command, and by what containerd asks.
 func TestSpelling(t *testing.T) {
 	alice := newForger(t)
-	h := softhsmtest.NewHostile(t)
+	h := oci.NewHostile(t)
 	image := h.PushImage("unsigned")
 	_, port, _ := strings.Cut(h.Address, ":")
 	layout := writeLayout(t, nil)
@@ -111,7 +111,7 @@ func TestLayout(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		manifest, err := softhsmtest.SignatureManifest(
+		manifest, err := oci.SignatureManifest(
 			add(jws.MediaTypeEnvelope, append(envelope, strings.Repeat(" ", padding)...)), image, time.Now())
 		if err != nil {
 			t.Fatal(err)

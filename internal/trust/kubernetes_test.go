@@ -195,7 +195,7 @@ func TestRatify(t *testing.T) {
 }
 
 // TestExportedExample holds the exports of deploy/kubernetes/trust.yaml against the files beside it, which reviewers
-// see change. TestKubernetesExample in softhsm-test writes them.
+// see change. TestKubernetesExample in softhsm-test/e2e/kubernetes writes them.
 func TestExportedExample(t *testing.T) {
 	folder := filepath.Join("..", "..", "deploy", "kubernetes")
 	for name, export := range map[string]func(string) ([]byte, error){"kyverno.yaml": Kyverno, "ratify.yaml": Ratify} {

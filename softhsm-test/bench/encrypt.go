@@ -13,6 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
 const layerSize = 2 << 30 // bytes
@@ -52,7 +53,7 @@ func (b *bench) images() {
 		[]string{ours, "decrypt", layout("ours"), layout("plain"), "--key", uri},
 		[]string{skopeo, "--decryption-key", private, layout("theirs"), layout("plain")})
 
-	registry, transferred := softhsmtest.CountingProxy(f, softhsmtest.StartRegistry(f))
+	registry, transferred := oci.CountingProxy(f, oci.StartRegistry(f))
 	b.start(contender{}, []string{skopeo, layout("ours"), "docker://" + registry + "/app:1"})
 	transferred.Store(0)
 	b.start(contender{}, []string{ours, "recipients", "add", "docker://" + registry + "/app:1", "--tls-verify=false",

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
 // verify measures hsm-image beside notation, both with one image of a registry on this machine, and with ten images at
@@ -13,7 +14,7 @@ func (b *bench) verify() {
 	f := fixture{bench: b}
 	k := b.parts.token.keys[0]
 	f.Setenv("SOFTHSM2_CONF", filepath.Join(b.parts.token.Dir, "softhsm2.conf"))
-	registry, notation := softhsmtest.StartRegistry(f), softhsmtest.NewNotation(f, b.parts.token.Token)
+	registry, notation := oci.StartRegistry(f), softhsmtest.NewNotation(f, b.parts.token.Token)
 	ours := softhsmtest.Build(f, "hsm-image") // in the same way as notation
 	pem := filepath.Join(b.parts.token.Dir, k.spec+".pem")
 	softhsmtest.Run(f, notation.Plugin, "cert", "import", k.uri, pem)
@@ -21,7 +22,7 @@ func (b *bench) verify() {
 	images := make([]string, 10)
 	for i := range images {
 		name := fmt.Sprintf("%s/app-%d", registry, i)
-		sum, err := softhsmtest.PushImage(b.ctx, name+":v1", name)
+		sum, err := oci.PushImage(b.ctx, name+":v1", name)
 		if err != nil {
 			f.Fatal(err)
 		}

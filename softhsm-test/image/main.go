@@ -10,7 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
 func main() {
@@ -20,9 +20,9 @@ func main() {
 	err := fmt.Errorf("usage: image push REF TEXT | image tamper FROM TO TEXT")
 	switch {
 	case len(os.Args) == 4 && os.Args[1] == "push":
-		pushed, err = softhsmtest.PushImage(ctx, os.Args[2], os.Args[3])
+		pushed, err = oci.PushImage(ctx, os.Args[2], os.Args[3])
 	case len(os.Args) == 5 && os.Args[1] == "tamper":
-		pushed, err = softhsmtest.Tamper(ctx, os.Args[2], os.Args[3], os.Args[4])
+		pushed, err = oci.Tamper(ctx, os.Args[2], os.Args[3], os.Args[4])
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)

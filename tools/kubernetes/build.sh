@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds what 'make kubernetes' runs, into bin/tools/kubernetes: the API server and kubectl; Kyverno, and its command kubectl-kyverno;
-# Gatekeeper; Ratify, and ratify-answers (softhsm-test/testdata/ratify), which gives Ratify's answers without a cluster.
+# Gatekeeper; Ratify, and ratify-answers (softhsm-test/e2e/kubernetes/testdata/ratify), which gives Ratify's answers without a cluster.
 # Each is built in its own module, with the versions that it was published with.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -24,5 +24,5 @@ go build -C "$ratify" -o "$out/" ./cmd/ratify
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cp -r --no-preserve=mode "$ratify" "$copy/ratify"
-cp -r softhsm-test/testdata/ratify "$copy/ratify/cmd/answers"
+cp -r softhsm-test/e2e/kubernetes/testdata/ratify "$copy/ratify/cmd/answers"
 go build -C "$copy/ratify" -trimpath -o "$out/ratify-answers" ./cmd/answers

@@ -1,5 +1,5 @@
 // What the exports of the trust manifest are checked against: the resource definitions that Kyverno, Gatekeeper and Ratify
-// publish, and these servers themselves. Tests read these modules (softhsm-test/kubernetes_test.go), and build.sh builds
+// publish, and these servers themselves. Tests read these modules (softhsm-test/e2e/kubernetes), and build.sh builds
 // them. Nothing imports them here, so that 'go mod tidy' would take them out.
 module github.com/notation-hsm/notation-hsm/tools/kubernetes
 

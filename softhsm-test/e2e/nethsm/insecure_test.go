@@ -1,0 +1,57 @@
+package nethsm
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
+)
+
+// TestNetHSMInsecure signs with the real notation and a NetHSM whose certificate nobody verifies: that is refused, in
+// words that notation shows, until it is said of this very key; and even then no PIN that is set for any token is sent.
+func TestNetHSMInsecure(t *testing.T) {
+	h, n := NewNetHSM(t)
+	if h.Server == nil {
+		t.Skip("a real NetHSM tells nobody its requests")
+	}
+	registry := oci.StartRegistry(t)
+	uri, pem := softhsmtest.NewKey(t, h.Token, n.Plugin, "EC-256", "release")
+	n.Trust(t, pem)
+	digest, err := oci.PushImage(context.Background(), registry+"/app:v1", "app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := fmt.Sprintf("%s/app@%s", registry, digest)
+	sign := func(arguments ...string) (string, error) {
+		h.Server.ResetRequests()
+		stdout, stderr, err := softhsmtest.Try(t, "", n.Program,
+			append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, image}, arguments...)...)
+		return stdout + stderr, err
+	}
+	t.Setenv("NOTATION_HSM_NETHSM_FINGERPRINTS", "")
+	t.Setenv("NOTATION_HSM_NETHSM_CA_FILE", "")
+	t.Setenv("NOTATION_HSM_NETHSM_INSECURE", "true")
+	said, err := sign()
+	if err == nil || !strings.Contains(said, "NOT verified") || !strings.Contains(said, "nethsm-insecure=true") ||
+		len(h.Server.Requests()) > 0 {
+		t.Errorf("by the variable alone: %v: %s: %+v", err, said, h.Server.Requests())
+	}
+	said, err = sign("--plugin-config", "nethsm-insecure=true")
+	if err == nil || !strings.Contains(said, "not sent to whoever answers") ||
+		!strings.Contains(said, "NOTATION_HSM_NETHSM_PIN_SOURCE") {
+		t.Errorf("with the PIN of any token: %v: %s", err, said)
+	}
+	for _, r := range h.Server.Requests() {
+		if r.User != "" {
+			t.Errorf("credentials were sent: %+v", r)
+		}
+	}
+	t.Setenv("NOTATION_HSM_NETHSM_PIN_SOURCE", "env:TEST_OPERATOR")
+	if said, err = sign("--plugin-config", "nethsm-insecure=true"); err != nil {
+		t.Fatalf("%v: %s", err, said)
+	}
+	softhsmtest.Run(t, n.Program, "verify", "--insecure-registry", image)
+}

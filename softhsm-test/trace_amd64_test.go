@@ -1,8 +1,0 @@
-package softhsmtest
-
-import "golang.org/x/sys/unix"
-
-// At the entry of a system call, the registers hold its number and its arguments.
-
-func callNumber(r *unix.PtraceRegs) uint64    { return r.Orig_rax }
-func firstArgument(r *unix.PtraceRegs) uint64 { return r.Rdi }
