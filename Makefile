@@ -30,7 +30,7 @@ fuzz: ## run each fuzz target for FUZZTIME (20s)
 kubernetes: tools ## ask Kyverno and Ratify about signed images, at a real API server (first builds them: half an hour)
 	./softhsm-test/packages.sh softhsm2 etcd-server
 	./tools/kubernetes/build.sh
-	$(PRIVATE) KUBERNETES=1 go test -count=1 -tags $(TAGS) -timeout 20m -run 'TestAdmission|TestCluster' ./softhsm-test/e2e/kubernetes
+	$(PRIVATE) KUBERNETES=1 go test -count=1 -tags $(TAGS) -timeout 75m -run 'TestAdmission|TestCluster' ./softhsm-test/e2e/kubernetes
 
 lint: $(LINT) ## check style, and the direction of imports
 	$(LINT) run --allow-parallel-runners ./...

@@ -5,7 +5,6 @@ package softhsmtest
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -95,7 +93,7 @@ func NewToken(t testing.TB, label string) *Token {
 	if err := WriteSoftHSMConfig(token.Dir); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("SOFTHSM2_CONF", filepath.Join(token.Dir, "softhsm2.conf"))
+	Setenv(t, "SOFTHSM2_CONF", filepath.Join(token.Dir, "softhsm2.conf"))
 	token.Init(t, label)
 	return token
 }
@@ -126,13 +124,11 @@ func Run(t testing.TB, name string, args ...string) string {
 	return stdout
 }
 
-// Try runs a command with a standard input. The limit ends one that hangs; none takes so long on any machine.
+// Try runs a command with a standard input. One that hangs is ended with the test, by the -timeout of 'go test'.
 func Try(t testing.TB, stdin, name string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	defer cancel()
 	var out, errs bytes.Buffer
-	cmd := exec.CommandContext(ctx, name, args...)
+	cmd := Command(t, name, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
 	err = cmd.Run()
 	return out.String(), errs.String(), err
@@ -146,9 +142,6 @@ var Root = sync.OnceValue(func() string {
 	}
 	return strings.TrimSpace(string(out))
 })
-
-// Environment is that of the developer, before a test gives itself other folders: the Go caches are found through it.
-var Environment = os.Environ()
 
 var built sync.Map // program -> func() error
 
@@ -167,6 +160,8 @@ func Build(t testing.TB, name string) string {
 	case "containerd", "ctr":
 		pkg, dir, out = "github.com/containerd/containerd/v2/cmd/"+name, filepath.Join(Root(), "tools", "containerd"),
 			filepath.Join(Root(), "bin", "tools", name)
+	case "skopeo": // which copies images with the library that skopeo is made of
+		pkg, out = "./softhsm-test/skopeo", filepath.Join(Root(), "bin", "tools", name)
 	case "cri":
 		pkg, dir, out = "./cri", filepath.Join(Root(), "tools", "containerd"), filepath.Join(Root(), "bin", "tools", name)
 	case "zlint":
@@ -190,8 +185,7 @@ func Build(t testing.TB, name string) string {
 		if strings.HasPrefix(pkg, "./cmd/") {
 			flags = append(flags, Hardened...)
 		}
-		cmd := exec.Command("go", slices.Concat([]string{"build"}, flags, []string{"-o", out, pkg})...)
-		cmd.Dir, cmd.Env = dir, Environment
+		cmd := Go(dir, slices.Concat([]string{"build"}, flags, []string{"-o", out, pkg})...)
 		if output, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", name, err, output)
 		}

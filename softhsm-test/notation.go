@@ -20,12 +20,12 @@ type Notation struct {
 func NewNotation(t testing.TB, token *Token) *Notation {
 	t.Helper()
 	n := &Notation{Program: Build(t, "notation"), Plugin: Build(t, "notation-hsm")}
-	t.Setenv("XDG_CONFIG_HOME", filepath.Join(t.TempDir(), "config"))
-	t.Setenv("XDG_CACHE_HOME", filepath.Join(t.TempDir(), "cache"))
-	t.Setenv("NOTATION_HSM_MODULE_PATH", token.Module)
-	t.Setenv("NOTATION_HSM_PIN", PIN)
+	Setenv(t, "XDG_CONFIG_HOME", filepath.Join(t.TempDir(), "config"))
+	Setenv(t, "XDG_CACHE_HOME", filepath.Join(t.TempDir(), "cache"))
+	Setenv(t, "NOTATION_HSM_MODULE_PATH", token.Module)
+	Setenv(t, "NOTATION_HSM_PIN", PIN)
 	for _, name := range []string{"CONFIG", "LOG", "TOKEN", "SLOT_ID", "PIN_SOURCE", "CERTIFICATE_CHAIN", "TIMEOUT"} {
-		t.Setenv("NOTATION_HSM_"+name, "") // whatever the developer has set
+		Setenv(t, "NOTATION_HSM_"+name, "") // whatever the developer has set
 	}
 	Run(t, n.Plugin, "install")
 	return n
@@ -53,23 +53,24 @@ func (n *Notation) Trust(t testing.TB, pem string) {
 }
 
 // ConfigFile is the user's.
-func ConfigFile() string {
-	return filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "config.yaml")
+func ConfigFile(t testing.TB) string {
+	t.Helper()
+	return filepath.Join(Getenv(t, "XDG_CONFIG_HOME"), "notation-hsm", "config.yaml")
 }
 
 // AllowPrograms lists libraries and commands in the user's config file, and nothing else. Without any there is no file.
 func AllowPrograms(t testing.TB, modules, commands []string) {
 	t.Helper()
 	if len(modules)+len(commands) == 0 {
-		_ = os.Remove(ConfigFile())
+		_ = os.Remove(ConfigFile(t))
 		return
 	}
 	text, err := json.Marshal(map[string][]string{"modules": modules, "commands": commands}) // which is YAML
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll(filepath.Dir(ConfigFile()), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(ConfigFile(t)), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	Write(t, ConfigFile(), string(text))
+	Write(t, ConfigFile(t), string(text))
 }

@@ -10,13 +10,14 @@ import (
 // AddObjects fills the token with data objects that nobody looks for.
 func AddObjects(t testing.TB, token *Token, count int) {
 	t.Helper()
-	if err := token.addObjects(count); err != nil {
+	if err := token.addObjects(t, count); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (token *Token) addObjects(count int) error {
-	return token.InSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
+func (token *Token) addObjects(t testing.TB, count int) error {
+	t.Helper()
+	return token.InSession(t, func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
 		for i := range count {
 			if _, err := module.CreateObject(session, []*pkcs11.Attribute{
 				pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
@@ -35,7 +36,7 @@ func (token *Token) addObjects(count int) error {
 // public half may encrypt all the same.
 func AddVisibleKey(t testing.TB, token *Token, label string) {
 	t.Helper()
-	if err := token.InSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
+	if err := token.InSession(t, func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
 		named := []*pkcs11.Attribute{
 			pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true), pkcs11.NewAttribute(pkcs11.CKA_PRIVATE, false),
 			pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, []byte(label)),
@@ -55,8 +56,14 @@ func AddVisibleKey(t testing.TB, token *Token, label string) {
 	}
 }
 
-// InSession calls a function with a session in which the user is logged in.
-func (token *Token) InSession(do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
+// InSession calls a function with a session in which the user is logged in, with the module in this process.
+func (token *Token) InSession(t testing.TB, do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) (err error) {
+	t.Helper()
+	InProcess(t, func() { err = token.inSession(do) })
+	return err
+}
+
+func (token *Token) inSession(do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
 	module := pkcs11.New(token.Module)
 	if module == nil {
 		return fmt.Errorf("can't load %s", token.Module)

@@ -2,12 +2,10 @@ package softhsmtest
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // openCryptoki has one folder, one daemon and one software token for the whole system, all named at its build.
@@ -34,7 +32,7 @@ func OpenCryptoki(t testing.TB) *Token {
 	var slots []byte
 	answers := func() (ok bool) {
 		var err error
-		slots, err = exec.Command(tool, "--module", token.Module, "--list-slots").Output()
+		slots, err = Command(t, tool, "--module", token.Module, "--list-slots").Output()
 		return err == nil
 	}
 	if !answers() {
@@ -69,14 +67,13 @@ func lockOpenCryptoki(t testing.TB) {
 		Missing(t, "the right to use openCryptoki (root has it, and the group pkcs11)")
 	}
 	t.Cleanup(func() { dir.Close() })
-	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) // the system drops it when the test is killed
-		if err == nil {
-			return
+	for { // the system drops the lock when the test that holds it is killed
+		if err = syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != syscall.EINTR {
+			break
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("another test holds openCryptoki's token: %v", err)
-		}
+	}
+	if err != nil {
+		t.Fatalf("locking openCryptoki's token: %v", err)
 	}
 }
 

@@ -3,7 +3,6 @@ package softhsmtest
 import (
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,7 +22,7 @@ func P11KitServer(t testing.TB, token *Token) *Token {
 	socket := filepath.Join(dir, "socket")
 	server := Start(t, Program(t, "p11-kit"), "server", "--foreground", "--provider", token.Module, "--name", socket,
 		"pkcs11:token="+url.PathEscape(token.Label))
-	t.Setenv("P11_KIT_SERVER_ADDRESS", "unix:path="+socket)
+	Setenv(t, "P11_KIT_SERVER_ADDRESS", "unix:path="+socket)
 	if !server.Ready(served.shown(t)) {
 		t.Fatalf("p11-kit server did not start: %s", server.Stop())
 	}
@@ -37,9 +36,9 @@ func P11KitProxy(t testing.TB, token *Token) *Token {
 	t.Helper()
 	proxied := &Token{Dir: token.Dir, Label: token.Label, Module: library(t,
 		"/usr/lib/*/p11-kit-proxy.so", "/usr/lib64/p11-kit-proxy.so", "/usr/lib/p11-kit-proxy.so")}
-	t.Setenv("P11_KIT_NO_USER_CONFIG", "1")
+	Setenv(t, "P11_KIT_NO_USER_CONFIG", "1")
 	// tpm2-pkcs11 is behind the proxy too, and makes a store at home when it has none
-	t.Setenv("TPM2_PKCS11_STORE", t.TempDir())
+	Setenv(t, "TPM2_PKCS11_STORE", t.TempDir())
 	if !proxied.shown(t)() {
 		Missing(t, "p11-kit's module file for SoftHSM")
 	}
@@ -51,7 +50,7 @@ func (token *Token) shown(t testing.TB) func() bool {
 	t.Helper()
 	tool := Program(t, "pkcs11-tool")
 	return func() bool {
-		slots, err := exec.Command(tool, "--module", token.Module, "--list-slots").Output()
+		slots, err := Command(t, tool, "--module", token.Module, "--list-slots").Output()
 		return err == nil && strings.Contains(string(slots), ": "+token.Label+"\n")
 	}
 }

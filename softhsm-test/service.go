@@ -24,10 +24,11 @@ func Start(t testing.TB, name string, args ...string) *Service {
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &Service{cancel: cancel, Ended: make(chan struct{})}
 	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = Environ(t)
 	cmd.Stdout, cmd.Stderr = &s.Output, &s.Output
 	// so that it can put away sockets and shared memory
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 5 * time.Second // then it is killed
+	cmd.WaitDelay = time.Minute // then it is killed
 	if err := cmd.Start(); err != nil {
 		cancel()
 		t.Fatal(err)
@@ -41,10 +42,9 @@ func Start(t testing.TB, name string, args ...string) *Service {
 	return s
 }
 
-// Ready waits until a condition holds, and returns whether it does: not when the program has ended, nor when it takes
-// too long.
+// Ready waits until a condition holds. It returns false when the program has ended before.
 func (s *Service) Ready(condition func() bool) bool {
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+	for {
 		select {
 		case <-s.Ended:
 			return false
@@ -54,7 +54,6 @@ func (s *Service) Ready(condition func() bool) bool {
 			return true
 		}
 	}
-	return false
 }
 
 func (s *Service) Signal(t testing.TB, signal syscall.Signal) {

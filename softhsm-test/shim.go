@@ -15,7 +15,7 @@ func Shim(t testing.TB, module string) string {
 	shim := filepath.Join(t.TempDir(), "softhsm-shim.so")
 	Run(t, Program(t, "cc"), "-shared", "-fPIC", "-I"+headers, "-o", shim,
 		filepath.Join(Root(), "softhsm-test", "shim", "shim.c"), "-ldl", "-lpthread")
-	t.Setenv("SHIM_MODULE", module)
+	Setenv(t, "SHIM_MODULE", module)
 	return shim
 }
 

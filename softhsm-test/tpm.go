@@ -13,8 +13,8 @@ func TPM(t testing.TB) *Token {
 	t.Helper()
 	token := &Token{Dir: t.TempDir(), Label: "tpm", Module: library(t,
 		"/usr/lib/*/pkcs11/libtpm2_pkcs11.so", "/usr/lib64/pkcs11/libtpm2_pkcs11.so", "/usr/lib/pkcs11/libtpm2_pkcs11.so")}
-	t.Setenv("TPM2_PKCS11_STORE", token.Dir)
-	t.Setenv("TPM2_PKCS11_TCTI", fmt.Sprintf("swtpm:host=127.0.0.1,port=%d", startTPM(t)))
+	Setenv(t, "TPM2_PKCS11_STORE", token.Dir)
+	Setenv(t, "TPM2_PKCS11_TCTI", fmt.Sprintf("swtpm:host=127.0.0.1,port=%d", startTPM(t)))
 	tool := Program(t, "pkcs11-tool")
 	Run(t, tool, "--module", token.Module, "--slot-index", "0", "--init-token", "--label", token.Label, "--so-pin", SOPIN)
 	Run(t, tool, "--module", token.Module, "--token-label", token.Label, "--login", "--login-type", "so", "--so-pin",

@@ -7,13 +7,10 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"fmt"
 	"math/big"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -33,25 +30,26 @@ type Key struct{ URI, Public, Certificate string }
 
 func NewUser(t *testing.T, token *softhsmtest.Token, specs ...string) *User {
 	t.Helper()
-	u := &User{HSMImage: softhsmtest.Build(t, "hsm-image"), Skopeo: BuildSkopeo(t), Token: token, Keys: map[string]Key{}}
+	u := &User{HSMImage: softhsmtest.Build(t, "hsm-image"), Skopeo: softhsmtest.Build(t, "skopeo"), Token: token,
+		Keys: map[string]Key{}}
 	plugin, dir, temporary := softhsmtest.Build(t, "notation-hsm"), t.TempDir(), t.TempDir()
-	t.Setenv("TMPDIR", temporary)
+	softhsmtest.Setenv(t, "TMPDIR", temporary)
 	t.Cleanup(func() {
 		if left, err := filepath.Glob(filepath.Join(temporary, ".hsm-image-*")); err != nil || len(left) > 0 {
 			t.Errorf("there still is %s: %v", left, err)
 		}
 	})
 	for _, name := range []string{"CONFIG", "LOG", "TOKEN", "SLOT_ID", "PIN_SOURCE", "CERTIFICATE_CHAIN", "TIMEOUT"} {
-		t.Setenv("NOTATION_HSM_"+name, "")
+		softhsmtest.Setenv(t, "NOTATION_HSM_"+name, "")
 	}
-	t.Setenv("XDG_CONFIG_HOME", filepath.Join(dir, "config"))
-	t.Setenv("NOTATION_HSM_MODULE_PATH", token.Module)
-	t.Setenv("NOTATION_HSM_PIN", softhsmtest.PIN)
+	softhsmtest.Setenv(t, "XDG_CONFIG_HOME", filepath.Join(dir, "config"))
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", token.Module)
+	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", softhsmtest.PIN)
 	provider := filepath.Join(dir, "ocicrypt.json")
 	softhsmtest.WriteJSON(t, provider, map[string]any{"key-providers": map[string]any{
 		"hsm": map[string]any{"cmd": map[string]any{"path": plugin, "args": []string{"keyprovider"}}}}})
-	t.Setenv("OCICRYPT_KEYPROVIDER_CONFIG", provider)
-	t.Setenv("OCICRYPT_CONFIG", "internal") // for pkcs11:
+	softhsmtest.Setenv(t, "OCICRYPT_KEYPROVIDER_CONFIG", provider)
+	softhsmtest.Setenv(t, "OCICRYPT_CONFIG", "internal") // for pkcs11:
 	for _, spec := range specs {
 		k := Key{Public: filepath.Join(dir, spec+".pem"), Certificate: filepath.Join(dir, spec+".crt")}
 		k.URI = strings.TrimSpace(softhsmtest.Run(t, plugin, "key", "generate", "--token", token.Label, "--label", spec,
@@ -86,26 +84,6 @@ func certificateFor(t *testing.T, publicPEM string) []byte {
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
-
-// BuildSkopeo builds the program that copies images as skopeo does, and returns its path.
-func BuildSkopeo(t testing.TB) string {
-	t.Helper()
-	path, err := skopeo()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-var skopeo = sync.OnceValues(func() (path string, err error) {
-	path = filepath.Join(softhsmtest.Root(), "bin", "tools", "skopeo")
-	cmd := exec.Command("go", "build", "-tags", softhsmtest.Tags, "-o", path, "./softhsm-test/skopeo")
-	cmd.Dir, cmd.Env = softhsmtest.Root(), softhsmtest.Environment
-	if output, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building skopeo: %w\n%s", err, output)
-	}
-	return path, nil
-})
 
 // Try runs hsm-image and returns what it printed, and its error.
 func (u *User) Try(t *testing.T, args ...string) (stdout, stderr string, err error) {

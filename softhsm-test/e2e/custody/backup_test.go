@@ -29,7 +29,7 @@ func newBackedUp(t *testing.T, keys map[string][]string) *backedUp {
 	token := softhsmtest.NewToken(t, "signing")
 	token.Init(t, "spare")
 	b := &backedUp{token: token, n: softhsmtest.NewNotation(t, token), dir: t.TempDir()}
-	t.Setenv("SOPIN", softhsmtest.SOPIN)
+	softhsmtest.Setenv(t, "SOPIN", softhsmtest.SOPIN)
 	b.run(t, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares", "2", "--threshold",
 		"2", "--folder", b.dir, "--so-pin-source", "env:SOPIN")
 	for label, flags := range keys {
@@ -112,6 +112,7 @@ func downgrade(t *testing.T, text string) string {
 // TestBackupChanged changes a backup in every way that its writer could have meant, with a new checksum. Nothing is
 // made on the token.
 func TestBackupChanged(t *testing.T) {
+	softhsmtest.Parallel(t)
 	b := newBackedUp(t, map[string][]string{"release": nil, "other": nil, "nodes": {"--usage", "decrypt"}})
 	release, other := softhsmtest.Read(t, b.file("release")), softhsmtest.Read(t, b.file("other"))
 	// Another certificate of the same key: only the MAC tells that it was not there.
@@ -190,6 +191,7 @@ func TestBackupChanged(t *testing.T) {
 // TestBackupUsage restores keys of both kinds and usages. Each has the attributes that it had, and the command says
 // what was proved of it.
 func TestBackupUsage(t *testing.T) {
+	softhsmtest.Parallel(t)
 	keys := map[string][]string{
 		"sign-ec": nil, "sign-rsa": {"--spec", "RSA-2048"}, "decrypt-ec": {"--usage", "decrypt"},
 		"decrypt-rsa": {"--usage", "decrypt", "--spec", "RSA-2048"},
@@ -213,6 +215,7 @@ func TestBackupUsage(t *testing.T) {
 // one that is as narrow as it was; when that is deleted, the same command makes the key. (All 181 writes take minutes;
 // they were tried once.)
 func TestRestoreKilled(t *testing.T) {
+	softhsmtest.Parallel(t)
 	b := newBackedUp(t, map[string][]string{"release": nil})
 	want := usageOf(t, b.token, "signing", "release")
 	tokens, saved := filepath.Join(b.token.Dir, "tokens"), filepath.Join(t.TempDir(), "tokens")
@@ -250,6 +253,12 @@ func TestRestoreKilled(t *testing.T) {
 
 // usageOf reads the attributes that say what a private key may be used for.
 func usageOf(t *testing.T, token *softhsmtest.Token, tokenLabel, label string) (values []byte) {
+	t.Helper()
+	softhsmtest.InProcess(t, func() { values = readUsage(t, token, tokenLabel, label) })
+	return values
+}
+
+func readUsage(t *testing.T, token *softhsmtest.Token, tokenLabel, label string) (values []byte) {
 	t.Helper()
 	module := pkcs11.New(token.Module)
 	if module == nil {
@@ -302,6 +311,7 @@ func usageOf(t *testing.T, token *softhsmtest.Token, tokenLabel, label string) (
 // TestBackupUnauthenticated restores backups of version 1, which have no MAC, when that is asked for. What is shown is
 // what is made.
 func TestBackupUnauthenticated(t *testing.T) {
+	softhsmtest.Parallel(t)
 	b := newBackedUp(t, map[string][]string{"release": nil})
 	release := softhsmtest.Read(t, b.file("release"))
 	path := filepath.Join(b.dir, "old.json")

@@ -33,7 +33,7 @@ func newLedgerCase(t *testing.T, n *softhsmtest.Notation, spec string) *ledgerCa
 	t.Helper()
 	c := &ledgerCase{Authority: softhsmtest.Authority{Program: n.Plugin, Name: "ca-" + spec, WWW: t.TempDir()},
 		folder: t.TempDir()}
-	t.Setenv("NOTATION_HSM_CA_DIR", c.folder)
+	softhsmtest.Setenv(t, "NOTATION_HSM_CA_DIR", c.folder)
 	c.Init(t, "vault", spec, "--days", "90")
 	c.csr = filepath.Join(t.TempDir(), "release.csr")
 	uri := softhsmtest.NewCAKey(t, n.Plugin, "vault", "EC-256", "release-"+spec)
@@ -85,7 +85,7 @@ func (c ledgerCase) in(t *testing.T, folder string) *ledgerCase {
 	if err := os.CopyFS(c.folder, os.DirFS(folder)); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("NOTATION_HSM_CA_DIR", c.folder)
+	softhsmtest.Setenv(t, "NOTATION_HSM_CA_DIR", c.folder)
 	return &c
 }
 
@@ -121,6 +121,7 @@ func (c *ledgerCase) keeps(t testing.TB, when string) *big.Int {
 // TestCALostOrChanged loses, rolls back and edits a CA's files. No list and no certificate comes of it before they are
 // mended, by what the error names; and no list ever drops what the last one had.
 func TestCALostOrChanged(t *testing.T) {
+	softhsmtest.Parallel(t)
 	n := softhsmtest.NewNotation(t, softhsmtest.NewToken(t, "vault"))
 	ec, rsa := newLedgerCase(t, n, "EC-384"), newLedgerCase(t, n, "RSA-2048")
 	lines := func(c *ledgerCase) [][]byte { return bytes.SplitAfter(c.read(t, "ledger.jsonl"), []byte("\n")) }
@@ -208,10 +209,10 @@ func TestCALostOrChanged(t *testing.T) {
 	// A revocation that could not be signed is noted, and one that nobody signed is all that can be added without the key.
 	c = ec.in(t, ec.folder)
 	second := c.Show(t).Issued[1].Serial
-	t.Setenv("NOTATION_HSM_PIN", "")
+	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", "")
 	_, stderr, err = softhsmtest.Try(t, "", c.Program, "ca", "revoke", "--ca", c.Name, "--serial", second, "--reason",
 		"superseded")
-	t.Setenv("NOTATION_HSM_PIN", softhsmtest.PIN)
+	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", softhsmtest.PIN)
 	if err != nil || !strings.Contains(stderr, "warning: the CA's key did not sign the revocation") {
 		t.Errorf("%v: %s", err, stderr)
 	}
@@ -260,6 +261,7 @@ func (c *ledgerCase) earlier(t testing.TB) {
 // TestCAKilledList kills 'ca crl', 'ca recover', and the first 'ca crl' of a CA of an earlier version at each write.
 // Run again, each ends right, no list number comes twice, and no revocation is lost.
 func TestCAKilledList(t *testing.T) {
+	softhsmtest.Parallel(t)
 	n := softhsmtest.NewNotation(t, softhsmtest.NewToken(t, "vault"))
 	original := newLedgerCase(t, n, "EC-256")
 	const skip = "token.object" // see TestCAKilled
@@ -304,11 +306,12 @@ func TestCAKilledList(t *testing.T) {
 // TestCACalls holds that issuing takes the module two signatures and one login, the certificate's and the ledger's, and
 // no more as the CA has issued more.
 func TestCACalls(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "vault")
 	c := newLedgerCase(t, softhsmtest.NewNotation(t, token), "EC-256")
 	log := filepath.Join(t.TempDir(), "calls")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_LOG", log)
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SHIM_LOG", log)
 	var first []string
 	for range 3 {
 		_ = os.Remove(log)

@@ -38,6 +38,7 @@ func parseChain(t testing.TB, text string) (chain []*x509.Certificate) {
 // in its cache has run out, and the other's still verifies. That the signatures have timestamps (RFC 3161) from before
 // the revocation makes no difference to notation 1.3.
 func TestCAEndToEnd(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "vault")
 	vault := tokenFolders(t, token)[0]
 	token.Init(t, "issuing")
@@ -49,9 +50,9 @@ func TestCAEndToEnd(t *testing.T) {
 		softhsmtest.Authority{Program: n.Plugin, Name: "signing", WWW: www}
 
 	// The PIN of each token comes from the config file.
-	t.Setenv("NOTATION_HSM_PIN", "")
-	t.Setenv("CA_PIN", softhsmtest.PIN)
-	config := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "config.yaml")
+	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", "")
+	softhsmtest.Setenv(t, "CA_PIN", softhsmtest.PIN)
+	config := filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation-hsm", "config.yaml")
 	if err := os.MkdirAll(filepath.Dir(config), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +124,7 @@ func TestCAEndToEnd(t *testing.T) {
 	verify("bob", "")
 
 	// Without a list there is no trust either.
-	t.Setenv("XDG_CACHE_HOME", t.TempDir())
+	softhsmtest.Setenv(t, "XDG_CACHE_HOME", t.TempDir())
 	if err := os.Remove(filepath.Join(www, "signing.crl")); err != nil {
 		t.Fatal(err)
 	}
@@ -144,6 +145,7 @@ func tokenFolders(t testing.TB, token *softhsmtest.Token) []string {
 //   - certificate policies in an intermediate: the CA/Browser Forum's rules for web sites, which a code signing CA has no policy of
 //   - an address for the issuer's certificate in an intermediate: Notation has the whole chain in each signature
 func TestCALint(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "vault")
 	n := softhsmtest.NewNotation(t, token)
 	zlint := softhsmtest.Build(t, "zlint")
@@ -201,6 +203,7 @@ func TestCALint(t *testing.T) {
 
 // TestCAAtOnce issues two hundred certificates at once: two hundred serial numbers, and as many entries.
 func TestCAAtOnce(t *testing.T) {
+	softhsmtest.Parallel(t)
 	const runs = 200
 	token := softhsmtest.NewToken(t, "vault")
 	n := softhsmtest.NewNotation(t, token)
@@ -247,6 +250,7 @@ func serialOf(cert *x509.Certificate) string { return hex.EncodeToString(cert.Se
 // TestCAKilled kills 'ca issue' and 'ca revoke' at each write. Whatever the moment: nothing that was issued or revoked
 // is lost, no serial number comes twice, and the same command then works.
 func TestCAKilled(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "vault")
 	n := softhsmtest.NewNotation(t, token)
 	root := softhsmtest.Authority{Program: n.Plugin, Name: "root", WWW: t.TempDir()}
@@ -273,7 +277,8 @@ func TestCAKilled(t *testing.T) {
 		t.Helper()
 		shown := root.Show(t)
 		serials := shown.Serials()
-		files, err := filepath.Glob(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "ca", "root", "issued",
+		files, err := filepath.Glob(filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation-hsm", "ca", "root",
+			"issued",
 			"*.pem"))
 		if err != nil || len(files) > len(serials) || len(files) < len(serials)-late {
 			t.Errorf("%s: %d certificates in issued/, %d in the ledger", when, len(files), len(serials))

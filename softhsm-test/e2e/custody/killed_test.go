@@ -3,7 +3,6 @@ package custody
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -30,8 +29,8 @@ func killAt(t testing.TB, n int, skip, name string, args ...string) (at string, 
 	t.Helper()
 	runtime.LockOSThread() // a tracer is a thread
 	defer runtime.UnlockOSThread()
-	cmd := exec.Command(name, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
+	cmd := softhsmtest.Command(t, name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true, Setpgid: true} // a group, to wait for no child of another test
 	if err := cmd.Start(); err != nil {
 		softhsmtest.Missing(t, "the right to trace a process (in a container, allow ptrace)")
 	}
@@ -48,7 +47,7 @@ func killAt(t testing.TB, n int, skip, name string, args ...string) (at string, 
 	inside := map[int]bool{} // threads between the entry and the exit of a call
 	_ = unix.PtraceSyscall(pid, 0)
 	for {
-		thread, err := unix.Wait4(-1, &status, unix.WALL, nil)
+		thread, err := unix.Wait4(-pid, &status, unix.WALL, nil)
 		if err != nil {
 			return at, killed
 		}

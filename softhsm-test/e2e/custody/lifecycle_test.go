@@ -19,13 +19,14 @@ import (
 // TestDoctorPIN has the token say every state of its PIN. Where one more wrong PIN could lock it, no login is tried,
 // even when the user has allowed signatures to.
 func TestDoctorPIN(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("NOTATION_HSM_ALLOW_FINAL_PIN_TRY", "true")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "NOTATION_HSM_ALLOW_FINAL_PIN_TRY", "true")
 	log := filepath.Join(t.TempDir(), "calls")
-	t.Setenv("SHIM_LOG", log)
+	softhsmtest.Setenv(t, "SHIM_LOG", log)
 	for _, c := range []struct {
 		flags, line string
 		logins      int
@@ -37,7 +38,7 @@ func TestDoctorPIN(t *testing.T) {
 		{"80000", "warning PIN the PIN must be changed", 1},
 		{"0", "ok PIN no wrong PIN was given since the last right one", 1},
 	} {
-		t.Setenv("SHIM_TOKEN_FLAGS", c.flags)
+		softhsmtest.Setenv(t, "SHIM_TOKEN_FLAGS", c.flags)
 		_ = os.Remove(log)
 		stdout, stderr, err := softhsmtest.Try(t, "", n.Plugin, "doctor", uri)
 		if (err == nil) != (c.logins == 1) || !strings.Contains(squeeze(stdout), c.line) {
@@ -59,6 +60,7 @@ func TestDoctorPIN(t *testing.T) {
 
 // TestDoctorFaults has doctor find a wrong signature and an expired certificate.
 func TestDoctorFaults(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
@@ -78,8 +80,8 @@ func TestDoctorFaults(t *testing.T) {
 		}
 	}
 
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_FAULT", "C_Sign:wrong")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SHIM_FAULT", "C_Sign:wrong")
 	stdout, _, err = softhsmtest.Try(t, "", n.Plugin, "doctor", uri)
 	if err == nil || !strings.Contains(squeeze(stdout), "failure test signature a test signature does not verify") {
 		t.Errorf("%v\n%s", err, stdout)
@@ -101,6 +103,7 @@ func squeeze(text string) string { return strings.Join(strings.Fields(text), " "
 
 // TestRotate signs an image, rotates the key, signs another, and verifies both.
 func TestRotate(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	registry := oci.StartRegistry(t)
@@ -125,6 +128,7 @@ func TestRotate(t *testing.T) {
 // TestRotateUnderCA rotates a key whose certificate is from a CA on another token: who trusts the root has nothing to
 // do.
 func TestRotateUnderCA(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	token.Init(t, "vault")
 	n := softhsmtest.NewNotation(t, token)
@@ -172,13 +176,14 @@ func signImage(t testing.TB, n *softhsmtest.Notation, registry, name, key string
 // TestBackup backs a key up, destroys its token, and makes it again on a new one from the shares of two custodians of
 // three. The same entry of Notation's signs again, and what it signs verifies under the old certificate.
 func TestBackup(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	registry := oci.StartRegistry(t)
 	dir := t.TempDir()
-	t.Setenv("SOPIN", softhsmtest.SOPIN)
+	softhsmtest.Setenv(t, "SOPIN", softhsmtest.SOPIN)
 	log := filepath.Join(dir, "log")
-	t.Setenv("NOTATION_HSM_LOG", log)
+	softhsmtest.Setenv(t, "NOTATION_HSM_LOG", log)
 	softhsmtest.Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares",
 		"3",
 		"--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
@@ -229,14 +234,15 @@ func shareValue(t testing.TB, path string) string {
 
 // TestBackupWrapping has the security officer's PIN one try away from its end: it is not tried.
 func TestBackupWrapping(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SOPIN", softhsmtest.SOPIN)
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SOPIN", softhsmtest.SOPIN)
 	log := filepath.Join(t.TempDir(), "calls")
-	t.Setenv("SHIM_LOG", log)
+	softhsmtest.Setenv(t, "SHIM_LOG", log)
 	for _, flags := range []string{"200000", "400000"} {
-		t.Setenv("SHIM_TOKEN_FLAGS", flags)
+		softhsmtest.Setenv(t, "SHIM_TOKEN_FLAGS", flags)
 		_, stderr, err := softhsmtest.Try(t, "", n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label",
 			"backup",
 			"--shares", "3", "--threshold", "2", "--folder", t.TempDir(), "--so-pin-source", "env:SOPIN")
@@ -252,6 +258,7 @@ func TestBackupWrapping(t *testing.T) {
 // TestRotateKilled kills 'key rotate' at each write, its own and the module's, and runs it again. That has to finish
 // it: one new key, one certificate from the CA, Notation's entry re-pointed and the old key kept.
 func TestRotateKilled(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "root")
@@ -262,7 +269,7 @@ func TestRotateKilled(t *testing.T) {
 		"--subject",
 		"CN=release,O=Example,C=CH,ST=Zurich", "--days", "30")
 	softhsmtest.Run(t, n.Plugin, "install", "--key-name", "release", "--key", "pkcs11:token=signing;object=release")
-	config, saved := os.Getenv("XDG_CONFIG_HOME"), t.TempDir()
+	config, saved := softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), t.TempDir()
 	tokens := filepath.Join(token.Dir, "tokens")
 	softhsmtest.Run(t, "cp", "-a", config, tokens, saved)
 	nameless := 0

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"maps"
 	"net/url"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -51,7 +50,7 @@ func springs(t *testing.T, trap *softhsmtest.Trap, name string, args ...string) 
 			t.Fatalf("it ran with the lists %q: %v: %s", lists, err, stderr)
 		}
 		if err == nil || !strings.Contains(stderr, "the config file does not list it") ||
-			!strings.Contains(stderr, softhsmtest.ConfigFile()) ||
+			!strings.Contains(stderr, softhsmtest.ConfigFile(t)) ||
 			!strings.Contains(stderr, trap.Library+"]") && !strings.Contains(stderr, trap.Command+"]") {
 			t.Errorf("with the lists %q: %v: %s", lists, err, stderr)
 		}
@@ -64,6 +63,7 @@ func springs(t *testing.T, trap *softhsmtest.Trap, name string, args ...string) 
 
 // TestDataRunsNothing has each place that keeps keys and settings for later name a library and a command.
 func TestDataRunsNothing(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
@@ -75,7 +75,7 @@ func TestDataRunsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	image := registry + "/app@" + digest.String()
-	signingKeys := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation", "signingkeys.json")
+	signingKeys := filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation", "signingkeys.json")
 	registered := softhsmtest.Read(t, signingKeys)
 	for name, l := range lures(trap, uri) {
 		t.Run("Notation's list/"+name, func(t *testing.T) {
@@ -105,7 +105,7 @@ func TestDataRunsNothing(t *testing.T) {
 		image)
 	printPIN := "printenv NOTATION_HSM_PIN"
 	softhsmtest.AllowPrograms(t, []string{token.Module}, []string{printPIN})
-	t.Setenv("NOTATION_HSM_MODULE_PATH", "")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", "")
 	softhsmtest.Run(t, n.Program, "sign", "--insecure-registry", "--key", "release", "--plugin-config", "module-path="+
 		token.Module,
 		"--plugin-config", "pin-source=exec:"+printPIN, image)
@@ -113,6 +113,7 @@ func TestDataRunsNothing(t *testing.T) {
 
 // TestJournalRunsNothing changes the journal of a rotation that waits for its certificate.
 func TestJournalRunsNothing(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
@@ -120,7 +121,7 @@ func TestJournalRunsNothing(t *testing.T) {
 	trap := softhsmtest.NewTrap(t)
 	csr := filepath.Join(t.TempDir(), "release.csr")
 	softhsmtest.Run(t, n.Plugin, "key", "rotate", "release", "--csr", csr, "--yes")
-	journal := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "rotations", "release.json")
+	journal := filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation-hsm", "rotations", "release.json")
 	var plan map[string]any
 	if err := json.Unmarshal([]byte(softhsmtest.Read(t, journal)), &plan); err != nil {
 		t.Fatal(err)
@@ -137,6 +138,7 @@ func TestJournalRunsNothing(t *testing.T) {
 
 // TestCARunsNothing changes the record of a CA, and has ceremonies name programs.
 func TestCARunsNothing(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	key := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "ca"))
@@ -146,7 +148,7 @@ func TestCARunsNothing(t *testing.T) {
 	trap, dir := softhsmtest.NewTrap(t), t.TempDir()
 	plan := filepath.Join(dir, "ceremony.json") // which is YAML
 	crls := map[string]any{"crls": []any{map[string]string{"ca": "root", "next-update": "7d"}}}
-	record := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation-hsm", "ca", "root", "ca.json")
+	record := filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation-hsm", "ca", "root", "ca.json")
 	original := softhsmtest.Read(t, record)
 	for name, l := range lures(trap, key) {
 		t.Run("record/"+name, func(t *testing.T) {
@@ -186,10 +188,11 @@ func TestCARunsNothing(t *testing.T) {
 
 // TestBackupRunsNothing restores a backup whose names are the URIs of other modules.
 func TestBackupRunsNothing(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	trap, dir := softhsmtest.NewTrap(t), t.TempDir()
-	t.Setenv("SOPIN", softhsmtest.SOPIN)
+	softhsmtest.Setenv(t, "SOPIN", softhsmtest.SOPIN)
 	softhsmtest.Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares",
 		"3",
 		"--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")

@@ -16,9 +16,10 @@ import (
 // TestScripts runs the command-line scripts of testdata/script. Each has a token "signing" of its own, and the
 // notation, notation-hsm and hsm-image commands; what it does not set is not set.
 func TestScripts(t *testing.T) {
+	softhsmtest.Parallel(t)
 	module, path := softhsmtest.Module(t), filepath.Dir(softhsmtest.Build(t, "notation-hsm"))+":"+
 		filepath.Dir(softhsmtest.Build(t, "notation"))+":"+
-		os.Getenv("PATH")
+		softhsmtest.Getenv(t, "PATH")
 	softhsmtest.Build(t, "hsm-image")
 	softhsm := softhsmtest.Program(t, "softhsm2-util")
 	softhsmtest.Program(t, "openssl")

@@ -127,6 +127,7 @@ func noClearShare(t *testing.T, when string, values []string, dirs ...string) {
 // TestSharesEncrypted encrypts shares to custodians of every kind, and opens all of them again, with keys in files and
 // in modules. No share is ever in a file in the clear, wherever the command is killed.
 func TestSharesEncrypted(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	token.Init(t, "spare")
 	n := softhsmtest.NewNotation(t, token)
@@ -136,14 +137,14 @@ func TestSharesEncrypted(t *testing.T) {
 	if err := os.Mkdir(temporary, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("TMPDIR", temporary)
-	t.Setenv("SOPIN", softhsmtest.SOPIN)
+	softhsmtest.Setenv(t, "TMPDIR", temporary)
+	softhsmtest.Setenv(t, "SOPIN", softhsmtest.SOPIN)
 	generate := []string{"key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--threshold", "5",
 		"--folder", folder, "--so-pin-source", "env:SOPIN"}
 	for _, c := range custodians {
 		generate = append(generate, "--to", c.to)
 	}
-	watched := []string{dir, token.Dir, os.Getenv("XDG_CONFIG_HOME")}
+	watched := []string{dir, token.Dir, softhsmtest.Getenv(t, "XDG_CONFIG_HOME")}
 	tokens, saved := filepath.Join(token.Dir, "tokens"), filepath.Join(t.TempDir(), "tokens")
 	softhsmtest.Run(t, "cp", "-a", tokens, saved)
 	written := func() int {
@@ -166,7 +167,7 @@ func TestSharesEncrypted(t *testing.T) {
 	}
 	softhsmtest.Run(t, "rm", "-rf", tokens, folder)
 	softhsmtest.Run(t, "cp", "-a", saved, tokens)
-	t.Setenv("NOTATION_HSM_LOG", filepath.Join(dir, "log"))
+	softhsmtest.Setenv(t, "NOTATION_HSM_LOG", filepath.Join(dir, "log"))
 	softhsmtest.Run(t, n.Plugin, generate...)
 
 	var names, files, values []string

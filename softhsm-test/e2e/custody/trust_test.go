@@ -23,6 +23,7 @@ import (
 // under a CA. A third has another certificate of that CA. What counts is what the manifest says, for this user and in a
 // folder for a cluster.
 func TestTrust(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	registry := oci.StartRegistry(t)
@@ -77,7 +78,7 @@ func TestTrust(t *testing.T) {
 	expect("two signers", "alice in app", "bob in tools")
 
 	// What others have in the policy stays, and the signers come beside it.
-	policyFile := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation", dir.PathTrustPolicy)
+	policyFile := filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation", dir.PathTrustPolicy)
 	var policy map[string]any
 	data, err := os.ReadFile(policyFile)
 	if err != nil {
@@ -116,17 +117,18 @@ func TestTrust(t *testing.T) {
 	softhsmtest.Run(t, n.Plugin, "trust", "signer", "add", "team", "--manifest", manifest, "--scope", "*", "--cert",
 		caFile)
 	softhsmtest.Run(t, n.Plugin, "trust", "export", "--manifest", manifest, "--to", filepath.Join(cluster, "notation"))
-	t.Setenv("XDG_CONFIG_HOME", cluster)
+	softhsmtest.Setenv(t, "XDG_CONFIG_HOME", cluster)
 	expect("a CA for everything", "bob in app", "carol in app", "bob in tools", "carol in tools")
 }
 
 // TestTrustKilled kills 'trust signer add' and 'trust export' at each write. No signer that was there is lost, Notation
 // can read the policy and all its stores at any moment, and the same command again ends as if nothing had been.
 func TestTrustKilled(t *testing.T) {
+	softhsmtest.Parallel(t)
 	plugin, folder := softhsmtest.Build(t, "notation-hsm"), t.TempDir()
-	t.Setenv("XDG_CONFIG_HOME", filepath.Join(folder, "config"))
+	softhsmtest.Setenv(t, "XDG_CONFIG_HOME", filepath.Join(folder, "config"))
 	manifest, to := filepath.Join(folder, "config", "notation-hsm", "trust.yaml"), filepath.Join(folder, "cluster")
-	t.Setenv("NOTATION_HSM_TRUST", manifest)
+	softhsmtest.Setenv(t, "NOTATION_HSM_TRUST", manifest)
 	certificate := func(name string) string {
 		path := filepath.Join(folder, name+".pem")
 		softhsmtest.Write(t, path, softhsmtest.NewCA(t, name, nil).PEM())
@@ -242,8 +244,9 @@ func names(t testing.TB, folder string) []string {
 
 // TestTrustAtOnce has fifty signers added at the same time, with exports between them.
 func TestTrustAtOnce(t *testing.T) {
+	softhsmtest.Parallel(t)
 	plugin, folder := softhsmtest.Build(t, "notation-hsm"), t.TempDir()
-	t.Setenv("NOTATION_HSM_TRUST", filepath.Join(folder, "trust.yaml"))
+	softhsmtest.Setenv(t, "NOTATION_HSM_TRUST", filepath.Join(folder, "trust.yaml"))
 	pem := filepath.Join(folder, "ca.pem")
 	softhsmtest.Write(t, pem, softhsmtest.NewCA(t, "Root", nil).PEM())
 	softhsmtest.Run(t, plugin, "trust", "init")

@@ -7,11 +7,14 @@ import (
 	"testing"
 
 	"github.com/miekg/pkcs11"
+
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
 // TestWrappingKeyNeedsLogin uses the wrapping key, which is a public object, by hand: without the PIN nobody opens a
 // backup with it, or makes a MAC key that they know; and with the PIN nobody reads what was in a backup.
 func TestWrappingKeyNeedsLogin(t *testing.T) {
+	softhsmtest.Parallel(t)
 	b := newBackedUp(t, map[string][]string{"release": nil})
 	text, err := os.ReadFile(b.file("release"))
 	if err != nil {
@@ -67,7 +70,7 @@ func TestWrappingKeyNeedsLogin(t *testing.T) {
 			}
 		}
 	}
-	err = b.token.InSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
+	err = b.token.InSession(t, func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
 		attack(module, session, "with the PIN", true)
 		if err := module.Logout(session); err != nil {
 			return err

@@ -10,7 +10,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -71,9 +70,10 @@ func challenge(w http.ResponseWriter) bool {
 // TestContainerdGateConfined has a real containerd ask a verifier that runs as an unprivileged user, and looks at it
 // from outside while the registry keeps it waiting: it still decides as before, and can do nothing else.
 func TestContainerdGateConfined(t *testing.T) {
+	softhsmtest.Parallel(t)
 	programs := t.TempDir()
 	share(t, programs)
-	t.Setenv("PATH", programs+":"+os.Getenv("PATH")) // containerd's, and so the verifier's
+	softhsmtest.Setenv(t, "PATH", programs+":"+softhsmtest.Getenv(t, "PATH")) // containerd's, and so the verifier's
 	g := newGated(t)
 	user, err := sandbox.LookUp(softhsmtest.Unprivileged)
 	if err != nil {
@@ -258,6 +258,7 @@ echo '{"Username": "robot", "Secret": "secret"}'
 // TestContainerdGateSkip lets an image pass unverified only if the operator has said so aloud, whatever the policy
 // becomes.
 func TestContainerdGateSkip(t *testing.T) {
+	softhsmtest.Parallel(t)
 	registry, trust := oci.StartRegistry(t), t.TempDir()
 	bin, state := filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state")
 	const strict = `"signatureVerification": {"level": "strict"}, "trustStores": ["ca:all"], "trustedIdentities": ["*"]`
@@ -311,6 +312,7 @@ func TestContainerdGateSkip(t *testing.T) {
 // TestVerifierConfinedTLS has a confined verifier reach a registry with a certificate that hosts.toml names and that is
 // elsewhere, and tells at once if the verifier's user can't read a key that is named there.
 func TestVerifierConfinedTLS(t *testing.T) {
+	softhsmtest.Parallel(t)
 	if os.Geteuid() != 0 {
 		softhsmtest.Missing(t, "root, as which containerd runs,")
 	}
@@ -371,6 +373,7 @@ func TestVerifierConfinedTLS(t *testing.T) {
 // TestVerifierOfUser has a user who is not root install the verifier of a containerd of their own: their files are
 // trusted then, but not when root starts the same verifier.
 func TestVerifierOfUser(t *testing.T) {
+	softhsmtest.Parallel(t)
 	if os.Geteuid() != 0 {
 		softhsmtest.Missing(t, "root, to be another user,")
 	}
@@ -396,7 +399,7 @@ func TestVerifierOfUser(t *testing.T) {
 	sum := "sha256:" + strings.Repeat("0", 64)
 	request := fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":7}`, sum)
 	run := func(as *syscall.Credential, name string, arguments ...string) string {
-		cmd := exec.CommandContext(t.Context(), name, arguments...)
+		cmd := softhsmtest.Command(t, name, arguments...)
 		cmd.SysProcAttr, cmd.Stdin, cmd.Dir = &syscall.SysProcAttr{Credential: as}, strings.NewReader(request), "/"
 		said, _ := cmd.CombinedOutput() // the verifier refuses
 		return string(said)

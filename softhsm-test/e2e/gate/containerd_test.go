@@ -6,12 +6,14 @@ import (
 	"path/filepath"
 	"testing"
 
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 	"github.com/notation-hsm/notation-hsm/softhsm-test/containerd"
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
 // TestContainerd shows that a plain image is pulled and unpacked both ways, and that a verifier is asked.
 func TestContainerd(t *testing.T) {
+	softhsmtest.Parallel(t)
 	registry := oci.StartRegistry(t)
 	for name, pull := range map[string]func(*containerd.Daemon, string) error{
 		"transfer": func(c *containerd.Daemon, reference string) error { return c.Pull(t, reference) },

@@ -47,7 +47,7 @@ func newGated(t testing.TB) *gated {
 	token := softhsmtest.NewToken(t, "signing")
 	g := &gated{Notation: softhsmtest.NewNotation(t, token), token: token, image: softhsmtest.Build(t, "hsm-image"),
 		trust: filepath.Join(t.TempDir(), "trust"), data: t.TempDir()}
-	t.Setenv("REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", g.data)
+	softhsmtest.Setenv(t, "REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY", g.data)
 	g.front = newFront(t, oci.StartRegistry(t))
 	g.signed = g.front.address + "/team/app"
 	signer := func(name string) (uri, pem string) {
@@ -75,7 +75,7 @@ func newGated(t testing.TB) *gated {
 			"--days", "30", "--cdp", address+"/team.crl")
 	}
 
-	t.Setenv("NOTATION_HSM_TRUST", filepath.Join(t.TempDir(), "trust.yaml"))
+	softhsmtest.Setenv(t, "NOTATION_HSM_TRUST", filepath.Join(t.TempDir(), "trust.yaml"))
 	softhsmtest.Run(t, g.Plugin, "trust", "init")
 	softhsmtest.Run(t, g.Plugin, "trust", "signer", "add", "release", "--scope", g.signed, "--scope",
 		"docker.io/library/hello",
@@ -199,6 +199,7 @@ func (g *gated) verify(t testing.TB, arguments ...string) ([]result, error) {
 // TestVerify holds hsm-image verify against notation verify, image by image: with Notation's own configuration and with
 // a trust directory they agree, and ours says who signed or why not.
 func TestVerify(t *testing.T) {
+	softhsmtest.Parallel(t)
 	g := newGated(t)
 	var images []string
 	for image, refused := range g.cases {
@@ -262,7 +263,7 @@ func TestVerify(t *testing.T) {
 	}
 
 	// Notation's list of registries that speak plain HTTP counts, and so does a proxy, as for notation.
-	config := filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation", "config.json")
+	config := filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation", "config.json")
 	softhsmtest.Write(t, config, fmt.Sprintf(`{"insecureRegistries": [%q]}`, g.front.address))
 	softhsmtest.Run(t, g.Program, "verify", g.signed+":signed")
 	softhsmtest.Run(t, g.image, "verify", g.signed+":signed")
@@ -271,10 +272,10 @@ func TestVerify(t *testing.T) {
 	}
 	softhsmtest.Run(t, g.Plugin, "trust", "signer", "add", "release", "--scope", "registry.invalid/team/app")
 	softhsmtest.Run(t, g.Plugin, "trust", "export")
-	t.Setenv("HTTP_PROXY", "http://"+g.front.address)
+	softhsmtest.Setenv(t, "HTTP_PROXY", "http://"+g.front.address)
 	softhsmtest.Run(t, g.Program, "verify", "--insecure-registry", "registry.invalid/team/app:signed")
 	softhsmtest.Run(t, g.image, "verify", "--plain-http", "registry.invalid/team/app:signed")
-	t.Setenv("HTTP_PROXY", "")
+	softhsmtest.Setenv(t, "HTTP_PROXY", "")
 
 	// Over TLS, or where nobody is, or where nobody answers, there is no image.
 	if _, stderr, err := softhsmtest.Try(t, "", g.image, "verify", g.signed+":signed"); err == nil ||
@@ -291,6 +292,7 @@ func TestVerify(t *testing.T) {
 
 // TestVerifyTimestamp tells when a timestamp was verified.
 func TestVerifyTimestamp(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	registry, tsa := oci.StartRegistry(t), softhsmtest.StartTSA(t)
@@ -318,6 +320,7 @@ func TestVerifyTimestamp(t *testing.T) {
 // TestVerifyCredentials verifies in a registry that wants a password, which is found where Docker, Podman and Notation
 // keep it.
 func TestVerifyCredentials(t *testing.T) {
+	softhsmtest.Parallel(t)
 	g := newGated(t)
 	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
 	if err != nil {
@@ -325,9 +328,9 @@ func TestVerifyCredentials(t *testing.T) {
 	}
 	passwords := filepath.Join(t.TempDir(), "htpasswd")
 	softhsmtest.Write(t, passwords, "robot:"+string(hash)+"\n")
-	t.Setenv("REGISTRY_AUTH", "htpasswd")
-	t.Setenv("REGISTRY_AUTH_HTPASSWD_REALM", "images")
-	t.Setenv("REGISTRY_AUTH_HTPASSWD_PATH", passwords)
+	softhsmtest.Setenv(t, "REGISTRY_AUTH", "htpasswd")
+	softhsmtest.Setenv(t, "REGISTRY_AUTH_HTPASSWD_REALM", "images")
+	softhsmtest.Setenv(t, "REGISTRY_AUTH_HTPASSWD_PATH", passwords)
 	registry := oci.StartRegistry(t) // with the images that are there already
 	softhsmtest.Run(t, g.Plugin, "trust", "signer", "add", "release", "--scope", registry+"/team/app")
 	softhsmtest.Run(t, g.Plugin, "trust", "export")
@@ -335,8 +338,8 @@ func TestVerifyCredentials(t *testing.T) {
 
 	home := t.TempDir()
 	for name, value := range map[string]string{"HOME": home, "DOCKER_CONFIG": "", "REGISTRY_AUTH_FILE": "",
-		"XDG_RUNTIME_DIR": "", "PATH": home + ":" + os.Getenv("PATH")} {
-		t.Setenv(name, value)
+		"XDG_RUNTIME_DIR": "", "PATH": home + ":" + softhsmtest.Getenv(t, "PATH")} {
+		softhsmtest.Setenv(t, name, value)
 	}
 	auths := fmt.Sprintf(`{"auths": {%q: {"auth": %q}}}`, registry,
 		base64.StdEncoding.EncodeToString([]byte("robot:secret")))
@@ -376,16 +379,16 @@ func TestVerifyCredentials(t *testing.T) {
 		{"docker", put(filepath.Join(home, ".docker", "config.json"), auths), ""},
 		{"DOCKER_CONFIG", func(t testing.TB) {
 			put(filepath.Join(home, "other", "config.json"), auths)(t)
-			t.Setenv("DOCKER_CONFIG", filepath.Join(home, "other"))
+			softhsmtest.Setenv(t, "DOCKER_CONFIG", filepath.Join(home, "other"))
 		}, ""},
-		{"podman", put(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "containers", "auth.json"), auths), ""},
-		{"podman, for a repository", put(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "containers", "auth.json"),
+		{"podman", put(filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "containers", "auth.json"), auths), ""},
+		{"podman, for a repository", put(filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "containers", "auth.json"),
 			strings.Replace(auths, registry, registry+"/team/app", 1)), ""},
 		{"REGISTRY_AUTH_FILE", func(t testing.TB) {
 			put(filepath.Join(home, "auth.json"), auths)(t)
-			t.Setenv("REGISTRY_AUTH_FILE", filepath.Join(home, "auth.json"))
+			softhsmtest.Setenv(t, "REGISTRY_AUTH_FILE", filepath.Join(home, "auth.json"))
 		}, ""},
-		{"notation", put(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "notation", "config.json"), auths), ""},
+		{"notation", put(filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation", "config.json"), auths), ""},
 		{"a wrong password", put(filepath.Join(home, ".docker", "config.json"),
 			strings.ReplaceAll(auths, "c2VjcmV0", "d3Jvbmch")), "401"},
 		{"a helper", func(t testing.TB) {
@@ -427,6 +430,7 @@ func (g *gated) askVerifier(t testing.TB, program, image, sum string) (stdout st
 
 // TestThousandVerifications leaves no file open and no memory behind.
 func TestThousandVerifications(t *testing.T) {
+	softhsmtest.Parallel(t)
 	g := newGated(t)
 	ours, err := gate.Open(gate.Options{TrustDir: g.trust, CacheDir: t.TempDir(), PlainHTTP: true})
 	if err != nil {

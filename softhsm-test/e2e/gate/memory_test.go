@@ -31,6 +31,7 @@ const mostMemory = 128 << 20
 const peakVariable = "SOFTHSM_TEST_PEAK"
 
 func TestPeakOfACommand(t *testing.T) {
+	softhsmtest.Parallel(t)
 	var command []string
 	if os.Getenv(peakVariable) == "" {
 		return // it is not a test then
@@ -64,6 +65,7 @@ func peak(t testing.TB, stdin string, command ...string) (bytes int64, said stri
 
 // TestVerifyMemory has the programs verify what is made to take much memory. They refuse it and stay small.
 func TestVerifyMemory(t *testing.T) {
+	softhsmtest.Parallel(t)
 	program := softhsmtest.Build(t, "hsm-image")
 	mallory, err := oci.NewForger("mallory", "")
 	if err != nil {
@@ -208,6 +210,7 @@ func TestVerifyMemory(t *testing.T) {
 
 // TestVerifyMemoryOfLayouts has verify look for signatures in layouts whose indexes list much else.
 func TestVerifyMemoryOfLayouts(t *testing.T) {
+	softhsmtest.Parallel(t)
 	program := softhsmtest.Build(t, "hsm-image")
 	alice, err := oci.NewForger("alice", "")
 	if err != nil {

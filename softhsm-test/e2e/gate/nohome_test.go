@@ -15,6 +15,7 @@ import (
 // lets everything pass, and a signing key. Without a home, or with one that is relative, nothing there is read or
 // written, and the message says what is missing.
 func TestNoHome(t *testing.T) {
+	softhsmtest.Parallel(t)
 	image, plugin := softhsmtest.Build(t, "hsm-image"), softhsmtest.Build(t, "notation-hsm")
 	h := oci.NewHostile(t)
 	unsigned := h.Name(h.PushImage("unsigned"))
@@ -68,7 +69,7 @@ func TestNoHome(t *testing.T) {
 			{plugin, "key", "rotate", "planted", "--ca-dir", "/proc/none"},
 		} {
 			stdout, stderr, err := softhsmtest.Try(t, "", "env",
-				slices.Concat([]string{"-i", "-C", here, "PATH=" + os.Getenv("PATH"),
+				slices.Concat([]string{"-i", "-C", here, "PATH=" + softhsmtest.Getenv(t, "PATH"),
 					"NOTATION_HSM_MODULE_PATH=/nonexistent.so"},
 					environment, c)...)
 			said := stdout + stderr
@@ -89,7 +90,7 @@ func TestNoHome(t *testing.T) {
 	for _, c := range [][]string{{plugin, "trust", "export", "--manifest", manifest, "--to", trust},
 		{image, "verify", "--plain-http", "--trust-dir", trust, unsigned}} {
 		_, stderr, err := softhsmtest.Try(t, "", "env", slices.Concat([]string{"-i", "-C", here, "PATH=" +
-			os.Getenv("PATH")}, c)...)
+			softhsmtest.Getenv(t, "PATH")}, c)...)
 		if strings.Contains(stderr, "HOME") || c[1] == "trust" && err != nil {
 			t.Errorf("%v: %v %s", c, err, stderr)
 		}

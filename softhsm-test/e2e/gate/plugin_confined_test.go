@@ -19,6 +19,7 @@ import (
 // TestVerifierConfinedPlugin has a confined verifier start the plugin that the operator listed, as its own user, and no
 // other.
 func TestVerifierConfinedPlugin(t *testing.T) {
+	softhsmtest.Parallel(t)
 	if os.Geteuid() != 0 {
 		softhsmtest.Missing(t, "root, as which containerd runs,")
 	}

@@ -22,6 +22,7 @@ import (
 // every way there is: by the command, by the verifier that containerd starts, and by containerd. The program never
 // starts, and the reason is told.
 func TestSignatureRunsNothing(t *testing.T) {
+	softhsmtest.Parallel(t)
 	registry, image := oci.StartRegistry(t), softhsmtest.Build(t, "hsm-image")
 	program := filepath.Join(t.TempDir(), "program")
 	mark := program + ".ran"
@@ -118,6 +119,7 @@ func TestSignatureRunsNothing(t *testing.T) {
 
 // TestListedPluginRuns lists a plugin in each way there is, and has a signature verified by it that is refused without.
 func TestListedPluginRuns(t *testing.T) {
+	softhsmtest.Parallel(t)
 	image, h, base := softhsmtest.Build(t, "hsm-image"), oci.NewHostile(t), t.TempDir()
 	alice, err := oci.NewForger("alice", "")
 	if err != nil {

@@ -66,6 +66,7 @@ func decisions(t testing.TB, path string) (list []map[string]string) {
 // TestContainerdGate has a real containerd ask before each pull. What may not run is refused with its reason and leaves
 // nothing behind; what may is there afterwards.
 func TestContainerdGate(t *testing.T) {
+	softhsmtest.Parallel(t)
 	g := newGated(t)
 	bin, state := filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state")
 	c := containerd.Start(t, containerd.Options{Verifiers: bin})
@@ -233,6 +234,7 @@ func TestContainerdGate(t *testing.T) {
 // TestContainerdMirror pulls an image of Docker Hub, by its short name, from the mirrors that containerd knows. Its
 // signatures are looked for in the same places.
 func TestContainerdMirror(t *testing.T) {
+	softhsmtest.Parallel(t)
 	g := newGated(t)
 	bin, state := filepath.Join(t.TempDir(), "bin"), filepath.Join(t.TempDir(), "state")
 	// containerd is told what install-verifier prints. That was started elsewhere, where the folder has a shorter name,
@@ -307,6 +309,7 @@ func (g *gated) digest(t testing.TB, image string) string {
 // TestVerifierByHand runs the verifier as containerd does, with nothing in the environment, and with requests that
 // containerd never makes.
 func TestVerifierByHand(t *testing.T) {
+	softhsmtest.Parallel(t)
 	g := newGated(t)
 	bin, state := filepath.Join(t.TempDir(), "bin dir's"), filepath.Join(t.TempDir(), "state")
 	softhsmtest.Run(t, g.image, "install-verifier", "--bin-dir", bin, "--trust-dir", g.trust, "--state-dir", state,
@@ -325,7 +328,8 @@ func TestVerifierByHand(t *testing.T) {
 	descriptor := fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":%d}`, sum,
 		size)
 	arguments := func(name, digest, mediaType string) []string {
-		return []string{"-i", "PATH=" + os.Getenv("PATH"), program, "-name", name, "-digest", digest, "-stdin-media-type",
+		return []string{"-i", "PATH=" + softhsmtest.Getenv(t, "PATH"), program, "-name", name, "-digest", digest,
+			"-stdin-media-type",
 			mediaType}
 	}
 	const mediaType = "application/vnd.oci.descriptor.v1+json"

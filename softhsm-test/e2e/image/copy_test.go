@@ -16,8 +16,9 @@ import (
 // TestImageCopy has images encrypted by hsm-image and as skopeo does it, through the key provider and with a public key
 // or a certificate alone, and opened by either with the key on the token. What comes out is what went in.
 func TestImageCopy(t *testing.T) {
+	softhsmtest.Parallel(t)
 	u := oci.NewUser(t, softhsmtest.NewToken(t, "node"), "EC-256", "EC-384", "EC-521", "RSA-3072")
-	t.Setenv("OCICRYPT_OAEP_HASHALG", "sha1") // for pkcs11:, which asks for SHA-256 else
+	softhsmtest.Setenv(t, "OCICRYPT_OAEP_HASHALG", "sha1") // for pkcs11:, which asks for SHA-256 else
 	ec, ec384, ec521, rsa := u.Keys["EC-256"], u.Keys["EC-384"], u.Keys["EC-521"], u.Keys["RSA-3072"]
 	u.RoundTrips(t, []oci.RoundTrip{
 		{Name: "our own, to a key", Program: "hsm-image", Recipients: []string{ec.URI}, Keys: []oci.Key{ec},
@@ -47,6 +48,7 @@ func TestImageCopy(t *testing.T) {
 
 // TestImageCopyOpenCryptoki does the same with a module that knows OAEP with SHA-256.
 func TestImageCopyOpenCryptoki(t *testing.T) {
+	softhsmtest.Parallel(t)
 	u := oci.NewUser(t, softhsmtest.OpenCryptoki(t), "RSA-2048") // its token makes no EC keys
 	rsa := u.Keys["RSA-2048"]
 	u.RoundTrips(t, []oci.RoundTrip{
@@ -124,8 +126,8 @@ func TestImageCalls(t *testing.T) {
 	key, other := u.Keys["EC-256"], u.Keys["RSA-3072"]
 	t.Chdir(t.TempDir())
 	oci.WriteImage(t, "source", "app", 1000, "linux/amd64", "linux/arm64")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Spy(t))
-	t.Setenv("PKCS11SPY", token.Module)
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Spy(t))
+	softhsmtest.Setenv(t, "PKCS11SPY", token.Module)
 	for i, c := range []struct {
 		args          []string
 		logins, opens int
@@ -138,7 +140,7 @@ func TestImageCalls(t *testing.T) {
 		{[]string{"decrypt", "oci:app:app", "oci:plain:arm64", "--key", other.URI, "--platform", "linux/arm64"}, 1, 2},
 	} {
 		log := filepath.Join(t.TempDir(), "calls")
-		t.Setenv("PKCS11SPY_OUTPUT", log)
+		softhsmtest.Setenv(t, "PKCS11SPY_OUTPUT", log)
 		softhsmtest.Run(t, u.HSMImage, c.args...)
 		calls := softhsmtest.Calls(t, log)
 		opens := softhsmtest.Count(calls, "C_Decrypt") + softhsmtest.Count(calls, "C_DeriveKey")

@@ -24,13 +24,14 @@ import (
 // TestContainerdDecoderConfined looks at a decoder from outside while it decrypts: it is another user on every thread,
 // with its limits, and a thread that the module has left behind, which takes no signals, can open no file.
 func TestContainerdDecoderConfined(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token, plugin, program, pin, public := softhsmtest.NewToken(t, "node"), softhsmtest.Build(t, "notation-hsm"),
 		softhsmtest.Build(t, "hsm-image"),
 		filepath.Join(t.TempDir(), "pin"), filepath.Join(t.TempDir(), "public.pem")
 	softhsmtest.Write(t, pin, softhsmtest.PIN)
 	for name, value := range map[string]string{"CONFIG": "", "MODULE_PATH": token.Module, "TOKEN": token.Label,
 		"PIN_SOURCE": "file:" + pin} {
-		t.Setenv("NOTATION_HSM_"+name, value)
+		softhsmtest.Setenv(t, "NOTATION_HSM_"+name, value)
 	}
 	key := strings.TrimSpace(softhsmtest.Run(t, plugin, "key", "generate", "--spec", "RSA-2048", "--usage", "decrypt",
 		"--label",
@@ -41,8 +42,8 @@ func TestContainerdDecoderConfined(t *testing.T) {
 		softhsmtest.Missing(t, "the user "+softhsmtest.Unprivileged)
 	}
 	shim, found := softhsmtest.Shim(t, token.Module), filepath.Join(t.TempDir(), "found")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", shim)
-	t.Setenv("SHIM_LINGER", found)
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", shim)
+	softhsmtest.Setenv(t, "SHIM_LINGER", found)
 
 	text := make([]byte, 8<<20) // more than the pipes hold
 	if _, err := rand.Read(text); err != nil {
@@ -59,7 +60,7 @@ func TestContainerdDecoderConfined(t *testing.T) {
 			defer cancel()
 			cmd := exec.CommandContext(ctx, program, "containerd-decoder", "--root", root, "--key", key, "--user",
 				softhsmtest.Unprivileged)
-			cmd.Env = append(os.Environ(), "STREAM_PROCESSOR_MEDIATYPE="+l.mediaType)
+			cmd.Env = append(softhsmtest.Environ(t), "STREAM_PROCESSOR_MEDIATYPE="+l.mediaType)
 			if candidates == 0 {
 				cmd.ExtraFiles = []*os.File{payload(t, d)}
 			}

@@ -58,18 +58,18 @@ func newNode(t *testing.T, more string) *node {
 	t.Helper()
 	token, dir := softhsmtest.NewToken(t, "node"), t.TempDir()
 	for _, name := range []string{"MODULE_PATH", "TOKEN", "SLOT_ID", "PIN", "PIN_SOURCE", "LOG", "TIMEOUT"} {
-		t.Setenv("NOTATION_HSM_"+name, "") // whatever the developer has set
+		softhsmtest.Setenv(t, "NOTATION_HSM_"+name, "") // whatever the developer has set
 	}
 	n := &node{token: token, settings: filepath.Join(dir, "config.yaml"), public: filepath.Join(dir, "public.pem"),
 		registry: oci.StartRegistry(t)}
 	n.configure(t, n.pinSource(t))
-	t.Setenv("NOTATION_HSM_CONFIG", n.settings)
+	softhsmtest.Setenv(t, "NOTATION_HSM_CONFIG", n.settings)
 	key := strings.TrimSpace(softhsmtest.Run(t, softhsmtest.Build(t, "notation-hsm"), "key", "generate", "--spec",
 		"RSA-2048", "--usage",
 		"decrypt", "--label", "node"))
 	softhsmtest.Write(t, n.public, softhsmtest.Run(t, softhsmtest.Build(t, "notation-hsm"), "cert", "export", "--public",
 		key))
-	t.Setenv("NOTATION_HSM_CONFIG", "") // containerd has no such variable
+	softhsmtest.Setenv(t, "NOTATION_HSM_CONFIG", "") // containerd has no such variable
 	n.verifiers = t.TempDir()
 	n.Daemon = containerd.Start(t, containerd.Options{Verifiers: n.verifiers, Config: func(root string) string {
 		return softhsmtest.Run(t, softhsmtest.Build(t, "hsm-image"), "containerd-config", "--config", n.settings, "--root",
@@ -297,6 +297,7 @@ const localPull = "\n[plugins.'io.containerd.cri.v1.images']\nuse_local_image_pu
 // TestContainerdDecoder shows that containerd opens layers of all compressions with the key in the token, whichever way
 // it pulls and whoever wrapped the key, several images at once, and that what it downloads stays encrypted.
 func TestContainerdDecoder(t *testing.T) {
+	softhsmtest.Parallel(t)
 	for name, more := range map[string]string{"transfer service": "", "local pull": localPull} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, more)
@@ -342,8 +343,9 @@ func TestContainerdDecoder(t *testing.T) {
 // TestContainerdDecoderPublished shows that what hsm-image encrypts is what a node opens, with no key named: its
 // token's is found by kid.
 func TestContainerdDecoderPublished(t *testing.T) {
+	softhsmtest.Parallel(t)
 	n := newNode(t, "")
-	t.Setenv("TMPDIR", t.TempDir())
+	softhsmtest.Setenv(t, "TMPDIR", t.TempDir())
 	text := rand.Text()
 	if _, err := oci.PushImage(t.Context(), n.registry+"/app:plain", text); err != nil {
 		t.Fatal(err)
@@ -363,6 +365,7 @@ func TestContainerdDecoderPublished(t *testing.T) {
 // TestContainerdDecoderRecipients shows that an image is opened whose layers are there from before, encrypted for
 // someone else.
 func TestContainerdDecoderRecipients(t *testing.T) {
+	softhsmtest.Parallel(t)
 	n := newNode(t, "")
 	text := secret()
 	l := newLayer(t, ocispec.MediaTypeImageLayerGzip, "a.txt", text).encrypt(t)
@@ -375,10 +378,11 @@ func TestContainerdDecoderRecipients(t *testing.T) {
 // TestContainerdDecoderMisled shows that what a stranger's image brings into the content store keeps no layer from
 // being opened. Files there are read in the order of their names, the stranger's first.
 func TestContainerdDecoderMisled(t *testing.T) {
+	softhsmtest.Parallel(t)
 	u := oci.NewUser(t, softhsmtest.NewToken(t, "node"), "RSA-2048")
 	key := u.Keys["RSA-2048"]
 	l := newLayer(t, ocispec.MediaTypeImageLayer, "a.txt", secret()).encrypt(t)
-	t.Setenv("STREAM_PROCESSOR_MEDIATYPE", l.mediaType)
+	softhsmtest.Setenv(t, "STREAM_PROCESSOR_MEDIATYPE", l.mediaType)
 	image := func(layers ...*layer) ocispec.Manifest {
 		m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest,
 			Config: oci.Descriptor(ocispec.MediaTypeImageConfig, []byte("{}"))}
@@ -442,6 +446,7 @@ func stranger(t *testing.T) string {
 
 // TestContainerdDecoderRefuses shows that an image whose key can't be used is not there, nor any of its text, and why.
 func TestContainerdDecoderRefuses(t *testing.T) {
+	softhsmtest.Parallel(t)
 	n := newNode(t, "")
 	text := secret()
 	var layers []*layer
@@ -491,6 +496,7 @@ func TestContainerdDecoderRefuses(t *testing.T) {
 // TestContainerdDecoderModule shows that an image is not there when the module hangs or crashes while it opens the key.
 // Whether containerd hears why the program has crashed depends on who is faster.
 func TestContainerdDecoderModule(t *testing.T) {
+	softhsmtest.Parallel(t)
 	n := newNode(t, "")
 	text := secret()
 	reference := n.push(t, "app", wrapHSM(n.public),
@@ -512,6 +518,7 @@ func TestContainerdDecoderModule(t *testing.T) {
 // encrypted as it is. They can change any bit of what they know of it, as the cipher is a stream, and put into the
 // image's configuration what comes out then.
 func TestContainerdDecoderForged(t *testing.T) {
+	softhsmtest.Parallel(t)
 	n := newNode(t, "")
 	for name, forge := range map[string]func(encrypted []byte) []byte{
 		"changed":     func(encrypted []byte) []byte { encrypted[1000] ^= 1; return encrypted },
@@ -557,6 +564,7 @@ func (l *layer) decrypted(t *testing.T) []byte {
 
 // TestContainerdDecoderMemory shows that a layer's size does not matter to the decoder.
 func TestContainerdDecoderMemory(t *testing.T) {
+	softhsmtest.Parallel(t)
 	const size, limit = 96 << 20, 64 << 20 // bytes of a layer, and of memory
 	n := newNode(t, "")
 	for _, mediaType := range layerTypes {
@@ -570,8 +578,8 @@ func TestContainerdDecoderMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer stdin.Close()
-		cmd := exec.CommandContext(t.Context(), softhsmtest.Build(t, "hsm-image"), "containerd-decoder")
-		cmd.Env = append(os.Environ(), "NOTATION_HSM_CONFIG="+n.settings)
+		cmd := exec.Command(softhsmtest.Build(t, "hsm-image"), "containerd-decoder")
+		cmd.Env = append(softhsmtest.Environ(t), "NOTATION_HSM_CONFIG="+n.settings)
 		cmd.ExtraFiles = []*os.File{payload(t, d)}
 		hash := digest.Canonical.Digester()
 		used := 0
@@ -631,6 +639,7 @@ func payload(t *testing.T, d ocispec.Descriptor) *os.File {
 
 // TestContainerdConfigRefuses shows that what would not work on a node, or show a PIN there, is not printed.
 func TestContainerdConfigRefuses(t *testing.T) {
+	softhsmtest.Parallel(t)
 	program := softhsmtest.Build(t, "hsm-image")
 	for args, say := range map[string]string{
 		"--path hsm-image":                    "hsm-image is not a full path",

@@ -16,6 +16,7 @@ import (
 // TestImageRunsNothing has the annotations of an encrypted image name programs in every place that a scheme has for
 // words.
 func TestImageRunsNothing(t *testing.T) {
+	softhsmtest.Parallel(t)
 	u := oci.NewUser(t, softhsmtest.NewToken(t, "node"), "RSA-2048")
 	trap, base := softhsmtest.NewTrap(t), t.TempDir()
 	source, encrypted := "oci:"+filepath.Join(base, "source")+":app", filepath.Join(base, "encrypted")

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -18,7 +17,7 @@ func TestImageRecipients(t *testing.T) {
 	u := oci.NewUser(t, softhsmtest.NewToken(t, "node"), "EC-256", "EC-384", "RSA-3072")
 	a, b, c := u.Keys["EC-256"], u.Keys["EC-384"], u.Keys["RSA-3072"]
 	t.Chdir(t.TempDir())
-	temporary := os.Getenv("TMPDIR")
+	temporary := softhsmtest.Getenv(t, "TMPDIR")
 	registry, transferred := oci.CountingProxy(t, oci.StartRegistry(t))
 	const size = 8 << 20 // bytes, of each of four layers
 	oci.WriteImage(t, "source", "app", size, "linux/amd64", "linux/arm64")
@@ -48,9 +47,9 @@ func TestImageRecipients(t *testing.T) {
 			t.Helper()
 			transferred.Store(0)
 			args = append([]string{"recipients", args[0], place.image}, append(args[1:], place.flags...)...)
-			t.Setenv("TMPDIR", "/nonexistent") // as nothing is written there
+			softhsmtest.Setenv(t, "TMPDIR", "/nonexistent") // as nothing is written there
 			stdout, stderr, err := u.Try(t, args...)
-			t.Setenv("TMPDIR", temporary)
+			softhsmtest.Setenv(t, "TMPDIR", temporary)
 			if failed := strings.HasPrefix(want, "error:"); failed != (err != nil) ||
 				!regexp.MustCompile(want).MatchString(stderr) {
 				t.Fatalf("hsm-image %v: %v\n%s, not %s", args, err, stderr, want)

@@ -39,6 +39,7 @@ const (
 // TestImageRefuse has decrypting fail in all ways, on the way to each kind of place. The error names the image, and the
 // layer if one was changed; there is no plain text anywhere, and what was there before is as it was.
 func TestImageRefuse(t *testing.T) {
+	softhsmtest.Parallel(t)
 	u := oci.NewUser(t, softhsmtest.NewToken(t, "node"), "EC-256", "EC-384")
 	key, other := u.Keys["EC-256"], u.Keys["EC-384"]
 	base := t.TempDir()
@@ -144,9 +145,9 @@ func TestImageRefuse(t *testing.T) {
 		for _, place := range []string{"oci", "oci, there", "dir", "dir, there", "oci-archive", "docker-archive"} {
 			t.Run(fault.name+"/"+place, func(t *testing.T) {
 				dir, temporary := t.TempDir(), t.TempDir()
-				t.Setenv("TMPDIR", temporary)
+				softhsmtest.Setenv(t, "TMPDIR", temporary)
 				if name, value, ok := strings.Cut(fault.environment, "="); ok {
-					t.Setenv(name, value)
+					softhsmtest.Setenv(t, name, value)
 				}
 				transport, there := strings.CutSuffix(place, ", there")
 				to := transport + ":" + filepath.Join(dir, "plain")
@@ -178,22 +179,22 @@ func TestImageHang(t *testing.T) {
 	u, shim := oci.NewUser(t, token, "EC-256", "EC-384"), softhsmtest.Shim(t, token.Module)
 	key := u.Keys["EC-256"]
 	t.Chdir(t.TempDir())
-	t.Setenv("TMPDIR", t.TempDir())
+	softhsmtest.Setenv(t, "TMPDIR", t.TempDir())
 	oci.WriteImage(t, "source", "app", 1000, "linux/amd64")
 	softhsmtest.Run(t, u.HSMImage, "encrypt", "oci:source:app", "oci:app:app", "--recipient", "pubkey:"+key.Public)
-	t.Setenv("NOTATION_HSM_MODULE_PATH", shim)
-	t.Setenv("SHIM_FAULT", "C_DeriveKey:hang")
-	t.Setenv("NOTATION_HSM_TIMEOUT", "500ms")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", shim)
+	softhsmtest.Setenv(t, "SHIM_FAULT", "C_DeriveKey:hang")
+	softhsmtest.Setenv(t, "NOTATION_HSM_TIMEOUT", "500ms")
 	for _, args := range [][]string{
 		{"decrypt", "oci:app:app", "oci:plain:app", "--key", key.URI},
 		{"recipients", "add", "oci:app:app", "--recipient", "pubkey:" + u.Keys["EC-384"].Public, "--key", key.URI},
 	} {
-		before := oci.Tree(t, ".") + oci.Tree(t, os.Getenv("TMPDIR"))
+		before := oci.Tree(t, ".") + oci.Tree(t, softhsmtest.Getenv(t, "TMPDIR"))
 		_, stderr, err := u.Try(t, args...)
 		if err == nil || !strings.Contains(stderr, "500ms") {
 			t.Errorf("hsm-image %s: %v\n%s", args, err, stderr)
 		}
-		if after := oci.Tree(t, ".") + oci.Tree(t, os.Getenv("TMPDIR")); after != before {
+		if after := oci.Tree(t, ".") + oci.Tree(t, softhsmtest.Getenv(t, "TMPDIR")); after != before {
 			t.Errorf("hsm-image %s: there is now\n%s\nand before was\n%s", args, after, before)
 		}
 	}
@@ -322,6 +323,7 @@ func TestImageDestinationTLS(t *testing.T) {
 
 // TestImageInterrupt interrupts decrypting when plain text is on the disk already.
 func TestImageInterrupt(t *testing.T) {
+	softhsmtest.Parallel(t)
 	u := oci.NewUser(t, softhsmtest.NewToken(t, "node"), "EC-256")
 	key, base := u.Keys["EC-256"], t.TempDir()
 	address := oci.StartRegistry(t)
@@ -375,7 +377,7 @@ func interrupted(t *testing.T, u *oci.User, place string, signal os.Signal, imag
 	ready func() bool) {
 	t.Helper()
 	dir, temporary := t.TempDir(), t.TempDir()
-	t.Setenv("TMPDIR", temporary)
+	softhsmtest.Setenv(t, "TMPDIR", temporary)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	var stderr bytes.Buffer

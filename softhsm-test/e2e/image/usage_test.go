@@ -16,7 +16,7 @@ func TestImageUsage(t *testing.T) {
 		generateSigning(t, "pkcs11:token=node", "RSA-2048"): "CKA_ENCRYPT is false",
 		generateSigning(t, "pkcs11:token=node", "EC-256"):   "CKA_DERIVE is false",
 	})
-	t.Setenv("NOTATION_HSM_PIN", "")
+	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", "")
 	t.Chdir(t.TempDir())
 	oci.WriteImage(t, "source", "app", 1000, "linux/amd64")
 	_, stderr, err := u.Try(t, "encrypt", "oci:source:app", "oci:app:app", "--recipient", "pkcs11:object=signing-EC-256")

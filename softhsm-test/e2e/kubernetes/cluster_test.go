@@ -217,8 +217,8 @@ func newSignedImages(t testing.TB) *signedImages {
 	s.app, s.second = push("app:signed", "alice"), push("app:second", "alice")
 	s.unsigned, s.stranger, s.moved = push("app:unsigned", ""), push("app:stranger", "mallory"),
 		push("other:signed", "alice")
-	t.Setenv("NOTATION_HSM_TRUST", filepath.Join(s.folder, "trust.yaml"))
-	t.Setenv("HOME", s.folder)
+	softhsmtest.Setenv(t, "NOTATION_HSM_TRUST", filepath.Join(s.folder, "trust.yaml"))
+	softhsmtest.Setenv(t, "HOME", s.folder)
 	softhsmtest.Run(t, n.Plugin, "trust", "init")
 	softhsmtest.Run(t, n.Plugin, "trust", "signer", "add", "alice", "--scope", registry+"/team/app", "--cert",
 		filepath.Join(s.folder, "alice.pem"))

@@ -1,12 +1,12 @@
 // Package kubernetes holds the exports of a trust manifest against Kyverno, Ratify and a real API server. Only 'make
-// kubernetes' builds those; without them, the tests that need them are skipped.
+// kubernetes' builds those; without them, the tests that need them are skipped. They run one after another:
+// each starts servers of its own, which are large.
 package kubernetes
 
 import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -21,6 +21,7 @@ import (
 // TestKubernetesExample holds deploy/kubernetes against what the exports write today, and everything in it against the
 // definitions that Kyverno, Gatekeeper and Ratify publish. UPDATE_DOCS=1 writes the exports anew.
 func TestKubernetesExample(t *testing.T) {
+	softhsmtest.Parallel(t)
 	plugin, folder := softhsmtest.Build(t, "notation-hsm"), filepath.Join(softhsmtest.Root(), "deploy", "kubernetes")
 	definitions := openDefinitions(t)
 	for _, format := range []string{"kyverno", "ratify"} {
@@ -109,8 +110,8 @@ func TestAdmission(t *testing.T) {
 	caFile := filepath.Join(folder, "ca.pem")
 	softhsmtest.Write(t, caFile, ca.PEM())
 
-	t.Setenv("NOTATION_HSM_TRUST", filepath.Join(folder, "trust.yaml"))
-	t.Setenv("HOME", folder)
+	softhsmtest.Setenv(t, "NOTATION_HSM_TRUST", filepath.Join(folder, "trust.yaml"))
+	softhsmtest.Setenv(t, "HOME", folder)
 	export := func(format, name string) string {
 		t.Helper()
 		path := filepath.Join(folder, name)
@@ -119,7 +120,7 @@ func TestAdmission(t *testing.T) {
 	}
 	expect := func(when string, good ...string) {
 		t.Helper()
-		t.Setenv("NOTATION_CONFIG", export("notation", "notation"))
+		softhsmtest.Setenv(t, "NOTATION_CONFIG", export("notation", "notation"))
 		answers := map[string][]bool{}
 		for _, image := range images {
 			_, _, err := softhsmtest.Try(t, "", n.Program, "verify", image)
@@ -213,9 +214,8 @@ func askRatify(t testing.TB, ratify, resources string, images []string) []bool {
 // published returns the folder of a module as pinned in tools/kubernetes.
 func published(t testing.TB, module string) string {
 	t.Helper()
-	cmd := exec.Command("go", "mod", "download", "-json", module)
-	cmd.Dir, cmd.Env = filepath.Join(softhsmtest.Root(), "tools", "kubernetes"), softhsmtest.Environment
-	output, err := cmd.Output()
+	output, err := softhsmtest.Go(filepath.Join(softhsmtest.Root(), "tools", "kubernetes"), "mod", "download", "-json",
+		module).Output()
 	var found struct{ Dir, Error string }
 	if json.Unmarshal(output, &found) != nil || found.Dir == "" {
 		t.Fatalf("downloading %s: %v\n%s", module, err, output)

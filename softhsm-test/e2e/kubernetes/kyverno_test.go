@@ -40,10 +40,10 @@ data:
 		"DEPLOYMENT=kyverno-admission-controller",
 		"POD_NAME=kyverno-admission-controller-0", "ROLE_NAME=kyverno:admission-controller", "SVC=kyverno-svc"} {
 		name, value, _ := strings.Cut(pair, "=")
-		t.Setenv("KYVERNO_"+name, value)
+		softhsmtest.Setenv(t, "KYVERNO_"+name, value)
 	}
-	t.Setenv("INIT_CONFIG", "kyverno")
-	t.Setenv("METRICS_CONFIG", "kyverno-metrics")
+	softhsmtest.Setenv(t, "INIT_CONFIG", "kyverno")
+	softhsmtest.Setenv(t, "METRICS_CONFIG", "kyverno-metrics")
 	address := softhsmtest.FreeAddresses(t, 1)[0]
 	kyverno := softhsmtest.Start(t, program, "--kubeconfig", c.config, "--serverIP", address, "--webhookServerHost",
 		"127.0.0.1",

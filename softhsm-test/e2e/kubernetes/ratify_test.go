@@ -27,9 +27,9 @@ func TestClusterRatify(t *testing.T) {
 	s, c := newSignedImages(t), startCluster(t)
 	c.run(t, "", "apply", "--server-side", "-f",
 		filepath.Join(published(t, "github.com/ratify-project/ratify"), "config", "crd", "bases"))
-	t.Setenv("KUBECONFIG", c.config)
-	t.Setenv("RATIFY_NAMESPACE", "gatekeeper-system")
-	t.Setenv("RATIFY_NAME", "ratify")
+	softhsmtest.Setenv(t, "KUBECONFIG", c.config)
+	softhsmtest.Setenv(t, "RATIFY_NAMESPACE", "gatekeeper-system")
+	softhsmtest.Setenv(t, "RATIFY_NAME", "ratify")
 	addresses, config := softhsmtest.FreeAddresses(t, 2), filepath.Join(s.folder, "ratify.json")
 	softhsmtest.Write(t, config, `{"executor": {"verificationRequestTimeout": 13900, "mutationRequestTimeout": 3950}}`)
 	ratify := softhsmtest.Start(t, program, "serve", "--http", addresses[0], "-c", config, "--enable-crd-manager",
@@ -87,8 +87,8 @@ func startGatekeeper(t testing.TB, c *cluster, s *signedImages, ratify string) *
 	c.run(t, "", "apply", "--server-side", "-f", filepath.Join(gatekeeperModule, "charts", "gatekeeper", "crds"))
 	c.run(t, "", "apply", "--server-side", "-f", filepath.Join(ratifyModule, "config", "crd", "bases"))
 	c.run(t, "", "create", "namespace", "gatekeeper-system")
-	t.Setenv("KUBECONFIG", c.config)
-	t.Setenv("POD_NAMESPACE", "gatekeeper-system")
+	softhsmtest.Setenv(t, "KUBECONFIG", c.config)
+	softhsmtest.Setenv(t, "POD_NAMESPACE", "gatekeeper-system")
 	addresses := softhsmtest.FreeAddresses(t, 3)
 	_, port, _ := strings.Cut(addresses[0], ":")
 	gatekeeper := softhsmtest.Start(t, clusterProgram(t, "gatekeeper"), "--host", "127.0.0.1", "--port", port,
@@ -159,7 +159,7 @@ type standIn struct {
 func startStandIn(t testing.TB, c *cluster, s *signedImages) *standIn {
 	t.Helper()
 	softhsmtest.Run(t, s.plugin, "trust", "export", "--to", filepath.Join(s.folder, "notation"))
-	t.Setenv("NOTATION_CONFIG", filepath.Join(s.folder, "notation"))
+	softhsmtest.Setenv(t, "NOTATION_CONFIG", filepath.Join(s.folder, "notation"))
 	v := &standIn{}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		v.pause.Lock()

@@ -16,6 +16,7 @@ import (
 // TestModules signs with the modules of different people, everything each of them can do, through the real notation,
 // and holds the result against the table in docs/compatibility.md.
 func TestModules(t *testing.T) {
+	softhsmtest.Parallel(t)
 	registry := oci.StartRegistry(t)
 	table := "| module | " + strings.Join(softhsmtest.KeySpecs, " | ") + " |\n| --- |" + strings.Repeat(" --- |",
 		len(softhsmtest.KeySpecs)) + "\n"

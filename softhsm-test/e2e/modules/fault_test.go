@@ -13,7 +13,6 @@ import (
 	"maps"
 	"math/big"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -61,14 +60,15 @@ var faults = []struct {
 // TestFaults has every call of the path fail once in every way. What comes of it is a right signature or one JSON error
 // of the right code; never a second login, and never a session left open.
 func TestFaults(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	ecURI, ecPEM := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
 	rsaURI, _ := softhsmtest.NewKey(t, token, n.Plugin, "RSA-2048", "other")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
 	log, sessions := filepath.Join(t.TempDir(), "calls"), t.TempDir()
-	t.Setenv("SHIM_LOG", log)
-	t.Setenv("SHIM_LOCK_DIR", sessions)
+	softhsmtest.Setenv(t, "SHIM_LOG", log)
+	softhsmtest.Setenv(t, "SHIM_LOCK_DIR", sessions)
 	pairs, signed := 0, 0
 	cells := map[string]map[string]bool{} // call and fault -> how it ended, in both requests
 	for _, request := range []string{
@@ -82,7 +82,7 @@ func TestFaults(t *testing.T) {
 			}
 			for _, fault := range faults {
 				name := fmt.Sprintf("%s with %s", call, fault.name)
-				t.Setenv("SHIM_FAULT", call+":"+fault.how)
+				softhsmtest.Setenv(t, "SHIM_FAULT", call+":"+fault.how)
 				_ = os.Remove(log)
 				start := time.Now()
 				stdout, stderr, err := softhsmtest.Try(t, request, n.Plugin, "generate-signature")
@@ -189,18 +189,19 @@ func verifySignature(t testing.TB, name, stdout string) {
 // TestInterrupt sends SIGINT and SIGTERM in the middle of a slow signature: the session is closed, the module
 // finalised, and one JSON error says so.
 func TestInterrupt(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, pem := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
 	log := filepath.Join(t.TempDir(), "calls")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_LOG", log)
-	t.Setenv("SHIM_DELAY_MS", "60")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SHIM_LOG", log)
+	softhsmtest.Setenv(t, "SHIM_DELAY_MS", "60")
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		for _, after := range []string{"C_Initialize", "C_OpenSession", "C_Login", "C_Sign"} {
 			_ = os.Remove(log)
 			var stdout, stderr bytes.Buffer
-			cmd := exec.Command(n.Plugin, "generate-signature")
+			cmd := softhsmtest.Command(t, n.Plugin, "generate-signature")
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(softhsmtest.Request(uri,
 				softhsmtest.PluginConfig("certificate-chain", pem))), &stdout,
 				&stderr
@@ -232,15 +233,16 @@ func TestInterrupt(t *testing.T) {
 
 // TestDifferences signs with modules that differ from the common case in one way each.
 func TestDifferences(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	ecURI, ecPEM := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
 	ec521URI, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-521", "large")
 	rsaURI, rsaPEM := softhsmtest.NewKey(t, token, n.Plugin, "RSA-2048", "other")
 	softhsm := token.Module
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, softhsm))
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, softhsm))
 	log := filepath.Join(t.TempDir(), "calls")
-	t.Setenv("SHIM_LOG", log)
+	softhsmtest.Setenv(t, "SHIM_LOG", log)
 	ec, rsa := softhsmtest.Request(ecURI, nil), softhsmtest.Request(rsaURI, map[string]any{"keySpec": "RSA-2048"})
 	const pss, sha256PSS, ecdsaPlain, ecdsaSHA256, pkcs = "D", "43", "1041", "1044", "1"
 	for _, c := range []struct {
@@ -259,7 +261,7 @@ func TestDifferences(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_ = os.Remove(log)
-			t.Setenv(c.variable, c.value)
+			softhsmtest.Setenv(t, c.variable, c.value)
 			stdout, stderr, err := softhsmtest.Try(t, c.request, n.Plugin, "generate-signature")
 			if err != nil {
 				t.Fatal(stderr)
@@ -276,11 +278,11 @@ func TestDifferences(t *testing.T) {
 		})
 	}
 	t.Run("no mechanism at all", func(t *testing.T) {
-		t.Setenv("SHIM_REFUSE", strings.Join([]string{ecdsaPlain, ecdsaSHA256}, ","))
+		softhsmtest.Setenv(t, "SHIM_REFUSE", strings.Join([]string{ecdsaPlain, ecdsaSHA256}, ","))
 		softhsmtest.Refused(t, n.Plugin, "generate-signature", ec).Expect(t, "ERROR", "CKR_MECHANISM_INVALID")
 	})
 	t.Run("a request for a certificate without PKCS1", func(t *testing.T) {
-		t.Setenv("SHIM_REFUSE", pkcs+",40")
+		softhsmtest.Setenv(t, "SHIM_REFUSE", pkcs+",40")
 		if csr := softhsmtest.Run(t, n.Plugin, "cert", "csr", rsaURI, "--subject", "CN=release"); !strings.Contains(csr,
 			"BEGIN CERTIFICATE REQUEST") {
 			t.Error(csr)
@@ -331,30 +333,34 @@ func TestDifferences(t *testing.T) {
 }
 
 // keyThatMayNotSign makes a key for another purpose.
-func keyThatMayNotSign(t testing.TB, module, label string) crypto.PublicKey {
+func keyThatMayNotSign(t testing.TB, module, label string) (key crypto.PublicKey) {
 	t.Helper()
-	c, err := crypto11.Configure(&crypto11.Config{Path: module, TokenLabel: "signing", Pin: softhsmtest.PIN})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	public, err := crypto11.NewAttributeSetWithIDAndLabel([]byte(label), []byte(label))
-	if err != nil {
-		t.Fatal(err)
-	}
-	private := public.Copy()
-	if err := private.Set(crypto11.CkaSign, false); err != nil {
-		t.Fatal(err)
-	}
-	k, err := c.GenerateECDSAKeyPairWithAttributes(public, private, elliptic.P256())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k.Public()
+	softhsmtest.InProcess(t, func() {
+		c, err := crypto11.Configure(&crypto11.Config{Path: module, TokenLabel: "signing", Pin: softhsmtest.PIN})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		public, err := crypto11.NewAttributeSetWithIDAndLabel([]byte(label), []byte(label))
+		if err != nil {
+			t.Fatal(err)
+		}
+		private := public.Copy()
+		if err := private.Set(crypto11.CkaSign, false); err != nil {
+			t.Fatal(err)
+		}
+		k, err := c.GenerateECDSAKeyPairWithAttributes(public, private, elliptic.P256())
+		if err != nil {
+			t.Fatal(err)
+		}
+		key = k.Public()
+	})
+	return key
 }
 
 // TestManyAtOnce signs 200 times at once with a token that allows 8 sessions: all succeed.
 func TestManyAtOnce(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, pem := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
@@ -364,16 +370,16 @@ func TestManyAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_MAX_SESSIONS", "8")
-	t.Setenv("SHIM_LOCK_DIR", t.TempDir())
-	t.Setenv("NOTATION_HSM_TIMEOUT", "3m")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SHIM_MAX_SESSIONS", "8")
+	softhsmtest.Setenv(t, "SHIM_LOCK_DIR", t.TempDir())
+	softhsmtest.Setenv(t, "NOTATION_HSM_TIMEOUT", "3m")
 	const many = 200
 	failed := make(chan string, many)
 	for range many {
 		go func() {
 			// Each signs in a layout of its own kind: the signature's time makes it another manifest.
-			cmd := exec.Command(n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri,
+			cmd := softhsmtest.Command(t, n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri,
 				registry+"/app@"+digest.String())
 			if out, err := cmd.CombinedOutput(); err != nil {
 				failed <- fmt.Sprintf("%v: %s", err, out)
@@ -392,10 +398,11 @@ func TestManyAtOnce(t *testing.T) {
 
 // TestGenerateAmongSigners makes keys while others sign with the same token: none gets in another's way.
 func TestGenerateAmongSigners(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, pem := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
-	t.Setenv("NOTATION_HSM_TIMEOUT", "3m") // they wait for each other, on whatever machine
+	softhsmtest.Setenv(t, "NOTATION_HSM_TIMEOUT", "3m") // they wait for each other, on whatever machine
 	const each = 80
 	done := make(chan string, 2*each)
 	run := func(stdin string, args ...string) {
@@ -418,12 +425,13 @@ func TestGenerateAmongSigners(t *testing.T) {
 
 // TestThrottled gives up when no session becomes free in time, and says what it waited for.
 func TestThrottled(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_FAULT", "C_OpenSession:B1")
-	t.Setenv("SHIM_FAULT_TIMES", "0")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SHIM_FAULT", "C_OpenSession:B1")
+	softhsmtest.Setenv(t, "SHIM_FAULT_TIMES", "0")
 	start := time.Now()
 	softhsmtest.Refused(t, n.Plugin, "generate-signature", softhsmtest.Request(uri, softhsmtest.PluginConfig("timeout",
 		"2s"))).Expect(t, "THROTTLED",
@@ -431,6 +439,6 @@ func TestThrottled(t *testing.T) {
 	if took := time.Since(start); took < 500*time.Millisecond || took > 5*time.Second {
 		t.Errorf("it gave up after %s", took)
 	}
-	t.Setenv("SHIM_FAULT_TIMES", "5")
+	softhsmtest.Setenv(t, "SHIM_FAULT_TIMES", "5")
 	softhsmtest.Signs(t, n, softhsmtest.Request(uri, nil))
 }

@@ -107,7 +107,7 @@ func (s composeService) needs() (names []string) {
 }
 
 func TestNetHSMCompose(t *testing.T) {
-	t.Parallel()
+	softhsmtest.Parallel(t)
 	for _, mode := range []string{"unix", "unikernel"} {
 		t.Run(mode, func(t *testing.T) {
 			file := readCompose(t, "compose-"+mode+".yaml")
@@ -222,7 +222,7 @@ func contains(set map[string]any, name string) bool {
 
 // The health checks of NetHSM's containers, against each state that it can answer with.
 func TestNetHSMComposeHealth(t *testing.T) {
-	t.Parallel()
+	softhsmtest.Parallel(t)
 	softhsmtest.Program(t, "curl")
 	answer := make(chan string, 2)
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -311,7 +311,7 @@ func readCertificate(t testing.TB, dir, name string) *x509.Certificate {
 }
 
 func TestNetHSMSecrets(t *testing.T) {
-	t.Parallel()
+	softhsmtest.Parallel(t)
 	dir := newSecrets(t)
 	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the folder has %v (%v)", info.Mode(), err)
@@ -373,7 +373,7 @@ func TestNetHSMSecrets(t *testing.T) {
 
 // What is there is kept, what is missing is made, and what does not belong together is said.
 func TestNetHSMSecretsAgain(t *testing.T) {
-	t.Parallel()
+	softhsmtest.Parallel(t)
 	made := newSecrets(t)
 	before := readFolder(t, made)
 	for _, test := range []struct {
@@ -453,7 +453,7 @@ func TestNetHSMSecretsAgain(t *testing.T) {
 
 // Runs at the same time end with one set of secrets.
 func TestNetHSMSecretsAtOnce(t *testing.T) {
-	t.Parallel()
+	softhsmtest.Parallel(t)
 	dir := filepath.Join(t.TempDir(), "secrets")
 	var group sync.WaitGroup
 	for range 8 {
@@ -579,7 +579,7 @@ func startEtcd(t testing.TB, of composeService, words *strings.Replacer, more ..
 
 // Debian's etcd with the secrets of make-secrets.sh, as the compose files start it.
 func TestNetHSMEtcd(t *testing.T) {
-	t.Parallel()
+	softhsmtest.Parallel(t)
 	secrets, others := newSecrets(t), newSecrets(t)
 	etcd := readCompose(t, "compose-unix.yaml").Services["etcd"]
 	client := newEtcdClient(t, secrets)
@@ -642,7 +642,7 @@ func TestNetHSMEtcd(t *testing.T) {
 
 // Three members find each other, and two go on without the third, even when it was the one that led.
 func TestNetHSMThreeEtcd(t *testing.T) {
-	t.Parallel()
+	softhsmtest.Parallel(t)
 	secrets := newSecrets(t)
 	file := readCompose(t, "compose-three-etcd.yaml")
 	client := newEtcdClient(t, secrets)

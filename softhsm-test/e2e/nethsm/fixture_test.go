@@ -57,13 +57,13 @@ func NewNetHSM(t *testing.T) (*NetHSM, *softhsmtest.Notation) {
 		"ADMINISTRATOR_PIN_SOURCE": "env:TEST_ADMIN",
 		"BACKUP_USER":              "backup", "BACKUP_PIN_SOURCE": "env:TEST_BACKUP",
 	} {
-		t.Setenv("NOTATION_HSM_NETHSM_"+name, value)
+		softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_"+name, value)
 	}
-	t.Setenv("TEST_ADMIN", admin)
-	t.Setenv("TEST_OPERATOR", operator)
-	t.Setenv("TEST_BACKUP", backupPassphrase)
-	t.Setenv("NOTATION_HSM_PIN", "")
-	t.Setenv("NOTATION_HSM_PIN_SOURCE", "env:TEST_OPERATOR")
+	softhsmtest.Setenv(t, "TEST_ADMIN", admin)
+	softhsmtest.Setenv(t, "TEST_OPERATOR", operator)
+	softhsmtest.Setenv(t, "TEST_BACKUP", backupPassphrase)
+	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", "")
+	softhsmtest.Setenv(t, "NOTATION_HSM_PIN_SOURCE", "env:TEST_OPERATOR")
 	if h.Server == nil {
 		softhsmtest.Run(t, n.Plugin, "nethsm", "setup", "--key", h.Key("first"), "--tag", "notation-hsm-test", "--yes")
 		t.Cleanup(func() { h.tidy(t, n) })

@@ -11,18 +11,19 @@ import (
 
 // TestNetHSMImage opens encrypted images with a key on a NetHSM, made by hsm-image and as skopeo does it.
 func TestNetHSMImage(t *testing.T) {
+	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
 	dir := t.TempDir()
 	provider := filepath.Join(dir, "ocicrypt.json")
 	softhsmtest.WriteJSON(t, provider, map[string]any{"key-providers": map[string]any{
 		"hsm": map[string]any{"cmd": map[string]any{"path": n.Plugin, "args": []string{"keyprovider"}}}}})
-	t.Setenv("OCICRYPT_KEYPROVIDER_CONFIG", provider)
+	softhsmtest.Setenv(t, "OCICRYPT_KEYPROVIDER_CONFIG", provider)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label",
 		h.Key("recipient"),
 		"--spec", "RSA-2048", "--usage", "decrypt"))
 	recipient := oci.Key{URI: uri, Public: filepath.Join(dir, "recipient.pem")}
 	softhsmtest.Write(t, recipient.Public, softhsmtest.Run(t, n.Plugin, "cert", "export", "--public", uri))
-	u := &oci.User{HSMImage: softhsmtest.Build(t, "hsm-image"), Skopeo: oci.BuildSkopeo(t), Token: h.Token}
+	u := &oci.User{HSMImage: softhsmtest.Build(t, "hsm-image"), Skopeo: softhsmtest.Build(t, "skopeo"), Token: h.Token}
 	u.RoundTrips(t, []oci.RoundTrip{
 		{Name: "our own", Program: "hsm-image", Recipients: []string{uri}, Keys: []oci.Key{recipient}, Provider: true},
 		{Name: "our own, OAEP with SHA-1", Program: "hsm-image", Recipients: []string{"pubkey:" + recipient.Public +
@@ -38,6 +39,7 @@ func TestNetHSMImage(t *testing.T) {
 // TestNetHSMImageUsage refuses to encrypt to keys that can't open the image, without having written anything, and opens
 // with the other what was encrypted to it by its URI alone.
 func TestNetHSMImageUsage(t *testing.T) {
+	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
 	generate := func(label, spec, usage string) string {
 		return strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label",

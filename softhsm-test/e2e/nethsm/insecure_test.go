@@ -13,6 +13,7 @@ import (
 // TestNetHSMInsecure signs with the real notation and a NetHSM whose certificate nobody verifies: that is refused, in
 // words that notation shows, until it is said of this very key; and even then no PIN that is set for any token is sent.
 func TestNetHSMInsecure(t *testing.T) {
+	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
 	if h.Server == nil {
 		t.Skip("a real NetHSM tells nobody its requests")
@@ -31,9 +32,9 @@ func TestNetHSMInsecure(t *testing.T) {
 			append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, image}, arguments...)...)
 		return stdout + stderr, err
 	}
-	t.Setenv("NOTATION_HSM_NETHSM_FINGERPRINTS", "")
-	t.Setenv("NOTATION_HSM_NETHSM_CA_FILE", "")
-	t.Setenv("NOTATION_HSM_NETHSM_INSECURE", "true")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_FINGERPRINTS", "")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_CA_FILE", "")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_INSECURE", "true")
 	said, err := sign()
 	if err == nil || !strings.Contains(said, "NOT verified") || !strings.Contains(said, "nethsm-insecure=true") ||
 		len(h.Server.Requests()) > 0 {
@@ -49,7 +50,7 @@ func TestNetHSMInsecure(t *testing.T) {
 			t.Errorf("credentials were sent: %+v", r)
 		}
 	}
-	t.Setenv("NOTATION_HSM_NETHSM_PIN_SOURCE", "env:TEST_OPERATOR")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_PIN_SOURCE", "env:TEST_OPERATOR")
 	if said, err = sign("--plugin-config", "nethsm-insecure=true"); err != nil {
 		t.Fatalf("%v: %s", err, said)
 	}

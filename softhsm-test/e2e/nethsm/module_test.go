@@ -15,6 +15,7 @@ import (
 // TestNetHSMModule signs through a module that behaves as Nitrokey's does, as far as its source tells: a search before
 // the login fails, and one without a key ID, which is a request for each key there, is never made.
 func TestNetHSMModule(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release",
@@ -34,10 +35,10 @@ func TestNetHSMModule(t *testing.T) {
 	softhsmtest.Write(t, issuers, softhsmtest.PEM(root.Cert))
 	softhsmtest.Run(t, n.Plugin, "cert", "import", issued, leaf)
 
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_NETHSM", "1")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SHIM_NETHSM", "1")
 	log := filepath.Join(t.TempDir(), "calls")
-	t.Setenv("SHIM_LOG", log)
+	softhsmtest.Setenv(t, "SHIM_LOG", log)
 	// calls returns those of one command, once none of them is what a NetHSM is slow at.
 	calls := func(t *testing.T) []string {
 		t.Helper()
@@ -85,7 +86,7 @@ func TestNetHSMModule(t *testing.T) {
 		calls(t)
 	})
 	t.Run("a key with another tag", func(t *testing.T) { // which is a 403
-		t.Setenv("SHIM_FAULT", "C_Sign:101")
+		softhsmtest.Setenv(t, "SHIM_FAULT", "C_Sign:101")
 		r := softhsmtest.Request(named+"release", nil)
 		softhsmtest.Refused(t, n.Plugin, "generate-signature", r).Expect(t, "ACCESS_DENIED",
 			"the operator may not do that (403)")
@@ -129,7 +130,7 @@ func TestNetHSMModule(t *testing.T) {
 			[]string{"key", "show", named + "release", "--pin-source", "env:TEST_WRONG"}, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Setenv("TEST_WRONG", "654321")
+			softhsmtest.Setenv(t, "TEST_WRONG", "654321")
 			_, stderr, err := softhsmtest.Try(t, "", n.Plugin, c.arguments...)
 			if all := calls(t); err == nil || !strings.Contains(stderr, c.want) || softhsmtest.Count(all,
 				"C_Login") > c.logins ||
@@ -144,6 +145,7 @@ func TestNetHSMModule(t *testing.T) {
 // TestNitrokeyModule signs, decrypts and looks around through Nitrokey's own module, with keys that were made without
 // it.
 func TestNitrokeyModule(t *testing.T) {
+	softhsmtest.Parallel(t)
 	module := os.Getenv("NETHSM_PKCS11_MODULE")
 	if module == "" {
 		t.Skip("set NETHSM_PKCS11_MODULE to the path of Nitrokey's libnethsm_pkcs11.so")
@@ -162,8 +164,8 @@ func TestNitrokeyModule(t *testing.T) {
 
 	conf := filepath.Join(t.TempDir(), "p11nethsm.conf")
 	softhsmtest.Write(t, conf, softhsmtest.Run(t, n.Plugin, "nethsm", "config"))
-	t.Setenv("P11NETHSM_CONFIG_FILE", conf)
-	t.Setenv("NOTATION_HSM_MODULE_PATH", module)
+	softhsmtest.Setenv(t, "P11NETHSM_CONFIG_FILE", conf)
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", module)
 	if list := softhsmtest.Run(t, n.Plugin, "token", "list"); !strings.Contains(list, "NetHSM") {
 		t.Errorf("it is not taken for a NetHSM: %s", list)
 	}

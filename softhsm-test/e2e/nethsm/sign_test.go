@@ -5,7 +5,6 @@ import (
 	"debug/elf"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +18,7 @@ import (
 // TestNetHSMSign signs and verifies with the real notation and keys on a NetHSM: six specs, two envelopes, with the
 // chain beside the key and in a file.
 func TestNetHSMSign(t *testing.T) {
+	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
 	registry := oci.StartRegistry(t)
 	for _, spec := range softhsmtest.KeySpecs {
@@ -40,6 +40,7 @@ func TestNetHSMSign(t *testing.T) {
 
 // TestNetHSMRequests counts the requests of one 'notation sign': one with a chain file, three without.
 func TestNetHSMRequests(t *testing.T) {
+	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
 	if h.Server == nil {
 		t.Skip("a real NetHSM tells nobody its requests")
@@ -61,13 +62,14 @@ func TestNetHSMRequests(t *testing.T) {
 
 // TestNetHSMStatic signs with the build that has no C in it, with nothing in PATH.
 func TestNetHSMStatic(t *testing.T) {
+	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
 	registry := oci.StartRegistry(t)
 	uri, pem := softhsmtest.NewKey(t, h.Token, n.Plugin, "EC-384", h.Key("static"))
 	n.Trust(t, pem)
 	static := filepath.Join(t.TempDir(), "notation-hsm")
-	build := exec.Command("go", "build", "-trimpath", "-o", static, "./cmd/notation-hsm")
-	build.Dir, build.Env = softhsmtest.Root(), append(softhsmtest.Environment, "CGO_ENABLED=0")
+	build := softhsmtest.Go(softhsmtest.Root(), "build", "-trimpath", "-o", static, "./cmd/notation-hsm")
+	build.Env = append(build.Env, "CGO_ENABLED=0")
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
@@ -81,7 +83,7 @@ func TestNetHSMStatic(t *testing.T) {
 		t.Errorf("it is not static: %v, %v", libraries, err)
 	}
 	softhsmtest.Run(t, static, "install")
-	t.Setenv("PATH", "")
+	softhsmtest.Setenv(t, "PATH", "")
 	signAndVerify(t, n, registry, "static", uri)
 
 	_, stderr, err := softhsmtest.Try(t, "", static, "token", "list")
@@ -92,14 +94,15 @@ func TestNetHSMStatic(t *testing.T) {
 
 // TestNetHSMKeep walks through the commands around a key: set up with least privilege, see, examine, rotate, delete.
 func TestNetHSMKeep(t *testing.T) {
+	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
 	if h.Server == nil {
 		t.Skip("namespaces are not made on a real NetHSM")
 	}
 	h.Server.AddUser("root", nethsmtest.Administrator, rootPassphrase)
-	t.Setenv("TEST_ROOT", rootPassphrase)
-	t.Setenv("NOTATION_HSM_NETHSM_USER", "signing~operator")
-	t.Setenv("NOTATION_HSM_NETHSM_ADMINISTRATOR", "signing~admin")
+	softhsmtest.Setenv(t, "TEST_ROOT", rootPassphrase)
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_USER", "signing~operator")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_ADMINISTRATOR", "signing~admin")
 	setup := []string{"nethsm", "setup", "--key", "release", "--tag", "pipeline", "--spec", "EC-256", "--subject",
 		"CN=release,O=Example,C=CH,ST=Zurich",
 		"--root-administrator", "root", "--root-pin-source", "env:TEST_ROOT"}
@@ -126,14 +129,14 @@ func TestNetHSMKeep(t *testing.T) {
 		"EC-256"); err != nil {
 		t.Fatalf("%v: %s", err, stderr)
 	}
-	t.Setenv("NOTATION_HSM_NETHSM_ADMINISTRATOR", "signing~operator")
-	t.Setenv("NOTATION_HSM_NETHSM_ADMINISTRATOR_PIN_SOURCE", "env:TEST_OPERATOR")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_ADMINISTRATOR", "signing~operator")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_ADMINISTRATOR_PIN_SOURCE", "env:TEST_OPERATOR")
 	if _, stderr, err := softhsmtest.Try(t, "", n.Plugin, "key", "delete", "nethsm:other", "--yes"); err == nil ||
 		!strings.Contains(stderr, "(403)") {
 		t.Errorf("an operator deletes: %v, %s", err, stderr)
 	}
-	t.Setenv("NOTATION_HSM_NETHSM_ADMINISTRATOR", "signing~admin")
-	t.Setenv("NOTATION_HSM_NETHSM_ADMINISTRATOR_PIN_SOURCE", "env:TEST_ADMIN")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_ADMINISTRATOR", "signing~admin")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_ADMINISTRATOR_PIN_SOURCE", "env:TEST_ADMIN")
 
 	var listed []struct{ URI, Spec string }
 	if err := json.Unmarshal([]byte(softhsmtest.Run(t, n.Plugin, "key", "list", "--token", "nethsm:rel*", "--json")),
@@ -154,14 +157,14 @@ func TestNetHSMKeep(t *testing.T) {
 
 	// The new key is for the users of the old one alone.
 	h.Server.AddUser("signing~visitor", nethsmtest.Operator, operatorPassphrase)
-	t.Setenv("NOTATION_HSM_NETHSM_USER", "signing~visitor")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_USER", "signing~visitor")
 	request :=
 		`{"contractVersion":"1.0","keyId":"nethsm:release-2","keySpec":"EC-256","hashAlgorithm":"SHA-256","payload":"eA=="}`
 	if _, stderr, err := softhsmtest.Try(t, request, n.Plugin, "generate-signature"); err == nil ||
 		!strings.Contains(stderr, "(403)") {
 		t.Errorf("a user without the tag signs: %v, %s", err, stderr)
 	}
-	t.Setenv("NOTATION_HSM_NETHSM_USER", "signing~operator")
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_USER", "signing~operator")
 
 	if _, stderr, err := softhsmtest.Try(t, "", n.Plugin, "key", "delete", "nethsm:release-2", "--yes"); err == nil ||
 		!strings.Contains(stderr, "Notation signs with the key") {
@@ -175,13 +178,14 @@ func TestNetHSMKeep(t *testing.T) {
 
 // TestNetHSMLookAfter shows the state of instances, and backs a NetHSM up.
 func TestNetHSMLookAfter(t *testing.T) {
+	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
 	if h.Server == nil {
 		t.Skip("a real NetHSM is not locked by a test")
 	}
 	second := h.Server.Instance()
-	t.Setenv("NOTATION_HSM_NETHSM_INSTANCES", h.Server.URL+","+second.URL)
-	t.Setenv("NOTATION_HSM_NETHSM_FINGERPRINTS", h.Server.Fingerprint()+","+second.Fingerprint())
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_INSTANCES", h.Server.URL+","+second.URL)
+	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_FINGERPRINTS", h.Server.Fingerprint()+","+second.Fingerprint())
 	second.SetState(nethsmtest.Locked)
 	var status struct {
 		Instances []struct{ URL, State, Version string }

@@ -12,6 +12,7 @@ import (
 // TestBinaries holds that both programs are position-independent, and that their relocations are resolved and made
 // read-only before they start (full RELRO); and that the Makefile builds them in the same way.
 func TestBinaries(t *testing.T) {
+	softhsmtest.Parallel(t)
 	for _, name := range []string{"notation-hsm", "hsm-image"} {
 		program, err := elf.Open(softhsmtest.Build(t, name))
 		if err != nil {

@@ -18,10 +18,10 @@ import (
 // holding starts the plugin, which hangs in a call with the PIN in its hands, and returns once it does.
 func holding(t *testing.T, program, request, call string, as *syscall.Credential) *exec.Cmd {
 	t.Helper()
-	log := filepath.Join(os.Getenv("SHIM_LOCK_DIR"), "calls")
-	t.Setenv("SHIM_LOG", log)
-	t.Setenv("SHIM_FAULT", call+":hang")
-	cmd := exec.Command(program, "generate-signature")
+	log := filepath.Join(softhsmtest.Getenv(t, "SHIM_LOCK_DIR"), "calls")
+	softhsmtest.Setenv(t, "SHIM_LOG", log)
+	softhsmtest.Setenv(t, "SHIM_FAULT", call+":hang")
+	cmd := softhsmtest.Command(t, program, "generate-signature")
 	cmd.Stdin = strings.NewReader(request)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: as}
 	var out bytes.Buffer
@@ -45,11 +45,12 @@ func holding(t *testing.T, program, request, call string, as *syscall.Credential
 // TestHardened looks at the plugin while it holds a PIN, and after: all its threads gain no privileges, it leaves no
 // core file, and a user's other processes cannot read its memory.
 func TestHardened(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, pem := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_LOCK_DIR", token.Dir)
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SHIM_LOCK_DIR", token.Dir)
 	secret := filepath.Join(token.Dir, "pin")
 	softhsmtest.Write(t, secret, softhsmtest.PIN)
 	body := softhsmtest.Request(uri, softhsmtest.PluginConfig("certificate-chain", pem, "timeout", "10m", "pin-source",
@@ -60,7 +61,8 @@ func TestHardened(t *testing.T) {
 	var as *syscall.Credential
 	if os.Getuid() == 0 {
 		as = &syscall.Credential{Uid: 65534, Gid: 65534}
-		for _, file := range []string{token.Dir, os.Getenv("NOTATION_HSM_MODULE_PATH"), pem, os.Getenv("XDG_CONFIG_HOME")} {
+		for _, file := range []string{token.Dir, softhsmtest.Getenv(t, "NOTATION_HSM_MODULE_PATH"), pem,
+			softhsmtest.Getenv(t, "XDG_CONFIG_HOME")} {
 			giveAway(t, file, 65534)
 		}
 	}
@@ -111,12 +113,13 @@ func giveAway(t *testing.T, path string, uid int) {
 
 // TestCrashAfterLogin has the module crash in a process that is closed: the error still names the module.
 func TestCrashAfterLogin(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, pem := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
 	for _, how := range []string{"crash", "abort"} {
-		t.Setenv("SHIM_FAULT", "C_Sign:"+how)
+		softhsmtest.Setenv(t, "SHIM_FAULT", "C_Sign:"+how)
 		softhsmtest.Refused(t, n.Plugin, "generate-signature", softhsmtest.Request(uri,
 			softhsmtest.PluginConfig("certificate-chain", pem))).Expect(t, "ERROR",
 			"shim.so crashed")

@@ -14,12 +14,13 @@ import (
 
 // TestNoise shows that a module that prints on descriptors 1 and 2 in every call reaches neither Notation nor a script.
 func TestNoise(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, pem := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
 	registry := oci.StartRegistry(t)
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_NOISE", "1")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SHIM_NOISE", "1")
 	softhsmtest.Signs(t, n, softhsmtest.Request(uri, nil))
 	softhsmtest.Refused(t, n.Plugin, "generate-signature", softhsmtest.Request("pkcs11:token=signing;object=none",
 		nil)).Expect(t,
@@ -39,6 +40,7 @@ func TestNoise(t *testing.T) {
 
 // TestCalls counts the calls of a whole 'notation sign' with pkcs11-spy.
 func TestCalls(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	registry := oci.StartRegistry(t)
@@ -68,9 +70,9 @@ func TestCalls(t *testing.T) {
 		} {
 			t.Run(spec+" "+c.name, func(t *testing.T) {
 				log := filepath.Join(t.TempDir(), "spy")
-				t.Setenv("PKCS11SPY", token.Module)
-				t.Setenv("PKCS11SPY_OUTPUT", log)
-				t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Spy(t))
+				softhsmtest.Setenv(t, "PKCS11SPY", token.Module)
+				softhsmtest.Setenv(t, "PKCS11SPY_OUTPUT", log)
+				softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Spy(t))
 				softhsmtest.Run(t, n.Program, append([]string{"sign", "--insecure-registry", "--plugin", "hsm", "--id", uri,
 					registry + "/app@" + digest.String()}, c.arguments...)...)
 				calls := softhsmtest.Calls(t, log)
@@ -93,18 +95,19 @@ func TestCalls(t *testing.T) {
 
 // TestPIN shows that a wrong PIN is tried once, and not at all when that could lock the token.
 func TestPIN(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
 	log := filepath.Join(t.TempDir(), "calls")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_LOG", log)
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SHIM_LOG", log)
 	logins := func() int {
 		count := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login")
 		_ = os.Remove(log)
 		return count
 	}
-	t.Setenv("SHIM_PIN", softhsmtest.PIN)
+	softhsmtest.Setenv(t, "SHIM_PIN", softhsmtest.PIN)
 	const finalTry, locked, pinpad = "20000", "40000", "100"
 	for _, c := range []struct {
 		name, pin, flags, settings, code, word string
@@ -119,9 +122,9 @@ func TestPIN(t *testing.T) {
 		{"no PIN", "", "0", "", "ACCESS_DENIED", "no pin-source", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Setenv("NOTATION_HSM_PIN", c.pin)
-			t.Setenv("SHIM_TOKEN_FLAGS", c.flags)
-			t.Setenv("NOTATION_HSM_ALLOW_FINAL_PIN_TRY", c.settings)
+			softhsmtest.Setenv(t, "NOTATION_HSM_PIN", c.pin)
+			softhsmtest.Setenv(t, "SHIM_TOKEN_FLAGS", c.flags)
+			softhsmtest.Setenv(t, "NOTATION_HSM_ALLOW_FINAL_PIN_TRY", c.settings)
 			if c.code == "" {
 				softhsmtest.Signs(t, n, softhsmtest.Request(uri, nil))
 			} else {
@@ -137,6 +140,7 @@ func TestPIN(t *testing.T) {
 // TestNames names keys in every way there is: percent-encoded ids and labels, one of two keys of a label, one of two
 // tokens.
 func TestNames(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
@@ -184,6 +188,7 @@ func TestNames(t *testing.T) {
 
 // TestLeafByKey finds the right certificate on the token when labels and ids point at a wrong one, or at none.
 func TestLeafByKey(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", "EC-256",
@@ -212,6 +217,7 @@ func TestLeafByKey(t *testing.T) {
 
 // TestConfigFile takes everything from the config file, and shows that a mistake in it is named.
 func TestConfigFile(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	_, pem := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
@@ -220,11 +226,11 @@ func TestConfigFile(t *testing.T) {
 	softhsmtest.Write(t, pin, softhsmtest.PIN+"\n")
 	softhsmtest.Write(t, filepath.Join(dir, "chain.pem"), softhsmtest.Read(t, pem))
 	conf := filepath.Join(dir, "config.yaml")
-	t.Setenv("NOTATION_HSM_CONFIG", conf)
-	t.Setenv("NOTATION_HSM_MODULE_PATH", "")
-	t.Setenv("NOTATION_HSM_PIN", "")
-	softhsm := os.Getenv("SOFTHSM2_CONF")
-	t.Setenv("SOFTHSM2_CONF", "/no/such/file")
+	softhsmtest.Setenv(t, "NOTATION_HSM_CONFIG", conf)
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", "")
+	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", "")
+	softhsm := softhsmtest.Getenv(t, "SOFTHSM2_CONF")
+	softhsmtest.Setenv(t, "SOFTHSM2_CONF", "/no/such/file")
 	whole := `
 timeout: 20s
 keys:
@@ -269,19 +275,20 @@ tokens:
 
 // TestPrecedence gives the same setting in each place there is; the stronger one has to win.
 func TestPrecedence(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
 	conf := filepath.Join(t.TempDir(), "config.yaml")
 	softhsmtest.Write(t, conf, "module-path: /from/the/file.so\nmodules: [/from/the/uri.so, /from/plugin/config.so]\n")
-	t.Setenv("NOTATION_HSM_CONFIG", conf)
+	softhsmtest.Setenv(t, "NOTATION_HSM_CONFIG", conf)
 	says := func(request, want string) {
 		t.Helper()
 		softhsmtest.Refused(t, n.Plugin, "generate-signature", request).Expect(t, "VALIDATION_ERROR", want)
 	}
-	t.Setenv("NOTATION_HSM_MODULE_PATH", "")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", "")
 	says(softhsmtest.Request(uri, nil), "/from/the/file.so")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", "/from/the/environment.so")
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", "/from/the/environment.so")
 	says(softhsmtest.Request(uri, nil), "/from/the/environment.so")
 	says(softhsmtest.Request(uri+"?module-path=/from/the/uri.so", nil), "/from/the/uri.so")
 	says(softhsmtest.Request(uri+"?module-path=/from/the/uri.so", softhsmtest.PluginConfig("module-path",
@@ -291,12 +298,13 @@ func TestPrecedence(t *testing.T) {
 
 // TestObjects shows that the number of calls does not grow with what else is on the token.
 func TestObjects(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
 	log := filepath.Join(t.TempDir(), "calls")
 	count := func() int {
-		t.Setenv("SHIM_LOG", log)
+		softhsmtest.Setenv(t, "SHIM_LOG", log)
 		for _, verb := range []string{"describe-key", "generate-signature"} {
 			if _, stderr, err := softhsmtest.Try(t, softhsmtest.Request(uri, nil), n.Plugin, verb); err != nil {
 				t.Fatal(stderr)
@@ -306,7 +314,7 @@ func TestObjects(t *testing.T) {
 		_ = os.Remove(log)
 		return calls
 	}
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
 	few := count()
 	softhsmtest.AddObjects(t, token, 300)
 	if many := count(); many != few || few == 0 {
@@ -316,6 +324,7 @@ func TestObjects(t *testing.T) {
 
 // TestOddTokens uses tokens with odd labels and PINs.
 func TestOddTokens(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	for _, c := range []struct{ label, pin string }{
@@ -327,7 +336,7 @@ func TestOddTokens(t *testing.T) {
 	} {
 		softhsmtest.Run(t, softhsmtest.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", c.label, "--pin",
 			c.pin, "--so-pin", softhsmtest.SOPIN)
-		t.Setenv("NOTATION_HSM_PIN", c.pin)
+		softhsmtest.Setenv(t, "NOTATION_HSM_PIN", c.pin)
 		uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", c.label, "--label", "release"))
 		file := filepath.Join(t.TempDir(), "release.pem")
 		softhsmtest.Write(t, file, softhsmtest.Run(t, n.Plugin, "cert", "self-sign", uri, "--subject",

@@ -18,6 +18,7 @@ var pinned = map[string]*regexp.Regexp{
 
 // TestPinned holds that deploy/ uses nothing of others by a name that can come to mean something else.
 func TestPinned(t *testing.T) {
+	softhsmtest.Parallel(t)
 	found := map[string]int{}
 	err := filepath.WalkDir(filepath.Join(softhsmtest.Root(), "deploy"), func(path string, entry fs.DirEntry,
 		err error) error {

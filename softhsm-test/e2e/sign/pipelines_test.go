@@ -33,6 +33,7 @@ const (
 // buildah, which say that they pushed an image that this test pushes, and kubectl, which deploys nothing. A signed
 // image is deployed and an unsigned one is not, and the PIN stays where it was.
 func TestPipelines(t *testing.T) {
+	softhsmtest.Parallel(t)
 	for name, open := range map[string]func(*machine) ci{"github": openGitHub, "gitlab": openGitLab,
 		"tekton": openTekton} {
 		t.Run(name, func(t *testing.T) {
@@ -112,12 +113,12 @@ func newMachine(t *testing.T) *machine {
 	if err := softhsmtest.WriteSoftHSMConfig(token.Dir); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("SOFTHSM2_CONF", filepath.Join(token.Dir, "softhsm2.conf"))
+	softhsmtest.Setenv(t, "SOFTHSM2_CONF", filepath.Join(token.Dir, "softhsm2.conf"))
 	softhsmtest.Run(t, softhsmtest.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", token.Label, "--pin",
 		pipelinePIN, "--so-pin",
 		softhsmtest.SOPIN)
 	n := softhsmtest.NewNotation(t, token)
-	t.Setenv("NOTATION_HSM_PIN", pipelinePIN)
+	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", pipelinePIN)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
 		"--label",
 		"release"))
@@ -163,9 +164,10 @@ push) printf %s `+m.digest+` > "$3" ;;
 esac`)
 	config := filepath.Join(m.folder, "config")
 	m.program(filepath.Join(config, "notation", "plugins", "hsm", "notation-hsm"), `exec `+n.Plugin+` "$@"`)
-	m.env = map[string]string{"PATH": programs + ":" + os.Getenv("PATH"), "HOME": m.folder, "TMPDIR": m.mkdir("tmp"),
+	m.env = map[string]string{"PATH": programs + ":" + softhsmtest.Getenv(t, "PATH"), "HOME": m.folder,
+		"TMPDIR":          m.mkdir("tmp"),
 		"XDG_CONFIG_HOME": config,
-		"SOFTHSM2_CONF":   os.Getenv("SOFTHSM2_CONF"), "NOTATION_HSM_LOG": filepath.Join(m.folder, "log")}
+		"SOFTHSM2_CONF":   softhsmtest.Getenv(t, "SOFTHSM2_CONF"), "NOTATION_HSM_LOG": filepath.Join(m.folder, "log")}
 	return m
 }
 

@@ -12,7 +12,6 @@ import (
 	"encoding/asn1"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -22,6 +21,7 @@ import (
 )
 
 func TestRefusedRequests(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, _ := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
@@ -130,7 +130,7 @@ func TestRefusedRequests(t *testing.T) {
 			"VALIDATION_ERROR", []string{"PEM"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Setenv("WRONG_PIN", "wrong-pin")
+			softhsmtest.Setenv(t, "WRONG_PIN", "wrong-pin")
 			start := time.Now()
 			softhsmtest.Refused(t, n.Plugin, "generate-signature", c.request).Expect(t, c.code, c.words...)
 			if took := time.Since(start); took > 20*time.Second {
@@ -139,7 +139,7 @@ func TestRefusedRequests(t *testing.T) {
 		})
 	}
 	t.Run("closed standard input", func(t *testing.T) {
-		cmd := exec.Command("sh", "-c", "exec "+n.Plugin+" describe-key <&-")
+		cmd := softhsmtest.Command(t, "sh", "-c", "exec "+n.Plugin+" describe-key <&-")
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		if err := cmd.Run(); err == nil || !json.Valid(stderr.Bytes()) {
@@ -160,6 +160,7 @@ func TestRefusedRequests(t *testing.T) {
 // TestRefusedChains shows that each way for a chain to be wrong has words of its own, and that the module is not asked
 // to sign then.
 func TestRefusedChains(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
@@ -180,8 +181,8 @@ func TestRefusedChains(t *testing.T) {
 	good := leaf(func(*x509.Certificate) {})
 	file := filepath.Join(t.TempDir(), "chain.pem")
 	log := filepath.Join(t.TempDir(), "calls")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_LOG", log)
+	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	softhsmtest.Setenv(t, "SHIM_LOG", log)
 	issuers := []*x509.Certificate{intermediate.Cert, root.Cert}
 	for _, c := range []struct {
 		name  string

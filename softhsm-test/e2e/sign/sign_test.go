@@ -24,6 +24,7 @@ import (
 // TestSign signs and verifies with the real notation, in a real registry: six specs, two envelopes, with the chain on
 // the token and in a file; and a tampered image is refused.
 func TestSign(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	registry := oci.StartRegistry(t)
@@ -60,6 +61,7 @@ func TestSign(t *testing.T) {
 
 // TestSignKinds signs what else is in registries: an index, and an OCI artifact that is no image.
 func TestSignKinds(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri, pem := softhsmtest.NewKey(t, token, n.Plugin, "EC-384", "release")
@@ -119,6 +121,7 @@ func TestSignBlob(t *testing.T) {
 // TestChainFromCA signs with a leaf that a CA issued, its chain in parts: leaf on the token and issuers in a file out
 // of order among strangers, all on the token, and all in a file.
 func TestChainFromCA(t *testing.T) {
+	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	registry := oci.StartRegistry(t)
