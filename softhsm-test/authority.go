@@ -26,6 +26,7 @@ func (a Authority) Init(t testing.TB, token, spec string, arguments ...string) s
 	return file
 }
 
+// NewCAKey makes a key on a token, without a certificate, and returns its URI.
 func NewCAKey(t testing.TB, program, token, spec, label string) string {
 	t.Helper()
 	return strings.TrimSpace(Run(t, program, "key", "generate", "--token", token, "--spec", spec, "--label", label))
@@ -42,6 +43,7 @@ type Issued struct {
 	Issued []struct{ Serial, State, Subject, Reason string }
 }
 
+// Show returns what 'ca show' says.
 func (a Authority) Show(t testing.TB) (s Issued) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(Run(t, a.Program, "ca", "show", "--json", a.Name)), &s); err != nil {
@@ -50,6 +52,7 @@ func (a Authority) Show(t testing.TB) (s Issued) {
 	return s
 }
 
+// Serials returns the serial numbers, in hex.
 func (s Issued) Serials() []string {
 	serials := make([]string, len(s.Issued))
 	for i, e := range s.Issued {

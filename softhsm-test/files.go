@@ -7,11 +7,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 
 	"go.yaml.in/yaml/v4"
 )
 
+// Read returns the text of a file.
 func Read(t testing.TB, path string) string {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -21,6 +23,7 @@ func Read(t testing.TB, path string) string {
 	return string(data)
 }
 
+// Write writes a file that its owner alone reads.
 func Write(t testing.TB, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -28,6 +31,7 @@ func Write(t testing.TB, path, text string) {
 	}
 }
 
+// WriteJSON writes a value as JSON.
 func WriteJSON(t testing.TB, path string, value any) {
 	t.Helper()
 	data, err := json.Marshal(value)
@@ -37,6 +41,7 @@ func WriteJSON(t testing.TB, path string, value any) {
 	WriteFile(t, path, data)
 }
 
+// WriteFile writes a file that everybody reads, and makes its folder.
 func WriteFile(t testing.TB, path string, data []byte) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -47,6 +52,7 @@ func WriteFile(t testing.TB, path string, data []byte) {
 	}
 }
 
+// ReadJSON reads a value from JSON.
 func ReadJSON(t testing.TB, path string, into any) {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -78,4 +84,10 @@ func Documents(t testing.TB, path string) []map[string]any {
 			list = append(list, document)
 		}
 	}
+}
+
+// HasWord reports whether a text has a word, such as a PIN, by itself: a digest or a path can have its digits by
+// chance.
+func HasWord(text, word string) bool {
+	return regexp.MustCompile(`\b` + regexp.QuoteMeta(word) + `\b`).MatchString(text)
 }

@@ -1,5 +1,5 @@
-// Package softhsmtest makes the real parts that tests run against: the programs of this repository and the pinned tools,
-// tokens of SoftHSM and of other modules, a module that misbehaves on demand, and a user of the notation command.
+// Package softhsmtest makes the real parts that tests run against: the programs of this repository and the tools that
+// it pins, tokens of SoftHSM and of other modules, a module that fails on demand, and a user of the notation command.
 // Everything lives in the test's own temporary folder and ends with the test.
 package softhsmtest
 
@@ -33,7 +33,8 @@ func Missing(t testing.TB, what string) {
 	t.Skipf("%s is missing: run 'make test', which installs it", what)
 }
 
-// NeedRoot is for tests that give files to other users, or become one. On CI a test without root fails, elsewhere it is skipped.
+// NeedRoot is for tests that give files to other users, or become one. On CI a test without root fails, elsewhere it is
+// skipped.
 func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() == 0 {
@@ -124,7 +125,7 @@ func Run(t testing.TB, name string, args ...string) string {
 	return stdout
 }
 
-// Try runs a command with a standard input. One that hangs is ended with the test, by the -timeout of 'go test'.
+// Try runs a command with a standard input. It has no time limit: one that hangs is found by the -timeout of 'go test'.
 func Try(t testing.TB, stdin, name string, args ...string) (stdout, stderr string, err error) {
 	t.Helper()
 	var out, errs bytes.Buffer

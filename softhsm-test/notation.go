@@ -16,6 +16,9 @@ type Notation struct {
 	stores  int
 }
 
+// Patience is a timeout that no machine is too slow for, as NOTATION_HSM_TIMEOUT has it.
+const Patience = "1h"
+
 // NewNotation installs the plugin for a new user. PIN, module and token stand in the environment.
 func NewNotation(t testing.TB, token *Token) *Notation {
 	t.Helper()
@@ -24,9 +27,10 @@ func NewNotation(t testing.TB, token *Token) *Notation {
 	Setenv(t, "XDG_CACHE_HOME", filepath.Join(t.TempDir(), "cache"))
 	Setenv(t, "NOTATION_HSM_MODULE_PATH", token.Module)
 	Setenv(t, "NOTATION_HSM_PIN", PIN)
-	for _, name := range []string{"CONFIG", "LOG", "TOKEN", "SLOT_ID", "PIN_SOURCE", "CERTIFICATE_CHAIN", "TIMEOUT"} {
+	for _, name := range []string{"CONFIG", "LOG", "TOKEN", "SLOT_ID", "PIN_SOURCE", "CERTIFICATE_CHAIN"} {
 		Setenv(t, "NOTATION_HSM_"+name, "") // whatever the developer has set
 	}
+	Setenv(t, "NOTATION_HSM_TIMEOUT", Patience)
 	Run(t, n.Plugin, "install")
 	return n
 }

@@ -1,6 +1,7 @@
 package softhsmtest
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,7 +69,7 @@ func lockOpenCryptoki(t testing.TB) {
 	}
 	t.Cleanup(func() { dir.Close() })
 	for { // the system drops the lock when the test that holds it is killed
-		if err = syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != syscall.EINTR {
+		if err = syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); !errors.Is(err, syscall.EINTR) {
 			break
 		}
 	}

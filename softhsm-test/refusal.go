@@ -39,7 +39,7 @@ func Refused(t testing.TB, program, verb, request string) Refusal {
 		t.Fatalf("standard error is not one JSON object of the contract: %q (%v)", stderr, err)
 	}
 	for _, secret := range []string{PIN, "wrong-pin"} {
-		if strings.Contains(stderr, secret) {
+		if HasWord(stderr, secret) {
 			t.Errorf("the PIN stands in the error: %s", stderr)
 		}
 	}
@@ -52,6 +52,7 @@ func asExit(err error, exit **exec.ExitError) bool {
 	return ok
 }
 
+// Expect fails the test unless the refusal has a code, the words in its message, and a hint.
 func (r Refusal) Expect(t testing.TB, code string, words ...string) {
 	t.Helper()
 	if r.Code != code {
@@ -88,6 +89,7 @@ func Request(uri string, changes map[string]any) string {
 	return string(data)
 }
 
+// PluginConfig returns the change of a Request that sets plugin config: name, value, name, value.
 func PluginConfig(pairs ...string) map[string]any {
 	settings := map[string]string{}
 	for i := 0; i < len(pairs); i += 2 {
@@ -96,6 +98,7 @@ func PluginConfig(pairs ...string) map[string]any {
 	return map[string]any{"pluginConfig": settings}
 }
 
+// PublicKey returns the public half of a key in a module.
 func PublicKey(t testing.TB, n *Notation, uri string) crypto.PublicKey {
 	t.Helper()
 	block, _ := pem.Decode([]byte(Run(t, n.Plugin, "cert", "csr", uri, "--subject", "CN=probe")))

@@ -19,6 +19,7 @@ type Service struct {
 	Ended   chan struct{} // closed when the program has ended
 }
 
+// Start starts a program with the environment of the test.
 func Start(t testing.TB, name string, args ...string) *Service {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -56,6 +57,7 @@ func (s *Service) Ready(condition func() bool) bool {
 	}
 }
 
+// Signal sends the program a signal.
 func (s *Service) Signal(t testing.TB, signal syscall.Signal) {
 	t.Helper()
 	if err := s.process.Signal(signal); err != nil {

@@ -25,6 +25,7 @@ type TSA struct {
 	Root string // PEM file
 }
 
+// StartTSA starts a time stamping authority that ends with the test.
 func StartTSA(t testing.TB) TSA {
 	t.Helper()
 	openssl, dir := Program(t, "openssl"), t.TempDir()

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -14,8 +13,7 @@ import (
 )
 
 func main() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
+	ctx := context.Background()
 	var pushed digest.Digest
 	err := fmt.Errorf("usage: image push REF TEXT | image tamper FROM TO TEXT")
 	switch {

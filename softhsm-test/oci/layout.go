@@ -88,6 +88,7 @@ func writeBlobJSON(t testing.TB, dir, mediaType string, value any) ocispec.Descr
 	return WriteBlob(t, dir, mediaType, data)
 }
 
+// WriteBlob adds a blob to an OCI layout.
 func WriteBlob(t testing.TB, dir, mediaType string, data []byte) ocispec.Descriptor {
 	t.Helper()
 	d := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
@@ -95,6 +96,7 @@ func WriteBlob(t testing.TB, dir, mediaType string, data []byte) ocispec.Descrip
 	return d
 }
 
+// BlobPath returns the path of a blob in an OCI layout.
 func BlobPath(dir string, d digest.Digest) string {
 	return filepath.Join(dir, ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
 }

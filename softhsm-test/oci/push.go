@@ -127,6 +127,7 @@ func Tamper(ctx context.Context, from, to, text string) (digest.Digest, error) {
 	return forged, err
 }
 
+// Open returns the repository of a reference, in a registry that speaks plain HTTP.
 func Open(reference string) (*remote.Repository, error) {
 	repository, err := remote.NewRepository(reference)
 	if err != nil {
@@ -167,10 +168,12 @@ func image(ctx context.Context, repository *remote.Repository, text string) ([]b
 	})
 }
 
+// Descriptor returns the descriptor of data.
 func Descriptor(mediaType string, data []byte) ocispec.Descriptor {
 	return content.NewDescriptorFromBytes(mediaType, data)
 }
 
+// PushAll pushes blobs, by their media types.
 func PushAll(ctx context.Context, repository *remote.Repository, blobs map[string][]byte) error {
 	for mediaType, data := range blobs {
 		if err := repository.Push(ctx, Descriptor(mediaType, data), bytes.NewReader(data)); err != nil {

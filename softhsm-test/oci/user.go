@@ -28,6 +28,8 @@ type User struct {
 // Key is a key of an imageUser, and files with its public half.
 type Key struct{ URI, Public, Certificate string }
 
+// NewUser makes a key of each spec on a token, and a certificate for it. The token and the key provider are set for the
+// programs that the test starts.
 func NewUser(t *testing.T, token *softhsmtest.Token, specs ...string) *User {
 	t.Helper()
 	u := &User{HSMImage: softhsmtest.Build(t, "hsm-image"), Skopeo: softhsmtest.Build(t, "skopeo"), Token: token,
@@ -39,9 +41,10 @@ func NewUser(t *testing.T, token *softhsmtest.Token, specs ...string) *User {
 			t.Errorf("there still is %s: %v", left, err)
 		}
 	})
-	for _, name := range []string{"CONFIG", "LOG", "TOKEN", "SLOT_ID", "PIN_SOURCE", "CERTIFICATE_CHAIN", "TIMEOUT"} {
+	for _, name := range []string{"CONFIG", "LOG", "TOKEN", "SLOT_ID", "PIN_SOURCE", "CERTIFICATE_CHAIN"} {
 		softhsmtest.Setenv(t, "NOTATION_HSM_"+name, "")
 	}
+	softhsmtest.Setenv(t, "NOTATION_HSM_TIMEOUT", softhsmtest.Patience)
 	softhsmtest.Setenv(t, "XDG_CONFIG_HOME", filepath.Join(dir, "config"))
 	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", token.Module)
 	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", softhsmtest.PIN)
@@ -91,6 +94,7 @@ func (u *User) Try(t *testing.T, args ...string) (stdout, stderr string, err err
 	return softhsmtest.Try(t, "", u.HSMImage, args...)
 }
 
+// A RoundTrip is an image that one program encrypts to recipients and hsm-image decrypts with keys.
 type RoundTrip struct {
 	Name, Program string
 	Recipients    []string
@@ -98,6 +102,7 @@ type RoundTrip struct {
 	Provider      bool  // whether the key provider opens it as well: ocicrypt shows it only its own annotations
 }
 
+// RoundTrips encrypts and decrypts an image, in a test of its own each, and compares the layers.
 func (u *User) RoundTrips(t *testing.T, trips []RoundTrip) {
 	dir := t.TempDir()
 	source := filepath.Join(dir, "source")
@@ -158,19 +163,19 @@ func (u *User) Digests(t *testing.T, image, platform string) (digests []string) 
 // given.
 func CheckUsage(t *testing.T, hsmImage string, recipients []string, refused map[string]string) {
 	t.Helper()
-	t.Chdir(t.TempDir())
-	WriteImage(t, "source", "app", 1000, "linux/amd64")
+	dir := t.TempDir() + "/"
+	WriteImage(t, dir+"source", "app", 1000, "linux/amd64")
 	u := &User{HSMImage: hsmImage}
 	for _, uri := range recipients {
-		name := "oci:" + strings.NewReplacer(":", "-", "=", "-", ";", "-").Replace(uri)
-		_, stderr, err := u.Try(t, "encrypt", "oci:source:app", name+":app", "--recipient", uri)
+		name := "oci:" + dir + strings.NewReplacer(":", "-", "=", "-", ";", "-").Replace(uri)
+		_, stderr, err := u.Try(t, "encrypt", "oci:"+dir+"source:app", name+":app", "--recipient", uri)
 		if err != nil || strings.Contains(stderr, "warning:") {
 			t.Fatalf("encrypting to %s: %v\n%s", uri, err, stderr)
 		}
 		softhsmtest.Run(t, hsmImage, "decrypt", name+":app", name+"-plain:app", "--key", uri)
 		for bad, words := range refused {
 			for _, args := range [][]string{
-				{"encrypt", "oci:source:app", "oci:none:app", "--recipient", uri, "--recipient", bad},
+				{"encrypt", "oci:" + dir + "source:app", "oci:" + dir + "none:app", "--recipient", uri, "--recipient", bad},
 				{"recipients", "add", name + ":app", "--recipient", bad, "--key", uri},
 			} {
 				_, stderr, err := u.Try(t, args...)
@@ -185,7 +190,7 @@ func CheckUsage(t *testing.T, hsmImage string, recipients []string, refused map[
 			}
 		}
 	}
-	if _, _, err := u.Try(t, "layers", "oci:none:app"); err == nil {
+	if _, _, err := u.Try(t, "layers", "oci:"+dir+"none:app"); err == nil {
 		t.Error("a refused recipient's image was written")
 	}
 }

@@ -283,10 +283,9 @@ func TestVerify(t *testing.T) {
 		t.Errorf("plain HTTP was spoken without asking: %v %s", err, stderr)
 	}
 	defer g.front.when(func(_ http.ResponseWriter, r *http.Request) bool { <-r.Context().Done(); return true })()
-	begun := time.Now()
 	if results, err := g.verify(t, "--timeout", "300ms", g.signed+":signed"); err == nil ||
-		!strings.Contains(results[0].Reason, "within 300ms") || time.Since(begun) > 5*time.Second {
-		t.Errorf("a registry that does not answer: %v %+v after %s", err, results, time.Since(begun))
+		!strings.Contains(results[0].Reason, "within 300ms") {
+		t.Errorf("a registry that does not answer: %v %+v", err, results)
 	}
 }
 
@@ -405,7 +404,11 @@ func TestVerifyCredentials(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			c.prepare(t)
 			_ = os.Chmod(helper, 0o700)
-			results, err := g.verify(t, "--timeout", "1s", image)
+			timeout := softhsmtest.Patience
+			if c.refused == "within 1s" {
+				timeout = "1s"
+			}
+			results, err := g.verify(t, "--timeout", timeout, image)
 			if (err == nil) != (c.refused == "") || !strings.Contains(results[0].Reason, c.refused) {
 				t.Errorf("%v: %q, not %q", err, results[0].Reason, c.refused)
 			}
@@ -428,9 +431,9 @@ func (g *gated) askVerifier(t testing.TB, program, image, sum string) (stdout st
 	return stdout, err
 }
 
-// TestThousandVerifications leaves no file open and no memory behind.
+// TestThousandVerifications leaves no file open and no memory behind. It runs alone, since it counts those of the
+// process.
 func TestThousandVerifications(t *testing.T) {
-	softhsmtest.Parallel(t)
 	g := newGated(t)
 	ours, err := gate.Open(gate.Options{TrustDir: g.trust, CacheDir: t.TempDir(), PlainHTTP: true})
 	if err != nil {
@@ -445,7 +448,7 @@ func TestThousandVerifications(t *testing.T) {
 		}
 	}
 	round := func() {
-		for i, r := range ours.Verify(context.Background(), images, "", time.Minute) {
+		for i, r := range ours.Verify(context.Background(), images, "", time.Hour) {
 			if r.Passed() != (i%5 != 0) {
 				t.Fatalf("%+v", r)
 			}

@@ -274,7 +274,7 @@ func (n *node) refused(t *testing.T, secret []byte, err error, say string) {
 	if images, snapshots := n.Images(t), n.Snapshots(t); len(images) != 0 || len(snapshots) != 0 {
 		t.Errorf("there are images %q and snapshots %q", images, snapshots)
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		files := n.holds(t, secret)
 		if len(files) == 0 {
 			return
@@ -502,11 +502,11 @@ func TestContainerdDecoderModule(t *testing.T) {
 	reference := n.push(t, "app", wrapHSM(n.public),
 		newLayer(t, ocispec.MediaTypeImageLayerGzip, "a.txt", text).encrypt(t))
 	shim := softhsmtest.Shim(t, n.token.Module)
-	for how, say := range map[string]string{"hang": "did not answer within 1s while decrypting", "crash": ""} {
+	for how, say := range map[string]string{"hang": "did not answer within 5s while decrypting", "crash": ""} {
 		t.Run(how, func(t *testing.T) {
 			softhsmtest.Write(t, n.settings,
 				fmt.Sprintf(
-					"module-path: %s\ntimeout: 1s\npin-source: %s\ntokens:\n  node:\n    env:\n      SHIM_MODULE: %s\n      "+
+					"module-path: %s\ntimeout: 5s\npin-source: %s\ntokens:\n  node:\n    env:\n      SHIM_MODULE: %s\n      "+
 						"SHIM_FAULT: C_Decrypt:%s\n",
 					shim, n.pinSource(t), n.token.Module, how))
 			n.refused(t, text, n.PullCRI(t, reference), say)

@@ -95,20 +95,12 @@ func keyPEM(t testing.TB, key *ecdsa.PrivateKey) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}))
 }
 
-// waitFor waits until a condition holds. Only a service that ended, or five minutes, end it.
+// waitFor waits until a condition holds, or a service has ended.
 func waitFor(t testing.TB, what string, of *softhsmtest.Service, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); {
-		select {
-		case <-of.Ended:
-			t.Fatalf("waiting for %s: the server ended\n%s", what, tail(of.Output.String()))
-		case <-time.After(200 * time.Millisecond):
-		}
-		if condition() {
-			return
-		}
+	if !of.Ready(condition) {
+		t.Fatalf("waiting for %s: the server ended\n%s", what, tail(of.Output.String()))
 	}
-	t.Fatalf("waiting for %s took more than five minutes\n%s", what, tail(of.Stop()))
 }
 
 // logAtFailure shows the end of what a server said, when the test has failed.

@@ -2,7 +2,6 @@ package sign
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -14,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"go.yaml.in/yaml/v4"
 
@@ -196,10 +194,8 @@ func (m *machine) shell(options, script string, env ...map[string]string) error 
 	m.t.Helper()
 	file := filepath.Join(m.folder, "script")
 	softhsmtest.Write(m.t, file, script)
-	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "bash", append(strings.Fields(options), "-x", file)...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = m.work, &m.output, &m.output, time.Second
+	cmd := exec.Command("bash", append(strings.Fields(options), "-x", file)...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = m.work, &m.output, &m.output
 	for _, list := range append([]map[string]string{m.env}, env...) {
 		for name, value := range list {
 			cmd.Env = append(cmd.Env, name+"="+value)

@@ -131,11 +131,7 @@ func TestRefusedRequests(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			softhsmtest.Setenv(t, "WRONG_PIN", "wrong-pin")
-			start := time.Now()
 			softhsmtest.Refused(t, n.Plugin, "generate-signature", c.request).Expect(t, c.code, c.words...)
-			if took := time.Since(start); took > 20*time.Second {
-				t.Errorf("it took %s", took)
-			}
 		})
 	}
 	t.Run("closed standard input", func(t *testing.T) {
@@ -197,7 +193,7 @@ func TestRefusedChains(t *testing.T) {
 		{"intermediate missing", []*x509.Certificate{good, root.Cert}, []string{"missing", "CN=Intermediate"}},
 		{"expired", append(issuers, leaf(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) })),
 			[]string{"expired"}},
-		{"not yet valid", append(issuers, leaf(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) })),
+		{"not yet valid", append(issuers, leaf(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(24 * time.Hour) })),
 			[]string{"not valid before"}},
 		{"key usage not critical", append(issuers, leaf(uncriticalKeyUsage)), []string{"not marked critical"}},
 		{"no key usage", append(issuers, leaf(func(c *x509.Certificate) { c.KeyUsage = 0 })), []string{"no key usage"}},
