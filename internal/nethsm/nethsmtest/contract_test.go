@@ -26,7 +26,6 @@ import (
 // TestContract asks for every operation of the table once with success; each request and response is held against the
 // description.
 func TestContract(t *testing.T) {
-	needDescription(t)
 	s := Start(t, RateLimit(0))
 	public := caller{t: t, server: s}
 	admin, op := public.as(AdminUser, adminPassphrase), public.as(OperatorUser, operatorPassphrase)
@@ -269,8 +268,7 @@ func pemForm(t *testing.T) (body []byte, contentType string) {
 
 // TestContractNotices shows that the validation can fail, on either side.
 func TestContractNotices(t *testing.T) {
-	needDescription(t)
-	c := &contract{t, description().router}
+	c := loadContract(t)
 	request := func(method, path, body string, header ...string) error {
 		r, err := http.NewRequest(method, base+path, nil)
 		if err != nil {
@@ -363,7 +361,6 @@ func (v *violations) Errorf(format string, args ...any) {
 // TestViolationsFailTheTest shows that a server that Start made reports each wrong request, unless Wrong announced it,
 // and each wrong response.
 func TestViolationsFailTheTest(t *testing.T) {
-	needDescription(t)
 	v := &violations{TB: t}
 	s := Start(v)
 	s.Provision(adminPassphrase, operatorPassphrase)

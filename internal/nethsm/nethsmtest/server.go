@@ -1,11 +1,10 @@
-// Package nethsmtest is a NetHSM in memory, for tests: its REST API over TLS on a loopback port, as Nitrokey's OpenAPI
-// description says.
+// Package nethsmtest is a NetHSM in memory, for tests: its REST API over TLS on a loopback port.
 //
 // Start gives an unprovisioned NetHSM and Provision makes it one with an administrator and an operator. Keys are real
 // ones of Go's crypto packages, so what they sign verifies. Several instances of one cluster share keys and users
 // (Instance), an instance can stop and come back at the same address (Stop, Restart), and faults make one misbehave
-// (Inject). With NETHSM_OPENAPI naming the description, every request and every response is held against it
-// (contract.go), and a violation fails the test.
+// (Inject). Every request and response is held against the description of the API in api.yaml (contract.go), and a
+// violation fails the test.
 package nethsmtest
 
 import (
@@ -32,7 +31,7 @@ type Server struct {
 
 	t         testing.TB
 	state     *state
-	contract  *contract // nil when NETHSM_OPENAPI is unset
+	contract  *contract
 	rateLimit time.Duration
 	member    *member
 
