@@ -21,8 +21,8 @@ build: ## build the executables into bin/
 demo: ## sign, verify and tamper with a real image, in demo/, with everything it needs
 	./softhsm-test/demo.sh
 
-test: packages tools ## install what the tests need, and run them all
-	$(PRIVATE) go test -count=1 -tags $(TAGS) -timeout 75m ./...
+test: packages tools ## install what the tests need, and run them all (PKG=sign: one package of end-to-end tests)
+	$(PRIVATE) go test -count=1 -tags $(TAGS) -timeout 75m $(if $(PKG),./softhsm-test/e2e/$(PKG),./...)
 
 fuzz: ## run each fuzz target for FUZZTIME (20s)
 	$(PRIVATE) ./softhsm-test/fuzz.sh $(FUZZTIME)
