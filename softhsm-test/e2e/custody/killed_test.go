@@ -91,9 +91,16 @@ func killAt(t testing.TB, n int, skip, name string, args ...string) (at string, 
 func killAtEach(t testing.TB, skip string, prepare func(), check func(at string), name string,
 	args ...string) (kills int) {
 	t.Helper()
+	return killAtEvery(t, 1, 1, skip, prepare, check, name, args...)
+}
+
+// killAtEvery does so at one call of step, from the first on.
+func killAtEvery(t testing.TB, first, step int, skip string, prepare func(), check func(at string), name string,
+	args ...string) (kills int) {
+	t.Helper()
 	for ; ; kills++ {
 		prepare()
-		at, killed := killAt(t, kills+1, skip, name, args...)
+		at, killed := killAt(t, first+kills*step, skip, name, args...)
 		if !killed {
 			return kills
 		}
