@@ -18,8 +18,7 @@ func TPM(t testing.TB) *Token {
 	tool := Program(t, "pkcs11-tool")
 	Run(t, tool, "--module", token.Module, "--slot-index", "0", "--init-token", "--label", token.Label, "--so-pin", SOPIN)
 	Run(t, tool, "--module", token.Module, "--token-label", token.Label, "--login", "--login-type", "so", "--so-pin",
-		SOPIN,
-		"--init-pin", "--new-pin", PIN)
+		SOPIN, "--init-pin", "--new-pin", PIN)
 	return token
 }
 

@@ -128,8 +128,7 @@ func (c *Daemon) unmount(t testing.TB) {
 func (c *Daemon) Pull(t testing.TB, reference string) error {
 	t.Helper()
 	return said(softhsmtest.Try(t, "", c.ctr, "--address", c.socket, "--namespace", "k8s.io", "images", "pull",
-		"--snapshotter",
-		"native", reference))
+		"--snapshotter", "native", reference))
 }
 
 // PullCRI has containerd pull and unpack an image as a kubelet does. The error holds all that was said.

@@ -56,8 +56,7 @@ func NewUser(t *testing.T, token *softhsmtest.Token, specs ...string) *User {
 	for _, spec := range specs {
 		k := Key{Public: filepath.Join(dir, spec+".pem"), Certificate: filepath.Join(dir, spec+".crt")}
 		k.URI = strings.TrimSpace(softhsmtest.Run(t, plugin, "key", "generate", "--token", token.Label, "--label", spec,
-			"--spec", spec,
-			"--usage", "decrypt"))
+			"--spec", spec, "--usage", "decrypt"))
 		text := softhsmtest.Run(t, plugin, "cert", "export", "--public", k.URI)
 		softhsmtest.WriteFile(t, k.Public, []byte(text))
 		softhsmtest.WriteFile(t, k.Certificate, certificateFor(t, text))

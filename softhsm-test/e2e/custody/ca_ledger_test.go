@@ -139,8 +139,7 @@ func TestCALostOrChanged(t *testing.T) {
 			reason: "is older than"},
 		"an edited record": {do: func(c *ledgerCase) {
 			softhsmtest.Write(t, c.path("ledger.jsonl"), strings.Replace(string(c.read(t, "ledger.jsonl")), "keyCompromise",
-				"superseded",
-				1))
+				"superseded", 1))
 		}, reason: "a record was changed, removed or moved"},
 		"a record left out": {do: func(c *ledgerCase) {
 			softhsmtest.Write(t, c.path("ledger.jsonl"), string(bytes.Join(slices.Delete(lines(c), 3, 4), nil)))

@@ -77,9 +77,7 @@ func TestCAEndToEnd(t *testing.T) {
 	for signer, spec := range map[string]string{"alice": "EC-256", "bob": "RSA-2048"} {
 		keys[signer] = softhsmtest.NewCAKey(t, n.Plugin, "signing", spec, signer)
 		chain := parseChain(t, softhsmtest.Run(t, n.Plugin, "ca", "issue", "--ca", "signing", "--key", keys[signer],
-			"--subject",
-			"CN="+signer+",O=Example,C=CH,ST=Zurich",
-			"--days", "30", "--cdp", address+"/signing.crl"))
+			"--subject", "CN="+signer+",O=Example,C=CH,ST=Zurich", "--days", "30", "--cdp", address+"/signing.crl"))
 		if len(chain) != 3 || chain[0].Subject.CommonName != signer || chain[2].Subject.CommonName != "root" {
 			t.Errorf("%d certificates were printed for %s: %v", len(chain), signer, chain[0].Subject)
 		}
@@ -95,8 +93,7 @@ func TestCAEndToEnd(t *testing.T) {
 		}
 		images[signer] = registry + "/" + signer + "@" + digest.String()
 		softhsmtest.Run(t, n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, "--timestamp-url",
-			tsa.URL,
-			"--timestamp-root-cert", tsa.Root, images[signer])
+			tsa.URL, "--timestamp-root-cert", tsa.Root, images[signer])
 	}
 	verify := func(signer string) (said string, err error) {
 		_, said, err = softhsmtest.Try(t, "", n.Program, "verify", "--debug", "--insecure-registry", images[signer])
@@ -227,8 +224,7 @@ func TestCAAtOnce(t *testing.T) {
 	root.Init(t, "vault", "EC-256", "--days", "90")
 	csr := filepath.Join(t.TempDir(), "release.csr")
 	softhsmtest.Write(t, csr, softhsmtest.Run(t, n.Plugin, "cert", "csr", softhsmtest.NewCAKey(t, n.Plugin, "vault",
-		"EC-256", "release"), "--subject",
-		"CN=release,O=Example,C=CH,ST=Zurich"))
+		"EC-256", "release"), "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
 
 	printed := make([]string, runs)
 	var group sync.WaitGroup
@@ -271,8 +267,7 @@ func TestCAKilled(t *testing.T) {
 	root.Init(t, "vault", "EC-256", "--days", "90")
 	csr := filepath.Join(t.TempDir(), "release.csr")
 	softhsmtest.Write(t, csr, softhsmtest.Run(t, n.Plugin, "cert", "csr", softhsmtest.NewCAKey(t, n.Plugin, "vault",
-		"EC-256", "release"), "--subject",
-		"CN=release,O=Example,C=CH,ST=Zurich"))
+		"EC-256", "release"), "--subject", "CN=release,O=Example,C=CH,ST=Zurich"))
 	issue := []string{"ca", "issue", "--ca", "root", "--csr", csr, "--days", "30", "--yes"}
 
 	printed := map[string]bool{} // serial numbers that someone has seen
@@ -292,8 +287,7 @@ func TestCAKilled(t *testing.T) {
 		shown := root.Show(t)
 		serials := shown.Serials()
 		files, err := filepath.Glob(filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation-hsm", "ca", "root",
-			"issued",
-			"*.pem"))
+			"issued", "*.pem"))
 		if err != nil || len(files) > len(serials) || len(files) < len(serials)-late {
 			t.Errorf("%s: %d certificates in issued/, %d in the ledger", when, len(files), len(serials))
 		}

@@ -136,14 +136,11 @@ func TestRotateUnderCA(t *testing.T) {
 	root := filepath.Join(t.TempDir(), "root.pem")
 	softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "vault", "--spec", "EC-384", "--label", "root")
 	softhsmtest.Write(t, root, softhsmtest.Run(t, n.Plugin, "ca", "init", "root", "--key",
-		"pkcs11:token=vault;object=root", "--subject",
-		"CN=Root,O=Example,C=CH,ST=Zurich", "--days", "300"))
+		"pkcs11:token=vault;object=root", "--subject", "CN=Root,O=Example,C=CH,ST=Zurich", "--days", "300"))
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", "RSA-2048",
-		"--label",
-		"release"))
+		"--label", "release"))
 	softhsmtest.Run(t, n.Plugin, "ca", "issue", "--ca", "root", "--key", uri, "--subject",
-		"CN=release,O=Example,C=CH,ST=Zurich",
-		"--days", "30")
+		"CN=release,O=Example,C=CH,ST=Zurich", "--days", "30")
 	softhsmtest.Run(t, n.Plugin, "install", "--key-name", "release", "--key", uri)
 	n.Trust(t, root)
 	var images []string
@@ -185,13 +182,11 @@ func TestBackup(t *testing.T) {
 	log := filepath.Join(dir, "log")
 	softhsmtest.Setenv(t, "NOTATION_HSM_LOG", log)
 	softhsmtest.Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares",
-		"3",
-		"--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
+		"3", "--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
 	pems := map[string]string{}
 	for _, spec := range softhsmtest.KeySpecs {
 		uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", spec,
-			"--label", spec,
-			"--backup-key", "backup"))
+			"--label", spec, "--backup-key", "backup"))
 		pems[spec] = filepath.Join(dir, spec+".pem")
 		softhsmtest.Write(t, pems[spec], softhsmtest.Run(t, n.Plugin, "cert", "self-sign", uri, "--subject",
 			"CN=release,O=Example,C=CH,ST=Zurich"))
@@ -244,8 +239,7 @@ func TestBackupWrapping(t *testing.T) {
 	for _, flags := range []string{"200000", "400000"} {
 		softhsmtest.Setenv(t, "SHIM_TOKEN_FLAGS", flags)
 		_, stderr, err := softhsmtest.Try(t, "", n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label",
-			"backup",
-			"--shares", "3", "--threshold", "2", "--folder", t.TempDir(), "--so-pin-source", "env:SOPIN")
+			"backup", "--shares", "3", "--threshold", "2", "--folder", t.TempDir(), "--so-pin-source", "env:SOPIN")
 		if err == nil || !strings.Contains(stderr, "so it was not tried") {
 			t.Errorf("%v: %s", err, stderr)
 		}
@@ -276,8 +270,7 @@ func rotateKilled(t *testing.T, first, step int) {
 		"CN=Root,O=Example,C=CH,ST=Zurich", "--days", "300")
 	softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release")
 	softhsmtest.Run(t, n.Plugin, "ca", "issue", "--ca", "root", "--key", "pkcs11:token=signing;object=release",
-		"--subject",
-		"CN=release,O=Example,C=CH,ST=Zurich", "--days", "30")
+		"--subject", "CN=release,O=Example,C=CH,ST=Zurich", "--days", "30")
 	softhsmtest.Run(t, n.Plugin, "install", "--key-name", "release", "--key", "pkcs11:token=signing;object=release")
 	config, saved := softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), t.TempDir()
 	tokens := filepath.Join(token.Dir, "tokens")

@@ -194,8 +194,7 @@ func TestBackupRunsNothing(t *testing.T) {
 	trap, dir := softhsmtest.NewTrap(t), t.TempDir()
 	softhsmtest.Setenv(t, "SOPIN", softhsmtest.SOPIN)
 	softhsmtest.Run(t, n.Plugin, "key", "backup-key", "generate", "--token", "signing", "--label", "backup", "--shares",
-		"3",
-		"--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
+		"3", "--threshold", "2", "--folder", dir, "--so-pin-source", "env:SOPIN")
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release",
 		"--backup-key", "backup"))
 	backup := filepath.Join(dir, "release.backup.json")

@@ -69,8 +69,7 @@ func newCustodians(t *testing.T, token *softhsmtest.Token, n *softhsmtest.Notati
 	} {
 		token.Init(t, c.label)
 		uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", c.label, "--label", "share",
-			"--usage",
-			"decrypt", "--spec", c.spec))
+			"--usage", "decrypt", "--spec", c.spec))
 		block, _ := pem.Decode([]byte(softhsmtest.Run(t, n.Plugin, "cert", "export", "--public", uri)))
 		public, err := x509.ParsePKIXPublicKey(block.Bytes)
 		if err != nil {

@@ -30,8 +30,7 @@ func TestTrust(t *testing.T) {
 	ca := softhsmtest.NewCA(t, "Root", nil)
 	newSigner := func(name string, ca *softhsmtest.CA) (uri, pem string) {
 		uri = strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
-			"--label",
-			name))
+			"--label", name))
 		subject := "CN=" + name + ",O=Example,C=CH,ST=Zurich"
 		pem = filepath.Join(t.TempDir(), name+".pem")
 		if ca == nil {
@@ -216,8 +215,7 @@ func policyAndStores(t testing.TB, to string) string {
 	for _, statement := range policy.TrustPolicies {
 		for _, store := range statement.TrustStores {
 			list, err := truststore.NewX509TrustStore(dir.NewSysFS(to)).GetCertificates(context.Background(),
-				truststore.TypeCA,
-				strings.TrimPrefix(store, "ca:"))
+				truststore.TypeCA, strings.TrimPrefix(store, "ca:"))
 			if err != nil {
 				t.Errorf("%s: %v", store, err)
 			}

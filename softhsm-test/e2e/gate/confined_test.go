@@ -90,9 +90,7 @@ func TestContainerdGateConfined(t *testing.T) {
 	}
 	install := func() (string, error) {
 		_, stderr, err := softhsmtest.Try(t, "", g.image, "install-verifier", "--bin-dir", bin, "--trust-dir", g.trust,
-			"--state-dir",
-			state, "--hosts-dir", hosts,
-			"--auth-file", auth, "--user", softhsmtest.Unprivileged)
+			"--state-dir", state, "--hosts-dir", hosts, "--auth-file", auth, "--user", softhsmtest.Unprivileged)
 		return stderr, err
 	}
 
@@ -345,8 +343,7 @@ func TestVerifierConfinedTLS(t *testing.T) {
 	}
 	install := func() (string, error) {
 		_, stderr, err := softhsmtest.Try(t, "", softhsmtest.Build(t, "hsm-image"), "install-verifier", "--bin-dir", bin,
-			"--trust-dir", trust,
-			"--state-dir", state, "--hosts-dir", hosts, "--user", softhsmtest.Unprivileged)
+			"--trust-dir", trust, "--state-dir", state, "--hosts-dir", hosts, "--user", softhsmtest.Unprivileged)
 		return stderr, err
 	}
 	configure(fmt.Sprintf("client = [[%q, %q]]\n", ca, key))

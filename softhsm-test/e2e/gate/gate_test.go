@@ -71,15 +71,13 @@ func newGated(t testing.TB) *gated {
 	for _, name := range []string{"carol", "dave"} {
 		keys[name] = softhsmtest.NewCAKey(t, g.Plugin, token.Label, "EC-256", name)
 		softhsmtest.Run(t, g.Plugin, "ca", "issue", "--ca", ca.Name, "--key", keys[name], "--subject",
-			fmt.Sprintf(subjectOf, name),
-			"--days", "30", "--cdp", address+"/team.crl")
+			fmt.Sprintf(subjectOf, name), "--days", "30", "--cdp", address+"/team.crl")
 	}
 
 	softhsmtest.Setenv(t, "NOTATION_HSM_TRUST", filepath.Join(t.TempDir(), "trust.yaml"))
 	softhsmtest.Run(t, g.Plugin, "trust", "init")
 	softhsmtest.Run(t, g.Plugin, "trust", "signer", "add", "release", "--scope", g.signed, "--scope",
-		"docker.io/library/hello",
-		"--cert", releasePEM)
+		"docker.io/library/hello", "--cert", releasePEM)
 	softhsmtest.Run(t, g.Plugin, "trust", "signer", "add", "alice", "--scope", g.front.address+"/team/tools", "--cert",
 		alicePEM)
 	softhsmtest.Run(t, g.Plugin, "trust", "signer", "add", "team", "--scope", g.front.address+"/team/ca", "--cert", caPEM)
@@ -302,8 +300,7 @@ func TestVerifyTimestamp(t *testing.T) {
 		t.Fatal(err)
 	}
 	softhsmtest.Run(t, n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", uri, "--timestamp-url",
-		tsa.URL,
-		"--timestamp-root-cert", tsa.Root, registry+"/app@"+sum.String())
+		tsa.URL, "--timestamp-root-cert", tsa.Root, registry+"/app@"+sum.String())
 	g := &gated{Notation: n, image: softhsmtest.Build(t, "hsm-image")}
 	results, err := g.verify(t, registry+"/app:v1")
 	if err != nil || results[0].Signature.Timestamp == nil || !results[0].Signature.Timestamp.Verified {
@@ -426,8 +423,7 @@ func (g *gated) askVerifier(t testing.TB, program, image, sum string) (stdout st
 	descriptor := fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:%s","size":%d}`,
 		sum, len(manifest))
 	stdout, _, err = softhsmtest.Try(t, descriptor, program, "-name", image, "-digest", "sha256:"+sum,
-		"-stdin-media-type",
-		"application/vnd.oci.descriptor.v1+json")
+		"-stdin-media-type", "application/vnd.oci.descriptor.v1+json")
 	return stdout, err
 }
 

@@ -135,8 +135,7 @@ func TestVerifyMemory(t *testing.T) {
 			}
 		},
 		"endless pages of little entries": func(h *oci.Hostile, _ ocispec.Descriptor) {
-			h.Answer = paged(page("{}",
-				19000))
+			h.Answer = paged(page("{}", 19000))
 		},
 		"endless pages of long entries": func(h *oci.Hostile, _ ocispec.Descriptor) {
 			h.Answer = paged(page(fmt.Sprintf(`{"artifactType":%q}`, strings.Repeat("a", 10000)), 100))

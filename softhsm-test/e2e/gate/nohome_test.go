@@ -38,8 +38,7 @@ func TestNoHome(t *testing.T) {
 	pem := filepath.Join(t.TempDir(), "alice.pem")
 	softhsmtest.Write(t, pem, string(forger.PEM()))
 	softhsmtest.Run(t, plugin, "trust", "signer", "add", "alice", "--scope", "registry.example.com/app", "--cert", pem,
-		"--manifest",
-		manifest)
+		"--manifest", manifest)
 	files := func() (list []string) {
 		if err := filepath.WalkDir(here, func(path string, entry os.DirEntry, err error) error {
 			if err == nil && !entry.IsDir() {

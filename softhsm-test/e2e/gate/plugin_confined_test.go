@@ -72,9 +72,7 @@ esac
 		}
 	}
 	softhsmtest.Run(t, softhsmtest.Build(t, "hsm-image"), "install-verifier", "--bin-dir", bin, "--trust-dir", trust,
-		"--state-dir", state,
-		"--hosts-dir", hosts,
-		"--verification-plugin", "good", "--user", softhsmtest.Unprivileged)
+		"--state-dir", state, "--hosts-dir", hosts, "--verification-plugin", "good", "--user", softhsmtest.Unprivileged)
 	for name, want := range map[string]string{"good": "signed by CN=alice",
 		"other": `it names the verification plugin "other"`} {
 		d := images[name]

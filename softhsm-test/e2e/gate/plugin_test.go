@@ -87,8 +87,7 @@ func TestSignatureRunsNothing(t *testing.T) {
 
 		c := containerd.Start(t, containerd.Options{Verifiers: bin})
 		softhsmtest.Run(t, image, "install-verifier", "--bin-dir", bin, "--trust-dir", trust, "--state-dir",
-			filepath.Join(base, "state"),
-			"--hosts-dir", plainHosts(t, registry))
+			filepath.Join(base, "state"), "--hosts-dir", plainHosts(t, registry))
 		for i, name := range images {
 			sum := results[i].Digest
 			repository, err := oci.Open(name)

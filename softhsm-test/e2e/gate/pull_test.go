@@ -251,9 +251,7 @@ func TestContainerdMirror(t *testing.T) {
 			}
 		}
 		snippet, warnings, err := softhsmtest.Try(t, "", "env", "-C", filepath.Dir(bin), g.image, "install-verifier",
-			"--bin-dir", "bin",
-			"--trust-dir", g.trust,
-			"--state-dir", state, "--hosts-dir", folder)
+			"--bin-dir", "bin", "--trust-dir", g.trust, "--state-dir", state, "--hosts-dir", folder)
 		if err != nil || strings.Count(warnings, "warning: containerd will run "+bin) != 10 {
 			t.Errorf("%v %s", err, warnings)
 		}
@@ -268,11 +266,10 @@ func TestContainerdMirror(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The first mirror is down. The second stands for Docker Hub here, so that nothing leaves the machine.
-	softhsmtest.Write(t, hosts,
-		fmt.Sprintf(
-			"server = %q\n[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\", "+
-				"\"resolve\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
-			"http://"+g.front.address, g.front.address))
+	softhsmtest.Write(t, hosts, fmt.Sprintf(
+		"server = %q\n[host.\"http://127.0.0.1:1\"]\ncapabilities = [\"pull\", "+
+			"\"resolve\"]\n[host.\"http://%s\"]\ncapabilities = [\"pull\", \"resolve\"]\n",
+		"http://"+g.front.address, g.front.address))
 	if err := c.PullCRI(t, "hello:v1"); err == nil || !strings.Contains(err.Error(), "it has no signature") ||
 		!strings.Contains(err.Error(), "127.0.0.1:1: ") {
 		t.Errorf("without a signature: %v", err)
@@ -313,8 +310,7 @@ func TestVerifierByHand(t *testing.T) {
 	g := newGated(t)
 	bin, state := filepath.Join(t.TempDir(), "bin dir's"), filepath.Join(t.TempDir(), "state")
 	softhsmtest.Run(t, g.image, "install-verifier", "--bin-dir", bin, "--trust-dir", g.trust, "--state-dir", state,
-		"--hosts-dir",
-		plainHosts(t, g.front.address))
+		"--hosts-dir", plainHosts(t, g.front.address))
 	program := filepath.Join(bin, "hsm-image-verifier")
 	if info, err := os.Stat(program); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("the verifier is %v, %v", info, err)

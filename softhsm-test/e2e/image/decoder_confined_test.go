@@ -33,8 +33,7 @@ func TestContainerdDecoderConfined(t *testing.T) {
 		softhsmtest.Setenv(t, "NOTATION_HSM_"+name, value)
 	}
 	key := strings.TrimSpace(softhsmtest.Run(t, plugin, "key", "generate", "--spec", "RSA-2048", "--usage", "decrypt",
-		"--label",
-		"node"))
+		"--label", "node"))
 	softhsmtest.Write(t, public, softhsmtest.Run(t, plugin, "cert", "export", "--public", key))
 	user, err := sandbox.LookUp(softhsmtest.Unprivileged)
 	if err != nil {

@@ -65,8 +65,7 @@ func newNode(t *testing.T, more string) *node {
 	n.configure(t, n.pinSource(t))
 	softhsmtest.Setenv(t, "NOTATION_HSM_CONFIG", n.settings)
 	key := strings.TrimSpace(softhsmtest.Run(t, softhsmtest.Build(t, "notation-hsm"), "key", "generate", "--spec",
-		"RSA-2048", "--usage",
-		"decrypt", "--label", "node"))
+		"RSA-2048", "--usage", "decrypt", "--label", "node"))
 	softhsmtest.Write(t, n.public, softhsmtest.Run(t, softhsmtest.Build(t, "notation-hsm"), "cert", "export", "--public",
 		key))
 	softhsmtest.Setenv(t, "NOTATION_HSM_CONFIG", "") // containerd has no such variable
@@ -90,8 +89,7 @@ func (n *node) pinSource(t *testing.T) string {
 func (n *node) configure(t *testing.T, pinSource string) {
 	t.Helper()
 	softhsmtest.Write(t, n.settings, fmt.Sprintf("module-path: %s\ntoken: %s\npin-source: %s\n", n.token.Module,
-		n.token.Label,
-		pinSource))
+		n.token.Label, pinSource))
 }
 
 // A layer is on its way to a registry.
@@ -504,11 +502,10 @@ func TestContainerdDecoderModule(t *testing.T) {
 	shim := softhsmtest.Shim(t, n.token.Module)
 	for how, say := range map[string]string{"hang": "did not answer within 5s while decrypting", "crash": ""} {
 		t.Run(how, func(t *testing.T) {
-			softhsmtest.Write(t, n.settings,
-				fmt.Sprintf(
-					"module-path: %s\ntimeout: 5s\npin-source: %s\ntokens:\n  node:\n    env:\n      SHIM_MODULE: %s\n      "+
-						"SHIM_FAULT: C_Decrypt:%s\n",
-					shim, n.pinSource(t), n.token.Module, how))
+			softhsmtest.Write(t, n.settings, fmt.Sprintf(
+				"module-path: %s\ntimeout: 5s\npin-source: %s\ntokens:\n  node:\n    env:\n      SHIM_MODULE: %s\n      "+
+					"SHIM_FAULT: C_Decrypt:%s\n",
+				shim, n.pinSource(t), n.token.Module, how))
 			n.refused(t, text, n.PullCRI(t, reference), say)
 		})
 	}

@@ -40,8 +40,7 @@ func TestImageRecipients(t *testing.T) {
 				"pubkey:"+a.Public, "--recipient", "pubkey:"+b.Public)
 		} else {
 			softhsmtest.Run(t, u.HSMImage, "encrypt", "oci:source:app", place.image, "--recipient", "pubkey:"+a.Public,
-				"--recipient",
-				"pubkey:"+b.Public)
+				"--recipient", "pubkey:"+b.Public)
 		}
 		recipients := func(want string, args ...string) string {
 			t.Helper()
@@ -90,8 +89,7 @@ func TestImageRecipients(t *testing.T) {
 			opens("docker://"+name, c, true)
 			before := softhsmtest.Run(t, u.HSMImage, "layers", "--json", "--tls-verify=false", place.image)
 			other := strings.TrimSpace(softhsmtest.Run(t, u.HSMImage, "recipients", "remove", "--tls-verify=false",
-				"docker://"+name,
-				"--recipient", "pubkey:"+b.Public))
+				"docker://"+name, "--recipient", "pubkey:"+b.Public))
 			opens("docker://"+other, b, false)
 			opens("docker://"+other, a, true)
 			if after := softhsmtest.Run(t, u.HSMImage, "layers", "--json", "--tls-verify=false",
@@ -126,15 +124,13 @@ func TestImageRecipientsAlgorithm(t *testing.T) {
 	t.Chdir(t.TempDir())
 	oci.WriteImage(t, "source", "app", 1000, "linux/amd64")
 	softhsmtest.Run(t, u.HSMImage, "encrypt", "oci:source:app", "oci:app:app", "--recipient", "pubkey:"+ec.Public,
-		"--recipient",
-		"pubkey:"+rsa.Public)
+		"--recipient", "pubkey:"+rsa.Public)
 	if _, stderr, err := u.Try(t, "decrypt", "oci:app:app", "oci:plain:app", "--key", rsa.URI); err == nil ||
 		!strings.Contains(stderr, "oaep=sha1") {
 		t.Fatalf("%v\n%s", err, stderr)
 	}
 	softhsmtest.Run(t, u.HSMImage, "recipients", "add", "oci:app:app", "--recipient", "pubkey:"+rsa.Public+"?oaep=sha1",
-		"--key",
-		ec.URI)
+		"--key", ec.URI)
 	softhsmtest.Run(t, u.HSMImage, "decrypt", "oci:app:app", "oci:plain:app", "--key", rsa.URI)
 	for _, more := range []string{"", "?oaep=sha1"} { // and once more adds nothing
 		if _, stderr, err := u.Try(t, "recipients", "add", "oci:app:app", "--recipient", "pubkey:"+rsa.Public+more, "--key",

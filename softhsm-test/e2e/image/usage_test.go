@@ -36,7 +36,6 @@ func TestImageUsage(t *testing.T) {
 func generateSigning(t *testing.T, token, spec string) string {
 	t.Helper()
 	softhsmtest.Run(t, softhsmtest.Build(t, "notation-hsm"), "key", "generate", "--token", strings.TrimPrefix(token,
-		"pkcs11:token="), "--label",
-		"signing-"+spec, "--spec", spec)
+		"pkcs11:token="), "--label", "signing-"+spec, "--spec", spec)
 	return token + ";object=signing-" + spec
 }

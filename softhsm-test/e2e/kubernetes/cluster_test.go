@@ -55,8 +55,7 @@ clusters: [{name: test, cluster: {server: "https://%s", certificate-authority-da
 users: [{name: test, user: {token: administrator}}]}`, api, base64.StdEncoding.EncodeToString([]byte(ca.PEM()))))
 	_, port, _ := net.SplitHostPort(api)
 	server := softhsmtest.Start(t, clusterProgram(t, "kube-apiserver"), "--etcd-servers", etcd, "--bind-address",
-		"127.0.0.1",
-		"--advertise-address", "127.0.0.1", "--secure-port", port, "--endpoint-reconciler-type", "none",
+		"127.0.0.1", "--advertise-address", "127.0.0.1", "--secure-port", port, "--endpoint-reconciler-type", "none",
 		"--tls-cert-file", filepath.Join(tls, "tls.crt"), "--tls-private-key-file", filepath.Join(tls, "tls.key"),
 		"--token-auth-file", tokens, "--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.0.0.0/24",
 		"--service-account-issuer", "https://"+api, "--service-account-key-file", account,
@@ -186,8 +185,7 @@ func newSignedImages(t testing.TB) *signedImages {
 	registry := "localhost:" + port // which Kyverno and Ratify speak plain HTTP to
 	for _, name := range []string{"alice", "mallory"} {
 		uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
-			"--label",
-			name))
+			"--label", name))
 		file := filepath.Join(s.folder, name+".pem")
 		softhsmtest.Write(t, file, softhsmtest.Run(t, n.Plugin, "cert", "self-sign", uri, "--subject", "CN="+name+
 			",O=Example,C=CH,ST=Zurich"))

@@ -80,8 +80,7 @@ func TestAdmission(t *testing.T) {
 	folder := t.TempDir()
 	for _, name := range []string{"alice", "bob", "carol", "mallory"} {
 		uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
-			"--label",
-			name))
+			"--label", name))
 		subject, pem := "CN="+name+",O=Example,C=CH,ST=Zurich", filepath.Join(folder, name+".pem")
 		if name == "bob" || name == "carol" {
 			softhsmtest.Write(t, pem, ca.IssueCSR(t, softhsmtest.Run(t, n.Plugin, "cert", "csr", uri, "--subject", subject))+
@@ -153,8 +152,7 @@ func TestAdmission(t *testing.T) {
 		"carol in tools")
 	softhsmtest.Run(t, n.Plugin, "trust", "signer", "add", "alice", "--scope", "*")
 	expect("one for the rest", "alice in app", "mallory and alice in app", "bob in app", "carol in app", "bob in tools",
-		"carol in tools",
-		"alice in other", "mallory and alice in other")
+		"carol in tools", "alice in other", "mallory and alice in other")
 	softhsmtest.Run(t, n.Plugin, "trust", "signer", "remove", "team")
 	softhsmtest.Run(t, n.Plugin, "trust", "signer", "add", "bob", "--scope", repository+"/tools", "--cert",
 		filepath.Join(folder, "bob.pem"))
@@ -180,8 +178,7 @@ func askKyverno(t testing.TB, kyverno, policy, list string, images []string) []b
 	softhsmtest.Write(t, path, pods.String())
 	// It ends with 1 when a Pod is refused; the table says which.
 	stdout, stderr, _ := softhsmtest.Try(t, "", kyverno, "apply", policy, "--resource", path, "--registry",
-		"--remove-color",
-		"--table", "--detailed-results")
+		"--remove-color", "--table", "--detailed-results")
 	answers := map[string]string{}
 	for line := range strings.Lines(stdout) {
 		if columns := strings.Split(line, "│"); len(columns) > 5 {

@@ -46,8 +46,7 @@ data:
 	softhsmtest.Setenv(t, "METRICS_CONFIG", "kyverno-metrics")
 	address := softhsmtest.FreeAddresses(t, 1)[0]
 	kyverno := softhsmtest.Start(t, program, "--kubeconfig", c.config, "--serverIP", address, "--webhookServerHost",
-		"127.0.0.1",
-		"--webhookServerPort", address[strings.LastIndex(address, ":")+1:], "--caSecretName", "kyverno-ca",
+		"127.0.0.1", "--webhookServerPort", address[strings.LastIndex(address, ":")+1:], "--caSecretName", "kyverno-ca",
 		"--tlsSecretName",
 		"kyverno-tls",
 		"--backgroundServiceAccountName", "system:serviceaccount:kyverno:kyverno-background-controller",

@@ -33,9 +33,7 @@ func TestClusterRatify(t *testing.T) {
 	addresses, config := softhsmtest.FreeAddresses(t, 2), filepath.Join(s.folder, "ratify.json")
 	softhsmtest.Write(t, config, `{"executor": {"verificationRequestTimeout": 13900, "mutationRequestTimeout": 3950}}`)
 	ratify := softhsmtest.Start(t, program, "serve", "--http", addresses[0], "-c", config, "--enable-crd-manager",
-		"--cert-dir",
-		c.certificate(t),
-		"--health-port", addresses[1], "--cache-enabled=false")
+		"--cert-dir", c.certificate(t), "--health-port", addresses[1], "--cache-enabled=false")
 	logAtFailure(t, ratify)
 	c.run(t, `apiVersion: config.ratify.deislabs.io/v1beta1
 kind: Store
@@ -92,8 +90,7 @@ func startGatekeeper(t testing.TB, c *cluster, s *signedImages, ratify string) *
 	addresses := softhsmtest.FreeAddresses(t, 3)
 	_, port, _ := strings.Cut(addresses[0], ":")
 	gatekeeper := softhsmtest.Start(t, clusterProgram(t, "gatekeeper"), "--host", "127.0.0.1", "--port", port,
-		"--cert-dir",
-		c.certificate(t), "--disable-cert-rotation",
+		"--cert-dir", c.certificate(t), "--disable-cert-rotation",
 		"--health-addr", addresses[1], "--prometheus-port", strings.Split(addresses[2], ":")[1],
 		"--exempt-namespace=gatekeeper-system",
 		"--debug-use-fake-pod", "--logtostderr", "--disable-opa-builtin={http.send}",

@@ -318,8 +318,7 @@ func TestDifferences(t *testing.T) {
 	t.Run("no public key objects", func(t *testing.T) {
 		for _, label := range []string{"release", "other"} {
 			softhsmtest.Run(t, tool, "--module", softhsm, "--token-label", "signing", "--login", "--pin", softhsmtest.PIN,
-				"--delete-object", "--type",
-				"pubkey", "--label", label)
+				"--delete-object", "--type", "pubkey", "--label", label)
 		}
 		for _, r := range []string{ec, rsa, softhsmtest.Request(ecURI, softhsmtest.PluginConfig("certificate-chain",
 			ecPEM)),
@@ -333,8 +332,7 @@ func TestDifferences(t *testing.T) {
 	})
 	t.Run("a PIN for each use", func(t *testing.T) {
 		softhsmtest.Run(t, tool, "--module", softhsm, "--token-label", "signing", "--login", "--pin", softhsmtest.PIN,
-			"--keypairgen", "--key-type",
-			"EC:prime256v1",
+			"--keypairgen", "--key-type", "EC:prime256v1",
 			"--label", "careful", "--id", "ca5e", "--always-auth", "--usage-sign")
 		uri := "pkcs11:token=signing;object=careful"
 		file := filepath.Join(t.TempDir(), "careful.pem")

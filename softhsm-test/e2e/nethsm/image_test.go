@@ -19,8 +19,7 @@ func TestNetHSMImage(t *testing.T) {
 		"hsm": map[string]any{"cmd": map[string]any{"path": n.Plugin, "args": []string{"keyprovider"}}}}})
 	softhsmtest.Setenv(t, "OCICRYPT_KEYPROVIDER_CONFIG", provider)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label",
-		h.Key("recipient"),
-		"--spec", "RSA-2048", "--usage", "decrypt"))
+		h.Key("recipient"), "--spec", "RSA-2048", "--usage", "decrypt"))
 	recipient := oci.Key{URI: uri, Public: filepath.Join(dir, "recipient.pem")}
 	softhsmtest.Write(t, recipient.Public, softhsmtest.Run(t, n.Plugin, "cert", "export", "--public", uri))
 	u := &oci.User{HSMImage: softhsmtest.Build(t, "hsm-image"), Skopeo: softhsmtest.Build(t, "skopeo"), Token: h.Token}
@@ -43,8 +42,7 @@ func TestNetHSMImageUsage(t *testing.T) {
 	h, n := NewNetHSM(t)
 	generate := func(label, spec, usage string) string {
 		return strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label",
-			h.Key(label), "--spec",
-			spec, "--usage", usage))
+			h.Key(label), "--spec", spec, "--usage", usage))
 	}
 	oci.CheckUsage(t, softhsmtest.Build(t, "hsm-image"), []string{generate("recipient", "RSA-2048", "decrypt")},
 		map[string]string{

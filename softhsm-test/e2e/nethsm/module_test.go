@@ -19,16 +19,14 @@ func TestNetHSMModule(t *testing.T) {
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "release",
-		"--id",
-		hex.EncodeToString([]byte("release"))))
+		"--id", hex.EncodeToString([]byte("release"))))
 	pem := filepath.Join(t.TempDir(), "release.pem")
 	softhsmtest.Write(t, pem, softhsmtest.Run(t, n.Plugin, "cert", "self-sign", uri, "--subject",
 		"CN=release,O=Example,C=CH,ST=Zurich"))
 	softhsmtest.Run(t, n.Plugin, "cert", "import", uri, pem)
 	root := softhsmtest.NewCA(t, "Root", nil)
 	issued := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--label", "issued",
-		"--id",
-		hex.EncodeToString([]byte("issued"))))
+		"--id", hex.EncodeToString([]byte("issued"))))
 	leaf, issuers := filepath.Join(t.TempDir(), "leaf.pem"), filepath.Join(t.TempDir(), "root.pem")
 	softhsmtest.Write(t, leaf, softhsmtest.PEM(root.Issue(t, softhsmtest.Template("issued"), softhsmtest.PublicKey(t, n,
 		issued))))
@@ -81,8 +79,7 @@ func TestNetHSMModule(t *testing.T) {
 	}
 	t.Run("its issuers nowhere", func(t *testing.T) {
 		softhsmtest.Refused(t, n.Plugin, "generate-signature", softhsmtest.Request(named+"issued", nil)).Expect(t,
-			"VALIDATION_ERROR",
-			"the certificate of its issuer")
+			"VALIDATION_ERROR", "the certificate of its issuer")
 		calls(t)
 	})
 	t.Run("a key with another tag", func(t *testing.T) { // which is a 403
@@ -157,8 +154,7 @@ func TestNitrokeyModule(t *testing.T) {
 		_, chains[spec] = softhsmtest.NewKey(t, h.Token, n.Plugin, spec, h.Key("key-"+spec))
 	}
 	recipient := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "nethsm:", "--label",
-		h.Key("recipient"),
-		"--spec", "RSA-2048", "--usage", "decrypt"))
+		h.Key("recipient"), "--spec", "RSA-2048", "--usage", "decrypt"))
 	public := filepath.Join(t.TempDir(), "recipient.pem")
 	softhsmtest.Write(t, public, softhsmtest.Run(t, n.Plugin, "cert", "export", "--public", recipient))
 

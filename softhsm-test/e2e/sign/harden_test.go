@@ -121,7 +121,6 @@ func TestCrashAfterLogin(t *testing.T) {
 	for _, how := range []string{"crash", "abort"} {
 		softhsmtest.Setenv(t, "SHIM_FAULT", "C_Sign:"+how)
 		softhsmtest.Refused(t, n.Plugin, "generate-signature", softhsmtest.Request(uri,
-			softhsmtest.PluginConfig("certificate-chain", pem))).Expect(t, "ERROR",
-			"shim.so crashed")
+			softhsmtest.PluginConfig("certificate-chain", pem))).Expect(t, "ERROR", "shim.so crashed")
 	}
 }

@@ -23,8 +23,7 @@ func TestNoise(t *testing.T) {
 	softhsmtest.Setenv(t, "SHIM_NOISE", "1")
 	softhsmtest.Signs(t, n, softhsmtest.Request(uri, nil))
 	softhsmtest.Refused(t, n.Plugin, "generate-signature", softhsmtest.Request("pkcs11:token=signing;object=none",
-		nil)).Expect(t,
-		"VALIDATION_ERROR")
+		nil)).Expect(t, "VALIDATION_ERROR")
 	if out := softhsmtest.Run(t, n.Plugin, "key", "list", "--token", "signing", "--json"); !json.Valid([]byte(out)) {
 		t.Errorf("key list --json printed %q", out)
 	}
@@ -165,8 +164,7 @@ func TestNames(t *testing.T) {
 
 	token.Init(t, "signing")
 	softhsmtest.Refused(t, n.Plugin, "generate-signature", softhsmtest.Request(oddURI, nil)).Expect(t, "VALIDATION_ERROR",
-		"2 tokens match",
-		"serial=")
+		"2 tokens match", "serial=")
 	var tokens []struct{ Label, Serial string }
 	if err := json.Unmarshal([]byte(softhsmtest.Run(t, n.Plugin, "token", "list", "--json")), &tokens); err != nil {
 		t.Fatal(err)
@@ -192,11 +190,9 @@ func TestLeafByKey(t *testing.T) {
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", "signing", "--spec", "EC-256",
-		"--label",
-		"release"))
+		"--label", "release"))
 	softhsmtest.Refused(t, n.Plugin, "generate-signature", softhsmtest.Request(uri, nil)).Expect(t, "VALIDATION_ERROR",
-		"no certificate",
-		"self-sign")
+		"no certificate", "self-sign")
 	dir := t.TempDir()
 	pem := softhsmtest.Run(t, n.Plugin, "cert", "self-sign", uri, "--subject", "CN=right,O=Example,C=CH,ST=Zurich")
 	put := func(text, label, id string) {
@@ -292,8 +288,7 @@ func TestPrecedence(t *testing.T) {
 	says(softhsmtest.Request(uri, nil), "/from/the/environment.so")
 	says(softhsmtest.Request(uri+"?module-path=/from/the/uri.so", nil), "/from/the/uri.so")
 	says(softhsmtest.Request(uri+"?module-path=/from/the/uri.so", softhsmtest.PluginConfig("module-path",
-		"/from/plugin/config.so")),
-		"/from/plugin/config.so")
+		"/from/plugin/config.so")), "/from/plugin/config.so")
 }
 
 // TestObjects shows that the number of calls does not grow with what else is on the token.

@@ -113,13 +113,11 @@ func newMachine(t *testing.T) *machine {
 	}
 	softhsmtest.Setenv(t, "SOFTHSM2_CONF", filepath.Join(token.Dir, "softhsm2.conf"))
 	softhsmtest.Run(t, softhsmtest.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", token.Label, "--pin",
-		pipelinePIN, "--so-pin",
-		softhsmtest.SOPIN)
+		pipelinePIN, "--so-pin", softhsmtest.SOPIN)
 	n := softhsmtest.NewNotation(t, token)
 	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", pipelinePIN)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
-		"--label",
-		"release"))
+		"--label", "release"))
 	pem := filepath.Join(m.folder, "release.pem")
 	softhsmtest.Write(t, pem, softhsmtest.Run(t, n.Plugin, "cert", "self-sign", uri, "--subject",
 		"CN=release,O=Example,C=CH,ST=Zurich"))
@@ -133,8 +131,7 @@ func newMachine(t *testing.T) *machine {
 	// The project's own manifest trusts somebody else, who has signed an image.
 	stranger, own := filepath.Join(m.folder, "stranger.pem"), filepath.Join(m.work, "trust.yaml")
 	other := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
-		"--label",
-		"stranger"))
+		"--label", "stranger"))
 	softhsmtest.Write(t, stranger, softhsmtest.Run(t, n.Plugin, "cert", "self-sign", other, "--subject",
 		"CN=stranger,O=Example,C=CH,ST=Zurich"))
 	softhsmtest.Run(t, n.Plugin, "cert", "import", other, stranger)

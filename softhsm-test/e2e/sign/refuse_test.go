@@ -160,8 +160,7 @@ func TestRefusedChains(t *testing.T) {
 	token := softhsmtest.NewToken(t, "signing")
 	n := softhsmtest.NewNotation(t, token)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
-		"--label",
-		"release"))
+		"--label", "release"))
 	public := softhsmtest.PublicKey(t, n, uri)
 	root := softhsmtest.NewCA(t, "Root", nil)
 	intermediate := softhsmtest.NewCA(t, "Intermediate", root)

@@ -126,8 +126,7 @@ func TestChainFromCA(t *testing.T) {
 	n := softhsmtest.NewNotation(t, token)
 	registry := oci.StartRegistry(t)
 	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
-		"--label",
-		"release"))
+		"--label", "release"))
 	csr := softhsmtest.Run(t, n.Plugin, "cert", "csr", uri, "--subject", "CN=release,O=Example,C=CH,ST=Zurich")
 	root := softhsmtest.NewCA(t, "Root", nil)
 	intermediate := softhsmtest.NewCA(t, "Intermediate", root)
