@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -67,67 +68,88 @@ func TestFaults(t *testing.T) {
 	ecURI, ecPEM := softhsmtest.NewKey(t, token, n.Plugin, "EC-256", "release")
 	rsaURI, _ := softhsmtest.NewKey(t, token, n.Plugin, "RSA-2048", "other")
 	softhsmtest.Setenv(t, "NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
+	requests := map[string]string{
+		"chain in a file":    softhsmtest.Request(ecURI, softhsmtest.PluginConfig("certificate-chain", ecPEM)),
+		"chain on the token": softhsmtest.Request(rsaURI, map[string]any{"keySpec": "RSA-2048"}),
+	}
+	var mutex sync.Mutex
+	pairs, signed := 0, 0
+	cells := map[string]map[string]bool{} // call and fault -> how it ended, in both requests
+	t.Cleanup(func() {
+		t.Logf("%d pairs of call and fault: %d signed all the same, %d ended in one error", pairs, signed, pairs-signed)
+		compareTable(t, "TestFaults", faultTable(cells))
+		if pairs != (2*len(pathCalls)-1)*len(faults) || signed == 0 {
+			t.Errorf("%d pairs, %d signed", pairs, signed)
+		}
+	})
+	for name, request := range requests {
+		t.Run(name, func(t *testing.T) {
+			softhsmtest.Parallel(t)
+			endings := endingsOf(t, n, request)
+			mutex.Lock()
+			defer mutex.Unlock()
+			for cell, ending := range endings {
+				if pairs++; ending == "signed" {
+					signed++
+				}
+				if cells[cell] == nil {
+					cells[cell] = map[string]bool{}
+				}
+				cells[cell][ending] = true
+			}
+		})
+	}
+}
+
+// endingsOf has every call of the path to one signature fail once in every way, and returns how each pair of a call and
+// a fault ended.
+func endingsOf(t *testing.T, n *softhsmtest.Notation, request string) map[string]string {
+	t.Helper()
 	log, sessions := filepath.Join(t.TempDir(), "calls"), t.TempDir()
 	softhsmtest.Setenv(t, "SHIM_LOG", log)
 	softhsmtest.Setenv(t, "SHIM_LOCK_DIR", sessions)
-	pairs, signed := 0, 0
-	cells := map[string]map[string]bool{} // call and fault -> how it ended, in both requests
-	for _, request := range []string{
-		softhsmtest.Request(ecURI, softhsmtest.PluginConfig("certificate-chain", ecPEM)),
-		softhsmtest.Request(rsaURI, map[string]any{"keySpec": "RSA-2048"}),
-	} {
-		for _, call := range pathCalls {
-			if call == "C_GetAttributeValue" && strings.Contains(request, "certificate-chain") {
-				continue // it is not made then
+	endings := map[string]string{}
+	for _, call := range pathCalls {
+		if call == "C_GetAttributeValue" && strings.Contains(request, "certificate-chain") {
+			continue // it is not made then
+		}
+		for _, fault := range faults {
+			name := fmt.Sprintf("%s with %s", call, fault.name)
+			softhsmtest.Setenv(t, "SHIM_FAULT", call+":"+fault.how)
+			stdout, stderr, calls, err := signWithFault(t, n, request, log, call, fault.how == "hang")
+			ending, died := "signed", fault.how == "crash" || fault.how == "abort"
+			if err == nil {
+				verifySignature(t, name, stdout)
+			} else {
+				var r softhsmtest.Refusal
+				if json.Unmarshal([]byte(stderr), &r) != nil || stdout != "" {
+					t.Errorf("%s: %v, %q and %q", name, err, stdout, stderr)
+				}
+				ending = r.Code
+				if !slices.Contains(fault.codes, r.Code) {
+					t.Errorf("%s: errorCode is %s, not %v: %s", name, r.Code, fault.codes, r.Message)
+				}
+				if died && !strings.Contains(r.Message, "shim.so crashed") {
+					t.Errorf("%s: the module is not named: %s", name, r.Message)
+				}
 			}
-			for _, fault := range faults {
-				name := fmt.Sprintf("%s with %s", call, fault.name)
-				softhsmtest.Setenv(t, "SHIM_FAULT", call+":"+fault.how)
-				stdout, stderr, calls, err := signWithFault(t, n, request, log, call, fault.how == "hang")
-				pairs++
-				ending := "signed"
-				if err == nil {
-					signed++
-					verifySignature(t, name, stdout)
-				} else {
-					var r softhsmtest.Refusal
-					if json.Unmarshal([]byte(stderr), &r) != nil || stdout != "" {
-						t.Errorf("%s: %v, %q and %q", name, err, stdout, stderr)
-					}
-					ending = r.Code
-					if !slices.Contains(fault.codes, r.Code) {
-						t.Errorf("%s: errorCode is %s, not %v: %s", name, r.Code, fault.codes, r.Message)
-					}
-					if (fault.how == "crash" || fault.how == "abort") && !strings.Contains(r.Message, "shim.so crashed") {
-						t.Errorf("%s: the module is not named: %s", name, r.Message)
-					}
-				}
-				if cells[call+fault.name] == nil {
-					cells[call+fault.name] = map[string]bool{}
-				}
-				cells[call+fault.name][ending] = true
-				if softhsmtest.Count(calls, call) == 0 {
-					t.Errorf("%s: the call was not made: %v", name, calls)
-				}
-				if softhsmtest.Count(calls, "C_Login") > 1 {
-					t.Errorf("%s: %d logins", name, softhsmtest.Count(calls, "C_Login"))
-				}
-				left, _ := filepath.Glob(filepath.Join(sessions, "s*"))
-				if len(left) > 0 && call != "C_CloseSession" && fault.codes[0] != "TIMEOUT" && fault.how != "crash" &&
-					fault.how != "abort" {
-					t.Errorf("%s: %d sessions were left open", name, len(left))
-				}
-				for _, file := range left {
-					_ = os.Remove(file) // the process is gone, and its sessions with it
-				}
+			endings[call+fault.name] = ending
+			if softhsmtest.Count(calls, call) == 0 {
+				t.Errorf("%s: the call was not made: %v", name, calls)
+			}
+			if softhsmtest.Count(calls, "C_Login") > 1 {
+				t.Errorf("%s: %d logins", name, softhsmtest.Count(calls, "C_Login"))
+			}
+			left, _ := filepath.Glob(filepath.Join(sessions, "s*"))
+			if len(left) > 0 && call != "C_CloseSession" && fault.codes[0] != "TIMEOUT" && !died {
+				t.Errorf("%s: %d sessions were left open", name, len(left))
+			}
+			for _, file := range left {
+				_ = os.Remove(file) // the process is gone, and its sessions with it
 			}
 		}
 	}
-	t.Logf("%d pairs of call and fault: %d signed all the same, %d ended in one error", pairs, signed, pairs-signed)
-	compareTable(t, "TestFaults", faultTable(cells))
-	if pairs != (2*len(pathCalls)-1)*len(faults) || signed == 0 {
-		t.Errorf("%d pairs, %d signed", pairs, signed)
-	}
+	return endings
 }
 
 // signWithFault runs generate-signature, and returns the calls that it made as well. If the module hangs in the call,
