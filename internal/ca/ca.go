@@ -1,13 +1,13 @@
-// Package ca is a certificate authority whose key stays in a module. It makes roots, intermediates and signers'
-// certificates, takes them back, and signs the lists that say so.
+// Package ca is a certificate authority whose key stays in a module. It issues roots, intermediates and signers'
+// certificates, revokes them, and signs certificate revocation lists (CRLs).
 //
 // Each CA is a folder of plain files, none of them secret, which is locked while it is changed:
 //
-//	ca.json              which key it has, and how that is reached
+//	ca.json              its key, and how the key is reached
 //	chain.pem            its certificate, and its issuers up to the root
 //	ledger.jsonl         every event: issued, revoked, list signed; chained, and signed by the CA's key
 //	issued/SERIAL.pem    every certificate it has issued
-//	NAME.crl             its last revocation list
+//	NAME.crl             its last CRL
 package ca
 
 import (
@@ -33,13 +33,13 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Terms is what may be chosen about a certificate.
+// Terms are the choices of whoever orders a certificate.
 type Terms = certs.Terms
 
 // Authority is one CA.
 type Authority struct {
 	Name     string            `json:"name"`
-	Key      string            `json:"key"`                // by URI or alias, as it was given
+	Key      string            `json:"key"`                // URI or alias, as it was given
 	Settings map[string]string `json:"settings,omitempty"` // those given with the key; never a PIN
 	Parent   string            `json:"parent,omitempty"`   // the CA that certified it, unless it is a root
 	Created  time.Time         `json:"created"`
@@ -53,8 +53,8 @@ type Authority struct {
 	keystore *keystore.Keystore // reaches its key
 }
 
-// Folder returns where the CAs are kept: where the flag says, else NOTATION_HSM_CA_DIR, else beside the config file's
-// usual place.
+// Folder returns the folder of the CAs: the flag, else NOTATION_HSM_CA_DIR, else notation-hsm/ca in the user's
+// configuration directory.
 func Folder(flag string) (string, error) {
 	if flag != "" {
 		return flag, nil
@@ -64,7 +64,7 @@ func Folder(flag string) (string, error) {
 	}
 	dir, err := folders.Config()
 	if err != nil {
-		return "", failure.New(failure.Invalid, "can't tell where the CAs are kept: %w", err).
+		return "", failure.New(failure.Invalid, "cannot find the folder of the CAs: %w", err).
 			WithHint("set --ca-dir or NOTATION_HSM_CA_DIR")
 	}
 	return filepath.Join(dir, "notation-hsm", "ca"), nil
@@ -78,7 +78,7 @@ func checkName(name string) error {
 	if names().MatchString(name) {
 		return nil
 	}
-	return failure.New(failure.Invalid, "%q can't be the name of a CA, which is also that of its folder", name).
+	return failure.New(failure.Invalid, "%q is not the name of a CA, which is also the name of its folder", name).
 		WithHint("use letters, digits, dots, dashes and underscores, as in: signing-2026")
 }
 
@@ -95,7 +95,7 @@ func Open(ks *keystore.Keystore, folder, name string) (*Authority, error) {
 		return nil, unknown(folder, name)
 	}
 	if err != nil {
-		return nil, failure.New(failure.Internal, "can't read the CA %q: %w", name, err).
+		return nil, failure.New(failure.Internal, "cannot read the CA %q: %w", name, err).
 			WithHint("check the folder's permissions")
 	}
 	if err := json.Unmarshal(data, a); err != nil {
@@ -105,7 +105,7 @@ func Open(ks *keystore.Keystore, folder, name string) (*Authority, error) {
 	}
 	if a.Name != name { // it names files
 		return nil, failure.New(failure.Invalid,
-			"the file %s is damaged: it is that of a CA %.100q", a.path(description), a.Name).
+			"the file %s is damaged: it describes the CA %.100q", a.path(description), a.Name).
 			WithHint("restore the file from a backup; a CA's folder keeps its name")
 	}
 	if a.chain, err = certs.ReadFile(a.path("chain.pem")); err != nil {
@@ -121,21 +121,21 @@ func unknown(folder, name string) error {
 		for i, a := range all {
 			known[i] = a.Name
 		}
-		hint = "there are: " + strings.Join(known, ", ")
+		hint = "the CAs are: " + strings.Join(known, ", ")
 	}
-	return failure.New(failure.Invalid, "there is no CA %q in %s", name, folder).WithHint(hint)
+	return failure.New(failure.NotFound, "there is no CA %q in %s", name, folder).WithHint(hint)
 }
 
 // List returns all CAs in a folder, by name.
 func List(ks *keystore.Keystore, folder string) ([]*Authority, error) {
 	entries, err := os.ReadDir(folder)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.New(failure.Internal, "can't list the CAs: %w", err).WithHint("check the folder's permissions")
+		return nil, failure.New(failure.Internal, "cannot list the CAs: %w", err).WithHint("check the folder's permissions")
 	}
 	var all []*Authority
 	for _, entry := range entries {
 		if _, err := os.Stat(filepath.Join(folder, entry.Name(), description)); err != nil {
-			continue // not a CA, or one whose making was cut short
+			continue // not a CA, or an Init that was interrupted
 		}
 		a, err := Open(ks, folder, entry.Name())
 		if err != nil {
@@ -150,13 +150,13 @@ func (a *Authority) path(name ...string) string {
 	return filepath.Join(append([]string{a.dir}, name...)...)
 }
 
-// Path is that of the CA's ledger.
+// Path returns the path of the CA's ledger.
 func (a *Authority) Path() string { return a.path(ledgerFile) }
 
-// Certificate is the CA's own.
+// Certificate returns the CA's own certificate.
 func (a *Authority) Certificate() *x509.Certificate { return a.chain[0] }
 
-// Chain is the CA's own certificate and its issuers up to the root, as PEM.
+// Chain returns the CA's own certificate and its issuers up to the root, as PEM.
 func (a *Authority) Chain() []byte { return certs.Encode(a.chain) }
 
 func (a *Authority) write(name string, data []byte) error {
@@ -172,12 +172,13 @@ func (a *Authority) save() error {
 	return a.write(description, append(data, '\n'))
 }
 
-// resolve finds the settings of the CA's key. given are flags, which are stronger than what is kept with the CA.
+// resolve returns the reference of the CA's key. given are flags, which override the settings in ca.json.
 func (a *Authority) resolve(given map[string]string) (*keystore.Reference, error) {
 	return a.keystore.ResolveStored(a.Key, a.Settings, config.Stored(a.path(description)), given)
 }
 
-// withKey opens the CA's key and holds it against the CA's certificate. given are as in resolve.
+// withKey opens the CA's key for as long as do takes. It fails with Invalid when the key is not the one of the CA's
+// certificate. given are as in resolve.
 func (a *Authority) withKey(ctx context.Context, given map[string]string, do func(crypto.Signer) error) error {
 	s, err := a.resolve(given)
 	if err != nil {
@@ -185,8 +186,8 @@ func (a *Authority) withKey(ctx context.Context, given map[string]string, do fun
 	}
 	return s.WithKey(ctx, func(_ keystore.Store, k keystore.Key) error {
 		if !certs.SameKey(k.Public(), a.Certificate().PublicKey) {
-			return failure.New(failure.Invalid, "the key %s is not that of the CA %q", s.Key, a.Name).
-				WithHint("check the token; the CA's key is the one in " + a.path("chain.pem"))
+			return failure.New(failure.Invalid, "the key %s is not the key of the CA %q", s.Key, a.Name).
+				WithHint("check the token: the CA's public key is in " + a.path("chain.pem"))
 		}
 		return do(keystore.Signer(ctx, k))
 	})

@@ -24,18 +24,18 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Transcript is the record of a ceremony, to be kept and signed by those who saw it. Times are UTC.
+// Transcript is the record of a ceremony, for its witnesses to sign and keep. Times are UTC.
 type Transcript struct {
 	File         string              `json:"file"`
 	SHA256       string              `json:"sha256"` // of the file
 	Started      time.Time           `json:"started"`
-	Ended        *time.Time          `json:"ended"` // null when the ceremony came to no good end
+	Ended        *time.Time          `json:"ended"` // null when the ceremony failed
 	Keys         []KeyRecord         `json:"keys"`
 	Certificates []CertificateRecord `json:"certificates"`
 	Lists        []ListRecord        `json:"revocationLists"`
 }
 
-// KeyRecord is a key that was made or used.
+// KeyRecord is a key that was generated or used.
 type KeyRecord struct {
 	Name        string    `json:"name"`
 	Made        bool      `json:"made"` // in this ceremony
@@ -43,12 +43,12 @@ type KeyRecord struct {
 	URI         string    `json:"uri"`
 	Spec        string    `json:"spec"`
 	Module      string    `json:"module"`
-	Token       string    `json:"token"`       // with its serial number, maker and model
+	Token       string    `json:"token"`       // with its serial number, manufacturer and model
 	Fingerprint string    `json:"fingerprint"` // SHA-256 of the SubjectPublicKeyInfo, in hex
 	PublicKey   string    `json:"publicKey"`   // PEM
 }
 
-// CertificateRecord is a certificate that was made.
+// CertificateRecord is a certificate that was issued.
 type CertificateRecord struct {
 	File      string    `json:"file"`
 	Time      time.Time `json:"time"`
@@ -61,7 +61,7 @@ type CertificateRecord struct {
 	PublicKey string    `json:"publicKeyFingerprint"`
 }
 
-// ListRecord is a revocation list that was signed.
+// ListRecord is a CRL that was signed.
 type ListRecord struct {
 	File       string    `json:"file"`
 	Time       time.Time `json:"time"`
@@ -74,21 +74,21 @@ type ListRecord struct {
 
 const transcriptFile = "transcript.json"
 
-// ceremony is a plan under way.
+// ceremony is a plan while it is performed.
 type ceremony struct {
 	*Plan
 	folder, out string
-	said        func(string)
-	keys        map[string]string // references of the keys made here, by name
+	report      func(string)
+	keys        map[string]string // references of the keys generated here, by name
 	given       map[string]map[string]string
-	serials     map[string]string // of the leaves made here, by name
+	serials     map[string]string // of the leaves issued here, by name
 	record      Transcript
 }
 
-// Perform makes all that the plan has, and writes certificates, revocation lists and the transcript into the folder
-// out. Before anything is made, everything is rehearsed, every token is logged in to, and every label is found free.
-// said is told of each step.
-func (p *Plan) Perform(ctx context.Context, folder, out string, said func(string)) error {
+// Perform generates the keys of the plan, makes its CAs and certificates, and writes certificates, CRLs and the
+// transcript into the folder out. Before the first step it rehearses the plan, logs in to every token, and verifies that
+// every label is available. report is called with each step.
+func (p *Plan) Perform(ctx context.Context, folder, out string, report func(string)) error {
 	if _, err := p.Rehearse(folder); err != nil {
 		return err
 	}
@@ -98,11 +98,11 @@ func (p *Plan) Perform(ctx context.Context, folder, out string, said func(string
 	}
 	defer unlock()
 	if _, err := os.Stat(filepath.Join(out, transcriptFile)); !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "the folder %s has the transcript of another ceremony", out).
+		return failure.New(failure.Conflict, "the folder %s has the transcript of another ceremony", out).
 			WithHint("name another folder with --out")
 	}
 	c := &ceremony{
-		Plan: p, folder: folder, out: out, said: said, keys: map[string]string{}, given: map[string]map[string]string{},
+		Plan: p, folder: folder, out: out, report: report, keys: map[string]string{}, given: map[string]map[string]string{},
 		serials: map[string]string{},
 		record: Transcript{
 			File: filepath.Base(p.path), SHA256: p.digest, Started: now(),
@@ -110,23 +110,23 @@ func (p *Plan) Perform(ctx context.Context, folder, out string, said func(string
 		},
 	}
 	for _, k := range p.Keys {
-		if err := c.free(ctx, k); err != nil {
+		if err := c.checkAvailable(ctx, k); err != nil {
 			return p.at("key", k.Name, err)
 		}
 	}
-	if err := p.there(ctx, folder); err != nil {
+	if err := p.checkExisting(ctx, folder); err != nil {
 		return err
 	}
 	return c.perform(ctx)
 }
 
-// there holds that the keys that the plan uses and does not make are there, those of its issuers among them.
-func (p *Plan) there(ctx context.Context, folder string) error {
-	made := map[string]bool{} // keys and CAs of the ceremony
+// checkExisting verifies that every key the plan uses but does not generate can be opened, and the keys of its issuers.
+func (p *Plan) checkExisting(ctx context.Context, folder string) error {
+	made := map[string]bool{} // keys and CAs that the ceremony makes
 	for _, k := range p.Keys {
 		made["key "+k.Name] = true
 	}
-	found := func(reference string, check func(crypto.PublicKey) error) error {
+	checkKey := func(reference string, check func(crypto.PublicKey) error) error {
 		if made["key "+reference] {
 			return nil
 		}
@@ -136,8 +136,8 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 		}
 		return s.WithKey(ctx, func(_ keystore.Store, k keystore.Key) error { return check(k.Public()) })
 	}
-	exists := func(crypto.PublicKey) error { return nil }
-	issues := func(name string) error {
+	anyKey := func(crypto.PublicKey) error { return nil }
+	checkIssuer := func(name string) error {
 		if made["ca "+name] {
 			return nil
 		}
@@ -148,38 +148,38 @@ func (p *Plan) there(ctx context.Context, folder string) error {
 		return a.withKey(ctx, nil, func(crypto.Signer) error { return nil })
 	}
 	if p.Root != nil {
-		if err := found(p.Root.Key, exists); err != nil {
+		if err := checkKey(p.Root.Key, anyKey); err != nil {
 			return p.at("root", p.Root.Name, err)
 		}
 		made["ca "+p.Root.Name] = true
 	}
 	for _, c := range p.Intermediates {
-		if err := cmp.Or(found(c.Key, exists), issues(c.Parent)); err != nil {
+		if err := cmp.Or(checkKey(c.Key, anyKey), checkIssuer(c.Parent)); err != nil {
 			return p.at("intermediate", c.Name, err)
 		}
 		made["ca "+c.Name] = true
 	}
 	for _, l := range p.Leaves {
-		free := func(public crypto.PublicKey) error {
+		available := func(public crypto.PublicKey) error {
 			if made["ca "+l.CA] {
 				return nil
 			}
-			return subjectIsFree(p.keystore, folder, l, public)
+			return checkLeafSubject(p.keystore, folder, l, public)
 		}
-		if err := cmp.Or(found(l.Key, free), issues(l.CA)); err != nil {
+		if err := cmp.Or(checkKey(l.Key, available), checkIssuer(l.CA)); err != nil {
 			return p.at("leaf", l.Name, err)
 		}
 	}
 	for _, r := range p.CRLs {
-		if err := issues(r.CA); err != nil {
+		if err := checkIssuer(r.CA); err != nil {
 			return p.at("crl", r.CA, err)
 		}
 	}
 	return nil
 }
 
-// subjectIsFree fails when a leaf has the subject of another key's certificate.
-func subjectIsFree(ks *keystore.Keystore, folder string, l LeafPlan, public crypto.PublicKey) error {
+// checkLeafSubject fails when a leaf has the subject of another key's certificate.
+func checkLeafSubject(ks *keystore.Keystore, folder string, l LeafPlan, public crypto.PublicKey) error {
 	a, err := Open(ks, folder, l.CA)
 	if err != nil {
 		return err
@@ -197,8 +197,9 @@ func subjectIsFree(ks *keystore.Keystore, folder string, l LeafPlan, public cryp
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
 
-// free holds that a key can be made: the token is there, the PIN is right, and no key has the label.
-func (c *ceremony) free(ctx context.Context, k KeyPlan) error {
+// checkAvailable verifies that a key can be generated: the token can be opened, the PIN is right, and no key has the
+// label.
+func (c *ceremony) checkAvailable(ctx context.Context, k KeyPlan) error {
 	s, err := c.keystore.Resolve("", k.settings(), c.origin())
 	if err != nil {
 		return err
@@ -208,19 +209,18 @@ func (c *ceremony) free(ctx context.Context, k KeyPlan) error {
 		return err
 	}
 	defer store.Close()
-	there, err := store.Keys(ctx)
+	existing, err := store.Keys(ctx)
 	if err != nil {
 		return err
 	}
-	for _, other := range there {
+	for _, other := range existing {
 		info, err := other.Info(ctx)
 		if err != nil {
 			return err
 		}
 		if info.Label == k.Label {
-			return failure.New(failure.Invalid, "token %q has a key with the label %q already", k.Token, k.Label).
-				WithHint("choose another label, or leave it out of keys and use " + info.URI +
-					" where it is needed")
+			return failure.New(failure.Conflict, "token %q already has a key with the label %q", k.Token, k.Label).
+				WithHint("choose another label, or remove the key from keys and refer to " + info.URI)
 		}
 	}
 	return nil
@@ -256,8 +256,7 @@ func (c *ceremony) perform(ctx context.Context) error {
 	return c.save()
 }
 
-// save writes the transcript as far as it goes, so that a ceremony that stops in the middle leaves a record of what it
-// did.
+// save writes the transcript so far, so that a ceremony that fails leaves a record of its steps.
 func (c *ceremony) save() error {
 	data, err := json.MarshalIndent(c.record, "", "  ")
 	if err != nil {
@@ -280,7 +279,7 @@ func (c *ceremony) makeKey(ctx context.Context, k KeyPlan) error {
 		return err
 	}
 	c.keys[k.Name], c.given[k.Name] = info.URI, k.settings()
-	c.said("made the key " + info.URI)
+	c.report("generated the key " + info.URI)
 	return c.recordKey(ctx, k.Name, true, info.URI, s, info.Public)
 }
 
@@ -310,7 +309,7 @@ func (c *ceremony) recordKey(ctx context.Context, name string, made bool, uri st
 	return c.save()
 }
 
-// tokenOf returns the full name of the token that a key is on, as far as the token's label tells it apart.
+// tokenOf returns the full URI of the token that a key is on, or the URI with its label when several have that label.
 func tokenOf(ctx context.Context, uri string, s *keystore.Reference) (string, error) {
 	named, err := config.ParseURI(uri)
 	if err != nil {
@@ -329,7 +328,7 @@ func tokenOf(ctx context.Context, uri string, s *keystore.Reference) (string, er
 	return found, nil
 }
 
-// key returns the reference and the settings of a key of the plan. One that was there before the ceremony is recorded.
+// key returns the reference and the settings of a key of the plan, and records a key that existed before the ceremony.
 func (c *ceremony) key(ctx context.Context, reference string) (string, map[string]string, error) {
 	if uri, made := c.keys[reference]; made {
 		return uri, c.given[reference], nil
@@ -397,7 +396,7 @@ func (c *ceremony) certificate(name string, cert *x509.Certificate, chain []byte
 		File: file, Time: now(), Subject: cert.Subject.String(), Issuer: cert.Issuer.String(), Serial: certs.Serial(cert),
 		NotBefore: cert.NotBefore, NotAfter: cert.NotAfter, SHA256: certs.Fingerprint(cert), PublicKey: fingerprint,
 	})
-	c.said(fmt.Sprintf("made the certificate of %q: %s", cert.Subject, file))
+	c.report(fmt.Sprintf("issued the certificate of %q: %s", cert.Subject, file))
 	return c.save()
 }
 
@@ -419,6 +418,6 @@ func (c *ceremony) sign(ctx context.Context, plan CRLPlan) error {
 		File: file, Time: now(), Number: list.Number.String(), ThisUpdate: list.ThisUpdate, NextUpdate: list.NextUpdate,
 		Revoked: len(list.RevokedCertificateEntries), SHA256: hex.EncodeToString(sum[:]),
 	})
-	c.said(fmt.Sprintf("signed the revocation list of %s: %s", plan.CA, file))
+	c.report(fmt.Sprintf("signed the CRL of %s: %s", plan.CA, file))
 	return c.save()
 }

@@ -19,10 +19,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// CRL signs a new revocation list, which holds until next update, and keeps it. given are settings for the CA's key.
-// What was revoked stays listed when it has expired: a signature with a timestamp outlives its certificate. published
-// is the path of a list that the new one will replace, or empty: if that is a newer one than the CA knows of, the CA's
-// folder is an older copy, and nothing is signed.
+// CRL signs a new CRL (RFC 5280, section 5), valid for nextUpdate (such as 7d), and writes it into the CA's folder.
+// given are settings of the CA's key. Revoked certificates stay listed after they expire: a signature with a timestamp
+// outlives its certificate. published is the path of the CRL that the new one replaces, or empty: if it is newer than the
+// CA's ledger, the CA's folder is an older copy, and CRL fails with Invalid.
 func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate,
 	published string) (list *x509.RevocationList, path string, err error) {
 	lasts, err := parsePeriod(nextUpdate)
@@ -30,11 +30,11 @@ func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate
 		return nil, "", err
 	}
 	err = a.change(ctx, func(l *ledger) error {
-		// what is no list of ours is no evidence
+		// A file that is not a CRL of this CA proves nothing.
 		if other, err := readList(published, a.Certificate()); published != "" && err == nil {
-			if err := l.covers(nil, other, "the list "+published); err != nil {
-				return failure.New(failure.Invalid, "the folder of the CA %q is not what it was: %w", a.Name, err).
-					WithHint("restore the newest folder of the CA from a backup; or take over what the list has: notation-hsm ca recover --ca " +
+			if err := l.covers(nil, other, "the CRL "+published); err != nil {
+				return failure.New(failure.Invalid, "the folder of the CA %q is an older copy: %w", a.Name, err).
+					WithHint("restore the newest folder of the CA from a backup; or recover from the CRL: notation-hsm ca recover --ca " +
 						a.Name + " --crl " + published)
 			}
 		}
@@ -46,8 +46,8 @@ func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate
 	return list, a.crlFile(), err
 }
 
-// signList signs the next list. Its number (RFC 5280, section 5.2.3) is in the ledger before the list is on the disk,
-// so a list that anyone has seen never shares it with another.
+// signList signs the next CRL. Its number (RFC 5280, section 5.2.3) is in the ledger before the CRL is on the disk, so no
+// two published CRLs have the same number.
 func (a *Authority) signList(signer crypto.Signer, l *ledger, lasts time.Duration) (*x509.RevocationList, error) {
 	now := now()
 	number := new(big.Int).Add(l.list, big.NewInt(1))
@@ -77,7 +77,7 @@ func revokedEntries(entries []Entry) (revoked []x509.RevocationListEntry) {
 
 func (a *Authority) crlFile() string { return a.path(a.Name + ".crl") }
 
-// Published returns the last revocation list, or nil when there has been none.
+// Published returns the last CRL, or nil when there is none.
 func (a *Authority) Published() (*x509.RevocationList, error) {
 	list, err := readList(a.crlFile(), a.Certificate())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -85,8 +85,8 @@ func (a *Authority) Published() (*x509.RevocationList, error) {
 	}
 	if err != nil {
 		return nil, failure.New(failure.Invalid,
-			"can't use the last revocation list of the CA %q: %s: %w", a.Name, a.crlFile(), err).
-			WithHint("copy the list that is published to that place; if there is none, remove the file and sign a new list: " +
+			"cannot read the last CRL of the CA %q: %s: %w", a.Name, a.crlFile(), err).
+			WithHint("copy the published CRL to this path; if there is none, remove the file and sign a new CRL: " +
 				"notation-hsm ca crl --ca " + a.Name)
 	}
 	return list, nil
@@ -94,7 +94,7 @@ func (a *Authority) Published() (*x509.RevocationList, error) {
 
 const listLimit = 64 << 20 // bytes; an entry has about 40
 
-// readList reads a revocation list of an issuer.
+// readList reads a CRL in DER and verifies its signature by an issuer.
 func readList(path string, issuer *x509.Certificate) (*x509.RevocationList, error) {
 	file, err := os.Open(path)
 	if err != nil {
@@ -118,12 +118,12 @@ func readList(path string, issuer *x509.Certificate) (*x509.RevocationList, erro
 	return list, list.CheckSignatureFrom(issuer)
 }
 
-// parsePeriod reads a length of time in days, such as 7d, or as Go writes it, such as 12h.
+// parsePeriod reads a duration in days, such as 7d, or in Go's form, such as 12h.
 func parsePeriod(text string) (time.Duration, error) {
 	const day = 24 * time.Hour
 	if text == "" {
-		return 0, failure.New(failure.Invalid, "nothing says when the next update is due").
-			WithHint("as in: --next-update 7d (in a ceremony: next-update: 7d)")
+		return 0, failure.New(failure.Invalid, "a CRL needs the time of its next update").
+			WithHint("set it, as in --next-update 7d (in a ceremony: next-update: 7d)")
 	}
 	period, err := time.ParseDuration(text)
 	if days, isDays := strings.CutSuffix(text, "d"); isDays {
@@ -132,7 +132,7 @@ func parsePeriod(text string) (time.Duration, error) {
 		period = time.Duration(n) * day //nolint:gosec // at most 12 bits
 	}
 	if err != nil || period < time.Second || period > 3660*day {
-		return 0, failure.New(failure.Invalid, "%q is no time for the next update", text).
+		return 0, failure.New(failure.Invalid, "%q is not a duration until the next update", text).
 			WithHint("write it like 7d or 12h, up to ten years")
 	}
 	return period, nil

@@ -19,7 +19,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Entry is what became of an issued certificate.
+// Entry is an issued certificate and its state.
 type Entry struct {
 	Serial    string     `json:"serial"` // hex
 	Subject   string     `json:"subject"`
@@ -45,7 +45,7 @@ func newEntry(cert *x509.Certificate, issued time.Time) Entry {
 	}
 }
 
-// State is an entry's state in one word.
+// State returns the state in one word: revoked, unknown (the certificate is lost), expired or valid.
 func (e Entry) State() string {
 	switch {
 	case e.Revoked != nil:
@@ -58,16 +58,16 @@ func (e Entry) State() string {
 	return "valid"
 }
 
-// Certificate returns the certificate itself. It fails when that is lost.
+// Certificate returns the certificate. It fails with NotFound when the certificate is lost.
 func (e Entry) Certificate() (*x509.Certificate, error) {
 	if e.der == nil {
-		return nil, failure.New(failure.Invalid, "the CA has no copy of the certificate %s", e.Serial).
-			WithHint("get the certificate from whom it was issued to")
+		return nil, failure.New(failure.NotFound, "the CA has no copy of the certificate %s", e.Serial).
+			WithHint("get the certificate from its holder")
 	}
 	return x509.ParseCertificate(e.der)
 }
 
-// Entries returns what became of all certificates that the CA has issued, in the order of their issue.
+// Entries returns all certificates that the CA has issued, in the order of their issue.
 func (a *Authority) Entries() ([]Entry, error) {
 	l, err := a.read()
 	if err != nil {
@@ -76,8 +76,8 @@ func (a *Authority) Entries() ([]Entry, error) {
 	return l.entries, nil
 }
 
-// read returns the ledger, verified and held against the rest of the folder. What is issued and the last list are
-// looked up before the ledger: both are written after it, so whatever is found there is in a ledger that is whole.
+// read returns the ledger, verified and compared with the rest of the folder. It reads issued/ and the last CRL before
+// the ledger: both are written after the ledger, so a complete ledger contains them.
 func (a *Authority) read() (*ledger, error) {
 	files, err := a.issuedFiles()
 	if err != nil {
@@ -93,19 +93,19 @@ func (a *Authority) read() (*ledger, error) {
 			return nil, a.distrust(errors.New("the file is missing"))
 		}
 		l, err := a.readIndex(files, list)
-		if _, there := os.Stat(a.path(ledgerFile)); err != nil && there == nil {
-			return a.read() // another command has made it from the index meanwhile
+		if _, missing := os.Stat(a.path(ledgerFile)); err != nil && missing == nil {
+			return a.read() // another command made it from the index in the meantime
 		}
 		return l, err
 	}
 	if err != nil {
-		return nil, failure.New(failure.Internal, "can't read what the CA %q has issued: %w", a.Name, err).
+		return nil, failure.New(failure.Internal, "cannot read the certificates of the CA %q: %w", a.Name, err).
 			WithHint("check the folder's permissions")
 	}
 	defer file.Close()
 	l, err := parseLedger(file, a.Certificate())
 	if err == nil {
-		err = l.covers(files, list, "the list "+a.crlFile())
+		err = l.covers(files, list, "the CRL "+a.crlFile())
 	}
 	if err != nil {
 		return nil, a.distrust(err)
@@ -113,44 +113,43 @@ func (a *Authority) read() (*ledger, error) {
 	return l, nil
 }
 
-// distrust is the failure of a ledger that can't be what the CA wrote last.
+// distrust returns the failure of a ledger that is not the one the CA wrote last.
 func (a *Authority) distrust(err error) error {
 	return failure.New(failure.Invalid,
-		"the ledger of the CA %q can't be trusted: %s: %w", a.Name, a.path(ledgerFile), err).
+		"cannot trust the ledger of the CA %q: %s: %w", a.Name, a.path(ledgerFile), err).
 		WithHint("restore the newest " + ledgerFile +
-			" from a backup; or see what can be rebuilt from the certificates in issued/ and the last list: notation-hsm ca " +
-			"recover --ca " + a.Name)
+			" from a backup; or rebuild it from issued/ and the last CRL: notation-hsm ca recover --ca " + a.Name)
 }
 
-// covers fails unless the ledger knows every certificate in issued/ and all that a list of the CA says: one that does
-// not is older than they are. list may be nil.
+// covers fails unless the ledger has every certificate in issued/ and everything that a CRL of the CA says: otherwise it
+// is older than they are. list may be nil.
 func (l *ledger) covers(files []string, list *x509.RevocationList, named string) error {
 	for _, serial := range files {
 		if _, known := l.place[serial]; !known {
-			return fmt.Errorf("it is older than issued/%s.pem, which it does not know", serial)
+			return fmt.Errorf("it is older than issued/%s.pem, which it does not contain", serial)
 		}
 	}
 	if list == nil {
 		return nil
 	}
 	if list.Number.Cmp(l.list) > 0 {
-		return fmt.Errorf("it is older than %s: that has the number %s, and the last that the ledger knows is %s", named,
+		return fmt.Errorf("it is older than %s, which has the number %s; the last number in the ledger is %s", named,
 			list.Number, l.list)
 	}
 	for _, e := range list.RevokedCertificateEntries {
 		serial := hex.EncodeToString(e.SerialNumber.Bytes())
 		if i, known := l.place[serial]; !known || l.entries[i].Revoked == nil {
-			return fmt.Errorf("%s has revoked the certificate %s, and the ledger has not", named, serial)
+			return fmt.Errorf("%s revokes the certificate %s, and the ledger does not", named, serial)
 		}
 	}
 	return nil
 }
 
-// issuedFiles returns the serial numbers that the certificates in issued/ are filed under.
+// issuedFiles returns the serial numbers in the file names of issued/.
 func (a *Authority) issuedFiles() ([]string, error) {
 	entries, err := os.ReadDir(a.path("issued"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.New(failure.Internal, "can't read what the CA %q has issued: %w", a.Name, err).
+		return nil, failure.New(failure.Internal, "cannot read the certificates of the CA %q: %w", a.Name, err).
 			WithHint("check the folder's permissions")
 	}
 	var serials []string
@@ -163,8 +162,8 @@ func (a *Authority) issuedFiles() ([]string, error) {
 	return serials, nil
 }
 
-// locked runs do while no other command changes the CA. The lock comes before any key is opened: hundreds of commands
-// at once then wait here, and not in the module.
+// locked runs do while no other command changes the CA. The lock comes before any key is opened, so that hundreds of
+// commands at once wait here and not in the module.
 func (a *Authority) locked(ctx context.Context, do func() error) error {
 	unlock, err := state.Lock(ctx, a.dir)
 	if err != nil {
@@ -185,7 +184,7 @@ func (a *Authority) change(ctx context.Context, do func(*ledger) error) error {
 	})
 }
 
-// record adds a record to the ledger, has the CA's key sign it, and writes it.
+// record adds a record to the ledger, signs it with the CA's key, and writes it.
 func (a *Authority) record(signer crypto.Signer, l *ledger, r record) error {
 	if err := l.add(r); err != nil {
 		return err
@@ -196,8 +195,8 @@ func (a *Authority) record(signer crypto.Signer, l *ledger, r record) error {
 	return a.commit(l)
 }
 
-// commit writes the ledger's new records, and then the certificates in issued/ that are missing: those of the new
-// records, those that a killed command did not come to, and those that were lost. The CA is locked.
+// commit writes the ledger's new records, and then the certificates missing in issued/: those of the new records, those
+// of an interrupted command, and lost ones. The CA is locked.
 func (a *Authority) commit(l *ledger) error {
 	if err := l.verify(); err != nil {
 		return err
@@ -214,12 +213,12 @@ func (a *Authority) commit(l *ledger) error {
 	if err != nil {
 		return err
 	}
-	there := make(map[string]bool, len(files))
+	existing := make(map[string]bool, len(files))
 	for _, serial := range files {
-		there[serial] = true
+		existing[serial] = true
 	}
 	for _, e := range l.entries {
-		if there[e.Serial] || e.der == nil {
+		if existing[e.Serial] || e.der == nil {
 			continue
 		}
 		cert, err := e.Certificate()

@@ -19,8 +19,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Earlier versions kept what a CA has issued in index.json, which was written anew for each certificate, and the number
-// of its last list in crlnumber. Such a CA is read from both until the CA's key is used; then they become a ledger.
+// Earlier versions kept the certificates of a CA in index.json, which was rewritten for each certificate, and the number
+// of its last CRL in crlnumber. Such a CA is read from both until the CA's key is used; then they become a ledger.
 
 const (
 	indexFile  = "index.json"
@@ -28,23 +28,23 @@ const (
 	indexLimit = 64 << 20 // bytes
 )
 
-// retired is what index.json becomes, so that an earlier version fails instead of taking a CA for a new one.
+// retired replaces the content of index.json, so that an earlier version fails instead of treating the CA as a new one.
 const retired = `"the record of this CA is in ledger.jsonl, which needs a newer version of notation-hsm"` + "\n"
 
-// ledgerVersion is that of Authority.Ledger.
+// ledgerVersion is the value of Authority.Ledger.
 const ledgerVersion = 1
 
-// readIndex returns the ledger that index.json and crlnumber amount to, nothing of which is written yet.
+// readIndex returns the ledger of index.json and crlnumber. It writes nothing.
 //
-// Earlier versions wrote a certificate before the index that names it. So one that is in issued/ and not in the index
-// belongs to a command that was cut short between the two, and is taken in. Two can't be: the index is older, then. One
-// without any index is refused as well: it may be the index that was lost, and a revocation with it.
+// Earlier versions wrote a certificate before the index. So one certificate in issued/ that is not in the index belongs to
+// a command that was interrupted between the two, and is accepted. Two mean that the index is older: it fails with Invalid.
+// So does one without any index: the index, and a revocation with it, may be lost.
 func (a *Authority) readIndex(files []string, list *x509.RevocationList) (*ledger, error) {
 	distrust := func(format string, args ...any) error {
 		return failure.New(failure.Invalid,
-			"can't trust what the CA %q has on record: %s: %w", a.Name, a.path(indexFile), fmt.Errorf(format, args...)).
+			"cannot trust the record of the CA %q: %s: %w", a.Name, a.path(indexFile), fmt.Errorf(format, args...)).
 			WithHint("restore the newest " + indexFile +
-				" from a backup; or see what can be rebuilt: notation-hsm ca recover --ca " + a.Name)
+				" from a backup; or rebuild it: notation-hsm ca recover --ca " + a.Name)
 	}
 	entries, err := a.index()
 	if err != nil {
@@ -65,7 +65,7 @@ func (a *Authority) readIndex(files []string, list *x509.RevocationList) (*ledge
 	known := map[string]bool{}
 	for _, e := range entries {
 		if !isSerial(e.Serial) { // before it becomes a path
-			return nil, distrust("%.100q is no serial number", e.Serial)
+			return nil, distrust("%.100q is not a serial number", e.Serial)
 		}
 		known[e.Serial] = true
 	}
@@ -75,7 +75,7 @@ func (a *Authority) readIndex(files []string, list *x509.RevocationList) (*ledge
 			continue
 		}
 		if strays++; strays > 1 || len(entries) == 0 {
-			return nil, distrust("it is missing, or older than issued/%s.pem, which it does not know", serial)
+			return nil, distrust("it is missing, or older than issued/%s.pem, which it does not contain", serial)
 		}
 		entries = append(entries, Entry{Serial: serial})
 	}
@@ -100,13 +100,13 @@ func (a *Authority) readIndex(files []string, list *x509.RevocationList) (*ledge
 	if err := l.add(records...); err != nil {
 		return nil, distrust("%w", err)
 	}
-	if err := l.covers(nil, list, "the list "+a.crlFile()); err != nil {
+	if err := l.covers(nil, list, "the CRL "+a.crlFile()); err != nil {
 		return nil, distrust("%w", err)
 	}
 	return l, nil
 }
 
-// index reads index.json. A file that is missing is an empty one.
+// index reads index.json. A missing file is an empty index.
 func (a *Authority) index() ([]Entry, error) {
 	file, err := os.Open(a.path(indexFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -126,7 +126,7 @@ func (a *Authority) index() ([]Entry, error) {
 	return parseIndex(data)
 }
 
-// parseIndex returns the entries of an index. With a failure it returns those that come before the mistake.
+// parseIndex returns the entries of an index. On failure it also returns the entries before the mistake.
 func parseIndex(data []byte) (entries []Entry, err error) {
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.DisallowUnknownFields()
@@ -135,7 +135,7 @@ func parseIndex(data []byte) (entries []Entry, err error) {
 		return nil, err
 	}
 	if begin != json.Delim('[') {
-		return nil, errors.New("it is no list")
+		return nil, errors.New("it is not a JSON array")
 	}
 	for decoder.More() {
 		var e Entry
@@ -155,31 +155,30 @@ func (a *Authority) lastNumber() (*big.Int, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, failure.New(failure.Internal, "can't read the CRL number of the CA %q: %w", a.Name, err).
+		return nil, failure.New(failure.Internal, "cannot read the CRL number of the CA %q: %w", a.Name, err).
 			WithHint("check the folder's permissions")
 	}
 	number, err := listNumber(strings.TrimSpace(string(data)))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "the file %s: %w",
-			a.path(numberFile), err).
-			WithHint("restore the file, or write the number of the last list that was published into it")
+		return nil, failure.New(failure.Invalid, "the file %s is damaged: %w", a.path(numberFile), err).
+			WithHint("restore the file, or write the number of the last published CRL into it")
 	}
 	return number, nil
 }
 
-// numberFloor returns a number that no list has had when the last one is not known: the seconds since 1970. Lists are
-// numbered from 1, or from an earlier such number, and nobody signs one every second.
+// numberFloor returns a number above those of all CRLs, for a CA whose last number is not known: the seconds since 1970.
+// CRLs are numbered from 1, or from an earlier such number, and nobody signs one every second.
 func numberFloor() *big.Int {
 	number, _ := new(big.Int).SetString(strconv.FormatInt(time.Now().Unix(), 10), 10)
 	return number
 }
 
-// issuedRecord makes the record of a certificate in issued/, as issued when it became valid. One whose certificate is
-// lost has its serial.
+// issuedRecord returns the record of a certificate in issued/, with the time when it became valid. The record of a lost
+// certificate has the serial number only.
 func (a *Authority) issuedRecord(serial string) (record, error) {
 	if !isSerial(serial) { // before it becomes a path
 		return record{}, failure.New(failure.Invalid,
-			"the CA %q has a certificate on record by the name %.100q, which is no serial number", a.Name, serial).
+			"the CA %q has a certificate under the name %.100q, which is not a serial number", a.Name, serial).
 			WithHint("move it elsewhere, or restore it")
 	}
 	path := a.path("issued", serial+".pem")

@@ -15,11 +15,11 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Init makes a CA of a key that is in a module: a root, or with a parent an intermediate. given are the settings that
-// come with the key from its origin, and are kept with the CA.
+// Init makes a CA of a key in a module: a root, or with a parent an intermediate. given are the settings that come with
+// the reference from its origin, and are kept in ca.json. It fails with Conflict when there is a CA of this name.
 func Init(
-	ctx context.Context, ks *keystore.Keystore, folder, name, reference string, given map[string]string, origin config.Origin,
-	parent string, terms Terms,
+	ctx context.Context, ks *keystore.Keystore, folder, name, reference string, given map[string]string,
+	origin config.Origin, parent string, terms Terms,
 ) (*Authority, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -46,7 +46,7 @@ func Init(
 		return nil, err
 	}
 	return a, a.locked(ctx, func() error {
-		if err := a.vacant(); err != nil {
+		if err := a.checkVacant(); err != nil {
 			return err
 		}
 		var err error
@@ -76,17 +76,17 @@ func Init(
 	})
 }
 
-// begin writes the ledger's first record, signed by the new CA's key, so that there is never a CA without one.
+// begin writes the ledger's first record, signed by the new CA's key, so that every CA has a ledger.
 func (a *Authority) begin(signer crypto.Signer) error {
 	l := newLedger(a.Certificate())
 	return a.record(signer, l, record{Event: created, Time: a.Created})
 }
 
-// vacant fails when there is a CA in the folder, or what is left of one whose ca.json is lost. What a killed Init
-// leaves is no such thing.
-func (a *Authority) vacant() error {
+// checkVacant fails with Conflict when the folder has a CA, or certificates or a CRL of one whose ca.json is lost. What
+// an interrupted Init leaves behind does not count.
+func (a *Authority) checkVacant() error {
 	if _, err := os.Stat(a.path(description)); !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "there is a CA %q already, in %s", a.Name, a.dir).
+		return failure.New(failure.Conflict, "there is already a CA %q in %s", a.Name, a.dir).
 			WithHint("choose another name; see 'notation-hsm ca list'")
 	}
 	files, err := a.issuedFiles()
@@ -95,8 +95,8 @@ func (a *Authority) vacant() error {
 	}
 	_, err = os.Stat(a.crlFile())
 	if len(files) > 0 || !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid,
-			"the folder %s has what a CA %q has issued, and no %s", a.dir, a.Name, description).
+		return failure.New(failure.Conflict,
+			"the folder %s has certificates or a CRL of a CA %q, but no %s", a.dir, a.Name, description).
 			WithHint("restore ca.json from a backup; or choose another name")
 	}
 	return nil

@@ -19,7 +19,7 @@ import (
 // Issued is a signer's new certificate.
 type Issued struct {
 	Chain []byte   // PEM: leaf, intermediates, root
-	Lacks []string // what the subject lacks for Notation's trusted identities
+	Lacks []string // attributes that Notation's trusted identities need and the subject does not have
 	Leaf  *x509.Certificate
 }
 
@@ -27,9 +27,9 @@ func issued(chain []*x509.Certificate) *Issued {
 	return &Issued{Chain: certs.Encode(chain), Lacks: certs.LacksIdentity(chain[0].Subject), Leaf: chain[0]}
 }
 
-// IssueRequest issues a signer's certificate for the request in a PEM file. The key comes from the request and, unless
-// the terms have one, the subject; whatever else it asks for does not count. given are settings for the CA's key.
-// Nothing is signed before agree has seen what the certificate will be.
+// IssueRequest issues a signer's certificate for the certificate request (PKCS #10) in a PEM file. It takes the public
+// key from the request and, unless the terms have one, the subject; everything else in the request is ignored. given are
+// settings of the CA's key. agree sees the certificate before it is signed, and its error ends the issuance.
 func (a *Authority) IssueRequest(ctx context.Context, path string, given map[string]string, terms Terms, allow Allow,
 	agree func(Part) error) (*Issued, error) {
 	request, err := readRequest(path)
@@ -50,7 +50,7 @@ func (a *Authority) IssueRequest(ctx context.Context, path string, given map[str
 	if err != nil {
 		return nil, err
 	}
-	if err := a.mayCertify(l, template, request.PublicKey, allow); err != nil {
+	if err := a.checkCertifiable(l, template, request.PublicKey, allow); err != nil {
 		return nil, err
 	}
 	shown, err := a.proposal(l, request, template)
@@ -71,8 +71,8 @@ func (a *Authority) IssueRequest(ctx context.Context, path string, given map[str
 	return issued(chain), nil
 }
 
-// IssueKey issues a signer's certificate for a key in a module, and stores the chain beside it. When only the storing
-// fails, the result is returned with the failure.
+// IssueKey issues a signer's certificate for a key in a module, and stores the chain beside the key. When only storing
+// the chain fails, it returns the certificate and the failure.
 func (a *Authority) IssueKey(ctx context.Context, s *keystore.Reference, terms Terms, allow Allow) (result *Issued,
 	err error) {
 	if terms.Subject == "" {
@@ -85,15 +85,15 @@ func (a *Authority) IssueKey(ctx context.Context, s *keystore.Reference, terms T
 	}
 	chain, err := a.certifyKey(ctx, s, template, allow,
 		func(store keystore.Store, k keystore.Key, chain []*x509.Certificate) error {
-			if _, err := store.Import(ctx, k, chain); err != nil {
-				f := failure.From(err)
-				return &failure.Error{
-					Kind: f.Kind, CKR: f.CKR, Err: err, What: "the certificate was issued but not stored on the token: " + f.What,
-					Hint: "keep the chain that was printed, and name its file in certificate-chain, or store it with: notation-hsm " +
-						"cert import",
-				}
+			_, err := store.Import(ctx, k, chain)
+			if err == nil {
+				return nil
 			}
-			return nil
+			f := *failure.From(err)
+			f.What, f.Err = "the certificate was issued but not stored on the token: "+f.What, err
+			f.Hint = "keep the chain that was printed, and name its file in certificate-chain, or store it with: " +
+				"notation-hsm cert import"
+			return &f
 		})
 	if chain == nil {
 		return nil, err
@@ -101,8 +101,8 @@ func (a *Authority) IssueKey(ctx context.Context, s *keystore.Reference, terms T
 	return issued(chain), err
 }
 
-// certifyKey issues a certificate for a key in a module. The key signs a request first: one that does not sign is found
-// out before it has a certificate.
+// certifyKey issues a certificate for a key in a module and calls then, if set, while the key is open. The key signs a
+// request first, so a key that cannot sign gets no certificate.
 func (a *Authority) certifyKey(ctx context.Context, s *keystore.Reference, template *x509.Certificate, allow Allow,
 	then func(keystore.Store, keystore.Key, []*x509.Certificate) error) (chain []*x509.Certificate, err error) {
 	err = a.change(ctx, func(l *ledger) error {
@@ -122,7 +122,7 @@ func (a *Authority) certifyKey(ctx context.Context, s *keystore.Reference, templ
 // certify issues a certificate and returns it with its chain. The CA is locked.
 func (a *Authority) certify(ctx context.Context, l *ledger, given map[string]string, template *x509.Certificate,
 	public crypto.PublicKey, allow Allow) (chain []*x509.Certificate, err error) {
-	if err := a.mayCertify(l, template, public, allow); err != nil {
+	if err := a.checkCertifiable(l, template, public, allow); err != nil {
 		return nil, err
 	}
 	err = a.withKey(ctx, given, func(k crypto.Signer) error {
@@ -132,8 +132,8 @@ func (a *Authority) certify(ctx context.Context, l *ledger, given map[string]str
 	return chain, err
 }
 
-// mayCertify fails when the CA may not certify a key, or not with this subject.
-func (a *Authority) mayCertify(l *ledger, template *x509.Certificate, public crypto.PublicKey, allow Allow) error {
+// checkCertifiable fails when the CA must not certify a key, or not with this subject.
+func (a *Authority) checkCertifiable(l *ledger, template *x509.Certificate, public crypto.PublicKey, allow Allow) error {
 	if _, err := key.SpecOf(public); err != nil {
 		return err
 	}
@@ -142,17 +142,17 @@ func (a *Authority) mayCertify(l *ledger, template *x509.Certificate, public cry
 	}
 	for _, ca := range a.chain {
 		if certs.SameKey(ca.PublicKey, public) {
-			return failure.New(failure.Invalid, "the key is that of the CA %q itself", ca.Subject).
-				WithHint("make another key with 'notation-hsm key generate'")
+			return failure.New(failure.Invalid, "the key belongs to the CA %q itself", ca.Subject).
+				WithHint("generate another key with 'notation-hsm key generate'")
 		}
 	}
-	if template.IsCA { // whose subject is its operator's, and may be that of a CA before it
+	if template.IsCA { // a CA may have the subject of the CA that it replaces
 		return nil
 	}
 	return a.checkSubject(l, template, public, allow)
 }
 
-// issue signs a certificate and writes it down: it is in the ledger before anyone hears of it.
+// issue signs a certificate and records it in the ledger before it returns it.
 func (a *Authority) issue(signer crypto.Signer, l *ledger, template *x509.Certificate,
 	public crypto.PublicKey) ([]*x509.Certificate, error) {
 	made, err := certs.Sign(signer, template, a.Certificate(), public)
@@ -171,15 +171,15 @@ func (a *Authority) issue(signer crypto.Signer, l *ledger, template *x509.Certif
 	return chain, nil
 }
 
-// notRevoked refuses a CA that was revoked, or whose issuers were, as far as their folders are here: nobody would
-// accept what it issues.
+// notRevoked fails with Denied when the CA or one of its issuers was revoked, as far as the issuers' folders are here:
+// verifiers would refuse what it issues.
 func (a *Authority) notRevoked() error {
 	folder := filepath.Dir(a.dir)
 	ca := a
 	for range maxDepth {
 		if _, err := os.Stat(filepath.Join(folder, ca.Parent, description)); ca.Parent == "" ||
 			errors.Is(err, fs.ErrNotExist) {
-			return nil // a root, or a CA whose issuer is kept elsewhere
+			return nil // a root, or a CA whose issuer has its folder elsewhere
 		}
 		parent, err := Open(a.keystore, folder, ca.Parent)
 		if err != nil {
@@ -193,7 +193,7 @@ func (a *Authority) notRevoked() error {
 			if e.Serial == certs.Serial(ca.Certificate()) && e.Revoked != nil {
 				return failure.New(failure.Denied,
 					"the CA %q was revoked by %q on %s (%s)", ca.Name, parent.Name, e.Revoked.Format("2006-01-02"), e.Reason).
-					WithHint("have another CA made: notation-hsm ca init --parent " + parent.Name)
+					WithHint("make another CA: notation-hsm ca init --parent " + parent.Name)
 			}
 		}
 		ca = parent
@@ -201,4 +201,4 @@ func (a *Authority) notRevoked() error {
 	return nil
 }
 
-const maxDepth = 10 // no CA stands further below its root
+const maxDepth = 10 // CAs from a CA to its root

@@ -18,11 +18,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 )
 
-// The ledger of a CA is the file ledger.jsonl: one line of JSON for each event, appended when it happens. A record
-// names the SHA-256 of the line before it, and the first one that of the CA's certificate, so none can be changed, left
-// out or moved without changing all that follow. The CA's key signs a record, and with it all before, whenever it is
-// used; what follows the last signature can only be revocations, which are written down even when the key is out of
-// reach.
+// The ledger of a CA is the file ledger.jsonl: one line of JSON for each event, in order. A record has the SHA-256 of the
+// line before it, the first one that of the CA's certificate, so no record can be changed, removed or moved without
+// changing all that follow. Whenever the CA's key is used, it signs the last record, and with it all before. Only
+// revocations can follow the last signature, since they are recorded even when the key cannot be used.
 
 const (
 	ledgerFile  = "ledger.jsonl"
@@ -37,11 +36,11 @@ type event string
 
 const (
 	created     event = "created"   // the CA was made; the first record
-	moved       event = "moved"     // the first record of a ledger made from an index.json of earlier versions
+	moved       event = "moved"     // the first record of a ledger made from the index.json of an earlier version
 	recovered   event = "recovered" // the first record of a ledger made by Recover
 	certified   event = "issued"
 	invalidated event = "revoked"
-	listed      event = "list" // a revocation list was signed
+	listed      event = "list" // a CRL was signed
 )
 
 // record is one event.
@@ -54,7 +53,7 @@ type record struct {
 	Certificate []byte    `json:"certificate,omitempty"` // issued: DER
 	Serial      string    `json:"serial,omitempty"`      // revoked; issued, when the certificate is lost
 	Reason      Reason    `json:"reason,omitempty"`      // revoked
-	// list: its number; moved and recovered: no list has had a greater one
+	// list: the number of the CRL; moved and recovered: no CRL had a greater one
 	List string `json:"list,omitempty"`
 }
 
@@ -63,7 +62,7 @@ type signedRecord struct {
 	Signature []byte `json:"signature,omitempty"` // of headText
 }
 
-// encode returns a record and its line as they are written; there is no other way to write them.
+// encode returns the JSON of a record and its line in the file. It is the only encoding that parseLedger accepts.
 func encode(r record, signature []byte) (body, line []byte, err error) {
 	if body, err = json.Marshal(r); err != nil {
 		return nil, nil, err
@@ -72,7 +71,7 @@ func encode(r record, signature []byte) (body, line []byte, err error) {
 	return body, append(line, '\n'), err
 }
 
-// headText is what the CA's key signs of a record. It is not DER: see certs.SignText.
+// headText returns the text that the CA's key signs for a record. It is not DER: see certs.SignText.
 func headText(owner *x509.Certificate, body []byte) []byte {
 	return fmt.Appendf(nil,
 		"notation-hsm: record of a certificate authority's ledger, version 1\nCA certificate SHA-256: %s\nrecord "+
@@ -85,7 +84,7 @@ func digest(data []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// ledger is what the records amount to.
+// ledger is the state after all records.
 type ledger struct {
 	owner   *x509.Certificate
 	entries []Entry
@@ -95,7 +94,7 @@ type ledger struct {
 	head    string         // SHA-256 of the last line, in hex
 	list    *big.Int       // number of the last revocation list
 
-	need      int    // number of the last record that has to be signed, itself or by one after it
+	need      int    // number of the last record that must be signed, by its own signature or a later one
 	signed    int    // number of the last record with a signature
 	text      []byte // that it signs
 	signature []byte
@@ -110,8 +109,8 @@ func newLedger(owner *x509.Certificate) *ledger {
 	return &ledger{owner: owner, place: map[string]int{}, head: certs.Fingerprint(owner), list: new(big.Int)}
 }
 
-// parseLedger reads and verifies a ledger. With a failure it returns what came before the record that is wrong. A last
-// line without an end is left of a write that was cut short: it is no part of the ledger.
+// parseLedger reads and verifies a ledger. On failure it also returns the state before the wrong record. It ignores a last
+// line without a newline, which an interrupted write left behind.
 func parseLedger(from io.Reader, owner *x509.Certificate) (*ledger, error) {
 	l := newLedger(owner)
 	lines := bufio.NewReaderSize(from, lineLimit)
@@ -127,7 +126,7 @@ func parseLedger(from io.Reader, owner *x509.Certificate) (*ledger, error) {
 			err = fmt.Errorf("it has more than %d bytes", lineLimit)
 		}
 		if err == nil {
-			err = l.take(line)
+			err = l.readLine(line)
 		}
 		if err != nil {
 			return l, fmt.Errorf("record %d: %w", l.number+1, err)
@@ -136,16 +135,16 @@ func parseLedger(from io.Reader, owner *x509.Certificate) (*ledger, error) {
 	}
 }
 
-// take reads the next line.
-func (l *ledger) take(line []byte) error {
+// readLine reads the next record.
+func (l *ledger) readLine(line []byte) error {
 	var r signedRecord
 	if err := json.Unmarshal(line, &r); err != nil {
 		return fmt.Errorf("it is not a record: %w", err)
 	}
 	r.Record.Time = r.Record.Time.UTC()
 	body, canonical, err := encode(r.Record, r.Signature)
-	if err != nil || !bytes.Equal(line, canonical) { // unknown and repeated names among other things
-		return errors.New("it is not written as records are")
+	if err != nil || !bytes.Equal(line, canonical) { // which refuses unknown and repeated names, among other things
+		return errors.New("its encoding is not the canonical one")
 	}
 	if err := l.apply(r.Record); err != nil {
 		return err
@@ -161,7 +160,7 @@ func (l *ledger) noteHead(body, line, signature []byte) {
 	}
 }
 
-// verify holds the last signature against the CA's certificate, and refuses records that have to be signed and are not.
+// verify checks the last signature with the CA's certificate, and fails when a record that must be signed is not.
 func (l *ledger) verify() error {
 	if l.signed == 0 || l.signed < l.need {
 		return errors.New("its last records are not signed by the CA's key")
@@ -172,17 +171,17 @@ func (l *ledger) verify() error {
 	return nil
 }
 
-// apply takes a record in, if it can follow those before it.
+// apply updates the state with a record. It fails when the record cannot follow those before it.
 func (l *ledger) apply(r record) error {
 	if r.Number != l.number+1 {
-		return fmt.Errorf("it has the number %d", r.Number)
+		return fmt.Errorf("its number is %d", r.Number)
 	}
 	if r.Previous != l.head {
 		return errors.New(
 			"it does not follow the record before it: a record was changed, removed or moved, or the ledger is another CA's")
 	}
 	if (l.number == 0) != (r.Event == created || r.Event == moved || r.Event == recovered) {
-		return fmt.Errorf("it is of the kind %q, which can't stand there", r.Event)
+		return fmt.Errorf("its kind %q is not allowed there", r.Event)
 	}
 	if err := r.checkFields(); err != nil {
 		return err
@@ -209,7 +208,7 @@ func (l *ledger) apply(r record) error {
 			return err
 		}
 		if number.Cmp(l.list) <= 0 {
-			return fmt.Errorf("the list number %s does not follow %s", number, l.list)
+			return fmt.Errorf("the CRL number %s does not follow %s", number, l.list)
 		}
 		l.list = number
 	}
@@ -222,7 +221,7 @@ func (l *ledger) apply(r record) error {
 	return nil
 }
 
-// checkFields fails when a record has a field that means nothing in one of its kind.
+// checkFields fails when a record has a field that its kind does not have.
 func (r record) checkFields() error {
 	var has record
 	switch r.Event {
@@ -238,7 +237,7 @@ func (r record) checkFields() error {
 	}
 	if !bytes.Equal(r.Certificate, has.Certificate) || r.Serial != has.Serial || r.Reason != has.Reason ||
 		r.List != has.List {
-		return fmt.Errorf("it has a field that has no meaning in a record of the kind %q", r.Event)
+		return fmt.Errorf("it has a field that a record of the kind %q does not have", r.Event)
 	}
 	return nil
 }
@@ -255,7 +254,7 @@ func (l *ledger) certified(r record) error {
 			return fmt.Errorf("its certificate: %w", err)
 		}
 		if !bytes.Equal(cert.RawIssuer, l.owner.RawSubject) {
-			return fmt.Errorf("its certificate is of another issuer")
+			return fmt.Errorf("another CA issued its certificate")
 		}
 		entry = newEntry(cert, r.Time)
 	case l.began == created || r.Certificate != nil || r.Serial == "":
@@ -265,7 +264,7 @@ func (l *ledger) certified(r record) error {
 		return fmt.Errorf("%.100q is not a serial number", entry.Serial)
 	}
 	if _, twice := l.place[entry.Serial]; twice {
-		return fmt.Errorf("the serial number %s was issued before", entry.Serial)
+		return fmt.Errorf("the serial number %s was issued twice", entry.Serial)
 	}
 	l.place[entry.Serial] = len(l.entries)
 	l.entries = append(l.entries, entry)
@@ -278,7 +277,7 @@ func (l *ledger) invalidated(r record) error {
 		return fmt.Errorf("it revokes the serial number %.100q, which was not issued", r.Serial)
 	}
 	if l.entries[i].Revoked != nil {
-		return fmt.Errorf("the serial number %s was revoked before", r.Serial)
+		return fmt.Errorf("the serial number %s was revoked twice", r.Serial)
 	}
 	if _, known := reasonCodes[r.Reason]; !known {
 		return fmt.Errorf("%.50q is not a reason to revoke a certificate", r.Reason)
@@ -294,7 +293,7 @@ func isSerial(text string) bool {
 	return err == nil && len(octets) > 0 && len(octets) <= 20 && octets[0] != 0 && hex.EncodeToString(octets) == text
 }
 
-// listNumber reads the number of a revocation list: at most 20 octets (RFC 5280, section 5.2.3), in decimal.
+// listNumber reads the number of a CRL: at most 20 octets (RFC 5280, section 5.2.3), in decimal.
 func listNumber(text string) (*big.Int, error) {
 	if len(text) <= 49 { // digits, of 20 octets
 		if number, ok := new(big.Int).SetString(text, 10); ok && number.Sign() >= 0 && number.BitLen() < 160 &&
@@ -302,15 +301,15 @@ func listNumber(text string) (*big.Int, error) {
 			return number, nil
 		}
 	}
-	return nil, fmt.Errorf("%.100q is not the number of a revocation list", text)
+	return nil, fmt.Errorf("%.100q is not the number of a CRL", text)
 }
 
-// add makes records follow the last one, to be written by commit. Their numbers and links are set here.
+// add appends records, for commit to write. It sets their numbers, hashes and times in whole seconds.
 func (l *ledger) add(records ...record) error {
 	for _, r := range records {
 		r.Number, r.Previous, r.Time = l.number+1, l.head, r.Time.UTC().Truncate(time.Second)
 		if err := l.apply(r); err != nil {
-			return fmt.Errorf("record %d can't be added to the ledger: %w", r.Number, err)
+			return fmt.Errorf("cannot add record %d to the ledger: %w", r.Number, err)
 		}
 		l.last, l.lastAt = r, len(l.pending)
 		if err := l.write(nil); err != nil {
@@ -320,7 +319,7 @@ func (l *ledger) add(records ...record) error {
 	return nil
 }
 
-// sign has the CA's key sign the last record that was added, and with it all before.
+// sign signs the last added record with the CA's key, and with it all before.
 func (l *ledger) sign(signer crypto.Signer) error {
 	body, _, err := encode(l.last, nil)
 	if err != nil {
@@ -337,14 +336,14 @@ func (l *ledger) sign(signer crypto.Signer) error {
 	return l.write(signature)
 }
 
-// write puts the line of the last record that was added at the end of those to be written.
+// write replaces the pending line of the last added record.
 func (l *ledger) write(signature []byte) error {
 	body, line, err := encode(l.last, signature)
 	if err != nil {
 		return err
 	}
 	if len(line) > lineLimit || l.size+int64(l.lastAt+len(line)) > ledgerLimit {
-		return fmt.Errorf("record %d does not fit into the ledger, whose lines have at most %d bytes, and all together %d",
+		return fmt.Errorf("record %d is too long: a line has at most %d bytes, the ledger at most %d",
 			l.number, lineLimit, ledgerLimit)
 	}
 	l.noteHead(body, line, signature)

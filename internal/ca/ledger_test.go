@@ -243,11 +243,11 @@ func TestLedgerTampering(t *testing.T) {
 		"a changed reason":       {edit("keyCompromise", "superseded"), "it does not follow the record before it"},
 		"a changed time":         {edit(`"time":"2`, `"time":"1`), "it does not follow the record before it"},
 		"another serial":         {edit(`"serial":"`, `"serial":"ab`), "which was not issued"},
-		"a revocation left out":  {join(lines[0], lines[1], lines[2], lines[4]), "it has the number 5"},
-		"records moved":          {join(lines[0], lines[2], lines[1], lines[3], lines[4]), "record 2: it has the number 3"},
-		"a record twice":         {join(good, lines[4]), "it has the number 5"},
-		"cut to an older head":   {join(lines[0], lines[1], lines[2]), "it does not know"},
-		"nothing but its begin":  {lines[0], "it does not know"},
+		"a revocation left out":  {join(lines[0], lines[1], lines[2], lines[4]), "its number is 5"},
+		"records moved":          {join(lines[0], lines[2], lines[1], lines[3], lines[4]), "record 2: its number is 3"},
+		"a record twice":         {join(good, lines[4]), "its number is 5"},
+		"cut to an older head":   {join(lines[0], lines[1], lines[2]), "which it does not contain"},
+		"nothing but its begin":  {lines[0], "which it does not contain"},
 		"empty":                  {nil, "not signed by the CA's key"},
 		"another CA's":           {b.file(ledgerFile), "or the ledger is another CA's"},
 		"a signature of nothing": {bytes.Replace(good, lines[4], otherSignature(lines[4], "AAAA"), 1), "does not verify"},
@@ -256,17 +256,17 @@ func TestLedgerTampering(t *testing.T) {
 		"a certificate added": {forged(record{Event: certified, Certificate: forgery.Raw, Time: now()}),
 			"not signed by the CA's key"},
 		"a list number added":    {forged(record{Event: listed, List: "1000", Time: now()}), "not signed by the CA's key"},
-		"an unknown name":        {edit(`"event"`, `"evil":1,"event"`), "not written as records are"},
-		"a name in another case": {edit(`"event"`, `"Event"`), "not written as records are"},
+		"an unknown name":        {edit(`"event"`, `"evil":1,"event"`), "its encoding is not the canonical one"},
+		"a name in another case": {edit(`"event"`, `"Event"`), "its encoding is not the canonical one"},
 		"a name twice": {edit(`"event":"issued"`, `"event":"revoked","event":"issued"`),
-			"not written as records are"},
-		"a space":                 {edit(`{"record"`, ` {"record"`), "not written as records are"},
-		"a space at the end":      {edit("}\n", "} \n"), "not written as records are"},
+			"its encoding is not the canonical one"},
+		"a space":                 {edit(`{"record"`, ` {"record"`), "its encoding is not the canonical one"},
+		"a space at the end":      {edit("}\n", "} \n"), "its encoding is not the canonical one"},
 		"a line that is too long": {join(good, bytes.Repeat([]byte("x"), lineLimit+1)), "more than 65536 bytes"},
 		"a whole line of nothing": {join(good, []byte("\n")), "it is not a record"},
-		"another kind":            {edit(`"event":"issued"`, `"event":"list"`), "a field that has no meaning"},
+		"another kind":            {edit(`"event":"issued"`, `"event":"list"`), "it has a field that"},
 		"a kind of no meaning":    {edit(`"event":"issued"`, `"event":"hold"`), `its kind "hold" is unknown`},
-		"a new beginning":         {edit(`"event":"issued"`, `"event":"created"`), "which can't stand there"},
+		"a new beginning":         {edit(`"event":"issued"`, `"event":"created"`), "is not allowed there"},
 	} {
 		if bytes.Equal(c.ledger, good) {
 			t.Fatalf("%s: nothing was changed", what)
@@ -331,7 +331,7 @@ func TestRollback(t *testing.T) {
 	newest := a.file(ledgerFile)
 	for what, ledger := range map[string][]byte{"the revocation": old, "the number": between} {
 		a.put(ledgerFile, ledger)
-		a.refuses("a ledger without "+what, "it is older than the list")
+		a.refuses("a ledger without "+what, "it is older than the CRL")
 	}
 	a.put(ledgerFile, newest)
 	a.certify("two")

@@ -19,7 +19,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Plan is a ceremony as its file has it: the keys to make, and what is then signed with them, in this order.
+// Plan is the file of a ceremony: the keys to generate, and what is then signed with them, in this order.
 type Plan struct {
 	Keys          []KeyPlan       `yaml:"keys"`
 	Root          *AuthorityPlan  `yaml:"root"`
@@ -32,7 +32,7 @@ type Plan struct {
 	keystore *keystore.Keystore // reaches the keys it names
 }
 
-// KeyPlan is a key to make.
+// KeyPlan is a key to generate.
 type KeyPlan struct {
 	Name       string `yaml:"name"` // within the file
 	Token      string `yaml:"token"`
@@ -42,7 +42,7 @@ type KeyPlan struct {
 	PINSource  string `yaml:"pin-source"`
 }
 
-// AuthorityPlan is a CA to make. Its key is one of the file's, by name, or one that is there, by URI or alias.
+// AuthorityPlan is a CA to make. Its key is a key of the plan, by name, or an existing key, by URI or alias.
 type AuthorityPlan struct {
 	Name   string `yaml:"name"`
 	Key    string `yaml:"key"`
@@ -57,22 +57,22 @@ type LeafPlan struct {
 	Key   string `yaml:"key"`
 	Terms `yaml:",inline"`
 
-	// AllowSubjectOf names another key's certificate whose subject the leaf may have: by its serial number, or a leaf of
-	// the file by its name.
+	// AllowSubjectOf is another key's certificate whose subject the leaf may have: a serial number, or the name of a leaf
+	// of the plan.
 	AllowSubjectOf string `yaml:"allow-subject-of"`
 }
 
-// CRLPlan is a revocation list to sign.
+// CRLPlan is a CRL to sign.
 type CRLPlan struct {
 	CA         string `yaml:"ca"`
 	NextUpdate string `yaml:"next-update"`
 }
 
-// ReadPlan reads a ceremony's file.
+// ReadPlan reads a ceremony's file (YAML). It fails with Invalid for an unknown name.
 func ReadPlan(ks *keystore.Keystore, path string) (*Plan, error) {
 	data, err := bound.ReadFile(path, config.MaxFile)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't read the ceremony: %w", err).
+		return nil, failure.New(failure.Invalid, "cannot read the ceremony: %w", err).
 			WithHint("check the path, and that this user can read the file")
 	}
 	sum := sha256.Sum256(data)
@@ -80,22 +80,22 @@ func ReadPlan(ks *keystore.Keystore, path string) (*Plan, error) {
 	return p, config.Strict(path, data, p)
 }
 
-// origin is that of the keys and settings in the plan. It is data: who reviews a ceremony does not review the programs
-// of this machine.
+// origin returns the origin of the keys and settings in the plan. It is data: whoever reviews a ceremony does not review
+// the programs of this machine.
 func (p *Plan) origin() config.Origin { return config.Stored(p.path) }
 
-// Part is one thing that a ceremony makes, with its fields as name and value.
+// Part is one step of a ceremony, with its fields as name and value.
 type Part struct {
 	Title string
 	Rows  [][]string
 }
 
-// Rehearse goes through the whole ceremony without touching a module or a file, and returns what would be made, and for
-// each step which modules are loaded and where PINs come from. What can be known to be wrong beforehand fails here.
+// Rehearse returns the steps of the ceremony, with the modules that each loads and the sources of its PINs. It opens no
+// token and writes no file. It fails for every mistake that can be found without a module.
 func (p *Plan) Rehearse(folder string) ([]Part, error) {
 	r := rehearsal{
-		keystore: p.keystore, folder: folder, origin: p.origin(), keys: map[string]KeyPlan{}, settings: map[string]*keystore.Reference{},
-		issuers: map[string]issuer{}, files: map[string]bool{}, owners: map[string]string{},
+		keystore: p.keystore, folder: folder, origin: p.origin(), keys: map[string]KeyPlan{},
+		settings: map[string]*keystore.Reference{}, issuers: map[string]issuer{}, files: map[string]bool{}, owners: map[string]string{},
 	}
 	for _, k := range p.Keys {
 		if err := r.key(k); err != nil {
@@ -106,14 +106,14 @@ func (p *Plan) Rehearse(folder string) ([]Part, error) {
 		if p.Root.Parent != "" {
 			return nil, p.at("root", p.Root.Name,
 				failure.New(failure.Invalid, "a root has no parent").
-					WithHint("put it under intermediates, or leave the parent out"))
+					WithHint("move it to intermediates, or remove parent"))
 		}
 		if err := r.authority(*p.Root); err != nil {
 			return nil, p.at("root", p.Root.Name, err)
 		}
 	}
 	for _, c := range p.Intermediates {
-		err := error(failure.New(failure.Invalid, "an intermediate needs a parent").WithHint("name the CA that certifies it"))
+		err := error(failure.New(failure.Invalid, "an intermediate needs a parent").WithHint("set parent to the CA that certifies it"))
 		if c.Parent != "" {
 			err = r.authority(c)
 		}
@@ -132,13 +132,13 @@ func (p *Plan) Rehearse(folder string) ([]Part, error) {
 		}
 	}
 	if len(r.parts) == 0 {
-		return nil, failure.New(failure.Invalid, "the ceremony in %s makes nothing", p.path).
-			WithHint("it may have keys, root, intermediates, leaves and crls")
+		return nil, failure.New(failure.Invalid, "the ceremony in %s has no step", p.path).
+			WithHint("add keys, root, intermediates, leaves or crls")
 	}
 	return r.parts, nil
 }
 
-// at says which part of the file a failure is about.
+// at adds the part of the file to a failure.
 func (p *Plan) at(kind, name string, err error) error {
 	f := *failure.From(err)
 	f.What, f.Err = fmt.Sprintf("%s, %s %q: %s", p.path, kind, name, f.What), err
@@ -153,7 +153,7 @@ type rehearsal struct {
 	settings map[string]*keystore.Reference // of these keys
 	issuers  map[string]issuer              // the CAs so far, by name
 	files    map[string]bool
-	owners   map[string]string // whose certificate a key is for
+	owners   map[string]string // the certificate of a key
 	parts    []Part
 
 	leaves []plannedLeaf
@@ -170,11 +170,11 @@ type issuer struct {
 	settings *keystore.Reference // of its key
 }
 
-// uses says which module a step loads for a key, and where the PIN comes from.
+// uses returns the rows for the module that a step loads and the source of the PIN.
 func uses(module, pin string, s *keystore.Reference) [][]string {
 	path := s.ModulePath
 	if path == "" {
-		path = "none is named"
+		path = "not set"
 	}
 	return [][]string{{module, path}, {pin, s.PINPlace()}}
 }
@@ -189,12 +189,12 @@ func (r *rehearsal) key(k KeyPlan) error {
 	}
 	if k.Token == "" || k.Label == "" {
 		return failure.New(failure.Invalid, "a key needs a token and a label").
-			WithHint("write where it is made and what it is called, as in: token: vault, label: root")
+			WithHint("set both, as in: token: vault, label: root")
 	}
 	for _, other := range r.keys {
 		if other.Name == k.Name || (other.Token == k.Token && other.Label == k.Label) {
-			return failure.New(failure.Invalid, "another key has this name, or this label on this token").
-				WithHint("give each key a name, and on its token a label, of its own")
+			return failure.New(failure.Invalid, "two keys have this name, or this label on this token").
+				WithHint("use a name and a label only once")
 		}
 	}
 	s, err := r.keystore.Resolve("", k.settings(), r.origin)
@@ -204,7 +204,7 @@ func (r *rehearsal) key(k KeyPlan) error {
 	r.keys[k.Name], r.settings[k.Name] = k, s
 	rows := [][]string{{"Spec:", string(spec.Name)}, {"Label:", k.Label}, {"Token:", k.Token}}
 	rows = append(rows, uses("Module:", "PIN from:", s)...)
-	rows = append(rows, []string{"Attributes:", "sensitive, not extractable, for signing alone"})
+	rows = append(rows, []string{"Attributes:", "sensitive, not extractable, signing only"})
 	r.parts = append(r.parts, Part{"Key " + k.Name, rows})
 	return nil
 }
@@ -220,23 +220,23 @@ func (k KeyPlan) settings() map[string]string {
 	return given
 }
 
-// describeKey says which key is meant and how it is reached, and fails when none can be.
+// describeKey returns a description of a key of the plan, or of an existing key, and its settings.
 func (r *rehearsal) describeKey(reference string) (string, *keystore.Reference, error) {
 	if reference == "" {
 		return "", nil, failure.New(failure.Invalid, "it has no key").
-			WithHint("name one under keys, or one that is there by its URI or alias")
+			WithHint("set key to a name under keys, or to the URI or alias of an existing key")
 	}
 	if k, made := r.keys[reference]; made {
-		return fmt.Sprintf("%s (%s, made here)", k.Name, k.Spec), r.settings[reference], nil
+		return fmt.Sprintf("%s (%s, generated in this ceremony)", k.Name, k.Spec), r.settings[reference], nil
 	}
 	s, err := r.keystore.Resolve(reference, nil, r.origin)
 	if err != nil {
 		return "", nil, err
 	}
-	return s.Key.String() + " (there already)", s, nil
+	return s.Key.String() + " (exists)", s, nil
 }
 
-// issuer returns a CA of the ceremony, or one that is there.
+// issuer returns a CA of the ceremony, or an existing one.
 func (r *rehearsal) issuer(name string) (issuer, error) {
 	if made, ok := r.issuers[name]; ok {
 		return made, nil
@@ -254,7 +254,7 @@ func (r *rehearsal) file(name string) error {
 		return err
 	}
 	if r.files[name] {
-		return failure.New(failure.Invalid, "the name is used twice").WithHint("give each a name of its own")
+		return failure.New(failure.Invalid, "the name is used twice").WithHint("use each name only once")
 	}
 	r.files[name] = true
 	return nil
@@ -265,7 +265,7 @@ func (r *rehearsal) authority(c AuthorityPlan) error {
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(r.folder, c.Name, description)); !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Invalid, "there is a CA of this name already").
+		return failure.New(failure.Conflict, "there is already a CA of this name").
 			WithHint("choose another name; see 'notation-hsm ca list'")
 	}
 	var parent issuer
@@ -285,11 +285,11 @@ func (r *rehearsal) authority(c AuthorityPlan) error {
 	if err != nil {
 		return err
 	}
-	// In the ceremony itself time passes between two certificates. Here each CA ends a day early for those below it, so
-	// that what is rehearsed does not fail then.
-	stand := *template
-	stand.NotAfter = stand.NotAfter.Add(-24 * time.Hour)
-	r.issuers[c.Name] = issuer{&stand, s}
+	// Time passes between two certificates of a ceremony. Here each CA ends a day early, so that a certificate that is
+	// rehearsed does not outlive its issuer when it is issued.
+	early := *template
+	early.NotAfter = early.NotAfter.Add(-24 * time.Hour)
+	r.issuers[c.Name] = issuer{&early, s}
 	return nil
 }
 
@@ -307,7 +307,7 @@ func (r *rehearsal) leaf(l LeafPlan) error {
 	}
 	if l.Subject == "" {
 		return failure.New(failure.Invalid, "it has no subject").
-			WithHint(`as in: subject: "CN=release,O=Example,C=CH,ST=Zurich"`)
+			WithHint(`set it, as in: subject: "CN=release,O=Example,C=CH,ST=Zurich"`)
 	}
 	if err := r.subject(l, template, parent.cert); err != nil {
 		return err
@@ -316,22 +316,21 @@ func (r *rehearsal) leaf(l LeafPlan) error {
 	return err
 }
 
-// subject fails when a leaf has the subject of another one of the file, or of a certificate of a CA that is there. A
-// key that is there already may be the one that has it, which is not known before the ceremony.
+// subject fails when a leaf has the subject of another leaf of the plan, or of a certificate of an existing CA. Whether
+// an existing key is the holder of that certificate is not known before the ceremony.
 func (r *rehearsal) subject(l LeafPlan, template, issuer *x509.Certificate) error {
 	id, err := identityOf(template)
 	if err != nil {
 		return err
 	}
-	if above, err := identityOf(issuer); err != nil || above.same(id) {
-		return failure.New(failure.Invalid, "the subject %q is that of the CA %q",
-			template.Subject, l.CA).
-			WithHint("give the signer a subject of its own")
+	if above, err := identityOf(issuer); err != nil || above.contains(id) {
+		return failure.New(failure.Invalid, "the subject %q belongs to the CA %q", template.Subject, l.CA).
+			WithHint("set a subject of the signer's own")
 	}
 	for _, other := range r.leaves {
-		if other.CA == l.CA && other.subject.same(id) && l.AllowSubjectOf != other.Name {
+		if other.CA == l.CA && other.subject.contains(id) && l.AllowSubjectOf != other.Name {
 			return failure.New(failure.Denied, "the leaf %q has this subject", other.Name).
-				WithHint("if both are to be the same signer, add allow-subject-of: " + other.Name)
+				WithHint("set another subject; or, if both keys are the same signer's, add allow-subject-of: " + other.Name)
 		}
 	}
 	r.leaves = append(r.leaves, plannedLeaf{l, id})
@@ -352,7 +351,7 @@ func (r *rehearsal) subject(l LeafPlan, template, issuer *x509.Certificate) erro
 	return ledger.checkSubject(template, "", AllowSubjectOf(l.AllowSubjectOf))
 }
 
-// certificate adds the part of one certificate, and returns the settings of its key. The zero issuer is the key itself.
+// certificate adds the part of a certificate, and returns the settings of its key. The zero issuer makes it self-signed.
 func (r *rehearsal) certificate(
 	title, reference, signer string, days int, template *x509.Certificate, parent issuer,
 ) (*keystore.Reference, error) {
@@ -361,9 +360,8 @@ func (r *rehearsal) certificate(
 		return nil, err
 	}
 	if owner, taken := r.owners[described]; taken {
-		return nil, failure.New(failure.Invalid, "the key %s is that of %s already",
-			described, owner).
-			WithHint("give each certificate a key of its own")
+		return nil, failure.New(failure.Invalid, "the key %s is already used for %s", described, owner).
+			WithHint("use each key for one certificate")
 	}
 	r.owners[described] = title
 	name := template.Subject.String()
@@ -373,15 +371,14 @@ func (r *rehearsal) certificate(
 		rows = append(rows, uses("Issuer's module:", "Issuer's PIN from:", parent.settings)...)
 	}
 	rows = append(rows, []string{"Serial:", "20 octets, 158 random bits"})
-	rows = append(rows, []string{"Valid:", fmt.Sprintf("%d days, from a minute before it is made; made now, that is:",
-		days)})
+	rows = append(rows, []string{"Valid:", fmt.Sprintf("%d days, from a minute before it is issued; if issued now:", days)})
 	if parent.cert != nil {
 		name = parent.cert.Subject.String()
 	}
 	rows = append(rows, certs.Describe(template, name)...)
 	rows = append(rows, []string{"Subject key identifier:", "the first 160 bits of the SHA-256 of its public key"})
 	if parent.cert != nil {
-		rows = append(rows, []string{"Authority key identifier:", "the same of the issuer's"})
+		rows = append(rows, []string{"Authority key identifier:", "the same of the issuer's public key"})
 	}
 	r.parts = append(r.parts, Part{title, rows})
 	return s, nil
@@ -397,6 +394,6 @@ func (r *rehearsal) crl(c CRLPlan) error {
 	}
 	rows := append([][]string{{"Signed by:", "the key of " + c.CA}}, uses("Module:", "PIN from:", signer.settings)...)
 	rows = append(rows, []string{"Next update:", c.NextUpdate + " after it is signed"})
-	r.parts = append(r.parts, Part{"Revocation list of " + c.CA, rows})
+	r.parts = append(r.parts, Part{"CRL of " + c.CA, rows})
 	return nil
 }

@@ -21,23 +21,23 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Recovery is a ledger that was put together again from what is left of a CA.
+// Recovery is a ledger that was rebuilt from the remaining files of a CA.
 type Recovery struct {
 	Entries []Entry
-	Sources map[string]string // where a revocation is known from, by serial
-	Lists   []string          // the revocation lists that were taken in, each in words
+	Sources map[string]string // the source of a revocation, by serial
+	Lists   []string          // a description of each CRL that was used
 	Newest  time.Time         // when the newest of them was signed; zero when there was none
-	Number  string            // that the next lists count from
-	Kept    string            // where what there is of the old ledger is kept; empty when there is nothing
+	Number  string            // the number that the next CRL follows
+	Kept    string            // path that the old ledger is kept under; empty when there is none
 
 	began record
 }
 
-// Recover makes a new ledger from the certificates in issued/, the last list, the list in the file published unless
-// that is empty, and what can be read of the old ledger; or of the files of an earlier version. Certificates and lists
-// prove themselves, since the CA's key signed them. Of a revocation that is only in the old ledger there is no proof,
-// but it is taken in: to lose one is worse. It fails when there is no list at all, unless none was ever signed (never),
-// and when nothing is wrong. Nothing is written before agree has seen it.
+// Recover makes a new ledger from the certificates in issued/, the last CRL, the CRL in the file published unless that is
+// empty, and the readable part of the old ledger or of the files of an earlier version. Certificates and CRLs are signed
+// by the CA's key. A revocation that is only in the old ledger is not proven, but it is kept: losing one is worse. Recover
+// fails when there is no CRL at all, unless none was ever signed (never), and when the ledger is complete. agree sees the
+// result before it is written.
 func (a *Authority) Recover(ctx context.Context, given map[string]string, published string, never bool,
 	agree func(*Recovery) error) error {
 	return a.locked(ctx, func() error {
@@ -52,7 +52,7 @@ func (a *Authority) Recover(ctx context.Context, given map[string]string, publis
 	})
 }
 
-// rebuild makes the new ledger, and writes nothing.
+// rebuild returns the new ledger. It writes nothing.
 func (a *Authority) rebuild(published string, never bool) (*Recovery, *ledger, error) {
 	var lists []*x509.RevocationList
 	r := &Recovery{Sources: map[string]string{}}
@@ -62,43 +62,41 @@ func (a *Authority) rebuild(published string, never bool) (*Recovery, *ledger, e
 			continue
 		}
 		if err != nil {
-			return nil, nil, failure.New(failure.Invalid, "can't use the revocation list %s: %w", path, err).
-				WithHint("name a list that this CA has signed, in DER, with --crl; one that is no such list and stands in the CA's folder " +
-					"has to be moved away")
+			return nil, nil, failure.New(failure.Invalid, "cannot use the CRL %s: %w", path, err).
+				WithHint("name a CRL of this CA in DER with --crl; move another file out of the CA's folder")
 		}
 		lists = append(lists, list)
 		r.Lists = append(r.Lists, fmt.Sprintf("%s: number %s of %s, with %d revoked", path, list.Number,
 			list.ThisUpdate.Format(time.RFC3339), len(list.RevokedCertificateEntries)))
 	}
-	if err := a.needed(lists, published); err != nil {
+	if err := a.checkNeeded(lists, published); err != nil {
 		return nil, nil, err
 	}
 	if len(lists) == 0 && !never {
 		return nil, nil, failure.New(failure.Invalid,
-			"there is no revocation list of the CA %q to know from what it has revoked", a.Name).
-			WithHint("fetch the list from where it is published, and name it with --crl FILE; if none was ever signed, " +
-				"add --no-crl")
+			"the CA %q has no CRL to recover its revocations from", a.Name).
+			WithHint("download the published CRL and name it with --crl FILE; if none was ever signed, add --no-crl")
 	}
 	if err := a.gather(r, lists); err != nil {
 		return nil, nil, err
 	}
 	l := newLedger(a.Certificate())
 	if err := l.add(r.records()...); err != nil {
-		return nil, nil, failure.New(failure.Internal, "the ledger of the CA %q can't be rebuilt: %w", a.Name, err)
+		return nil, nil, failure.New(failure.Internal, "cannot rebuild the ledger of the CA %q: %w", a.Name, err)
 	}
 	r.Entries = l.entries
 	return r, l, nil
 }
 
-// needed fails when the CA has all that the lists say, so that nothing has to be rebuilt.
-func (a *Authority) needed(lists []*x509.RevocationList, published string) error {
+// checkNeeded fails with Invalid when the ledger is complete, so that there is nothing to rebuild.
+func (a *Authority) checkNeeded(lists []*x509.RevocationList, published string) error {
 	l, err := a.read()
 	if err != nil {
-		return nil //nolint:nilerr // that is what is mended here
+		return nil //nolint:nilerr // Recover mends it
 	}
 	for _, list := range lists {
 		if err := l.covers(nil, list, ""); err != nil {
-			return nil //nolint:nilerr // the folder is older than the list, which is mended, too
+			return nil //nolint:nilerr // the folder is older than the CRL, which Recover mends as well
 		}
 	}
 	files, err := a.issuedFiles()
@@ -106,33 +104,33 @@ func (a *Authority) needed(lists []*x509.RevocationList, published string) error
 		return err
 	}
 	for _, serial := range files {
-		if l.entries[l.place[serial]].der == nil { // a lost certificate that was brought back
+		if l.entries[l.place[serial]].der == nil { // a lost certificate was restored
 			return nil
 		}
 	}
-	hint := "see it with: notation-hsm ca show " + a.Name
+	hint := "show it: notation-hsm ca show " + a.Name
 	if published == "" {
-		hint += "; if a newer list is published, name it with --crl FILE"
+		hint += "; if a newer CRL is published, name it with --crl FILE"
 	}
-	return failure.New(failure.Invalid, "the record of the CA %q is whole: there is nothing to recover", a.Name).
+	return failure.New(failure.Invalid, "the record of the CA %q is complete: there is nothing to recover", a.Name).
 		WithHint(hint)
 }
 
-// replace writes the new ledger in the place of the old, which is kept.
+// replace signs the new ledger and writes it in place of the old one, which is kept under another name.
 func (a *Authority) replace(signer crypto.Signer, l *ledger, kept string) error {
 	if err := l.sign(signer); err != nil {
 		return err
 	}
 	if kept != "" {
 		if err := os.Link(a.path(ledgerFile), kept); err != nil {
-			return failure.New(failure.Internal, "can't keep the old ledger: %w", err).WithHint("check the folder's permissions")
+			return failure.New(failure.Internal, "cannot keep the old ledger: %w", err).WithHint("check the folder's permissions")
 		}
 	}
 	return a.commit(l)
 }
 
-// gather finds what is left of the CA. What comes first counts: a list's date and reason before those in the old
-// ledger.
+// gather collects the certificates and revocations of the CA. The first source of a revocation counts: the date and
+// reason of a CRL before those in the old ledger.
 func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 	found := map[string]*Entry{}
 	certificate := func(cert *x509.Certificate) {
@@ -140,7 +138,7 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 			found[e.Serial] = &e
 		}
 	}
-	known := func(serial string, issued time.Time) { // even without its certificate it can be revoked
+	known := func(serial string, issued time.Time) { // a certificate can be revoked even if it is lost
 		if found[serial] == nil {
 			found[serial] = &Entry{Serial: serial, Issued: issued}
 		}
@@ -188,7 +186,7 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 	for _, list := range lists {
 		for _, e := range list.RevokedCertificateEntries {
 			revoked(hex.EncodeToString(e.SerialNumber.Bytes()), e.RevocationTime, reasonOf(e.ReasonCode),
-				"list "+list.Number.String())
+				"CRL "+list.Number.String())
 		}
 		number, r.Newest = greater(number, list.Number), list.ThisUpdate
 	}
@@ -203,7 +201,7 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 			revoked(r.Serial, r.Time, r.Reason, "the old ledger, behind a damaged record")
 		}
 	}
-	index, _ := a.index() // what comes before a mistake
+	index, _ := a.index() // the entries before a mistake
 	for _, e := range index {
 		if !isSerial(e.Serial) {
 			continue
@@ -221,12 +219,11 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 	return nil
 }
 
-// salvage reads as much of the old ledger as can be read, and says where it is to be kept. behind are the records that
-// follow one that is wrong, as far as they are records: each may be as it was written, and a revocation among them has
-// to be kept.
+// salvage returns the readable part of the old ledger and the path to keep it under. behind are the records after a wrong
+// one: each may be unchanged, and a revocation among them must be kept.
 func (a *Authority) salvage() (l *ledger, behind []record, kept string, err error) {
 	unreadable := func(err error) error {
-		return failure.New(failure.Internal, "can't read what is left of the ledger of the CA %q: %w", a.Name, err).
+		return failure.New(failure.Internal, "cannot read the old ledger of the CA %q: %w", a.Name, err).
 			WithHint("check the folder's permissions")
 	}
 	file, err := os.Open(a.path(ledgerFile))
@@ -237,7 +234,7 @@ func (a *Authority) salvage() (l *ledger, behind []record, kept string, err erro
 		return nil, nil, "", unreadable(err)
 	}
 	defer file.Close()
-	l, _ = parseLedger(file, a.Certificate()) // what comes before the mistake is returned
+	l, _ = parseLedger(file, a.Certificate()) // the state before the mistake is returned
 	if _, err := file.Seek(l.size, io.SeekStart); err != nil {
 		return nil, nil, "", unreadable(err)
 	}
@@ -252,7 +249,7 @@ func (a *Authority) salvage() (l *ledger, behind []record, kept string, err erro
 	}
 }
 
-// recordsIn returns the records in a text, and passes over what is none.
+// recordsIn returns the records in a text, and skips other lines.
 func recordsIn(from io.Reader) (records []record, err error) {
 	lines := bufio.NewReaderSize(from, lineLimit)
 	for {
@@ -306,7 +303,7 @@ func greater(a, b *big.Int) *big.Int {
 	return a
 }
 
-// Lost lists the serials whose certificates are in none of the places that Recover looks in.
+// Lost returns the serial numbers whose certificates were not found.
 func (r *Recovery) Lost() (serials []string) {
 	for _, e := range r.Entries {
 		if _, err := e.Certificate(); err != nil {

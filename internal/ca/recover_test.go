@@ -81,7 +81,7 @@ func TestRecover(t *testing.T) {
 			}
 			kept := a.file(filepath.Join("issued", one+".pem"))
 			c.lose(a)
-			a.refuses(what, "can't be trusted")
+			a.refuses(what, "cannot trust")
 			r := a.rebuilt(published, false)
 			if len(r.Lost()) != c.lost || !strings.HasSuffix(r.Kept, c.kept) || !r.Newest.Equal(last.ThisUpdate) {
 				t.Errorf("lost are %v, the old ledger is %q, the newest list is of %s", r.Lost(), r.Kept, r.Newest)
@@ -141,18 +141,18 @@ func TestRecoverRefuses(t *testing.T) {
 	refuses("nothing is lost", "", false, "there is nothing to recover")
 	good := a.file(ledgerFile)
 	a.remove(ledgerFile)
-	refuses("no list", "", false, "there is no revocation list")
-	refuses("another CA's list", foreign, false, "can't use the revocation list")
-	refuses("no file", foreign+"none", false, "can't use the revocation list")
+	refuses("no list", "", false, "has no CRL to recover")
+	refuses("another CA's list", foreign, false, "cannot use the CRL")
+	refuses("no file", foreign+"none", false, "cannot use the CRL")
 	if err := os.Rename(a.path("issued", one+".pem"), a.path("issued", "01.pem")); err != nil {
 		t.Fatal(err)
 	}
 	refuses("a certificate by another name", "", true, "is not the certificate 01")
 	a.remove("issued/01.pem")
 	a.put("a.crl", []byte("no list"))
-	refuses("a damaged list", "", true, "can't use the revocation list")
+	refuses("a damaged list", "", true, "cannot use the CRL")
 	a.put(ledgerFile, good)
-	if _, err := a.read(); err == nil || !strings.Contains(err.Error(), "can't use the last revocation list") {
+	if _, err := a.read(); err == nil || !strings.Contains(err.Error(), "cannot read the last CRL") {
 		t.Errorf("a damaged list: %v", err)
 	}
 	a.remove("a.crl")
@@ -176,7 +176,7 @@ func TestRestoredFolder(t *testing.T) {
 	a.dir = old
 	a.mustRead() // the folder alone can't tell
 	_, _, err := a.CRL(t.Context(), nil, "7d", published)
-	if err == nil || !strings.Contains(err.Error(), "is not what it was") ||
+	if err == nil || !strings.Contains(err.Error(), "is an older copy") ||
 		!strings.Contains(failure.From(err).Hint, "--crl "+published) {
 		t.Fatalf("a list was signed from an old folder: %v", err)
 	}
@@ -290,10 +290,10 @@ func TestMoveRefuses(t *testing.T) {
 				t.Fatal(err)
 			}
 			a.put(indexFile, data)
-		}, "and the ledger has not"},
+		}, "and the ledger does not"},
 		"a damaged index":   {func(a testCA) { a.put(indexFile, []byte("[{")) }, "unexpected EOF"},
-		"a serial twice":    {func(a testCA) { a.put(indexFile, twice(a.file(indexFile))) }, "was issued before"},
-		"a path for serial": {func(a testCA) { a.put(indexFile, []byte(`[{"serial":"../../x"}]`)) }, "is no serial number"},
+		"a serial twice":    {func(a testCA) { a.put(indexFile, twice(a.file(indexFile))) }, "was issued twice"},
+		"a path for serial": {func(a testCA) { a.put(indexFile, []byte(`[{"serial":"../../x"}]`)) }, "is not a serial number"},
 	} {
 		a := newTestCA(t, t.TempDir(), "root", nil)
 		one := a.certify("one")
@@ -356,7 +356,7 @@ func TestNameInDescription(t *testing.T) {
 	for _, name := range []string{"other", "../../elsewhere", ""} {
 		a.put(description, []byte(`{"name":"`+name+`","key":"a","ledger":1}`))
 		if _, err := Open(nil, folder, "root"); !failure.Is(err, failure.Invalid) ||
-			!strings.Contains(err.Error(), "it is that of a CA") {
+			!strings.Contains(err.Error(), "it describes the CA") {
 			t.Errorf("%q: %v", name, err)
 		}
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// What a certificate request may have. The requester wrote it, so it is bounded before it is parsed.
+// Bounds of a certificate request, which is untrusted input.
 const (
 	requestFileLimit  = 64 << 10 // bytes of the PEM file; a request has one or two kilobytes
 	subjectLimit      = 1 << 10  // bytes of its subject
@@ -27,18 +27,18 @@ const (
 
 var requestLimits = bound.Limits{Bytes: 16 << 10, Depth: bound.Depth, Elements: 500}
 
-// readRequest reads the certificate request in a PEM file. It fails unless the request is signed by its own key, which
-// is one that Notation signs with.
+// readRequest reads the certificate request (PKCS #10) in a PEM file. It fails with Invalid unless the request is signed
+// by its own key and the key has a spec of Notation's.
 func readRequest(path string) (*x509.CertificateRequest, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't read the certificate request: %w", err).
+		return nil, failure.New(failure.Invalid, "cannot read the certificate request: %w", err).
 			WithHint("check the path, and that this user can read the file")
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, requestFileLimit+1))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't read the certificate request: %w", err).WithHint("check the file")
+		return nil, failure.New(failure.Invalid, "cannot read the certificate request: %w", err).WithHint("check the file")
 	}
 	return parseRequest(data, path)
 }
@@ -59,23 +59,21 @@ func parseRequest(data []byte, path string) (*x509.CertificateRequest, error) {
 			WithHint("give each certificate request a file of its own")
 	}
 	if err := bound.DER(block.Bytes, requestLimits); err != nil {
-		return nil, failure.New(failure.Invalid, "the certificate request in %s does not parse: %w",
-			path, err).
-			WithHint("make the request again")
+		return nil, failure.New(failure.Invalid, "cannot parse the certificate request in %s: %w", path, err).
+			WithHint("generate the request again")
 	}
 	request, err := x509.ParseCertificateRequest(block.Bytes)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "the certificate request in %s does not parse: %w",
-			path, err).
-			WithHint("make the request again")
+		return nil, failure.New(failure.Invalid, "cannot parse the certificate request in %s: %w", path, err).
+			WithHint("generate the request again")
 	}
-	// before its signature is verified, which takes long with a long key
+	// Before its signature is verified, which takes long with a long key.
 	if _, err := key.SpecOf(request.PublicKey); err != nil {
 		return nil, err
 	}
 	if err := request.CheckSignature(); err != nil {
 		return nil, failure.New(failure.Invalid, "the certificate request in %s is not signed by its own key: %w", path, err).
-			WithHint("make the request again, with the key that it is for")
+			WithHint("generate the request again, with the key that it is for")
 	}
 	return request, nil
 }
@@ -84,13 +82,13 @@ func isRequest(block *pem.Block) bool {
 	return block.Type == "CERTIFICATE REQUEST" || block.Type == "NEW CERTIFICATE REQUEST"
 }
 
-// requestedSubject checks that a subject can be taken over as it is: that it is short, and that people see all there is
-// of it.
+// requestedSubject verifies that the subject of a request can be used unchanged: it is short, and every character and
+// attribute of it is visible when it is shown.
 func requestedSubject(request *x509.CertificateRequest, path string) error {
 	refuse := func(format string, args ...any) error {
 		return failure.New(failure.Invalid,
-			"can't take the subject of the request in %s: %w", path, fmt.Errorf(format, args...)).
-			WithHint("give it a subject with --subject")
+			"cannot use the subject of the request in %s: %w", path, fmt.Errorf(format, args...)).
+			WithHint("set the subject with --subject")
 	}
 	if len(request.RawSubject) > subjectLimit {
 		return refuse("it has more than %d bytes", subjectLimit)
@@ -111,16 +109,16 @@ func requestedSubject(request *x509.CertificateRequest, path string) error {
 			}
 			id := attribute.Type.String()
 			if shown := id == "2.5.4.3" || id == "2.5.4.5"; shown && seen[id] { // pkix.Name has room for one
-				return refuse("its attribute %s is there twice, and only one would be shown", id)
+				return refuse("its attribute %s occurs twice, and only one would be shown", id)
 			}
 			seen[id] = true
 			value, isText := attribute.Value.(string)
 			if !isText {
-				return refuse("its attribute %s is no text", id)
+				return refuse("its attribute %s is not text", id)
 			}
 			for _, r := range value {
 				if !unicode.IsPrint(r) {
-					return refuse("its attribute %s has the character %U, which can't be seen", attribute.Type, r)
+					return refuse("its attribute %s has the character %U, which is not visible", attribute.Type, r)
 				}
 			}
 		}
@@ -128,8 +126,8 @@ func requestedSubject(request *x509.CertificateRequest, path string) error {
 	return nil
 }
 
-// proposal shows the certificate that would be issued for a request: what is taken from the request, what is not, and
-// what the key and the subject have been before.
+// proposal describes the certificate that would be issued for a request: what it takes from the request, what it
+// ignores, and which certificates the key and the subject already have.
 func (a *Authority) proposal(l *ledger, request *x509.CertificateRequest, template *x509.Certificate) (Part, error) {
 	spec, err := key.SpecOf(request.PublicKey)
 	if err != nil {
@@ -145,12 +143,12 @@ func (a *Authority) proposal(l *ledger, request *x509.CertificateRequest, templa
 	}
 	subject, asked := template.Subject.String(), request.Subject.String()
 	rows := [][]string{{"Subject:", subject}}
-	// letters of other scripts may look like those of another subject
+	// Letters of other scripts may look like those of another subject.
 	if ascii := fmt.Sprintf("%+q", subject); ascii != fmt.Sprintf("%q", subject) {
 		rows = append(rows, []string{"Subject in ASCII:", ascii})
 	}
 	if asked != subject {
-		rows = append(rows, []string{"Subject asked for:", fmt.Sprintf("%.500q, not taken", asked)})
+		rows = append(rows, []string{"Subject requested:", fmt.Sprintf("%.500q, ignored", asked)})
 	}
 	rows = append(rows, entryRows("Subject has:", "another key, by certificate ", holders)...)
 	rows = append(rows, []string{"Key:", string(spec.Name)}, []string{"Key SHA-256:", fingerprint})
@@ -164,57 +162,57 @@ func (a *Authority) proposal(l *ledger, request *x509.CertificateRequest, templa
 		rows = append(rows, []string{"Key has:", "no certificate of this CA"})
 	}
 	rows = append(rows, entryRows("Key has:", "certificate ", own)...)
-	rows = append(rows, []string{"Also asked for:", otherWishes(request)})
-	// but subject and issuer
-	return Part{"Certificate of the CA " + a.Name,
-		append(rows, certs.Describe(template, a.Certificate().Subject.String())[2:]...)}, nil
+	rows = append(rows, []string{"Also requested:", requestedExtensions(request)})
+	described := certs.Describe(template, a.Certificate().Subject.String())[2:] // without subject and issuer
+	return Part{"Certificate of the CA " + a.Name, append(rows, described...)}, nil
 }
 
-// entryRows shows the newest certificates of some, and how many more there are.
+// entryRows describes the newest of some certificates, and the number of older ones.
 func entryRows(title, before string, entries []Entry) (rows [][]string) {
 	const shown = 5
 	more := len(entries) - shown
 	if more > 0 {
-		rows = append(rows, []string{title, fmt.Sprintf("%d older ones, and:", more)})
+		rows = append(rows, []string{title, fmt.Sprintf("%d older certificates, and:", more)})
 		entries = entries[more:]
 	}
 	for _, e := range entries {
-		rows = append(rows, []string{title, before + e.words()})
+		rows = append(rows, []string{title, before + e.String()})
 	}
 	return rows
 }
 
-func (e Entry) words() string {
-	words := fmt.Sprintf("%s of %q, %s", e.Serial, e.Subject, e.State())
+// String describes the certificate in one line.
+func (e Entry) String() string {
+	line := fmt.Sprintf("%s of %q, %s", e.Serial, e.Subject, e.State())
 	switch {
 	case e.Revoked != nil:
-		return words + " since " + e.Revoked.Format(time.DateOnly) + " (" + string(e.Reason) + ")"
+		return line + " since " + e.Revoked.Format(time.DateOnly) + " (" + string(e.Reason) + ")"
 	case e.der != nil:
-		return words + " until " + e.NotAfter.UTC().Format(time.DateOnly)
+		return line + " until " + e.NotAfter.UTC().Format(time.DateOnly)
 	}
-	return words
+	return line
 }
 
-// otherWishes lists the extensions that a request asks for, none of which is taken.
-func otherWishes(request *x509.CertificateRequest) string {
+// requestedExtensions lists the extensions in a request, all of which are ignored.
+func requestedExtensions(request *x509.CertificateRequest) string {
 	known := map[string]string{
 		"2.5.29.15": "key usage", "2.5.29.37": "extended key usage", "2.5.29.17": "subject alternative names",
 		"2.5.29.19": "basic constraints",
 		"2.5.29.30": "name constraints", "2.5.29.31": "CRL address", "2.5.29.32": "certificate policies",
 	}
-	var wishes []string
+	var names []string
 	for _, extension := range request.Extensions {
 		id := extension.Id.String()
 		if name, isKnown := known[id]; isKnown {
 			id = name
 		}
-		wishes = append(wishes, id)
+		names = append(names, id)
 	}
 	switch {
-	case len(wishes) == 0:
+	case len(names) == 0:
 		return "nothing"
-	case len(wishes) > 20:
-		wishes = append(wishes[:20], fmt.Sprintf("%d more", len(wishes)-20))
+	case len(names) > 20:
+		names = append(names[:20], fmt.Sprintf("%d more", len(names)-20))
 	}
-	return strings.Join(wishes, ", ") + ": not taken"
+	return strings.Join(names, ", ") + ": ignored"
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Reason is why a certificate was revoked, by its name in RFC 5280, section 5.3.1. A hold, which could be lifted again,
-// is not among them: signatures that verify, then do not, then do again help nobody.
+// Reason is the reason of a revocation, by its name in RFC 5280, section 5.3.1. certificateHold is not supported: a
+// revocation is final.
 type Reason string
 
 var reasonCodes = map[Reason]int{
@@ -20,7 +20,7 @@ var reasonCodes = map[Reason]int{
 	"privilegeWithdrawn":   9, "aACompromise": 10,
 }
 
-// Reasons lists the reasons there are, by code.
+// Reasons returns all reasons, ordered by their code.
 func Reasons() []string {
 	all := make([]string, 0, len(reasonCodes))
 	for code := range 11 {
@@ -35,8 +35,8 @@ func Reasons() []string {
 
 func parseReason(text string) (Reason, error) {
 	if text == "" {
-		return "", failure.New(failure.Invalid, "nothing says for what reason the certificate is revoked").
-			WithHint("as in: --reason keyCompromise; known are " + strings.Join(Reasons(), ", "))
+		return "", failure.New(failure.Invalid, "a revocation needs a reason").
+			WithHint("give it, as in --reason keyCompromise; the reasons are " + strings.Join(Reasons(), ", "))
 	}
 	for reason := range reasonCodes {
 		if strings.EqualFold(string(reason), text) {
@@ -47,22 +47,22 @@ func parseReason(text string) (Reason, error) {
 		WithHint("use one of " + strings.Join(Reasons(), ", "))
 }
 
-// Revocation is what a command has revoked.
+// Revocation is the result of a revocation.
 type Revocation struct {
-	Entries []Entry // as the ledger has them; what was revoked before keeps its date and reason
+	Entries []Entry // the revoked certificates; those revoked before keep their date and reason
 
-	// Unsigned is why the CA's key did not sign the ledger, or nil when it did. The revocation counts all the same, but
-	// until the key is used next, whoever can write to the ledger can also remove it again.
+	// Unsigned is the failure to sign the ledger with the CA's key, or nil. The revocation counts without a signature, but
+	// until the key signs the ledger, whoever can write to the ledger can also remove the revocation.
 	Unsigned error
 }
 
-// RevokeSerial revokes the certificate of a serial number, in hex.
+// RevokeSerial revokes the certificate with a serial number, in hex. It fails with NotFound when the CA issued none.
 func (a *Authority) RevokeSerial(ctx context.Context, serial, reason string) (Revocation, error) {
 	wanted := plainSerial(serial)
 	return a.revoke(ctx, "the serial number "+serial, reason, func(e Entry) bool { return e.Serial == wanted })
 }
 
-// RevokeFile revokes the certificate that is first in a PEM file.
+// RevokeFile revokes the first certificate of a PEM file. It fails with Invalid when another CA issued it.
 func (a *Authority) RevokeFile(ctx context.Context, path, reason string) (Revocation, error) {
 	file, err := certs.ReadFile(path)
 	if err != nil {
@@ -116,8 +116,8 @@ func (a *Authority) revoke(ctx context.Context, what, why string, matches func(E
 			}
 		}
 		if !found {
-			return failure.New(failure.Invalid, "the CA %q has issued no certificate with %s", a.Name, what).
-				WithHint("see what it has issued: notation-hsm ca show " + a.Name)
+			return failure.New(failure.NotFound, "the CA %q has issued no certificate with %s", a.Name, what).
+				WithHint("list its certificates: notation-hsm ca show " + a.Name)
 		}
 		if len(records) > 0 {
 			if done.Unsigned, err = a.invalidate(ctx, l, records); err != nil {
@@ -133,8 +133,8 @@ func (a *Authority) revoke(ctx context.Context, what, why string, matches func(E
 	})
 }
 
-// invalidate writes revocations down, signed if the CA's key can be reached. A key that can't, such as a root's that is
-// put away, does not keep a revocation from being noted.
+// invalidate records revocations in the ledger, signed if the CA's key can be used. unsigned is the failure of the key:
+// a revocation must not wait for a root's key that is locked away.
 func (a *Authority) invalidate(ctx context.Context, l *ledger, records []record) (unsigned, err error) {
 	if err := l.add(records...); err != nil {
 		return nil, err
@@ -146,7 +146,7 @@ func (a *Authority) invalidate(ctx context.Context, l *ledger, records []record)
 	if unsigned != nil && l.size == 0 {
 		f := failure.From(unsigned)
 		return nil, failure.New(f.Kind,
-			"the CA %q has its record from an earlier version, and to move it into a ledger takes the CA's key: %w", a.Name,
+			"cannot move the record of the CA %q, of an earlier version, into a ledger without the CA's key: %w", a.Name,
 			unsigned).
 			WithHint(f.Hint)
 	}

@@ -6,7 +6,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 )
 
-// Summary is a CA as people and programs are shown it.
+// Summary describes a CA.
 type Summary struct {
 	Name          string     `json:"name"`
 	Parent        string     `json:"parent,omitempty"`
@@ -19,14 +19,14 @@ type Summary struct {
 	NotAfter      time.Time  `json:"notAfter"`
 	CRLNumber     string     `json:"crlNumber,omitempty"`
 	CRLNextUpdate *time.Time `json:"crlNextUpdate,omitempty"`
-	Revoked       int        `json:"revoked"` // how many of the issued ones
+	Revoked       int        `json:"revoked"` // number of revoked certificates
 	Issued        []Entry    `json:"issued"`
 	Records       int        `json:"ledgerRecords"`
 	Head          string     `json:"ledgerHead,omitempty"` // SHA-256 of the last record's line, in hex
-	Unsigned      int        `json:"ledgerUnsigned"`       // how many of the last records the CA's key has not signed yet
+	Unsigned      int        `json:"ledgerUnsigned"`       // number of records that the CA's key has not signed yet
 }
 
-// Show returns what there is to know of a CA.
+// Show returns a description of the CA and all its certificates.
 func (a *Authority) Show() (*Summary, error) {
 	own := a.Certificate()
 	s := &Summary{
@@ -58,7 +58,7 @@ func (a *Authority) Show() (*Summary, error) {
 	return s, nil
 }
 
-// Describe lists the fields of the CA's certificate as name and value.
+// Describe returns the fields of the CA's certificate as name and value.
 func (a *Authority) Describe() [][]string {
 	return certs.Describe(a.Certificate(), a.Certificate().Issuer.String())
 }

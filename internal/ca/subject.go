@@ -16,37 +16,36 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Allow says whether a certificate may be issued for the subject of another one, which is of another key. nil allows
-// none.
+// Allow reports whether a certificate may have the subject of holder, a certificate of another key. nil allows none.
 type Allow func(holder Entry) bool
 
-// AllowSubjectOf allows the subject of one certificate, by its serial number in hex; of none if that is empty.
+// AllowSubjectOf allows the subject of one certificate, by its serial number in hex; an empty serial allows none.
 func AllowSubjectOf(serial string) Allow {
 	return func(holder Entry) bool { return serial != "" && holder.Serial == plainSerial(serial) }
 }
 
-// plainSerial returns a serial number that a person wrote as certs.Serial writes it.
+// plainSerial returns a serial number as certs.Serial writes it: lower case, without colons.
 func plainSerial(text string) string {
 	return strings.ToLower(strings.ReplaceAll(text, ":", ""))
 }
 
-// identity is the subject of a certificate as a set of attributes, in the form in which they are compared.
+// identity is the subject of a certificate as a set of attributes, normalised for comparison.
 type identity map[string]bool
 
-// parseIdentity reads a subject in DER. RFC 5280, section 7.1, compares names after the string preparation of RFC 4518;
-// this takes more names for the same, since the question is whether people or a trust policy could: order, string
-// types, case, compatibility forms, space and what can't be seen make no difference.
+// parseIdentity reads a subject in DER. RFC 5280, section 7.1, compares names after the string preparation of RFC 4518.
+// This comparison treats more names as equal, because people or a trust policy may: it ignores order, string types,
+// case, compatibility forms, space and invisible characters.
 func parseIdentity(rawSubject []byte) (identity, error) {
 	var name pkix.RDNSequence
 	if rest, err := asn1.Unmarshal(rawSubject, &name); err != nil || len(rest) > 0 {
-		return nil, errors.Join(errors.New("it is no distinguished name"), err)
+		return nil, errors.Join(errors.New("it is not a distinguished name"), err)
 	}
 	id := identity{}
 	for _, rdn := range name {
 		for _, attribute := range rdn {
 			value, isText := attribute.Value.(string)
 			if !isText {
-				return nil, fmt.Errorf("its attribute %s is no text", attribute.Type)
+				return nil, fmt.Errorf("its attribute %s is not text", attribute.Type)
 			}
 			id[attribute.Type.String()+"="+fold(value)] = true
 		}
@@ -54,7 +53,7 @@ func parseIdentity(rawSubject []byte) (identity, error) {
 	return id, nil
 }
 
-// identityOf reads the subject of a certificate, or of the template for one.
+// identityOf returns the identity of a certificate or a template.
 func identityOf(cert *x509.Certificate) (identity, error) {
 	if cert.RawSubject != nil {
 		return parseIdentity(cert.RawSubject)
@@ -79,9 +78,9 @@ func fold(text string) string {
 	}, norm.NFKC.String(text))
 }
 
-// same reports whether one of two subjects has all attributes of the other. A trust policy names the attributes that a
-// signer has to have and does not look at others, so such two may be the same signer to it.
-func (id identity) same(other identity) bool {
+// contains reports whether one of two subjects has all attributes of the other. A trust policy lists attributes that a
+// signer must have and ignores others, so it may take such two for the same signer.
+func (id identity) contains(other identity) bool {
 	if len(id) > len(other) {
 		id, other = other, id
 	}
@@ -93,29 +92,28 @@ func (id identity) same(other identity) bool {
 	return len(id) > 0
 }
 
-// holders returns the certificates of other keys that have the subject of a template, oldest first, whatever became of
-// them.
+// holders returns the certificates of other keys with the subject of a template, oldest first, expired and revoked ones
+// included. A subject that cannot be read counts as equal.
 func (l *ledger) holders(template *x509.Certificate, fingerprint string) ([]Entry, error) {
 	wanted, err := identityOf(template)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't use the subject %q: %w",
-			template.Subject, err).
-			WithHint("give it one with --subject")
+		return nil, failure.New(failure.Invalid, "cannot use the subject %q: %w", template.Subject, err).
+			WithHint("set another subject with --subject")
 	}
 	var found []Entry
 	for _, e := range l.entries {
 		if e.der == nil || e.PublicKey == fingerprint {
 			continue
 		}
-		if id, err := parseIdentity(e.rawSubject); err != nil || wanted.same(id) {
-			found = append(found, e) // what can't be read is not ruled out
+		if id, err := parseIdentity(e.rawSubject); err != nil || wanted.contains(id) {
+			found = append(found, e)
 		}
 	}
 	return found, nil
 }
 
-// checkSubject fails when the subject of a signer's certificate is that of another key's, or of the CA or an issuer of
-// it.
+// checkSubject fails when the subject of a signer's certificate is the subject of another key's certificate, of the CA,
+// or of one of its issuers.
 func (a *Authority) checkSubject(l *ledger, template *x509.Certificate, public crypto.PublicKey, allow Allow) error {
 	fingerprint, err := certs.KeyFingerprint(public)
 	if err != nil {
@@ -127,8 +125,8 @@ func (a *Authority) checkSubject(l *ledger, template *x509.Certificate, public c
 	}
 	if found, err := above.holders(template, fingerprint); err != nil || len(found) > 0 {
 		if err == nil {
-			err = failure.New(failure.Invalid, "the subject %q is that of the CA %q", template.Subject, found[0].Subject).
-				WithHint("give the signer a subject of its own with --subject")
+			err = failure.New(failure.Invalid, "the subject %q belongs to the CA %q", template.Subject, found[0].Subject).
+				WithHint("set a subject of the signer's own with --subject")
 		}
 		return err
 	}
@@ -148,6 +146,6 @@ func (l *ledger) checkSubject(template *x509.Certificate, fingerprint string, al
 	e := found[len(found)-1]
 	return failure.New(failure.Denied,
 		"another key has a certificate with this subject: %s of %q, %s", e.Serial, e.Subject, e.State()).
-		WithHint("if both are to be the same signer, add --allow-subject-of " + e.Serial +
-			" (in a ceremony: allow-subject-of); else give it another subject with --subject")
+		WithHint("set another subject with --subject; or, if both keys are the same signer's, add --allow-subject-of " +
+			e.Serial + " (in a ceremony: allow-subject-of)")
 }

@@ -134,7 +134,7 @@ func TestCALostOrChanged(t *testing.T) {
 		"no ledger, no list": {do: func(c *ledgerCase) { c.remove(t, "ledger.jsonl", c.Name+".crl") },
 			reason: "the file is missing", given: true},
 		"no ledger, nor mark": {do: func(c *ledgerCase) { c.remove(t, "ledger.jsonl"); c.unmark(t) },
-			reason: "can't trust what the CA"},
+			reason: "cannot trust the record of the CA"},
 		"a rolled back ledger": {do: func(c *ledgerCase) { softhsmtest.Write(t, c.path("ledger.jsonl"), string(c.old)) },
 			reason: "is older than"},
 		"an edited record": {do: func(c *ledgerCase) {
@@ -143,12 +143,12 @@ func TestCALostOrChanged(t *testing.T) {
 		}, reason: "a record was changed, removed or moved"},
 		"a record left out": {do: func(c *ledgerCase) {
 			softhsmtest.Write(t, c.path("ledger.jsonl"), string(bytes.Join(slices.Delete(lines(c), 3, 4), nil)))
-		}, reason: "it has the number"},
+		}, reason: "its number is"},
 		"another order": {do: func(c *ledgerCase) {
 			l := lines(c)
 			l[2], l[3] = l[3], l[2]
 			softhsmtest.Write(t, c.path("ledger.jsonl"), string(bytes.Join(l, nil)))
-		}, reason: "it has the number"},
+		}, reason: "its number is"},
 		"cut short": {do: func(c *ledgerCase) {
 			softhsmtest.Write(t, c.path("ledger.jsonl"), string(bytes.Join(lines(c)[:2], nil)))
 		}, reason: "is older than"},
@@ -171,7 +171,7 @@ func TestCALostOrChanged(t *testing.T) {
 			mend := []string{"ca", "recover", "--ca", c.Name, "--yes"}
 			if attack.given {
 				if _, stderr, err := softhsmtest.Try(t, "", c.Program, mend...); err == nil ||
-					!strings.Contains(stderr, "there is no revocation list") {
+					!strings.Contains(stderr, "has no CRL to recover") {
 					t.Errorf("%s: %v: %s", what, err, stderr)
 				}
 				mend = append(mend, "--crl", c.published)
@@ -192,7 +192,7 @@ func TestCALostOrChanged(t *testing.T) {
 	// A folder that is older as a whole agrees with itself; the list that it is to replace tells.
 	c := ec.in(t, ec.oldFolder)
 	_, stderr, err := softhsmtest.Try(t, "", c.Program, "ca", "crl", "--ca", c.Name, "--out", c.published)
-	if err == nil || !strings.Contains(stderr, "is not what it was: it is older than the list "+c.published) ||
+	if err == nil || !strings.Contains(stderr, "is an older copy: it is older than the CRL "+c.published) ||
 		!strings.Contains(stderr, "ca recover --ca "+c.Name+" --crl "+c.published) {
 		t.Errorf("an older folder: %v: %s", err, stderr)
 	}
