@@ -14,16 +14,15 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Certificate is what a signer is known by: a certificate for the trust store, and the subject that limits it.
+// Certificate identifies a signer: a certificate for the trust store, and the subject that limits it.
 type Certificate struct {
 	trusted *x509.Certificate
 	kind    Kind
-	subject string // "" is any
+	subject string // "" is any subject
 }
 
-// FromFile reads the certificate of a signer from a PEM file: a self-signed one; one under a CA, with its issuers in
-// the same file; or a CA's, for everyone with a certificate of this CA, or for those alone whose subject has the parts
-// of subject.
+// FromFile reads the certificate of a signer from a PEM file: a self-signed one; one issued by a CA, with its issuers in
+// the same file; or a CA's, for every signer with a certificate of this CA whose subject has the attributes of subject.
 func FromFile(path, subject string) (*Certificate, error) {
 	file, err := certs.ReadFile(path)
 	if err != nil {
@@ -31,17 +30,17 @@ func FromFile(path, subject string) (*Certificate, error) {
 	}
 	switch leaves := certs.Leaves(file); {
 	case len(leaves) > 1:
-		return nil, failure.New(failure.Invalid, "there are certificates of %d signers in %s", len(leaves), path).
-			WithHint("name a file with one of them and its issuers")
+		return nil, failure.New(failure.Invalid, "%s has the certificates of %d signers", path, len(leaves)).
+			WithHint("name a file with one certificate and its issuers")
 	case len(leaves) == 0:
 		return fromCAs(path, file, subject)
 	case subject != "":
 		return nil, failure.New(failure.Invalid,
 			"a --subject limits a CA, but %s holds the certificate of one signer, %q", path, leaves[0].Subject).
-			WithHint("leave --subject out; or name the CA's certificate, to trust several signers under it")
+			WithHint("remove --subject; or name the CA's certificate, to trust several signers under it")
 	default:
 		return fromLeaf(leaves[0], file,
-			"put the certificates of its issuers, up to the self-signed root, into the same PEM file")
+			"add the certificates of its issuers, up to the self-signed root, to the PEM file")
 	}
 }
 
@@ -64,26 +63,26 @@ func FromKey(ctx context.Context, s *keystore.Reference) (*Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	there, err := store.Certificates(ctx)
+	stored, err := store.Certificates(ctx)
 	if err != nil {
 		return nil, err
 	}
-	known = append(known, there...)
+	known = append(known, stored...)
 	leaf := certs.LeafOf(public, known, time.Now())
 	if leaf == nil {
-		return nil, failure.New(failure.Invalid, "the key %s has no certificate", s.Key).
+		return nil, failure.New(failure.NotFound, "the key %s has no certificate", s.Key).
 			WithHint("make one with 'notation-hsm cert self-sign' or 'cert csr', and store it with 'cert import'")
 	}
 	if leaf.IsCA {
-		return nil, failure.New(failure.Invalid, "the key %s is that of a CA", s.Key).
+		return nil, failure.New(failure.Invalid, "the key %s belongs to a CA", s.Key).
 			WithHint("name the CA with --ca or --cert")
 	}
 	return fromLeaf(leaf, known,
 		"store the certificates of its issuers, up to the self-signed root, with 'notation-hsm cert import'")
 }
 
-// fromLeaf trusts one signing certificate: itself where it is self-signed, else its subject under the root. The issuers
-// between may change then, and so may the certificate, as long as the root and the subject stay.
+// fromLeaf trusts one signing certificate: itself if it is self-signed, else its subject under the root. The intermediates
+// and the certificate may change then, as long as the root and the subject stay the same.
 func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string) (*Certificate, error) {
 	chain, err := certs.Chain(leaf, known, nil, time.Now())
 	if err != nil {
@@ -96,21 +95,21 @@ func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string)
 	_, err = readIdentity(c.subject)
 	if len(chain) == 1 {
 		c.kind = SelfSigned
-		if err != nil { // it needs no subject to be told from others
+		if err != nil { // the certificate alone identifies the signer
 			c.subject = ""
 		}
 		return c, nil
 	}
 	if lacks := certs.LacksIdentity(leaf.Subject); len(lacks) > 0 {
 		return nil, failure.New(failure.Invalid,
-			"Notation can't tell %q from others under its CA: the subject has no %s", leaf.Subject, strings.Join(lacks, ", ")).
+			"Notation cannot distinguish %q from others under its CA: the subject has no %s", leaf.Subject, strings.Join(lacks, ", ")).
 			WithHint("issue the certificate again with C, ST and O in its subject, as in " +
 				"\"CN=release,O=Example,C=CH,ST=Zurich\"")
 	}
 	return c, err
 }
 
-// fromCAs trusts one CA of a file: the one that issued none of the others, as the lowest of a chain is.
+// fromCAs trusts one CA of a file: the lowest of the chain, which issued none of the others.
 func fromCAs(path string, list []*x509.Certificate, subject string) (*Certificate, error) {
 	var last []*x509.Certificate
 	for _, cert := range list {
@@ -124,13 +123,13 @@ func fromCAs(path string, list []*x509.Certificate, subject string) (*Certificat
 	}
 	if len(last) != 1 {
 		return nil, failure.New(failure.Invalid,
-			"it is not clear which of the %d CA certificates in %s is meant", len(list), path).
+			"%d CA certificates in %s are not one chain", len(list), path).
 			WithHint("name a file with one CA and its issuers")
 	}
 	return FromCA(last[0], subject)
 }
 
-// FromCA trusts everyone with a certificate of a CA, or those alone whose subject has the parts of subject.
+// FromCA trusts every signer with a certificate of a CA whose subject has the attributes of subject; any if it is empty.
 func FromCA(cert *x509.Certificate, subject string) (*Certificate, error) {
 	switch {
 	case time.Now().After(cert.NotAfter):
@@ -145,7 +144,7 @@ func FromCA(cert *x509.Certificate, subject string) (*Certificate, error) {
 	return &Certificate{trusted: cert, kind: CA, subject: subject}, err
 }
 
-// kindOf tells what a certificate in a trust store stands for. Notation takes no others there.
+// kindOf returns the kind of a certificate. Notation accepts no other kinds in a trust store.
 func kindOf(cert *x509.Certificate) (Kind, error) {
 	switch {
 	case cert.IsCA:
@@ -155,7 +154,7 @@ func kindOf(cert *x509.Certificate) (Kind, error) {
 		return SelfSigned, nil
 	}
 	return "", failure.New(failure.Invalid, "the certificate of %q is neither a CA's nor self-signed", cert.Subject).
-		WithHint("remove the signer and add it again with its whole chain")
+		WithHint("remove the signer and add it again with its complete chain")
 }
 
 func fingerprint(cert *x509.Certificate) string {

@@ -12,7 +12,7 @@ import (
 )
 
 // A cluster checks images when a Pod is admitted, and what checks them reads resources from the cluster in place of
-// files. Kyverno and Ratify are told here; both verify with Notation's own code.
+// files. Kyverno and Ratify are supported; both verify with Notation's own code.
 
 // object is a Kubernetes resource.
 type object struct {
@@ -28,12 +28,12 @@ type metadata struct {
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// named is the metadata of every resource that is written: the label tells ours from others'.
+// named returns the metadata of a resource, with a label that marks it as written here.
 func named(name string) metadata {
 	return metadata{Name: name, Labels: map[string]string{"app.kubernetes.io/managed-by": "notation-hsm"}}
 }
 
-// forCluster reads a manifest whose scopes mean in a cluster what they mean to Notation.
+// forCluster reads a manifest. It fails with Invalid for a scope that a cluster would call by another name.
 func forCluster(path string) (*Manifest, []group, error) {
 	m, err := Load(path)
 	if err != nil {
@@ -56,8 +56,8 @@ func forCluster(path string) (*Manifest, []group, error) {
 		}
 		if g.scope != anyone && name != g.scope {
 			return nil, nil, failure.New(failure.Invalid,
-				"a cluster knows no repository by the name %q of signer %q: it would call it %q", g.scope, g.signers[0].Name, name).
-				WithHint(fmt.Sprintf("give the signers the scope %s", name))
+				"a cluster calls the repository %q of signer %q %q", g.scope, g.signers[0].Name, name).
+				WithHint(fmt.Sprintf("change the scope of the signers to %s", name))
 		}
 	}
 	return m, groups, nil

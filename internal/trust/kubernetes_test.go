@@ -60,7 +60,7 @@ func TestKyvernoExact(t *testing.T) {
 				}
 			}
 		}
-		err := kyvernoCanSay(group{app, signers})
+		err := checkKyverno(group{app, signers})
 		if (err == nil) != same {
 			t.Errorf("the answer is %v, and Kyverno taking what is meant is %v: %s", err, same, describe(signers))
 		}

@@ -18,7 +18,7 @@ const kyvernoHeader = `# Who may sign the images of this cluster: the trust mani
 #   --set-string admissionController.container.extraArgs.imageVerifyCacheEnabled=false
 `
 
-// kyvernoSpec is the part that is needed here of Kyverno's ImageValidatingPolicy, policies.kyverno.io/v1.
+// kyvernoSpec is the part that is used of Kyverno's ImageValidatingPolicy, policies.kyverno.io/v1.
 type kyvernoSpec struct {
 	ValidationActions        []string          `json:"validationActions"`
 	FailurePolicy            string            `json:"failurePolicy"`
@@ -55,20 +55,20 @@ type kyvernoNotary struct {
 	} `json:"certs"`
 }
 
-// Kyverno returns the manifest as one ImageValidatingPolicy, as YAML. Kyverno verifies with Notation's level strict,
-// and takes any subject under a certificate; a manifest that asks for something else is refused. Kyverno lets an image
-// pass that no policy names, which Notation does not; so the policy is about all images.
+// Kyverno returns the manifest as one ImageValidatingPolicy in YAML. Kyverno verifies with Notation's level strict and
+// accepts any subject under a certificate; it fails with Unsupported for a manifest that needs more. Kyverno admits an
+// image that no policy matches, which Notation does not, so the policy matches all images.
 func Kyverno(manifest string) ([]byte, error) {
 	m, groups, err := forCluster(manifest)
 	if err != nil {
 		return nil, err
 	}
 	for _, g := range groups {
-		if err := kyvernoCanSay(g); err != nil {
+		if err := checkKyverno(g); err != nil {
 			return nil, err
 		}
 	}
-	var others group // who signs in repositories without signers of their own
+	var others group // signers of the repositories that no other scope names
 	repositories := groups
 	if groups[0].scope == anyone { // it sorts before any name
 		others, repositories = groups[0], groups[1:]
@@ -110,18 +110,19 @@ func Kyverno(manifest string) ([]byte, error) {
 		Metadata: named("notation-hsm"), Spec: spec})
 }
 
-// kyvernoCanSay refuses the signers of a scope whom Kyverno would not verify as Notation does.
-func kyvernoCanSay(g group) error {
-	const other = "use --format ratify, which says it as it is"
+// checkKyverno fails for signers of a scope that Kyverno would not verify as Notation does.
+func checkKyverno(g group) error {
+	const other = "use --format ratify, which supports it"
 	if level := g.signers[0].Level; level != trustpolicy.LevelStrict.Name {
-		return failure.New(failure.Invalid, "signer %q of the scope %q has the level %s, and Kyverno verifies strictly only",
+		return failure.New(failure.Unsupported,
+			"signer %q of the scope %q has the level %s, and Kyverno supports strict only",
 			g.signers[0].Name, g.scope, level).
-			WithHint(other + "; or make the level strict")
+			WithHint(other + "; or set the level to strict")
 	}
 	for _, s := range g.signers {
 		if s.Kind == CA && !allowed(g.signers, s, nil) {
-			return failure.New(failure.Invalid,
-				"signer %q of the scope %q has the subject %q under the CA %q, and Kyverno takes everyone under a CA", s.Name,
+			return failure.New(failure.Unsupported,
+				"signer %q of the scope %q has the subject %q under the CA %q, and Kyverno accepts every subject under a CA", s.Name,
 				g.scope, s.Subject, s.Trusts).
 				WithHint(other +
 					"; or trust an issuing CA that certifies this signer alone, without --subject")

@@ -1,7 +1,7 @@
-// Package trust answers one question: who may sign which repositories? The answer is kept in one file that people
-// review, the manifest, and written from there into the trust store and the trust policy that Notation verifies with.
+// Package trust answers one question: who may sign which repositories? The answer is one reviewed file, the trust
+// manifest. Export writes it into the trust stores and the trust policy that Notation verifies with.
 //
-// What Notation can't say exactly is refused: a manifest never reads stricter than the policy that comes of it.
+// A manifest that Notation cannot express exactly is refused: no policy is weaker than its manifest reads.
 package trust
 
 import (
@@ -22,8 +22,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Manifest is the file: every signer, by name. The certificates stand in it, so that it is one file to review, and is
-// replaced as a whole.
+// Manifest is the trust manifest: every signer, by name, with certificates. It is one file, to be reviewed and replaced as
+// a whole.
 type Manifest struct {
 	Version int      `yaml:"version"`
 	Signers []Signer `yaml:"signers"`
@@ -31,11 +31,11 @@ type Manifest struct {
 
 const (
 	manifestVersion = 1
-	manifestHeader  = "# Who may sign which repositories. 'notation-hsm trust' keeps this file; 'trust export' tells Notation.\n"
+	manifestHeader  = "# Who may sign which repositories. 'notation-hsm trust' edits this file; 'trust export' writes it for Notation.\n"
 	makeManifest    = "make it with: notation-hsm trust init"
 )
 
-// Path returns where the manifest is: file if that is given, else NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in
+// Path returns the path of the manifest: file if it is set, else NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in
 // the user's configuration directory.
 func Path(file string) (string, error) {
 	if path := cmp.Or(file, os.Getenv("NOTATION_HSM_TRUST")); path != "" {
@@ -49,7 +49,7 @@ func Path(file string) (string, error) {
 	return filepath.Join(dir, "notation-hsm", "trust.yaml"), nil
 }
 
-// Init makes a manifest without signers. It returns false when there is a manifest already, which it leaves as it is.
+// Init creates a manifest without signers. It returns false when there is one already, and leaves it unchanged.
 func Init(ctx context.Context, path string) (made bool, err error) {
 	unlock, err := state.Lock(ctx, filepath.Dir(path))
 	if err != nil {
@@ -62,14 +62,14 @@ func Init(ctx context.Context, path string) (made bool, err error) {
 	return true, (&Manifest{Version: manifestVersion}).save(path)
 }
 
-// Load reads a manifest and holds it against every rule.
+// Load reads and validates a manifest. It fails with NotFound when there is none.
 func Load(path string) (*Manifest, error) {
 	data, err := bound.ReadFile(path, maxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, failure.New(failure.Invalid, "there is no trust manifest: %w", err).WithHint(makeManifest)
+		return nil, failure.New(failure.NotFound, "there is no trust manifest: %w", err).WithHint(makeManifest)
 	}
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't read the trust manifest: %w", err).
+		return nil, failure.New(failure.Invalid, "cannot read the trust manifest: %w", err).
 			WithHint("check the path and its permissions")
 	}
 	m, err := parse(data)
@@ -91,7 +91,7 @@ func parse(data []byte) (*Manifest, error) {
 		return nil, err
 	}
 	if m.Version != manifestVersion {
-		return nil, failure.New(failure.Invalid, "version %d is not known here, only %d", m.Version, manifestVersion).
+		return nil, failure.New(failure.Invalid, "version %d is not supported, only %d", m.Version, manifestVersion).
 			WithHint("use the notation-hsm that wrote it, or a newer one")
 	}
 	for i := range m.Signers {
@@ -108,11 +108,11 @@ func parse(data []byte) (*Manifest, error) {
 	return m, err
 }
 
-// change reads a manifest, changes it and writes it back, with the manifest locked. What would break a rule is not
-// written.
+// change reads a manifest, changes it and writes it back, with the manifest locked. It fails, and writes nothing, when the
+// changed manifest is not valid.
 func change(ctx context.Context, path string, how func(*Manifest) error) error {
 	if _, err := Load(path); err != nil {
-		return err // before a lock is left in a folder that was only misspelt
+		return err // before a lock file is left in a misspelt folder
 	}
 	unlock, err := state.Lock(ctx, filepath.Dir(path))
 	if err != nil {
@@ -132,8 +132,8 @@ func change(ctx context.Context, path string, how func(*Manifest) error) error {
 	return m.save(path)
 }
 
-// save writes the manifest in one order, so that a change shows as itself in a comparison of two versions. A reader of
-// it is no danger: it holds nothing secret.
+// save writes the manifest with signers and scopes sorted, so that a diff of two versions shows only the change. The file
+// is readable for everyone: nothing in it is secret.
 func (m *Manifest) save(path string) error {
 	slices.SortFunc(m.Signers, func(a, b Signer) int { return cmp.Compare(a.Name, b.Name) })
 	for _, s := range m.Signers {

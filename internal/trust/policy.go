@@ -12,8 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// statementPrefix begins the name of every policy statement that comes from a manifest; statements of other names are
-// others'.
+// statementPrefix is the prefix of the names of policy statements that come from a manifest.
 const statementPrefix = "notation-hsm:"
 
 const (
@@ -22,11 +21,11 @@ const (
 	documentVersion = "1.0"
 )
 
-// identity is a trusted identity as Notation reads it: the parts that a certificate's subject must have. The empty one
-// is anyone.
+// identity is a trusted identity as Notation reads it: the attributes that a certificate's subject must have. The empty
+// one matches any subject.
 type identity map[string]string
 
-// covers reports whether every subject that other matches is matched by id.
+// covers reports whether id matches every subject that other matches.
 func (id identity) covers(other identity) bool {
 	for part, value := range id {
 		if other[part] != value {
@@ -36,8 +35,8 @@ func (id identity) covers(other identity) bool {
 	return true
 }
 
-// readIdentity reads a distinguished name with Notation's rules, and with the parser that Notation uses, so that two
-// names differ here exactly when they do there.
+// readIdentity reads a distinguished name with the rules and the parser of Notation, so that two names are equal here
+// exactly when Notation treats them as equal.
 func readIdentity(subject string) (identity, error) {
 	if subject == "" {
 		return nil, nil
@@ -45,7 +44,7 @@ func readIdentity(subject string) (identity, error) {
 	if err := accepted(trustpolicy.TrustPolicy{RegistryScopes: []string{anyone},
 		TrustedIdentities: []string{x509Subject + subject}}); err != nil {
 		return nil, failure.New(failure.Invalid,
-			"Notation can't take the subject %q for a trusted identity: %w", subject, err).
+			"Notation does not accept the subject %q as a trusted identity: %w", subject, err).
 			WithHint(`it needs C, ST and O, and each part once, as in "C=CH,ST=Zurich,O=Example"`)
 	}
 	name, err := ldap.ParseDN(subject)
@@ -70,11 +69,11 @@ func checkScope(scope string) error {
 		_, err := repository(scope)
 		return err
 	case strings.Contains(scope, "*"):
-		return failure.New(failure.Invalid, "the scope %q is a pattern, and Notation knows whole repositories alone", scope).
-			WithHint(`name each repository with a --scope of its own, or "*" for all that have no signer of their own`)
+		return failure.New(failure.Invalid, "the scope %q is a pattern, and Notation supports whole repositories only", scope).
+			WithHint(`add a --scope for each repository, or "*" for all repositories that no other scope names`)
 	}
 	return failure.New(failure.Invalid, "the scope %q is not a repository", scope).
-		WithHint("name it with its registry, and without a scheme, tag or digest, as in registry.example.com/team/app")
+		WithHint("write it with its registry, without scheme, tag or digest, as in registry.example.com/team/app")
 }
 
 func checkLevel(level string) error {
@@ -83,26 +82,26 @@ func checkLevel(level string) error {
 	case trustpolicy.LevelStrict.Name, trustpolicy.LevelPermissive.Name, trustpolicy.LevelAudit.Name:
 		return nil
 	case trustpolicy.LevelSkip.Name:
-		return failure.New(failure.Invalid, "level skip is refused: it verifies nothing, so that everyone could sign").
+		return failure.New(failure.Invalid, "level skip is refused: it verifies nothing, so anyone could sign").
 			WithHint(known)
 	}
 	return failure.New(failure.Invalid, "there is no verification level %q", level).WithHint(known)
 }
 
-// accepted asks Notation about the scopes and identities of a statement.
+// accepted validates the scopes and identities of a statement with Notation's code.
 func accepted(p trustpolicy.TrustPolicy) error {
 	p.Name, p.TrustStores = "statement", []string{"ca:store"}
 	p.SignatureVerification.VerificationLevel = trustpolicy.LevelStrict.Name
 	return (&trustpolicy.Document{Version: documentVersion, TrustPolicies: []trustpolicy.TrustPolicy{p}}).Validate()
 }
 
-// group is a scope and who may sign in it.
+// group is a scope and its signers.
 type group struct {
 	scope   string
 	signers []Signer // by name
 }
 
-// groups returns the scopes in order, or why one policy statement for each can't say what the manifest does.
+// groups returns the scopes in order. It fails when one policy statement for each cannot express the manifest.
 func (m *Manifest) groups() ([]group, error) {
 	scopes := map[string][]Signer{}
 	for _, s := range m.Signers {
@@ -118,8 +117,8 @@ func (m *Manifest) groups() ([]group, error) {
 			return nil, err
 		}
 		if other, ok := known[name]; ok {
-			return nil, failure.New(failure.Invalid, "the scopes %q and %q are one repository", other, scope).
-				WithHint("name it in one way, without a port that is the default")
+			return nil, failure.New(failure.Invalid, "the scopes %q and %q are the same repository", other, scope).
+				WithHint("use one spelling, without a default port")
 		}
 		known[name] = scope
 		signers := scopes[scope]
@@ -132,7 +131,7 @@ func (m *Manifest) groups() ([]group, error) {
 	return all, nil
 }
 
-// statements returns one policy statement for each scope, in order, or why Notation can't say what the manifest does.
+// statements returns one policy statement for each scope, in order. It fails when Notation cannot express the manifest.
 func (m *Manifest) statements() ([]trustpolicy.TrustPolicy, error) {
 	groups, err := m.groups()
 	if err != nil {
@@ -152,16 +151,16 @@ func (m *Manifest) statements() ([]trustpolicy.TrustPolicy, error) {
 	return all, nil
 }
 
-// exact refuses signers that one statement can't keep apart. A statement takes any identity it lists under any CA it
-// lists, and only one level. So each CA here has to be trusted, by some signer, for the identity of every signer; then
-// nothing is let in that no signer allows. A self-signed certificate issues no others, and is never in the way.
+// exact refuses signers that one statement cannot keep apart. A statement accepts every identity it lists under every CA
+// it lists, and has one level. So each CA must be trusted, by some signer, for the identity of every signer; then the
+// statement accepts nothing that no signer allows. A self-signed certificate issues no others, so it needs no check.
 func exact(scope string, signers []Signer) error {
 	for _, s := range signers {
 		if s.Level != signers[0].Level {
 			return failure.New(failure.Invalid,
-				"signers %q and %q of the scope %q have the levels %s and %s, and Notation has one for each scope",
+				"signers %q and %q of the scope %q have the levels %s and %s, and Notation has one level for each scope",
 				signers[0].Name, s.Name, scope, signers[0].Level, s.Level).
-				WithHint("give the signers of a scope one level")
+				WithHint("set one level for all signers of a scope")
 		}
 		if s.Kind != CA {
 			continue
@@ -171,23 +170,21 @@ func exact(scope string, signers []Signer) error {
 				continue
 			}
 			return failure.New(failure.Invalid,
-				"in the scope %q, Notation would take %s also under the CA %q of signer %q, where no signer is allowed it; it is "+
-					"meant for signer %q alone",
-				scope, other.whom(), s.Trusts, s.Name, other.Name).
-				WithHint("give both certificates under the same CA (the very same --cert or root), or keep them to " +
-					"different scopes")
+				"in the scope %q, Notation would also accept %s of signer %q under the CA %q of signer %q",
+				scope, other.subjects(), other.Name, s.Trusts, s.Name).
+				WithHint("use certificates under the same CA (the very same --cert or root), or different scopes")
 		}
 	}
 	return nil
 }
 
-// allowed reports whether a signer is trusted under the CA of s with all that an identity matches.
+// allowed reports whether a signer is trusted under the CA of s for every subject that an identity matches.
 func allowed(signers []Signer, s Signer, who identity) bool {
 	return slices.ContainsFunc(signers, func(t Signer) bool { return t.cert.Equal(s.cert) && t.who.covers(who) })
 }
 
-// identities returns what the statement of some signers trusts, leaving out what another identity covers: Notation
-// takes no two that overlap.
+// identities returns the trusted identities of some signers, without those that another identity covers: Notation refuses
+// identities that overlap.
 func identities(signers []Signer) []string {
 	var list []string
 	for i, s := range signers {

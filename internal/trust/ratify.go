@@ -82,7 +82,7 @@ func Ratify(manifest string) ([]byte, error) {
 		return nil, err
 	}
 	if err := verifier.Parameters.Policy.Validate(); err != nil {
-		return nil, failure.New(failure.Invalid, "Notation would not accept the trust policy: %w", err).
+		return nil, failure.New(failure.Invalid, "Notation refuses the trust policy: %w", err).
 			WithHint("change the signers that it names")
 	}
 	var template ratifyTemplate

@@ -5,8 +5,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
-// spelled returns a scope with its registry spelled in one way, as the network takes it, so that REGISTRY.example.com
-// is no other registry than registry.example.com. What is no repository is returned as it is.
+// spelled returns a scope with the canonical spelling of its registry, so that REGISTRY.example.com is the same as
+// registry.example.com. It returns other text unchanged.
 func spelled(given string) string {
 	if name, err := scope.Name(given); err == nil {
 		return name
@@ -14,7 +14,7 @@ func spelled(given string) string {
 	return given
 }
 
-// repository returns the one name of the repository that a scope names, or "*" for all others.
+// repository returns the canonical name of the repository of a scope, or "*".
 func repository(given string) (string, error) {
 	if given == anyone {
 		return anyone, nil
@@ -22,12 +22,12 @@ func repository(given string) (string, error) {
 	name, err := scope.Canonical(given)
 	if err != nil {
 		return "", failure.New(failure.Invalid, "the scope %q is not a repository: %w", given, err).
-			WithHint("name it as in registry.example.com/team/app")
+			WithHint("write it as in registry.example.com/team/app")
 	}
 	return name, nil
 }
 
-// oneRepository returns whether two scopes name the same.
+// oneRepository reports whether two scopes are the same repository.
 func oneRepository(a, b string) bool {
 	one, err := repository(a)
 	if err != nil {

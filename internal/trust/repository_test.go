@@ -26,7 +26,7 @@ func TestOneNameOfARepository(t *testing.T) {
 	}
 	for _, scopes := range [][]string{{"registry.example.com:443/team/one", "registry.example.com/team/one"},
 		{"index.docker.io/library/alpine", "docker.io/library/alpine"}} {
-		if err := grant(scopes...); err == nil || !strings.Contains(err.Error(), "are one repository") {
+		if err := grant(scopes...); err == nil || !strings.Contains(err.Error(), "are the same repository") {
 			t.Errorf("%v: %v", scopes, err)
 		}
 	}
@@ -51,7 +51,7 @@ func TestOneNameOfARepository(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := Export(t.Context(), path, to); err == nil ||
-		!strings.Contains(err.Error(), `belongs to the statement "mine"`) {
+		!strings.Contains(err.Error(), `is in the statement "mine"`) {
 		t.Errorf("beside another's statement: %v", err)
 	}
 	if gone, err := Remove(t.Context(), path, "alice", []string{"Registry.Example.com:5000/app"}); gone || err != nil {

@@ -16,38 +16,37 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Signer may sign in some repositories. Who that is, is said by one certificate and, under a CA, by a part of the
-// subject.
+// Signer may sign in some repositories. A certificate identifies the signer and, under a CA, attributes of the subject.
 type Signer struct {
 	Name string `yaml:"name" json:"name"`
-	// repositories, or "*": those that have no signer of their own
+	// repositories, or "*": those that no other scope names
 	Scopes []string `yaml:"scopes" json:"scopes"`
 	Level  string   `yaml:"level" json:"level"` // how strictly Notation verifies
-	// what the certificate is; checked, for the reader's sake
+	// of the certificate; written for the reader, and checked
 	Kind Kind `yaml:"kind" json:"kind"`
-	// what a signing certificate's subject has to have; none: any will do
+	// attributes that a signing certificate's subject must have; empty: any subject
 	Subject string `yaml:"subject,omitempty" json:"subject,omitempty"`
-	// of the certificate; checked, to be compared by eye or by voice
+	// of the certificate; checked, and compared by people
 	Fingerprint string `yaml:"fingerprint" json:"fingerprint"`
 	Certificate string `yaml:"certificate" json:"certificate"` // PEM, one
 
 	Trusts string    `yaml:"-" json:"trusts"` // the certificate's subject
-	Until  time.Time `yaml:"-" json:"until"`  // when it ends
+	Until  time.Time `yaml:"-" json:"until"`  // when it expires
 
 	cert *x509.Certificate
 	who  identity
 }
 
-// Kind is what a signer's certificate stands for.
+// Kind is the kind of a signer's certificate.
 type Kind string
 
 const (
-	SelfSigned Kind = "self-signed" // this certificate signs, and no other
-	CA         Kind = "ca"          // every certificate under this one signs, as far as the subject allows
+	SelfSigned Kind = "self-signed" // this certificate alone signs
+	CA         Kind = "ca"          // every certificate under this one signs, if its subject matches
 )
 
-// whom says which subjects the signer has.
-func (s Signer) whom() string {
+// subjects describes the subjects that the signer may have.
+func (s Signer) subjects() string {
 	if s.Subject == "" {
 		return "any subject"
 	}
@@ -58,19 +57,18 @@ var names = sync.OnceValue(func() *regexp.Regexp { // not at the start, which ev
 	return regexp.MustCompile(`^[a-z0-9][a-z0-9._-]*$`)
 })
 
-// read checks a signer as it stands in the manifest.
+// read validates a signer of the manifest.
 func (s *Signer) read() error {
 	if !names().MatchString(s.Name) || len(s.Name) > 64 { // it becomes a part of file names
-		return failure.New(failure.Invalid, "a signer can't be named %q", s.Name).
-			WithHint("use small letters, digits, '.', '_' and '-', as in release-team")
+		return failure.New(failure.Invalid, "%q is not the name of a signer", s.Name).
+			WithHint("use lower-case letters, digits, '.', '_' and '-', as in release-team")
 	}
 	if err := checkLevel(s.Level); err != nil {
 		return err
 	}
 	if len(s.Scopes) == 0 {
-		return failure.New(failure.Invalid, "signer %q has no scope",
-			s.Name).
-			WithHint("name one with --scope registry.example.com/team/app")
+		return failure.New(failure.Invalid, "signer %q has no scope", s.Name).
+			WithHint("add one with --scope registry.example.com/team/app")
 	}
 	for i, given := range s.Scopes {
 		if err := checkScope(given); err != nil {
@@ -86,14 +84,15 @@ func (s *Signer) read() error {
 	list, err := certs.Parse([]byte(s.Certificate))
 	if err != nil || len(list) != 1 {
 		return failure.New(failure.Invalid, "the certificate of signer %q is not one PEM certificate", s.Name).
-			WithHint("put the manifest back as it was, or take the signer out of it with an editor and add it again")
+			WithHint("restore the manifest; or remove the signer with an editor and add it again")
 	}
 	return s.trust(list[0])
 }
 
-// trust checks that the certificate is what the manifest says of it.
+// trust verifies that the manifest describes the certificate.
 func (s *Signer) trust(cert *x509.Certificate) error {
-	const hint = "someone changed one of the two by hand; find out who, and put the manifest back as it was, or take the signer out of it with an editor and add it again"
+	const hint = "the manifest was edited by hand: find out by whom, and restore it; or remove the signer with an editor and " +
+		"add it again"
 	kind, err := kindOf(cert)
 	switch {
 	case err != nil:
@@ -104,10 +103,10 @@ func (s *Signer) trust(cert *x509.Certificate) error {
 			WithHint(hint)
 	case s.Fingerprint != fingerprint(cert):
 		return failure.New(failure.Invalid,
-			"the certificate of signer %q has not the fingerprint that stands beside it", s.Name).
+			"the certificate of signer %q does not have the fingerprint in the manifest", s.Name).
 			WithHint(hint)
 	case kind == SelfSigned && s.Subject != "" && s.Subject != cert.Subject.String():
-		return failure.New(failure.Invalid, "the certificate of signer %q has not the subject that stands beside it", s.Name).
+		return failure.New(failure.Invalid, "the certificate of signer %q does not have the subject in the manifest", s.Name).
 			WithHint(hint)
 	}
 	s.cert, s.Trusts, s.Until = cert, cert.Subject.String(), cert.NotAfter.UTC()
@@ -115,23 +114,23 @@ func (s *Signer) trust(cert *x509.Certificate) error {
 	return err
 }
 
-// Grant lets a signer sign in scopes.
+// Grant allows a signer to sign in scopes.
 type Grant struct {
 	Name   string
 	Scopes []string
-	Level  string       // "" is strict, or what a signer who is there has
-	Cert   *Certificate // nil for a signer who is there
+	Level  string       // "" is strict, or the level of an existing signer
+	Cert   *Certificate // nil for an existing signer
 }
 
-// Add makes a signer, or lets one who is there sign in more scopes, and returns the signer.
+// Add adds a signer, or adds scopes to an existing one, and returns the signer.
 func Add(ctx context.Context, path string, g Grant) (*Signer, error) {
 	var result Signer
 	err := change(ctx, path, func(m *Manifest) error {
 		s := m.find(g.Name)
 		switch {
 		case s == nil && g.Cert == nil:
-			return failure.New(failure.Invalid, "there is no signer %q yet, and no certificate is given", g.Name).
-				WithHint("name a certificate with --cert FILE, --key KEY or --ca NAME")
+			return failure.New(failure.NotFound, "there is no signer %q, and no certificate is given", g.Name).
+				WithHint("give a certificate with --cert FILE, --key KEY or --ca NAME")
 		case s == nil:
 			m.Signers = append(m.Signers, g.signer())
 			s = &m.Signers[len(m.Signers)-1]
@@ -163,13 +162,13 @@ func (g Grant) signer() Signer {
 }
 
 func (s *Signer) extend(g Grant) error {
-	const hint = "choose another name for the new certificate (both are trusted then), or remove the signer first"
+	const hint = "choose another name, which trusts both certificates; or remove the signer first"
 	if g.Cert != nil && (!g.Cert.trusted.Equal(s.cert) || g.Cert.subject != s.Subject) {
-		return failure.New(failure.Invalid, "there is a signer %q already, with another certificate or subject", s.Name).
+		return failure.New(failure.Conflict, "there is already a signer %q with another certificate or subject", s.Name).
 			WithHint(hint)
 	}
 	if g.Level != "" && g.Level != s.Level {
-		return failure.New(failure.Invalid, "there is a signer %q already, at level %s", s.Name, s.Level).
+		return failure.New(failure.Conflict, "there is already a signer %q with the level %s", s.Name, s.Level).
 			WithHint("remove the signer and add it again")
 	}
 	s.addScopes(g.Scopes)
@@ -184,18 +183,18 @@ func (s *Signer) addScopes(scopes []string) {
 	}
 }
 
-// Remove takes scopes from a signer, or, without any, the signer. A signer who has no scope left is removed: gone says
-// so.
+// Remove removes scopes from a signer, or the signer if scopes is empty. A signer without a scope left is removed; gone
+// reports it.
 func Remove(ctx context.Context, path, name string, scopes []string) (gone bool, err error) {
 	err = change(ctx, path, func(m *Manifest) error {
 		s := m.find(name)
 		if s == nil {
-			return failure.New(failure.Invalid, "there is no signer %q", name).WithHint("see: notation-hsm trust signer list")
+			return failure.New(failure.NotFound, "there is no signer %q", name).WithHint("list them: notation-hsm trust signer list")
 		}
 		for _, scope := range scopes {
 			i := slices.Index(s.Scopes, spelled(scope))
 			if i < 0 {
-				return failure.New(failure.Invalid, "signer %q has no scope %q", name, scope).
+				return failure.New(failure.NotFound, "signer %q has no scope %q", name, scope).
 					WithHint("the scopes are: " + strings.Join(s.Scopes, ", "))
 			}
 			s.Scopes = slices.Delete(s.Scopes, i, i+1)

@@ -163,7 +163,7 @@ func TestExact(t *testing.T) {
 func describe(signers []Signer) string {
 	var text []string
 	for _, s := range signers {
-		text = append(text, s.cert.Subject.CommonName+" for "+s.whom())
+		text = append(text, s.cert.Subject.CommonName+" for "+s.subjects())
 	}
 	return strings.Join(text, "; ")
 }
@@ -195,12 +195,12 @@ func TestKinds(t *testing.T) {
 			who: "C=CH,ST=Zurich,O=Example"},
 		{name: "without its root", file: file(t, leaf, middle), fails: "is not whole"},
 		{name: "two leaves", file: file(t, lone, plain), fails: "of 2 signers"},
-		{name: "two CAs", file: file(t, root, issue(t, name("other"), true, nil)), fails: "not clear which"},
+		{name: "two CAs", file: file(t, root, issue(t, name("other"), true, nil)), fails: "are not one chain"},
 		{name: "a leaf and a subject", file: file(t, lone), subject: "C=CH,ST=Zurich,O=Example", fails: "limits a CA"},
 		{name: "under a CA without C, ST and O", file: file(t, anonymous, root), fails: "the subject has no C, ST, O"},
 		{name: "under a CA with two O", file: file(t, two, root), fails: "multi-valued"},
 		{name: "a CA and a subject without ST", file: file(t, root), subject: "C=CH,O=Example",
-			fails: "can't take the subject"},
+			fails: "does not accept the subject"},
 	} {
 		got, err := FromFile(c.file, c.subject)
 		switch {
@@ -248,7 +248,7 @@ func TestManifestByHand(t *testing.T) {
 		return "    " + strings.ReplaceAll(strings.TrimSpace(pem), "\n", "\n    ") + "\n"
 	}
 	for _, c := range []struct{ name, from, to, fails string }{
-		{"a newer version", "version: 1", "version: 2", "version 2 is not known"},
+		{"a newer version", "version: 1", "version: 2", "version 2 is not supported"},
 		{"an unknown field", "level:", "colour:", "colour"},
 		{"a threshold", "level:", "threshold: 2\n  level:", "threshold"},
 		{"no level", "level: strict", "level: \"\"", "no verification level"},
@@ -256,10 +256,10 @@ func TestManifestByHand(t *testing.T) {
 		{"a pattern", app, "registry.example.com/team/*", "is a pattern"},
 		{"a tag", app, app + ":v1", "is not a repository"},
 		{"a scope twice", "- " + app, "- " + app + "\n  - " + app, "twice"},
-		{"a bad name", "name: alice", "name: ../alice", "can't be named"},
+		{"a bad name", "name: alice", "name: ../alice", "is not the name of a signer"},
 		{"another kind", "kind: self-signed", "kind: ca", "of kind"},
-		{"another fingerprint", "sha256:", "sha256:0", "has not the fingerprint"},
-		{"another subject", "CN=alice", "CN=bob", "has not the subject"},
+		{"another fingerprint", "sha256:", "sha256:0", "does not have the fingerprint"},
+		{"another subject", "CN=alice", "CN=bob", "does not have the subject"},
 		{"no certificate", "BEGIN CERTIFICATE", "BEGIN SOMETHING", "not one PEM certificate"},
 		{"another certificate", "    -----BEGIN", indent(other) + "    -----BEGIN", "not one PEM certificate"},
 	} {
@@ -354,10 +354,10 @@ func TestMerge(t *testing.T) {
 
 	// What Notation would not take, or others have, is left alone.
 	for name, text := range map[string]string{
-		"belongs to the statement \"mine\"": `{"version": "1.0", "trustPolicies": [{"name": "mine", "registryScopes": ["` +
+		"is in the statement \"mine\"": `{"version": "1.0", "trustPolicies": [{"name": "mine", "registryScopes": ["` +
 			app + `"], "signatureVerification": {"level": "skip"}}]}`,
-		"can't be read":    `{"version": "1.0", "trustPolicies": [], "later": 1}`,
-		"would not accept": `{"version": "1.0", "trustPolicies": [{"name": "", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`,
+		"cannot parse": `{"version": "1.0", "trustPolicies": [], "later": 1}`,
+		"refuses":      `{"version": "1.0", "trustPolicies": [{"name": "", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`,
 	} {
 		put(policy, text)
 		_, err := Export(t.Context(), path, to)
@@ -372,7 +372,7 @@ func TestMerge(t *testing.T) {
 	put(filepath.Join(stores, want[0], "more.pem"),
 		string(certs.Encode([]*x509.Certificate{issue(t, name("mallory"), false, nil).cert})))
 	if _, err := Export(t.Context(), path, to); err == nil ||
-		!strings.Contains(err.Error(), "holds something that is not the certificate") {
+		!strings.Contains(err.Error(), "has other content than the certificate") {
 		t.Errorf("the failure is %v", err)
 	}
 }
