@@ -66,8 +66,10 @@ func Run(ctx context.Context, root *cobra.Command) int {
 	return 0
 }
 
-// Root completes the command that holds all others of an executable.
+// Root completes the command that holds all others of an executable. --version prints its version and whether PKCS#11
+// modules can be used.
 func Root(root *cobra.Command, commands ...*cobra.Command) *cobra.Command {
+	root.Version += ", " + modules
 	root.Args = cobra.ArbitraryArgs // so that an unknown command reaches OnlyGroup
 	root.RunE = OnlyGroup
 	root.SilenceErrors, root.SilenceUsage = true, true

@@ -82,6 +82,9 @@ func TestNetHSMStatic(t *testing.T) {
 		program.Section(".interp") != nil {
 		t.Errorf("it is not static: %v, %v", libraries, err)
 	}
+	if version := softhsmtest.Run(t, static, "--version"); !strings.Contains(version, "without PKCS#11 modules") {
+		t.Errorf("--version says %s", version)
+	}
 	softhsmtest.Run(t, static, "install")
 	softhsmtest.Setenv(t, "PATH", "")
 	signAndVerify(t, n, registry, "static", uri)
