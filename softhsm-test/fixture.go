@@ -23,24 +23,28 @@ const (
 	SOPIN = "87654321"
 )
 
-// Missing says that a real part is not installed. On CI that is a failure, elsewhere the test is skipped; both say what
-// to do.
+// Missing says that a real part is not installed. On CI that is a failure, elsewhere and with -short the test is
+// skipped; both say what to do.
 func Missing(t testing.TB, what string) {
 	t.Helper()
-	if os.Getenv("CI") != "" {
+	if required() {
 		t.Fatalf("%s is missing: run 'make test', which installs it", what)
 	}
 	t.Skipf("%s is missing: run 'make test', which installs it", what)
 }
 
-// NeedRoot is for tests that give files to other users, or become one. On CI a test without root fails, elsewhere it is
-// skipped.
+// required reports whether a test fails instead of being skipped where it lacks something: on CI, except with -short, as
+// 'make check' runs the tests.
+func required() bool { return os.Getenv("CI") != "" && !testing.Short() }
+
+// NeedRoot is for tests that give files to other users, or become one. On CI a test without root fails, elsewhere and
+// with -short it is skipped.
 func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() == 0 {
 		return
 	}
-	if os.Getenv("CI") != "" {
+	if required() {
 		t.Fatal("only root can act for other users: run the tests as root")
 	}
 	t.Skip("only root can act for other users: run the tests as root")
@@ -56,9 +60,12 @@ func Program(t testing.TB, name string) string {
 	return path
 }
 
-// library returns the first file that a pattern matches.
+// library returns the first file that a pattern matches. With -short it skips the test: a module takes time to set up.
 func library(t testing.TB, patterns ...string) string {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short leaves out what needs a PKCS#11 module: run 'make test'")
+	}
 	for _, pattern := range patterns {
 		if found, _ := filepath.Glob(pattern); len(found) > 0 {
 			return found[0]
