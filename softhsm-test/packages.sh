@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian packages named as arguments that are not there yet. It asks for root only when something is missing.
+# Installs the Debian packages named as arguments that are missing. It needs root, or sudo, only if one is missing;
+# without either it prints the line for an administrator and fails.
 set -euo pipefail
 
 missing=()
@@ -13,7 +14,15 @@ if ! command -v apt-get >/dev/null; then
 	exit 1
 fi
 sudo=()
-[ "$(id -u)" -eq 0 ] || sudo=(sudo)
+if [ "$(id -u)" -ne 0 ]; then
+	sudo=(sudo)
+	if ! command -v sudo >/dev/null || ! sudo -v; then
+		echo "error: cannot install missing packages: neither root nor allowed to use sudo" >&2
+		echo "hint: hand this line to an administrator, then run the command again:" >&2
+		echo "apt-get install --no-install-recommends ${missing[*]}" >&2
+		exit 1
+	fi
+fi
 echo "installing: ${missing[*]}" >&2
 export DEBIAN_FRONTEND=noninteractive
 "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
