@@ -3,6 +3,7 @@ SHELL := /bin/bash
 VERSION ?= 0.1.0
 FUZZTIME ?= 20s
 LINT := bin/tools/golangci-lint
+ACTIONLINT := bin/tools/actionlint
 # The copy library verifies GPG signatures of images, which nothing here uses; without this tag it wants GPGME's C library.
 TAGS := containers_image_openpgp
 # Tests make folders that others must not be able to write to, or what they hold is refused.
@@ -10,19 +11,46 @@ PRIVATE := umask 022 &&
 # Where code and data lie differs in each run, and what the dynamic linker has resolved is read-only from the start.
 HARDENED := -buildmode=pie -ldflags '-s -w -X main.version=$(VERSION) "-extldflags=-Wl,-z,relro,-z,now"'
 
-.PHONY: help build demo test fuzz kubernetes lint bench tools packages clean
+NOTATION_AND_REGISTRY := go build -C tools -tags $(TAGS) -o ../bin/tools/ \
+	github.com/notaryproject/notation/cmd/notation github.com/distribution/distribution/v3/cmd/registry
+BUILD := go build -tags $(TAGS) -trimpath $(HARDENED) -o bin/
+PACKAGES := softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl opencryptoki swtpm libtpm2-pkcs11-1 p11-kit \
+	p11-kit-modules etcd-server etcd-client curl
+
+.PHONY: help build compiler demo demo-programs check test explain-test fuzz kubernetes lint bench tools packages clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-build: ## build the executables into bin/
-	go build -tags $(TAGS) -trimpath $(HARDENED) -o bin/ ./cmd/...
+build: compiler ## build the executables into bin/
+	$(BUILD) ./cmd/...
+
+# Without a C compiler, go build leaves out all code that needs one, and succeeds.
+compiler:
+	@cgo=$$(go env CGO_ENABLED) || exit 1; [ -n "$(CGO_ENABLED)" ] || [ "$$cgo" = 1 ] || { \
+		echo "error: cannot build the PKCS#11 part without a C compiler for this target: install one (apt-get" \
+			"install gcc libc6-dev; set CC for another architecture), or run CGO_ENABLED=0 make build for programs" \
+			"without PKCS#11" >&2; exit 1; }
 
 demo: ## sign, verify and tamper with a real image, in demo/, with everything it needs
-	./softhsm-test/demo.sh
+	@./softhsm-test/demo.sh
 
-test: packages tools ## install what the tests need, and run them all (PKG=sign: one package of end-to-end tests)
+demo-programs: compiler
+	$(BUILD) ./cmd/notation-hsm
+	$(NOTATION_AND_REGISTRY)
+	go build -o bin/tools/image ./softhsm-test/image
+
+check: compiler lint ## lint, and run the tests that need no root, package, module or network
+	$(PRIVATE) go test -short -tags $(TAGS) ./internal/... ./cmd/... ./docs/
+
+test: explain-test packages tools ## install what the tests need, and run them all (PKG=sign: those of one job)
 	$(PRIVATE) go test -count=1 -tags $(TAGS) -timeout 75m $(if $(PKG),./softhsm-test/e2e/$(PKG),./...)
+
+explain-test:
+	@echo "make test installs what is missing of these Debian packages: $(PACKAGES)."
+	@echo "Then it builds notation, a registry and containerd into bin/tools/, and runs" \
+		"$(if $(PKG),the end-to-end tests of $(PKG),all tests)."
+	@echo "On 2 cores, the first build takes about 10 minutes, later ones seconds, and all tests take about 20 minutes."
 
 fuzz: ## run each fuzz target for FUZZTIME (20s)
 	$(PRIVATE) ./softhsm-test/fuzz.sh $(FUZZTIME)
@@ -32,8 +60,9 @@ kubernetes: tools ## ask Kyverno and Ratify about signed images, at a real API s
 	./tools/kubernetes/build.sh
 	$(PRIVATE) KUBERNETES=1 go test -count=1 -tags $(TAGS) -timeout 75m -run 'TestAdmission|TestCluster' ./softhsm-test/e2e/kubernetes
 
-lint: $(LINT) ## check style, and the direction of imports
+lint: $(LINT) $(ACTIONLINT) ## check style, the workflows, and that go.mod is tidy
 	$(LINT) run --allow-parallel-runners ./...
+	$(ACTIONLINT) -shellcheck= -pyflakes= .github/workflows/*.yml
 	go mod tidy -diff
 
 bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.md)
@@ -41,15 +70,17 @@ bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.
 	$(PRIVATE) go run -tags $(TAGS) ./softhsm-test/bench
 
 tools: ## build the notation command, the registry and containerd, as pinned below tools/
-	go build -C tools -tags $(TAGS) -o ../bin/tools/ github.com/notaryproject/notation/cmd/notation github.com/distribution/distribution/v3/cmd/registry
+	$(NOTATION_AND_REGISTRY)
 	go build -C tools/containerd -tags $(TAGS) -o ../../bin/tools/ github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr ./cri
 
 $(LINT): tools/lint/go.mod tools/lint/go.sum
 	go build -C tools/lint -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
+$(ACTIONLINT): tools/actionlint/go.mod tools/actionlint/go.sum
+	go build -C tools/actionlint -o ../../$@ github.com/rhysd/actionlint/cmd/actionlint
+
 packages:
-	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl \
-		opencryptoki swtpm libtpm2-pkcs11-1 p11-kit p11-kit-modules etcd-server etcd-client curl openssl
+	@./softhsm-test/packages.sh $(PACKAGES)
 
 clean: ## remove what was built
 	rm -rf bin demo
