@@ -16,12 +16,24 @@ var pinned = map[string]*regexp.Regexp{
 	"image": regexp.MustCompile(`@(sha256:[0-9a-f]{64}|\$\{[A-Z]+_DIGEST:\?[^}]+\}|\$\(params\.[a-z]+-digest\))$`),
 }
 
-// TestPinned holds that deploy/ uses nothing of others by a name that can come to mean something else.
+// TestPinned checks that deploy/ and .github/ use nothing of others by a name that can come to mean something else.
 func TestPinned(t *testing.T) {
 	softhsmtest.Parallel(t)
+	for folder, least := range map[string]map[string]int{
+		"deploy": {"uses": 1, "image": 8}, ".github": {"uses": 10, "image": 1},
+	} {
+		found, err := countPinned(t, filepath.Join(softhsmtest.Root(), folder))
+		if err != nil || found["uses"] < least["uses"] || found["image"] < least["image"] {
+			t.Errorf("%s: %v, %v", folder, err, found)
+		}
+	}
+}
+
+// countPinned fails the test for each name in a folder's YAML files that is not pinned, and returns how many names there
+// are.
+func countPinned(t *testing.T, folder string) (map[string]int, error) {
 	found := map[string]int{}
-	err := filepath.WalkDir(filepath.Join(softhsmtest.Root(), "deploy"), func(path string, entry fs.DirEntry,
-		err error) error {
+	return found, filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || filepath.Ext(path) != ".yaml" && filepath.Ext(path) != ".yml" {
 			return err
 		}
@@ -37,9 +49,6 @@ func TestPinned(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil || found["uses"] == 0 || found["image"] < 8 {
-		t.Errorf("%v, %v", found, err)
-	}
 }
 
 // everyValue calls do for each text in a YAML document that has a name.
