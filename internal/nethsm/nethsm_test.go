@@ -347,7 +347,7 @@ func TestErrors(t *testing.T) {
 			"no signature"},
 		"huge": {inject(nethsmtest.Huge(64 << 20)), sign, failure.Internal, "more than"},
 		"no host": {func(_ *nethsmtest.Server, s *config.Settings) {
-			s.NetHSM.Instances = []string{"https://no-such-host.invalid"}
+			s.NetHSM.Instances = []string{"https://no-such..host.invalid"} // refused without asking a name server
 		}, sign, failure.Invalid, "no host"},
 		"no user": {func(_ *nethsmtest.Server, s *config.Settings) { s.NetHSM.User, s.NetHSM.Administrator = "", "" },
 			sign, failure.Denied, "no user"},
