@@ -16,17 +16,17 @@ import (
 )
 
 // Prepare readies the process for a module, which is a stranger's code: it opens the log, moves standard output and
-// standard error out of the way, and has the last words made in case the module crashes. form writes those as any other
+// standard error out of the way, and sets how a crash of the module is reported. form formats it as any other
 // failure.
 func Prepare(form func(error) []byte) error {
 	log, err := config.OpenLog()
 	if err != nil {
 		return err
 	}
-	if err := stdio.Guard(log); err != nil {
+	if err := stdio.Redirect(log); err != nil {
 		return err
 	}
-	crashreport.Report(form)
+	crashreport.SetFormat(form)
 	folders.UseNotation()
 	return nil
 }

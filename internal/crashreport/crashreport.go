@@ -1,11 +1,11 @@
 //go:build cgo
 
-// Package crashreport has the last word when a PKCS#11 module crashes.
+// Package crashreport writes an error prepared in advance when a module crashes the process.
 //
-// A module is a stranger's C code in our process: a segmentation fault or abort in it ends the process, and Go would
-// print its own stack, which Notation takes for a malformed plugin. So the words to say are made before the module is
-// touched, and a signal handler that does nothing else writes them and exits with code 1. Faults in our own code go on
-// to Go's runtime, as ever.
+// A module is C code of a vendor in this process: its segmentation fault or abort ends the process. Go would then print
+// stacks, which Notation reads as a malformed answer of the plugin. So the error is formatted before the module is
+// loaded, and a signal handler that only writes it ends the process with exit code 1. Go's runtime handles faults in the
+// code of this program as before.
 package crashreport
 
 /*
@@ -14,12 +14,12 @@ package crashreport
 #include <stddef.h>
 #include <unistd.h>
 
-// The linker's names for where this program's code begins and ends; a module's is elsewhere.
+// The linker defines these as the first and last address of this program's code. Modules are loaded elsewhere.
 extern char __executable_start, etext;
 
-static char last_words[8192];
-static size_t last_words_length;
-static int last_words_fd = 2;
+static char report[8192];
+static size_t report_length;
+static int report_fd = 2;
 
 static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
 static struct sigaction go_handlers[64];
@@ -35,10 +35,10 @@ static struct sigaction go_handlers[64];
 static void handler(int sig, siginfo_t *info, void *context) {
 #ifdef PC
 	char *pc = PC(context);
-	if (last_words_length && (pc < &__executable_start || pc >= &etext)) {
-		const char *at = last_words;
-		for (size_t left = last_words_length; left;) {
-			ssize_t n = write(last_words_fd, at, left);
+	if (report_length && (pc < &__executable_start || pc >= &etext)) {
+		const char *at = report;
+		for (size_t left = report_length; left;) {
+			ssize_t n = write(report_fd, at, left);
 			if (n < 0 && errno != EINTR)
 				break;
 			if (n > 0)
@@ -51,20 +51,20 @@ static void handler(int sig, siginfo_t *info, void *context) {
 		go_handlers[sig].sa_sigaction(sig, info, context);
 }
 
-static void guard(int fd, const char *words, size_t length) {
-	last_words_length = 0;
-	if (length > sizeof last_words)
-		length = sizeof last_words;
+static void set_report(int fd, const char *text, size_t length) {
+	report_length = 0;
+	if (length > sizeof report)
+		length = sizeof report;
 	for (size_t i = 0; i < length; i++)
-		last_words[i] = words[i];
-	last_words_fd = fd;
-	last_words_length = length;
+		report[i] = text[i];
+	report_fd = fd;
+	report_length = length;
 	for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) {
 		struct sigaction old, ours = {0};
 		if (sigaction(signals[i], NULL, &old) != 0 || old.sa_sigaction == handler)
 			continue;
 		ours.sa_sigaction = handler;
-		ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART; // on Go's signal stack: the module's own may be what overflowed
+		ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART; // on Go's signal stack: the thread's may have overflowed
 		ours.sa_mask = old.sa_mask;
 		go_handlers[signals[i]] = old;
 		sigaction(signals[i], &ours, NULL);
@@ -78,21 +78,22 @@ import (
 	"unsafe"
 )
 
-// render puts an error in the form that the reader of standard error expects; nil until Report is called.
-var render func(error) []byte
+// format formats an error as the reader of standard error expects it; nil until SetFormat is called.
+var format func(error) []byte
 
-// Report sets the form of the last words: the contract's JSON, or lines for people.
-func Report(form func(error) []byte) { render = form }
+// SetFormat sets how Expect formats an error: as JSON of the plugin contract, or as lines for people.
+func SetFormat(f func(error) []byte) { format = f }
 
-// Expect makes err the last words, to be written to standard error if the process crashes outside its own code. It is
-// called before a module is loaded.
+// Expect prepares err, which is written to standard error if the process crashes outside of its own code. It is called
+// before a module is loaded; a later call replaces the error. At most 8 KiB of it are written. Without a call of
+// SetFormat before, Expect does nothing.
 func Expect(err error) {
-	if render == nil {
-		return // nobody reads this process's standard error by a form
-	}
-	words := render(err)
-	if len(words) == 0 {
+	if format == nil {
 		return
 	}
-	C.guard(C.int(os.Stderr.Fd()), (*C.char)(unsafe.Pointer(&words[0])), C.size_t(len(words)))
+	text := format(err)
+	if len(text) == 0 {
+		return
+	}
+	C.set_report(C.int(os.Stderr.Fd()), (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
 }

@@ -1,8 +1,8 @@
 //go:build !cgo
 
-// Package crashreport has the last word when a PKCS#11 module crashes. A build without cgo loads none, so there is nothing to
-// say.
+// Package crashreport writes an error prepared in advance when a module crashes the process. A build without cgo loads
+// no modules.
 package crashreport
 
-// Report does nothing here.
-func Report(func(error) []byte) {}
+// SetFormat does nothing in a build without cgo.
+func SetFormat(func(error) []byte) {}

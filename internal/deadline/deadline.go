@@ -1,8 +1,8 @@
-// Package deadline lets the caller go on when a call into a module, or any other wait, does not come back.
+// Package deadline abandons jobs whose steps exceed a deadline.
 //
-// C code that hangs can't be interrupted, only abandoned. Run does a job in a goroutine of its own; each wait in it is
-// a Step with a limit. When a step passes its limit, Run returns the step's error at once and leaves the job behind. So
-// a whole job costs one switch of goroutines, however many calls it makes.
+// A call into C code that does not return cannot be interrupted. So Run runs a job in its own goroutine, and each wait
+// of the job is a Step with a limit. When a step exceeds its limit, Run returns the error of that step at once and
+// leaves the goroutine behind. A job costs one goroutine, however many steps it has.
 package deadline
 
 import (
@@ -15,62 +15,64 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// grace is how long an interrupted job may take to put things away.
+// grace is how long a job may clean up after its context has ended.
 const grace = 3 * time.Second
 
-type watcher struct{ late chan error }
+// A run is one call of Run, as its steps know it from the context.
+type run struct{ exceeded chan error }
 
-type watched struct{}
+type contextKey struct{}
 
-// Run does a job and returns its error, or that of a step that took too long, or, when ctx ends and the job does not
-// soon after, that it was interrupted. A panic becomes an error.
+// Run runs a job and returns its error. It returns earlier when a step of the job exceeds its limit, with the error of
+// that step, and when ctx has ended and the job has not returned within 3 s. A panic of the job is returned as an error.
 func Run(ctx context.Context, job func(context.Context) error) error {
-	w := &watcher{late: make(chan error, 1)}
+	r := &run{exceeded: make(chan error, 1)}
 	done := make(chan error, 1)
 	go func() {
 		defer func() {
-			if r := recover(); r != nil {
-				slog.Error("panic", "what", fmt.Sprint(r), "stack", string(debug.Stack()))
-				done <- failure.New(failure.Internal, "internal error: %v", r).
+			if cause := recover(); cause != nil {
+				slog.Error("panic", "cause", fmt.Sprint(cause), "stack", string(debug.Stack()))
+				done <- failure.New(failure.Internal, "internal error: %v", cause).
 					WithHint("set NOTATION_HSM_LOG=/path/to/log, run it again, and report it with the log")
 			}
 		}()
-		done <- job(context.WithValue(ctx, watched{}, w))
+		done <- job(context.WithValue(ctx, contextKey{}, r))
 	}()
-	var giveUp <-chan time.Time
+	var abandon <-chan time.Time
 	interrupted := ctx.Done()
 	for {
 		select {
 		case err := <-done:
 			return err
-		case err := <-w.late:
+		case err := <-r.exceeded:
 			return err
 		case <-interrupted:
-			interrupted, giveUp = nil, time.After(grace)
-		case <-giveUp:
+			interrupted, abandon = nil, time.After(grace)
+		case <-abandon:
 			return Interrupted("waiting")
 		}
 	}
 }
 
-// Step does one wait of a job. After limit, Run returns what late returns, which is called once. A step outside of any
-// Run is a job of its own.
-func Step(ctx context.Context, limit time.Duration, late func() error, wait func() error) error {
-	w, ok := ctx.Value(watched{}).(*watcher)
+// Step runs one wait of a job and returns its error. If the wait exceeds the limit, Run returns the error of exceeded,
+// which is called once, in another goroutine. A step outside of Run is a job by itself.
+func Step(ctx context.Context, limit time.Duration, exceeded func() error, wait func() error) error {
+	r, ok := ctx.Value(contextKey{}).(*run)
 	if !ok {
-		return Run(ctx, func(ctx context.Context) error { return Step(ctx, limit, late, wait) })
+		return Run(ctx, func(ctx context.Context) error { return Step(ctx, limit, exceeded, wait) })
 	}
 	timer := time.AfterFunc(limit, func() {
 		select {
-		case w.late <- late():
-		default: // another step was late before
+		case r.exceeded <- exceeded():
+		default: // another step of the job has exceeded its limit before
 		}
 	})
 	defer timer.Stop()
 	return wait()
 }
 
-// Interrupted is the failure of a job that the user has ended while it was doing what.
-func Interrupted(what string) error {
-	return failure.New(failure.Internal, "interrupted while %s", what).WithHint("run it again")
+// Interrupted returns the failure of a job whose context has ended. activity says what the job was doing, such as
+// "signing".
+func Interrupted(activity string) error {
+	return failure.New(failure.Internal, "interrupted while %s", activity).WithHint("run it again")
 }

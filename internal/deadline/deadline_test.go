@@ -5,61 +5,114 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
-var errLate = errors.New("late")
+var errExceeded = errors.New("exceeded")
 
-func late() error { return errLate }
+func exceeded() error { return errExceeded }
 
-func TestRun(t *testing.T) {
-	ctx := context.Background()
-	forever := make(chan struct{})
-	hang := func() error { <-forever; return errors.New("it ended") }
-	defer close(forever)
-	for name, job := range map[string]func(context.Context) error{
-		"a late step": func(ctx context.Context) error { return Step(ctx, time.Millisecond, late, hang) },
-		"a late step after others": func(ctx context.Context) error {
+// TestExceeded abandons a job in the step that exceeds its limit. The clock is that of synctest: it advances when all
+// goroutines wait.
+func TestExceeded(t *testing.T) {
+	t.Parallel()
+	for name, job := range map[string]func(ctx context.Context, hang func() error) error{
+		"the first step": func(ctx context.Context, hang func() error) error {
+			return Step(ctx, time.Minute, exceeded, hang)
+		},
+		"a later step": func(ctx context.Context, hang func() error) error {
 			for range 3 {
-				if err := Step(ctx, time.Hour, late, func() error { return nil }); err != nil {
+				if err := Step(ctx, time.Minute, exceeded, func() error { return nil }); err != nil {
 					return err
 				}
 			}
-			return Step(ctx, time.Millisecond, late, hang)
+			return Step(ctx, time.Minute, exceeded, hang)
 		},
-		"the job's own error": func(ctx context.Context) error {
-			return Step(ctx, time.Hour, late, func() error { return errLate })
+		"a step within a step": func(ctx context.Context, hang func() error) error {
+			return Step(ctx, time.Hour, func() error { return errors.New("the outer step") }, func() error {
+				return Step(ctx, time.Minute, exceeded, hang)
+			})
 		},
 	} {
-		if err := Run(ctx, job); !errors.Is(err, errLate) {
-			t.Errorf("%s: %v", name, err)
-		}
-	}
-	if err := Step(ctx, time.Millisecond, late, hang); !errors.Is(err, errLate) {
-		t.Errorf("a step on its own: %v", err)
-	}
-	if err := Run(ctx, func(context.Context) error { panic("no") }); err == nil ||
-		!strings.Contains(err.Error(), "internal error: no") {
-		t.Errorf("a panic: %v", err)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				end := make(chan struct{})
+				hang := func() error { <-end; return errors.New("it ended") }
+				start := time.Now()
+				err := Run(t.Context(), func(ctx context.Context) error { return job(ctx, hang) })
+				if !errors.Is(err, errExceeded) || time.Since(start) != time.Minute {
+					t.Errorf("%v after %s", err, time.Since(start))
+				}
+				close(end)
+			})
+		})
 	}
 }
 
-// TestInterrupt waits for a job that ends by itself after an interruption, and not for one that does not.
-func TestInterrupt(t *testing.T) {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	put := false
-	if err := Run(ctx, func(context.Context) error {
-		time.Sleep(
-			20 * time.Millisecond)
-		put = true
-		return errLate
-	}); !errors.Is(err, errLate) || !put {
-		t.Errorf("it was not waited for: %v", err)
+// TestExceededAlone abandons a step outside of Run.
+func TestExceededAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		end := make(chan struct{})
+		if err := Step(t.Context(), time.Minute, exceeded, func() error { <-end; return nil }); !errors.Is(err, errExceeded) {
+			t.Error(err)
+		}
+		close(end)
+	})
+}
+
+// TestInTime returns the error of the job when no step exceeds its limit, however long all take together.
+func TestInTime(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		failed := errors.New("failed")
+		err := Run(t.Context(), func(ctx context.Context) error {
+			for range 3 {
+				err := Step(ctx, time.Minute, exceeded, func() error { time.Sleep(50 * time.Second); return nil })
+				if err != nil {
+					return err
+				}
+			}
+			time.Sleep(time.Hour) // no step
+			return failed
+		})
+		if !errors.Is(err, failed) {
+			t.Error(err)
+		}
+	})
+}
+
+// TestPanic returns a panic of the job as an error.
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	err := Run(t.Context(), func(context.Context) error { panic("no") })
+	if err == nil || !strings.Contains(err.Error(), "internal error: no") {
+		t.Error(err)
 	}
-	start := time.Now()
-	if err := Run(ctx, func(context.Context) error { select {} }); err == nil ||
-		!strings.Contains(err.Error(), "interrupted") || time.Since(start) > 2*grace {
-		t.Errorf("%v after %s", err, time.Since(start))
-	}
+}
+
+// TestInterrupted waits for a job that cleans up after an interruption, and abandons one that does not return.
+func TestInterrupted(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cleaned := errors.New("cleaned up")
+		err := Run(ctx, func(ctx context.Context) error {
+			cancel()
+			time.Sleep(grace - time.Millisecond)
+			return cleaned
+		})
+		if !errors.Is(err, cleaned) {
+			t.Errorf("the job was not waited for: %v", err)
+		}
+		end := make(chan struct{})
+		start := time.Now()
+		err = Run(ctx, func(context.Context) error { <-end; return nil })
+		if err == nil || !strings.Contains(err.Error(), "interrupted") || time.Since(start) != grace {
+			t.Errorf("%v after %s", err, time.Since(start))
+		}
+		close(end)
+	})
 }

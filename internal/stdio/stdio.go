@@ -1,8 +1,7 @@
-// Package stdio keeps PKCS#11 modules away from standard output and standard error.
+// Package stdio keeps the output of PKCS#11 modules out of standard output and standard error.
 //
 // Vendor libraries print to file descriptors 1 and 2: licence banners, debug lines, connection warnings. One such byte
-// on the plugin's pipes and Notation calls the plugin malformed. Guard moves the real streams to other descriptors,
-// where os.Stdout and os.Stderr go on reaching them, and leaves 1 and 2 to the module.
+// on the pipes of the plugin, and Notation reads a malformed answer.
 package stdio
 
 import (
@@ -11,30 +10,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Guard gives descriptors 1 and 2 to sink (the log file, or nil for /dev/null) and keeps the real streams for
-// os.Stdout and os.Stderr. It is called once, before a module is loaded.
-func Guard(sink *os.File) error {
-	if sink == nil {
+// Redirect makes descriptors 1 and 2 write to a file, or to /dev/null if it is nil. os.Stdout and os.Stderr still write
+// to what these descriptors were before. It is called once, before a module is loaded.
+func Redirect(file *os.File) error {
+	if file == nil {
 		null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
 		if err != nil {
 			return err
 		}
 		defer null.Close()
-		sink = null
+		file = null
 	}
-	for _, s := range []struct {
+	for _, stream := range []struct {
 		fd   int
 		file **os.File
 	}{{1, &os.Stdout}, {2, &os.Stderr}} {
-		// Close-on-exec: a program started for a PIN has no business on the contract's pipes either.
-		saved, err := unix.FcntlInt(uintptr(s.fd), unix.F_DUPFD_CLOEXEC, 3)
+		// Close-on-exec: a program that is started for a PIN must not inherit the pipes of the plugin contract either.
+		saved, err := unix.FcntlInt(uintptr(stream.fd), unix.F_DUPFD_CLOEXEC, 3)
 		if err != nil {
 			return err
 		}
-		if err := unix.Dup3(int(sink.Fd()), s.fd, 0); err != nil {
+		if err := unix.Dup3(int(file.Fd()), stream.fd, 0); err != nil {
 			return err
 		}
-		*s.file = os.NewFile(uintptr(saved), (*s.file).Name())
+		*stream.file = os.NewFile(uintptr(saved), (*stream.file).Name())
 	}
 	return nil
 }
