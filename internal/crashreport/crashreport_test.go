@@ -91,7 +91,7 @@ func TestOwnFault(t *testing.T) {
 }
 
 // TestNoFormat prepares nothing without a format, and no empty error.
-func TestNoFormat(t *testing.T) {
+func TestNoFormat(*testing.T) {
 	SetFormat(nil)
 	Expect(errors.New("no format"))
 	SetFormat(func(error) []byte { return nil })

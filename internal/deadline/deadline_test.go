@@ -99,7 +99,7 @@ func TestInterrupted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cleaned := errors.New("cleaned up")
-		err := Run(ctx, func(ctx context.Context) error {
+		err := Run(ctx, func(context.Context) error {
 			cancel()
 			time.Sleep(grace - time.Millisecond)
 			return cleaned

@@ -8,6 +8,7 @@ package failure
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 )
 
 // Kind says what happened.
@@ -71,4 +72,17 @@ func From(err error) *Error {
 func Is(err error, kind Kind) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Kind == kind
+}
+
+// FileKind returns the kind of an error that the operating system returned for a file.
+func FileKind(err error) Kind {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return NotFound
+	case errors.Is(err, fs.ErrPermission):
+		return Denied
+	case errors.Is(err, fs.ErrExist):
+		return Conflict
+	}
+	return Unavailable // such as a full disk, or a network file system that does not answer
 }

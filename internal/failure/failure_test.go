@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"syscall"
 	"testing"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -39,5 +40,21 @@ func TestFrom(t *testing.T) {
 	}
 	if failure.Is(nil, failure.Internal) || failure.Is(fs.ErrClosed, failure.Internal) {
 		t.Error("an error of another type is a failure of a kind")
+	}
+}
+
+// TestFileKind tells what the operating system said of a file.
+func TestFileKind(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		err  error
+		want failure.Kind
+	}{
+		{fs.ErrNotExist, failure.NotFound}, {fs.ErrPermission, failure.Denied}, {fs.ErrExist, failure.Conflict},
+		{syscall.ENOSPC, failure.Unavailable},
+	} {
+		if got := failure.FileKind(&fs.PathError{Op: "open", Path: "pin", Err: c.err}); got != c.want {
+			t.Errorf("%v is of kind %d, not %d", c.err, got, c.want)
+		}
 	}
 }
