@@ -1,13 +1,15 @@
-// Package key holds what every room knows about a key: its spec in Notation's terms and what its module says of it.
+// Package key defines what all packages say about a key: its spec in Notation's terms, its attributes, the token that it
+// is on, and the request to generate it.
 package key
 
 import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rsa"
+	"fmt"
 	"strings"
 
-	// The three hashes that Spec.Hash returns have to be linked in.
+	// Link the hashes of Spec.Hash.
 	_ "crypto/sha256"
 	_ "crypto/sha512"
 
@@ -16,17 +18,17 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Spec is one of the six keys that Notation signs with, and all that follows from the choice
-// (Notary Project signature specification, "Algorithm Selection").
+// Spec is one of the six key specs that Notation signs with, and the hash and algorithm that follow from it (Notary
+// Project signature specification, "Algorithm Selection").
 type Spec struct {
 	Name      plugin.KeySpec
-	Bits      int // modulus length, or the curve's field size
+	Bits      int // of the modulus, or of the curve's field
 	Hash      crypto.Hash
 	HashName  plugin.HashAlgorithm
 	Algorithm plugin.SignatureAlgorithm
 }
 
-// Specs lists the six in the order of Notation's specification.
+// Specs lists the specs in the order of Notation's specification.
 var Specs = []Spec{
 	{plugin.KeySpecRSA2048, 2048, crypto.SHA256, plugin.HashAlgorithmSHA256, plugin.SignatureAlgorithmRSASSA_PSS_SHA256},
 	{plugin.KeySpecRSA3072, 3072, crypto.SHA384, plugin.HashAlgorithmSHA384, plugin.SignatureAlgorithmRSASSA_PSS_SHA384},
@@ -36,11 +38,11 @@ var Specs = []Spec{
 	{plugin.KeySpecEC521, 521, crypto.SHA512, plugin.HashAlgorithmSHA512, plugin.SignatureAlgorithmECDSA_SHA512},
 }
 
-// IsRSA reports whether keys of this spec are RSA keys; the others are elliptic curve keys.
+// IsRSA reports whether keys of the spec are RSA keys. All others are elliptic curve keys.
 func (s Spec) IsRSA() bool { return strings.HasPrefix(string(s.Name), "RSA") }
 
-// SignerOpts returns the scheme Notation prescribes for the spec: RSASSA-PSS with a salt as long as the digest, or
-// plain ECDSA with the curve's hash.
+// SignerOpts returns the signature scheme that Notation prescribes for the spec: RSASSA-PSS with a salt as long as the
+// digest, or ECDSA.
 func (s Spec) SignerOpts() crypto.SignerOpts {
 	if s.IsRSA() {
 		return &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: s.Hash}
@@ -48,36 +50,31 @@ func (s Spec) SignerOpts() crypto.SignerOpts {
 	return s.Hash
 }
 
-// ParseSpec returns the spec of a name such as "EC-256"; any other name is a failure that lists the six.
+// ParseSpec returns the spec of a name such as "EC-256", in any case.
 func ParseSpec(name string) (Spec, error) {
 	for _, s := range Specs {
 		if strings.EqualFold(string(s.Name), name) {
 			return s, nil
 		}
 	}
-	return Spec{}, failure.New(failure.Invalid, "%q is not a key spec", name).WithHint("use one of " + specNames())
+	return Spec{}, failure.New(failure.Invalid, "unknown key spec %q", name).WithHint("use one of " + specNames())
 }
 
-// SpecOf returns the spec of a public key, or a failure if Notation can't sign with such a key.
+// SpecOf returns the spec of a public key. It fails with kind Invalid if Notation does not sign with such a key.
 func SpecOf(public crypto.PublicKey) (Spec, error) {
-	isRSA, bits, what := false, 0, "this type"
+	isRSA, bits, kind := false, 0, fmt.Sprintf("type %T", public)
 	switch p := public.(type) {
 	case *rsa.PublicKey:
-		isRSA, bits, what = true, p.N.BitLen(), "RSA"
+		isRSA, bits, kind = true, p.N.BitLen(), fmt.Sprintf("RSA-%d", p.N.BitLen())
 	case *ecdsa.PublicKey:
-		bits, what = p.Params().BitSize, p.Params().Name
+		bits, kind = p.Params().BitSize, p.Params().Name
 	}
 	for _, s := range Specs {
 		if bits == s.Bits && isRSA == s.IsRSA() {
 			return s, nil
 		}
 	}
-	if isRSA {
-		return Spec{}, failure.New(failure.Invalid, "Notation does not sign with %d-bit RSA keys",
-			bits).
-			WithHint("use one of " + specNames())
-	}
-	return Spec{}, failure.New(failure.Invalid, "Notation does not sign with keys of %s", what).
+	return Spec{}, failure.New(failure.Invalid, "Notation does not sign with %s keys", kind).
 		WithHint("use one of " + specNames())
 }
 
