@@ -15,43 +15,58 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// fromCommand runs a command and takes the first line that it prints. The command has a session of its own and no
-// terminal. When it has ended, has printed more than a PIN or has taken longer than ctx allows, all that is left of
-// that session is killed. What has left the session on purpose, such as an agent that the command has started, stays,
-// and is not waited for.
-func (s *Secret) fromCommand(ctx context.Context, line string) error {
+const commandHint = "run the command by hand to see its errors; it has no shell and no terminal, so put quotes and " +
+	"pipes into a script, and use sudo for the first PIN of a process only"
+
+// readCommand makes the first line that a command prints the PIN. The command has its own session and no terminal. When
+// the command has ended, has printed more than a PIN, or has run longer than ctx allows, all processes of that session
+// are killed. A process that left the session, such as an agent that the command started, keeps running.
+//
+// What the command prints to standard error is dropped, since it may contain the PIN.
+func (s *Secret) readCommand(ctx context.Context, line string) error {
 	args := strings.Fields(line)
 	if len(args) == 0 {
-		return failure.New(failure.Invalid, "pin-source exec: names no command").WithHint(forms)
+		return failure.New(failure.Invalid, "pin-source names no command").WithHint(formsHint)
 	}
 	name := fmt.Sprintf("the command %q", args[0])
-	const hint = "run the command by hand to see what it says; it is started without a shell and without a terminal, so quotes and pipes belong in a script, " +
-		"and sudo in it works for the first PIN of a process alone"
-	failed := func(err error) error {
-		return failure.New(failure.Denied, "no PIN: %s failed: %w", name, err).
-			WithHint(hint)
+	late, err := s.runCommand(ctx, args)
+	switch {
+	case late:
+		return unreadable("%s did not end in time: %w", name, ctx.Err()).
+			WithHint("find out why it is slow, or set a longer timeout")
+	case s.length > limit: // cutLine refuses it
+	case err != nil:
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+			err = errors.New(exit.String()) // without what the command printed
+		}
+		return unreadable("%s failed: %w", name, err).WithHint(commandHint)
 	}
+	return s.cutLine("the output of " + name)
+}
+
+// runCommand runs a command and reads what it prints, up to limit+1 bytes. late is true if ctx ended first.
+func (s *Secret) runCommand(ctx context.Context, args []string) (late bool, err error) {
 	out, in, err := os.Pipe()
 	if err != nil {
-		return failed(err)
+		return false, err
 	}
 	defer out.Close()
-	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx,gosec // a context would have the command alone killed, which is the user's own
-	cmd.Stdout = in                           // its standard error is dropped: it may be careless with the PIN
+	// exec.CommandContext would kill the command alone. The command is the user's own.
+	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx,gosec // see above
+	cmd.Stdout = in
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	in.Close()
 	if err != nil {
-		return failed(err)
+		return false, err
 	}
-	s.close()
+	dropPrivileges()
 
 	ended, enough, killed := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(ended)
 		waitForEnd(cmd.Process.Pid)
 	}()
-	late := false
 	go func() {
 		defer close(killed)
 		select {
@@ -60,9 +75,10 @@ func (s *Secret) fromCommand(ctx context.Context, line string) error {
 		case <-ctx.Done():
 			late = true
 		}
-		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // its number is taken until Wait, and so is that of its session
+		// Until Wait, the kernel gives the number of the process, which is also that of its session, to no other.
+		_ = unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
 		<-ended
-		_ = out.SetReadDeadline(time.Unix(1, 0)) // for what has left the session and keeps the pipe open
+		_ = out.SetReadDeadline(time.Unix(1, 0)) // a process that left the session may keep the pipe open
 	}()
 	readErr := s.readFrom(out)
 	if s.length > limit {
@@ -71,25 +87,15 @@ func (s *Secret) fromCommand(ctx context.Context, line string) error {
 	<-killed
 	err = cmd.Wait()
 	if errors.Is(readErr, os.ErrDeadlineExceeded) {
-		readErr = s.rest(out)
+		readErr = s.readAvailable(out)
 	}
-	switch {
-	case late:
-		return failure.New(failure.Denied, "no PIN: %s has not ended in time: %w", name, ctx.Err()).
-			WithHint("see why it is slow, or set a longer timeout")
-	case s.length > limit:
-	case err != nil:
-		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-			err = errors.New(exit.String())
-		}
-		return failed(err)
-	case readErr != nil:
-		return failed(readErr)
+	if err == nil {
+		err = readErr
 	}
-	return s.firstLine(name)
+	return late, err
 }
 
-// waitForEnd waits for a child's end, and leaves it to be waited for.
+// waitForEnd waits until a child process has ended, and leaves it to Wait.
 func waitForEnd(pid int) {
 	for {
 		if err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil); !errors.Is(err, unix.EINTR) {
@@ -98,8 +104,8 @@ func waitForEnd(pid int) {
 	}
 }
 
-// rest reads what is in a pipe now.
-func (s *Secret) rest(pipe *os.File) error {
+// readAvailable appends what a pipe has without waiting for more.
+func (s *Secret) readAvailable(pipe *os.File) error {
 	if err := pipe.SetReadDeadline(time.Time{}); err != nil {
 		return err
 	}

@@ -6,18 +6,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// helpers are what the tests run in a process of its own.
-var helpers = map[string]func() error{"locked": locked, "copies": copies, "prompt": prompt}
+// helpers are what tests run in another process.
+var helpers = map[string]func() error{"protected": protected, "copies": copies, "prompt": prompt, "error": printError}
 
 func TestMain(m *testing.M) {
 	helper := helpers[os.Getenv("PIN_HELPER")]
@@ -30,7 +34,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// help starts a helper, as a user without privileges when this is root.
+// help returns the command that runs a helper, as a user without privileges if the test runs as root.
 func help(t *testing.T, name string, env ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
@@ -41,26 +45,49 @@ func help(t *testing.T, name string, env ...string) *exec.Cmd {
 	return cmd
 }
 
-// TestLocked has a user without privileges read a PIN: its memory is locked all the same.
-func TestLocked(t *testing.T) {
-	if out, err := help(t, "locked", "TEST_PIN="+number).CombinedOutput(); err != nil {
-		t.Errorf("%v: %s", err, out)
+// TestProtected protects a process that has a PIN, and the memory of the PIN, also for a user without privileges.
+func TestProtected(t *testing.T) {
+	t.Parallel()
+	for _, source := range []string{"env:TEST_PIN", "exec:/bin/echo " + number} {
+		if out, err := help(t, "protected", "TEST_PIN="+number, "TEST_SOURCE="+source).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", source, err, out)
+		}
 	}
 }
 
-func locked() error {
-	s, err := Read(context.Background(), "env:TEST_PIN", "")
+func protected() error {
+	s, err := Read(context.Background(), os.Getenv("TEST_SOURCE"), "")
 	if err != nil {
 		return err
 	}
-	if n, err := lockedMemory(); err != nil || n == 0 {
-		return fmt.Errorf("%d kB are locked: %w", n, err)
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil || dumpable != 0 {
+		return fmt.Errorf("others can read the memory of the process: %w", err)
+	}
+	privileges, err := unix.PrctlRetInt(unix.PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0)
+	if err != nil || privileges != 1 {
+		return fmt.Errorf("the process can gain privileges: %w", err)
+	}
+	if flags, err := memoryFlags(s.memory); !strings.Contains(flags, " lo ") || !strings.Contains(flags, " dd ") {
+		return fmt.Errorf("the memory can be written to swap space or to a core file: %q, %w", flags, err)
 	}
 	s.Clear()
 	if n, err := lockedMemory(); err != nil || n != 0 {
-		return fmt.Errorf("after use %d kB are locked: %w", n, err)
+		return fmt.Errorf("after Clear %d kB are locked: %w", n, err)
 	}
 	return nil
+}
+
+// memoryFlags returns the flags of memory as proc(5) lists them: lo is locked, dd is left out of core files.
+func memoryFlags(memory []byte) (string, error) {
+	maps, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		return "", err
+	}
+	_, mapping, _ := strings.Cut(string(maps), fmt.Sprintf("\n%x-", uintptr(unsafe.Pointer(&memory[0]))))
+	_, flags, _ := strings.Cut(mapping, "\nVmFlags:")
+	flags, _, _ = strings.Cut(flags, "\n")
+	return flags + " ", nil
 }
 
 func lockedMemory() (kilobytes int, err error) {
@@ -73,19 +100,22 @@ func lockedMemory() (kilobytes int, err error) {
 	return kilobytes, err
 }
 
-// TestCopies searches all memory of a process that reads a PIN. There is one copy until Clear, and none afterwards.
+// TestCopies searches all memory of a process that reads a PIN. There is one copy until Clear, and none afterwards nor
+// after a failure.
 func TestCopies(t *testing.T) {
+	t.Parallel()
 	file := place(t, "pin", number+"\n", 0o600)
 	for _, source := range []string{"file:" + file, "exec:" + script(t, "exec cat "+file)} {
-		cmd := help(t, "copies", "TEST_SOURCE="+source, "TEST_MASKED="+string(masked([]byte(number))))
-		cmd.SysProcAttr = nil // root or not, it is the owner of the file
+		cmd := help(t, "copies", "TEST_SOURCE="+source, "TEST_MASKED="+string(masked([]byte(number))),
+			"TEST_FAILS=exec:"+script(t, "cat "+file+"; exit 3"))
+		cmd.SysProcAttr = nil // the user of the test owns the file
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v: %s", source, err, out)
 		}
 	}
 }
 
-// masked hides a PIN, so that the search for it is no copy.
+// masked changes each byte of a PIN, so that what is searched for is no copy itself.
 func masked(pin []byte) []byte {
 	out := make([]byte, len(pin))
 	for i, c := range pin {
@@ -101,6 +131,12 @@ func copies() error {
 	}
 	defer mem.Close()
 	want := []byte(os.Getenv("TEST_MASKED"))
+	if _, err := Read(context.Background(), os.Getenv("TEST_FAILS"), ""); err == nil {
+		return errors.New("a command that fails gives a PIN")
+	}
+	if n, err := count(mem, want); err != nil || n != 0 {
+		return fmt.Errorf("after a failure there are %d copies of the PIN: %w", n, err)
+	}
 	s, err := Read(context.Background(), os.Getenv("TEST_SOURCE"), "")
 	if err != nil {
 		return err
@@ -115,7 +151,7 @@ func copies() error {
 	return nil
 }
 
-// count counts a masked text in all memory of this process that can be written to, but for the buffer of the search.
+// count counts a masked text in all writable memory of this process, without the buffer of the search.
 func count(mem *os.File, want []byte) (n int, err error) {
 	buffer, err := unix.Mmap(-1, 0, 1<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
 	if err != nil {
@@ -134,7 +170,7 @@ func count(mem *os.File, want []byte) (n int, err error) {
 		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s", &from, &to, &mode); err != nil {
 			return 0, err
 		}
-		if !strings.HasPrefix(mode, "rw") || to-from > 1<<28 { // so large are the race detector's own alone
+		if !strings.HasPrefix(mode, "rw") || to-from > 1<<28 { // larger ones are the race detector's
 			continue
 		}
 		for at := from; at < to; at += uint64(len(buffer) - len(want)) {
@@ -156,12 +192,14 @@ func count(mem *os.File, want []byte) (n int, err error) {
 	return n, lines.Err()
 }
 
-// TestPrompt types a PIN at a terminal, which does not show it; and interrupts another question, after which the
+// TestPrompt enters a PIN on a terminal, which does not show it, and interrupts another question. Afterwards the
 // terminal shows again what is typed.
 func TestPrompt(t *testing.T) {
-	for _, c := range []struct{ typed, want string }{{number + "\n", "it is " + number[:3]}, {"\n", "none was typed"},
+	t.Parallel()
+	for _, c := range []struct{ typed, want string }{{number + "\n", "it is " + number[:3]}, {"\n", "the first line of the answer is empty"},
 		{"1\x03", "interrupted"}} {
 		t.Run(c.want, func(t *testing.T) {
+			t.Parallel()
 			master, slave := terminal(t)
 			cmd := help(t, "prompt")
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
@@ -193,7 +231,7 @@ func TestPrompt(t *testing.T) {
 			}
 			state, err := unix.IoctlGetTermios(int(slave.Fd()), unix.TCGETS)
 			if err != nil || state.Lflag&unix.ECHO == 0 {
-				t.Errorf("the terminal shows no more what is typed: %v", err)
+				t.Errorf("the terminal does not show what is typed: %v", err)
 			}
 		})
 	}
@@ -233,4 +271,28 @@ func terminal(t *testing.T) (master, slave *os.File) {
 	}
 	t.Cleanup(func() { slave.Close() })
 	return master, slave
+}
+
+// TestCommandErrors drops what a command prints to standard error, which may be the PIN: it is neither in the error nor
+// on the standard error of this process.
+func TestCommandErrors(t *testing.T) {
+	t.Parallel()
+	for _, lines := range []string{"echo " + number + " >&2; exit 1", "echo " + number + " >&2; echo 1"} {
+		cmd := help(t, "error", "TEST_SOURCE=exec:"+script(t, lines))
+		cmd.SysProcAttr = nil // the user of the test owns the script
+		if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "hunter") {
+			t.Errorf("%v: %s", err, out)
+		}
+	}
+}
+
+func printError() error {
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	s, err := Read(context.Background(), os.Getenv("TEST_SOURCE"), "")
+	defer s.Clear()
+	fmt.Printf("%+v\n", err)
+	if err != nil {
+		fmt.Printf("%+v\n", *failure.From(err))
+	}
+	return nil
 }

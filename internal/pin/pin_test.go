@@ -1,6 +1,7 @@
 package pin
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,7 @@ func read(t *testing.T, source string) (string, error) {
 	return string(s.Bytes()), nil
 }
 
+// TestSources reads a PIN from every kind of source.
 func TestSources(t *testing.T) {
 	t.Setenv("TEST_PIN", number)
 	whole := strings.Repeat("p", limit)
@@ -61,7 +63,7 @@ func TestSources(t *testing.T) {
 		"exec:" + script(t, "echo "+number+"; echo more"):            number,
 		"|" + script(t, "printf "+number):                            number,
 		"exec:" + script(t, "exec cat "+long):                        whole,
-		"exec:" + script(t, "setsid sleep 60 & echo "+number):        number, // which keeps the pipe open
+		"exec:" + script(t, "setsid sleep 60 & echo "+number):        number, // the process in the background keeps the pipe open
 		"exec:" + script(t, "echo "+number+"; exec >&-; sleep 0.01"): number,
 	} {
 		if got, err := read(t, source); err != nil || got != want {
@@ -72,40 +74,62 @@ func TestSources(t *testing.T) {
 		t.Errorf("%v", err)
 	} else {
 		s.Clear()
-		if s.Bytes() != nil && len(s.Bytes()) > 0 {
+		if len(s.Bytes()) > 0 {
 			t.Error("a PIN is left after Clear")
 		}
 		s.Clear()
 	}
+	var none *Secret // of a token with a PIN pad
+	if len(none.Bytes()) > 0 {
+		t.Error("nil is not an empty PIN")
+	}
+	none.Clear()
 }
 
+// TestRestCleared overwrites what a source gives after the PIN, such as another PIN.
+func TestRestCleared(t *testing.T) {
+	t.Parallel()
+	s, err := Read(t.Context(), "file:"+place(t, "pin", "1234\r\n"+number+"\n", 0o600), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Clear()
+	if string(s.Bytes()) != "1234" || len(bytes.Trim(s.memory[len("1234"):], "\x00")) > 0 || cap(s.Bytes()) != len("1234") {
+		t.Errorf("the memory has %q", s.memory)
+	}
+}
+
+// TestRefusedSources names what is wrong with a source, and repeats nothing that may be the PIN.
 func TestRefusedSources(t *testing.T) {
+	t.Parallel()
 	open, fifo := place(t, "pin", number, 0o644), filepath.Join(t.TempDir(), "fifo")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for source, words := range map[string]string{
-		number:                "pin-source is not",
-		"vault:" + number:     "pin-source is not",
-		"env:29417-hunter":    "pin-source is not",
-		"env:":                "pin-source is not",
-		"file:" + number:      "not followed by a full path",
-		"env:NO_SUCH_PIN":     "NO_SUCH_PIN is not set",
-		"file:/no/such/pin":   "no such file",
-		"file:" + t.TempDir(): "is a folder",
-		"file:" + fifo:        "not a regular file",
-		"file:" + open:        "read by others",
-		"file:" + place(t, "pin", "\n"+number, 0o600):                        "empty first line",
+	for source, message := range map[string]string{
+		number:                                   "pin-source is malformed",
+		"vault:" + number:                        "pin-source is malformed",
+		"env:29417-hunter":                       "pin-source is malformed",
+		"env:":                                   "pin-source is malformed",
+		"file:" + number:                         "needs an absolute path",
+		"env:NO_SUCH_PIN":                        "NO_SUCH_PIN is not set",
+		"file:/no/such/pin":                      "no such file",
+		"file:" + t.TempDir():                    "is not a regular file",
+		"file:" + fifo:                           "is not a regular file",
+		"file:" + open:                           "others can read",
+		"file:" + place(t, "pin", number, 0o640): "others can read",
+		"file:" + place(t, "pin", number, 0o604): "others can read",
+		"file:" + place(t, "pin", "\n"+number, 0o600):                        "is empty",
 		"file:" + place(t, "pin", number+strings.Repeat("\n", limit), 0o600): "more than 4096 bytes",
 		"exec:": "names no command",
 		"exec:" + script(t, "echo "+number+"; exit 3"):     "exit status 3",
 		"exec:" + script(t, "echo "+number+" >&2; exit 1"): "exit status 1",
-		"exec:" + script(t, "true"):                        "empty first line",
+		"exec:" + script(t, "true"):                        "is empty",
 		"exec:/no/such/command":                            "no such file",
 	} {
 		_, err := read(t, source)
-		if err == nil || !strings.Contains(err.Error(), words) {
-			t.Errorf("%s: %v, want %q", source, err, words)
+		if err == nil || !strings.Contains(err.Error(), message) {
+			t.Errorf("%s: %v, want %q", source, err, message)
 			continue
 		}
 		if strings.Contains(fmt.Sprint(err, failure.From(err).Hint), "hunter") {
@@ -114,8 +138,8 @@ func TestRefusedSources(t *testing.T) {
 	}
 }
 
-// TestEndlessCommand has commands that print without end and that never end. Each is killed, with what it has started,
-// and costs no more memory than a PIN.
+// TestEndlessCommand kills commands that print without end or do not end, with the processes that they started. None
+// takes more memory than a PIN.
 func TestEndlessCommand(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
@@ -140,7 +164,7 @@ func TestEndlessCommand(t *testing.T) {
 		signal.Notify(signalled, syscall.SIGUSR1)
 		go func() {
 			select {
-			case <-signalled: // it has started what it starts
+			case <-signalled: // the command has started its processes
 				cancel()
 			case <-ctx.Done():
 			}
@@ -162,22 +186,22 @@ func TestEndlessCommand(t *testing.T) {
 	}
 }
 
-// waitGone waits until a process that was killed has ended.
+// waitGone waits until a killed process has ended.
 func waitGone(t *testing.T, name string, pid int) {
-	for range 30_000 { // five minutes, on a machine that is busy
+	for range 30_000 { // five minutes
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("%s: process %d has outlived the command", name, pid)
+	t.Errorf("%s: process %d outlives the command", name, pid)
 	_ = syscall.Kill(pid, syscall.SIGKILL)
 }
 
-// TestPINFileOwner refuses a PIN file that others own, or could replace; and takes a Kubernetes secret as it is
-// mounted.
+// TestPINFileOwner refuses a PIN file that others own or can replace, and accepts a mounted Kubernetes secret.
 func TestPINFileOwner(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	folder := filepath.Join(dir, "folder")
 	file := filepath.Join(folder, "pin")
@@ -185,7 +209,7 @@ func TestPINFileOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := read(t, "file:"+file); err != nil {
-		t.Errorf("one's own: %v", err)
+		t.Errorf("a file of this user: %v", err)
 	}
 	if err := os.Chmod(folder, 0o777); err != nil {
 		t.Fatal(err)
@@ -209,11 +233,11 @@ func TestPINFileOwner(t *testing.T) {
 		}
 		if _, err := read(t, "file:"+file); !failure.Is(err, failure.Denied) ||
 			!strings.Contains(err.Error(), "user 65534 owns") {
-			t.Errorf("someone else's: %v", err)
+			t.Errorf("a file of another user: %v", err)
 		}
 	}
 
-	// The kubelet mounts a secret like this, on a tmpfs that is writable by all and sticky.
+	// The kubelet mounts a secret like this, on a tmpfs that all can write to, with the sticky bit.
 	secret := filepath.Join(dir, "secret")
 	version := filepath.Join(secret, "..2026_01_02_03_04_05.1234567")
 	if err := errors.Join(os.Mkdir(secret, 0o700), os.Chmod(secret, 0o777|fs.ModeSticky), os.Mkdir(version, 0o755),

@@ -8,30 +8,27 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// ask reads the PIN from the terminal, which is there even when standard input and output are Notation's pipes. The
-// terminal gives a line as it is typed, without showing it, straight into the secret's memory.
-func (s *Secret) ask(ctx context.Context, token string) error {
+// readTerminal asks for the PIN on the terminal of the process, also when standard input and output are Notation's
+// pipes. The terminal writes the line, which it does not show, straight into the memory of the secret.
+func (s *Secret) readTerminal(ctx context.Context, token string) error {
+	const hint = "run this in a terminal, or use another pin-source"
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return failure.New(failure.Denied, "no PIN: there is no terminal to ask on: %w", err).
-			WithHint("run it in a terminal, or use another pin-source")
+		return unreadable("there is no terminal: %w", err).WithHint(hint)
 	}
 	defer tty.Close()
-	visible, err := hide(tty)
+	restore, err := hideInput(tty)
 	if err != nil {
-		return failure.New(failure.Denied, "no PIN: can't use the terminal: %w", err).
-			WithHint("run it in a terminal, or use another pin-source")
+		return unreadable("there is no terminal: %w", err).WithHint(hint)
 	}
 	defer fmt.Fprintln(tty)
-	defer visible()
+	defer restore()
 	fmt.Fprintf(tty, "PIN for token %q: ", token)
 	stop := context.AfterFunc(ctx, func() { _ = tty.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	s.close()
+	dropPrivileges()
 	for !bytes.ContainsRune(s.memory[:s.length], '\n') && s.length < len(s.memory) {
 		n, err := tty.Read(s.memory[s.length:])
 		if err != nil {
@@ -40,35 +37,31 @@ func (s *Secret) ask(ctx context.Context, token string) error {
 		s.length += n
 	}
 	if ctx.Err() != nil {
-		return failure.New(failure.Denied, "no PIN: interrupted")
+		return unreadable("interrupted").WithHint("run it again")
 	}
-	if s.length == 0 || s.memory[0] == '\n' {
-		return failure.New(failure.Denied, "no PIN: none was typed").WithHint("type the PIN when asked")
-	}
-	return s.firstLine("the terminal")
+	return s.cutLine("the answer")
 }
 
-// hide has the terminal give whole lines and not show what is typed, until visible is called.
-func hide(tty *os.File) (visible func(), err error) {
+// hideInput makes the terminal return whole lines and not show what is typed. restore undoes this.
+func hideInput(tty *os.File) (restore func(), err error) {
 	conn, err := tty.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	var before *unix.Termios
-	set := func(state *unix.Termios) error {
+	control := func(do func(fd int) error) error {
 		var failed error
-		err := conn.Control(func(fd uintptr) { failed = unix.IoctlSetTermios(int(fd), unix.TCSETS, state) })
-		if err != nil {
+		if err := conn.Control(func(fd uintptr) { failed = do(int(fd)) }); err != nil {
 			return err
 		}
 		return failed
 	}
-	var failed error
-	if err := conn.Control(func(fd uintptr) { before, failed = unix.IoctlGetTermios(int(fd), unix.TCGETS) }); err != nil {
+	var before *unix.Termios
+	get := func(fd int) (err error) { before, err = unix.IoctlGetTermios(fd, unix.TCGETS); return err }
+	if err := control(get); err != nil {
 		return nil, err
 	}
-	if failed != nil {
-		return nil, failed
+	set := func(state *unix.Termios) error {
+		return control(func(fd int) error { return unix.IoctlSetTermios(fd, unix.TCSETS, state) })
 	}
 	hidden := *before
 	hidden.Lflag &^= unix.ECHO

@@ -457,10 +457,11 @@ func TestContainerdDecoderRefuses(t *testing.T) {
 		name, pinSource, say string
 		pull                 func(testing.TB, string) error
 	}{
-		{"no PIN", "env:NOBODY_SETS_THIS", "no PIN: the environment variable NOBODY_SETS_THIS is not set", n.PullCRI},
-		{"no PIN file", "file:/nonexistent/pin", "no PIN: can't read the PIN file", n.PullCRI},
-		{"no PIN, with ctr", "env:NOBODY_SETS_THIS", "no PIN: the environment variable NOBODY_SETS_THIS is not set",
-			n.Pull},
+		{"no PIN", "env:NOBODY_SETS_THIS", "cannot read the PIN: the environment variable NOBODY_SETS_THIS is not set",
+			n.PullCRI},
+		{"no PIN file", "file:/nonexistent/pin", "cannot read the PIN: open /nonexistent/pin", n.PullCRI},
+		{"no PIN, with ctr", "env:NOBODY_SETS_THIS",
+			"cannot read the PIN: the environment variable NOBODY_SETS_THIS is not set", n.Pull},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			n.configure(t, test.pinSource)
