@@ -46,8 +46,8 @@ func help(t *testing.T, name string, env ...string) *exec.Cmd {
 }
 
 // TestProtected protects a process that has a PIN, and the memory of the PIN, also for a user without privileges.
+// It runs before other tests harden this process, since its children inherit that.
 func TestProtected(t *testing.T) {
-	t.Parallel()
 	for _, source := range []string{"env:TEST_PIN", "exec:/bin/echo " + number} {
 		if out, err := help(t, "protected", "TEST_PIN="+number, "TEST_SOURCE="+source).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v: %s", source, err, out)
