@@ -203,7 +203,7 @@ func TestRequestBounds(t *testing.T) {
 		"many extensions": {request(t, &x509.CertificateRequest{ExtraExtensions: extensions}, newTestKey(t)),
 			"cannot parse"},
 		"deep":            {pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: deep(t, 20)}), "nested deeper"},
-		"a weak key":      {request(t, &x509.CertificateRequest{}, weak), "1024-bit RSA"},
+		"a weak key":      {request(t, &x509.CertificateRequest{}, weak), "RSA-1024"},
 		"another curve":   {request(t, &x509.CertificateRequest{}, small), "P-224"},
 		"a long subject":  {named(cn(strings.Repeat("x", subjectLimit))), "more than 1024 bytes"},
 		"many attributes": {named(append(many, cn("release"))...), "more than 16 attributes"},

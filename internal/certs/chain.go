@@ -11,7 +11,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Leaves returns the certificates that are not a CA's, each once.
+// Leaves returns the certificates that are not a CA's, without duplicates.
 func Leaves(certs []*x509.Certificate) []*x509.Certificate {
 	var leaves []*x509.Certificate
 	for _, cert := range certs {
@@ -22,8 +22,8 @@ func Leaves(certs []*x509.Certificate) []*x509.Certificate {
 	return leaves
 }
 
-// LeafOf returns the certificate of a public key, or nil. Of several, such as a renewed one beside the old, it is one
-// that is no CA's, that is valid now, and that ends last, in this order.
+// LeafOf returns the certificate of a public key, or nil. Of several, such as a renewed one beside the old one, it
+// prefers one that is not a CA's, then one that is valid at the given time, then the one that expires last.
 func LeafOf(public crypto.PublicKey, certs []*x509.Certificate, now time.Time) *x509.Certificate {
 	if leaves := leavesOf(public, certs, now); len(leaves) > 0 {
 		return leaves[0]
@@ -31,15 +31,15 @@ func LeafOf(public crypto.PublicKey, certs []*x509.Certificate, now time.Time) *
 	return nil
 }
 
-// ChainOf returns the chain of a public key's certificate, ordered and checked for a time. Of several certificates it
-// is the first in LeafOf's order whose chain is whole and passes Check: a module may show others for the key that no
-// root stands behind, such as an attestation. When none passes, the failure is that of the first; with no certificate
-// at all it returns neither.
+// ChainOf returns the chain of a public key's certificate, as Chain does. Of several certificates it takes the first in
+// LeafOf's order whose chain is complete and passes Check: a module may have others for the key that lead to no root,
+// such as an attestation. If none passes, it returns the failure of the first. Without any certificate it returns
+// neither a chain nor a failure.
 func ChainOf(public crypto.PublicKey, known []*x509.Certificate,
-	more func(*x509.Certificate) ([]*x509.Certificate, error), now time.Time) ([]*x509.Certificate, error) {
+	find func(*x509.Certificate) ([]*x509.Certificate, error), now time.Time) ([]*x509.Certificate, error) {
 	var first error
 	for _, leaf := range leavesOf(public, known, now) {
-		chain, err := Chain(leaf, known, more, now)
+		chain, err := Chain(leaf, known, find, now)
 		if err == nil {
 			if err = Check(chain, now); err == nil {
 				return chain, nil
@@ -52,7 +52,7 @@ func ChainOf(public crypto.PublicKey, known []*x509.Certificate,
 	return nil, first
 }
 
-// leavesOf returns the certificates of a public key, the likeliest first.
+// leavesOf returns the certificates of a public key in LeafOf's order.
 func leavesOf(public crypto.PublicKey, certs []*x509.Certificate, now time.Time) []*x509.Certificate {
 	var leaves []*x509.Certificate
 	for _, cert := range certs {
@@ -73,6 +73,7 @@ func leavesOf(public crypto.PublicKey, certs []*x509.Certificate, now time.Time)
 	return leaves
 }
 
+// order returns the result of a comparison by whether the first value comes first.
 func order(first bool) int {
 	if first {
 		return -1
@@ -80,28 +81,28 @@ func order(first bool) int {
 	return 1
 }
 
-// SameKey reports whether two public keys are one.
+// SameKey reports whether two public keys are equal.
 func SameKey(a, b crypto.PublicKey) bool {
 	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
 	return ok && k.Equal(b)
 }
 
-// Bounds of the search for a chain. Certificates of one name may sign each other in any number of ways.
+// Bounds of the search for a chain. Certificates with the same name may sign each other in any number of ways.
 const (
 	maxChain  = 10  // certificates; longer than any chain in use
-	maxChecks = 256 // signatures verified for one chain; a chain of three needs five
+	maxChecks = 256 // signatures verified for one chain; a chain of three certificates needs five
 )
 
-// Chain orders certificates from the leaf to its self-signed root. The issuers are among known, or what more finds for
-// a certificate (nil: nothing more). Of several chains, such as those through an expired issuer and its renewed
-// certificate, it is the first that passes Check at a time; when none does, it is the first of all, so that Check says
-// what is wrong with it.
+// Chain returns the chain of a leaf, from the leaf to its self-signed root. The issuers are among known, or among what
+// find returns for a certificate without a known issuer (nil: nothing). Of several chains, such as those by an expired
+// issuer and by its renewed certificate, it returns the first that passes Check at the given time. If none passes, it
+// returns the first, so that Check tells what is wrong with it.
 //
-// It fails with kind Invalid when no chain reaches a root, and names the issuer that is missing.
-func Chain(leaf *x509.Certificate, known []*x509.Certificate, more func(*x509.Certificate) ([]*x509.Certificate, error),
+// It fails with kind Invalid when no chain leads to a root, and names the missing issuer.
+func Chain(leaf *x509.Certificate, known []*x509.Certificate, find func(*x509.Certificate) ([]*x509.Certificate, error),
 	now time.Time) ([]*x509.Certificate, error) {
-	s := search{known: known, more: more, now: now}
-	chain, missing, err := s.extend([]*x509.Certificate{leaf})
+	s := search{known: known, find: find, now: now}
+	chain, end, err := s.extend([]*x509.Certificate{leaf})
 	switch {
 	case chain != nil || err != nil:
 		return chain, err
@@ -109,33 +110,32 @@ func Chain(leaf *x509.Certificate, known []*x509.Certificate, more func(*x509.Ce
 		return s.refused, nil
 	case s.checks > maxChecks:
 		return nil, failure.New(failure.Invalid,
-			"the search for the certificate chain of %q ended after %d signatures: too many certificates have its "+
-				"issuers' names", leaf.Subject, maxChecks).
-			WithHint("name a file with the leaf and its issuers alone")
+			"cannot complete the certificate chain of %q: too many certificates have the names of its issuers", leaf.Subject).
+			WithHint("name a file with the leaf and its issuers only")
 	}
 	return nil, failure.New(failure.Invalid,
-		"the certificate chain of %q is not whole: the certificate of its issuer %q is missing", leaf.Subject, missing.Issuer).
-		WithHint("add the certificate of that issuer to certificate-chain, or to the token; the chain has to reach a " +
+		"cannot complete the certificate chain of %q: the certificate of issuer %q is missing", leaf.Subject, end.Issuer).
+		WithHint("add the certificate of that issuer to certificate-chain or to the token; a chain ends with a " +
 			"self-signed root")
 }
 
-// search is the search for one chain.
+// search is a search for one chain.
 type search struct {
 	known   []*x509.Certificate
-	more    func(*x509.Certificate) ([]*x509.Certificate, error)
+	find    func(*x509.Certificate) ([]*x509.Certificate, error)
 	now     time.Time
 	checks  int                 // signatures that were verified
-	whole   int                 // chains that reached a root
-	refused []*x509.Certificate // the first chain that reaches a root and does not pass Check
+	roots   int                 // chains that ended with a root
+	refused []*x509.Certificate // the first chain that ends with a root and does not pass Check
 }
 
-// extend tries each issuer of the last certificate in turn, since a name may have several certificates (cross-signed,
-// renewed with a new key, or for longer with the old one), and returns the first chain that ends in a root and passes
-// Check. Else it returns the deepest certificate without an issuer.
-func (s *search) extend(chain []*x509.Certificate) (whole []*x509.Certificate, missing *x509.Certificate, err error) {
+// extend tries each issuer of the last certificate, since several certificates may have the same name: cross-signed,
+// renewed with a new key, or renewed with the old one. It returns the first chain that ends with a root and passes
+// Check. Without one, it returns the certificate at the end of the longest path, whose issuer is missing.
+func (s *search) extend(chain []*x509.Certificate) (found []*x509.Certificate, end *x509.Certificate, err error) {
 	last := chain[len(chain)-1]
 	if s.issued(last, last) {
-		s.whole++
+		s.roots++
 		if Check(chain, s.now) == nil {
 			return chain, nil, nil
 		}
@@ -144,52 +144,44 @@ func (s *search) extend(chain []*x509.Certificate) (whole []*x509.Certificate, m
 		}
 		return nil, last, nil
 	}
-	missing = last
+	end = last
 	if len(chain) == maxChain {
-		return nil, missing, nil
+		return nil, end, nil
 	}
-	try := func(candidates []*x509.Certificate) bool {
+	try := func(candidates []*x509.Certificate) (done bool) {
 		for _, candidate := range candidates {
 			if slices.ContainsFunc(chain, candidate.Equal) || !s.issued(last, candidate) {
 				continue
 			}
 			var deeper *x509.Certificate
-			// The full slice expression keeps one branch of the search from writing over another's chain.
-			whole, deeper, err = s.extend(append(chain[:len(chain):len(chain)], candidate))
-			if whole != nil || err != nil {
+			// The full slice expression makes append copy, so that candidates do not overwrite each other's chain.
+			found, deeper, err = s.extend(append(chain[:len(chain):len(chain)], candidate))
+			if found != nil || err != nil {
 				return true
 			}
-			missing = deeper
+			end = deeper
 		}
 		return false
 	}
-	before := s.whole
-	if try(s.known) || s.more == nil || s.whole > before {
-		return whole, missing, err
+	before := s.roots
+	if try(s.known) || s.find == nil || s.roots > before {
+		return found, end, err
 	}
-	found, err := s.more(last)
+	more, err := s.find(last)
 	if err != nil {
 		return nil, nil, err
 	}
-	try(found)
-	return whole, missing, err
+	try(more)
+	return found, end, err
 }
 
-// issued reports whether issuer issued cert, as long as the search has signatures left to verify.
+// issued reports whether issuer has the name of cert's issuer and the key that signed cert. After maxChecks signatures
+// it reports false. Whether issuer is a CA, and whether the hash is secure, is left to Check.
 func (s *search) issued(cert, issuer *x509.Certificate) bool {
 	if s.checks > maxChecks || !bytes.Equal(cert.RawIssuer, issuer.RawSubject) {
 		return false
 	}
 	s.checks++
-	return issued(cert, issuer)
-}
-
-// issued reports whether issuer's name and key are those that cert was issued under. What else is wrong with either is
-// for Check to say, so a CA that is none and a hash that is no longer trusted pass here.
-func issued(cert, issuer *x509.Certificate) bool {
-	if !bytes.Equal(cert.RawIssuer, issuer.RawSubject) {
-		return false
-	}
 	err := issuer.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature)
 	var insecure x509.InsecureAlgorithmError
 	return err == nil || errors.As(err, &insecure)

@@ -15,32 +15,38 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// KeyFingerprint names a public key: the SHA-256 of its SubjectPublicKeyInfo, in hex, as
+// KeyFingerprint returns the SHA-256 of the SubjectPublicKeyInfo of a public key, in hex, as
 // 'openssl pkey -pubin -outform der | sha256sum' prints it.
 func KeyFingerprint(public crypto.PublicKey) (string, error) {
-	der, err := x509.MarshalPKIXPublicKey(public)
+	der, err := encodeKey(public)
 	if err != nil {
-		return "", failure.New(failure.Invalid, "the public key can't be encoded: %w",
-			err).
-			WithHint("use an RSA or elliptic curve key")
+		return "", err
 	}
 	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:]), nil
 }
 
-// Fingerprint names a certificate: the SHA-256 of it, in hex.
+// encodeKey returns the SubjectPublicKeyInfo of a public key, in DER.
+func encodeKey(public crypto.PublicKey) ([]byte, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "cannot encode the public key: %w", err).
+			WithHint("use an RSA or elliptic curve key")
+	}
+	return der, nil
+}
+
+// Fingerprint returns the SHA-256 of a certificate, in hex.
 func Fingerprint(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.Raw)
 	return hex.EncodeToString(sum[:])
 }
 
-// keyIdentifier is the leftmost 160 bits of the SHA-256 of the public key (RFC 7093, section 2, method 1).
+// keyIdentifier returns the leftmost 160 bits of the SHA-256 of a public key (RFC 7093, section 2, method 1).
 func keyIdentifier(public crypto.PublicKey) ([]byte, error) {
-	der, err := x509.MarshalPKIXPublicKey(public)
+	der, err := encodeKey(public)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "the public key can't be encoded: %w",
-			err).
-			WithHint("use an RSA or elliptic curve key")
+		return nil, err
 	}
 	var info struct {
 		Algorithm pkix.AlgorithmIdentifier
@@ -53,7 +59,7 @@ func keyIdentifier(public crypto.PublicKey) ([]byte, error) {
 	return sum[:20], nil
 }
 
-// Describe lists every field of a certificate, or of the template for one, as name and value.
+// Describe returns every field of a certificate, or of a template for one, as rows of name and value.
 func Describe(cert *x509.Certificate, issuer string) [][]string {
 	day := func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 MST") }
 	rows := [][]string{{"Subject:", cert.Subject.String()}, {"Issuer:", issuer}}
@@ -89,9 +95,10 @@ func Describe(cert *x509.Certificate, issuer string) [][]string {
 	return rows
 }
 
-// Serial is a certificate's serial number as file names and lists have it: hex, an even number of digits.
+// Serial returns the serial number of a certificate as an even number of hex digits, as in file names and lists.
 func Serial(cert *x509.Certificate) string { return hex.EncodeToString(cert.SerialNumber.Bytes()) }
 
+// usages returns the names of the key usages that this package sets.
 func usages(u x509.KeyUsage) string {
 	var names []string
 	for _, usage := range []struct {
@@ -106,6 +113,7 @@ func usages(u x509.KeyUsage) string {
 	return strings.Join(names, ", ")
 }
 
+// names returns name constraints as Terms have them.
 func names(dns, email, uri []string, ip []*net.IPNet) []string {
 	var all []string
 	add := func(kind string, values []string) {

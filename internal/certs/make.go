@@ -19,7 +19,7 @@ var (
 	oidCodeSigning = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 3, 3}
 )
 
-// SelfSign makes a self-signed certificate for a key that Notation accepts, as LeafTemplate has it. It returns DER.
+// SelfSign returns a self-signed leaf certificate that Notation accepts, in DER.
 func SelfSign(signer crypto.Signer, subject pkix.Name, days int) ([]byte, error) {
 	template, err := LeafTemplate(Terms{Days: days}, nil)
 	if err != nil {
@@ -33,25 +33,25 @@ func SelfSign(signer crypto.Signer, subject pkix.Name, days int) ([]byte, error)
 	return cert.Raw, nil
 }
 
-// Sign makes a certificate for a public key from a template; without an issuer it is self-signed. It gets a random
-// serial of 20 octets, of which 158 bits are random, and the identifiers of both keys.
+// Sign returns a certificate for a public key, made from a template. Without an issuer it is self-signed. The serial
+// number has 20 octets, of which 158 bits are random. The certificate has the identifiers of both keys.
 func Sign(signer crypto.Signer, template, issuer *x509.Certificate, public crypto.PublicKey) (*x509.Certificate,
 	error) {
 	serial, err := rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 158))
 	if err != nil {
 		return nil, err
 	}
-	made := *template
-	made.SerialNumber = serial.SetBit(serial, 158, 1) // positive, never zero, and always of one length
-	if made.SubjectKeyId, err = keyIdentifier(public); err != nil {
+	unsigned := *template
+	unsigned.SerialNumber = serial.SetBit(serial, 158, 1) // positive, and always of the same length
+	if unsigned.SubjectKeyId, err = keyIdentifier(public); err != nil {
 		return nil, err
 	}
 	if issuer == nil {
-		issuer = &made
+		issuer = &unsigned
 	}
 	der, err := sign(signer, func(a x509.SignatureAlgorithm) ([]byte, error) {
-		made.SignatureAlgorithm = a
-		return x509.CreateCertificate(rand.Reader, &made, issuer, public, signer)
+		unsigned.SignatureAlgorithm = a
+		return x509.CreateCertificate(rand.Reader, &unsigned, issuer, public, signer)
 	})
 	if err != nil {
 		return nil, err
@@ -59,12 +59,12 @@ func Sign(signer crypto.Signer, template, issuer *x509.Certificate, public crypt
 	return x509.ParseCertificate(der)
 }
 
-// SignCRL makes a certificate revocation list (RFC 5280, section 5) in the name of issuer, whose key signer is.
+// SignCRL returns a certificate revocation list (RFC 5280, section 5) of issuer, whose key signer is.
 func SignCRL(signer crypto.Signer, list *x509.RevocationList, issuer *x509.Certificate) (*x509.RevocationList, error) {
-	made := *list
+	unsigned := *list
 	der, err := sign(signer, func(a x509.SignatureAlgorithm) ([]byte, error) {
-		made.SignatureAlgorithm = a
-		return x509.CreateRevocationList(rand.Reader, &made, issuer, signer)
+		unsigned.SignatureAlgorithm = a
+		return x509.CreateRevocationList(rand.Reader, &unsigned, issuer, signer)
 	})
 	if err != nil {
 		return nil, err
@@ -73,10 +73,10 @@ func SignCRL(signer crypto.Signer, list *x509.RevocationList, issuer *x509.Certi
 	if err != nil {
 		return nil, err
 	}
-	return signed, unsigned(signed.CheckSignatureFrom(issuer))
+	return signed, notSigned(signed.CheckSignatureFrom(issuer))
 }
 
-// Request makes a certificate request (PKCS #10, RFC 2986) that asks for what Notation's rules need. It returns DER.
+// Request returns a certificate request (PKCS #10, RFC 2986) for a leaf certificate that Notation accepts, in DER.
 func Request(signer crypto.Signer, subject pkix.Name) ([]byte, error) {
 	usage, err := asn1.Marshal(asn1.BitString{Bytes: []byte{0x80}, BitLength: 1}) // digitalSignature
 	if err != nil {
@@ -96,7 +96,7 @@ func Request(signer crypto.Signer, subject pkix.Name) ([]byte, error) {
 	})
 }
 
-// rsaAlgorithms lists the signature algorithms of RSA keys with a hash, in the order they are tried.
+// rsaAlgorithms returns the signature algorithms of RSA keys with a hash, in the order in which they are tried.
 func rsaAlgorithms(hash crypto.Hash) []x509.SignatureAlgorithm {
 	switch hash {
 	case crypto.SHA256:
@@ -107,34 +107,35 @@ func rsaAlgorithms(hash crypto.Hash) []x509.SignatureAlgorithm {
 	return []x509.SignatureAlgorithm{x509.SHA512WithRSA, x509.SHA512WithRSAPSS}
 }
 
-// sign makes what is signed with PKCS #1 v1.5 where the key is RSA, since every CA takes that, or with RSASSA-PSS when
-// the key is restricted to it.
-func sign(signer crypto.Signer, with func(x509.SignatureAlgorithm) ([]byte, error)) ([]byte, error) {
+// sign returns what create signs. With an RSA key it tries PKCS #1 v1.5 first, which every CA accepts, and then
+// RSASSA-PSS, since the module may restrict the key to it.
+func sign(signer crypto.Signer, create func(x509.SignatureAlgorithm) ([]byte, error)) ([]byte, error) {
 	if _, isRSA := signer.Public().(*rsa.PublicKey); !isRSA {
-		der, err := with(x509.UnknownSignatureAlgorithm) // the curve decides
-		return der, unsigned(err)
+		der, err := create(x509.UnknownSignatureAlgorithm) // crypto/x509 chooses it by the curve
+		return der, notSigned(err)
 	}
 	spec, err := key.SpecOf(signer.Public())
 	if err != nil {
 		return nil, err
 	}
 	algorithms := rsaAlgorithms(spec.Hash)
-	der, err := with(algorithms[0])
+	der, err := create(algorithms[0])
 	if err == nil {
 		return der, nil
 	}
-	if der, pssErr := with(algorithms[1]); pssErr == nil {
+	if der, pssErr := create(algorithms[1]); pssErr == nil {
 		return der, nil
 	}
-	return nil, unsigned(err)
+	return nil, notSigned(err)
 }
 
-// unsigned puts crypto/x509's refusal of a signature into our words; a module's failure has them already.
-func unsigned(err error) error {
+// notSigned returns the failure for an error of crypto/x509, such as a signature that does not verify. The failure of a
+// module is returned as it is.
+func notSigned(err error) error {
 	var known *failure.Error
 	if err == nil || errors.As(err, &known) {
 		return err
 	}
-	return failure.New(failure.Internal, "the certificate was not signed: %w", err).
-		WithHint("run it again; if it stays so, the module makes wrong signatures with this key")
+	return failure.New(failure.Internal, "cannot sign the certificate: %w", err).
+		WithHint("run it again; if it fails again, the module makes wrong signatures with this key")
 }

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// pssOnly is an RSA key whose module restricts it to RSASSA-PSS.
+// pssOnly is an RSA key that its module restricts to RSASSA-PSS.
 type pssOnly struct{ *rsa.PrivateKey }
 
 func (k pssOnly) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
@@ -23,7 +23,7 @@ func (k pssOnly) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) (
 	return k.PrivateKey.Sign(random, digest, opts)
 }
 
-// liar is a key that signs something else.
+// liar is a key that signs another digest than the given one.
 type liar struct{ crypto.Signer }
 
 func (k liar) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
@@ -31,7 +31,9 @@ func (k liar) Sign(random io.Reader, digest []byte, opts crypto.SignerOpts) ([]b
 	return k.Signer.Sign(random, other, opts)
 }
 
+// TestPSSOnly makes certificates and lists with a key that is restricted to RSASSA-PSS.
 func TestPSSOnly(t *testing.T) {
+	t.Parallel()
 	private, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -62,14 +64,15 @@ func TestPSSOnly(t *testing.T) {
 	}
 }
 
-// TestWrongSignature: what does not verify never leaves.
+// TestWrongSignature returns no certificate and no list whose signature does not verify.
 func TestWrongSignature(t *testing.T) {
+	t.Parallel()
 	k := newKey(t)
 	template, err := CATemplate(Terms{Subject: "CN=Root", Days: 10}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Sign(liar{k}, template, nil, k.Public()); err == nil || !strings.Contains(err.Error(), "was not signed") {
+	if _, err := Sign(liar{k}, template, nil, k.Public()); err == nil || !strings.Contains(err.Error(), "cannot sign the certificate") {
 		t.Errorf("a certificate with a wrong signature: %v", err)
 	}
 	root, err := Sign(k, template, nil, k.Public())
@@ -82,9 +85,10 @@ func TestWrongSignature(t *testing.T) {
 	}
 }
 
-// TestText holds that a text's signature verifies with its signer's certificate alone, and that keys restricted to
-// RSASSA-PSS make it too.
+// TestText signs texts with keys of all kinds. A signature verifies for this text, with the certificate of its signer
+// only.
 func TestText(t *testing.T) {
+	t.Parallel()
 	restricted, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)

@@ -20,23 +20,23 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Bounds of what is parsed. Files of certificates come from whoever asks for a signature, or asks to be trusted.
+// Bounds of what is parsed. Files of certificates come from strangers who request a certificate or want to be trusted.
 const (
 	maxCertificates = 100
 	maxCertificate  = 64 << 10 // bytes of one certificate
 	maxElements     = 4096     // DER elements of one certificate
-	maxModulus      = 16384    // bits of an RSA key: what verifying costs grows with the square
+	maxModulus      = 16384    // bits of an RSA key; the cost of verifying grows with their square
 )
 
-// Parse reads certificates in the order of data. Known forms are:
+// Parse returns the certificates in data, in their order. It reads these formats:
 //
-//   - PEM (RFC 7468), also indented and with the byte order mark of UTF-8 or UTF-16; blocks that are no certificates are passed over
-//   - the PEM of OpenSSL's trusted certificates, without what they say of trust
+//   - PEM (RFC 7468), also indented, in UTF-16 or with a byte order mark; blocks of other types are skipped
+//   - trusted certificates of OpenSSL as PEM, without their trust settings
 //   - PKCS #7 (RFC 5652, section 5.1: the certificates of SignedData), as PEM or DER
 //   - DER (RFC 5280), one certificate after another
 //
-// It fails with kind Invalid when there is no certificate, when one does not parse or exceeds a bound, and when a PEM
-// block is damaged. The hint is the command that converts the file named FILE, where there is one.
+// It fails when there is no certificate, when a certificate does not parse or exceeds a bound, and when a PEM block is
+// damaged. For another format, the hint of the failure is the command that converts the file named FILE.
 func Parse(data []byte) ([]*x509.Certificate, error) {
 	data = withoutMark(data)
 	if bytes.Contains(data, begin) {
@@ -47,7 +47,7 @@ func Parse(data []byte) ([]*x509.Certificate, error) {
 
 var begin = []byte("-----BEGIN ")
 
-// withoutMark removes a byte order mark, and turns UTF-16, as some shells of Windows write it, into ASCII.
+// withoutMark removes a byte order mark, and converts UTF-16, which some shells of Windows write, to UTF-8.
 func withoutMark(data []byte) []byte {
 	var order binary.ByteOrder
 	switch {
@@ -71,7 +71,7 @@ func parsePEM(data []byte) ([]*x509.Certificate, error) {
 	lines := bytes.Split(data, []byte("\n"))
 	announced := 0
 	for i, line := range lines {
-		lines[i] = bytes.TrimSpace(line) // an indented block is one of YAML's, or of a mail
+		lines[i] = bytes.TrimSpace(line) // blocks in YAML or in a mail are indented
 		if bytes.HasPrefix(lines[i], begin) {
 			announced++
 		}
@@ -92,7 +92,7 @@ func parsePEM(data []byte) ([]*x509.Certificate, error) {
 			return nil, err
 		}
 		if found == nil {
-			slog.Warn("a PEM block that is no certificate was passed over", "type", block.Type)
+			slog.Warn("skipped a PEM block that is no certificate", "type", block.Type)
 			others = append(others, block.Type)
 		}
 		certs = append(certs, found...)
@@ -100,7 +100,7 @@ func parsePEM(data []byte) ([]*x509.Certificate, error) {
 	switch {
 	case blocks < announced:
 		return nil, fmt.Errorf("%d of its %d PEM blocks are damaged", announced-blocks, announced)
-	case len(certs) == 0 && len(others) == 0: // what looks like PEM begins within a line
+	case len(certs) == 0 && len(others) == 0: // BEGIN is not at the start of a line
 		return nil, errors.New("there is no certificate in it")
 	case len(certs) == 0:
 		return nil, fmt.Errorf("there is no certificate in it, only %s", strings.Join(slices.Compact(others), ", "))
@@ -108,12 +108,12 @@ func parsePEM(data []byte) ([]*x509.Certificate, error) {
 	return limited(certs)
 }
 
-// parseBlock returns the certificates of a PEM block, or nil if it is of another type.
+// parseBlock returns the certificates of a PEM block, or nil if the block has another type.
 func parseBlock(block *pem.Block) ([]*x509.Certificate, error) {
 	switch block.Type {
 	case "CERTIFICATE", "X509 CERTIFICATE", "X.509 CERTIFICATE":
 		return parseOne(block.Bytes)
-	case "TRUSTED CERTIFICATE": // a certificate, and after it what OpenSSL may use it for
+	case "TRUSTED CERTIFICATE": // a certificate, then the trust settings
 		var cert asn1.RawValue
 		if _, err := asn1.Unmarshal(block.Bytes, &cert); err != nil {
 			return nil, fmt.Errorf("a trusted certificate does not parse: %w", err)
@@ -125,6 +125,7 @@ func parseBlock(block *pem.Block) ([]*x509.Certificate, error) {
 	return nil, nil
 }
 
+// parseOne parses one certificate within the bounds.
 func parseOne(der []byte) ([]*x509.Certificate, error) {
 	if err := bound.DER(der, bound.Limits{Bytes: maxCertificate, Depth: bound.Depth, Elements: maxElements}); err != nil {
 		return nil, fmt.Errorf("a certificate does not parse: %w", err)
@@ -142,13 +143,13 @@ func parseOne(der []byte) ([]*x509.Certificate, error) {
 
 var oidSignedData = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}
 
-// parseDER reads what is not PEM. It looks at the first elements to say what a file is that holds no certificate.
+// parseDER parses DER. By the first elements it tells which other format a file has.
 func parseDER(data []byte) ([]*x509.Certificate, error) {
 	var outer, first asn1.RawValue
 	var kind asn1.ObjectIdentifier
 	_, err := asn1.Unmarshal(data, &outer)
 	if err == nil && (outer.Class != asn1.ClassUniversal || outer.Tag != asn1.TagSequence) {
-		err = errors.New("it is no sequence")
+		err = errors.New("it is not a sequence")
 	}
 	if err == nil {
 		_, _ = asn1.Unmarshal(outer.Bytes, &first) // an empty sequence has no first element
@@ -160,12 +161,12 @@ func parseDER(data []byte) ([]*x509.Certificate, error) {
 			WithHint("convert it: keytool -exportcert -rfc -keystore FILE -alias ALIAS -file chain.pem")
 	case first.Tag == asn1.TagInteger && bytes.Equal(first.Bytes, []byte{3}):
 		return nil, failure.New(failure.Invalid,
-			"it is PKCS #12, which can hold a private key; a key that has been in a file is no key of a module").
-			WithHint("take the certificates out: openssl pkcs12 -in FILE -nokeys -out chain.pem")
+			"it is PKCS #12, which may contain a private key").
+			WithHint("extract the certificates: openssl pkcs12 -in FILE -nokeys -out chain.pem")
 	case kind.Equal(oidSignedData):
 		return parsePKCS7(data)
 	case err != nil && isPKCS7BER(data):
-		return nil, failure.New(failure.Invalid, "it is PKCS #7 in BER with indefinite lengths, which is not read").
+		return nil, failure.New(failure.Invalid, "it is PKCS #7 in BER with indefinite lengths").
 			WithHint("convert it: openssl pkcs7 -inform DER -in FILE -print_certs -out chain.pem")
 	case err != nil:
 		return nil, errors.New("there is no certificate in it")
@@ -173,7 +174,7 @@ func parseDER(data []byte) ([]*x509.Certificate, error) {
 	var certs []*x509.Certificate
 	for rest := data; len(rest) > 0; {
 		if rest, err = asn1.Unmarshal(rest, &outer); err != nil {
-			return nil, fmt.Errorf("what follows certificate %d is none: %w", len(certs), err)
+			return nil, fmt.Errorf("certificate %d does not parse: %w", len(certs)+1, err)
 		}
 		if len(certs) == maxCertificates {
 			return nil, tooMany()
@@ -187,15 +188,16 @@ func parseDER(data []byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// isPKCS7BER reports whether data begins as SignedData of indefinite length.
+// isPKCS7BER reports whether data begins like SignedData of indefinite length.
 func isPKCS7BER(data []byte) bool {
 	oid, _ := asn1.Marshal(oidSignedData)
 	return bytes.HasPrefix(data, append([]byte{0x30, 0x80}, oid...))
 }
 
+// parsePKCS7 parses the certificates of SignedData in DER.
 func parsePKCS7(der []byte) ([]*x509.Certificate, error) {
 	limits := bound.Limits{Bytes: fileLimit, Depth: bound.Depth, Elements: maxElements * maxCertificates}
-	if err := bound.DER(der, limits); err != nil { // the parser recurses into BER
+	if err := bound.DER(der, limits); err != nil { // the parser is recursive for BER
 		return nil, fmt.Errorf("its PKCS #7 does not parse: %w", err)
 	}
 	message, err := pkcs7.Parse(der)
@@ -216,6 +218,7 @@ func parsePKCS7(der []byte) ([]*x509.Certificate, error) {
 	return limited(certs)
 }
 
+// limited refuses more certificates than allowed.
 func limited(certs []*x509.Certificate) ([]*x509.Certificate, error) {
 	if len(certs) > maxCertificates {
 		return nil, tooMany()

@@ -22,7 +22,7 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// openssl runs openssl in a folder with chain.pem (leaf and root) and leaf.key, and returns what it wrote into out.
+// openssl runs openssl in a folder with chain.pem (leaf and root) and leaf.key, and returns its output file.
 func openssl(t *testing.T, dir string, args ...string) []byte {
 	t.Helper()
 	args = append(args, "-out", filepath.Join(dir, "out"))
@@ -45,8 +45,9 @@ func utf16File(order binary.AppendByteOrder, text string) []byte {
 	return data
 }
 
-// TestParseForms reads the forms that certificates come in, as openssl and others write them.
+// TestParseForms parses certificates in all formats, as openssl and others write them.
 func TestParseForms(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	softhsmtest.Run(t, softhsmtest.Program(t, "openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout",
 		filepath.Join(dir, "leaf.key"),
@@ -72,7 +73,7 @@ func TestParseForms(t *testing.T) {
 		"UTF-16, little-endian": utf16File(binary.LittleEndian, chain),
 		"UTF-16, big-endian":    utf16File(binary.BigEndian, chain),
 		"X509 CERTIFICATE":      relabel("X509 CERTIFICATE"),
-		"a private key, passed over": append(bytes.Clone([]byte(chain)),
+		"a private key, skipped": append(bytes.Clone([]byte(chain)),
 			"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"...),
 		"PKCS #7 as PEM": openssl(t, dir, "crl2pkcs7", "-nocrl", "-certfile", "DIR/chain.pem"),
 		"PKCS #7 as DER": openssl(t, dir, "crl2pkcs7", "-nocrl", "-certfile", "DIR/chain.pem", "-outform",
@@ -87,7 +88,7 @@ func TestParseForms(t *testing.T) {
 			t.Errorf("%s: %d certificates, %v", name, len(found), err)
 			continue
 		}
-		// PKCS #7 has a set
+		// PKCS #7 has a set, without an order.
 		slices.SortFunc(found, func(a, b *x509.Certificate) int {
 			return strings.Compare(b.Subject.CommonName,
 				a.Subject.CommonName)
@@ -126,8 +127,9 @@ func TestParseForms(t *testing.T) {
 	}
 }
 
-// TestParseBounds refuses what is too many, too deep or too large before it costs anything.
+// TestParseBounds refuses too many, too deep and too large structures.
 func TestParseBounds(t *testing.T) {
+	t.Parallel()
 	deep := []byte{5, 0}
 	for range 30 {
 		deep, _ = asn1.Marshal(asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: deep})
@@ -154,11 +156,10 @@ func TestParseBounds(t *testing.T) {
 	}
 }
 
-// parseCost is what reading certificates may allocate: a PEM file is copied, decoded, and each certificate parsed.
+// parseCost is what parsing may allocate: a PEM file is copied and decoded, and each certificate is parsed.
 var parseCost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 64}
 
-// FuzzParse holds that no file crashes or costs more than its size allows, and that what parses can be put in order and
-// checked.
+// FuzzParse parses any file without a crash and within its budget. What parses can be ordered to a chain and checked.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(""))
 	f.Add([]byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))

@@ -7,8 +7,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// ParseSubject reads a distinguished name as RFC 4514 writes it: "CN=release,O=Example,C=CH,ST=Zurich". A comma or an
-// equals sign within a value is written with a backslash before it.
+// ParseSubject parses a distinguished name as in RFC 4514, such as "CN=release,O=Example,C=CH,ST=Zurich". A comma or an
+// equals sign in a value is escaped with a backslash. It fails with kind Invalid for an unknown attribute, and without a
+// common name.
 func ParseSubject(text string) (pkix.Name, error) {
 	const hint = `write it like "CN=release,O=Example,C=CH,ST=Zurich"`
 	var name pkix.Name
@@ -16,9 +17,8 @@ func ParseSubject(text string) (pkix.Name, error) {
 		attribute, value, ok := strings.Cut(part, "=")
 		value = unescape(strings.TrimSpace(value))
 		if !ok || value == "" {
-			return name, failure.New(failure.Invalid, "the subject %q has a part %q without a value", text,
-				strings.TrimSpace(part)).
-				WithHint(hint)
+			return name, failure.New(failure.Invalid, "invalid subject %q: the part %q has no value", text,
+				strings.TrimSpace(part)).WithHint(hint)
 		}
 		switch strings.ToUpper(strings.TrimSpace(attribute)) {
 		case "CN":
@@ -29,8 +29,8 @@ func ParseSubject(text string) (pkix.Name, error) {
 			name.OrganizationalUnit = append(name.OrganizationalUnit, value)
 		case "C":
 			if len(value) != 2 {
-				return name, failure.New(failure.Invalid, "the country %q is not two letters", value).
-					WithHint("use the two letters of ISO 3166, such as C=CH")
+				return name, failure.New(failure.Invalid, "invalid subject %q: the country %q is not two letters", text,
+					value).WithHint("use the two letters of ISO 3166, such as C=CH")
 			}
 			name.Country = append(name.Country, strings.ToUpper(value))
 		case "ST", "S":
@@ -44,19 +44,19 @@ func ParseSubject(text string) (pkix.Name, error) {
 		case "SERIALNUMBER":
 			name.SerialNumber = value
 		default:
-			return name, failure.New(failure.Invalid,
-				"the subject %q has an unknown part %q", text, strings.TrimSpace(attribute)).
+			return name, failure.New(failure.Invalid, "invalid subject %q: unknown part %q", text,
+				strings.TrimSpace(attribute)).
 				WithHint("known are CN, O, OU, C, ST, L, STREET, POSTALCODE and SERIALNUMBER; " + hint)
 		}
 	}
 	if name.CommonName == "" {
-		return name, failure.New(failure.Invalid, "the subject %q has no common name (CN)", text).WithHint(hint)
+		return name, failure.New(failure.Invalid, "invalid subject %q: it has no common name (CN)", text).WithHint(hint)
 	}
 	return name, nil
 }
 
-// LacksIdentity returns the parts a subject lacks to be a trusted identity in Notation's trust policy, which needs
-// country, state and organisation.
+// LacksIdentity returns the attributes that a subject lacks to be a trusted identity in Notation's trust policy, which
+// needs country, state and organisation.
 func LacksIdentity(name pkix.Name) []string {
 	var lacks []string
 	for _, part := range []struct {
@@ -70,6 +70,7 @@ func LacksIdentity(name pkix.Name) []string {
 	return lacks
 }
 
+// splitUnescaped splits a text at each separator without a backslash before it.
 func splitUnescaped(text string, sep byte) []string {
 	var parts []string
 	start := 0
@@ -85,6 +86,7 @@ func splitUnescaped(text string, sep byte) []string {
 	return append(parts, text[start:])
 }
 
+// unescape removes backslashes that escape the next character.
 func unescape(text string) string {
 	var out strings.Builder
 	for i := 0; i < len(text); i++ {

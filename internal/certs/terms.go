@@ -11,25 +11,25 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Terms is what may be chosen about a certificate. The rest follows from what the certificate is for.
+// Terms are the choices for a certificate. Everything else follows from what the certificate is for.
 type Terms struct {
-	Subject string `yaml:"subject"` // as ParseSubject reads it
-	Days    int    `yaml:"days"`    // how long it is valid
-	CDP     string `yaml:"cdp"`     // URL that its issuer's CRL is published at
+	Subject string `yaml:"subject"` // for ParseSubject
+	Days    int    `yaml:"days"`    // validity
+	CDP     string `yaml:"cdp"`     // URL of its issuer's CRL
 	OCSP    string `yaml:"ocsp"`    // URL of an OCSP responder
 
-	// For a CA alone.
-	PathLength *int     `yaml:"path-length"` // how many CAs may follow below; nil is no limit
+	// For CAs only.
+	PathLength *int     `yaml:"path-length"` // how many CAs may follow below; nil means any
 	Permit     []string `yaml:"permit"`      // name constraints, such as dns:example.com
 	Exclude    []string `yaml:"exclude"`
 }
 
-// LeafTemplate is a signer's certificate that Notation accepts: not a CA, key usage digital signature (critical),
-// extended key usage code signing. Without an issuer it is self-signed. Without a subject in the terms the caller sets
-// one.
+// LeafTemplate returns the template of a leaf certificate that Notation accepts: not a CA, with the critical key usage
+// digitalSignature and the extended key usage codeSigning. Without an issuer it is for a self-signed certificate.
+// Without a subject in the terms, the caller sets one.
 func LeafTemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 	if t.PathLength != nil || len(t.Permit) > 0 || len(t.Exclude) > 0 {
-		return nil, failure.New(failure.Invalid, "path length and name constraints have no meaning in a signer's certificate").
+		return nil, failure.New(failure.Invalid, "a leaf certificate cannot have a path length or name constraints").
 			WithHint("set them on the CA")
 	}
 	template, err := t.template(issuer)
@@ -41,8 +41,8 @@ func LeafTemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) 
 	return template, nil
 }
 
-// CATemplate is the certificate of a CA, which signs certificates and CRLs: a root without an issuer, else an
-// intermediate.
+// CATemplate returns the template of a CA certificate, whose key signs certificates and CRLs. Without an issuer it is for
+// a root, otherwise for an intermediate.
 func CATemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 	template, err := t.template(issuer)
 	if err != nil {
@@ -55,9 +55,8 @@ func CATemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 	}
 	if t.PathLength != nil {
 		if *t.PathLength < 0 {
-			return nil, failure.New(failure.Invalid, "%d is no path length",
-				*t.PathLength).
-				WithHint("it is the number of CAs that may follow below: 0 for a CA that issues to signers alone")
+			return nil, failure.New(failure.Invalid, "invalid path length %d", *t.PathLength).
+				WithHint("give the number of CAs that may follow below, 0 for a CA that issues to signers only")
 		}
 		template.MaxPathLen, template.MaxPathLenZero = *t.PathLength, *t.PathLength == 0
 	}
@@ -71,22 +70,22 @@ func CATemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 
 func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
 	if t.Days == 0 {
-		return nil, failure.New(failure.Invalid, "nothing says how many days the certificate is to be valid").
-			WithHint("as in: --days 365 (in a ceremony: days: 365)")
+		return nil, failure.New(failure.Invalid, "the validity of the certificate is missing").
+			WithHint("give the number of days, as in --days 365 (in a ceremony: days: 365)")
 	}
 	if t.Days < 1 || t.Days > 36525 {
-		return nil, failure.New(failure.Invalid, "a certificate can't be valid for %d days", t.Days).
-			WithHint("give it at least one day and at most a hundred years")
+		return nil, failure.New(failure.Invalid, "invalid validity of %d days", t.Days).
+			WithHint("give a number from 1 to 36525")
 	}
-	start := time.Now().UTC().Truncate(time.Second).Add(-time.Minute) // another clock may be slow
+	start := time.Now().UTC().Truncate(time.Second).Add(-time.Minute) // the clock of a verifier may be slow
 	if issuer != nil && start.Before(issuer.NotBefore) {
 		start = issuer.NotBefore
 	}
 	template := &x509.Certificate{NotBefore: start, NotAfter: start.AddDate(0, 0, t.Days), BasicConstraintsValid: true}
 	if issuer != nil && template.NotAfter.After(issuer.NotAfter) {
-		hint := "make a new CA"
+		hint := "create a new CA"
 		if left := int(issuer.NotAfter.Sub(start).Hours() / 24); left > 0 {
-			hint = fmt.Sprintf("at most %d days are left; or make a new CA first", left)
+			hint = fmt.Sprintf("give at most %d days, or create a new CA first", left)
 		}
 		return nil, failure.New(failure.Invalid, "a certificate for %d days would outlive its issuer %q, which ends on %s",
 			t.Days, issuer.Subject, issuer.NotAfter.UTC().Format(time.DateOnly)).
@@ -106,47 +105,41 @@ func (t Terms) template(issuer *x509.Certificate) (*x509.Certificate, error) {
 			continue
 		}
 		if issuer == nil {
-			return nil, failure.New(failure.Invalid,
-				"a root can't be revoked, so an address for %s has no meaning in it", l.name).
-				WithHint("leave it out: a root is put into trust stores, and taken out of them")
+			return nil, failure.New(failure.Invalid, "a root certificate cannot have a %s URL: it cannot be revoked", l.name).
+				WithHint("leave the URL out; a root is removed from trust stores instead")
 		}
-		// The list and the answers are signed, and https would need a revocation check of its own; Notation takes http alone.
+		// CRLs and OCSP answers are signed, and https would need a revocation check itself. Notation accepts http only.
 		if u, err := url.Parse(l.url); err != nil || u.Scheme != "http" || u.Host == "" {
-			return nil, failure.New(failure.Invalid,
-				"the %s address %q is no http:// address, and Notation takes no other", l.name, l.url).
-				WithHint("as in: http://pki.example.com/signing.crl")
+			return nil, failure.New(failure.Invalid, "invalid %s URL %q: it does not begin with http://", l.name, l.url).
+				WithHint("write it like http://pki.example.com/signing.crl; Notation accepts no other scheme")
 		}
 		*l.into = []string{l.url}
 	}
 	return template, nil
 }
 
-// allowsCA holds a new CA against what its issuer may certify.
+// allowsCA verifies that an issuer may certify a new CA.
 func allowsCA(issuer, template *x509.Certificate) error {
 	if issuer.Subject.String() == template.Subject.String() {
-		return failure.New(failure.Invalid, "an intermediate can't have the subject of its issuer, %q", issuer.Subject).
-			WithHint("give each CA a subject of its own")
+		return failure.New(failure.Invalid, "an intermediate cannot have the subject of its issuer, %q", issuer.Subject).
+			WithHint("give each CA its own subject")
 	}
 	limit, limited := pathLength(issuer)
 	if !limited {
 		return nil
 	}
 	if limit == 0 {
-		return failure.New(failure.Invalid, "the CA %q may not issue to CAs: its path length is 0",
-			issuer.Subject).
+		return failure.New(failure.Invalid, "the CA %q may not issue to CAs: its path length is 0", issuer.Subject).
 			WithHint("use another --parent")
 	}
 	if own, set := pathLength(template); set && own >= limit {
-		hint := fmt.Sprintf("use a path length of at most %d", limit-1)
-		return failure.New(failure.Invalid, "a path length of %d is too much below %q, whose own is %d", own,
-			issuer.Subject, limit).
-			WithHint(hint)
+		return failure.New(failure.Invalid, "invalid path length %d: that of the issuer %q is %d", own, issuer.Subject,
+			limit).WithHint(fmt.Sprintf("use a path length of at most %d", limit-1))
 	}
 	return nil
 }
 
-// pathLength returns the path length constraint of a CA, if it has one; crypto/x509 has two ways to say that it has
-// none.
+// pathLength returns the path length constraint of a CA, if it has one. crypto/x509 has two encodings of none.
 func pathLength(cert *x509.Certificate) (limit int, limited bool) {
 	return cert.MaxPathLen, cert.MaxPathLen > 0 || (cert.MaxPathLen == 0 && cert.MaxPathLenZero)
 }
@@ -164,22 +157,17 @@ func (t Terms) constrain(template *x509.Certificate) error {
 			&template.ExcludedIPRanges},
 	} {
 		for _, text := range side.names {
-			const hint = "write dns:example.com, email:example.com, uri:example.com or ip:192.0.2.0/24"
 			kind, value, _ := strings.Cut(text, ":")
-			into := map[string]*[]string{"dns": side.dns, "email": side.email, "uri": side.uri}[strings.ToLower(kind)]
+			list := map[string]*[]string{"dns": side.dns, "email": side.email, "uri": side.uri}[strings.ToLower(kind)]
+			_, network, err := net.ParseCIDR(value)
 			switch {
-			case value == "":
-				return failure.New(failure.Invalid, "the name constraint %q names nothing", text).WithHint(hint)
-			case into != nil:
-				*into = append(*into, value)
-			case strings.EqualFold(kind, "ip"):
-				_, network, err := net.ParseCIDR(value)
-				if err != nil {
-					return failure.New(failure.Invalid, "the name constraint %q is no range of addresses", text).WithHint(hint)
-				}
+			case list != nil && value != "":
+				*list = append(*list, value)
+			case strings.EqualFold(kind, "ip") && err == nil:
 				*side.ip = append(*side.ip, network)
 			default:
-				return failure.New(failure.Invalid, "the name constraint %q is of an unknown kind", text).WithHint(hint)
+				return failure.New(failure.Invalid, "invalid name constraint %q", text).
+					WithHint("write dns:example.com, email:example.com, uri:example.com or ip:192.0.2.0/24")
 			}
 			template.PermittedDNSDomainsCritical = true // the whole extension, despite the name
 		}

@@ -10,16 +10,16 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// SignText signs a text that is none of the structures of X.509, with the scheme that certificates are signed with. Its
-// callers begin each text with a line that says what it is: certificates, requests and revocation lists begin with the
-// byte 0x30, so none of them is such a text, and the signature of one is never that of the other.
+// SignText signs a text with the signature scheme of certificates. Callers begin each kind of text with a line of its
+// own. Certificates, requests and revocation lists begin with the byte 0x30, so the signature of a text is never valid
+// for one of them.
 func SignText(signer crypto.Signer, text []byte) ([]byte, error) {
 	spec, err := key.SpecOf(signer.Public())
 	if err != nil {
 		return nil, err
 	}
 	signature, err := crypto.SignMessage(signer, rand.Reader, text, spec.Hash)
-	if err != nil && spec.IsRSA() { // a key that is restricted to RSASSA-PSS
+	if err != nil && spec.IsRSA() { // the module may restrict the key to RSASSA-PSS
 		opts := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: spec.Hash}
 		if pss, pssErr := crypto.SignMessage(signer, rand.Reader, text, opts); pssErr == nil {
 			signature, err = pss, nil
@@ -28,7 +28,7 @@ func SignText(signer crypto.Signer, text []byte) ([]byte, error) {
 	return signature, err
 }
 
-// CheckText verifies a signature of SignText with the certificate of its signer.
+// CheckText verifies a signature that SignText made, with the certificate of the signer.
 func CheckText(cert *x509.Certificate, text, signature []byte) error {
 	spec, err := key.SpecOf(cert.PublicKey)
 	if err != nil {
@@ -43,8 +43,8 @@ func CheckText(cert *x509.Certificate, text, signature []byte) error {
 			return nil
 		}
 	}
-	return failure.New(failure.Invalid, "the signature does not verify with the certificate of %q: %w", cert.Subject,
-		err)
+	return failure.New(failure.Invalid, "the signature does not verify with the certificate of %q: %w", cert.Subject, err).
+		WithHint("restore the file that was signed")
 }
 
 func ecdsaAlgorithm(hash crypto.Hash) x509.SignatureAlgorithm {

@@ -28,14 +28,20 @@ type code struct {
 	packages map[string]*types.Package // by import path
 	syntax   map[string][]*ast.File
 	info     types.Info
-	format   map[types.Object]int // functions whose parameter of this index is the format of a message
+	wrappers map[types.Object]wrapper
+}
+
+// A wrapper is a function with a parameter that it passes on as the format of a message, or as the end of one.
+type wrapper struct {
+	parameter int
+	prefix    string // of the format
 }
 
 func loadCode(t *testing.T) *code {
 	t.Helper()
 	c := &code{
 		files: token.NewFileSet(), packages: map[string]*types.Package{"unsafe": types.Unsafe},
-		syntax: map[string][]*ast.File{}, format: map[types.Object]int{},
+		syntax: map[string][]*ast.File{}, wrappers: map[types.Object]wrapper{},
 		info: types.Info{Types: map[ast.Expr]types.TypeAndValue{}, Uses: map[*ast.Ident]types.Object{},
 			Defs: map[*ast.Ident]types.Object{}},
 	}
@@ -54,7 +60,7 @@ func loadCode(t *testing.T) *code {
 			t.Fatal(err)
 		}
 	}
-	c.format[c.packages[module+"internal/failure"].Scope().Lookup("New")] = 1
+	c.wrappers[c.packages[module+"internal/failure"].Scope().Lookup("New")] = wrapper{parameter: 1}
 	c.findWrappers()
 	return c
 }
@@ -102,13 +108,13 @@ func (c *code) called(call *ast.CallExpr) types.Object {
 	return nil
 }
 
-// findWrappers finds the functions, methods and closures that hand a parameter on as the format of a message.
+// findWrappers finds the functions, methods and closures that pass a parameter on as the format of a message.
 func (c *code) findWrappers() {
 	for found := true; found; {
 		found = false
 		note := func(function *ast.Ident, kind *ast.FuncType, body *ast.BlockStmt) {
 			object := c.info.Defs[function]
-			if _, known := c.format[object]; known || object == nil || body == nil {
+			if _, known := c.wrappers[object]; known || object == nil || body == nil {
 				return
 			}
 			parameters := map[types.Object]int{}
@@ -117,11 +123,10 @@ func (c *code) findWrappers() {
 					parameters[c.info.Defs[name]] = len(parameters)
 				}
 			}
-			c.eachMessage(body, func(_ *ast.CallExpr, format ast.Expr, _ []ast.Expr) {
-				if name, ok := format.(*ast.Ident); ok {
-					if i, ok := parameters[c.info.Uses[name]]; ok {
-						c.format[object], found = i, true
-					}
+			c.eachMessage(body, func(_ *ast.CallExpr, prefix string, format ast.Expr, _ []ast.Expr) {
+				more, variable := c.split(format)
+				if i, ok := parameters[variable]; ok && variable != nil {
+					c.wrappers[object], found = wrapper{i, prefix + more}, true
 				}
 			})
 		}
@@ -148,11 +153,12 @@ func (c *code) findWrappers() {
 }
 
 // eachMessage finds the calls below a node that make a message.
-func (c *code) eachMessage(below ast.Node, do func(call *ast.CallExpr, format ast.Expr, args []ast.Expr)) {
+func (c *code) eachMessage(below ast.Node,
+	do func(call *ast.CallExpr, prefix string, format ast.Expr, args []ast.Expr)) {
 	ast.Inspect(below, func(n ast.Node) bool {
 		if call, ok := n.(*ast.CallExpr); ok {
-			if at, ok := c.format[c.called(call)]; ok && at < len(call.Args) {
-				do(call, call.Args[at], call.Args[at+1:])
+			if w, ok := c.wrappers[c.called(call)]; ok && w.parameter < len(call.Args) {
+				do(call, w.prefix, call.Args[w.parameter], call.Args[w.parameter+1:])
 			}
 		}
 		return true
@@ -171,15 +177,15 @@ func (c *code) messages(t *testing.T) map[string][]string {
 		name := filepath.Base(path)
 		for _, file := range files {
 			found[name] = append(found[name], c.warnings(file)...)
-			c.eachMessage(file, func(call *ast.CallExpr, format ast.Expr, args []ast.Expr) {
+			c.eachMessage(file, func(call *ast.CallExpr, prefix string, format ast.Expr, args []ast.Expr) {
 				text, ok := c.text(format)
 				if !ok {
-					if id, is := format.(*ast.Ident); !is || !c.isParameter(id) {
+					if _, variable := c.split(format); variable == nil {
 						t.Errorf("%s: the format of a message is not constant", c.files.Position(call.Pos()))
 					}
 					return
 				}
-				if message := c.withPlaceholders(text, args); regexp.MustCompile(`[a-z]`).MatchString(message) {
+				if message := c.withPlaceholders(prefix+text, args); regexp.MustCompile(`[a-z]`).MatchString(message) {
 					found[name] = append(found[name], message)
 				}
 			})
@@ -203,10 +209,20 @@ func (c *code) warnings(below ast.Node) (found []string) {
 	return found
 }
 
-// isParameter reports whether a name is that of a variable, as in a function that hands a format on.
-func (c *code) isParameter(name *ast.Ident) bool {
-	_, ok := c.info.Uses[name].(*types.Var)
-	return ok
+// split returns the variable of a format that is one, as in a wrapper, or that ends with one after a constant prefix.
+func (c *code) split(format ast.Expr) (prefix string, variable types.Object) {
+	switch format := format.(type) {
+	case *ast.Ident:
+		if v, ok := c.info.Uses[format].(*types.Var); ok {
+			variable = v
+		}
+	case *ast.BinaryExpr:
+		if text, ok := c.text(format.X); ok {
+			more, variable := c.split(format.Y)
+			return text + more, variable
+		}
+	}
+	return "", variable
 }
 
 // text returns the value of a constant string.

@@ -139,7 +139,7 @@ func outline(messages []string) string {
 func shorten(message string) string {
 	words := strings.Fields(message)
 	for i, word := range words[:min(len(words), shownWords)] {
-		if i >= 3 && strings.ContainsAny(word[len(word)-1:], ":;,") && i+1 < len(words) {
+		if i >= 4 && strings.ContainsAny(word[len(word)-1:], ":;,") && i+1 < len(words) {
 			return strings.Join(words[:i+1], " ") + "..."
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"syscall"
 )
 
 // Kind says what happened.
@@ -74,8 +75,10 @@ func Is(err error, kind Kind) bool {
 	return errors.As(err, &e) && e.Kind == kind
 }
 
-// FileKind returns the kind of an error that the operating system returned for a file.
+// FileKind returns the kind of an error of a file operation. An error that the operating system did not return, such as
+// that a file is too large, is Invalid.
 func FileKind(err error) Kind {
+	var errno syscall.Errno
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return NotFound
@@ -83,6 +86,8 @@ func FileKind(err error) Kind {
 		return Denied
 	case errors.Is(err, fs.ErrExist):
 		return Conflict
+	case !errors.As(err, &errno), errno == syscall.EISDIR, errno == syscall.ENOTDIR:
+		return Invalid
 	}
 	return Unavailable // such as a full disk, or a network file system that does not answer
 }

@@ -3,6 +3,7 @@ package failure_test
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"syscall"
 	"testing"
@@ -51,7 +52,7 @@ func TestFileKind(t *testing.T) {
 		want failure.Kind
 	}{
 		{fs.ErrNotExist, failure.NotFound}, {fs.ErrPermission, failure.Denied}, {fs.ErrExist, failure.Conflict},
-		{syscall.ENOSPC, failure.Unavailable},
+		{syscall.ENOSPC, failure.Unavailable}, {syscall.EISDIR, failure.Invalid}, {io.ErrUnexpectedEOF, failure.Invalid},
 	} {
 		if got := failure.FileKind(&fs.PathError{Op: "open", Path: "pin", Err: c.err}); got != c.want {
 			t.Errorf("%v is of kind %d, not %d", c.err, got, c.want)

@@ -41,7 +41,7 @@ func TestWrite(t *testing.T) {
 	if info, err := os.Lstat(pipe); err != nil || info.Mode().IsRegular() {
 		t.Errorf("the pipe is %v, %v", info, err)
 	}
-	if err := Write(filepath.Join(file, "below"), nil, 0o600); !failure.Is(err, failure.Unavailable) {
+	if err := Write(filepath.Join(file, "below"), nil, 0o600); !failure.Is(err, failure.Invalid) {
 		t.Errorf("a folder that is a file: %v", err)
 	}
 }
@@ -94,7 +94,7 @@ func TestLock(t *testing.T) {
 	if err := <-locked; err != nil {
 		t.Error(err)
 	}
-	if _, err := Lock(t.Context(), filepath.Join(dir, ".lock", "below")); !failure.Is(err, failure.Unavailable) {
+	if _, err := Lock(t.Context(), filepath.Join(dir, ".lock", "below")); !failure.Is(err, failure.Invalid) {
 		t.Errorf("a folder that is a file: %v", err)
 	}
 }

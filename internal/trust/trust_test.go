@@ -193,7 +193,7 @@ func TestKinds(t *testing.T) {
 		{name: "the end of a chain of CAs", file: file(t, root, middle), trusted: middle, kind: CA},
 		{name: "a CA and a subject", file: file(t, root), subject: "C=CH,ST=Zurich,O=Example", trusted: root, kind: CA,
 			who: "C=CH,ST=Zurich,O=Example"},
-		{name: "without its root", file: file(t, leaf, middle), fails: "is not whole"},
+		{name: "without its root", file: file(t, leaf, middle), fails: "cannot complete the certificate chain"},
 		{name: "two leaves", file: file(t, lone, plain), fails: "of 2 signers"},
 		{name: "two CAs", file: file(t, root, issue(t, name("other"), true, nil)), fails: "are not one chain"},
 		{name: "a leaf and a subject", file: file(t, lone), subject: "C=CH,ST=Zurich,O=Example", fails: "limits a CA"},

@@ -197,7 +197,7 @@ func TestRefusedChains(t *testing.T) {
 		{"key usage not critical", append(issuers, leaf(uncriticalKeyUsage)), []string{"not marked critical"}},
 		{"no key usage", append(issuers, leaf(func(c *x509.Certificate) { c.KeyUsage = 0 })), []string{"no key usage"}},
 		{"wrong key usage", append(issuers, leaf(func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageKeyAgreement })),
-			[]string{"Digital Signature alone"}},
+			[]string{"digitalSignature only"}},
 		{"wrong extended key usage", append(issuers,
 			leaf(func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} })),
 			[]string{"server authentication", "codeSigning"}},
