@@ -32,9 +32,7 @@ func TestCrossSigned(t *testing.T) {
 	root := softhsmtest.NewCA(t, "Root", nil)
 	gone := softhsmtest.NewCA(t, "Gone", nil)
 	intermediate := softhsmtest.NewCA(t, "Intermediate", root)
-	crossTemplate := softhsmtest.Template("Intermediate")
-	crossTemplate.IsCA, crossTemplate.KeyUsage, crossTemplate.ExtKeyUsage = true, x509.KeyUsageCertSign, nil
-	cross := gone.Issue(t, crossTemplate, &intermediate.Key.PublicKey)
+	cross := gone.Issue(t, caTemplate("Intermediate"), &intermediate.Key.PublicKey)
 	leaf := intermediate.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
 	for _, known := range [][]*x509.Certificate{{cross, intermediate.Cert, root.Cert},
 		{root.Cert, intermediate.Cert, cross}} {
@@ -82,16 +80,66 @@ func TestIssuerByKey(t *testing.T) {
 			}
 		}
 	}
+	// The key of the issuer under another name is not the issuer either.
+	template := caTemplate("Other")
+	alias := root.Issue(t, template, &intermediate.Key.PublicKey)
+	if chain, err := Chain(leaf, []*x509.Certificate{alias, root.Cert}, nil, time.Now()); err == nil {
+		t.Errorf("an issuer of another name: %v", chain)
+	}
 	// A certificate whose issuer has the same name, but another key, is not a root.
-	template := softhsmtest.Template("Root")
-	template.IsCA, template.KeyUsage, template.ExtKeyUsage = true, x509.KeyUsageCertSign, nil
 	renewed := newKey(t)
-	next := root.Issue(t, template, &renewed.PublicKey)
+	next := root.Issue(t, caTemplate("Root"), &renewed.PublicKey)
 	leaf = (&softhsmtest.CA{Cert: next, Key: renewed}).Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
 	if chain, err := Chain(leaf, []*x509.Certificate{next}, nil, time.Now()); err == nil {
 		t.Errorf("a chain without a root: %v", chain)
 	}
 	if chain, err := Chain(leaf, []*x509.Certificate{next, root.Cert}, nil, time.Now()); err != nil || len(chain) != 3 {
+		t.Errorf("%v, %v", chain, err)
+	}
+}
+
+// caTemplate is the template of a CA's certificate.
+func caTemplate(name string) *x509.Certificate {
+	template := softhsmtest.Template(name)
+	template.IsCA, template.KeyUsage, template.ExtKeyUsage = true, x509.KeyUsageCertSign, nil
+	return template
+}
+
+// TestLongChain follows a chain of maxChain certificates, and no longer one.
+func TestLongChain(t *testing.T) {
+	t.Parallel()
+	issuer := softhsmtest.NewCA(t, "Root", nil)
+	known := []*x509.Certificate{issuer.Cert}
+	for range maxChain - 2 {
+		issuer = softhsmtest.NewCA(t, "Intermediate", issuer)
+		known = append(known, issuer.Cert)
+	}
+	leaf := issuer.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
+	if chain, err := Chain(leaf, known, nil, time.Now()); err != nil || len(chain) != maxChain {
+		t.Errorf("%d certificates, %v", len(chain), err)
+	}
+	longer := softhsmtest.NewCA(t, "Last", issuer)
+	leaf = longer.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
+	if chain, err := Chain(leaf, append(known, longer.Cert), nil, time.Now()); err == nil {
+		t.Errorf("%d certificates", len(chain))
+	}
+}
+
+// TestRefusedChains returns the first chain when none passes Check.
+func TestRefusedChains(t *testing.T) {
+	t.Parallel()
+	root := softhsmtest.NewCA(t, "Root", nil)
+	first := softhsmtest.NewCA(t, "First", root)
+	second := softhsmtest.NewCA(t, "Second", first)
+	leaf := second.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
+	var expired []*x509.Certificate
+	for range 3 {
+		template := caTemplate("Root")
+		template.NotAfter = time.Now().Add(-time.Minute)
+		expired = append(expired, root.Issue(t, template, &root.Key.PublicKey))
+	}
+	chain, err := Chain(leaf, append([]*x509.Certificate{second.Cert, first.Cert}, expired...), nil, time.Now())
+	if err != nil || len(chain) != 4 || !chain[3].Equal(expired[0]) {
 		t.Errorf("%v, %v", chain, err)
 	}
 }
@@ -131,13 +179,8 @@ func BenchmarkChain(b *testing.B) {
 func TestCircle(t *testing.T) {
 	t.Parallel()
 	one, two := softhsmtest.NewCA(t, "One", nil), softhsmtest.NewCA(t, "Two", nil)
-	ca := func(name string) *x509.Certificate {
-		template := softhsmtest.Template(name)
-		template.IsCA, template.KeyUsage = true, x509.KeyUsageCertSign
-		return template
-	}
-	oneByTwo := two.Issue(t, ca("One"), &one.Key.PublicKey)
-	twoByOne := one.Issue(t, ca("Two"), &two.Key.PublicKey)
+	oneByTwo := two.Issue(t, caTemplate("One"), &one.Key.PublicKey)
+	twoByOne := one.Issue(t, caTemplate("Two"), &two.Key.PublicKey)
 	leaf := one.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
 	if chain, err := Chain(leaf, []*x509.Certificate{oneByTwo, twoByOne}, nil, time.Now()); err == nil ||
 		!strings.Contains(err.Error(), "missing") {
@@ -229,8 +272,7 @@ func TestRenewedIssuer(t *testing.T) {
 	t.Parallel()
 	root := softhsmtest.NewCA(t, "Root", nil)
 	intermediate := softhsmtest.NewCA(t, "Intermediate", root)
-	template := softhsmtest.Template("Intermediate")
-	template.IsCA, template.KeyUsage, template.ExtKeyUsage = true, x509.KeyUsageCertSign, nil
+	template := caTemplate("Intermediate")
 	template.NotBefore, template.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
 	expired := root.Issue(t, template, &intermediate.Key.PublicKey)
 	leaf := intermediate.Issue(t, softhsmtest.Template("leaf"), &newKey(t).PublicKey)
@@ -268,8 +310,7 @@ func TestManyIssuers(t *testing.T) {
 	for i, subject := range keys {
 		for _, issuer := range keys {
 			for range each {
-				template := softhsmtest.Template(string(rune('A' + i)))
-				template.IsCA, template.KeyUsage, template.ExtKeyUsage = true, x509.KeyUsageCertSign, nil
+				template := caTemplate(string(rune('A' + i)))
 				if issuer != subject {
 					known = append(known, issuer.Issue(t, template, &subject.Key.PublicKey))
 				}
