@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -15,8 +16,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
-// file is the YAML config file: settings for everything, for one key (by alias), for one token (by label) and for the
-// NetHSM; and the programs that data may name.
+// file is the YAML config file: settings for all keys, for one key, for one token and for the NetHSM, and the programs
+// that data may name.
 type file struct {
 	path     string
 	settings map[string]string
@@ -36,8 +37,8 @@ var (
 	fileSettings  = append([]string{"keys", "tokens", "nethsm", modulesSetting, commandsSetting}, Names...)
 )
 
-// Path returns where the config file is looked for: NOTATION_HSM_CONFIG, else notation-hsm/config.yaml in the user's
-// configuration directory. It is "" when there is no such directory.
+// Path returns the path of the config file: NOTATION_HSM_CONFIG, or notation-hsm/config.yaml in the user's configuration
+// directory. It is "" if there is no such directory.
 func Path() string {
 	if path := os.Getenv(configVariable); path != "" {
 		return path
@@ -58,40 +59,34 @@ func newFile(path string) *file {
 	}
 }
 
-const configVariable = environmentPrefix + "CONFIG"
-
-// loadFile reads the config file. A file that is not there is an empty one, unless NOTATION_HSM_CONFIG names it.
+// loadFile reads the config file. The file is optional unless NOTATION_HSM_CONFIG names it.
 func loadFile() (*file, error) {
 	f := newFile(Path())
 	if f.path == "" || f.path == os.DevNull {
 		return f, nil
 	}
-	unreadable := func(err error) error {
-		return failure.New(failure.Invalid, "can't read the config file: %w", err).
-			WithHint("check the path and its permissions")
-	}
+	named := os.Getenv(configVariable) != ""
 	if !filepath.IsAbs(f.path) {
-		if os.Getenv(configVariable) == "" {
+		if !named {
 			return nil, failure.New(failure.Invalid,
-				"cannot tell where the config file is: the user's configuration directory, %q, is not a full path",
+				"cannot find the config file: the user's configuration directory %q is not an absolute path",
 				filepath.Dir(filepath.Dir(f.path))).
-				WithHint("set HOME, or XDG_CONFIG_HOME, to an absolute path")
+				WithHint("set HOME or XDG_CONFIG_HOME to an absolute path")
 		}
-		here, err := os.Getwd()
+		dir, err := os.Getwd()
 		if err != nil {
 			return nil, unreadable(err)
 		}
-		f.path = here + "/" + f.path // not cleaned: what is checked has to be what is read, also behind links
+		f.path = dir + "/" + f.path // not cleaned, so that the path that is checked is the path that is read
 	}
-	if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) && os.Getenv(configVariable) == "" {
+	if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) && !named {
 		return f, nil
 	} else if err != nil {
 		return nil, unreadable(err)
 	}
 	if err := ownership.Check(f.path, os.Getuid()); err != nil {
 		cause := failure.From(err)
-		return nil, failure.New(cause.Kind,
-			"the config file %s names programs that run as this user, and others can change it: %w", f.path, cause).
+		return nil, failure.New(cause.Kind, "cannot use the config file %s: others can change it: %w", f.path, cause).
 			WithHint(cause.Hint + "; or keep the file in another folder, and name it in " + configVariable)
 	}
 	data, err := bound.ReadFile(f.path, MaxFile)
@@ -103,21 +98,33 @@ func loadFile() (*file, error) {
 	}
 	if strings.Contains(string(data), "pin-value=") {
 		if info, err := os.Stat(f.path); err == nil && info.Mode().Perm()&0o077 != 0 {
-			return nil, failure.New(failure.Denied, "the config file %s holds a PIN and others can read it", f.path).
+			return nil, failure.New(failure.Denied,
+				"cannot use the config file %s: it has a PIN, and others can read it", f.path).
 				WithHint("run: chmod 600 " + f.path)
 		}
 	}
 	return f, nil
 }
 
+func unreadable(err error) error {
+	return failure.New(failure.FileKind(err), "cannot read the config file: %w", err).
+		WithHint("check the path and its permissions")
+}
+
+// invalid returns the failure for what stands in a line of the file.
+func (f *file) invalid(line int, format string, args ...any) *failure.Error {
+	args = append([]any{f.path, line}, args...)
+	return failure.New(failure.Invalid, "invalid config file %s:%d: "+format, args...)
+}
+
 func (f *file) parse(data []byte) error {
 	root, err := YAML(data, MaxFile)
 	if err != nil {
-		return failure.New(failure.Invalid, "the config file %s is not valid YAML: %w", f.path, err).
+		return failure.New(failure.Invalid, "cannot parse the config file %s: %w", f.path, err).
 			WithHint("see docs/configuration.md for an example")
 	}
 	if root == nil {
-		return nil // empty, or comments alone
+		return nil // empty, or comments only
 	}
 	f.settings, err = f.section(root, "the config file", fileSettings,
 		func(name string, value *yaml.Node) (_ bool, err error) {
@@ -142,13 +149,14 @@ func (f *file) parse(data []byte) error {
 	}
 	for alias, entry := range f.keys {
 		if entry[uriSetting] == "" {
-			return failure.New(failure.Invalid, "key %q in %s has no uri", alias, f.path).
+			return failure.New(failure.Invalid, "invalid config file %s: the key %q has no uri", f.path, alias).
 				WithHint("add: uri: pkcs11:token=...;object=..., or: uri: nethsm:KEYID")
 		}
 	}
 	return nil
 }
 
+// keyEntries reads the section keys.
 func (f *file) keyEntries(node *yaml.Node) error {
 	return f.mapping(node, "keys", func(alias string, value *yaml.Node) (err error) {
 		f.keys[alias], err = f.section(value, fmt.Sprintf("key %q", alias), keySettings, nil)
@@ -156,6 +164,7 @@ func (f *file) keyEntries(node *yaml.Node) error {
 	})
 }
 
+// tokenEntries reads the section tokens.
 func (f *file) tokenEntries(node *yaml.Node) error {
 	return f.mapping(node, "tokens", func(label string, value *yaml.Node) (err error) {
 		where := fmt.Sprintf("token %q", label)
@@ -171,7 +180,8 @@ func (f *file) tokenEntries(node *yaml.Node) error {
 	})
 }
 
-// section reads a mapping of scalars with known names (nil: any); nested takes the values that it says are its own.
+// section reads a mapping of known names (nil: any) to single values. nested reads the values for which it returns true;
+// where names the section in errors.
 func (f *file) section(node *yaml.Node, where string, known []string,
 	nested func(string, *yaml.Node) (bool, error)) (map[string]string, error) {
 	settings := map[string]string{}
@@ -187,9 +197,7 @@ func (f *file) section(node *yaml.Node, where string, known []string,
 			}
 		}
 		if value.Kind != yaml.ScalarNode {
-			return failure.New(failure.Invalid, "%q in %s (%s:%d) is not a single value", name, where,
-				f.path, value.Line).
-				WithHint("give it a single value")
+			return f.notScalar(value, strconv.Quote(name))
 		}
 		settings[name] = value.Value
 		return nil
@@ -197,21 +205,25 @@ func (f *file) section(node *yaml.Node, where string, known []string,
 	return settings, err
 }
 
+// notScalar returns the failure for a list or mapping where a single value is needed.
+func (f *file) notScalar(node *yaml.Node, name string) error {
+	return f.invalid(node.Line, "%s is not a single value", name).WithHint("write a single value")
+}
+
+// mapping reads a mapping, in which each name stands once.
 func (f *file) mapping(node *yaml.Node, where string, each func(string, *yaml.Node) error) error {
 	if node.Kind == yaml.ScalarNode && node.Tag == "!!null" {
 		return nil
 	}
 	if node.Kind != yaml.MappingNode {
-		return failure.New(failure.Invalid, "%s (%s:%d) is not a list of settings", where, f.path, node.Line).
+		return f.invalid(node.Line, "%s is not a mapping of names to values", where).
 			WithHint("see docs/configuration.md for an example")
 	}
 	seen := map[string]bool{}
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		name, value := node.Content[i].Value, node.Content[i+1]
 		if seen[name] {
-			return failure.New(failure.Invalid, "%q stands twice in %s (%s:%d)", name, where, f.path,
-				value.Line).
-				WithHint("remove one of the two")
+			return f.invalid(value.Line, "%s has %q twice", where, name).WithHint("remove one of the two")
 		}
 		seen[name] = true
 		if value.Kind == yaml.AliasNode {

@@ -120,7 +120,7 @@ func TestCurrentFolder(t *testing.T) {
 				t.Setenv("XDG_CONFIG_HOME", "")
 				t.Setenv(variable, value)
 				if _, err := Resolve("pkcs11:object=a", nil, Flags); !failure.Is(err, failure.Invalid) ||
-					!strings.Contains(err.Error(), "not a full path") {
+					!strings.Contains(err.Error(), "not an absolute path") {
 					t.Errorf("%v", err)
 				}
 			})

@@ -13,8 +13,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// WithPrograms returns the text of the config file with programs added to its lists, and all else in it, comments too,
-// as it was.
+// WithPrograms returns the text of the config file with programs added to its lists. Everything else, also comments,
+// stays as it is.
 func WithPrograms(p Programs) (string, error) {
 	f, err := loadFile()
 	if err != nil {
@@ -22,19 +22,17 @@ func WithPrograms(p Programs) (string, error) {
 	}
 	text, err := bound.ReadFile(f.path, MaxFile)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", failure.New(failure.Invalid, "can't read the config file: %w", err).
-			WithHint("check the path and its permissions")
+		return "", unreadable(err)
 	}
 	changed, err := p.addTo(string(text), f.path)
 	if err != nil {
-		return "", failure.New(failure.Invalid,
-			"cannot add to the config file %s without changing what it says: %w", f.path, err).
-			WithHint("write each setting of the file on a line of its own")
+		return "", failure.New(failure.Invalid, "cannot add programs to the config file %s: %w", f.path, err).
+			WithHint("write each setting of the file on its own line")
 	}
 	return changed, nil
 }
 
-// HowToList says what to add to the config file by hand.
+// HowToList returns the instruction to add the programs to the config file by hand.
 func (p Programs) HowToList() string {
 	f, err := loadFile()
 	if err != nil {
@@ -50,7 +48,7 @@ func (p Programs) HowToList() string {
 	return strings.Join(hints, "; ")
 }
 
-// addTo adds lines to the text of a config file. It fails when they would not say there what they should.
+// addTo adds the programs to the text of a config file. It fails if the new text would not mean the same and the programs.
 func (p Programs) addTo(text, path string) (string, error) {
 	before, err := parsed(text, path)
 	if err != nil {
@@ -70,22 +68,23 @@ func (p Programs) addTo(text, path string) (string, error) {
 		{after.modules, before.modules, p.Modules}, {after.commands, before.commands, p.Commands},
 	} {
 		if !slices.Equal(slices.Sorted(slices.Values(l.got)), slices.Sorted(slices.Values(slices.Concat(l.had, l.added)))) {
-			return "", errors.New("its lists are written in a way that is not known here")
+			return "", errors.New("its lists have an unknown layout")
 		}
 	}
 	after.modules, after.commands = before.modules, before.commands
 	if !reflect.DeepEqual(before, after) {
-		return "", errors.New("it is written in a way that is not known here")
+		return "", errors.New("it has an unknown layout")
 	}
 	return text, nil
 }
 
+// parsed returns the config file with this text.
 func parsed(text, path string) (*file, error) {
 	f := newFile(path)
 	return f, f.parse([]byte(text))
 }
 
-// addTo adds one value to one list, which it makes at the end if there is none.
+// addTo adds one value to a list. Without a list, it adds one at the end.
 func addTo(text, list, value string) string {
 	lines := strings.Split(text, "\n")
 	if root, err := YAML([]byte(text), MaxFile); err == nil && root != nil {
@@ -101,15 +100,14 @@ func addTo(text, list, value string) string {
 	return strings.Join(append(lines, list+":", "- "+value, ""), "\n")
 }
 
-// inserted adds a value to a list that is there: after its last line, or before its first value if it is written in
-// brackets.
+// inserted adds a value to an existing list: after its last line, or before its first value if it is in brackets.
 func inserted(lines []string, name, all *yaml.Node, value string) []string {
 	after, indent := name, 0
 	if len(all.Content) > 0 {
 		after, indent = all.Content[len(all.Content)-1], all.Column-1
 		if first := all.Content[0]; all.Style&yaml.FlowStyle != 0 {
 			if first.Line > len(lines) {
-				return lines // YAML knows other ends of lines as well
+				return lines // YAML has other line ends too
 			}
 			line := []rune(lines[first.Line-1])
 			at := min(first.Column-1, len(line))

@@ -7,19 +7,19 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// OpenLog makes slog's default logger write to the file that NOTATION_HSM_LOG names, and returns the file; without that
-// variable logs go nowhere and the file is nil. Callers log what they do and how it ended, never a PIN, a payload or
-// key material.
+// OpenLog makes slog's default logger write to the file that NOTATION_HSM_LOG names, and returns the file. Without that
+// variable nothing is logged, and the file is nil. Callers log steps and their results, never a PIN, a payload or key
+// material.
 func OpenLog() (*os.File, error) {
-	path := os.Getenv(environmentPrefix + "LOG")
+	path := os.Getenv(logVariable)
 	if path == "" {
 		slog.SetDefault(slog.New(slog.DiscardHandler))
 		return nil, nil
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't open the log file: %w", err).
-			WithHint("name a file that can be written in NOTATION_HSM_LOG, or unset it")
+		return nil, failure.New(failure.FileKind(err), "cannot open the log file: %w", err).
+			WithHint("name a file that this user can write in NOTATION_HSM_LOG, or unset it")
 	}
 	handler := slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelDebug})
 	slog.SetDefault(slog.New(handler).With("pid", os.Getpid()))

@@ -9,11 +9,11 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// PluginName is the plugin's name to Notation: the file is called notation-hsm, and users write --plugin hsm.
+// PluginName is the name of the plugin in Notation: users write --plugin hsm, and the file is called notation-hsm.
 const PluginName = "hsm"
 
-// The settings, in the spelling of flags, plugin config and the config file. In the environment a name is upper case
-// with underscores, after NOTATION_HSM_.
+// The settings as flags, plugin config and the config file spell them. In the environment, names are in upper case with
+// underscores, after NOTATION_HSM_.
 const (
 	ModulePath       = "module-path"
 	Token            = "token"
@@ -24,21 +24,17 @@ const (
 	AllowFinalPINTry = "allow-final-pin-try"
 )
 
-// NetHSMInsecure is the setting of one key, in plugin config or its entry of the config file, that has the plugin trust
-// any certificate of the NetHSM: Notation shows no warning of a plugin's.
+// pinValue is the attribute of a URI with the PIN itself.
+const pinValue = "pin-value"
+
+// NetHSMInsecure is the setting of one key, in plugin config or in its entry of the config file, that makes the plugin
+// trust any certificate of the NetHSM. It is needed beside insecure, since Notation shows no warnings of a plugin.
 const NetHSMInsecure = "nethsm-insecure"
 
-// Names lists every setting that plugin config, a flag or the environment may give.
+// Names lists the settings of plugin config, flags and the environment.
 var Names = []string{ModulePath, Token, SlotID, PINSource, CertificateChain, Timeout, AllowFinalPINTry}
 
-const environmentPrefix = "NOTATION_HSM_"
-
-// EnvironmentName returns the environment variable of a setting.
-func EnvironmentName(setting string) string {
-	return environmentPrefix + strings.ToUpper(strings.ReplaceAll(setting, "-", "_"))
-}
-
-// checkName fails when name is not one of known, naming the nearest one that is.
+// checkName fails if a name is not known. The hint has the nearest known name.
 func checkName(name string, known []string, what, where string) error {
 	if slices.Contains(known, name) {
 		return nil
@@ -47,13 +43,13 @@ func checkName(name string, known []string, what, where string) error {
 	if near := nearest(name, known); near != "" {
 		hint = "did you mean " + near + "? (" + hint + ")"
 	}
-	if mentions(name, "pinvalue", "pinsource") && len(name) > len(PINSource) { // more than the name stands in it
+	if mentions(name, "pinvalue", "pinsource") && len(name) > len(PINSource) { // it may contain the PIN
 		name = "..."
 	}
 	return failure.New(failure.Invalid, "unknown %s %q in %s", what, name, where).WithHint(hint)
 }
 
-// nearest returns the known name that name is most likely a misspelling of, or "".
+// nearest returns the known name that a name is most likely a misspelling of, or "".
 func nearest(name string, known []string) string {
 	best, distance := "", 1+max(2, len(name)/3)
 	for _, k := range known {

@@ -18,12 +18,11 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// NetHSMScheme starts the reference to a key on a NetHSM.
+// NetHSMScheme begins the reference of a key on a NetHSM.
 const NetHSMScheme = "nethsm:"
 
-// NetHSM says how a NetHSM is reached: the section nethsm of the config file, each setting of which the environment may
-// give as well, after NOTATION_HSM_NETHSM_. Who signs with it proves itself as ever: PIN, PINSource and Timeout of
-// Settings are the operator's.
+// NetHSM has the settings of the section nethsm of the config file, each of which the environment may set after
+// NOTATION_HSM_NETHSM_. PIN, PINSource and Timeout of Settings are for the operator.
 type NetHSM struct {
 	Instances []string // of one cluster, as https://HOST[:PORT]
 	User      string   // the operator, or NAMESPACE~USER
@@ -31,13 +30,13 @@ type NetHSM struct {
 	// SHA-256 of the certificates (DER) that are trusted, whoever issued them; none: CAFile decides
 	Fingerprints [][32]byte
 	Insecure     bool // trust any certificate
-	Withheld     bool // a PIN for any token is set, which is not sent to whoever answers (Insecure)
+	Withheld     bool // with Insecure: a PIN for any token is set, and is not sent
 
 	Administrator, AdministratorPINSource string // "" when none is named
 	BackupUser, BackupPINSource           string
 }
 
-// The settings of the section nethsm alone. Beside them stand pin-source, certificate-chain and timeout.
+// The settings of the section nethsm only. It also has pin-source, certificate-chain and timeout.
 const (
 	nethsmInstances       = "instances"
 	nethsmUser            = "user"
@@ -59,7 +58,7 @@ var (
 	nethsmLists    = []string{nethsmInstances, nethsmFingerprints}
 )
 
-// isNetHSMName reports whether NetHSM takes text for the ID of a key, user or namespace (the schema ID of its API).
+// isNetHSMName reports whether text can be the ID of a key, user or namespace (the schema ID of the NetHSM's API).
 func isNetHSMName(text string) bool {
 	for i, c := range []byte(text) {
 		letter := 'a' <= c|0x20 && c|0x20 <= 'z' || '0' <= c && c <= '9'
@@ -70,16 +69,17 @@ func isNetHSMName(text string) bool {
 	return 0 < len(text) && len(text) <= 128
 }
 
+// parseNetHSM parses the reference of a key on a NetHSM. Commands that list keys accept a pattern that ends with "*".
 func parseNetHSM(text string) (URI, error) {
 	id := strings.TrimPrefix(text, NetHSMScheme)
-	if prefix := strings.TrimSuffix(id, "*"); id != "" && !isNetHSMName(prefix) { // with a star, for commands that list
-		return URI{}, failure.New(failure.Invalid, "%q names no key on a NetHSM", redactMalformed(text)).
-			WithHint(`name it like nethsm:release; a key ID has letters, digits and "_.-", and begins with a letter or digit`)
+	if prefix := strings.TrimSuffix(id, "*"); id != "" && !isNetHSMName(prefix) {
+		return URI{}, failure.New(failure.Invalid, "invalid key reference %q", redactMalformed(text)).
+			WithHint(`write it like nethsm:release; a key ID has letters, digits and "_.-", and begins with a letter or digit`)
 	}
 	return URI{NetHSM: true, Object: id}, nil
 }
 
-// nethsmEntries reads the section; instances and fingerprints may be lists.
+// nethsmEntries reads the section nethsm. instances and fingerprints may be lists.
 func (f *file) nethsmEntries(node *yaml.Node) (err error) {
 	lists := map[string]string{}
 	f.nethsm, err = f.section(node, "nethsm", nethsmSettings, func(name string, value *yaml.Node) (bool, error) {
@@ -89,9 +89,7 @@ func (f *file) nethsmEntries(node *yaml.Node) (err error) {
 		var all []string
 		for _, item := range value.Content {
 			if item.Kind != yaml.ScalarNode {
-				return true, failure.New(failure.Invalid, "%q in nethsm (%s:%d) holds more than values",
-					name, f.path, item.Line).
-					WithHint("give it values alone")
+				return true, f.notScalar(item, "an entry of "+name)
 			}
 			all = append(all, item.Value)
 		}
@@ -104,27 +102,27 @@ func (f *file) nethsmEntries(node *yaml.Node) (err error) {
 	return err
 }
 
-// chooseNetHSM lets the setting token name the NetHSM ("nethsm:"), for commands that list keys or make them.
+// chooseNetHSM makes the setting token name the NetHSM ("nethsm:"), for commands that list or generate keys.
 func (s *Settings) chooseNetHSM(token, where string) error {
 	if s.Key.NetHSM || s.Key.Object != "" || len(s.Key.ID) > 0 {
-		return failure.New(failure.Invalid, "the key %s is not where %s has it", s.Key, where).
-			WithHint("name the one or the other")
+		return failure.New(failure.Invalid, "the key %s is on another token than %s names", s.Key, where).
+			WithHint("leave out the token or the key")
 	}
 	uri, err := parseNetHSM(token)
 	s.Key = uri
 	return err
 }
 
-// applyNetHSM takes each setting from the first layer that has it; those of the section alone come from the environment
-// or the file.
+// applyNetHSM takes each setting from the first layer that has it. The settings of the section only come from the
+// environment or the file.
 func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *Programs) error {
 	for _, l := range layers {
 		if l.uri {
-			break // what is weaker is for other keys as well
+			break // weaker layers are for other keys as well
 		}
 		if path := l.values[ModulePath]; path != "" {
-			return failure.New(failure.Invalid, "the key %s is on a NetHSM, and %s names the module %s",
-				s.Key, l.origin.name, path).
+			return failure.New(failure.Invalid, "cannot use the module %s in %s: the key %s is on a NetHSM",
+				path, l.origin.name, s.Key).
 				WithHint("leave out " + ModulePath)
 		}
 	}
@@ -141,9 +139,7 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 		nethsmBackupUser: n.BackupUser} {
 		first, second, in := strings.Cut(user, "~")
 		if user != "" && (!isNetHSMName(first) || in && !isNetHSMName(second)) {
-			return failure.New(failure.Invalid, "%s %q of the NetHSM is no user ID", name,
-				user).
-				WithHint("write it as NAME or NAMESPACE~NAME")
+			return invalidSetting(name, user, theNetHSM).WithHint("write it as NAME or NAMESPACE~NAME")
 		}
 	}
 	var err error
@@ -154,17 +150,16 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 	if err != nil {
 		return err
 	}
-	if stated && !n.Insecure && !by.namesPrograms { // data decides for which key, not whether
+	if stated && !n.Insecure && !by.namesPrograms { // data may say for which key, but not whether
 		return failure.New(failure.Denied,
-			"%s has the TLS certificates of the NetHSM not verified (%s), which the config file does not", by.name,
-			NetHSMInsecure).
+			"the TLS certificates of the NetHSM must be verified: %s sets %s, and the config file does not set %s", by.name,
+			NetHSMInsecure, nethsmInsecure).
 			WithHint("for a NetHSM for tests, also write insecure: true under nethsm in " + f.path +
-				"; else take " + NetHSMInsecure + " out")
+				"; else remove " + NetHSMInsecure)
 	}
 	if n.Insecure && !stated && origin == PluginConfig {
 		return failure.New(failure.Denied,
-			"the TLS certificates of the NetHSM are NOT verified (insecure), so whoever is on the network can read the "+
-				"passphrase and answer in its place, and nothing says so for this key").
+			"the TLS certificates of the NetHSM are NOT verified (insecure), and the settings of the key do not allow that").
 			WithHint("set fingerprints or ca-file under nethsm; or, for a NetHSM for tests, write " +
 				NetHSMInsecure +
 				": true in the key's own entry of the config file, or add --plugin-config " + NetHSMInsecure + "=true")
@@ -180,7 +175,7 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 	if n.Insecure {
 		layers, n.Withheld = withoutGeneralPIN(layers)
 	}
-	if source := os.Getenv(nethsmEnvironment(PINSource)); source != "" { // more to the point than one for any token
+	if source := os.Getenv(nethsmEnvironment(PINSource)); source != "" { // stronger than one for any token
 		at := slices.IndexFunc(layers, isEnvironment)
 		layers = slices.Insert(layers, at, layer{origin: environmentOrigin, values: map[string]string{PINSource: source}})
 	}
@@ -191,21 +186,23 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 	return nil
 }
 
+// theNetHSM names the settings of the NetHSM in errors, which are in the config file or in the environment.
+const theNetHSM = "the settings of the NetHSM"
+
+// parseInsecure parses a boolean; "" is false.
 func parseInsecure(text string) (bool, error) {
 	if text == "" {
 		return false, nil
 	}
 	insecure, err := strconv.ParseBool(text)
 	if err != nil {
-		return false, failure.New(failure.Invalid, "%s %q of the NetHSM is neither true nor false",
-			nethsmInsecure, text).
-			WithHint("write true or false")
+		return false, invalidSetting(nethsmInsecure, text, theNetHSM).WithHint(booleanHint)
 	}
 	return insecure, nil
 }
 
-// statedInsecure reports whether it is said of this very key, by what was given with it or by its entry of the config
-// file, that any certificate is trusted, and who says so.
+// statedInsecure reports whether the settings of the key itself, those given with it or those of its entry in the config
+// file, allow any certificate, and which of the two does.
 func statedInsecure(layers []layer) (insecure bool, by Origin, err error) {
 	given := true
 	for _, l := range layers {
@@ -220,38 +217,37 @@ func statedInsecure(layers []layer) (insecure bool, by Origin, err error) {
 
 func isEnvironment(l layer) bool { return l.origin == environmentOrigin }
 
-// withoutGeneralPIN takes away a PIN, or its source, that is set for any token, in the environment or at the top of the
-// config file: it may be meant for a PKCS#11 token.
+// withoutGeneralPIN removes a PIN or a source that is set for any token, in the environment or at the top of the config
+// file, since it may be the PIN of a PKCS#11 token.
 func withoutGeneralPIN(layers []layer) (rest []layer, withheld bool) {
 	rest = slices.Clone(layers)
 	for _, i := range []int{slices.IndexFunc(rest, isEnvironment), len(rest) - 1} {
 		values := maps.Clone(rest[i].values)
-		withheld = withheld || values[PINSource] != "" || values["pin-value"] != ""
+		withheld = withheld || values[PINSource] != "" || values[pinValue] != ""
 		delete(values, PINSource)
-		delete(values, "pin-value")
+		delete(values, pinValue)
 		rest[i].values = values
 	}
 	return rest, withheld
 }
 
-func nethsmEnvironment(name string) string { return EnvironmentName("nethsm-" + name) }
-
+// values splits a list at commas and spaces.
 func values(list string) []string {
 	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
-// instances reads URLs, of which only host and port may differ from the usual.
+// instances parses URLs, which have a host and a port only, and perhaps the path of the API.
 func instances(list, file string) ([]string, error) {
 	all := values(list)
 	if len(all) == 0 {
-		return nil, failure.New(failure.Invalid, "the config file names no NetHSM").
+		return nil, failure.New(failure.Invalid, "no NetHSM is configured").
 			WithHint("write instances: https://HOST under nethsm in " + file + ", or set " + nethsmEnvironment(nethsmInstances))
 	}
 	for i, text := range all {
 		u, err := url.Parse(text)
 		if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
 			!slices.Contains([]string{"", "/", "/api/v1", "/api/v1/"}, u.Path) {
-			return nil, failure.New(failure.Invalid, "the NetHSM instance %q is no https URL of one", redactURL(u, text)).
+			return nil, invalidSetting(nethsmInstances, redactURL(u, text), theNetHSM).
 				WithHint("write it as https://HOST or https://HOST:PORT")
 		}
 		all[i] = "https://" + u.Host
@@ -259,7 +255,7 @@ func instances(list, file string) ([]string, error) {
 	return all, nil
 }
 
-// redactURL keeps a passphrase that someone has put into a URL out of an error.
+// redactURL returns a URL without a passphrase in it.
 func redactURL(u *url.URL, text string) string {
 	if u != nil && u.User != nil {
 		return u.Redacted()
@@ -270,12 +266,13 @@ func redactURL(u *url.URL, text string) string {
 	return text
 }
 
+// fingerprints parses SHA-256 digests in hex, with or without colons and "sha256:".
 func fingerprints(list string) ([][32]byte, error) {
 	var all [][32]byte
 	for _, text := range values(list) {
 		raw, err := hex.DecodeString(strings.ReplaceAll(strings.TrimPrefix(strings.ToLower(text), "sha256:"), ":", ""))
 		if err != nil || len(raw) != sha256.Size {
-			return nil, failure.New(failure.Invalid, "the fingerprint %q of the NetHSM is no SHA-256 digest", text).
+			return nil, invalidSetting(nethsmFingerprints, text, theNetHSM).
 				WithHint(fmt.Sprintf(
 					"write it as sha256: and %d hex digits; get it from the NetHSM's owner, or from: openssl x509 -in cert.pem "+
 						"-noout -fingerprint -sha256", 2*sha256.Size))

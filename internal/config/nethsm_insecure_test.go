@@ -57,7 +57,7 @@ func TestInsecure(t *testing.T) {
 	configure(t, strings.Replace(section, "%", "pin-source: env:A", 1))
 	for _, origin := range []Origin{PluginConfig, Stored("ca.json")} {
 		_, err := Resolve("other", map[string]string{NetHSMInsecure: "true"}, origin)
-		if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "which the config file does not") {
+		if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "the config file does not set insecure") {
 			t.Errorf("%v", err)
 		}
 	}

@@ -91,25 +91,25 @@ func TestNetHSMRefused(t *testing.T) {
 		given              map[string]string
 		words              string
 	}{
-		"no section": {"", "nethsm:release", nil, "names no NetHSM"},
+		"no section": {"", "nethsm:release", nil, "no NetHSM is configured"},
 		"misspelt":   {"nethsm: {instance: https://a.example.com}", "nethsm:release", nil, `unknown setting "instance"`},
-		"http":       {"nethsm: {instances: http://a.example.com}", "nethsm:release", nil, "no https URL"},
-		"a path":     {"nethsm: {instances: https://a.example.com/x}", "nethsm:release", nil, "no https URL"},
+		"http":       {"nethsm: {instances: http://a.example.com}", "nethsm:release", nil, "invalid instances"},
+		"a path":     {"nethsm: {instances: https://a.example.com/x}", "nethsm:release", nil, "invalid instances"},
 		"passphrase": {"nethsm: {instances: https://operator:secret@a.example.com}", "nethsm:release", nil,
-			"no https URL"},
+			"invalid instances"},
 		"fingerprint": {"nethsm: {instances: https://a.example.com, fingerprints: abcd}", "nethsm:release", nil,
-			"no SHA-256"},
-		"user": {"nethsm: {instances: https://a.example.com, user: a/b}", "nethsm:release", nil, "no user ID"},
+			"invalid fingerprints"},
+		"user": {"nethsm: {instances: https://a.example.com, user: a/b}", "nethsm:release", nil, "invalid user"},
 		"insecure": {"nethsm: {instances: https://a.example.com, insecure: maybe}", "nethsm:release", nil,
-			"neither true nor false"},
-		"key ID": {"nethsm: {instances: https://a.example.com}", "nethsm:../users", nil, "names no key"},
+			"invalid insecure"},
+		"key ID": {"nethsm: {instances: https://a.example.com}", "nethsm:../users", nil, "invalid key reference"},
 		"another token": {"nethsm: {instances: https://a.example.com}", "nethsm:release",
-			map[string]string{Token: "signing"}, "is not where"},
+			map[string]string{Token: "signing"}, "is on another token"},
 		"another key": {"nethsm: {instances: https://a.example.com}", "pkcs11:object=a",
-			map[string]string{Token: "nethsm:"}, "is not where"},
+			map[string]string{Token: "nethsm:"}, "is on another token"},
 		"a module": {"nethsm: {instances: https://a.example.com}", "nethsm:release",
-			map[string]string{ModulePath: "/m.so"}, "names the module"},
-		"value in a list": {"nethsm: {instances: [{a: b}]}", "nethsm:release", nil, "more than values"},
+			map[string]string{ModulePath: "/m.so"}, "cannot use the module"},
+		"value in a list": {"nethsm: {instances: [{a: b}]}", "nethsm:release", nil, "an entry of instances is not a single value"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			configure(t, c.section)

@@ -1,13 +1,13 @@
-// Package config answers one question: which key is meant, and how is it reached?
+// Package config resolves which key is meant, and with which settings it is reached.
 //
-// Settings come, strongest first, from flags or plugin config, the attributes of the key's RFC 7512 URI, the
-// environment and the config file (the key's entry, then its token's, then the rest). Anything unknown or malformed is
+// Settings come, strongest first, from flags or plugin config, the attributes of the key's RFC 7512 URI, the environment
+// and the config file (the entry of the key, then that of its token, then the top). An unknown or malformed setting is
 // an error.
 package config
 
 import (
+	"cmp"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -17,56 +17,55 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// DefaultTimeout is the longest wait for the module when nothing else is set.
+// DefaultTimeout is the timeout when none is set.
 const DefaultTimeout = 30 * time.Second
 
-// Settings says which key to use and how to reach it.
+// Settings has the key, and the settings to reach it.
 type Settings struct {
-	Key              URI               // token and key, with every setting that names a token folded in
+	Key              URI               // token and key, as all settings together name them
 	ModulePath       string            // the PKCS#11 library; for a NetHSM, its URLs
 	PINSource        string            // as internal/pin reads it; "" when none is given
-	PIN              string            // a pin-value from the environment or the config file, which wins over PINSource
+	PIN              string            // a pin-value from the environment or the config file, stronger than PINSource
 	CertificateChain string            // PEM file, or ""
-	OwnChain         bool              // CertificateChain stands in the key's own entry of the config file
-	Timeout          time.Duration     // longest wait for the module
-	AllowFinalPINTry bool              // try the PIN even if a wrong one would lock the token
-	Env              map[string]string // variables that the module wants to find in its environment
-	NetHSM           *NetHSM           // set when Key.NetHSM is: how it is reached
+	OwnChain         bool              // CertificateChain comes from the key's entry in the config file
+	Timeout          time.Duration     // of one call of the module
+	AllowFinalPINTry bool              // try the PIN also when a wrong one would lock the token
+	Env              map[string]string // environment variables for the module
+	NetHSM           *NetHSM           // settings of the NetHSM if Key.NetHSM is set, else nil
 }
 
 const safePIN = `give the PIN through pin-source: env:NAME, file:/path, "exec:command args" or prompt; or set NOTATION_HSM_PIN`
 
 const keyURI = "the key URI"
 
-// A layer is one place that settings come from.
+// A layer has the settings of one place.
 type layer struct {
 	origin Origin
 	values map[string]string
-	dir    string // where relative paths in it start; "" is the current folder
-	own    bool   // it is the key's own entry in the config file
-	uri    bool   // it holds the attributes of the key's URI
+	dir    string // folder of relative paths; "" is the working directory
+	own    bool   // it is the key's entry in the config file
+	uri    bool   // it has the attributes of the key's URI
 }
 
-// Resolve finds the settings for a key reference: an RFC 7512 URI or an alias of the config file. An empty reference
-// means a token alone, for commands that list. The reference and given come from origin.
+// Resolve returns the settings for a key reference: an RFC 7512 URI or an alias in the config file. An empty reference
+// means a token only, for commands that list. origin is the place of the reference and of the given settings.
 func Resolve(reference string, given map[string]string, origin Origin) (*Settings, error) {
 	return resolve(reference, origin, nil, layer{origin: origin, values: given})
 }
 
-// ResolveStored does so for a reference that stands in data with settings of its own. Those from flags are stronger.
+// ResolveStored does the same for a reference that is stored with settings. Flags are stronger than these.
 func ResolveStored(reference string, stored map[string]string, origin Origin, flags map[string]string) (*Settings, error) {
 	return resolve(reference, origin, nil, layer{origin: Flags, values: flags}, layer{origin: origin, values: stored})
 }
 
-// resolve takes the layers above the key's URI, strongest first. If missing is set, it gets the programs that data
-// names and the config file does not list, and these are no failures.
+// resolve returns the settings, given the layers above the key's URI, strongest first. If missing is set, programs that
+// data names and the config file does not list are added to it, and are no failures.
 func resolve(reference string, origin Origin, missing *Programs, above ...layer) (*Settings, error) {
 	var layers []layer
 	for _, l := range above {
 		for _, name := range slices.Sorted(maps.Keys(l.values)) {
 			if looksLikePIN(name) {
-				return nil, failure.New(failure.Invalid, "a PIN in %s (%q) would be stored and logged", l.origin.name, name).
-					WithHint(safePIN)
+				return nil, carriesPIN(l.origin.name, name, "others")
 			}
 			if err := checkName(name, append([]string{NetHSMInsecure}, Names...), "setting", l.origin.name); err != nil {
 				return nil, err
@@ -93,7 +92,11 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 	}
 	own := fromFile(entry)
 	own.own = true
-	layers = append(layers, fromURI, layer{origin: environmentOrigin, values: environment()}, own)
+	variables, err := environment()
+	if err != nil {
+		return nil, err
+	}
+	layers = append(layers, fromURI, layer{origin: environmentOrigin, values: variables}, own)
 	s := &Settings{Key: uri, Timeout: DefaultTimeout}
 	if err := s.chooseToken(append(slices.Clone(layers), fromFile(f.settings))); err != nil {
 		return nil, err
@@ -102,7 +105,7 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 		return s, s.applyNetHSM(f, append(layers, fromFile(f.nethsm), fromFile(f.settings)), origin, missing)
 	}
 	if len(f.tokens) == 1 && !s.Key.namesToken() {
-		for label := range f.tokens { // the only one that the file knows
+		for label := range f.tokens { // the only one
 			s.Key.Token = label
 		}
 	}
@@ -110,17 +113,15 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 	return s, s.apply(f, append(layers, fromFile(f.tokens[s.Key.Token]), fromFile(f.settings)), missing)
 }
 
-// lookUp returns the URI that a reference names and the config file's entry for it.
+// lookUp returns the URI of a reference, and the entry of the config file for an alias.
 func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, error) {
 	switch {
 	case reference == "":
 		return URI{}, nil, nil
 	case strings.HasPrefix(reference, Scheme), strings.HasPrefix(reference, NetHSMScheme):
 		uri, err := ParseURI(reference)
-		if err == nil && uri.Query["pin-value"] != "" {
-			err = failure.New(failure.Invalid,
-				"the key URI carries a PIN (pin-value), which %s would show to others", origin.showsPIN).
-				WithHint(safePIN)
+		if err == nil && uri.Query[pinValue] != "" {
+			err = carriesPIN(keyURI, pinValue, cmp.Or(origin.showsPIN, origin.name))
 		}
 		return uri, nil, err
 	}
@@ -131,35 +132,23 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 		if near := nearest(reference, known); near != "" {
 			hint = "did you mean " + near + "? Or " + hint
 		} else if len(known) > 0 {
-			hint = "aliases there are: " + strings.Join(known, ", ") + "; or " + hint
+			hint = "known aliases: " + strings.Join(known, ", ") + "; or " + hint
 		}
-		return URI{}, nil, failure.New(failure.Invalid,
-			"unknown key %q: neither a URI (pkcs11: or nethsm:) nor an alias", redactMalformed(reference)).
+		return URI{}, nil, failure.New(failure.NotFound,
+			"unknown key %q: it is neither a URI (pkcs11: or nethsm:) nor an alias", redactMalformed(reference)).
 			WithHint(hint)
 	}
 	uri, err := ParseURI(entry[uriSetting])
 	return uri, entry, err
 }
 
+// namesToken reports whether the URI names a token.
 func (u URI) namesToken() bool {
 	return u.NetHSM || u.Token != "" || u.Serial != "" || u.Manufacturer != "" || u.Model != "" || u.SlotID != nil
 }
 
-func environment() map[string]string {
-	values := map[string]string{}
-	for _, name := range Names {
-		if value := os.Getenv(EnvironmentName(name)); value != "" {
-			values[name] = value
-		}
-	}
-	if _, named := values[PINSource]; !named && os.Getenv(environmentPrefix+"PIN") != "" {
-		values[PINSource] = "env:" + environmentPrefix + "PIN"
-	}
-	return values
-}
-
-// chooseToken lets the strongest place that names a token or slot decide alone: half a name from one place and half
-// from another would be a token nobody meant. A token may be given as a URI, which may then carry more settings.
+// chooseToken takes the token from the strongest layer that names a token or slot, and nothing of it from other layers:
+// parts of two names would be a third token. A token may be given as a URI, which may have more settings.
 func (s *Settings) chooseToken(layers []layer) error {
 	for _, l := range layers {
 		if l.uri && s.Key.namesToken() {
@@ -178,9 +167,8 @@ func (s *Settings) chooseToken(layers []layer) error {
 			if err != nil {
 				return err
 			}
-			if uri.Query["pin-value"] != "" && l.origin.showsPIN != "" {
-				return failure.New(failure.Invalid, "the token URI in %s carries a PIN (pin-value)", l.origin.name).
-					WithHint(safePIN)
+			if uri.Query[pinValue] != "" && l.origin.showsPIN != "" {
+				return carriesPIN("the token URI in "+l.origin.name, pinValue, l.origin.showsPIN)
 			}
 			for name, value := range uri.Query {
 				if _, stronger := l.values[name]; !stronger {
@@ -189,9 +177,8 @@ func (s *Settings) chooseToken(layers []layer) error {
 			}
 			named = uri
 		} else if namesPIN(token) {
-			return failure.New(failure.Invalid,
-				"the token in %s is not a label: a pin-value or pin-source stands in it", l.origin.name).
-				WithHint(`a token is named by its label, or by a URI that starts with "pkcs11:"`)
+			return failure.New(failure.Invalid, "invalid token in %s: it has a pin-value or pin-source", l.origin.name).
+				WithHint(`name the token by its label, or by a URI that begins with "pkcs11:"`)
 		}
 		if slot != "" {
 			id, err := parseSlot(slot)
@@ -207,7 +194,7 @@ func (s *Settings) chooseToken(layers []layer) error {
 	return nil
 }
 
-// apply takes each setting from the first layer that has it. Programs that it takes from data have to be listed.
+// apply takes each setting from the first layer that has it. Programs from data have to be listed.
 func (s *Settings) apply(f *file, layers []layer, missing *Programs) error {
 	first := func(has func(layer) bool) layer {
 		if i := slices.IndexFunc(layers, has); i >= 0 {
@@ -219,8 +206,8 @@ func (s *Settings) apply(f *file, layers []layer, missing *Programs) error {
 		l := first(func(l layer) bool { return l.values[name] != "" })
 		return l.values[name], l
 	}
-	// ours is the first place that may name programs. What is missing from the lists has to be there without this
-	// environment as well.
+	// ours is the first layer that may name programs. Programs are looked for with missing set to list them for later
+	// processes, whose environment may differ.
 	ours := func(has func(layer) bool) layer {
 		return first(func(l layer) bool {
 			return l.origin.namesPrograms && (missing == nil || l.origin != environmentOrigin) && has(l)
@@ -234,9 +221,9 @@ func (s *Settings) apply(f *file, layers []layer, missing *Programs) error {
 		}
 	}
 	s.ModulePath = path
-	givesPIN := func(l layer) bool { return l.values["pin-value"] != "" || l.values[PINSource] != "" }
+	givesPIN := func(l layer) bool { return l.values[pinValue] != "" || l.values[PINSource] != "" }
 	from = first(givesPIN)
-	s.PIN, s.PINSource = from.values["pin-value"], from.values[PINSource]
+	s.PIN, s.PINSource = from.values[pinValue], from.values[PINSource]
 	if err := f.checkPINSource(s.PINSource, from.origin, ours(givesPIN).values[PINSource], missing); err != nil {
 		return err
 	}
@@ -248,17 +235,14 @@ func (s *Settings) apply(f *file, layers []layer, missing *Programs) error {
 	if text, from := find(Timeout); text != "" {
 		timeout, err := time.ParseDuration(text)
 		if err != nil || timeout <= 0 {
-			return failure.New(failure.Invalid, "timeout %q in %s is not a length of time", text, from.origin.name).
-				WithHint(`write it like "30s" or "2m"`)
+			return invalidSetting(Timeout, text, from.origin.name).WithHint(`write it like "30s" or "2m"`)
 		}
 		s.Timeout = timeout
 	}
 	if text, from := find(AllowFinalPINTry); text != "" {
 		allow, err := strconv.ParseBool(text)
 		if err != nil {
-			return failure.New(failure.Invalid,
-				"%s %q in %s is neither true nor false", AllowFinalPINTry, text, from.origin.name).
-				WithHint("write true or false")
+			return invalidSetting(AllowFinalPINTry, text, from.origin.name).WithHint(booleanHint)
 		}
 		s.AllowFinalPINTry = allow
 	}
@@ -268,7 +252,7 @@ func (s *Settings) apply(f *file, layers []layer, missing *Programs) error {
 	return nil
 }
 
-// PINPlace says where the PIN comes from. It shows no PIN, and nothing that could be one.
+// PINPlace returns where the PIN comes from, for people. It contains no PIN, and nothing that could be one.
 func (s *Settings) PINPlace() string {
 	if s.PIN != "" {
 		return "pin-value in the environment or the config file"
@@ -282,7 +266,19 @@ func (s *Settings) PINPlace() string {
 	return "a malformed pin-source"
 }
 
-// looksLikePIN reports whether a setting is named as a PIN would be.
+// invalidSetting returns the failure for a malformed value of a setting.
+func invalidSetting(name, value, where string) *failure.Error {
+	return failure.New(failure.Invalid, "invalid %s %q in %s", name, value, where)
+}
+
+const booleanHint = "write true or false"
+
+// carriesPIN returns the failure for a PIN in a place that others can read. name is the setting or attribute.
+func carriesPIN(where, name, shownBy string) error {
+	return failure.New(failure.Invalid, "%s carries a PIN (%s), which %s would show", where, name, shownBy).WithHint(safePIN)
+}
+
+// looksLikePIN reports whether a setting has a name that people use for a PIN.
 func looksLikePIN(name string) bool {
 	switch strings.ToLower(strings.NewReplacer("-", "", "_", "").Replace(name)) {
 	case "pin", "pinvalue", "userpin", "password", "passphrase", "passwd":
@@ -291,9 +287,10 @@ func looksLikePIN(name string) bool {
 	return false
 }
 
-// p11kitProxy returns p11-kit's proxy module, which stands for all modules the system has configured, or "".
+// p11kitProxy returns the path of p11-kit's proxy module, which loads all modules that the system configures, or "".
 func p11kitProxy() string {
-	for _, pattern := range []string{"/usr/lib/*/p11-kit-proxy.so", "/usr/lib64/p11-kit-proxy.so", "/usr/lib/p11-kit-proxy.so", "/usr/local/lib/p11-kit-proxy.so"} {
+	for _, pattern := range []string{"/usr/lib/*/p11-kit-proxy.so", "/usr/lib64/p11-kit-proxy.so",
+		"/usr/lib/p11-kit-proxy.so", "/usr/local/lib/p11-kit-proxy.so"} {
 		if found, _ := filepath.Glob(pattern); len(found) > 0 {
 			return found[0]
 		}

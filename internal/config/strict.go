@@ -10,17 +10,17 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// MaxFile is how many bytes the config file, or a ceremony, may have.
+// MaxFile is the largest size of the config file, or of a ceremony, in bytes.
 const MaxFile = 256 << 10
 
-// Bounds of a YAML file. A parser's node takes some 500 bytes, and a list of single letters has one for each two bytes.
+// Bounds of a YAML file. A node of the parser takes some 500 bytes, and "[a,b]" has one for each two bytes.
 const (
-	maxDepth = 16     // lists and mappings within each other
-	maxNodes = 20_000 // values; each reference to an anchor counts as what it stands for
+	maxDepth = 16     // of lists and mappings
+	maxNodes = 20_000 // values; an alias counts as much as its anchor
 )
 
-// YAML parses the first document of a YAML file of at most limit bytes. It returns the document's root, or nil if there
-// is none. It fails when the file exceeds a bound or refers to an anchor from within that anchor.
+// YAML parses the first document of a YAML file of at most limit bytes. It returns the root of the document, or nil if
+// there is none. It fails when the file exceeds a bound, or when an anchor contains an alias of itself.
 func YAML(data []byte, limit int) (*yaml.Node, error) {
 	if len(data) > limit {
 		return nil, fmt.Errorf("it has %d bytes, more than %d", len(data), limit)
@@ -36,6 +36,7 @@ func YAML(data []byte, limit int) (*yaml.Node, error) {
 	return document.Content[0], checkNodes(document.Content[0], maxDepth, &left)
 }
 
+// checkNodes verifies the bounds of a node. left is the number of values that are still allowed.
 func checkNodes(node *yaml.Node, depth int, left *int) error {
 	if *left--; *left < 0 {
 		return fmt.Errorf("it has more than %d values", maxNodes)
@@ -54,34 +55,34 @@ func checkNodes(node *yaml.Node, depth int, left *int) error {
 	return nil
 }
 
-// Strict reads a YAML file into a struct, whose yaml tags are all that the file may say. As in the config file, an
-// unknown name is an error that names the nearest known one.
+// Strict parses a YAML file into a struct. A name that is not a yaml tag of the struct is an error, with the nearest
+// known name as the hint.
 func Strict(path string, data []byte, into any) error {
 	root, err := YAML(data, MaxFile)
 	if err != nil {
-		return failure.New(failure.Invalid, "%s is not valid YAML: %w", path, err).
-			WithHint("check the indentation and quotes around the line it names")
+		return failure.New(failure.Invalid, "cannot parse %s: %w", path, err).
+			WithHint("check the indentation and quotes around this line")
 	}
 	if root == nil {
-		return failure.New(failure.Invalid, "%s is empty", path).WithHint("name the file you mean")
+		return failure.New(failure.Invalid, "cannot parse %s: it is empty", path).WithHint("name another file")
 	}
 	if err := checkNames(root, reflect.TypeOf(into).Elem(), path); err != nil {
 		return err
 	}
 	if err := root.Decode(into); err != nil {
-		return failure.New(failure.Invalid, "%s: %w", path, err).WithHint("check the line it names")
+		return failure.New(failure.Invalid, "cannot parse %s: %w", path, err).WithHint("check this line")
 	}
 	return nil
 }
 
+// checkNames verifies the names in a node against the fields of a type, and refuses aliases.
 func checkNames(node *yaml.Node, kind reflect.Type, path string) error {
 	for kind.Kind() == reflect.Pointer {
 		kind = kind.Elem()
 	}
 	if node.Kind == yaml.AliasNode {
-		return failure.New(failure.Invalid,
-			"%s:%d refers to another part of the file; a reviewer should see every value where it counts", path, node.Line).
-			WithHint("write it out")
+		return failure.New(failure.Invalid, "cannot parse %s: line %d is a YAML alias", path, node.Line).
+			WithHint("write the value out, so that a reviewer sees it in its place")
 	}
 	switch {
 	case kind.Kind() == reflect.Slice && node.Kind == yaml.SequenceNode:
@@ -113,12 +114,13 @@ func checkNames(node *yaml.Node, kind reflect.Type, path string) error {
 	return nil
 }
 
+// A field is one of a struct, by its name in YAML.
 type field struct {
 	name string
 	kind reflect.Type
 }
 
-// fieldsOf lists the names that a struct has in YAML, with those of the structs inlined in it.
+// fieldsOf returns the fields of a struct, also those of the structs inlined in it.
 func fieldsOf(kind reflect.Type) (fields []field) {
 	for i := range kind.NumField() {
 		f := kind.Field(i)

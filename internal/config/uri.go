@@ -13,12 +13,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Scheme starts every PKCS#11 key reference.
+// Scheme begins the URI of a key or token in PKCS#11 (RFC 7512).
 const Scheme = "pkcs11:"
 
-// URI is an RFC 7512 URI that names a token, or a private key on one; or a key on the NetHSM of the config file.
+// URI is an RFC 7512 URI of a token or of a private key on it, or the reference of a key on the NetHSM.
 type URI struct {
-	NetHSM                             bool // nethsm:KEYID; Object is the key ID, and nothing else is set
+	NetHSM                             bool // nethsm:KEYID; only Object is set, to the key ID
 	Token, Serial, Manufacturer, Model string
 	SlotID                             *uint
 	Object                             string // CKA_LABEL; empty matches any
@@ -26,15 +26,14 @@ type URI struct {
 	Query                              map[string]string
 }
 
-// Attributes of RFC 7512 that are honoured. Those that would narrow the match in a way we do not check are refused, as
-// section 2.3 asks: ignoring one could pick another key than the one named.
+// The known attributes of RFC 7512. Others are refused, as section 2.3 of it demands: to ignore one could match another
+// key than the named one.
 var (
 	pathAttributes  = []string{"token", "serial", "manufacturer", "model", "slot-id", "object", "id", "type"}
-	queryAttributes = []string{"module-path", "pin-source", "pin-value"}
+	queryAttributes = []string{ModulePath, PINSource, pinValue}
 )
 
-// ParseURI reads an RFC 7512 URI, or nethsm:KEYID. It returns a failure of kind Invalid that names the attribute at
-// fault.
+// ParseURI parses an RFC 7512 URI or nethsm:KEYID. It fails with kind Invalid, and names the malformed attribute.
 func ParseURI(text string) (URI, error) {
 	if strings.HasPrefix(text, NetHSMScheme) {
 		return parseNetHSM(text)
@@ -43,11 +42,10 @@ func ParseURI(text string) (URI, error) {
 		return URI{}, err
 	}
 	parsed := pkcs11uri.New()
-	if err := parsed.Parse(text); err != nil { // what it says may repeat a value
+	if err := parsed.Parse(text); err != nil { // its error may contain a PIN
 		return URI{},
-			malformed(text,
-				"has a value that RFC 7512 does not allow: slot-id is a number, module-path a full path, and pin-source "+
-					"excludes pin-value")
+			malformed(text, "a value is not allowed (slot-id is a number, module-path an absolute path, and pin-source "+
+				"excludes pin-value)")
 	}
 	path := func(name string) string { value, _ := parsed.GetPathAttribute(name, false); return value }
 	uri := URI{
@@ -55,9 +53,8 @@ func ParseURI(text string) (URI, error) {
 		Object: path("object"), ID: []byte(path("id")), Query: map[string]string{},
 	}
 	if kind := path("type"); kind != "" && kind != "private" {
-		return URI{}, failure.New(failure.Invalid,
-			"the key URI %q names an object of type %q, not a private key", Redact(text), kind).
-			WithHint("leave out type, or use type=private")
+		return URI{}, failure.New(failure.Invalid, "invalid key URI %q: its type is %q and not private", Redact(text), kind).
+			WithHint("leave out type, or write type=private")
 	}
 	if slot := path("slot-id"); slot != "" {
 		id, err := parseSlot(slot)
@@ -74,8 +71,8 @@ func ParseURI(text string) (URI, error) {
 	return uri, nil
 }
 
-// checkAttributes verifies that each attribute is known, is given once and is percent-encoded. Its errors repeat no
-// value, and no name that a PIN could stand in.
+// checkAttributes verifies that each attribute is known, is given once and is percent-encoded. Its errors contain no
+// value, and no name that could contain a PIN.
 func checkAttributes(text string) error {
 	path, query, _ := strings.Cut(strings.TrimPrefix(text, Scheme), "?")
 	check := func(part, sep string, known []string) error {
@@ -86,21 +83,21 @@ func checkAttributes(text string) error {
 			}
 			name, value, ok := strings.Cut(attribute, "=")
 			if !ok {
-				return malformed(text, "has an attribute without a value")
+				return malformed(text, "an attribute has no value")
 			}
 			if err := checkName(name, known, "attribute", keyURI); err != nil {
 				return err
 			}
 			if seen[name] {
-				return malformed(text, "has the attribute "+name+" twice")
+				return malformed(text, "the attribute "+name+" is given twice")
 			}
 			seen[name] = true
 			decoded, err := url.PathUnescape(value)
 			if err != nil {
-				return malformed(text, "has a wrong percent-encoding in the attribute "+name)
+				return malformed(text, "the percent-encoding of "+name+" is wrong")
 			}
 			if namesPIN(decoded) {
-				return malformed(text, "has a pin-value or pin-source within the attribute "+name)
+				return malformed(text, "there is a pin-value or pin-source in the attribute "+name)
 			}
 		}
 		return nil
@@ -111,16 +108,18 @@ func checkAttributes(text string) error {
 	return check(query, "&", queryAttributes)
 }
 
-func malformed(text, how string) error {
-	return failure.New(failure.Invalid, "the key URI %q is malformed: it %s", redactMalformed(text), how).
-		WithHint(`a key is named like "pkcs11:token=signing;object=release" (RFC 7512); pin-source stands after "?", and what joins it is "&"`)
+// malformed returns the failure for a URI that does not parse.
+func malformed(text, cause string) error {
+	return failure.New(failure.Invalid, "invalid key URI %q: %s", redactMalformed(text), cause).
+		WithHint(`write it like "pkcs11:token=signing;object=release" (RFC 7512); pin-source follows "?", and "&" joins more`)
 }
 
+// parseSlot parses a slot number.
 func parseSlot(text string) (uint, error) {
 	id, err := strconv.ParseUint(text, 10, 64)
 	if err != nil {
-		return 0, failure.New(failure.Invalid, "%q is not a slot number", text).
-			WithHint("slot numbers are shown by 'notation-hsm token list'")
+		return 0, failure.New(failure.Invalid, "invalid slot-id %q", text).
+			WithHint("use a slot number that 'notation-hsm token list' shows")
 	}
 	return uint(id), nil
 }
@@ -133,7 +132,7 @@ func (u URI) Scheme() string {
 	return Scheme
 }
 
-// String returns the URI with its attributes in a fixed order, percent-encoded, and without a PIN.
+// String returns the URI with its attributes in a fixed order, percent-encoded, without the query.
 func (u URI) String() string {
 	if u.NetHSM {
 		return NetHSMScheme + u.Object
@@ -165,8 +164,8 @@ func (u URI) String() string {
 	return Scheme + strings.Join(parts, ";")
 }
 
-// Redact returns a reference as it may be shown: without its query, and without all that follows the scheme, where a
-// PIN or the source of one stands in it.
+// Redact returns a reference for errors and logs. If it contains a pin-value or pin-source, the query is left out, or
+// everything after the scheme.
 func Redact(text string) string {
 	if !namesPIN(text) {
 		return text
@@ -174,8 +173,8 @@ func Redact(text string) string {
 	return redactMalformed(text)
 }
 
-// redactMalformed is Redact for a reference that could not be read, in whose query even an unknown attribute may be a
-// misspelt pin-value.
+// redactMalformed is Redact for a reference that does not parse. An unknown attribute in its query may be a misspelled
+// pin-value.
 func redactMalformed(text string) string {
 	shown, _, query := strings.Cut(text, "?")
 	pin := mentions(shown, "pinvalue", "pinsource") // even without "="
@@ -190,11 +189,11 @@ func redactMalformed(text string) string {
 	return shown
 }
 
-// namesPIN reports whether an attribute pin-value or pin-source stands in a text, in any spelling: in other letters,
-// without or with other hyphens, spaces or a colon, percent-encoded once or more.
+// namesPIN reports whether a text contains the attribute pin-value or pin-source in any spelling: in upper case, with
+// other hyphens or none, with spaces or a colon, percent-encoded once or more.
 func namesPIN(text string) bool { return mentions(text, "pinvalue=", "pinsource=") }
 
-// mentions reports whether one of some words stands in a text, in any such spelling.
+// mentions reports whether a text contains one of some words in any such spelling.
 func mentions(text string, words ...string) bool {
 	for {
 		plain := strings.Map(func(r rune) rune {
@@ -209,7 +208,7 @@ func mentions(text string, words ...string) bool {
 		if slices.ContainsFunc(words, func(word string) bool { return strings.Contains(plain, word) }) {
 			return true
 		}
-		decoded := lenient(text)
+		decoded := decodePercent(text)
 		if decoded == text {
 			return false
 		}
@@ -217,8 +216,8 @@ func mentions(text string, words ...string) bool {
 	}
 }
 
-// lenient decodes each percent-encoded byte there is, and leaves the rest as it is.
-func lenient(text string) string {
+// decodePercent decodes each percent-encoded byte, and leaves malformed ones as they are.
+func decodePercent(text string) string {
 	if !strings.Contains(text, "%") {
 		return text
 	}
