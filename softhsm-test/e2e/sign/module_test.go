@@ -258,7 +258,7 @@ tokens:
 		{"unknown setting of a token", "pin-source", "pin-sauce", "did you mean pin-source"},
 		{"no uri", "uri: ", "timeout: 1s # ", "no uri"},
 		{"twice", "timeout: 20s", "timeout: 20s\ntimeout: 30s", "timeout"},
-		{"not YAML", "keys:", "keys: [", "YAML"},
+		{"not YAML", "keys:", "keys: [", "cannot parse"},
 		{"alias misspelt", "release:", "relaese:", "did you mean relaese"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
