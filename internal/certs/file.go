@@ -19,8 +19,8 @@ import (
 const fileLimit = 1 << 20 // bytes; a chain has some kilobytes
 
 // ReadFile reads the certificates of a file, in their order, in the formats of Parse. It fails with the kind of
-// failure.FileKind if the file cannot be read, and with Invalid if its content cannot. For a file in another format, the
-// hint is the command that converts it.
+// failure.FileKind if the file cannot be read, and with Invalid if its content cannot. For a file in another format,
+// the hint is the command that converts it.
 func ReadFile(path string) ([]*x509.Certificate, error) {
 	data, err := bound.ReadFile(path, fileLimit)
 	if err != nil {

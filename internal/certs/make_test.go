@@ -72,7 +72,8 @@ func TestWrongSignature(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Sign(liar{k}, template, nil, k.Public()); err == nil || !strings.Contains(err.Error(), "cannot sign the certificate") {
+	if _, err := Sign(liar{k}, template, nil, k.Public()); err == nil ||
+		!strings.Contains(err.Error(), "cannot sign the certificate") {
 		t.Errorf("a certificate with a wrong signature: %v", err)
 	}
 	root, err := Sign(k, template, nil, k.Public())

@@ -53,7 +53,8 @@ func explain(cert *x509.Certificate, leaf bool, now time.Time) (what, hint strin
 	case !critical:
 		return "its key usage is not marked critical", "issue it again with a critical key usage" + again
 	case leaf && (cert.KeyUsage&x509.KeyUsageDigitalSignature == 0 || cert.KeyUsage&^allowedUsages != 0):
-		return "its key usage is not digitalSignature only", "issue it with the key usage digitalSignature and no other" + again
+		return "its key usage is not digitalSignature only",
+			"issue it with the key usage digitalSignature and no other" + again
 	case !leaf && cert.KeyUsage&x509.KeyUsageCertSign == 0:
 		return "its key usage does not include keyCertSign", "use an issuer with the key usage keyCertSign"
 	}

@@ -21,12 +21,14 @@ func TestRules(t *testing.T) {
 		rule string
 		hint string
 	}{
-		"accepted":   {func(*x509.Certificate) {}, "", ""},
-		"expired":    {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, "expired on", "renew"},
-		"not yet":    {func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }, "not valid before", "clock"},
-		"a CA":       {func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign }, "is a CA certificate", "leaf"},
-		"no usage":   {func(c *x509.Certificate) { c.KeyUsage = 0 }, "no key usage", "cert csr"},
-		"two usages": {func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageKeyAgreement }, "digitalSignature only", "no other"},
+		"accepted": {func(*x509.Certificate) {}, "", ""},
+		"expired":  {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, "expired on", "renew"},
+		"not yet":  {func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }, "not valid before", "clock"},
+		"a CA": {func(c *x509.Certificate) { c.IsCA, c.KeyUsage = true, x509.KeyUsageCertSign },
+			"is a CA certificate", "leaf"},
+		"no usage": {func(c *x509.Certificate) { c.KeyUsage = 0 }, "no key usage", "cert csr"},
+		"two usages": {func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageKeyAgreement },
+			"digitalSignature only", "no other"},
 		"not critical": {func(c *x509.Certificate) {
 			c.KeyUsage, c.ExtraExtensions = 0, extension(oidKeyUsage, false, critical)
 		}, "not marked critical", "critical"},
@@ -45,8 +47,9 @@ func TestRules(t *testing.T) {
 		issuer func(*x509.Certificate)
 		rule   string
 	}{
-		"not a CA":         {func(c *x509.Certificate) { c.IsCA = false }, "is not a CA"},
-		"signs only":       {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature }, "does not include keyCertSign"},
+		"not a CA": {func(c *x509.Certificate) { c.IsCA = false }, "is not a CA"},
+		"signs only": {func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageDigitalSignature },
+			"does not include keyCertSign"},
 		"an expired CA":    {func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }, "expired on"},
 		"a future CA":      {func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }, "not valid before"},
 		"a CA of no usage": {func(c *x509.Certificate) { c.KeyUsage = 0 }, "no key usage"},

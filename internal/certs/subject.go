@@ -8,8 +8,8 @@ import (
 )
 
 // ParseSubject parses a distinguished name as in RFC 4514, such as "CN=release,O=Example,C=CH,ST=Zurich". A comma or an
-// equals sign in a value is escaped with a backslash. It fails with kind Invalid for an unknown attribute, and without a
-// common name.
+// equals sign in a value is escaped with a backslash. It fails with kind Invalid for an unknown attribute, and without
+// a common name.
 func ParseSubject(text string) (pkix.Name, error) {
 	const hint = `write it like "CN=release,O=Example,C=CH,ST=Zurich"`
 	var name pkix.Name

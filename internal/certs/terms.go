@@ -41,8 +41,8 @@ func LeafTemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) 
 	return template, nil
 }
 
-// CATemplate returns the template of a CA certificate, whose key signs certificates and CRLs. Without an issuer it is for
-// a root, otherwise for an intermediate.
+// CATemplate returns the template of a CA certificate, whose key signs certificates and CRLs. Without an issuer it is
+// for a root, otherwise for an intermediate.
 func CATemplate(t Terms, issuer *x509.Certificate) (*x509.Certificate, error) {
 	template, err := t.template(issuer)
 	if err != nil {

@@ -129,7 +129,8 @@ func TestDescribe(t *testing.T) {
 func TestSelfSign(t *testing.T) {
 	t.Parallel()
 	k := newKey(t)
-	subject, err := ParseSubject("CN=release,OU=Build,O=Example,C=ch,ST=Zurich,L=Zurich,STREET=Main 1,POSTALCODE=8000,SERIALNUMBER=7")
+	subject, err := ParseSubject("CN=release,OU=Build,O=Example,C=ch,ST=Zurich,L=Zurich,STREET=Main 1," +
+		"POSTALCODE=8000,SERIALNUMBER=7")
 	if err != nil {
 		t.Fatal(err)
 	}

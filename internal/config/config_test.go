@@ -11,6 +11,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
+// TestURIRoundTrip prints URIs that parse to the same values.
 func TestURIRoundTrip(t *testing.T) {
 	slot := uint(7)
 	for _, uri := range []URI{
@@ -27,15 +28,15 @@ func TestURIRoundTrip(t *testing.T) {
 			t.Errorf("%s came back as %s", text, again)
 		}
 		if parsed.Object != uri.Object || string(parsed.ID) != string(uri.ID) || parsed.Token != uri.Token {
-			t.Errorf("%s lost something: %+v", text, parsed)
+			t.Errorf("%s parses as %+v", text, parsed)
 		}
 	}
 }
 
-// uriCost is what reading a reference to a key may allocate.
+// uriCost is what parsing a key reference may allocate.
 var uriCost = boundtest.Budget{Bytes: 32 << 10, BytesPerByte: 128}
 
-// FuzzURI holds that no key reference crashes, and that what is accepted prints as a URI that means the same.
+// FuzzURI parses any key reference without a crash. A parsed URI prints as one that means the same.
 func FuzzURI(f *testing.F) {
 	for _, seed := range []string{
 		"pkcs11:token=signing;object=release", "pkcs11:id=%00%01;slot-id=3?module-path=/usr/lib/m.so&pin-source=file:/pin",
@@ -52,22 +53,22 @@ func FuzzURI(f *testing.F) {
 		uriCost.Check(t, len(text), func() { uri, err = ParseURI(text) })
 		if err != nil {
 			if !failure.Is(err, failure.Invalid) {
-				t.Errorf("%q: %v is not a failure of the user's", text, err)
+				t.Errorf("%q: %v is not of kind Invalid", text, err)
 			}
 			return
 		}
 		again, err := ParseURI(uri.String())
 		if err != nil || again.String() != uri.String() {
-			t.Errorf("%q prints as %q, which is another: %v", text, uri.String(), err)
+			t.Errorf("%q prints as %q, which means something else: %v", text, uri.String(), err)
 		}
 	})
 }
 
-// fileCost is what reading a config file may allocate: the parser has a node of some 500 bytes for each value.
+// fileCost is what parsing a config file may allocate: the parser has a node of some 500 bytes for each value.
 var fileCost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 2 << 10}
 
-// FuzzConfigFile holds that no config file crashes or costs more than its size allows, that every refusal names the
-// file, and that adding programs keeps what else is there.
+// FuzzConfigFile parses any config file without a crash and within its budget. Every error names the file. Adding
+// programs keeps everything else.
 func FuzzConfigFile(f *testing.F) {
 	for _, seed := range []string{
 		"", "# nothing", "timeout: 30s", "keys:\n  release:\n    uri: pkcs11:object=a\n",
@@ -110,7 +111,7 @@ func FuzzConfigFile(f *testing.F) {
 	})
 }
 
-// TestYAMLBounds refuses a file that is too long, too deep, or stands for more values than it may.
+// TestYAMLBounds refuses a file that is too long, too deep, or has too many values with its aliases resolved.
 func TestYAMLBounds(t *testing.T) {
 	bomb := "a: &a [x]\n"
 	for name := 'b'; name < 'p'; name++ {
@@ -134,7 +135,7 @@ func TestYAMLBounds(t *testing.T) {
 	}
 }
 
-// TestTokenFromOnePlace shows that half a token's name is never joined with half from elsewhere.
+// TestTokenFromOnePlace takes all attributes of the token from one place.
 func TestTokenFromOnePlace(t *testing.T) {
 	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
 	for _, name := range Names {
@@ -161,19 +162,20 @@ func TestTokenFromOnePlace(t *testing.T) {
 	}
 }
 
+// TestConfigDirectory finds the config file, which is optional unless it is named.
 func TestConfigDirectory(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("XDG_CONFIG_HOME", dir)
 	t.Setenv("NOTATION_HSM_CONFIG", "")
 	if Path() != filepath.Join(dir, "notation-hsm", "config.yaml") {
-		t.Errorf("the config file is looked for at %s", Path())
+		t.Errorf("the config file is %s", Path())
 	}
 	if _, err := Resolve("pkcs11:object=a", nil, Flags); err != nil {
 		t.Errorf("without a config file: %v", err)
 	}
 	t.Setenv("NOTATION_HSM_CONFIG", filepath.Join(dir, "none.yaml"))
 	if _, err := Resolve("pkcs11:object=a", nil, Flags); err == nil {
-		t.Error("a config file that was named and is not there was passed over")
+		t.Error("a config file that is named and does not exist is ignored")
 	}
 	if err := os.WriteFile(Path(), []byte("timeout: -1s"), 0o600); err != nil {
 		t.Fatal(err)

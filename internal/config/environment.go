@@ -51,8 +51,8 @@ func variables() []string {
 	return known
 }
 
-// checkEnvironment refuses a variable of this program that is not known and not empty. Its value is not shown: it may be
-// a PIN.
+// checkEnvironment refuses a variable of this program that is not known and not empty. Its value is not shown: it may
+// be a PIN.
 func checkEnvironment(environ []string) error {
 	known := variables()
 	for _, entry := range environ {

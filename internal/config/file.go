@@ -37,8 +37,8 @@ var (
 	fileSettings  = append([]string{"keys", "tokens", "nethsm", modulesSetting, commandsSetting}, Names...)
 )
 
-// Path returns the path of the config file: NOTATION_HSM_CONFIG, or notation-hsm/config.yaml in the user's configuration
-// directory. It is "" if there is no such directory.
+// Path returns the path of the config file: NOTATION_HSM_CONFIG, or notation-hsm/config.yaml in the user's
+// configuration directory. It is "" if there is no such directory.
 func Path() string {
 	if path := os.Getenv(configVariable); path != "" {
 		return path
@@ -180,8 +180,8 @@ func (f *file) tokenEntries(node *yaml.Node) error {
 	})
 }
 
-// section reads a mapping of known names (nil: any) to single values. nested reads the values for which it returns true;
-// where names the section in errors.
+// section reads a mapping of known names (nil: any) to single values. nested reads the values for which it returns
+// true; where names the section in errors.
 func (f *file) section(node *yaml.Node, where string, known []string,
 	nested func(string, *yaml.Node) (bool, error)) (map[string]string, error) {
 	settings := map[string]string{}

@@ -11,7 +11,7 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// configured writes the config file of a test, which is the user's alone, and empties the environment.
+// configured writes the user's config file, unsets the variables of the environment, and returns the path.
 func configured(t *testing.T, text string) (path string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -31,7 +31,7 @@ func configured(t *testing.T, text string) (path string) {
 	return path
 }
 
-// TestOthersCanChangeTheFile refuses a config file that others can change, and says which command mends it.
+// TestOthersCanChangeTheFile refuses a config file that others can change. The hint is the command that corrects it.
 func TestOthersCanChangeTheFile(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(t *testing.T, path string)
@@ -78,7 +78,7 @@ func TestOthersCanChangeTheFile(t *testing.T) {
 				!strings.Contains(failure.From(err).Hint, hint) {
 				t.Errorf("%v, %q", err, failure.From(err).Hint)
 			}
-			// The same when it is named.
+			// The same for a file that is named.
 			t.Setenv(configVariable, path)
 			if _, err := Resolve("pkcs11:object=a", nil, Flags); !failure.Is(err, failure.Denied) {
 				t.Errorf("named by %s: %v", configVariable, err)
@@ -107,8 +107,7 @@ func own(t *testing.T, path string) {
 	}
 }
 
-// TestCurrentFolder shows that no variable of the system makes the current folder, which anyone may have written to,
-// the place of the config file.
+// TestCurrentFolder never looks for the config file in the working directory, whatever HOME and XDG_CONFIG_HOME are.
 func TestCurrentFolder(t *testing.T) {
 	configured(t, "")
 	here := t.TempDir()

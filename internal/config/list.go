@@ -48,7 +48,8 @@ func (p Programs) HowToList() string {
 	return strings.Join(hints, "; ")
 }
 
-// addTo adds the programs to the text of a config file. It fails if the new text would not mean the same and the programs.
+// addTo adds the programs to the text of a config file. It fails if the new text would mean anything else than the old
+// text and the programs.
 func (p Programs) addTo(text, path string) (string, error) {
 	before, err := parsed(text, path)
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// What is added stands in its list, and every other line stays as it was.
+// TestAddTo adds programs to their list and keeps every other line.
 func TestAddTo(t *testing.T) {
 	programs := Programs{Modules: []string{"/opt/v2/p11.so"}, Commands: []string{"agent read: pin"}}
 	for name, c := range map[string]struct{ before, after string }{
@@ -39,7 +39,7 @@ func TestAddTo(t *testing.T) {
 	}
 }
 
-// Whatever a program is called, the line that a refusal tells to write allows it.
+// TestHint allows a program of any name with the line in the hint.
 func TestHint(t *testing.T) {
 	for _, value := range []string{"/usr/lib/x.so", "libx.so", "agent read pin", "x: y", "a #b", "- a", "!x", "'x", `"x\`,
 		" x ", "1", "null", "ü", "a\nb", "\x00", "-x", "[a]", "*a", "&a", "%a", "@a", "`a", "~", "a:"} {
@@ -55,7 +55,7 @@ func TestHint(t *testing.T) {
 		}
 		if err := f.checkPINSource("|"+value, PluginConfig, "", nil); err != nil || len(f.commands) != 2 ||
 			strings.Contains(line, "\n") {
-			t.Errorf("%q is refused with this line: %s: %v", value, line, err)
+			t.Errorf("%q is refused with the line %s: %v", value, line, err)
 		}
 	}
 }

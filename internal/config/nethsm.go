@@ -201,8 +201,8 @@ func parseInsecure(text string) (bool, error) {
 	return insecure, nil
 }
 
-// statedInsecure reports whether the settings of the key itself, those given with it or those of its entry in the config
-// file, allow any certificate, and which of the two does.
+// statedInsecure reports whether the settings of the key itself, those given with it or those of its entry in the
+// config file, allow any certificate, and which of the two does.
 func statedInsecure(layers []layer) (insecure bool, by Origin, err error) {
 	given := true
 	for _, l := range layers {

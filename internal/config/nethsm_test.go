@@ -11,7 +11,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// configure makes a config file the only place that settings come from.
+// configure makes a config file the only place of settings, and returns its folder.
 func configure(t *testing.T, text string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -47,6 +47,7 @@ keys:
   release: {uri: "nethsm:release", timeout: 5s}
 `
 
+// TestNetHSM reads the section nethsm, and lets the environment and flags override it.
 func TestNetHSM(t *testing.T) {
 	dir := configure(t, wholeSection)
 	s, err := Resolve("release", nil, PluginConfig)
@@ -71,7 +72,7 @@ func TestNetHSM(t *testing.T) {
 		s.NetHSM.CAFile != "here.pem" {
 		t.Errorf("%+v, %v", s, err)
 	}
-	// "nethsm:" stands where a token does, and a PKCS#11 key is none of it.
+	// The setting token may be "nethsm:", but not for a PKCS#11 key.
 	if s, err = Resolve("", map[string]string{Token: "nethsm:"}, Flags); err != nil || s.NetHSM == nil ||
 		s.Key.String() != "nethsm:" {
 		t.Errorf("%+v, %v", s, err)
@@ -85,11 +86,12 @@ func TestNetHSM(t *testing.T) {
 	}
 }
 
+// TestNetHSMRefused refuses malformed settings, and shows no passphrase.
 func TestNetHSMRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		section, reference string
 		given              map[string]string
-		words              string
+		message            string
 	}{
 		"no section": {"", "nethsm:release", nil, "no NetHSM is configured"},
 		"misspelt":   {"nethsm: {instance: https://a.example.com}", "nethsm:release", nil, `unknown setting "instance"`},
@@ -109,13 +111,14 @@ func TestNetHSMRefused(t *testing.T) {
 			map[string]string{Token: "nethsm:"}, "is on another token"},
 		"a module": {"nethsm: {instances: https://a.example.com}", "nethsm:release",
 			map[string]string{ModulePath: "/m.so"}, "cannot use the module"},
-		"value in a list": {"nethsm: {instances: [{a: b}]}", "nethsm:release", nil, "an entry of instances is not a single value"},
+		"value in a list": {"nethsm: {instances: [{a: b}]}", "nethsm:release", nil,
+			"an entry of instances is not a single value"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			configure(t, c.section)
 			_, err := Resolve(c.reference, c.given, Flags)
-			if !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), c.words) || failure.From(err).Hint == "" {
-				t.Errorf("%v, want %q", err, c.words)
+			if !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), c.message) || failure.From(err).Hint == "" {
+				t.Errorf("%v, want %q", err, c.message)
 			}
 			if err != nil && strings.Contains(err.Error(), "secret") {
 				t.Errorf("it shows the passphrase: %v", err)

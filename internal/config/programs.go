@@ -24,8 +24,8 @@ type Programs struct{ Modules, Commands []string }
 // None reports whether there are no programs.
 func (p Programs) None() bool { return len(p.Modules)+len(p.Commands) == 0 }
 
-// Unlisted returns the programs that a reference and the settings stored with it name, and that the config file does not
-// list. It fails if Resolve would fail with these programs listed.
+// Unlisted returns the programs that a reference and the settings stored with it name, and that the config file does
+// not list. It fails if Resolve would fail with these programs listed.
 func Unlisted(reference string, stored map[string]string, origin Origin) (Programs, error) {
 	var missing Programs
 	_, err := resolve(reference, origin, &missing, layer{origin: origin, values: stored})
@@ -119,8 +119,8 @@ func (f *file) checkModule(path string, from Origin, ours string, missing *Progr
 		WithHint(f.howToList(modulesSetting, f.modules, path))
 }
 
-// checkPINSource refuses a command for the PIN that data names and the config file does not list, like checkModule. Data
-// may name a source of another form: its PIN is passed to a listed module only, and is not shown.
+// checkPINSource refuses a command for the PIN that data names and the config file does not list, like checkModule.
+// Data may name a source of another form: its PIN is passed to a listed module only, and is not shown.
 func (f *file) checkPINSource(source string, from Origin, ours string, missing *Programs) error {
 	if source == "" || from.namesPrograms || source == ours || runsNothing(source) {
 		return nil

@@ -9,7 +9,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// ways are all ways to give a setting in a place: beside a key, in the key's URI, and in a URI that names the token.
+// ways are the ways to give a setting: beside a key, in the key's URI, and in the URI of a token.
 var ways = map[string]func(name, value string, origin Origin) (*Settings, error){
 	"setting": func(name, value string, origin Origin) (*Settings, error) {
 		return Resolve("pkcs11:token=signing;object=release", map[string]string{name: value}, origin)
@@ -34,8 +34,7 @@ func escaped(text string) string {
 	return strings.NewReplacer("%", "%25", " ", "%20", "|", "%7C", "&", "%26", "?", "%3F").Replace(text)
 }
 
-// TestData gives each program in each place and way, with each kind of list. Data loads no library and runs no command
-// but a listed one.
+// TestData names each program in each place and way, with each kind of list. Data may name listed programs only.
 func TestData(t *testing.T) {
 	const listing = "modules:\n- /opt/hsm/p11.so\n- libp11.so\ncommands:\n- agent read pin\n"
 	type setting struct{ name, value string }
@@ -65,7 +64,7 @@ func TestData(t *testing.T) {
 				path := configured(t, listing)
 				for p, line := range programs {
 					if p.value == "libp11.so" && strings.Contains(way, "URI") {
-						continue // RFC 7512 knows full paths alone
+						continue // RFC 7512 has absolute paths only
 					}
 					t.Run(p.value, func(t *testing.T) {
 						write := func(text string) {
@@ -88,7 +87,7 @@ func TestData(t *testing.T) {
 							t.Errorf("the hint is %q", failure.From(err).Hint)
 						}
 						if err != nil && !strings.Contains(err.Error(), origin.name) && way != "key URI" && way != "stored key URI" {
-							t.Errorf("the error does not say where it stands: %v", err)
+							t.Errorf("the error does not name the place: %v", err)
 						}
 						write("modules:\n- agent\ncommands:\n- /opt/hsm/p11.so\n- libp11.so\n")
 						if _, err := resolve(p.name, p.value, origin); data != failure.Is(err, failure.Denied) {
@@ -115,8 +114,8 @@ func TestData(t *testing.T) {
 	}
 }
 
-// TestTrustedPlaces shows that the environment and the config file may name any program, also for a key that data
-// names, and that data may repeat what they say of it, and nothing else.
+// TestTrustedPlaces lets the environment and the config file name any program, also for a key that data names. Data may
+// repeat these programs, and name no others.
 func TestTrustedPlaces(t *testing.T) {
 	const module, source = "/opt/hsm/p11.so", "exec:agent read pin"
 	for name, place := range map[string]func(t *testing.T) (key string){
@@ -164,7 +163,7 @@ func TestTrustedPlaces(t *testing.T) {
 			}
 		})
 	}
-	// What the config file says of one token is not said of another, and not of another key.
+	// A program that the config file sets for one token or key is refused for another.
 	configured(t, "tokens:\n  signing:\n    pin-source: "+source+
 		"\nkeys:\n  release:\n    uri: pkcs11:object=release\n    module-path: "+module+"\n")
 	for _, other := range []map[string]string{{PINSource: source, "token": "other"}, {ModulePath: module}} {
@@ -174,8 +173,8 @@ func TestTrustedPlaces(t *testing.T) {
 	}
 }
 
-// TestOnlyTheFile shows that what else reaches a program or a host is no setting of data: the module's environment, a
-// NetHSM, the lists.
+// TestOnlyTheFile refuses settings in data that only the config file has: the environment of the module, the NetHSM,
+// the lists of programs.
 func TestOnlyTheFile(t *testing.T) {
 	configured(t, "nethsm:\n  instances: https://nethsm.example.com\n  user: operator\n")
 	for _, name := range []string{"env", "modules", "commands", "nethsm", "instances", "nethsm-instances", "user",
@@ -201,9 +200,10 @@ func TestOnlyTheFile(t *testing.T) {
 	}
 }
 
+// TestUnlisted finds the programs that the config file has to list, also those of the current environment.
 func TestUnlisted(t *testing.T) {
 	configured(t, "modules: [/opt/listed.so]\npin-source: exec:agent\n")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", "/opt/hsm/p11.so") // it is not there when Notation is run later
+	t.Setenv("NOTATION_HSM_MODULE_PATH", "/opt/hsm/p11.so") // a later process may not have it
 	for _, c := range []struct {
 		reference string
 		stored    map[string]string
@@ -225,7 +225,7 @@ func TestUnlisted(t *testing.T) {
 	}
 }
 
-// TestLists refuses entries that could mean something else than they say.
+// TestLists refuses entries whose meaning depends on the working directory, and other malformed lists.
 func TestLists(t *testing.T) {
 	for _, text := range []string{"modules: /a.so", "modules: {a: b}", "modules: [[a]]", "modules: [./a.so]",
 		"modules: [lib/a.so]", "modules: ['']", "commands: [' ']", "commands: ['exec:a']", "commands: ['|a']",

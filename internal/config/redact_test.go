@@ -10,7 +10,7 @@ import (
 
 const marker = "MARKER93471"
 
-// showsNot fails when an error repeats the marker, which stands where a PIN does.
+// showsNot fails if an error contains the marker, which is in the place of a PIN.
 func showsNot(t *testing.T, text string, err error) {
 	t.Helper()
 	if err == nil {
@@ -18,11 +18,11 @@ func showsNot(t *testing.T, text string, err error) {
 	}
 	f := failure.From(err)
 	if shown := fmt.Sprint(err, f.What, f.Hint, f.Err); strings.Contains(shown, marker) {
-		t.Errorf("%q: the error repeats the PIN: %s", text, shown)
+		t.Errorf("%q: the error contains the PIN: %s", text, shown)
 	}
 }
 
-// resolveShowsNot gives a reference in each way there is: as a key, a token and a token in the environment.
+// resolveShowsNot resolves a reference as a key, as a token and as a token in the environment.
 func resolveShowsNot(t *testing.T, text string) {
 	uri, err := ParseURI(text)
 	showsNot(t, text, err)
@@ -43,7 +43,7 @@ func resolveShowsNot(t *testing.T, text string) {
 	}
 }
 
-// TestPINInReference writes a PIN into references in all the ways that people get them wrong. No error repeats it.
+// TestPINInReference has a PIN in malformed references of many kinds. No error contains it.
 func TestPINInReference(t *testing.T) {
 	configure(t, "")
 	for _, text := range []string{
@@ -86,7 +86,7 @@ func TestPINInReference(t *testing.T) {
 	} {
 		resolveShowsNot(t, strings.ReplaceAll(text, "MARKER", marker))
 	}
-	// In the config file, and as the name of a setting.
+	// The same in the config file, and as the name of a setting.
 	for _, text := range []string{
 		"keys: {release: {uri: 'pkcs11:token=a?pin-value=MARKER&pin-value=MARKER'}}",
 		"keys: {release: {uri: 'pkcs11:token=a;pin-value=MARKER'}}",
@@ -108,7 +108,7 @@ func TestPINInReference(t *testing.T) {
 	configure(t, "")
 	_, err := Resolve("pkcs11:token=a", map[string]string{"pin-value=" + marker: ""}, PluginConfig)
 	showsNot(t, "plugin config", err)
-	// What has no PIN in it is shown whole, so that people see what they wrote.
+	// A reference without a PIN is shown in full.
 	for _, text := range []string{"pkcs11:token=shipping;object=pin?oaep=sha1", "release", "nethsm:pin-values"} {
 		if Redact(text) != text {
 			t.Errorf("%q is redacted as %q", text, Redact(text))
@@ -116,8 +116,7 @@ func TestPINInReference(t *testing.T) {
 	}
 }
 
-// FuzzSecret holds that a PIN, written as a pin-value or as a pin-source that is no known form, is in no error,
-// whatever stands around it.
+// FuzzSecret has a PIN as a pin-value or a malformed pin-source in any text. No error contains it.
 func FuzzSecret(f *testing.F) {
 	for _, seed := range [][2]string{
 		{"pkcs11:token=a?", ""}, {"pkcs11:token=a;", ";object=%"}, {"pkcs11:object=%zz?", "&type=cert"}, {"PKCS11:", ""},

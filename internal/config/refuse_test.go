@@ -107,7 +107,8 @@ func TestUnknownKey(t *testing.T) {
 
 // TestPlaces takes each setting from the strongest place, and relative paths from the place that they stand in.
 func TestPlaces(t *testing.T) {
-	dir := configure(t, "certificate-chain: top.pem\npin-source: env:TOP\ntokens: {signing: {certificate-chain: token.pem}}\n"+
+	dir := configure(t, "certificate-chain: top.pem\npin-source: env:TOP\n"+
+		"tokens: {signing: {certificate-chain: token.pem}}\n"+
 		"keys: {release: {uri: 'pkcs11:token=signing;object=release', certificate-chain: /own.pem}}\n")
 	for _, c := range []struct {
 		reference, variable, given string

@@ -1,8 +1,8 @@
 // Package config resolves which key is meant, and with which settings it is reached.
 //
-// Settings come, strongest first, from flags or plugin config, the attributes of the key's RFC 7512 URI, the environment
-// and the config file (the entry of the key, then that of its token, then the top). An unknown or malformed setting is
-// an error.
+// Settings come, strongest first, from flags or plugin config, the attributes of the key's RFC 7512 URI, the
+// environment and the config file (the entry of the key, then that of its token, then the top). An unknown or malformed
+// setting is an error.
 package config
 
 import (
@@ -34,7 +34,7 @@ type Settings struct {
 	NetHSM           *NetHSM           // settings of the NetHSM if Key.NetHSM is set, else nil
 }
 
-const safePIN = `give the PIN through pin-source: env:NAME, file:/path, "exec:command args" or prompt; or set NOTATION_HSM_PIN`
+const safePIN = `set pin-source to env:NAME, file:/path, "exec:command args" or prompt; or set NOTATION_HSM_PIN`
 
 const keyURI = "the key URI"
 
@@ -54,7 +54,8 @@ func Resolve(reference string, given map[string]string, origin Origin) (*Setting
 }
 
 // ResolveStored does the same for a reference that is stored with settings. Flags are stronger than these.
-func ResolveStored(reference string, stored map[string]string, origin Origin, flags map[string]string) (*Settings, error) {
+func ResolveStored(reference string, stored map[string]string, origin Origin,
+	flags map[string]string) (*Settings, error) {
 	return resolve(reference, origin, nil, layer{origin: Flags, values: flags}, layer{origin: origin, values: stored})
 }
 
@@ -128,7 +129,8 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 	entry, ok := f.keys[reference]
 	if !ok {
 		known := slices.Sorted(maps.Keys(f.keys))
-		hint := `name the key by its URI, "pkcs11:token=...;object=..." or "nethsm:KEYID", or give it an alias under "keys" in ` + f.path
+		hint := `write the key's URI, "pkcs11:token=...;object=..." or "nethsm:KEYID", or add an alias under "keys" in ` +
+			f.path
 		if near := nearest(reference, known); near != "" {
 			hint = "did you mean " + near + "? Or " + hint
 		} else if len(known) > 0 {
@@ -275,7 +277,8 @@ const booleanHint = "write true or false"
 
 // carriesPIN returns the failure for a PIN in a place that others can read. name is the setting or attribute.
 func carriesPIN(where, name, shownBy string) error {
-	return failure.New(failure.Invalid, "%s carries a PIN (%s), which %s would show", where, name, shownBy).WithHint(safePIN)
+	return failure.New(failure.Invalid, "%s carries a PIN (%s), which %s would show", where, name, shownBy).
+		WithHint(safePIN)
 }
 
 // looksLikePIN reports whether a setting has a name that people use for a PIN.

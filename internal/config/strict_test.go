@@ -54,12 +54,14 @@ func TestStrict(t *testing.T) {
 func TestLasting(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
-	stored, err := Lasting(map[string]string{ModulePath: "lib/p11.so", CertificateChain: "chain.pem", Token: "a/b", PINSource: ""})
+	stored, err := Lasting(map[string]string{ModulePath: "lib/p11.so", CertificateChain: "chain.pem", Token: "a/b",
+		PINSource: ""})
 	if err != nil || stored[ModulePath] != filepath.Join(dir, "lib/p11.so") ||
 		stored[CertificateChain] != filepath.Join(dir, "chain.pem") || stored[Token] != "a/b" {
 		t.Errorf("%v, %v", stored, err)
 	}
-	if stored, err := Lasting(map[string]string{ModulePath: "libp11.so"}); err != nil || stored[ModulePath] != "libp11.so" {
+	stored, err = Lasting(map[string]string{ModulePath: "libp11.so"})
+	if err != nil || stored[ModulePath] != "libp11.so" {
 		t.Errorf("a module that the linker finds: %v, %v", stored, err)
 	}
 }

@@ -4,8 +4,8 @@
 //
 // A module is C code of a vendor in this process: its segmentation fault or abort ends the process. Go would then print
 // stacks, which Notation reads as a malformed answer of the plugin. So the error is formatted before the module is
-// loaded, and a signal handler that only writes it ends the process with exit code 1. Go's runtime handles faults in the
-// code of this program as before.
+// loaded, and a signal handler that only writes it ends the process with exit code 1. Go's runtime handles faults in
+// the code of this program as before.
 package crashreport
 
 /*

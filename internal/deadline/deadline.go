@@ -24,7 +24,8 @@ type run struct{ exceeded chan error }
 type contextKey struct{}
 
 // Run runs a job and returns its error. It returns earlier when a step of the job exceeds its limit, with the error of
-// that step, and when ctx has ended and the job has not returned within 3 s. A panic of the job is returned as an error.
+// that step, and when ctx has ended and the job has not returned within 3 s. A panic of the job is returned as an
+// error.
 func Run(ctx context.Context, job func(context.Context) error) error {
 	r := &run{exceeded: make(chan error, 1)}
 	done := make(chan error, 1)

@@ -1,5 +1,5 @@
-// Package key defines what all packages say about a key: its spec in Notation's terms, its attributes, the token that it
-// is on, and the request to generate it.
+// Package key defines what all packages say about a key: its spec in Notation's terms, its attributes, the token that
+// it is on, and the request to generate it.
 package key
 
 import (

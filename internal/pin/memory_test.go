@@ -196,8 +196,8 @@ func count(mem *os.File, want []byte) (n int, err error) {
 // terminal shows again what is typed.
 func TestPrompt(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct{ typed, want string }{{number + "\n", "it is " + number[:3]}, {"\n", "the first line of the answer is empty"},
-		{"1\x03", "interrupted"}} {
+	for _, c := range []struct{ typed, want string }{
+		{number + "\n", "it is " + number[:3]}, {"\n", "the first line of the answer is empty"}, {"1\x03", "interrupted"}} {
 		t.Run(c.want, func(t *testing.T) {
 			t.Parallel()
 			master, slave := terminal(t)

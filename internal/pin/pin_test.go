@@ -63,7 +63,7 @@ func TestSources(t *testing.T) {
 		"exec:" + script(t, "echo "+number+"; echo more"):            number,
 		"|" + script(t, "printf "+number):                            number,
 		"exec:" + script(t, "exec cat "+long):                        whole,
-		"exec:" + script(t, "setsid sleep 60 & echo "+number):        number, // the process in the background keeps the pipe open
+		"exec:" + script(t, "setsid sleep 60 & echo "+number):        number, // sleep keeps the pipe open
 		"exec:" + script(t, "echo "+number+"; exec >&-; sleep 0.01"): number,
 	} {
 		if got, err := read(t, source); err != nil || got != want {
@@ -94,7 +94,8 @@ func TestRestCleared(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Clear()
-	if string(s.Bytes()) != "1234" || len(bytes.Trim(s.memory[len("1234"):], "\x00")) > 0 || cap(s.Bytes()) != len("1234") {
+	if string(s.Bytes()) != "1234" || cap(s.Bytes()) != len("1234") ||
+		len(bytes.Trim(s.memory[len("1234"):], "\x00")) > 0 {
 		t.Errorf("the memory has %q", s.memory)
 	}
 }
