@@ -66,7 +66,7 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 	for _, l := range above {
 		for _, name := range slices.Sorted(maps.Keys(l.values)) {
 			if looksLikePIN(name) {
-				return nil, carriesPIN(l.origin.name, name, "others")
+				return nil, carriesPIN(l.origin.name, name, l.origin)
 			}
 			if err := checkName(name, append([]string{NetHSMInsecure}, Names...), "setting", l.origin.name); err != nil {
 				return nil, err
@@ -122,7 +122,7 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 	case strings.HasPrefix(reference, Scheme), strings.HasPrefix(reference, NetHSMScheme):
 		uri, err := ParseURI(reference)
 		if err == nil && uri.Query[pinValue] != "" {
-			err = carriesPIN(keyURI, pinValue, cmp.Or(origin.showsPIN, origin.name))
+			err = carriesPIN(keyURI, pinValue, origin)
 		}
 		return uri, nil, err
 	}
@@ -170,7 +170,7 @@ func (s *Settings) chooseToken(layers []layer) error {
 				return err
 			}
 			if uri.Query[pinValue] != "" && l.origin.showsPIN != "" {
-				return carriesPIN("the token URI in "+l.origin.name, pinValue, l.origin.showsPIN)
+				return carriesPIN("the token URI in "+l.origin.name, pinValue, l.origin)
 			}
 			for name, value := range uri.Query {
 				if _, stronger := l.values[name]; !stronger {
@@ -275,9 +275,11 @@ func invalidSetting(name, value, where string) *failure.Error {
 
 const booleanHint = "write true or false"
 
-// carriesPIN returns the failure for a PIN in a place that others can read. name is the setting or attribute.
-func carriesPIN(where, name, shownBy string) error {
-	return failure.New(failure.Invalid, "%s carries a PIN (%s), which %s would show", where, name, shownBy).
+// carriesPIN returns the failure for a PIN that others could read. name is the setting or attribute, where has it, and
+// origin shows it.
+func carriesPIN(where, name string, origin Origin) error {
+	return failure.New(failure.Invalid, "%s carries a PIN (%s), which %s would show to others", where, name,
+		cmp.Or(origin.showsPIN, origin.name)).
 		WithHint(safePIN)
 }
 

@@ -98,15 +98,13 @@ func difference(had, want []byte) string {
 }
 
 const (
-	sharedWords = 2 // from so many on, the words that messages begin with are written once
-	shownWords  = 8 // of a message
+	sharedWords = 2 // messages that begin with so many words in common are listed below these words
+	aloneWords  = 7 // shown of a message
+	belowWords  = 5 // shown of a message after the words in common
 )
 
 // outline sorts messages, one a line. Messages that begin with the same words stand indented below these.
 func outline(messages []string) string {
-	for i, message := range messages {
-		messages[i] = shorten(message)
-	}
 	slices.SortFunc(messages, func(a, b string) int {
 		return cmp.Or(cmp.Compare(strings.ToLower(a), strings.ToLower(b)), cmp.Compare(a, b))
 	})
@@ -114,39 +112,42 @@ func outline(messages []string) string {
 	var out strings.Builder
 	for len(messages) > 0 {
 		first := strings.Fields(messages[0])
-		same := 1
-		for same < len(messages) && shared(first, strings.Fields(messages[same])) >= sharedWords {
-			same++
+		group, prefix := 1, len(first)
+		for ; group < len(messages); group++ {
+			n := shared(first, strings.Fields(messages[group]))
+			if n < sharedWords {
+				break
+			}
+			prefix = min(prefix, n)
 		}
-		if same == 1 {
-			out.WriteString(messages[0] + "\n")
+		if group == 1 {
+			fmt.Fprintln(&out, shorten(first, aloneWords))
 		} else {
-			words := len(first)
-			for _, message := range messages[1:same] {
-				words = min(words, shared(first, strings.Fields(message)))
+			fmt.Fprintln(&out, strings.Join(first[:prefix], " "))
+			var below []string
+			for _, message := range messages[:group] {
+				below = append(below, shorten(strings.Fields(message)[prefix:], belowWords))
 			}
-			fmt.Fprintln(&out, strings.Join(first[:words], " "))
-			for _, message := range messages[:same] {
-				fmt.Fprintln(&out, " ", strings.Join(strings.Fields(message)[words:], " "))
+			for _, line := range slices.Compact(below) {
+				fmt.Fprintln(&out, " ", line)
 			}
 		}
-		messages = messages[same:]
+		messages = messages[group:]
 	}
 	return out.String()
 }
 
-// shorten returns the beginning of a message, to the end of a clause if possible.
-func shorten(message string) string {
-	words := strings.Fields(message)
-	for i, word := range words[:min(len(words), shownWords)] {
-		if i >= 4 && strings.ContainsAny(word[len(word)-1:], ":;,") && i+1 < len(words) {
-			return strings.Join(words[:i+1], " ") + "..."
+// shorten returns the first words of a message, to the end of a clause if possible.
+func shorten(words []string, limit int) string {
+	for i, word := range words[:min(len(words), limit)] {
+		if i >= 3 && strings.ContainsAny(word[len(word)-1:], ":;,") {
+			limit = i + 1
 		}
 	}
-	if len(words) > shownWords {
-		return strings.Join(words[:shownWords], " ") + "..."
+	if len(words) <= limit {
+		return strings.Join(words, " ")
 	}
-	return message
+	return strings.Join(words[:limit], " ") + "..."
 }
 
 // shared returns how many words two messages begin with that are the same, fewer than either has.
