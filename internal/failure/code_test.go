@@ -1,6 +1,7 @@
 package failure_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"go/ast"
 	"go/constant"
@@ -14,6 +15,12 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/plugin"
 )
 
 const (
@@ -84,7 +91,8 @@ func (c *code) Import(path string) (*types.Package, error) {
 	}
 	for _, entry := range entries {
 		if name := entry.Name(); strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go") {
-			file, err := parser.ParseFile(c.files, filepath.Join(dir, name), nil, parser.SkipObjectResolution)
+			const mode = parser.SkipObjectResolution | parser.ParseComments
+			file, err := parser.ParseFile(c.files, filepath.Join(dir, name), nil, mode)
 			if err != nil {
 				return nil, err
 			}
@@ -303,6 +311,48 @@ func (c *code) returnValues(t *testing.T) string {
 		t.Error("internal/pkcs11 has no return values with a meaning")
 	}
 	return out.String()
+}
+
+// kinds returns the rows of the table of kinds: the constants of this package with their comments.
+func (c *code) kinds(t *testing.T) string {
+	t.Helper()
+	var out strings.Builder
+	out.WriteString("| kind | exit code | `errorCode` | meaning |\n| --- | --- | --- | --- |\n")
+	for _, file := range c.syntax[module+"internal/failure"] {
+		ast.Inspect(file, func(n ast.Node) bool {
+			spec, ok := n.(*ast.ValueSpec)
+			if !ok || spec.Comment == nil {
+				return true
+			}
+			for _, name := range spec.Names {
+				constant, ok := c.info.Defs[name].(*types.Const)
+				if !ok {
+					continue
+				}
+				value, _ := strconv.Atoi(constant.Val().String())
+				exit, code := edges(t, failure.Kind(value))
+				fmt.Fprintf(&out, "| %s | %d | `%s` | %s |\n", name.Name, exit, code, strings.TrimSpace(spec.Comment.Text()))
+			}
+			return false
+		})
+	}
+	return out.String()
+}
+
+// edges returns the exit code of commands and the error code of the plugin for a kind.
+func edges(t *testing.T, kind failure.Kind) (exit int, errorCode string) {
+	t.Helper()
+	err := failure.New(kind, "an error of the test TestErrorPage")
+	command := &cobra.Command{SilenceErrors: true, SilenceUsage: true,
+		RunE: func(*cobra.Command, []string) error { return err }}
+	command.SetArgs(nil)
+	var answer struct {
+		Code string `json:"errorCode"`
+	}
+	if err := json.Unmarshal(plugin.FormatError(err), &answer); err != nil {
+		t.Fatal(err)
+	}
+	return cli.Run(t.Context(), command), answer.Code
 }
 
 // name returns the last part of a qualified name.

@@ -32,8 +32,8 @@ var subjects = []struct {
 	{"everywhere", nil},
 }
 
-// TestErrorPage verifies that docs/errors.md lists every message of the code and no other, and every PKCS#11 return
-// value that has a meaning of its own. UPDATE_DOCS=1 writes the lists into the page.
+// TestErrorPage verifies that docs/errors.md lists every message of the code and no other, what becomes of each
+// kind of failure, and the meaning of PKCS#11 return values. UPDATE_DOCS=1 writes the lists into the page.
 func TestErrorPage(t *testing.T) {
 	t.Parallel()
 	code := loadCode(t)
@@ -56,6 +56,7 @@ func TestErrorPage(t *testing.T) {
 		}
 		want = replaceSection(t, want, s.name, "```text\n"+outline(list)+"```\n")
 	}
+	want = replaceSection(t, want, "kinds", code.kinds(t))
 	want = replaceSection(t, want, "return values", code.returnValues(t))
 	switch {
 	case bytes.Equal(had, want):
