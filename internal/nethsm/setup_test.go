@@ -76,7 +76,7 @@ func TestPrepareRefuses(t *testing.T) {
 					t.Fatal(err)
 				}
 				s.NetHSM.AdministratorPINSource = "file:" + file
-			}, "can be read by others", true},
+			}, "others can read", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			servers, s := start(t, 1)

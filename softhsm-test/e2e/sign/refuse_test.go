@@ -72,7 +72,7 @@ func TestRefusedRequests(t *testing.T) {
 		{"unknown attribute", softhsmtest.Request("pkcs11:token=signing;label=release", nil), "VALIDATION_ERROR",
 			[]string{"label", "URI"}},
 		{"malformed URI", softhsmtest.Request("pkcs11:token=signing;object=%zz", nil), "VALIDATION_ERROR",
-			[]string{"malformed"}},
+			[]string{"invalid key URI"}},
 		{"certificate URI", softhsmtest.Request("pkcs11:token=signing;object=release;type=cert", nil), "VALIDATION_ERROR",
 			[]string{"type=private"}},
 		{"unknown setting", softhsmtest.Request(uri, softhsmtest.PluginConfig("pinsource", "none")), "VALIDATION_ERROR",
