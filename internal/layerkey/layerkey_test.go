@@ -343,7 +343,7 @@ func TestRefuse(t *testing.T) {
 	chain := pemFile(t, "CERTIFICATE", signing.Raw)
 	for name, words := range map[string]string{
 		"": "names nobody", "?oaep=sha1": "names nobody", "pkcs11:object=ec?pin-value=4321&oaep=md5": "carries a PIN", "cert:" + chain: "not for encryption",
-		"cert:/nowhere.pem": "can't read", "pubkey:/nowhere.pem": "can't read", uri("nobody"): "there is no key",
+		"cert:/nowhere.pem": " read ", "pubkey:/nowhere.pem": "can't read", uri("nobody"): "there is no key",
 		uri("ec") + "?oaep=sha1": "no OAEP", uri("ec") + "?oaep=md5": "md5", "pubkey:layerkey.go": "no public key",
 	} {
 		if _, err := ParseRecipients(context.Background(), backends.Keystore(), []string{name}, config.Flags); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "4321") {
