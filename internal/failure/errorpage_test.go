@@ -57,7 +57,7 @@ func TestErrorPage(t *testing.T) {
 		want = replaceSection(t, want, s.name, "```text\n"+outline(list)+"```\n")
 	}
 	want = replaceSection(t, want, "kinds", code.kinds(t))
-	want = replaceSection(t, want, "return values", code.returnValues(t))
+	want = replaceSection(t, want, "values", code.returnValues(t))
 	switch {
 	case bytes.Equal(had, want):
 	case os.Getenv("UPDATE_DOCS") == "":
@@ -70,10 +70,10 @@ func TestErrorPage(t *testing.T) {
 	}
 }
 
-// replaceSection replaces what is between the comments "begin NAME" and "end NAME" of a page.
+// replaceSection replaces what is between the comments begin:NAME and end:NAME of a page.
 func replaceSection(t *testing.T, page []byte, name, text string) []byte {
 	t.Helper()
-	begin, end := []byte("<!-- begin "+name+" -->\n"), []byte("<!-- end "+name+" -->\n")
+	begin, end := []byte("<!--begin:"+name+"-->\n"), []byte("<!--end:"+name+"-->\n")
 	before, rest, ok := bytes.Cut(page, begin)
 	_, after, closed := bytes.Cut(rest, end)
 	if !ok || !closed {
@@ -101,7 +101,7 @@ func difference(had, want []byte) string {
 const (
 	sharedWords = 2 // messages that begin with so many words in common are listed below these words
 	aloneWords  = 7 // shown of a message
-	belowWords  = 5 // shown of a message after the words in common
+	belowWords  = 4 // shown of a message after the words in common
 )
 
 // outline sorts messages, one a line. Messages that begin with the same words stand indented below these.
@@ -138,14 +138,14 @@ func outline(messages []string) string {
 	return out.String()
 }
 
-// shorten returns the first words of a message, to the end of a clause if possible.
+// shorten returns the first words of a message, to the end of a clause if possible, or all if only one more is left.
 func shorten(words []string, limit int) string {
 	for i, word := range words[:min(len(words), limit)] {
 		if i >= 3 && strings.ContainsAny(word[len(word)-1:], ":;,") {
 			limit = i + 1
 		}
 	}
-	if len(words) <= limit {
+	if len(words) <= limit+1 {
 		return strings.Join(words, " ")
 	}
 	return strings.Join(words[:limit], " ") + "..."
