@@ -31,8 +31,8 @@ var storeys = []struct {
 	{"backends", []string{"pkcs11", "nethsm"}},
 	{"keys and certificates", []string{"keystore", "certs"}},
 	{"settings and files", []string{"config", "pin", "state"}},
-	{"words and owners", []string{"key", "folders", "ownership", "deadline"}},
-	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "sandbox", "stdio", "crashreport"}},
+	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox"}},
+	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "stdio", "crashreport"}},
 }
 
 // drawn is the number of storeys whose arrows the graph shows; below them, the table lists what a room uses.

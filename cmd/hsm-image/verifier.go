@@ -68,7 +68,7 @@ name, and the folders above them. The verifier looks again each time that it run
 		case done.User != "":
 			fmt.Fprintf(c.ErrOrStderr(), "the verifier will run as user %s\n", done.User)
 		}
-		if version := sandbox.ABI(); version > 0 {
+		if version := sandbox.LandlockVersion(); version > 0 {
 			fmt.Fprintf(c.ErrOrStderr(), "this kernel confines it to the files that it needs (Landlock, version %d)\n", version)
 		} else {
 			fmt.Fprintln(c.ErrOrStderr(),

@@ -92,7 +92,7 @@ func (n Node) confine(user sandbox.User) error {
 		return err
 	}
 	net.DefaultResolver.PreferGo = true
-	if sandbox.ABI() == 0 {
+	if sandbox.LandlockVersion() == 0 {
 		slog.Warn("the kernel has no Landlock: the verifier can read what its user can")
 	}
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/harden"
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 )
 
@@ -45,7 +46,7 @@ func (d Decoder) limit() error {
 	if err := (sandbox.Limits{Memory: decoderMemory, CPU: decoderCPU}).Set(); err != nil {
 		return confinementFailed(err)
 	}
-	if err := sandbox.NoNewPrivileges(); err != nil {
+	if err := harden.Privileges(); err != nil {
 		return confinementFailed(err)
 	}
 	return nil

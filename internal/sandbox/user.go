@@ -9,15 +9,15 @@ import (
 	"syscall"
 )
 
-// A User is whom a process can become.
+// User is a user account that a process can switch to.
 type User struct {
 	Name   string
 	ID     int
-	Group  int
-	Groups []int // all of them
+	Group  int   // the primary group
+	Groups []int // all groups, with the primary one
 }
 
-// LookUp returns the system's user of a name.
+// LookUp returns the system's user account with a name. It fails when there is none, or its groups cannot be read.
 func LookUp(name string) (User, error) {
 	found, err := user.Lookup(name)
 	if err != nil {
@@ -41,17 +41,17 @@ func LookUp(name string) (User, error) {
 	return u, errors.Join(append(errs, err)...)
 }
 
-// Become has the process, with all its threads, go on as this user, with none of root's rights and no way back. It is
-// called as root; who is not root can only stay who they are.
+// Become switches all threads of the process to the user and its groups, for good, without capabilities. It has to be
+// called as root, and fails if the process could become root again; as the user itself it does nothing.
 func (u User) Become() error {
 	if os.Geteuid() == u.ID {
 		return nil
 	}
 	if err := syscall.Setgroups(u.Groups); err != nil {
-		return fmt.Errorf("cannot take the groups of user %s: %w", u.Name, err)
+		return fmt.Errorf("cannot set the groups of user %s: %w", u.Name, err)
 	}
 	if err := syscall.Setgid(u.Group); err != nil {
-		return fmt.Errorf("cannot take the group of user %s: %w", u.Name, err)
+		return fmt.Errorf("cannot set the primary group of user %s: %w", u.Name, err)
 	}
 	if err := syscall.Setuid(u.ID); err != nil {
 		return fmt.Errorf("cannot become user %s: %w", u.Name, err)

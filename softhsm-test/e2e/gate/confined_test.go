@@ -109,7 +109,7 @@ func TestContainerdGateConfined(t *testing.T) {
 	if err != nil || !strings.Contains(stderr, "the verifier will run as user "+softhsmtest.Unprivileged) {
 		t.Fatalf("%v %s", err, stderr)
 	}
-	if kernel := sandbox.ABI() > 0; kernel != strings.Contains(stderr, "(Landlock, version ") {
+	if kernel := sandbox.LandlockVersion() > 0; kernel != strings.Contains(stderr, "(Landlock, version ") {
 		t.Errorf("install-verifier says %s", stderr)
 	}
 
@@ -155,7 +155,7 @@ func TestContainerdGateConfined(t *testing.T) {
 	if err == nil || asked == 0 {
 		t.Errorf("without credentials: %v, asked %d times", err, asked)
 	}
-	if sandbox.ABI() > 0 {
+	if sandbox.LandlockVersion() > 0 {
 		if err == nil || !strings.Contains(err.Error(), "docker-credential-late: permission denied") {
 			t.Errorf("with a program that nobody listed: %v", err)
 		}
@@ -204,7 +204,7 @@ echo '{"Username": "robot", "Secret": "secret"}'
 		"user: %d\nread the policy: yes\nwrite into the trust directory: no\nchange the policy: no\nwrite into the folder "+
 			"of verifiers: no\n"+
 			"read root's file: no\nread another file: no\nwrite elsewhere: no\n", user.ID)
-	if sandbox.ABI() == 0 {
+	if sandbox.LandlockVersion() == 0 {
 		want = strings.NewReplacer("another file: no", "another file: yes", "elsewhere: no", "elsewhere: yes").Replace(want)
 	}
 	if found := softhsmtest.Read(t, filepath.Join(state, "found")); found != want {
