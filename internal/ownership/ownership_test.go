@@ -1,6 +1,8 @@
 package ownership_test
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,11 +43,12 @@ func link(t *testing.T, target, path string) string {
 }
 
 func TestCheck(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		change func(t *testing.T, folder, file string) (path string)
-		want   string // in the error; "" is none
+		want   string // in the error; "" if there is none
 	}{
-		"a file of the user's own": {func(_ *testing.T, _, file string) string { return file }, ""},
+		"the user's file": {func(_ *testing.T, _, file string) string { return file }, ""},
 		"below a sticky folder": {func(t *testing.T, folder, file string) string {
 			chmod(t, folder, 0o777|os.ModeSticky)
 			return file
@@ -54,11 +57,11 @@ func TestCheck(t *testing.T) {
 			chmod(t, folder, 0o777|os.ModeSticky)
 			return folder
 		}, "can write to"},
-		"a file that its group can write": {func(t *testing.T, _, file string) string {
+		"a file that its group can write to": {func(t *testing.T, _, file string) string {
 			chmod(t, file, 0o620)
 			return file
 		}, "mode 0620"},
-		"below a folder that all can write": {func(t *testing.T, folder, file string) string {
+		"below a folder that all can write to": {func(t *testing.T, folder, file string) string {
 			chmod(t, folder, 0o777)
 			return file
 		}, "folder (mode 0777)"},
@@ -66,17 +69,19 @@ func TestCheck(t *testing.T) {
 			chmod(t, folder, 0o777)
 			return link(t, file, filepath.Join(t.TempDir(), "link"))
 		}, "folder (mode 0777)"},
-		"a relative link that climbs": {func(t *testing.T, folder, _ string) string {
+		"a relative link with ..": {func(t *testing.T, folder, _ string) string {
 			return link(t, "../folder/./file", filepath.Join(folder, "link"))
 		}, ""},
 		"a link to itself": {func(t *testing.T, folder, _ string) string {
 			return link(t, "link", filepath.Join(folder, "link"))
 		}, "too many levels"},
-		"a relative path": {func(*testing.T, string, string) string { return "file" }, "not a full path"},
-		"nothing":         {func(_ *testing.T, _, file string) string { return file + "s" }, "no such file"},
+		"a relative path":  {func(*testing.T, string, string) string { return "file" }, "not a full path"},
+		"a missing file":   {func(_ *testing.T, _, file string) string { return file + "s" }, "no such file"},
+		"a file in a file": {func(_ *testing.T, _, file string) string { return file + "/file" }, "not a directory"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			folder, file := place(t)
 			err := ownership.Check(test.change(t, folder, file), os.Getuid())
 			if test.want == "" && err != nil {
@@ -89,8 +94,26 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// Who owns a folder on the way can replace the file.
+// TestCheckKind holds that callers can tell a missing path, and what others can change, from a path that is wrong.
+func TestCheckKind(t *testing.T) {
+	t.Parallel()
+	_, file := place(t)
+	if err := ownership.Check(file+"s", os.Getuid()); !failure.Is(err, failure.NotFound) ||
+		!errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing file: %v", err)
+	}
+	if err := ownership.Check("file", os.Getuid()); !failure.Is(err, failure.Invalid) {
+		t.Errorf("a relative path: %v", err)
+	}
+	chmod(t, file, 0o602)
+	if err := ownership.Check(file, os.Getuid()); !failure.Is(err, failure.Denied) {
+		t.Errorf("a file that others can write to: %v", err)
+	}
+}
+
+// TestCheckOwner holds that another user may own neither the file, nor a folder or link on the path.
 func TestCheckOwner(t *testing.T) {
+	t.Parallel()
 	softhsmtest.NeedRoot(t)
 	for _, which := range []string{"folder", "file", "link"} {
 		t.Run(which, func(t *testing.T) {
@@ -111,7 +134,9 @@ func TestCheckOwner(t *testing.T) {
 	}
 }
 
+// TestCheckTree holds that every file below a folder counts, and what a link there leads to.
 func TestCheckTree(t *testing.T) {
+	t.Parallel()
 	folder, file := place(t)
 	if err := ownership.CheckTree(folder, os.Getuid()); err != nil {
 		t.Fatal(err)
@@ -127,8 +152,9 @@ func TestCheckTree(t *testing.T) {
 	}
 }
 
-// A link in a tree may lead to another tree, in which every file counts as well, and back to where it is.
+// TestCheckTreeLinks holds that every file counts in a folder to which a link leads, and that a link back is no loop.
 func TestCheckTreeLinks(t *testing.T) {
+	t.Parallel()
 	folder, _ := place(t)
 	other, file := place(t)
 	link(t, other, filepath.Join(folder, "other"))
