@@ -1,9 +1,9 @@
-// Package scope normalises the names of repositories, so that one repository has one name wherever a trust policy is
-// asked.
+// Package scope normalises the names of repositories (registry scopes), so that a repository has the same name in every
+// trust policy and in every lookup.
 //
-// Trust policies compare names letter by letter, the network does not: REGISTRY.example.com and
-// registry.example.com:443 are the same host. A name that no statement has would be judged by the statement for all
-// others.
+// Trust policies compare names byte by byte, but REGISTRY.example.com and registry.example.com:443 are the same host.
+// Without a normal form, an image could be verified under the statement for "*" although its repository has a stricter
+// statement of its own, just because its registry is spelled in another way.
 package scope
 
 import (
@@ -14,7 +14,7 @@ import (
 	"strings"
 )
 
-// Docker Hub has several names.
+// The names of Docker Hub.
 const (
 	hub          = "docker.io"
 	hubIndex     = "index.docker.io"
@@ -22,8 +22,8 @@ const (
 	hubNamespace = "library"
 )
 
-// Name returns a repository's name, REGISTRY/PATH, with its registry in the form in which the network is asked: host
-// names and addresses have one spelling each, and a port stays. It fails if the registry is none.
+// Name returns the name of a repository, REGISTRY/PATH, in the form that is used to connect to the registry: host names
+// and addresses are normalised, and a port is kept. It fails if the registry is not a host.
 func Name(name string) (string, error) {
 	host, port, path, err := split(name)
 	if err != nil {
@@ -32,9 +32,9 @@ func Name(name string) (string, error) {
 	return join(host, port) + "/" + path, nil
 }
 
-// Canonical returns the one name by which a trust policy is asked about a repository. It is Name without the default
-// port of HTTPS or HTTP, and with one name for Docker Hub and what is in it. Other names of a host in the DNS stay what
-// they are: other registries.
+// Canonical returns the name of a repository that is looked up in a trust policy. It is Name without the default ports
+// of HTTPS and HTTP, and with one name for Docker Hub and its namespace library. It does not ask the DNS: an alias of a
+// host is another registry.
 func Canonical(name string) (string, error) {
 	host, port, path, err := split(name)
 	if err != nil {
@@ -52,6 +52,7 @@ func Canonical(name string) (string, error) {
 	return join(host, port) + "/" + path, nil
 }
 
+// join returns a registry, HOST or HOST:PORT.
 func join(host, port string) string {
 	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
@@ -62,6 +63,7 @@ func join(host, port string) string {
 	return host + ":" + port
 }
 
+// split returns the normalised host, the port in decimal ("" if there is none) and the path of a repository's name.
 func split(name string) (host, port, path string, err error) {
 	registry, path, _ := strings.Cut(name, "/")
 	if registry == "" || path == "" {
@@ -80,15 +82,16 @@ func split(name string) (host, port, path string, err error) {
 	} else if strings.HasPrefix(registry, "[") {
 		host = strings.TrimSuffix(registry[1:], "]")
 	}
-	if host, err = spell(host); err != nil {
+	if host, err = normalizeHost(host); err != nil {
 		return "", "", "", err
 	}
 	return host, port, path, nil
 }
 
-// spell returns the one spelling of a host's name or address. Names in other scripts are written in Punycode, and the
-// root's dot is left out; numbers that some resolvers take for an address are refused.
-func spell(host string) (string, error) {
+// normalizeHost returns a host name in lower case, or an IP address in its shortest form. It fails for names with a dot
+// at the end, for names in other scripts, which have to be in Punycode, and for numbers that some resolvers take for an
+// address, such as 127.1.
+func normalizeHost(host string) (string, error) {
 	host = strings.ToLower(host)
 	if address, err := netip.ParseAddr(host); err == nil {
 		if address.Zone() != "" {
@@ -104,7 +107,7 @@ func spell(host string) (string, error) {
 	labels := strings.Split(host, ".")
 	for _, label := range labels {
 		if label == "" {
-			return "", fmt.Errorf("%q is not a host: leave out the dot at its end", host)
+			return "", fmt.Errorf("%q is not a host: it ends with a dot, or has two in a row", host)
 		}
 	}
 	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") {

@@ -7,9 +7,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 )
 
-// TestOneName holds that a repository has one name, however its registry is spelt.
+// TestOneName holds that a repository has one name, however its registry is spelled.
 func TestOneName(t *testing.T) {
-	for name, want := range map[string]string{ // by which the network is asked, and a trust policy
+	t.Parallel()
+	for name, want := range map[string]string{ // Name and Canonical
 		"registry.example.com/team/app":       "registry.example.com/team/app registry.example.com/team/app",
 		"REGISTRY.Example.com/team/app":       "registry.example.com/team/app registry.example.com/team/app",
 		"registry.example.com:443/team/app":   "registry.example.com:443/team/app registry.example.com/team/app",
@@ -25,14 +26,14 @@ func TestOneName(t *testing.T) {
 		"registry-1.docker.io/team/app":       "registry-1.docker.io/team/app docker.io/team/app",
 		"Build-Host/app":                      "build-host/app build-host/app",
 	} {
-		asked, err := Name(name)
-		judged, err2 := Canonical(name)
-		if err != nil || err2 != nil || asked+" "+judged != want {
-			t.Errorf("%s is %s %s, not %s: %v %v", name, asked, judged, want, err, err2)
+		registry, err := Name(name)
+		canonical, err2 := Canonical(name)
+		if err != nil || err2 != nil || registry+" "+canonical != want {
+			t.Errorf("%s is %s %s, want %s: %v %v", name, registry, canonical, want, err, err2)
 		}
-		for _, again := range []string{asked, judged} {
-			if same, err := Canonical(again); err != nil || same != judged {
-				t.Errorf("%s was %s, and then %s: %v", name, judged, same, err)
+		for _, again := range []string{registry, canonical} {
+			if same, err := Canonical(again); err != nil || same != canonical {
+				t.Errorf("%s is %s, and that is %s: %v", name, canonical, same, err)
 			}
 		}
 	}
@@ -48,10 +49,25 @@ func TestOneName(t *testing.T) {
 	}
 }
 
-// cost is what giving a repository its one name may allocate.
+// BenchmarkCanonical measures the normal form of a name, which every image and every scope of a policy needs.
+func BenchmarkCanonical(b *testing.B) {
+	for _, name := range []string{"registry.example.com/team/app", "REGISTRY.example.com:443/team/app",
+		"index.docker.io/alpine", "[0:0:0:0:0:0:0:1]:5000/app"} {
+		b.Run(strings.ReplaceAll(name, "/", "_"), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := Canonical(name); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// cost is what normalising a name may allocate.
 var cost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 128}
 
-// FuzzCanonical holds that a name that was normalised is not normalised further, in whichever case it is written.
+// FuzzCanonical holds that the normal form of a normal form is the same, and does not depend on the case of the registry.
 func FuzzCanonical(f *testing.F) {
 	for _, seed := range []string{"REGISTRY.example.com:443/a", "[::1]:80/a", "docker.io/a", "127.0.0.1/a", "a:b:c/d",
 		"[/a", "]:1/a"} {
