@@ -1,7 +1,7 @@
-// Package folders finds the folders that a user's configuration is in, this program's own and Notation's.
+// Package folders finds the configuration directories of the current user, and sets those of Notation's library.
 //
-// A folder that depends on where the program was started would let anyone who can write there decide who is trusted. So
-// each is absolute, or there is none.
+// All of them are absolute paths. A relative one would depend on the working directory, and whoever can write there
+// would decide who is trusted.
 package folders
 
 import (
@@ -13,8 +13,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Config returns this user's configuration directory: XDG_CONFIG_HOME, or .config in HOME. It fails if that is not an
-// absolute path.
+// Config returns the configuration directory of the user: XDG_CONFIG_HOME, or else .config in HOME. It fails if that is
+// not an absolute path.
 func Config() (string, error) { return absolute(os.UserConfigDir()) }
 
 func absolute(path string, err error) (string, error) {
@@ -29,65 +29,67 @@ func absolute(path string, err error) (string, error) {
 	return path, nil
 }
 
-// nowhere stands for a folder of Notation's that is not known. Nothing can be read or made below a device. Without it,
-// Notation's library would take a folder in the working directory.
-const nowhere = "/dev/null/notation"
+// unknown stands for a directory that cannot be found. Nothing can be read or made below a device. With an empty name,
+// Notation's library would use a folder in the working directory.
+const unknown = "/dev/null/notation"
 
-// UseNotation tells Notation's library where the notation command has its files: where NOTATION_CONFIG,
-// NOTATION_LIBEXEC and NOTATION_CACHE say, or else in the user's directories. It changes nothing that was set before.
-// Nothing fails here, as much needs none of these folders.
+// UseNotation sets the directories of Notation's library to those of the notation command: NOTATION_CONFIG,
+// NOTATION_LIBEXEC and NOTATION_CACHE, or else the user's directories. Directories that were set before stay. It does
+// not fail when a directory cannot be found, since most commands need none of them.
 func UseNotation() {
-	use(&dir.UserConfigDir, "NOTATION_CONFIG", os.UserConfigDir)
-	use(&dir.UserCacheDir, "NOTATION_CACHE", os.UserCacheDir)
-	use(&dir.UserLibexecDir, "NOTATION_LIBEXEC", nil) // or else the configuration directory, whichever that is later
+	set(&dir.UserConfigDir, "NOTATION_CONFIG", os.UserConfigDir)
+	set(&dir.UserCacheDir, "NOTATION_CACHE", os.UserCacheDir)
+	set(&dir.UserLibexecDir, "NOTATION_LIBEXEC", nil) // "" is the configuration directory, which may be set later
 }
 
-func use(folder *string, variable string, usual func() (string, error)) {
+func set(folder *string, variable string, parent func() (string, error)) {
 	if *folder == "" {
-		*folder = find(variable, usual)
+		*folder = find(variable, parent)
 	}
 }
 
-// find returns the folder that a variable names, or else Notation's in the usual one; "" if there is none.
-func find(variable string, usual func() (string, error)) string {
+// find returns the directory in the environment variable, or else notation in the parent directory; "" if there is no
+// parent, and unknown if the path is not absolute.
+func find(variable string, parent func() (string, error)) string {
 	folder := os.Getenv(variable)
 	if folder == "" {
-		if usual == nil {
+		if parent == nil {
 			return ""
 		}
-		if path, err := usual(); err == nil {
+		if path, err := parent(); err == nil {
 			folder = filepath.Join(path, "notation")
 		}
 	}
 	if !filepath.IsAbs(folder) {
-		return nowhere
+		return unknown
 	}
 	return folder
 }
 
-// UserNotation returns the configuration directory that the notation command has for this user, whichever one
-// Notation's library was given to read trust from. Nothing is in it if it is not known.
+// UserNotation returns the configuration directory of the notation command for this user, also when Notation's library
+// was told to read trust from another one. It is empty of files if it cannot be found.
 func UserNotation() string { return find("NOTATION_CONFIG", os.UserConfigDir) }
 
-// NotationConfig returns Notation's configuration directory, which has its trust policy, trust stores and signing keys,
-// and fails if it is not known.
+// NotationConfig returns Notation's configuration directory, with the trust policy, trust stores and signing keys. It
+// fails if the directory cannot be found.
 func NotationConfig() (string, error) {
 	UseNotation()
-	return known(dir.UserConfigDir, "configuration directory", "NOTATION_CONFIG")
+	return checkKnown(dir.UserConfigDir, "configuration directory", "NOTATION_CONFIG")
 }
 
-// NotationPlugins returns the folder in which Notation looks for plugins, and fails if it is not known.
+// NotationPlugins returns the folder in which Notation looks for plugins. It fails if the folder cannot be found.
 func NotationPlugins() (string, error) {
 	config, err := NotationConfig()
 	if dir.UserLibexecDir == "" {
 		return filepath.Join(config, dir.PathPlugins), err
 	}
-	path, err := known(dir.UserLibexecDir, "folder of plugins", "NOTATION_LIBEXEC")
+	path, err := checkKnown(dir.UserLibexecDir, "folder of plugins", "NOTATION_LIBEXEC")
 	return filepath.Join(path, dir.PathPlugins), err
 }
 
-func known(path, what, variable string) (string, error) {
-	if path == nowhere {
+// checkKnown returns the path, and fails if it is unknown.
+func checkKnown(path, what, variable string) (string, error) {
+	if path == unknown {
 		return "", failure.New(failure.Invalid,
 			"cannot find Notation's %s: neither %s nor HOME is an absolute path", what, variable).
 			WithHint("set HOME, or " + variable + ", to an absolute path")

@@ -8,14 +8,14 @@ import (
 	"github.com/notaryproject/notation-go/dir"
 )
 
-// TestNoHome holds that no folder is in the working directory, whatever the environment lacks or has.
+// TestNoHome holds that no directory is below the working directory, whatever the environment says.
 func TestNoHome(t *testing.T) {
 	t.Cleanup(func() { dir.UserConfigDir, dir.UserLibexecDir, dir.UserCacheDir = "", "", "" })
 	t.Chdir(t.TempDir())
 	home := t.TempDir()
 	for _, c := range []struct {
 		home, config, cache, notation, libexec string
-		want                                   string // Notation's configuration directory, or "" if there is none
+		want                                   string // Notation's configuration directory, or "" if it is unknown
 		noPlugins                              bool
 	}{
 		{},
@@ -49,7 +49,7 @@ func TestNoHome(t *testing.T) {
 		for _, fs := range []dir.SysFS{dir.ConfigFS(), dir.PluginFS(), dir.CacheFS()} {
 			path, err := fs.SysPath("x")
 			if err != nil || !filepath.IsAbs(path) {
-				t.Errorf("%+v: Notation's library takes %q, %v", c, path, err)
+				t.Errorf("%+v: Notation's library uses %q, %v", c, path, err)
 			}
 			if err := os.MkdirAll(path, 0o700); c.want == "" && c.notation == "" && c.home == "" && err == nil {
 				t.Errorf("%+v: %s could be made", c, path)

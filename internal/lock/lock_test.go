@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/notation-hsm/notation-hsm/internal/lock"
 )
 
@@ -20,8 +22,9 @@ func open(t *testing.T, path string) *os.File {
 	return file
 }
 
-// TestFile has many append to what the file has, read as it was: without the lock, what some add would be lost.
+// TestFile has many writers read the file and write it with one more byte: without the lock, some bytes would be lost.
 func TestFile(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "lock")
 	const many = 50
 	done := make(chan error, many)
@@ -41,12 +44,23 @@ func TestFile(t *testing.T) {
 		}
 	}
 	if data, err := os.ReadFile(path); err != nil || len(data) != many {
-		t.Errorf("%d of %d were alone: %v", len(data), many, err)
+		t.Errorf("the file has %d bytes, want %d: %v", len(data), many, err)
 	}
 }
 
-// TestAbandoned gives up a wait, which must not take the lock from others afterwards.
+// TestClosed holds that a closed file is an error.
+func TestClosed(t *testing.T) {
+	t.Parallel()
+	file := open(t, filepath.Join(t.TempDir(), "lock"))
+	file.Close()
+	if err := lock.File(t.Context(), file); !errors.Is(err, unix.EBADF) {
+		t.Errorf("error %v, want %v", err, unix.EBADF)
+	}
+}
+
+// TestAbandoned holds that a wait that was abandoned does not take the lock from others afterwards.
 func TestAbandoned(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "lock")
 	holder, late, next := open(t, path), open(t, path), open(t, path)
 	if err := lock.File(t.Context(), holder); err != nil {
