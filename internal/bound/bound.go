@@ -1,23 +1,23 @@
-// Package bound bounds what is read: the size of files, and the structure of untrusted JSON and DER before anything
-// parses it.
+// Package bound limits what is read: the size of files, and the structure of untrusted JSON, CBOR and DER before a
+// parser sees it.
 //
-// Parsers recurse into what is nested and allocate for each element, so a short text can cost far more than its size.
-// The checks here read their input once, from begin to end and without recursion. They say nothing of what the input
-// means.
+// Parsers recurse into nested values and allocate memory for each element, so a short input can cost far more than its
+// size. The checks here read their input once, without recursion, and do not interpret it.
 package bound
 
 import "fmt"
 
-// Depth is how deep untrusted data may be nested, unless a format needs more.
+// Depth is the limit of nesting for untrusted data, unless a format needs more.
 const Depth = 16
 
-// Limits are what one input may have.
+// Limits are the limits of one input.
 type Limits struct {
-	Bytes    int // of the whole input
-	Depth    int // arrays, objects and constructed elements within each other; an outermost one counts as 1
-	Elements int // values: each array, object, name, scalar and DER element
+	Bytes    int // size of the input
+	Depth    int // nesting of arrays, objects, maps, tags and constructed elements; an outermost one has depth 1
+	Elements int // number of values: each array, object, name, scalar, CBOR item and DER element
 }
 
+// checkSize fails when data has more bytes than the limit.
 func (l Limits) checkSize(data []byte) error {
 	if len(data) > l.Bytes {
 		return fmt.Errorf("it has %d bytes, more than %d", len(data), l.Bytes)
@@ -25,7 +25,7 @@ func (l Limits) checkSize(data []byte) error {
 	return nil
 }
 
-// checkCounts fails when an element at this depth, the count-th of the input, is one too many.
+// checkCounts fails when the count-th element of the input, at this depth, exceeds a limit.
 func (l Limits) checkCounts(depth, count int) error {
 	if depth > l.Depth {
 		return fmt.Errorf("it is nested deeper than %d", l.Depth)

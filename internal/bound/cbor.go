@@ -6,13 +6,13 @@ import (
 	"math"
 )
 
-// CBOR fails unless data is one CBOR item within the limits, with definite lengths. Arrays, maps and tags count as
-// nested. What is in byte strings is not looked at, even if it is CBOR again.
+// CBOR fails unless data is one CBOR item within the limits, with definite lengths. Arrays, maps and tags count for the
+// depth. CBOR inside of byte strings is not checked.
 func CBOR(data []byte, l Limits) error {
 	if err := l.checkSize(data); err != nil {
 		return err
 	}
-	var missing []uint64 // how many items each open array, map or tag still lacks
+	var missing []uint64 // the number of items that each open array, map or tag still needs
 	at := 0
 	for count := 1; count == 1 || len(missing) > 0; count++ {
 		size, items, err := cborHead(data[at:])
@@ -31,7 +31,7 @@ func CBOR(data []byte, l Limits) error {
 		if items > 0 {
 			continue
 		}
-		for len(missing) > 0 { // an item is complete, and what it completes
+		for len(missing) > 0 { // the item is complete, and may complete the containers around it
 			if missing[len(missing)-1]--; missing[len(missing)-1] > 0 {
 				break
 			}
@@ -44,8 +44,8 @@ func CBOR(data []byte, l Limits) error {
 	return nil
 }
 
-// cborHead reads the head of an item, and the string that may follow it. It returns their size, and the number of items
-// in it that follow.
+// cborHead reads the head of an item, with the content of a string. It returns their size in bytes, and the number of
+// items that belong to the item and follow.
 func cborHead(data []byte) (size int, items uint64, err error) {
 	if len(data) == 0 {
 		return 0, 0, errCutShort
@@ -68,14 +68,14 @@ func cborHead(data []byte) (size int, items uint64, err error) {
 		}
 		size += digits
 	}
-	rest := uint64(len(data) - size) //nolint:gosec // it is not negative
+	rest := uint64(len(data) - size) //nolint:gosec // not negative
 	switch major {
 	case 2, 3: // strings
 		if argument > rest {
 			return 0, 0, errCutShort
 		}
 		return size + int(argument), 0, nil
-	case 4, 5: // arrays and maps, each of whose items has a byte at least
+	case 4, 5: // arrays and maps; each item has at least one byte
 		if argument > rest || argument > math.MaxInt32 {
 			return 0, 0, errCutShort
 		}

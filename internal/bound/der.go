@@ -5,14 +5,13 @@ import (
 	"fmt"
 )
 
-// DER fails unless data is ASN.1 elements within the limits, one after another, in the form that DER prescribes:
-// lengths are definite and as short as can be, and each element ends within the one that holds it. What is in strings
-// is not looked at, even if it is DER again.
+// DER fails unless data is a sequence of ASN.1 elements within the limits and with DER lengths: definite, in the fewest
+// bytes, and within the element that contains them. DER inside of strings is not checked.
 func DER(data []byte, l Limits) error {
 	if err := l.checkSize(data); err != nil {
 		return err
 	}
-	var ends []int // of the constructed elements around at
+	var ends []int // the ends of the constructed elements that contain the position at
 	at := 0
 	for count := 1; at < len(data); count++ {
 		constructed := data[at]&0x20 != 0
@@ -44,11 +43,11 @@ func DER(data []byte, l Limits) error {
 
 var errCutShort = errors.New("is cut short")
 
-// header reads tag and length of the element that data begins with. It returns the size of both and that of the
-// content, which is in data.
+// header reads the tag and the length of the element at the start of data. It returns the size of both, and the size of
+// the content, which is within data.
 func header(data []byte) (size, length int, err error) {
 	size = 1
-	if data[0]&0x1f == 0x1f { // the tag goes on, in bytes of which the last has no high bit
+	if data[0]&0x1f == 0x1f { // the tag continues until a byte without the high bit
 		for {
 			if size == len(data) {
 				return 0, 0, errCutShort

@@ -8,19 +8,19 @@ import (
 	"io"
 )
 
-// A container is an array or an object that has begun and not ended.
+// container is an array or an object whose end has not been read.
 type container struct {
-	names map[string]bool // of an object, those read so far; nil for an array
-	named bool            // whether the next value of an object belongs to the last name
+	names map[string]bool // the names in an object so far; nil for an array
+	named bool            // the next value in an object belongs to the last name
 }
 
-// JSON fails unless data is one JSON value within the limits. It also fails when an object has the same name twice:
-// parsers differ in which of the two they take.
+// JSON fails unless data is one JSON value within the limits. It also fails when an object has a name twice, since
+// parsers differ in which value they take.
 func JSON(data []byte, l Limits) error {
 	if err := l.checkSize(data); err != nil {
 		return err
 	}
-	decoder := json.NewDecoder(bytes.NewReader(data)) // whose Token neither recurses nor builds values
+	decoder := json.NewDecoder(bytes.NewReader(data)) // Token neither recurses nor builds values
 	decoder.UseNumber()
 	var open []container
 	count := 0
@@ -58,7 +58,7 @@ func JSON(data []byte, l Limits) error {
 	return nil
 }
 
-// add notes a name or the begin of a value in the container.
+// add records a name or the start of a value in the container. It fails for a name that the object has already.
 func (c *container) add(token json.Token) error {
 	if c.names == nil {
 		return nil
@@ -66,7 +66,7 @@ func (c *container) add(token json.Token) error {
 	if c.named = !c.named; !c.named {
 		return nil
 	}
-	name, _ := token.(string) // the decoder takes nothing else for a name
+	name, _ := token.(string) // the decoder accepts no other token as a name
 	if c.names[name] {
 		return fmt.Errorf("an object has the name %.50q twice", name)
 	}

@@ -1,4 +1,5 @@
-// Package boundtest measures what an input costs, by counting and not by a clock, since machines differ.
+// Package boundtest limits the memory that tests may allocate for an input. It counts bytes and objects, since times
+// differ between machines.
 package boundtest
 
 import (
@@ -6,19 +7,19 @@ import (
 	"testing"
 )
 
-// A Budget is what parsing one input may allocate.
+// Budget is the memory that may be allocated for one input.
 type Budget struct {
-	Bytes        uint64 // whatever the size of the input
-	BytesPerByte uint64 // more for each byte of the input
+	Bytes        uint64 // for any input
+	BytesPerByte uint64 // in addition, for each byte of the input
 }
 
-// objectSize is the average size of an allocated object that a budget counts on: so many bytes fewer allow one
-// allocation fewer.
+// objectSize is the average size of objects in bytes that a budget assumes: a budget of n bytes allows n/objectSize
+// objects.
 const objectSize = 16
 
-// Check fails the test if f allocates more than the budget allows for an input of size bytes, in bytes or in objects. f
-// is run again when it did, since the first run may have made what is made once, and other goroutines may have
-// allocated meanwhile: it has to exceed the budget each time.
+// Check fails the test if f allocates more bytes or objects than the budget allows for an input of size bytes. It runs f
+// up to three times, and fails only if each run exceeds the budget: the first run may initialise what is made once, and
+// other goroutines may allocate at the same time.
 func (b Budget) Check(t testing.TB, size int, f func()) {
 	t.Helper()
 	allowed := b.Bytes + b.BytesPerByte*uint64(size)
@@ -28,11 +29,11 @@ func (b Budget) Check(t testing.TB, size int, f func()) {
 			return
 		}
 	}
-	t.Errorf("an input of %d bytes has %d bytes in %d objects allocated, more than %d bytes in %d objects", size, used,
+	t.Errorf("an input of %d bytes allocates %d bytes in %d objects, more than %d bytes in %d objects", size, used,
 		objects, allowed, allowed/objectSize)
 }
 
-// allocations returns how many bytes and objects f allocates.
+// allocations returns the numbers of bytes and objects that f allocates.
 func allocations(f func()) (bytes, objects uint64) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
