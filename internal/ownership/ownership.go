@@ -1,8 +1,8 @@
 // Package ownership checks who can change a file: the owners of the file and of every folder and symbolic link on the
 // path to it, and everyone with write permission to one of these.
 //
-// A file that names programs, decides who is trusted or holds a PIN is only as safe as the folders above it: whoever can
-// write to one of them can replace the file.
+// A file that names programs, decides who is trusted or holds a PIN is only as safe as the folders above it: whoever
+// can write to one of them can replace the file.
 package ownership
 
 import (
@@ -22,8 +22,8 @@ import (
 const maxLinks = 40
 
 // Check verifies that only root and the users with the ids in owners can change the file or folder at path: these users
-// own it, each folder above it and each symbolic link on the path, and nobody else has write permission. A folder on the
-// path may be writable by everyone if it has the sticky bit, as /tmp has, since only the owner of a file in such a
+// own it, each folder above it and each symbolic link on the path, and nobody else has write permission. A folder on
+// the path may be writable by everyone if it has the sticky bit, as /tmp has, since only the owner of a file in such a
 // folder can replace it; the last element of the path may not. path has to be absolute.
 //
 // An error of kind Denied names the file or folder that others can change. If path cannot be resolved, the error is of
@@ -79,8 +79,8 @@ func inaccessible(path string, cause error) error {
 	return failure.New(kind, "cannot access %s: %w", path, cause).WithHint("check the path and its permissions")
 }
 
-// CheckTree checks a file or folder and everything below it as Check does, including the folders to which symbolic links
-// lead. It ignores files that are removed meanwhile, such as temporary files of a command that replaces one.
+// CheckTree checks a file or folder and everything below it as Check does, including the folders to which symbolic
+// links lead. It ignores files that are removed meanwhile, such as temporary files of a command that replaces one.
 func CheckTree(path string, owners ...int) error {
 	return checkTree(path, owners, map[string]bool{})
 }

@@ -346,8 +346,8 @@ func lower() {
 	fmt.Println(files.Cur, files.Max)
 }
 
-// TestLimits holds that a process that exceeds a limit is ended or gets an error, that a limit is not raised, and that a
-// process on a large machine stays within the memory of a small one.
+// TestLimits holds that a process that exceeds a limit is ended or gets an error, that a limit is not raised, and that
+// a process on a large machine stays within the memory of a small one.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	if c := start(t, nil, "memory"); c.end() == nil {
@@ -371,7 +371,8 @@ func become() {
 		}()
 	}
 	if folder := os.Getenv(coverage); folder != "" { // the folders above it are root's
-		must(errors.Join(os.Chmod(folder, 0o777), os.Chdir(folder), os.Setenv(coverage, "."))) //nolint:gosec // until the test ends
+		must(os.Chmod(folder, 0o777)) //nolint:gosec // until the test ends
+		must(errors.Join(os.Chdir(folder), os.Setenv(coverage, ".")))
 	}
 	must(sandbox.User{Name: "test", ID: 4242, Group: 4343, Groups: []int{4343, 4444}}.Become())
 	fmt.Println(permitted(syscall.Setuid(0)), permitted(syscall.Setgid(0)), permitted(syscall.Setgroups(nil)))

@@ -17,9 +17,9 @@ type Budget struct {
 // objects.
 const objectSize = 16
 
-// Check fails the test if f allocates more bytes or objects than the budget allows for an input of size bytes. It runs f
-// up to three times, and fails only if each run exceeds the budget: the first run may initialise what is made once, and
-// other goroutines may allocate at the same time.
+// Check fails the test if f allocates more bytes or objects than the budget allows for an input of size bytes. It runs
+// f up to three times, and fails only if each run exceeds the budget: the first run may initialise what is made once,
+// and other goroutines may allocate at the same time.
 func (b Budget) Check(t testing.TB, size int, f func()) {
 	t.Helper()
 	allowed := b.Bytes + b.BytesPerByte*uint64(size)
