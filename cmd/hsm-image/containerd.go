@@ -16,16 +16,17 @@ import (
 
 const (
 	containerdRoot = "/var/lib/containerd"
-	decoderKeys    = "key that opens layers, by URI or alias; repeatable (default: the keys of the token that the settings name)"
+	decoderKeys    = "key that opens layers, by URI or alias; repeatable (default: all keys of the token in the settings)"
 )
 
 func containerdDecoderCommand(ks *keystore.Keystore) *cobra.Command {
 	d := image.Decoder{Keystore: ks}
 	var user string
 	c := &cobra.Command{
-		Use: "containerd-decoder", Short: "Open an encrypted layer for containerd, which starts this by itself",
-		Long: `containerd-decoder is a stream processor of containerd: it reads an encrypted layer from standard input and writes it to standard
-output, as a tar archive. 'hsm-image containerd-config' prints how containerd is told of it.`,
+		Use: "containerd-decoder", Short: "Decrypt a layer for containerd, which starts this command",
+		Long: `containerd-decoder is a stream processor of containerd: it reads an encrypted layer from standard input
+and writes it to standard output, as a tar archive. 'hsm-image containerd-config' prints the configuration with which
+containerd starts it.`,
 		Args: cli.Exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			d.MediaType, d.Payload = os.Getenv("STREAM_PROCESSOR_MEDIATYPE"), image.ContainerdPayload()
@@ -37,7 +38,8 @@ output, as a tar archive. 'hsm-image containerd-config' prints how containerd is
 		},
 	}
 	c.Flags().StringVar(&d.Root, "root", containerdRoot, "containerd's root folder")
-	c.Flags().StringVar(&user, "user", "", "user whom the decoder goes on as when the layer's key is open (default: who starts it)")
+	c.Flags().StringVar(&user, "user", "",
+		"user that the decoder switches to after it has opened the key of the layer (default: no switch)")
 	c.Flags().StringArrayVar(&d.References, "key", nil, decoderKeys)
 	return c
 }
@@ -57,22 +59,22 @@ func containerdConfigCommand() *cobra.Command {
 				user = image.DecoderUser
 			}
 			if path == "" {
-				own, err := os.Executable()
+				own, err := ownPath()
 				if err != nil {
-					return failure.New(failure.Internal, "this program does not find itself: %w", err).WithHint("name it with --path")
+					return failure.From(err).WithHint("name it with --path")
 				}
 				path = own
 			}
 			for _, file := range []string{path, settings, root} {
 				if !filepath.IsAbs(file) {
 					return failure.New(failure.Invalid, "%s is not a full path", file).
-						WithHint("containerd has a working folder of its own")
+						WithHint("name it by its full path: containerd has another working folder")
 				}
 			}
 			for _, key := range keys {
 				if strings.Contains(key, "pin-value=") {
-					return failure.New(failure.Invalid, "a PIN in containerd's configuration would be read by others").
-						WithHint("give pin-source in " + settings)
+					return failure.New(failure.Invalid, "a PIN in containerd's configuration could be read by others").
+						WithHint("set pin-source in " + settings)
 				}
 			}
 			config, err := image.ContainerdConfig(path, settings, root, user, keys)
@@ -83,10 +85,13 @@ func containerdConfigCommand() *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().StringVar(&path, "path", "", "where hsm-image is on the node (default: where it is here)")
+	c.Flags().StringVar(&path, "path", "", "path of hsm-image on the node (default: the path of this program)")
 	c.Flags().StringVar(&root, "root", containerdRoot, "containerd's root folder on the node")
-	c.Flags().StringVar(&user, "user", "", "user on the node whom the decoder goes on as when a layer's key is open (default: "+image.DecoderUser+" if there is one here, else root)")
-	c.Flags().StringVar(&settings, "config", "/etc/notation-hsm/config.yaml", "config file on the node, with the token and its pin-source")
+	c.Flags().StringVar(&user, "user", "",
+		"user on the node that the decoder switches to after it has opened the key of a layer "+
+			"(default: "+image.DecoderUser+" if this system has the user, else root)")
+	c.Flags().StringVar(&settings, "config", "/etc/notation-hsm/config.yaml",
+		"config file on the node, with the token and its pin-source")
 	c.Flags().StringArrayVar(&keys, "key", nil, decoderKeys)
 	return c
 }

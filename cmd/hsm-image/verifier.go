@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -19,16 +20,18 @@ func installVerifierCommand() *cobra.Command {
 	var binDir string
 	c := &cobra.Command{
 		Use:   "install-verifier --bin-dir DIR --trust-dir DIR",
-		Short: "Have containerd pull only images that verify",
-		Long: `Write the image verifier that containerd runs before it pulls an image, and print what containerd's configuration needs. An image
-whose signature does not verify under the trust policy in --trust-dir is not pulled, nor is any when the policy, the registry or the
-decision log fail.
+		Short: "Let containerd pull only images whose signatures verify",
+		Long: `Write the image verifier that containerd runs before it pulls an image, and print the settings that
+containerd needs. An image without a valid signature under the trust policy in --trust-dir is not pulled. Nothing is
+pulled when the policy cannot be read, the registry does not answer, or the decision cannot be logged.
 
-containerd runs every file in --bin-dir, so give it a folder of its own. Signatures are looked up where containerd pulls from: name
-its registry hosts (config_path) with --hosts-dir. Whatever decides has to be root's: this program, the files and folders that the flags
-name, and the folders above them. The verifier looks again each time that it runs, and refuses every image while others can change one.`,
-		Example: `  hsm-image install-verifier --bin-dir /opt/containerd/image-verifier/bin --trust-dir /etc/notation --hosts-dir /etc/containerd/certs.d`,
-		Args:    cli.Exactly(0),
+containerd runs every file in --bin-dir: use a folder for the verifier alone. Signatures are fetched from where
+containerd pulls: set --hosts-dir to containerd's registry hosts (config_path). Only root may be able to change this
+program, the files and folders of these flags, and the folders above them. The verifier checks this each time that it
+runs, and otherwise refuses every image.`,
+		Example: "  hsm-image install-verifier --bin-dir /opt/containerd/image-verifier/bin --trust-dir /etc/notation " +
+			"--hosts-dir /etc/containerd/certs.d",
+		Args: cli.Exactly(0),
 	}
 	addNodeFlags(c, &node)
 	c.Flags().StringVar(&binDir, "bin-dir", "", "containerd's folder of image verifiers")
@@ -39,47 +42,57 @@ name, and the folders above them. The verifier looks again each time that it run
 		if err := refuseEmpty(c, "bin-dir", "trust-dir", "state-dir", "hosts-dir", "auth-file", "user"); err != nil {
 			return err
 		}
-		program, err := os.Executable()
+		program, err := ownPath()
 		if err != nil {
-			return failure.New(failure.Internal, "can't tell where this program is: %w", err)
+			return err
 		}
 		done, err := node.Install(binDir, program)
 		if err != nil {
 			return err
 		}
-		for _, name := range done.Skip {
-			fmt.Fprintf(c.ErrOrStderr(),
-				"warning: statement %s of the trust policy skips verification, which --allow-skip allows\n", name)
-		}
-		for _, name := range done.AnySigner {
-			fmt.Fprintf(c.ErrOrStderr(),
-				"warning: statement %s of the trust policy accepts a signature by any signer: it only logs whether the signer "+
-					"is trusted\n", name)
-		}
-		for _, name := range done.Others {
-			fmt.Fprintf(c.ErrOrStderr(), "warning: containerd will run %s as well, and pull nothing if that fails\n",
-				filepath.Join(filepath.Dir(done.Path), name))
-		}
-		switch {
-		case done.Root:
-			fmt.Fprintf(c.ErrOrStderr(),
-				"warning: the verifier will run as root; make it a user (useradd --system --shell /usr/sbin/nologin %s) and run "+
-					"this again\n", gate.DefaultUser)
-		case done.User != "":
-			fmt.Fprintf(c.ErrOrStderr(), "the verifier will run as user %s\n", done.User)
-		}
-		if version := sandbox.LandlockVersion(); version > 0 {
-			fmt.Fprintf(c.ErrOrStderr(), "this kernel confines it to the files that it needs (Landlock, version %d)\n", version)
-		} else {
-			fmt.Fprintln(c.ErrOrStderr(),
-				"warning: this kernel has no Landlock, so nothing but its user confines the verifier to the files that it needs")
-		}
-		fmt.Fprintf(c.ErrOrStderr(), "wrote %s; decisions go to %s\nadd this to containerd's configuration and restart it:\n",
-			done.Path, done.Log)
+		printInstallation(c.ErrOrStderr(), done)
 		_, err = fmt.Fprint(c.OutOrStdout(), done.Config)
 		return err
 	}
 	return c
+}
+
+// ownPath returns the path of this program.
+func ownPath() (string, error) {
+	path, err := os.Executable()
+	if err != nil {
+		return "", failure.New(failure.Internal, "cannot find the path of this program: %w", err)
+	}
+	return path, nil
+}
+
+// printInstallation prints the warnings about an installation, and what was written.
+func printInstallation(w io.Writer, done *gate.Installation) {
+	for _, name := range done.Skip {
+		fmt.Fprintf(w, "warning: statement %s of the trust policy skips verification, which --allow-skip allows\n", name)
+	}
+	for _, name := range done.AnySigner {
+		fmt.Fprintf(w, "warning: statement %s of the trust policy accepts a signature by any signer: it only logs whether "+
+			"the signer is trusted\n", name)
+	}
+	for _, name := range done.Others {
+		fmt.Fprintf(w, "warning: containerd will run %s as well, and pull nothing if that fails\n",
+			filepath.Join(filepath.Dir(done.Path), name))
+	}
+	switch {
+	case done.Root:
+		fmt.Fprintf(w, "warning: the verifier will run as root; make a user for it (useradd --system --shell "+
+			"/usr/sbin/nologin %s) and run this again\n", gate.DefaultUser)
+	case done.User != "":
+		fmt.Fprintf(w, "the verifier will run as user %s\n", done.User)
+	}
+	if version := sandbox.LandlockVersion(); version > 0 {
+		fmt.Fprintf(w, "this kernel confines it to the files that it needs (Landlock, version %d)\n", version)
+	} else {
+		fmt.Fprintln(w, "warning: this kernel has no Landlock, so the verifier can read all files that its user can read")
+	}
+	fmt.Fprintf(w, "wrote %s; decisions go to %s\nadd this to containerd's configuration and restart it:\n", done.Path,
+		done.Log)
 }
 
 func verifierCommand() *cobra.Command {
@@ -87,60 +100,61 @@ func verifierCommand() *cobra.Command {
 	var check bool
 	c := &cobra.Command{
 		Use:    "containerd-verifier --trust-dir DIR -- -name IMAGE -digest DIGEST -stdin-media-type TYPE",
-		Short:  "Answer containerd whether it may pull an image",
-		Hidden: true, // containerd runs it through what install-verifier writes
+		Short:  "Decide for containerd whether it may pull an image",
+		Hidden: true, // containerd runs it with the script that install-verifier writes
 		Args:   cobra.ArbitraryArgs,
 	}
 	addNodeFlags(c, &node)
-	c.Flags().BoolVar(&check, "check", false, "only see whether the verifier can run")
+	c.Flags().BoolVar(&check, "check", false, "only check that the verifier can run")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		gate.LimitMemory()
-		program, err := os.Executable()
+		program, err := ownPath()
 		if err != nil {
-			return failure.New(failure.Internal, "can't tell where this program is: %w", err)
+			return err
 		}
-		fault, err := node.Enter(program)
+		fault, err := node.Confine(program)
 		if err != nil {
 			fmt.Fprintln(c.OutOrStdout(), err)
 			return err
 		}
 		if check {
-			return errors.Join(fault, node.Check())
+			return errors.Join(fault, node.CheckAccess())
 		}
-		var r gate.Result
+		var d gate.Decision
 		if fault != nil {
-			r = node.Refuse(c.Context(), args, fault)
+			d = node.Refuse(c.Context(), args, fault)
 		} else {
-			r = node.Judge(c.Context(), args, c.InOrStdin())
+			d = node.Verify(c.Context(), args, c.InOrStdin())
 		}
-		if !r.Passed() {
-			fmt.Fprintln(c.OutOrStdout(), r.Reason)
-			return failure.New(failure.Denied, "%s is refused: %s", r.Reference, r.Reason)
+		if !d.Passed() {
+			fmt.Fprintln(c.OutOrStdout(), d.Reason)
+			return failure.New(failure.Denied, "%s is refused: %s", d.Reference, d.Reason)
 		}
-		by := r.Reason
-		if r.Signature != nil {
-			by = "signed by " + r.Signature.Subject
+		reason := d.Reason
+		if d.Signature != nil {
+			reason = "signed by " + d.Signature.Subject
 		}
-		fmt.Fprintf(c.OutOrStdout(), "%s (policy %s)\n", by, r.Policy)
+		fmt.Fprintf(c.OutOrStdout(), "%s (policy %s)\n", reason, d.Policy)
 		return nil
 	}
 	return c
 }
 
+// addNodeFlags adds the flags of a node's settings.
 func addNodeFlags(c *cobra.Command, node *gate.Node) {
 	c.Flags().StringVar(&node.TrustDir, "trust-dir", "",
-		"folder with trustpolicy.json and truststore, as 'notation-hsm trust export --to' writes it")
+		"folder with trustpolicy.json and truststore, written by 'notation-hsm trust export --to'")
 	c.Flags().StringVar(&node.StateDir, "state-dir", "/var/lib/hsm-image",
 		"folder for the decision log and revocation lists")
 	c.Flags().StringVar(&node.HostsDir, "hosts-dir", "",
-		"folder with a hosts.toml for each registry, as containerd has it (certs.d)")
+		"containerd's folder with a hosts.toml for each registry (certs.d)")
 	c.Flags().StringVar(&node.AuthFile, "auth-file", "",
 		"registry credentials, in the format of Docker's config.json (default: none)")
 	addPluginFlag(c, &node.Options)
 	c.Flags().BoolVar(&node.AllowSkip, "allow-skip", false,
-		"let images pass unverified where the trust policy says skip; each is in the decision log")
+		"let images pass without verification if the trust policy says skip; the decision log has each of them")
 	c.Flags().StringVar(&node.User, "user", "",
-		"user whom the verifier runs as (default: "+gate.DefaultUser+" if there is one, else root)")
+		"user that the verifier runs as (default: "+gate.DefaultUser+" if the system has this user, else root)")
 	c.Flags().DurationVar(&node.Timeout, "timeout", gate.DefaultTimeout,
-		"longest wait for one image, one second or more; containerd's has to be longer")
+		"timeout for one image, one second or more; containerd's timeout has to be longer")
 }

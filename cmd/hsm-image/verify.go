@@ -16,18 +16,19 @@ import (
 
 func verifyCommand() *cobra.Command {
 	var options gate.Options
-	var scope, log string
+	var scope, logFile string
 	var timeout time.Duration
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "verify IMAGE...",
 		Short: "Verify that images are signed as Notation's trust policy demands",
-		Long: `Verify the signatures of images under Notation's trust policy and trust stores, and say who signed, or why a signature does not
-count. The answer is that of 'notation verify' for the same configuration. It exits with 0 only if every image passes.
+		Long: `Verify the signatures of images under Notation's trust policy and trust stores. Print the signer of
+each image, or why it is refused. Images pass as for 'notation verify' with the same configuration. The exit code is 0
+only if every image passes.
 
-An image is named by tag or digest. Short names are Docker Hub's: alpine is docker.io/library/alpine:latest. oci:DIR:TAG or
-oci:DIR@DIGEST is one in an OCI layout; --scope says whose policy counts for it. A tag is looked up once, and what passes is the
-digest that is printed. An index that is signed covers the images that it lists.`,
+Name an image by tag or digest. Short names belong to Docker Hub: alpine is docker.io/library/alpine:latest. An image
+in an OCI layout is oci:DIR:TAG or oci:DIR@DIGEST, with the repository whose policy applies in --scope. A tag is
+resolved once: what passes is the digest that is printed. The signature of an index covers the images that it lists.`,
 		Example: `  hsm-image verify registry.example.com/team/app:1.2
   hsm-image verify --trust-dir cluster/notation --json registry.example.com/team/app@sha256:...`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -38,12 +39,12 @@ digest that is printed. An index that is signed covers the images that it lists.
 		},
 	}
 	c.Flags().StringVar(&options.TrustDir, "trust-dir", "",
-		"folder with trustpolicy.json and truststore, as 'notation-hsm trust export --to' writes it (default: Notation's own)")
-	c.Flags().BoolVar(&options.PlainHTTP, "plain-http", false, "speak plain HTTP to the registries")
-	c.Flags().StringVar(&scope, "scope", "", "repository whose trust policy counts for images in OCI layouts")
+		"folder with trustpolicy.json and truststore, written by 'notation-hsm trust export --to' (default: Notation's)")
+	c.Flags().BoolVar(&options.PlainHTTP, "plain-http", false, "use plain HTTP for the registries")
+	c.Flags().StringVar(&scope, "scope", "", "repository whose trust policy applies to images in OCI layouts")
 	addPluginFlag(c, &options)
-	c.Flags().StringVar(&log, "log", "", "file to which each decision is added as a line of JSON")
-	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "longest wait for one image")
+	c.Flags().StringVar(&logFile, "log", "", "decision log, to which a line of JSON is added for each image")
+	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "timeout for one image")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, images []string) error {
 		if err := refuseEmpty(c, "trust-dir", "scope", "log"); err != nil {
@@ -53,49 +54,54 @@ digest that is printed. An index that is signed covers the images that it lists.
 			return cli.Usage(c, failure.New(failure.Invalid, "--timeout has to be more than 0"))
 		}
 		gate.LimitMemory()
-		// this ends before a collection pays for itself: with ten images that is a twentieth of the time
+		// Few collections: they would take a twentieth of the time for ten images, and LimitMemory bounds the heap.
 		debug.SetGCPercent(400)
 		g, err := gate.Open(options)
 		if err != nil {
 			return err
 		}
 		defer g.Close()
-		results := g.Verify(c.Context(), images, scope, timeout)
-		if log != "" {
-			if err := keep(c.Context(), log, results); err != nil {
+		decisions := g.Verify(c.Context(), images, scope, timeout)
+		if logFile != "" {
+			if err := appendDecisions(c.Context(), logFile, decisions); err != nil {
 				return err
 			}
 		}
 		if asJSON {
-			err = cli.PrintJSON(c.OutOrStdout(), results)
+			err = cli.PrintJSON(c.OutOrStdout(), decisions)
 		} else {
-			err = printResults(c.OutOrStdout(), results)
+			err = printDecisions(c.OutOrStdout(), decisions)
 		}
 		if err != nil {
 			return err
 		}
-		bad := 0
-		for _, r := range results {
-			if !r.Passed() {
-				bad++
-			}
-		}
-		if bad > 0 {
-			return failure.New(failure.Denied, "%d of %d images did not pass", bad, len(results))
-		}
-		return nil
+		return checkPassed(decisions)
 	}
 	return c
 }
 
-// addPluginFlag gives a command the flag that lists plugins of Notation's which signatures may name.
-func addPluginFlag(c *cobra.Command, options *gate.Options) {
-	c.Flags().StringArrayVar(&options.VerificationPlugins, "verification-plugin", nil,
-		"verification plugin of Notation's that may run when a signature names it; repeatable (default: none)")
+// checkPassed fails unless all images passed.
+func checkPassed(decisions []gate.Decision) error {
+	refused := 0
+	for _, d := range decisions {
+		if !d.Passed() {
+			refused++
+		}
+	}
+	if refused > 0 {
+		return failure.New(failure.Denied, "%d of %d images did not pass", refused, len(decisions))
+	}
+	return nil
 }
 
-// refuseEmpty refuses flags that are given with nothing in them, as by a variable of a script that was never set: their
-// defaults would be taken without a word, such as another trust policy.
+// addPluginFlag adds the flag that lists the verification plugins.
+func addPluginFlag(c *cobra.Command, options *gate.Options) {
+	c.Flags().StringArrayVar(&options.VerificationPlugins, "verification-plugin", nil,
+		"Notation plugin that may run if a signature names it for its verification; repeatable (default: none)")
+}
+
+// refuseEmpty fails for flags with an empty value, such as an unset variable of a script: their defaults would be used
+// instead, for example another trust policy.
 func refuseEmpty(c *cobra.Command, names ...string) error {
 	for _, name := range names {
 		if c.Flags().Changed(name) && c.Flags().Lookup(name).Value.String() == "" {
@@ -105,63 +111,66 @@ func refuseEmpty(c *cobra.Command, names ...string) error {
 	return nil
 }
 
-func keep(ctx context.Context, path string, results []gate.Result) error {
+// appendDecisions adds decisions to a log.
+func appendDecisions(ctx context.Context, path string, decisions []gate.Decision) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	log := gate.NewLog(path)
-	for _, r := range results {
-		if err := log.Append(ctx, r); err != nil {
+	for _, d := range decisions {
+		if err := log.Append(ctx, d); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// printResults prints a paragraph for each image.
-func printResults(w io.Writer, results []gate.Result) error {
-	for i, r := range results {
+// printDecisions prints a paragraph for each image.
+func printDecisions(w io.Writer, decisions []gate.Decision) error {
+	for i, d := range decisions {
 		if i > 0 {
 			fmt.Fprintln(w)
 		}
-		rows := [][]string{{"  digest", cli.OrDash(r.Digest)}, {"  policy", cli.OrDash(r.Policy)}}
-		if r.Policy != "" {
-			rows[1][1] += " (" + r.Level + ")"
+		rows := [][]string{{"  digest", cli.OrDash(d.Digest)}, {"  policy", cli.OrDash(d.Policy)}}
+		if d.Policy != "" {
+			rows[1][1] += " (" + d.Level + ")"
 		}
-		if s := r.Signature; s != nil {
+		if s := d.Signature; s != nil {
 			rows = append(rows, []string{"  signer", s.Subject}, []string{"  issuer", s.Issuer},
 				[]string{"  fingerprint", "sha256:" + s.Fingerprint},
-				[]string{"  signed", clock(s.SigningTime)}, []string{"  expires", clock(s.Expiry)},
-				[]string{"  timestamp", timestamp(s.Timestamp)})
+				[]string{"  signed", formatTime(s.SigningTime)}, []string{"  expires", formatTime(s.Expiry)},
+				[]string{"  timestamp", formatTimestamp(s.Timestamp)})
 		}
-		for _, s := range r.Refused {
+		for _, s := range d.Refused {
 			rows = append(rows, []string{"  refused", s.Digest + ": " + s.String()})
 		}
-		for _, warning := range r.Warnings {
+		for _, warning := range d.Warnings {
 			rows = append(rows, []string{"  warning", warning})
 		}
-		if r.Reason != "" {
-			rows = append(rows, []string{"  reason", r.Reason})
+		if d.Reason != "" {
+			rows = append(rows, []string{"  reason", d.Reason})
 		}
-		if err := cli.PrintTable(w, []string{r.Reference + ": " + r.Verdict}, rows); err != nil {
+		if err := cli.PrintTable(w, []string{d.Reference + ": " + d.Verdict}, rows); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func clock(t *time.Time) string {
+// formatTime returns a time in RFC 3339, or a dash for nil.
+func formatTime(t *time.Time) string {
 	if t == nil {
 		return "-"
 	}
 	return t.Format(time.RFC3339)
 }
 
-func timestamp(t *gate.Timestamp) string {
+// formatTimestamp returns the time of a timestamp and whether it was verified, or a dash for nil.
+func formatTimestamp(t *gate.Timestamp) string {
 	switch {
 	case t == nil:
 		return "-"
 	case t.Verified:
-		return clock(&t.Time) + " (verified)"
+		return formatTime(&t.Time) + " (verified)"
 	}
-	return clock(&t.Time) + " (not verified: the trust policy does not ask for it)"
+	return formatTime(&t.Time) + " (not verified: the trust policy does not ask for it)"
 }

@@ -22,69 +22,73 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
-// Node is the gate of a machine that runs images. containerd asks it before each pull, as an image verifier
-// (docs/image-verification.md of containerd): it starts a program with the image's name and digest as arguments and the
-// descriptor on standard input, and pulls only if that ends with 0. What it prints is the reason.
+// Node is the gate of a machine that runs images. It implements containerd's image verifier (docs/image-verification.md
+// of containerd): before each pull, containerd starts a program with the name and the digest of the image as arguments
+// and the descriptor on standard input, and pulls only if the program exits with 0. Its output is the reason.
 type Node struct {
 	Options
-	StateDir  string        // holds the decision log and the revocation lists
-	Timeout   time.Duration // for one image; containerd's own has to be longer
-	User      string        // whom the verifier runs as; "" is whoever starts it
-	AllowSkip bool          // let images pass unverified where the trust policy says so
+	StateDir  string        // the folder of the decision log and the revocation lists
+	Timeout   time.Duration // for one image; containerd's timeout has to be longer
+	User      string        // the user that the verifier runs as; "" is the current one
+	AllowSkip bool          // images pass without verification if the trust policy says skip
 }
 
-// DefaultTimeout leaves the rest of containerd's ten seconds to starting and to writing the log.
+// DefaultTimeout leaves the rest of containerd's ten seconds for the start of the program and the log.
 const DefaultTimeout = 8 * time.Second
 
-// nowhere is a folder that nobody can make. noAuthFile has no credentials looked up in the places of users and other
-// tools, which nobody named and others may write to.
+// noFolder is a folder that nobody can make. noAuthFile keeps the library from looking for credentials in the places of
+// users and other tools, which are not configured and which others may be able to write to.
 const (
-	nowhere    = "/proc/none"
-	noAuthFile = nowhere + "/auth.json"
+	noFolder   = "/proc/none"
+	noAuthFile = noFolder + "/auth.json"
 )
 
 const (
-	logTimeout    = time.Second // for a turn with the decision log, after the timeout
+	logTimeout    = time.Second // to lock the decision log, after Timeout
 	maxDescriptor = 1 << 20     // bytes
 )
 
-// LogFile is where a node's decisions are.
+var descriptorLimits = bound.Limits{Bytes: maxDescriptor, Depth: bound.Depth, Elements: 2000}
+
+// LogFile returns the path of the decision log.
 func (n Node) LogFile() string { return filepath.Join(n.StateDir, "decisions.jsonl") }
 
-// Judge answers containerd. The answer is in the log before it is given: what can't be written down may not run.
-func (n Node) Judge(ctx context.Context, args []string, stdin io.Reader) Result {
-	return n.decide(ctx, args, func(ctx context.Context) Result { return n.judge(ctx, args, stdin) })
+// Verify decides about the image that containerd asks about. The decision is in the log before Verify returns: an image
+// whose decision cannot be logged is refused.
+func (n Node) Verify(ctx context.Context, args []string, stdin io.Reader) Decision {
+	return n.logDecision(ctx, args, func(ctx context.Context) Decision { return n.verify(ctx, args, stdin) })
 }
 
-// Refuse refuses an image without a look at it, for a reason that holds for all, and writes that down as Judge does.
-func (n Node) Refuse(ctx context.Context, args []string, reason error) Result {
-	return n.decide(ctx, args, func(context.Context) Result { return refused(nameIn(args), reason) })
+// Refuse refuses the image for a reason that holds for all images, and logs the decision as Verify does.
+func (n Node) Refuse(ctx context.Context, args []string, reason error) Decision {
+	return n.logDecision(ctx, args, func(context.Context) Decision { return newRefusal(imageName(args), reason) })
 }
 
-// decide has an image judged and writes the answer into the log.
-func (n Node) decide(ctx context.Context, args []string, judge func(context.Context) Result) Result {
+// logDecision calls verify and writes its decision to the log.
+func (n Node) logDecision(ctx context.Context, args []string, verify func(context.Context) Decision) Decision {
 	_, sum, _, _ := parseArguments(args)
 	if digest.Digest(sum).Validate() != nil {
 		sum = ""
 	}
-	result := within(ctx, n.Timeout, nameIn(args), judge)
-	result.Digest = sum // also of what was not looked at
+	decision := runWithTimeout(ctx, n.Timeout, imageName(args), verify)
+	decision.Digest = sum // also if the image was not verified
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), logTimeout)
 	defer cancel()
-	if err := NewLog(n.LogFile()).Append(ctx, result); err != nil {
-		result = refused(result.Reference, err)
-		result.Digest = sum
+	if err := NewLog(n.LogFile()).Append(ctx, decision); err != nil {
+		decision = newRefusal(decision.Reference, err)
+		decision.Digest = sum
 	}
-	return result
+	return decision
 }
 
-func (n Node) judge(ctx context.Context, args []string, stdin io.Reader) Result {
+// verify decides about the image without the log.
+func (n Node) verify(ctx context.Context, args []string, stdin io.Reader) Decision {
 	r, err := parseRequest(args, stdin)
 	if err != nil {
-		return refused(nameIn(args), err)
+		return newRefusal(imageName(args), err)
 	}
 	if n.TrustDir == "" {
-		return refused(r.given, errors.New("no trust directory is named"))
+		return newRefusal(r.given, errors.New("no trust directory is set"))
 	}
 	n.CacheDir = filepath.Join(n.StateDir, "cache")
 	if n.AuthFile == "" {
@@ -92,71 +96,71 @@ func (n Node) judge(ctx context.Context, args []string, stdin io.Reader) Result 
 	}
 	g, err := Open(n.Options)
 	if err != nil {
-		return refused(r.given, err)
+		return newRefusal(r.given, err)
 	}
 	defer g.Close()
-	sources, err := g.pullSources(ctx, r.asked)
+	sources, err := g.pullSources(ctx, r.address)
 	if err != nil {
-		return refused(r.given, err)
+		return newRefusal(r.given, err)
 	}
 	defer func() {
 		for _, s := range sources {
 			s.close()
 		}
 	}()
-	result := g.examine(ctx, r.repository, r.descriptor, sources...)
-	result.Reference = r.given
-	if result.Passed() {
-		if result = n.explain(result); !result.Passed() {
-			return result
+	decision := g.examine(ctx, r.scope, r.descriptor, sources...)
+	decision.Reference = r.given
+	if decision.Passed() {
+		if decision = n.explain(decision); !decision.Passed() {
+			return decision
 		}
-		if err := intact(ctx, r.descriptor, sources); err != nil {
-			return result.refuse(err.Error())
+		if err := checkManifest(ctx, r.descriptor, sources); err != nil {
+			return decision.refuse(err.Error())
 		}
 	}
-	return result
+	return decision
 }
 
-// explain says in the log why an image passes whose signer was not verified, and refuses one that was not verified at
-// all if the installation does not allow that, whatever the policy has become since.
-func (n Node) explain(r Result) Result {
+// explain adds a reason to the decision about an image that passes without a verified signer. It refuses an image that
+// passes without any verification, unless AllowSkip is set: the trust policy may have changed since the installation.
+func (n Node) explain(d Decision) Decision {
 	switch {
-	case r.Signature == nil && !n.AllowSkip:
-		return r.refuse(
-			fmt.Sprintf("statement %q of the trust policy skips verification, and install-verifier was not told to --allow-skip",
-				r.Policy))
-	case r.Signature == nil:
-		r.Reason = oneLine(fmt.Sprintf("not verified: statement %q of the trust policy skips verification", r.Policy))
-	case len(r.Warnings) > 0:
-		r.Reason = oneLine(strings.Join(r.Warnings, "; "))
+	case d.Signature == nil && !n.AllowSkip:
+		return d.refuse(fmt.Sprintf(
+			"statement %q of the trust policy skips verification, and install-verifier was not told to --allow-skip", d.Policy))
+	case d.Signature == nil:
+		d.Reason = sanitize(fmt.Sprintf("not verified: statement %q of the trust policy skips verification", d.Policy))
+	case len(d.Warnings) > 0:
+		d.Reason = sanitize(strings.Join(d.Warnings, "; "))
 	}
-	return r
+	return d
 }
 
-// intact fetches the manifest that containerd is about to pull. containerd would not take a manifest that was changed
-// either, but it keeps what it has got of it, and then can't pull the right one.
-func intact(ctx context.Context, descriptor ocispec.Descriptor, sources []source) error {
+// checkManifest fetches the manifest that containerd is about to pull from the first source that has it, and fails
+// unless its size and digest are those of the descriptor. containerd would refuse a wrong manifest too, but it would
+// keep what it has received, and could not pull the right one later.
+func checkManifest(ctx context.Context, descriptor ocispec.Descriptor, sources []source) error {
 	if descriptor.Size > docker.MaxManifestSize {
 		return fmt.Errorf("its manifest is longer than %d bytes", docker.MaxManifestSize)
 	}
 	var errs []error
 	for i, s := range sources {
-		ctx, cancel := share(ctx, len(sources)-i)
-		err := s.has(ctx, descriptor)
+		ctx, cancel := shareDeadline(ctx, len(sources)-i)
+		err := s.verifyManifest(ctx, descriptor)
 		cancel()
 		if err == nil {
 			return nil
 		}
-		errs = append(errs, fmt.Errorf("can't get its manifest from %s: %w", s.name, err))
+		errs = append(errs, fmt.Errorf("cannot fetch its manifest from %s: %w", s.name, err))
 		if errors.Is(err, content.ErrMismatchedDigest) {
-			break // containerd would go no further
+			break // containerd tries no other source either
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// has reads a manifest, without keeping it.
-func (s source) has(ctx context.Context, descriptor ocispec.Descriptor) error {
+// verifyManifest reads a manifest, drops it, and fails unless its size and digest are those of the descriptor.
+func (s source) verifyManifest(ctx context.Context, descriptor ocispec.Descriptor) error {
 	reply, err := s.manifests.Fetch(ctx, descriptor)
 	if err != nil {
 		return err
@@ -169,72 +173,89 @@ func (s source) has(ctx context.Context, descriptor ocispec.Descriptor) error {
 	return manifest.Verify()
 }
 
-// request is what containerd asks about: not the tag, which may have moved, but the descriptor that it has found under
-// it and will pull.
+// request is what containerd asks about: the descriptor that it has resolved the name to and will pull. The tag may
+// have moved since.
 type request struct {
 	given      string // the name as containerd gives it
-	asked      string // the repository with its registry, as the network is asked for it
-	repository string // the one name of it by which the trust policy is asked
+	address    string // the repository with its registry, for connections
+	scope      string // the repository in its normal form, for the trust policy
 	descriptor ocispec.Descriptor
 }
 
+// invalidRequest returns the failure of a request that containerd would not make.
+func invalidRequest(format string, args ...any) error {
+	return failure.New(failure.Invalid, format, args...).
+		WithHint("let containerd start the verifier, with the script that install-verifier writes")
+}
+
+// parseRequest reads containerd's request. It fails unless the name, the digest and the descriptor are complete and fit
+// together.
 func parseRequest(args []string, stdin io.Reader) (*request, error) {
-	const hint = "containerd starts it, through what install-verifier writes"
 	name, sum, mediaType, err := parseArguments(args)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't understand the arguments: %w", err).WithHint(hint)
+		return nil, invalidRequest("cannot parse the arguments: %w", err)
 	}
-	named, err := reference.ParseDockerRef(name)
+	r, want, err := parseName(name, sum)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "%q is not an image's name: %w", name, err).WithHint(hint)
-	}
-	if err := checkHost(name, named); err != nil {
-		return nil, failure.New(failure.Invalid, "%q is not a full name: %w", name, err).
-			WithHint("name it with its registry, as in docker.io/library/alpine")
-	}
-	want, err := digest.Parse(sum)
-	if err != nil {
-		return nil, failure.New(failure.Invalid, "%q is not a digest: %w", sum, err).WithHint(hint)
-	}
-	if digested, ok := named.(reference.Digested); ok && digested.Digest() != want {
-		return nil, failure.New(failure.Invalid, "the name says another digest than %s", want)
+		return nil, err
 	}
 	if mediaType != ocispec.MediaTypeDescriptor {
 		return nil, failure.New(failure.Unsupported, "the input is %q, not %q", mediaType, ocispec.MediaTypeDescriptor).
-			WithHint("is this version of containerd newer than this program?")
+			WithHint("update hsm-image to a version that knows this containerd")
 	}
-	data, err := io.ReadAll(io.LimitReader(stdin, maxDescriptor+1))
-	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't read the descriptor: %w", err).WithHint(hint)
-	}
-	if len(data) > maxDescriptor {
-		return nil, failure.New(failure.Invalid, "the descriptor is longer than %d bytes", maxDescriptor).WithHint(hint)
-	}
-	if !json.Valid(data) {
-		return nil, failure.New(failure.Invalid, "the descriptor is not valid JSON").WithHint(hint)
-	}
-	if err := bound.JSON(data, bound.Limits{Bytes: maxDescriptor, Depth: bound.Depth, Elements: 2000}); err != nil {
-		return nil, failure.New(failure.Invalid, "the descriptor is refused: %w", err).WithHint(hint)
-	}
-	r := &request{given: name}
-	if r.asked, err = scope.Name(named.Name()); err == nil {
-		r.repository, err = scope.Canonical(named.Name())
-	}
-	if err != nil {
-		return nil, failure.New(failure.Invalid, "%q is not an image's name: %w", name, err).WithHint(hint)
-	}
-	if err := json.Unmarshal(data, &r.descriptor); err != nil {
-		return nil, failure.New(failure.Invalid, "the descriptor is not one: %w", err).WithHint(hint)
+	if r.descriptor, err = readDescriptor(stdin); err != nil {
+		return nil, err
 	}
 	if r.descriptor.Digest != want || r.descriptor.MediaType == "" || r.descriptor.Size <= 0 {
-		return nil, failure.New(failure.Invalid, "the descriptor is not one of %s", want).WithHint(hint)
+		return nil, invalidRequest("the descriptor is not one of %s", want)
 	}
 	return r, nil
 }
 
-// checkHost verifies that the registry in an image's name is the host that containerd pulls from. In a short name, such
-// as team/app, Docker and kubelets see a part of Docker Hub, and so does the trust policy; containerd itself sees the
-// host team.
+// parseName reads the name and the digest of an image.
+func parseName(name, sum string) (r *request, want digest.Digest, err error) {
+	named, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return nil, "", invalidRequest("%q is not an image's name: %w", name, err)
+	}
+	if err := checkHost(name, named); err != nil {
+		return nil, "", failure.New(failure.Invalid, "%q is not a full name: %w", name, err).
+			WithHint("name it with its registry, as in docker.io/library/alpine")
+	}
+	if want, err = digest.Parse(sum); err != nil {
+		return nil, "", invalidRequest("%q is not a digest: %w", sum, err)
+	}
+	if digested, ok := named.(reference.Digested); ok && digested.Digest() != want {
+		return nil, "", invalidRequest("the name says another digest than %s", want)
+	}
+	r = &request{given: name}
+	if r.address, err = scope.Name(named.Name()); err == nil {
+		r.scope, err = scope.Canonical(named.Name())
+	}
+	if err != nil {
+		return nil, "", invalidRequest("%q is not an image's name: %w", name, err)
+	}
+	return r, want, nil
+}
+
+// readDescriptor reads a descriptor in JSON. It fails if the descriptor exceeds the limits.
+func readDescriptor(stdin io.Reader) (descriptor ocispec.Descriptor, err error) {
+	data, err := io.ReadAll(io.LimitReader(stdin, maxDescriptor+1))
+	if err == nil {
+		err = bound.JSON(data, descriptorLimits)
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &descriptor)
+	}
+	if err != nil {
+		return descriptor, invalidRequest("cannot read the descriptor: %w", err)
+	}
+	return descriptor, nil
+}
+
+// checkHost verifies that the registry in an image's name is the host that containerd pulls from. They differ for short
+// names: Docker, kubelets and the trust policy take team/app for docker.io/team/app, and containerd for app on the host
+// team.
 func checkHost(name string, named reference.Named) error {
 	host, _, _ := strings.Cut(name, "/")
 	domain := reference.Domain(named)
@@ -244,7 +265,7 @@ func checkHost(name string, named reference.Named) error {
 	return nil
 }
 
-// parseArguments reads containerd's arguments; it may leave out none and add none.
+// parseArguments reads containerd's arguments. It fails for unknown ones, and without a name.
 func parseArguments(args []string) (name, sum, mediaType string, err error) {
 	flags := flag.NewFlagSet("", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
@@ -260,8 +281,8 @@ func parseArguments(args []string) (name, sum, mediaType string, err error) {
 	return name, sum, mediaType, err
 }
 
-// nameIn finds an image's name for the log even where the arguments are wrong otherwise.
-func nameIn(args []string) string {
+// imageName returns the name of the image in the arguments, for the log, also if the other arguments are wrong.
+func imageName(args []string) string {
 	name, _, _, _ := parseArguments(args)
-	return oneLine(name)
+	return sanitize(name)
 }

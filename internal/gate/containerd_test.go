@@ -38,7 +38,7 @@ func FuzzRequest(f *testing.F) {
 	f.Add("a\nb", "sha512:", "text/plain", []byte("null"))
 	f.Fuzz(func(t *testing.T, name, sum, mediaType string, stdin []byte) {
 		args := []string{"-name", name, "-digest", sum, "-stdin-media-type", mediaType}
-		if line := nameIn(args); strings.ContainsAny(line, "\n\r\x1b") {
+		if line := imageName(args); strings.ContainsAny(line, "\n\r\x1b") {
 			t.Errorf("%q would be logged", line)
 		}
 		var r *request
@@ -52,7 +52,7 @@ func FuzzRequest(f *testing.F) {
 			return
 		}
 		if string(r.descriptor.Digest) != sum || r.descriptor.Digest.Validate() != nil || r.descriptor.Size <= 0 ||
-			r.repository == "" {
+			r.scope == "" {
 			t.Errorf("%+v was accepted", r)
 		}
 	})
@@ -79,7 +79,7 @@ func TestRequestHost(t *testing.T) {
 	} {
 		r, err := parseRequest([]string{"-name", name, "-digest", sum, "-stdin-media-type", ocispec.MediaTypeDescriptor},
 			strings.NewReader(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"`+sum+`","size":7}`))
-		if (err == nil) != (want != "") || err == nil && r.repository != want || err != nil &&
+		if (err == nil) != (want != "") || err == nil && r.scope != want || err != nil &&
 			!strings.Contains(err.Error(), "containerd pulls from") {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
@@ -97,7 +97,7 @@ func FuzzImage(f *testing.F) {
 		var err error
 		boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 100}.Check(t, len(text)+len(scope),
 			func() { i, err = parseImage(text, scope) })
-		if err == nil && (i.name == "" || i.reference == "" || i.digest != "" && i.digest.Validate() != nil) {
+		if err == nil && (i.scope == "" || i.reference == "" || i.digest != "" && i.digest.Validate() != nil) {
 			t.Errorf("%q is %+v", text, i)
 		}
 	})
@@ -106,18 +106,18 @@ func FuzzImage(f *testing.F) {
 func TestParseImage(t *testing.T) {
 	sum := digest.FromString("image").String()
 	for text, want := range map[string]image{
-		"alpine": {asked: "docker.io/library/alpine", name: "docker.io/library/alpine",
+		"alpine": {address: "docker.io/library/alpine", scope: "docker.io/library/alpine",
 			reference: "latest"},
-		"docker://team/app:1": {asked: "docker.io/team/app", name: "docker.io/team/app", reference: "1"},
-		"registry.example.com/app": {asked: "registry.example.com/app", name: "registry.example.com/app",
+		"docker://team/app:1": {address: "docker.io/team/app", scope: "docker.io/team/app", reference: "1"},
+		"registry.example.com/app": {address: "registry.example.com/app", scope: "registry.example.com/app",
 			reference: "latest"},
-		"127.0.0.1:5000/team/app:1@" + sum: {asked: "127.0.0.1:5000/team/app", name: "127.0.0.1:5000/team/app",
+		"127.0.0.1:5000/team/app:1@" + sum: {address: "127.0.0.1:5000/team/app", scope: "127.0.0.1:5000/team/app",
 			reference: sum, digest: digest.Digest(sum)},
-		"REGISTRY.example.com:443/app": {asked: "registry.example.com:443/app", name: "registry.example.com/app",
+		"REGISTRY.example.com:443/app": {address: "registry.example.com:443/app", scope: "registry.example.com/app",
 			reference: "latest"},
-		"registry-1.docker.io/team/app:1": {asked: "registry-1.docker.io/team/app", name: "docker.io/team/app",
+		"registry-1.docker.io/team/app:1": {address: "registry-1.docker.io/team/app", scope: "docker.io/team/app",
 			reference: "1"},
-		"index.docker.io/library/alpine:3.20": {asked: "docker.io/library/alpine", name: "docker.io/library/alpine",
+		"index.docker.io/library/alpine:3.20": {address: "docker.io/library/alpine", scope: "docker.io/library/alpine",
 			reference: "3.20"},
 	} {
 		if got, err := parseImage(text, ""); err != nil || got != want {
@@ -133,14 +133,14 @@ func TestParseImage(t *testing.T) {
 		":registry.example.com/team/app:1": {reference: "registry.example.com/team/app:1"},
 		"@" + sum:                          {reference: sum, digest: digest.Digest(sum)},
 	} {
-		want.name, want.layout = "example.com/app", folder
+		want.scope, want.layout = "example.com/app", folder
 		if got, err := parseImage("oci:"+folder+text, "example.com/app"); err != nil || got != want {
 			t.Errorf("%s is %+v, %v", text, got, err)
 		}
 	}
 	for _, transport := range otherTransports {
 		if _, err := parseImage(transport+":app", "example.com/app"); err == nil ||
-			!strings.Contains(err.Error(), "images in "+transport+": can't be verified") {
+			!strings.Contains(err.Error(), "cannot verify images in "+transport+": ") {
 			t.Errorf("%s: %v", transport, err)
 		}
 	}
@@ -159,7 +159,7 @@ func TestEndpoint(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r }))
 	defer server.Close()
 	client := &http.Client{Transport: &endpoint{base: http.DefaultTransport,
-		host: strings.TrimPrefix(server.URL, "http://"), usual: "/v2/library/alpine/", path: "/v2/hub/library/alpine/",
+		host: strings.TrimPrefix(server.URL, "http://"), standardPath: "/v2/library/alpine/", path: "/v2/hub/library/alpine/",
 		header: http.Header{"X-Team": {"a"}}, namespace: "docker.io"}}
 	for _, c := range []struct{ path, want, team string }{
 		{"/v2/library/alpine/referrers/sha256:0?n=1", "/v2/hub/library/alpine/referrers/sha256:0?n=1&ns=docker.io", "a"},
@@ -261,7 +261,7 @@ func TestPanicAside(t *testing.T) {
 
 // TestPanic is a no.
 func TestPanic(t *testing.T) {
-	r := within(t.Context(), DefaultTimeout, "image", func(context.Context) Result { panic("at the door") })
+	r := runWithTimeout(t.Context(), DefaultTimeout, "image", func(context.Context) Decision { panic("at the door") })
 	if r.Passed() || !strings.Contains(r.Reason, "internal error: at the door") {
 		t.Errorf("%+v", r)
 	}

@@ -20,46 +20,47 @@ const (
 	Refuse = "refuse"
 )
 
-// Result is what was decided about an image, and why.
-type Result struct {
-	Reference string      `json:"reference"` // as it was given
+// Decision is the verdict about an image, with its reasons. All texts are single lines without control characters.
+type Decision struct {
+	Reference string      `json:"reference"` // the image, as it was named
 	Digest    string      `json:"digest,omitempty"`
-	Verdict   string      `json:"verdict"`
-	Policy    string      `json:"policy,omitempty"`    // the statement of the trust policy
-	Level     string      `json:"level,omitempty"`     // its level
-	Signature *Signature  `json:"signature,omitempty"` // the one that counts
-	Refused   []Signature `json:"refused,omitempty"`   // those that were looked at and don't
-	Warnings  []string    `json:"warnings,omitempty"`  // what failed and is only logged at this level
-	Reason    string      `json:"reason,omitempty"`    // one line: why not, or why without a signature
+	Verdict   string      `json:"verdict"`             // Pass or Refuse
+	Policy    string      `json:"policy,omitempty"`    // name of the statement of the trust policy
+	Level     string      `json:"level,omitempty"`     // verification level of the statement
+	Signature *Signature  `json:"signature,omitempty"` // the valid signature
+	Refused   []Signature `json:"refused,omitempty"`   // the signatures that were verified before and are not valid
+	Warnings  []string    `json:"warnings,omitempty"`  // checks that failed and are only logged at this level
+	Reason    string      `json:"reason,omitempty"`    // why the image is refused, or passes without a verified signature
 }
 
-// Passed returns whether the image may run.
-func (r Result) Passed() bool { return r.Verdict == Pass }
+// Passed reports whether the image may run.
+func (d Decision) Passed() bool { return d.Verdict == Pass }
 
-func (r Result) refuse(reason string) Result {
-	r.Verdict, r.Reason = Refuse, oneLine(reason)
-	return r
+// refuse returns the decision as a refusal.
+func (d Decision) refuse(reason string) Decision {
+	d.Verdict, d.Reason = Refuse, sanitize(reason)
+	return d
 }
 
-// Signature is what a signature says of itself. Only what is said of one that counts is known to be true.
+// Signature describes a signature by what its envelope says, which is authenticated only if the signature is valid.
 type Signature struct {
-	Digest      string     `json:"digest"`      // of its manifest in the registry
-	Subject     string     `json:"subject"`     // of the certificate that it was made with
-	Issuer      string     `json:"issuer"`      // of that certificate
-	Fingerprint string     `json:"fingerprint"` // SHA-256 of that certificate, in hex
+	Digest      string     `json:"digest"`      // of the signature's manifest
+	Subject     string     `json:"subject"`     // of the signing certificate
+	Issuer      string     `json:"issuer"`      // of the signing certificate
+	Fingerprint string     `json:"fingerprint"` // SHA-256 of the signing certificate, in hex
 	SigningTime *time.Time `json:"signingTime,omitempty"`
 	Expiry      *time.Time `json:"expiry,omitempty"`
 	Timestamp   *Timestamp `json:"timestamp,omitempty"`
-	Reason      string     `json:"reason,omitempty"` // why it does not count
+	Reason      string     `json:"reason,omitempty"` // why it is refused
 }
 
-// Timestamp is what a time stamping authority says of a signature (RFC 3161).
+// Timestamp is the countersignature of a time stamping authority (RFC 3161).
 type Timestamp struct {
 	Time     time.Time `json:"time"`
-	Verified bool      `json:"verified"` // whether the trust policy had it verified
+	Verified bool      `json:"verified"` // Notation verified it, as the trust policy says
 }
 
-// String says who signed and why it does not count.
+// String returns the signer and why the signature is refused.
 func (s Signature) String() string {
 	if s.Subject == "" {
 		return s.Reason
@@ -67,7 +68,8 @@ func (s Signature) String() string {
 	return fmt.Sprintf("the signature by %s is refused: %s", s.Subject, s.Reason)
 }
 
-// describe reads what a signature says of itself; of one that can't be read there is nothing but its digest.
+// describe returns what the envelope of the current signature says. Of an envelope that cannot be read, only the digest
+// of the manifest is known.
 func (e *examination) describe(outcome *notation.VerificationOutcome) Signature {
 	s := Signature{Digest: e.current.String()}
 	if outcome.EnvelopeContent == nil {
@@ -77,19 +79,20 @@ func (e *examination) describe(outcome *notation.VerificationOutcome) Signature 
 	if len(info.CertificateChain) > 0 {
 		leaf := info.CertificateChain[0]
 		fingerprint := sha256.Sum256(leaf.Raw)
-		s.Subject, s.Issuer, s.Fingerprint = oneLine(leaf.Subject.String()), oneLine(leaf.Issuer.String()),
+		s.Subject, s.Issuer, s.Fingerprint = sanitize(leaf.Subject.String()), sanitize(leaf.Issuer.String()),
 			hex.EncodeToString(fingerprint[:])
 	}
-	s.SigningTime, s.Expiry = notZero(info.SignedAttributes.SigningTime), notZero(info.SignedAttributes.Expiry)
+	s.SigningTime, s.Expiry = utcOrNil(info.SignedAttributes.SigningTime), utcOrNil(info.SignedAttributes.Expiry)
 	if token := info.UnsignedAttributes.TimestampSignature; len(token) > 0 {
-		if at, err := timeOf(token, info.Signature); err == nil {
+		if at, err := timestampTime(token, info.Signature); err == nil {
 			s.Timestamp = &Timestamp{Time: at, Verified: e.verifiedTimestamp(outcome)}
 		}
 	}
 	return s
 }
 
-func notZero(t time.Time) *time.Time {
+// utcOrNil returns a time in UTC, or nil for the zero time.
+func utcOrNil(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
 	}
@@ -97,7 +100,9 @@ func notZero(t time.Time) *time.Time {
 	return &t
 }
 
-func timeOf(token, signature []byte) (time.Time, error) {
+// timestampTime returns the time in a token of a time stamping authority. It fails if the token is not for the
+// signature.
+func timestampTime(token, signature []byte) (time.Time, error) {
 	signed, err := tspclient.ParseSignedToken(token)
 	if err != nil {
 		return time.Time{}, err
@@ -113,8 +118,8 @@ func timeOf(token, signature []byte) (time.Time, error) {
 	return timestamp.Value.UTC(), nil
 }
 
-// verifiedTimestamp returns whether Notation verified the timestamp: if the policy names whom to trust for it, and,
-// where it says afterCertExpiry, if a certificate has run out.
+// verifiedTimestamp reports whether Notation verified the timestamp: it does if the statement names a tsa store, and
+// with afterCertExpiry only if a certificate of the chain has expired.
 func (e *examination) verifiedTimestamp(outcome *notation.VerificationOutcome) bool {
 	trusted := slices.ContainsFunc(e.statement.TrustStores,
 		func(store string) bool { return strings.HasPrefix(store, "tsa:") })
@@ -130,20 +135,21 @@ func (e *examination) verifiedTimestamp(outcome *notation.VerificationOutcome) b
 	})
 }
 
-// warnings lists what failed on a signature that counts all the same, as the policy's level only logs it.
+// warnings lists the checks that failed for a valid signature, and that the verification level only logs.
 func warnings(outcome *notation.VerificationOutcome) (list []string) {
 	for _, r := range outcome.VerificationResults {
 		if r.Error != nil {
-			list = append(list, oneLine(fmt.Sprintf("%s failed, which the trust policy only logs: %v", r.Type, r.Error)))
+			list = append(list, sanitize(fmt.Sprintf("%s failed, which the trust policy only logs: %v", r.Type, r.Error)))
 		}
 	}
 	return list
 }
 
-const longestLine = 2000 // bytes
+const maxText = 2000 // bytes
 
-// oneLine makes text from outside fit for a terminal and a log: one line, bounded, nothing that does not print.
-func oneLine(text string) string {
+// sanitize returns text from outside for a terminal or a log: a single line of maxText bytes at most, without
+// characters that do not print.
+func sanitize(text string) string {
 	text = strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) || unicode.IsSpace(r) {
 			return r
@@ -151,8 +157,8 @@ func oneLine(text string) string {
 		return '?'
 	}, text)
 	text = strings.Join(strings.Fields(text), " ")
-	if len(text) > longestLine {
-		text = strings.ToValidUTF8(text[:longestLine], "") + "..."
+	if len(text) > maxText {
+		text = strings.ToValidUTF8(text[:maxText], "") + "..."
 	}
 	return text
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"github.com/fxamacker/cbor/v2"
@@ -17,24 +16,24 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
-// What an envelope may have in it.
+// Limits of an envelope.
 const (
-	maxCertificates = 16       // in its chain
-	maxCertificate  = 16 << 10 // bytes
+	maxCertificates = 16       // certificates in its chain
+	maxCertificate  = 16 << 10 // bytes of a certificate
 	maxTimestamp    = 64 << 10 // bytes of the token of a time stamping authority
-	maxSignature    = 4 << 10  // bytes of the signature itself
+	maxSignature    = 4 << 10  // bytes of the signature value
 	maxKey          = 8192     // bits of an RSA key
-	maxExponent     = 1 << 20  // of an RSA key; what is used is 65537, and verifying takes as long as it has bits
+	maxExponent     = 1 << 20  // exponent of an RSA key; 65537 is usual, and verification takes longer with more bits
 )
 
 var (
-	// also of what is encoded in it
+	// for the envelope, and for each part that is encoded in it
 	envelopeLimits    = bound.Limits{Bytes: maxEnvelope, Depth: bound.Depth, Elements: 2000}
 	certificateLimits = bound.Limits{Bytes: maxCertificate, Depth: bound.Depth, Elements: 2000}
 )
 
-// checkEnvelope verifies that a signature's envelope is within bounds, before Notation's parsers run and before anyone
-// is known to trust it. What is no envelope at all is left to them.
+// checkEnvelope verifies that an envelope is within the limits, before Notation's parsers read it and before anything
+// in it is authenticated. It does not verify that the envelope is valid.
 func checkEnvelope(mediaType string, data []byte) error {
 	var err error
 	switch mediaType {
@@ -51,8 +50,8 @@ func checkEnvelope(mediaType string, data []byte) error {
 	return nil
 }
 
-// checkJWS checks JSON, and the JSON that is base64 in it. The fields are read with the rules of encoding/json, as
-// Notation's parser reads them.
+// checkJWS checks a JSON envelope, and the JSON that is base64url in it. The fields are matched by the rules of
+// encoding/json, as in Notation's parser.
 func checkJWS(data []byte) error {
 	if err := bound.JSON(data, envelopeLimits); err != nil {
 		return err
@@ -87,12 +86,12 @@ func checkJWS(data []byte) error {
 // coseLabelX5Chain is the label of the certificate chain in a COSE header (RFC 9360).
 const coseLabelX5Chain = uint64(33)
 
-// checkCOSE checks CBOR, and the CBOR and JSON in its byte strings.
+// checkCOSE checks a CBOR envelope, and the CBOR and JSON in its byte strings.
 func checkCOSE(data []byte) error {
 	if err := bound.CBOR(data, envelopeLimits); err != nil {
 		return err
 	}
-	// as Notation's parser
+	// the options of Notation's parser
 	mode, err := cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden}.DecMode()
 	if err != nil {
 		return err
@@ -131,8 +130,8 @@ func checkCOSE(data []byte) error {
 	return checkSigner(chain, timestamp)
 }
 
-// checkSigner checks the certificates of a signature and of its timestamp: also the size of their keys, as whoever made
-// a key decides what it costs to verify with it.
+// checkSigner checks the certificates of a signature and of its timestamp. This includes the size of their keys, which
+// decides how long verification takes.
 func checkSigner(chain [][]byte, timestamp []byte) error {
 	if len(chain) > maxCertificates {
 		return fmt.Errorf("its chain has %d certificates, more than %d", len(chain), maxCertificates)
@@ -155,10 +154,11 @@ func checkSigner(chain [][]byte, timestamp []byte) error {
 	return checkTimestamp(timestamp)
 }
 
+// checkTimestamp checks the certificates in the token of a time stamping authority.
 func checkTimestamp(timestamp []byte) error {
 	token, err := tspclient.ParseSignedToken(timestamp)
 	if err != nil {
-		return nil //nolint:nilerr // Notation says so where a policy asks for a timestamp
+		return nil //nolint:nilerr // Notation reports it if the policy asks for a timestamp
 	}
 	if len(token.Certificates) > maxCertificates || len(token.SignerInfos) > maxCertificates {
 		return fmt.Errorf("its timestamp has more than %d certificates or signers", maxCertificates)
@@ -171,6 +171,7 @@ func checkTimestamp(timestamp []byte) error {
 	return nil
 }
 
+// checkKey fails if verification with the key of the certificate, or of its own signature, would take long.
 func checkKey(cert *x509.Certificate) error {
 	if key, ok := cert.PublicKey.(*rsa.PublicKey); ok {
 		if key.N.BitLen() > maxKey {
@@ -181,7 +182,7 @@ func checkKey(cert *x509.Certificate) error {
 		}
 	}
 	if len(bytes.TrimLeft(cert.Signature, "\x00")) > maxKey/8 {
-		return errors.New("its signature is longer than any key's")
+		return fmt.Errorf("its signature is longer than %d bytes", maxKey/8)
 	}
 	return nil
 }

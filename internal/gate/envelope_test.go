@@ -39,8 +39,8 @@ var indexCost = boundtest.Budget{Bytes: 128 << 10, BytesPerByte: 300}
 var signedImage = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("image"),
 	Size: 5}
 
-// judge looks at an envelope as the gate does when it has fetched it.
-func (g *Gate) judge(t testing.TB, mediaType string, envelope []byte) (accepted bool, reason string) {
+// verifyEnvelope looks at an envelope as the gate does when it has fetched it.
+func (g *Gate) verifyEnvelope(t testing.TB, mediaType string, envelope []byte) (accepted bool, reason string) {
 	t.Helper()
 	statement, err := g.policy.GetApplicableTrustPolicy("example.com/app@" + signedImage.Digest.String())
 	if err != nil {
@@ -86,8 +86,8 @@ func FuzzEnvelope(f *testing.F) {
 		if isCOSE {
 			mediaType = cose.MediaTypeEnvelope
 		}
-		envelopeCost.Check(t, len(envelope), func() { g.judge(t, mediaType, envelope) })
-		if accepted, _ := strict.judge(t, mediaType, envelope); accepted {
+		envelopeCost.Check(t, len(envelope), func() { g.verifyEnvelope(t, mediaType, envelope) })
+		if accepted, _ := strict.verifyEnvelope(t, mediaType, envelope); accepted {
 			t.Error("it was accepted")
 		}
 	})
@@ -206,7 +206,7 @@ func TestHostileEnvelopes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if accepted, reason := g.judge(t, mediaType, good); !accepted {
+		if accepted, reason := g.verifyEnvelope(t, mediaType, good); !accepted {
 			t.Errorf("%s: %s", mediaType, reason)
 		}
 		for _, c := range hostileEnvelopes(t, mediaType, good, alice.Certificate) {
@@ -214,13 +214,13 @@ func TestHostileEnvelopes(t *testing.T) {
 				t.Errorf("%s has %d bytes", c.name, len(c.data))
 			}
 			envelopeCost.Check(t, len(c.data), func() {
-				if accepted, reason := g.judge(t, mediaType, c.data); accepted || !strings.Contains(reason, c.reason) {
+				if accepted, reason := g.verifyEnvelope(t, mediaType, c.data); accepted || !strings.Contains(reason, c.reason) {
 					t.Errorf("%s: %v, %s", c.name, accepted, reason)
 				}
 			})
 		}
 	}
-	if accepted, reason := g.judge(t, "text/plain", nil); accepted ||
+	if accepted, reason := g.verifyEnvelope(t, "text/plain", nil); accepted ||
 		!strings.Contains(reason, `the media type "text/plain"`) {
 		t.Error(reason)
 	}
@@ -263,7 +263,7 @@ func TestUntrustedAddresses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if accepted, reason := g.judge(t, jws.MediaTypeEnvelope, envelope); !accepted {
+		if accepted, reason := g.verifyEnvelope(t, jws.MediaTypeEnvelope, envelope); !accepted {
 			t.Error(reason)
 		}
 		if n := asked.Load(); (n > 0) != trusted {

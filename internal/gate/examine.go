@@ -15,37 +15,39 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// examine judges an image by the signatures of the first source that has one that counts. A signature counts for what
-// it says it was made for, wherever it was found. The sources share what time there is, so that one that does not
-// answer leaves some to the next.
+// examine verifies the signatures of an image in each source, until one is valid. repository is the scope that is
+// looked up in the trust policy; a signature is valid for the digest in it, in whichever source it was found. The
+// sources share the time until the deadline, so that one that does not answer leaves time for the next.
 func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispec.Descriptor,
-	sources ...source) Result {
-	result := Result{Digest: descriptor.Digest.String()}
-	reference := repository + "@" + result.Digest
+	sources ...source) Decision {
+	decision := Decision{Digest: descriptor.Digest.String()}
+	reference := repository + "@" + decision.Digest
 	statement, err := g.policy.GetApplicableTrustPolicy(reference)
 	if err != nil {
-		return result.refuse(fmt.Sprintf("no statement of the trust policy is for %s", repository))
+		return decision.refuse(fmt.Sprintf("no statement of the trust policy is for %s", repository))
 	}
-	result.Policy, result.Level = statement.Name, statement.SignatureVerification.VerificationLevel
+	decision.Policy, decision.Level = statement.Name, statement.SignatureVerification.VerificationLevel
 	skip, _, err := g.verifier.SkipVerify(ctx, notation.VerifierVerifyOptions{ArtifactReference: reference})
-	if err != nil {
-		return result.refuse(err.Error())
+	switch {
+	case err != nil:
+		return decision.refuse(err.Error())
+	case len(sources) == 0:
+		return decision.refuse("no registry is configured for it")
+	case skip:
+		decision.Verdict, decision.Reason = Pass, "the trust policy skips verification"
+		return decision
 	}
 	var reasons []string
 	for i, s := range sources {
-		if skip {
-			result.Verdict, result.Reason = Pass, "the trust policy skips verification"
-			return result
-		}
-		ctx, cancel := share(ctx, len(sources)-i)
+		ctx, cancel := shareDeadline(ctx, len(sources)-i)
 		e := &examination{source: s, gate: g, statement: statement, reference: reference, descriptor: descriptor}
-		outcome, err := e.firstGood(ctx)
+		outcome, err := e.findValid(ctx)
 		cancel()
-		result.Refused = append(result.Refused, e.refused...)
+		decision.Refused = append(decision.Refused, e.refused...)
 		if err == nil {
 			signature := e.describe(outcome)
-			result.Verdict, result.Signature, result.Warnings = Pass, &signature, warnings(outcome)
-			return result
+			decision.Verdict, decision.Signature, decision.Warnings = Pass, &signature, warnings(outcome)
+			return decision
 		}
 		reason := err.Error()
 		if len(sources) > 1 {
@@ -53,35 +55,34 @@ func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispe
 		}
 		reasons = append(reasons, reason)
 	}
-	if len(sources) == 0 {
-		reasons = []string{"no registry is configured for it"}
-	}
-	return result.refuse(strings.Join(reasons, "; "))
+	return decision.refuse(strings.Join(reasons, "; "))
 }
 
-// share gives one of several that come after each other its part of the time that is left.
-func share(ctx context.Context, parties int) (context.Context, context.CancelFunc) {
+// shareDeadline returns a context for the next of several steps, which ends after an equal share of the time that is
+// left.
+func shareDeadline(ctx context.Context, steps int) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
-	if !ok || parties == 1 {
+	if !ok || steps == 1 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeout(ctx, time.Until(deadline)/time.Duration(parties))
+	return context.WithTimeout(ctx, time.Until(deadline)/time.Duration(steps))
 }
 
-// examination is one go through the signatures of an image in a source.
+// examination is the verification of an image's signatures in one source.
 type examination struct {
 	source     source
 	gate       *Gate
 	statement  *trustpolicy.TrustPolicy
-	reference  string // the repository and the digest
+	reference  string // REPOSITORY@DIGEST
 	descriptor ocispec.Descriptor
-	current    digest.Digest // the manifest of the signature that is looked at
+	current    digest.Digest // of the manifest of the signature that is verified now
 	refused    []Signature
 }
 
-// firstGood looks at an image's signatures one by one, newest first, until one counts. One that cannot be read is
-// refused as one that does not verify is: it may stand before a good one.
-func (e *examination) firstGood(ctx context.Context) (*notation.VerificationOutcome, error) {
+// findValid verifies the signatures of the image one by one, newest first, until one is valid, and returns its outcome.
+// A signature that cannot be read is refused like an invalid one, and the next is verified. The error says why there is
+// no valid signature.
+func (e *examination) findValid(ctx context.Context) (*notation.VerificationOutcome, error) {
 	found, err := e.source.list(ctx, e.descriptor)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list its signatures: %w", err)
@@ -92,22 +93,23 @@ func (e *examination) firstGood(ctx context.Context) (*notation.VerificationOutc
 		if err == nil {
 			return outcome, nil
 		}
-		if ctx.Err() != nil { // not the signature's fault
+		if ctx.Err() != nil { // which says nothing about the signature
 			return nil, err
 		}
 		var signature Signature
 		if outcome == nil {
-			signature = Signature{Digest: e.current.String(), Reason: oneLine(err.Error())}
+			signature = Signature{Digest: e.current.String(), Reason: sanitize(err.Error())}
 		} else {
 			signature = e.describe(outcome)
-			signature.Reason = oneLine(e.why(outcome, err))
+			signature.Reason = sanitize(e.explainRefusal(outcome, err))
 		}
 		e.refused = append(e.refused, signature)
 	}
-	return nil, errors.New(e.reason(found))
+	return nil, errors.New(e.summarize(found))
 }
 
-// verify fetches a signature and has Notation verify it. There is an outcome if it came to that.
+// verify fetches a signature and verifies it with Notation's library. The outcome is nil if the signature cannot be
+// read or exceeds the limits.
 func (e *examination) verify(ctx context.Context, manifest ocispec.Descriptor) (*notation.VerificationOutcome, error) {
 	mediaType, envelope, err := e.source.fetchSignature(ctx, manifest)
 	if err == nil {
@@ -120,9 +122,9 @@ func (e *examination) verify(ctx context.Context, manifest ocispec.Descriptor) (
 		notation.VerifierVerifyOptions{ArtifactReference: e.reference, SignatureMediaType: mediaType})
 }
 
-// why says why a signature does not count. Notation says no more than "content descriptor mismatch" of one that was
-// made for something else.
-func (e *examination) why(outcome *notation.VerificationOutcome, err error) string {
+// explainRefusal returns why a signature is refused. For a signature of another image, Notation's error has no more
+// than "content descriptor mismatch".
+func (e *examination) explainRefusal(outcome *notation.VerificationOutcome, err error) string {
 	if refusal := e.gate.plugins.refusal(outcome); refusal != "" {
 		return refusal
 	}
@@ -139,11 +141,11 @@ func (e *examination) why(outcome *notation.VerificationOutcome, err error) stri
 	return fmt.Sprintf("it was made for something else, %s of %d bytes", made.Digest, made.Size)
 }
 
-// reason says why none of the signatures of a source counts.
-func (e *examination) reason(found listed) string {
+// summarize returns why a source has no valid signature.
+func (e *examination) summarize(found signatureList) string {
 	rest := ""
-	if found.more() {
-		rest = fmt.Sprintf("; there are more than %d, of which only the newest are looked at", len(e.refused))
+	if found.hasMore() {
+		rest = fmt.Sprintf("; there are more than %d, and only the newest are verified", len(e.refused))
 	}
 	switch len(e.refused) {
 	case 0:
@@ -156,5 +158,5 @@ func (e *examination) reason(found listed) string {
 		list[i] = signature.String()
 	}
 	slices.Sort(list)
-	return fmt.Sprintf("none of %d signatures counts%s: %s", len(list), rest, strings.Join(slices.Compact(list), "; "))
+	return fmt.Sprintf("none of %d signatures is valid%s: %s", len(list), rest, strings.Join(slices.Compact(list), "; "))
 }

@@ -1,9 +1,9 @@
-// Package gate decides whether an image may run: it does if a signature on it verifies under Notation's trust policy
+// Package gate decides whether an image may run: only if one of its signatures verifies under Notation's trust policy
 // and trust stores.
 //
-// It answers as notation verify does for the same configuration, with the same libraries. Around that it finds the
-// signatures where the image comes from, tells who signed and why a signature does not count, keeps a log of what it
-// decided, and is what containerd asks before it pulls. Whatever goes wrong, the answer is no.
+// It uses Notation's libraries and decides as notation verify does with the same configuration. In addition it fetches
+// signatures from registries, mirrors and OCI layouts within limits, reports the signer or why each signature was
+// refused, writes a log of decisions, and implements containerd's image verifier. Every failure refuses the image.
 package gate
 
 import (
@@ -30,100 +30,125 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
-// Waits of one decision. Those for revocation are the notation command's: with others the two would not always answer
-// the same.
+// The timeouts for revocation are those of the notation command. With other ones, the two would not always decide the
+// same.
 const (
-	ocspTimeout = 2 * time.Second
-	crlTimeout  = 5 * time.Second
-	atOnce      = 10 // images that are verified at the same time
+	ocspTimeout   = 2 * time.Second
+	crlTimeout    = 5 * time.Second
+	maxConcurrent = 10 // images that are verified at the same time
 )
 
 // Options say what is trusted and how registries are reached.
 type Options struct {
-	TrustDir  string // a configuration directory of Notation's; "" is this user's
-	CacheDir  string // where revocation lists are kept; "" is Notation's place for them
-	AuthFile  string // registry credentials; "" is where Docker, Podman and Notation keep them
-	HostsDir  string // containerd's registry hosts (certs.d); for what containerd asks
-	PlainHTTP bool   // speak plain HTTP to the registries that are named
+	TrustDir  string // a configuration directory of Notation; "" is the user's
+	CacheDir  string // for revocation lists; "" is Notation's
+	AuthFile  string // credentials of registries; "" is those of Notation, Podman and Docker
+	HostsDir  string // containerd's registry hosts (certs.d), for Node
+	PlainHTTP bool   // use plain HTTP for all registries
 
-	VerificationPlugins []string // Notation's plugins that signatures may name for their verification; no other is run
+	VerificationPlugins []string // names of Notation plugins that signatures may name; no other plugin is run
 }
 
-// Gate holds the trust policy, for any number of images at the same time.
+// Gate verifies images under one trust policy. It may be used by several goroutines.
 type Gate struct {
 	options   Options
 	policy    *trustpolicy.Document
 	verifier  notationVerifier
 	plugins   plugins
-	insecure  []string // registries that Notation's config.json says to speak plain HTTP to
+	insecure  []string // registries with plain HTTP, from Notation's config.json
 	transport *http.Transport
 }
 
-// notationVerifier is what Notation's verifier offers.
+// notationVerifier has the methods of Notation's verifier.
 type notationVerifier interface {
 	notation.Verifier
 	SkipVerify(context.Context, notation.VerifierVerifyOptions) (bool, *trustpolicy.VerificationLevel, error)
 }
 
-// Open reads the trust policy. The trust and cache directories hold for the whole process from then on, as Notation's
-// library has one place for each.
+// Open reads the trust policy and returns a gate, which has to be closed. It fails when the policy cannot be read or is
+// invalid, and when a listed plugin is not installed. The trust and cache directories are set for the whole process,
+// since Notation's library has one variable for each.
 func Open(options Options) (*Gate, error) {
-	for _, given := range []struct{ path, folder *string }{{&options.TrustDir, &dir.UserConfigDir},
+	for _, setting := range []struct{ path, folder *string }{{&options.TrustDir, &dir.UserConfigDir},
 		{&options.CacheDir, &dir.UserCacheDir}} {
-		if *given.path == "" {
-			continue
+		if err := makeAbsolute(setting.path); err != nil {
+			return nil, err
 		}
-		path, err := filepath.Abs(*given.path)
-		if err != nil {
-			return nil, failure.New(failure.Internal, "cannot tell where %s is: %w", *given.path,
-				err).
-				WithHint("name it by its whole path")
+		if *setting.path != "" {
+			*setting.folder = *setting.path
 		}
-		*given.folder = path
 	}
-	place, err := folders.NotationConfig()
+	folder, err := folders.NotationConfig()
 	if err != nil {
 		return nil, err
 	}
-	const hint = "write the policy with 'notation-hsm trust export', or name its folder with --trust-dir"
 	policy, err := trustpolicy.LoadDocument()
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't read the trust policy in %s: %w", place, err).WithHint(hint)
+		return nil, failure.New(failure.Invalid, "cannot read the trust policy in %s: %w", folder, err).
+			WithHint("write the policy with 'notation-hsm trust export', or name its folder with --trust-dir")
 	}
-	if err := normalise(policy); err != nil {
-		return nil, failure.New(failure.Invalid, "can't use the trust policy in %s: %w", place, err).
-			WithHint("correct it in the file, or in the trust manifest")
+	if err := normalizeScopes(policy); err != nil {
+		return nil, unusablePolicy(folder, err)
 	}
 	listed, err := checkPlugins(options.VerificationPlugins)
 	if err != nil {
 		return nil, err
 	}
-	signing, signingErr := revocationOf(purpose.CodeSigning)
-	timestamping, timestampingErr := revocationOf(purpose.Timestamping)
+	v, err := newVerifier(policy, listed)
+	if err != nil {
+		return nil, unusablePolicy(folder, err)
+	}
+	transport := http.DefaultTransport.(*http.Transport).Clone() // with proxies from the environment
+	transport.MaxIdleConnsPerHost, transport.MaxResponseHeaderBytes = maxConcurrent, maxHeader
+	return &Gate{options: options, policy: policy, verifier: v, plugins: listed, insecure: insecureRegistries(),
+		transport: transport}, nil
+}
+
+func unusablePolicy(folder string, err error) error {
+	return failure.New(failure.Invalid, "cannot use the trust policy in %s: %w", folder, err).
+		WithHint("correct the policy, or the trust manifest that it is exported from")
+}
+
+// newVerifier returns Notation's verifier, with limits on what is asked about revocation.
+func newVerifier(policy *trustpolicy.Document, listed plugins) (notationVerifier, error) {
+	signing, signingErr := newRevocationValidator(purpose.CodeSigning)
+	timestamping, timestampingErr := newRevocationValidator(purpose.Timestamping)
 	if err := errors.Join(signingErr, timestampingErr); err != nil {
 		return nil, err
 	}
 	v, err := verifier.NewWithOptions(policy, truststore.NewX509TrustStore(dir.ConfigFS()), listed,
-		verifier.VerifierOptions{RevocationCodeSigningValidator: trusted{signing},
+		verifier.VerifierOptions{RevocationCodeSigningValidator: trustedOnly{signing},
 			RevocationTimestampingValidator: timestamping})
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't use the trust policy in %s: %w", place, err).WithHint(hint)
+		return nil, err
 	}
 	full, ok := v.(notationVerifier)
 	if !ok {
-		return nil, errors.New("the Notation library's verifier can't tell when a policy skips verification")
+		return nil, errors.New("the library of Notation cannot tell when a policy skips verification")
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone() // with proxies from the environment
-	transport.MaxIdleConnsPerHost, transport.MaxResponseHeaderBytes = atOnce, maxHeader
-	return &Gate{options: options, policy: policy, verifier: full, plugins: listed, insecure: insecureRegistries(),
-		transport: transport}, nil
+	return full, nil
 }
 
-// Close gives up the connections that are still open.
+// makeAbsolute makes a path absolute, except an empty one.
+func makeAbsolute(path *string) error {
+	if *path == "" {
+		return nil
+	}
+	absolute, err := filepath.Abs(*path)
+	if err != nil {
+		return failure.New(failure.Invalid, "cannot find the folder of %s: %w", *path, err).
+			WithHint("name it by its full path")
+	}
+	*path = absolute
+	return nil
+}
+
+// Close closes idle connections.
 func (g *Gate) Close() { g.transport.CloseIdleConnections() }
 
-// normalise gives each repository in a trust policy its one name. The policy is asked by that.
-func normalise(policy *trustpolicy.Document) error {
+// normalizeScopes validates a trust policy and replaces its scopes by their normal forms, in which they are looked up.
+// It fails when two scopes are the same repository: which statement counts would be chance.
+func normalizeScopes(policy *trustpolicy.Document) error {
 	if err := policy.Validate(); err != nil {
 		return err
 	}
@@ -146,93 +171,97 @@ func normalise(policy *trustpolicy.Document) error {
 	return nil
 }
 
-// Verify judges images, several at the same time, and returns a result for each in the order they are named. Each takes
-// timeout at most. scope is the repository whose policy judges an image in an OCI layout, which has none of its own.
-func (g *Gate) Verify(ctx context.Context, references []string, scope string, timeout time.Duration) []Result {
-	results := make([]Result, len(references))
-	turns := make(chan struct{}, atOnce)
-	var layouts sync.Mutex // one at a time: an index may take a lot of memory, and nobody waits for the network
+// Verify verifies images, up to maxConcurrent at the same time, and returns their decisions in the order of references.
+// An image that is not verified within timeout is refused. scope is the repository whose trust policy applies to images
+// in OCI layouts, which belong to no repository.
+func (g *Gate) Verify(ctx context.Context, references []string, scope string, timeout time.Duration) []Decision {
+	decisions := make([]Decision, len(references))
+	running := make(chan struct{}, maxConcurrent)
+	var layouts sync.Mutex // one layout at a time: an index may take much memory, and there is no network to wait for
 	var group sync.WaitGroup
 	for i, reference := range references {
-		turns <- struct{}{}
+		running <- struct{}{}
 		group.Go(func() {
-			defer func() { <-turns }()
+			defer func() { <-running }()
 			if strings.HasPrefix(reference, layoutPrefix) {
 				layouts.Lock()
 				defer layouts.Unlock()
 			}
-			results[i] = within(ctx, timeout, reference,
-				func(ctx context.Context) Result { return g.verify(ctx, reference, scope) })
-			results[i].Reference = oneLine(reference)
+			decisions[i] = runWithTimeout(ctx, timeout, reference,
+				func(ctx context.Context) Decision { return g.verify(ctx, reference, scope) })
+			decisions[i].Reference = sanitize(reference)
 		})
 	}
 	group.Wait()
-	return results
+	return decisions
 }
 
-func (g *Gate) verify(ctx context.Context, reference, scope string) Result {
+// verify verifies one image.
+func (g *Gate) verify(ctx context.Context, reference, scope string) Decision {
 	image, err := parseImage(reference, scope)
 	if err != nil {
-		return refused(reference, err)
+		return newRefusal(reference, err)
 	}
 	from, err := g.source(image)
 	if err != nil {
-		return refused(reference, err)
+		return newRefusal(reference, err)
 	}
 	if image.digest != "" && image.layout == "" {
 		from = listAhead(ctx, from, image.digest)
 	}
-	// A tag is looked up once. From here on, all is about the digest it has now.
+	// A tag is resolved once. Everything after that is about the digest, whatever the tag becomes.
 	descriptor, err := from.repository.Resolve(ctx, image.reference)
 	if err != nil {
-		return refused(reference, fmt.Errorf("can't find the image: %w", err))
+		return newRefusal(reference, fmt.Errorf("cannot find the image: %w", err))
 	}
 	if image.digest != "" && image.digest != descriptor.Digest {
-		return refused(reference, fmt.Errorf("%s answers with %s instead", from.name, descriptor.Digest))
+		return newRefusal(reference, fmt.Errorf("%s returned %s for it", from.name, descriptor.Digest))
 	}
-	result := g.examine(ctx, image.name, descriptor, from)
-	if image.layout != "" && result.Passed() { // what is there is all there is to pull
-		if err := intact(ctx, descriptor, []source{from}); err != nil {
-			return result.refuse(err.Error())
+	decision := g.examine(ctx, image.scope, descriptor, from)
+	if image.layout != "" && decision.Passed() { // nobody pulls the image from a registry, which would check its digest
+		if err := checkManifest(ctx, descriptor, []source{from}); err != nil {
+			return decision.refuse(err.Error())
 		}
 	}
-	return result
+	return decision
 }
 
-// within does a job that has to end: by its own, or with no for an answer. A panic is no as well.
-func within(ctx context.Context, timeout time.Duration, reference string, job func(context.Context) Result) Result {
+// runWithTimeout returns the decision of job, or a refusal when job takes longer than timeout or panics.
+func runWithTimeout(ctx context.Context, timeout time.Duration, reference string,
+	job func(context.Context) Decision) Decision {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	done := make(chan Result, 1)
-	if ctx.Err() != nil { // nothing is begun that nobody waits for
-		return refused(reference, late(ctx, timeout))
+	done := make(chan Decision, 1)
+	if ctx.Err() != nil { // job would outlive the call
+		return newRefusal(reference, timeoutError(ctx, timeout))
 	}
 	go func() {
-		var result Result
-		if err := caught(func() { result = job(ctx) }); err != nil {
-			result = refused(reference, err)
+		var decision Decision
+		if err := catchPanic(func() { decision = job(ctx) }); err != nil {
+			decision = newRefusal(reference, err)
 		}
-		done <- result
+		done <- decision
 	}()
 	select {
-	case result := <-done:
-		if result.Passed() || ctx.Err() == nil {
-			return result
+	case decision := <-done:
+		if decision.Passed() || ctx.Err() == nil {
+			return decision
 		}
 	case <-ctx.Done():
 	}
-	return refused(reference, late(ctx, timeout))
+	return newRefusal(reference, timeoutError(ctx, timeout))
 }
 
-func late(ctx context.Context, timeout time.Duration) error {
+func timeoutError(ctx context.Context, timeout time.Duration) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return fmt.Errorf("it could not be verified within %s", timeout)
 	}
 	return errors.New("interrupted")
 }
 
-// caught makes an error of a panic, which on a goroutine of its own would end the program without an answer.
-func caught(do func()) (err error) {
+// catchPanic calls do, and returns a panic of it as an error. In a goroutine of its own a panic would end the program
+// without a decision.
+func catchPanic(do func()) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			slog.Error("panic", "what", fmt.Sprint(r), "stack", string(debug.Stack()))
@@ -243,11 +272,11 @@ func caught(do func()) (err error) {
 	return nil
 }
 
-// refused is the answer when it did not come to looking at signatures.
-func refused(reference string, err error) Result {
+// newRefusal returns the decision for an image when verification failed before any signature was read.
+func newRefusal(reference string, err error) Decision {
 	reason := err.Error()
 	if strings.Contains(reason, "server gave HTTP response to HTTPS client") {
-		reason += " (plain HTTP has to be asked for)"
+		reason += " (plain HTTP is not allowed for this registry)"
 	}
-	return Result{Reference: reference, Verdict: Refuse, Reason: oneLine(reason)}
+	return Decision{Reference: reference, Verdict: Refuse, Reason: sanitize(reason)}
 }

@@ -25,7 +25,8 @@ func newNode(t *testing.T) (node Node, folder string) {
 		t.Fatal(err)
 	}
 	t.Chdir(folder)
-	const policy = `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "strict"},
+	const policy = `{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"],
+		"signatureVerification": {"level": "strict"},
 		"trustStores": ["ca:all"], "trustedIdentities": ["*"]}]}`
 	if err := errors.Join(os.Mkdir("trust", 0o700), os.Mkdir("bin", 0o700),
 		os.WriteFile("trust/trustpolicy.json", []byte(policy), 0o600)); err != nil {
@@ -98,15 +99,15 @@ func TestJudgeDigest(t *testing.T) {
 		reason string
 	}{
 		"no policy": {func(*Node) error { return os.Remove("trust/trustpolicy.json") }, sum, sum,
-			"can't read the trust policy"},
+			"cannot read the trust policy"},
 		"no time": {func(n *Node) error { n.Timeout = 0; return nil }, sum, sum, "within 0s"},
 		"no hosts": {func(n *Node) error {
 			n.HostsDir = "hosts"
 			return os.MkdirAll("hosts/registry.example.com/hosts.toml", 0o700)
-		}, sum, sum, "can't read the registry hosts"},
+		}, sum, sum, "cannot read the registry hosts"},
 		"no log": {func(n *Node) error { n.StateDir = "trust/trustpolicy.json"; return nil }, sum, sum,
-			"can't write the decision log"},
-		"no descriptor": {func(*Node) error { return nil }, sum, sum, "the descriptor is not valid JSON"},
+			"cannot write the decision log"},
+		"no descriptor": {func(*Node) error { return nil }, sum, sum, "cannot read the descriptor: it is not JSON"},
 		"no digest":     {func(*Node) error { return nil }, "sha256:1", "", "is not a digest"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -119,7 +120,7 @@ func TestJudgeDigest(t *testing.T) {
 			if name == "no descriptor" {
 				stdin = ""
 			}
-			r := node.Judge(context.Background(),
+			r := node.Verify(context.Background(),
 				[]string{"-name", "registry.example.com/app:1", "-digest", c.sum, "-stdin-media-type", ocispec.MediaTypeDescriptor},
 				strings.NewReader(stdin))
 			if r.Passed() || r.Digest != c.want || !strings.Contains(r.Reason, c.reason) {

@@ -20,13 +20,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
-// layout is a folder with images (the OCI's image layout). Unlike the library's, it holds no more of it in memory than
-// its index.
+// layout is a folder with images (an OCI image layout). Unlike the one of the ORAS library, it keeps only the index in
+// memory.
 type layout struct {
 	folder string
 	index  []ocispec.Descriptor
 }
 
+// openLayout reads the index of a layout. It fails if the index exceeds the limits.
 func openLayout(folder string) (*layout, error) {
 	l := &layout{folder: folder}
 	file, err := openFile(filepath.Join(folder, ocispec.ImageIndexFile))
@@ -44,6 +45,7 @@ func openLayout(folder string) (*layout, error) {
 	return l, nil
 }
 
+// parseIndex returns the manifests in an index. It fails if the index exceeds the limits.
 func parseIndex(data []byte) ([]ocispec.Descriptor, error) {
 	if err := bound.JSON(data, indexLimits); err != nil {
 		return nil, err
@@ -55,7 +57,7 @@ func parseIndex(data []byte) ([]ocispec.Descriptor, error) {
 	return index.Manifests, nil
 }
 
-// openFile opens a regular file, and does not wait for what is none.
+// openFile opens a regular file. It fails for all others, and does not block on a named pipe.
 func openFile(path string) (*os.File, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -72,15 +74,15 @@ func openFile(path string) (*os.File, error) {
 	return file, nil
 }
 
-// Resolve finds an image by its tag or its digest in the index. It fails where several images have the tag: of those,
-// tools that copy from the layout take one or another.
+// Resolve finds an image in the index by its tag or digest. It fails if several images have the tag, since tools differ
+// in which one they copy.
 func (l *layout) Resolve(_ context.Context, reference string) (found ocispec.Descriptor, err error) {
 	for _, d := range l.index {
 		if d.Annotations[ocispec.AnnotationRefName] != reference && d.Digest.String() != reference {
 			continue
 		}
 		if found.Digest != "" && !content.Equal(found, d) {
-			return ocispec.Descriptor{}, fmt.Errorf("%q names several images there; name one by its digest, oci:DIR@DIGEST",
+			return ocispec.Descriptor{}, fmt.Errorf("%q is the tag of several images; name one by its digest, oci:DIR@DIGEST",
 				reference)
 		}
 		found = ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
@@ -91,40 +93,41 @@ func (l *layout) Resolve(_ context.Context, reference string) (found ocispec.Des
 	return found, nil
 }
 
-// Fetch opens a blob.
-func (l *layout) Fetch(_ context.Context, what ocispec.Descriptor) (io.ReadCloser, error) {
-	if err := what.Digest.Validate(); err != nil {
-		return nil, fmt.Errorf("%.100q: %w", what.Digest, err)
+// Fetch opens a blob. The caller verifies its size and digest.
+func (l *layout) Fetch(_ context.Context, blob ocispec.Descriptor) (io.ReadCloser, error) {
+	if err := blob.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("%.100q: %w", blob.Digest, err)
 	}
-	return openFile(filepath.Join(l.folder, ocispec.ImageBlobsDir, what.Digest.Algorithm().String(),
-		what.Digest.Encoded()))
+	return openFile(filepath.Join(l.folder, ocispec.ImageBlobsDir, blob.Digest.Algorithm().String(),
+		blob.Digest.Encoded()))
 }
 
-// manifestsOf returns the entries of an index that may be a signature's manifest, or an index with one in it. It keeps
-// nothing else of them: there are many, and the rest may be long.
-func manifestsOf(index []ocispec.Descriptor) (found []ocispec.Descriptor) {
+// signatureCandidates returns the entries of an index that may be the manifest of a signature, or another index. It
+// drops annotations and other fields, which may be long in an index with many entries.
+func signatureCandidates(index []ocispec.Descriptor) (found []ocispec.Descriptor) {
 	types := []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, mediaTypeArtifact}
 	for _, d := range index {
-		if slices.Contains(types, d.MediaType) && d.Digest.Validate() == nil && d.Size >= 0 && d.Size <= longest(d) {
+		if slices.Contains(types, d.MediaType) && d.Digest.Validate() == nil && d.Size >= 0 && d.Size <= maxSize(d) {
 			found = append(found, ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
 		}
 	}
 	return found
 }
 
-// longest is how many bytes an entry of an index may have.
-func longest(d ocispec.Descriptor) int64 {
+// maxSize returns the largest size of an entry of an index, in bytes.
+func maxSize(d ocispec.Descriptor) int64 {
 	if d.MediaType == ocispec.MediaTypeImageIndex {
 		return maxIndex
 	}
 	return maxManifest
 }
 
-// Referrers finds the manifests of a type that refer to an image, among those of the index and of the indexes in it.
-// What is missing, or too long for a signature, is none.
+// Referrers calls fn for each manifest of the artifact type whose subject is the image, in the index and in the indexes
+// that it contains. It ignores manifests that are missing, damaged or too large, and fails if the layout exceeds the
+// limits.
 func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifactType string,
 	fn func([]ocispec.Descriptor) error) error {
-	queue := manifestsOf(l.index)
+	queue := signatureCandidates(l.index)
 	seen := map[digest.Digest]bool{}
 	left := int64(maxBytes)
 	for len(queue) > 0 {
@@ -137,10 +140,10 @@ func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifa
 			return err
 		}
 		if left -= node.Size; left < 0 || len(seen) == maxNodes {
-			return errEnough
+			return errLimitReached
 		}
 		seen[node.Digest] = true
-		data, err := fetch(ctx, l, node, longest(node))
+		data, err := fetch(ctx, l, node, maxSize(node))
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			return err
@@ -152,30 +155,37 @@ func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifa
 			if err != nil {
 				continue
 			}
-			children := manifestsOf(index)
+			children := signatureCandidates(index)
 			if len(queue)+len(children) > maxNodes {
-				return errEnough
+				return errLimitReached
 			}
 			queue = append(queue, children...)
 			continue
 		}
-		var m struct {
-			ArtifactType string
-			Config       struct{ MediaType string }
-			Subject      *ocispec.Descriptor
-			Annotations  map[string]string
-		}
-		if bound.JSON(data, manifestLimits) != nil || json.Unmarshal(data, &m) != nil || m.Subject == nil ||
-			!content.Equal(*m.Subject, image) {
+		annotations, ok := parseReferrer(data, image, artifactType)
+		if !ok {
 			continue
 		}
-		if m.ArtifactType != artifactType && m.Config.MediaType != artifactType {
-			continue
-		}
-		node.Annotations = m.Annotations
+		node.Annotations = annotations
 		if err := fn([]ocispec.Descriptor{node}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// parseReferrer returns the annotations of a manifest, and whether it has the artifact type and refers to the image.
+func parseReferrer(data []byte, image ocispec.Descriptor, artifactType string) (annotations map[string]string,
+	ok bool) {
+	var m struct {
+		ArtifactType string
+		Config       struct{ MediaType string }
+		Subject      *ocispec.Descriptor
+		Annotations  map[string]string
+	}
+	if bound.JSON(data, manifestLimits) != nil || json.Unmarshal(data, &m) != nil || m.Subject == nil ||
+		!content.Equal(*m.Subject, image) {
+		return nil, false
+	}
+	return m.Annotations, m.ArtifactType == artifactType || m.Config.MediaType == artifactType
 }

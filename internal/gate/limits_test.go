@@ -38,7 +38,7 @@ func newAttack(t testing.TB) *attack {
 	return a
 }
 
-func (a *attack) verify(t testing.TB) Result {
+func (a *attack) verify(t testing.TB) Decision {
 	t.Helper()
 	return a.gate.Verify(t.Context(), []string{a.Name(a.image)}, "", time.Minute)[0]
 }
@@ -130,7 +130,7 @@ func TestNewestFirst(t *testing.T) {
 		{200, now.Add(time.Hour), "", 1},
 		{49, now, "", 50},
 		{50, now, "there are more than 50", 50},
-		{1200, now, "none of 50 signatures counts; there are more than 50, of which only the newest are looked at: ", 50},
+		{1200, now, "none of 50 signatures is valid; there are more than 50, and only the newest are verified: ", 50},
 	} {
 		a := newAttack(t)
 		a.forge(t, c.forged, c.created)
@@ -281,7 +281,7 @@ func TestRedirectsAndTokens(t *testing.T) {
 
 // TestLimited holds the bounds of one source together: requests, bytes of a reply, and bytes of all.
 func TestLimited(t *testing.T) {
-	get := func(l *limited, length int64) (int64, error) {
+	get := func(l *limitedTransport, length int64) (int64, error) {
 		response, err := l.RoundTrip((&http.Request{Method: http.MethodGet,
 			URL: &url.URL{Path: fmt.Sprint(length)}}).WithContext(t.Context()))
 		if err != nil {
@@ -289,7 +289,7 @@ func TestLimited(t *testing.T) {
 		}
 		return io.Copy(io.Discard, response.Body)
 	}
-	l := &limited{base: zeros{}}
+	l := &limitedTransport{base: zeros{}}
 	if n, err := get(l, maxReply); n != maxReply || err != nil {
 		t.Errorf("the longest reply: %d bytes, %v", n, err)
 	}

@@ -14,52 +14,71 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/lock"
 )
 
-// Log is an append-only file of decisions, one JSON object a line. Any number of processes may write to it.
+// Log is an append-only file of decisions, with one JSON object per line. Several processes may write to it.
 type Log struct {
 	path    string
-	maxSize int64 // bytes; a file that would grow beyond is put away
-	keep    int   // how many of those there are: path.1 is the latest
+	maxSize int64 // bytes; a file that would become larger is rotated
+	keep    int   // number of rotated files; path.1 is the latest
 }
 
-// NewLog returns the log in a file, of which it keeps 10 older ones of up to 10 MiB each.
+// NewLog returns the log in the file at path, which is rotated at 10 MiB. 10 rotated files are kept.
 func NewLog(path string) *Log { return &Log{path: path, maxSize: 10 << 20, keep: 10} }
 
 // decision is a line of the log.
-type decision struct {
+type entry struct {
 	Time        time.Time `json:"time"` // RFC 3339, UTC
 	Reference   string    `json:"reference"`
 	Digest      string    `json:"digest,omitempty"`
 	Verdict     string    `json:"verdict"`
 	Policy      string    `json:"policy,omitempty"`
 	Signer      string    `json:"signer,omitempty"`      // subject
-	Fingerprint string    `json:"fingerprint,omitempty"` // of the signer's certificate
+	Fingerprint string    `json:"fingerprint,omitempty"` // SHA-256 of the signer's certificate, in hex
 	Reason      string    `json:"reason,omitempty"`
 }
 
-// Append writes down what was decided. It returns when the line is in the file, whole, or fails.
-func (l *Log) Append(ctx context.Context, r Result) error {
-	d := decision{Time: time.Now().UTC(), Reference: oneLine(r.Reference), Digest: r.Digest, Verdict: r.Verdict,
-		Policy: r.Policy, Reason: r.Reason}
-	if r.Signature != nil {
-		d.Signer, d.Fingerprint = r.Signature.Subject, r.Signature.Fingerprint
+// Append adds a decision to the log. It returns when the whole line is in the file. It fails when ctx ends before the
+// file can be locked, when the file is not a decision log, and when the line cannot be written; then nothing of it is
+// left in the file.
+func (l *Log) Append(ctx context.Context, d Decision) error {
+	e := entry{Time: time.Now().UTC(), Reference: sanitize(d.Reference), Digest: d.Digest, Verdict: d.Verdict,
+		Policy: d.Policy, Reason: d.Reason}
+	if d.Signature != nil {
+		e.Signer, e.Fingerprint = d.Signature.Subject, d.Signature.Fingerprint
 	}
-	line, err := json.Marshal(d)
+	line, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}
-	err = l.append(ctx, append(line, '\n'))
-	switch {
-	case errors.Is(err, errNotALog):
-		return failure.New(failure.Invalid, "can't write the decision log: %s is %w",
-			l.path, err).
-			WithHint("name another file, or move it away")
-	case err != nil:
-		return failure.New(failure.Internal, "can't write the decision log: %w", err).
-			WithHint("check the folder's permissions and that the disk is not full")
+	if err := l.append(ctx, append(line, '\n')); err != nil {
+		return l.fail(err)
 	}
 	return nil
 }
 
+// fail returns the failure of a decision that was not written.
+func (l *Log) fail(err error) error {
+	kind, hint := fileKind(err), "check the permissions of the folder, and whether the disk is full"
+	switch {
+	case errors.Is(err, errNotALog):
+		kind, hint = failure.Invalid, "name another file, or move this one away"
+	case errors.Is(err, errLocked):
+		kind, hint = failure.Timeout, "find the process that keeps the file locked"
+	}
+	return failure.New(kind, "cannot write the decision log %s: %w", l.path, err).WithHint(hint)
+}
+
+// fileKind returns the kind of failure of an operation on a file.
+func fileKind(err error) failure.Kind {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return failure.NotFound
+	case errors.Is(err, fs.ErrPermission):
+		return failure.Denied
+	}
+	return failure.Unavailable
+}
+
+// append writes a line, after it has rotated a file that would become too large.
 func (l *Log) append(ctx context.Context, line []byte) error {
 	for {
 		file, size, err := l.open(ctx)
@@ -69,7 +88,7 @@ func (l *Log) append(ctx context.Context, line []byte) error {
 		if size == 0 || size+int64(len(line)) <= l.maxSize {
 			return write(file, size, line)
 		}
-		err = l.rotate() // before the lock is given up with the file
+		err = l.rotate() // while the file is locked
 		file.Close()
 		if err != nil {
 			return err
@@ -77,75 +96,78 @@ func (l *Log) append(ctx context.Context, line []byte) error {
 	}
 }
 
+// write appends a line to a file of this size and closes the file. When it fails, it removes what it has written.
 func write(file *os.File, size int64, line []byte) error {
 	defer file.Close()
 	if _, err := file.Write(line); err != nil {
-		// A part of a line would spoil the next one. If it can't be taken back, the next Append does it.
-		return errors.Join(err, file.Truncate(size))
+		return errors.Join(err, file.Truncate(size)) // if this fails too, the next Append removes the rest of the line
 	}
 	return file.Close()
 }
 
-// open opens the log behind its last whole line, with a lock on it that ends when it is closed. Who waited for the lock
-// may hold a file that was put away meanwhile, and opens the next one.
+// open opens and locks the file, and returns it with its size after the last complete line. The lock ends when the file
+// is closed. A file that was rotated during the wait for its lock is closed, and the new one is opened.
 func (l *Log) open(ctx context.Context) (*os.File, int64, error) {
 	for {
 		file, err := os.OpenFile(l.path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 		if err != nil {
 			return nil, 0, err
 		}
-		size, err := l.ready(ctx, file)
+		size, err := l.lockFile(ctx, file)
 		if err == nil {
 			return file, size, nil
 		}
 		file.Close()
-		if !errors.Is(err, errPutAway) {
+		if !errors.Is(err, errRotated) {
 			return nil, 0, err
 		}
 	}
 }
 
 var (
-	errNotALog = errors.New("not a decision log")
-	errPutAway = errors.New("the file was put away")
+	errNotALog = errors.New("the file is not a decision log")
+	errLocked  = errors.New("another process keeps it locked")
+	errRotated = errors.New("the file was rotated")
 )
 
-// ready locks the file that was opened and returns how long it is.
-func (l *Log) ready(ctx context.Context, file *os.File) (int64, error) {
+// lockFile locks the file and returns its size after the last complete line. It fails with errRotated if the file is no
+// longer the one at the path of the log.
+func (l *Log) lockFile(ctx context.Context, file *os.File) (int64, error) {
 	info, err := file.Stat()
 	if err != nil {
 		return 0, err
 	}
 	if !info.Mode().IsRegular() {
-		return 0, fmt.Errorf("%s is not a regular file", l.path)
+		return 0, errNotALog
 	}
 	if err := lock.File(ctx, file); ctx.Err() != nil {
-		return 0, fmt.Errorf("%s stayed locked", file.Name())
+		return 0, errLocked
 	} else if err != nil {
 		return 0, err
 	}
 	if now, err := os.Stat(l.path); errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(info, now) {
-		return 0, errPutAway
+		return 0, errRotated
 	} else if err != nil {
 		return 0, err
 	}
-	return wholeLines(file)
+	return trimTornLine(file)
 }
 
 const (
-	lineStart  = `{"time":"` // of each line
-	longestCut = 64 << 10    // bytes; no line is as long
+	lineStart   = `{"time":"` // of each line
+	maxTornLine = 64 << 10    // bytes; every line is shorter
 )
 
-// wholeLines cuts off what a power failure or a full disk has left of a line, and returns how long the file is. A file
-// with anything else in it is left alone: it may be someone's who mistook the name.
-func wholeLines(file *os.File) (int64, error) {
+// trimTornLine removes an incomplete last line, which a power failure or a full disk has left, and returns the size of
+// the file. It fails with errNotALog, and leaves the file as it is, if the file has other content: a wrong path must
+// not damage it.
+func trimTornLine(file *os.File) (int64, error) {
 	info, err := file.Stat()
 	if err != nil {
 		return 0, err
 	}
 	size := info.Size()
-	tail := make([]byte, min(size, longestCut))
+	tail := make([]byte, min(size, maxTornLine))
 	if _, err := file.ReadAt(tail, size-int64(len(tail))); err != nil {
 		return 0, err
 	}
@@ -155,7 +177,7 @@ func wholeLines(file *os.File) (int64, error) {
 	}
 	end := bytes.LastIndexByte(tail, '\n')
 	torn := tail[end+1:]
-	if !startsLine(start) || !startsLine(torn) || end < 0 && size > longestCut {
+	if !startsLine(start) || !startsLine(torn) || end < 0 && size > maxTornLine {
 		return 0, errNotALog
 	}
 	if len(torn) == 0 {
@@ -165,11 +187,12 @@ func wholeLines(file *os.File) (int64, error) {
 	return size, file.Truncate(size)
 }
 
-// startsLine returns whether a line of the log may start so; of one that was torn there may be very little.
+// startsLine reports whether text is the start of a line of the log, of which there may be only some bytes.
 func startsLine(text []byte) bool {
 	return bytes.HasPrefix(text, []byte(lineStart)) || bytes.HasPrefix([]byte(lineStart), text)
 }
 
+// rotate renames the file to path.1, and path.1 to path.2 and so on; the oldest is overwritten.
 func (l *Log) rotate() error {
 	name := func(i int) string { return fmt.Sprintf("%s.%d", l.path, i) }
 	for i := l.keep - 1; i > 0; i-- {

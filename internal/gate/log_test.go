@@ -35,7 +35,7 @@ func writeDecisions(path, writer string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for i := range decisionsEach {
-		if err := smallLog(path).Append(ctx, Result{Reference: fmt.Sprintf("%s-%d", writer, i), Verdict: Refuse,
+		if err := smallLog(path).Append(ctx, Decision{Reference: fmt.Sprintf("%s-%d", writer, i), Verdict: Refuse,
 			Reason: strings.Repeat("x", 100)}); err != nil {
 			return err
 		}
@@ -87,14 +87,14 @@ func TestLogWriters(t *testing.T) {
 	}
 }
 
-func readLog(t *testing.T, path string) (list []decision) {
+func readLog(t *testing.T, path string) (list []entry) {
 	t.Helper()
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range bytes.Lines(data) {
-		var d decision
+		var d entry
 		if err := json.Unmarshal(line, &d); err != nil || line[len(line)-1] != '\n' {
 			t.Errorf("%s: %q: %v", path, line, err)
 		}
@@ -108,7 +108,7 @@ func TestLogKeeps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	log := &Log{path: path, maxSize: 300, keep: 2}
 	for i := range 20 {
-		if err := log.Append(context.Background(), Result{Reference: fmt.Sprint(i), Verdict: Pass}); err != nil {
+		if err := log.Append(context.Background(), Decision{Reference: fmt.Sprint(i), Verdict: Pass}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -131,12 +131,12 @@ func TestLogKeeps(t *testing.T) {
 func TestLogLeavesOthersAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	for _, text := range []string{"precious", "two\nlines", "whole\nlines\n", `{"time":"2026"}` + "\n" + "a last line",
-		lineStart + "x" + lineStart + strings.Repeat("x", longestCut-len(lineStart)), "\n"} {
+		lineStart + "x" + lineStart + strings.Repeat("x", maxTornLine-len(lineStart)), "\n"} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		err := NewLog(path).Append(context.Background(), Result{Reference: "image", Verdict: Pass})
-		if err == nil || !strings.Contains(err.Error(), path+" is not a decision log") {
+		err := NewLog(path).Append(context.Background(), Decision{Reference: "image", Verdict: Pass})
+		if err == nil || !strings.Contains(err.Error(), path+": the file is not a decision log") {
 			t.Errorf("%.20q: %v", text, err)
 		}
 		if data, err := os.ReadFile(path); err != nil || string(data) != text {
@@ -147,7 +147,7 @@ func TestLogLeavesOthersAlone(t *testing.T) {
 		if err := os.WriteFile(path, []byte(torn), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := NewLog(path).Append(context.Background(), Result{Reference: "image", Verdict: Pass}); err != nil {
+		if err := NewLog(path).Append(context.Background(), Decision{Reference: "image", Verdict: Pass}); err != nil {
 			t.Errorf("%q: %v", torn, err)
 		}
 		if list := readLog(t, path); len(list) != 1 {
@@ -169,8 +169,8 @@ func TestLogLocked(t *testing.T) {
 	defer file.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
-	if err := NewLog(path).Append(ctx, Result{Reference: "image", Verdict: Pass}); err == nil ||
-		!strings.Contains(err.Error(), "stayed locked") {
+	if err := NewLog(path).Append(ctx, Decision{Reference: "image", Verdict: Pass}); err == nil ||
+		!strings.Contains(err.Error(), "another process keeps it locked") {
 		t.Error(err)
 	}
 }
@@ -181,7 +181,7 @@ func TestLogPutAway(t *testing.T) {
 	for _, next := range []func() error{
 		func() error { return nil },
 		func() error {
-			return log.Append(context.Background(), Result{Reference: "another writer's", Verdict: Pass})
+			return log.Append(context.Background(), Decision{Reference: "another writer's", Verdict: Pass})
 		},
 	} {
 		file, err := os.OpenFile(log.path, os.O_CREATE|os.O_RDWR, 0o600)
@@ -192,7 +192,7 @@ func TestLogPutAway(t *testing.T) {
 		if err := errors.Join(log.rotate(), next()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := log.ready(context.Background(), file); !errors.Is(err, errPutAway) {
+		if _, err := log.lockFile(context.Background(), file); !errors.Is(err, errRotated) {
 			t.Error(err)
 		}
 	}
@@ -201,7 +201,7 @@ func TestLogPutAway(t *testing.T) {
 // TestLogHalfALine takes away what a power failure has left of a line, and writes behind the last whole one.
 func TestLogHalfALine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
-	if err := NewLog(path).Append(context.Background(), Result{Reference: "first", Verdict: Pass}); err != nil {
+	if err := NewLog(path).Append(context.Background(), Decision{Reference: "first", Verdict: Pass}); err != nil {
 		t.Fatal(err)
 	}
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
@@ -212,7 +212,7 @@ func TestLogHalfALine(t *testing.T) {
 		t.Fatal(err)
 	}
 	file.Close()
-	if err := NewLog(path).Append(context.Background(), Result{Reference: "a\nb\x1b[2J", Verdict: Pass}); err != nil {
+	if err := NewLog(path).Append(context.Background(), Decision{Reference: "a\nb\x1b[2J", Verdict: Pass}); err != nil {
 		t.Fatal(err)
 	}
 	if list := readLog(t, path); len(list) != 2 || list[0].Reference != "first" || list[1].Reference != "a b?[2J" {

@@ -15,20 +15,20 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
-// CheckFiles verifies that nobody but root, and the user who runs containerd if that is another one, can change what
-// decides which images a node runs: program, the trust directory, registry hosts, credentials with the helpers that
-// they name, verification plugins, and the folder above the state directory. The state directory is of user owner, as
-// whom the verifier runs. The error is of kind Denied and names what others can change.
+// CheckFiles verifies that only root and the current user, who runs containerd, can change the files that decide which
+// images a node runs: program, the trust directory, registry hosts, credentials and their helpers, verification
+// plugins, and the folders above the state directory. The state directory may belong to the user id owner, which the
+// verifier runs as. An error of kind Denied names what others can change.
 //
-// It is called when the verifier is installed and each time that it runs, before it gives up root's rights.
+// It is called at the installation and each time that the verifier runs, before the process is confined.
 func (n Node) CheckFiles(program string, owner int) error {
 	named := slices.DeleteFunc([]string{program, n.TrustDir, n.HostsDir, n.AuthFile},
 		func(path string) bool { return path == "" })
 	if err := checkTrees(named); err != nil {
 		return err
 	}
-	// What those name in turn is read only now that nobody else can have written it.
-	if err := checkTrees(slices.Concat(hostFiles(n.HostsDir), n.programs())); err != nil {
+	// The files that these name are read only after nobody else can have written the names.
+	if err := checkTrees(slices.Concat(hostFiles(n.HostsDir), n.programPaths())); err != nil {
 		return err
 	}
 	if err := ownership.Check(filepath.Dir(n.StateDir), os.Geteuid()); err != nil {
@@ -43,6 +43,7 @@ func (n Node) CheckFiles(program string, owner int) error {
 	return nil
 }
 
+// checkTrees verifies that only root and the current user can change the files and folders, and everything below them.
 func checkTrees(paths []string) error {
 	for _, path := range paths {
 		if err := ownership.CheckTree(path, os.Geteuid()); err != nil {
@@ -52,9 +53,9 @@ func checkTrees(paths []string) error {
 	return nil
 }
 
-// hostFiles lists the certificates and keys that the hosts.toml files in a folder of registry hosts name, as far as
-// they exist: they need not be in that folder. What can't be read or understood is left to the library that reads these
-// files before a pull, which fails then.
+// hostFiles lists the certificates and keys that exist and that the hosts.toml files in a folder of registry hosts
+// name, inside or outside of that folder. It ignores files that it cannot parse: containerd's library reads them before
+// a pull, and fails.
 func hostFiles(folder string) (files []string) {
 	if folder == "" {
 		return nil
@@ -74,7 +75,7 @@ func hostFiles(folder string) (files []string) {
 		}
 		for _, section := range sections {
 			if host, ok := section.(map[string]any); ok {
-				files = append(append(files, texts(host["ca"])...), texts(host["client"])...)
+				files = append(append(files, collectStrings(host["ca"])...), collectStrings(host["client"])...)
 			}
 		}
 		for i, path := range files {
@@ -89,8 +90,9 @@ func hostFiles(folder string) (files []string) {
 	})
 }
 
-// texts returns a text, or all that are in a list, or in lists in that list, except empty ones.
-func texts(value any) (found []string) {
+// collectStrings returns the strings in a value that is a string, a list of strings or a list of such lists, except
+// empty ones.
+func collectStrings(value any) (found []string) {
 	switch value := value.(type) {
 	case string:
 		if value != "" {
@@ -98,18 +100,18 @@ func texts(value any) (found []string) {
 		}
 	case []any:
 		for _, v := range value {
-			found = append(found, texts(v)...)
+			found = append(found, collectStrings(v)...)
 		}
 	}
 	return found
 }
 
-// programs returns all that the verifier may start: credential helpers, and the verification plugins that the operator
-// lists. What is not installed is left out; it is refused where it is needed.
-func (n Node) programs() []string {
-	programs := n.helpers()
+// programPaths returns the programs that the verifier may start: credential helpers and listed verification plugins. It
+// leaves out those that are not installed; an image that needs one is refused.
+func (n Node) programPaths() []string {
+	programs := n.helperPaths()
 	if len(n.VerificationPlugins) > 0 {
-		dir.UserConfigDir = n.TrustDir // as Open has it: plugins are below the trust directory
+		dir.UserConfigDir = n.TrustDir // as in Open: plugins are below the trust directory
 	}
 	for _, name := range n.VerificationPlugins {
 		path, err := pluginPath(name)
@@ -123,9 +125,9 @@ func (n Node) programs() []string {
 	return programs
 }
 
-// helpers returns the programs of the credential helpers that the auth file names, as far as they are installed. Where
-// one is missing, or the file can't be read or understood, looking up the credentials fails.
-func (n Node) helpers() (programs []string) {
+// helperPaths returns the installed credential helpers that the auth file names. If one is missing, or if the file
+// cannot be parsed, looking up credentials fails later.
+func (n Node) helperPaths() (programs []string) {
 	var content struct {
 		Helpers map[string]string `json:"credHelpers"`
 	}

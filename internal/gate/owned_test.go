@@ -63,7 +63,7 @@ func TestInstallRefusesFiles(t *testing.T) {
 		for how, change := range map[string]func(string) error{
 			"others write": func(path string) error { return os.Chmod(path, 0o777) },  //nolint:gosec // that is what is refused
 			"group writes": func(path string) error { return os.Chmod(path, 0o770) },  //nolint:gosec // and that
-			"all, sticky":  func(path string) error { return os.Chmod(path, 0o1777) }, //nolint:gosec // for others than the owner of what is below
+			"all, sticky":  func(path string) error { return os.Chmod(path, 0o1777) }, //nolint:gosec // and that
 			"owned":        func(path string) error { return os.Chown(path, 4242, -1) },
 		} {
 			t.Run(path+" "+how, func(t *testing.T) {
@@ -119,7 +119,8 @@ func TestCheckFilesOwner(t *testing.T) {
 
 const skipping = `{"version": "1.0", "trustPolicies": [
 	{"name": "system", "registryScopes": ["registry.example.com/pause"], "signatureVerification": {"level": "skip"}},
-	{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "strict"}, "trustStores": ["ca:all"], "trustedIdentities": ["*"]}]}`
+	{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "strict"},
+		"trustStores": ["ca:all"], "trustedIdentities": ["*"]}]}`
 
 // TestInstallSkip refuses a trust policy that skips verification unless it is told to allow that.
 func TestInstallSkip(t *testing.T) {
@@ -176,7 +177,7 @@ func TestJudgeSkip(t *testing.T) {
 	sum := digest.FromString("image").String()
 	args := []string{"-name", "registry.example.com/pause:1", "-digest", sum, "-stdin-media-type",
 		ocispec.MediaTypeDescriptor}
-	r := node.Judge(t.Context(), args, strings.NewReader(`{"mediaType":"`+ocispec.MediaTypeImageManifest+`","digest":"`+
+	r := node.Verify(t.Context(), args, strings.NewReader(`{"mediaType":"`+ocispec.MediaTypeImageManifest+`","digest":"`+
 		sum+`","size":7}`))
 	want := `statement "system" of the trust policy skips verification, and install-verifier was not told to --allow-skip`
 	if r.Passed() || r.Reason != want {
@@ -187,7 +188,7 @@ func TestJudgeSkip(t *testing.T) {
 		t.Errorf("the log says %+v", list)
 	}
 	node.AllowSkip = true
-	if r := node.explain(Result{Verdict: Pass, Policy: "system"}); !r.Passed() ||
+	if r := node.explain(Decision{Verdict: Pass, Policy: "system"}); !r.Passed() ||
 		r.Reason != `not verified: statement "system" of the trust policy skips verification` {
 		t.Errorf("%+v", r)
 	}
@@ -265,14 +266,14 @@ func TestGiveAway(t *testing.T) {
 		return info.Sys().(*syscall.Stat_t).Uid
 	}
 	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(node.CacheDir, 0o700),
-		node.giveAway(user)); err != nil {
+		node.chownState(user)); err != nil {
 		t.Fatal(err)
 	}
 	if owner(folder) != 4242 || owner(file) != 4242 || owner(node.CacheDir) != 4242 {
 		t.Errorf("%d %d %d", owner(folder), owner(file), owner(node.CacheDir))
 	}
 	// Someone who owns the folder could have put a link to root's file there.
-	if err := errors.Join(os.Chown(file, 0, 0), node.giveAway(user)); err != nil {
+	if err := errors.Join(os.Chown(file, 0, 0), node.chownState(user)); err != nil {
 		t.Fatal(err)
 	}
 	if owner(file) != 0 {
@@ -283,7 +284,7 @@ func TestGiveAway(t *testing.T) {
 	if err := errors.Join(os.Chown(folder, 0, 0), os.WriteFile(syslog, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if err := node.giveAway(user); err == nil || !strings.Contains(err.Error(), "syslog in it is not the verifier's") {
+	if err := node.chownState(user); err == nil || !strings.Contains(err.Error(), "syslog in it is not the verifier's") {
 		t.Error(err)
 	}
 	if owner(folder) != 0 || owner(file) != 0 || owner(syslog) != 0 {

@@ -17,43 +17,48 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/folders"
 )
 
-// plugins are the names of the verification plugins that the operator listed. It is Notation's plugin manager.
+// plugins lists the names of the verification plugins that the operator allows. It implements Notation's plugin
+// manager.
 //
-// A signature can name a plugin for its own verification, and Notation's verifier runs that plugin for its metadata
-// before it knows whether anyone trusts the signature. So a name in a signature is only compared with the list. The
-// path of the program is made of the operator's own word.
+// A signature can name a plugin for its verification, and Notation's verifier runs the plugin for its metadata before
+// it has authenticated the signature. Therefore a name in a signature is only compared with the list, and the path of
+// the program is built from the operator's setting.
 type plugins []string
 
 var pluginName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
-// checkPlugins verifies that each listed plugin is installed under a plain name.
+// checkPlugins returns the list of plugins. It fails unless each is a file in Notation's folder of plugins, under a
+// name without path elements.
 func checkPlugins(names []string) (plugins, error) {
 	for _, name := range names {
 		if !pluginName.MatchString(name) {
 			return nil, failure.New(failure.Invalid, "%q is not the name of a verification plugin", name).
-				WithHint("give the name of a plugin, as 'notation plugin list' has it")
+				WithHint("use a name from 'notation plugin list'")
 		}
 		path, err := pluginPath(name)
 		if err != nil {
 			return nil, err
 		}
-		if info, err := os.Stat(path); err != nil {
-			return nil, failure.New(failure.Invalid, "cannot find the verification plugin %q: %w", name, err).
-				WithHint("install the plugin there, or leave it out")
-		} else if !info.Mode().IsRegular() {
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, failure.New(fileKind(err), "cannot find the verification plugin %q: %w", name, err).
+				WithHint("install the plugin, or remove it from the list")
+		}
+		if !info.Mode().IsRegular() {
 			return nil, failure.New(failure.Invalid, "the verification plugin %s is not a regular file", path).
-				WithHint("install the plugin there, or leave it out")
+				WithHint("install the plugin, or remove it from the list")
 		}
 	}
 	return names, nil
 }
 
+// pluginPath returns the path of a plugin's program.
 func pluginPath(name string) (string, error) {
 	folder, err := folders.NotationPlugins()
 	return filepath.Join(folder, name, "notation-"+name), err
 }
 
-// Get returns a listed plugin.
+// Get returns a listed plugin, and fails for all others.
 func (p plugins) Get(ctx context.Context, name string) (framework.Plugin, error) {
 	i := slices.Index(p, name)
 	if i < 0 {
@@ -69,8 +74,8 @@ func (p plugins) Get(ctx context.Context, name string) (framework.Plugin, error)
 // List returns the names of the listed plugins.
 func (p plugins) List(context.Context) ([]string, error) { return p, nil }
 
-// refusal says why a signature does not count that names a verification plugin that is not listed. It returns "" for
-// any other.
+// refusal returns why a signature is refused that names a verification plugin which is not listed, and "" for all other
+// signatures.
 func (p plugins) refusal(outcome *notation.VerificationOutcome) string {
 	if outcome.EnvelopeContent == nil {
 		return ""
@@ -86,7 +91,5 @@ func (p plugins) refusal(outcome *notation.VerificationOutcome) string {
 	case !pluginName.MatchString(name):
 		return fmt.Sprintf("it names the verification plugin %.100q, which is not the name of a plugin", name)
 	}
-	return fmt.Sprintf(
-		"it names the verification plugin %q, and only those are run that the operator lists with --verification-plugin",
-		name)
+	return fmt.Sprintf("it names the verification plugin %q, which --verification-plugin does not list", name)
 }

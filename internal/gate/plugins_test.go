@@ -107,7 +107,8 @@ func TestListedPlugin(t *testing.T) {
 		put(t, filepath.Join(folder, "plugins", name, "notation-"+name), fmt.Sprintf(`#!/bin/sh
 echo "$1" >> %s/%s.ran
 case $1 in
-get-plugin-metadata) echo '{"name":"%[2]s","description":"d","version":"1.0.0","url":"https://example.com","supportedContractVersions":["1.0"],"capabilities":["SIGNATURE_VERIFIER.TRUSTED_IDENTITY"]}';;
+get-plugin-metadata) echo '{"name":"%[2]s","description":"d","version":"1.0.0","url":"https://example.com",
+	"supportedContractVersions":["1.0"],"capabilities":["SIGNATURE_VERIFIER.TRUSTED_IDENTITY"]}';;
 *) echo '{"verificationResults":{"SIGNATURE_VERIFIER.TRUSTED_IDENTITY":{"success":true}},"processedAttributes":[]}';;
 esac
 `, folder, name), 0o700)
@@ -115,7 +116,7 @@ esac
 	g := openGate(t, Options{TrustDir: folder, VerificationPlugins: []string{"good"}})
 	r := oci.NewHostile(t)
 	for name, want := range map[string]string{"good": "",
-		"other": `names the verification plugin "other", and only those are run that the operator lists with --verification-plugin`} {
+		"other": `names the verification plugin "other", which --verification-plugin does not list`} {
 		image := r.PushImage(name)
 		r.Sign(t, alice, jws.MediaTypeEnvelope, image, map[string]string{verifier.HeaderVerificationPlugin: name})
 		result := g.Verify(t.Context(), []string{r.Name(image)}, "", time.Minute)[0]
@@ -157,7 +158,7 @@ func TestTrustDirectoryRunsNothing(t *testing.T) {
 		return true
 	}
 	for plain, reason := range map[bool]string{true: "basic credential not found",
-		false: "plain HTTP has to be asked for"} {
+		false: "plain HTTP is not allowed"} {
 		g, err := Open(Options{TrustDir: trust, CacheDir: t.TempDir(), PlainHTTP: plain})
 		if err != nil {
 			t.Fatal(err)

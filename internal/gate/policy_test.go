@@ -27,7 +27,8 @@ func guarded(t testing.TB, alice *oci.Forger, scopes ...string) (folder string) 
 		t.Fatal(err)
 	}
 	put(t, filepath.Join(folder, "trustpolicy.json"), fmt.Sprintf(`{"version": "1.0", "trustPolicies": [
-		{"name": "guarded", "registryScopes": %s, "trustStores": ["ca:store"], "trustedIdentities": ["*"], "signatureVerification": {"level": "strict"}},
+		{"name": "guarded", "registryScopes": %s, "trustStores": ["ca:store"], "trustedIdentities": ["*"],
+			"signatureVerification": {"level": "strict"}},
 		{"name": "others", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`, list), 0o600)
 	return folder
 }
@@ -50,10 +51,10 @@ func TestSpelling(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for how, r := range map[string]Result{
+			for how, r := range map[string]Decision{
 				"verify": g.Verify(t.Context(), []string{name + "@" + image.Digest.String()}, "", time.Minute)[0],
 				"layout": g.Verify(t.Context(), []string{"oci:" + layout + ":v1"}, name, time.Minute)[0],
-				"containerd": node.Judge(t.Context(),
+				"containerd": node.Verify(t.Context(),
 					[]string{"-name", name + ":v1", "-digest", image.Digest.String(), "-stdin-media-type",
 						ocispec.MediaTypeDescriptor},
 					strings.NewReader(string(descriptor))),
@@ -102,7 +103,7 @@ func writeLayout(t testing.TB, hang func(add func(mediaType string, data []byte)
 func TestLayout(t *testing.T) {
 	alice := newForger(t)
 	g := openGate(t, Options{TrustDir: trusting(t, "strict", alice)})
-	verify := func(folder string) Result {
+	verify := func(folder string) Decision {
 		return g.Verify(t.Context(), []string{"oci:" + folder + ":v1"}, "example.com/app", time.Minute)[0]
 	}
 	signature := func(add func(string, []byte) ocispec.Descriptor, image ocispec.Descriptor,
@@ -149,7 +150,7 @@ func TestLayout(t *testing.T) {
 			other := add(ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"layers":[],"annotations":{"another":""}}`))
 			other.Annotations = map[string]string{ocispec.AnnotationRefName: "v1"}
 			return []ocispec.Descriptor{other, signature(add, other, 0), signature(add, image, 0)}
-		}, `"v1" names several images there`},
+		}, `"v1" is the tag of several images`},
 		"too many": {func(add func(string, []byte) ocispec.Descriptor, _ ocispec.Descriptor) []ocispec.Descriptor {
 			index, _ := json.Marshal(ocispec.Index{Manifests: make([]ocispec.Descriptor, maxNodes+1)})
 			return []ocispec.Descriptor{add(ocispec.MediaTypeImageIndex, index[:min(len(index), maxIndex)])}

@@ -3,6 +3,7 @@ package gate
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -26,45 +27,43 @@ import (
 	"oras.land/oras-go/v2/registry/remote/credentials"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
-	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
-// layoutPrefix names an image in an OCI layout, as skopeo does: oci:DIR:TAG.
+// layoutPrefix is the prefix of images in an OCI layout, as in skopeo: oci:DIR:TAG.
 const layoutPrefix = "oci:"
 
-// otherTransports are skopeo's other names for where an image is. Without a look at them, dir:app would be Docker Hub's
-// library/dir:app.
+// otherTransports are the prefixes of skopeo's other transports. They are refused: otherwise dir:app would be
+// docker.io/library/dir:app.
 var otherTransports = []string{"containers-storage", "dir", "docker-archive", "docker-daemon", "oci-archive", "ostree",
 	"sif", "tarball"}
 
-// image is an image as it is named to the gate.
+// image is the parsed name of an image.
 type image struct {
-	asked     string        // the repository with its registry, as the network is asked for it; "" in a layout
-	name      string        // the one name of it by which the trust policy is asked
+	address   string        // the repository with its registry, for connections; "" for an OCI layout
+	scope     string        // the repository in its normal form, for the trust policy
 	reference string        // the tag or the digest
 	digest    digest.Digest // "" if it is named by a tag
-	layout    string        // the folder of an OCI layout; "" is a registry
+	layout    string        // the folder of an OCI layout; "" for a registry
 }
 
+// parseImage parses the name of an image. repository is the scope for images in OCI layouts.
 func parseImage(text, repository string) (image, error) {
 	if layout, ok := strings.CutPrefix(text, layoutPrefix); ok {
 		return parseLayout(layout, repository)
 	}
 	if transport, _, ok := strings.Cut(text, ":"); ok && slices.Contains(otherTransports, transport) {
-		return image{},
-			fmt.Errorf(
-				"images in %s: can't be verified; copy it to a registry or to an OCI layout, oci:DIR:TAG, with its signatures",
-				transport)
+		return image{}, fmt.Errorf("cannot verify images in %s: copy the image with its signatures to a registry or an "+
+			"OCI layout, oci:DIR:TAG", transport)
 	}
-	named, err := reference.ParseDockerRef(strings.TrimPrefix(text, "docker://")) // as the other commands name it
+	named, err := reference.ParseDockerRef(strings.TrimPrefix(text, "docker://")) // the prefix of the other commands
 	if err != nil {
 		return image{}, fmt.Errorf("it is not an image's name: %w", err)
 	}
 	i := image{}
-	if i.asked, err = scope.Name(named.Name()); err == nil {
-		i.name, err = scope.Canonical(named.Name())
+	if i.address, err = scope.Name(named.Name()); err == nil {
+		i.scope, err = scope.Canonical(named.Name())
 	}
 	if err != nil {
 		return image{}, fmt.Errorf("it is not an image's name: %w", err)
@@ -79,19 +78,20 @@ func parseImage(text, repository string) (image, error) {
 	return i, nil
 }
 
+// parseLayout parses DIR:TAG or DIR@DIGEST.
 func parseLayout(text, repository string) (image, error) {
 	if repository == "" {
-		return image{}, failure.New(failure.Invalid, "name the repository whose trust policy counts for it with --scope")
+		return image{}, errors.New("name the repository whose trust policy counts for it with --scope")
 	}
 	named, err := reference.ParseNormalizedNamed(repository)
 	if err != nil || !reference.IsNameOnly(named) {
 		return image{}, fmt.Errorf("the scope %q is not a repository's name", repository)
 	}
 	i := image{}
-	if i.name, err = scope.Canonical(named.Name()); err != nil {
-		return image{}, fmt.Errorf("the scope is not a repository's name: %w", err)
+	if i.scope, err = scope.Canonical(named.Name()); err != nil {
+		return image{}, fmt.Errorf("the scope %q is not a repository's name: %w", repository, err)
 	}
-	// As for the other commands the folder ends at the first colon; the tag may have more, and the folder an @.
+	// The folder ends at the first colon, as in the other commands. The tag may contain colons, and the folder an @.
 	i.layout, i.reference, _ = strings.Cut(text, ":")
 	if at := strings.LastIndexByte(i.layout, '@'); at >= 0 && digest.Algorithm(i.layout[at+1:]).Available() {
 		i.digest = digest.Digest(text[at+1:])
@@ -101,9 +101,8 @@ func parseLayout(text, repository string) (image, error) {
 		i.layout, i.reference = text[:at], i.digest.String()
 	}
 	if i.layout == "" || i.reference == "" {
-		return image{}, fmt.Errorf("an image in a layout is named oci:DIR:TAG or oci:DIR@DIGEST")
+		return image{}, errors.New("an image in a layout is named oci:DIR:TAG or oci:DIR@DIGEST")
 	}
-	// What is not a layout would be made one by opening it.
 	for _, part := range []string{ocispec.ImageLayoutFile, ocispec.ImageIndexFile, ocispec.ImageBlobsDir} {
 		if _, err := os.Stat(filepath.Join(i.layout, part)); err != nil {
 			return image{}, fmt.Errorf("there is no OCI layout: %w", err)
@@ -112,7 +111,7 @@ func parseLayout(text, repository string) (image, error) {
 	return i, nil
 }
 
-// source returns where an image and its signatures are, as the notation command sees it.
+// source returns the registry or the layout of an image. Registries are reached as the notation command does.
 func (g *Gate) source(i image) (source, error) {
 	if i.layout != "" {
 		l, err := openLayout(i.layout)
@@ -121,17 +120,18 @@ func (g *Gate) source(i image) (source, error) {
 		}
 		return source{name: i.layout, repository: l, manifests: l, blobs: l}, nil
 	}
-	where, path, _ := strings.Cut(i.asked, "/")
+	where, path, _ := strings.Cut(i.address, "/")
 	host, port, _ := net.SplitHostPort(where)
-	// what does not leave the machine, as Notation sees it
+	// Notation uses plain HTTP for localhost:PORT
 	plain := g.options.PlainHTTP || host == "localhost" && port != "" ||
 		slices.ContainsFunc(g.insecure, func(r string) bool { return strings.EqualFold(r, where) })
 	return g.remote(where, path, plain, g.transport), nil
 }
 
+// remote returns a registry, which is limited in what it may send.
 func (g *Gate) remote(host, path string, plain bool, transport http.RoundTripper) source {
 	client := &auth.Client{
-		Client: &http.Client{Transport: &limited{base: transport}}, Cache: auth.NewCache(), ClientID: "hsm-image",
+		Client: &http.Client{Transport: &limitedTransport{base: transport}}, Cache: auth.NewCache(), ClientID: "hsm-image",
 		Credential: func(ctx context.Context, host string) (auth.Credential, error) { return g.credential(ctx, host, path) },
 	}
 	client.SetUserAgent("hsm-image")
@@ -141,15 +141,15 @@ func (g *Gate) remote(host, path string, plain bool, transport http.RoundTripper
 	return source{name: host, repository: repository, manifests: repository.Manifests(), blobs: repository.Blobs()}
 }
 
-// notationFile is this user's own configuration file of Notation's. One in a trust directory is not read: it could name
-// a credential helper, which is a program, and whoever writes a trust directory says who is trusted, not what runs
-// here.
+// notationFile returns the path of the user's own configuration file of Notation. The one in a trust directory is not
+// read: it could name a credential helper, which is a program, but the author of a trust directory only decides who is
+// trusted.
 func notationFile() string { return filepath.Join(folders.UserNotation(), dir.PathConfigFile) }
 
 const maxConfig = 1 << 20 // bytes
 
-// insecureRegistries are those of Notation's config.json. Like the notation command it takes a file that can't be read
-// for none: the registries are then spoken to over TLS.
+// insecureRegistries returns the registries with plain HTTP in Notation's config.json. If the file cannot be read there
+// are none, and all registries need TLS, as for the notation command.
 func insecureRegistries() []string {
 	var c config.Config
 	data, err := bound.ReadFile(notationFile(), maxConfig)
@@ -159,8 +159,8 @@ func insecureRegistries() []string {
 	return c.InsecureRegistries
 }
 
-// credential finds what to log in to a registry with: in Notation's own configuration, then where Podman and Docker
-// keep it, which may be a helper for that one repository. A helper may hang; the caller's time is what it gets.
+// credential returns the credentials for a repository of a registry: those of Notation, or else those of Podman and
+// Docker. It fails when ctx ends before a credential helper has answered.
 func (g *Gate) credential(ctx context.Context, host, path string) (auth.Credential, error) {
 	type found struct {
 		auth.Credential
@@ -169,7 +169,7 @@ func (g *Gate) credential(ctx context.Context, host, path string) (auth.Credenti
 	answer := make(chan found, 1)
 	go func() {
 		var f found
-		if err := caught(func() { f.Credential, f.err = g.lookUp(ctx, host, path) }); err != nil {
+		if err := catchPanic(func() { f.Credential, f.err = g.lookUp(ctx, host, path) }); err != nil {
 			f.err = err
 		}
 		answer <- f
@@ -178,10 +178,15 @@ func (g *Gate) credential(ctx context.Context, host, path string) (auth.Credenti
 	case f := <-answer:
 		return f.Credential, f.err
 	case <-ctx.Done():
-		return auth.EmptyCredential, fmt.Errorf("looking for the credentials of %s: %w", host, ctx.Err())
+		return auth.EmptyCredential, noCredentials(host, ctx.Err())
 	}
 }
 
+func noCredentials(host string, err error) error {
+	return fmt.Errorf("cannot get the credentials of %s: %w", host, err)
+}
+
+// lookUp is credential without the end of ctx.
 func (g *Gate) lookUp(ctx context.Context, host, path string) (auth.Credential, error) {
 	system := &types.SystemContext{AuthFilePath: g.options.AuthFile}
 	if system.AuthFilePath == "" {
@@ -195,12 +200,12 @@ func (g *Gate) lookUp(ctx context.Context, host, path string) (auth.Credential, 
 	}
 	c, err := dockerconfig.GetCredentials(system, host+"/"+path)
 	if err != nil {
-		return auth.EmptyCredential, fmt.Errorf("can't get the credentials of %s: %w", host, err)
+		return auth.EmptyCredential, noCredentials(host, err)
 	}
 	return auth.Credential{Username: c.Username, Password: c.Password, RefreshToken: c.IdentityToken}, nil
 }
 
-// notationCredential is what 'notation login' has kept.
+// notationCredential returns the credentials that 'notation login' has stored, if there are any.
 func notationCredential(ctx context.Context, host string) (auth.Credential, bool) {
 	store, err := credentials.NewStore(notationFile(), credentials.StoreOptions{})
 	if err != nil || !store.IsAuthConfigured() {
@@ -210,17 +215,16 @@ func notationCredential(ctx context.Context, host string) (auth.Credential, bool
 	return c, err == nil && c != auth.EmptyCredential
 }
 
-// Docker Hub goes by one name and answers under another.
+// The names of Docker Hub: in images, of the host that serves them, and an old one in images.
 const (
-	dockerHub     = "docker.io"
-	dockerHubHost = "registry-1.docker.io"
-
+	dockerHub      = "docker.io"
+	dockerHubHost  = "registry-1.docker.io"
 	dockerHubIndex = "index.docker.io"
 )
 
-// pullSources returns where containerd would pull an image from, in its order: the mirrors that hosts.toml names, and
-// the registry itself unless that says otherwise. Plain HTTP is spoken where hosts.toml says so and, as containerd
-// does, to a registry on this machine that speaks nothing else.
+// pullSources returns the sources that containerd would pull a repository from, in its order: the mirrors in
+// hosts.toml, and the registry unless hosts.toml excludes it. Plain HTTP is used where hosts.toml says so and, as in
+// containerd, for a registry on this machine without TLS.
 func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 	where, path, _ := strings.Cut(name, "/")
 	options := hosts.HostOptions{UpdateClient: func(client *http.Client) error {
@@ -234,14 +238,15 @@ func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 	}
 	configured, err := hosts.ConfigureHosts(ctx, options)(where)
 	if err != nil {
-		return nil, fmt.Errorf("can't read the registry hosts in %s: %w", g.options.HostsDir, err)
+		return nil, fmt.Errorf("cannot read the registry hosts in %s: %w", g.options.HostsDir, err)
 	}
 	var sources []source
 	for _, h := range configured {
 		if !h.Capabilities.Has(docker.HostCapabilityPull) {
 			continue
 		}
-		e := &endpoint{base: h.Client.Transport, host: h.Host, usual: "/v2/" + path + "/", path: h.Path + "/" + path + "/",
+		e := &endpoint{base: h.Client.Transport, host: h.Host, standardPath: "/v2/" + path + "/",
+			path:   h.Path + "/" + path + "/",
 			header: h.Header}
 		if h.Host != where && (where != dockerHub || h.Host != dockerHubHost) {
 			e.namespace = where
@@ -253,23 +258,23 @@ func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 	return sources, nil
 }
 
-// endpoint speaks to a registry host as containerd does: a mirror may be below another path, may want headers, and is
-// told which registry it stands for.
+// endpoint is a transport to a registry host that sends requests as containerd does: a mirror may have another path and
+// need headers, and is told which registry it mirrors.
 type endpoint struct {
-	base      http.RoundTripper
-	host      string
-	usual     string // the path of the repository in a registry: /v2/REPOSITORY/
-	path      string // the same here
-	header    http.Header
-	namespace string // the registry that it is a mirror of; "" is none
+	base         http.RoundTripper
+	host         string
+	standardPath string // the path of the repository in a registry: /v2/REPOSITORY/
+	path         string // the path of the repository on this host
+	header       http.Header
+	namespace    string // the registry that the host mirrors; "" if it is the registry
 }
 
-// RoundTrip sends a request on. What is not about the repository, such as one for a token, stays as it is. Where the
-// host itself says where to go on, in a redirect or for the next page, the path may be the right one already.
+// RoundTrip sends a request. Requests for other paths, such as those for tokens, are not changed. In redirects and
+// links to the next page, which come from the host, the path may be the host's own already.
 func (e *endpoint) RoundTrip(request *http.Request) (*http.Response, error) {
 	rest, here := strings.CutPrefix(request.URL.Path, e.path)
 	if !here {
-		rest, here = strings.CutPrefix(request.URL.Path, e.usual)
+		rest, here = strings.CutPrefix(request.URL.Path, e.standardPath)
 	}
 	if request.URL.Host != e.host || !here {
 		return e.base.RoundTrip(request)

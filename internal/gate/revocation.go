@@ -18,9 +18,9 @@ import (
 	"github.com/notaryproject/notation-go/verifier/truststore"
 )
 
-// revocationOf asks OCSP responders and reads revocation lists as the notation command does: with a cache that may
-// fail.
-func revocationOf(use purpose.Purpose) (revocation.Validator, error) {
+// newRevocationValidator returns a validator that uses OCSP and revocation lists as the notation command does. Without
+// a cache, revocation lists are fetched each time.
+func newRevocationValidator(use purpose.Purpose) (revocation.Validator, error) {
 	fetcher, err := corecrl.NewHTTPFetcher(&http.Client{Timeout: crlTimeout})
 	if err != nil {
 		return nil, err
@@ -30,7 +30,7 @@ func revocationOf(use purpose.Purpose) (revocation.Validator, error) {
 		if cache, err := crl.NewFileCache(folder); err == nil {
 			fetcher.Cache = cache
 		} else {
-			slog.Warn("revocation lists are not kept", "error", err)
+			slog.Warn("cannot cache revocation lists", "error", err)
 		}
 	}
 	return revocation.NewWithOptions(revocation.Options{
@@ -38,37 +38,36 @@ func revocationOf(use purpose.Purpose) (revocation.Validator, error) {
 	})
 }
 
-// trusted has certificates checked for revocation only if someone trusts their chain. At level audit Notation's
-// verifier would check any: an untrusted certificate would decide which addresses are asked, and what is read from
-// there.
-type trusted struct{ revocation.Validator }
+// trustedOnly checks the revocation of trusted chains only. At level audit, Notation's verifier checks all chains: an
+// untrusted certificate would decide which addresses are connected to.
+type trustedOnly struct{ revocation.Validator }
 
-// ValidateContext checks a chain that the trust in the context covers.
-func (t trusted) ValidateContext(ctx context.Context,
+// ValidateContext checks the chain if the function in the context (withTrust) trusts it, and fails for other chains.
+func (t trustedOnly) ValidateContext(ctx context.Context,
 	options revocation.ValidateContextOptions) ([]*result.CertRevocationResult, error) {
-	trusts, ok := ctx.Value(trust{}).(func(context.Context, []*x509.Certificate) bool)
+	trusts, ok := ctx.Value(trustKey{}).(func(context.Context, []*x509.Certificate) bool)
 	if !ok || !trusts(ctx, options.CertChain) {
-		return nil, errors.New("the certificates are not trusted, so nothing is asked of the addresses in them")
+		return nil, errors.New("the certificates are not trusted, so the addresses in them are not contacted")
 	}
 	return t.Validator.ValidateContext(ctx, options)
 }
 
-// trust is the key of a context's value.
-type trust struct{}
+type trustKey struct{}
 
+// withTrust returns a context with the function that tells whether a chain is trusted.
 func withTrust(ctx context.Context, trusts func(context.Context, []*x509.Certificate) bool) context.Context {
-	return context.WithValue(ctx, trust{}, trusts)
+	return context.WithValue(ctx, trustKey{}, trusts)
 }
 
-// trusts returns whether a certificate of a chain is in a trust store of the policy's statement. That the chain holds
-// together is known by then.
+// trusts reports whether a certificate of the chain is in a trust store of the statement. The chain itself has been
+// verified before.
 func (e *examination) trusts(ctx context.Context, chain []*x509.Certificate) bool {
 	stores := truststore.NewX509TrustStore(dir.ConfigFS())
 	for _, name := range e.statement.TrustStores {
 		kind, store, _ := strings.Cut(name, ":")
 		certificates, err := stores.GetCertificates(ctx, truststore.Type(kind), store)
 		if err != nil {
-			continue // Notation says so
+			continue // Notation reports it
 		}
 		if slices.ContainsFunc(certificates, func(c *x509.Certificate) bool { return slices.ContainsFunc(chain, c.Equal) }) {
 			return true

@@ -19,61 +19,66 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
-// A source is a place that an image's signatures may be in: a registry, a mirror of it, or an OCI layout.
+// source is a place with signatures of an image: a registry, a mirror or an OCI layout.
 type source struct {
 	name       string
 	repository repository
 	manifests  content.Fetcher
 	blobs      content.Fetcher
-	ahead      <-chan listed // what list answers, if it was asked ahead
-	close      func()        // nil if there is nothing to close
+	pending    <-chan signatureList // the result of list, if listAhead asked for it
+	close      func()               // nil if there is nothing to close
 }
 
-// repository finds images by their tags, and what refers to them.
+// repository resolves tags and lists the referrers of images.
 type repository interface {
 	content.Resolver
 	registry.ReferrerLister
 }
 
-// listed is an image's signatures, by their manifests.
-type listed struct {
+// signatureList lists the manifests of an image's signatures.
+type signatureList struct {
 	found     []ocispec.Descriptor // newest first
-	truncated bool                 // there are more in the source
+	truncated bool                 // the source has more
 	err       error
 }
 
-func (l listed) newest() []ocispec.Descriptor { return l.found[:min(len(l.found), maxSignatures)] }
+// newest returns the signatures that are verified.
+func (l signatureList) newest() []ocispec.Descriptor {
+	return l.found[:min(len(l.found), maxSignatures)]
+}
 
-func (l listed) more() bool { return l.truncated || len(l.found) > maxSignatures }
+// hasMore reports whether there are signatures that are not verified.
+func (l signatureList) hasMore() bool { return l.truncated || len(l.found) > maxSignatures }
 
-var errEnough = errors.New("enough")
+// errLimitReached ends a listing that is long enough.
+var errLimitReached = errors.New("limit reached")
 
-// list returns the signatures of an image, newest first.
+// list returns the signatures of an image, newest first, up to maxListed.
 //
-// When one was made is what it says of itself (org.opencontainers.image.created), as the registry repeats it. This
-// decides only what is looked at first, and what not at all where there are too many; so does the registry's order, for
-// those that do not say or name a time to come.
-func (s source) list(ctx context.Context, image ocispec.Descriptor) (listed, error) {
-	if s.ahead != nil {
+// The time of a signature is the annotation org.opencontainers.image.created, as the registry repeats it. Nobody has
+// authenticated it: it decides only the order of verification, and which signatures are left out if there are too many.
+// Signatures without it, or with a time in the future, come last, in the order of the registry.
+func (s source) list(ctx context.Context, image ocispec.Descriptor) (signatureList, error) {
+	if s.pending != nil {
 		select {
-		case l := <-s.ahead:
+		case l := <-s.pending:
 			return l, l.err
 		case <-ctx.Done():
-			return listed{}, ctx.Err()
+			return signatureList{}, ctx.Err()
 		}
 	}
-	var l listed
+	var l signatureList
 	created := map[digest.Digest]time.Time{}
 	now := time.Now()
-	err := s.repository.Referrers(context.WithValue(ctx, listing{}, true), image, notationregistry.ArtifactTypeNotation,
+	err := s.repository.Referrers(context.WithValue(ctx, listingKey{}, true), image, notationregistry.ArtifactTypeNotation,
 		func(page []ocispec.Descriptor) error {
 			for _, manifest := range page {
-				manifest.MediaType, manifest.Digest = begin(manifest.MediaType), digest.Digest(begin(string(manifest.Digest)))
+				manifest.MediaType, manifest.Digest = truncate(manifest.MediaType), digest.Digest(truncate(string(manifest.Digest)))
 				if _, ok := created[manifest.Digest]; ok {
 					continue
 				}
 				if len(l.found) == maxListed {
-					return errEnough
+					return errLimitReached
 				}
 				at, err := time.Parse(time.RFC3339, manifest.Annotations[ocispec.AnnotationCreated])
 				if err != nil || at.After(now) {
@@ -85,40 +90,40 @@ func (s source) list(ctx context.Context, image ocispec.Descriptor) (listed, err
 			}
 			return nil
 		})
-	if errors.Is(err, errEnough) || errors.Is(err, errdef.ErrTooManyPages) {
+	if errors.Is(err, errLimitReached) || errors.Is(err, errdef.ErrTooManyPages) {
 		l.truncated, err = true, nil
 	}
 	slices.SortStableFunc(l.found, func(a, b ocispec.Descriptor) int {
-		return created[b.Digest].Compare(
-			created[a.Digest])
+		return created[b.Digest].Compare(created[a.Digest])
 	})
 	return l, err
 }
 
-// begin returns the begin of a text that a registry gives, so that what is kept of many is short. No digest and no
-// media type that is taken is longer.
-func begin(text string) string { return strings.Clone(text[:min(len(text), 200)]) }
+// truncate returns the first 200 bytes of a text from a registry, so that long lists take little memory. Valid digests
+// and media types are shorter.
+func truncate(text string) string { return strings.Clone(text[:min(len(text), 200)]) }
 
-// listAhead asks for the signatures of a digest beside the question whether there is such an image: that is one wait
-// less of five.
+// listAhead returns the source with a listing of the signatures of a digest under way. The image is resolved at the
+// same time, which saves one of five round trips.
 func listAhead(ctx context.Context, s source, sum digest.Digest) source {
-	answer, plain := make(chan listed, 1), s
+	answer, plain := make(chan signatureList, 1), s
 	go func() {
-		var l listed
-		if err := caught(func() { l, l.err = plain.list(ctx, ocispec.Descriptor{Digest: sum}) }); err != nil {
-			l = listed{err: err}
+		var l signatureList
+		if err := catchPanic(func() { l, l.err = plain.list(ctx, ocispec.Descriptor{Digest: sum}) }); err != nil {
+			l = signatureList{err: err}
 		}
 		answer <- l
 	}()
-	s.ahead = answer
+	s.pending = answer
 	return s
 }
 
-// mediaTypeArtifact is the manifest of an artifact in a draft of the OCI's, which older versions of Notation wrote.
+// mediaTypeArtifact is the artifact manifest of a draft of the OCI specification, which older versions of Notation
+// wrote.
 const mediaTypeArtifact = "application/vnd.oci.artifact.manifest.v1+json"
 
-// fetchSignature fetches a signature's envelope. What descriptors say of a size is held against the bounds before
-// anything is fetched, and nothing longer than that is read.
+// fetchSignature fetches the envelope of a signature and returns it with its media type. Sizes in descriptors are
+// checked before anything is fetched, and no more than these is read.
 func (s source) fetchSignature(ctx context.Context, manifest ocispec.Descriptor) (mediaType string, envelope []byte,
 	err error) {
 	if manifest.MediaType != ocispec.MediaTypeImageManifest && manifest.MediaType != mediaTypeArtifact {
@@ -148,12 +153,14 @@ func (s source) fetchSignature(ctx context.Context, manifest ocispec.Descriptor)
 	return blobs[0].MediaType, envelope, nil
 }
 
-func fetch(ctx context.Context, from content.Fetcher, what ocispec.Descriptor, most int64) ([]byte, error) {
-	if err := what.Digest.Validate(); err != nil {
-		return nil, fmt.Errorf("%.100q: %w", what.Digest, err)
+// fetch returns the content of a descriptor, after it has verified the size and the digest. It fails before it fetches
+// anything if the descriptor has more than limit bytes.
+func fetch(ctx context.Context, from content.Fetcher, descriptor ocispec.Descriptor, limit int64) ([]byte, error) {
+	if err := descriptor.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("%.100q: %w", descriptor.Digest, err)
 	}
-	if what.Size > most {
-		return nil, fmt.Errorf("it has %d bytes, more than %d", what.Size, most)
+	if descriptor.Size > limit {
+		return nil, fmt.Errorf("it has %d bytes, more than %d", descriptor.Size, limit)
 	}
-	return content.FetchAll(ctx, from, what)
+	return content.FetchAll(ctx, from, descriptor)
 }

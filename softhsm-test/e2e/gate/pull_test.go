@@ -124,7 +124,7 @@ func TestContainerdGate(t *testing.T) {
 		}
 	}
 	rename(policy, away)
-	refusedFor(good, "can't read the trust policy in "+g.trust)
+	refusedFor(good, "cannot read the trust policy in "+g.trust)
 	softhsmtest.Write(t, policy, `{"version": "1.0", "trustPolicies": [`)
 	refusedFor(good, "malformed trust policy")
 	rename(away, policy)
@@ -146,7 +146,7 @@ func TestContainerdGate(t *testing.T) {
 	if err := errors.Join(os.Remove(log), os.Mkdir(log, 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Pull(t, good); err == nil || !strings.Contains(err.Error(), "can't write the decision log") {
+	if err := c.Pull(t, good); err == nil || !strings.Contains(err.Error(), "cannot write the decision log") {
 		t.Errorf("without a log: %v", err)
 	}
 	if err := os.Remove(log); err != nil {
@@ -345,11 +345,11 @@ func TestVerifierByHand(t *testing.T) {
 		{"not a digest", arguments(good, "sha256:1", mediaType), descriptor, "is not a digest"},
 		{"another input", arguments(good, sum, "application/json"), descriptor,
 			"not \"application/vnd.oci.descriptor.v1+json\""},
-		{"no descriptor", arguments(good, sum, mediaType), "", "not valid JSON"},
+		{"no descriptor", arguments(good, sum, mediaType), "", "it is not JSON"},
 		{"another descriptor", arguments(good, other, mediaType), descriptor, "the descriptor is not one of " + other},
 		{"another size", arguments(good, sum, mediaType), strings.Replace(descriptor, fmt.Sprint(size), "77", 1),
 			"it was made for something else"},
-		{"a long descriptor", arguments(good, sum, mediaType), descriptor + strings.Repeat(" ", 1<<20), "longer than"},
+		{"a long descriptor", arguments(good, sum, mediaType), descriptor + strings.Repeat(" ", 1<<20), "more than 1048576"},
 		{"two lines in the name", arguments("a\nb", sum, mediaType), descriptor, "is not an image's name"},
 	} {
 		stdout, stderr, err := softhsmtest.Try(t, c.stdin, "env", c.arguments...)

@@ -643,7 +643,7 @@ func TestContainerdConfigRefuses(t *testing.T) {
 		"--path hsm-image":                    "hsm-image is not a full path",
 		"--root var":                          "var is not a full path",
 		"--config c.yaml":                     "c.yaml is not a full path",
-		"--key pkcs11:object=a?pin-value=123": "would be read by others",
+		"--key pkcs11:object=a?pin-value=123": "could be read by others",
 		"more":                                "see 'hsm-image containerd-config --help'",
 	} {
 		stdout, stderr, err := softhsmtest.Try(t, "", program, append([]string{"containerd-config"},
