@@ -3,8 +3,12 @@ package gate
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -16,11 +20,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/notaryproject/notation-core-go/signature/cose"
 	"github.com/notaryproject/notation-core-go/signature/jws"
-	"github.com/notaryproject/notation-go"
+	"github.com/notaryproject/tspclient-go"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -48,11 +53,7 @@ func (g *Gate) verifyEnvelope(t testing.TB, mediaType string, envelope []byte) (
 	}
 	e := &examination{gate: g, statement: statement, reference: "example.com/app@" + signedImage.Digest.String(),
 		descriptor: signedImage}
-	if err := checkEnvelope(mediaType, envelope); err != nil {
-		return false, err.Error()
-	}
-	outcome, err := g.verifier.Verify(withTrust(t.Context(), e.trusts), e.descriptor, envelope,
-		notation.VerifierVerifyOptions{ArtifactReference: e.reference, SignatureMediaType: mediaType})
+	outcome, err := e.verifyEnvelope(t.Context(), mediaType, envelope)
 	if outcome != nil {
 		_ = e.describe(outcome)
 	}
@@ -299,4 +300,125 @@ type storage []byte
 
 func (s storage) Fetch(context.Context, ocispec.Descriptor) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(s)), nil
+}
+
+// TestTimestampLimits refuses tokens of time stamping authorities that cost much to verify.
+func TestTimestampLimits(t *testing.T) {
+	t.Parallel()
+	certificate := newForger(t).Certificate
+	long := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	key := &rsa.PublicKey{N: new(big.Int).SetBit(big.NewInt(1), maxKey, 1), E: 65537} // nobody has to sign with it
+	ec, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	large, err := x509.CreateCertificate(rand.Reader, long, long, key, ec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		token  []byte
+		reason string
+	}{
+		"none":              {nil, ""},
+		"not a token":       {[]byte("token"), ""},
+		"16 certificates":   {timestampToken(t, 1, slices.Repeat([][]byte{certificate.Raw}, 16)...), ""},
+		"17 certificates":   {timestampToken(t, 1, slices.Repeat([][]byte{certificate.Raw}, 17)...), "more than 16"},
+		"17 signers":        {timestampToken(t, 17, certificate.Raw), "more than 16"},
+		"a large key":       {timestampToken(t, 1, large), "a certificate of its timestamp: its RSA key has 8193 bits"},
+		"more than 64 KiB":  {make([]byte, maxTimestamp+1), "its timestamp has 65537 bytes"},
+		"just under 64 KiB": {make([]byte, maxTimestamp), ""},
+	} {
+		err := checkSigner(nil, c.token)
+		if (err == nil) != (c.reason == "") || err != nil && !strings.Contains(err.Error(), c.reason) {
+			t.Errorf("%s: %v, want %q", name, err, c.reason)
+		}
+	}
+}
+
+// timestampToken makes a token (RFC 3161) with certificates and signers, and without a valid signature.
+func timestampToken(t *testing.T, signers int, certificates ...[]byte) []byte {
+	t.Helper()
+	element := func(tag int, class int, parts ...[]byte) []byte {
+		der, err := asn1.Marshal(asn1.RawValue{Class: class, Tag: tag, IsCompound: true, Bytes: bytes.Join(parts, nil)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	value := func(v any) []byte {
+		der, err := asn1.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	const sequence, set, universal, context = asn1.TagSequence, asn1.TagSet, asn1.ClassUniversal, asn1.ClassContextSpecific
+	sha256 := element(sequence, universal, value(asn1.ObjectIdentifier{2, 16, 840, 1, 101, 3, 4, 2, 1}))
+	signer := element(sequence, universal, value(1), element(sequence, universal, element(sequence, universal), value(1)),
+		sha256, sha256, value([]byte{1}))
+	content := element(sequence, universal, value(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 16, 1, 4}),
+		element(0, context, value([]byte{1})))
+	signed := element(sequence, universal, value(3), element(set, universal, sha256), content,
+		element(0, context, certificates...), element(set, universal, slices.Repeat([][]byte{signer}, signers)...))
+	token := element(sequence, universal, value(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 2}),
+		element(0, context, signed))
+	parsed, err := tspclient.ParseSignedToken(token)
+	if err != nil || len(parsed.Certificates) != len(certificates) || len(parsed.SignerInfos) != signers {
+		t.Fatalf("this is no token: %v", err)
+	}
+	return token
+}
+
+// BenchmarkEnvelope measures the check of an envelope's limits, and the whole verification of a signature.
+func BenchmarkEnvelope(b *testing.B) {
+	alice := newForger(b)
+	g := openGate(b, Options{TrustDir: trusting(b, "strict", alice)})
+	for name, mediaType := range map[string]string{"JWS": jws.MediaTypeEnvelope, "COSE": cose.MediaTypeEnvelope} {
+		envelope, err := alice.Sign(mediaType, signedImage, nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(name+"/limits", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := checkEnvelope(mediaType, envelope); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+		b.Run(name+"/verify", func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if accepted, reason := g.verifyEnvelope(b, mediaType, envelope); !accepted {
+					b.Fatal(reason)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkTrusts measures the lookup of a chain in a trust store with as many certificates.
+func BenchmarkTrusts(b *testing.B) {
+	for _, n := range []int{1, 100} {
+		forgers := make([]*oci.Forger, n)
+		for i := range forgers {
+			forgers[i] = newForger(b)
+		}
+		g := openGate(b, Options{TrustDir: trusting(b, "strict", forgers...)})
+		statement, err := g.policy.GetApplicableTrustPolicy("example.com/app@" + signedImage.Digest.String())
+		if err != nil {
+			b.Fatal(err)
+		}
+		e := &examination{gate: g, statement: statement}
+		chain := []*x509.Certificate{forgers[n-1].Certificate}
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if !e.trusts(b.Context(), chain) {
+					b.Fatal("it is not trusted")
+				}
+			}
+		})
+	}
 }

@@ -112,10 +112,16 @@ func (e *examination) findValid(ctx context.Context) (*notation.VerificationOutc
 // read or exceeds the limits.
 func (e *examination) verify(ctx context.Context, manifest ocispec.Descriptor) (*notation.VerificationOutcome, error) {
 	mediaType, envelope, err := e.source.fetchSignature(ctx, manifest)
-	if err == nil {
-		err = checkEnvelope(mediaType, envelope)
-	}
 	if err != nil {
+		return nil, err
+	}
+	return e.verifyEnvelope(ctx, mediaType, envelope)
+}
+
+// verifyEnvelope checks the limits of an envelope and verifies it.
+func (e *examination) verifyEnvelope(ctx context.Context, mediaType string, envelope []byte) (
+	*notation.VerificationOutcome, error) {
+	if err := checkEnvelope(mediaType, envelope); err != nil {
 		return nil, err
 	}
 	return e.gate.verifier.Verify(withTrust(ctx, e.trusts), e.descriptor, envelope,

@@ -3,10 +3,12 @@ package gate
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -78,6 +80,33 @@ func TestLongEnvelopes(t *testing.T) {
 	a.expect(t, "it has 34603008 bytes, more than 1048576", "/blobs/", 0, 1<<20)
 	a.Sign(t, a.alice, jws.MediaTypeEnvelope, a.image, nil)
 	a.expect(t, "", "/blobs/", 1, 1<<20)
+}
+
+// TestEnvelopes holds that the manifest of a signature has one envelope: with two, it would be chance which one counts.
+func TestEnvelopes(t *testing.T) {
+	a := newAttack(t)
+	envelope, err := a.alice.Sign(jws.MediaTypeEnvelope, a.image, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := a.Add(jws.MediaTypeEnvelope, envelope)
+	for n, reason := range []string{"has 0 envelopes, not 1", "", "has 2 envelopes, not 1"} {
+		manifest, err := json.Marshal(ocispec.Manifest{Layers: slices.Repeat([]ocispec.Descriptor{layer}, n)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := source{manifests: storage(manifest), blobs: storage(envelope)}
+		_, _, err = s.fetchSignature(t.Context(), ocispec.Descriptor{
+			MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(manifest), Size: int64(len(manifest))})
+		if (err == nil) != (reason == "") || err != nil && !strings.Contains(err.Error(), reason) {
+			t.Errorf("%d envelopes: %v", n, err)
+		}
+	}
+	index := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex}
+	if _, _, err := (source{}).fetchSignature(t.Context(), index); err == nil ||
+		!strings.Contains(err.Error(), "the signature's manifest has the media type") {
+		t.Error(err)
+	}
 }
 
 // TestLyingSizes sends more than a descriptor says, with and without a length in the header.

@@ -13,20 +13,17 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 const writers, decisionsEach = 10, 20
 
-// TestMain is a writer of the log when it is told to be one.
-func TestMain(m *testing.M) {
-	if name := os.Getenv("GATE_TEST_WRITER"); name != "" {
-		if err := writeDecisions(os.Getenv("GATE_TEST_LOG"), name); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
+// writeFromEnvironment writes to the log as the process that TestLogWriters starts.
+func writeFromEnvironment() error {
+	return writeDecisions(os.Getenv("GATE_TEST_LOG"), os.Getenv("GATE_TEST_WRITER"))
 }
 
 func smallLog(path string) *Log { return &Log{path: path, maxSize: 4096, keep: 200} }
@@ -51,7 +48,8 @@ func TestLogWriters(t *testing.T) {
 	for w := range writers {
 		group.Go(func() {
 			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), fmt.Sprintf("GATE_TEST_WRITER=process-%d", w), "GATE_TEST_LOG="+path)
+			cmd.Env = append(os.Environ(), part+"=write decisions",
+				fmt.Sprintf("GATE_TEST_WRITER=process-%d", w), "GATE_TEST_LOG="+path)
 			if out, err := cmd.CombinedOutput(); err != nil {
 				t.Errorf("%v: %s", err, out)
 			}
@@ -123,6 +121,21 @@ func TestLogKeeps(t *testing.T) {
 			if want--; list[i].Reference != fmt.Sprint(want) {
 				t.Errorf("%s has %s where %d should be", file, list[i].Reference, want)
 			}
+		}
+	}
+}
+
+// TestLogSize holds that a log is rotated at 10 MiB.
+func TestLogSize(t *testing.T) {
+	for size, rotated := range map[int]bool{9 << 20: false, 10 << 20: true} {
+		path := filepath.Join(t.TempDir(), "decisions.jsonl")
+		text := append([]byte(lineStart), bytes.Repeat([]byte("\n"), size-len(lineStart))...)
+		if err := errors.Join(os.WriteFile(path, text, 0o600),
+			NewLog(path).Append(t.Context(), Decision{Reference: "image", Verdict: Pass})); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(path + ".1"); (err == nil) != rotated {
+			t.Errorf("with %d bytes: rotated %v, want %v", size, err == nil, rotated)
 		}
 	}
 }
@@ -217,5 +230,104 @@ func TestLogHalfALine(t *testing.T) {
 	}
 	if list := readLog(t, path); len(list) != 2 || list[0].Reference != "first" || list[1].Reference != "a b?[2J" {
 		t.Errorf("%+v", list)
+	}
+}
+
+// fillLog limits the size of files so that only a part of the next line fits into the log. The limit is the process's,
+// so tests do this in a process of its own.
+func fillLog(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	size := uint64(info.Size()) + 10 //nolint:gosec // not negative
+	return unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size})
+}
+
+// appendToFull appends to the full log at GATE_TEST_LOG, and succeeds if that fails as promised.
+func appendToFull() error {
+	path := os.Getenv("GATE_TEST_LOG")
+	if err := fillLog(path); err != nil {
+		return err
+	}
+	err := NewLog(path).Append(context.Background(), Decision{Reference: "second", Verdict: Pass})
+	if !errors.Is(err, unix.EFBIG) || !failure.Is(err, failure.Unavailable) {
+		return fmt.Errorf("error %w, want one of a full file", err)
+	}
+	return nil
+}
+
+// runPart runs a part of a test in a process of its own.
+func runPart(t *testing.T, name string, env ...string) (stdout []byte) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(append(os.Environ(), part+"="+name), env...)
+	stdout, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		t.Fatalf("%s: %v: %s%s", name, err, stdout, exit.Stderr)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	return stdout
+}
+
+// TestLogFull holds that a line of which only a part fits is a failure, and leaves the log as it was.
+func TestLogFull(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "decisions.jsonl")
+	log := NewLog(path)
+	if err := log.Append(t.Context(), Decision{Reference: "first", Verdict: Pass}); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runPart(t, "append to full log", "GATE_TEST_LOG="+path)
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the log became %q, %v", after, err)
+	}
+	if err := log.Append(t.Context(), Decision{Reference: "third", Verdict: Pass}); err != nil {
+		t.Fatal(err)
+	}
+	if list := readLog(t, path); len(list) != 2 || list[1].Reference != "third" {
+		t.Errorf("the log has %+v", list)
+	}
+}
+
+// TestLogWrite holds that a write that fails, or whose file cannot be closed, is a failure.
+func TestLogWrite(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "decisions.jsonl")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(path) // which cannot be written to
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := write(file, 0, []byte("line\n")); !errors.Is(err, unix.EBADF) {
+		t.Errorf("error %v, want %v", err, unix.EBADF)
+	}
+	if err := write(file, 0, nil); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("error %v, want %v", err, os.ErrClosed)
+	}
+}
+
+// TestLogKinds holds that callers can tell why a decision was not written.
+func TestLogKinds(t *testing.T) {
+	folder := t.TempDir()
+	locked := filepath.Join(folder, "locked")
+	file, _, err := NewLog(locked).open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for path, kind := range map[string]failure.Kind{locked: failure.Timeout, folder + "/missing/log": failure.NotFound,
+		os.DevNull: failure.Invalid} {
+		if err := NewLog(path).Append(ctx, Decision{Reference: "image", Verdict: Pass}); !failure.Is(err, kind) {
+			t.Errorf("%s: %v, want kind %d", path, err, kind)
+		}
 	}
 }

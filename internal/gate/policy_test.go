@@ -185,3 +185,49 @@ func TestLayout(t *testing.T) {
 		}
 	}
 }
+
+// TestLayoutLimits holds that a search in a layout ends at the limits of manifests and bytes, and says so.
+func TestLayoutLimits(t *testing.T) {
+	g := openGate(t, Options{TrustDir: trusting(t, "strict")})
+	many := func(n int, mediaType string, size int64, name string) (list []ocispec.Descriptor) {
+		for i := range n {
+			list = append(list, ocispec.Descriptor{MediaType: mediaType, Size: size,
+				Digest: digest.FromString(fmt.Sprint(name, i))}) // none of which is there
+		}
+		return list
+	}
+	indexes := func(sizes ...int) func(func(string, []byte) ocispec.Descriptor,
+		ocispec.Descriptor) []ocispec.Descriptor {
+		return func(add func(string, []byte) ocispec.Descriptor, _ ocispec.Descriptor) (list []ocispec.Descriptor) {
+			for i, n := range sizes {
+				data, err := json.Marshal(ocispec.Index{Manifests: many(n, ocispec.MediaTypeImageManifest, 1, fmt.Sprint(i, "/"))})
+				if err != nil {
+					t.Fatal(err)
+				}
+				list = append(list, add(ocispec.MediaTypeImageIndex, data))
+			}
+			return list
+		}
+	}
+	long := func(n int) func(func(string, []byte) ocispec.Descriptor, ocispec.Descriptor) []ocispec.Descriptor {
+		return func(func(string, []byte) ocispec.Descriptor, ocispec.Descriptor) []ocispec.Descriptor {
+			return many(n, ocispec.MediaTypeImageIndex, maxIndex, "long")
+		}
+	}
+	for name, c := range map[string]struct {
+		hang func(func(string, []byte) ocispec.Descriptor, ocispec.Descriptor) []ocispec.Descriptor
+		more bool
+	}{
+		"few manifests":  {indexes(4000, 4000), false},
+		"many manifests": {indexes(4000, 4000, 4000), true},
+		"few bytes":      {long(maxBytes/maxIndex - 1), false},
+		"many bytes":     {long(maxBytes/maxIndex + 1), true},
+	} {
+		folder := writeLayout(t, c.hang)
+		d := g.Verify(t.Context(), []string{"oci:" + folder + ":v1"}, "example.com/app", time.Minute)[0]
+		if d.Passed() || !strings.HasPrefix(d.Reason, "it has no signature") ||
+			strings.Contains(d.Reason, "there are more than 0") != c.more {
+			t.Errorf("%s: %+v", name, d)
+		}
+	}
+}

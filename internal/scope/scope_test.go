@@ -25,6 +25,7 @@ func TestOneName(t *testing.T) {
 		"index.docker.io/alpine":              "index.docker.io/alpine docker.io/library/alpine",
 		"registry-1.docker.io/team/app":       "registry-1.docker.io/team/app docker.io/team/app",
 		"Build-Host/app":                      "build-host/app build-host/app",
+		"docker.io:5000/alpine":               "docker.io:5000/alpine docker.io:5000/alpine",
 	} {
 		registry, err := Name(name)
 		canonical, err2 := Canonical(name)
