@@ -48,6 +48,24 @@ func TestFile(t *testing.T) {
 	}
 }
 
+// TestExclusive holds that a lock keeps out all others, and ends when the file is closed.
+func TestExclusive(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "lock")
+	holder, other := open(t, path), open(t, path)
+	if err := lock.File(t.Context(), holder); err != nil {
+		t.Fatal(err)
+	}
+	try := func() error { return unix.Flock(int(other.Fd()), unix.LOCK_SH|unix.LOCK_NB) }
+	if err := try(); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("beside the holder: error %v, want %v", err, unix.EWOULDBLOCK)
+	}
+	_ = holder.Close()
+	if err := try(); err != nil {
+		t.Errorf("after the holder: %v", err)
+	}
+}
+
 // TestClosed holds that a closed file is an error.
 func TestClosed(t *testing.T) {
 	t.Parallel()

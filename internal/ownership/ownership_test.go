@@ -146,6 +146,15 @@ func TestCheckTree(t *testing.T) {
 		t.Fatalf("error %v, want one that names %s", err, file)
 	}
 	chmod(t, file, 0o600)
+	sticky := filepath.Join(folder, "sticky")
+	if err := os.Mkdir(sticky, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	chmod(t, sticky, 0o777|os.ModeSticky) // others could add files
+	if err := ownership.CheckTree(folder, os.Getuid()); err == nil || !strings.Contains(err.Error(), sticky) {
+		t.Fatalf("error %v, want one that names %s", err, sticky)
+	}
+	chmod(t, sticky, 0o700)
 	link(t, "/tmp", filepath.Join(folder, "link"))
 	if err := ownership.CheckTree(folder, os.Getuid()); err == nil || !strings.Contains(err.Error(), "/tmp") {
 		t.Fatalf("error %v, want one that names what the link leads to", err)
