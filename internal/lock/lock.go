@@ -23,14 +23,12 @@ func File(ctx context.Context, file *os.File) error {
 	}
 	done := make(chan error, 1)
 	go func() {
-		defer unix.Close(own)
-		for {
-			err := unix.Flock(own, unix.LOCK_EX)
-			if !errors.Is(err, unix.EINTR) {
-				done <- err
-				return
-			}
+		err := unix.Flock(own, unix.LOCK_EX)
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Flock(own, unix.LOCK_EX)
 		}
+		unix.Close(own) // before File returns, so that the lock ends as soon as the caller closes the file
+		done <- err
 	}()
 	select {
 	case err := <-done:
