@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -40,7 +41,7 @@ func TestMain(m *testing.M) {
 }
 
 var parts = map[string]func(){"large": large, "restrict": restrict, "connect": connect, "signal": signal,
-	"unreadable": unreadable, "memory": memory, "processor": processor, "output": output, "lower": lower, "user": become}
+	"unreadable": unreadable, "no landlock": noLandlock, "memory": memory, "processor": processor, "output": output, "lower": lower, "user": become}
 
 func must(err error) {
 	if err != nil {
@@ -265,6 +266,39 @@ func TestRestrictSignal(t *testing.T) {
 	t.Parallel()
 	needLandlock(t, 6)
 	start(t, nil, "signal").expect(t, "no")
+}
+
+// noLandlock has the kernel answer as one without Landlock, and looks what is left.
+func noLandlock() {
+	instructions := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // the number of the system call
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_LANDLOCK_CREATE_RULESET, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(instructions)), Filter: &instructions[0]} //nolint:gosec // there are four
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC,
+		uintptr(unsafe.Pointer(&program))) //nolint:gosec // a system call takes a pointer
+	if errno != 0 {
+		must(errno)
+	}
+	must(sandbox.Files{}.Restrict())
+	_, err := os.ReadFile(os.Args[1])
+	fmt.Println(sandbox.LandlockVersion(), permitted(err))
+}
+
+// TestNoLandlock holds that a kernel without Landlock is no error, that LandlockVersion tells it, and that the process
+// gains no privileges all the same.
+func TestNoLandlock(t *testing.T) {
+	t.Parallel()
+	softhsmtest.NeedRoot(t) // who sets a filter without no_new_privs
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, nil, "no landlock", file)
+	c.expectStatus(t, "NoNewPrivs", "1")
+	c.expect(t, "0 yes")
 }
 
 // unreadable names a file below a file.
