@@ -122,6 +122,9 @@ func TestCredentials(t *testing.T) {
 	file, damaged := filepath.Join(home, "auth.json"), filepath.Join(home, "damaged.json")
 	put(t, file, auths("registry.example.com/team", bob), 0o600)
 	put(t, damaged, "{", 0o600)
+	other := filepath.Join(home, "other.json")
+	put(t, other, fmt.Sprintf(`{"auths": {"other.example.com": {"auth": %[1]q}, "docker.io": {"auth": %[1]q}}}`, bob),
+		0o600)
 	for _, c := range []struct {
 		auth, other, host, path string // other is the file in REGISTRY_AUTH_FILE
 		user, reason            string
@@ -131,6 +134,8 @@ func TestCredentials(t *testing.T) {
 		{file, "", "other.example.com", "team/app", "", ""},
 		{noAuthFile, file, "registry.example.com", "team/app", "", ""},
 		{"", file, "registry.example.com", "team/app", "alice", ""},
+		{"", other, "other.example.com", "app", "bob", ""},
+		{other, "", dockerHubHost, "library/alpine", "bob", ""},
 		{damaged, "", "registry.example.com", "team/app", "", "cannot get the credentials of registry.example.com"},
 	} {
 		if c.other != "" {

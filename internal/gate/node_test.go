@@ -218,6 +218,77 @@ func TestNextSource(t *testing.T) {
 	}
 }
 
+// TestNodeCredentials holds that a node uses the credentials of its auth file, and none that the places of users have.
+func TestNodeCredentials(t *testing.T) {
+	alice := newForger(t)
+	h := oci.NewHostile(t)
+	image := h.PushImage("image")
+	h.Sign(t, alice, jws.MediaTypeEnvelope, image, nil)
+	h.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+		if _, password, ok := r.BasicAuth(); ok && password == "secret" {
+			return false
+		}
+		w.Header().Set("WWW-Authenticate", `Basic realm="tests"`)
+		w.WriteHeader(http.StatusUnauthorized)
+		return true
+	}
+	file := filepath.Join(t.TempDir(), "auth.json")
+	put(t, file, fmt.Sprintf(`{"auths": {%q: {"auth": "YWxpY2U6c2VjcmV0"}}}`, h.Address), 0o600) // alice:secret
+	hosts := t.TempDir()
+	put(t, filepath.Join(hosts, "registry.example.com", "hosts.toml"), fmt.Sprintf("server = %q\n", "http://"+h.Address),
+		0o600)
+	t.Setenv("REGISTRY_AUTH_FILE", file)
+	for auth, reason := range map[string]string{"": "basic credential not found", file: ""} {
+		node := Node{Options: Options{TrustDir: trusting(t, "strict", alice), AuthFile: auth, HostsDir: hosts},
+			StateDir: t.TempDir(), Timeout: time.Minute}
+		if d := ask(t, node, "registry.example.com/app:1", image); d.Passed() != (reason == "") ||
+			!strings.Contains(d.Reason, reason) {
+			t.Errorf("%q: %+v", auth, d)
+		}
+	}
+}
+
+// TestNodeHeader holds that the header of a reply is limited for a node too.
+func TestNodeHeader(t *testing.T) {
+	h := oci.NewHostile(t)
+	image := h.PushImage("image")
+	h.Answer = func(w http.ResponseWriter, _ *http.Request) bool {
+		for i := range 100 {
+			w.Header().Set(fmt.Sprint("X-", i), strings.Repeat("a", maxHeader/100))
+		}
+		return false
+	}
+	node := Node{Options: Options{TrustDir: trusting(t, "strict")}, StateDir: t.TempDir(), Timeout: time.Minute}
+	if d := ask(t, node, localName(h)+"/app:1", image); d.Passed() ||
+		!strings.Contains(d.Reason, fmt.Sprintf("exceeded %d bytes", maxHeader)) {
+		t.Errorf("%+v", d)
+	}
+}
+
+// TestPullSources holds that a node asks the hosts that containerd pulls from, in its order, and no other.
+func TestPullSources(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "registry.example.com",
+		"[host.\"https://mirror.example.com\"]\ncapabilities = [\"pull\"]\n":    "mirror.example.com registry.example.com",
+		"[host.\"https://mirror.example.com\"]\ncapabilities = [\"resolve\"]\n": "registry.example.com",
+		"server = \"https://other.example.com\"\n":                              "other.example.com",
+		"[host.\"https://b.example.com\"]\n[host.\"https://a.example.com\"]\n": "b.example.com a.example.com" +
+			" registry.example.com",
+	} {
+		hosts := t.TempDir()
+		put(t, filepath.Join(hosts, "registry.example.com", "hosts.toml"), text, 0o600)
+		sources, err := (&Gate{options: Options{HostsDir: hosts}}).pullSources(t.Context(), "registry.example.com/app")
+		var names []string
+		for _, s := range sources {
+			names = append(names, s.name)
+			s.close()
+		}
+		if got := strings.Join(names, " "); err != nil || got != want {
+			t.Errorf("%s: %s, want %s: %v", text, got, want, err)
+		}
+	}
+}
+
 // TestShareDeadline holds that each of several steps gets an equal share of the time.
 func TestShareDeadline(t *testing.T) {
 	all, cancel := context.WithTimeout(t.Context(), 4*time.Hour)
