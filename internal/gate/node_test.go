@@ -3,6 +3,7 @@ package gate
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -54,8 +55,9 @@ func TestNodePasses(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 	list := readLog(t, node.LogFile())
-	if len(list) != 1 || list[0].Verdict != Pass || list[0].Reference != name || list[0].Signer == "" ||
-		len(list[0].Fingerprint) != 64 {
+	if len(list) != 1 || list[0].Verdict != Pass || list[0].Reference != name ||
+		list[0].Signer != alice.Certificate.Subject.String() ||
+		list[0].Fingerprint != fmt.Sprintf("%x", sha256.Sum256(alice.Certificate.Raw)) {
 		t.Errorf("the log has %+v", list)
 	}
 	info, err := os.Stat(node.LogFile())
