@@ -22,7 +22,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// FuzzRequest holds that nothing containerd could send crashes, and that what is accepted is about one digest.
+// FuzzRequest holds that no request crashes, and that a request that is accepted is about one digest.
 func FuzzRequest(f *testing.F) {
 	sum := string(digest.FromString("image"))
 	descriptor, err := json.Marshal(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.Digest(sum),
@@ -58,8 +58,8 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// TestRequestHost refuses names in which the trust policy sees another registry than containerd, which takes what is
-// before the first slash.
+// TestRequestHost holds that names are refused in which the trust policy sees another registry than containerd, which
+// takes the part before the first slash.
 func TestRequestHost(t *testing.T) {
 	sum := digest.FromString("image").String()
 	for name, want := range map[string]string{
@@ -152,8 +152,8 @@ func TestParseImage(t *testing.T) {
 	}
 }
 
-// TestEndpoint speaks to a mirror below another path, with its headers and the name of the registry that it stands for,
-// and to others as ever.
+// TestEndpoint holds that requests to a mirror have its path, its headers and the registry that it mirrors, and that
+// other requests are not changed.
 func TestEndpoint(t *testing.T) {
 	var got *http.Request
 	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r }))
@@ -182,8 +182,8 @@ func TestEndpoint(t *testing.T) {
 	}
 }
 
-// TestMirrorBelowAPath finds the signatures in a mirror that is below another path of its host, gives out tokens beside
-// it, and says itself where the next page is and where that has moved.
+// TestMirrorBelowAPath holds that signatures are found in a mirror with a path of its own, which has tokens outside of
+// that path, and links and redirects within it.
 func TestMirrorBelowAPath(t *testing.T) {
 	sum := digest.FromString("image")
 	list := "/v2/hub/team/app/referrers/" + sum.String()
@@ -238,7 +238,7 @@ func TestMirrorBelowAPath(t *testing.T) {
 	}
 }
 
-// TestReferenceIsALine: what is printed and logged of a name can't pass for a line of its own.
+// TestReferenceIsALine holds that a name with line breaks is printed and logged as one line.
 func TestReferenceIsALine(t *testing.T) {
 	r := (&Gate{}).Verify(t.Context(), []string{"a\nregistry.example.com/app:1: pass"}, "", time.Minute)[0]
 	if r.Passed() || strings.ContainsAny(r.Reference+r.Reason, "\n") || r.Reference == "" {
@@ -246,8 +246,8 @@ func TestReferenceIsALine(t *testing.T) {
 	}
 }
 
-// TestPanicAside is an error where a goroutine works for another.
-func TestPanicAside(t *testing.T) {
+// TestPanicInGoroutine holds that a panic in a goroutine of its own is an error.
+func TestPanicInGoroutine(t *testing.T) {
 	var none *Gate
 	if _, err := none.credential(t.Context(), "registry.example.com", "app"); err == nil ||
 		!strings.Contains(err.Error(), "internal error: ") {
@@ -259,10 +259,10 @@ func TestPanicAside(t *testing.T) {
 	}
 }
 
-// TestPanic is a no.
+// TestPanic holds that a panic refuses the image.
 func TestPanic(t *testing.T) {
-	r := runWithTimeout(t.Context(), DefaultTimeout, "image", func(context.Context) Decision { panic("at the door") })
-	if r.Passed() || !strings.Contains(r.Reason, "internal error: at the door") {
+	r := runWithTimeout(t.Context(), DefaultTimeout, "image", func(context.Context) Decision { panic("out of luck") })
+	if r.Passed() || !strings.Contains(r.Reason, "internal error: out of luck") {
 		t.Errorf("%+v", r)
 	}
 }

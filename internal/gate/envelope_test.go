@@ -33,18 +33,18 @@ import (
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
-// envelopeCost is what judging an envelope may allocate: its parts are decoded, by the check and then by Notation, and
-// its certificates parsed.
+// envelopeCost is what the verification of an envelope may allocate: its parts are decoded twice, by the check and by
+// Notation, and its certificates parsed.
 var envelopeCost = boundtest.Budget{Bytes: 4 << 20, BytesPerByte: 64}
 
-// indexCost is what parsing a manifest or an index may allocate: a descriptor of nothing has 3 bytes there, and 120 in
+// indexCost is what parsing a manifest or an index may allocate: an empty descriptor has 3 bytes in it, and 120 in
 // memory.
 var indexCost = boundtest.Budget{Bytes: 128 << 10, BytesPerByte: 300}
 
 var signedImage = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("image"),
 	Size: 5}
 
-// verifyEnvelope looks at an envelope as the gate does when it has fetched it.
+// verifyEnvelope verifies an envelope as the gate does after it has fetched it.
 func (g *Gate) verifyEnvelope(t testing.TB, mediaType string, envelope []byte) (accepted bool, reason string) {
 	t.Helper()
 	statement, err := g.policy.GetApplicableTrustPolicy("example.com/app@" + signedImage.Digest.String())
@@ -64,7 +64,7 @@ func (g *Gate) verifyEnvelope(t testing.TB, mediaType string, envelope []byte) (
 }
 
 // FuzzEnvelope holds that no envelope crashes, that none is accepted but a trusted one, and that none costs more than
-// its size allows: at level audit, at which Notation goes on with those that nobody trusts.
+// its size allows: also at level audit, at which Notation continues with untrusted ones.
 func FuzzEnvelope(f *testing.F) {
 	mallory := newForger(f)
 	for _, mediaType := range []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope} {
@@ -99,7 +99,7 @@ type hostileEnvelope struct {
 	data         []byte
 }
 
-// hostileEnvelopes makes envelopes of a good one that cost much to parse.
+// hostileEnvelopes makes envelopes that cost much to parse, of a good one.
 func hostileEnvelopes(t testing.TB, mediaType string, good []byte, certificate *x509.Certificate) []hostileEnvelope {
 	t.Helper()
 	long := bytes.Repeat([]byte{0}, maxCertificate+1)
@@ -198,7 +198,7 @@ func hostileEnvelopes(t testing.TB, mediaType string, good []byte, certificate *
 	return list
 }
 
-// TestHostileEnvelopes are refused by what is wrong with them, and cost no more than their size allows.
+// TestHostileEnvelopes holds that each is refused for what is wrong with it, and costs no more than its size allows.
 func TestHostileEnvelopes(t *testing.T) {
 	alice := newForger(t)
 	g := openGate(t, Options{TrustDir: trusting(t, "audit", alice)})
@@ -227,7 +227,7 @@ func TestHostileEnvelopes(t *testing.T) {
 	}
 }
 
-// TestCheckKey refuses keys with which it takes long to verify.
+// TestCheckKey holds that keys are refused with which verification takes long.
 func TestCheckKey(t *testing.T) {
 	for _, c := range []struct {
 		bits, exponent uint
@@ -242,8 +242,8 @@ func TestCheckKey(t *testing.T) {
 	}
 }
 
-// TestUntrustedAddresses holds that nothing is asked of the addresses in a certificate that nobody trusts, also at
-// level audit, and that a trusted one is checked.
+// TestUntrustedAddresses holds that the addresses in an untrusted certificate are not contacted, also at level audit,
+// and that those in a trusted one are.
 func TestUntrustedAddresses(t *testing.T) {
 	var asked atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(
@@ -295,14 +295,14 @@ func FuzzIndex(f *testing.F) {
 	})
 }
 
-// storage has one blob.
+// storage fetches one blob, whatever is asked for.
 type storage []byte
 
 func (s storage) Fetch(context.Context, ocispec.Descriptor) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(s)), nil
 }
 
-// TestTimestampLimits refuses tokens of time stamping authorities that cost much to verify.
+// TestTimestampLimits holds that tokens of time stamping authorities are refused that cost much to verify.
 func TestTimestampLimits(t *testing.T) {
 	t.Parallel()
 	certificate := newForger(t).Certificate

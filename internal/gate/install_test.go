@@ -17,7 +17,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// newNode stands in a new folder, with a policy in trust, and is named by relative paths.
+// newNode makes a node with relative paths, in a new working directory with a policy in the folder trust.
 func newNode(t *testing.T) (node Node, folder string) {
 	t.Helper()
 	folder, err := filepath.EvalSymlinks(t.TempDir())
@@ -35,8 +35,7 @@ func newNode(t *testing.T) (node Node, folder string) {
 	return Node{Options: Options{TrustDir: "trust"}, StateDir: "state", Timeout: DefaultTimeout}, folder
 }
 
-// TestInstall names everything by whole paths, as containerd stands elsewhere, has containerd ask every verifier, and
-// tells what else is asked.
+// TestInstall holds that all paths are absolute, that containerd runs every verifier, and that others are told.
 func TestInstall(t *testing.T) {
 	node, folder := newNode(t)
 	program := filepath.Join(folder, `a\nb`)
@@ -73,7 +72,7 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// TestInstallTimeout refuses a wait that is none.
+// TestInstallTimeout holds that a timeout that is too short is refused.
 func TestInstallTimeout(t *testing.T) {
 	for timeout, want := range map[time.Duration]string{0: "the timeout is 0s", -3 * time.Second: "the timeout is -3s",
 		999 * time.Millisecond: "the timeout is 999ms"} {
@@ -89,8 +88,8 @@ func TestInstallTimeout(t *testing.T) {
 	}
 }
 
-// TestJudgeDigest holds that the digest is told whatever went wrong, if containerd gave one.
-func TestJudgeDigest(t *testing.T) {
+// TestNodeDigest holds that every decision has the digest that containerd gave, whatever failed.
+func TestNodeDigest(t *testing.T) {
 	sum := digest.FromString("image").String()
 	for name, c := range map[string]struct {
 		change func(*Node) error

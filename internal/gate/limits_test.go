@@ -21,10 +21,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
-// inFlight is what a server may have sent that nobody has read: in its buffers and the system's.
+// inFlight is the number of bytes that a server may have sent and nobody has read: in its buffers and the system's.
 const inFlight = 16 << 20
 
-// attack is a registry with an image, a gate that trusts alice, and what they made of each other.
+// attack is a hostile registry with an image, and a gate that trusts alice.
 type attack struct {
 	*oci.Hostile
 	gate           *Gate
@@ -45,7 +45,8 @@ func (a *attack) verify(t testing.TB) Decision {
 	return a.gate.Verify(t.Context(), []string{a.Name(a.image)}, "", time.Minute)[0]
 }
 
-// expect verifies the image, and wants so many requests at most whose path has a part, and so many bytes.
+// expect verifies the image and compares the reason ("" is a pass). The registry may have got at most so many requests
+// whose path contains part, and may have sent so many bytes.
 func (a *attack) expect(t testing.TB, reason, part string, requests, bytes int) {
 	t.Helper()
 	r := a.verify(t)
@@ -57,7 +58,7 @@ func (a *attack) expect(t testing.TB, reason, part string, requests, bytes int) 
 	}
 }
 
-// forge hangs n signatures of mallory's on the image, that say they were made at a time.
+// forge attaches n signatures by mallory to the image, with a time of creation.
 func (a *attack) forge(t testing.TB, n int, created time.Time) {
 	t.Helper()
 	envelope, err := a.mallory.Sign(jws.MediaTypeEnvelope, a.image, nil)
@@ -70,7 +71,8 @@ func (a *attack) forge(t testing.TB, n int, created time.Time) {
 	}
 }
 
-// TestLongEnvelopes are never fetched, and keep no good signature from being found.
+// TestLongEnvelopes holds that envelopes that are too long are not fetched, and that a valid signature is found beside
+// them.
 func TestLongEnvelopes(t *testing.T) {
 	a := newAttack(t)
 	for i := range 20 {
@@ -132,7 +134,7 @@ func TestLyingSizes(t *testing.T) {
 	}
 }
 
-// TestEnvelopeAtTheBound looks at an envelope of just the longest size.
+// TestEnvelopeAtTheBound verifies an envelope of the largest size, and refuses one with a byte more.
 func TestEnvelopeAtTheBound(t *testing.T) {
 	for more, reason := range map[int]string{0: "", 1: "more than 1048576"} {
 		a := newAttack(t)
@@ -146,7 +148,7 @@ func TestEnvelopeAtTheBound(t *testing.T) {
 	}
 }
 
-// TestNewestFirst looks at 50 signatures at most: those that say they are the newest, but not those of a time to come.
+// TestNewestFirst holds that the 50 newest signatures are verified, and that a time in the future counts as none.
 func TestNewestFirst(t *testing.T) {
 	now := time.Now()
 	for _, c := range []struct {
@@ -168,7 +170,7 @@ func TestNewestFirst(t *testing.T) {
 	}
 }
 
-// TestEndlessPages ends after 50, and finds what was in them.
+// TestEndlessPages holds that a list ends after maxPages pages, and that signatures on them are found.
 func TestEndlessPages(t *testing.T) {
 	for _, signed := range []bool{true, false} {
 		a := newAttack(t)
@@ -189,8 +191,8 @@ func TestEndlessPages(t *testing.T) {
 	}
 }
 
-// TestPages refuses a list that is too long, that does not end, or that has too much in it, whichever way a registry
-// gives it.
+// TestPages holds that a list is refused that is too long, endless, or has too many elements, from the referrers API
+// and from the tag that replaces it.
 func TestPages(t *testing.T) {
 	endless := func(w io.Writer) { oci.Flood(w, `{"manifests":[`, strings.Repeat("{},", 10000)) }
 	for name, c := range map[string]struct {
@@ -234,7 +236,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestDrip ends what a registry sends byte by byte when the time is up, and leaves no connection to it.
+// TestDrip holds that the timeout ends a reply that comes byte by byte, with its connection.
 func TestDrip(t *testing.T) {
 	for _, part := range []string{"/referrers/", "/blobs/"} {
 		a := newAttack(t)
@@ -267,7 +269,7 @@ func TestDrip(t *testing.T) {
 	}
 }
 
-// TestRedirectsAndTokens ends redirects that lead on forever, and bounds what is read of tokens and errors.
+// TestRedirectsAndTokens holds that redirects end, and that replies with tokens and errors are limited.
 func TestRedirectsAndTokens(t *testing.T) {
 	endless := func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodHead { // whose writes never fail
@@ -308,7 +310,7 @@ func TestRedirectsAndTokens(t *testing.T) {
 	}
 }
 
-// TestLimited holds the bounds of one source together: requests, bytes of a reply, and bytes of all.
+// TestLimited holds that the number of requests, the bytes of a reply and the bytes of all replies are limited.
 func TestLimited(t *testing.T) {
 	get := func(l *limitedTransport, length int64) (int64, error) {
 		response, err := l.RoundTrip((&http.Request{Method: http.MethodGet,
@@ -346,7 +348,7 @@ func TestLimited(t *testing.T) {
 	}
 }
 
-// zeros answers a request with as many bytes as its path says.
+// zeros is a transport whose replies have the number of bytes in the path of the request.
 type zeros struct{}
 
 func (zeros) RoundTrip(r *http.Request) (*http.Response, error) {

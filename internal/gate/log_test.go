@@ -40,8 +40,8 @@ func writeDecisions(path, writer string) error {
 	return nil
 }
 
-// TestLogWriters has processes and goroutines write at the same time, while files are put away. Each line is there,
-// once, and whole.
+// TestLogWriters holds that each line is in the log once and complete, when processes and goroutines write at the same
+// time and files are rotated.
 func TestLogWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	var group sync.WaitGroup
@@ -63,7 +63,7 @@ func TestLogWriters(t *testing.T) {
 	group.Wait()
 	files, err := filepath.Glob(path + "*")
 	if err != nil || len(files) < 5 {
-		t.Fatalf("the log was not put away: %v %v", files, err)
+		t.Fatalf("the log was not rotated: %v %v", files, err)
 	}
 	seen := map[string]int{}
 	for _, file := range files {
@@ -101,7 +101,7 @@ func readLog(t *testing.T, path string) (list []entry) {
 	return list
 }
 
-// TestLogKeeps no more old files than it should, and always the latest decisions.
+// TestLogKeeps holds that the number of rotated files is limited, and that the latest decisions are kept.
 func TestLogKeeps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	log := &Log{path: path, maxSize: 300, keep: 2}
@@ -140,7 +140,7 @@ func TestLogSize(t *testing.T) {
 	}
 }
 
-// TestLogLeavesOthersAlone refuses a file that is not a log and leaves it as it is. Next to a log nothing else is made.
+// TestLogLeavesOthersAlone holds that a file that is not a log stays as it is, and that no other file is made.
 func TestLogLeavesOthersAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	for _, text := range []string{"precious", "two\nlines", "whole\nlines\n", `{"time":"2026"}` + "\n" + "a last line",
@@ -172,7 +172,7 @@ func TestLogLeavesOthersAlone(t *testing.T) {
 	}
 }
 
-// TestLogLocked waits for another writer no longer than it may.
+// TestLogLocked holds that the wait for another writer ends with the context.
 func TestLogLocked(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	file, _, err := NewLog(path).open(context.Background())
@@ -188,8 +188,8 @@ func TestLogLocked(t *testing.T) {
 	}
 }
 
-// TestLogPutAway does not write to a file that was put away while it waited for it, and not into nothing.
-func TestLogPutAway(t *testing.T) {
+// TestLogRotatedMeanwhile holds that a file is not written to that was rotated during the wait for its lock.
+func TestLogRotatedMeanwhile(t *testing.T) {
 	log := NewLog(filepath.Join(t.TempDir(), "decisions.jsonl"))
 	for _, next := range []func() error{
 		func() error { return nil },
@@ -211,8 +211,8 @@ func TestLogPutAway(t *testing.T) {
 	}
 }
 
-// TestLogHalfALine takes away what a power failure has left of a line, and writes behind the last whole one.
-func TestLogHalfALine(t *testing.T) {
+// TestLogTornLine holds that an incomplete last line is removed, and that the next one follows the last complete line.
+func TestLogTornLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	if err := NewLog(path).Append(context.Background(), Decision{Reference: "first", Verdict: Pass}); err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// newOwned makes a node whose files are all that a verifier's settings can name, each below a folder of its own.
+// newOwned makes a node with every file that its settings can name, each below a folder of its own.
 func newOwned(t *testing.T) (node Node, folder string) {
 	t.Helper()
 	node, folder = newNode(t)
@@ -46,8 +46,8 @@ func newOwned(t *testing.T) (node Node, folder string) {
 	return node, folder
 }
 
-// TestInstallRefusesFiles refuses every file and folder that decides and that others can change, with its name, and so
-// does the verifier when one was changed after it was installed.
+// TestInstallRefusesFiles holds that the installation, and the verifier later, fail with the name of each file or
+// folder that decides and that others can change.
 func TestInstallRefusesFiles(t *testing.T) {
 	const bin = "above-bin/bin" // the verifier does not know where it was started from
 	for _, path := range []string{
@@ -95,14 +95,14 @@ func TestInstallRefusesFiles(t *testing.T) {
 				}
 				if err := node.CheckFiles(program, os.Geteuid()); !strings.HasPrefix(path, "above-bin") &&
 					(!failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), filepath.Join(folder, path))) {
-					t.Errorf("the verifier looks and finds %v", err)
+					t.Errorf("the verifier finds %v", err)
 				}
 			})
 		}
 	}
 }
 
-// TestCheckFilesOwner lets the verifier's user own the state directory, and nothing else.
+// TestCheckFilesOwner holds that the verifier's user may own the state directory, and nothing else.
 func TestCheckFilesOwner(t *testing.T) {
 	softhsmtest.NeedRoot(t)
 	node, folder := newOwned(t)
@@ -126,7 +126,7 @@ const skipping = `{"version": "1.0", "trustPolicies": [
 	{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "strict"},
 		"trustStores": ["ca:all"], "trustedIdentities": ["*"]}]}`
 
-// TestInstallSkip refuses a trust policy that skips verification unless it is told to allow that.
+// TestInstallSkip holds that a trust policy that skips verification is refused unless AllowSkip is set.
 func TestInstallSkip(t *testing.T) {
 	node, _ := newNode(t)
 	if err := os.WriteFile("trust/trustpolicy.json", []byte(skipping), 0o600); err != nil {
@@ -149,7 +149,7 @@ func TestInstallSkip(t *testing.T) {
 	}
 }
 
-// TestInstallAnySigner warns of levels at which it does not matter who signed.
+// TestInstallAnySigner holds that the installation tells the statements that accept any signer.
 func TestInstallAnySigner(t *testing.T) {
 	for verification, want := range map[string]int{
 		`{"level": "strict"}`:     0,
@@ -170,9 +170,8 @@ func TestInstallAnySigner(t *testing.T) {
 	}
 }
 
-// TestJudgeSkip refuses what passes unverified if that was not allowed when the verifier was installed, and says so in
-// the log.
-func TestJudgeSkip(t *testing.T) {
+// TestNodeSkip holds that an image that passes without verification is refused and logged unless AllowSkip is set.
+func TestNodeSkip(t *testing.T) {
 	node, _ := newNode(t)
 	if err := errors.Join(os.Mkdir("state", 0o700),
 		os.WriteFile("trust/trustpolicy.json", []byte(skipping), 0o600)); err != nil {
@@ -198,7 +197,7 @@ func TestJudgeSkip(t *testing.T) {
 	}
 }
 
-// TestRefuse writes down what is refused without a look at it.
+// TestRefuse holds that a refusal without verification is logged.
 func TestRefuse(t *testing.T) {
 	node, _ := newNode(t)
 	if err := os.Mkdir("state", 0o700); err != nil {
@@ -215,7 +214,7 @@ func TestRefuse(t *testing.T) {
 	}
 }
 
-// TestHostFiles finds the files that hosts.toml names in all of its forms, and leaves out what is not there.
+// TestHostFiles holds that the files that hosts.toml names are found in all of its forms, and missing ones left out.
 func TestHostFiles(t *testing.T) {
 	folder := t.TempDir()
 	registry := filepath.Join(folder, "hosts", "registry.example.com")
@@ -255,8 +254,9 @@ ca = 7
 	}
 }
 
-// TestGiveAway gives a log that root began to the verifier's user, and leaves alone what is the user's already.
-func TestGiveAway(t *testing.T) {
+// TestChownState holds that a state directory of root's becomes the verifier user's, that one of the user's stays as it
+// is, and that one with other files is refused.
+func TestChownState(t *testing.T) {
 	softhsmtest.NeedRoot(t)
 	folder := t.TempDir()
 	file := filepath.Join(folder, "decisions.jsonl")

@@ -19,8 +19,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
-// trusting writes a trust directory in which a policy of a level is for all repositories, and the certificates are
-// trusted.
+// trusting writes a trust directory that trusts the certificates of the forgers for all repositories, at a verification
+// level.
 func trusting(t testing.TB, level string, forgers ...*oci.Forger) (folder string) {
 	t.Helper()
 	folder = t.TempDir()
@@ -71,7 +71,7 @@ func openGate(t testing.TB, options Options) *Gate {
 	return g
 }
 
-// TestPluginOfASignature holds that what a signature names for its own verification is never run, at any level.
+// TestPluginOfASignature holds that a plugin that only a signature names is not run, at any level.
 func TestPluginOfASignature(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	mark := program + ".ran"
@@ -99,7 +99,7 @@ func TestPluginOfASignature(t *testing.T) {
 	}
 }
 
-// TestListedPlugin holds that a listed plugin is run, and no other that is installed beside it.
+// TestListedPlugin holds that a listed plugin is run, and no other installed one.
 func TestListedPlugin(t *testing.T) {
 	alice := newForger(t)
 	folder := trusting(t, "strict", alice)
@@ -130,7 +130,7 @@ esac
 	}
 }
 
-// TestListedNames holds that a list has plain names of installed plugins only.
+// TestListedNames holds that only names of installed plugins can be listed.
 func TestListedNames(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	put(t, program, "", 0o700)
@@ -143,8 +143,8 @@ func TestListedNames(t *testing.T) {
 	}
 }
 
-// TestTrustDirectoryRunsNothing has a registry ask for credentials, for which a trust directory names a program in the
-// working directory.
+// TestTrustDirectoryRunsNothing holds that a credential helper that a trust directory names is not run, and that its
+// insecure registries do not count.
 func TestTrustDirectoryRunsNothing(t *testing.T) {
 	t.Chdir(t.TempDir())
 	put(t, filepath.Join("docker-credential-x", "y"), "#!/bin/sh\ntouch started\n", 0o700)

@@ -18,8 +18,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
-// guarded writes a trust directory in which one repository wants alice's signature, and all others none.
-func guarded(t testing.TB, alice *oci.Forger, scopes ...string) (folder string) {
+// trustingFor writes a trust directory in which the scopes need a signature by alice, and all others none.
+func trustingFor(t testing.TB, alice *oci.Forger, scopes ...string) (folder string) {
 	t.Helper()
 	folder = trusting(t, "strict", alice)
 	list, err := json.Marshal(scopes)
@@ -33,8 +33,8 @@ func guarded(t testing.TB, alice *oci.Forger, scopes ...string) (folder string) 
 	return folder
 }
 
-// TestSpelling holds that an image is judged by its repository's statement however the registry is spelt, in the name
-// or in the policy: by the command, and by what containerd asks.
+// TestSpelling holds that an image is verified under the statement of its repository, however the registry is spelled
+// in the name or in the policy: by Gate and by Node.
 func TestSpelling(t *testing.T) {
 	alice := newForger(t)
 	h := oci.NewHostile(t)
@@ -43,7 +43,7 @@ func TestSpelling(t *testing.T) {
 	layout := writeLayout(t, nil)
 	for _, scope := range []string{"localhost:" + port + "/app", "LOCALHOST:" + port + "/app",
 		"LocalHost:0" + port + "/app"} {
-		g := openGate(t, Options{TrustDir: guarded(t, alice, scope)})
+		g := openGate(t, Options{TrustDir: trustingFor(t, alice, scope)})
 		node := Node{Options: Options{TrustDir: g.options.TrustDir}, StateDir: t.TempDir(), Timeout: time.Minute}
 		for _, name := range []string{"localhost:" + port + "/app", "LOCALHOST:" + port + "/app",
 			"lOcAlHoSt:00" + port + "/app"} {
@@ -66,7 +66,7 @@ func TestSpelling(t *testing.T) {
 		}
 	}
 	for _, scopes := range [][]string{{"example.com/app", "EXAMPLE.com/app"}, {"example.com/app", "example.com:443/app"}} {
-		if g, err := Open(Options{TrustDir: guarded(t, alice, scopes...), CacheDir: t.TempDir()}); err == nil ||
+		if g, err := Open(Options{TrustDir: trustingFor(t, alice, scopes...), CacheDir: t.TempDir()}); err == nil ||
 			!strings.Contains(err.Error(), "are one repository") {
 			g.Close()
 			t.Errorf("%v: %v", scopes, err)
@@ -74,7 +74,7 @@ func TestSpelling(t *testing.T) {
 	}
 }
 
-// writeLayout writes an OCI layout with an image under the tag v1, and the manifests that hang makes of it.
+// writeLayout writes an OCI layout with an image under the tag v1, and the manifests that hang returns for it.
 func writeLayout(t testing.TB, hang func(add func(mediaType string, data []byte) ocispec.Descriptor,
 	image ocispec.Descriptor) []ocispec.Descriptor) (folder string) {
 	t.Helper()
@@ -99,7 +99,8 @@ func writeLayout(t testing.TB, hang func(add func(mediaType string, data []byte)
 	return folder
 }
 
-// TestLayout finds signatures in a layout's index, and in an index in it, and nothing that is too long.
+// TestLayout holds that signatures are found in the index of a layout and in an index in it, and that what exceeds a
+// limit is refused.
 func TestLayout(t *testing.T) {
 	alice := newForger(t)
 	g := openGate(t, Options{TrustDir: trusting(t, "strict", alice)})
