@@ -6,6 +6,8 @@ LINT := bin/tools/golangci-lint
 ACTIONLINT := bin/tools/actionlint
 # The copy library verifies GPG signatures of images, which nothing here uses; without this tag it wants GPGME's C library.
 TAGS := containers_image_openpgp
+# What is built here is built as go.mod says; go.work is for the go command and editors, and knows no module below tools/.
+export GOWORK := off
 # Tests make folders that others must not be able to write to, or what they hold is refused.
 PRIVATE := umask 022 &&
 # Where code and data lie differs in each run, and what the dynamic linker has resolved is read-only from the start.

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -141,9 +142,9 @@ func InProcess(t testing.TB, do func()) {
 }
 
 // Go returns a command of go in a folder of the repository, with the environment that the tests were started with:
-// the caches of Go are found through it.
+// the caches of Go are found through it. The modules below tools/ are not in the workspace of go.work.
 func Go(dir string, args ...string) *exec.Cmd {
 	cmd := exec.Command("go", args...)
-	cmd.Dir, cmd.Env = dir, developer
+	cmd.Dir, cmd.Env = dir, append(slices.Clip(developer), "GOWORK=off")
 	return cmd
 }

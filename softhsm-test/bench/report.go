@@ -124,7 +124,7 @@ func (b *bench) updateDocs(p plot) {
 		panic(err)
 	}
 	cmd := exec.CommandContext(b.ctx, "go", "run", "-C", filepath.Join(repository(f), "tools"), "./plot")
-	cmd.Stdin, cmd.Stderr = bytes.NewReader(data), os.Stderr
+	cmd.Stdin, cmd.Stderr, cmd.Env = bytes.NewReader(data), os.Stderr, append(os.Environ(), "GOWORK=off")
 	svg, err := cmd.Output()
 	if err != nil {
 		panic(fmt.Errorf("drawing the plot: %w", err))

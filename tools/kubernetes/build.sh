@@ -3,6 +3,7 @@
 # Gatekeeper; Ratify, and ratify-answers (softhsm-test/e2e/kubernetes/testdata/ratify), which gives Ratify's answers without a cluster.
 # Each is built in its own module, with the versions that it was published with.
 set -euo pipefail
+export GOWORK=off # the modules here are not in the workspace of go.work
 cd "$(dirname "$0")/../.."
 out=$PWD/bin/tools/kubernetes
 mkdir -p "$out"
