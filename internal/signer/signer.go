@@ -1,5 +1,8 @@
-// Package signer turns a payload into a Notation signature: it finds the key's certificate chain, holds it against
-// Notation's rules, has the key sign, and verifies the result before anyone else sees it.
+// Package signer makes a Notation signature of a payload: it finds the key's certificate chain, checks it against
+// Notation's rules, has the key sign, and verifies the signature before it returns it.
+//
+// The chain comes from the file that the setting certificate-chain names, or from the token. The signature is
+// RSASSA-PSS for RSA keys and ECDSA for elliptic curve keys, with the hash that Notation prescribes for the key's spec.
 package signer
 
 import (
@@ -21,15 +24,16 @@ import (
 
 // Signature is what Notation's generate-signature returns.
 type Signature struct {
-	Raw   []byte              // RSASSA-PSS as RFC 8017 has it, or r||s, each as long as the curve's order
-	Spec  key.Spec            // the key's
+	Raw   []byte              // RSASSA-PSS (RFC 8017), or r||s, both in big-endian and as long as the curve's order
+	Spec  key.Spec            // of the key that signed
 	Chain []*x509.Certificate // leaf first, self-signed root last
 }
 
-// Describe returns the spec of the key that the settings name. A certificate-chain file with one leaf answers alone,
-// and the module is not loaded.
+// Describe returns the spec of the key that the settings name. It takes it from the leaf in the certificate-chain file
+// if there is exactly one, without loading the module; else it asks the token. It fails with Invalid for a key that
+// Notation does not sign with.
 func Describe(ctx context.Context, s *keystore.Reference) (key.Spec, error) {
-	file, err := chainFile(s)
+	file, err := readChainFile(s)
 	if err != nil {
 		return key.Spec{}, err
 	}
@@ -48,25 +52,26 @@ func Describe(ctx context.Context, s *keystore.Reference) (key.Spec, error) {
 	return key.SpecOf(public)
 }
 
-func chainFile(s *keystore.Reference) ([]*x509.Certificate, error) {
+// readChainFile returns the certificates in the certificate-chain file, or none where the setting is empty.
+func readChainFile(s *keystore.Reference) ([]*x509.Certificate, error) {
 	if s.CertificateChain == "" {
 		return nil, nil
 	}
 	return certs.ReadFile(s.CertificateChain)
 }
 
-// Sign signs a payload with the key that the settings name, which has to be of the spec that was asked for. All that
-// can be wrong without the module is found before the module is loaded, and all that can be wrong with the chain before
-// it signs.
+// Sign signs a payload with the key that the settings name. It fails with Invalid when the key is not of spec, and when
+// Notation would refuse the chain. What is wrong with the file is found before the module is loaded, and what is wrong
+// with the chain before the key signs.
 func Sign(ctx context.Context, s *keystore.Reference, spec key.Spec, payload []byte) (*Signature, error) {
-	file, err := chainFile(s)
+	file, err := readChainFile(s)
 	if err != nil {
 		return nil, err
 	}
 	leaves := certs.Leaves(file)
 	if len(leaves) == 1 {
 		leaf := leaves[0]
-		if err := fits(leaf, spec); err != nil {
+		if err := checkSpec(leaf, spec); err != nil {
 			return nil, err
 		}
 		if chain, err := certs.Chain(leaf, file, nil, time.Now()); err == nil {
@@ -85,13 +90,14 @@ func Sign(ctx context.Context, s *keystore.Reference, spec key.Spec, payload []b
 	case 0:
 		return j.signFromToken(ctx)
 	case 1:
-		return j.signAs(ctx, leaves[0])
+		return j.signWithFileLeaf(ctx, leaves[0])
+	default: // the file does not say which leaf is the key's
+		return j.signByKey(ctx)
 	}
-	return j.signByKey(ctx)
 }
 
-// fits checks that a leaf's key is of the spec that Notation asked for.
-func fits(leaf *x509.Certificate, want key.Spec) error {
+// checkSpec fails with Invalid unless a leaf's key is of the spec that Notation asked for.
+func checkSpec(leaf *x509.Certificate, want key.Spec) error {
 	spec, err := key.SpecOf(leaf.PublicKey)
 	if err != nil {
 		return err
@@ -105,23 +111,23 @@ func fits(leaf *x509.Certificate, want key.Spec) error {
 	return nil
 }
 
-// A job is one signature under way.
+// A job makes one signature.
 type job struct {
 	store    keystore.Store
 	settings *keystore.Reference
 	spec     key.Spec
 	payload  []byte
-	file     []*x509.Certificate // from certificate-chain
-	key      keystore.Key
+	file     []*x509.Certificate // in the certificate-chain file
+	key      keystore.Key        // nil until it is opened
 }
 
-// signAs signs with a leaf that the user named: the only one in the certificate-chain file.
-func (j *job) signAs(ctx context.Context, leaf *x509.Certificate) (*Signature, error) {
-	signature, err := j.try(ctx, leaf)
+// signWithFileLeaf signs with the only leaf in the certificate-chain file.
+func (j *job) signWithFileLeaf(ctx context.Context, leaf *x509.Certificate) (*Signature, error) {
+	signature, err := j.signWithLeaf(ctx, leaf)
 	if err == nil || j.key == nil {
 		return signature, err
 	}
-	// Only now is it worth the calls to ask whether the certificate is the key's at all.
+	// The public half is read after a failure only: reading it takes calls that a good signature does not need.
 	if public, readErr := j.key.ReadPublic(ctx); readErr == nil && !certs.SameKey(public, leaf.PublicKey) {
 		return nil, failure.New(failure.Invalid,
 			"the leaf certificate of %q in %s belongs to another key than the one on the token", leaf.Subject,
@@ -131,9 +137,9 @@ func (j *job) signAs(ctx context.Context, leaf *x509.Certificate) (*Signature, e
 	return nil, err
 }
 
-// signFromToken signs with a leaf from the token. The certificate under the key's own label and id is most likely its
-// own, and costs the fewest calls; the signature proves it. When it is not, or does not do, the key's public half
-// decides.
+// signFromToken signs with a leaf from the token. It first takes the certificate with the key's label and id, which
+// takes the fewest calls: its chain is checked like any other, and the signature shows whether it is the key's. If
+// either fails, signFromToken looks for the certificate that has the key's public half.
 func (j *job) signFromToken(ctx context.Context) (*Signature, error) {
 	leaf, err := j.store.Leaf(ctx)
 	if err != nil {
@@ -142,31 +148,34 @@ func (j *job) signFromToken(ctx context.Context) (*Signature, error) {
 	if leaf == nil {
 		return j.signByKey(ctx)
 	}
-	signature, err := j.try(ctx, leaf)
-	if err != nil && worthAnother(err) {
+	signature, err := j.signWithLeaf(ctx, leaf)
+	if err != nil && anotherLeafMaySign(err) {
 		return j.signByKey(ctx)
 	}
 	return signature, err
 }
 
-// signByKey signs with the certificate that has the key's public half, wherever it is.
+// signByKey signs with the certificate that has the key's public half, in the file or on the token.
 func (j *job) signByKey(ctx context.Context) (*Signature, error) {
 	chain, err := j.findChain(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return j.signWith(ctx, chain)
+	return j.signWithChain(ctx, chain)
 }
 
-// errNotVerified is returned when the module's signature is not the leaf's.
-var errNotVerified = errors.New("it does not verify")
+// errNotVerified is the cause when the module's signature does not verify with the leaf's public key.
+var errNotVerified = errors.New("its signature does not verify")
 
-// worthAnother reports whether another certificate could mend a failure.
-func worthAnother(err error) bool {
+// anotherLeafMaySign reports whether another certificate may do after a failure: the chain was refused, or the
+// certificate is another key's.
+func anotherLeafMaySign(err error) bool {
 	return failure.Is(err, failure.Invalid) || errors.Is(err, errNotVerified)
 }
 
-// findChain finds the chain by the key's public half.
+// findChain returns the checked chain of the certificate that has the key's public half. It searches the file with the
+// token's issuers first, since reading every certificate of a token is slow. It fails with NotFound without such a
+// certificate, and with Invalid when Notation refuses the chain.
 func (j *job) findChain(ctx context.Context) ([]*x509.Certificate, error) {
 	var public crypto.PublicKey
 	var err error
@@ -178,27 +187,29 @@ func (j *job) findChain(ctx context.Context) ([]*x509.Certificate, error) {
 	} else if public, err = j.key.ReadPublic(ctx); err != nil {
 		return nil, err
 	}
-	if chain, err := certs.ChainOf(public, j.file, keystore.IssuerLookup(ctx, j.store), time.Now()); chain != nil || err != nil {
+	chain, err := certs.ChainOf(public, j.file, keystore.IssuerLookup(ctx, j.store), time.Now())
+	if chain != nil || err != nil {
 		return chain, err
 	}
-	there, err := j.store.Certificates(ctx)
+	onToken, err := j.store.Certificates(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if chain, err := certs.ChainOf(public, append(there, j.file...), nil, time.Now()); chain != nil || err != nil {
+	chain, err = certs.ChainOf(public, append(onToken, j.file...), nil, time.Now())
+	if chain != nil || err != nil {
 		return chain, err
 	}
 	where := "on the token"
 	if j.settings.CertificateChain != "" {
 		where = "in " + j.settings.CertificateChain + " or on the token"
 	}
-	return nil, failure.New(failure.Invalid, "there is no certificate for the key %s %s", j.settings.Key, where).
-		WithHint("make one with 'notation-hsm cert self-sign', or have 'notation-hsm cert csr' signed by your CA; then " +
-			"'notation-hsm cert import', or name its file in certificate-chain")
+	return nil, failure.New(failure.NotFound, "there is no certificate for the key %s %s", j.settings.Key, where).
+		WithHint("make one with 'notation-hsm cert self-sign', or have the request of 'notation-hsm cert csr' signed by your " +
+			"CA; then import it with 'notation-hsm cert import', or set certificate-chain to its file")
 }
 
-// try makes a signature with one leaf.
-func (j *job) try(ctx context.Context, leaf *x509.Certificate) (*Signature, error) {
+// signWithLeaf finds and checks the chain of a leaf, and signs with it.
+func (j *job) signWithLeaf(ctx context.Context, leaf *x509.Certificate) (*Signature, error) {
 	chain, err := certs.Chain(leaf, j.file, keystore.IssuerLookup(ctx, j.store), time.Now())
 	if err != nil {
 		return nil, err
@@ -206,18 +217,19 @@ func (j *job) try(ctx context.Context, leaf *x509.Certificate) (*Signature, erro
 	if err := certs.Check(chain, time.Now()); err != nil {
 		return nil, err
 	}
-	return j.signWith(ctx, chain)
+	return j.signWithChain(ctx, chain)
 }
 
-// signWith makes a signature with a chain that was checked.
-func (j *job) signWith(ctx context.Context, chain []*x509.Certificate) (*Signature, error) {
+// signWithChain signs with the key of a checked chain's leaf. It returns no signature that does not verify with the
+// leaf.
+func (j *job) signWithChain(ctx context.Context, chain []*x509.Certificate) (*Signature, error) {
 	leaf := chain[0]
 	for _, cert := range j.file {
 		if !slices.ContainsFunc(chain, cert.Equal) {
 			slog.Info("a certificate of the file is not part of the chain", "subject", cert.Subject.String())
 		}
 	}
-	if err := fits(leaf, j.spec); err != nil {
+	if err := checkSpec(leaf, j.spec); err != nil {
 		return nil, err
 	}
 	var err error
@@ -230,8 +242,9 @@ func (j *job) signWith(ctx context.Context, chain []*x509.Certificate) (*Signatu
 	}
 	if err := j.verify(leaf.PublicKey, raw); err != nil {
 		return nil, failure.New(failure.Internal,
-			"the signature of key %s was thrown away: with the certificate of %q %w", j.settings.Key, leaf.Subject, err).
-			WithHint("check that the certificate belongs to this key; if it does, the module made a wrong signature")
+			"cannot sign with key %s and the certificate of %q: %w", j.settings.Key, leaf.Subject, err).
+			WithHint("check that the certificate belongs to this key; if it does, report the wrong signature to the vendor of " +
+				"the module")
 	}
 	if public, ok := leaf.PublicKey.(*ecdsa.PublicKey); ok {
 		if raw, err = rawECDSA(raw, (public.Params().BitSize+7)/8); err != nil {
@@ -241,14 +254,16 @@ func (j *job) signWith(ctx context.Context, chain []*x509.Certificate) (*Signatu
 	return &Signature{Raw: raw, Spec: j.spec, Chain: chain}, nil
 }
 
-// verify checks a signature as any verifier will.
+// verify fails with errNotVerified unless a signature of the payload verifies with a public key. An ECDSA signature is
+// in ASN.1 DER.
 func (j *job) verify(public crypto.PublicKey, signature []byte) error {
 	h := j.spec.Hash.New()
 	h.Write(j.payload)
 	digest := h.Sum(nil)
 	switch p := public.(type) {
 	case *rsa.PublicKey:
-		if rsa.VerifyPSS(p, j.spec.Hash, digest, signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil {
+		options := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}
+		if rsa.VerifyPSS(p, j.spec.Hash, digest, signature, options) == nil {
 			return nil
 		}
 	case *ecdsa.PublicKey:
