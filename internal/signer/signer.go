@@ -204,8 +204,8 @@ func (j *job) findChain(ctx context.Context) ([]*x509.Certificate, error) {
 		where = "in " + j.settings.CertificateChain + " or on the token"
 	}
 	return nil, failure.New(failure.NotFound, "there is no certificate for the key %s %s", j.settings.Key, where).
-		WithHint("make one with 'notation-hsm cert self-sign', or have the request of 'notation-hsm cert csr' signed by your " +
-			"CA; then import it with 'notation-hsm cert import', or set certificate-chain to its file")
+		WithHint("make one with 'notation-hsm cert self-sign', or have the request of 'notation-hsm cert csr' signed by " +
+			"your CA; then import it with 'notation-hsm cert import', or set certificate-chain to its file")
 }
 
 // signWithLeaf finds and checks the chain of a leaf, and signs with it.
