@@ -21,7 +21,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	asPlugin := len(os.Args) == 2 && plugin.IsVerb(os.Args[1])
+	asPlugin := len(os.Args) == 2 && plugin.IsCommand(os.Args[1])
 	form := cli.FormatError
 	if asPlugin {
 		form = plugin.FormatError
