@@ -31,11 +31,11 @@ These are known by their kid, the RFC 7638 thumbprint of the public key; --recip
 		for _, i := range images {
 			for _, l := range i.Layers {
 				var schemes, recipients []string
-				for _, h := range l.Holders {
+				for _, h := range l.Recipients {
 					if !slices.Contains(schemes, h.Scheme) {
 						schemes = append(schemes, h.Scheme)
 					}
-					recipients = append(recipients, holderName(h, names))
+					recipients = append(recipients, recipientName(h, names))
 				}
 				if l.Encrypted && len(schemes) == 0 {
 					schemes = []string{"unknown"}
@@ -85,8 +85,8 @@ func addImageFlags(c *cobra.Command) func() image.Registry {
 	return func() image.Registry { return registry(*authFile) }
 }
 
-// holderName is what people call a recipient.
-func holderName(h layerkey.Holder, names map[string]string) string {
+// recipientName is what people call a recipient.
+func recipientName(h layerkey.RecipientInfo, names map[string]string) string {
 	switch {
 	case names[h.KeyID] != "":
 		return names[h.KeyID]
@@ -114,7 +114,7 @@ type layerJSON struct {
 }
 
 type recipientJSON struct {
-	layerkey.Holder
+	layerkey.RecipientInfo
 	Recipient string `json:"recipient,omitempty"` // as it was named on the command line
 }
 
@@ -125,7 +125,7 @@ func layersJSON(images []image.Image, names map[string]string) []imageJSON {
 		for _, l := range i.Layers {
 			layer := layerJSON{Index: l.Index, Digest: l.Digest.String(), Size: l.Size, MediaType: l.MediaType,
 				Encrypted: l.Encrypted}
-			for _, h := range l.Holders {
+			for _, h := range l.Recipients {
 				layer.Recipients = append(layer.Recipients, recipientJSON{h, names[h.KeyID]})
 			}
 			shown.Layers = append(shown.Layers, layer)

@@ -25,17 +25,17 @@ func recipientsListCommand(ks *keystore.Keystore) *cobra.Command {
 		Args:    cli.Exactly(1),
 	}
 	showImage(ks, c, func(out io.Writer, images []image.Image, names map[string]string, asJSON bool) error {
-		held, encrypted := image.Recipients(images)
+		found, encrypted := image.Recipients(images)
 		if asJSON {
-			all := []heldJSON{}
-			for _, h := range held {
-				all = append(all, heldJSON{h, encrypted, names[h.KeyID]})
+			all := []recipientLayersJSON{}
+			for _, h := range found {
+				all = append(all, recipientLayersJSON{h, encrypted, names[h.KeyID]})
 			}
 			return cli.PrintJSON(out, all)
 		}
 		var rows [][]string
-		for _, h := range held {
-			rows = append(rows, []string{holderName(h.Holder, names), h.Scheme, h.Algorithm,
+		for _, h := range found {
+			rows = append(rows, []string{recipientName(h.RecipientInfo, names), h.Scheme, h.Algorithm,
 				fmt.Sprintf("%d of %d", h.Layers, encrypted)})
 		}
 		return cli.PrintTable(out, []string{"RECIPIENT", "SCHEME", "ALGORITHM", "ENCRYPTED LAYERS"}, rows)
@@ -43,8 +43,8 @@ func recipientsListCommand(ks *keystore.Keystore) *cobra.Command {
 	return c
 }
 
-type heldJSON struct {
-	image.Held
+type recipientLayersJSON struct {
+	image.RecipientLayers
 	Encrypted int    `json:"encryptedLayers"`
 	Recipient string `json:"recipient,omitempty"` // as it was named on the command line
 }

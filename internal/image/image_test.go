@@ -294,7 +294,7 @@ func FuzzWithout(f *testing.F) {
 	f.Add("e30=", "x")
 	f.Add("eyJwcm90ZWN0ZWQiOiJlMzAiLCJyZWNpcGllbnRzIjpbe31dfQ==,AAAA", "")
 	f.Fuzz(func(t *testing.T, annotation, kid string) {
-		before, err := layerkey.Holders(map[string]string{layerkey.Annotation: annotation})
+		before, err := layerkey.ReadRecipients(map[string]string{layerkey.Annotation: annotation})
 		if err != nil {
 			return
 		}
@@ -313,7 +313,7 @@ func FuzzWithout(f *testing.F) {
 			}
 		}
 		if after != "" {
-			left, err := layerkey.Holders(map[string]string{layerkey.Annotation: after})
+			left, err := layerkey.ReadRecipients(map[string]string{layerkey.Annotation: after})
 			if err != nil {
 				t.Fatal(err)
 			}

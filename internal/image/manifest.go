@@ -34,7 +34,7 @@ type Layer struct {
 	Size        int64             // bytes, as stored; -1 if the manifest does not say
 	MediaType   string            //
 	Encrypted   bool              //
-	Holders     []layerkey.Holder // who can open it, as far as its annotations tell; empty when they can't be read
+	Recipients     []layerkey.RecipientInfo // who can open it, as far as its annotations tell; empty when they can't be read
 	annotations map[string]string
 }
 
@@ -195,7 +195,7 @@ func (i *Image) readLayers(ref Reference) error {
 			annotations: info.Annotations}
 		// Runtimes go by the media type: annotations alone encrypt nothing.
 		if l.Encrypted = strings.HasSuffix(info.MediaType, "+encrypted"); l.Encrypted {
-			l.Holders, _ = layerkey.Holders(info.Annotations) // whoever has to open it hears what is wrong
+			l.Recipients, _ = layerkey.ReadRecipients(info.Annotations) // whoever has to open it hears what is wrong
 		}
 		i.Layers = append(i.Layers, l)
 	}

@@ -16,31 +16,31 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
-// A Held is one who can open layers, and how many of those that are encrypted.
-type Held struct {
-	layerkey.Holder
+// A RecipientLayers is one who can open layers, and how many of those that are encrypted.
+type RecipientLayers struct {
+	layerkey.RecipientInfo
 	Layers int `json:"layers"`
 }
 
 // Recipients lists who can open encrypted layers of images, and how many layers are encrypted.
-func Recipients(images []Image) (held []Held, encrypted int) {
-	known := map[layerkey.Holder]int{} // where in held
+func Recipients(images []Image) (found []RecipientLayers, encrypted int) {
+	known := map[layerkey.RecipientInfo]int{} // where in found
 	for _, image := range images {
 		for _, l := range image.Layers {
 			if l.Encrypted {
 				encrypted++
 			}
-			for _, h := range l.Holders {
+			for _, h := range l.Recipients {
 				at, ok := known[h]
 				if !ok {
-					at = len(held)
-					known[h], held = at, append(held, Held{Holder: h})
+					at = len(found)
+					known[h], found = at, append(found, RecipientLayers{RecipientInfo: h})
 				}
-				held[at].Layers++
+				found[at].Layers++
 			}
 		}
 	}
-	return held, encrypted
+	return found, encrypted
 }
 
 // A Changed is what changing the recipients of an image has made.
@@ -68,7 +68,7 @@ func AddRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, re
 	if err != nil {
 		return nil, err
 	}
-	wanted, err := layerkey.Holders(map[string]string{layerkey.Annotation: base64.StdEncoding.EncodeToString(trial)})
+	wanted, err := layerkey.ReadRecipients(map[string]string{layerkey.Annotation: base64.StdEncoding.EncodeToString(trial)})
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func AddRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, re
 			before := l.annotations[layerkey.Annotation]
 			var missing []layerkey.Recipient
 			for i, r := range added {
-				if !slices.Contains(l.Holders, wanted[i]) {
+				if !slices.Contains(l.Recipients, wanted[i]) {
 					missing = append(missing, r)
 				}
 			}
@@ -123,8 +123,8 @@ func warnings(recipients []layerkey.Recipient) (texts []string) {
 // layers: only encrypting the image anew takes that away. It refuses to leave a layer that nobody can open.
 func RemoveRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, registry Registry, names []string) (*Changed, error) {
 	return change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
-		held, _ := Recipients(t.images)
-		gone, err := keyIDs(ctx, ks, ref, names, held)
+		found, _ := Recipients(t.images)
+		gone, err := keyIDs(ctx, ks, ref, names, found)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -139,9 +139,9 @@ func RemoveRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference,
 }
 
 // keyIDs returns the kids of recipients that are named by kid or otherwise. Each has to be one who holds something.
-func keyIDs(ctx context.Context, ks *keystore.Keystore, ref Reference, names []string, held []Held) ([]string, error) {
+func keyIDs(ctx context.Context, ks *keystore.Keystore, ref Reference, names []string, found []RecipientLayers) ([]string, error) {
 	holds := func(kid string) bool {
-		return slices.ContainsFunc(held, func(h Held) bool { return h.KeyID == kid && h.annotation() == layerkey.Annotation })
+		return slices.ContainsFunc(found, func(h RecipientLayers) bool { return h.KeyID == kid && h.annotation() == layerkey.Annotation })
 	}
 	var kids []string
 	for _, name := range names {
@@ -164,7 +164,7 @@ func keyIDs(ctx context.Context, ks *keystore.Keystore, ref Reference, names []s
 	return kids, nil
 }
 
-func (h Held) annotation() string { return layerkey.AnnotationPrefix + h.Scheme }
+func (h RecipientLayers) annotation() string { return layerkey.AnnotationPrefix + h.Scheme }
 
 // others returns the annotations that hold keys wrapped by others.
 func others(annotations map[string]string) (names []string) {
@@ -185,15 +185,15 @@ func without(annotation string, gone []string) (string, error) {
 		if text == "" {
 			continue
 		}
-		holders, err := layerkey.Holders(map[string]string{layerkey.Annotation: text})
+		holders, err := layerkey.ReadRecipients(map[string]string{layerkey.Annotation: text})
 		if err != nil {
 			return "", err
 		}
-		stays := func(h layerkey.Holder) bool { return !slices.Contains(gone, h.KeyID) }
+		stays := func(h layerkey.RecipientInfo) bool { return !slices.Contains(gone, h.KeyID) }
 		switch {
 		case !slices.ContainsFunc(holders, stays):
 			continue
-		case slices.ContainsFunc(holders, func(h layerkey.Holder) bool { return !stays(h) }):
+		case slices.ContainsFunc(holders, func(h layerkey.RecipientInfo) bool { return !stays(h) }):
 			if text, err = withoutEntries(text, func(i int) bool { return i < len(holders) && stays(holders[i]) }); err != nil {
 				return "", err
 			}

@@ -149,7 +149,7 @@ func (i Image) edit(ref Reference, edit edit) (data []byte, changed int, err err
 			delete(annotations, layerkey.Annotation)
 		}
 		// Rather no change than an image that can't be read any more, because it has too many recipients for instance.
-		if _, err := layerkey.Holders(annotations); err != nil && !failure.Is(err, failure.Unsupported) {
+		if _, err := layerkey.ReadRecipients(annotations); err != nil && !failure.Is(err, failure.Unsupported) {
 			return nil, 0, about(err, "%s of %s", l, i.name(ref))
 		}
 		if layers[l.Index]["annotations"], err = json.Marshal(annotations); err != nil {

@@ -17,16 +17,18 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
-// fromKey fills in the public half of a key in a module: from the leaf of the certificate-chain in its own entry of the
-// config file, else from the module. A certificate-chain that holds for more than this key may be another's.
-func (r *Recipient) fromKey(ctx context.Context, ks *keystore.Keystore, reference string, origin config.Origin, ask bool) error {
+// fromKey fills in the public half of a key in a module. It takes it from the leaf of the certificate-chain in the
+// key's own entry of the config file, or else from the module: a certificate-chain that is set for all keys may be
+// another key's.
+func (r *Recipient) fromKey(ctx context.Context, ks *keystore.Keystore, reference string, origin config.Origin,
+	check bool) error {
 	s, err := ks.Resolve(reference, nil, origin)
 	if err != nil {
 		return err
 	}
 	if s.OwnChain {
-		r.Public, err = fromCertificate(s.CertificateChain, ask)
-		r.assume("its certificate was taken from certificate-chain and its module was not asked")
+		r.Public, err = fromCertificate(s.CertificateChain, check)
+		r.warn("its certificate was taken from certificate-chain and its module was not asked")
 		return err
 	}
 	store, err := s.Open(ctx)
@@ -34,32 +36,33 @@ func (r *Recipient) fromKey(ctx context.Context, ks *keystore.Keystore, referenc
 		return err
 	}
 	defer store.Close()
-	if r.Public, err = store.Public(ctx); err != nil || !ask {
+	if r.Public, err = store.Public(ctx); err != nil || !check {
 		return err
 	}
-	return r.ask(ctx, store, s)
+	return r.checkKey(ctx, store, s)
 }
 
-// ask has the module say whether the key opens what is encrypted to it.
-func (r *Recipient) ask(ctx context.Context, store keystore.Store, s *keystore.Reference) error {
-	told, err := store.Receives(ctx, r.Public)
+// checkKey fails unless the key can decrypt what is encrypted to it, as the module says. Where the module does not say
+// and a PIN is configured, it has the key decrypt something; without a PIN it leaves a warning.
+func (r *Recipient) checkKey(ctx context.Context, store keystore.Store, s *keystore.Reference) error {
+	receives, err := store.Receives(ctx, r.Public)
 	if err != nil {
 		return err
 	}
-	if told.Refusal != "" {
-		return r.refused(failure.New(failure.Denied, "%s", told.Refusal))
+	if receives.Refusal != "" {
+		return r.cannotDecrypt(failure.New(failure.Denied, "%s", receives.Refusal))
 	}
 	_, isRSA := r.Public.(*rsa.PublicKey)
-	if told.Sure && (!isRSA || told.OAEP != nil) {
-		return r.choose(told)
+	if receives.Sure && (!isRSA || receives.OAEP != nil) {
+		return r.chooseOAEP(receives)
 	}
 	if s.PIN == "" && (s.PINSource == "" || s.PINSource == pin.Prompt || s.PINSource == pin.None) {
-		r.assume("its module does not tell what the key may do without a PIN, and none is configured")
+		r.warn("its module does not tell what the key may do without a PIN, and none is configured")
 		return nil
 	}
 	if err := store.Login(ctx); err != nil {
-		if failure.From(err).CKR == "" { // there is no PIN to be had, and none was tried
-			r.assume("its module does not tell what the key may do without a PIN: " + err.Error())
+		if failure.From(err).CKR == "" { // there was no PIN, and so no login
+			r.warn("its module does not tell what the key may do without a PIN: " + err.Error())
 			return nil
 		}
 		return err
@@ -68,28 +71,30 @@ func (r *Recipient) ask(ctx context.Context, store keystore.Store, s *keystore.R
 	if err != nil {
 		return err
 	}
-	return r.try(ctx, k)
+	return r.tryKey(ctx, k)
 }
 
-// choose takes the hash that the module does, unless the user chose one.
-func (r *Recipient) choose(told key.Receives) error {
+// chooseOAEP sets the hash of OAEP to the first that the module supports, unless the user chose one that it supports.
+// It fails with Unsupported when there is none.
+func (r *Recipient) chooseOAEP(receives key.Receives) error {
 	if _, isRSA := r.Public.(*rsa.PublicKey); !isRSA {
 		return nil
 	}
 	switch {
-	case len(told.OAEP) == 0:
-		return r.refused(failure.New(failure.Unsupported, "its module does no OAEP with SHA-256 or SHA-1"))
+	case len(receives.OAEP) == 0:
+		return r.cannotDecrypt(failure.New(failure.Unsupported, "its module does not support OAEP with SHA-256 or SHA-1"))
 	case r.OAEP == 0:
-		r.OAEP = told.OAEP[0]
-	case !slices.Contains(told.OAEP, r.OAEP):
-		return r.refused(failure.New(failure.Unsupported, "its module does no OAEP with %s", r.OAEP).
+		r.OAEP = receives.OAEP[0]
+	case !slices.Contains(receives.OAEP, r.OAEP):
+		return r.cannotDecrypt(failure.New(failure.Unsupported, "its module does not support OAEP with %s", r.OAEP).
 			WithHint("leave out oaep="))
 	}
 	return nil
 }
 
-// try has the key open something, with the first hash of OAEP that its module does, unless the user chose one.
-func (r *Recipient) try(ctx context.Context, k keystore.Key) error {
+// tryKey has the private key decrypt something that was encrypted to the public key. It sets the hash of OAEP to the
+// first that works, unless the user chose one.
+func (r *Recipient) tryKey(ctx context.Context, k keystore.Key) error {
 	public, isRSA := r.Public.(*rsa.PublicKey)
 	if !isRSA {
 		return r.tryECDH(ctx, k)
@@ -101,13 +106,13 @@ func (r *Recipient) try(ctx context.Context, k keystore.Key) error {
 	var err error
 	for _, hash := range hashes {
 		secret := make([]byte, 32)
-		_, _ = rand.Read(secret) // which never fails
-		var encrypted, opened []byte
+		_, _ = rand.Read(secret) // never fails
+		var encrypted, decrypted []byte
 		if encrypted, err = rsa.EncryptOAEP(hash.New(), rand.Reader, public, secret, nil); err != nil {
 			return err
 		}
-		opened, err = k.Decrypt(ctx, encrypted, &rsa.OAEPOptions{Hash: hash})
-		if err == nil && subtle.ConstantTimeCompare(opened, secret) == 1 {
+		decrypted, err = k.Decrypt(ctx, encrypted, &rsa.OAEPOptions{Hash: hash})
+		if err == nil && subtle.ConstantTimeCompare(decrypted, secret) == 1 {
 			r.OAEP = hash
 			return nil
 		}
@@ -115,13 +120,14 @@ func (r *Recipient) try(ctx context.Context, k keystore.Key) error {
 			break
 		}
 	}
-	return r.refused(err)
+	return r.cannotDecrypt(err)
 }
 
+// tryECDH has the private key agree on a secret with a new key.
 func (r *Recipient) tryECDH(ctx context.Context, k keystore.Key) error {
 	public, ok := r.Public.(*ecdsa.PublicKey)
 	if !ok {
-		return nil // the caller says what is wrong with the type
+		return nil // the caller refuses other types
 	}
 	own, err := public.ECDH()
 	if err != nil {
@@ -133,32 +139,32 @@ func (r *Recipient) tryECDH(ctx context.Context, k keystore.Key) error {
 	}
 	shared, err := k.ECDH(ctx, ephemeral.PublicKey())
 	if err != nil {
-		return r.refused(err)
+		return r.cannotDecrypt(err)
 	}
 	if want, err := ephemeral.ECDH(own); err != nil || subtle.ConstantTimeCompare(shared, want) != 1 {
-		return r.refused(err)
+		return r.cannotDecrypt(err)
 	}
 	return nil
 }
 
-// refused says that the recipient could not open an image, and why. Without a reason, the key has opened something
-// wrongly.
-func (r *Recipient) refused(why error) error {
+// cannotDecrypt returns the failure of a recipient whose key cannot decrypt what is encrypted to it. why is nil when
+// the key decrypted to something else.
+func (r *Recipient) cannotDecrypt(why error) error {
 	if why == nil {
-		why = failure.New(failure.Invalid, "the trial opened to something else, so its public key is another key's")
+		why = failure.New(failure.Invalid, "a test decrypted to something else, so the public key is another key's")
 	}
 	f := *failure.From(why)
 	f.What = fmt.Sprintf("the recipient %q cannot open what is encrypted to it: %s", r.Name, f.What)
 	if f.Hint == "" {
-		f.Hint =
-			"name a recipient's key, as 'notation-hsm key generate --usage decrypt' makes it; if its module is mistaken, name " +
-				"the exported public key with pubkey:FILE"
+		f.Hint = "name a key that can decrypt, as 'notation-hsm key generate --usage decrypt' makes it; if the module is " +
+			"mistaken, export the public key and name it with pubkey:FILE"
 	}
 	return &f
 }
 
-// assume leaves a warning of what is taken for granted, since nobody could be asked.
-func (r *Recipient) assume(why string) {
+// warn sets the warning of a recipient whose module was not asked what its key can do, with the reason. Where the user
+// chose no hash of OAEP, it is SHA-256.
+func (r *Recipient) warn(why string) {
 	switch r.Public.(type) {
 	case *rsa.PublicKey:
 		if r.OAEP == 0 {

@@ -14,17 +14,17 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// A candidate is a key that the user named, or one of those on the token.
+// A candidate is a private key that may open a layer: one that the user named, or one on the token.
 type candidate struct {
 	name   string
-	public crypto.PublicKey // nil if it can't be read: such a key is passed over
+	public crypto.PublicKey // nil if it cannot be read: such a key fits no wrapped key
 	store  keystore.Store
-	key    keystore.Key // once it is open
+	key    keystore.Key // nil until it is opened
 
-	// What locks are held against, of each lock.
-	kid     string
-	rsaSize int
-	curve   ecdh.Curve
+	// From the public key, to compare with wrapped keys.
+	kid     string     // the JWK thumbprint
+	rsaSize int        // of the modulus, in bytes, or 0
+	curve   ecdh.Curve // or nil
 }
 
 func newCandidate(name string, public crypto.PublicKey, store keystore.Store, key keystore.Key) *candidate {
@@ -44,25 +44,26 @@ func newCandidate(name string, public crypto.PublicKey, store keystore.Store, ke
 	return c
 }
 
-// fits reports whether a lock may be the key's: by its kid if it has one, else by the kind and size of the key.
-func (c *candidate) fits(l lock) bool {
-	if l.KeyID != "" {
-		return l.KeyID == c.kid
+// fits reports whether a wrapped key may be for this private key: by the kid if the wrapped key has one, else by the
+// type and size of the key.
+func (c *candidate) fits(wrapped wrappedKey) bool {
+	if wrapped.KeyID != "" {
+		return wrapped.KeyID == c.kid
 	}
-	return c.rsaSize > 0 && l.rsaSize == c.rsaSize || c.curve != nil && l.curve == c.curve
+	return c.rsaSize > 0 && wrapped.rsaSize == c.rsaSize || c.curve != nil && wrapped.curve == c.curve
 }
 
-// optionsBounds are those of a layer's options, which have one key and one nonce.
+// optionsBounds are those of a layer's options, which hold one key and one nonce.
 var optionsBounds = bound.Limits{Bytes: 16 << 10, Depth: bound.Depth, Elements: 256}
 
-// open opens a wrapped key with one of its locks.
-func (c *candidate) open(ctx context.Context, w wrapping, l lock) (options []byte, err error) {
+// open returns the options of a packet, by one of its wrapped keys.
+func (c *candidate) open(ctx context.Context, p parsedPacket, wrapped wrappedKey) (options []byte, err error) {
 	if c.key == nil {
 		if c.key, err = c.store.Key(ctx, c.public); err != nil {
 			return nil, err
 		}
 	}
-	options, err = w.open(ctx, l, c.key)
+	options, err = p.open(ctx, wrapped, c.key)
 	var known *failure.Error
 	switch {
 	case errors.As(err, &known):
@@ -70,9 +71,9 @@ func (c *candidate) open(ctx context.Context, w wrapping, l lock) (options []byt
 	case err != nil:
 		return nil, failure.New(failure.Invalid,
 			"the wrapped key for %s does not open with it: the annotation was changed, or is another image's: %w", c.name, err).
-			WithHint("get the image's manifest again from where it was published")
+			WithHint(hintManifest)
 	case bound.JSON(options, optionsBounds) != nil || !bytes.HasPrefix(bytes.TrimSpace(options), []byte("{")):
-		return nil, damaged(w.scheme, errors.New("what it holds is no key of a layer"))
+		return nil, damaged(p.scheme, errors.New("it does not hold the key of a layer"))
 	}
 	return options, nil
 }

@@ -20,103 +20,109 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// The algorithms that ocicrypt and Seal make, and no others: each widens what a crafted annotation can ask of a module.
+// The algorithms of ocicrypt and Seal. Others are refused: each would widen what a crafted annotation can ask of a
+// module.
 var (
 	keyAlgorithms = []jose.KeyAlgorithm{jose.RSA_OAEP, jose.RSA_OAEP_256, jose.ECDH_ES_A128KW, jose.ECDH_ES_A192KW,
 		jose.ECDH_ES_A256KW}
 	contentAlgorithms = []jose.ContentEncryption{jose.A256GCM}
 )
 
-// A lock is one recipient's part of a packet: what the private key is asked to open.
-type lock struct {
-	Holder
-	index     int
-	rsaSize   int             // of the key, in bytes, or 0
-	curve     ecdh.Curve      // of the key, or nil
-	encrypted []byte          // what an RSA key decrypts
+// A wrappedKey is one recipient's entry in a packet: the content's key, or the options, encrypted to the recipient.
+type wrappedKey struct {
+	RecipientInfo
+	index     int             // in the packet
+	rsaSize   int             // of the recipient's key, in bytes, or 0
+	curve     ecdh.Curve      // of the recipient's key, or nil
+	encrypted []byte          // with RSA, or with AES key wrap after ECDH
 	header    jose.Header     // of a JWE
-	epk       *ecdh.PublicKey // of ECDH-ES
+	epk       *ecdh.PublicKey // the ephemeral public key of ECDH-ES
 }
 
-// jweBounds allow for go-jose's 32 recipients, each with all headers that are allowed.
+// jweBounds are those of a JWE with 32 recipients, which is go-jose's limit, each with all headers that are allowed.
 var jweBounds = bound.Limits{Bytes: packetLimit, Depth: bound.Depth, Elements: 2048}
 
-func parseJWE(scheme string, data []byte) (wrapping, error) {
+func parseJWE(scheme string, data []byte) (parsedPacket, error) {
 	if err := checkJWE(data); err != nil {
-		return wrapping{}, err
+		return parsedPacket{}, err
 	}
 	jwe, err := jose.ParseEncryptedJSON(string(data), keyAlgorithms, contentAlgorithms)
 	if err != nil {
-		return wrapping{}, err
+		return parsedPacket{}, err
 	}
-	locks, err := jweLocks(scheme, jwe)
-	open := func(ctx context.Context, l lock, k keystore.Key) ([]byte, error) { return openJWE(ctx, jwe, l, k) }
-	return wrapping{locks: locks, open: open}, err
+	keys, err := jweKeys(scheme, jwe)
+	open := func(ctx context.Context, wrapped wrappedKey, k keystore.Key) ([]byte, error) {
+		return openJWE(ctx, jwe, wrapped, k)
+	}
+	return parsedPacket{keys: keys, open: open}, err
 }
 
-// errSeen makes DecryptMulti go on to the next recipient.
-var errSeen = errors.New("seen")
+// errSkipped makes DecryptMulti go on to the next recipient.
+var errSkipped = errors.New("skipped")
 
 // decrypter is a jose.OpaqueKeyDecrypter.
 type decrypter func(encrypted []byte, header jose.Header) ([]byte, error)
 
+// DecryptKey calls d.
 func (d decrypter) DecryptKey(encrypted []byte, header jose.Header) ([]byte, error) {
 	return d(encrypted, header)
 }
 
-// jweLocks lists the recipients of a JWE, which go-jose shows to those alone who open it.
-func jweLocks(scheme string, jwe *jose.JSONWebEncryption) (locks []lock, bad error) {
+// jweKeys returns the wrapped keys of a JWE. go-jose has no other way to list them than to decrypt.
+func jweKeys(scheme string, jwe *jose.JSONWebEncryption) (keys []wrappedKey, bad error) {
 	_, _, _, _ = jwe.DecryptMulti(decrypter(func(encrypted []byte, header jose.Header) ([]byte, error) {
-		l, err := jweLock(scheme, encrypted, header)
+		wrapped, err := jweKey(scheme, encrypted, header)
 		if err != nil {
 			bad = err
 		}
-		locks = append(locks, l)
-		return nil, errSeen
+		keys = append(keys, wrapped)
+		return nil, errSkipped
 	}))
-	return locks, bad
+	return keys, bad
 }
 
-func jweLock(scheme string, encrypted []byte, header jose.Header) (lock, error) {
-	l := lock{Holder: Holder{Algorithm: header.Algorithm}, header: header, encrypted: encrypted}
+// jweKey returns one wrapped key of a JWE.
+func jweKey(scheme string, encrypted []byte, header jose.Header) (wrappedKey, error) {
+	wrapped := wrappedKey{RecipientInfo: RecipientInfo{Algorithm: header.Algorithm}, header: header, encrypted: encrypted}
 	if isThumbprint(header.KeyID) {
-		l.KeyID = header.KeyID
+		wrapped.KeyID = header.KeyID
 	} else if scheme == schemeHSM {
-		return l, errors.New("the kid of a recipient is no thumbprint")
-	} // elsewhere a kid is whatever the publisher calls the key
+		return wrapped, errors.New("the kid of a recipient is not a thumbprint")
+	} // with the scheme jwe, whoever encrypts chooses the kid
 	if alg := jose.KeyAlgorithm(header.Algorithm); alg == jose.RSA_OAEP || alg == jose.RSA_OAEP_256 {
-		l.rsaSize = len(encrypted)
-		return l, nil
+		wrapped.rsaSize = len(encrypted)
+		return wrapped, nil
 	}
 	text, err := json.Marshal(header.ExtraHeaders["epk"])
 	if err != nil {
-		return l, err
+		return wrapped, err
 	}
 	var jwk jose.JSONWebKey
 	if err := json.Unmarshal(text, &jwk); err != nil {
-		return l, err
+		return wrapped, err
 	}
 	public, ok := jwk.Key.(*ecdsa.PublicKey)
 	if !ok {
-		return l, errors.New("its epk is no public key on an elliptic curve")
+		return wrapped, errors.New("its epk is not a public key on an elliptic curve")
 	}
-	if l.epk, err = public.ECDH(); err != nil { // a point that is not on the curve must not reach the module
-		return l, err
+	// ECDH fails for a point that is not on the curve, which must not reach the module.
+	if wrapped.epk, err = public.ECDH(); err != nil {
+		return wrapped, err
 	}
-	l.curve = l.epk.Curve()
-	return l, nil
+	wrapped.curve = wrapped.epk.Curve()
+	return wrapped, nil
 }
 
-// openJWE opens a JWE by the lock that is the key's.
-func openJWE(ctx context.Context, jwe *jose.JSONWebEncryption, l lock, k keystore.Key) ([]byte, error) {
+// openJWE decrypts the content of a JWE by one of its wrapped keys.
+func openJWE(ctx context.Context, jwe *jose.JSONWebEncryption, wrapped wrappedKey, k keystore.Key) ([]byte, error) {
 	at := -1
 	var failed error
 	_, _, plain, err := jwe.DecryptMulti(decrypter(func([]byte, jose.Header) ([]byte, error) {
 		at++
-		if at != l.index {
-			return nil, errSeen
+		if at != wrapped.index {
+			return nil, errSkipped
 		}
-		cek, err := contentKey(ctx, l, k)
+		cek, err := contentKey(ctx, wrapped, k)
 		failed = err
 		return cek, err
 	}))
@@ -126,32 +132,32 @@ func openJWE(ctx context.Context, jwe *jose.JSONWebEncryption, l lock, k keystor
 	return plain, err
 }
 
-// contentKey has the private key open the content's key (RFC 7518 sections 4.3 and 4.6).
-func contentKey(ctx context.Context, l lock, k keystore.Key) ([]byte, error) {
-	switch jose.KeyAlgorithm(l.Algorithm) {
+// contentKey decrypts the content's key with the private key (RFC 7518 sections 4.3 and 4.6).
+func contentKey(ctx context.Context, wrapped wrappedKey, k keystore.Key) ([]byte, error) {
+	switch jose.KeyAlgorithm(wrapped.Algorithm) {
 	case jose.RSA_OAEP:
-		return k.Decrypt(ctx, l.encrypted, &rsa.OAEPOptions{Hash: crypto.SHA1})
+		return k.Decrypt(ctx, wrapped.encrypted, &rsa.OAEPOptions{Hash: crypto.SHA1})
 	case jose.RSA_OAEP_256:
-		return k.Decrypt(ctx, l.encrypted, &rsa.OAEPOptions{Hash: crypto.SHA256})
+		return k.Decrypt(ctx, wrapped.encrypted, &rsa.OAEPOptions{Hash: crypto.SHA256})
 	case jose.ECDH_ES_A128KW:
-		return unwrapAgreed(ctx, l, k, 16)
+		return unwrapAgreed(ctx, wrapped, k, 16)
 	case jose.ECDH_ES_A192KW:
-		return unwrapAgreed(ctx, l, k, 24)
+		return unwrapAgreed(ctx, wrapped, k, 24)
 	}
-	return unwrapAgreed(ctx, l, k, 32)
+	return unwrapAgreed(ctx, wrapped, k, 32)
 }
 
-// unwrapAgreed opens what is wrapped with AES key wrap under a key of size bytes, which both sides derive from their
-// shared secret.
-func unwrapAgreed(ctx context.Context, l lock, k keystore.Key, size int) ([]byte, error) {
-	shared, err := k.ECDH(ctx, l.epk)
+// unwrapAgreed unwraps a content key that is wrapped with AES key wrap (RFC 3394), under a key of size bytes that is
+// derived from the shared secret of ECDH-ES.
+func unwrapAgreed(ctx context.Context, wrapped wrappedKey, k keystore.Key, size int) ([]byte, error) {
+	shared, err := k.ECDH(ctx, wrapped.epk)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(shared)
 	parties := make([][]byte, 2)
 	for i, name := range []jose.HeaderKey{"apu", "apv"} {
-		text, _ := l.header.ExtraHeaders[name].(string) // most leave them out
+		text, _ := wrapped.header.ExtraHeaders[name].(string) // both are optional
 		if parties[i], err = base64.RawURLEncoding.DecodeString(text); err != nil {
 			return nil, errors.New("its " + string(name) + " is not base64url")
 		}
@@ -159,7 +165,7 @@ func unwrapAgreed(ctx context.Context, l lock, k keystore.Key, size int) ([]byte
 	bits := binary.BigEndian.AppendUint32(nil, uint32(size)*8) //nolint:gosec // 16, 24 or 32
 	kek := make([]byte, size)
 	defer clear(kek)
-	kdf := josecipher.NewConcatKDF(crypto.SHA256, shared, prefixed([]byte(l.Algorithm)), prefixed(parties[0]),
+	kdf := josecipher.NewConcatKDF(crypto.SHA256, shared, prefixed([]byte(wrapped.Algorithm)), prefixed(parties[0]),
 		prefixed(parties[1]), bits, nil)
 	if _, err := io.ReadFull(kdf, kek); err != nil {
 		return nil, err
@@ -168,10 +174,11 @@ func unwrapAgreed(ctx context.Context, l lock, k keystore.Key, size int) ([]byte
 	if err != nil {
 		return nil, err
 	}
-	return josecipher.KeyUnwrap(block, l.encrypted)
+	return josecipher.KeyUnwrap(block, wrapped.encrypted)
 }
 
-// prefixed is data with its length before it, as RFC 7518 section 4.6.2 feeds the key derivation.
+// prefixed returns data after its length in 4 bytes, big-endian: an input of the key derivation (RFC 7518 section
+// 4.6.2).
 func prefixed(data []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(nil, uint32(len(data))), data...) //nolint:gosec // a packet is smaller
 }

@@ -13,23 +13,23 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
-// headerLimit bounds one JOSE header, in bytes. go-jose reads the headers of a JWE again for each recipient.
+// headerLimit bounds one JOSE header, in bytes. go-jose parses the headers of a JWE again for each recipient.
 const headerLimit = 4 << 10
 
-// The headers that ocicrypt's implementations and Seal write. Others would have go-jose parse certificates and keys, or
-// decompress.
+// The headers that ocicrypt's implementations and Seal write. With others, go-jose would parse certificates and keys,
+// or decompress.
 var (
 	headerNames = []string{"alg", "enc", "kid", "epk", "apu", "apv", "typ", "cty"}
 	epkNames    = []string{"kty", "crv", "x", "y"}
 )
 
-// checkJWE fails unless data is a JWE in JSON (RFC 7516 section 7.2) with a bounded structure and no other headers than
-// those. go-jose parses it afterwards.
+// checkJWE fails unless data is a JWE in JSON (RFC 7516 section 7.2) of bounded structure, with no other headers than
+// headerNames and epkNames. It is called before go-jose parses the JWE.
 func checkJWE(data []byte) error {
 	if err := bound.JSON(data, jweBounds); err != nil {
 		return err
 	}
-	var jwe map[string]json.RawMessage // unlike a struct's, a map's names are not taken in another case
+	var jwe map[string]json.RawMessage // a struct would match names in another case too
 	if err := json.Unmarshal(data, &jwe); err != nil {
 		return err
 	}
@@ -57,6 +57,7 @@ func checkJWE(data []byte) error {
 	return nil
 }
 
+// checkHeader fails unless a header is of bounded structure and has no other names than headerNames and epkNames.
 func checkHeader(text json.RawMessage) error {
 	if len(text) == 0 {
 		return nil
@@ -75,7 +76,7 @@ func checkHeader(text json.RawMessage) error {
 	return errors.Join(checkNames(header, headerNames), checkNames(epk, epkNames))
 }
 
-// decode reads what may be absent.
+// decode decodes an optional member: absent, it leaves to as it is.
 func decode(text json.RawMessage, to any) error {
 	if len(text) == 0 {
 		return nil
@@ -83,10 +84,11 @@ func decode(text json.RawMessage, to any) error {
 	return json.Unmarshal(text, to)
 }
 
+// checkNames fails when an object has a name that is not known.
 func checkNames(object map[string]json.RawMessage, known []string) error {
 	for _, name := range slices.Sorted(maps.Keys(object)) {
 		if !slices.Contains(known, name) {
-			return fmt.Errorf("it has the header %.50q, which is not opened here", name)
+			return fmt.Errorf("it has the header %.50q, which is not supported", name)
 		}
 	}
 	return nil

@@ -12,29 +12,29 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Keys are the private keys that may open layers. A module is opened when the first layer needs it, and logged in to
-// once, however many layers there are.
+// Keys are the private keys that may open layers. Their modules are opened for the first layer, with one login, and
+// stay open until Close.
 type Keys struct {
 	keystore   *keystore.Keystore
 	references []string
 	origin     config.Origin
 	stores     []keystore.Store
 	candidates []*candidate
-	prepared   bool  // the candidates were looked for
-	unprepared error // why there are none
-	tries      int   // how often a key was used
+	prepared   bool  // the candidates were searched for
+	unprepared error // why the search failed
+	tries      int   // operations with private keys so far
 }
 
-// OpenKeys prepares the keys that references name, by URI or alias; they stand in origin. Without any, they are the
-// keys of the token that the settings name, and only a layer that names its recipients by kid finds the right one.
+// OpenKeys returns the keys that references name, by URI or alias; origin is where the references come from. Without
+// references, they are all keys of the token that the settings name. It opens no module; Open does.
 func OpenKeys(ks *keystore.Keystore, references []string, origin config.Origin) *Keys {
 	return &Keys{keystore: ks, references: references, origin: origin}
 }
 
-// Close ends the sessions and, with them, the logins.
+// Close ends the sessions and, with the last of each token, the login.
 func (k *Keys) Close() error {
 	var first error
-	for _, store := range slices.Backward(k.stores) { // the first is the one that ends the module
+	for _, store := range slices.Backward(k.stores) {
 		if err := store.Close(); err != nil && first == nil {
 			first = err
 		}
@@ -43,9 +43,9 @@ func (k *Keys) Close() error {
 	return first
 }
 
-// Open returns the options of a layer (JSON, as ocicrypt has them), which hold its key, by the annotations of its
-// descriptor. Only the key that fits a wrapped key is used. It fails with Invalid when none does, with Denied or
-// Timeout when the module does not let it be used.
+// Open returns the options of a layer (ocicrypt's JSON, with the layer's key) from the annotations of its descriptor.
+// It uses a private key only for wrapped keys that fit it. It fails with Invalid when no key opens the layer, and with
+// Denied or Timeout when the module refuses or does not answer; then it tries no other key.
 func (k *Keys) Open(ctx context.Context, annotations map[string]string) ([]byte, error) {
 	found, err := packets(annotations)
 	if err != nil {
@@ -54,83 +54,112 @@ func (k *Keys) Open(ctx context.Context, annotations map[string]string) ([]byte,
 	if err := k.prepare(ctx); err != nil {
 		return nil, err
 	}
-	var holders []string
-	var failed error
-	tries := 0
+	layer := opening{keys: k}
 	for _, p := range found {
-		w, err := p.parse()
+		parsed, err := p.parse()
 		if err != nil {
 			return nil, err
 		}
-		if err := checkRecipients(len(holders) + len(w.locks)); err != nil {
+		if err := checkRecipients(len(layer.recipients) + len(parsed.keys)); err != nil {
 			return nil, err
 		}
-		for _, l := range w.locks {
-			holders = append(holders, l.String())
-			for _, c := range k.candidatesFor(l) {
-				if tries++; tries > triesLimit {
-					return nil, failure.New(failure.Invalid,
-						"the layer has more wrapped keys than the %d that are tried: %w", triesLimit, failed).
-						WithHint("ask who published the image, or have it encrypted to a kid")
-				}
-				if k.tries++; k.tries > operationsLimit {
-					return nil, failure.New(failure.Invalid,
-						"the layers have more wrapped keys than the %d that are tried at once", operationsLimit).
-						WithHint("open the images of an index one at a time, with --platform")
-				}
-				options, err := c.open(ctx, w, l)
-				if err == nil {
-					return options, nil
-				}
-				slog.Debug("a wrapped key did not open", "holder", l.String(), "key", c.name, "error", err)
-				failed = err
-				if failure.Is(err, failure.Unsupported) { // it may be wrapped in another way as well
-					continue
-				}
-				if l.KeyID != "" || failure.Is(err, failure.Denied) || failure.Is(err, failure.Timeout) {
-					return nil, err
-				}
+		for _, wrapped := range parsed.keys {
+			if options, err := layer.try(ctx, parsed, wrapped); options != nil || err != nil {
+				return options, err
 			}
 		}
 	}
-	if failure.Is(failed, failure.Unsupported) {
-		return nil, failed
-	}
-	if failed != nil {
-		return nil, failure.New(failure.Invalid, "none of the wrapped keys opens with %s: %w", k.names(), failed).
-			WithHint("the image may be encrypted to another key of the same kind, or its annotations were changed")
-	}
-	if more := len(holders) - 5; more > 0 {
-		holders = append(holders[:5], fmt.Sprintf("%d more", more))
-	}
-	return nil, failure.New(failure.Invalid,
-		"no key here opens the layer: it is encrypted for %s; here is %s", strings.Join(holders, ", "), k.names()).
-		WithHint("name the right key, or have one who can open the image add yours with 'hsm-image recipients add'")
+	return nil, layer.failure()
 }
 
-// What images can ask of a module: triesLimit for one layer, operationsLimit for all that are opened together. An image
-// has at most 127 layers with today's runtimes, and most indexes have fewer than 32 images.
+// An opening is the search for the wrapped key of one layer that opens.
+type opening struct {
+	keys       *Keys
+	recipients []string // of the wrapped keys so far
+	failed     error    // of the last wrapped key that did not open
+	tries      int
+}
+
+// try opens a wrapped key with the candidates that it fits. It returns options, or an error that ends the search, or
+// neither.
+func (o *opening) try(ctx context.Context, p parsedPacket, wrapped wrappedKey) ([]byte, error) {
+	o.recipients = append(o.recipients, wrapped.String())
+	for _, c := range o.keys.candidatesFor(wrapped) {
+		if err := o.count(); err != nil {
+			return nil, err
+		}
+		options, err := c.open(ctx, p, wrapped)
+		if err == nil {
+			return options, nil
+		}
+		slog.Debug("a wrapped key did not open", "recipient", wrapped.String(), "key", c.name, "error", err)
+		o.failed = err
+		if failure.Is(err, failure.Unsupported) { // the layer may have another wrapped key, in an algorithm that is supported
+			continue
+		}
+		if wrapped.KeyID != "" || failure.Is(err, failure.Denied) || failure.Is(err, failure.Timeout) {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// count counts a use of a private key, and fails with Invalid when there were too many.
+func (o *opening) count() error {
+	if o.tries++; o.tries > triesLimit {
+		return failure.New(failure.Invalid,
+			"the layer has more wrapped keys than the %d that are tried: %w", triesLimit, o.failed).
+			WithHint("encrypt the image with a tool that names recipients by kid, such as 'hsm-image encrypt'")
+	}
+	if o.keys.tries++; o.keys.tries > operationsLimit {
+		return failure.New(failure.Invalid,
+			"the layers have more wrapped keys than the %d that are tried at once", operationsLimit).
+			WithHint("open the images of an index one at a time, with --platform")
+	}
+	return nil
+}
+
+// failure returns why no wrapped key opened.
+func (o *opening) failure() error {
+	if failure.Is(o.failed, failure.Unsupported) {
+		return o.failed
+	}
+	if o.failed != nil {
+		return failure.New(failure.Invalid, "none of the wrapped keys opens with %s: %w", o.keys.names(), o.failed).
+			WithHint("name the recipient's key; if that is it, get the image's manifest again from where it was published")
+	}
+	if more := len(o.recipients) - 5; more > 0 {
+		o.recipients = append(o.recipients[:5], fmt.Sprintf("%d more", more))
+	}
+	return failure.New(failure.Invalid, "no key here opens the layer: it is encrypted for %s; here is %s",
+		strings.Join(o.recipients, ", "), o.keys.names()).
+		WithHint("name a recipient's key, or have a recipient add yours with 'hsm-image recipients add'")
+}
+
+// How often private keys are used: triesLimit for one layer, operationsLimit for all layers that are opened together.
+// An image has at most 127 layers with today's runtimes, and most indexes have fewer than 32 images.
 const (
 	triesLimit      = 32
 	operationsLimit = 4096
 )
 
-// candidatesFor returns the keys that fit a lock: the one with its kid, or for a lock without one, those of its kind
-// that the user named. On a token whose keys nobody named, several of the kind are none: which one is meant is not to
-// be found by trying.
-func (k *Keys) candidatesFor(l lock) []*candidate {
+// candidatesFor returns the keys that a wrapped key fits: the one with its kid, or for a wrapped key without a kid,
+// those of its type and size. Of several keys that the user did not name, it returns none: an image must not make every
+// key of a token decrypt.
+func (k *Keys) candidatesFor(wrapped wrappedKey) []*candidate {
 	var fitting []*candidate
 	for _, c := range k.candidates {
-		if c.fits(l) {
+		if c.fits(wrapped) {
 			fitting = append(fitting, c)
 		}
 	}
-	if len(fitting) > 1 && l.KeyID == "" && len(k.references) == 0 {
+	if len(fitting) > 1 && wrapped.KeyID == "" && len(k.references) == 0 {
 		return nil
 	}
 	return fitting
 }
 
+// names returns the candidates for error messages.
 func (k *Keys) names() string {
 	if len(k.candidates) == 0 {
 		return "no key"
@@ -142,7 +171,8 @@ func (k *Keys) names() string {
 	return strings.Join(names, ", ")
 }
 
-// prepare finds the candidates, once; a later call returns the failure of the first.
+// prepare finds the candidates, once. A later call returns the failure of the first: a PIN that was refused is not
+// tried again.
 func (k *Keys) prepare(ctx context.Context) error {
 	if k.prepared {
 		return k.unprepared
@@ -156,7 +186,7 @@ func (k *Keys) prepare(ctx context.Context) error {
 	return k.unprepared
 }
 
-// open opens the store of a reference, until Close.
+// open opens the token that a reference names, until Close.
 func (k *Keys) open(ctx context.Context, reference string) (keystore.Store, error) {
 	s, err := k.keystore.Resolve(reference, nil, k.origin)
 	if err != nil {
@@ -169,10 +199,12 @@ func (k *Keys) open(ctx context.Context, reference string) (keystore.Store, erro
 	return store, err
 }
 
+// prepareNamed finds the keys that the user named, without a login where the token allows that.
 func (k *Keys) prepareNamed(ctx context.Context) error {
 	for _, reference := range k.references {
 		if reference == "" {
-			return failure.New(failure.Invalid, "a key to open with was given, and has no name").WithHint("is a variable empty?")
+			return failure.New(failure.Invalid, "empty key reference").
+				WithHint("name a key by URI or alias; check that no variable is empty")
 		}
 		store, err := k.open(ctx, reference)
 		if err != nil {
@@ -187,6 +219,7 @@ func (k *Keys) prepareNamed(ctx context.Context) error {
 	return nil
 }
 
+// prepareAll finds all private keys of the token that the settings name.
 func (k *Keys) prepareAll(ctx context.Context) error {
 	store, err := k.open(ctx, "")
 	if err != nil {

@@ -1,10 +1,10 @@
-// Package layerkey is the wrapped key of an encrypted image layer: for whom it is closed, and how a key in a module
-// opens it.
+// Package layerkey wraps the keys of encrypted image layers for recipients, and unwraps them with keys in a module.
 //
-// ocicrypt encrypts each layer under a key of its own and puts that key, as a small JSON text (here: the options), into
-// annotations of the layer's descriptor, encrypted to recipients. An annotation holds one or several packets in base64,
-// separated by commas; each opens by itself. Ours are JWEs (RFC 7516). Those that ocicrypt makes from a public key or a
-// certificate alone are opened as well.
+// ocicrypt encrypts each layer under a key of its own. It puts that key, in a small JSON object (here: the options),
+// into annotations of the layer's descriptor, encrypted to recipients. An annotation holds one or more packets in
+// base64, separated by commas. Each packet holds the options for one or more recipients. Seal makes packets in JWE
+// (RFC 7516); Keys.Open also opens the JWE, CMS and PKCS#11 packets that ocicrypt makes with a public key or a
+// certificate alone.
 package layerkey
 
 import (
@@ -19,10 +19,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Annotation is where the packets are that Seal makes: ocicrypt's name for those of the key provider "hsm".
+// Annotation is the name of the annotation for packets that Seal makes. It is ocicrypt's for the key provider "hsm".
 const Annotation = AnnotationPrefix + schemeHSM
 
-// AnnotationPrefix starts the names of all annotations that hold wrapped keys. What follows is the scheme.
+// AnnotationPrefix begins the names of all annotations that hold wrapped keys. The scheme follows it.
 const AnnotationPrefix = "org.opencontainers.image.enc.keys."
 
 // The schemes of packets that a key in a module can open.
@@ -35,7 +35,7 @@ const (
 
 var schemes = []string{schemeHSM, schemeJWE, schemePKCS7, schemePKCS11}
 
-// Encrypted reports whether the annotations of a layer's descriptor say that it is encrypted, in whatever scheme.
+// Encrypted reports whether the annotations of a layer's descriptor hold wrapped keys, of any scheme.
 func Encrypted(annotations map[string]string) bool {
 	for name := range annotations {
 		if strings.HasPrefix(name, AnnotationPrefix) {
@@ -45,20 +45,20 @@ func Encrypted(annotations map[string]string) bool {
 	return false
 }
 
-// A packet is one wrapped key: the options, encrypted to one or several recipients.
+// A packet holds the options of a layer, encrypted to one or more recipients.
 type packet struct {
 	scheme string
 	data   []byte
 }
 
-// A wrapping is a packet that has been parsed.
-type wrapping struct {
+// A parsedPacket is a packet whose structure was checked.
+type parsedPacket struct {
 	scheme string
-	locks  []lock
-	open   func(context.Context, lock, keystore.Key) ([]byte, error) // opens it with one of the locks
+	keys   []wrappedKey                                                    // one for each recipient
+	open   func(context.Context, wrappedKey, keystore.Key) ([]byte, error) // decrypts the options with one of keys
 }
 
-// The limits of one layer. They are far above what an image needs.
+// The limits of one layer, far above what an image needs.
 const (
 	packetLimit      = 1 << 18 // bytes of a packet, in base64
 	annotationsLimit = 1 << 20 // bytes of all packets, in base64
@@ -66,39 +66,40 @@ const (
 	recipientsLimit  = 256 // of all packets
 )
 
-// parse checks the structure of a packet before it parses it.
-func (p packet) parse() (w wrapping, err error) {
+// parse checks the structure of a packet and parses it. It fails with Invalid.
+func (p packet) parse() (parsed parsedPacket, err error) {
 	switch p.scheme {
 	case schemePKCS7:
-		w, err = parseCMS(p.data)
+		parsed, err = parseCMS(p.data)
 	case schemePKCS11:
-		w, err = parseBlobs(p.data)
+		parsed, err = parsePKCS11(p.data)
 	default:
-		w, err = parseJWE(p.scheme, p.data)
+		parsed, err = parseJWE(p.scheme, p.data)
 	}
-	if err == nil && len(w.locks) == 0 {
+	if err == nil && len(parsed.keys) == 0 {
 		err = errors.New("it has no recipients")
 	}
 	if err != nil {
-		return w, damaged(p.scheme, err)
+		return parsed, damaged(p.scheme, err)
 	}
-	w.scheme = p.scheme
-	for i := range w.locks {
-		w.locks[i].Scheme, w.locks[i].index = p.scheme, i
+	parsed.scheme = p.scheme
+	for i := range parsed.keys {
+		parsed.keys[i].Scheme, parsed.keys[i].index = p.scheme, i
 	}
-	return w, nil
+	return parsed, nil
 }
 
-// checkRecipients fails when a layer with this number of recipients has too many.
+// checkRecipients fails with Invalid for more recipients than a layer may have.
 func checkRecipients(count int) error {
 	if count > recipientsLimit {
 		return failure.New(failure.Invalid, "the layer has %d recipients, more than %d", count, recipientsLimit).
-			WithHint("have the image encrypted for fewer recipients")
+			WithHint("encrypt the image to fewer recipients")
 	}
 	return nil
 }
 
-// packets reads annotations, in the order of schemes: our own first.
+// packets returns the packets in annotations, in the order of schemes. It fails with Invalid when there is none, and
+// with Unsupported when they are of other schemes.
 func packets(annotations map[string]string) ([]packet, error) {
 	var found []packet
 	total := 0
@@ -110,8 +111,8 @@ func packets(annotations map[string]string) ([]packet, error) {
 		for text := range strings.SplitSeq(value, ",") {
 			total += len(text)
 			if len(text) > packetLimit || total > annotationsLimit || len(found) == packetsLimit {
-				return nil, failure.New(failure.Invalid, "the annotation %s is too large to be a wrapped key",
-					AnnotationPrefix+scheme)
+				return nil, failure.New(failure.Invalid, "the annotation %s is too large", AnnotationPrefix+scheme).
+					WithHint(hintManifest)
 			}
 			data, err := base64.StdEncoding.DecodeString(text)
 			if err != nil {
@@ -131,15 +132,19 @@ func packets(annotations map[string]string) ([]packet, error) {
 	}
 	if len(others) == 0 {
 		return nil, failure.New(failure.Invalid,
-			"the layer has no wrapped key: it is not encrypted, or its annotations were removed")
+			"the layer has no wrapped key: it is not encrypted, or its annotations were removed").WithHint(hintManifest)
 	}
 	slices.Sort(others)
 	return nil, failure.New(failure.Unsupported,
-		"the layer is encrypted by %s, which a key in a module does not open", strings.Join(others, ", ")).
+		"the layer is encrypted by %s, which a key in a module cannot open", strings.Join(others, ", ")).
 		WithHint("encrypt it to a key in the module: with 'hsm-image encrypt', or --encryption-key jwe:PUBLIC.pem")
 }
 
+// hintManifest is what to do about annotations that whoever published the image did not write.
+const hintManifest = "get the image's manifest again from where it was published"
+
+// damaged is the failure of an annotation that cannot be parsed.
 func damaged(scheme string, err error) error {
 	return failure.New(failure.Invalid, "the annotation %s is damaged: %w", AnnotationPrefix+scheme, err).
-		WithHint("get the image's manifest again from where it was published")
+		WithHint(hintManifest)
 }

@@ -158,7 +158,7 @@ func TestSealAndOpen(t *testing.T) {
 	})
 	t.Run("OAEP with SHA-256", func(t *testing.T) {
 		unasked := seal(t, "pubkey:"+pemFile(t, "PUBLIC KEY", publicDER(t, publicOf(t, "rsa-2048"))))
-		mustFail(t, failure.Unsupported, "does no OAEP with SHA-256", unasked, uri("rsa-2048"))
+		mustFail(t, failure.Unsupported, "OAEP with SHA-256", unasked, uri("rsa-2048"))
 		first, _ := base64.StdEncoding.DecodeString(unasked[Annotation])
 		second, _ := base64.StdEncoding.DecodeString(seal(t, uri("rsa-2048")+"?oaep=sha1")[Annotation])
 		mustOpen(t, annotation(schemeHSM, first, second), uri("rsa-2048"))
@@ -315,9 +315,9 @@ func TestOthers(t *testing.T) {
 							t.Errorf("opening with %q: %v, and got %q", references, err, opened)
 						}
 					}
-					holders, err := Holders(annotation(scheme, packet))
-					if err != nil || len(holders) != max(len(config.Parameters["pubkeys"]), len(config.Parameters["x509s"]), 1) {
-						t.Errorf("the holders are %v, %v", holders, err)
+					recipients, err := ReadRecipients(annotation(scheme, packet))
+					if err != nil || len(recipients) != max(len(config.Parameters["pubkeys"]), len(config.Parameters["x509s"]), 1) {
+						t.Errorf("the recipients are %v, %v", recipients, err)
 					}
 				})
 			}
@@ -342,8 +342,8 @@ func TestRefuse(t *testing.T) {
 	signing := softhsmtest.NewCA(t, "recipients", nil).Issue(t, softhsmtest.Template("release"), public)
 	chain := pemFile(t, "CERTIFICATE", signing.Raw)
 	for name, words := range map[string]string{
-		"": "names nobody", "?oaep=sha1": "names nobody", "pkcs11:object=ec?pin-value=4321&oaep=md5": "carries a PIN", "cert:" + chain: "not for encryption",
-		"cert:/nowhere.pem": " read ", "pubkey:/nowhere.pem": "can't read", uri("nobody"): "there is no key",
+		"": "is empty", "?oaep=sha1": "is empty", "pkcs11:object=ec?pin-value=4321&oaep=md5": "carries a PIN", "cert:" + chain: "not for encryption",
+		"cert:/nowhere.pem": " read ", "pubkey:/nowhere.pem": " read ", uri("nobody"): "there is no key",
 		uri("ec") + "?oaep=sha1": "no OAEP", uri("ec") + "?oaep=md5": "md5", "pubkey:layerkey.go": "no public key",
 	} {
 		if _, err := ParseRecipients(context.Background(), backends.Keystore(), []string{name}, config.Flags); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "4321") {
@@ -362,7 +362,7 @@ func TestRefuse(t *testing.T) {
 	if parsed[0].KeyID() == thumbprint(public) {
 		t.Error("the recipient is another key's certificate")
 	}
-	if _, err := opens(t, seal(t, uri("ec")), ""); err == nil || !strings.Contains(err.Error(), "has no name") {
+	if _, err := opens(t, seal(t, uri("ec")), ""); err == nil || !strings.Contains(err.Error(), "empty key reference") {
 		t.Errorf("a key without a name: %v", err)
 	}
 	for words, annotations := range map[string]map[string]string{
@@ -373,7 +373,7 @@ func TestRefuse(t *testing.T) {
 		"no CMS EnvelopedData":    annotation(schemePKCS7, []byte("0\x00")),
 		"is too large":            annotation(schemeJWE, make([]byte, packetLimit)),
 		"provider.hsm is damaged": annotation(schemeHSM, []byte(`{"recipients":[]}`)),
-		"is no thumbprint":        annotation(schemeHSM, []byte(kidNamed(t, "evil\u001b[2J"))),
+		"is not a thumbprint":        annotation(schemeHSM, []byte(kidNamed(t, "evil\u001b[2J"))),
 	} {
 		mustFail(t, kindOf(annotations), words, annotations, uri("ec"))
 	}

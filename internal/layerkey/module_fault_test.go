@@ -22,7 +22,7 @@ func TestTries(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "calls")
 	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
 	t.Setenv("SHIM_LOG", log)
-	var b blobs
+	var b pkcs11Packet
 	for range 100 {
 		b.Recipients = append(b.Recipients, struct {
 			Blob []byte `json:"blob"`

@@ -7,7 +7,9 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -20,23 +22,23 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Recipient is whom a layer's key is wrapped for.
+// Recipient is a public key that layers' keys are wrapped for.
 type Recipient struct {
-	Name   string           // as it was given
-	Public crypto.PublicKey // *rsa.PublicKey, or *ecdsa.PublicKey on P-256, P-384 or P-521
-	OAEP   crypto.Hash      // for RSA: crypto.SHA256, or crypto.SHA1 for tokens that know no other
-	// what nobody could be asked about; empty if the module says that the key opens what is encrypted to it
-	Warning string
+	Name    string           // as the user wrote it, without secrets
+	Public  crypto.PublicKey // *rsa.PublicKey, or *ecdsa.PublicKey on P-256, P-384 or P-521
+	OAEP    crypto.Hash      // for RSA: crypto.SHA256, or crypto.SHA1 for modules that support no other
+	Warning string           // what could not be checked; empty if the module says that the key can decrypt
 }
 
 // KeyID returns the JWK thumbprint of the public key (RFC 7638 with SHA-256) in base64url.
 func (r Recipient) KeyID() string { return thumbprint(r.Public) }
 
+// thumbprint is KeyID for a public key. It is empty for a key that cannot be a recipient.
 func thumbprint(public crypto.PublicKey) string {
 	jwk := jose.JSONWebKey{Key: public}
 	sum, err := jwk.Thumbprint(crypto.SHA256)
 	if err != nil {
-		return "" // no key that could be a recipient
+		return ""
 	}
 	return base64.RawURLEncoding.EncodeToString(sum)
 }
@@ -47,27 +49,32 @@ func isThumbprint(kid string) bool {
 	return err == nil && len(sum) == crypto.SHA256.Size()
 }
 
-// ParseRecipients reads recipients, which stand in origin: a key by its URI or alias, cert:FILE or pubkey:FILE (PEM; a
-// public key also in DER), each with ?oaep=sha1 or ?oaep=sha256 after it to choose the hash of an RSA key. It refuses a
-// recipient that cannot open what is encrypted to it, as far as its module or certificate tells, and leaves a warning
-// where neither does. No PIN is needed, unless a token shows public keys to nobody else; where the token leaves open
-// what a key may do and a PIN is configured, the key is tried.
-func ParseRecipients(ctx context.Context, ks *keystore.Keystore, names []string, origin config.Origin) ([]Recipient, error) {
+// ParseRecipients returns the recipients that names give; origin is where the names come from. A name is a key's URI or
+// alias, cert:FILE or pubkey:FILE (PEM; a public key also in DER). ?oaep=sha1 or ?oaep=sha256 after it chooses the hash
+// for an RSA key.
+//
+// It refuses a recipient whose key cannot decrypt what is encrypted to it, as its module or certificate says, and
+// leaves a warning where neither says so. It needs no PIN, except for a token that shows public keys after a login
+// alone. Where the token does not say what a key may do and a PIN is configured, the key is tried.
+func ParseRecipients(ctx context.Context, ks *keystore.Keystore, names []string, origin config.Origin) ([]Recipient,
+	error) {
 	return parseRecipients(ctx, ks, names, origin, true)
 }
 
-// IdentifyRecipients reads recipients as ParseRecipients does, whether or not they can open anything.
-func IdentifyRecipients(ctx context.Context, ks *keystore.Keystore, names []string, origin config.Origin) ([]Recipient, error) {
+// IdentifyRecipients is ParseRecipients without checking what the keys can do.
+func IdentifyRecipients(ctx context.Context, ks *keystore.Keystore, names []string, origin config.Origin) ([]Recipient,
+	error) {
 	return parseRecipients(ctx, ks, names, origin, false)
 }
 
-func parseRecipients(ctx context.Context, ks *keystore.Keystore, names []string, origin config.Origin, ask bool) ([]Recipient, error) {
+func parseRecipients(ctx context.Context, ks *keystore.Keystore, names []string, origin config.Origin,
+	check bool) ([]Recipient, error) {
 	if len(names) == 0 {
 		return nil, failure.New(failure.Invalid, "there is no recipient").WithHint("name a key, cert:FILE or pubkey:FILE")
 	}
 	recipients := make([]Recipient, len(names))
 	for i, name := range names {
-		r, err := parseRecipient(ctx, ks, name, origin, ask)
+		r, err := parseRecipient(ctx, ks, name, origin, check)
 		if err != nil {
 			return nil, err
 		}
@@ -76,16 +83,17 @@ func parseRecipients(ctx context.Context, ks *keystore.Keystore, names []string,
 	return recipients, nil
 }
 
-func parseRecipient(ctx context.Context, ks *keystore.Keystore, name string, origin config.Origin, ask bool) (Recipient, error) {
+func parseRecipient(ctx context.Context, ks *keystore.Keystore, name string, origin config.Origin,
+	check bool) (Recipient, error) {
 	r := Recipient{Name: config.Redact(name)}
 	if strings.Contains(name, "pin-value=") {
-		return r, failure.New(failure.Invalid, "a recipient carries a PIN (pin-value), which others would see").
-			WithHint("leave out the PIN: whoever encrypts needs none")
+		return r, failure.New(failure.Invalid, "a recipient carries a PIN (pin-value), which others could read").
+			WithHint("leave out the PIN: encrypting needs none")
 	}
 	reference, hash, chosen := cutOAEP(name)
 	if reference == "" {
-		return r, failure.New(failure.Invalid, "the recipient %q names nobody", r.Name).
-			WithHint("name a key, cert:FILE or pubkey:FILE; is a variable empty?")
+		return r, failure.New(failure.Invalid, "the recipient %q is empty", r.Name).
+			WithHint("name a key, cert:FILE or pubkey:FILE; check that no variable is empty")
 	}
 	switch {
 	case !chosen:
@@ -94,11 +102,10 @@ func parseRecipient(ctx context.Context, ks *keystore.Keystore, name string, ori
 	case hash == "sha1":
 		r.OAEP = crypto.SHA1
 	default:
-		return r, failure.New(failure.Invalid, "the recipient %q asks for OAEP with %q",
-			r.Name, hash).
+		return r, failure.New(failure.Invalid, "the recipient %q asks for OAEP with %q", r.Name, hash).
 			WithHint("write oaep=sha256 or oaep=sha1")
 	}
-	if err := r.find(ctx, ks, reference, origin, ask); err != nil {
+	if err := r.resolve(ctx, ks, reference, origin, check); err != nil {
 		return r, err
 	}
 	if _, isRSA := r.Public.(*rsa.PublicKey); !isRSA {
@@ -110,26 +117,27 @@ func parseRecipient(ctx context.Context, ks *keystore.Keystore, name string, ori
 	}
 	if r.KeyID() == "" {
 		return r, failure.New(failure.Invalid,
-			"the recipient %q has a key of type %T, which nothing can be encrypted to here", r.Name, r.Public).
+			"the recipient %q has a key of type %T, which is not supported", r.Name, r.Public).
 			WithHint("use an RSA key, or one on P-256, P-384 or P-521")
 	}
 	return r, nil
 }
 
-// find fills in the public key of a recipient, and asks what it can open.
-func (r *Recipient) find(ctx context.Context, ks *keystore.Keystore, reference string, origin config.Origin, ask bool) (err error) {
+// resolve fills in the public key of a recipient, and checks what the key can do.
+func (r *Recipient) resolve(ctx context.Context, ks *keystore.Keystore, reference string, origin config.Origin,
+	check bool) (err error) {
 	if path, ok := strings.CutPrefix(reference, "cert:"); ok {
-		r.Public, err = fromCertificate(path, ask)
+		r.Public, err = fromCertificate(path, check)
 	} else if path, ok := strings.CutPrefix(reference, "pubkey:"); ok {
 		r.Public, err = fromPublicKey(path)
 	} else {
-		return r.fromKey(ctx, ks, reference, origin, ask)
+		return r.fromKey(ctx, ks, reference, origin, check)
 	}
-	r.assume("nobody was asked what its key can do")
+	r.warn("no module was asked what its key can do")
 	return err
 }
 
-// cutOAEP takes ?oaep=HASH, or &oaep=HASH after other attributes of a URI, off the end of a recipient.
+// cutOAEP cuts ?oaep=HASH, or &oaep=HASH after other attributes of a URI, from the end of a recipient's name.
 func cutOAEP(name string) (reference, hash string, chosen bool) {
 	for _, mark := range []string{"?oaep=", "&oaep="} {
 		if i := strings.LastIndex(name, mark); i >= 0 {
@@ -139,7 +147,8 @@ func cutOAEP(name string) (reference, hash string, chosen bool) {
 	return name, "", false
 }
 
-func fromCertificate(path string, ask bool) (crypto.PublicKey, error) {
+// fromCertificate returns the public key of the only leaf in a file.
+func fromCertificate(path string, check bool) (crypto.PublicKey, error) {
 	found, err := certs.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -149,14 +158,14 @@ func fromCertificate(path string, ask bool) (crypto.PublicKey, error) {
 		return nil, failure.New(failure.Invalid, "%s has the certificates of %d recipients", path, len(leaves)).
 			WithHint("name a file with one recipient's certificate")
 	}
-	if ask {
+	if check {
 		err = checkCertificate(path, leaves[0], time.Now())
 	}
 	return leaves[0].PublicKey, err
 }
 
-// checkCertificate refuses certificates that are not valid now, or not for encryption. Who issued one is the user's to
-// know.
+// checkCertificate fails with Invalid for a certificate that is not valid at a time, or not for encryption. It does not
+// check who issued the certificate: the user chose it.
 func checkCertificate(path string, leaf *x509.Certificate, now time.Time) error {
 	switch {
 	case now.After(leaf.NotAfter):
@@ -167,17 +176,17 @@ func checkCertificate(path string, leaf *x509.Certificate, now time.Time) error 
 		return failure.New(failure.Invalid,
 			"the recipient's certificate in %s is not valid before %s", path, leaf.NotBefore.UTC().Format(time.RFC3339)).
 			WithHint("check this machine's clock, or encrypt to the key alone with pubkey:FILE")
-	case !mayReceive(leaf):
+	case !allowsEncryption(leaf):
 		return failure.New(failure.Invalid, "the certificate in %s says that its key is not for encryption", path).
-			WithHint("use the certificate of a recipient's key (keyEncipherment, or keyAgreement on an elliptic curve), or the key " +
-				"alone with pubkey:FILE")
+			WithHint("use a certificate with the key usage keyEncipherment, or keyAgreement for an elliptic curve key, or " +
+				"encrypt to the key alone with pubkey:FILE")
 	}
 	return nil
 }
 
-// mayReceive reports whether a certificate lets its key decrypt or agree on keys (RFC 5280 section 4.2.1.3). One that
-// says nothing does.
-func mayReceive(leaf *x509.Certificate) bool {
+// allowsEncryption reports whether the key usage of a certificate includes decryption or key agreement (RFC 5280
+// section 4.2.1.3). A certificate without a key usage allows both.
+func allowsEncryption(leaf *x509.Certificate) bool {
 	if leaf.KeyUsage == 0 {
 		return true
 	}
@@ -187,26 +196,34 @@ func mayReceive(leaf *x509.Certificate) bool {
 	return leaf.KeyUsage&x509.KeyUsageKeyAgreement != 0 && leaf.KeyUsage&x509.KeyUsageDecipherOnly == 0
 }
 
-const publicKeyLimit = 1 << 16 // bytes; the file of a public key has less than two thousand
+// publicKeyLimit is how much of a public key's file is read, in bytes. Such files have less than 2,000 bytes.
+const publicKeyLimit = 1 << 16
 
+// fromPublicKey returns the public key in a file, in PEM or DER.
 func fromPublicKey(path string) (crypto.PublicKey, error) {
+	unreadable := func(err error) error {
+		kind := failure.Invalid
+		if errors.Is(err, fs.ErrNotExist) {
+			kind = failure.NotFound
+		}
+		return failure.New(kind, "cannot read the recipient's public key: %w", err).
+			WithHint("check the path, and that this user can read the file")
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't read the recipient's public key: %w", err).
-			WithHint("check the path, and that this user can read the file")
+		return nil, unreadable(err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, publicKeyLimit))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't read the recipient's public key: %w", err).WithHint("check the file")
+		return nil, unreadable(err)
 	}
 	der := data
 	if block, _ := pem.Decode(data); block != nil {
 		der = block.Bytes
 		if strings.Contains(block.Type, "PRIVATE") {
-			return nil, failure.New(failure.Invalid, "%s has a private key",
-				path).
-				WithHint("give the public half; and a private key that has been in a file is no key of a module")
+			return nil, failure.New(failure.Invalid, "%s has a private key", path).
+				WithHint("name a file with the public key; make private keys in a module, where they are never in a file")
 		}
 	}
 	public, err := x509.ParsePKIXPublicKey(der)

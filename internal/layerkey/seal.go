@@ -9,14 +9,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Seal wraps the options of a layer for recipients, each of whom can open them alone. The result is a JWE in JSON (RFC
+// Seal encrypts the options of a layer to recipients, any one of whom can decrypt them. It returns a JWE in JSON (RFC
 // 7516 section 7.2) with A256GCM and, for each recipient by its kid, RSA-OAEP-256, RSA-OAEP or ECDH-ES+A256KW (RFC 7518
-// sections 4.3 and 4.6).
+// sections 4.3 and 4.6). It fails with Invalid for no or too many recipients, and for one that is given twice.
 func Seal(options []byte, recipients []Recipient) ([]byte, error) {
 	if len(recipients) == 0 || len(recipients) > jose.MaxRecipients {
 		return nil, failure.New(failure.Invalid,
-			"a layer's key can be wrapped for 1 to %d recipients at once, not for %d", jose.MaxRecipients, len(recipients)).
-			WithHint("let several share a key, or add more later with 'hsm-image recipients add'")
+			"cannot wrap a layer's key for %d recipients at once: the limit is %d", len(recipients), jose.MaxRecipients).
+			WithHint("add the others afterwards, with 'hsm-image recipients add'")
 	}
 	seen := map[string]string{}
 	to := make([]jose.Recipient, len(recipients))
@@ -40,6 +40,7 @@ func Seal(options []byte, recipients []Recipient) ([]byte, error) {
 	return []byte(jwe.FullSerialize()), nil
 }
 
+// algorithm returns the algorithm that wraps the content's key for a recipient.
 func algorithm(r Recipient) jose.KeyAlgorithm {
 	if _, ok := r.Public.(*rsa.PublicKey); !ok {
 		return jose.ECDH_ES_A256KW

@@ -46,7 +46,7 @@ func TestNetHSMImageUsage(t *testing.T) {
 	}
 	oci.CheckUsage(t, softhsmtest.Build(t, "hsm-image"), []string{generate("recipient", "RSA-2048", "decrypt")},
 		map[string]string{
-			generate("rsa", "RSA-2048", "sign"): "does no OAEP",
+			generate("rsa", "RSA-2048", "sign"): "does not support OAEP",
 			generate("ec", "EC-256", "sign"):    "a NetHSM does no ECDH",
 		})
 }
