@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/smallstep/pkcs7"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -22,7 +23,8 @@ import (
 // openCost is what opening the annotations of one layer may allocate, with keys in memory.
 var openCost = boundtest.Budget{Bytes: 512 << 10, BytesPerByte: 150}
 
-// TestCostly shows that annotations that are made to cost much are refused, for no more than their size allows.
+// TestCostly refuses annotations that are made to cost much, for no more than their size allows. It does not run in
+// parallel, since it counts allocations.
 func TestCostly(t *testing.T) {
 	candidates := plainKeys(t)
 	for _, test := range []struct {
@@ -95,7 +97,8 @@ func TestOperations(t *testing.T) {
 	if _, err := keys.Open(t.Context(), sealed); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := keys.Open(t.Context(), sealed); err == nil || !strings.Contains(err.Error(), "more wrapped keys than the 4096") {
+	if _, err := keys.Open(t.Context(), sealed); err == nil ||
+		!strings.Contains(err.Error(), "more wrapped keys than the 4096") {
 		t.Errorf("after as many as are tried: %v", err)
 	}
 }
@@ -161,19 +164,23 @@ func marshal(t *testing.T, info contentInfo) []byte {
 // cmsFor is EnvelopedData for recipients with an issuer of that many parts, with keys as large as the tests'.
 func cmsFor(t *testing.T, recipients, parts int) []byte {
 	t.Helper()
+	return marshal(t, cmsInfo(recipients, parts))
+}
+
+func cmsInfo(recipients, parts int) contentInfo {
 	part := []byte{0x31, 10, 0x30, 8, 6, 3, 0x55, 4, 3, 0x0c, 1, 'x'}
 	r := cmsRecipient{Encrypted: make([]byte, 256)}
 	r.Name.Issuer.FullBytes = sequences(bytes.Repeat(part, parts), 1)
 	r.Name.Serial = big.NewInt(1)
-	r.Algorithm.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 1}
-	info := contentInfo{Type: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 3}}
+	r.Algorithm.Algorithm = pkcs7.OIDEncryptionAlgorithmRSA
+	info := contentInfo{Type: pkcs7.OIDEnvelopedData}
 	for range recipients {
 		info.Content.Recipients = append(info.Content.Recipients, r)
 	}
-	info.Content.Content.Type, info.Content.Content.Algorithm.Algorithm = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7,
-		1}, contentCiphers[1].oid
-	info.Content.Content.Encrypted = asn1.RawValue{Class: asn1.ClassContextSpecific, Bytes: make([]byte, 32)}
-	return marshal(t, info)
+	content := &info.Content.Content
+	content.Type, content.Algorithm.Algorithm = pkcs7.OIDData, contentCiphers[1].oid
+	content.Encrypted = asn1.RawValue{Class: asn1.ClassContextSpecific, Bytes: make([]byte, 32)}
+	return info
 }
 
 func nestedJSON(depth int) []byte {
@@ -219,7 +226,8 @@ func jweFor(recipients int) []byte {
 func offCurve() []byte {
 	zero := base64.RawURLEncoding.EncodeToString(make([]byte, 32))
 	return fmt.Appendf(nil,
-		`{"header":{"alg":"ECDH-ES+A256KW","enc":"A256GCM","epk":{"kty":"EC","crv":"P-256","x":"%s","y":"%s"}},"encrypted_key":"AAAA","iv":"AA","ciphertext":"AA","tag":"AA"}`, zero, zero)
+		`{"header":{"alg":"ECDH-ES+A256KW","enc":"A256GCM","epk":{"kty":"EC","crv":"P-256","x":"%s","y":"%s"}},`+
+			`"encrypted_key":"AAAA","iv":"AA","ciphertext":"AA","tag":"AA"}`, zero, zero)
 }
 
 func blobsFor(recipients int, hash string) []byte {

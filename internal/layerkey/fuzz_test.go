@@ -144,6 +144,8 @@ func selfSigned(f testing.TB, k plainKey) []byte {
 // decrypted would show in how it fails.
 func TestOnlyGCM(t *testing.T) {
 	candidates := plainKeys(t)
+	before := pkcs7.ContentEncryptionAlgorithm
+	defer func() { pkcs7.ContentEncryptionAlgorithm = before }()
 	pkcs7.ContentEncryptionAlgorithm = pkcs7.EncryptionAlgorithmAES256CBC
 	block, _ := pem.Decode(selfSigned(t, candidates[0].key.(plainKey)))
 	cert, err := x509.ParseCertificate(block.Bytes)

@@ -1,232 +1,118 @@
 package layerkey
 
 import (
-	"context"
 	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
-	"math/big"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
-	"time"
 
-	ocicrypt "github.com/containers/ocicrypt/config"
-	ocijwe "github.com/containers/ocicrypt/keywrap/jwe"
-	ocipkcs11 "github.com/containers/ocicrypt/keywrap/pkcs11"
-	ocipkcs7 "github.com/containers/ocicrypt/keywrap/pkcs7"
+	"github.com/go-jose/go-jose/v4"
 
-	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// options is what ocicrypt wraps: 32 bytes of key, a nonce, and the digest of the layer.
-const options = `{"symkey":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","cipheroptions":{"nonce":"AAECAwQFBgcICQoLDA0ODw=="}}`
-
-// use makes a module's token the one that the settings name.
-func use(t *testing.T, token *softhsmtest.Token) {
-	t.Helper()
-	t.Setenv("NOTATION_HSM_CONFIG", "/dev/null")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", token.Module)
-	t.Setenv("NOTATION_HSM_TOKEN", token.Label)
-	t.Setenv("NOTATION_HSM_PIN", softhsmtest.PIN)
-}
-
-// generate makes a recipient's key and returns its public half.
-func generate(t *testing.T, label, spec string) crypto.PublicKey {
-	t.Helper()
-	s, err := backends.Keystore().Resolve("", nil, config.Flags)
-	if err != nil {
-		t.Fatal(err)
-	}
-	parsed, err := key.ParseSpec(spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	info, err := s.Generate(context.Background(), key.Request{Spec: parsed, Usage: key.Decrypt, Label: label})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return info.Public
-}
-
-func uri(label string) string { return "pkcs11:object=" + label }
-
-func seal(t *testing.T, recipients ...string) map[string]string {
-	t.Helper()
-	parsed, err := ParseRecipients(context.Background(), backends.Keystore(), recipients, config.Flags)
-	if err != nil {
-		t.Fatal(err)
-	}
-	jwe, err := Seal([]byte(options), parsed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return annotation(schemeHSM, jwe)
-}
-
-func annotation(scheme string, packets ...[]byte) map[string]string {
-	var texts []string
-	for _, p := range packets {
-		texts = append(texts, base64.StdEncoding.EncodeToString(p))
-	}
-	return map[string]string{AnnotationPrefix + scheme: strings.Join(texts, ",")}
-}
-
-// opens opens annotations with keys, each of which is used for this alone.
-func opens(t *testing.T, annotations map[string]string, references ...string) (string, error) {
-	t.Helper()
-	keys := OpenKeys(backends.Keystore(), references, config.Flags)
-	defer keys.Close()
-	opened, err := keys.Open(t.Context(), annotations)
-	return string(opened), err
-}
-
-func mustOpen(t *testing.T, annotations map[string]string, references ...string) {
-	t.Helper()
-	if opened, err := opens(t, annotations, references...); err != nil || opened != options {
-		t.Errorf("opening with %q: %v, and got %q", references, err, opened)
-	}
-}
-
-func mustFail(t *testing.T, kind failure.Kind, words string, annotations map[string]string, references ...string) {
-	t.Helper()
-	opened, err := opens(t, annotations, references...)
-	if err == nil {
-		t.Fatalf("it opened with %q: %q", references, opened)
-	}
-	if !failure.Is(err, kind) || !strings.Contains(err.Error(), words) {
-		t.Errorf("the failure is %q of kind %v, not one with %q", err, failure.From(err).Kind, words)
-	}
-}
-
-// pemFile writes a public key or certificate to a file.
-func pemFile(t *testing.T, kind string, der []byte) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "recipient.pem")
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-func publicDER(t *testing.T, public crypto.PublicKey) []byte {
-	t.Helper()
-	der, err := x509.MarshalPKIXPublicKey(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return der
-}
-
-// TestSealAndOpen has every kind of recipient's key open what was sealed for it, named by the key, by its public half
-// and by its certificate, alone and among others; and no other key.
+// TestSealAndOpen has a key of each spec open what was sealed for it, named by the key, by its public half and by its
+// certificate.
 func TestSealAndOpen(t *testing.T) {
-	use(t, softhsmtest.NewToken(t, "recipients"))
+	t.Parallel()
 	ca := softhsmtest.NewCA(t, "recipients", nil)
 	for _, spec := range []string{"RSA-2048", "EC-256", "EC-384", "EC-521"} {
 		t.Run(spec, func(t *testing.T) {
-			label, oaep := strings.ToLower(spec), ""
-			if strings.HasPrefix(spec, "RSA") {
-				oaep = "?oaep=sha1" // SoftHSM knows no other
-			}
-			public := generate(t, label, spec)
+			t.Parallel()
+			m := newMemory(t)
+			label := strings.ToLower(spec)
+			public := m.add(spec, key.Decrypt)
 			template := softhsmtest.Template(label)
 			template.KeyUsage = x509.KeyUsageKeyEncipherment | x509.KeyUsageKeyAgreement
 			cert := ca.Issue(t, template, public)
-			mustOpen(t, seal(t, uri(label)+oaep), uri(label))
-			mustOpen(t, seal(t, "pubkey:"+pemFile(t, "PUBLIC KEY", publicDER(t, public))+oaep), uri(label))
-			mustOpen(t, seal(t, "cert:"+pemFile(t, "CERTIFICATE", cert.Raw)+oaep), uri(label))
-			mustOpen(t, seal(t, uri(label)+oaep)) // found by its kid on the token
-			mustOpen(t, seal(t, uri(label)))      // with the hash that the module does
+			certificate := "cert:" + pemFile(t, "CERTIFICATE", cert.Raw)
+			for _, name := range []string{uri(label), publicFile(t, public), certificate} {
+				m.mustOpen(m.seal(name), uri(label))
+				m.mustOpen(m.seal(name)) // the key is found on the token, by its kid
+			}
+			if n := m.OpenStores(); n != 0 {
+				t.Errorf("%d stores are open", n)
+			}
 		})
 	}
-	t.Run("several", func(t *testing.T) {
-		both := seal(t, uri("rsa-2048")+"?oaep=sha1", uri("ec-384"))
-		mustOpen(t, both, uri("rsa-2048"))
-		mustOpen(t, both, uri("ec-384"))
-		mustOpen(t, both, uri("ec-256"), uri("ec-384"))
-		mustFail(t, failure.Invalid, "it is encrypted for kid", both, uri("ec-256"))
-	})
-	t.Run("OAEP with SHA-256", func(t *testing.T) {
-		unasked := seal(t, "pubkey:"+pemFile(t, "PUBLIC KEY", publicDER(t, publicOf(t, "rsa-2048"))))
-		mustFail(t, failure.Unsupported, "OAEP with SHA-256", unasked, uri("rsa-2048"))
-		first, _ := base64.StdEncoding.DecodeString(unasked[Annotation])
-		second, _ := base64.StdEncoding.DecodeString(seal(t, uri("rsa-2048")+"?oaep=sha1")[Annotation])
-		mustOpen(t, annotation(schemeHSM, first, second), uri("rsa-2048"))
-	})
-	t.Run("changed", func(t *testing.T) {
-		sealed := seal(t, uri("ec-256"))
-		jwe, _ := base64.StdEncoding.DecodeString(sealed[Annotation])
-		for _, field := range []string{"ciphertext", "tag", "iv", "encrypted_key", "protected"} {
-			changed := strings.Replace(string(jwe), `"`+field+`":"`, `"`+field+`":"AA`, 1)
-			if changed == string(jwe) {
-				t.Fatalf("there is no %s in %s", field, jwe)
-			}
-			mustFail(t, failure.Invalid, "", annotation(schemeHSM, []byte(changed)), uri("ec-256"))
-		}
-	})
-	t.Run("two packets", func(t *testing.T) {
-		first, _ := base64.StdEncoding.DecodeString(seal(t, uri("ec-256"))[Annotation])
-		second, _ := base64.StdEncoding.DecodeString(seal(t, uri("ec-521"))[Annotation])
-		mustOpen(t, annotation(schemeHSM, first, second), uri("ec-521"))
-	})
-	t.Run("a signing key", func(t *testing.T) {
-		s, _ := backends.Keystore().Resolve("", nil, config.Flags)
-		spec, _ := key.ParseSpec("EC-256")
-		made, err := s.Generate(context.Background(), key.Request{Spec: spec, Usage: key.Sign, Label: "signing"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		sealed := seal(t, "pubkey:"+pemFile(t, "PUBLIC KEY", publicDER(t, made.Public)))
-		mustFail(t, failure.Denied, "may not derive (CKA_DERIVE is false)", sealed, uri("signing"))
-	})
 }
 
-// TestLoginOnce opens many layers, with keys of each kind, for one login and a bounded number of calls each; and seals
-// for none.
-func TestLoginOnce(t *testing.T) {
-	token := softhsmtest.NewToken(t, "recipients")
-	use(t, token)
-	generate(t, "rsa", "RSA-2048")
-	ec := generate(t, "ec", "EC-256")
-	log := filepath.Join(t.TempDir(), "calls")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", softhsmtest.Shim(t, token.Module))
-	t.Setenv("SHIM_LOG", log)
+// TestOnlyRecipients opens a layer with the key of any recipient, and with no other key.
+func TestOnlyRecipients(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	m.add("RSA-2048", key.Decrypt)
+	m.add("EC-384", key.Decrypt)
+	m.add("EC-256", key.Decrypt)
+	m.addAs("other", "EC-256", key.Decrypt)
+	both := m.seal(uri("rsa-2048"), uri("ec-384"))
+	m.mustOpen(both, uri("rsa-2048"))
+	m.mustOpen(both, uri("ec-384"))
+	m.mustOpen(both, uri("ec-256"), uri("ec-384"))
+	first, second := packetOf(t, m.seal(uri("ec-256"))), packetOf(t, m.seal(uri("ec-384")))
+	m.mustOpen(annotation(schemeHSM, first, second), uri("ec-384"))
+	before := m.Calls("ECDH")
+	m.mustFail(failure.Invalid, "it is encrypted for kid", both, uri("ec-256"))
+	m.mustFail(failure.Invalid, "it is encrypted for kid", m.seal(uri("ec-256")), uri("other"))
+	if n := m.Calls("ECDH"); n != before {
+		t.Errorf("%d keys that are no recipient's were used", n-before)
+	}
+}
 
-	t.Setenv("NOTATION_HSM_PIN", "")
-	sealed := []map[string]string{seal(t, uri("rsa")+"?oaep=sha1"), seal(t, uri("ec"))}
-	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != 0 {
+// TestOAEP encrypts with a hash that the module supports, and opens no other.
+func TestOAEP(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	public := m.add("RSA-2048", key.Decrypt)
+	m.OAEP(token, crypto.SHA1)
+	m.mustOpen(m.seal(uri("rsa-2048")), uri("rsa-2048"))
+	if _, err := m.recipient(uri("rsa-2048") + "?oaep=sha256"); !failure.Is(err, failure.Unsupported) {
+		t.Errorf("with a hash that the module does not support: %v", err)
+	}
+	unchecked := m.seal(publicFile(t, public))
+	m.mustFail(failure.Unsupported, "OAEP with SHA-256", unchecked, uri("rsa-2048"))
+	// A second packet in an algorithm that the module supports is opened.
+	m.mustOpen(annotation(schemeHSM, packetOf(t, unchecked), packetOf(t, m.seal(uri("rsa-2048")))), uri("rsa-2048"))
+}
+
+// TestChanged opens nothing that was changed.
+func TestChanged(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	m.add("EC-256", key.Decrypt)
+	jwe := string(packetOf(t, m.seal(uri("ec-256"))))
+	for _, field := range []string{"ciphertext", "tag", "iv", "encrypted_key", "protected"} {
+		changed := strings.Replace(jwe, `"`+field+`":"`, `"`+field+`":"AA`, 1)
+		if changed == jwe {
+			t.Fatalf("there is no %s in %s", field, jwe)
+		}
+		m.mustFail(failure.Invalid, "", annotation(schemeHSM, []byte(changed)), uri("ec-256"))
+	}
+}
+
+// TestOneLogin opens many layers with one login and one session, and seals without a login.
+func TestOneLogin(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	m.add("RSA-2048", key.Decrypt)
+	m.add("EC-256", key.Decrypt)
+	sealed := []map[string]string{m.seal(uri("rsa-2048")), m.seal(uri("ec-256"))}
+	if n := m.Calls("Login"); n != 0 {
 		t.Errorf("sealing took %d logins", n)
 	}
-	os.Remove(log)
-	template := softhsmtest.Template("ec")
-	template.KeyUsage = x509.KeyUsageKeyAgreement
-	chain := pemFile(t, "CERTIFICATE", softhsmtest.NewCA(t, "recipients", nil).Issue(t, template, ec).Raw)
-	file := filepath.Join(t.TempDir(), "config.yaml")
-	if err := os.WriteFile(file, []byte("keys:\n  nodes:\n    uri: "+uri("ec")+"\n    certificate-chain: "+chain+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("NOTATION_HSM_CONFIG", file)
-	sealed[1] = seal(t, "nodes")
-	if _, err := os.Stat(log); err == nil {
-		t.Errorf("with the certificate at hand, sealing called the module: %v", softhsmtest.Calls(t, log))
-	}
-	t.Setenv("NOTATION_HSM_PIN", softhsmtest.PIN)
-	for i, want := range []map[string]int{
-		{"C_Login": 1, "C_DecryptInit": 10, "C_Decrypt": 10, "C_OpenSession": 1, "C_CloseSession": 1},
-		{"C_Login": 1, "C_DeriveKey": 10, "C_DestroyObject": 10, "C_OpenSession": 1, "C_CloseSession": 1},
-	} {
-		os.Remove(log)
-		keys := OpenKeys(backends.Keystore(), []string{uri([]string{"rsa", "ec"}[i])}, config.Flags)
+	opened := m.Calls("Open")
+	for i, reference := range []string{uri("rsa-2048"), uri("ec-256")} {
+		keys := OpenKeys(m.ks, []string{reference}, config.Flags)
 		for range 10 {
 			if _, err := keys.Open(t.Context(), sealed[i]); err != nil {
 				t.Fatal(err)
@@ -235,184 +121,357 @@ func TestLoginOnce(t *testing.T) {
 		if err := keys.Close(); err != nil {
 			t.Fatal(err)
 		}
-		calls := softhsmtest.Calls(t, log)
-		for name, n := range want {
-			if got := softhsmtest.Count(calls, name); got != n {
-				t.Errorf("ten layers took %d %s, not %d", got, name, n)
-			}
-		}
 	}
-	os.Remove(log)
-	mustFail(t, failure.Invalid, "no key here opens the layer", sealed[0], uri("ec"))
-	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != 0 {
-		t.Errorf("a key that is none of the recipients took %d logins", n)
+	if m.Calls("Login") != 2 || m.Calls("Open")-opened != 2 || m.Calls("Decrypt") != 10 || m.Calls("ECDH") != 10 {
+		t.Errorf("twice ten layers took %d logins, %d sessions, %d and %d operations", m.Calls("Login"),
+			m.Calls("Open")-opened, m.Calls("Decrypt"), m.Calls("ECDH"))
 	}
-	os.Remove(log)
+	m.mustFail(failure.Invalid, "no key here opens the layer", sealed[0], uri("ec-256"))
+	if m.Calls("Login") != 2 {
+		t.Error("a key that is no recipient's took a login")
+	}
+}
+
+// TestWrongPIN tries a wrong PIN once, however many layers there are.
+func TestWrongPIN(t *testing.T) {
+	m := newMemory(t)
+	m.add("EC-256", key.Decrypt)
+	sealed := m.seal(uri("ec-256"))
 	t.Setenv("NOTATION_HSM_PIN", "0000")
-	keys := OpenKeys(backends.Keystore(), []string{uri("ec")}, config.Flags)
-	defer keys.Close()
-	for range 3 {
-		if _, err := keys.Open(t.Context(), sealed[1]); failure.From(err).CKR != "CKR_PIN_INCORRECT" {
-			t.Errorf("a wrong PIN fails with %v", err)
+	for _, references := range [][]string{{uri("ec-256")}, nil} {
+		keys := OpenKeys(m.ks, references, config.Flags)
+		before := m.Calls("Login")
+		for range 3 {
+			if _, err := keys.Open(t.Context(), sealed); failure.From(err).CKR != "CKR_PIN_INCORRECT" {
+				t.Errorf("a wrong PIN fails with %v", err)
+			}
+		}
+		keys.Close()
+		if n := m.Calls("Login") - before; n != 1 {
+			t.Errorf("a wrong PIN was tried %d times", n)
 		}
 	}
-	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != 1 {
-		t.Errorf("a wrong PIN was tried %d times", n)
+}
+
+// TestWhenTriesEnd tries the next wrapped key after a failure that another may mend, and none after Denied and Timeout.
+func TestWhenTriesEnd(t *testing.T) {
+	t.Parallel()
+	for kind, c := range map[failure.Kind]struct{ tries, byKid int }{
+		failure.Denied: {1, 1}, failure.Timeout: {1, 1}, failure.Unsupported: {3, 3}, failure.Invalid: {3, 1},
+	} {
+		m := newMemory(t)
+		public := m.add("EC-256", key.Decrypt)
+		m.Fail("ECDH", failure.New(kind, "the module fails"))
+		other := theirs(t, schemeJWE, publicPEM(t, public), plainKey{})
+		m.mustFail(kind, "the module fails", annotation(schemeJWE, other, other, other), uri("ec-256"))
+		if n := m.Calls("ECDH"); n != c.tries {
+			t.Errorf("after a failure of kind %v, the key was used %d times, not %d", kind, n, c.tries)
+		}
+		ours := packetOf(t, m.seal(uri("ec-256")))
+		m.mustFail(kind, "the module fails", annotation(schemeHSM, ours, ours, ours), uri("ec-256"))
+		if n := m.Calls("ECDH") - c.tries; n != c.byKid {
+			t.Errorf("named by kid, after a failure of kind %v, the key was used %d times, not %d", kind, n, c.byKid)
+		}
+	}
+	m := newMemory(t)
+	sealed := m.seal(publicFile(t, m.add("EC-256", key.Sign)))
+	m.mustFail(failure.Denied, "may not", sealed, uri("ec-256"))
+}
+
+// TestTries bounds what one layer can ask of a module, and what an error repeats.
+func TestTries(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	m.add("RSA-2048", key.Decrypt)
+	m.add("EC-256", key.Decrypt)
+	annotations := annotation(schemePKCS11, blobsFor(100, "sha1"), blobsFor(100, "sha1"))
+	_, err := m.open(annotations, uri("rsa-2048"))
+	if n := m.Calls("Decrypt"); err == nil || n != triesLimit || len(err.Error()) > 1000 {
+		t.Errorf("%d decryptions, and then: %v", n, err)
+	}
+	if _, err := m.open(annotations, uri("ec-256")); err == nil || len(err.Error()) > 1000 ||
+		!strings.Contains(err.Error(), "195 more") {
+		t.Errorf("with a key that fits none: %v", err)
 	}
 }
 
-// TestOthers opens what ocicrypt wraps by itself for a public key or a certificate, on SoftHSM, on openCryptoki and in
-// a TPM; the latter two do OAEP with SHA-256.
+// TestUnnamedKeys has an image without kids use the only key of a kind on a token, and none of several.
+func TestUnnamedKeys(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	packet := theirs(t, schemeJWE, publicPEM(t, m.add("EC-256", key.Decrypt)), plainKey{})
+	m.mustOpen(annotation(schemeJWE, packet))
+	m.addAs("other", "EC-256", key.Decrypt)
+	before := m.Calls("ECDH")
+	m.mustFail(failure.Invalid, "no key here opens the layer", annotation(schemeJWE, packet))
+	if n := m.Calls("ECDH") - before; n != 0 {
+		t.Errorf("keys that nobody named were used %d times", n)
+	}
+	m.mustOpen(annotation(schemeJWE, packet), uri("other"), uri("ec-256"))
+}
+
+// TestOthers opens what ocicrypt wraps by itself for a public key or a certificate.
 func TestOthers(t *testing.T) {
-	for _, module := range []struct {
-		name  string
-		token func(testing.TB) *softhsmtest.Token
-		ec    bool
-		hash  string // of OAEP
+	t.Parallel()
+	m := newMemory(t)
+	rsaKey := plainKey{rsa: private(t, "rsa-2048", "RSA-2048").(*rsa.PrivateKey)}
+	rsaPEM, ecPEM := publicPEM(t, m.add("RSA-2048", key.Decrypt)), publicPEM(t, m.add("EC-384", key.Decrypt))
+	for name, c := range map[string]struct {
+		scheme    string
+		public    []byte
+		reference string
+		content   string
+		info      string
 	}{
-		{"SoftHSM", func(t testing.TB) *softhsmtest.Token { return softhsmtest.NewToken(t, "recipients") }, true, "sha1"},
-		{"openCryptoki", softhsmtest.OpenCryptoki, false, "sha256"},
-		{"TPM", softhsmtest.TPM, false, "sha256"},
+		"jwe, RSA": {schemeJWE, rsaPEM, uri("rsa-2048"), options, "RSA-OAEP"},
+		"jwe, EC":  {schemeJWE, ecPEM, uri("ec-384"), options, "ECDH-ES+A256KW"},
+		"pkcs7":    {schemePKCS7, rsaPEM, uri("rsa-2048"), options, "RSA-PKCS1-v1_5"},
+		"pkcs11":   {schemePKCS11, rsaPEM, uri("rsa-2048"), "{}", "RSA-OAEP-256"},
 	} {
-		t.Run(module.name, func(t *testing.T) {
-			use(t, module.token(t))
-			wrapped := map[string]*ocicrypt.EncryptConfig{}
-			public := generate(t, "rsa", "RSA-2048")
-			pemKey := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: publicDER(t, public)})
-			cert := softhsmtest.NewCA(t, "recipients", nil).Issue(t, softhsmtest.Template("rsa"), public)
-			other := softhsmtest.NewCA(t, "others", nil).Issue(t, &x509.Certificate{
-				SerialNumber: big.NewInt(77), Subject: pkix.Name{CommonName: "other"}, NotAfter: time.Now().Add(time.Hour),
-			}, otherKey(t))
-			certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
-			otherPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: other.Raw})
-			wrapped["jwe"] = &ocicrypt.EncryptConfig{Parameters: map[string][][]byte{"pubkeys": {pemKey}}}
-			if module.ec {
-				ec := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: publicDER(t, generate(t, "ec", "EC-384"))})
-				wrapped["jwe to an elliptic curve key"] = &ocicrypt.EncryptConfig{Parameters: map[string][][]byte{"pubkeys": {pemKey, ec}}}
+		annotations := annotation(c.scheme, theirs(t, c.scheme, c.public, rsaKey))
+		for _, references := range [][]string{{c.reference}, nil} {
+			if opened, err := m.open(annotations, references...); err != nil || opened != c.content {
+				t.Errorf("%s with %q: %v, and got %q", name, references, err, opened)
 			}
-			wrapped["pkcs7"] = &ocicrypt.EncryptConfig{Parameters: map[string][][]byte{"x509s": {otherPEM, certPEM}}}
-			t.Setenv("OCICRYPT_OAEP_HASHALG", module.hash)
-			wrapped["pkcs11"] = &ocicrypt.EncryptConfig{Parameters: map[string][][]byte{"pkcs11-pubkeys": {pemKey}}}
-			for name, config := range wrapped {
-				t.Run(name, func(t *testing.T) {
-					scheme, reference := strings.Fields(name)[0], uri("rsa")
-					wrap := map[string]func(*ocicrypt.EncryptConfig, []byte) ([]byte, error){
-						"jwe": ocijwe.NewKeyWrapper().WrapKeys, "pkcs7": ocipkcs7.NewKeyWrapper().WrapKeys, "pkcs11": ocipkcs11.NewKeyWrapper().WrapKeys,
-					}[scheme]
-					content := options
-					if scheme == "pkcs11" { // OAEP itself has no room for more
-						content = `{"symkey":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}`
-					}
-					packet, err := wrap(config, []byte(content))
-					if err != nil {
-						t.Fatal(err)
-					}
-					if strings.Contains(name, "elliptic") {
-						reference = uri("ec")
-					}
-					for _, references := range [][]string{{reference}, nil} {
-						if opened, err := opens(t, annotation(scheme, packet), references...); err != nil || opened != content {
-							t.Errorf("opening with %q: %v, and got %q", references, err, opened)
-						}
-					}
-					recipients, err := ReadRecipients(annotation(scheme, packet))
-					if err != nil || len(recipients) != max(len(config.Parameters["pubkeys"]), len(config.Parameters["x509s"]), 1) {
-						t.Errorf("the recipients are %v, %v", recipients, err)
-					}
-				})
-			}
-		})
+		}
+		infos, err := ReadRecipients(annotations)
+		if err != nil || len(infos) != 1 || infos[0].Scheme != c.scheme || infos[0].Algorithm != c.info {
+			t.Errorf("%s: the recipients are %v, %v", name, infos, err)
+		}
 	}
 }
 
-func otherKey(t *testing.T) crypto.PublicKey {
+// TestOnlyGCMInJWE refuses a JWE with another content encryption before a key is used.
+func TestOnlyGCMInJWE(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	public := m.add("RSA-2048", key.Decrypt)
+	for _, content := range []jose.ContentEncryption{jose.A128CBC_HS256, jose.A256CBC_HS512, jose.A128GCM} {
+		encrypter, err := jose.NewEncrypter(content,
+			jose.Recipient{Algorithm: jose.RSA_OAEP_256, Key: public, KeyID: thumbprint(public)}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		jwe, err := encrypter.Encrypt([]byte(options))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, scheme := range []string{schemeHSM, schemeJWE} {
+			m.mustFail(failure.Invalid, "is damaged", annotation(scheme, []byte(jwe.FullSerialize())), uri("rsa-2048"))
+		}
+	}
+	if n := m.Calls("Decrypt"); n != 0 {
+		t.Errorf("the key decrypted %d times", n)
+	}
+}
+
+// TestPaddingHidden fails in one way for a content key of CMS with wrong padding of PKCS #1 v1.5, with right padding
+// and a wrong key, and of a wrong length: a difference would let whoever publishes images decrypt with the key.
+func TestPaddingHidden(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	public := m.add("RSA-2048", key.Decrypt).(*rsa.PublicKey)
+	encrypt := func(contentKey []byte) []byte {
+		encrypted, err := rsa.EncryptPKCS1v15(nil, public, contentKey) //nolint:staticcheck // as ocicrypt's pkcs7 does
+		if err != nil {
+			t.Fatal(err)
+		}
+		return encrypted
+	}
+	wrongPadding := make([]byte, public.Size())
+	wrongPadding[len(wrongPadding)-1] = 2
+	var first string
+	for name, encrypted := range map[string][]byte{
+		"wrong padding": wrongPadding, "wrong key": encrypt(make([]byte, 32)), "wrong length": encrypt(make([]byte, 7)),
+	} {
+		_, err := m.open(annotation(schemePKCS7, cmsWith(t, encrypted)), uri("rsa-2048"))
+		if err == nil {
+			t.Fatalf("it opened with a %s", name)
+		}
+		if first == "" {
+			first = err.Error()
+		}
+		if err.Error() != first || failure.From(err).CKR != "" {
+			t.Errorf("a %s fails with %q, and another with %q", name, err, first)
+		}
+	}
+}
+
+// cmsWith is EnvelopedData for one recipient, to whom the content's key is encrypted so.
+func cmsWith(t *testing.T, encrypted []byte) []byte {
 	t.Helper()
-	other, err := rsa.GenerateKey(nil, 2048)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return other.Public()
+	info := cmsInfo(1, 1)
+	info.Content.Recipients[0].Encrypted = encrypted
+	return marshal(t, info)
 }
 
-// TestRefuse is what makes no recipient, and no wrapped key.
-func TestRefuse(t *testing.T) {
-	use(t, softhsmtest.NewToken(t, "recipients"))
-	generate(t, "ec", "EC-256")
-	public := generate(t, "other", "EC-256")
-	signing := softhsmtest.NewCA(t, "recipients", nil).Issue(t, softhsmtest.Template("release"), public)
-	chain := pemFile(t, "CERTIFICATE", signing.Raw)
+// TestRefuseRecipients refuses what cannot be a recipient, without repeating a PIN.
+func TestRefuseRecipients(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	m.add("EC-256", key.Decrypt)
+	other := m.addAs("other", "EC-256", key.Decrypt)
+	chain := pemFile(t, "CERTIFICATE",
+		softhsmtest.NewCA(t, "recipients", nil).Issue(t, softhsmtest.Template("release"), other).Raw)
+	secret := pemFile(t, "EC PRIVATE KEY", []byte("secret"))
 	for name, words := range map[string]string{
-		"": "is empty", "?oaep=sha1": "is empty", "pkcs11:object=ec?pin-value=4321&oaep=md5": "carries a PIN", "cert:" + chain: "not for encryption",
-		"cert:/nowhere.pem": " read ", "pubkey:/nowhere.pem": " read ", uri("nobody"): "there is no key",
-		uri("ec") + "?oaep=sha1": "no OAEP", uri("ec") + "?oaep=md5": "md5", "pubkey:layerkey.go": "no public key",
+		"": "is empty", "?oaep=sha1": "is empty", "pkcs11:object=ec?pin-value=4321&oaep=md5": "carries a PIN",
+		"cert:" + chain: "not for encryption", "cert:/nowhere.pem": " read ", "pubkey:/nowhere.pem": " read ",
+		uri("nobody"): "there is no key", uri("ec-256") + "?oaep=sha1": "no OAEP", uri("ec-256") + "?oaep=md5": "md5",
+		"pubkey:layerkey.go": "no public key", "pubkey:" + secret: "has a private key",
+		"pubkey:" + filepath.Dir(secret): " read ",
 	} {
-		if _, err := ParseRecipients(context.Background(), backends.Keystore(), []string{name}, config.Flags); err == nil || !strings.Contains(err.Error(), words) || strings.Contains(err.Error(), "4321") {
+		if _, err := m.recipient(name); err == nil || !strings.Contains(err.Error(), words) ||
+			strings.Contains(err.Error(), "4321") || failure.From(err).Hint == "" && name != uri("nobody") {
 			t.Errorf("the recipient %q fails with %v, which does not say %q", name, err, words)
 		}
 	}
-	// A chain that is set for everything may be another key's.
+	if _, err := ParseRecipients(t.Context(), m.ks, nil, config.Flags); !failure.Is(err, failure.Invalid) {
+		t.Errorf("no recipient: %v", err)
+	}
+}
+
+// TestSealLimits seals for at least one recipient and at most 32, none of them twice.
+func TestSealLimits(t *testing.T) {
+	t.Parallel()
+	r := Recipient{Name: "ec", Public: private(t, "ec-256", "EC-256").Public()}
+	for words, recipients := range map[string][]Recipient{
+		"for 0 recipients": nil, "for 33 recipients": slices.Repeat([]Recipient{r}, 33), "are the same key": {r, r},
+	} {
+		if _, err := Seal([]byte(options), recipients); !failure.Is(err, failure.Invalid) ||
+			!strings.Contains(err.Error(), words) {
+			t.Errorf("%s: %v", words, err)
+		}
+	}
+}
+
+// TestChainOfAnother takes a key's certificate from its own entry in the config file alone, and does not ask the module
+// then. A certificate-chain that is set for all keys may be another key's.
+func TestChainOfAnother(t *testing.T) {
+	m := newMemory(t)
+	public := m.add("EC-256", key.Decrypt)
+	template := softhsmtest.Template("other")
+	template.KeyUsage = x509.KeyUsageKeyAgreement
+	other := m.addAs("other", "EC-256", key.Decrypt)
+	chain := pemFile(t, "CERTIFICATE", softhsmtest.NewCA(t, "recipients", nil).Issue(t, template, other).Raw)
 	t.Setenv("NOTATION_HSM_CERTIFICATE_CHAIN", chain)
-	parsed, err := ParseRecipients(context.Background(), backends.Keystore(), []string{uri("ec"), uri("ec")}, config.Flags)
-	if err != nil {
+	if r, err := m.recipient(uri("ec-256")); err != nil || r.KeyID() != thumbprint(public) {
+		t.Errorf("it is %+v, %v", r, err)
+	}
+	file := filepath.Join(t.TempDir(), "config.yaml")
+	text := fmt.Sprintf("keys:\n  nodes:\n    uri: %s\n    certificate-chain: %s\n", uri("other"), chain)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Seal([]byte(options), parsed); err == nil {
-		t.Error("one recipient was taken twice")
+	t.Setenv("NOTATION_HSM_CERTIFICATE_CHAIN", "")
+	t.Setenv("NOTATION_HSM_CONFIG", file)
+	before := m.Calls("Open")
+	r, err := m.recipient("nodes")
+	if err != nil || r.KeyID() != thumbprint(other) || !strings.Contains(r.Warning, "its module was not asked") {
+		t.Errorf("it is %+v, %v", r, err)
 	}
-	if parsed[0].KeyID() == thumbprint(public) {
-		t.Error("the recipient is another key's certificate")
+	if m.Calls("Open") != before {
+		t.Error("the module was asked")
 	}
-	if _, err := opens(t, seal(t, uri("ec")), ""); err == nil || !strings.Contains(err.Error(), "empty key reference") {
-		t.Errorf("a key without a name: %v", err)
-	}
+}
+
+// TestRefuseAnnotations refuses what is no wrapped key.
+func TestRefuseAnnotations(t *testing.T) {
+	t.Parallel()
+	m := newMemory(t)
+	m.add("EC-256", key.Decrypt)
 	for words, annotations := range map[string]map[string]string{
 		"not encrypted":           {"org.example": "x"},
 		`encrypted by "pgp"`:      annotation("pgp", []byte("x")),
 		"is damaged":              {Annotation: "!"},
 		"it has no recipients":    annotation(schemePKCS11, []byte("{}")),
+		"version is unknown":      annotation(schemePKCS11, []byte(`{"version":1}`)),
 		"no CMS EnvelopedData":    annotation(schemePKCS7, []byte("0\x00")),
 		"is too large":            annotation(schemeJWE, make([]byte, packetLimit)),
 		"provider.hsm is damaged": annotation(schemeHSM, []byte(`{"recipients":[]}`)),
-		"is not a thumbprint":        annotation(schemeHSM, []byte(kidNamed(t, "evil\u001b[2J"))),
+		"is not a thumbprint":     annotation(schemeHSM, []byte(kidNamed(m, "evil\u001b[2J"))),
+		"the key of a layer":      annotation(schemeHSM, sealText(m, "[]")),
 	} {
-		mustFail(t, kindOf(annotations), words, annotations, uri("ec"))
+		kind := failure.Invalid
+		if annotations[AnnotationPrefix+"pgp"] != "" {
+			kind = failure.Unsupported
+		}
+		m.mustFail(kind, words, annotations, uri("ec-256"))
+	}
+	if _, err := m.open(m.seal(uri("ec-256")), ""); err == nil || !strings.Contains(err.Error(), "empty key reference") {
+		t.Errorf("a key without a name: %v", err)
+	}
+	if n := m.OpenStores(); n != 0 {
+		t.Errorf("%d stores are open", n)
 	}
 }
 
-// kidNamed is a JWE whose recipient has this kid, written as in JSON.
-func kidNamed(t *testing.T, kid string) string {
-	t.Helper()
-	jwe, err := base64.StdEncoding.DecodeString(seal(t, uri("ec"))[Annotation])
+// sealText seals something else than options.
+func sealText(m memory, text string) []byte {
+	m.Helper()
+	r, err := m.recipient(uri("ec-256"))
 	if err != nil {
-		t.Fatal(err)
+		m.Fatal(err)
 	}
+	jwe, err := Seal([]byte(text), []Recipient{r})
+	if err != nil {
+		m.Fatal(err)
+	}
+	return jwe
+}
+
+// kidNamed is a JWE whose recipient has this kid, written as in JSON.
+func kidNamed(m memory, kid string) string {
+	m.Helper()
 	var parts map[string]string
-	if err := json.Unmarshal(jwe, &parts); err != nil {
-		t.Fatal(err)
+	if err := json.Unmarshal(packetOf(m.TB, m.seal(uri("ec-256"))), &parts); err != nil {
+		m.Fatal(err)
 	}
 	protected, err := base64.RawURLEncoding.DecodeString(parts["protected"])
 	if err != nil {
-		t.Fatal(err)
+		m.Fatal(err)
 	}
 	var header map[string]any
 	if err := json.Unmarshal(protected, &header); err != nil {
-		t.Fatal(err)
+		m.Fatal(err)
 	}
 	header["kid"] = kid
 	if protected, err = json.Marshal(header); err != nil {
-		t.Fatal(err)
+		m.Fatal(err)
 	}
 	parts["protected"] = base64.RawURLEncoding.EncodeToString(protected)
 	changed, err := json.Marshal(parts)
 	if err != nil {
-		t.Fatal(err)
+		m.Fatal(err)
 	}
 	return string(changed)
 }
 
-func kindOf(annotations map[string]string) failure.Kind {
-	if annotations[AnnotationPrefix+"pgp"] != "" {
-		return failure.Unsupported
+// BenchmarkOpen opens one layer with a key in memory that is open already, as each layer but the first is opened.
+func BenchmarkOpen(b *testing.B) {
+	m := newMemory(b)
+	rsaKey := private(b, "rsa-2048", "RSA-2048")
+	m.Key(b, token, "rsa-2048", rsaKey, key.Decrypt)
+	m.add("EC-256", key.Decrypt)
+	cms := theirs(b, schemePKCS7, publicPEM(b, rsaKey.Public()), plainKey{rsa: rsaKey.(*rsa.PrivateKey)})
+	for _, c := range []struct {
+		name, reference string
+		annotations     map[string]string
+	}{
+		{"RSA-2048", uri("rsa-2048"), m.seal(uri("rsa-2048"))},
+		{"EC-256", uri("ec-256"), m.seal(uri("ec-256"))},
+		{"CMS", uri("rsa-2048"), annotation(schemePKCS7, cms)},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			keys := OpenKeys(m.ks, []string{c.reference}, config.Flags)
+			defer keys.Close()
+			b.ReportAllocs()
+			for b.Loop() {
+				keys.tries = 0 // no image has as many layers
+				if _, err := keys.Open(b.Context(), c.annotations); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
-	return failure.Invalid
 }

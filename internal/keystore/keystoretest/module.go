@@ -48,6 +48,8 @@ type token struct {
 	keys     []*object
 	wrapping []*wrappingObject
 	certs    []certificate
+	oaep     []crypto.Hash // supported with RSA-OAEP
+	silent   bool          // tells nothing of what its keys can decrypt
 }
 
 type object struct {
@@ -74,7 +76,7 @@ type wrappingObject struct {
 func New(labels ...string) *Module {
 	m := &Module{calls: map[string]int{}, faults: map[string]error{}}
 	for _, label := range labels {
-		m.tokens = append(m.tokens, &token{label: label})
+		m.tokens = append(m.tokens, &token{label: label, oaep: []crypto.Hash{crypto.SHA256, crypto.SHA1}})
 	}
 	return m
 }

@@ -174,11 +174,7 @@ func (s *store) Receives(ctx context.Context, _ crypto.PublicKey) (r key.Receive
 		if err != nil {
 			return err
 		}
-		if o.usage != key.Decrypt {
-			r.Refusal = "CKA_DECRYPT is false"
-			return nil
-		}
-		r = key.Receives{Sure: true, OAEP: []crypto.Hash{crypto.SHA256, crypto.SHA1}}
+		r = s.token.receives(o)
 		return nil
 	})
 	return r, err
@@ -325,6 +321,11 @@ func (k *memoryKey) Decrypt(ctx context.Context, ciphertext []byte, opts crypto.
 		private, isRSA := k.object.private.(*rsa.PrivateKey)
 		if !isRSA {
 			return failure.New(failure.Invalid, "key %q is not an RSA key", k.object.label)
+		}
+		if oaep, ok := opts.(*rsa.OAEPOptions); ok {
+			if err := k.store.token.supports(oaep.Hash); err != nil {
+				return err
+			}
 		}
 		if plain, err = private.Decrypt(rand.Reader, ciphertext, opts); err != nil {
 			return ckr(failure.Invalid, "CKR_ENCRYPTED_DATA_INVALID", "key %q cannot decrypt: %w", k.object.label, err)
