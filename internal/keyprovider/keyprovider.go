@@ -1,6 +1,6 @@
-// Package keyprovider speaks ocicrypt's key provider protocol: one JSON request on standard input, one JSON answer on
-// standard output. So skopeo, buildah, podman, CRI-O and whatever else is built on ocicrypt can encrypt to keys in a
-// module and open with them.
+// Package keyprovider answers requests of ocicrypt's key provider protocol: one JSON request on standard input, one
+// JSON answer on standard output. With it, skopeo, buildah, podman, CRI-O and other programs that use ocicrypt encrypt
+// images to keys in a module and decrypt them.
 //
 // The protocol is described in docs/keyprovider.md of github.com/containers/ocicrypt.
 package keyprovider
@@ -22,14 +22,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
-// provider is the name of this key provider in ocicrypt's configuration: it is part of the annotation that images
-// carry.
+// provider is the name of this key provider in ocicrypt's configuration. It is part of the name of an image's
+// annotations.
 const provider = "hsm"
 
-// origin is where the references to keys stand: a tool wrote the request, and not always the user.
+// origin is where the names of keys come from: the request, which a tool wrote.
 var origin = config.Stored("the key provider's request")
 
-// parameters are what the user wrote after provider:NAME:, by the name of the provider.
+// parameters are the values that the user wrote after provider:NAME:, by the provider's name.
 type parameters map[string][][]byte
 
 type request struct {
@@ -59,10 +59,10 @@ type answer struct {
 
 const (
 	requestLimit = 4 << 20 // bytes; a request has a few kilobytes
-	valuesLimit  = 64      // of the recipients or keys in a request, for each of which a token may be opened
+	valuesLimit  = 64      // recipients or keys of a request, for each of which a token may be opened
 )
 
-// Serve answers the one request that in holds.
+// Serve reads one request from in and writes the answer to out.
 func Serve(ctx context.Context, ks *keystore.Keystore, in io.Reader, out io.Writer) error {
 	r, err := readRequest(in)
 	if err != nil {
@@ -75,9 +75,8 @@ func Serve(ctx context.Context, ks *keystore.Keystore, in io.Reader, out io.Writ
 	case "keyunwrap":
 		a.Unwrapped.Options, err = unwrap(ctx, ks, r)
 	default:
-		err = failure.New(failure.Unsupported, "unknown operation %q",
-			r.Operation).
-			WithHint("the operations are keywrap and keyunwrap")
+		err = failure.New(failure.Unsupported, "unknown operation %q", r.Operation).
+			WithHint("use keywrap or keyunwrap")
 	}
 	if err != nil {
 		return err
@@ -86,11 +85,12 @@ func Serve(ctx context.Context, ks *keystore.Keystore, in io.Reader, out io.Writ
 	return json.NewEncoder(out).Encode(a)
 }
 
+// readRequest reads a request of bounded size and structure. It fails with Invalid.
 func readRequest(in io.Reader) (*request, error) {
-	const hint = "this command is for tools with ocicrypt, which start it by themselves: see docs/key-provider.md"
+	const hint = "let a tool with ocicrypt start this command: see docs/key-provider.md"
 	data, err := io.ReadAll(io.LimitReader(in, requestLimit+1))
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't read the request: %w", err).WithHint(hint)
+		return nil, failure.New(failure.Invalid, "cannot read the request: %w", err).WithHint(hint)
 	}
 	if len(data) > requestLimit {
 		return nil, failure.New(failure.Invalid, "the request is larger than %d bytes", requestLimit).WithHint(hint)
@@ -107,11 +107,13 @@ func readRequest(in io.Reader) (*request, error) {
 	return &r, nil
 }
 
+// wrap returns the options of a layer, wrapped for the recipients in the request.
 func wrap(ctx context.Context, ks *keystore.Keystore, r *request) ([]byte, error) {
 	if len(r.Wrap.Options) == 0 {
-		return nil, failure.New(failure.Invalid, "the request to wrap has no key of a layer (optsdata)")
+		return nil, failure.New(failure.Invalid, "the request to wrap has no key of a layer (optsdata)").
+			WithHint("report this to the makers of the tool that started the key provider")
 	}
-	names, err := ours(r.Wrap.Encrypt.Parameters)
+	names, err := values(r.Wrap.Encrypt.Parameters)
 	if err != nil {
 		return nil, err
 	}
@@ -127,11 +129,14 @@ func wrap(ctx context.Context, ks *keystore.Keystore, r *request) ([]byte, error
 	return layerkey.Seal(r.Wrap.Options, recipients)
 }
 
+// unwrap returns the options of a layer, unwrapped with a key in the request or, if it names none, on the token that
+// the settings name.
 func unwrap(ctx context.Context, ks *keystore.Keystore, r *request) ([]byte, error) {
 	if len(r.Unwrap.Annotation) == 0 {
-		return nil, failure.New(failure.Invalid, "the request to unwrap has no annotation")
+		return nil, failure.New(failure.Invalid, "the request to unwrap has no annotation").
+			WithHint("report this to the makers of the tool that started the key provider")
 	}
-	references, err := ours(r.Unwrap.Decrypt.Parameters)
+	references, err := values(r.Unwrap.Decrypt.Parameters)
 	if err != nil {
 		return nil, err
 	}
@@ -140,21 +145,21 @@ func unwrap(ctx context.Context, ks *keystore.Keystore, r *request) ([]byte, err
 	return keys.Open(ctx, map[string]string{layerkey.Annotation: base64.StdEncoding.EncodeToString(r.Unwrap.Annotation)})
 }
 
-// ours returns what was written for this provider. Nothing after provider:hsm, which ocicrypt makes "Enabled" of, names
-// no key.
-func ours(p parameters) ([]string, error) {
-	var values []string
+// values returns the values for this provider. The value Enabled, which ocicrypt makes of provider:hsm without a value,
+// names no key and is left out. It fails with Invalid for too many values, and for values of a provider of another name
+// that is likely to be this one.
+func values(p parameters) ([]string, error) {
+	var found []string
 	for _, value := range p[provider] {
 		if len(value) > 0 && string(value) != "Enabled" {
-			values = append(values, string(value))
+			found = append(found, string(value))
 		}
 	}
-	if len(values) > valuesLimit {
-		return nil, failure.New(failure.Invalid, "the request names %d keys, more than %d", len(values),
-			valuesLimit).
-			WithHint("name fewer")
+	if len(found) > valuesLimit {
+		return nil, failure.New(failure.Invalid, "the request names %d keys, more than %d", len(found), valuesLimit).
+			WithHint("name fewer keys")
 	}
-	if _, there := p[provider]; !there {
+	if _, ok := p[provider]; !ok {
 		for _, name := range slices.Sorted(maps.Keys(p)) {
 			if strings.Contains(name, provider) {
 				return nil, failure.New(failure.Invalid, "the key provider is configured as %q", name).
@@ -162,5 +167,5 @@ func ours(p parameters) ([]string, error) {
 			}
 		}
 	}
-	return values, nil
+	return found, nil
 }
