@@ -101,7 +101,7 @@ func tellWarnings(c *cobra.Command, warnings []string) {
 }
 
 // tellCopy prints the name of the copy by its digest, which is what is to be signed.
-func tellCopy(c *cobra.Command, what image.Copy, made *image.Result) {
+func tellCopy(c *cobra.Command, what image.Copy, made *image.CopyResult) {
 	tellWarnings(c, made.Warnings)
 	if made.Skipped > 0 {
 		fmt.Fprintf(c.ErrOrStderr(),

@@ -65,7 +65,7 @@ func showImage(ks *keystore.Keystore, c *cobra.Command, show func(out io.Writer,
 		if err != nil {
 			return err
 		}
-		names, err := image.Names(c.Context(), ks, known)
+		names, err := image.RecipientNames(c.Context(), ks, known)
 		if err != nil {
 			return err
 		}

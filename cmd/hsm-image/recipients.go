@@ -116,7 +116,7 @@ the image anew, without them. The last recipient can't be removed.`,
 	return c
 }
 
-func tellChange(c *cobra.Command, ref image.Reference, made *image.Changed) {
+func tellChange(c *cobra.Command, ref image.Reference, made *image.RecipientChange) {
 	tellWarnings(c, made.Warnings)
 	if made.Layers == 0 {
 		fmt.Fprintf(c.ErrOrStderr(), "%s is as it was: its layers are encrypted for them already\n", ref)

@@ -101,7 +101,7 @@ func TestCostlyManifests(t *testing.T) {
 		{"large", "is larger than 4 MiB", manifest(strings.Repeat(" ", manifestLimit))},
 		{"many layers", "has 1001 layers, more than 1000", func(f *ociFolder) Reference { return f.finish(f.withLayers(layersLimit+1), 0) }},
 		{"large index.json", "is larger than 4 MiB", func(f *ociFolder) Reference { return f.finish(f.withLayers(1), manifestLimit) }},
-		{"no file", "is no regular file", func(f *ociFolder) Reference {
+		{"no file", "is not a regular file", func(f *ociFolder) Reference {
 			d := f.add(ocispec.MediaTypeImageManifest, manifestStart+"}")
 			if err := errors.Join(os.Remove(f.file(d.Digest)), os.Symlink("/dev/zero", f.file(d.Digest))); err != nil {
 				t.Fatal(err)
@@ -218,14 +218,14 @@ func TestCandidates(t *testing.T) {
 		add(fmt.Sprint("same", i), "one")
 	}
 	folder.add(ocispec.MediaTypeImageManifest, manifestStart+`,"x":`+strings.Repeat("[", 9000)+strings.Repeat("]", 9000)+`}`)
-	if found, err := store.layersThatBegin([]byte(head), mediaType); err != nil || len(found) != 1 {
+	if found, err := store.layersStartingWith([]byte(head), mediaType); err != nil || len(found) != 1 {
 		t.Errorf("with equal descriptions: %d, %v", len(found), err)
 	}
 	for i := range candidatesLimit {
 		add("other", fmt.Sprint(i))
 	}
 	var err error
-	readCost.Check(t, folder.size, func() { _, err = store.layersThatBegin([]byte(head), mediaType) })
+	readCost.Check(t, folder.size, func() { _, err = store.layersStartingWith([]byte(head), mediaType) })
 	if err == nil || !strings.Contains(err.Error(), "in more than 64 ways") {
 		t.Errorf("with many descriptions: %v", err)
 	}

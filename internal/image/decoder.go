@@ -33,36 +33,34 @@ import (
 )
 
 const (
-	payloadLimit  = 4 << 20   // bytes; a descriptor is a part of a manifest, and those are smaller
-	windowLimit   = 128 << 20 // bytes of memory that a zstd layer may ask for: the zstd command's own limit
+	payloadLimit  = 4 << 20   // bytes; a descriptor is a part of a manifest, which has no more
+	windowLimit   = 128 << 20 // bytes of memory that a zstd layer may need: the limit of the zstd command
 	decoderBuffer = 64 << 10  // bytes
-	headSize      = 4 << 10   // bytes; as layers are encrypted, no two begin alike
+	headSize      = 4 << 10   // bytes; the first ones of two encrypted layers differ
 )
 
 // A Decoder is containerd's stream processor for encrypted layers.
 type Decoder struct {
 	Keystore   *keystore.Keystore
-	References []string // the keys, as in layerkey.OpenKeys
-	Root       string   // containerd's root folder
-	MediaType  string   // of the layer
-	// what containerd says of the layer besides: imgcrypt's Payload as JSON in a protobuf Any, or nothing
-	Payload io.Reader
+	References []string  // to the keys that open layers, as in layerkey.OpenKeys
+	Root       string    // containerd's root folder
+	MediaType  string    // of the layer
+	Payload    io.Reader // what containerd says of the layer: imgcrypt's Payload as JSON in a protobuf Any, or nothing
 
-	confined bool          // the process is given to the decoder; see Confined
-	user     *sandbox.User // whom it goes on as; nil is whoever started it
+	confined bool          // the decoder gives up rights of the process; see Confined
+	user     *sandbox.User // the user that the process becomes; nil keeps the user
 }
 
-// Decode reads a layer from encrypted and writes it to plain as a tar archive, decompressed. What it needs to know of
-// the layer is its descriptor. That is in the payload when containerd was told to send one, which it does for pulls
-// that no image verifier is asked about; otherwise the descriptor is found in the content store. The module is closed
-// again before the layer is decrypted.
+// Decode reads a layer from encrypted and writes it to plain as a tar archive, decompressed. It takes the layer's
+// descriptor from the payload, or from the content store if containerd sends no payload, which it does not for pulls
+// with an image verifier. It closes the module before it decrypts the layer.
 //
-// Whether a layer is as it was encrypted is known at its end only, when most of it has been written. Nor does an exit
-// code take it back, or say why: containerd asks for one when the stream has ended, which is before the process has. So
-// a failure is put into the stream.
+// A layer is authenticated at its end, when most of it was written. An exit code would come too late: containerd reads
+// it when the stream has ended, which is before the process ends. So Decode writes a failure into the stream, such that
+// containerd drops the layer.
 func (d Decoder) Decode(ctx context.Context, encrypted io.Reader, plain io.Writer) error {
 	out := &output{Writer: plain}
-	// A module that hangs, or a panic, has to end here, where it can still be said.
+	// A module that hangs, and a panic, become a failure here, which is written into the stream.
 	err := deadline.Run(ctx, func(ctx context.Context) error { return d.decode(ctx, encrypted, out) })
 	if err != nil {
 		out.refuse(err)
@@ -70,12 +68,13 @@ func (d Decoder) Decode(ctx context.Context, encrypted io.Reader, plain io.Write
 	return err
 }
 
-// Refuse has containerd drop the layer and say why.
+// Refuse writes a failure into the stream in the place of a layer, such that containerd drops it and shows the failure.
 func (Decoder) Refuse(plain io.Writer, err error) error {
 	(&output{Writer: plain}).refuse(err)
 	return err
 }
 
+// decode is Decode without writing the failure.
 func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) error {
 	if err := d.limit(); err != nil {
 		return err
@@ -89,14 +88,14 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 		head := make([]byte, headSize)
 		n, err := io.ReadFull(encrypted, head)
 		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) {
-			return failure.New(failure.Internal, "containerd does not give the layer: %w", err).WithHint("see containerd's log")
+			return noLayer(err)
 		}
 		encrypted = io.MultiReader(bytes.NewReader(head[:n]), encrypted)
-		if layers, err = store.layersThatBegin(head[:n], d.MediaType); err != nil {
+		if layers, err = store.layersStartingWith(head[:n], d.MediaType); err != nil {
 			return err
 		}
 	}
-	candidates, err := openAll(ctx, d.Keystore, d.References, layers)
+	candidates, err := unwrapAll(ctx, d.Keystore, d.References, layers)
 	if err != nil {
 		return err
 	}
@@ -105,13 +104,13 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 		files = store.open(candidates)
 		defer closeAll(files)
 	}
-	// From here on, only open files are needed.
+	// From here on, the decoder needs open files alone.
 	if err := d.giveUpFiles(ctx); err != nil {
 		return err
 	}
 	layer := candidates[0]
 	if len(candidates) > 1 {
-		blob, chosen, err := choose(encrypted, candidates, files)
+		blob, chosen, err := authenticated(encrypted, candidates, files)
 		if err != nil {
 			return err
 		}
@@ -128,12 +127,11 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 	defer archive.Close()
 	_, err = io.Copy(out, archive)
 	if err == nil {
-		_, err = io.Copy(io.Discard, decrypted) // what compression left over is a part of the layer as well
+		_, err = io.Copy(io.Discard, decrypted) // the HMAC covers the bytes after the compressed data too
 	}
 	switch {
 	case out.failed != nil:
-		return failure.New(failure.Internal, "containerd took no more of layer %s: %w", layer.Digest,
-			out.failed).
+		return failure.New(failure.Unavailable, "containerd stopped reading layer %s: %w", layer.Digest, out.failed).
 			WithHint("see containerd's log")
 	case err != nil:
 		return damagedLayer(layer.Digest, err)
@@ -141,11 +139,18 @@ func (d Decoder) decode(ctx context.Context, encrypted io.Reader, out *output) e
 	return nil
 }
 
-// readPayload returns the descriptor of the layer, or none if containerd says nothing.
+// noLayer is the failure when containerd's stream breaks.
+func noLayer(err error) error {
+	return failure.New(failure.Unavailable, "cannot read the layer from containerd: %w", err).
+		WithHint("see containerd's log")
+}
+
+// readPayload returns the descriptor of the layer, or none if the payload is empty.
 func (d Decoder) readPayload() ([]ocispec.Descriptor, error) {
 	data, err := io.ReadAll(io.LimitReader(d.Payload, payloadLimit+1))
 	if err != nil {
-		return nil, failure.New(failure.Internal, "what containerd says of the layer can't be read: %w", err)
+		return nil, failure.New(failure.Unavailable, "cannot read containerd's payload: %w", err).
+			WithHint("see containerd's log")
 	}
 	if len(data) == 0 {
 		return nil, nil
@@ -155,23 +160,25 @@ func (d Decoder) readPayload() ([]ocispec.Descriptor, error) {
 	if len(data) > payloadLimit || proto.Unmarshal(data, &message) != nil || message.GetTypeUrl() != imgcrypt.PayloadURI ||
 		bound.JSON(message.GetValue(), manifestBounds) != nil || json.Unmarshal(message.GetValue(), &p) != nil {
 		return nil, failure.New(failure.Unsupported, "what containerd says of the layer is not an imgcrypt payload").
-			WithHint("is this a version of containerd that hsm-image was tested with?")
+			WithHint("use a version of containerd that hsm-image was tested with")
 	}
 	return []ocispec.Descriptor{p.Descriptor}, nil
 }
 
-// A candidate is a layer, as one manifest describes it, whose key is open.
+// A candidate is a layer as one manifest describes it, with its unwrapped key.
 type candidate struct {
 	ocispec.Descriptor
 	options blockcipher.LayerBlockCipherOptions
 }
 
-// openAll has the module open the keys of all layers that it can, and closes the module. It fails if there is none.
-func openAll(ctx context.Context, ks *keystore.Keystore, references []string, layers []ocispec.Descriptor) (opened []candidate, first error) {
+// unwrapAll unwraps the keys of all layers that the module can, and closes the module. It fails, with the failure of
+// the first layer, if there is none.
+func unwrapAll(ctx context.Context, ks *keystore.Keystore, references []string,
+	layers []ocispec.Descriptor) (opened []candidate, first error) {
 	keys := layerkey.OpenKeys(ks, references, config.Flags)
 	defer keys.Close()
 	for _, layer := range layers {
-		c, err := open(ctx, keys, layer)
+		c, err := newCandidate(ctx, keys, layer)
 		if err == nil {
 			opened = append(opened, c)
 		} else if first == nil {
@@ -184,20 +191,21 @@ func openAll(ctx context.Context, ks *keystore.Keystore, references []string, la
 	return nil, first
 }
 
-func open(ctx context.Context, keys *layerkey.Keys, layer ocispec.Descriptor) (candidate, error) {
+// newCandidate unwraps the key of a layer.
+func newCandidate(ctx context.Context, keys *layerkey.Keys, layer ocispec.Descriptor) (candidate, error) {
 	c := candidate{Descriptor: layer}
-	private, err := unlock(ctx, keys, Layer{annotations: layer.Annotations})
+	private, err := unwrapKey(ctx, keys, Layer{annotations: layer.Annotations})
 	if err != nil {
 		return c, err
 	}
 	defer clear(private)
-	if c.options.Public, err = cipherOf(layer.Annotations); err != nil {
+	if c.options.Public, err = publicOptions(layer.Annotations); err != nil {
 		return c, err
 	}
 	return c, json.Unmarshal(private, &c.options.Private)
 }
 
-// decrypt returns the layer's plain bytes. Reading them fails at their end if the layer is not as it was encrypted.
+// decrypt returns the layer's plain bytes. Reading them fails at the end if the layer was changed.
 func (c candidate) decrypt(encrypted io.Reader) (io.Reader, error) {
 	handler, err := blockcipher.NewLayerBlockCipherHandler()
 	if err != nil {
@@ -205,12 +213,13 @@ func (c candidate) decrypt(encrypted io.Reader) (io.Reader, error) {
 	}
 	decrypted, _, err := handler.Decrypt(encrypted, c.options)
 	if err != nil {
-		return nil, failure.New(failure.Unsupported, "layer %s can't be decrypted: %w", c.Digest, err)
+		return nil, failure.New(failure.Unsupported, "cannot decrypt layer %s: %w", c.Digest, err).
+			WithHint("encrypt it with 'hsm-image encrypt'")
 	}
 	return decrypted, nil
 }
 
-// decompress undoes the compression that the media type names.
+// decompress decompresses a layer, by the suffix of its media type.
 func decompress(mediaType string, layer io.Reader) (io.ReadCloser, error) {
 	switch {
 	case strings.Contains(mediaType, "+gzip"):
@@ -225,34 +234,37 @@ func decompress(mediaType string, layer io.Reader) (io.ReadCloser, error) {
 	return io.NopCloser(layer), nil
 }
 
+// damagedLayer is the failure of a layer that does not authenticate or decompress. The cause goes to the log alone,
+// since its text may have raw bytes of the layer.
 func damagedLayer(layer digest.Digest, err error) error {
-	slog.Debug("a layer does not decrypt", "digest", layer, "error", err.Error()) // its text may hold raw bytes
+	slog.Debug("a layer does not decrypt", "digest", layer, "error", err.Error())
 	return failure.New(failure.Invalid,
 		"layer %s is damaged: it, or its annotations, were changed or cut short after it was encrypted", layer).
 		WithHint("get the image again from where it was published")
 }
 
-// output is what containerd unpacks.
+// output is the stream that containerd unpacks.
 type output struct {
 	io.Writer
 	written int64
 	failed  error // of writing
 }
 
+// Write counts what it writes.
 func (o *output) Write(p []byte) (n int, err error) {
 	n, err = o.Writer.Write(p)
 	o.written, o.failed = o.written+int64(n), err
 	return n, err
 }
 
-// refuse makes containerd drop what it has unpacked. Whatever it does with the stream, the stream's digest is none that
-// someone can have put into the image's configuration beforehand.
+// refuse writes something to the stream that has containerd drop what it has unpacked. It is random, so that nobody can
+// have put the stream's digest into the image's configuration.
 func (o *output) refuse(err error) {
 	if o.failed != nil {
 		return
 	}
 	if o.written == 0 {
-		// A link to a file that is not there stops containerd, which says where the link was to go: there it says why.
+		// Unpacking stops at a link to a file that does not exist, with the link's target in the error: the failure.
 		why := "hsm-image: " + err.Error()
 		if hint := failure.From(err).Hint; hint != "" {
 			why += "; hint: " + hint
@@ -260,6 +272,6 @@ func (o *output) refuse(err error) {
 		_ = tar.NewWriter(o).WriteHeader(&tar.Header{Typeflag: tar.TypeLink, Name: rand.Text(), Linkname: why})
 		return
 	}
-	end := make([]byte, 1024, 1024+26) // zero bytes end an archive; what follows is read and counts for the digest
+	end := make([]byte, 1024, 1024+26) // zero bytes end an archive; what follows counts for the digest
 	_, _ = o.Write(append(end, rand.Text()...))
 }

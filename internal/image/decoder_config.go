@@ -12,23 +12,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// payloadDescriptor is where containerd hands over what it says of a layer.
+// payloadDescriptor is the descriptor from which containerd's payload is read.
 const payloadDescriptor = 3
 
-// ContainerdPayload is what containerd says of the layer; it is empty if it says nothing.
+// ContainerdPayload returns what containerd says of the layer, or an empty reader if it says nothing.
 func ContainerdPayload() io.Reader {
-	// With nothing handed over, the descriptor is one of this program's own: only a pipe's end for reading can be meant.
+	// Without a payload, the descriptor may be one of this program's own: a payload is the reading end of a pipe.
 	var status unix.Stat_t
 	flags, err := unix.FcntlInt(payloadDescriptor, unix.F_GETFL, 0)
 	if err != nil || unix.Fstat(payloadDescriptor, &status) != nil || status.Mode&unix.S_IFMT != unix.S_IFIFO ||
 		flags&unix.O_ACCMODE != unix.O_RDONLY {
 		return strings.NewReader("")
 	}
-	unix.CloseOnExec(payloadDescriptor) // the command of a pin-source has no business with it
+	unix.CloseOnExec(payloadDescriptor) // the command of a pin-source must not inherit it
 	return os.NewFile(payloadDescriptor, "payload")
 }
 
-// The part of containerd's configuration that matters here.
+// The part of containerd's configuration that ContainerdConfig writes.
 type (
 	containerdConfig struct {
 		Version    int                        `toml:"version"`
@@ -43,9 +43,9 @@ type (
 	}
 )
 
-// ContainerdConfig returns a drop-in for containerd's configuration (TOML) that has encrypted layers opened by the
-// program at path, with the settings of a config file and the named keys. root is containerd's root folder; user, if it
-// is not empty, is whom the program goes on as once the layer's key is open.
+// ContainerdConfig returns a drop-in for containerd's configuration (TOML), with which the program at path opens
+// encrypted layers, with the settings of a config file and the keys that references name. root is containerd's root
+// folder; user, if not empty, is the user that the program becomes when it has unwrapped a layer's key.
 func ContainerdConfig(path, settings, root, user string, references []string) ([]byte, error) {
 	args := []string{"containerd-decoder", "--root", root}
 	if user != "" {
@@ -58,9 +58,8 @@ func ContainerdConfig(path, settings, root, user string, references []string) ([
 		return streamProcessor{accepts, ocispec.MediaTypeImageLayer, path, args, []string{"NOTATION_HSM_CONFIG=" + settings}}
 	}
 	return toml.Marshal(containerdConfig{
-		Version: 2, // which configurations of this version and all newer ones can import
-		// containerd gives its payload to these two names alone, and both have a default that would compete with another
-		// name.
+		Version: 2, // configurations of this version and of newer ones can import it
+		// containerd sends payloads to these two names alone, and has a default for both.
 		Processors: map[string]streamProcessor{
 			imgcrypt.PayloadToolIDs[0]: processor(spec.MediaTypeLayerEnc, spec.MediaTypeLayerNonDistributableEnc),
 			imgcrypt.PayloadToolIDs[1]: processor(spec.MediaTypeLayerGzipEnc, spec.MediaTypeLayerZstdEnc,

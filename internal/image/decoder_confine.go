@@ -10,20 +10,20 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
 )
 
-// DecoderUser is whom the decoder goes on as, if the system has such a user.
+// DecoderUser is the user that the decoder becomes by default, if it exists.
 const DecoderUser = "hsm-image"
 
-// Limits of a decoder. The module counts as well while it is loaded, and a layer may be large.
+// The limits of a decoder, for a large layer and with the module, which counts while it is loaded.
 const (
 	decoderMemory = 1 << 30 // bytes of data, beyond what the process has at its start
 	decoderCPU    = 3600    // seconds of processor time: hundreds of gigabytes
 	confineLimit  = 10 * time.Second
 )
 
-// Confined returns a decoder that gives up the rights of its process, in two steps: before anything is read there are
-// limits and no new privileges; once the module has opened the layer's key and is closed again, the process goes on as
-// a user, without any file. The module itself keeps its files, devices and daemons, which differ from vendor to vendor.
-// An empty name keeps the user.
+// Confined returns a decoder that gives up rights of its process in two steps. Before anything is read, it sets limits
+// and excludes new privileges. When the module has unwrapped the layer's key and is closed, the process becomes a user
+// without access to any file. The module itself keeps its files, devices and daemons, which differ from vendor to
+// vendor. An empty name keeps the user. It fails with NotFound for a user that does not exist.
 func (d Decoder) Confined(user string) (Decoder, error) {
 	d.confined = true
 	if user == "" {
@@ -31,14 +31,14 @@ func (d Decoder) Confined(user string) (Decoder, error) {
 	}
 	found, err := sandbox.LookUp(user)
 	if err != nil {
-		return d, failure.New(failure.Invalid, "cannot find the decoder's user: %w", err).
+		return d, failure.New(failure.NotFound, "cannot find the decoder's user: %w", err).
 			WithHint("make the user, or print containerd's configuration again with --user root")
 	}
 	d.user = &found
 	return d, nil
 }
 
-// limit is the first step.
+// limit is the first step of a confined decoder.
 func (d Decoder) limit() error {
 	if !d.confined {
 		return nil
@@ -52,15 +52,15 @@ func (d Decoder) limit() error {
 	return nil
 }
 
-// giveUpFiles is the second step. A thread that the module has left behind could keep it waiting.
+// giveUpFiles is the second step of a confined decoder. It has a deadline, since it waits for all threads, those that a
+// module left behind among them.
 func (d Decoder) giveUpFiles(ctx context.Context) error {
 	if !d.confined {
 		return nil
 	}
 	late := func() error {
-		return failure.New(failure.Timeout, "the decoder could not be confined within %s",
-			confineLimit).
-			WithHint("report which module it is")
+		return failure.New(failure.Timeout, "cannot confine the decoder within %s", confineLimit).
+			WithHint("report this with the name of the module")
 	}
 	return deadline.Step(ctx, confineLimit, late, func() error {
 		if err := (sandbox.Files{}).Restrict(); err != nil {
@@ -75,6 +75,7 @@ func (d Decoder) giveUpFiles(ctx context.Context) error {
 	})
 }
 
+// confinementFailed is the failure of a step.
 func confinementFailed(err error) error {
 	return failure.New(failure.Internal, "cannot confine the decoder: %w", err).WithHint("see containerd's log")
 }

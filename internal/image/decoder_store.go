@@ -20,28 +20,29 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
-// A contentStore is the folder in which containerd has what it has downloaded: a file for each blob, by its digest. It
-// is complete, and checked against the digests, before a layer is unpacked.
+// A contentStore is the folder of containerd's content store: a file for each blob that it downloaded, by digest. The
+// blobs of an image are complete and verified before its layers are unpacked.
 type contentStore string
 
+// file returns the path of a blob.
 func (s contentStore) file(d digest.Digest) string {
 	return filepath.Join(string(s), "blobs", d.Algorithm().String(), d.Encoded())
 }
 
-// candidatesLimit is how many descriptions of a layer are looked at. For each, the module is asked, and the whole layer
-// may be decrypted.
+// candidatesLimit is how many descriptors of a layer are tried. For each, a key in the module is used, and the whole
+// layer may be decrypted.
 const candidatesLimit = 64
 
-// layersThatBegin returns the descriptors of all encrypted layers of a media type that begin with head, or are head if
-// it is short. There are several when manifests differ in who can open the layer, or when someone means to mislead. It
-// fails with Invalid when there is none.
-func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.Descriptor, error) {
+// layersStartingWith returns the descriptors of all encrypted layers of a media type that start with head, or are head
+// if it is shorter than headSize. There are several when manifests differ in the layer's recipients, or when a manifest
+// means to mislead. It fails with Invalid when there is none, or too many.
+func (s contentStore) layersStartingWith(head []byte, mediaType string) ([]ocispec.Descriptor, error) {
 	var found []ocispec.Descriptor
 	err := filepath.WalkDir(filepath.Join(string(s), "blobs"), func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
 			return err
 		}
-		// one manifest is believed one thing of a layer: whoever wants many tried has to get many here
+		// Of one manifest, the first descriptor of a layer counts: to have many tried takes many manifests in the store.
 		seen := map[digest.Digest]bool{}
 		for _, layer := range layersOf(path) {
 			if layer.MediaType != mediaType || !layerkey.Encrypted(layer.Annotations) || layer.Digest.Validate() != nil ||
@@ -52,11 +53,12 @@ func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.
 			same := func(other ocispec.Descriptor) bool {
 				return other.Digest == layer.Digest && maps.Equal(other.Annotations, layer.Annotations)
 			}
-			if slices.ContainsFunc(found, same) || !begins(s.file(layer.Digest), head) {
+			if slices.ContainsFunc(found, same) || !startsWith(s.file(layer.Digest), head) {
 				continue
 			}
 			if found = append(found, layer); len(found) > candidatesLimit {
-				return fmt.Errorf("its manifests describe layers that begin like this one in more than %d ways", candidatesLimit)
+				return fmt.Errorf("its manifests describe layers that begin like this one in more than %d ways",
+					candidatesLimit)
 			}
 		}
 		return nil
@@ -72,7 +74,7 @@ func (s contentStore) layersThatBegin(head []byte, mediaType string) ([]ocispec.
 	return found, nil
 }
 
-// open opens the files of all candidates, as far as they are there.
+// open opens the files of candidates. It leaves out those that cannot be opened.
 func (s contentStore) open(candidates []candidate) map[digest.Digest]*os.File {
 	files := map[digest.Digest]*os.File{}
 	for _, c := range candidates {
@@ -86,17 +88,18 @@ func (s contentStore) open(candidates []candidate) map[digest.Digest]*os.File {
 	return files
 }
 
+// closeAll closes files.
 func closeAll(files map[digest.Digest]*os.File) {
 	for _, f := range files {
 		f.Close()
 	}
 }
 
-// choose reads a layer to its end, and returns its file, of those of all candidates, and the candidate that describes
-// it: whose HMAC it has. Anybody whose image was pulled as well can have put other candidates into the store, for this
-// layer or for one that begins alike.
-func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest]*os.File) (*os.File, candidate,
-	error) {
+// authenticated reads a layer to its end, and returns the candidate whose digest and HMAC it has, with its file from
+// the content store, to be read from the start. Whoever published an image that was pulled can have put other
+// candidates into the store, for this layer or for one that starts with the same bytes.
+func authenticated(encrypted io.Reader, candidates []candidate,
+	files map[digest.Digest]*os.File) (*os.File, candidate, error) {
 	verifiers := map[digest.Digest]digest.Verifier{}
 	var all []io.Writer
 	for _, c := range candidates {
@@ -106,8 +109,7 @@ func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest
 		}
 	}
 	if _, err := io.Copy(io.MultiWriter(all...), encrypted); err != nil {
-		return nil, candidate{}, failure.New(failure.Internal, "containerd does not give the layer: %w", err).
-			WithHint("see containerd's log")
+		return nil, candidate{}, noLayer(err)
 	}
 	name := candidates[0].Digest
 	for _, c := range candidates {
@@ -117,11 +119,12 @@ func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest
 		name = c.Digest
 		f := files[c.Digest]
 		if f == nil {
-			return nil, c, failure.New(failure.Internal, "layer %s is no longer in containerd's content store", c.Digest).
+			return nil, c, failure.New(failure.NotFound, "layer %s is no longer in containerd's content store", c.Digest).
 				WithHint("pull the image again")
 		}
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return nil, c, failure.New(failure.Internal, "can't read the layer in containerd's content store: %w", err).
+			return nil, c, failure.New(failure.Unavailable, "cannot read layer %s in containerd's content store: %w",
+				c.Digest, err).
 				WithHint("pull the image again")
 		}
 		plain, err := c.decrypt(f)
@@ -138,11 +141,11 @@ func choose(encrypted io.Reader, candidates []candidate, files map[digest.Digest
 	return nil, candidate{}, damagedLayer(name, errors.New("no manifest has its HMAC"))
 }
 
-// layersOf returns the layers of a manifest, and none of what is not one.
+// layersOf returns the layers of a manifest, or none for a file that is no manifest.
 func layersOf(path string) []ocispec.Descriptor {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil // containerd has removed it meanwhile
+		return nil // containerd has removed it
 	}
 	defer f.Close()
 	if info, err := f.Stat(); err != nil || info.Size() > manifestLimit {
@@ -158,19 +161,20 @@ func layersOf(path string) []ocispec.Descriptor {
 	}
 	var manifest struct {
 		ocispec.Manifest
-		RootFS json.RawMessage `json:"rootfs"` // of an image's configuration, in which anything else may stand as well
+		RootFS json.RawMessage `json:"rootfs"` // of an image's configuration, which may have any other names too
 	}
 	data = append(first, data...)
 	if bound.JSON(data, manifestBounds) != nil || json.Unmarshal(data, &manifest) != nil ||
 		len(manifest.Layers) > layersLimit || manifest.RootFS != nil || manifest.Config.Digest == "" ||
-		// others have no place for wrapped keys
+		// other types have no place for wrapped keys
 		manifest.MediaType != "" && manifest.MediaType != ocispec.MediaTypeImageManifest {
 		return nil
 	}
 	return manifest.Layers
 }
 
-func begins(path string, head []byte) bool {
+// startsWith reports whether the first headSize bytes of a file are head.
+func startsWith(path string, head []byte) bool {
 	f, err := os.Open(path)
 	if err != nil {
 		return false

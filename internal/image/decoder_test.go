@@ -116,13 +116,13 @@ func FuzzContentStore(f *testing.F) {
 			f.Fatal(err)
 		}
 		write(data)
-		if found, err := store.layersThatBegin(head, mediaType); err == nil {
+		if found, err := store.layersStartingWith(head, mediaType); err == nil {
 			f.Errorf("%s is no manifest, and has %v", data, found)
 		}
 	}
 	write(manifest)
 	for head, want := range map[string]int{string(head): 1, "encrypted": 0, "": 0, "encrypted layer!": 0} {
-		if found, err := store.layersThatBegin([]byte(head), mediaType); len(found) != want || (err == nil) != (want == 1) {
+		if found, err := store.layersStartingWith([]byte(head), mediaType); len(found) != want || (err == nil) != (want == 1) {
 			f.Errorf("%q: found %v, %v", head, found, err)
 		}
 	}
@@ -134,7 +134,7 @@ func FuzzContentStore(f *testing.F) {
 		write(data)
 		var found []ocispec.Descriptor
 		var err error
-		readCost.Check(t, len(data), func() { found, err = store.layersThatBegin(head, mediaType) })
+		readCost.Check(t, len(data), func() { found, err = store.layersStartingWith(head, mediaType) })
 		if (err == nil) != (len(found) > 0) {
 			t.Errorf("found %v, %v", found, err)
 		}

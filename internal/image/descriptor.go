@@ -10,18 +10,18 @@ import (
 	"go.podman.io/image/v5/types"
 )
 
-// Which annotations an encrypted layer keeps of the plain one: those that OCI defines for people to read, such as a
-// title. All others go. Many describe what is in the layer, such as the checksum and the place of its table of contents
-// (zstd:chunked, eStargz), the digest and size of its uncompressed content, or another way to get it; and who invents
-// the next of them will not ask here. None helps to read the encrypted layer. What begins with encryptionPrefix says
-// how a layer is encrypted, which a plain one is not.
+// An encrypted layer keeps those annotations of the plain one that OCI defines for people to read, such as a title:
+// those with keptPrefix. All others are removed. Many describe the layer's content, such as the checksum and the place
+// of its table of contents (zstd:chunked, eStargz) or the digest and size of the uncompressed content, or give another
+// way to get it; tools invent new ones, and none helps to read the encrypted layer. Names with encryptionPrefix
+// describe how a layer is encrypted.
 const (
 	keptPrefix       = "org.opencontainers.image."
 	encryptionPrefix = keptPrefix + "enc."
 )
 
-// kept returns the annotations of a plain layer that its encrypted form has as well.
-func kept(annotations map[string]string) map[string]string {
+// keptAnnotations returns the annotations of a plain layer that the encrypted layer keeps.
+func keptAnnotations(annotations map[string]string) map[string]string {
 	annotations = maps.Clone(annotations)
 	maps.DeleteFunc(annotations, func(name, _ string) bool {
 		return !strings.HasPrefix(name, keptPrefix) || strings.HasPrefix(name, encryptionPrefix)
@@ -29,9 +29,8 @@ func kept(annotations map[string]string) map[string]string {
 	return annotations
 }
 
-// selected returns a function that reports whether a layer, of so many, is one of those with these indices, as Encrypt
-// takes them.
-func selected(indices []int) func(index, layers int) bool {
+// layerSelector returns a function that reports whether a layer, of so many, has one of these indices, as in Encrypt.
+func layerSelector(indices []int) func(index, layers int) bool {
 	return func(index, layers int) bool {
 		for _, i := range indices {
 			if i == index || i+layers == index {
@@ -42,17 +41,17 @@ func selected(indices []int) func(index, layers int) bool {
 	}
 }
 
-// LayerInfosForCopy returns the descriptors of an image's layers as they are to be copied, nil where they may stay:
-// without URLs, since the copy library would leave a layer that has some as it is, and those that are going to be
-// encrypted with kept annotations alone.
-func (w *watchedSource) LayerInfosForCopy(ctx context.Context, instance *digest.Digest) ([]types.BlobInfo, error) {
-	infos, err := w.ImageSource.LayerInfosForCopy(ctx, instance)
+// LayerInfosForCopy returns the descriptors of an image's layers for the copy, or nil if they stay the same. It removes
+// URLs, since the copy library neither encrypts nor decrypts a layer with URLs, and all but the kept annotations of
+// layers that are going to be encrypted.
+func (s *copySource) LayerInfosForCopy(ctx context.Context, instance *digest.Digest) ([]types.BlobInfo, error) {
+	infos, err := s.ImageSource.LayerInfosForCopy(ctx, instance)
 	if err != nil {
 		return nil, err
 	}
 	changed := infos != nil
 	if infos == nil {
-		data, mimeType, err := w.GetManifest(ctx, instance)
+		data, mimeType, err := s.GetManifest(ctx, instance)
 		if err != nil {
 			return nil, err
 		}
@@ -68,8 +67,8 @@ func (w *watchedSource) LayerInfosForCopy(ctx context.Context, instance *digest.
 		info := &infos[i]
 		changed = changed || len(info.URLs) > 0
 		info.URLs = nil
-		if w.encrypts != nil && w.encrypts(i, len(infos)) {
-			after := kept(info.Annotations)
+		if s.encrypts != nil && s.encrypts(i, len(infos)) {
+			after := keptAnnotations(info.Annotations)
 			changed = changed || len(after) != len(info.Annotations)
 			info.Annotations = after
 		}

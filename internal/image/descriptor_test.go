@@ -68,7 +68,7 @@ func TestNoPlainAnnotations(t *testing.T) {
 			encrypted.readManifest(to.To, &after)
 			for i, l := range after.Layers {
 				names := slices.Sorted(maps.Keys(l.Annotations))
-				switch wanted := selected(indices)(i, 2); {
+				switch wanted := layerSelector(indices)(i, 2); {
 				case len(l.URLs) > 0 || l.Data != nil:
 					t.Errorf("layer %d has %v and %q", i, l.URLs, l.Data)
 				case wanted && !slices.Equal(names, []string{"org.opencontainers.image.enc.keys.provider.hsm", pubopts,

@@ -92,28 +92,28 @@ func TestStall(t *testing.T) {
 	}
 	long := func() { time.Sleep(5 * stall) } // that nothing happens can only be seen by waiting
 	for name, c := range map[string]struct {
-		do   func(context.Context, *transfer) error
+		do   func(context.Context, *stallTimer) error
 		late bool
 	}{
-		"nothing moves": {func(ctx context.Context, _ *transfer) error { return blocked(ctx) }, true},
-		"something moves, and then no": {func(ctx context.Context, tr *transfer) error { tr.moved(); return blocked(ctx) },
+		"nothing moves": {func(ctx context.Context, _ *stallTimer) error { return blocked(ctx) }, true},
+		"something moves, and then no": {func(ctx context.Context, timer *stallTimer) error { timer.progress(); return blocked(ctx) },
 			true},
-		"a rest": {func(ctx context.Context, tr *transfer) error { tr.rest(); long(); return ctx.Err() }, false},
+		"a rest": {func(ctx context.Context, timer *stallTimer) error { timer.suspend(); long(); return ctx.Err() }, false},
 		"a wait in a rest": {func(ctx context.Context,
-			tr *transfer) error {
-			tr.rest()
-			defer tr.wait()()
+			timer *stallTimer) error {
+			timer.suspend()
+			defer timer.watch()()
 			return blocked(ctx)
 		}, true},
 		"a wait that ended": {func(ctx context.Context,
-			tr *transfer) error {
-			tr.rest()
-			tr.wait()()
+			timer *stallTimer) error {
+			timer.suspend()
+			timer.watch()()
 			long()
 			return ctx.Err()
 		}, false},
 	} {
-		if err := within(ctx, name, c.do); (err != nil) != c.late || c.late && !failure.Is(err, failure.Timeout) {
+		if err := withStallTimer(ctx, name, c.do); (err != nil) != c.late || c.late && !failure.Is(err, failure.Timeout) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -261,7 +261,7 @@ func editManifest(t *testing.T, ref Reference, text, mimeType string) {
 	mimeType = manifest.NormalizedMIMEType(mimeType)
 	if manifest.MIMETypeIsMultiImage(mimeType) {
 		if list, err := manifest.ListFromBlob([]byte(text), mimeType); err == nil && len(list.Instances()) > 0 {
-			_, _ = relist([]byte(text), map[digest.Digest][]byte{list.Instances()[0]: []byte("x")})
+			_, _ = rewriteIndex([]byte(text), map[digest.Digest][]byte{list.Instances()[0]: []byte("x")})
 		}
 		return
 	}
@@ -302,7 +302,7 @@ func FuzzWithout(f *testing.F) {
 			t.Fatalf("the holders are %v", before)
 		}
 		var after string
-		readCost.Check(t, len(annotation), func() { after, err = without(annotation, []string{kid}) })
+		readCost.Check(t, len(annotation), func() { after, err = removeRecipients(annotation, []string{kid}) })
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -21,83 +21,86 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
-// pubopts is the annotation with what is public of a layer's options.
+// pubopts is the name of the annotation with a layer's public options: the cipher and the HMAC.
 const pubopts = "org.opencontainers.image.enc.pubopts"
 
-// ocicrypt finds who wraps and unwraps keys in a table of the process, by the annotation that the wrapped key is in. It
-// is given what is needed for the one copy that a command makes; what OCICRYPT_KEYPROVIDER_CONFIG says of the same
-// annotations does not count then.
+// A wrapper is an ocicrypt key wrapper for an annotation, without any key.
 //
-// A wrapper is what it finds there. It has no keys by itself.
+// ocicrypt keeps its key wrappers in a table of the process, by annotation. A command that makes one copy registers its
+// own there, which replace what OCICRYPT_KEYPROVIDER_CONFIG says of the same annotations.
 type wrapper struct{ annotation string }
 
 func (w wrapper) GetAnnotationID() string                                 { return w.annotation }
 func (wrapper) NoPossibleKeys(map[string][][]byte) bool                   { return false }
 func (wrapper) GetPrivateKeys(map[string][][]byte) [][]byte               { return nil }
-func (wrapper) GetKeyIdsFromPacket(string) ([]uint64, error)              { return nil, nil } //nolint:revive // ocicrypt's name
+func (wrapper) GetKeyIdsFromPacket(string) ([]uint64, error)              { return nil, nil } //nolint:revive // its name
 func (wrapper) GetRecipients(string) ([]string, error)                    { return nil, nil }
 func (wrapper) WrapKeys(*encconfig.EncryptConfig, []byte) ([]byte, error) { return nil, nil }
 func (w wrapper) UnwrapKey(*encconfig.DecryptConfig, []byte) ([]byte, error) {
-	return nil, fmt.Errorf("%s is not opened here", w.annotation)
+	return nil, fmt.Errorf("no key unwraps %s", w.annotation)
 }
 
-// A sealer wraps the key of each layer to recipients, in this process.
-type sealer struct {
+// A recipientWrapper wraps the key of each layer for recipients, in this process.
+type recipientWrapper struct {
 	wrapper
 	recipients []layerkey.Recipient
 }
 
-func (s sealer) WrapKeys(_ *encconfig.EncryptConfig, options []byte) ([]byte, error) {
-	return layerkey.Seal(options, s.recipients)
+// WrapKeys wraps the options of a layer.
+func (w recipientWrapper) WrapKeys(_ *encconfig.EncryptConfig, options []byte) ([]byte, error) {
+	return layerkey.Seal(options, w.recipients)
 }
 
-// sealWith has ocicrypt wrap keys to recipients.
-func sealWith(recipients []layerkey.Recipient) *encconfig.EncryptConfig {
+// encryptConfig returns ocicrypt's configuration to wrap keys for recipients.
+func encryptConfig(recipients []layerkey.Recipient) *encconfig.EncryptConfig {
 	ocicrypt.RegisterKeyWrapper(strings.TrimPrefix(layerkey.Annotation, layerkey.AnnotationPrefix),
-		sealer{wrapper{layerkey.Annotation}, recipients})
+		recipientWrapper{wrapper{layerkey.Annotation}, recipients})
 	none := map[string][][]byte{}
 	return &encconfig.EncryptConfig{Parameters: none, DecryptConfig: encconfig.DecryptConfig{Parameters: none}}
 }
 
-// A ring holds the keys of layers that were opened before the copy.
-type ring map[string][]byte // packet -> options
+// unwrapped holds the options of layers by packet: they were unwrapped before the copy.
+type unwrapped map[string][]byte
 
-type opened struct {
+// An unwrapper returns options that were unwrapped before the copy.
+type unwrapper struct {
 	wrapper
-	ring ring
+	options unwrapped
 }
 
-func (o opened) UnwrapKey(_ *encconfig.DecryptConfig, packet []byte) ([]byte, error) {
-	if options, ok := o.ring[string(packet)]; ok {
+// UnwrapKey returns the options of a packet.
+func (u unwrapper) UnwrapKey(_ *encconfig.DecryptConfig, packet []byte) ([]byte, error) {
+	if options, ok := u.options[string(packet)]; ok {
 		return options, nil
 	}
 	return nil, errors.New("the image changed while it was read")
 }
 
-// openRing opens the keys of all encrypted layers, with one login, and has ocicrypt find them.
-func openRing(ctx context.Context, ks *keystore.Keystore, ref Reference, images []Image, references []string) (*encconfig.DecryptConfig,
-	error) {
+// decryptConfig unwraps the keys of all encrypted layers, with one login, and returns ocicrypt's configuration to use
+// them.
+func decryptConfig(ctx context.Context, ks *keystore.Keystore, ref Reference, images []Image,
+	references []string) (*encconfig.DecryptConfig, error) {
 	keys := layerkey.OpenKeys(ks, references, config.Flags)
 	defer keys.Close()
-	ring := ring{}
+	known := unwrapped{}
 	for _, image := range images {
 		for _, l := range image.Layers {
 			if !l.Encrypted {
 				continue
 			}
-			options, err := unlock(ctx, keys, l)
+			options, err := unwrapKey(ctx, keys, l)
 			if err != nil {
-				return nil, about(err, "%s of %s", l, image.name(ref))
+				return nil, prefixed(err, "%s of %s", l, image.name(ref))
 			}
 			for name, value := range l.annotations {
 				if !strings.HasPrefix(name, layerkey.AnnotationPrefix) {
 					continue
 				}
-				// Whatever else the process has for this annotation, such as the command of a key provider, is not asked.
-				ocicrypt.RegisterKeyWrapper("hsm-image "+name, opened{wrapper{name}, ring})
+				// It replaces other key wrappers for the annotation, such as a key provider's command.
+				ocicrypt.RegisterKeyWrapper("hsm-image "+name, unwrapper{wrapper{name}, known})
 				for text := range strings.SplitSeq(value, ",") {
 					if packet, err := base64.StdEncoding.DecodeString(text); err == nil {
-						ring[string(packet)] = options
+						known[string(packet)] = options
 					}
 				}
 			}
@@ -106,8 +109,8 @@ func openRing(ctx context.Context, ks *keystore.Keystore, ref Reference, images 
 	return &encconfig.DecryptConfig{Parameters: map[string][][]byte{}}, nil
 }
 
-// unlock returns the options of one layer.
-func unlock(ctx context.Context, keys *layerkey.Keys, l Layer) ([]byte, error) {
+// unwrapKey returns the options of a layer, checked.
+func unwrapKey(ctx context.Context, keys *layerkey.Keys, l Layer) ([]byte, error) {
 	options, err := keys.Open(ctx, l.annotations)
 	if err != nil {
 		return nil, err
@@ -115,30 +118,32 @@ func unlock(ctx context.Context, keys *layerkey.Keys, l Layer) ([]byte, error) {
 	return options, checkOptions(l.annotations, options)
 }
 
-// checkOptions refuses what ocicrypt would stumble over, or take. Whoever can write to a registry can change the public
-// options of a layer, and a nonce there would win over the one that is wrapped with the key: the layer would come out
-// as noise, and no check would notice, for the HMAC is over what is encrypted alone.
+// checkOptions fails unless the options of a layer are those of ocicrypt, and the public ones do not override the
+// wrapped ones. Whoever can write to a registry can add a nonce to the public options, which ocicrypt prefers to the
+// wrapped nonce: the layer would decrypt to noise unnoticed, since the HMAC is over the encrypted layer.
 func checkOptions(annotations map[string]string, options []byte) error {
 	const hint = "get the image's manifest again from where it was published"
-	public, err := cipherOf(annotations)
+	public, err := publicOptions(annotations)
 	if err != nil {
 		return failure.New(failure.Invalid, "the annotation %s is damaged: %w", pubopts, err).WithHint(hint)
 	}
 	var private blockcipher.PrivateLayerBlockCipherOptions
-	// The text of an error of JSON could show the key.
+	// The error is left out: it could show the key.
 	if json.Unmarshal(options, &private) != nil || len(private.SymmetricKey) != 32 ||
 		len(private.CipherOptions["nonce"]) != aes.BlockSize {
-		return failure.New(failure.Invalid, "what is wrapped for the recipients is not a key of ocicrypt's").
-			WithHint("ask who encrypted the image with what")
+		return failure.New(failure.Invalid, "the wrapped key is not one of ocicrypt's").
+			WithHint("ask who encrypted the image which tool they used")
 	}
-	if _, there := public.CipherOptions["nonce"]; there {
-		return failure.New(failure.Denied, "the annotation %s was changed: it gives a nonce of its own", pubopts).
+	if _, ok := public.CipherOptions["nonce"]; ok {
+		return failure.New(failure.Denied, "the annotation %s was changed: it has a nonce of its own", pubopts).
 			WithHint(hint)
 	}
 	return nil
 }
 
-func cipherOf(annotations map[string]string) (public blockcipher.PublicLayerBlockCipherOptions, err error) {
+// publicOptions returns a layer's public options, from its annotations. It fails unless the cipher is the one that
+// ocicrypt has.
+func publicOptions(annotations map[string]string) (public blockcipher.PublicLayerBlockCipherOptions, err error) {
 	data, err := base64.StdEncoding.DecodeString(annotations[pubopts])
 	if err != nil {
 		return public, err
@@ -158,8 +163,8 @@ func cipherOf(annotations map[string]string) (public blockcipher.PublicLayerBloc
 	return public, nil
 }
 
-// about says of what a failure is, before its own words.
-func about(err error, format string, args ...any) error {
+// prefixed returns a failure with the object that it is about before its message.
+func prefixed(err error, format string, args ...any) error {
 	f := *failure.From(err)
 	f.What = fmt.Sprintf(format, args...) + ": " + f.What
 	return &f

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -18,7 +19,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
-// What is read from others is bounded: manifests as registries bound them, and what one index or image may list.
+// The limits of manifests, which whoever publishes an image writes. That of one manifest is the usual one of
+// registries.
 const (
 	manifestLimit  = 4 << 20  // bytes
 	manifestsLimit = 32 << 20 // bytes, of an index and all manifests that it lists
@@ -27,38 +29,38 @@ const (
 	allLayersLimit = 16384    // in all images of an index
 )
 
-// A Layer is one layer of an image, as its manifest tells.
+// A Layer is a layer of an image, as the manifest describes it.
 type Layer struct {
-	Index       int               // counted from 0
-	Digest      digest.Digest     //
-	Size        int64             // bytes, as stored; -1 if the manifest does not say
-	MediaType   string            //
-	Encrypted   bool              //
-	Recipients     []layerkey.RecipientInfo // who can open it, as far as its annotations tell; empty when they can't be read
+	Index       int // counted from 0
+	Digest      digest.Digest
+	Size        int64 // in bytes, as stored; -1 if the manifest does not say
+	MediaType   string
+	Encrypted   bool
+	Recipients  []layerkey.RecipientInfo // empty if the annotations cannot be parsed
 	annotations map[string]string
 }
 
-// An Image is what a manifest holds.
+// An Image is one image, as its manifest describes it.
 type Image struct {
 	Digest   digest.Digest // of the manifest
-	Platform Platform      // empty if nobody says
+	Platform Platform      // empty if neither an index nor the configuration says
 	Layers   []Layer
-	manifest []byte // kept only if it may be changed
+	manifest []byte // nil if its recipients cannot be changed
 	mimeType string
 	listed   bool // whether an index lists it
 }
 
-// attestation reports whether an entry of an index is what BuildKit says about another image there, and no image.
+// attestation reports whether an entry of an index is BuildKit's attestation of another entry.
 func (i Image) attestation() bool {
 	return i.listed && i.Platform.OS == "unknown" && i.Platform.Architecture == "unknown"
 }
 
-// encrypted reports whether a layer is.
+// encrypted reports whether the image has an encrypted layer.
 func (i Image) encrypted() bool {
 	return slices.ContainsFunc(i.Layers, func(l Layer) bool { return l.Encrypted })
 }
 
-// A tree is all that a reference stands for: one image, or an index and those that it lists.
+// A tree is what a reference names: one image, or an index and the images that it lists.
 type tree struct {
 	reference Reference
 	digest    digest.Digest // of the manifest at the top
@@ -68,9 +70,9 @@ type tree struct {
 	images    []Image
 }
 
-// read reads the manifests of all images behind a source. It reads no layer.
+// read reads the manifests of all images of a source. It reads no layer.
 func read(ctx context.Context, ref Reference, sys *types.SystemContext, source types.ImageSource,
-	transfer *transfer) (*tree, error) {
+	timer *stallTimer) (*tree, error) {
 	top, err := readManifest(ctx, ref, source, nil)
 	if err != nil {
 		return nil, err
@@ -80,7 +82,7 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 		if err := top.readLayers(ref); err != nil {
 			return nil, err
 		}
-		// The configuration of a single image says what it is for; an artifact has none.
+		// The configuration of a single image has the platform; an artifact has no configuration.
 		if parsed, err := c_image.FromUnparsedImage(ctx, sys, c_image.UnparsedInstance(source, nil)); err == nil {
 			top.Platform = platformOf(ctx, parsed)
 		}
@@ -95,7 +97,7 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 	instances := list.Instances()
 	if len(instances) > imagesLimit {
 		return nil, failure.New(failure.Invalid, "the index %s lists %d images, more than %d", ref, len(instances),
-			imagesLimit)
+			imagesLimit).WithHint("name one of its images by its digest")
 	}
 	total, layers := len(t.manifest), 0
 	for i, instance := range instances {
@@ -111,11 +113,10 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 		}
 		if total += len(image.manifest); total > manifestsLimit {
 			return nil, failure.New(failure.Invalid, "the manifests of %s are larger than %d MiB together", ref,
-				manifestsLimit>>20)
+				manifestsLimit>>20).WithHint("name one of its images by its digest")
 		}
 		if manifest.MIMETypeIsMultiImage(image.mimeType) {
-			return nil, failure.New(failure.Unsupported, "%s lists another index, %s", ref,
-				instance).
+			return nil, failure.New(failure.Unsupported, "%s lists another index, %s", ref, instance).
 				WithHint("name the inner index by its digest")
 		}
 		entry, err := list.Instance(instance)
@@ -134,16 +135,16 @@ func read(ctx context.Context, ref Reference, sys *types.SystemContext, source t
 				WithHint("name one of its images by its digest")
 		}
 		if !image.encrypted() {
-			image.manifest = nil // its recipients can't be changed
+			image.manifest = nil // it has no recipients to change
 		}
 		t.images = append(t.images, *image)
-		transfer.moved()
+		timer.progress()
 	}
 	return t, nil
 }
 
-// platformOf returns the platform that the configuration of an image names, if it can be read. The library bounds its
-// size.
+// platformOf returns the platform in the configuration of an image, or an empty one if it cannot be parsed. The library
+// bounds the configuration's size.
 func platformOf(ctx context.Context, parsed types.Image) Platform {
 	blob, err := parsed.ConfigBlob(ctx)
 	if err != nil || bound.JSON(blob, manifestBounds) != nil {
@@ -156,8 +157,8 @@ func platformOf(ctx context.Context, parsed types.Image) Platform {
 	return Platform{config.OS, config.Architecture, config.Variant}
 }
 
-// readManifest reads one manifest and checks it against the digest that names it; nil is the one that the reference
-// names.
+// readManifest reads a manifest and checks it against its digest. With instance nil, it is the manifest that the
+// reference names.
 func readManifest(ctx context.Context, ref Reference, source types.ImageSource, instance *digest.Digest) (*Image,
 	error) {
 	data, mimeType, err := c_image.UnparsedInstance(source, instance).Manifest(ctx)
@@ -165,19 +166,20 @@ func readManifest(ctx context.Context, ref Reference, source types.ImageSource, 
 		return nil, unreadable(ref, err)
 	}
 	if len(data) > manifestLimit {
-		return nil, failure.New(failure.Invalid, "a manifest of %s is larger than %d MiB", ref, manifestLimit>>20)
+		return nil, failure.New(failure.Invalid, "a manifest of %s is larger than %d MiB", ref, manifestLimit>>20).
+			WithHint(hintImage)
 	}
 	d, err := manifest.Digest(data)
 	if err != nil {
 		return nil, malformed(ref, err)
 	}
 	if instance != nil {
-		d = *instance // it may be of another algorithm
+		d = *instance // it may have another algorithm
 	}
 	return &Image{Digest: d, manifest: data, mimeType: manifest.NormalizedMIMEType(mimeType)}, nil
 }
 
-// readLayers fills in the layers from the manifest.
+// readLayers sets the layers from the manifest.
 func (i *Image) readLayers(ref Reference) error {
 	parsed, err := manifest.FromBlob(i.manifest, i.mimeType)
 	if err != nil {
@@ -185,7 +187,8 @@ func (i *Image) readLayers(ref Reference) error {
 	}
 	layers := parsed.LayerInfos()
 	if len(layers) > layersLimit {
-		return failure.New(failure.Invalid, "%s has %d layers, more than %d", ref, len(layers), layersLimit)
+		return failure.New(failure.Invalid, "%s has %d layers, more than %d", ref, len(layers), layersLimit).
+			WithHint(hintImage)
 	}
 	for index, info := range layers {
 		if err := info.Digest.Validate(); err != nil {
@@ -193,17 +196,18 @@ func (i *Image) readLayers(ref Reference) error {
 		}
 		l := Layer{Index: index, Digest: info.Digest, Size: info.Size, MediaType: info.MediaType,
 			annotations: info.Annotations}
-		// Runtimes go by the media type: annotations alone encrypt nothing.
+		// Runtimes decide by the media type, not by annotations.
 		if l.Encrypted = strings.HasSuffix(info.MediaType, "+encrypted"); l.Encrypted {
-			l.Recipients, _ = layerkey.ReadRecipients(info.Annotations) // whoever has to open it hears what is wrong
+			l.Recipients, _ = layerkey.ReadRecipients(info.Annotations) // opening the layer reports the failure
 		}
 		i.Layers = append(i.Layers, l)
 	}
 	return nil
 }
 
-// choose keeps the images for the given platforms, all if none is given.
-func (t *tree) choose(platforms []Platform) ([]Image, error) {
+// forPlatforms returns the images for some platforms, or all images if there is no platform. It fails with NotFound for
+// a platform without an image.
+func (t *tree) forPlatforms(platforms []Platform) ([]Image, error) {
 	if len(platforms) == 0 {
 		return t.images, nil
 	}
@@ -220,23 +224,26 @@ func (t *tree) choose(platforms []Platform) ([]Image, error) {
 			}
 		}
 		if !found {
-			var there []string
-			for _, image := range t.images {
-				if p := image.Platform.String(); p != "" && !image.attestation() {
-					there = append(there, p)
-				}
-			}
-			return nil, failure.New(failure.Invalid, "%s has no image for %s",
-				t.reference, wanted).
-				WithHint("there are: " + strings.Join(there, ", "))
+			return nil, failure.New(failure.NotFound, "%s has no image for %s", t.reference, wanted).
+				WithHint("use one of its platforms: " + strings.Join(t.platforms(), ", "))
 		}
 	}
 	return chosen, nil
 }
 
-// Layers returns the images behind a reference, one unless it is an index, with their layers.
+// platforms returns the platforms of the images.
+func (t *tree) platforms() (names []string) {
+	for _, image := range t.images {
+		if p := image.Platform.String(); p != "" && !image.attestation() {
+			names = append(names, p)
+		}
+	}
+	return names
+}
+
+// Layers returns the images that a reference names, more than one for an index, with their layers.
 func Layers(ctx context.Context, ref Reference, registry Registry) (images []Image, err error) {
-	err = within(ctx, "reading "+ref.String(), func(ctx context.Context, transfer *transfer) error {
+	err = withStallTimer(ctx, "reading "+ref.String(), func(ctx context.Context, timer *stallTimer) error {
 		sys := registry.context()
 		switch ref.transport() {
 		case ociarchive.Transport.Name(), dockerarchive.Transport.Name(): // are unpacked
@@ -252,7 +259,7 @@ func Layers(ctx context.Context, ref Reference, registry Registry) (images []Ima
 			return err
 		}
 		defer source.Close()
-		t, err := read(ctx, ref, sys, source, transfer)
+		t, err := read(ctx, ref, sys, source, timer)
 		if err != nil {
 			return err
 		}
@@ -262,16 +269,24 @@ func Layers(ctx context.Context, ref Reference, registry Registry) (images []Ima
 	return images, err
 }
 
+// hintImage is what to do about a manifest that no builder makes.
+const hintImage = "get the image again from where it was published"
+
+// unreadable returns the failure of an image that cannot be read.
 func unreadable(ref Reference, err error) error {
 	var known *failure.Error
 	if errors.As(err, &known) {
 		return known
 	}
-	return failure.New(failure.Invalid, "can't read %s: %w", ref, err).
+	kind := failure.Invalid
+	if errors.Is(err, fs.ErrNotExist) {
+		kind = failure.NotFound
+	}
+	return failure.New(kind, "cannot read %s: %w", ref, err).
 		WithHint("check the name; for a registry, log in ('notation login', 'skopeo login'), and see its flags")
 }
 
+// malformed returns the failure of an image with a manifest that cannot be parsed, or is out of bounds.
 func malformed(ref Reference, err error) error {
-	return failure.New(failure.Invalid, "a manifest of %s is malformed: %w", ref, err).
-		WithHint("get the image again from where it was published")
+	return failure.New(failure.Invalid, "a manifest of %s is malformed: %w", ref, err).WithHint(hintImage)
 }

@@ -19,10 +19,10 @@ import (
 // A RecipientLayers is one who can open layers, and how many of those that are encrypted.
 type RecipientLayers struct {
 	layerkey.RecipientInfo
-	Layers int `json:"layers"`
+	Layers int `json:"layers"` // how many
 }
 
-// Recipients lists who can open encrypted layers of images, and how many layers are encrypted.
+// Recipients returns the recipients of the encrypted layers of images, and how many layers are encrypted.
 func Recipients(images []Image) (found []RecipientLayers, encrypted int) {
 	known := map[layerkey.RecipientInfo]int{} // where in found
 	for _, image := range images {
@@ -43,36 +43,36 @@ func Recipients(images []Image) (found []RecipientLayers, encrypted int) {
 	return found, encrypted
 }
 
-// A Changed is what changing the recipients of an image has made.
-type Changed struct {
-	Name   string        // the image by its new digest, HOST/NAME@DIGEST, if it is in a registry
-	Digest digest.Digest // of the manifest, or index, now
-	Layers int           // how many layers have other recipients; with 0, nothing was written
-
-	Warnings []string // about new recipients, as layerkey.Recipient has them
+// A RecipientChange describes a change of an image's recipients.
+type RecipientChange struct {
+	Name     string        // HOST/NAME@DIGEST of an image in a registry, with its new digest, else empty
+	Digest   digest.Digest // of the new manifest or index
+	Layers   int           // how many layers have other recipients now; with 0, nothing was written
+	Warnings []string      // about new recipients: layerkey.Recipient.Warning
 }
 
-// AddRecipients wraps the key of each encrypted layer for more recipients, as layerkey.ParseRecipients reads them. One
-// for whom a layer's key is wrapped already, with the same algorithm, is left as is. The key of the others is opened
-// with the keys that references name, as Decrypt does.
+// AddRecipients wraps the key of each encrypted layer for more recipients, which layerkey.ParseRecipients parses. A
+// layer's key that is wrapped for a recipient already, with the same algorithm, stays as it is. The keys of the others
+// are unwrapped with the keys that references name, as in Decrypt.
 //
-// Like RemoveRecipients, it changes manifests in a registry or in an OCI layout, in their place: layers are neither
-// read nor moved.
-func AddRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, registry Registry, recipients, references []string) (*Changed,
-	error) {
+// Like RemoveRecipients, it changes the manifests of an image in a registry or in an OCI layout, in place; it neither
+// reads nor moves layers.
+func AddRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, registry Registry, recipients,
+	references []string) (*RecipientChange, error) {
 	added, err := layerkey.ParseRecipients(ctx, ks, recipients, config.Flags)
 	if err != nil {
 		return nil, err
 	}
-	trial, err := layerkey.Seal([]byte("{}"), added) // says what the added ones are going to be
+	trial, err := layerkey.Seal([]byte("{}"), added) // shows how annotations are going to describe them
 	if err != nil {
 		return nil, err
 	}
-	wanted, err := layerkey.ReadRecipients(map[string]string{layerkey.Annotation: base64.StdEncoding.EncodeToString(trial)})
+	wanted, err := layerkey.ReadRecipients(
+		map[string]string{layerkey.Annotation: base64.StdEncoding.EncodeToString(trial)})
 	if err != nil {
 		return nil, err
 	}
-	changed, err := change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
+	add := func(ctx context.Context, t *tree) (*RecipientChange, [][]byte, error) {
 		keys := layerkey.OpenKeys(ks, references, config.Flags)
 		defer keys.Close()
 		return t.edit(func(l Layer) (string, error) {
@@ -86,7 +86,7 @@ func AddRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, re
 			if len(missing) == 0 {
 				return before, nil
 			}
-			options, err := unlock(ctx, keys, l)
+			options, err := unwrapKey(ctx, keys, l)
 			if err != nil {
 				return "", err
 			}
@@ -101,14 +101,15 @@ func AddRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, re
 			}
 			return after, nil
 		})
-	})
+	}
+	changed, err := changeManifests(ctx, ref, registry, add)
 	if err == nil {
 		changed.Warnings = warnings(added)
 	}
 	return changed, err
 }
 
-// warnings returns what nobody could be asked about recipients.
+// warnings returns the warnings about recipients.
 func warnings(recipients []layerkey.Recipient) (texts []string) {
 	for _, r := range recipients {
 		if r.Warning != "" {
@@ -118,35 +119,40 @@ func warnings(recipients []layerkey.Recipient) (texts []string) {
 	return texts
 }
 
-// RemoveRecipients takes recipients, by kid or as layerkey.IdentifyRecipients reads them, from the wrapped keys of all
-// layers. It needs no private key. Whoever was one of them and kept the manifest, or the layer's key, still opens the
-// layers: only encrypting the image anew takes that away. It refuses to leave a layer that nobody can open.
-func RemoveRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, registry Registry, names []string) (*Changed, error) {
-	return change(ctx, ref, registry, func(ctx context.Context, t *tree) (*Changed, [][]byte, error) {
+// RemoveRecipients removes recipients, by kid or as layerkey.IdentifyRecipients parses them, from the wrapped keys of
+// all layers. It needs no private key. A removed recipient who kept the old manifest, or a layer's key, still opens the
+// layers: to prevent that, encrypt the image anew. It fails with Denied when a layer would have no recipient left.
+func RemoveRecipients(ctx context.Context, ks *keystore.Keystore, ref Reference, registry Registry,
+	names []string) (*RecipientChange, error) {
+	return changeManifests(ctx, ref, registry, func(ctx context.Context, t *tree) (*RecipientChange, [][]byte, error) {
 		found, _ := Recipients(t.images)
 		gone, err := keyIDs(ctx, ks, ref, names, found)
 		if err != nil {
 			return nil, nil, err
 		}
 		return t.edit(func(l Layer) (string, error) {
-			after, err := without(l.annotations[layerkey.Annotation], gone)
-			if err == nil && after == "" && len(others(l.annotations)) == 0 {
-				err = failure.New(failure.Denied, "nobody could open it any more").WithHint("add another recipient first")
+			after, err := removeRecipients(l.annotations[layerkey.Annotation], gone)
+			if err == nil && after == "" && len(otherSchemes(l.annotations)) == 0 {
+				err = failure.New(failure.Denied, "it would have no recipient left").WithHint("add another recipient first")
 			}
 			return after, err
 		})
 	})
 }
 
-// keyIDs returns the kids of recipients that are named by kid or otherwise. Each has to be one who holds something.
-func keyIDs(ctx context.Context, ks *keystore.Keystore, ref Reference, names []string, found []RecipientLayers) ([]string, error) {
-	holds := func(kid string) bool {
-		return slices.ContainsFunc(found, func(h RecipientLayers) bool { return h.KeyID == kid && h.annotation() == layerkey.Annotation })
+// keyIDs returns the kids of recipients that are named by kid or otherwise. It fails with NotFound for a name that is
+// no recipient's.
+func keyIDs(ctx context.Context, ks *keystore.Keystore, ref Reference, names []string,
+	found []RecipientLayers) ([]string, error) {
+	known := func(kid string) bool {
+		return slices.ContainsFunc(found, func(r RecipientLayers) bool {
+			return r.KeyID == kid && r.annotation() == layerkey.Annotation
+		})
 	}
 	var kids []string
 	for _, name := range names {
 		kid := name
-		if thumbprint, err := base64.RawURLEncoding.DecodeString(name); !holds(kid) &&
+		if thumbprint, err := base64.RawURLEncoding.DecodeString(name); !known(kid) &&
 			(err != nil || len(thumbprint) != sha256.Size) {
 			parsed, err := layerkey.IdentifyRecipients(ctx, ks, []string{name}, config.Flags)
 			if err != nil {
@@ -154,20 +160,21 @@ func keyIDs(ctx context.Context, ks *keystore.Keystore, ref Reference, names []s
 			}
 			kid = parsed[0].KeyID()
 		}
-		if !holds(kid) {
-			return nil, failure.New(failure.Invalid, "%s is no recipient of %s (it has no kid %s)", name, ref, kid).
-				WithHint("see 'hsm-image recipients list " + ref.String() +
-					"'; those of other schemes than provider.hsm can't be removed one by one")
+		if !known(kid) {
+			return nil, failure.New(failure.NotFound, "%s is no recipient of %s (it has no kid %s)", name, ref, kid).
+				WithHint("list the recipients with 'hsm-image recipients list " + ref.String() +
+					"'; only those of the scheme provider.hsm can be removed")
 		}
 		kids = append(kids, kid)
 	}
 	return kids, nil
 }
 
-func (h RecipientLayers) annotation() string { return layerkey.AnnotationPrefix + h.Scheme }
+// annotation returns the name of the annotation that lists the recipient.
+func (r RecipientLayers) annotation() string { return layerkey.AnnotationPrefix + r.Scheme }
 
-// others returns the annotations that hold keys wrapped by others.
-func others(annotations map[string]string) (names []string) {
+// otherSchemes returns the names of annotations with keys that are wrapped in other schemes than provider.hsm.
+func otherSchemes(annotations map[string]string) (names []string) {
 	for name, value := range annotations {
 		if strings.HasPrefix(name, layerkey.AnnotationPrefix) && name != layerkey.Annotation && value != "" {
 			names = append(names, name)
@@ -176,25 +183,26 @@ func others(annotations map[string]string) (names []string) {
 	return names
 }
 
-// without takes recipients from the packets of our annotation. The recipients of a JWE are not authenticated with its
-// content: each has its own copy of the content's key (RFC 7516 section 7.2.1), so one can go and the rest stays what
-// it is.
-func without(annotation string, gone []string) (string, error) {
+// removeRecipients removes recipients from the packets of our annotation. The recipients of a JWE are not authenticated
+// with its content, and each has its own copy of the content's key (RFC 7516 section 7.2.1), so the rest of the JWE
+// stays valid.
+func removeRecipients(annotation string, gone []string) (string, error) {
 	var kept []string
 	for text := range strings.SplitSeq(annotation, ",") {
 		if text == "" {
 			continue
 		}
-		holders, err := layerkey.ReadRecipients(map[string]string{layerkey.Annotation: text})
+		recipients, err := layerkey.ReadRecipients(map[string]string{layerkey.Annotation: text})
 		if err != nil {
 			return "", err
 		}
-		stays := func(h layerkey.RecipientInfo) bool { return !slices.Contains(gone, h.KeyID) }
+		stays := func(r layerkey.RecipientInfo) bool { return !slices.Contains(gone, r.KeyID) }
 		switch {
-		case !slices.ContainsFunc(holders, stays):
+		case !slices.ContainsFunc(recipients, stays):
 			continue
-		case slices.ContainsFunc(holders, func(h layerkey.RecipientInfo) bool { return !stays(h) }):
-			if text, err = withoutEntries(text, func(i int) bool { return i < len(holders) && stays(holders[i]) }); err != nil {
+		case slices.ContainsFunc(recipients, func(r layerkey.RecipientInfo) bool { return !stays(r) }):
+			text, err = removeEntries(text, func(i int) bool { return i < len(recipients) && stays(recipients[i]) })
+			if err != nil {
 				return "", err
 			}
 		}
@@ -203,7 +211,8 @@ func without(annotation string, gone []string) (string, error) {
 	return strings.Join(kept, ","), nil
 }
 
-func withoutEntries(text string, stays func(int) bool) (string, error) {
+// removeEntries removes recipients from a JWE in base64, by their index.
+func removeEntries(text string, stays func(int) bool) (string, error) {
 	packet, err := base64.StdEncoding.DecodeString(text)
 	if err != nil {
 		return "", err
@@ -230,8 +239,8 @@ func withoutEntries(text string, stays func(int) bool) (string, error) {
 	return base64.StdEncoding.EncodeToString(packet), nil
 }
 
-// Names returns what recipients are called, as they were given, by kid.
-func Names(ctx context.Context, ks *keystore.Keystore, recipients []string) (map[string]string, error) {
+// RecipientNames returns the names of recipients, as the user wrote them, by kid.
+func RecipientNames(ctx context.Context, ks *keystore.Keystore, recipients []string) (map[string]string, error) {
 	names := map[string]string{}
 	if len(recipients) == 0 {
 		return names, nil

@@ -1,18 +1,16 @@
-// Package image encrypts container images to recipients and opens such images with keys in a module: it copies them,
-// lists their layers, and changes who can open them.
+// Package image encrypts container images to recipients, and decrypts them with keys in a module. It copies images,
+// lists their layers, changes their recipients, and decrypts layers for containerd.
 //
-// The copying is that of go.podman.io/image, which skopeo is made of, and the encryption of layers that of ocicrypt.
-// What is done here is around them: the keys of all layers are opened before anything is copied, with one login, and a
-// copy on this machine is there whole or not at all.
+// go.podman.io/image, the library of skopeo, copies images; ocicrypt encrypts and decrypts their layers. This package
+// unwraps the keys of all layers before anything is copied, with one login; it writes a copy on this machine as a whole
+// or not at all; and it bounds what it reads of images.
 package image
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
-	"time"
 
 	"go.podman.io/image/v5/directory"
 	"go.podman.io/image/v5/docker"
@@ -24,7 +22,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// The transports of skopeo that need neither a daemon nor a container store.
+// transports are those of skopeo that need neither a daemon nor a container store.
 var transports = []types.ImageTransport{docker.Transport, layout.Transport, ociarchive.Transport,
 	dockerarchive.Transport, directory.Transport}
 
@@ -35,9 +33,10 @@ type Reference struct {
 	text string
 }
 
-// ParseReference reads the name of an image; it does not look whether there is one.
+// ParseReference parses the name of an image. It does not check whether the image exists.
 func ParseReference(text string) (Reference, error) {
-	const hint = "name it like docker://registry.example.com/app:1, oci:DIR:TAG, oci-archive:FILE, docker-archive:FILE or dir:DIR"
+	const hint = "name it like docker://registry.example.com/app:1, oci:DIR:TAG, oci-archive:FILE, docker-archive:FILE " +
+		"or dir:DIR"
 	name, rest, _ := strings.Cut(text, ":")
 	for _, transport := range transports {
 		if transport.Name() != name {
@@ -48,8 +47,8 @@ func ParseReference(text string) (Reference, error) {
 		}
 		ref, err := transport.ParseReference(rest)
 		if errors.Is(err, fs.ErrNotExist) {
-			return Reference{}, failure.New(failure.Invalid, "%s can't be used: its folder is not there: %w", text, err).
-				WithHint("make it, or name another")
+			return Reference{}, failure.New(failure.NotFound, "cannot use %s: its folder does not exist: %w", text, err).
+				WithHint("make the folder, or name another")
 		}
 		if err != nil {
 			return Reference{}, failure.New(failure.Invalid, "%q does not name an image: %w", text, err).WithHint(hint)
@@ -64,8 +63,8 @@ func (r Reference) String() string { return r.text }
 
 func (r Reference) transport() string { return r.Transport().Name() }
 
-// local splits the name of an image on this machine into its path and what follows it in the name; ok is false for a
-// registry.
+// local splits the name of an image on this machine into its path and what follows the path. ok is false for an image
+// in a registry.
 func (r Reference) local() (path, name string, ok bool) {
 	_, rest, _ := strings.Cut(r.text, ":")
 	switch r.transport() {
@@ -91,19 +90,20 @@ func (r Reference) at(path string) (Reference, error) {
 	}
 	if got, _, _ := moved.local(); got != path {
 		return Reference{}, failure.New(failure.Invalid,
-			"%s can't be written below a folder with a colon in its name, %s", r, path).
+			"cannot write %s below %s: the name of a folder has a colon", r, path).
 			WithHint("use another folder")
 	}
 	return moved, nil
 }
 
-// Registry says how a registry is reached. The zero value is how skopeo does it by itself.
+// Registry holds how a registry is reached. The zero value is skopeo's default.
 type Registry struct {
 	AuthFile string // credentials, as written by 'skopeo login' or 'docker login'; "" is the user's own file
 	CertDir  string // a folder with *.crt of a CA and *.cert and *.key of a client; "" is the system's
 	Insecure bool   // allow plain HTTP, and certificates that do not verify
 }
 
+// context returns the copy library's settings for the registry.
 func (r Registry) context() *types.SystemContext {
 	c := &types.SystemContext{AuthFilePath: r.AuthFile, DockerCertPath: r.CertDir}
 	if r.Insecure {
@@ -112,50 +112,10 @@ func (r Registry) context() *types.SystemContext {
 	return c
 }
 
-// stall is how long a transfer may move nothing. A registry that puts a large layer together is silent for a while.
-var stall = 5 * time.Minute
-
-// A transfer is data on its way to or from a registry, which is given up when nothing moves any more.
-type transfer struct {
-	timer *time.Timer
-	late  func()
-}
-
-// moved is called whenever something has moved.
-func (t *transfer) moved() { t.timer.Reset(stall) }
-
-// rest begins a time in which only what wait is called for is a transfer: what is done on this machine takes as long as
-// it takes.
-func (t *transfer) rest() { t.timer.Stop() }
-
-// wait watches one step of a transfer; the function that it returns ends that.
-func (t *transfer) wait() func() bool { return time.AfterFunc(stall, t.late).Stop }
-
-// within runs do and gives up when its transfer stalls.
-func within(ctx context.Context, what string, do func(context.Context, *transfer) error) error {
-	inner, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stalled := failure.New(failure.Timeout, "%s: nothing has moved for %s", what, stall).
-		WithHint("check the network and the registry, and run it again")
-	late := func() { cancel(stalled) }
-	t := &transfer{time.AfterFunc(stall, late), late}
-	defer t.rest()
-	err := do(inner, t)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(context.Cause(inner), stalled):
-		return stalled
-	case ctx.Err() != nil:
-		return failure.New(failure.Internal, "interrupted: %s", what).WithHint("run it again")
-	}
-	return err
-}
-
 // A Platform is OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT.
 type Platform struct{ OS, Architecture, Variant string }
 
-// ParsePlatform reads a platform.
+// ParsePlatform parses a platform.
 func ParsePlatform(text string) (Platform, error) {
 	parts := strings.Split(text, "/")
 	if len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
@@ -169,7 +129,7 @@ func ParsePlatform(text string) (Platform, error) {
 	return p, nil
 }
 
-// String returns the platform as ParsePlatform reads it; "" is an unknown one.
+// String returns the platform as ParsePlatform parses it, or "" if it is unknown.
 func (p Platform) String() string {
 	if p.OS == "" && p.Architecture == "" {
 		return ""
@@ -181,8 +141,8 @@ func (p Platform) String() string {
 	return text
 }
 
-// matches reports whether an image for platform p is one of those wanted; a wanted platform without a variant takes
-// any.
+// matches reports whether p is the wanted platform. A wanted platform without a variant matches all variants.
 func (p Platform) matches(wanted Platform) bool {
-	return p.OS == wanted.OS && p.Architecture == wanted.Architecture && (wanted.Variant == "" || p.Variant == wanted.Variant)
+	return p.OS == wanted.OS && p.Architecture == wanted.Architecture &&
+		(wanted.Variant == "" || p.Variant == wanted.Variant)
 }

@@ -21,26 +21,27 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// An edit returns what our annotation of an encrypted layer is to be.
+// An edit returns the new value of our annotation of an encrypted layer.
 type edit func(Layer) (string, error)
 
-// change reads the manifests behind a reference and writes those that rewrite makes of them.
-func change(ctx context.Context, ref Reference, registry Registry, rewrite rewrite) (*Changed, error) {
-	var changed *Changed
-	err := within(ctx, "changing the recipients of "+ref.String(),
-		func(ctx context.Context, transfer *transfer) (err error) {
-			changed, err = changeTree(ctx, ref, registry, rewrite, transfer)
+// changeManifests reads the manifests that a reference names, and writes those that rewrite makes of them.
+func changeManifests(ctx context.Context, ref Reference, registry Registry, rewrite rewrite) (*RecipientChange, error) {
+	var changed *RecipientChange
+	err := withStallTimer(ctx, "changing the recipients of "+ref.String(),
+		func(ctx context.Context, timer *stallTimer) (err error) {
+			changed, err = changeTree(ctx, ref, registry, rewrite, timer)
 			return err
 		})
 	return changed, err
 }
 
-func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite rewrite, transfer *transfer) (*Changed,
-	error) {
+// changeTree is changeManifests within a stall timer.
+func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite rewrite,
+	timer *stallTimer) (*RecipientChange, error) {
 	path, name, local := ref.local()
 	if local && ref.transport() != layout.Transport.Name() || strings.HasPrefix(name, "@") {
 		return nil, failure.New(failure.Unsupported,
-			"recipients can be changed in a registry and in oci:DIR:TAG alone, not in %s", ref).
+			"cannot change the recipients of %s: it is neither in a registry nor in oci:DIR:TAG", ref).
 			WithHint("copy it to oci:DIR:TAG, change it there, and copy it back")
 	}
 	sys := registry.context()
@@ -49,7 +50,7 @@ func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite r
 		return nil, err
 	}
 	defer source.Close()
-	t, err := read(ctx, ref, sys, source, transfer)
+	t, err := read(ctx, ref, sys, source, timer)
 	if err != nil {
 		return nil, err
 	}
@@ -57,33 +58,36 @@ func changeTree(ctx context.Context, ref Reference, registry Registry, rewrite r
 		return nil, failure.New(failure.Invalid, "%s has no encrypted layer", ref).
 			WithHint("encrypt it with 'hsm-image encrypt'")
 	}
-	var changed *Changed
+	var changed *RecipientChange
 	var manifests [][]byte
-	transfer.rest()
-	// A module that hangs is left behind here, so that what was begun is put away.
-	err = deadline.Run(ctx, func(ctx context.Context) (err error) { changed, manifests, err = rewrite(ctx, t); return err })
+	timer.suspend()
+	// A module that hangs is abandoned here.
+	err = deadline.Run(ctx, func(ctx context.Context) (err error) {
+		changed, manifests, err = rewrite(ctx, t)
+		return err
+	})
 	if err != nil || changed.Layers == 0 {
 		return changed, err
 	}
-	transfer.moved()
+	timer.progress()
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	if local {
 		err = writeLayout(ref, path, name, manifests)
 	} else {
-		err = push(ctx, ref, sys, t.digest, manifests)
+		err = pushManifests(ctx, ref, sys, t.digest, manifests)
 		changed.Name = ref.DockerReference().Name() + "@" + changed.Digest.String()
 	}
 	return changed, err
 }
 
-// A rewrite makes new manifests: those of the images that change, and at the end that at the top.
-type rewrite func(context.Context, *tree) (*Changed, [][]byte, error)
+// A rewrite returns new manifests: those of the images that change, and last that of the index.
+type rewrite func(context.Context, *tree) (*RecipientChange, [][]byte, error)
 
-// edit is the rewrite that gives our annotation of each encrypted layer another value.
-func (t *tree) edit(edit edit) (*Changed, [][]byte, error) {
-	changed := &Changed{Digest: t.digest}
+// edit is a rewrite that changes our annotation of each encrypted layer.
+func (t *tree) edit(edit edit) (*RecipientChange, [][]byte, error) {
+	changed := &RecipientChange{Digest: t.digest}
 	var manifests [][]byte
 	renamed := map[digest.Digest][]byte{}
 	for _, image := range t.images {
@@ -100,7 +104,7 @@ func (t *tree) edit(edit edit) (*Changed, [][]byte, error) {
 		return changed, nil, nil
 	}
 	if t.index {
-		index, err := relist(t.manifest, renamed)
+		index, err := rewriteIndex(t.manifest, renamed)
 		if err != nil {
 			return nil, nil, malformed(t.reference, err)
 		}
@@ -110,7 +114,7 @@ func (t *tree) edit(edit edit) (*Changed, [][]byte, error) {
 	return changed, manifests, nil
 }
 
-// edit makes a new manifest. What it does not know of the old one stays as it is.
+// edit returns a new manifest, and how many of its layers changed. All else in the manifest stays as it is.
 func (i Image) edit(ref Reference, edit edit) (data []byte, changed int, err error) {
 	object := map[string]json.RawMessage{}
 	var layers []map[string]json.RawMessage
@@ -118,7 +122,7 @@ func (i Image) edit(ref Reference, edit edit) (data []byte, changed int, err err
 		return nil, 0, nil
 	}
 	if i.mimeType != ocispec.MediaTypeImageManifest {
-		return nil, 0, malformed(ref, fmt.Errorf("a manifest of the type %s can't hold wrapped keys", i.mimeType))
+		return nil, 0, malformed(ref, fmt.Errorf("a manifest of the type %s has no place for wrapped keys", i.mimeType))
 	}
 	if err := json.Unmarshal(i.manifest, &object); err != nil {
 		return nil, 0, malformed(ref, err)
@@ -135,7 +139,7 @@ func (i Image) edit(ref Reference, edit edit) (data []byte, changed int, err err
 		}
 		value, err := edit(l)
 		if err != nil {
-			return nil, 0, about(err, "%s of %s", l, i.name(ref))
+			return nil, 0, prefixed(err, "%s of %s", l, i.name(ref))
 		}
 		if value == l.annotations[layerkey.Annotation] {
 			continue
@@ -150,7 +154,7 @@ func (i Image) edit(ref Reference, edit edit) (data []byte, changed int, err err
 		}
 		// Rather no change than an image that can't be read any more, because it has too many recipients for instance.
 		if _, err := layerkey.ReadRecipients(annotations); err != nil && !failure.Is(err, failure.Unsupported) {
-			return nil, 0, about(err, "%s of %s", l, i.name(ref))
+			return nil, 0, prefixed(err, "%s of %s", l, i.name(ref))
 		}
 		if layers[l.Index]["annotations"], err = json.Marshal(annotations); err != nil {
 			return nil, 0, err
@@ -162,14 +166,14 @@ func (i Image) edit(ref Reference, edit edit) (data []byte, changed int, err err
 	}
 	data, err = json.Marshal(object)
 	if err == nil && len(data) > manifestLimit {
-		err = failure.New(failure.Invalid, "the manifest of %s would be larger than %d MiB", i.name(ref), manifestLimit>>20).
-			WithHint("remove recipients that are not needed")
+		err = failure.New(failure.Invalid, "the manifest of %s would be larger than %d MiB", i.name(ref),
+			manifestLimit>>20).WithHint("remove recipients that are not needed")
 	}
 	return data, changed, err
 }
 
-// relist makes an index that lists new manifests in the place of old ones.
-func relist(index []byte, renamed map[digest.Digest][]byte) ([]byte, error) {
+// rewriteIndex returns an index that lists new manifests in the place of old ones.
+func rewriteIndex(index []byte, renamed map[digest.Digest][]byte) ([]byte, error) {
 	object := map[string]json.RawMessage{}
 	var entries []map[string]json.RawMessage
 	if err := json.Unmarshal(index, &object); err != nil {
@@ -197,12 +201,13 @@ func relist(index []byte, renamed map[digest.Digest][]byte) ([]byte, error) {
 	return json.Marshal(object)
 }
 
-// push writes manifests to a registry, the one at the top last. It takes the tag only if that still is what was read.
-func push(ctx context.Context, ref Reference, sys *types.SystemContext, before digest.Digest,
+// pushManifests writes manifests to a registry, the one that the reference names last. It fails with Conflict when the
+// tag names another image than the one that was read.
+func pushManifests(ctx context.Context, ref Reference, sys *types.SystemContext, before digest.Digest,
 	manifests [][]byte) error {
 	failed := func(err error) error {
-		return failure.New(failure.Internal, "can't write to %s: %w", ref, err).
-			WithHint("check the network, and that this user may write to the repository")
+		return failure.New(failure.Unavailable, "cannot write %s: %w", ref, err).
+			WithHint("check the network, and that this user has write access to the repository")
 	}
 	destination, err := ref.NewImageDestination(ctx, sys)
 	if err != nil {
@@ -219,7 +224,8 @@ func push(ctx context.Context, ref Reference, sys *types.SystemContext, before d
 				return failed(err)
 			}
 			if now != before {
-				return failure.New(failure.Denied, "%s has become another image meanwhile, %s", ref, now).WithHint("run it again")
+				return failure.New(failure.Conflict, "cannot write %s: it has become another image, %s", ref, now).
+					WithHint("run it again")
 			}
 			target = nil
 		}
@@ -230,10 +236,11 @@ func push(ctx context.Context, ref Reference, sys *types.SystemContext, before d
 	return nil
 }
 
-// writeLayout writes manifests into an OCI layout, and its index last.
+// writeLayout writes manifests into an OCI layout, and then its index.
 func writeLayout(ref Reference, path, name string, manifests [][]byte) error {
 	failed := func(err error) error {
-		return failure.New(failure.Internal, "can't write %s: %w", ref, err).WithHint("check the folder's permissions")
+		return failure.New(failure.Unavailable, "cannot write %s: %w", ref, err).
+			WithHint("check the permissions of the folder, and that the disk is not full")
 	}
 	entry, err := layout.LoadManifestDescriptor(ref.ImageReference)
 	if err != nil {

@@ -17,16 +17,16 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
-// manifestBounds are those of manifests and indexes, and of image configurations.
+// manifestBounds are those of manifests, indexes and image configurations.
 var manifestBounds = bound.Limits{Bytes: manifestLimit, Depth: bound.Depth, Elements: 1 << 16}
 
-// A checkedSource checks the structure of manifests before anything parses them, and follows no URLs in them.
+// A checkedSource checks the structure of manifests before anything parses them, and reads nothing from their URLs.
 type checkedSource struct {
 	types.ImageSource
 	ref Reference
 }
 
-// openSource prepares to read an image.
+// openSource opens an image for reading.
 func openSource(ctx context.Context, ref Reference, sys *types.SystemContext) (types.ImageSource, error) {
 	path, _, _ := ref.local()
 	if ref.transport() == layout.Transport.Name() {
@@ -41,7 +41,8 @@ func openSource(ctx context.Context, ref Reference, sys *types.SystemContext) (t
 	return &checkedSource{source, ref}, nil
 }
 
-// GetManifest returns a manifest of bounded structure; the library bounds what it downloads, and reads files whole.
+// GetManifest returns a manifest of bounded structure. The library bounds downloads, but reads files whole, so a file
+// is checked first.
 func (s *checkedSource) GetManifest(ctx context.Context, instance *digest.Digest) ([]byte, string, error) {
 	if err := s.checkFile(instance); err != nil {
 		return nil, "", unreadable(s.ref, err)
@@ -56,14 +57,14 @@ func (s *checkedSource) GetManifest(ctx context.Context, instance *digest.Digest
 	return data, mimeType, nil
 }
 
-// GetBlob reads a blob from where the image is. The URLs that a manifest may give instead could lead anywhere.
+// GetBlob returns a blob from where the image is, not from the URLs in its manifest, which could be any addresses.
 func (s *checkedSource) GetBlob(ctx context.Context, info types.BlobInfo, cache types.BlobInfoCache) (io.ReadCloser,
 	int64, error) {
 	info.URLs = nil
 	return s.ImageSource.GetBlob(ctx, info, cache)
 }
 
-// checkFile checks the file of a manifest in a folder.
+// checkFile checks the file of a manifest in a folder: that it is regular, and not too large.
 func (s *checkedSource) checkFile(instance *digest.Digest) error {
 	path, _, _ := s.ref.local()
 	if instance != nil {
@@ -93,8 +94,8 @@ func (s *checkedSource) checkFile(instance *digest.Digest) error {
 	return nil
 }
 
-// checkFile fails if a file is there that is not one, or is too large for a manifest. Its absence is noticed when it is
-// read.
+// checkFile fails for a file that is not regular or too large for a manifest. For one that does not exist, reading it
+// fails.
 func checkFile(path string) error {
 	info, err := os.Stat(path)
 	switch {
@@ -103,7 +104,7 @@ func checkFile(path string) error {
 	case err != nil:
 		return err
 	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s is no regular file", path)
+		return fmt.Errorf("%s is not a regular file", path)
 	case info.Size() > manifestLimit:
 		return fmt.Errorf("%s is larger than %d MiB", path, manifestLimit>>20)
 	}

@@ -20,15 +20,15 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// A scratch folder is for this user alone and gone afterwards. All that the copy library writes on this machine goes
-// there: its temporary files, and a copy that is not known to be good yet. ocicrypt authenticates a layer at its end,
-// so up to then what was decrypted may be anything, and if the copy fails none of it may stay.
+// A scratch folder is readable for this user alone and is removed after the copy. The copy library writes there alone:
+// its temporary files, and a copy on this machine. ocicrypt authenticates a layer at its end, so what it has decrypted
+// before may be wrong, and is removed if the copy fails.
 type scratch struct {
 	dir  string
-	keep func() bool // ends what remove has begun; false when it is too late for that
+	keep func() bool // stops the removal when a context ends; false when it has begun
 }
 
-// newScratch makes a scratch folder in a folder; "" is the system's place for large temporary files.
+// newScratch makes a scratch folder in a folder. "" is the system's folder for large temporary files.
 func newScratch(in string) (*scratch, error) {
 	if in == "" {
 		if in = os.Getenv("TMPDIR"); in == "" {
@@ -37,41 +37,42 @@ func newScratch(in string) (*scratch, error) {
 	}
 	dir, err := os.MkdirTemp(in, ".hsm-image-")
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "can't make a temporary folder: %w", err).
-			WithHint("the folder has to be there, and to be writable")
+		return nil, failure.New(failure.Invalid, "cannot make a temporary folder: %w", err).
+			WithHint("check that " + in + " exists, and that this user can write to it")
 	}
 	return &scratch{dir: dir}, nil
 }
 
-// remove returns a function that removes the folder. When ctx ends first the folder goes at once, for the process may
-// not live until a write that hangs comes back.
+// remove returns a function that removes the folder. When ctx ends first, the folder is removed at once: the process
+// may end before a write that hangs.
 func (s *scratch) remove(ctx context.Context) func() {
-	gone := func() {
-		for range 10 { // while something is still written there, new files may appear
+	removeAll := func() {
+		for range 10 { // writes that go on may make new files
 			if os.RemoveAll(s.dir) == nil {
 				return
 			}
 		}
 	}
-	s.keep = context.AfterFunc(ctx, gone)
-	return func() { s.keep(); gone() }
+	s.keep = context.AfterFunc(ctx, removeAll)
+	return func() { s.keep(); removeAll() }
 }
 
-// use has the copy library write into the folder. What it remembers of other copies is not used.
+// use sets the copy library to write into the folder, without its cache of other copies.
 func (s *scratch) use(sys *types.SystemContext) *types.SystemContext {
 	sys.BigFilesTemporaryDir, sys.BlobInfoCacheDir = s.dir, s.dir
 	return sys
 }
 
-// A target is where a copy goes: for a registry the place itself, whose tag is written last; on this machine a place in
-// the scratch folder, from which commit moves it.
+// A target is the destination of a copy. For a registry, staged is the destination itself, whose tag is written last.
+// On this machine, staged is in the scratch folder, and commit moves it to the destination.
 type target struct {
 	*scratch
 	staged Reference
 	commit func() error
 }
 
-// newTarget prepares a destination. It writes nothing outside the scratch folder.
+// newTarget prepares a destination. It fails with Conflict for one that holds something else than an image. It writes
+// nothing outside the scratch folder.
 func newTarget(ref Reference) (*target, error) {
 	path, name, local := ref.local()
 	if !local {
@@ -81,17 +82,17 @@ func newTarget(ref Reference) (*target, error) {
 	if resolved, err := filepath.EvalSymlinks(path); err == nil {
 		path = resolved
 	}
-	path, err := filepath.Abs(path) // of the folder "." as well there is one beside which to work
+	path, err := filepath.Abs(path) // "." too has a parent folder then
 	if err != nil {
 		return nil, err
 	}
-	there, err := check(ref, path)
+	exists, err := checkTarget(ref, path)
 	if err != nil {
 		return nil, err
 	}
 	folder := filepath.Dir(path)
-	if there && ref.transport() == layout.Transport.Name() {
-		folder = path // blobs are moved into it one by one, so they have to be on its file system
+	if exists && ref.transport() == layout.Transport.Name() {
+		folder = path // its blobs are renamed into it, which takes the same file system
 	}
 	s, err := newScratch(folder)
 	if err != nil {
@@ -105,41 +106,43 @@ func newTarget(ref Reference) (*target, error) {
 	}
 	t.commit = func() (err error) {
 		switch {
-		case there && ref.transport() == layout.Transport.Name():
-			err = merge(stage, path, name)
-		case there && ref.transport() == directory.Transport.Name():
-			err = exchange(stage, path, filepath.Join(s.dir, "old"))
+		case exists && ref.transport() == layout.Transport.Name():
+			err = mergeLayout(stage, path, name)
+		case exists && ref.transport() == directory.Transport.Name():
+			err = replaceFolder(stage, path, filepath.Join(s.dir, "old"))
 		default:
-			_ = unix.Rmdir(path) // an empty folder, which os.Rename does not replace
+			_ = unix.Rmdir(path) // os.Rename does not replace an empty folder
 			err = os.Rename(stage, path)
 		}
 		if err != nil {
-			return failure.New(failure.Internal, "can't write %s: %w", ref, err).
-				WithHint("check the permissions of " + folder + " and that the disk is not full")
+			return failure.New(failure.Unavailable, "cannot write %s: %w", ref, err).
+				WithHint("check the permissions of " + folder + ", and that the disk is not full")
 		}
 		return nil
 	}
 	return t, nil
 }
 
-// check refuses to write over what is no image; the copy library would as well, but it only sees the scratch folder.
-func check(ref Reference, path string) (there bool, err error) {
+// checkTarget fails with Conflict when a destination on this machine holds something else than an image, since the copy
+// library checks the staged copy's place alone. exists is false for a path without anything, and for an empty folder.
+func checkTarget(ref Reference, path string) (exists bool, err error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, failure.New(failure.Invalid, "can't write %s: %w", ref, err).
+		return false, failure.New(failure.Invalid, "cannot write %s: %w", ref, err).
 			WithHint("check the path and its permissions")
 	}
 	refuse := func(why string) (bool, error) {
-		return false, failure.New(failure.Invalid, "can't write %s: %s", ref, why).WithHint("give a path where nothing is")
+		return false, failure.New(failure.Conflict, "cannot write %s: %s", ref, why).
+			WithHint("give a path that does not exist")
 	}
 	mark := map[string]string{directory.Transport.Name(): "version",
 		layout.Transport.Name(): ocispec.ImageIndexFile}[ref.transport()]
 	switch {
 	case mark != "" && !info.IsDir():
-		return refuse("it is no folder")
+		return refuse("it is not a folder")
 	case mark != "":
 		entries, err := os.ReadDir(path)
 		if err != nil {
@@ -148,17 +151,17 @@ func check(ref Reference, path string) (there bool, err error) {
 		if _, err := os.Stat(filepath.Join(path, mark)); err != nil && len(entries) > 0 {
 			return refuse("the folder holds something else than an image")
 		}
-		return len(entries) > 0, nil // an empty folder is replaced as if it were not there
+		return len(entries) > 0, nil
 	case !info.Mode().IsRegular():
-		return refuse("it is no file")
+		return refuse("it is not a file")
 	case info.Size() > 0:
-		return refuse("the file is there already, and an archive can't be added to")
+		return refuse("the file exists, and nothing can be added to an archive")
 	}
 	return true, nil
 }
 
-// exchange puts stage in the place of path.
-func exchange(stage, path, old string) error {
+// replaceFolder renames path to old, and stage to path. When that fails, path is what it was before.
+func replaceFolder(stage, path, old string) error {
 	if err := os.Rename(path, old); err != nil {
 		return err
 	}
@@ -169,9 +172,9 @@ func exchange(stage, path, old string) error {
 	return nil
 }
 
-// merge moves the one image of the layout stage into another layout, which gets its entry last. On failure it takes its
-// blobs away again.
-func merge(stage, path, name string) (err error) {
+// mergeLayout moves the one image of the layout stage into the layout path: first its blobs, then its entry in the
+// index. When that fails, it removes the blobs that it moved.
+func mergeLayout(stage, path, name string) (err error) {
 	var moved []string
 	defer func() {
 		if err != nil {
@@ -191,7 +194,7 @@ func merge(stage, path, name string) (err error) {
 		}
 		to := filepath.Join(path, relative)
 		if _, err := os.Stat(to); err == nil {
-			continue // content by its digest
+			continue // its digest is its name, so it is the same blob
 		}
 		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil { //nolint:gosec // as the other blobs are
 			return err
@@ -217,8 +220,8 @@ func merge(stage, path, name string) (err error) {
 	return nil
 }
 
-// setEntry puts a descriptor into the index.json of a layout, in the place of that with the same name; an entry without
-// a name takes the place of that with the digest old. All else in the file stays as it is.
+// setEntry adds a descriptor to the index.json of a layout. It replaces the entry with the same name; an entry without
+// a name replaces the one with the digest old. All else in the file stays as it is.
 func setEntry(path, name string, old digest.Digest, entry ocispec.Descriptor) error {
 	file := filepath.Join(path, ocispec.ImageIndexFile)
 	data, err := os.ReadFile(file)

@@ -540,7 +540,7 @@ func TestContainerdDecoderForged(t *testing.T) {
 		l := newLayer(t, ocispec.MediaTypeImageLayer, "a.txt", text).encrypt(t)
 		l.options.Public.CipherOptions = map[string][]byte{"nonce": make([]byte, 16)}
 		l.diffID = digest.FromBytes(l.decrypted(t))
-		n.refused(t, text, n.PullCRI(t, n.push(t, "forged", wrapJWE(n.public), l)), "it gives a nonce of its own")
+		n.refused(t, text, n.PullCRI(t, n.push(t, "forged", wrapJWE(n.public), l)), "it has a nonce of its own")
 	})
 }
 

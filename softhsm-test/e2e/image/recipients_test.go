@@ -111,7 +111,7 @@ func TestImageRecipients(t *testing.T) {
 			t.Fatalf("recipients list printed\n%s", list)
 		}
 		recipients("changed .*; layers with other recipients: 4", "remove", "--recipient", kid[1])
-		recipients("error: .*nobody could open it any more", "remove", "--recipient", b.URI)
+		recipients("error: .*it would have no recipient left", "remove", "--recipient", b.URI)
 		opens(place.image, b, true)
 		opens(place.image, c, false)
 	}
