@@ -2,7 +2,6 @@ package image
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -44,8 +43,7 @@ func TestContainerdConfig(t *testing.T) {
 
 // FuzzContainerdPayload holds that nothing in place of containerd's payload crashes, or lets a layer through.
 func FuzzContainerdPayload(f *testing.F) {
-	f.Setenv("NOTATION_HSM_CONFIG", "/dev/null")
-	f.Setenv("NOTATION_HSM_MODULE_PATH", "/nonexistent/module.so")
+	ks := newModule(f).Keystore()
 	f.Add([]byte{})
 	for _, annotations := range []map[string]string{
 		nil, {pubopts: "e30="}, {pubopts: "e30=", "org.opencontainers.image.enc.keys.jwe": "e30="},
@@ -68,10 +66,10 @@ func FuzzContainerdPayload(f *testing.F) {
 		for _, out := range []*bytes.Buffer{&first, &second} {
 			readCost.Check(t, len(payload), func() {
 				out.Reset()
-				d := Decoder{Root: "/nonexistent", MediaType: ocispec.MediaTypeImageLayer + "+encrypted",
+				d := Decoder{Keystore: ks, Root: "/nonexistent", MediaType: ocispec.MediaTypeImageLayer + "+encrypted",
 					Payload: bytes.NewReader(payload)}
-				if err := d.Decode(context.Background(), strings.NewReader("layer"), out); err == nil {
-					t.Error("a layer was opened without a module")
+				if err := d.Decode(t.Context(), strings.NewReader("layer"), out); err == nil {
+					t.Error("a layer was opened without a wrapped key")
 				}
 			})
 		}

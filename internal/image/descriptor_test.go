@@ -1,9 +1,6 @@
 package image
 
 import (
-	"archive/tar"
-	"bytes"
-	"context"
 	"encoding/json"
 	"io"
 	"maps"
@@ -20,18 +17,13 @@ import (
 	"go.podman.io/image/v5/pkg/compression"
 	"go.podman.io/image/v5/signature"
 	"go.podman.io/image/v5/types"
-
-	"github.com/notation-hsm/notation-hsm/internal/backends"
-	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/key"
-	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
 // TestNoPlainAnnotations encrypts layers that were made as zstd:chunked, with more annotations beside, a copy of their
 // content in the descriptor and addresses to get them from: the encrypted ones are encrypted, keep what people read and
 // nothing else, and open again. A layer that is not encrypted stays as it is.
 func TestNoPlainAnnotations(t *testing.T) {
-	recipient := recipientKey(t)
+	module := newModule(t)
 	source := newOCIFolder(t)
 	contents := []string{tarOf(t, "one"), tarOf(t, "two")}
 	ref := chunked(t, source, contents)
@@ -60,7 +52,7 @@ func TestNoPlainAnnotations(t *testing.T) {
 			folder := newOCIFolder(t)
 			to, plain := Copy{From: ref, To: mustParse(t, "oci:"+folder.dir+"/encrypted")},
 				mustParse(t, "oci:"+folder.dir+"/plain")
-			if _, err := Encrypt(t.Context(), backends.Keystore(), to, []string{recipient}, indices); err != nil {
+			if _, err := Encrypt(t.Context(), module.Keystore(), to, []string{imagesKey}, indices); err != nil {
 				t.Fatal(err)
 			}
 			var after ocispec.Manifest
@@ -85,7 +77,7 @@ func TestNoPlainAnnotations(t *testing.T) {
 			if name != "all" {
 				return
 			}
-			if _, err := Decrypt(t.Context(), backends.Keystore(), Copy{From: to.To, To: plain}, []string{"pkcs11:object=images"}); err != nil {
+			if _, err := Decrypt(t.Context(), module.Keystore(), Copy{From: to.To, To: plain}, []string{imagesKey}); err != nil {
 				t.Fatal(err)
 			}
 			opened := &ociFolder{t: t, dir: folder.dir + "/plain"}
@@ -101,11 +93,11 @@ func TestNoPlainAnnotations(t *testing.T) {
 
 // TestDecryptWithURLs decrypts a layer that has URLs, which the copy library would leave encrypted.
 func TestDecryptWithURLs(t *testing.T) {
-	recipient := recipientKey(t)
+	module := newModule(t)
 	source, folder := newOCIFolder(t), newOCIFolder(t)
 	encrypted := mustParse(t, "oci:"+folder.dir+"/encrypted")
-	if _, err := Encrypt(t.Context(), backends.Keystore(), Copy{From: chunked(t, source, []string{tarOf(t, "one")}), To: encrypted},
-		[]string{recipient}, nil); err != nil {
+	if _, err := Encrypt(t.Context(), module.Keystore(), Copy{From: chunked(t, source, []string{tarOf(t, "one")}), To: encrypted},
+		[]string{imagesKey}, nil); err != nil {
 		t.Fatal(err)
 	}
 	var m ocispec.Manifest
@@ -114,50 +106,13 @@ func TestDecryptWithURLs(t *testing.T) {
 	m.Layers[0].URLs = []string{"https://registry.example.com/layer"}
 	ref, plain := changed.finish(changed.addJSON(ocispec.MediaTypeImageManifest, m), 0),
 		mustParse(t, "oci:"+folder.dir+"/plain")
-	if _, err := Decrypt(t.Context(), backends.Keystore(), Copy{From: ref, To: plain}, []string{"pkcs11:object=images"}); err != nil {
+	if _, err := Decrypt(t.Context(), module.Keystore(), Copy{From: ref, To: plain}, []string{imagesKey}); err != nil {
 		t.Fatal(err)
 	}
 	(&ociFolder{t: t, dir: folder.dir + "/plain"}).readManifest(plain, &m)
 	if strings.HasSuffix(m.Layers[0].MediaType, "+encrypted") || len(m.Layers[0].URLs) > 0 {
 		t.Errorf("it became %+v", m.Layers[0])
 	}
-}
-
-// recipientKey makes a key named images on a token of SoftHSM and returns a recipient with its public half.
-func recipientKey(t *testing.T) string {
-	t.Helper()
-	token := softhsmtest.NewToken(t, "recipients")
-	t.Setenv("NOTATION_HSM_CONFIG", "/dev/null")
-	t.Setenv("NOTATION_HSM_MODULE_PATH", token.Module)
-	t.Setenv("NOTATION_HSM_PIN", softhsmtest.PIN)
-	s, err := backends.Keystore().Resolve("", nil, config.Flags)
-	if err != nil {
-		t.Fatal(err)
-	}
-	spec, _ := key.ParseSpec("EC-256")
-	if _, err := s.Generate(context.Background(),
-		key.Request{Spec: spec, Usage: key.Decrypt, Label: "images"}); err != nil {
-		t.Fatal(err)
-	}
-	return "pkcs11:object=images"
-}
-
-// tarOf is an archive with one file.
-func tarOf(t *testing.T, name string) string {
-	t.Helper()
-	var out bytes.Buffer
-	w := tar.NewWriter(&out)
-	content := strings.Repeat(name, 1000)
-	if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content))}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write([]byte(content)); err != nil {
-		t.Fatal(err)
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.String()
 }
 
 // chunked writes an image with layers in zstd:chunked, made by the library that skopeo and podman make them with, into
@@ -192,7 +147,7 @@ func chunked(t *testing.T, to *ociFolder, contents []string) Reference {
 	return target
 }
 
-func mustParse(t *testing.T, text string) Reference {
+func mustParse(t testing.TB, text string) Reference {
 	t.Helper()
 	ref, err := ParseReference(text)
 	if err != nil {
