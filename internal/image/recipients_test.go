@@ -99,6 +99,25 @@ func TestChangeRecipients(t *testing.T) {
 	}
 }
 
+// TestRemoveFromPacket removes a recipient who shares a packet with another.
+func TestRemoveFromPacket(t *testing.T) {
+	m, source := newModule(t), newOCIFolder(t)
+	to := mustParse(t, "oci:"+t.TempDir()+"/encrypted:app")
+	c := Copy{From: source.finish(source.plainImage("linux/amd64", "one"), 0), To: to}
+	if _, err := Encrypt(t.Context(), m.Keystore(), c, []string{imagesKey, otherKey}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := RemoveRecipients(t.Context(), m.Keystore(), to, Registry{}, []string{imagesKey}); err != nil {
+		t.Fatal(err)
+	}
+	plain := Copy{From: to, To: mustParse(t, "oci:"+t.TempDir()+"/plain:app")}
+	_, err := Decrypt(t.Context(), m.Keystore(), plain, []string{imagesKey})
+	mustFailWith(t, err, failure.Invalid, "no key here opens the layer")
+	if _, err := Decrypt(t.Context(), m.Keystore(), plain, []string{otherKey}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRecipientsShown lists recipients with their layers, and their names by kid.
 func TestRecipientsShown(t *testing.T) {
 	m := newModule(t)
