@@ -13,12 +13,13 @@ func decryptCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "decrypt SRC DST",
 		Short: "Copy an image and decrypt its layers with keys in a module",
-		Long: `Copy an image and decrypt its layers with keys in a module: those that --key names, by URI or alias, or else those of the token that is
-configured (NOTATION_HSM_TOKEN, or the config file). It opens images of 'hsm-image encrypt', and those that skopeo and others made with
-jwe:, pkcs7: or pkcs11: and the public half of such a key.
+		Long: `Copy an image and decrypt its layers with keys in a module: those that --key names, by URI or alias,
+or else those of the configured token (NOTATION_HSM_TOKEN, or the config file). It decrypts images
+of 'hsm-image encrypt', and those that skopeo and other tools encrypted with jwe:, pkcs7: or pkcs11:
+and the public half of such a key.
 
-The module opens the keys of all layers before anything is copied. Whether a layer was changed is known at its end only; so a copy on
-this machine is there whole and authentic, or not at all.`,
+The module unwraps the keys of all layers before anything is copied. A layer is authenticated at its end, so a copy on
+this machine appears whole and authentic, or not at all.`,
 		Example: `  hsm-image decrypt docker://registry.example.com/app:1 oci:plain:app --key pkcs11:token=node;object=images
   hsm-image decrypt docker://registry.example.com/app:1 docker-archive:app.tar --platform linux/amd64`,
 		Args: cli.Exactly(2),

@@ -18,14 +18,16 @@ func encryptCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "encrypt SRC DST",
 		Short: "Copy an image and encrypt its layers, so that only the recipients' private keys open them",
-		Long: `Copy an image and encrypt its layers, each under a key of its own that is wrapped for every recipient. A recipient is a key by its
-URI or alias, cert:FILE or pubkey:FILE; the private half is not needed, and no PIN. A key is asked what it may do, and which hash of OAEP its
-module does; one that can't open what is encrypted to it is refused. Nobody can be asked about a file: add ?oaep=sha1 to an RSA recipient
-(&oaep=sha1 after other attributes of a URI) whose module knows OAEP with SHA-1 alone, as SoftHSM does.
+		Long: `Copy an image and encrypt its layers, each under a key of its own that is wrapped for every
+recipient. A recipient is a key by its URI or alias, cert:FILE or pubkey:FILE; encrypting needs
+neither a private key nor a PIN. The module of a key is asked whether the key can decrypt, and which
+hash of OAEP it supports; a key that cannot decrypt is refused. For a file, no module is asked: add
+?oaep=sha1 to an RSA recipient (&oaep=sha1 after other attributes of a URI) whose module supports
+OAEP with SHA-1 alone, as SoftHSM.
 
-The image gets a new digest, so signatures of the old one do not hold: encrypt first, then sign.`,
-		Example: `  hsm-image encrypt docker://registry.example.com/app:1 docker://registry.example.com/app:1-encrypted --recipient pubkey:node.pem
-  hsm-image encrypt oci:build:app docker://registry.example.com/app:1 --recipient node-a --recipient cert:node-b.crt --layer -1`,
+The image gets a new digest, for which signatures of the old image do not verify: encrypt first, then sign.`,
+		Example: `  hsm-image encrypt oci:build:app docker://registry.example.com/app:1 --recipient pubkey:node.pem
+  hsm-image encrypt oci:build:app oci:copy:app --recipient node-a --recipient cert:node-b.crt --layer -1`,
 		Args: cli.Exactly(2),
 	}
 	c.Flags().StringArrayVar(&recipients, "recipient", nil,
@@ -47,13 +49,13 @@ The image gets a new digest, so signatures of the old one do not hold: encrypt f
 			fmt.Fprintf(c.ErrOrStderr(),
 				"warning: the plain layers are still in the same folder as the encrypted ones; publish from another folder\n")
 		}
-		fmt.Fprintf(c.ErrOrStderr(), "signatures of %s do not hold for it: sign it under its new digest\n", what.From)
+		fmt.Fprintf(c.ErrOrStderr(), "signatures of %s do not verify for it: sign it under its new digest\n", what.From)
 		return nil
 	}
 	return c
 }
 
-// addCopyFlags gives a command the flags of a copy, and returns a function for what they and the arguments say.
+// addCopyFlags adds the flags of a copy to a command. It returns a function that makes the copy of flags and arguments.
 func addCopyFlags(c *cobra.Command) func(args []string) (image.Copy, error) {
 	var platforms []string
 	c.Flags().StringArrayVar(&platforms, "platform", nil,
@@ -84,7 +86,8 @@ func addCopyFlags(c *cobra.Command) func(args []string) (image.Copy, error) {
 	}
 }
 
-// addRegistryFlags gives a command the flags that say how a registry is reached.
+// addRegistryFlags adds the flags for how a registry is reached to a command, with a prefix. It returns a function for
+// their values.
 func addRegistryFlags(c *cobra.Command, prefix, whose string) func(authFile string) image.Registry {
 	verify := c.Flags().Bool(prefix+"tls-verify", true, "insist on HTTPS and valid certificates with "+whose)
 	certDir := c.Flags().String(prefix+"cert-dir", "",
@@ -94,18 +97,19 @@ func addRegistryFlags(c *cobra.Command, prefix, whose string) func(authFile stri
 	}
 }
 
+// tellWarnings prints warnings.
 func tellWarnings(c *cobra.Command, warnings []string) {
 	for _, warning := range warnings {
 		fmt.Fprintf(c.ErrOrStderr(), "warning: %s\n", warning)
 	}
 }
 
-// tellCopy prints the name of the copy by its digest, which is what is to be signed.
+// tellCopy prints the name of the copy with its digest, which is what to sign.
 func tellCopy(c *cobra.Command, what image.Copy, made *image.CopyResult) {
 	tellWarnings(c, made.Warnings)
 	if made.Skipped > 0 {
 		fmt.Fprintf(c.ErrOrStderr(),
-			"attestations of BuildKit left out: %d (they are about images that the copy does not have)\n", made.Skipped)
+			"attestations of BuildKit left out: %d (they describe images that the copy does not have)\n", made.Skipped)
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "wrote %s\n", what.To)
 	if made.Name != "" {

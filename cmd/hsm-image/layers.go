@@ -17,9 +17,10 @@ import (
 func layersCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "layers IMAGE",
-		Short: "Show an image's layers, and for whom they are encrypted",
-		Long: `Show the layers of an image, or of all images of an index: digest, size in bytes, and for encrypted ones the scheme and the recipients.
-These are known by their kid, the RFC 7638 thumbprint of the public key; --recipient gives kids a name.`,
+		Short: "Show an image's layers and their recipients",
+		Long: `Show the layers of an image, or of all images of an index: digest, size in bytes, and for encrypted
+layers the scheme and the recipients. A recipient is shown by its kid, the RFC 7638 thumbprint of
+its public key; --recipient gives kids a name.`,
 		Example: "  hsm-image layers docker://registry.example.com/app:1 --recipient pubkey:node.pem",
 		Args:    cli.Exactly(1),
 	}
@@ -50,10 +51,10 @@ These are known by their kid, the RFC 7638 thumbprint of the public key; --recip
 	return c
 }
 
-// showImage completes a command that reads an image and shows something of it. show gets the names that recipients were
-// given, by kid.
-func showImage(ks *keystore.Keystore, c *cobra.Command, show func(out io.Writer, images []image.Image, names map[string]string,
-	asJSON bool) error) {
+// showImage completes a command that reads an image and shows something of it. show gets the names of recipients by
+// kid, as the user wrote them.
+func showImage(ks *keystore.Keystore, c *cobra.Command,
+	show func(out io.Writer, images []image.Image, names map[string]string, asJSON bool) error) {
 	var known []string
 	var asJSON bool
 	c.Flags().StringArrayVar(&known, "recipient", nil,
@@ -77,7 +78,8 @@ func showImage(ks *keystore.Keystore, c *cobra.Command, show func(out io.Writer,
 	}
 }
 
-// addImageFlags gives a command the flags that say how the registry of its one image is reached.
+// addImageFlags adds the flags for how the registry of an image is reached to a command. It returns a function for
+// their values.
 func addImageFlags(c *cobra.Command) func() image.Registry {
 	authFile := c.Flags().String("authfile", "",
 		"the file with the registry's credentials (default: that of 'skopeo login' or 'docker login')")
@@ -85,7 +87,7 @@ func addImageFlags(c *cobra.Command) func() image.Registry {
 	return func() image.Registry { return registry(*authFile) }
 }
 
-// recipientName is what people call a recipient.
+// recipientName returns the name of a recipient for people.
 func recipientName(h layerkey.RecipientInfo, names map[string]string) string {
 	switch {
 	case names[h.KeyID] != "":

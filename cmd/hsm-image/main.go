@@ -1,5 +1,5 @@
-// Command hsm-image encrypts container images for keys in a module, opens them there, and verifies signatures before an
-// image is run.
+// Command hsm-image encrypts container images to keys in a module, decrypts them with such keys, and verifies
+// signatures before an image is run.
 package main
 
 import (
@@ -24,7 +24,7 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := cli.Prepare(cli.FormatError); err != nil {
-		_, _ = os.Stderr.Write(cli.FormatError(err)) // nobody is left to tell
+		_, _ = os.Stderr.Write(cli.FormatError(err))
 		return 1
 	}
 	ks := backends.Keystore()
@@ -32,13 +32,14 @@ func run() int {
 	return cli.Run(ctx, command(ks))
 }
 
+// command returns the command that holds all others.
 func command(ks *keystore.Keystore) *cobra.Command {
 	return cli.Root(&cobra.Command{
 		Use:   "hsm-image",
-		Short: "Encrypt images for keys in a module, open them there, and verify images before they run",
-		Long: `hsm-image encrypts container images so that only a key in a PKCS#11 module opens them, opens such images, and verifies
-signatures before an image is run. Images are named as skopeo names them: docker://registry.example.com/app:1, oci:DIR:TAG,
-oci-archive:FILE, docker-archive:FILE or dir:DIR.`,
+		Short: "Encrypt images to keys in a module, decrypt them there, and verify images before they run",
+		Long: `hsm-image encrypts container images so that only a key in a PKCS#11 module decrypts them, decrypts
+such images, and verifies signatures before an image is run. Images are named as skopeo names them:
+docker://registry.example.com/app:1, oci:DIR:TAG, oci-archive:FILE, docker-archive:FILE or dir:DIR.`,
 		Version: version,
 	},
 		containerdDecoderCommand(ks), containerdConfigCommand(),

@@ -13,14 +13,14 @@ import (
 )
 
 func recipientsCommand(ks *keystore.Keystore) *cobra.Command {
-	return cli.Group("recipients", "List, add and remove those who can open an image, without moving its layers",
+	return cli.Group("recipients", "List, add and remove an image's recipients, without moving its layers",
 		recipientsListCommand(ks), recipientsAddCommand(ks), recipientsRemoveCommand(ks))
 }
 
 func recipientsListCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:     "list IMAGE",
-		Short:   "List those who can open an image",
+		Short:   "List an image's recipients",
 		Example: "  hsm-image recipients list docker://registry.example.com/app:1 --recipient pubkey:node.pem",
 		Args:    cli.Exactly(1),
 	}
@@ -53,10 +53,11 @@ func recipientsAddCommand(ks *keystore.Keystore) *cobra.Command {
 	var recipients, keys []string
 	c := &cobra.Command{
 		Use:   "add IMAGE",
-		Short: "Let more recipients open an image",
-		Long: `Let more recipients open an image that is in a registry or in an OCI layout (oci:DIR:TAG). A key that can open it (--key, by URI or
-alias, else those of the configured token) opens the keys of the layers in the module, and they are wrapped for the new recipients as
-well. Only manifests change, in their place; no layer is read or moved. The image gets a new digest: sign it again.`,
+		Short: "Add recipients to an image",
+		Long: `Add recipients to an image in a registry or in an OCI layout (oci:DIR:TAG). A key of a recipient
+(--key, by URI or alias, else those of the configured token) unwraps the keys of the layers in the
+module, and they are wrapped for the new recipients too. Only manifests change, in place; no layer
+is read or moved. The image gets a new digest: sign it again.`,
 		Example: "  hsm-image recipients add docker://registry.example.com/app:1 --recipient pubkey:node-b.pem --key node-a",
 		Args:    cli.Exactly(1),
 	}
@@ -84,11 +85,12 @@ func recipientsRemoveCommand(ks *keystore.Keystore) *cobra.Command {
 	var recipients []string
 	c := &cobra.Command{
 		Use:   "remove IMAGE",
-		Short: "Take recipients out of an image's manifests",
-		Long: `Take recipients out of the manifests of an image that is in a registry or in an OCI layout (oci:DIR:TAG). No key is needed for that.
+		Short: "Remove recipients from an image",
+		Long: `Remove recipients from the manifests of an image in a registry or in an OCI layout (oci:DIR:TAG). It
+needs no key.
 
-It does not take back what they could open: who has kept the old manifest, or a layer's key, still opens these layers. For that, encrypt
-the image anew, without them. The last recipient can't be removed.`,
+A removed recipient who kept the old manifest, or a layer's key, still opens these layers. To prevent that, encrypt
+the image anew, without them. The last recipient cannot be removed.`,
 		Example: "  hsm-image recipients remove docker://registry.example.com/app:1 --recipient pubkey:node-a.pem",
 		Args:    cli.Exactly(1),
 	}
@@ -109,21 +111,22 @@ the image anew, without them. The last recipient can't be removed.`,
 		}
 		tellChange(c, ref, made)
 		fmt.Fprintln(c.ErrOrStderr(),
-			"who was removed and has kept the old manifest or the layers' keys still opens these layers; "+
+			"a removed recipient who kept the old manifest or the layers' keys still opens these layers; "+
 				"to prevent that, encrypt the image anew")
 		return nil
 	}
 	return c
 }
 
+// tellChange prints what a change of recipients did.
 func tellChange(c *cobra.Command, ref image.Reference, made *image.RecipientChange) {
 	tellWarnings(c, made.Warnings)
 	if made.Layers == 0 {
-		fmt.Fprintf(c.ErrOrStderr(), "%s is as it was: its layers are encrypted for them already\n", ref)
+		fmt.Fprintf(c.ErrOrStderr(), "%s was not changed: its layers are encrypted to these recipients already\n", ref)
 		return
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "changed %s; layers with other recipients: %d\n", ref, made.Layers)
-	fmt.Fprintln(c.ErrOrStderr(), "signatures of the image do not hold any more: sign it under its new digest")
+	fmt.Fprintln(c.ErrOrStderr(), "signatures of the image do not verify any more: sign it under its new digest")
 	if made.Name != "" {
 		fmt.Fprintln(c.OutOrStdout(), made.Name)
 	} else {

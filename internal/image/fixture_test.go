@@ -113,7 +113,7 @@ func mustFailWith(t testing.TB, err error, kind failure.Kind, words string) {
 // filesIn returns the paths of all files below a folder.
 func filesIn(t testing.TB, dir string) (paths []string) {
 	t.Helper()
-	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if err == nil && path != dir {
 			paths = append(paths, strings.TrimPrefix(path, dir+"/"))
 		}
