@@ -81,7 +81,11 @@ func (f *ociFolder) finish(top ocispec.Descriptor, padding int) Reference {
 	return ref
 }
 
-const manifestStart = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":0},"layers":[]`
+// emptyDigest is that of no bytes.
+const emptyDigest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+const manifestStart = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",` +
+	`"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + emptyDigest + `","size":0},"layers":[]`
 
 // TestCostlyManifests shows that manifests that are made to cost much are refused, for no more than their size allows.
 func TestCostlyManifests(t *testing.T) {
@@ -99,8 +103,12 @@ func TestCostlyManifests(t *testing.T) {
 		{"many elements", "has more than 65536 elements", manifest(`,"x":[` + strings.Repeat("{},", 70000) + `{}]`)},
 		{"layers twice", `has the name "layers" twice`, manifest(`,"layers":[]`)},
 		{"large", "is larger than 4 MiB", manifest(strings.Repeat(" ", manifestLimit))},
-		{"many layers", "has 1001 layers, more than 1000", func(f *ociFolder) Reference { return f.finish(f.withLayers(layersLimit+1), 0) }},
-		{"large index.json", "is larger than 4 MiB", func(f *ociFolder) Reference { return f.finish(f.withLayers(1), manifestLimit) }},
+		{"many layers", "has 1001 layers, more than 1000", func(f *ociFolder) Reference {
+			return f.finish(f.withLayers(layersLimit+1), 0)
+		}},
+		{"large index.json", "is larger than 4 MiB", func(f *ociFolder) Reference {
+			return f.finish(f.withLayers(1), manifestLimit)
+		}},
 		{"no file", "is not a regular file", func(f *ociFolder) Reference {
 			d := f.add(ocispec.MediaTypeImageManifest, manifestStart+"}")
 			if err := errors.Join(os.Remove(f.file(d.Digest)), os.Symlink("/dev/zero", f.file(d.Digest))); err != nil {
@@ -135,7 +143,8 @@ func TestCostlyManifests(t *testing.T) {
 			ref := test.image(folder)
 			var err error
 			readCost.Check(t, folder.size, func() { _, err = Layers(t.Context(), ref, Registry{}) })
-			if err == nil || !failure.Is(err, failure.Invalid) && !failure.Is(err, failure.Unsupported) || !strings.Contains(err.Error(), test.words) {
+			if err == nil || !failure.Is(err, failure.Invalid) && !failure.Is(err, failure.Unsupported) ||
+				!strings.Contains(err.Error(), test.words) {
 				t.Errorf("it fails with %v, which does not say %q", err, test.words)
 			}
 		})
@@ -147,7 +156,8 @@ func (f *ociFolder) withLayers(n int) ocispec.Descriptor {
 	m.SchemaVersion, m.MediaType = 2, ocispec.MediaTypeImageManifest
 	m.Config = f.add(ocispec.MediaTypeImageConfig, `{"os":"linux","architecture":"amd64"}`)
 	for range n {
-		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString("layer"), Size: 1})
+		m.Layers = append(m.Layers,
+			ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromString("layer"), Size: 1})
 	}
 	return f.addJSON(m.MediaType, m)
 }
@@ -163,7 +173,8 @@ func (f *ociFolder) index(entries ...ocispec.Descriptor) ocispec.Descriptor {
 func TestNestedConfig(t *testing.T) {
 	for depth, want := range map[int]string{10: "linux/amd64", 20: ""} {
 		folder := newOCIFolder(t)
-		config := folder.add(ocispec.MediaTypeImageConfig, `{"os":"linux","architecture":"amd64","x":`+strings.Repeat("[", depth)+strings.Repeat("]", depth)+`}`)
+		nested := strings.Repeat("[", depth) + strings.Repeat("]", depth)
+		config := folder.add(ocispec.MediaTypeImageConfig, `{"os":"linux","architecture":"amd64","x":`+nested+`}`)
 		m := ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Config: config}
 		m.SchemaVersion = 2
 		images, err := Layers(t.Context(), folder.finish(folder.addJSON(m.MediaType, m), 0), Registry{})
@@ -185,7 +196,8 @@ func TestForeignURLs(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer source.Close()
-	blob, _, err := source.GetBlob(t.Context(), types.BlobInfo{Digest: layer.Digest, Size: layer.Size, URLs: []string{server.URL + "/elsewhere"}}, none.NoCache)
+	info := types.BlobInfo{Digest: layer.Digest, Size: layer.Size, URLs: []string{server.URL + "/elsewhere"}}
+	blob, _, err := source.GetBlob(t.Context(), info, none.NoCache)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +229,8 @@ func TestCandidates(t *testing.T) {
 	for i := range candidatesLimit + 1 {
 		add(fmt.Sprint("same", i), "one")
 	}
-	folder.add(ocispec.MediaTypeImageManifest, manifestStart+`,"x":`+strings.Repeat("[", 9000)+strings.Repeat("]", 9000)+`}`)
+	nested := strings.Repeat("[", 9000) + strings.Repeat("]", 9000)
+	folder.add(ocispec.MediaTypeImageManifest, manifestStart+`,"x":`+nested+`}`)
 	if found, err := store.layersStartingWith([]byte(head), mediaType); err != nil || len(found) != 1 {
 		t.Errorf("with equal descriptions: %d, %v", len(found), err)
 	}
@@ -233,13 +246,15 @@ func TestCandidates(t *testing.T) {
 
 // TestCostlyPayloads refuses payloads that are nested, and does so for no more than their size allows.
 func TestCostlyPayloads(t *testing.T) {
-	for _, text := range []string{strings.Repeat("[", 9000) + strings.Repeat("]", 9000), strings.Repeat("{}", 70000), `{"Descriptor":{},"Descriptor":{}}`} {
+	nested := strings.Repeat("[", 9000) + strings.Repeat("]", 9000)
+	for _, text := range []string{nested, strings.Repeat("{}", 70000), `{"Descriptor":{},"Descriptor":{}}`} {
 		payload, err := proto.Marshal(&anypb.Any{TypeUrl: imgcrypt.PayloadURI, Value: []byte(text)})
 		if err != nil {
 			t.Fatal(err)
 		}
 		readCost.Check(t, len(payload), func() {
-			d := Decoder{Root: "/nonexistent", MediaType: ocispec.MediaTypeImageLayer + "+encrypted", Payload: bytes.NewReader(payload)}
+			d := Decoder{Root: "/nonexistent", MediaType: ocispec.MediaTypeImageLayer + "+encrypted",
+				Payload: bytes.NewReader(payload)}
 			err = d.Decode(context.Background(), strings.NewReader("layer"), io.Discard)
 		})
 		if err == nil || !strings.Contains(err.Error(), "not an imgcrypt payload") {

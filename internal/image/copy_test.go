@@ -146,11 +146,12 @@ func TestRefusedCopies(t *testing.T) {
 		kind       failure.Kind
 		words      string
 	}{
-		"no recipient":       {plain, "oci:DIR/x", []string{}, nil, failure.Invalid, "no recipient"},
-		"a recipient twice":  {plain, "oci:DIR/x", []string{imagesKey, imagesKey}, nil, failure.Invalid, "are the same key"},
-		"no such layer":      {plain, "oci:DIR/x", []string{imagesKey}, []int{2}, failure.Invalid, "none with the index 2"},
-		"encrypted already":  {encrypted, "oci:DIR/x", []string{imagesKey}, nil, failure.Conflict, "is encrypted already"},
-		"no wrapped keys":    {plain, "docker-archive:DIR/x", []string{imagesKey}, nil, failure.Invalid, "no place for wrapped keys"},
+		"no recipient":      {plain, "oci:DIR/x", []string{}, nil, failure.Invalid, "no recipient"},
+		"a recipient twice": {plain, "oci:DIR/x", []string{imagesKey, imagesKey}, nil, failure.Invalid, "are the same key"},
+		"no such layer":     {plain, "oci:DIR/x", []string{imagesKey}, []int{2}, failure.Invalid, "none with the index 2"},
+		"encrypted already": {encrypted, "oci:DIR/x", []string{imagesKey}, nil, failure.Conflict, "is encrypted already"},
+		"no wrapped keys": {plain, "docker-archive:DIR/x", []string{imagesKey}, nil, failure.Invalid,
+			"no place for wrapped keys"},
 		"no encrypted layer": {plain, "oci:DIR/x", nil, nil, failure.Invalid, "has no encrypted layer"},
 		"no such image":      {mustParse(t, "oci:"+dir+"/none"), "oci:DIR/x", nil, nil, failure.NotFound, "cannot read"},
 		"no archive to add to": {encrypted, "oci-archive:DIR/precious", nil, nil, failure.Conflict,
@@ -276,7 +277,8 @@ func TestCopyInterrupted(t *testing.T) {
 	m, dir, server := newModule(t), t.TempDir(), newRegistry(t)
 	_, encrypted := encryptedFolder(t, m, "one")
 	pushed := server.image(t, "app")
-	if _, err := Decrypt(t.Context(), m.Keystore(), Copy{From: encrypted, To: pushed, ToRegistry: plainHTTP}, nil); err != nil {
+	c := Copy{From: encrypted, To: pushed, ToRegistry: plainHTTP}
+	if _, err := Decrypt(t.Context(), m.Keystore(), c, nil); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -314,8 +316,9 @@ func TestCopyExplained(t *testing.T) {
 func TestLeavesPlain(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	for to, want := range map[string]bool{"oci:" + dir + ":x": true, "oci:" + dir + "/./:y": true, "oci:" + dir + "/z": false,
-		"dir:" + dir: false} {
+	for to, want := range map[string]bool{
+		"oci:" + dir + ":x": true, "oci:" + dir + "/./:y": true, "oci:" + dir + "/z": false, "dir:" + dir: false,
+	} {
 		if got := (Copy{From: mustParse(t, "oci:"+dir+":a"), To: mustParse(t, to)}).LeavesPlain(); got != want {
 			t.Errorf("%s: %v", to, got)
 		}

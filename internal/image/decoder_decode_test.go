@@ -113,12 +113,14 @@ func TestDecodeRefused(t *testing.T) {
 	}
 	out.Reset()
 	why := failure.New(failure.Invalid, "no user").WithHint("make it")
-	if err := d.Refuse(&out, why); !errors.Is(err, why) || refused(t, out.String()) != "hsm-image: no user; hint: make it" {
+	if err := d.Refuse(&out, why); !errors.Is(err, why) ||
+		refused(t, out.String()) != "hsm-image: no user; hint: make it" {
 		t.Errorf("%v and %q", err, out.String())
 	}
 }
 
-// TestDecodeTampered has containerd drop a layer that was changed, although most of it was written before that is known.
+// TestDecodeTampered has containerd drop a layer that was changed, although most of it was written before that is
+// known.
 func TestDecodeTampered(t *testing.T) {
 	m := newModule(t)
 	l := newLayer(t, m, strings.Repeat("large", 1000))

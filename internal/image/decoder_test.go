@@ -120,7 +120,8 @@ func FuzzContentStore(f *testing.F) {
 	}
 	write(manifest)
 	for head, want := range map[string]int{string(head): 1, "encrypted": 0, "": 0, "encrypted layer!": 0} {
-		if found, err := store.layersStartingWith([]byte(head), mediaType); len(found) != want || (err == nil) != (want == 1) {
+		found, err := store.layersStartingWith([]byte(head), mediaType)
+		if len(found) != want || (err == nil) != (want == 1) {
 			f.Errorf("%q: found %v, %v", head, found, err)
 		}
 	}

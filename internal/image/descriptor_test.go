@@ -96,8 +96,8 @@ func TestDecryptWithURLs(t *testing.T) {
 	module := newModule(t)
 	source, folder := newOCIFolder(t), newOCIFolder(t)
 	encrypted := mustParse(t, "oci:"+folder.dir+"/encrypted")
-	if _, err := Encrypt(t.Context(), module.Keystore(), Copy{From: chunked(t, source, []string{tarOf(t, "one")}), To: encrypted},
-		[]string{imagesKey}, nil); err != nil {
+	c := Copy{From: chunked(t, source, []string{tarOf(t, "one")}), To: encrypted}
+	if _, err := Encrypt(t.Context(), module.Keystore(), c, []string{imagesKey}, nil); err != nil {
 		t.Fatal(err)
 	}
 	var m ocispec.Manifest

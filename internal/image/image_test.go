@@ -95,24 +95,29 @@ func TestStall(t *testing.T) {
 		late bool
 	}{
 		"nothing moves": {func(ctx context.Context, _ *stallTimer) error { return blocked(ctx) }, true},
-		"something moves, and then no": {func(ctx context.Context, timer *stallTimer) error { timer.progress(); return blocked(ctx) },
-			true},
-		"a rest": {func(ctx context.Context, timer *stallTimer) error { timer.suspend(); long(); return ctx.Err() }, false},
-		"a wait in a rest": {func(ctx context.Context,
-			timer *stallTimer) error {
+		"progress, and then none": {func(ctx context.Context, timer *stallTimer) error {
+			timer.progress()
+			return blocked(ctx)
+		}, true},
+		"suspended": {func(ctx context.Context, timer *stallTimer) error {
+			timer.suspend()
+			long()
+			return ctx.Err()
+		}, false},
+		"a watched step while suspended": {func(ctx context.Context, timer *stallTimer) error {
 			timer.suspend()
 			defer timer.watch()()
 			return blocked(ctx)
 		}, true},
-		"a wait that ended": {func(ctx context.Context,
-			timer *stallTimer) error {
+		"a watched step that ended": {func(ctx context.Context, timer *stallTimer) error {
 			timer.suspend()
 			timer.watch()()
 			long()
 			return ctx.Err()
 		}, false},
 	} {
-		if err := withStallTimer(ctx, name, c.do); (err != nil) != c.late || c.late && !failure.Is(err, failure.Timeout) {
+		err := withStallTimer(ctx, name, c.do)
+		if (err != nil) != c.late || c.late && !failure.Is(err, failure.Timeout) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -120,8 +125,9 @@ func TestStall(t *testing.T) {
 
 // TestSetEntry keeps what other tools have written into index.json.
 func TestSetEntry(t *testing.T) {
-	const other, one,
-		two = `{"mediaType":"m","digest":"sha256:00","size":1,"x":1,"annotations":{"org.opencontainers.image.ref.name":"other"}}`, "sha256:01", "sha256:02"
+	const one, two = "sha256:01", "sha256:02"
+	const other = `{"mediaType":"m","digest":"sha256:00","size":1,"x":1,` +
+		`"annotations":{"org.opencontainers.image.ref.name":"other"}}`
 	named := func(d, name string) string {
 		annotations := ""
 		if name != "" {
@@ -153,7 +159,8 @@ func TestSetEntry(t *testing.T) {
 		}
 		var got, want any
 		data, err := os.ReadFile(file)
-		if err != nil || json.Unmarshal(data, &got) != nil || json.Unmarshal([]byte(`{"y":[1],"manifests":[`+c.after+`]}`), &want) != nil {
+		after := []byte(`{"y":[1],"manifests":[` + c.after + `]}`)
+		if err := errors.Join(err, json.Unmarshal(data, &got), json.Unmarshal(after, &want)); err != nil {
 			t.Fatal(err, string(data))
 		}
 		if !reflect.DeepEqual(got, want) {
@@ -200,7 +207,8 @@ func TestManifestsLimit(t *testing.T) {
 			t.Fatal(err)
 		}
 		images, err := Layers(t.Context(), ref, Registry{})
-		if (err == nil) != want || want && len(images) != n || !want && !strings.Contains(err.Error(), "larger than 32 MiB together") {
+		if (err == nil) != want || want && len(images) != n ||
+			!want && !strings.Contains(err.Error(), "larger than 32 MiB together") {
 			t.Errorf("with %d manifests: %d images, %v", n, len(images), err)
 		}
 	}
@@ -217,7 +225,8 @@ var packet = base64Of(`{"protected":"eyJlbmMiOiJBMjU2R0NNIn0","recipients":[` +
 
 // FuzzReference has a name of an image always be the same one, and never panic.
 func FuzzReference(f *testing.F) {
-	for _, text := range []string{"docker://registry.example.com/app:1", "oci:x:y", "oci-archive:x:y", "docker-archive:x:y:z", "dir:x:y", "oci:x:@1", ":", "dir:"} {
+	for _, text := range []string{"docker://registry.example.com/app:1", "oci:x:y", "oci-archive:x:y",
+		"docker-archive:x:y:z", "dir:x:y", "oci:x:@1", ":", "dir:"} {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
@@ -243,11 +252,15 @@ func FuzzReference(f *testing.F) {
 // FuzzManifest reads manifests and changes their recipients: what comes out is a manifest with the same layers, and it
 // costs no more than its size allows.
 func FuzzManifest(f *testing.F) {
-	const layer = `{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip+encrypted","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":1,"annotations":{"org.opencontainers.image.enc.keys.jwe":"e30=","org.opencontainers.image.enc.pubopts":"e30="}}`
-	f.Add(`{"schemaVersion":2,"mediaType":"`+ocispec.MediaTypeImageManifest+`","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":1},"layers":[`+layer+`],"x":{"y":1}}`, ocispec.MediaTypeImageManifest)
+	const layer = `{"mediaType":"application/vnd.oci.image.layer.v1.tar+gzip+encrypted","digest":"` + emptyDigest +
+		`","size":1,"annotations":{"org.opencontainers.image.enc.keys.jwe":"e30=",` +
+		`"org.opencontainers.image.enc.pubopts":"e30="}}`
+	f.Add(strings.Replace(manifestStart, `"layers":[]`, `"layers":[`+layer+`],"x":{"y":1}}`, 1),
+		ocispec.MediaTypeImageManifest)
 	f.Add(`{"schemaVersion":2,"manifests":[`+layer+`]}`, ocispec.MediaTypeImageIndex)
 	f.Add(`{"schemaVersion":2,"config":{},"layers":[{}]}`, manifest.DockerV2Schema2MediaType)
-	f.Add(`{"schemaVersion":1,"fsLayers":[{"blobSum":"x"}],"history":[{"v1Compatibility":"{}"}]}`, manifest.DockerV2Schema1MediaType)
+	f.Add(`{"schemaVersion":1,"fsLayers":[{"blobSum":"x"}],"history":[{"v1Compatibility":"{}"}]}`,
+		manifest.DockerV2Schema1MediaType)
 	ref, err := ParseReference("dir:x")
 	if err != nil {
 		f.Fatal(err)
@@ -273,7 +286,8 @@ func editManifest(t *testing.T, ref Reference, text, mimeType string) {
 		return
 	}
 	for _, l := range i.Layers {
-		_ = checkOptions(l.annotations, []byte(`{"symkey":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=","cipheroptions":{"nonce":"AAAAAAAAAAAAAAAAAAAAAA=="}}`))
+		_ = checkOptions(l.annotations, []byte(`{"symkey":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",`+
+			`"cipheroptions":{"nonce":"AAAAAAAAAAAAAAAAAAAAAA=="}}`))
 	}
 	data, changed, err := i.edit(ref, func(Layer) (string, error) { return packet, nil })
 	if err != nil || changed == 0 {
@@ -284,7 +298,8 @@ func editManifest(t *testing.T, ref Reference, text, mimeType string) {
 		t.Fatalf("%s became %s: %v", text, data, err)
 	}
 	for at, l := range after.Layers {
-		if before := i.Layers[at]; l.Digest != before.Digest || l.Encrypted != before.Encrypted || l.Encrypted && l.annotations[layerkey.Annotation] != packet {
+		if before := i.Layers[at]; l.Digest != before.Digest || l.Encrypted != before.Encrypted ||
+			l.Encrypted && l.annotations[layerkey.Annotation] != packet {
 			t.Fatalf("%s became %s", text, data)
 		}
 	}

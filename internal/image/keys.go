@@ -30,11 +30,14 @@ const pubopts = "org.opencontainers.image.enc.pubopts"
 // own there, which replace what OCICRYPT_KEYPROVIDER_CONFIG says of the same annotations.
 type wrapper struct{ annotation string }
 
-func (w wrapper) GetAnnotationID() string                                 { return w.annotation }
-func (wrapper) NoPossibleKeys(map[string][][]byte) bool                   { return false }
-func (wrapper) GetPrivateKeys(map[string][][]byte) [][]byte               { return nil }
-func (wrapper) GetKeyIdsFromPacket(string) ([]uint64, error)              { return nil, nil } //nolint:revive // its name
-func (wrapper) GetRecipients(string) ([]string, error)                    { return nil, nil }
+func (w wrapper) GetAnnotationID() string                   { return w.annotation }
+func (wrapper) NoPossibleKeys(map[string][][]byte) bool     { return false }
+func (wrapper) GetPrivateKeys(map[string][][]byte) [][]byte { return nil }
+func (wrapper) GetRecipients(string) ([]string, error)      { return nil, nil }
+
+//nolint:revive // ocicrypt's name
+func (wrapper) GetKeyIdsFromPacket(string) ([]uint64, error) { return nil, nil }
+
 func (wrapper) WrapKeys(*encconfig.EncryptConfig, []byte) ([]byte, error) { return nil, nil }
 func (w wrapper) UnwrapKey(*encconfig.DecryptConfig, []byte) ([]byte, error) {
 	return nil, fmt.Errorf("no key unwraps %s", w.annotation)

@@ -34,6 +34,9 @@ func openSource(ctx context.Context, ref Reference, sys *types.SystemContext) (t
 			return nil, unreadable(ref, err)
 		}
 	}
+	if err := checkArchive(ctx, ref); err != nil {
+		return nil, err
+	}
 	source, err := ref.NewImageSource(ctx, sys)
 	if err != nil {
 		return nil, unreadable(ref, err)

@@ -248,8 +248,10 @@ func TestAnotherLeaf(t *testing.T) {
 	t.Parallel()
 	expired := func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }
 	for name, beside := range map[string]func(*fixture) *x509.Certificate{
-		"another key's":        func(f *fixture) *x509.Certificate { return f.leafOf(f.root.Key.Public(), nil) },
-		"of another spec":      func(f *fixture) *x509.Certificate { return f.leafOf(newFixture(f.t, "EC-384").private.Public(), nil) },
+		"another key's": func(f *fixture) *x509.Certificate { return f.leafOf(f.root.Key.Public(), nil) },
+		"of another spec": func(f *fixture) *x509.Certificate {
+			return f.leafOf(newFixture(f.t, "EC-384").private.Public(), nil)
+		},
 		"expired":              func(f *fixture) *x509.Certificate { return f.leaf(expired) },
 		"beside no key's leaf": func(*fixture) *x509.Certificate { return nil },
 	} {

@@ -37,7 +37,8 @@ func (t *token) receives(o *object) key.Receives {
 // supports fails with Unsupported for RSA-OAEP with a hash that the token does not support.
 func (t *token) supports(hash crypto.Hash) error {
 	if !slices.Contains(t.oaep, hash) {
-		return ckr(failure.Unsupported, "CKR_MECHANISM_PARAM_INVALID", "token %q does not support OAEP with %s", t.label, hash)
+		return ckr(failure.Unsupported, "CKR_MECHANISM_PARAM_INVALID", "token %q does not support OAEP with %s", t.label,
+			hash)
 	}
 	return nil
 }
