@@ -6,6 +6,7 @@ import (
 	"compress/gzip"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/imgcrypt/v2"
 	"github.com/containerd/typeurl/v2"
 	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/proto"
 
@@ -143,17 +145,22 @@ func TestDecodeAmbiguous(t *testing.T) {
 	m := newModule(t)
 	l, other := newLayer(t, m, "one"), newLayer(t, m, "two")
 	folder := &ociFolder{t: t, dir: filepath.Join(l.root, "io.containerd.content.v1.content")}
+	right := filesIn(t, filepath.Join(folder.dir, "blobs", "sha256"))[0]
 	misleading := l.Descriptor // with the key and the HMAC of another layer
 	misleading.Annotations = other.Annotations
-	manifest, err := json.Marshal(ocispec.Manifest{
-		Config: ocispec.Descriptor{Digest: l.Digest}, Layers: []ocispec.Descriptor{misleading},
-	})
-	if err != nil {
-		t.Fatal(err)
+	var manifest []byte
+	for i := 0; manifest == nil || digest.FromBytes(manifest).Encoded() >= right; i++ { // so that it is tried first
+		var err error
+		manifest, err = json.Marshal(ocispec.Manifest{
+			Config: ocispec.Descriptor{Digest: digest.FromString(fmt.Sprint(i))}, Layers: []ocispec.Descriptor{misleading},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	added := folder.add(ocispec.MediaTypeImageManifest, string(manifest))
 	var out bytes.Buffer
-	err = l.decoder(m, strings.NewReader("")).Decode(t.Context(), strings.NewReader(l.data), &out)
+	err := l.decoder(m, strings.NewReader("")).Decode(t.Context(), strings.NewReader(l.data), &out)
 	if err != nil || out.String() != tarOf(t, "one") {
 		t.Errorf("%v, and %d bytes", err, out.Len())
 	}
