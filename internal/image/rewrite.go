@@ -152,7 +152,7 @@ func (i Image) edit(ref Reference, edit edit) (data []byte, changed int, err err
 		if value == "" {
 			delete(annotations, layerkey.Annotation)
 		}
-		// Rather no change than an image that can't be read any more, because it has too many recipients for instance.
+		// An image that cannot be read any more, such as one with too many recipients, is not written.
 		if _, err := layerkey.ReadRecipients(annotations); err != nil && !failure.Is(err, failure.Unsupported) {
 			return nil, 0, prefixed(err, "%s of %s", l, i.name(ref))
 		}
