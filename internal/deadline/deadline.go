@@ -26,7 +26,20 @@ type contextKey struct{}
 // Run runs a job and returns its error. It returns earlier when a step of the job exceeds its limit, with the error of
 // that step, and when ctx has ended and the job has not returned within 3 s. A panic of the job is returned as an
 // error.
-func Run(ctx context.Context, job func(context.Context) error) error {
+func Run(ctx context.Context, job func(context.Context) error) error { return start(ctx, grace, job) }
+
+// Job runs a job as a part of the Run that ctx comes from. Outside of Run, the job gets a goroutine of its own, and Job
+// returns as soon as ctx ends: the job then goes on by itself, with its steps still limited, and cleans up. So one caller
+// of a service can leave while others go on.
+func Job(ctx context.Context, job func(context.Context) error) error {
+	if _, ok := ctx.Value(contextKey{}).(*run); ok {
+		return job(ctx)
+	}
+	return start(ctx, 0, job)
+}
+
+// start runs a job in a goroutine, and abandons it when ctx has ended and grace has passed.
+func start(ctx context.Context, grace time.Duration, job func(context.Context) error) error {
 	r := &run{exceeded: make(chan error, 1)}
 	done := make(chan error, 1)
 	go func() {
@@ -48,6 +61,9 @@ func Run(ctx context.Context, job func(context.Context) error) error {
 		case err := <-r.exceeded:
 			return err
 		case <-interrupted:
+			if grace == 0 {
+				return Interrupted("waiting")
+			}
 			interrupted, abandon = nil, time.After(grace)
 		case <-abandon:
 			return Interrupted("waiting")

@@ -116,3 +116,29 @@ func TestInterrupted(t *testing.T) {
 		close(end)
 	})
 }
+
+// TestJob leaves a job behind when its context ends, outside of Run, and not inside of it.
+func TestJob(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	err := Job(ctx, func(context.Context) error {
+		cancel()
+		<-ended
+		return nil
+	})
+	close(ended)
+	if err == nil || !strings.Contains(err.Error(), "interrupted") {
+		t.Errorf("a job whose context has ended returned %v", err)
+	}
+	err = Run(t.Context(), func(ctx context.Context) error {
+		ctx, cancel := context.WithCancel(ctx)
+		return Job(ctx, func(context.Context) error {
+			cancel()
+			return errExceeded
+		})
+	})
+	if !errors.Is(err, errExceeded) {
+		t.Errorf("a job inside of Run returned %v", err)
+	}
+}
