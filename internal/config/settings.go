@@ -29,6 +29,7 @@ type Settings struct {
 	CertificateChain string            // PEM file, or ""
 	OwnChain         bool              // CertificateChain comes from the key's entry in the config file
 	Timeout          time.Duration     // of one call of the module
+	InitArgs         string            // pReserved of C_Initialize; "" is NULL
 	AllowFinalPINTry bool              // try the PIN also when a wrong one would lock the token
 	Env              map[string]string // environment variables for the module
 	NetHSM           *NetHSM           // settings of the NetHSM if Key.NetHSM is set, else nil

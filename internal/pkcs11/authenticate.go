@@ -34,38 +34,36 @@ func macKeyTemplate(more ...*pkcs11.Attribute) []*pkcs11.Attribute {
 
 // Authenticate returns a MAC of data under a wrapping key of the token, which Verify accepts on every token that holds
 // that key. mechanism is the one that wrapped the data's own key.
-func (t *Token) Authenticate(ctx context.Context, data []byte, mechanism string, by key.WrappingKey) (mac key.MAC, err error) {
+func (t *Token) Authenticate(ctx context.Context, data []byte, mechanism string, by key.WrappingKey) (key.MAC, error) {
 	i, err := wrappingNamed(mechanism)
 	if err != nil {
-		return mac, err
+		return key.MAC{}, err
 	}
-	err = t.within(ctx, "authenticating the backup", func(context.Context) error {
-		wrapping, _, err := t.wrappingKey(config.URI{ID: by.ID})
+	return inSession(ctx, t, "authenticating the backup", func(_ context.Context, s *session) (mac key.MAC, err error) {
+		wrapping, _, err := s.wrappingKey(config.URI{ID: by.ID})
 		if err != nil {
-			return err
+			return mac, err
 		}
-		session := t.sessions.first
-		secret, err := t.calls.generateKey(session, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, macKeyTemplate(
+		secret, err := t.calls.generateKey(s.handle, pkcs11.CKM_GENERIC_SECRET_KEY_GEN, macKeyTemplate(
 			pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, macKeySize), pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true),
 			pkcs11.NewAttribute(pkcs11.CKA_WRAP_WITH_TRUSTED, true)))
 		if err != nil {
-			return t.failed(err, "cannot generate a MAC key on %s", t.name())
+			return mac, t.failed(err, "cannot generate a MAC key on %s", t.name())
 		}
-		defer func() { _ = t.calls.destroyObject(session, secret) }()
-		if mac.Value, _, err = t.calls.signBoth(session, pkcs11.CKM_SHA256_HMAC, nil, secret, data); err != nil {
-			return t.failed(err, "cannot compute an HMAC on %s", t.name())
+		defer func() { _ = t.calls.destroyObject(s.handle, secret) }()
+		if mac.Value, _, err = t.calls.signBoth(s.handle, pkcs11.CKM_SHA256_HMAC, nil, secret, data); err != nil {
+			return mac, t.failed(err, "cannot compute an HMAC on %s", t.name())
 		}
-		if mac.Key, err = t.calls.wrapKey(session, wrappings[i].mechanism, wrapping, secret); err != nil {
-			return t.failed(err, "cannot wrap the MAC key by %q on %s", by.Label, t.name())
+		if mac.Key, err = t.calls.wrapKey(s.handle, wrappings[i].mechanism, wrapping, secret); err != nil {
+			return mac, t.failed(err, "cannot wrap the MAC key by %q on %s", by.Label, t.name())
 		}
 		if len(mac.Key) != wrappedMACSize {
-			return failure.New(failure.Internal,
+			return mac, failure.New(failure.Internal,
 				"%s wrapped a MAC key to %d bytes instead of %d", t.name(), len(mac.Key), wrappedMACSize).
 				WithHint("use the module's own backup")
 		}
-		return nil
+		return mac, nil
 	})
-	return mac, err
 }
 
 // Verify returns an error unless Authenticate made the MAC of data under that wrapping key. It makes nothing on the
@@ -83,32 +81,32 @@ func (t *Token) Verify(ctx context.Context, data []byte, mac key.MAC, mechanism 
 	if err := t.Login(ctx); err != nil {
 		return err
 	}
-	return t.within(ctx, "authenticating the backup", func(context.Context) error {
-		wrapping, w, err := t.wrappingKey(config.URI{ID: by.ID})
+	_, err = inSession(ctx, t, "authenticating the backup", func(_ context.Context, s *session) (none struct{}, err error) {
+		wrapping, w, err := s.wrappingKey(config.URI{ID: by.ID})
 		if err != nil {
-			return err
+			return none, err
 		}
-		session := t.sessions.first
 		template := macKeyTemplate(pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, false))
-		secret, err := t.calls.unwrapKey(session, wrappings[i].mechanism, wrapping, mac.Key, template)
+		secret, err := t.calls.unwrapKey(s.handle, wrappings[i].mechanism, wrapping, mac.Key, template)
 		if err != nil {
 			f := failure.From(t.failed(err, "%s did not unwrap its MAC key by %q", t.name(), w.Label))
 			if badCiphertext(err) || is(err, pkcs11.CKR_WRAPPED_KEY_INVALID) || is(err, pkcs11.CKR_WRAPPED_KEY_LEN_RANGE) {
 				f.Kind, f.Hint = failure.Invalid, "use another copy"
 			}
-			return f
+			return none, f
 		}
-		defer func() { _ = t.calls.destroyObject(session, secret) }()
-		value, _, err := t.calls.signBoth(session, pkcs11.CKM_SHA256_HMAC, nil, secret, data)
+		defer func() { _ = t.calls.destroyObject(s.handle, secret) }()
+		value, _, err := t.calls.signBoth(s.handle, pkcs11.CKM_SHA256_HMAC, nil, secret, data)
 		if err != nil {
-			return t.failed(err, "cannot compute an HMAC on %s", t.name())
+			return none, t.failed(err, "cannot compute an HMAC on %s", t.name())
 		}
 		if !hmac.Equal(value, mac.Value) {
-			return failure.New(failure.Invalid, "its MAC does not verify under the wrapping key %q", w.Label).
+			return none, failure.New(failure.Invalid, "its MAC does not verify under the wrapping key %q", w.Label).
 				WithHint("use another copy")
 		}
-		return nil
+		return none, nil
 	})
+	return err
 }
 
 // wrappingNamed returns the index of a mechanism in wrappings.

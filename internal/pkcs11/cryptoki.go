@@ -74,8 +74,25 @@ func load(path string) (*cryptoki, error) {
 	return c, nil
 }
 
-func (c *cryptoki) initialize(flags uint) error {
-	return check(C.call_initialize(c.list, C.ulong_(flags)))
+// initialize calls C_Initialize; args is what the module gets in pReserved, NULL when it is empty.
+func (c *cryptoki) initialize(flags uint, args string) error {
+	var reserved *C.char
+	if args != "" {
+		reserved = C.CString(args)
+		defer C.free(unsafe.Pointer(reserved))
+	}
+	return check(C.call_initialize(c.list, C.ulong_(flags), unsafe.Pointer(reserved)))
+}
+
+// setenv sets an environment variable in C alone. A name with "=" fails.
+func setenv(name, value string) error {
+	n, v := C.CString(name), C.CString(value)
+	defer C.free(unsafe.Pointer(n))
+	defer C.free(unsafe.Pointer(v))
+	if rv, err := C.setenv(n, v, 1); rv != 0 {
+		return err
+	}
+	return nil
 }
 
 func (c *cryptoki) finalize() error { return check(C.call_finalize(c.list)) }
@@ -139,6 +156,15 @@ func (c *cryptoki) closeSession(session sessionHandle) error {
 	return check(C.call_close_session(c.list, session))
 }
 
+// loggedIn reports whether the normal user is logged in, as a session says.
+func (c *cryptoki) loggedIn(session sessionHandle) (bool, error) {
+	var info C.session_info
+	if err := check(C.call_get_session_info(c.list, session, &info)); err != nil {
+		return false, err
+	}
+	return info.state == pkcs11.CKS_RO_USER_FUNCTIONS || info.state == pkcs11.CKS_RW_USER_FUNCTIONS, nil
+}
+
 // login logs the user in; an empty PIN is passed as NULL, which has the token ask on its own pad.
 func (c *cryptoki) login(session sessionHandle, user uint, pin []byte) error {
 	return check(C.call_login(c.list, session, C.ulong_(user), bytePointer(pin), C.ulong_(len(pin))))
@@ -176,15 +202,22 @@ const (
 	attributeLimit = 1 << 20
 )
 
+// checkAttributes panics for more attributes than the C side has room for.
+func checkAttributes(n int) {
+	if n == 0 || n > C.MAX_ATTRIBUTES {
+		panic(fmt.Sprintf("a template of %d attributes", n))
+	}
+}
+
 // attributes reads attributes of an object in one call. Those that the module does not have or does not show are nil in
 // the result; that is no error.
 func (c *cryptoki) attributes(session sessionHandle, object objectHandle, types ...uint) ([][]byte, error) {
+	checkAttributes(len(types))
 	for room := attributeRoom; ; room *= 16 {
-		template := make([]*pkcs11.Attribute, len(types))
+		flatTypes, lengths, values := make([]C.ulong_, len(types)), make([]C.ulong_, len(types)), make([]byte, room*len(types))
 		for i, t := range types {
-			template[i] = &pkcs11.Attribute{Type: t, Value: make([]byte, room)}
+			flatTypes[i], lengths[i] = C.ulong_(t), C.ulong_(room)
 		}
-		flatTypes, lengths, values := flatten(template)
 		err := check(C.call_get_attribute_value(c.list, session, object, C.ulong_(len(types)), &flatTypes[0], &lengths[0],
 			bytePointer(values)))
 		switch {
@@ -359,9 +392,7 @@ func bytePointer(b []byte) *C.byte {
 }
 
 func flatten(template []*pkcs11.Attribute) (types, lengths []C.ulong_, values []byte) {
-	if len(template) == 0 || len(template) > C.MAX_ATTRIBUTES {
-		panic(fmt.Sprintf("a template of %d attributes", len(template)))
-	}
+	checkAttributes(len(template))
 	for _, a := range template {
 		types = append(types, C.ulong_(a.Type))
 		lengths = append(lengths, C.ulong_(len(a.Value)))

@@ -28,6 +28,7 @@ typedef struct {
 	version library;
 } module_info;
 
+typedef struct { ulong_ slot, state, flags, device_error; } session_info;
 typedef struct { ulong_ min_key_size, max_key_size, flags; } mechanism_info;
 
 /* CK_FUNCTION_LIST up to the last call used here. `unused` keeps the places of the others. */
@@ -46,7 +47,9 @@ typedef struct {
 	unused init_token, init_pin, set_pin;
 	CK_RV (*open_session)(ulong_, ulong_, void *, void *, ulong_ *);
 	CK_RV (*close_session)(ulong_);
-	unused close_all_sessions, get_session_info, get_operation_state, set_operation_state;
+	unused close_all_sessions;
+	CK_RV (*get_session_info)(ulong_, session_info *);
+	unused get_operation_state, set_operation_state;
 	CK_RV (*login)(ulong_, ulong_, byte *, ulong_);
 	CK_RV (*logout)(ulong_);
 	CK_RV (*create_object)(ulong_, attribute *, ulong_, ulong_ *);
@@ -101,9 +104,10 @@ static inline void unflatten(attribute *out, ulong_ n, ulong_ *types, ulong_ *le
 static inline CK_RV call_get_function_list(void *symbol, function_list **list) {
 	return ((CK_RV (*)(function_list **))symbol)(list);
 }
-static inline CK_RV call_initialize(function_list *f, ulong_ flags) {
+static inline CK_RV call_initialize(function_list *f, ulong_ flags, void *reserved) {
 	initialize_args args = {0};
 	args.flags = flags;
+	args.reserved = reserved;
 	return f->initialize(&args);
 }
 static inline CK_RV call_finalize(function_list *f) { return f->finalize(0); }
@@ -118,6 +122,9 @@ static inline CK_RV call_open_session(function_list *f, ulong_ slot, ulong_ flag
 	return f->open_session(slot, flags, 0, 0, session);
 }
 static inline CK_RV call_close_session(function_list *f, ulong_ session) { return f->close_session(session); }
+static inline CK_RV call_get_session_info(function_list *f, ulong_ session, session_info *info) {
+	return f->get_session_info(session, info);
+}
 static inline CK_RV call_login(function_list *f, ulong_ session, ulong_ user, byte *pin, ulong_ length) {
 	return f->login(session, user, pin, length);
 }

@@ -25,7 +25,7 @@ func (k *Key) Decrypt(ctx context.Context, ciphertext []byte, opts crypto.Decryp
 			WithHint("use an RSA key")
 	}
 	if len(ciphertext) != public.Size() {
-		return nil, failure.New(failure.Invalid, "%d bytes can't be encrypted to key %s, whose ciphertexts have %d",
+		return nil, failure.New(failure.Invalid, "%d bytes cannot be encrypted to key %s, whose ciphertexts have %d",
 			len(ciphertext), k.name(), public.Size())
 	}
 	switch o := opts.(type) {
@@ -47,7 +47,7 @@ func (k *Key) decryptOAEP(ctx context.Context, ciphertext []byte, o *rsa.OAEPOpt
 	if o.Hash != crypto.SHA1 && refusesParameter(err) {
 		f := failure.From(err)
 		f.Kind = failure.Unsupported
-		f.What = k.name() + " can't be used: " + k.token.name() + " does no OAEP with " + o.Hash.String()
+		f.What = k.name() + " cannot be used: " + k.token.name() + " does no OAEP with " + o.Hash.String()
 		f.Hint =
 			"encrypt to this key with SHA-1, by ?oaep=sha1 after the recipient; SHA-1 is safe in OAEP, and some tokens know " +
 				"no other hash"
@@ -107,48 +107,44 @@ func oaepParameter(h oaepHash) []byte {
 	return parameter
 }
 
-// decryptWith opens a ciphertext in two calls, with a login between them for a key that wants that.
-func (k *Key) decryptWith(ctx context.Context, mechanism uint, parameter, ciphertext []byte) (plain []byte, err error) {
-	t := k.token
-	err = k.use(ctx, "decrypting with key "+k.name(), "did not decrypt",
-		func(session sessionHandle, login func(sessionHandle) error) error {
-			err := t.calls.decryptInit(session, mechanism, parameter, k.object)
-			if is(err, pkcs11.CKR_OPERATION_ACTIVE) { // one that failed before has left its operation behind
-				_, _ = t.calls.decrypt(session, ciphertext)
-				err = t.calls.decryptInit(session, mechanism, parameter, k.object)
+// decryptWith decrypts in two calls, with a login between them for a key that needs one.
+func (k *Key) decryptWith(ctx context.Context, mechanism uint, parameter, ciphertext []byte) ([]byte, error) {
+	return useKey(ctx, k, "decrypting with key "+k.name(), "did not decrypt", func(u use) ([]byte, error) {
+		err := u.calls.decryptInit(u.handle, mechanism, parameter, u.object)
+		if is(err, pkcs11.CKR_OPERATION_ACTIVE) { // one that failed before has left its operation behind
+			_, _ = u.calls.decrypt(u.handle, ciphertext)
+			err = u.calls.decryptInit(u.handle, mechanism, parameter, u.object)
+		}
+		if err != nil {
+			return nil, k.notPermitted(err, "decrypt", "CKA_DECRYPT")
+		}
+		if u.login != nil {
+			if err := u.login(); err != nil {
+				return nil, err
 			}
-			if err != nil {
-				return k.notPermitted(err, "decrypt", "CKA_DECRYPT")
-			}
-			if login != nil {
-				if err := login(session); err != nil {
-					return err
-				}
-			}
-			plain, err = t.calls.decrypt(session, ciphertext)
-			if login == nil && t.wantsLoginForUse(err) {
-				return errWantsLogin
-			}
-			return err
-		})
-	return plain, err
+		}
+		plain, err := u.calls.decrypt(u.handle, ciphertext)
+		if u.login == nil && u.wantsLoginForUse(err) {
+			return nil, errWantsLogin
+		}
+		return plain, err
+	})
 }
 
-// notPermitted says which attribute the key lacks, when that is why it did not do it.
+// notPermitted says which attribute the key lacks, when that is why the module refused.
 func (k *Key) notPermitted(err error, what, attribute string) error {
 	if !is(err, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED) && !is(err, pkcs11.CKR_KEY_TYPE_INCONSISTENT) {
 		return err
 	}
 	t := k.token
-	f := failure.From(t.failed(err, "key %s on %s may not %s (%s is false)", k.name(), t.name(), what, attribute))
+	f := failure.From(t.failed(err, "key %s on %s cannot %s (%s is false)", k.name(), t.name(), what, attribute))
 	f.Kind, f.Hint = failure.Denied, "use a recipient's key, as 'notation-hsm key generate --usage decrypt' makes it"
 	return f
 }
 
 // ECDH returns the x coordinate that the key shares with another's public key, as long as the curve's field (SEC 1
 // section 3.3.1, without the cofactor, which is 1 on these curves). The module derives a secret for it and shows it.
-func (k *Key) ECDH(ctx context.Context, remote *ecdh.PublicKey) (shared []byte, err error) {
-	t := k.token
+func (k *Key) ECDH(ctx context.Context, remote *ecdh.PublicKey) ([]byte, error) {
 	public, ok := k.public.(*ecdsa.PublicKey)
 	if !ok {
 		return nil, failure.New(failure.Invalid, "key %s does no ECDH: it is no elliptic curve key", k.name()).
@@ -158,39 +154,39 @@ func (k *Key) ECDH(ctx context.Context, remote *ecdh.PublicKey) (shared []byte, 
 		return nil, failure.New(failure.Invalid, "key %s is on another curve than %v", k.name(), remote.Curve())
 	}
 	size := (public.Params().BitSize + 7) / 8
+	return useKey(ctx, k, "deriving with key "+k.name(), "did not derive", func(u use) ([]byte, error) {
+		return k.derive(u, remote.Bytes(), size)
+	})
+}
+
+// derive has the module derive a secret of size bytes from an uncompressed point, and reads its value.
+func (k *Key) derive(u use, point []byte, size int) ([]byte, error) {
 	template := []*pkcs11.Attribute{
 		pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_GENERIC_SECRET),
 		pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false), pkcs11.NewAttribute(pkcs11.CKA_SENSITIVE, false),
 		pkcs11.NewAttribute(pkcs11.CKA_EXTRACTABLE, true), pkcs11.NewAttribute(pkcs11.CKA_VALUE_LEN, size),
 	}
-	err = k.use(ctx, "deriving with key "+k.name(), "did not derive",
-		func(session sessionHandle, _ func(sessionHandle) error) error {
-			point := remote.Bytes()
-			secret, err := t.calls.deriveECDH(session, pkcs11.CKM_ECDH1_DERIVE, k.object, point, template)
-			if refusesParameter(err) { // some modules want the point as CKA_EC_POINT has it, in an OCTET STRING
-				secret, err = t.calls.deriveECDH(session, pkcs11.CKM_ECDH1_DERIVE, k.object, octetString(point), template)
-			}
-			if is(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) || is(err, pkcs11.CKR_MECHANISM_INVALID) {
-				f := failure.From(t.failed(err, "%s does no ECDH with key %s", t.name(), k.name()))
-				f.Kind, f.Hint = failure.Unsupported, "use an RSA key on this token"
-				return f
-			}
-			if err != nil {
-				return k.notPermitted(err, "derive", "CKA_DERIVE")
-			}
-			defer func() { _ = t.calls.destroyObject(session, secret) }()
-			values, err := t.calls.attributes(session, secret, pkcs11.CKA_VALUE)
-			if err != nil {
-				return err
-			}
-			if len(values[0]) != size {
-				return failure.New(failure.Unsupported, "%s does not show what it derives",
-					t.name()).
-					WithHint("use an RSA key on this token")
-			}
-			shared = values[0]
-			return nil
-		})
-	return shared, err
+	secret, err := u.calls.deriveECDH(u.handle, pkcs11.CKM_ECDH1_DERIVE, u.object, point, template)
+	if refusesParameter(err) { // some modules want the point as CKA_EC_POINT has it, in an OCTET STRING
+		secret, err = u.calls.deriveECDH(u.handle, pkcs11.CKM_ECDH1_DERIVE, u.object, octetString(point), template)
+	}
+	if is(err, pkcs11.CKR_FUNCTION_NOT_SUPPORTED) || is(err, pkcs11.CKR_MECHANISM_INVALID) {
+		f := failure.From(u.failed(err, "%s does no ECDH with key %s", u.name(), k.name()))
+		f.Kind, f.Hint = failure.Unsupported, "use an RSA key on this token"
+		return nil, f
+	}
+	if err != nil {
+		return nil, k.notPermitted(err, "derive", "CKA_DERIVE")
+	}
+	defer func() { _ = u.calls.destroyObject(u.handle, secret) }()
+	values, err := u.calls.attributes(u.handle, secret, pkcs11.CKA_VALUE)
+	if err != nil {
+		return nil, err
+	}
+	if len(values[0]) != size {
+		return nil, failure.New(failure.Unsupported, "%s does not show what it derives", u.name()).
+			WithHint("use an RSA key on this token")
+	}
+	return values[0], nil
 }

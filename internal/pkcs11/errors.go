@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -51,11 +52,12 @@ var meanings = map[pkcs11.Error]meaning{
 	pkcs11.CKR_TOKEN_WRITE_PROTECTED: {failure.Denied, "the token is read-only"},
 	pkcs11.CKR_SESSION_COUNT: {failure.Throttled,
 		"all sessions of the token are in use: wait, or close what holds them"},
-	pkcs11.CKR_TOKEN_NOT_PRESENT: {failure.Internal, "put the token back and run it again"},
-	pkcs11.CKR_DEVICE_REMOVED:    {failure.Internal, "put the token back and run it again"},
+	pkcs11.CKR_TOKEN_NOT_PRESENT: {failure.Unavailable, "put the token back and run it again"},
+	pkcs11.CKR_DEVICE_REMOVED:    {failure.Unavailable, "put the token back and run it again"},
+	pkcs11.CKR_DEVICE_ERROR:      {failure.Unavailable, "check the HSM and its connection, and run it again"},
 	pkcs11.CKR_SLOT_ID_INVALID:   {failure.Invalid, "slots are listed by 'notation-hsm token list'"},
 	pkcs11.CKR_MECHANISM_INVALID: {failure.Internal,
-		"the module can't do this with the key; see the mechanisms of the token with pkcs11-tool -M"},
+		"the module cannot do this with the key; see the mechanisms of the token with pkcs11-tool -M"},
 }
 
 const generalHint = "set NOTATION_HSM_LOG=/path/to/log to see every step, and check the module's own log"
@@ -78,4 +80,20 @@ func (m *Module) failed(err error, format string, args ...any) error {
 		f.Kind, f.Hint = meaning.kind, meaning.hint
 	}
 	return f
+}
+
+// initializeHint returns what to do about a module that C_Initialize does not start.
+func initializeHint(err error, path, args string) string {
+	switch {
+	case is(err, pkcs11.CKR_ARGUMENTS_BAD) && args == "":
+		return "set init-args of the token in the config file: this module wants parameters, such as NSS's " +
+			`softoken: configdir='sql:/DIR' certPrefix='' keyPrefix='' secmod='secmod.db' flags=`
+	case is(err, pkcs11.CKR_ARGUMENTS_BAD):
+		return "check init-args of the token in the config file"
+	case strings.Contains(filepath.Base(path), "opencryptoki") || strings.HasPrefix(filepath.Base(path), "PKCS11_API"):
+		// Without its daemon, openCryptoki answers CKR_FUNCTION_FAILED (3.27) or CKR_HOST_MEMORY (3.8.1).
+		return "start pkcsslotd, and check that this user is in the group pkcs11"
+	}
+	return "check that what the module talks to is running, and that this user may use it (openCryptoki: pkcsslotd and the " +
+		"group pkcs11; a TPM: /dev/tpmrm0 and the group tss; a network HSM: its client's configuration)"
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
@@ -16,26 +17,23 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// generateKey makes a key pair on the token that the settings name: sensitive, not extractable unless it is to be wrapped
+// Generate makes a key pair on the token that the settings name: sensitive, not extractable unless it is to be wrapped
 // for backups, good for what the request says and nothing else. It refuses a label that a private key on the token has
 // already. The new key's URI and public half are returned.
 //
-// crypto11 does the work, in a session and with a login of its own; so ours ends before it starts, and there is one
-// login.
-func generateKey(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
-	t, err := Open(ctx, s)
+// crypto11 does the work. It initialises and finalises the module itself, so no store of this process may have the module
+// open meanwhile, and there is one login.
+func (b *Backend) Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
+	if s.InitArgs != "" {
+		return key.Info{}, failure.New(failure.Unsupported, "no keys are generated in a module with init-args").
+			WithHint("make the key with the vendor's tool")
+	}
+	t, err := b.open(ctx, s)
 	if err != nil {
 		return key.Info{}, err
 	}
-	if err := t.mayWrite("make the key with the vendor's tool"); err != nil {
-		t.Close()
-		return key.Info{}, err
-	}
-	secret, err := t.readPIN(ctx)
-	defer secret.Clear()
-	maker, _ := t.calls.manufacturer()
-	strict := maker != tpm2
-	t.Close()
+	strict, err := t.checkGenerates(ctx)
+	_ = t.Close()
 	if err != nil {
 		return key.Info{}, err
 	}
@@ -45,21 +43,83 @@ func generateKey(ctx context.Context, s *config.Settings, r key.Request) (key.In
 			return key.Info{}, err
 		}
 	}
-	t.timeout *= 10 // a smart card takes minutes to find the primes of an RSA key
-	info := key.Info{Label: r.Label, ID: r.ID, URI: config.URI{Token: t.info.label, ID: r.ID, Object: r.Label}.String()}
-	err = t.within(ctx, "making the key", func(context.Context) error {
-		slot := int(t.slot)
-		endTurn := t.turn(ctx)
-		c, err := crypto11.Configure(&crypto11.Config{
-			Path: t.path, SlotNumber: &slot, Pin: string(secret.Bytes()), MaxSessions: 2, LoginNotSupported: !t.wantsLogin(),
-		})
-		endTurn()
+	return call(ctx, t.module, s.Timeout, "making the key", func(ctx context.Context) (key.Info, error) {
+		unlock, err := t.module.closeToOthers(ctx, s.Timeout)
 		if err != nil {
-			return t.failed(err, "can't log in to %s", t.name())
+			return key.Info{}, err
+		}
+		defer unlock()
+		return t.generate(ctx, r, strict)
+	})
+}
+
+// checkGenerates fails if the token takes no new keys, and reports whether a template may say what a key must not do.
+func (t *Token) checkGenerates(ctx context.Context) (strict bool, err error) {
+	if err := t.checkWritable("make the key with the vendor's tool"); err != nil {
+		return false, err
+	}
+	maker, _ := inSession(ctx, t, "asking for its maker", func(context.Context, *session) (string, error) {
+		return t.calls.manufacturer()
+	})
+	return maker != tpm2, nil
+}
+
+// closeToOthers waits until no store has the module open, keeps others from opening it, and returns the function that
+// ends that.
+func (m *Module) closeToOthers(ctx context.Context, limit time.Duration) (unlock func(), err error) {
+	wait, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	inUse := failure.New(failure.Conflict, "other operations of this process use the PKCS#11 module %s", m.path).
+		WithHint("generate keys while the module is not in use")
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
+		select {
+		case m.starting <- struct{}{}:
+		case <-wait.Done():
+			return nil, inUse
+		}
+		if m.unused() && !m.running {
+			return func() { <-m.starting }, nil
+		}
+		<-m.starting
+		select {
+		case <-time.After(jitter(pause)):
+		case <-wait.Done():
+			return nil, inUse
+		}
+	}
+}
+
+// generate reads the PIN and has crypto11 generate the key.
+func (t *Token) generate(ctx context.Context, r key.Request, strict bool) (key.Info, error) {
+	m := t.module
+	secret, err := t.readPIN(ctx, t.info)
+	if err != nil {
+		return key.Info{}, err
+	}
+	defer secret.Clear()
+	unlock := m.lock(ctx, t.settings.Timeout)
+	defer func() { unlock() }()
+	limit := 10 * t.settings.Timeout // a smart card takes minutes to find the primes of an RSA key
+	return step(ctx, m, limit, "making the key", func() (info key.Info, err error) {
+		info = key.Info{Label: r.Label, ID: r.ID, URI: config.URI{Token: t.info.label, ID: r.ID, Object: r.Label}.String()}
+		slot := int(t.slot)
+		// crypto11 takes the PIN as a string, which nobody can clear: it is in memory until the garbage collector reuses it.
+		c, err := crypto11.Configure(&crypto11.Config{
+			Path: m.path, SlotNumber: &slot, Pin: string(secret.Bytes()), MaxSessions: 2, LoginNotSupported: !t.wantsLogin(),
+		})
+		secret.Clear()
+		unlock()
+		unlock = func() {}
+		if err != nil {
+			failed := t.failed(err, "cannot log in to %s", t.name())
+			if f := failure.From(failed); f.Kind == failure.Denied {
+				m.backend.refuse(t.loginIdentity(pkcs11.CKU_USER), failed)
+			}
+			return info, failed
 		}
 		defer c.Close()
 		if err := t.unused(c, r); err != nil {
-			return err
+			return info, err
 		}
 		if info.Public, err = generate(c, r, strict); is(err, pkcs11.CKR_TEMPLATE_INCONSISTENT) ||
 			is(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID) || is(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
@@ -69,19 +129,19 @@ func generateKey(ctx context.Context, s *config.Settings, r key.Request) (key.In
 		case is(err, pkcs11.CKR_MECHANISM_INVALID), is(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID),
 			is(err, pkcs11.CKR_KEY_SIZE_RANGE), is(err, pkcs11.CKR_CURVE_NOT_SUPPORTED):
 			f := failure.From(t.failed(err, "%s makes no %s keys", t.name(), r.Spec.Name))
-			f.Kind, f.Hint = failure.Invalid, "try another --spec; what the token can make is shown by: pkcs11-tool -M"
-			return f
+			f.Kind, f.Hint = failure.Unsupported, "try another --spec; what the token can make is shown by: pkcs11-tool -M"
+			return info, f
 		case err != nil:
-			return t.failed(err, "%s did not make the key, or made it and can't show it (see 'notation-hsm key list')", t.name())
+			return info, t.failed(err, "%s did not make the key, or made it and cannot show it (see 'notation-hsm key list')",
+				t.name())
 		}
 		if r.Usage == key.Decrypt {
 			info.Sign = may(c, r, pkcs11.CKA_SIGN)
 		} else {
 			info.Decrypt = may(c, r, pkcs11.CKA_DECRYPT)
 		}
-		return nil
+		return info, nil
 	})
-	return info, err
 }
 
 // tpm2 is the manufacturer of tpm2-pkcs11. It fails on a template that forbids what a TPM's key can do anyway, and the
@@ -116,10 +176,10 @@ func (t *Token) unused(c *crypto11.Context, r key.Request) error {
 		_ = same.Set(taken.attribute, taken.value) // bytes are always taken
 		keys, err := c.FindPrivateKeysWithAttributes(same)
 		if err != nil {
-			return t.failed(err, "can't search %s", t.name())
+			return t.failed(err, "cannot search %s", t.name())
 		}
 		if len(keys) > 0 {
-			return failure.New(failure.Invalid, "%s has a key with this %s already: %s", t.name(), taken.what, taken.shown).
+			return failure.New(failure.Conflict, "%s has a key with this %s already: %s", t.name(), taken.what, taken.shown).
 				WithHint("choose another " + taken.what +
 					", or use the key that is there: see 'notation-hsm key list'")
 		}

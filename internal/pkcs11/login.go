@@ -2,7 +2,7 @@ package pkcs11
 
 import (
 	"context"
-	"sync/atomic"
+	"errors"
 
 	"github.com/miekg/pkcs11"
 
@@ -11,67 +11,118 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
-// Login logs in once. It never tries a PIN twice, and does not try it at all when the token says that it is locked, or
-// that one more wrong PIN would lock it.
+// Login logs in, unless a store of this process has logged in to the token. One login is made at a time. A PIN is not
+// tried when the token has refused a login in this process, when it says that its PIN is locked, or that one more wrong
+// PIN would lock it.
 func (t *Token) Login(ctx context.Context) error {
-	if t.loggedIn || t.loginErr != nil || !t.wantsLogin() {
-		return t.loginErr
+	for attempt := 0; ; attempt++ {
+		if t.conn.loggedIn.Load() || !t.wantsLogin() {
+			return nil
+		}
+		if err := t.ready(ctx); err != nil {
+			return err
+		}
+		_, err := call(ctx, t.module, t.settings.Timeout, "logging in to "+t.name(), t.loginFirst)
+		if !errors.Is(err, errLost) || attempt == lossLimit {
+			return err
+		}
 	}
-	t.loginErr = t.loginUser(ctx)
-	t.loggedIn = t.loginErr == nil
-	return t.loginErr
 }
 
-func (t *Token) loginUser(ctx context.Context) error {
-	secret, err := t.readPIN(ctx)
+// loginFirst logs in if nobody has.
+func (t *Token) loginFirst(ctx context.Context) (_ struct{}, err error) {
+	release, err := t.conn.acquire(ctx, t.settings.Timeout)
+	if err != nil {
+		return struct{}{}, err
+	}
+	defer release()
+	if t.conn.loggedIn.Load() {
+		return struct{}{}, nil
+	}
+	s, err := t.take(ctx)
+	if err != nil {
+		return struct{}{}, err
+	}
+	defer func() { s.giveBack(ctx, err) }()
+	if err = t.loginUser(ctx, s.pool.info, s.handle); err == nil {
+		t.conn.loggedIn.Store(true)
+	}
+	return struct{}{}, err
+}
+
+// loginUser reads the PIN and logs in.
+func (t *Token) loginUser(ctx context.Context, info tokenInfo, session sessionHandle) error {
+	secret, err := t.readPIN(ctx, info)
 	if err != nil {
 		return err
 	}
-	return t.withPIN(ctx, secret, "logging in to "+t.name(), func(context.Context) error {
-		return t.loginWith(ctx, pkcs11.CKU_USER, t.sessions.first, secret)
-	})
+	defer secret.Clear() // not when the call does not return: the module may still read it
+	return t.loginWith(ctx, pkcs11.CKU_USER, session, secret)
 }
 
-// withPIN is within for what logs in with a PIN, which is cleared in any case but one: that a call does not come back,
-// so that the module may still read it.
-func (t *Token) withPIN(ctx context.Context, secret *pin.Secret, what string, fn func(context.Context) error) error {
-	var begun atomic.Bool
-	err := t.within(ctx, what, func(ctx context.Context) error {
-		begun.Store(true)
-		defer secret.Clear()
-		return fn(ctx)
+// loginWith logs in as a step of its own, clears the PIN at once, and remembers a refusal.
+func (t *Token) loginWith(ctx context.Context, user uint, session sessionHandle, secret *pin.Secret) error {
+	defer t.module.lock(ctx, t.settings.Timeout)()
+	_, err := step(ctx, t.module, t.settings.Timeout, "logging in to "+t.name(), func() (struct{}, error) {
+		return struct{}{}, t.loginNow(user, session, secret)
 	})
-	if !begun.Load() {
-		secret.Clear()
-	}
 	return err
 }
 
-// loginWith logs in and clears the PIN at once.
-func (t *Token) loginWith(ctx context.Context, user uint, session sessionHandle, secret *pin.Secret) error {
-	defer t.turn(ctx)()
+// loginNow calls C_Login, clears the PIN, and remembers a refusal. Every error counts as one, but for those that say that
+// the session or the token was lost: a module may answer a wrong PIN by a value of its own.
+func (t *Token) loginNow(user uint, session sessionHandle, secret *pin.Secret) error {
 	err := t.calls.login(session, user, secret.Bytes())
 	secret.Clear()
-	if err != nil && !is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
-		return t.failed(err, "can't log in to %s", t.name())
+	if err == nil || is(err, pkcs11.CKR_USER_ALREADY_LOGGED_IN) {
+		return nil
 	}
-	return nil
+	failed := t.failed(err, "cannot log in to %s", t.name())
+	if !t.lossOf(err) {
+		t.module.backend.refuse(t.loginIdentity(user), failed)
+	}
+	return failed
 }
 
-// wantsLogin reports whether the token asks for a login, or the user for one to be made.
+// loginIdentity names the token and the user of a login that may be refused. A login for one use of a key takes the
+// user's PIN.
+func (t *Token) loginIdentity(user uint) string {
+	if user == pkcs11.CKU_SO {
+		return "SO " + t.info.identity()
+	}
+	return t.info.identity()
+}
+
+// refusedBefore returns the failure of a PIN that this token has refused in this process, or nil.
+func (t *Token) refusedBefore(user uint) error {
+	before := t.module.backend.refusal(t.loginIdentity(user))
+	if before == nil {
+		return nil
+	}
+	first := failure.From(before)
+	f := failure.New(failure.Denied, "%s has refused a login of this process, so its PIN is not tried again: %s", t.name(),
+		first.What).WithHint(first.Hint)
+	f.CKR, f.Err = first.CKR, before
+	return f
+}
+
+// wantsLogin reports whether the token requires a login, or the settings give a PIN for one.
 func (t *Token) wantsLogin() bool {
 	return t.info.flags&pkcs11.CKF_LOGIN_REQUIRED != 0 || t.settings.PIN != "" || t.settings.PINSource != ""
 }
 
 // readPIN fetches the PIN if it may be tried; it is empty for a token with a PIN pad of its own.
-func (t *Token) readPIN(ctx context.Context) (*pin.Secret, error) {
+func (t *Token) readPIN(ctx context.Context, info tokenInfo) (*pin.Secret, error) {
 	if !t.wantsLogin() {
 		return nil, nil
 	}
-	if err := t.mayTryPIN(); err != nil {
+	if err := t.refusedBefore(pkcs11.CKU_USER); err != nil {
 		return nil, err
 	}
-	pinpad := t.info.flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH != 0
+	if err := t.checkPINState(info); err != nil {
+		return nil, err
+	}
+	pinpad := info.flags&pkcs11.CKF_PROTECTED_AUTHENTICATION_PATH != 0
 	source := t.settings.PINSource
 	switch {
 	case t.settings.PIN != "":
@@ -87,13 +138,14 @@ func (t *Token) readPIN(ctx context.Context) (*pin.Secret, error) {
 	case source == pin.Prompt: // a person takes as long as they take
 		return pin.Read(ctx, source, t.info.label)
 	}
-	ctx, cancel := context.WithTimeout(ctx, t.timeout)
+	ctx, cancel := context.WithTimeout(ctx, t.settings.Timeout)
 	defer cancel()
 	return pin.Read(ctx, source, t.info.label)
 }
 
-func (t *Token) mayTryPIN() error {
-	switch state := pinState(t.info.flags); {
+// checkPINState fails when the token says that its PIN is locked, or that one more wrong one would lock it.
+func (t *Token) checkPINState(info tokenInfo) error {
+	switch state := pinState(info.flags); {
 	case state == key.PINLocked:
 		f := failure.New(failure.Denied, "the user PIN of %s is locked, so it was not tried", t.name()).
 			WithHint(meanings[pkcs11.CKR_PIN_LOCKED].hint)

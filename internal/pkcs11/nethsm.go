@@ -49,9 +49,9 @@ func (t *Token) byKeyID(uri config.URI) config.URI {
 // unnamed reports whether an object of the reference can be found by reading all of them alone.
 func unnamed(uri config.URI) bool { return uri.Object == "" && len(uri.ID) == 0 }
 
-// mayWrite fails for a token that stores nothing for the user that we log in. otherwise is how it can be done where the
+// checkWritable fails for a token that stores nothing for the user that we log in. otherwise is how it can be done where the
 // token is read-only.
-func (t *Token) mayWrite(otherwise string) error {
+func (t *Token) checkWritable(otherwise string) error {
 	switch {
 	case t.isNetHSM():
 		return failure.New(failure.Denied,
@@ -64,10 +64,10 @@ func (t *Token) mayWrite(otherwise string) error {
 	return nil
 }
 
-// mayWrap fails for a token that wraps no keys.
-func (t *Token) mayWrap() error {
+// checkWraps fails for a token that wraps no keys.
+func (t *Token) checkWraps() error {
 	if t.isNetHSM() {
-		return failure.New(failure.Invalid, "%s is a NetHSM: it wraps no keys", t.name()).
+		return failure.New(failure.Unsupported, "%s is a NetHSM, which wraps no keys", t.name()).
 			WithHint("back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'")
 	}
 	return nil
@@ -76,7 +76,7 @@ func (t *Token) mayWrap() error {
 // wantsLoginForUse reports whether a use of a key failed because it asks for a login of its own, which no key on a
 // NetHSM does: there, it means 403.
 func (t *Token) wantsLoginForUse(err error) bool {
-	return t.loggedIn && is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) && !t.isNetHSM()
+	return t.conn.loggedIn.Load() && is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) && !t.isNetHSM()
 }
 
 const netHSMLog = "see 'notation-hsm nethsm status'; 'nethsm config --log-file' has the module write a log"
@@ -87,14 +87,14 @@ var netHSMMeanings = map[pkcs11.Error]meaning{
 		"the passphrase is wrong, the module's configuration names no operator, or no instance let it in: " + netHSMLog +
 			". Nothing tries the passphrase again by itself"},
 	pkcs11.CKR_USER_NOT_LOGGED_IN: {failure.Denied, "the operator may not do that (403): check its tags and the key's"},
-	pkcs11.CKR_KEY_HANDLE_INVALID: {failure.Invalid, "the key is gone (404): check the key ID"},
-	pkcs11.CKR_TOKEN_NOT_PRESENT:  {failure.Internal, "no instance is operational: " + netHSMLog},
-	pkcs11.CKR_DEVICE_ERROR:       {failure.Internal, "the NetHSM refused it, or no instance answered: " + netHSMLog},
+	pkcs11.CKR_KEY_HANDLE_INVALID: {failure.NotFound, "the key is gone (404): check the key ID"},
+	pkcs11.CKR_TOKEN_NOT_PRESENT:  {failure.Unavailable, "no instance is operational: " + netHSMLog},
+	pkcs11.CKR_DEVICE_ERROR:       {failure.Unavailable, "the NetHSM refused it, or no instance answered: " + netHSMLog},
 }
 
-// failed is that of the Module, in the words of a NetHSM if the token is one.
+// failed is Module.failed, with the meanings of a NetHSM if the token is one.
 func (t *Token) failed(err error, format string, args ...any) error {
-	failed := t.Module.failed(err, format, args...)
+	failed := t.module.failed(err, format, args...)
 	var ckr pkcs11.Error
 	if !t.isNetHSM() || !errors.As(err, &ckr) {
 		return failed

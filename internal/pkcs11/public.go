@@ -13,7 +13,6 @@ import (
 
 	"github.com/miekg/pkcs11"
 
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
@@ -32,22 +31,22 @@ func (t *Token) Public(ctx context.Context) (crypto.PublicKey, error) {
 	if err := t.loginToSearch(ctx); err != nil {
 		return nil, err
 	}
-	var public crypto.PublicKey
-	err := t.within(ctx, "looking for the public key", func(context.Context) error {
+	public, err := inSession(ctx, t, "looking for the public key", func(_ context.Context, s *session) (crypto.PublicKey, error) {
 		uri := t.settings.Key
 		if unnamed(uri) {
-			return nil // only the private key can tell which one is meant
+			return nil, nil // only the private key can tell which one is meant
 		}
-		objects, err := t.search(t.selector(pkcs11.CKO_PUBLIC_KEY, uri), 2)
+		objects, err := s.search(t.selector(pkcs11.CKO_PUBLIC_KEY, uri), 2)
 		if err == nil && len(objects) == 1 {
-			if public, err = t.readPublic(objects[0]); err == nil {
-				return nil
+			var public crypto.PublicKey
+			if public, err = s.readPublic(objects[0]); err == nil {
+				return public, nil
 			}
 		}
-		if errors.Is(err, errLength) {
-			return t.failed(err, "can't read the public key of %s", keyName(uri))
+		if errors.Is(err, errLength) || t.lossOf(err) {
+			return nil, t.failed(err, "cannot read the public key of %s", keyName(uri))
 		}
-		return nil
+		return nil, nil
 	})
 	if err != nil || public != nil {
 		return public, err
@@ -60,8 +59,8 @@ func (t *Token) Public(ctx context.Context) (crypto.PublicKey, error) {
 }
 
 // readPublic reads the public half from the attributes of one object.
-func (t *Token) readPublic(object objectHandle) (crypto.PublicKey, error) {
-	values, err := t.calls.attributes(t.sessions.first, object, publicAttributes...)
+func (s *session) readPublic(object objectHandle) (crypto.PublicKey, error) {
+	values, err := s.calls.attributes(s.handle, object, publicAttributes...)
 	if err != nil {
 		return nil, err
 	}
@@ -132,38 +131,35 @@ func curveOf(params []byte) (elliptic.Curve, error) {
 // publicHalf finds the public half of a private key wherever the module keeps it: on the private key, in the public key
 // object of the same id (or label, when it has no id), or in a certificate of that id. It also returns the key's own id
 // and label.
-func (t *Token) publicHalf(private objectHandle) (public crypto.PublicKey, id []byte, label string, err error) {
-	values, err := t.calls.attributes(t.sessions.first, private, publicAttributes...)
+func (s *session) publicHalf(private objectHandle) (public crypto.PublicKey, id []byte, label string, err error) {
+	values, err := s.calls.attributes(s.handle, private, publicAttributes...)
 	if err != nil {
-		return nil, nil, "", t.failed(err, "can't read key %s on %s", keyName(t.settings.Key), t.name())
+		return nil, nil, "", s.failed(err, "cannot read key %s on %s", keyName(s.settings.Key), s.name())
 	}
 	id, label = values[1], string(values[2])
 	public, problem := publicOf(values)
 	if problem == nil {
 		return public, id, label, nil
 	}
-	same := config.URI{ID: id}
-	if len(id) == 0 {
-		same.Object = label
-	}
+	same := sameAs(id, label)
 	if len(id) > 0 || label != "" {
-		objects, err := t.search(t.selector(pkcs11.CKO_PUBLIC_KEY, same), 2)
+		objects, err := s.search(s.selector(pkcs11.CKO_PUBLIC_KEY, same), 2)
 		if err == nil && len(objects) == 1 {
-			if public, problem = t.readPublic(objects[0]); problem == nil {
+			if public, problem = s.readPublic(objects[0]); problem == nil {
 				return public, id, label, nil
 			}
 		}
-		if leaf, err := t.sole(same); err == nil && leaf != nil {
+		if leaf, err := s.sole(same); err == nil && leaf != nil {
 			return leaf.PublicKey, id, label, nil
 		}
 	}
 	if !errors.Is(problem, errNoPublic) {
 		return nil, id, label, failure.New(failure.Invalid,
-			"key %s on %s can't be used: %w", keyName(t.settings.Key), t.name(), problem).
+			"key %s on %s cannot be used: %w", keyName(s.settings.Key), s.name(), problem).
 			WithHint("use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521")
 	}
 	return nil, id, label, failure.New(failure.Invalid,
-		"can't tell what key %s on %s is: %w", keyName(t.settings.Key), t.name(), problem).
+		"cannot tell what key %s on %s is: %w", keyName(s.settings.Key), s.name(), problem).
 		WithHint("put the key's certificate or public key on the token with the same CKA_ID, or set certificate-chain to a file " +
 			"with the certificate")
 }

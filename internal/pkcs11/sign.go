@@ -55,22 +55,18 @@ func (k *Key) sign(ctx context.Context, message, digest []byte, opts crypto.Sign
 }
 
 // signWith takes a session and makes one signature in it.
-func (k *Key) signWith(ctx context.Context, ways []way) (signature []byte, err error) {
-	err = k.use(ctx, k.token.signing, "did not sign", func(session sessionHandle, login func(sessionHandle) error) error {
-		signature, err = k.signInSession(session, ways, login)
-		return err
-	})
-	return signature, err
+func (k *Key) signWith(ctx context.Context, ways []way) ([]byte, error) {
+	return useKey(ctx, k, k.token.signing, "did not sign", func(u use) ([]byte, error) { return k.signInSession(u, ways) })
 }
 
-// signInSession makes one signature, trying the ways from the one that worked last. What it returns when none does is
-// the error of the first: the others are not what the module is asked for as a rule.
-func (k *Key) signInSession(session sessionHandle, ways []way, login func(sessionHandle) error) ([]byte, error) {
+// signInSession makes one signature, trying the mechanisms from the one that worked last. When none does, it returns the
+// error of the first: the others are not what the module is usually asked for.
+func (k *Key) signInSession(u use, ways []way) ([]byte, error) {
 	var first error
 	start := int(k.working.Load())
 	for i := range ways {
 		i = (start + i) % len(ways)
-		signature, err := k.signOnce(session, ways[i], login)
+		signature, err := u.sign(ways[i])
 		if err == nil {
 			k.working.Store(int32(i)) //nolint:gosec // there are three ways
 			return signature, nil
@@ -86,32 +82,31 @@ func (k *Key) signInSession(session sessionHandle, ways []way, login func(sessio
 	return nil, first
 }
 
-// signOnce makes one signature one way, in two calls, with a login between them for a key that wants that.
-func (k *Key) signOnce(session sessionHandle, w way, login func(sessionHandle) error) ([]byte, error) {
-	t := k.token
+// sign makes one signature with one mechanism, in two calls, with a login between them for a key that needs one.
+func (u use) sign(w way) ([]byte, error) {
 	input, err := w.input()
 	if err != nil {
 		return nil, err
 	}
-	if login == nil {
-		signature, initialised, err := t.calls.signBoth(session, w.mechanism, w.parameter, k.object, input)
+	if u.login == nil {
+		signature, initialised, err := u.calls.signBoth(u.handle, w.mechanism, w.parameter, u.object, input)
 		if !initialised && is(err, pkcs11.CKR_OPERATION_ACTIVE) {
 			// A signature that failed before has left its operation behind. PKCS#11 2.40 ends one only by finishing it.
-			_, _ = t.calls.sign(session, input)
-			signature, _, err = t.calls.signBoth(session, w.mechanism, w.parameter, k.object, input)
+			_, _ = u.calls.sign(u.handle, input)
+			signature, initialised, err = u.calls.signBoth(u.handle, w.mechanism, w.parameter, u.object, input)
 		}
-		if initialised && t.wantsLoginForUse(err) {
+		if initialised && u.wantsLoginForUse(err) {
 			return nil, errWantsLogin
 		}
 		return signature, err
 	}
-	if err = t.calls.signInit(session, w.mechanism, w.parameter, k.object); err != nil {
+	if err = u.calls.signInit(u.handle, w.mechanism, w.parameter, u.object); err != nil {
 		return nil, err
 	}
-	if err = login(session); err != nil {
+	if err = u.login(); err != nil {
 		return nil, err
 	}
-	return t.calls.sign(session, input)
+	return u.calls.sign(u.handle, input)
 }
 
 // wrongMechanism reports whether an error says that another mechanism may do. Mechanism lists are not looked at: they
@@ -139,7 +134,7 @@ var byHash = map[crypto.Hash]hashMechanisms{
 func (k *Key) ways(message, digest []byte, opts crypto.SignerOpts) ([]way, error) {
 	m, ok := byHash[opts.HashFunc()]
 	if !ok || len(digest) != opts.HashFunc().Size() {
-		return nil, failure.New(failure.Internal, "can't sign a digest of %d bytes with %v", len(digest), opts.HashFunc())
+		return nil, failure.New(failure.Internal, "cannot sign a digest of %d bytes with %v", len(digest), opts.HashFunc())
 	}
 	var ways []way
 	add := func(mechanism uint, parameter, input []byte) {

@@ -3,7 +3,6 @@ package pkcs11
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -13,139 +12,133 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// Token is a token in a slot, with a session open. It is not logged in until something needs that. Its keys may sign
-// from many goroutines at once; everything else is for one.
+// Token is a token as one store of the process sees it: with the settings that it was opened by. It is not logged in
+// until something needs that. It and its keys are safe for concurrent use.
 type Token struct {
-	*Module
+	module   *Module
+	calls    *cryptoki // the module's
 	settings *config.Settings
-	signing  string // what is done, in the words of an error; made once, not for each signature
-	slot     uint
-	info     tokenInfo
-	sessions pool
-	loggedIn bool
-	loginErr error // why the one try failed; there is no second
+	conn     *connection // nil until it is found
+	info     tokenInfo   // what the token said of itself when it was opened
+	slot     uint        // where it was then
+	signing  string      // the activity of a signature, made once
 }
 
-// tokens lists the tokens of the module that the settings name.
-func tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
-	m, err := Load(ctx, s)
+// open returns the one token that the settings name, with a session.
+func (b *Backend) open(ctx context.Context, s *config.Settings) (*Token, error) {
+	m, err := b.acquire(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	defer m.Close()
-	var tokens []key.Token
-	err = m.within(ctx, "listing tokens", func(context.Context) error {
-		slots, err := m.calls.slots()
-		if err != nil {
-			return m.failed(err, "can't list the slots of %s", m.path)
+	t := &Token{module: m, calls: m.calls, settings: s, signing: "signing with key " + keyName(s.Key)}
+	_, err = callOrUndo(ctx, m, s.Timeout, "opening a session", func(ctx context.Context) (struct{}, error) {
+		if err := t.find(ctx); err != nil {
+			return struct{}{}, err
 		}
-		for _, slot := range slots {
-			info, err := m.calls.tokenInfo(slot)
-			if err != nil {
-				slog.Warn("no token information", "slot", slot, "error", err)
-				continue
-			}
-			tokens = append(tokens, describe(slot, info))
-		}
-		return nil
-	})
-	return tokens, err
-}
-
-// Open loads the module, finds the one token that the settings name and opens a session on it.
-func Open(ctx context.Context, s *config.Settings) (*Token, error) {
-	m, err := Load(ctx, s)
+		t.conn = m.connect(t.slot, t.info, s.Key)
+		return struct{}{}, t.openFirst(ctx)
+	}, func() { _ = t.Close() })
 	if err != nil {
-		return nil, err
-	}
-	t := &Token{Module: m, settings: s, signing: "signing with key " + keyName(s.Key)}
-	err = m.within(ctx, "opening a session", func(ctx context.Context) error {
-		endTurn := m.turn(ctx)
-		err := t.find()
-		endTurn()
-		if err != nil {
-			return err
-		}
-		return t.openFirst(ctx)
-	})
-	if err != nil {
-		t.Close()
 		return nil, err
 	}
 	return t, nil
 }
 
-// Close closes the sessions, which logs out, and finalises the module.
+// Close ends the use of the token. The last store that closes it closes its sessions, which logs out; the last of the
+// module finalises that.
 func (t *Token) Close() error {
-	t.closeSessions()
-	return t.Module.Close()
+	if t.conn != nil {
+		t.conn.disconnect()
+	}
+	return t.module.release()
 }
 
 // Describe returns what the token said of itself when it was opened.
 func (t *Token) Describe() key.Token { return describe(t.slot, t.info) }
 
-// find sets the slot and what is known of the token in it.
-func (t *Token) find() error {
-	want := t.settings.Key
+// find sets the slot of the token that the settings name, and what is known of it.
+func (t *Token) find(ctx context.Context) error {
+	m, limit := t.module, t.settings.Timeout
+	defer m.lock(ctx, limit)()
+	_, err := step(ctx, m, limit, "looking for the token", func() (_ struct{}, err error) {
+		t.slot, t.info, err = m.find(t.settings.Key)
+		return struct{}{}, err
+	})
+	return err
+}
+
+// find returns the slot of the one token that a URI names, and what the token says of itself.
+func (m *Module) find(want config.URI) (uint, tokenInfo, error) {
 	want.Object, want.ID = "", nil
 	if want.SlotID != nil && want.Token == "" && want.Serial == "" {
-		info, err := t.calls.tokenInfo(*want.SlotID)
-		if err != nil {
-			return t.failed(err, "can't use slot %d of %s", *want.SlotID, t.path)
-		}
-		if info.flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
-			return failure.New(failure.Invalid, "the token in slot %d of %s is not initialised", *want.SlotID, t.path).
-				WithHint("initialise it with the vendor's tool, or use another: see 'notation-hsm token list'")
-		}
-		t.slot, t.info = *want.SlotID, info
-		return nil
+		return m.inSlot(*want.SlotID)
 	}
-	slots, err := t.calls.slots()
+	slots, err := m.calls.slots()
 	if err != nil {
-		return t.failed(err, "can't list the slots of %s", t.path)
+		return 0, tokenInfo{}, m.failed(err, "cannot list the slots of %s", m.path)
 	}
 	var there, matching []key.Token
+	var slot uint
+	var info tokenInfo
 	var unread error
-	for _, slot := range slots {
-		info, err := t.calls.tokenInfo(slot)
+	for _, s := range slots {
+		i, err := m.calls.tokenInfo(s)
 		if is(err, pkcs11.CKR_TOKEN_NOT_PRESENT) || is(err, pkcs11.CKR_TOKEN_NOT_RECOGNIZED) {
 			continue
 		}
 		if err != nil { // it must not hide the token in the next slot
-			unread = t.failed(err, "can't read the token in slot %d of %s, and no other matches %s", slot, t.path, want)
+			unread = m.failed(err, "cannot read the token in slot %d of %s, and no other matches %s", s, m.path, want)
 			continue
 		}
-		token := describe(slot, info)
+		token := describe(s, i)
 		there = append(there, token)
 		if matches(want, token) {
 			matching = append(matching, token)
-			t.slot, t.info = slot, info
+			slot, info = s, i
 		}
 	}
+	if len(matching) == 1 {
+		return slot, info, nil
+	}
+	if len(matching) == 0 && unread != nil {
+		return 0, info, unread
+	}
+	return 0, info, m.notOne(want, there, matching)
+}
+
+// inSlot returns what the token in a slot says of itself.
+func (m *Module) inSlot(slot uint) (uint, tokenInfo, error) {
+	info, err := m.calls.tokenInfo(slot)
+	if err != nil {
+		return 0, info, m.failed(err, "cannot use slot %d of %s", slot, m.path)
+	}
+	if info.flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
+		return 0, info, failure.New(failure.Invalid, "the token in slot %d of %s is not initialised", slot, m.path).
+			WithHint("initialise it with the vendor's tool, or use another: see 'notation-hsm token list'")
+	}
+	return slot, info, nil
+}
+
+// notOne is the failure of a search that found no token, or several.
+func (m *Module) notOne(want config.URI, there, matching []key.Token) error {
 	named := want.String() != config.Scheme
 	switch {
-	case len(matching) == 1:
-		return nil
 	case len(matching) > 1 && !named:
 		return failure.New(failure.Invalid,
-			"the PKCS#11 module %s has %d tokens, and none is named:%s", t.path, len(matching), list(matching)).
+			"the PKCS#11 module %s has %d tokens, and none is named:%s", m.path, len(matching), list(matching)).
 			WithHint("name one, in the key's URI or with the setting token")
 	case len(matching) > 1:
 		return failure.New(failure.Invalid, "%d tokens match %s:%s", len(matching), want, list(matching)).
 			WithHint("name one of them by its serial, as in the URIs shown")
-	case unread != nil:
-		return unread
 	case len(there) == 0:
-		return failure.New(failure.Invalid, "the PKCS#11 module %s shows no token", t.path).
+		return failure.New(failure.NotFound, "the PKCS#11 module %s shows no token", m.path).
 			WithHint("check that the HSM is connected and its module configured (some modules read a file that a variable names: see " +
 				"env in the config file)")
-	}
-	if !named {
-		return failure.New(failure.Invalid, "the PKCS#11 module %s has no token that is initialised:%s", t.path, list(there)).
+	case !named:
+		return failure.New(failure.Invalid, "the PKCS#11 module %s has no token that is initialised:%s", m.path, list(there)).
 			WithHint("initialise one with the vendor's tool")
 	}
-	return failure.New(failure.Invalid, "no token matches %s; the module %s has:%s",
-		want, t.path, list(there)).
+	return failure.New(failure.NotFound, "no token matches %s; the module %s has:%s", want, m.path, list(there)).
 		WithHint("use one of these, or check module-path")
 }
 
@@ -205,10 +198,13 @@ func pinState(flags uint) key.PINState {
 	return key.PINReady
 }
 
-// name is the token in the words of an error.
+// name returns the token's name in an error.
 func (t *Token) name() string {
 	if t.info.label == "" {
 		return fmt.Sprintf("the token in slot %d", t.slot)
 	}
-	return fmt.Sprintf("token %q", t.info.label)
+	return t.info.name()
 }
+
+// name returns the name in an error of a token whose slot does not matter.
+func (i tokenInfo) name() string { return fmt.Sprintf("token %q", i.label) }

@@ -19,64 +19,90 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
-// importWrapping puts an AES key on the token that may wrap and unwrap other keys and do nothing else, and that is
+// ImportWrapping stores an AES key on the token that may wrap and unwrap other keys and do nothing else, and that is
 // trusted (CKA_TRUSTED). PKCS#11 lets the security officer alone give that trust (2.40, section 4.8), and keeps private
 // objects from them, so the key is a public object that is sensitive. SoftHSM takes the attribute only as the object is
 // made.
-func importWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey,
+func (b *Backend) ImportWrapping(ctx context.Context, s *config.Settings, soPINSource string, w key.WrappingKey,
 	value []byte) error {
-	m, err := Load(ctx, s)
+	m, err := b.acquire(ctx, s)
 	if err != nil {
 		return err
 	}
-	t := &Token{Module: m, settings: s}
+	t := &Token{module: m, calls: m.calls, settings: s}
 	defer t.Close()
-	err = t.within(ctx, "looking for the token", func(context.Context) error {
-		defer t.turn(ctx)()
-		return t.find()
+	_, err = call(ctx, m, s.Timeout, "storing the wrapping key", func(ctx context.Context) (none struct{}, err error) {
+		if err := t.find(ctx); err != nil {
+			return none, err
+		}
+		if err := t.checkWraps(); err != nil {
+			return none, err
+		}
+		secret, err := t.readSOPIN(ctx, soPINSource)
+		if err != nil {
+			return none, err
+		}
+		defer secret.Clear() // not when a call does not return: the module may still read it
+		return none, t.storeWrapping(ctx, secret, w, value)
+	})
+	return err
+}
+
+// storeWrapping logs the security officer in and stores a wrapping key, in a session of its own. The security officer
+// can log in only while no read-only session is open (PKCS#11 5.6, C_Login).
+func (t *Token) storeWrapping(ctx context.Context, secret *pin.Secret, w key.WrappingKey, value []byte) error {
+	m, limit := t.module, t.settings.Timeout
+	handle, err := step(ctx, m, limit, "opening a session", func() (sessionHandle, error) {
+		return t.calls.openSession(t.slot, pkcs11.CKF_RW_SESSION)
 	})
 	if err != nil {
-		return err
+		return t.failed(err, "cannot open a session that may write on %s", t.name())
 	}
-	if err := t.mayWrap(); err != nil {
-		return err
-	}
-	secret, err := t.readSOPIN(ctx, soPINSource)
-	if err != nil {
-		return err
-	}
-	return t.withPIN(ctx, secret, "storing the wrapping key", func(context.Context) error {
-		// The security officer can log in only while no read-only session is open (PKCS#11 5.6, C_Login).
-		session, err := t.calls.openSession(t.slot, pkcs11.CKF_RW_SESSION)
-		if err != nil {
-			return t.failed(err, "can't open a session that may write on %s", t.name())
+	defer func() {
+		_ = m.cleanup("closing the session", func() error { return t.calls.closeSession(handle) })
+	}()
+	if err := t.loginWith(ctx, pkcs11.CKU_SO, handle, secret); err != nil {
+		f := failure.From(err)
+		f.What = "cannot log the security officer in to " + t.name()
+		if f.CKR == "CKR_PIN_INCORRECT" {
+			f.Hint =
+				"the security officer's PIN is wrong; check --so-pin-source. It is not tried again: on most tokens a few wrong " +
+					"ones end in a reset"
 		}
-		t.sessions.first, t.sessions.all = session, map[sessionHandle]bool{session: true}
-		if err := t.loginWith(ctx, pkcs11.CKU_SO, session, secret); err != nil {
-			f := failure.From(err)
-			f.What = "the security officer can't log in to " + t.name()
-			if f.CKR == "CKR_PIN_INCORRECT" {
-				f.Hint =
-					"the security officer's PIN is wrong; check --so-pin-source. It is not tried again: on most tokens a few wrong " +
-						"ones end in a reset"
-			}
-			return f
-		}
+		return f
+	}
+	_, err = step(ctx, m, limit, "storing the wrapping key", func() (none struct{}, err error) {
+		s := &session{Token: t, handle: handle}
 		for _, taken := range []config.URI{{Object: w.Label}, {ID: w.ID}} {
-			found, err := t.search(t.selector(pkcs11.CKO_SECRET_KEY, taken), 1)
+			found, err := s.search(t.selector(pkcs11.CKO_SECRET_KEY, taken), 1)
 			if err != nil {
-				return t.failed(err, "can't search %s", t.name())
+				return none, t.failed(err, "cannot search %s", t.name())
 			}
 			if len(found) > 0 {
-				return failure.New(failure.Invalid, "%s has the secret key %s already", t.name(), keyName(taken)).
+				return none, failure.New(failure.Conflict, "%s has the secret key %s already", t.name(), keyName(taken)).
 					WithHint("choose another label, or use the key that is there")
 			}
 		}
-		if err := t.calls.createObject(session, wrappingTemplate(w, value)); err != nil {
-			return t.failed(err, "%s did not take the wrapping key %q", t.name(), w.Label)
+		if err := t.calls.createObject(handle, wrappingTemplate(w, value)); err != nil {
+			return none, t.wrappingRefused(err, w.Label)
 		}
-		return nil
+		return none, nil
 	})
+	return err
+}
+
+// wrappingRefused is the failure of a module that does not store a wrapping key. Some have no CKA_TRUSTED, or no
+// templates of what a key may wrap, without which a backup is not safe.
+func (t *Token) wrappingRefused(err error, label string) error {
+	f := failure.From(t.failed(err, "%s did not store the wrapping key %q", t.name(), label))
+	if is(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) || is(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID) ||
+		is(err, pkcs11.CKR_ATTRIBUTE_READ_ONLY) || is(err, pkcs11.CKR_TEMPLATE_INCONSISTENT) {
+		f.Kind = failure.Unsupported
+		f.What = fmt.Sprintf("%s did not store the wrapping key %q: it refuses CKA_TRUSTED, CKA_WRAP_TEMPLATE or "+
+			"CKA_UNWRAP_TEMPLATE, without which anyone who may use the token could read the keys in a backup", t.name(), label)
+		f.Hint = "use the module's own backup"
+	}
+	return f
 }
 
 // wrappingTemplate is the template of a wrapping key. As a public object it can be used without a login, so it wraps
@@ -108,6 +134,9 @@ func wrappingTemplate(w key.WrappingKey, value []byte) []*pkcs11.Attribute {
 // readSOPIN fetches the security officer's PIN, if it may be tried: for most tokens there is no way back once it is
 // locked.
 func (t *Token) readSOPIN(ctx context.Context, source string) (*pin.Secret, error) {
+	if err := t.refusedBefore(pkcs11.CKU_SO); err != nil {
+		return nil, err
+	}
 	if t.info.flags&(pkcs11.CKF_SO_PIN_LOCKED|pkcs11.CKF_SO_PIN_FINAL_TRY) != 0 {
 		return nil, failure.New(failure.Denied,
 			"the security officer's PIN of %s is locked or one wrong PIN away from it, so it was not tried", t.name()).
@@ -137,25 +166,25 @@ var wrappings = []wrapping{{"CKM_AES_KEY_WRAP_PAD", pkcs11.CKM_AES_KEY_WRAP_PAD}
 
 // WrappingKey finds the one trusted wrapping key on the token that a reference names; an empty one names any.
 func (t *Token) WrappingKey(ctx context.Context, reference config.URI) (w key.WrappingKey, err error) {
-	if err := t.mayWrap(); err != nil {
+	if err := t.checkWraps(); err != nil {
 		return w, err
 	}
 	if err := t.Login(ctx); err != nil {
 		return w, err
 	}
-	err = t.within(ctx, "looking for the wrapping key", func(context.Context) error {
-		_, w, err = t.wrappingKey(reference)
-		return err
+	return inSession(ctx, t, "looking for the wrapping key", func(_ context.Context, s *session) (key.WrappingKey, error) {
+		_, w, err := s.wrappingKey(reference)
+		return w, err
 	})
-	return w, err
 }
 
-func (t *Token) wrappingKey(reference config.URI) (objectHandle, key.WrappingKey, error) {
-	template := append(t.selector(pkcs11.CKO_SECRET_KEY, reference),
+// wrappingKey returns the one trusted wrapping key that a reference names, with what the token calls it.
+func (s *session) wrappingKey(reference config.URI) (objectHandle, key.WrappingKey, error) {
+	template := append(s.selector(pkcs11.CKO_SECRET_KEY, reference),
 		pkcs11.NewAttribute(pkcs11.CKA_WRAP, true), pkcs11.NewAttribute(pkcs11.CKA_TRUSTED, true))
-	found, err := t.search(template, 2)
+	found, err := s.search(template, 2)
 	if err != nil {
-		return 0, key.WrappingKey{}, t.failed(err, "can't search %s for wrapping keys", t.name())
+		return 0, key.WrappingKey{}, s.failed(err, "cannot search %s for wrapping keys", s.name())
 	}
 	which := ""
 	if reference.Object != "" || len(reference.ID) > 0 {
@@ -166,53 +195,56 @@ func (t *Token) wrappingKey(reference config.URI) (objectHandle, key.WrappingKey
 		if reference.Object == "" && len(reference.ID) > 0 {
 			hint = "bring it here from its shares: notation-hsm key backup-key restore" // a new one would be another
 		}
-		return 0, key.WrappingKey{}, failure.New(failure.Invalid,
-			"there is no wrapping key%s that the security officer trusts on %s", which, t.name()).
+		return 0, key.WrappingKey{}, failure.New(failure.NotFound,
+			"there is no wrapping key%s that the security officer trusts on %s", which, s.name()).
 			WithHint(hint)
 	}
 	if len(found) > 1 {
 		return 0, key.WrappingKey{}, failure.New(failure.Invalid,
-			"there are several trusted wrapping keys%s on %s", which, t.name()).
+			"there are several trusted wrapping keys%s on %s", which, s.name()).
 			WithHint("name one with --backup-key")
 	}
-	values, err := t.calls.attributes(t.sessions.first, found[0], pkcs11.CKA_LABEL, pkcs11.CKA_ID)
+	values, err := s.calls.attributes(s.handle, found[0], pkcs11.CKA_LABEL, pkcs11.CKA_ID)
 	if err != nil {
-		return 0, key.WrappingKey{}, t.failed(err, "can't read the wrapping key on %s", t.name())
+		return 0, key.WrappingKey{}, s.failed(err, "cannot read the wrapping key on %s", s.name())
 	}
 	return found[0], key.WrappingKey{Label: string(values[0]), ID: values[1]}, nil
 }
 
 // Wrap has the module encrypt a private key under a wrapping key of the token.
-func (t *Token) Wrap(ctx context.Context, of keystore.Key, reference config.URI) (wrapped key.Wrapped, err error) {
+func (t *Token) Wrap(ctx context.Context, of keystore.Key, reference config.URI) (key.Wrapped, error) {
 	k := of.(*Key) // keys of this store are its own
-	err = t.within(ctx, "wrapping the key", func(context.Context) error {
-		by, w, err := t.wrappingKey(reference)
+	return inSession(ctx, t, "wrapping the key", func(_ context.Context, s *session) (wrapped key.Wrapped, err error) {
+		by, w, err := s.wrappingKey(reference)
 		if err != nil {
-			return err
+			return wrapped, err
+		}
+		object, err := k.find(s)
+		if err != nil {
+			return wrapped, err
 		}
 		for _, way := range wrappings {
 			wrapped = key.Wrapped{Mechanism: way.name, By: w}
-			if wrapped.Bytes, err = t.calls.wrapKey(t.sessions.first, way.mechanism, by, k.object); !is(err,
-				pkcs11.CKR_MECHANISM_INVALID) {
+			wrapped.Bytes, err = t.calls.wrapKey(s.handle, way.mechanism, by, object)
+			if !is(err, pkcs11.CKR_MECHANISM_INVALID) {
 				break
 			}
 		}
 		if is(err, pkcs11.CKR_KEY_UNEXTRACTABLE) || is(err, pkcs11.CKR_KEY_NOT_WRAPPABLE) {
-			f := failure.From(t.failed(err, "the module does not let key %s be wrapped by %q", keyName(t.settings.Key), w.Label))
+			f := failure.From(t.failed(err, "the module does not let key %s be wrapped by %q", k.name(), w.Label))
 			f.Kind, f.Hint = failure.Denied,
 				"use the module's own backup; a key that can be wrapped is made with 'notation-hsm key generate --backup-key'"
-			return f
+			return wrapped, f
 		}
 		if err != nil {
-			return t.failed(err, "can't wrap key %s on %s", keyName(t.settings.Key), t.name())
+			return wrapped, t.failed(err, "cannot wrap key %s on %s", k.name(), t.name())
 		}
-		return nil
+		return wrapped, nil
 	})
-	return wrapped, err
 }
 
 // Unwrap makes a private key again from what Wrap returned, and the public key object that belongs to it. The key is
-// what it was: good for its usage alone, sensitive, and not to be wrapped but by a trusted key.
+// what it was: good for its usage alone, sensitive, and wrapped by trusted keys alone.
 func (t *Token) Unwrap(ctx context.Context, wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) error {
 	i, err := wrappingNamed(wrapped.Mechanism)
 	if err != nil {
@@ -225,32 +257,40 @@ func (t *Token) Unwrap(ctx context.Context, wrapped key.Wrapped, usage key.Usage
 	if err := t.Login(ctx); err != nil {
 		return err
 	}
-	return t.writing(ctx, "unwrapping the key", func(writer sessionHandle) error {
-		by, _, err := t.wrappingKey(config.URI{ID: wrapped.By.ID})
+	names := []*pkcs11.Attribute{
+		pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, kind), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
+		pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, id),
+	}
+	private := append(slices.Clone(names), unwrapTemplate(usage, kind == pkcs11.CKK_RSA)...)
+	_, err = writing(ctx, t, "unwrapping the key", func(s *session) (none struct{}, err error) {
+		by, _, err := s.wrappingKey(config.URI{ID: wrapped.By.ID})
 		if err != nil {
-			return err
+			return none, err
 		}
-		names := []*pkcs11.Attribute{
-			pkcs11.NewAttribute(pkcs11.CKA_KEY_TYPE, kind), pkcs11.NewAttribute(pkcs11.CKA_TOKEN, true),
-			pkcs11.NewAttribute(pkcs11.CKA_LABEL, label), pkcs11.NewAttribute(pkcs11.CKA_ID, id),
+		if err := t.calls.createObject(s.handle, append(half, names...)); err != nil {
+			return none, t.failed(err, "cannot store the public half of %q on %s", label, t.name())
 		}
-		private := append(slices.Clone(names), pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY))
-		_, uses, others := usages(usage, kind == pkcs11.CKK_RSA)
-		for _, a := range append(uses, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE,
-			pkcs11.CKA_WRAP_WITH_TRUSTED) {
-			private = append(private, pkcs11.NewAttribute(a, true))
+		if _, err := t.calls.unwrapKey(s.handle, wrappings[i].mechanism, by, wrapped.Bytes, private); err != nil {
+			return none, t.failed(err, "%s did not unwrap the key %q", t.name(), label)
 		}
-		for _, a := range others {
-			private = append(private, pkcs11.NewAttribute(a, false))
-		}
-		if err := t.calls.createObject(writer, append(half, names...)); err != nil {
-			return t.failed(err, "can't store the public half of %q on %s", label, t.name())
-		}
-		if _, err := t.calls.unwrapKey(writer, wrappings[i].mechanism, by, wrapped.Bytes, private); err != nil {
-			return t.failed(err, "%s did not unwrap the key %q", t.name(), label)
-		}
-		return nil
+		return none, nil
 	})
+	return err
+}
+
+// unwrapTemplate returns what a private key that is unwrapped may do. CKA_WRAP_WITH_TRUSTED keeps others from wrapping it
+// with a key of their own, whose value they know.
+func unwrapTemplate(usage key.Usage, isRSA bool) []*pkcs11.Attribute {
+	private := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}
+	_, uses, others := usages(usage, isRSA)
+	for _, a := range append(uses, pkcs11.CKA_PRIVATE, pkcs11.CKA_SENSITIVE, pkcs11.CKA_EXTRACTABLE,
+		pkcs11.CKA_WRAP_WITH_TRUSTED) {
+		private = append(private, pkcs11.NewAttribute(a, true))
+	}
+	for _, a := range others {
+		private = append(private, pkcs11.NewAttribute(a, false))
+	}
+	return private
 }
 
 // publicTemplate is what a public key object says of the key itself, and its CKA_KEY_TYPE.

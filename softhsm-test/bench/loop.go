@@ -80,7 +80,7 @@ func loopIn(ctx context.Context, arguments []string) error {
 }
 
 func openOurs(ctx context.Context, module, pin, label string) (crypto.Signer, io.Closer, error) {
-	token, err := pkcs11.Open(ctx, &config.Settings{
+	token, err := pkcs11.New().Open(ctx, &config.Settings{
 		ModulePath: module, PIN: pin, Key: config.URI{Token: tokenLabel, Object: label}, Timeout: config.DefaultTimeout,
 	})
 	if err != nil {
