@@ -153,7 +153,7 @@ func (t *Token) reconnect(ctx context.Context) error {
 			slog.Info("connected again", "token", t.name(), "attempts", attempt+1)
 			return nil
 		}
-		slog.Warn("cannot open the token again", "token", t.name(), "error", err)
+		slog.Debug("cannot open the token again", "token", t.name(), "error", err)
 		if ctx.Err() != nil {
 			return err
 		}

@@ -32,6 +32,9 @@ func (t *Token) Keys(ctx context.Context) ([]keystore.Key, error) {
 		if err != nil {
 			return nil, err
 		}
+		if len(keys) == 0 {
+			return nil, s.checkLogin()
+		}
 		if err := s.addPublicHalves(ctx, keys); err != nil {
 			return nil, err
 		}

@@ -16,10 +16,10 @@ import (
 // PIN would lock it.
 func (t *Token) Login(ctx context.Context) error {
 	for attempt := 0; ; attempt++ {
-		if t.conn.loggedIn.Load() || !t.wantsLogin() {
+		if !t.wantsLogin() {
 			return nil
 		}
-		if err := t.ready(ctx); err != nil {
+		if err := t.ready(ctx); err != nil || t.conn.loggedIn.Load() {
 			return err
 		}
 		_, err := call(ctx, t.module, t.settings.Timeout, "logging in to "+t.name(), t.loginFirst)
@@ -82,6 +82,21 @@ func (t *Token) loginNow(user uint, session sessionHandle, secret *pin.Secret) e
 		t.module.backend.refuse(t.loginIdentity(user), failed)
 	}
 	return failed
+}
+
+// checkLogin fails with CKR_USER_NOT_LOGGED_IN when a login was lost, after which a token shows no private keys.
+func (s *session) checkLogin() error {
+	if !s.conn.loggedIn.Load() || s.isNetHSM() {
+		return nil
+	}
+	holds, err := s.calls.loggedIn(s.handle)
+	if err == nil && !holds {
+		err = pkcs11.Error(pkcs11.CKR_USER_NOT_LOGGED_IN)
+	}
+	if err != nil {
+		return s.failed(err, "the login to %s was lost", s.name())
+	}
+	return nil
 }
 
 // loginIdentity names the token and the user of a login that may be refused. A login for one use of a key takes the

@@ -65,6 +65,9 @@ func (s *session) privateKey(name config.URI) (objectHandle, error) {
 	case len(found) == 1:
 		return found[0], nil
 	}
+	if err := s.checkLogin(); err != nil {
+		return 0, err
+	}
 	if s.isNetHSM() { // to list what there is takes long
 		return 0, failure.New(failure.NotFound, "there is no key %s on %s for this user", keyName(name), s.name()).
 			WithHint("check the key ID and the operator's namespace; 'notation-hsm key list' reads all keys")

@@ -332,6 +332,7 @@ const lossLimit = 10
 // inSessionSteps is inSession for an operation of several steps, which it makes itself.
 func inSessionSteps[T any](ctx context.Context, t *Token, activity string,
 	do func(context.Context, *session) (T, error)) (T, error) {
+	repeated := false
 	for attempt := 0; ; attempt++ {
 		if err := t.ready(ctx); err != nil {
 			var none T
@@ -345,13 +346,15 @@ func inSessionSteps[T any](ctx context.Context, t *Token, activity string,
 			defer func() { s.giveBack(ctx, err) }()
 			return do(ctx, s)
 		})
-		if errors.Is(err, errLost) && attempt < lossLimit || attempt == 0 && t.lossOf(err) {
-			continue
+		switch {
+		case errors.Is(err, errLost) && attempt < lossLimit:
+		case t.lossOf(err) && !repeated:
+			repeated = true
+		case errors.Is(err, errLost):
+			return result, t.failed(pkcs11.Error(pkcs11.CKR_SESSION_CLOSED), "the session on %s was lost", t.name())
+		default:
+			return result, err
 		}
-		if errors.Is(err, errLost) {
-			err = t.failed(pkcs11.Error(pkcs11.CKR_SESSION_CLOSED), "the session on %s was lost", t.name())
-		}
-		return result, err
 	}
 }
 

@@ -5,6 +5,9 @@
  *   SHIM_LOG=FILE         appends the name of every call to FILE
  *   SHIM_FAULT=CALL:HOW   one call fails; HOW is a return value as a hexadecimal number, or hang, crash, abort, wrong (another result
  *                         than asked for), short (half of it) or length (it claims 2^40)
+ *   SHIM_LOSE=WHAT:N      before every N-th C_Sign of the process, one of these is lost: sessions (with the login), login, device
+ *                         (with the sessions; it is back after three calls of C_GetSlotList, in a slot of another number), module (it is
+ *                         finalised)
  *   SHIM_FAULT_TIMES=N    only the first N times (default 1; 0 is always)
  *   SHIM_MAX_SESSIONS=N   CKR_SESSION_COUNT when more than N sessions are open in this process
  *   SHIM_LOCK_DIR=DIR     ... or in all processes that share DIR
@@ -111,7 +114,59 @@ static void spoil(const char *twist, CK_BYTE *data, CK_ULONG *length) {
 		data[*length - 1] ^= 1;
 }
 
-#define BEFORE(call) const char *twist; CK_RV rv = before(call, &twist); if (rv != CKR_OK) return rv
+/* calls is held to read by every call, and to write by a loss, which no other call may meet in the middle. */
+static pthread_rwlock_t calls = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+static int reading(void) { return pthread_rwlock_rdlock(&calls); }
+static void read_done(int *failed) { if (!*failed) pthread_rwlock_unlock(&calls); }
+
+/* A device that was lost is away for some calls of C_GetSlotList, and moves to another slot. */
+static int away, signatures;
+static CK_ULONG moved;
+static const CK_ULONG step = 1000;
+
+/* lose takes away what SHIM_LOSE says, before every N-th signature. */
+static void lose(CK_SESSION_HANDLE session) {
+	const char *what = setting("SHIM_LOSE"), *n = what ? strchr(what, ':') : NULL;
+	CK_SESSION_INFO info;
+	if (!n)
+		return;
+	pthread_rwlock_wrlock(&calls);
+	if (++signatures % atoi(n + 1) == 0 && real->C_GetSessionInfo(session, &info) == CKR_OK) {
+		switch (*what) {
+		case 'l':
+			real->C_Logout(session);
+			break;
+		case 'm':
+			real->C_Finalize(NULL);
+			break;
+		case 'd':
+			away = 3;
+			moved += step;
+			/* fall through */
+		default:
+			real->C_CloseAllSessions(info.slotID);
+		}
+		logged_in = 0;
+	}
+	pthread_rwlock_unlock(&calls);
+}
+
+/* gone reports whether a call finds no device. C_GetSlotList does, and shows no slot. */
+static int gone(const char *call) { return away && strcmp(call, "C_GetSlotList") && strcmp(call, "C_CloseSession") && strcmp(call, "C_Finalize"); }
+
+#define BEFORE(call) \
+	const char *twist; \
+	CK_RV rv = before(call, &twist); \
+	if (rv != CKR_OK) \
+		return rv; \
+	__attribute__((cleanup(read_done))) int failed = reading(); \
+	if (gone(call)) \
+		return CKR_DEVICE_REMOVED
+/* SLOT finds the real number of a slot. */
+#define SLOT(s) \
+	if (s < moved) \
+		return CKR_SLOT_ID_INVALID; \
+	s -= moved
 /* PASS defines a call that is forwarded as it is. */
 #define PASS(name, params, args) static CK_RV name##_ params { BEFORE(#name); return real->name args; }
 
@@ -145,9 +200,11 @@ static CK_RV C_Finalize_(CK_VOID_PTR a) {
 	return real->C_Finalize(a);
 }
 PASS(C_GetInfo, (CK_INFO_PTR i), (i))
-PASS(C_GetSlotInfo, (CK_SLOT_ID s, CK_SLOT_INFO_PTR i), (s, i))
-PASS(C_GetMechanismList, (CK_SLOT_ID s, CK_MECHANISM_TYPE_PTR m, CK_ULONG_PTR n), (s, m, n))
-PASS(C_GetMechanismInfo, (CK_SLOT_ID s, CK_MECHANISM_TYPE m, CK_MECHANISM_INFO_PTR i), (s, m, i))
+/* PASS_SLOT is PASS for a call whose first parameter is a slot. */
+#define PASS_SLOT(name, params, args) static CK_RV name##_ params { BEFORE(#name); SLOT(s); return real->name args; }
+PASS_SLOT(C_GetSlotInfo, (CK_SLOT_ID s, CK_SLOT_INFO_PTR i), (s, i))
+PASS_SLOT(C_GetMechanismList, (CK_SLOT_ID s, CK_MECHANISM_TYPE_PTR m, CK_ULONG_PTR n), (s, m, n))
+PASS_SLOT(C_GetMechanismInfo, (CK_SLOT_ID s, CK_MECHANISM_TYPE m, CK_MECHANISM_INFO_PTR i), (s, m, i))
 PASS(C_GetSessionInfo, (CK_SESSION_HANDLE s, CK_SESSION_INFO_PTR i), (s, i))
 /* WRITE defines one that a NetHSM allows its administrator alone. */
 #define WRITE(name, params, args) static CK_RV name##_ params { BEFORE(#name); return setting("SHIM_NETHSM") ? CKR_USER_NOT_LOGGED_IN : real->name args; }
@@ -171,7 +228,13 @@ static CK_RV C_Decrypt_(CK_SESSION_HANDLE s, CK_BYTE_PTR d, CK_ULONG n, CK_BYTE_
 
 static CK_RV C_GetSlotList_(CK_BBOOL present, CK_SLOT_ID_PTR slots, CK_ULONG_PTR n) {
 	BEFORE("C_GetSlotList");
+	if (away > 0 && away--) {
+		*n = 0;
+		return CKR_OK;
+	}
 	rv = real->C_GetSlotList(present, slots, n);
+	for (CK_ULONG i = 0; rv == CKR_OK && slots && i < *n; i++)
+		slots[i] += moved;
 	if (rv == CKR_OK)
 		spoil(twist, NULL, n);
 	return rv;
@@ -179,6 +242,7 @@ static CK_RV C_GetSlotList_(CK_BBOOL present, CK_SLOT_ID_PTR slots, CK_ULONG_PTR
 
 static CK_RV C_GetTokenInfo_(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info) {
 	BEFORE("C_GetTokenInfo");
+	SLOT(slot);
 	rv = real->C_GetTokenInfo(slot, info);
 	const char *flags = setting("SHIM_TOKEN_FLAGS");
 	if (rv == CKR_OK && flags)
@@ -213,6 +277,7 @@ static void session_file(char *path, size_t size, const char *dir, CK_SESSION_HA
 
 static CK_RV C_OpenSession_(CK_SLOT_ID slot, CK_FLAGS flags, CK_VOID_PTR app, CK_NOTIFY notify, CK_SESSION_HANDLE_PTR session) {
 	BEFORE("C_OpenSession");
+	SLOT(slot);
 	const char *max = setting("SHIM_MAX_SESSIONS"), *dir = setting("SHIM_LOCK_DIR");
 	int lock = -1;
 	char path[4096];
@@ -345,6 +410,7 @@ static void to_der(CK_BYTE *signature, CK_ULONG *length) {
 }
 
 static CK_RV C_Sign_(CK_SESSION_HANDLE s, CK_BYTE_PTR d, CK_ULONG n, CK_BYTE_PTR out, CK_ULONG_PTR length) {
+	lose(s);
 	BEFORE("C_Sign");
 	rv = real->C_Sign(s, d, n, out, length);
 	if (rv == CKR_OK && out && setting("SHIM_DER"))

@@ -1,0 +1,215 @@
+package pkcs11
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+)
+
+// sign signs a message of its own with a key and verifies the signature.
+func sign(t *testing.T, k keystore.Key, message string) error {
+	t.Helper()
+	digest := sha256.Sum256([]byte(message))
+	signature, err := k.Sign(t.Context(), digest[:], crypto.SHA256)
+	if err == nil && !ecdsa.VerifyASN1(k.Public().(*ecdsa.PublicKey), digest[:], signature) {
+		t.Errorf("a wrong signature of %q", message)
+	}
+	return err
+}
+
+// TestLoss loses the sessions, the login, the device or the module in the middle of 1,000 signatures: time and again for
+// one goroutine, and once for four, of which none can meet two losses in one signature. Every signature succeeds and is
+// right.
+func TestLoss(t *testing.T) {
+	for _, c := range []struct {
+		lost       string
+		goroutines int
+	}{
+		{"sessions:97", 1}, {"login:97", 1}, {"device:97", 1}, {"module:97", 1},
+		{"sessions:600", 4}, {"login:600", 4}, {"device:600", 4}, {"module:600", 4},
+	} {
+		t.Run(c.lost, func(t *testing.T) {
+			s, log := settings(t)
+			t.Setenv("SHIM_LOSE", c.lost)
+			token, err := New().Open(t.Context(), s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k, err := token.Key(t.Context(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var group sync.WaitGroup
+			var failed atomic.Int64
+			for range c.goroutines {
+				group.Go(func() {
+					for i := range 1000 / c.goroutines {
+						err := sign(t, k, string(rune('a'+i%26)))
+						if err != nil && failed.Add(1) == 1 {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			group.Wait()
+			if n := failed.Load(); n > 0 {
+				t.Errorf("%d signatures failed", n)
+			}
+			if err := token.Close(); err != nil {
+				t.Error(err)
+			}
+			calls := softhsmtest.Calls(t, log)
+			opened, closed := softhsmtest.Count(calls, "C_OpenSession"), softhsmtest.Count(calls, "C_CloseSession")
+			// A module that was finalised gives the numbers of lost sessions, which it has closed itself, to new ones.
+			if opened != closed && !strings.HasPrefix(c.lost, "module") {
+				t.Errorf("%d sessions opened, %d closed", opened, closed)
+			}
+			if logins := softhsmtest.Count(calls, "C_Login"); logins < 2 {
+				t.Errorf("%d logins: nothing was lost", logins)
+			}
+		})
+	}
+}
+
+// TestLossWithWrongPIN loses the sessions when the PIN's source holds another PIN by then. That one is tried once, by
+// whatever store, and never again.
+func TestLossWithWrongPIN(t *testing.T) {
+	s, log := settings(t)
+	file := filepath.Join(t.TempDir(), "pin")
+	write := func(pin string) {
+		if err := os.WriteFile(file, []byte(pin), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(softhsmtest.PIN)
+	s.PIN, s.PINSource = "", "file:"+file
+	backend := New()
+	token, err := backend.Open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer token.Close()
+	k, err := token.Key(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("000000")
+	t.Setenv("SHIM_LOSE", "sessions:1")
+	if err := sign(t, k, "a"); !failure.Is(err, failure.Denied) || failure.From(err).CKR != "CKR_PIN_INCORRECT" {
+		t.Errorf("the refusal was reported as %v", err)
+	}
+	t.Setenv("SHIM_LOSE", "")
+	write(softhsmtest.PIN)
+	for range 3 {
+		if err := sign(t, k, "a"); !failure.Is(err, failure.Denied) {
+			t.Errorf("a signature after the refusal: %v", err)
+		}
+	}
+	other, err := backend.Open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.Login(t.Context()); !failure.Is(err, failure.Denied) {
+		t.Errorf("a login of another store after the refusal: %v", err)
+	}
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != 2 {
+		t.Errorf("%d logins, not the first and the refused one", n)
+	}
+}
+
+// TestSharedToken opens a token twice in one process: one login, and the first store to close does not log the other out.
+func TestSharedToken(t *testing.T) {
+	s, log := settings(t)
+	backend := New()
+	first, err := backend.Open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := backend.Open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, store := range []keystore.Store{first, second} {
+		if err := store.Login(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	k, err := second.Key(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sign(t, k, "a"); err != nil {
+		t.Error(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	calls := softhsmtest.Calls(t, log)
+	for _, name := range []string{"C_Initialize", "C_Login", "C_OpenSession", "C_CloseSession", "C_Finalize"} {
+		if n := softhsmtest.Count(calls, name); n != 1 {
+			t.Errorf("%d calls of %s", n, name)
+		}
+	}
+}
+
+// TestCallerLeaves ends the context of one caller in the middle of its signature: that call ends, the others go on, and
+// the session that the call has is used again.
+func TestCallerLeaves(t *testing.T) {
+	s, log := settings(t)
+	token, err := New().Open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := token.Key(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SHIM_DELAY_MS", "200")
+	ctx, cancel := context.WithCancel(t.Context())
+	before := softhsmtest.Count(softhsmtest.Calls(t, log), "C_SignInit")
+	left := make(chan error)
+	go func() {
+		digest := sha256.Sum256([]byte("a"))
+		_, err := k.Sign(ctx, digest[:], crypto.SHA256)
+		left <- err
+	}()
+	for softhsmtest.Count(softhsmtest.Calls(t, log), "C_SignInit") == before {
+		continue // until it is in the module
+	}
+	cancel()
+	if err := <-left; err == nil {
+		t.Error("a call whose context has ended succeeded")
+	}
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Sign"); n > 0 {
+		t.Error("the caller waited for the module")
+	}
+	t.Setenv("SHIM_DELAY_MS", "")
+	if err := sign(t, k, "b"); err != nil {
+		t.Error(err)
+	}
+	if err := token.Close(); err != nil {
+		t.Error(err)
+	}
+	calls := softhsmtest.Calls(t, log)
+	if o, c := softhsmtest.Count(calls, "C_OpenSession"), softhsmtest.Count(calls, "C_CloseSession"); o != c {
+		t.Errorf("%d sessions opened, %d closed", o, c)
+	}
+	if n := softhsmtest.Count(calls, "C_Finalize"); n != 1 {
+		t.Errorf("finalised %d times", n)
+	}
+}

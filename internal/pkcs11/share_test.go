@@ -1,0 +1,107 @@
+package pkcs11
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+)
+
+// roundsVariable makes TestManyStores run longer.
+const roundsVariable = "PKCS11_TEST_ROUNDS"
+
+// TestManyStores has ten goroutines open keys on three tokens of two modules, sign and close, at random. One module is a
+// copy of SoftHSM's library, which the dynamic linker loads beside it; the other counts its calls. Every signature is
+// right, and nothing is left open.
+func TestManyStores(t *testing.T) {
+	rounds := 20
+	if text := os.Getenv(roundsVariable); text != "" {
+		var err error
+		if rounds, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, log := settings(t)
+	library, err := os.ReadFile(softhsmtest.Module(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(t.TempDir(), "libsofthsm2-copy.so")
+	if err := os.WriteFile(copied, library, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	backend := New()
+	all := []*config.Settings{s}
+	for i, module := range []string{copied, s.ModulePath} {
+		label := fmt.Sprintf("token-%d", i)
+		softhsmtest.Run(t, softhsmtest.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", label,
+			"--pin", softhsmtest.PIN, "--so-pin", softhsmtest.SOPIN)
+		other := *s
+		other.ModulePath, other.Key = module, config.URI{Token: label, Object: "release"}
+		spec, err := key.ParseSpec("EC-256")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := New().Generate(t.Context(), &other, key.Request{Spec: spec, Label: "release"}); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, &other)
+	}
+	var group sync.WaitGroup
+	for range 10 {
+		group.Go(func() {
+			for range rounds {
+				if err := signSome(t, backend, all[rand.N(len(all))]); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+	for path, m := range backend.modules {
+		if m.users != 0 || m.running || len(m.connections) != 0 || m.inFlight.Load() != 0 {
+			t.Errorf("%s has %d users, %d tokens open and %d calls in flight", path, m.users, len(m.connections), m.inFlight.Load())
+		}
+	}
+	calls := softhsmtest.Calls(t, log)
+	for _, pair := range [][2]string{{"C_OpenSession", "C_CloseSession"}, {"C_Initialize", "C_Finalize"}} {
+		if a, b := softhsmtest.Count(calls, pair[0]), softhsmtest.Count(calls, pair[1]); a != b || a == 0 {
+			t.Errorf("%d calls of %s, %d of %s", a, pair[0], b, pair[1])
+		}
+	}
+}
+
+// signSome opens a key, makes some signatures and closes it; now and then with a context that ends.
+func signSome(t *testing.T, backend *Backend, s *config.Settings) error {
+	t.Helper()
+	store, err := backend.Open(t.Context(), s)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	k, err := store.Key(t.Context(), nil)
+	if err != nil {
+		return err
+	}
+	for range rand.N(5) {
+		if err := sign(t, k, strconv.Itoa(rand.Int())); err != nil {
+			return err
+		}
+	}
+	if rand.N(4) == 0 {
+		ctx, cancel := context.WithCancel(t.Context())
+		go cancel()
+		_, _ = k.Info(ctx) // whether it ends before is left to chance
+		cancel()
+	}
+	return nil
+}
