@@ -88,9 +88,10 @@ func Spy(t testing.TB) string {
 
 // Token is a SoftHSM token in a folder of its own.
 type Token struct {
-	Dir    string // holds the configuration and the token
-	Module string
-	Label  string
+	Dir      string // holds the configuration and the token
+	Module   string
+	Label    string
+	InitArgs string // what the module wants in pReserved of C_Initialize, for one that wants parameters
 }
 
 // NewToken makes a token. SoftHSM finds it through SOFTHSM2_CONF, which is set for the test (so such tests don't run in

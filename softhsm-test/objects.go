@@ -3,6 +3,7 @@ package softhsmtest
 import (
 	"fmt"
 	"testing"
+	"unsafe"
 
 	"github.com/miekg/pkcs11"
 )
@@ -69,7 +70,11 @@ func (token *Token) inSession(do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) 
 		return fmt.Errorf("can't load %s", token.Module)
 	}
 	defer module.Destroy()
-	if err := module.Initialize(); err != nil {
+	var options []pkcs11.InitializeOption
+	if token.InitArgs != "" {
+		options = append(options, pkcs11.InitializeWithReserved(unsafe.Pointer(unsafe.StringData(token.InitArgs+"\x00"))))
+	}
+	if err := module.Initialize(options...); err != nil {
 		return err
 	}
 	defer func() { _ = module.Finalize() }()

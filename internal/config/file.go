@@ -33,7 +33,7 @@ const uriSetting = "uri"
 
 var (
 	keySettings   = append([]string{uriSetting, NetHSMInsecure}, Names...)
-	tokenSettings = []string{ModulePath, PINSource, CertificateChain, Timeout, AllowFinalPINTry, "env"}
+	tokenSettings = []string{ModulePath, PINSource, CertificateChain, Timeout, AllowFinalPINTry, InitArgs, "env"}
 	fileSettings  = append([]string{"keys", "tokens", "nethsm", modulesSetting, commandsSetting}, Names...)
 )
 

@@ -27,6 +27,10 @@ const (
 // pinValue is the attribute of a URI with the PIN itself.
 const pinValue = "pin-value"
 
+// InitArgs is the setting of a token with the parameters that its module gets in pReserved of C_Initialize. The config
+// file alone has it, since a module may take names of files and libraries there.
+const InitArgs = "init-args"
+
 // NetHSMInsecure is the setting of one key, in plugin config or in its entry of the config file, that makes the plugin
 // trust any certificate of the NetHSM. It is needed beside insecure, since Notation shows no warnings of a plugin.
 const NetHSMInsecure = "nethsm-insecure"

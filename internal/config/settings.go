@@ -111,7 +111,7 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 			s.Key.Token = label
 		}
 	}
-	s.Env = f.env[s.Key.Token]
+	s.Env, s.InitArgs = f.env[s.Key.Token], f.tokens[s.Key.Token][InitArgs]
 	return s, s.apply(f, append(layers, fromFile(f.tokens[s.Key.Token]), fromFile(f.settings)), missing)
 }
 

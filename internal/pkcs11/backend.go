@@ -101,8 +101,8 @@ func (b *Backend) acquire(ctx context.Context, s *config.Settings) (*Module, err
 // different ones are a conflict.
 func (b *Backend) count(s *config.Settings) (*Module, error) {
 	path := s.ModulePath
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -183,7 +183,7 @@ func (t *Token) reconnectOnce(ctx context.Context) error {
 	session, err := step(ctx, m, limit, "opening a session", func() (sessionHandle, error) {
 		session, err := p.open(m)
 		if is(err, pkcs11.CKR_SESSION_COUNT) { // the lost ones may still count
-			old.closeIdle(m, 0)
+			_ = old.closeIdle(m, 0)
 			session, err = p.open(m)
 		}
 		if err != nil {
@@ -201,7 +201,7 @@ func (t *Token) reconnectOnce(ctx context.Context) error {
 		if err != nil {
 			_ = m.calls.closeSession(session)
 		} else {
-			old.closeIdle(m, session)
+			_ = old.closeIdle(m, session)
 		}
 		return struct{}{}, nil
 	})
