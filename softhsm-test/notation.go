@@ -31,6 +31,9 @@ func NewNotation(t testing.TB, token *Token) *Notation {
 		Setenv(t, "NOTATION_HSM_"+name, "") // whatever the developer has set
 	}
 	Setenv(t, "NOTATION_HSM_TIMEOUT", Patience)
+	if token.InitArgs != "" {
+		WriteFile(t, ConfigFile(t), fmt.Appendf(nil, "tokens:\n  %q:\n    init-args: %q\n", token.Label, token.InitArgs))
+	}
 	Run(t, n.Plugin, "install")
 	return n
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/crashreport"
@@ -59,6 +61,9 @@ func exitCode(err error) int {
 
 // Run runs the command that the arguments name and returns the exit code. It returns even if a module never answers.
 func Run(ctx context.Context, root *cobra.Command) int {
+	if term.IsTerminal(int(os.Stderr.Fd())) { //nolint:gosec // a descriptor fits
+		ctx = withProgress(ctx, os.Stderr, time.Now)
+	}
 	if err := deadline.Run(ctx, root.ExecuteContext); err != nil {
 		_, _ = os.Stderr.Write(FormatError(err)) // nobody is left to tell
 		return exitCode(err)

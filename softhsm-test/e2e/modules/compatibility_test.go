@@ -4,6 +4,7 @@ package modules
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,22 +24,23 @@ func TestModules(t *testing.T) {
 	for _, module := range []struct {
 		name string // also of folders, in which commas have meanings
 		what string
-		open func(t *testing.T) *softhsmtest.Token
+		open func(t testing.TB) *softhsmtest.Token
 	}{
-		{"SoftHSM2", "SoftHSM 2", func(t *testing.T) *softhsmtest.Token { return softhsmtest.NewToken(t, "signing") }},
+		{"SoftHSM2", "SoftHSM 2", func(t testing.TB) *softhsmtest.Token { return softhsmtest.NewToken(t, "signing") }},
 		{"openCryptoki", "openCryptoki, software token",
-			func(t *testing.T) *softhsmtest.Token { return softhsmtest.OpenCryptoki(t) }},
+			func(t testing.TB) *softhsmtest.Token { return softhsmtest.OpenCryptoki(t) }},
 		{"tpm2-pkcs11", "tpm2-pkcs11, on a TPM 2.0 (swtpm)",
-			func(t *testing.T) *softhsmtest.Token { return softhsmtest.TPM(t) }},
+			func(t testing.TB) *softhsmtest.Token { return softhsmtest.TPM(t) }},
 		{"p11-kit-client", "p11-kit client, over a socket to SoftHSM 2",
-			func(t *testing.T) *softhsmtest.Token {
+			func(t testing.TB) *softhsmtest.Token {
 				return softhsmtest.P11KitServer(t, softhsmtest.NewToken(t, "signing"))
 			}},
-		{"p11-kit-proxy", "p11-kit proxy, no module named", func(t *testing.T) *softhsmtest.Token {
+		{"p11-kit-proxy", "p11-kit proxy, no module named", func(t testing.TB) *softhsmtest.Token {
 			proxied := softhsmtest.P11KitProxy(t, softhsmtest.NewToken(t, "signing"))
 			proxied.Module = "" // the product has to find it
 			return proxied
 		}},
+		{"NSS", "NSS softoken, with `init-args`", softhsmtest.NSS},
 	} {
 		row := "| " + module.what
 		t.Run(module.name, func(t *testing.T) {
@@ -82,8 +84,15 @@ func signWith(t *testing.T, n *softhsmtest.Notation, token *softhsmtest.Token, r
 	label := "key-" + spec
 	uri, stderr, err := softhsmtest.Try(t, "", n.Plugin, "key", "generate", "--token", token.Label, "--spec", spec,
 		"--label", label)
+	if token.InitArgs != "" {
+		if err == nil || !strings.Contains(stderr, "init-args") {
+			t.Errorf("a key was generated with init-args: %v, %s", err, stderr)
+		}
+		token.Generate(t, spec, label)
+		uri, err = fmt.Sprintf("pkcs11:token=%s;object=%s", url.PathEscape(token.Label), label), nil
+	}
 	if err != nil {
-		if !strings.Contains(stderr, "makes no "+spec+" keys") && !strings.Contains(stderr, "can't show it") {
+		if !strings.Contains(stderr, "makes no "+spec+" keys") && !strings.Contains(stderr, "cannot show it") {
 			t.Errorf("%s: %s", spec, stderr)
 		}
 		t.Logf("%s: %s", spec, stderr)

@@ -137,7 +137,8 @@ func endingsOf(t *testing.T, n *softhsmtest.Notation, request string) map[string
 			if softhsmtest.Count(calls, call) == 0 {
 				t.Errorf("%s: the call was not made: %v", name, calls)
 			}
-			if softhsmtest.Count(calls, "C_Login") > 1 {
+			// A module that says that the user is logged in already, and then shows no key, is asked for a login once more.
+			if logins := 1 + strings.Count(fault.name, "ALREADY_LOGGED_IN"); softhsmtest.Count(calls, "C_Login") > logins {
 				t.Errorf("%s: %d logins", name, softhsmtest.Count(calls, "C_Login"))
 			}
 			left, _ := filepath.Glob(filepath.Join(sessions, "s*"))
