@@ -177,7 +177,7 @@ func TestTrustedPlaces(t *testing.T) {
 // the lists of programs.
 func TestOnlyTheFile(t *testing.T) {
 	configured(t, "nethsm:\n  instances: https://nethsm.example.com\n  user: operator\n")
-	for _, name := range []string{"env", "modules", "commands", "nethsm", "instances", "nethsm-instances", "user",
+	for _, name := range []string{"env", InitArgs, "modules", "commands", "nethsm", "instances", "nethsm-instances", "user",
 		"ca-file", "insecure", "administrator-pin-source", "uri"} {
 		if _, err := Resolve("pkcs11:object=a", map[string]string{name: "x"}, PluginConfig); !failure.Is(err,
 			failure.Invalid) {
@@ -240,6 +240,17 @@ func TestLists(t *testing.T) {
 		configured(t, text)
 		if _, err := Resolve("pkcs11:object=a", nil, PluginConfig); err != nil {
 			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+// TestInitArgs takes what a module gets in C_Initialize from the token's entry in the config file.
+func TestInitArgs(t *testing.T) {
+	configured(t, "tokens:\n  a: {init-args: \"configdir='sql:/x'\"}\n  b: {}\n")
+	for token, want := range map[string]string{"a": "configdir='sql:/x'", "b": ""} {
+		s, err := Resolve("pkcs11:token="+token, nil, PluginConfig)
+		if err != nil || s.InitArgs != want {
+			t.Errorf("token %s: %+v, %v", token, s, err)
 		}
 	}
 }

@@ -137,7 +137,7 @@ func (k *Key) notPermitted(err error, what, attribute string) error {
 		return err
 	}
 	t := k.token
-	f := failure.From(t.failed(err, "key %s on %s cannot %s (%s is false)", k.name(), t.name(), what, attribute))
+	f := failure.From(t.failed(err, "key %s on %s may not %s (%s is false)", k.name(), t.name(), what, attribute))
 	f.Kind, f.Hint = failure.Denied, "use a recipient's key, as 'notation-hsm key generate --usage decrypt' makes it"
 	return f
 }

@@ -67,7 +67,7 @@ func (t *Token) checkWritable(otherwise string) error {
 // checkWraps fails for a token that wraps no keys.
 func (t *Token) checkWraps() error {
 	if t.isNetHSM() {
-		return failure.New(failure.Unsupported, "%s is a NetHSM, which wraps no keys", t.name()).
+		return failure.New(failure.Unsupported, "%s is a NetHSM: it wraps no keys", t.name()).
 			WithHint("back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'")
 	}
 	return nil
