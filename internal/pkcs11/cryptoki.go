@@ -170,8 +170,6 @@ func (c *cryptoki) login(session sessionHandle, user uint, pin []byte) error {
 	return check(C.call_login(c.list, session, C.ulong_(user), bytePointer(pin), C.ulong_(len(pin))))
 }
 
-func (c *cryptoki) logout(session sessionHandle) error { return check(C.call_logout(c.list, session)) }
-
 func (c *cryptoki) findInit(session sessionHandle, template []*pkcs11.Attribute) error {
 	types, lengths, values := flatten(template)
 	return check(C.call_find_objects_init(c.list, session, C.ulong_(len(template)), &types[0], &lengths[0],

@@ -51,7 +51,7 @@ typedef struct {
 	CK_RV (*get_session_info)(ulong_, session_info *);
 	unused get_operation_state, set_operation_state;
 	CK_RV (*login)(ulong_, ulong_, byte *, ulong_);
-	CK_RV (*logout)(ulong_);
+	unused logout;
 	CK_RV (*create_object)(ulong_, attribute *, ulong_, ulong_ *);
 	unused copy_object;
 	CK_RV (*destroy_object)(ulong_, ulong_);
@@ -128,7 +128,6 @@ static inline CK_RV call_get_session_info(function_list *f, ulong_ session, sess
 static inline CK_RV call_login(function_list *f, ulong_ session, ulong_ user, byte *pin, ulong_ length) {
 	return f->login(session, user, pin, length);
 }
-static inline CK_RV call_logout(function_list *f, ulong_ session) { return f->logout(session); }
 static inline CK_RV call_find_objects_init(function_list *f, ulong_ session, ulong_ n, ulong_ *types, ulong_ *lengths, byte *values) {
 	attribute template[MAX_ATTRIBUTES];
 	unflatten(template, n, types, lengths, values);

@@ -30,14 +30,7 @@ func TestManyStores(t *testing.T) {
 		}
 	}
 	s, log := settings(t)
-	library, err := os.ReadFile(softhsmtest.Module(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	copied := filepath.Join(t.TempDir(), "libsofthsm2-copy.so")
-	if err := os.WriteFile(copied, library, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	copied := copyModule(t)
 	backend := New()
 	all := []*config.Settings{s}
 	for i, module := range []string{copied, s.ModulePath} {
@@ -78,6 +71,20 @@ func TestManyStores(t *testing.T) {
 			t.Errorf("%d calls of %s, %d of %s", a, pair[0], b, pair[1])
 		}
 	}
+}
+
+// copyModule returns a copy of SoftHSM's library, which the dynamic linker loads as another one.
+func copyModule(t *testing.T) string {
+	t.Helper()
+	library, err := os.ReadFile(softhsmtest.Module(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(t.TempDir(), "libsofthsm2-copy.so")
+	if err := os.WriteFile(copied, library, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return copied
 }
 
 // signSome opens a key, makes some signatures and closes it; now and then with a context that ends.
