@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
@@ -211,5 +213,66 @@ func TestCallerLeaves(t *testing.T) {
 	}
 	if n := softhsmtest.Count(calls, "C_Finalize"); n != 1 {
 		t.Errorf("finalised %d times", n)
+	}
+}
+
+// TestLossForEver repeats a signature once when its session breaks each time, and reports the loss then.
+func TestLossForEver(t *testing.T) {
+	s, log := settings(t)
+	_, k := openKey(t, s)
+	t.Setenv("SHIM_FAULT", "C_Sign:B3") // CKR_SESSION_HANDLE_INVALID
+	t.Setenv("SHIM_FAULT_TIMES", "0")
+	if err := sign(t, k, "a"); err == nil || failure.From(err).CKR != "CKR_SESSION_HANDLE_INVALID" {
+		t.Errorf("it fails with %v", err)
+	}
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Sign"); n != 2 {
+		t.Errorf("%d tries of one signature", n)
+	}
+}
+
+// TestLossAtPINPad asks nobody for a PIN again that a person has typed.
+func TestLossAtPINPad(t *testing.T) {
+	s, log := settings(t)
+	s.PIN = ""
+	t.Setenv("SHIM_TOKEN_FLAGS", "100") // CKF_PROTECTED_AUTHENTICATION_PATH
+	t.Setenv("SHIM_PIN", softhsmtest.PIN)
+	_, k := openKey(t, s)
+	t.Setenv("SHIM_LOSE", "sessions:1")
+	fails(t, sign(t, k, "a"), failure.Denied, "is typed by a person")
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != 1 {
+		t.Errorf("%d logins", n)
+	}
+}
+
+// TestReplacedKey signs with no other key that has taken the name of the one that was opened.
+func TestReplacedKey(t *testing.T) {
+	s, _ := settings(t)
+	_, k := openKey(t, s)
+	tool := softhsmtest.Program(t, "pkcs11-tool")
+	run := func(args ...string) {
+		softhsmtest.Run(t, tool, append([]string{"--module", softhsmtest.Module(t), "--token-label", "signing", "--login",
+			"--pin", softhsmtest.PIN}, args...)...)
+	}
+	id := hex.EncodeToString([]byte("release"))
+	run("--delete-object", "--type", "privkey", "--id", id)
+	run("--delete-object", "--type", "pubkey", "--id", id)
+	run("--keypairgen", "--key-type", "EC:prime256v1", "--label", "release", "--id", id)
+	fails(t, sign(t, k, "a"), failure.Conflict, "was replaced by another")
+}
+
+// TestReconnectURI finds a lost token by what it was named by, but for its slot.
+func TestReconnectURI(t *testing.T) {
+	t.Parallel()
+	slot := uint(7)
+	info := tokenInfo{label: "signing", serial: "42", manufacturer: "m", model: "n"}
+	for _, c := range []struct{ opened, want config.URI }{
+		{config.URI{Token: "signing", SlotID: &slot, Object: "release"}, config.URI{Token: "signing"}},
+		{config.URI{Serial: "42"}, config.URI{Serial: "42"}},
+		{config.URI{SlotID: &slot}, config.URI{Token: "signing", Serial: "42", Manufacturer: "m", Model: "n"}},
+		{config.URI{Object: "release"}, config.URI{Token: "signing", Serial: "42", Manufacturer: "m", Model: "n"}},
+	} {
+		if got := reconnectURI(c.opened, info); got.String() != c.want.String() || got.SlotID != nil {
+			t.Errorf("%s is found again by %s", c.opened, got)
+		}
 	}
 }

@@ -630,3 +630,56 @@ func TestNetHSM(t *testing.T) {
 		t.Error("a request that was refused led to a login")
 	}
 }
+
+// TestListAmbiguous shows no public half of a key whose id two public keys have.
+func TestListAmbiguous(t *testing.T) {
+	s := newToken(t)
+	token := &softhsmtest.Token{Module: s.ModulePath, Label: "signing"}
+	for _, label := range []string{"twice", "twice", "once"} {
+		token.Generate(t, "EC-256", label)
+	}
+	s.Key.Object = ""
+	keys, err := open(t, s).Keys(t.Context())
+	if err != nil || len(keys) != 3 {
+		t.Fatalf("%d keys, %v", len(keys), err)
+	}
+	for _, k := range keys {
+		info, err := k.Info(t.Context())
+		if err != nil || (info.Public == nil) != (info.Label == "twice") {
+			t.Errorf("%q has the public half %v, %v", info.Label, info.Public, err)
+		}
+	}
+}
+
+// BenchmarkSign signs through the pool, from as many goroutines as there are processors.
+func BenchmarkSign(b *testing.B) {
+	for _, spec := range []string{"EC-256", "RSA-2048"} {
+		b.Run(spec, func(b *testing.B) {
+			token := softhsmtest.NewToken(b, "signing")
+			token.Generate(b, spec, "release")
+			store, err := New().Open(b.Context(), &config.Settings{
+				Key: config.URI{Token: "signing", Object: "release"}, ModulePath: token.Module, PIN: softhsmtest.PIN,
+				Timeout: time.Minute,
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer store.Close()
+			k, err := store.Key(b.Context(), nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			digest := sha256.Sum256([]byte("payload"))
+			b.ReportAllocs()
+			b.ResetTimer()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if _, err := k.Sign(b.Context(), digest[:], crypto.SHA256); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+		})
+	}
+}
