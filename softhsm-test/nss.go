@@ -52,7 +52,8 @@ func (token *Token) Generate(t testing.TB, spec, label string) {
 		public = append(public, pkcs11.NewAttribute(pkcs11.CKA_EC_PARAMS, curve))
 	}
 	if err := token.inSession(func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {
-		_, _, err := module.GenerateKeyPair(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, nil)}, public, private)
+		_, _, err := module.GenerateKeyPair(session, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, nil)}, public,
+			private)
 		return err
 	}); err != nil {
 		t.Fatal(err)

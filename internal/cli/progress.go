@@ -16,8 +16,8 @@ const (
 	progressInterval = time.Second
 )
 
-// withProgress returns a context in which long operations of the keystore write lines to out, such as "listing keys: 2000
-// of 10000". Short ones write none.
+// withProgress returns a context in which long operations of the keystore write lines to out, such as "listing keys:
+// 2000 of 10000". Short ones write none.
 func withProgress(ctx context.Context, out io.Writer, now func() time.Time) context.Context {
 	var mu sync.Mutex
 	var activity string

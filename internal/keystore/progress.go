@@ -4,8 +4,8 @@ import "context"
 
 type progressKey struct{}
 
-// WithProgress returns a context for a long operation, such as listing thousands of keys: the operation calls report from
-// time to time, with what it does ("listing keys"), how many objects are done, and how many there are.
+// WithProgress returns a context for a long operation, such as listing thousands of keys: the operation calls report
+// from time to time, with what it does ("listing keys"), how many objects are done, and how many there are.
 func WithProgress(ctx context.Context, report func(activity string, done, total int)) context.Context {
 	return context.WithValue(ctx, progressKey{}, report)
 }

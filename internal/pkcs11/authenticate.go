@@ -81,7 +81,8 @@ func (t *Token) Verify(ctx context.Context, data []byte, mac key.MAC, mechanism 
 	if err := t.Login(ctx); err != nil {
 		return err
 	}
-	_, err = inSession(ctx, t, "authenticating the backup", func(_ context.Context, s *session) (none struct{}, err error) {
+	_, err = inSession(ctx, t, "authenticating the backup", func(_ context.Context, s *session) (none struct{},
+		err error) {
 		wrapping, w, err := s.wrappingKey(config.URI{ID: by.ID})
 		if err != nil {
 			return none, err

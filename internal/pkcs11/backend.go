@@ -120,7 +120,8 @@ func (b *Backend) count(s *config.Settings) (*Module, error) {
 	}
 	if m.users > 0 && m.initArgs != s.InitArgs {
 		return nil, failure.New(failure.Conflict,
-			"cannot use the PKCS#11 module %s: another token of this process has initialised it with other init-args", s.ModulePath).
+			"cannot use the PKCS#11 module %s: another token of this process has initialised it with other init-args",
+			s.ModulePath).
 			WithHint("give the tokens of one module the same init-args in the config file")
 	}
 	m.users++
@@ -131,8 +132,8 @@ func (b *Backend) count(s *config.Settings) (*Module, error) {
 	return m, nil
 }
 
-// expectCrash prepares the error that is written when a module crashes the process. Which one it was cannot be told then,
-// so all that are loaded are named.
+// expectCrash prepares the error that is written when a module crashes the process. Which one it was cannot be told
+// then, so all that are loaded are named.
 func (b *Backend) expectCrash() {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -22,7 +22,8 @@ func (t *Token) Leaf(ctx context.Context) (*x509.Certificate, error) {
 	if err := t.loginToSearch(ctx); err != nil {
 		return nil, err
 	}
-	return inSession(ctx, t, "looking for the certificate", func(_ context.Context, s *session) (*x509.Certificate, error) {
+	return inSession(ctx, t, "looking for the certificate", func(_ context.Context, s *session) (
+		*x509.Certificate, error) {
 		return s.sole(t.settings.Key)
 	})
 }

@@ -48,8 +48,8 @@ func (m *Module) connect(slot uint, info tokenInfo, want config.URI) *connection
 	return c
 }
 
-// disconnect counts one user less. The last one closes the sessions, which logs out (PKCS#11 2.40, C_CloseSession), so no
-// C_Logout is needed.
+// disconnect counts one user less. The last one closes the sessions, which logs out (PKCS#11 2.40, C_CloseSession), so
+// no C_Logout is needed.
 func (c *connection) disconnect() {
 	m := c.module
 	m.mu.Lock()
@@ -67,8 +67,8 @@ func (c *connection) disconnect() {
 	}
 }
 
-// reconnectURI returns what a token is found by after it was lost: what it was opened by, but for a slot number, which a
-// token that comes back may not keep.
+// reconnectURI returns what a token is found by after it was lost: what it was opened by, but for a slot number, which
+// a token that comes back may not keep.
 func reconnectURI(want config.URI, info tokenInfo) config.URI {
 	want.Object, want.ID, want.SlotID = "", nil, nil
 	if want.String() == config.Scheme {
@@ -93,7 +93,8 @@ func (c *connection) acquire(ctx context.Context, limit time.Duration) (release 
 		if ctx.Err() != nil {
 			return nil, interrupted(ctx, "waiting for another login")
 		}
-		return nil, failure.New(failure.Timeout, "another login to %s did not end within %s", c.pool.Load().info.name(), limit).
+		return nil, failure.New(failure.Timeout, "another login to %s did not end within %s", c.pool.Load().info.name(),
+			limit).
 			WithHint("check that the HSM can be reached, or set a longer timeout")
 	}
 }
@@ -116,22 +117,25 @@ func (t *Token) ready(ctx context.Context) error {
 	if !t.conn.pool.Load().isLost() {
 		return nil
 	}
-	_, err := call(ctx, t.module, t.settings.Timeout, "opening the token again", func(ctx context.Context) (struct{}, error) {
-		release, err := t.conn.acquire(ctx, t.settings.Timeout)
-		if err != nil {
-			return struct{}{}, err
-		}
-		defer release()
-		if !t.conn.pool.Load().isLost() {
-			return struct{}{}, nil
-		}
-		return struct{}{}, t.reconnect(ctx)
-	})
+	_, err := call(ctx, t.module, t.settings.Timeout, "opening the token again", t.reconnectLost)
 	return err
 }
 
-// reconnect opens the lost token again, in a few attempts with growing pauses. While one operation after the other fails
-// to, those in between fail at once.
+// reconnectLost connects the token again, unless somebody else has while it waited.
+func (t *Token) reconnectLost(ctx context.Context) (struct{}, error) {
+	release, err := t.conn.acquire(ctx, t.settings.Timeout)
+	if err != nil {
+		return struct{}{}, err
+	}
+	defer release()
+	if !t.conn.pool.Load().isLost() {
+		return struct{}{}, nil
+	}
+	return struct{}{}, t.reconnect(ctx)
+}
+
+// reconnect opens the lost token again, in a few attempts with growing pauses. While one operation after the other
+// fails to, those in between fail at once.
 func (t *Token) reconnect(ctx context.Context) error {
 	c := t.conn
 	if time.Now().Before(c.retry) {
@@ -236,8 +240,8 @@ func (t *Token) findAgain(ctx context.Context) (*pool, error) {
 	return p, err
 }
 
-// loginAgain logs in through a new session, unless the login still holds. The PIN is read again from its source; one that
-// a person typed cannot be.
+// loginAgain logs in through a new session, unless the login still holds. The PIN is read again from its source; one
+// that a person typed cannot be.
 func (t *Token) loginAgain(ctx context.Context, info tokenInfo, session sessionHandle) error {
 	m, limit := t.module, t.settings.Timeout
 	holds, err := step(ctx, m, limit, "asking for the login", func() (bool, error) { return m.calls.loggedIn(session) })
@@ -247,8 +251,10 @@ func (t *Token) loginAgain(ctx context.Context, info tokenInfo, session sessionH
 	if holds && !info.isNetHSM() {
 		return nil
 	}
-	if source := t.settings.PINSource; t.settings.PIN == "" && (source == pin.Prompt || source == pin.None || source == "") {
-		return failure.New(failure.Denied, "the login to %s was lost, and its PIN is typed by a person, who is not asked again",
+	source := t.settings.PINSource
+	if t.settings.PIN == "" && (source == pin.Prompt || source == pin.None || source == "") {
+		return failure.New(failure.Denied,
+			"the login to %s was lost, and its PIN is typed by a person, who is not asked again",
 			info.name()).WithHint("run the command again; or set pin-source to env:NAME, file:/path or exec:command")
 	}
 	return t.loginUser(ctx, info, session)

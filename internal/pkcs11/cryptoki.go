@@ -212,7 +212,8 @@ func checkAttributes(n int) {
 func (c *cryptoki) attributes(session sessionHandle, object objectHandle, types ...uint) ([][]byte, error) {
 	checkAttributes(len(types))
 	for room := attributeRoom; ; room *= 16 {
-		flatTypes, lengths, values := make([]C.ulong_, len(types)), make([]C.ulong_, len(types)), make([]byte, room*len(types))
+		flatTypes, lengths := make([]C.ulong_, len(types)), make([]C.ulong_, len(types))
+		values := make([]byte, room*len(types))
 		for i, t := range types {
 			flatTypes[i], lengths[i] = C.ulong_(t), C.ulong_(room)
 		}

@@ -94,6 +94,6 @@ func initializeHint(err error, path, args string) string {
 		// Without its daemon, openCryptoki answers CKR_FUNCTION_FAILED (3.27) or CKR_HOST_MEMORY (3.8.1).
 		return "start pkcsslotd, and check that this user is in the group pkcs11"
 	}
-	return "check that what the module talks to is running, and that this user may use it (openCryptoki: pkcsslotd and the " +
-		"group pkcs11; a TPM: /dev/tpmrm0 and the group tss; a network HSM: its client's configuration)"
+	return "check that what the module talks to is running, and that this user may use it " +
+		"(openCryptoki: pkcsslotd and the group pkcs11; a TPM: /dev/tpmrm0 and the group tss; a network HSM: its client's configuration)"
 }

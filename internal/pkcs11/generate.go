@@ -21,8 +21,8 @@ import (
 // for backups, good for what the request says and nothing else. It refuses a label that a private key on the token has
 // already. The new key's URI and public half are returned.
 //
-// crypto11 does the work. It initialises and finalises the module itself, so no store of this process may have the module
-// open meanwhile, and there is one login.
+// crypto11 does the work. It initialises and finalises the module itself, so no store of this process may have the
+// module open meanwhile, and there is one login.
 func (b *Backend) Generate(ctx context.Context, s *config.Settings, r key.Request) (key.Info, error) {
 	if s.InitArgs != "" {
 		return key.Info{}, failure.New(failure.Unsupported, "no keys are generated in a module with init-args").

@@ -25,8 +25,8 @@ type Key struct {
 	alwaysAuthenticate atomic.Bool  // every use needs the PIN again
 }
 
-// place is where a key was found: its object, which counts while the sessions do, and what the token calls it, as far as
-// that was read.
+// place is where a key was found: its object, which counts while the sessions do, and what the token calls it, as far
+// as that was read.
 type place struct {
 	pool   *pool
 	object objectHandle
@@ -60,8 +60,8 @@ func (t *Token) Key(ctx context.Context, public crypto.PublicKey) (keystore.Key,
 	return k, nil
 }
 
-// find returns the key's object in a session. A key that was found before the token was lost is looked up again, by what
-// it was found by. It fails with Conflict when another key has that name now.
+// find returns the key's object in a session. A key that was found before the token was lost is looked up again, by
+// what it was found by. It fails with Conflict when another key has that name now.
 func (k *Key) find(s *session) (objectHandle, error) {
 	at := k.place.Load()
 	if at.pool == s.pool {
@@ -106,7 +106,8 @@ func (k *Key) name() string {
 
 // ReadPublic asks the module for the key's public half, whatever the key was opened with.
 func (k *Key) ReadPublic(ctx context.Context) (crypto.PublicKey, error) {
-	return inSession(ctx, k.token, "reading the public key", func(_ context.Context, s *session) (crypto.PublicKey, error) {
+	return inSession(ctx, k.token, "reading the public key", func(_ context.Context, s *session) (
+		crypto.PublicKey, error) {
 		object, err := k.find(s)
 		if err != nil {
 			return nil, err

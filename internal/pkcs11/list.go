@@ -11,9 +11,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// A token with thousands of keys is listed with one search for each class of objects, and one call for the attributes of
-// each object: a module such as SoftHSM reads every object in every search. Public keys are searched only if a private
-// key does not show its public half, and certificates only if a public key is missing then.
+// A token with thousands of keys is listed with one search for each class of objects, and one call for the attributes
+// of each object: a module such as SoftHSM reads every object in every search. Public keys are searched only if a
+// private key does not show its public half, and certificates only if a public key is missing then.
 
 // Limits of a list: how many keys, and how many objects are read in one step, which has the timeout to itself.
 const (
@@ -148,7 +148,8 @@ func publicOfCertificate(der []byte) crypto.PublicKey {
 	return cert.PublicKey
 }
 
-// each reads attributes of the objects that a template matches, in steps whose time is bounded, and not that of the list.
+// each reads attributes of the objects that a template matches, in steps whose time is bounded, and not that of the
+// list.
 func (s *session) each(ctx context.Context, activity string, template []*pkcs11.Attribute, types []uint,
 	do func(objectHandle, [][]byte)) error {
 	m, limit := s.module, s.settings.Timeout
@@ -183,7 +184,8 @@ func (s *session) each(ctx context.Context, activity string, template []*pkcs11.
 }
 
 // searchSteps is search for all objects, with a step for each call.
-func (s *session) searchSteps(ctx context.Context, activity string, template []*pkcs11.Attribute) ([]objectHandle, error) {
+func (s *session) searchSteps(ctx context.Context, activity string, template []*pkcs11.Attribute) (
+	[]objectHandle, error) {
 	m, limit := s.module, s.settings.Timeout
 	if _, err := step(ctx, m, limit, activity, func() (struct{}, error) {
 		return struct{}{}, s.calls.findInit(s.handle, template)
@@ -193,7 +195,9 @@ func (s *session) searchSteps(ctx context.Context, activity string, template []*
 	var objects []objectHandle
 	var failed error
 	for len(objects) < listLimit && ctx.Err() == nil {
-		batch, err := step(ctx, m, limit, activity, func() ([]objectHandle, error) { return s.calls.find(s.handle, searchBatch) })
+		batch, err := step(ctx, m, limit, activity, func() ([]objectHandle, error) {
+			return s.calls.find(s.handle, searchBatch)
+		})
 		objects, failed = append(objects, batch...), err
 		if len(batch) < searchBatch {
 			break

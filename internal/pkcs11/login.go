@@ -69,8 +69,8 @@ func (t *Token) loginWith(ctx context.Context, user uint, session sessionHandle,
 	return err
 }
 
-// loginNow calls C_Login, clears the PIN, and remembers a refusal. Every error counts as one, but for those that say that
-// the session or the token was lost: a module may answer a wrong PIN by a value of its own.
+// loginNow calls C_Login, clears the PIN, and remembers a refusal. Every error counts as one, but for those that say
+// that the session or the token was lost: a module may answer a wrong PIN by a value of its own.
 func (t *Token) loginNow(user uint, session sessionHandle, secret *pin.Secret) error {
 	err := t.calls.login(session, user, secret.Bytes())
 	secret.Clear()
@@ -168,8 +168,8 @@ func (t *Token) checkPINState(info tokenInfo) error {
 		return f
 	case state == key.PINFinalTry && !t.settings.AllowFinalPINTry:
 		return failure.New(failure.Denied, "one more wrong PIN locks %s, so the PIN was not tried", t.name()).
-			WithHint("give the right PIN to the vendor's tool once, which resets the count; or set allow-final-pin-try=true to try " +
-				"here all the same")
+			WithHint("give the right PIN to the vendor's tool once, which resets the count; or set " +
+				"allow-final-pin-try=true to try here all the same")
 	}
 	return nil
 }

@@ -1,9 +1,9 @@
 // Package pkcs11 reaches private keys in any PKCS#11 module: few calls, one login, and no session left behind.
 //
-// A Backend shares loaded modules among the stores of a process. A Module is a loaded library, a connection is a token of
-// it with a pool of sessions, a Token is one user's store on a connection, and a Key is a private key on a token. When a
-// session, a login or the whole token is lost, the next call connects again; an operation that met the loss is repeated
-// once. A PIN that was refused is not tried again by anyone in the process.
+// A Backend shares loaded modules among the stores of a process. A Module is a loaded library, a connection is a token
+// of it with a pool of sessions, a Token is one user's store on a connection, and a Key is a private key on a token.
+// When a session, a login or the whole token is lost, the next call connects again; an operation that met the loss is
+// repeated once. A PIN that was refused is not tried again by anyone in the process.
 //
 // Every call into a module is a step with a limit. A call that does not return in time is abandoned, the module is not
 // called again, and the caller gets a failure of kind Timeout.
@@ -91,7 +91,8 @@ func callOrUndo[T any](ctx context.Context, m *Module, limit time.Duration, acti
 }
 
 // step runs one wait for the module within a job. When it exceeds the limit, the module counts as stuck.
-func step[T any](ctx context.Context, m *Module, limit time.Duration, activity string, wait func() (T, error)) (result T, err error) {
+func step[T any](ctx context.Context, m *Module, limit time.Duration, activity string,
+	wait func() (T, error)) (result T, err error) {
 	if m.stuck.Load() {
 		return result, m.timedOut(activity, limit)
 	}
@@ -128,7 +129,8 @@ func (m *Module) abandon(activity string, limit time.Duration) error {
 }
 
 func (m *Module) timedOut(activity string, limit time.Duration) error {
-	return failure.New(failure.Timeout, "the PKCS#11 module %s did not answer within %s while %s", m.path, limit, activity).
+	return failure.New(failure.Timeout, "the PKCS#11 module %s did not answer within %s while %s", m.path, limit,
+		activity).
 		WithHint("check that the HSM can be reached, or set a longer timeout")
 }
 

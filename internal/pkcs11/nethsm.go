@@ -14,11 +14,15 @@ import (
 // Behind Nitrokey's module is a REST API, and it shows. As its source has it:
 //
 //   - It shows nothing before the login, not even certificates; and a login counts for the one session it was made in.
-//   - A search by CKA_ID, which is the key's ID on the NetHSM, is one request. Any other reads all keys and their certificates, with two
-//     requests each, and ignores the rest of the template. CKA_LABEL is the same ID up to version 2, and a label of its own from 3 on.
-//   - A certificate is stored with its key and nowhere else. Where a chain is stored, the module can't read it and shows none.
-//   - Keys and certificates are made and deleted by the Administrator, who is not the user that signs. Nothing is wrapped.
-//   - Public keys and mechanisms come with the key: asking for them, or for one that the key was not made for, costs no request.
+//   - A search by CKA_ID, which is the key's ID on the NetHSM, is one request. Any other reads all keys and their
+//     certificates, with two requests each, and ignores the rest of the template. CKA_LABEL is the same ID up to version
+//     2, and a label of its own from 3 on.
+//   - A certificate is stored with its key and nowhere else. Where a chain is stored, the module cannot read it and shows
+//     none.
+//   - Keys and certificates are made and deleted by the Administrator, who is not the user that signs. Nothing is
+//     wrapped.
+//   - Public keys and mechanisms come with the key: asking for them, or for one that the key was not made for, costs no
+//     request.
 
 // isNetHSM reports whether the token is a NetHSM, by what it says of itself.
 func (t *Token) isNetHSM() bool { return t.info.isNetHSM() }
@@ -49,15 +53,15 @@ func (t *Token) byKeyID(uri config.URI) config.URI {
 // unnamed reports whether an object of the reference can be found by reading all of them alone.
 func unnamed(uri config.URI) bool { return uri.Object == "" && len(uri.ID) == 0 }
 
-// checkWritable fails for a token that stores nothing for the user that we log in. otherwise is how it can be done where the
-// token is read-only.
+// checkWritable fails for a token that stores nothing for the user that we log in. otherwise is how it can be done
+// where the token is read-only.
 func (t *Token) checkWritable(otherwise string) error {
 	switch {
 	case t.isNetHSM():
 		return failure.New(failure.Denied,
 			"%s is a NetHSM: its module changes keys and certificates for the Administrator alone", t.name()).
-			WithHint("do it without the module, with '--token nethsm:', or nethsm:KEYID as the key; the section nethsm of the config " +
-				"file names the administrator")
+			WithHint("do it without the module, with '--token nethsm:', or nethsm:KEYID as the key; the section " +
+				"nethsm of the config file names the administrator")
 	case t.info.flags&pkcs11.CKF_WRITE_PROTECTED != 0:
 		return failure.New(failure.Denied, "%s is read-only", t.name()).WithHint(otherwise)
 	}

@@ -52,7 +52,8 @@ func (t *Token) selector(class uint, uri config.URI) []*pkcs11.Attribute {
 	return template
 }
 
-// privateKey returns the one private key that a reference names. It fails with NotFound for none, and Invalid for several.
+// privateKey returns the one private key that a reference names. It fails with NotFound for none, and Invalid for
+// several.
 func (s *session) privateKey(name config.URI) (objectHandle, error) {
 	if s.isNetHSM() && unnamed(name) {
 		return 0, failure.New(failure.Invalid, "no key on %s is named", s.name()).

@@ -31,7 +31,8 @@ func (t *Token) Public(ctx context.Context) (crypto.PublicKey, error) {
 	if err := t.loginToSearch(ctx); err != nil {
 		return nil, err
 	}
-	public, err := inSession(ctx, t, "looking for the public key", func(_ context.Context, s *session) (crypto.PublicKey, error) {
+	public, err := inSession(ctx, t, "looking for the public key", func(_ context.Context, s *session) (
+		crypto.PublicKey, error) {
 		uri := t.settings.Key
 		if unnamed(uri) {
 			return nil, nil // only the private key can tell which one is meant
@@ -160,6 +161,6 @@ func (s *session) publicHalf(private objectHandle) (public crypto.PublicKey, id 
 	}
 	return nil, id, label, failure.New(failure.Invalid,
 		"cannot tell what key %s on %s is: %w", keyName(s.settings.Key), s.name(), problem).
-		WithHint("put the key's certificate or public key on the token with the same CKA_ID, or set certificate-chain to a file " +
-			"with the certificate")
+		WithHint("put the key's certificate or public key on the token with the same CKA_ID, or set " +
+			"certificate-chain to a file with the certificate")
 }

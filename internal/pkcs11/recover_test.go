@@ -30,9 +30,9 @@ func sign(t *testing.T, k keystore.Key, message string) error {
 	return err
 }
 
-// TestLoss loses the sessions, the login, the device or the module in the middle of 1,000 signatures: time and again for
-// one goroutine, and once for four, of which none can meet two losses in one signature. Every signature succeeds and is
-// right.
+// TestLoss loses the sessions, the login, the device or the module in the middle of 1,000 signatures: time and again
+// for one goroutine, and once for four, of which none can meet two losses in one signature. Every signature succeeds
+// and is right.
 func TestLoss(t *testing.T) {
 	for _, c := range []struct {
 		lost       string
@@ -131,7 +131,8 @@ func TestLossWithWrongPIN(t *testing.T) {
 	}
 }
 
-// TestSharedToken opens a token twice in one process: one login, and the first store to close does not log the other out.
+// TestSharedToken opens a token twice in one process: one login, and the first store to close does not log the other
+// out.
 func TestSharedToken(t *testing.T) {
 	s, log := settings(t)
 	backend := New()

@@ -315,12 +315,14 @@ func (t *Token) lossOf(err error) bool {
 	if t.isNetHSM() { // there, the others say that a request was refused
 		return false
 	}
-	return is(err, pkcs11.CKR_DEVICE_ERROR) || is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) && t.conn != nil && t.conn.loggedIn.Load()
+	return is(err, pkcs11.CKR_DEVICE_ERROR) || is(err, pkcs11.CKR_USER_NOT_LOGGED_IN) && t.conn != nil &&
+		t.conn.loggedIn.Load()
 }
 
 // inSession runs an operation in a session of the pool, as one step, and once more if the session, the login or the
 // token was lost. So it is for operations that may be repeated.
-func inSession[T any](ctx context.Context, t *Token, activity string, do func(context.Context, *session) (T, error)) (T, error) {
+func inSession[T any](ctx context.Context, t *Token, activity string, do func(context.Context, *session) (T,
+	error)) (T, error) {
 	return inSessionSteps(ctx, t, activity, func(ctx context.Context, s *session) (T, error) {
 		return step(ctx, t.module, t.settings.Timeout, activity, func() (T, error) { return do(ctx, s) })
 	})

@@ -18,8 +18,8 @@ import (
 // roundsVariable makes TestManyStores run longer.
 const roundsVariable = "PKCS11_TEST_ROUNDS"
 
-// TestManyStores has ten goroutines open keys on three tokens of two modules, sign and close, at random. One module is a
-// copy of SoftHSM's library, which the dynamic linker loads beside it; the other counts its calls. Every signature is
+// TestManyStores has ten goroutines open keys on three tokens of two modules, sign and close, at random. One module is
+// a copy of SoftHSM's library, which the dynamic linker loads beside it; the other counts its calls. Every signature is
 // right, and nothing is left open.
 func TestManyStores(t *testing.T) {
 	rounds := 20
@@ -62,7 +62,8 @@ func TestManyStores(t *testing.T) {
 	group.Wait()
 	for path, m := range backend.modules {
 		if m.users != 0 || m.running || len(m.connections) != 0 || m.inFlight.Load() != 0 {
-			t.Errorf("%s has %d users, %d tokens open and %d calls in flight", path, m.users, len(m.connections), m.inFlight.Load())
+			t.Errorf("%s has %d users, %d tokens open and %d calls in flight", path, m.users, len(m.connections),
+				m.inFlight.Load())
 		}
 	}
 	calls := softhsmtest.Calls(t, log)

@@ -59,8 +59,8 @@ func (k *Key) signWith(ctx context.Context, ways []way) ([]byte, error) {
 	return useKey(ctx, k, k.token.signing, "did not sign", func(u use) ([]byte, error) { return k.signInSession(u, ways) })
 }
 
-// signInSession makes one signature, trying the mechanisms from the one that worked last. When none does, it returns the
-// error of the first: the others are not what the module is usually asked for.
+// signInSession makes one signature, trying the mechanisms from the one that worked last. When none does, it returns
+// the error of the first: the others are not what the module is usually asked for.
 func (k *Key) signInSession(u use, ways []way) ([]byte, error) {
 	var first error
 	start := int(k.working.Load())

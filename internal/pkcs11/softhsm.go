@@ -12,10 +12,10 @@ import (
 )
 
 // SoftHSM writes its token's file anew in every login, and a process that reads the file at that moment finds no token,
-// no PIN, or CKR_GENERAL_ERROR: of 200 processes that signed at once with SoftHSM 2.6.1, 169 failed. So processes of this
-// program wait for each other where its library reads the file: when they initialise it, look for a token, and log in.
-// The lock is on the library's own file, which all of them can open and nobody has to make or remove. Other modules have
-// no lock.
+// no PIN, or CKR_GENERAL_ERROR: of 200 processes that signed at once with SoftHSM 2.6.1, 169 failed. So processes of
+// this program wait for each other where its library reads the file: when they initialise it, look for a token, and log
+// in. The lock is on the library's own file, which all of them can open and nobody has to make or remove. Other modules
+// have no lock.
 
 // lock waits until no other process or goroutine reads or writes SoftHSM's tokens, and returns the function that ends
 // the lock. After the limit it goes on without it, since another process may have been stopped while it has the lock.

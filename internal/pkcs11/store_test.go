@@ -101,8 +101,8 @@ func fails(t *testing.T, err error, kind failure.Kind, words string) {
 	}
 }
 
-// TestDecryptRSA decrypts what was encrypted to a key, and tells nobody by an error which ciphertexts of PKCS #1 v1.5 are
-// well formed.
+// TestDecryptRSA decrypts what was encrypted to a key, and tells nobody by an error which ciphertexts of PKCS #1 v1.5
+// are well formed.
 func TestDecryptRSA(t *testing.T) {
 	s := newToken(t)
 	public := generateKey(t, s, request(t, "RSA-2048", key.Decrypt)).Public.(*rsa.PublicKey)
@@ -112,7 +112,8 @@ func TestDecryptRSA(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := k.Decrypt(t.Context(), oaep, &rsa.OAEPOptions{Hash: crypto.SHA1}); err != nil || string(got) != string(secret) {
+	if got, err := k.Decrypt(t.Context(), oaep, &rsa.OAEPOptions{Hash: crypto.SHA1}); err != nil ||
+		string(got) != string(secret) {
 		t.Errorf("OAEP gave %q, %v", got, err)
 	}
 	_, err = k.Decrypt(t.Context(), oaep, &rsa.OAEPOptions{Hash: crypto.SHA256})
@@ -147,10 +148,12 @@ func TestDecryptRSA(t *testing.T) {
 			t.Errorf("a ciphertext that is %s gave the same key twice, %v", name, err)
 		}
 	}
-	if _, err := k.Decrypt(t.Context(), malformed, &rsa.PKCS1v15DecryptOptions{}); err == nil { //nolint:staticcheck // as above
+	if _, err := k.Decrypt(t.Context(), malformed,
+		&rsa.PKCS1v15DecryptOptions{}); err == nil { //nolint:staticcheck // as above
 		t.Error("a malformed ciphertext was decrypted")
 	}
-	if info, err := k.Info(t.Context()); err != nil || *info.Sign || !*info.Decrypt || *info.Extractable || !*info.Sensitive {
+	if info, err := k.Info(t.Context()); err != nil || *info.Sign || !*info.Decrypt || *info.Extractable ||
+		!*info.Sensitive {
 		t.Errorf("the key is %+v, %v", info, err)
 	}
 }
@@ -216,7 +219,8 @@ func TestSigningKeyOnlySigns(t *testing.T) {
 	_, err = k.Decrypt(t.Context(), make([]byte, 256), &rsa.OAEPOptions{Hash: crypto.SHA1})
 	fails(t, err, failure.Denied, "CKA_DECRYPT is false")
 	digest := sha256.Sum256([]byte("message"))
-	for name, opts := range map[string]crypto.SignerOpts{"PSS": &rsa.PSSOptions{Hash: crypto.SHA256}, "PKCS1": crypto.SHA256} {
+	for name, opts := range map[string]crypto.SignerOpts{"PSS": &rsa.PSSOptions{Hash: crypto.SHA256},
+		"PKCS1": crypto.SHA256} {
 		signature, err := k.SignMessage(t.Context(), []byte("message"), opts)
 		public := k.Public().(*rsa.PublicKey)
 		if name == "PSS" && err == nil {
@@ -292,12 +296,15 @@ func TestBackup(t *testing.T) {
 	if err := token.Verify(t.Context(), []byte("data"), mac, wrapped.Mechanism, wrapped.By); err != nil {
 		t.Error(err)
 	}
-	fails(t, token.Verify(t.Context(), []byte("date"), mac, wrapped.Mechanism, wrapped.By), failure.Invalid, "does not verify")
+	fails(t, token.Verify(t.Context(), []byte("date"), mac, wrapped.Mechanism, wrapped.By), failure.Invalid,
+		"does not verify")
 	forged := mac
 	forged.Key = make([]byte, len(mac.Key))
-	fails(t, token.Verify(t.Context(), []byte("data"), forged, wrapped.Mechanism, wrapped.By), failure.Invalid, "did not unwrap")
+	fails(t, token.Verify(t.Context(), []byte("data"), forged, wrapped.Mechanism, wrapped.By), failure.Invalid,
+		"did not unwrap")
 	forged.Key = wrapped.Bytes // a private key must not become a secret key, not even for a moment
-	fails(t, token.Verify(t.Context(), []byte("data"), forged, wrapped.Mechanism, wrapped.By), failure.Invalid, "MAC key has")
+	fails(t, token.Verify(t.Context(), []byte("data"), forged, wrapped.Mechanism, wrapped.By), failure.Invalid,
+		"MAC key has")
 	fails(t, token.Verify(t.Context(), []byte("data"), mac, "CKM_X", wrapped.By), failure.Invalid, "not known here")
 
 	if err := token.Delete(t.Context(), k, nil); err != nil {
@@ -313,7 +320,8 @@ func TestBackup(t *testing.T) {
 		t.Errorf("the restored key did not sign, or is another: %v", err)
 	}
 	info, err := again.Info(t.Context())
-	if err != nil || !*info.WrapWithTrusted || !*info.Sensitive || !*info.Extractable || *info.Decrypt || *info.Derive || *info.Unwrap {
+	if err != nil || !*info.WrapWithTrusted || !*info.Sensitive || !*info.Extractable || *info.Decrypt || *info.Derive ||
+		*info.Unwrap {
 		t.Errorf("the restored key is %+v, %v", info, err)
 	}
 }
@@ -337,7 +345,8 @@ func TestNoTrustedKeys(t *testing.T) {
 	s, _ := shimmed(t, newToken(t))
 	t.Setenv("SO_PIN", softhsmtest.SOPIN)
 	t.Setenv("SHIM_FAULT", "C_CreateObject:12") // CKR_ATTRIBUTE_TYPE_INVALID, as kryoptic 1.5 answers
-	err := New().ImportWrapping(t.Context(), s, "env:SO_PIN", key.WrappingKey{Label: "b", ID: []byte("b")}, make([]byte, 32))
+	err := New().ImportWrapping(t.Context(), s, "env:SO_PIN", key.WrappingKey{Label: "b", ID: []byte("b")}, make([]byte,
+		32))
 	fails(t, err, failure.Unsupported, "it refuses CKA_TRUSTED")
 }
 
@@ -397,8 +406,8 @@ func TestDiscard(t *testing.T) {
 	}
 }
 
-// TestList lists keys with one search for each class of objects, and one call for each object, and finds the public half
-// of each wherever it is.
+// TestList lists keys with one search for each class of objects, and one call for each object, and finds the public
+// half of each wherever it is.
 func TestList(t *testing.T) {
 	s := newToken(t)
 	token := &softhsmtest.Token{Module: s.ModulePath, Label: "signing"}
@@ -413,7 +422,8 @@ func TestList(t *testing.T) {
 	if _, err := store.Import(t.Context(), k, []*x509.Certificate{leaf}); err != nil {
 		t.Fatal(err)
 	}
-	softhsmtest.Run(t, softhsmtest.Program(t, "pkcs11-tool"), "--module", s.ModulePath, "--token-label", "signing", "--login",
+	softhsmtest.Run(t, softhsmtest.Program(t, "pkcs11-tool"), "--module", s.ModulePath, "--token-label", "signing",
+		"--login",
 		"--pin", softhsmtest.PIN, "--delete-object", "--type", "pubkey", "--label", "release")
 	s.Key.Object = ""
 	s, log := shimmed(t, s)
@@ -471,7 +481,8 @@ func TestWhichToken(t *testing.T) {
 	if err != nil || len(tokens) == 0 || tokens[0].Label != "signing" || tokens[0].PIN != key.PINReady {
 		t.Fatalf("%+v, %v", tokens, err)
 	}
-	if !backend.Matches(config.URI{Token: "signing"}, tokens[0]) || backend.Matches(config.URI{Token: "other"}, tokens[0]) {
+	if !backend.Matches(config.URI{Token: "signing"}, tokens[0]) || backend.Matches(config.URI{Token: "other"},
+		tokens[0]) {
 		t.Error("a token matches another's name, or not its own")
 	}
 	if backend.Scheme() != "pkcs11:" || backend.Close() != nil {
@@ -579,7 +590,8 @@ func TestPIN(t *testing.T) {
 // TestPINForEachUse logs in for each use of a key that asks for it, and once for the token.
 func TestPINForEachUse(t *testing.T) {
 	s := newToken(t)
-	softhsmtest.Run(t, softhsmtest.Program(t, "pkcs11-tool"), "--module", s.ModulePath, "--token-label", "signing", "--login",
+	softhsmtest.Run(t, softhsmtest.Program(t, "pkcs11-tool"), "--module", s.ModulePath, "--token-label", "signing",
+		"--login",
 		"--pin", softhsmtest.PIN, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "release", "--id", "ca5e",
 		"--always-auth", "--usage-sign")
 	s, log := shimmed(t, s)

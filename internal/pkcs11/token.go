@@ -132,8 +132,8 @@ func (m *Module) notOne(want config.URI, there, matching []key.Token) error {
 			WithHint("name one of them by its serial, as in the URIs shown")
 	case len(there) == 0:
 		return failure.New(failure.NotFound, "the PKCS#11 module %s shows no token", m.path).
-			WithHint("check that the HSM is connected and its module configured (some modules read a file that a variable names: see " +
-				"env in the config file)")
+			WithHint("check that the HSM is connected and its module configured (some modules read a file " +
+				"that a variable names: see env in the config file)")
 	case !named:
 		return failure.New(failure.Invalid, "the PKCS#11 module %s has no token that is initialised:%s", m.path, list(there)).
 			WithHint("initialise one with the vendor's tool")

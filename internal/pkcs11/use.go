@@ -21,8 +21,8 @@ type use struct {
 }
 
 // useKey takes a session and uses the private key in it, once. It repeats a use that the loss of the session, the login
-// or the token has ended, or whose object handle the module does not know any more. activity and failed are the words of
-// errors.
+// or the token has ended, or whose object handle the module does not know any more. activity and failed are the words
+// of errors.
 func useKey(ctx context.Context, k *Key, activity, failed string, do func(use) ([]byte, error)) ([]byte, error) {
 	result, err := useOnce(ctx, k, activity, failed, do)
 	if errors.Is(err, errWantsLogin) {
@@ -69,8 +69,8 @@ func useOnce(ctx context.Context, k *Key, activity, failed string, do func(use) 
 	})
 }
 
-// loginOnce returns a function that logs in for one use of the key. It fails when it is called again: the PIN is cleared
-// by then, and what is left of it must not be tried.
+// loginOnce returns a function that logs in for one use of the key. It fails when it is called again: the PIN is
+// cleared by then, and what is left of it must not be tried.
 func (k *Key) loginOnce(ctx context.Context, s *session, secret *pin.Secret) func() error {
 	used := false
 	return func() error {

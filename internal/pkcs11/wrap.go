@@ -245,7 +245,8 @@ func (t *Token) Wrap(ctx context.Context, of keystore.Key, reference config.URI)
 
 // Unwrap makes a private key again from what Wrap returned, and the public key object that belongs to it. The key is
 // what it was: good for its usage alone, sensitive, and wrapped by trusted keys alone.
-func (t *Token) Unwrap(ctx context.Context, wrapped key.Wrapped, usage key.Usage, label string, id []byte, public crypto.PublicKey) error {
+func (t *Token) Unwrap(ctx context.Context, wrapped key.Wrapped, usage key.Usage, label string, id []byte,
+	public crypto.PublicKey) error {
 	i, err := wrappingNamed(wrapped.Mechanism)
 	if err != nil {
 		return err
@@ -278,8 +279,8 @@ func (t *Token) Unwrap(ctx context.Context, wrapped key.Wrapped, usage key.Usage
 	return err
 }
 
-// unwrapTemplate returns what a private key that is unwrapped may do. CKA_WRAP_WITH_TRUSTED keeps others from wrapping it
-// with a key of their own, whose value they know.
+// unwrapTemplate returns what a private key that is unwrapped may do. CKA_WRAP_WITH_TRUSTED keeps others from wrapping
+// it with a key of their own, whose value they know.
 func unwrapTemplate(usage key.Usage, isRSA bool) []*pkcs11.Attribute {
 	private := []*pkcs11.Attribute{pkcs11.NewAttribute(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY)}
 	_, uses, others := usages(usage, isRSA)
