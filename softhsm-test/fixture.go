@@ -63,7 +63,7 @@ func Program(t testing.TB, name string) string {
 // library returns the first file that a pattern matches. With -short it skips the test: a module takes time to set up.
 func library(t testing.TB, patterns ...string) string {
 	t.Helper()
-	if testing.Short() {
+	if testing.Testing() && testing.Short() { // the benches use it too
 		t.Skip("-short leaves out what needs a PKCS#11 module: run 'make test'")
 	}
 	for _, pattern := range patterns {

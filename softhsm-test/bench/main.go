@@ -42,6 +42,7 @@ func (b *bench) measure() {
 	b.metadata()
 	b.oneSignature()
 	b.throughput()
+	b.atOnce()
 	b.manyObjects()
 	b.images()
 	delays := b.delays()
