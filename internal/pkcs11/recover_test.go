@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -275,5 +276,31 @@ func TestReconnectURI(t *testing.T) {
 		if got := reconnectURI(c.opened, info); got.String() != c.want.String() || got.SlotID != nil {
 			t.Errorf("%s is found again by %s", c.opened, got)
 		}
+	}
+}
+
+// TestLossOfToken tries a few times to open a token that stays away, then lets the next operations fail at once until it
+// is time to try again.
+func TestLossOfToken(t *testing.T) {
+	s, log := settings(t)
+	token, k := openKey(t, s)
+	t.Setenv("SHIM_FAULT", "C_OpenSession:E0") // CKR_TOKEN_NOT_PRESENT
+	t.Setenv("SHIM_FAULT_TIMES", "0")
+	token.conn.pool.Load().lose()
+	before := softhsmtest.Count(softhsmtest.Calls(t, log), "C_OpenSession")
+	for range 3 {
+		fails(t, sign(t, k, "a"), failure.Unavailable, "cannot open a session")
+		if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_OpenSession") - before; n != reconnectAttempts {
+			t.Errorf("%d tries to open the token", n)
+		}
+		if token.conn.retry.IsZero() {
+			t.Error("the next operation tries at once")
+		}
+		token.conn.retry = time.Now().Add(time.Hour) // however slow the machine is
+	}
+	t.Setenv("SHIM_FAULT", "")
+	token.conn.retry = time.Time{}
+	if err := sign(t, k, "a"); err != nil {
+		t.Error(err)
 	}
 }

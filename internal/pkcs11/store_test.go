@@ -340,14 +340,21 @@ func TestWrapRefused(t *testing.T) {
 	fails(t, err, failure.Denied, "does not let key")
 }
 
-// TestNoTrustedKeys says which attribute a module refuses that has no trusted keys.
+// TestNoTrustedKeys says which attribute a module refuses that has no trusted keys, or that it is one of three, and stores
+// nothing.
 func TestNoTrustedKeys(t *testing.T) {
 	s, _ := shimmed(t, newToken(t))
 	t.Setenv("SO_PIN", softhsmtest.SOPIN)
 	t.Setenv("SHIM_FAULT", "C_CreateObject:12") // CKR_ATTRIBUTE_TYPE_INVALID, as kryoptic 1.5 answers
 	err := New().ImportWrapping(t.Context(), s, "env:SO_PIN", key.WrappingKey{Label: "b", ID: []byte("b")}, make([]byte,
 		32))
-	fails(t, err, failure.Unsupported, "it refuses CKA_TRUSTED")
+	fails(t, err, failure.Unsupported, "it refuses CKA_TRUSTED, without which")
+	t.Setenv("SHIM_FAULT_TIMES", "0")
+	err = New().ImportWrapping(t.Context(), s, "env:SO_PIN", key.WrappingKey{Label: "b", ID: []byte("b")}, make([]byte, 32))
+	fails(t, err, failure.Unsupported, "it refuses CKA_TRUSTED, CKA_WRAP_TEMPLATE or CKA_UNWRAP_TEMPLATE, without which")
+	t.Setenv("SHIM_FAULT", "")
+	_, err = open(t, s).WrappingKey(t.Context(), config.URI{})
+	fails(t, err, failure.NotFound, "there is no wrapping key")
 }
 
 // TestCertificates stores a chain beside a key, finds it again, and deletes the key with its certificate.

@@ -84,7 +84,7 @@ func (t *Token) storeWrapping(ctx context.Context, secret *pin.Secret, w key.Wra
 			}
 		}
 		if err := t.calls.createObject(handle, wrappingTemplate(w, value)); err != nil {
-			return none, t.wrappingRefused(err, w.Label)
+			return none, t.wrappingRefused(err, handle, w)
 		}
 		return none, nil
 	})
@@ -93,16 +93,39 @@ func (t *Token) storeWrapping(ctx context.Context, secret *pin.Secret, w key.Wra
 
 // wrappingRefused is the failure of a module that does not store a wrapping key. Some have no CKA_TRUSTED, or no
 // templates of what a key may wrap, without which a backup is not safe.
-func (t *Token) wrappingRefused(err error, label string) error {
-	f := failure.From(t.failed(err, "%s did not store the wrapping key %q", t.name(), label))
+func (t *Token) wrappingRefused(err error, session sessionHandle, w key.WrappingKey) error {
+	f := failure.From(t.failed(err, "%s did not store the wrapping key %q", t.name(), w.Label))
 	if is(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) || is(err, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID) ||
 		is(err, pkcs11.CKR_ATTRIBUTE_READ_ONLY) || is(err, pkcs11.CKR_TEMPLATE_INCONSISTENT) {
 		f.Kind = failure.Unsupported
-		f.What = fmt.Sprintf("%s did not store the wrapping key %q: it refuses CKA_TRUSTED, CKA_WRAP_TEMPLATE or "+
-			"CKA_UNWRAP_TEMPLATE, without which anyone who may use the token could read the keys in a backup", t.name(), label)
+		f.What += ": it refuses " + t.refusedAttribute(session, w) +
+			", without which whoever may use the token can read the keys in a backup"
 		f.Hint = "use the module's own backup"
 	}
 	return f
+}
+
+// refusedAttribute names the attribute without which a module makes a wrapping key of no value that lasts as long as the
+// session: a module does not say which it refuses.
+func (t *Token) refusedAttribute(session sessionHandle, w key.WrappingKey) string {
+	names := map[uint]string{pkcs11.CKA_TRUSTED: "CKA_TRUSTED", pkcs11.CKA_WRAP_TEMPLATE: "CKA_WRAP_TEMPLATE",
+		pkcs11.CKA_UNWRAP_TEMPLATE: "CKA_UNWRAP_TEMPLATE"}
+	for _, refused := range []uint{pkcs11.CKA_TRUSTED, pkcs11.CKA_WRAP_TEMPLATE, pkcs11.CKA_UNWRAP_TEMPLATE} {
+		var template []*pkcs11.Attribute
+		for _, a := range wrappingTemplate(w, make([]byte, 32)) {
+			switch a.Type {
+			case refused:
+			case pkcs11.CKA_TOKEN:
+				template = append(template, pkcs11.NewAttribute(pkcs11.CKA_TOKEN, false))
+			default:
+				template = append(template, a)
+			}
+		}
+		if t.calls.createObject(session, template) == nil {
+			return names[refused]
+		}
+	}
+	return "CKA_TRUSTED, CKA_WRAP_TEMPLATE or CKA_UNWRAP_TEMPLATE"
 }
 
 // wrappingTemplate is the template of a wrapping key. As a public object it can be used without a login, so it wraps
