@@ -50,9 +50,6 @@ func (t *Token) Issuers(ctx context.Context, cert *x509.Certificate) ([]*x509.Ce
 	})
 }
 
-// certificateLimit bounds the search through all certificates of a token.
-const certificateLimit = 1024
-
 // Certificates returns every certificate on the token, for when a certificate is not filed under its key's label or id.
 // It reads them all, so it is the last thing to try; but a NetHSM has a key's certificate nowhere else.
 func (t *Token) Certificates(ctx context.Context) ([]*x509.Certificate, error) {
@@ -63,8 +60,12 @@ func (t *Token) Certificates(ctx context.Context) ([]*x509.Certificate, error) {
 	if t.isNetHSM() {
 		which = t.settings.Key
 	}
-	return inSession(ctx, t, "reading all certificates", func(_ context.Context, s *session) ([]*x509.Certificate, error) {
-		return s.certificates(t.selector(pkcs11.CKO_CERTIFICATE, which), certificateLimit)
+	return inSessionSteps(ctx, t, "listing certificates", func(ctx context.Context, s *session) ([]*x509.Certificate,
+		error) {
+		var found []*x509.Certificate
+		err := s.each(ctx, "certificates", t.selector(pkcs11.CKO_CERTIFICATE, which), []uint{pkcs11.CKA_VALUE},
+			func(_ objectHandle, values [][]byte) { found = appendCertificate(found, values[0]) })
+		return found, err
 	})
 }
 
@@ -80,14 +81,19 @@ func (s *session) certificates(template []*pkcs11.Attribute, limit int) ([]*x509
 		if err != nil {
 			return nil, s.failed(err, "cannot read a certificate on %s", s.name())
 		}
-		cert, err := x509.ParseCertificate(values[0])
-		if err != nil {
-			slog.Warn("a certificate on the token does not parse", "error", err)
-			continue
-		}
-		found = append(found, cert)
+		found = appendCertificate(found, values[0])
 	}
 	return found, nil
+}
+
+// appendCertificate appends a DER certificate, unless it does not parse.
+func appendCertificate(to []*x509.Certificate, der []byte) []*x509.Certificate {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		slog.Warn("cannot parse a certificate on the token", "error", err)
+		return to
+	}
+	return append(to, cert)
 }
 
 // Import stores certificates on the token: the first, the key's own, under the key's label and id, the issuers under

@@ -118,7 +118,7 @@ func (t *Token) generate(ctx context.Context, r key.Request, strict bool) (key.I
 			return info, failed
 		}
 		defer c.Close()
-		if err := t.unused(c, r); err != nil {
+		if err := t.checkUnused(c, r); err != nil {
 			return info, err
 		}
 		if info.Public, err = generate(c, r, strict); is(err, pkcs11.CKR_TEMPLATE_INCONSISTENT) ||
@@ -136,9 +136,9 @@ func (t *Token) generate(ctx context.Context, r key.Request, strict bool) (key.I
 				t.name())
 		}
 		if r.Usage == key.Decrypt {
-			info.Sign = may(c, r, pkcs11.CKA_SIGN)
+			info.Sign = allows(c, r, pkcs11.CKA_SIGN)
 		} else {
-			info.Decrypt = may(c, r, pkcs11.CKA_DECRYPT)
+			info.Decrypt = allows(c, r, pkcs11.CKA_DECRYPT)
 		}
 		return info, nil
 	})
@@ -148,9 +148,9 @@ func (t *Token) generate(ctx context.Context, r key.Request, strict bool) (key.I
 // TPM then holds the refused key until it has no room for a login. So it must not be tried.
 const tpm2 = "tpm2-software.github.io"
 
-// may asks whether the new key can do what it was not made for, which a module that refused the strict template may
-// have allowed it.
-func may(c *crypto11.Context, r key.Request, usage uint) *bool {
+// allows reports whether the new key can also do what it was not made for, since the module refused a template that
+// forbids it. It returns nil when the module does not say.
+func allows(c *crypto11.Context, r key.Request, usage uint) *bool {
 	k, err := c.FindKeyPair(r.ID, []byte(r.Label))
 	if err != nil || k == nil {
 		return nil
@@ -163,8 +163,8 @@ func may(c *crypto11.Context, r key.Request, usage uint) *bool {
 	return &set
 }
 
-// unused fails when a private key has the label or the id already: two keys of one name could not be told apart.
-func (t *Token) unused(c *crypto11.Context, r key.Request) error {
+// checkUnused fails when a private key has the label or the id already: two keys of one name could not be told apart.
+func (t *Token) checkUnused(c *crypto11.Context, r key.Request) error {
 	for _, taken := range []struct {
 		attribute uint
 		value     []byte
@@ -200,8 +200,7 @@ func usages(usage key.Usage, isRSA bool) (public, private, others []uint) {
 	return nil, []uint{pkcs11.CKA_DERIVE}, []uint{pkcs11.CKA_SIGN, pkcs11.CKA_DECRYPT, pkcs11.CKA_UNWRAP}
 }
 
-// generate makes the key. A strict template says that the key must not do anything but what it is made for; the other
-// leaves that to the module.
+// generate makes the key. A strict template forbids what the key is not made for; otherwise the module decides.
 func generate(c *crypto11.Context, r key.Request, strict bool) (crypto.PublicKey, error) {
 	public, err := crypto11.NewAttributeSetWithIDAndLabel(r.ID, []byte(r.Label))
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 // of each object: a module such as SoftHSM reads every object in every search. Public keys are searched only if a
 // private key does not show its public half, and certificates only if a public key is missing then.
 
-// Limits of a list: how many keys, and how many objects are read in one step, which has the timeout to itself.
+// Limits of a list: how many objects of a class, and how many objects are read in one step, which has the timeout to itself.
 const (
 	listLimit = 1 << 16
 	listStep  = 64
@@ -51,7 +51,7 @@ func (t *Token) Keys(ctx context.Context) ([]keystore.Key, error) {
 func (s *session) privateKeys(ctx context.Context) ([]*Key, error) {
 	types := append(append([]uint{}, publicAttributes...), usageAttributes[2:]...) // both begin with the names
 	var keys []*Key
-	err := s.each(ctx, "listing keys", s.selector(pkcs11.CKO_PRIVATE_KEY, s.settings.Key), types,
+	err := s.each(ctx, "keys", s.selector(pkcs11.CKO_PRIVATE_KEY, s.settings.Key), types,
 		func(object objectHandle, values [][]byte) {
 			k := &Key{token: s.Token}
 			k.public, _ = publicOf(values)
@@ -96,7 +96,7 @@ func (s *session) addPublicHalves(ctx context.Context, keys []*Key) error {
 				which = sameAs(keys[0].listed.ID, keys[0].listed.Label)
 			}
 		}
-		err := s.each(ctx, "listing public keys", s.selector(from.class, which), from.types,
+		err := s.each(ctx, "public keys", s.selector(from.class, which), from.types,
 			func(_ objectHandle, values [][]byte) {
 				id, label, public := from.read(values)
 				if name := matchName(id, label); len(missing[name]) > 0 {
@@ -150,12 +150,13 @@ func publicOfCertificate(der []byte) crypto.PublicKey {
 
 // each reads attributes of the objects that a template matches, in steps whose time is bounded, and not that of the
 // list.
-func (s *session) each(ctx context.Context, activity string, template []*pkcs11.Attribute, types []uint,
+func (s *session) each(ctx context.Context, what string, template []*pkcs11.Attribute, types []uint,
 	do func(objectHandle, [][]byte)) error {
 	m, limit := s.module, s.settings.Timeout
+	activity := "listing " + what
 	objects, err := s.searchSteps(ctx, activity, template)
 	if err != nil {
-		return s.failed(err, "cannot list the keys of %s", s.name())
+		return s.failed(err, "cannot list the %s of %s", what, s.name())
 	}
 	for start := 0; start < len(objects); start += listStep {
 		keystore.ReportProgress(ctx, activity, start, len(objects))
@@ -170,7 +171,7 @@ func (s *session) each(ctx context.Context, activity string, template []*pkcs11.
 					continue // deleted since the search
 				}
 				if err != nil {
-					return struct{}{}, s.failed(err, "cannot read a key on %s", s.name())
+					return struct{}{}, s.failed(err, "cannot list the %s of %s", what, s.name())
 				}
 				do(object, values)
 			}
