@@ -48,11 +48,11 @@ func Allow(
 func AllowRegistered(
 	ctx context.Context, name string, confirm func(config.Programs) error, say func(format string, args ...any),
 ) error {
-	keys, err := signingKeys()
+	keys, err := loadSigningKeys()
 	if err != nil {
 		return err
 	}
-	entry, err := registered(keys, name)
+	entry, err := keys.findOwn(name)
 	if err != nil {
 		return err
 	}

@@ -123,15 +123,16 @@ func Survey(ctx context.Context, s *keystore.Reference) []Check {
 	}
 	c, err := pluginCheck(ctx)
 	add("plugin", c, err)
-	keys, err := signingKeys()
+	keys, err := loadSigningKeys()
 	if err != nil {
 		add("signing keys", Check{}, err)
+		return report
 	}
-	for _, k := range ours(keys) {
+	for _, k := range keys.own() {
 		c, err := glance(ctx, s.Keystore(), k)
 		add(fmt.Sprintf("signing key %q", k.Name), c, err)
 	}
-	for _, k := range ours(keys) {
+	for _, k := range keys.own() {
 		if c, err := rotating(k.Name); c.Result != OK || err != nil {
 			add(fmt.Sprintf("rotation of %q", k.Name), c, err)
 		}

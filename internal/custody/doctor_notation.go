@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/go-ldap/ldap/v3"
-	notation "github.com/notaryproject/notation-go/config"
 	"github.com/notaryproject/notation-go/dir"
 	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 	"github.com/notaryproject/notation-go/verifier/truststore"
@@ -62,7 +61,7 @@ func (v *visit) registered(_ context.Context) (Check, error) {
 }
 
 // glance looks at a signing key of Notation's without a login.
-func glance(ctx context.Context, ks *keystore.Keystore, entry notation.KeySuite) (Check, error) {
+func glance(ctx context.Context, ks *keystore.Keystore, entry signingKey) (Check, error) {
 	s, err := resolve(ks, entry)
 	if err != nil {
 		return Check{}, err

@@ -63,32 +63,29 @@ func Register(
 	if err != nil {
 		return false, err
 	}
-	keys, err := signingKeys()
+	keys, err := loadSigningKeys()
 	if err != nil {
 		return false, err
 	}
-	there, err := keys.Get(name)
-	known := err == nil
-	if known && (there.ExternalKey == nil || there.ID != reference || there.PluginName != config.PluginName ||
-		!maps.Equal(there.PluginConfig, stored)) {
-		return false, failure.New(failure.Invalid, "Notation has another signing key named %q", name).
-			WithHint("choose another --key-name, or remove it with: notation key delete " + name)
+	existing := keys.find(name)
+	if existing != nil && (existing.ID != reference || !existing.isOwn() ||
+		!maps.Equal(existing.PluginConfig, stored)) {
+		return false, failure.New(failure.Conflict, "Notation has another signing key named %q", name).
+			WithHint("choose another --key-name, or remove that key with: notation key delete " + name)
 	}
 	if err := Allow(ctx, reference, stored, config.PluginConfig, say); err != nil {
 		return false, err
 	}
-	switch {
-	case !known:
-		if err := keys.AddPlugin(ctx, name, reference, config.PluginName, stored, makeDefault); err != nil {
-			return false, failure.New(failure.Invalid, "can't register the key with Notation: %w", err)
-		}
+	if existing == nil {
 		added = true
-	case makeDefault:
-		if err := keys.UpdateDefault(name); err != nil {
-			return false, err
-		}
-	default:
+		keys.Keys = append(keys.Keys, signingKey{Name: name, ID: reference, PluginName: config.PluginName,
+			PluginConfig: stored})
+	}
+	if makeDefault {
+		keys.Default = &name
+	}
+	if !added && !makeDefault {
 		return false, nil
 	}
-	return added, saveSigningKeys(keys)
+	return added, keys.save()
 }

@@ -12,8 +12,6 @@ import (
 	"path/filepath"
 	"time"
 
-	notation "github.com/notaryproject/notation-go/config"
-
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -194,12 +192,12 @@ func (r *Rotation) write() error {
 
 // advance does what is not done yet. It returns false when it has to wait for a certificate.
 func (r *Rotation) advance(ctx context.Context, o Order, say func(string, ...any)) (done bool, err error) {
-	keys, err := signingKeys()
+	keys, err := loadSigningKeys()
 	if err != nil {
 		return false, err
 	}
-	entry, err := keys.Get(r.Name)
-	if err != nil || entry.ExternalKey == nil || (entry.ID != r.OldID && entry.ID != r.NewID) {
+	entry := keys.find(r.Name)
+	if entry == nil || !entry.isOwn() || entry.ID != r.OldID && entry.ID != r.NewID {
 		journal, _ := journalOf(r.Name)
 		return false, failure.New(failure.Invalid, "Notation's signing key %q was changed while it was rotated", r.Name).
 			WithHint("set it back to " + quoted(r.OldID) + "; or, to give this rotation up, remove " + journal)
@@ -333,19 +331,13 @@ func (r *Rotation) lacks(ctx context.Context, s *keystore.Reference) (missing, e
 }
 
 // repoint gives Notation's entry the new key and keeps the old one under its new name, in one step.
-func (r *Rotation) repoint(keys *notation.SigningKeys) error {
-	for i, entry := range keys.Keys {
-		if entry.Name != r.Name {
-			continue
-		}
-		old := entry
-		old.Name = r.OldName
-		keys.Keys[i].ExternalKey = &notation.ExternalKey{ID: r.NewID, PluginName: entry.PluginName,
-			PluginConfig: r.PluginConfig}
-		keys.Keys = append(keys.Keys, old)
-		return saveSigningKeys(keys)
-	}
-	return nil
+func (r *Rotation) repoint(keys *signingKeys) error {
+	entry := keys.find(r.Name)
+	old := *entry
+	old.Name = r.OldName
+	entry.ID, entry.PluginConfig = r.NewID, r.PluginConfig
+	keys.Keys = append(keys.Keys, old)
+	return keys.save()
 }
 
 // leafFile reports whether a PEM file has a leaf, and not issuers alone.

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	notation "github.com/notaryproject/notation-go/config"
-
 	"github.com/notation-hsm/notation-hsm/internal/ca"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
@@ -25,11 +23,11 @@ import (
 
 // plan decides everything about a rotation and makes nothing.
 func plan(ctx context.Context, o Order) (*Rotation, error) {
-	keys, err := signingKeys()
+	keys, err := loadSigningKeys()
 	if err != nil {
 		return nil, err
 	}
-	entry, err := registered(keys, o.Name)
+	entry, err := keys.findOwn(o.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -176,10 +174,10 @@ func nextLabel(ctx context.Context, store keystore.Store, s *keystore.Reference,
 }
 
 // oldName is the first name that Notation has not got for the key that goes out of use.
-func oldName(keys *notation.SigningKeys, name string) string {
+func oldName(keys *signingKeys, name string) string {
 	for n := 1; ; n++ {
 		old := fmt.Sprintf("%s-old-%d", name, n)
-		if _, err := keys.Get(old); err != nil {
+		if keys.find(old) == nil {
 			return old
 		}
 	}
@@ -187,7 +185,7 @@ func oldName(keys *notation.SigningKeys, name string) string {
 
 // configure makes the plugin config of the new key: it is reached as the old one is. A certificate-chain with the old
 // leaf must not stay, since the new chain is on the token.
-func (r *Rotation) configure(entry notation.KeySuite, old *keystore.Reference) error {
+func (r *Rotation) configure(entry signingKey, old *keystore.Reference) error {
 	settings := maps.Clone(entry.PluginConfig)
 	if settings == nil {
 		settings = map[string]string{}
