@@ -161,7 +161,7 @@ key, or the certificate of a key in the custodian's own module. Without, the fil
 }
 
 func backupKeyRestoreCommand(ks *keystore.Keystore) *cobra.Command {
-	var o custody.Opening
+	var o custody.ShareFiles
 	var so string
 	var unauthenticated bool
 	c := &cobra.Command{

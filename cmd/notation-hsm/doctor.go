@@ -48,7 +48,7 @@ Without KEY it looks at the module, its tokens, the plugin, and Notation's signi
 		}
 		failures := 0
 		for _, check := range report {
-			if check.Result == custody.Failed {
+			if check.Outcome == custody.Failed {
 				failures++
 			}
 		}
@@ -70,7 +70,7 @@ func atMostOne(c *cobra.Command, args []string) error {
 func printReport(c *cobra.Command, report []custody.Check) error {
 	rows := make([][]string, len(report))
 	for i, check := range report {
-		rows[i] = []string{string(check.Result), check.Name, check.Detail}
+		rows[i] = []string{string(check.Outcome), check.Name, check.Detail}
 		if check.Hint != "" {
 			rows[i][2] += " (hint: " + check.Hint + ")"
 		}

@@ -20,7 +20,7 @@ func keyCommand(ks *keystore.Keystore) *cobra.Command {
 }
 
 func keyGenerateCommand(ks *keystore.Keystore) *cobra.Command {
-	var spec, usage, label, id, wrapping string
+	var r custody.KeyRequest
 	c := &cobra.Command{
 		Use:   "generate",
 		Short: "Make a key inside the module",
@@ -35,25 +35,25 @@ With --backup-key the key can leave the token, wrapped (encrypted) by that key o
 		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
-	c.Flags().StringVar(&spec, "spec", "EC-256", "RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521")
-	c.Flags().StringVar(&usage, "usage", "sign", "sign, or decrypt for a recipient of encrypted images")
-	c.Flags().StringVar(&label, "label", "", "the key's label (CKA_LABEL), required")
-	c.Flags().StringVar(&id, "id", "", "the key's id (CKA_ID) in hex (default: random)")
-	c.Flags().StringVar(&wrapping, "backup-key", "",
+	c.Flags().StringVar(&r.Spec, "spec", "EC-256", "RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521")
+	c.Flags().StringVar(&r.Usage, "usage", "sign", "sign, or decrypt for a recipient of encrypted images")
+	c.Flags().StringVar(&r.Label, "label", "", "the key's label (CKA_LABEL), required")
+	c.Flags().StringVar(&r.ID, "id", "", "the key's id (CKA_ID) in hex (default: random)")
+	c.Flags().StringVar(&r.BackupKey, "backup-key", "",
 		"let this wrapping key take the key out for backups, by its label or URI")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s, err := ks.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
 		}
-		uri, also, err := custody.Generate(c.Context(), s, spec, usage, label, id, wrapping)
+		uri, extra, err := custody.Generate(c.Context(), s, r)
 		if err != nil {
 			return err
 		}
-		if also != "" {
-			fmt.Fprintf(c.ErrOrStderr(), "warning: the module does not limit keys to one usage: this one can also %s\n", also)
+		if extra != "" {
+			fmt.Fprintf(c.ErrOrStderr(), "warning: the module does not limit keys to one usage: this one can also %s\n", extra)
 		}
-		if wrapping != "" {
+		if r.BackupKey != "" {
 			fmt.Fprintln(c.ErrOrStderr(),
 				"warning: this key can leave the token, wrapped by a key that the security officer trusts; make keys without "+
 					"--backup-key where that must not be")
@@ -125,7 +125,7 @@ func keyShowCommand(ks *keystore.Keystore) *cobra.Command {
 		}
 		rows := [][]string{
 			{"URI:", k.URI}, {"Spec:", cli.OrDash(k.Spec)}, {"Label:", fmt.Sprintf("%q", k.Label)}, {"ID:", cli.OrDash(k.ID)},
-			{"Usage:", keyUsages(*k)},
+			{"Usage:", keyUsages(k)},
 			{"Sensitive:", cli.YesNo(k.Sensitive)}, {"Never extractable:", cli.YesNo(k.NeverExtractable)},
 			{"Made on the token:", cli.YesNo(k.Local)},
 			{"PIN for each use:", cli.YesNo(k.AlwaysAuth)},
@@ -135,7 +135,7 @@ func keyShowCommand(ks *keystore.Keystore) *cobra.Command {
 				[]string{"Serial:", cert.Serial},
 				[]string{"Expires:", cert.NotAfter.Format("2006-01-02 15:04:05 MST")})
 		}
-		rows = append(rows, []string{"Notation:", usable(*k)})
+		rows = append(rows, []string{"Notation:", usable(k)})
 		return cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:])
 	}
 	return c

@@ -104,7 +104,7 @@ func printStatus(out, remarks io.Writer, status *nethsm.Status) error {
 
 func nethsmSetupCommand(ks *keystore.Keystore) *cobra.Command {
 	var id string
-	var o custody.NetHSMOrder
+	var o custody.NetHSMSetup
 	var yes bool
 	c := &cobra.Command{
 		Use:   "setup",

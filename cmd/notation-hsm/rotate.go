@@ -13,7 +13,7 @@ import (
 )
 
 func keyRotateCommand(ks *keystore.Keystore) *cobra.Command {
-	var o custody.Order
+	var o custody.RotationRequest
 	var yes bool
 	c := &cobra.Command{
 		Use:   "rotate NAME",
@@ -47,7 +47,7 @@ The plan is shown and confirmed first. A rotation that was interrupted, wherever
 				"rotating Notation's signing key %q\n  now:         %s\n  new key:     %s, %s\n  certificate: %s\n  old key:     "+
 					"kept, as %q\n",
 				r.Name, r.OldID, r.NewID, r.Spec, certificatePlan(r), r.OldName)
-			if r.Way == custody.SelfSigned {
+			if r.Source == custody.SelfSigned {
 				fmt.Fprintln(out,
 					"  note:        nobody trusts the new certificate yet; images signed with it verify where it is added to the "+
 						"trust store")
@@ -62,7 +62,7 @@ The plan is shown and confirmed first. A rotation that was interrupted, wherever
 }
 
 func certificatePlan(r *custody.Rotation) string {
-	switch r.Way {
+	switch r.Source {
 	case custody.FromCA:
 		return fmt.Sprintf("%q, from the CA %q, for %d days", r.Subject, r.CA, r.Days)
 	case custody.ByRequest:

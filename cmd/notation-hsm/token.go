@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/custody"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
@@ -33,7 +32,7 @@ func tokenListCommand(ks *keystore.Keystore) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		tokens, err := custody.Tokens(c.Context(), s)
+		tokens, err := s.Tokens(c.Context())
 		if err != nil {
 			return err
 		}

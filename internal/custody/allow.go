@@ -13,41 +13,41 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Allow lists in the config file the libraries and commands that a reference and its settings name, as the user has
-// named them, before they are stored in origin, where they are data. It tells say what it adds. It writes nothing when
-// all is listed.
+// Notify shows the user a line of progress. The format has no line break at its end.
+type Notify func(format string, args ...any)
+
+// Allow adds the libraries and commands that a reference and its settings name to the config file, and notifies of
+// each. It is called with what the user has given on the command line, before that is stored in origin: stored settings
+// are data, and data may name no program that the config file does not list. It writes nothing if all are listed.
 func Allow(
-	ctx context.Context, reference string, stored map[string]string, origin config.Origin,
-	say func(format string, args ...any),
+	ctx context.Context, reference string, stored map[string]string, origin config.Origin, notify Notify,
 ) error {
 	missing, err := config.Unlisted(reference, stored, origin)
 	if err != nil || missing.None() {
 		return err
 	}
-	path, err := list(ctx, reference, stored, origin)
+	path, err := addToConfig(ctx, reference, stored, origin)
 	if err != nil {
 		f := failure.From(err)
-		hint := f.Hint + "; then do this again"
-		if f.Kind != failure.Denied { // what others can change is refused, whoever wrote it
-			hint = f.Hint + "; or do it by hand: " + missing.HowToList()
+		hint := f.Hint + "; then run this again"
+		if f.Kind != failure.Denied { // a config file that others can change is refused, whoever edited it
+			hint = f.Hint + "; or edit the file: " + missing.HowToList()
 		}
-		return failure.New(f.Kind, "cannot list what runs as this user in the config file: %w", f).WithHint(hint)
+		return failure.New(f.Kind, "cannot add programs to the config file: %w", f).WithHint(hint)
 	}
 	for _, module := range missing.Modules {
-		say("added to modules in %s: %s", path, module)
+		notify("added to modules in %s: %s", path, module)
 	}
 	for _, command := range missing.Commands {
-		say("added to commands in %s: %s", path, command)
+		notify("added to commands in %s: %s", path, command)
 	}
 	_, err = config.Resolve(reference, stored, origin)
 	return err
 }
 
-// AllowRegistered does so for a signing key that Notation has. confirm sees what would be added: Notation's list may
-// have been changed by others.
-func AllowRegistered(
-	ctx context.Context, name string, confirm func(config.Programs) error, say func(format string, args ...any),
-) error {
+// AllowRegistered is Allow for a signing key in Notation's list. Others may have changed that list, so confirm is
+// called with the programs before any is added.
+func AllowRegistered(ctx context.Context, name string, confirm func(config.Programs) error, notify Notify) error {
 	keys, err := loadSigningKeys()
 	if err != nil {
 		return err
@@ -63,35 +63,23 @@ func AllowRegistered(
 	if err := confirm(missing); err != nil {
 		return err
 	}
-	return Allow(ctx, entry.ID, entry.PluginConfig, config.PluginConfig, say)
+	return Allow(ctx, entry.ID, entry.PluginConfig, config.PluginConfig, notify)
 }
 
-func list(
+// addToConfig adds the programs to the config file, which it creates if there is none, and returns the file's path.
+func addToConfig(
 	ctx context.Context, reference string, stored map[string]string, origin config.Origin,
 ) (path string, err error) {
-	if path = config.Path(); path == "" {
-		return "", failure.New(failure.Invalid, "there is no folder for it").WithHint("set HOME")
-	}
-	mode := os.FileMode(0o600)
-	if info, err := os.Stat(path); err == nil {
-		mode = info.Mode().Perm()
-		if path, err = filepath.EvalSymlinks(path); err != nil { // the link stays
-			return "", failure.New(failure.Invalid, "cannot find %s: %w", path, err).
-				WithHint("check the path and its permissions")
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return "", failure.New(failure.Invalid, "cannot read %s: %w", path, err).
-			WithHint("check the path and its permissions")
-	}
-	if path, err = filepath.Abs(path); err != nil {
-		return "", failure.New(failure.Internal, "cannot find the config file: %w", err).WithHint("check the current folder")
+	path, mode, err := configFile()
+	if err != nil {
+		return "", err
 	}
 	unlock, err := state.Lock(ctx, filepath.Dir(path))
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	// A file in a folder that others can write to would be refused from now on.
+	// Every command refuses a config file in a folder that others can write to.
 	if err := ownership.Check(filepath.Dir(path), os.Getuid()); err != nil {
 		return "", err
 	}
@@ -104,4 +92,30 @@ func list(
 		return "", err
 	}
 	return path, state.Write(path, []byte(text), mode)
+}
+
+// configFile returns the absolute path of the config file, with links resolved so that they stay, and its permissions.
+func configFile() (path string, mode os.FileMode, err error) {
+	if path = config.Path(); path == "" {
+		return "", 0, failure.New(failure.Invalid, "cannot find the config file: no configuration directory").
+			WithHint("set HOME")
+	}
+	mode = 0o600
+	switch info, err := os.Stat(path); {
+	case err == nil:
+		mode = info.Mode().Perm()
+		resolved, err := filepath.EvalSymlinks(path)
+		if err != nil {
+			return "", 0, unreadable(path, err)
+		}
+		path = resolved
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", 0, unreadable(path, err)
+	}
+	path, err = filepath.Abs(path)
+	if err != nil {
+		return "", 0, failure.New(failure.Internal, "cannot find the config file: %w", err).
+			WithHint("set NOTATION_HSM_CONFIG to an absolute path")
+	}
+	return path, mode, nil
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// SelfSign returns a self-signed certificate for a key, in PEM, and the parts its subject lacks for Notation's trusted
-// identities.
-func SelfSign(ctx context.Context, s *keystore.Reference, subject string, days int) (data []byte, lacks []string,
+// SelfSign returns a self-signed certificate for a key as PEM. missing lists the attributes that its subject lacks for
+// a trusted identity in Notation's trust policy.
+func SelfSign(ctx context.Context, s *keystore.Reference, subject string, days int) (data []byte, missing []string,
 	err error) {
 	name, err := certs.ParseSubject(subject)
 	if err != nil {
@@ -28,9 +28,8 @@ func SelfSign(ctx context.Context, s *keystore.Reference, subject string, days i
 	return data, certs.LacksIdentity(name), err
 }
 
-// Request returns a certificate request for a key, in PEM, and the parts its subject lacks for Notation's trusted
-// identities.
-func Request(ctx context.Context, s *keystore.Reference, subject string) (data []byte, lacks []string, err error) {
+// Request returns a certificate request for a key as PEM. missing is that of SelfSign.
+func Request(ctx context.Context, s *keystore.Reference, subject string) (data []byte, missing []string, err error) {
 	name, err := certs.ParseSubject(subject)
 	if err != nil {
 		return nil, nil, err
@@ -43,8 +42,9 @@ func Request(ctx context.Context, s *keystore.Reference, subject string) (data [
 	return data, certs.LacksIdentity(name), err
 }
 
-// Import stores the chain of a PEM file beside a key. It returns how many certificates the chain has and how many were
-// new. The file's other certificates are left out; a chain that is not whole is stored as far as it goes.
+// Import stores the chain of a PEM file on the token, beside its key. It returns the length of the chain and how many
+// of its certificates were new. Other certificates in the file are left out. Of an incomplete chain only the leaf is
+// stored. It fails if no certificate in the file belongs to the key, or if Notation does not accept the chain.
 func Import(ctx context.Context, s *keystore.Reference, path string) (length, stored int, err error) {
 	file, err := certs.ReadFile(path)
 	if err != nil {
@@ -55,7 +55,7 @@ func Import(ctx context.Context, s *keystore.Reference, path string) (length, st
 		if leaf == nil {
 			return failure.New(failure.Invalid,
 				"none of the %d certificates in %s belongs to the key %s", len(file), path, s.Key).
-				WithHint("name the file of the certificate that was issued for this key")
+				WithHint("name the file with the certificate that was issued for this key")
 		}
 		chain, err := certs.Chain(leaf, file, keystore.IssuerLookup(ctx, store), time.Now())
 		if err != nil {
@@ -70,7 +70,7 @@ func Import(ctx context.Context, s *keystore.Reference, path string) (length, st
 	return length, stored, err
 }
 
-// Export returns a key's chain as PEM, leaf first, from the certificate-chain file and the token.
+// Export returns the chain of a key as PEM, leaf first, from the certificate-chain file and the token.
 func Export(ctx context.Context, s *keystore.Reference) (data []byte, err error) {
 	err = s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
 		known, err := certificates(ctx, store, s)
@@ -79,8 +79,7 @@ func Export(ctx context.Context, s *keystore.Reference) (data []byte, err error)
 		}
 		leaf := certs.LeafOf(k.Public(), known, time.Now())
 		if leaf == nil {
-			return failure.New(failure.Invalid, "the key %s has no certificate", s.Key).
-				WithHint("make one with 'notation-hsm cert self-sign' or 'cert csr'")
+			return withoutCertificate(s.Key.String())
 		}
 		chain, err := certs.Chain(leaf, known, nil, time.Now())
 		if err != nil {
@@ -92,8 +91,15 @@ func Export(ctx context.Context, s *keystore.Reference) (data []byte, err error)
 	return data, err
 }
 
-// ExportPublic returns a key's public half in PEM (SubjectPublicKeyInfo, RFC 5280 section 4.1.2.7), without a login
-// where the module shows it to anyone.
+// withoutCertificate returns the failure of a key that has no certificate.
+func withoutCertificate(uri string) *failure.Error {
+	return failure.New(failure.NotFound, "the key %s has no certificate", uri).
+		WithHint("create one with 'notation-hsm cert self-sign', or with 'notation-hsm cert csr' and a CA; then run " +
+			"'notation-hsm cert import'")
+}
+
+// ExportPublic returns the public half of a key as PEM (SubjectPublicKeyInfo, RFC 5280 section 4.1.2.7). It logs in
+// only if the module does not show the public half without a login.
 func ExportPublic(ctx context.Context, s *keystore.Reference) ([]byte, error) {
 	store, err := s.Open(ctx)
 	if err != nil {
@@ -111,7 +117,7 @@ func ExportPublic(ctx context.Context, s *keystore.Reference) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), nil
 }
 
-// selfCertify stores a self-signed certificate beside a key.
+// selfCertify stores a self-signed certificate for a key on its token.
 func selfCertify(ctx context.Context, store keystore.Store, k keystore.Key, subject pkix.Name, days int) error {
 	der, err := certs.SelfSign(keystore.Signer(ctx, k), subject, days)
 	if err != nil {
@@ -123,4 +129,18 @@ func selfCertify(ctx context.Context, store keystore.Store, k keystore.Key, subj
 	}
 	_, err = store.Import(ctx, k, []*x509.Certificate{cert})
 	return err
+}
+
+// certificates returns the certificates of the certificate-chain file, if there is one, and those on the token.
+func certificates(ctx context.Context, store keystore.Store, s *keystore.Reference) ([]*x509.Certificate, error) {
+	var known []*x509.Certificate
+	if s.CertificateChain != "" {
+		file, err := certs.ReadFile(s.CertificateChain)
+		if err != nil {
+			return nil, err
+		}
+		known = file
+	}
+	onToken, err := store.Certificates(ctx)
+	return append(known, onToken...), err
 }

@@ -21,22 +21,22 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 )
 
-// A share is encrypted in memory, to its custodian alone, and opened in memory as well. For a key in a file it is an
-// age file (age-encryption.org/v1); for a key in a module a JWE (RFC 7516), as image layers have, since age has no
-// recipient that a module could open.
+// A share is encrypted and decrypted in memory. Encrypted to a key in a file, it is an age file
+// (age-encryption.org/v1). Encrypted to a key in a module, it is a JWE (RFC 7516), as keys of image layers are: a
+// module cannot decrypt age's formats.
 
-// custodian is someone whom a share is encrypted to.
+// custodian is a recipient of one share.
 type custodian struct {
-	name      string // as it was given
-	key       string // the same for the same key
-	extension string // of the file
+	name      string // as given on the command line
+	key       string // identifies the public key: equal for two names of one key
+	extension string // of the share file
 	encrypt   func(share []byte) ([]byte, error)
 }
 
-const custodianForms = "name an age1... or ssh-... key, cert:FILE or pubkey:FILE; the folder is named with --folder"
+const custodianHint = "use an age1... or ssh-... public key, cert:FILE or pubkey:FILE; --folder names the folder"
 
-// parseCustodian reads age1..., an SSH public key, cert:FILE or pubkey:FILE. It makes no use of age's plugins, which
-// are programs.
+// parseCustodian parses an age recipient (age1...), an SSH public key, cert:FILE or pubkey:FILE. It refuses age's
+// plugins, which are programs to run.
 func parseCustodian(ctx context.Context, ks *keystore.Keystore, name string) (c custodian, err error) {
 	c.name = name
 	var to age.Recipient
@@ -63,13 +63,13 @@ func parseCustodian(ctx context.Context, ks *keystore.Keystore, name string) (c 
 		fields := strings.Fields(name) // type, key, comment
 		c.key = strings.Join(fields[:min(2, len(fields))], " ")
 	case strings.Contains(name, "SECRET-KEY-") || strings.Contains(name, "PRIVATE KEY"):
-		return c, failure.New(failure.Invalid, "a custodian is named by a private key").
-			WithHint("give the public key, and replace the private one: it was in an argument")
+		return c, failure.New(failure.Invalid, "cannot encrypt a share to a private key").
+			WithHint("give the public key; and replace the private key, which other processes could read in the arguments")
 	default:
-		err = errors.New("it is of no known form")
+		err = errors.New("it has an unknown form")
 	}
 	if err != nil {
-		return c, failure.New(failure.Invalid, "cannot encrypt a share to %q: %w", name, err).WithHint(custodianForms)
+		return c, failure.New(failure.Invalid, "cannot encrypt a share to %q: %w", name, err).WithHint(custodianHint)
 	}
 	c.extension = "age"
 	c.encrypt = func(share []byte) ([]byte, error) {
@@ -88,13 +88,14 @@ func parseCustodian(ctx context.Context, ks *keystore.Keystore, name string) (c 
 	return c, nil
 }
 
-// parseCustodians reads the custodians of n shares, each of whom has one.
+// parseCustodians parses the custodians of n shares. It returns none for no names, and else fails unless there are n
+// different public keys.
 func parseCustodians(ctx context.Context, ks *keystore.Keystore, names []string, n int) ([]custodian, error) {
 	if len(names) == 0 {
 		return nil, nil
 	}
 	if len(names) != n {
-		return nil, failure.New(failure.Invalid, "there are %d shares for %d custodians", n, len(names)).
+		return nil, failure.New(failure.Invalid, "cannot encrypt %d shares to %d custodians", n, len(names)).
 			WithHint("give --to once for each share, in their order")
 	}
 	custodians := make([]custodian, n)
@@ -106,31 +107,31 @@ func parseCustodians(ctx context.Context, ks *keystore.Keystore, names []string,
 		}
 		if other, twice := seen[c.key]; twice {
 			return nil, failure.New(failure.Invalid, "the custodians %d and %d have the same key", other+1, i+1).
-				WithHint("give each share to someone else")
+				WithHint("encrypt each share to another custodian")
 		}
 		custodians[i], seen[c.key] = c, i
 	}
 	return custodians, nil
 }
 
-// Identities open encrypted shares: age and SSH keys from files, and keys in modules.
-type Identities struct {
-	files []age.Identity
-	keys  *layerkey.Keys // nil if there are none
+// identities are the private keys that decrypt shares.
+type identities struct {
+	files []age.Identity // age and SSH keys in files
+	keys  *layerkey.Keys // keys in modules; nil if there are none
 }
 
-const identityLimit = 64 << 10 // bytes; an RSA key of 16384 bits has less than 16 thousand
+const identityLimit = 64 << 10 // bytes; an RSA key of 16384 bits needs less than 16 thousand
 
-// scryptLimit bounds the work of a passphrase, in powers of two. age uses 18.
+// scryptLimit is the largest work factor of a passphrase, as a power of two. age uses 18.
 const scryptLimit = 20
 
-// openIdentities reads identities: the URI of a key in a module, or a file of age's or with an SSH private key. ask
-// asks for the passphrase of a file that has one.
+// openIdentities opens identities: URIs of keys in modules, and files with an age identity or an SSH private key. ask
+// asks for the passphrase of a file.
 func openIdentities(
 	ctx context.Context, ks *keystore.Keystore, names []string,
-	ask func(ctx context.Context, what string) ([]byte, error),
-) (*Identities, error) {
-	ids := &Identities{}
+	ask func(ctx context.Context, path string) ([]byte, error),
+) (*identities, error) {
+	ids := &identities{}
 	var references []string
 	for _, name := range names {
 		if strings.HasPrefix(name, config.Scheme) || strings.HasPrefix(name, config.NetHSMScheme) {
@@ -149,21 +150,20 @@ func openIdentities(
 	return ids, nil
 }
 
-// Close ends the sessions of keys in modules.
-func (ids *Identities) Close() error {
+// Close closes the sessions of keys in modules.
+func (ids *identities) Close() error {
 	if ids.keys == nil {
 		return nil
 	}
 	return ids.keys.Close()
 }
 
-// readIdentity reads a file with private keys. Its errors do not have the causes, which may quote from it.
+// readIdentity reads a file with private keys. Its errors leave out causes of parsers, which may quote from the file.
 func readIdentity(path string, ask func() ([]byte, error)) ([]age.Identity, error) {
 	data, err := readSecret(path, identityLimit)
 	defer clear(data)
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "cannot read an identity: %w", err).
-			WithHint("check the path, and that this user can read the file")
+		return nil, unreadable(path, err)
 	}
 	if isAge(data) {
 		passphrase, err := ask()
@@ -173,27 +173,31 @@ func readIdentity(path string, ask func() ([]byte, error)) ([]age.Identity, erro
 		}
 		scrypt, err := age.NewScryptIdentity(string(passphrase))
 		if err != nil {
-			return nil, failure.New(failure.Denied, "the identity %s needs a passphrase", path).
+			return nil, failure.New(failure.Denied, "cannot decrypt the identity %s: the passphrase is empty", path).
 				WithHint("type the passphrase when asked")
 		}
 		scrypt.SetMaxWorkFactor(scryptLimit)
 		plain, err := decryptAge(data, identityLimit, scrypt)
 		defer clear(plain)
 		if err != nil {
-			return nil, failure.New(failure.Denied, "the identity %s does not open with this passphrase", path).
-				WithHint("check the passphrase")
+			return nil, wrongPassphrase(path)
 		}
 		return parseIdentity(path, plain, nil)
 	}
 	return parseIdentity(path, data, ask)
 }
 
+func wrongPassphrase(path string) error {
+	return failure.New(failure.Denied, "cannot decrypt the identity %s: the passphrase is wrong", path).
+		WithHint("check the passphrase")
+}
+
 func parseIdentity(path string, data []byte, ask func() ([]byte, error)) ([]age.Identity, error) {
 	if !bytes.HasPrefix(bytes.TrimSpace(data), []byte("-----BEGIN")) {
 		found, err := age.ParseIdentities(bytes.NewReader(data))
 		if err != nil {
-			return nil, failure.New(failure.Invalid, "%s has no identity of age", path).
-				WithHint("name a file of age-keygen, an SSH private key, or a key in a module by its URI")
+			return nil, failure.New(failure.Invalid, "the file %s has no age identity", path).
+				WithHint("name a file that age-keygen wrote, an SSH private key, or the URI of a key in a module")
 		}
 		return found, nil
 	}
@@ -202,34 +206,33 @@ func parseIdentity(path string, data []byte, ask func() ([]byte, error)) ([]age.
 	if errors.As(err, &locked) && locked.PublicKey != nil && ask != nil {
 		l := &lockedIdentity{path: path}
 		passphrase := func() (answer []byte, err error) {
-			answer, l.unanswered = ask()
-			return answer, l.unanswered
+			answer, l.askErr = ask()
+			return answer, l.askErr
 		}
 		l.EncryptedSSHIdentity, err = agessh.NewEncryptedSSHIdentity(locked.PublicKey, bytes.Clone(data), passphrase)
 		found = l
 	}
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "%s has no SSH private key that opens shares", path).
+		return nil, failure.New(failure.Invalid, "the file %s has no SSH private key that can decrypt", path).
 			WithHint("use an Ed25519 or RSA key in OpenSSH's format")
 	}
 	return []age.Identity{found}, nil
 }
 
-// lockedIdentity is an SSH key with a passphrase, which is asked for when a share is encrypted to that key.
+// lockedIdentity is an SSH private key with a passphrase. It asks for the passphrase when a share is encrypted to it.
 type lockedIdentity struct {
 	*agessh.EncryptedSSHIdentity
-	path       string
-	unanswered error // why there is no passphrase
+	path   string
+	askErr error // why there is no passphrase
 }
 
 func (l *lockedIdentity) Unwrap(stanzas []*age.Stanza) ([]byte, error) {
 	fileKey, err := l.EncryptedSSHIdentity.Unwrap(stanzas)
 	switch {
-	case l.unanswered != nil:
-		return nil, l.unanswered
+	case l.askErr != nil:
+		return nil, l.askErr
 	case err != nil && !errors.Is(err, age.ErrIncorrectIdentity):
-		return nil, failure.New(failure.Denied, "the identity %s does not open with this passphrase", l.path).
-			WithHint("check the passphrase")
+		return nil, wrongPassphrase(l.path)
 	}
 	return fileKey, err
 }
@@ -249,47 +252,47 @@ func decryptAge(data []byte, limit int64, identities ...age.Identity) ([]byte, e
 	if err != nil {
 		return nil, err
 	}
-	// The text is shorter than the file, so the buffer does not grow and leave a copy behind.
+	// The plaintext is shorter than the file, so the buffer never grows, which would leave a copy behind.
 	buffer := bytes.NewBuffer(make([]byte, 0, len(data)+bytes.MinRead))
 	_, err = buffer.ReadFrom(io.LimitReader(plain, limit))
 	return buffer.Bytes(), err
 }
 
-// decrypt returns a share file in the clear, which the caller clears.
-func (ids *Identities) decrypt(ctx context.Context, path string, data []byte) ([]byte, error) {
+// decrypt decrypts a share file, or copies one that is not encrypted. The caller clears the result.
+func (ids *identities) decrypt(ctx context.Context, path string, data []byte) ([]byte, error) {
 	var kind struct {
 		Ciphertext string `json:"ciphertext"`
 	}
 	switch {
 	case isAge(data):
 		if len(ids.files) == 0 {
-			return nil, encrypted(path, "an age or SSH identity")
+			return nil, needsIdentity(path, "an age or SSH identity")
 		}
 		plain, err := decryptAge(data, int64(shareBounds.Bytes), ids.files...)
 		var none *age.NoIdentityMatchError
 		var known *failure.Error
 		switch {
 		case errors.As(err, &none):
-			return nil, failure.New(failure.Denied, "no identity opens the share %s", path).
-				WithHint("name the custodian's own with --identity")
-		case errors.As(err, &known): // asking for a passphrase
+			return nil, failure.New(failure.Denied, "no identity can decrypt the share %s", path).
+				WithHint("name the custodian's identity with --identity")
+		case errors.As(err, &known): // of a passphrase
 			return nil, known
 		case err != nil:
 			text := err.Error() // age quotes lines of any length
-			return nil, notWhole(path, errors.New(text[:min(len(text), 200)]))
+			return nil, damagedShare(path, errors.New(text[:min(len(text), 200)]))
 		}
 		return plain, nil
 	case checkJSON(data, shareBounds) == nil && json.Unmarshal(data, &kind) == nil && kind.Ciphertext != "":
 		if ids.keys == nil {
-			return nil, encrypted(path, "a key in a module")
+			return nil, needsIdentity(path, "a key in a module")
 		}
 		sealed := base64.StdEncoding.EncodeToString(bytes.TrimSpace(data))
 		plain, err := ids.keys.Open(ctx, map[string]string{layerkey.Annotation: sealed})
 		if err != nil {
 			f := failure.From(err)
-			f.What = fmt.Sprintf("no identity opens the share %s: %s", path, f.What)
+			f.What = fmt.Sprintf("no identity can decrypt the share %s: %s", path, f.What)
 			if f.Kind == failure.Invalid {
-				f.Hint = "name the custodian's own key with --identity"
+				f.Hint = "name the custodian's key with --identity"
 			}
 			return nil, f
 		}
@@ -298,8 +301,7 @@ func (ids *Identities) decrypt(ctx context.Context, path string, data []byte) ([
 	return bytes.Clone(data), nil
 }
 
-func encrypted(path, identity string) error {
-	return failure.New(failure.Denied,
-		"the share %s is encrypted, and there is no identity of its kind: it needs %s", path, identity).
+func needsIdentity(path, identity string) error {
+	return failure.New(failure.Denied, "cannot decrypt the share %s without %s", path, identity).
 		WithHint("add --identity: a file with the custodian's age or SSH key, or the URI of a key in a module")
 }

@@ -117,7 +117,7 @@ func TestPostQuantum(t *testing.T) {
 	identity := must[*age.HybridIdentity](t)(age.GenerateHybridIdentity())
 	c := must[custodian](t)(parseCustodian(ctx, nil, identity.Recipient().String()))
 	sealed := must[[]byte](t)(c.encrypt([]byte("the share")))
-	ids := must[*Identities](t)(openIdentities(ctx, nil, []string{file(t, []byte(identity.String()))}, nil))
+	ids := must[*identities](t)(openIdentities(ctx, nil, []string{file(t, []byte(identity.String()))}, nil))
 	if plain, err := ids.decrypt(ctx, "share", sealed); err != nil || string(plain) != "the share" {
 		t.Errorf("%q, %v", plain, err)
 	}
@@ -148,16 +148,16 @@ func TestCustodiansRefused(t *testing.T) {
 		names []string
 		words string
 	}{
-		"a folder": {[]string{"shares", one}, "no known form"},
+		"a folder": {[]string{"shares", one}, "an unknown form"},
 		"a plugin": {[]string{"age1yubikey1qwt50d05nh5vutpdzmlg5wn80xq5negm4uj9ghv0snvdd3yysf5yw3rhl3t", one},
 			"cannot encrypt a share to"},
 		"a typo":           {[]string{one[:len(one)-1] + "x", one}, "cannot encrypt a share to"},
-		"a private key":    {[]string{newAge(t).String(), one}, "is named by a private key"},
+		"a private key":    {[]string{newAge(t).String(), one}, "to a private key"},
 		"ECDSA of SSH":     {[]string{"ssh-ecdsa AAAA", one}, "cannot encrypt a share to"},
 		"no certificate":   {[]string{"cert:/does/not/exist", one}, "/does/not/exist"},
-		"an empty name":    {[]string{"", one}, "no known form"},
-		"too few":          {[]string{one}, "there are 2 shares for 1 custodians"},
-		"too many":         {[]string{one, two, public}, "there are 2 shares for 3 custodians"},
+		"an empty name":    {[]string{"", one}, "an unknown form"},
+		"too few":          {[]string{one}, "cannot encrypt 2 shares to 1 custodians"},
+		"too many":         {[]string{one, two, public}, "cannot encrypt 2 shares to 3 custodians"},
 		"one of age twice": {[]string{one, one}, "the custodians 1 and 2 have the same key"},
 		"one of SSH twice": {[]string{public, "ssh-ed25519   " + strings.Fields(key)[0] + " other@example.com"},
 			"the custodians 1 and 2 have the same key"},

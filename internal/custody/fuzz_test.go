@@ -33,7 +33,7 @@ func FuzzShare(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	ids := &Identities{files: []age.Identity{identity}}
+	ids := &identities{files: []age.Identity{identity}}
 	custodian, err := parseCustodian(f.Context(), nil, identity.Recipient().String())
 	if err != nil {
 		f.Fatal(err)
@@ -104,7 +104,7 @@ func exampleBackup(tb testing.TB) backupFile {
 		Spec:         "EC-256",
 		PublicKey:    string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})),
 		Certificates: string(certs.Encode([]*x509.Certificate{cert})),
-		Attributes:   keptAttributes{true, true, true, true}, WrappingKey: wrappingRef{"backup", "0304"},
+		Attributes:   backupAttributes{true, true, true, true}, WrappingKey: wrappingRef{"backup", "0304"},
 		Mechanism: "CKM_AES_KEY_WRAP_PAD", Wrapped: make([]byte, 80),
 		MAC: &backupMAC{make([]byte, 40), make([]byte, 32)},
 	}

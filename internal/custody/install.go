@@ -12,37 +12,38 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Install copies this program to where Notation looks for plugins and returns the place. It replaces another version,
-// in one step, so that a signature under way keeps the program it started with.
+// Install copies this program to Notation's folder of plugins and returns its path there. Another version is replaced
+// in one step, so that running processes keep the program that they started with.
 func Install() (path string, err error) {
-	self, path, err := places()
+	program, path, err := pluginPaths()
 	if err != nil {
 		return "", err
 	}
-	if same(self, path) {
+	if sameFile(program, path) {
 		return path, nil
 	}
-	program, err := os.ReadFile(self)
+	data, err := os.ReadFile(program)
 	if err != nil {
-		return "", failure.New(failure.Internal, "can't read this program's own file: %w", err).WithHint("copy it by hand")
+		return "", unreadable(program, err)
 	}
-	return path, state.Write(path, program, 0o755)
+	return path, state.Write(path, data, 0o755)
 }
 
-// places returns this program's own file, and the one that Notation starts.
-func places() (self, path string, err error) {
-	if self, err = os.Executable(); err != nil {
-		return "", "", failure.New(failure.Internal, "can't find this program's own file: %w", err).
-			WithHint("copy it by hand")
+// pluginPaths returns the path of this program, and the path at which Notation starts the plugin.
+func pluginPaths() (program, plugin string, err error) {
+	if program, err = os.Executable(); err != nil {
+		return "", "", failure.New(failure.Internal, "cannot find the file of this program: %w", err).
+			WithHint("copy it to Notation's folder of plugins")
 	}
 	plugins, err := folders.NotationPlugins()
 	if err != nil {
 		return "", "", err
 	}
-	return self, filepath.Join(plugins, config.PluginName, "notation-"+config.PluginName), nil
+	return program, filepath.Join(plugins, config.PluginName, "notation-"+config.PluginName), nil
 }
 
-func same(a, b string) bool {
+// sameFile reports whether two paths name one existing file.
+func sameFile(a, b string) bool {
 	one, err := os.Stat(a)
 	if err != nil {
 		return false
@@ -51,15 +52,13 @@ func same(a, b string) bool {
 	return err == nil && os.SameFile(one, other)
 }
 
-// Register adds a signing key to Notation's list, under a name of Notation's, with the settings as its plugin config.
-// It returns false when the very same entry is there already. The programs that reference and settings name are listed
-// in the config file, of which say is told: in Notation's list they count for nothing. The settings are checked as the
-// plugin will check them.
+// Register adds a signing key to Notation's list, with the settings as its plugin config, and returns whether the key
+// is new there. It fails with kind Conflict if the name is that of another key. Programs that the reference and
+// settings name are added to the config file (see Allow), since an entry of Notation's list may name no other.
 func Register(
-	ctx context.Context, name, reference string, given map[string]string, makeDefault bool,
-	say func(format string, args ...any),
+	ctx context.Context, name, reference string, given map[string]string, makeDefault bool, notify Notify,
 ) (added bool, err error) {
-	stored, err := config.Lasting(given) // Notation starts the plugin wherever the user happens to be
+	stored, err := config.Lasting(given) // with absolute paths: Notation starts the plugin in any working directory
 	if err != nil {
 		return false, err
 	}
@@ -73,7 +72,7 @@ func Register(
 		return false, failure.New(failure.Conflict, "Notation has another signing key named %q", name).
 			WithHint("choose another --key-name, or remove that key with: notation key delete " + name)
 	}
-	if err := Allow(ctx, reference, stored, config.PluginConfig, say); err != nil {
+	if err := Allow(ctx, reference, stored, config.PluginConfig, notify); err != nil {
 		return false, err
 	}
 	if existing == nil {

@@ -1,5 +1,9 @@
-// Package custody is the work around signing: making and showing keys, getting certificates for them, and telling
-// Notation about them.
+// Package custody is what a user does with keys around signing.
+//
+// It generates, lists, rotates, backs up, restores and deletes keys in a module, gets certificates for them, and
+// maintains Notation's list of signing keys. Doctor examines the whole way from a module's library to an image that
+// verifies. The package prints nothing: it returns values, notifies of progress, and asks through callbacks before it
+// changes anything that cannot be undone.
 package custody
 
 import (
@@ -14,12 +18,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Key is a private key as people and programs are shown it. A nil attribute is one the module does not tell.
+// Key describes a private key, for users and for programs as JSON. An attribute is nil if the module does not show it.
 type Key struct {
 	URI              string       `json:"uri"`
 	Label            string       `json:"label"`
 	ID               string       `json:"id"`   // CKA_ID in hex
-	Spec             string       `json:"spec"` // "" when the public half can't be read
+	Spec             string       `json:"spec"` // "" if the public half cannot be read
 	Sign             *bool        `json:"sign"`
 	Decrypt          *bool        `json:"decrypt"`
 	Unwrap           *bool        `json:"unwrap"`
@@ -31,49 +35,50 @@ type Key struct {
 	Local            *bool        `json:"madeOnToken"`
 	AlwaysAuth       *bool        `json:"alwaysAuthenticate"`
 	Certificate      *Certificate `json:"certificate,omitempty"`
-	Usable           bool         `json:"usable"`           // Notation can sign with it
-	Reason           string       `json:"reason,omitempty"` // why not
+	Usable           bool         `json:"usable"`           // whether Notation can sign with it
+	Reason           string       `json:"reason,omitempty"` // why Notation cannot
 }
 
-// Certificate is the leaf of a key.
+// Certificate describes the leaf of a key.
 type Certificate struct {
 	Subject  string    `json:"subject"`
 	Issuer   string    `json:"issuer"`
 	Serial   string    `json:"serial"` // hex
 	NotAfter time.Time `json:"notAfter"`
-	// certificates from the leaf to the root, or 0 when Notation does not accept them
-	Length int `json:"chainLength"`
+	Length   int       `json:"chainLength"` // number of certificates up to the root; 0 if Notation refuses the chain
 }
 
-// Tokens lists the tokens of a module.
-func Tokens(ctx context.Context, s *keystore.Reference) ([]key.Token, error) {
-	return s.Tokens(ctx)
+// KeyRequest describes a key to generate, as given on the command line.
+type KeyRequest struct {
+	Spec, Usage, Label string
+	ID                 string // CKA_ID in hex; "" for a random one
+	BackupKey          string // label or URI of the wrapping key that may take the key out; "" for none
 }
 
-// Generate makes a key inside the module, for a usage, and returns its URI and the other usage ("" as a rule) if the
-// module lets it do that as well. With a wrapping key, by reference, the key can be backed up under that key.
-func Generate(ctx context.Context, s *keystore.Reference, spec, usage, label, id, wrapping string) (uri string,
-	also key.Usage, err error) {
-	parsed, err := key.ParseSpec(spec)
+// Generate generates a key inside the module and returns its URI. extra is the other usage if the module allows it as
+// well, in spite of the request, and else "".
+func Generate(ctx context.Context, s *keystore.Reference, request KeyRequest) (uri string, extra key.Usage, err error) {
+	spec, err := key.ParseSpec(request.Spec)
 	if err != nil {
 		return "", "", err
 	}
-	use, err := key.ParseUsage(usage)
+	usage, err := key.ParseUsage(request.Usage)
 	if err != nil {
 		return "", "", err
 	}
-	if label == "" {
-		return "", "", failure.New(failure.Invalid, "the key has no label").WithHint("name the key, as in --label release")
+	if request.Label == "" {
+		return "", "", failure.New(failure.Invalid, "cannot generate a key without a label").
+			WithHint("give it a label, as in: --label release")
 	}
-	raw, err := hex.DecodeString(id)
+	id, err := hex.DecodeString(request.ID)
 	if err != nil {
-		return "", "", failure.New(failure.Invalid, "the id %q is not hex", id).
-			WithHint("write an even number of hex digits, as in --id 01a2")
+		return "", "", failure.New(failure.Invalid, "the id %q is not in hex", request.ID).
+			WithHint("write an even number of hex digits, as in: --id 01a2")
 	}
-	r := key.Request{Spec: parsed, Usage: use, Label: label, ID: raw}
+	r := key.Request{Spec: spec, Usage: usage, Label: request.Label, ID: id}
 	var info key.Info
-	if wrapping != "" {
-		info, err = generateWrappable(ctx, s, r, wrapping)
+	if request.BackupKey != "" {
+		info, err = generateWrappable(ctx, s, r, request.BackupKey)
 	} else {
 		info, err = s.Generate(ctx, r)
 	}
@@ -81,15 +86,21 @@ func Generate(ctx context.Context, s *keystore.Reference, spec, usage, label, id
 		return "", "", err
 	}
 	switch {
-	case info.Decrypt != nil && *info.Decrypt && use == key.Sign:
-		also = key.Decrypt
-	case info.Sign != nil && *info.Sign && use == key.Decrypt:
-		also = key.Sign
+	case isTrue(info.Decrypt) && usage == key.Sign:
+		extra = key.Decrypt
+	case isTrue(info.Sign) && usage == key.Decrypt:
+		extra = key.Sign
 	}
-	return info.URI, also, nil
+	return info.URI, extra, nil
 }
 
-// Keys lists the private keys that the settings match: all on the token, or the one the key reference names.
+// isTrue reports whether the module shows an attribute as true.
+func isTrue(attribute *bool) bool { return attribute != nil && *attribute }
+
+// isFalse reports whether the module shows an attribute as false.
+func isFalse(attribute *bool) bool { return attribute != nil && !*attribute }
+
+// Keys describes the private keys that the settings match: all keys of the token if they name none.
 func Keys(ctx context.Context, s *keystore.Reference) ([]Key, error) {
 	store, err := s.Open(ctx)
 	if err != nil {
@@ -110,56 +121,37 @@ func Keys(ctx context.Context, s *keystore.Reference) ([]Key, error) {
 		if err != nil {
 			return nil, err
 		}
-		keys = append(keys, show(info, known))
+		keys = append(keys, describeKey(info, known))
 	}
 	return keys, nil
 }
 
-// Show returns one key; a reference that matches none or several fails as signing would.
-func Show(ctx context.Context, s *keystore.Reference) (*Key, error) {
-	store, err := s.Open(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer store.Close()
-	k, err := store.Key(ctx, nil)
-	if err != nil {
-		return nil, err
-	}
-	known, err := certificates(ctx, store, s)
-	if err != nil {
-		return nil, err
-	}
-	info, err := k.Info(ctx)
-	if err != nil {
-		return nil, err
-	}
-	shown := show(info, known)
-	return &shown, nil
-}
-
-// certificates returns those of the certificate-chain file and those on the token.
-func certificates(ctx context.Context, store keystore.Store, s *keystore.Reference) ([]*x509.Certificate, error) {
-	var known []*x509.Certificate
-	if s.CertificateChain != "" {
-		file, err := certs.ReadFile(s.CertificateChain)
+// Show describes one key. It fails if the settings match no key, or several.
+func Show(ctx context.Context, s *keystore.Reference) (shown Key, err error) {
+	err = s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
+		known, err := certificates(ctx, store, s)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		known = file
-	}
-	there, err := store.Certificates(ctx)
-	return append(known, there...), err
+		info, err := k.Info(ctx)
+		if err != nil {
+			return err
+		}
+		shown = describeKey(info, known)
+		return nil
+	})
+	return shown, err
 }
 
-func show(info key.Info, known []*x509.Certificate) Key {
+// describeKey describes a key with the certificate that it has among known.
+func describeKey(info key.Info, known []*x509.Certificate) Key {
 	k := Key{
 		URI: info.URI, Label: info.Label, ID: hex.EncodeToString(info.ID),
 		Sign: info.Sign, Decrypt: info.Decrypt, Unwrap: info.Unwrap, Derive: info.Derive,
 		Sensitive: info.Sensitive, AlwaysSensitive: info.AlwaysSensitive, Extractable: info.Extractable,
 		NeverExtractable: info.NeverExtractable, Local: info.Local, AlwaysAuth: info.AlwaysAuth,
 	}
-	if err := k.judge(info, known); err != nil {
+	if err := k.describeCertificate(info, known); err != nil {
 		k.Reason = failure.From(err).Error()
 	} else {
 		k.Usable = true
@@ -167,10 +159,10 @@ func show(info key.Info, known []*x509.Certificate) Key {
 	return k
 }
 
-// judge fills in the spec and the certificate, and returns why Notation can't sign with the key.
-func (k *Key) judge(info key.Info, known []*x509.Certificate) error {
+// describeCertificate sets the spec and the certificate, and returns why Notation cannot sign with the key.
+func (k *Key) describeCertificate(info key.Info, known []*x509.Certificate) error {
 	if info.Public == nil {
-		return failure.New(failure.Invalid, "its public half can't be read")
+		return failure.New(failure.Invalid, "its public half cannot be read")
 	}
 	spec, err := key.SpecOf(info.Public)
 	if err != nil {
@@ -189,10 +181,10 @@ func (k *Key) judge(info key.Info, known []*x509.Certificate) error {
 		}
 	}
 	switch {
-	case info.Sign != nil && !*info.Sign:
-		return failure.New(failure.Denied, "it may not sign")
+	case isFalse(info.Sign):
+		return failure.New(failure.Denied, "CKA_SIGN is false")
 	case leaf == nil:
-		return failure.New(failure.Invalid, "it has no certificate")
+		return failure.New(failure.NotFound, "it has no certificate")
 	}
 	return chainErr
 }

@@ -18,19 +18,19 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// NetHSMOrder is what a pipeline needs of a NetHSM, in the words of the command.
-type NetHSMOrder struct {
+// NetHSMSetup describes what SetUpNetHSM creates, as given on the command line.
+type NetHSMSetup struct {
 	Spec, Usage, Tag    string
 	Subject             string // of a self-signed certificate; "" for none
-	Days                int
+	Days                int    // for which that certificate is valid
 	Root, RootPINSource string // as in nethsm.Order
 }
 
-// SetUpNetHSM makes, for the key that the settings name, all that is not there: namespace and administrator, operator
-// with a tag, key for that tag alone, and a self-signed certificate. confirm sees the plan before anything is made; say
-// is told of each step.
-func SetUpNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMOrder, confirm func([]nethsm.Step) error,
-	say func(what string)) error {
+// SetUpNetHSM creates what the key of the settings needs and what does not exist yet: the namespace and its
+// administrator, the operator with a tag, the key for that tag alone, and a self-signed certificate. confirm gets the
+// plan before anything is created. notify gets each step before it is done.
+func SetUpNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMSetup, confirm func([]nethsm.Step) error,
+	notify func(step string)) error {
 	spec, err := key.ParseSpec(o.Spec)
 	if err != nil {
 		return err
@@ -44,7 +44,7 @@ func SetUpNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMOrder, conf
 			return err
 		}
 		if usage != key.Sign {
-			return failure.New(failure.Invalid, "a key that does not sign can't sign its certificate").
+			return failure.New(failure.Invalid, "a key with usage %s cannot sign a certificate", usage).
 				WithHint("leave out --subject")
 		}
 	}
@@ -65,11 +65,11 @@ func SetUpNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMOrder, conf
 	if err := confirm(plan); err != nil {
 		return err
 	}
-	if err := setup.Run(say); err != nil {
+	if err := setup.Run(notify); err != nil {
 		return err
 	}
 	if o.Subject != "" {
-		say(certificate.What)
+		notify(certificate.What)
 		if err := certifyNetHSM(ctx, s, o); err != nil {
 			return err
 		}
@@ -77,13 +77,14 @@ func SetUpNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMOrder, conf
 	if usage == key.Decrypt {
 		return nil
 	}
-	return s.WithKey(ctx, func(_ keystore.Store, k keystore.Key) error { return prove(ctx, k, k.Public()) })
+	return s.WithKey(ctx, func(_ keystore.Store, k keystore.Key) error { return proveSigning(ctx, k, k.Public()) })
 }
 
-func certifyNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMOrder) error {
+// certifyNetHSM stores a self-signed certificate for the key, if it has no certificate yet.
+func certifyNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMSetup) error {
 	return s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
-		there, err := store.Certificates(ctx)
-		if err != nil || certs.LeafOf(k.Public(), there, time.Now()) != nil {
+		known, err := store.Certificates(ctx)
+		if err != nil || certs.LeafOf(k.Public(), known, time.Now()) != nil {
 			return err
 		}
 		subject, err := certs.ParseSubject(o.Subject)
@@ -94,7 +95,7 @@ func certifyNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMOrder) er
 	})
 }
 
-// NetHSMStatus asks the instances of the settings for their state.
+// NetHSMStatus asks each instance of the settings for its state.
 func NetHSMStatus(ctx context.Context, s *keystore.Reference) (*nethsm.Status, error) {
 	return nethsm.Ask(ctx, &s.Settings)
 }
@@ -104,8 +105,8 @@ func NetHSMModule(s *keystore.Reference, label, log string) ([]byte, error) {
 	return nethsm.ModuleConfig(&s.Settings, label, log)
 }
 
-// BackUpNetHSM writes a backup of the whole NetHSM to a file, readable for its owner alone, once it is there from its
-// beginning to its end; and reads it back. It returns its size in bytes and its SHA-256 in hex.
+// BackUpNetHSM writes a backup of the whole NetHSM to a file that only this user can read, and reads it back. It
+// returns its size in bytes and its SHA-256 in hex. An interrupted backup leaves no file.
 func BackUpNetHSM(ctx context.Context, s *keystore.Reference, path string) (size int, digest string, err error) {
 	data, err := nethsm.Backup(ctx, &s.Settings)
 	if err != nil {
@@ -116,11 +117,11 @@ func BackUpNetHSM(ctx context.Context, s *keystore.Reference, path string) (size
 	}
 	written, err := os.ReadFile(path)
 	if err == nil && !bytes.Equal(written, data) {
-		err = errors.New("it holds something else than the NetHSM gave")
+		err = errors.New("the file differs from what the NetHSM sent")
 	}
 	if err != nil {
-		return 0, "", failure.New(failure.Internal,
-			"the backup %s can't be read back, and is removed: %w", path, errors.Join(err, os.Remove(path))).
+		return 0, "", failure.New(failure.Internal, "cannot read back the backup %s, which was removed: %w", path,
+			errors.Join(err, os.Remove(path))).
 			WithHint("write it to another disk")
 	}
 	sum := sha256.Sum256(data)

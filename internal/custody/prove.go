@@ -14,9 +14,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// prove has a key make a real signature, and verifies it under a public key as any verifier would. What is signed is
-// text that no envelope could hold.
-func prove(ctx context.Context, k keystore.Key, public crypto.PublicKey) error {
+const checkPublicHint = "check that the public key or certificate belongs to this key; if it does, report the module " +
+	"to its vendor"
+
+// proveSigning makes a signature with a key and verifies it under a public key. The signed text is no payload of any
+// signature format.
+func proveSigning(ctx context.Context, k keystore.Key, public crypto.PublicKey) error {
 	spec, err := key.SpecOf(public)
 	if err != nil {
 		return err
@@ -28,48 +31,47 @@ func prove(ctx context.Context, k keystore.Key, public crypto.PublicKey) error {
 	}
 	h := spec.Hash.New()
 	h.Write(message)
-	good := false
+	verifies := false
 	switch p := public.(type) {
 	case *rsa.PublicKey:
-		good = rsa.VerifyPSS(p, spec.Hash, h.Sum(nil), signature,
+		verifies = rsa.VerifyPSS(p, spec.Hash, h.Sum(nil), signature,
 			&rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 	case *ecdsa.PublicKey:
-		good = ecdsa.VerifyASN1(p, h.Sum(nil), signature)
+		verifies = ecdsa.VerifyASN1(p, h.Sum(nil), signature)
 	}
-	if !good {
-		return failure.New(failure.Internal, "a test signature does not verify").
-			WithHint("check that the public key or certificate belongs to this key; if it does, the module made a wrong " +
-				"signature")
+	if !verifies {
+		return failure.New(failure.Internal, "a test signature does not verify").WithHint(checkPublicHint)
 	}
 	return nil
 }
 
-// proveOpens has a recipient's key open something that was made for its public half.
-func proveOpens(ctx context.Context, k keystore.Key, public crypto.PublicKey) error {
+// proveDecryption has a recipient's key decrypt, or agree on, a secret that is made for a public key.
+func proveDecryption(ctx context.Context, k keystore.Key, public crypto.PublicKey) error {
 	var want, got []byte
 	var err error
 	switch p := public.(type) {
 	case *rsa.PublicKey:
 		want = []byte("notation-hsm " + rand.Text())
 		var sealed []byte
-		if sealed, err = rsa.EncryptOAEP(sha1.New(), rand.Reader, p, want, nil); err == nil { //nolint:gosec // all tokens know it, and OAEP needs no more of a hash
+		// SHA-1 is the one hash that all tokens have for OAEP, which needs no collision resistance.
+		if sealed, err = rsa.EncryptOAEP(sha1.New(), rand.Reader, p, want, nil); err == nil { //nolint:gosec // see above
 			got, err = k.Decrypt(ctx, sealed, &rsa.OAEPOptions{Hash: crypto.SHA1})
 		}
 	case *ecdsa.PublicKey:
 		want, got, err = agree(ctx, k, p)
 	default:
-		err = failure.New(failure.Invalid, "keys of type %T open nothing", public).
+		err = failure.New(failure.Unsupported, "cannot encrypt to keys of type %T", public).
 			WithHint("use an RSA or elliptic curve key")
 	}
 	if err == nil && !bytes.Equal(want, got) {
-		err = failure.New(failure.Internal, "the key does not open what its public half closed").
-			WithHint("check that the public key or certificate belongs to this key")
+		err = failure.New(failure.Internal, "the key does not decrypt what is encrypted to its public half").
+			WithHint(checkPublicHint)
 	}
 	return err
 }
 
-// agree returns what two sides of a key agreement come to: ours, with a new key, and the module's.
-func agree(ctx context.Context, k keystore.Key, p *ecdsa.PublicKey) (ours, theirs []byte, err error) {
+// agree returns the ECDH secret of a new key and a public key, computed with the new key and by the module.
+func agree(ctx context.Context, k keystore.Key, p *ecdsa.PublicKey) (own, module []byte, err error) {
 	public, err := p.ECDH()
 	if err != nil {
 		return nil, nil, err
@@ -78,9 +80,9 @@ func agree(ctx context.Context, k keystore.Key, p *ecdsa.PublicKey) (ours, their
 	if err != nil {
 		return nil, nil, err
 	}
-	if ours, err = other.ECDH(public); err != nil {
+	if own, err = other.ECDH(public); err != nil {
 		return nil, nil, err
 	}
-	theirs, err = k.ECDH(ctx, other.PublicKey())
-	return ours, theirs, err
+	module, err = k.ECDH(ctx, other.PublicKey())
+	return own, module, err
 }

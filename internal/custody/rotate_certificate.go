@@ -21,18 +21,30 @@ func (r *Rotation) selfSign(ctx context.Context, s *keystore.Reference) error {
 	})
 }
 
-// issue has our CA issue the certificate, unless it has done so for this key before: then only the storing was cut
-// short.
+// issue has the CA issue the certificate and stores it. If the CA has issued one for this key before, the rotation was
+// interrupted between issuing and storing, and that certificate is stored.
 func (r *Rotation) issue(ctx context.Context, s *keystore.Reference, folder string) error {
 	a, err := ca.Open(s.Keystore(), folder, r.CA)
 	if err != nil {
 		return err
 	}
-	entries, err := a.Entries()
-	if err != nil {
+	stored, err := storeIssued(ctx, s, a)
+	if err != nil || stored {
 		return err
 	}
-	stored := false
+	// The user has confirmed a plan that has the subject of the old key.
+	allow := func(ca.Entry) bool { return true }
+	_, err = a.IssueKey(ctx, s, ca.Terms{Subject: r.Subject, Days: limitDays(r.Days, a.Certificate()), CDP: r.CRL,
+		OCSP: r.OCSP}, allow)
+	return err
+}
+
+// storeIssued stores a certificate that a CA has issued for the key, and reports whether there is one.
+func storeIssued(ctx context.Context, s *keystore.Reference, a *ca.Authority) (stored bool, err error) {
+	entries, err := a.Entries()
+	if err != nil {
+		return false, err
+	}
 	err = s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error {
 		own, err := certs.KeyFingerprint(k.Public())
 		if err != nil {
@@ -56,21 +68,14 @@ func (r *Rotation) issue(ctx context.Context, s *keystore.Reference, folder stri
 		}
 		return nil
 	})
-	if err != nil || stored {
-		return err
-	}
-	// The subject is that of the old key, as the plan that was agreed to said.
-	same := func(ca.Entry) bool { return true }
-	_, err = a.IssueKey(ctx, s, ca.Terms{Subject: r.Subject, Days: atMost(r.Days, a.Certificate()), CDP: r.CRL,
-		OCSP: r.OCSP}, same)
-	return err
+	return stored, err
 }
 
-// request writes the certificate request, which is where the rotation waits for a CA that is not ours.
-func (r *Rotation) request(ctx context.Context, s *keystore.Reference, path string, say func(string, ...any)) error {
+// request writes the certificate request. The rotation then waits for the certificate.
+func (r *Rotation) request(ctx context.Context, s *keystore.Reference, path string, notify Notify) error {
 	if path == "" {
 		return failure.New(failure.Invalid, "the rotation of %q waits for the certificate of the key %q", r.Name, r.Label).
-			WithHint("give it with --cert FILE; --csr FILE writes the request again")
+			WithHint("give the certificate with --cert FILE; to write the request again, use --csr FILE")
 	}
 	data, _, err := Request(ctx, s, r.Subject)
 	if err != nil {
@@ -79,9 +84,8 @@ func (r *Rotation) request(ctx context.Context, s *keystore.Reference, path stri
 	if err := state.Write(path, data, 0o644); err != nil {
 		return err
 	}
-	say("the request is in %s; nothing has changed for Notation yet", path)
-	say(
-		"next: have it signed by the CA, put its answer and the issuers into one PEM file, and run: notation-hsm key "+
-			"rotate %s --cert FILE", r.Name)
+	notify("wrote the certificate request to %s; Notation still signs with the old key", path)
+	notify("next: have the CA answer the request, put its certificate and the issuers into one PEM file, and run: "+
+		"notation-hsm key rotate %s --cert FILE", r.Name)
 	return nil
 }

@@ -21,8 +21,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// plan decides everything about a rotation and makes nothing.
-func plan(ctx context.Context, o Order) (*Rotation, error) {
+// planRotation makes all decisions of a rotation and creates nothing.
+func planRotation(ctx context.Context, o RotationRequest) (*Rotation, error) {
 	keys, err := loadSigningKeys()
 	if err != nil {
 		return nil, err
@@ -47,7 +47,7 @@ func plan(ctx context.Context, o Order) (*Rotation, error) {
 		Name: o.Name, Begun: time.Now().UTC().Truncate(time.Second),
 		OldID: entry.ID, OldName: oldName(keys, o.Name), ID: hex.EncodeToString(id),
 	}
-	err = s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error { return r.likeOld(ctx, store, k, s, o) })
+	err = s.WithKey(ctx, func(store keystore.Store, k keystore.Key) error { return r.copyTerms(ctx, store, k, s, o) })
 	if err != nil {
 		return nil, err
 	}
@@ -57,19 +57,21 @@ func plan(ctx context.Context, o Order) (*Rotation, error) {
 	return r, r.configure(entry, own)
 }
 
-// likeOld takes over what the new key and its certificate have in common with the old ones.
-func (r *Rotation) likeOld(ctx context.Context, store keystore.Store, k keystore.Key, s *keystore.Reference, o Order) error {
+// copyTerms sets what the new key and its certificate have in common with the old ones, and the new label.
+func (r *Rotation) copyTerms(
+	ctx context.Context, store keystore.Store, k keystore.Key, s *keystore.Reference, o RotationRequest,
+) error {
 	if t := store.Describe(); t.WriteProtect {
 		return failure.New(failure.Denied, "the token %q is read-only", t.Label).
-			WithHint("make the key with the vendor's tool, and register it with 'notation-hsm install'")
+			WithHint("create the key with the vendor's tool, and register it with 'notation-hsm install'")
 	}
 	info, err := k.Info(ctx)
 	if err != nil {
 		return err
 	}
-	if info.Extractable != nil && *info.Extractable {
-		return failure.New(failure.Denied, "the key %s may be wrapped for backups, and its successor would not be", info.URI).
-			WithHint("make the new one with 'notation-hsm key generate --backup-key', and register it with " +
+	if isTrue(info.Extractable) {
+		return failure.New(failure.Unsupported, "cannot rotate the key %s, which can be backed up", info.URI).
+			WithHint("generate the new key with 'notation-hsm key generate --backup-key', and register it with " +
 				"'notation-hsm install'")
 	}
 	spec, err := key.SpecOf(k.Public())
@@ -86,20 +88,20 @@ func (r *Rotation) likeOld(ctx context.Context, store keystore.Store, k keystore
 	}
 	leaf := certs.LeafOf(k.Public(), known, time.Now())
 	if leaf == nil {
-		return failure.New(failure.Invalid, "the key %s has no certificate that the next one could be like", info.URI).
-			WithHint("make a new key with 'notation-hsm key generate', and register it with 'notation-hsm install'")
+		return withoutCertificate(info.URI)
 	}
-	r.Subject, r.Days = leaf.Subject.String(), lifetime(leaf)
-	return r.chooseWay(leaf, o)
+	r.Subject, r.Days = leaf.Subject.String(), validityDays(leaf)
+	return r.chooseSource(leaf, o)
 }
 
-func (r *Rotation) chooseWay(leaf *x509.Certificate, o Order) error {
+// chooseSource sets where the new certificate comes from: what the request says, or else the source of the old leaf.
+func (r *Rotation) chooseSource(leaf *x509.Certificate, o RotationRequest) error {
 	if o.Request != "" {
-		r.Way = ByRequest
+		r.Source = ByRequest
 		return nil
 	}
 	if o.CA == "" && selfSigned(leaf) {
-		r.Way = SelfSigned
+		r.Source = SelfSigned
 		return nil
 	}
 	all, err := ca.List(o.keystore, o.CAFolder)
@@ -110,27 +112,26 @@ func (r *Rotation) chooseWay(leaf *x509.Certificate, o Order) error {
 		if a.Name != o.CA && (o.CA != "" || leaf.CheckSignatureFrom(a.Certificate()) != nil) {
 			continue
 		}
-		r.Way, r.CA = FromCA, a.Name
-		if r.Days = atMost(r.Days, a.Certificate()); r.Days < 1 {
-			return failure.New(failure.Invalid, "the CA %q ends within a day", a.Name).
-				WithHint("make a new CA with 'notation-hsm ca init', and name it with --ca")
+		r.Source, r.CA = FromCA, a.Name
+		if r.Days = limitDays(r.Days, a.Certificate()); r.Days < 1 {
+			return failure.New(failure.Invalid, "the certificate of the CA %q expires within a day", a.Name).
+				WithHint("create a new CA with 'notation-hsm ca init', and name it with --ca")
 		}
 		r.CRL, r.OCSP = httpURL(leaf.CRLDistributionPoints), httpURL(leaf.OCSPServer)
 		return nil
 	}
 	if o.CA != "" {
-		return failure.New(failure.Invalid, "there is no CA %q in %s", o.CA,
-			o.CAFolder).
-			WithHint("see them with: notation-hsm ca list")
+		return failure.New(failure.NotFound, "there is no CA %q in %s", o.CA, o.CAFolder).
+			WithHint("list the CAs with: notation-hsm ca list")
 	}
-	return failure.New(failure.Invalid,
-		"the certificate of %q was issued by %q, which is no CA in %s", leaf.Subject, leaf.Issuer, o.CAFolder).
-		WithHint("write a request for that CA with --csr FILE, and give its answer with --cert FILE; or name one of " +
-			"your own with --ca")
+	return failure.New(failure.NotFound, "the issuer of the certificate of %q, %q, is not a CA in %s", leaf.Subject,
+		leaf.Issuer, o.CAFolder).
+		WithHint("write a request for that CA with --csr FILE; or name one of your own CAs with --ca")
 }
 
-// atMost cuts a number of days down to what a CA has left: it issues nothing that would outlive it.
-func atMost(days int, issuer *x509.Certificate) int {
+// limitDays returns a number of days that is at most what remains of an issuer's certificate: a CA issues no
+// certificate that expires after its own.
+func limitDays(days int, issuer *x509.Certificate) int {
 	return min(days, int(time.Until(issuer.NotAfter).Hours()/24))
 }
 
@@ -139,6 +140,7 @@ func selfSigned(cert *x509.Certificate) bool {
 		cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature) == nil
 }
 
+// httpURL returns the first http:// URL, or "".
 func httpURL(urls []string) string {
 	i := slices.IndexFunc(urls, func(u string) bool { return len(u) > 7 && u[:7] == "http://" })
 	if i < 0 {
@@ -147,7 +149,8 @@ func httpURL(urls []string) string {
 	return urls[i]
 }
 
-// nextLabel counts on from a key's label, release to release-2 to release-3, to one that no key on the token has.
+// nextLabel returns the label that follows a key's label and that no key on the token has: release-2 after release,
+// release-3 after release-2.
 func nextLabel(ctx context.Context, store keystore.Store, s *keystore.Reference, label, name string) (string, error) {
 	if label == "" {
 		label = name
@@ -169,11 +172,11 @@ func nextLabel(ctx context.Context, store keystore.Store, s *keystore.Reference,
 			return next, nil
 		}
 	}
-	return "", failure.New(failure.Invalid, "every label from %s on is taken on the token of %s", label, s.Key).
+	return "", failure.New(failure.Invalid, "no free label after %q on the token of %s", label, s.Key).
 		WithHint("delete old keys with 'notation-hsm key delete'")
 }
 
-// oldName is the first name that Notation has not got for the key that goes out of use.
+// oldName returns the first name for the old key that is not in Notation's list.
 func oldName(keys *signingKeys, name string) string {
 	for n := 1; ; n++ {
 		old := fmt.Sprintf("%s-old-%d", name, n)
@@ -183,15 +186,15 @@ func oldName(keys *signingKeys, name string) string {
 	}
 }
 
-// configure makes the plugin config of the new key: it is reached as the old one is. A certificate-chain with the old
-// leaf must not stay, since the new chain is on the token.
+// configure sets the plugin config of the new key, which is reached with the settings of the old one. A
+// certificate-chain file with the old leaf is left out: the new chain is on the token.
 func (r *Rotation) configure(entry signingKey, old *keystore.Reference) error {
 	settings := maps.Clone(entry.PluginConfig)
 	if settings == nil {
 		settings = map[string]string{}
 	}
 	if path := settings[config.CertificateChain]; path != "" {
-		leaf, err := leafFile(path)
+		leaf, err := hasLeaf(path)
 		if err != nil {
 			return err
 		}
@@ -199,17 +202,15 @@ func (r *Rotation) configure(entry signingKey, old *keystore.Reference) error {
 			delete(settings, config.CertificateChain)
 		}
 	}
-	// What the old reference itself carried, or the config file under its alias, has to be said here.
+	// Settings in the old URI, or under its alias in the config file, are not found by the new URI.
 	now, err := old.Keystore().Resolve(r.NewID, settings, config.PluginConfig)
 	if err != nil {
 		return err
 	}
 	if now.PIN != old.PIN {
-		return failure.New(failure.Invalid,
-			"the PIN of the signing key %q stands under its alias in the config file, and can't be carried over to the "+
-				"new key",
-			r.Name).
-			WithHint("give it a pin-source instead")
+		return failure.New(failure.Invalid, "cannot use the PIN of the signing key %q for the new key: it is set for the "+
+			"old key's alias in the config file", r.Name).
+			WithHint("set pin-source there instead")
 	}
 	if now.PINSource != old.PINSource {
 		settings[config.PINSource] = old.PINSource
@@ -221,17 +222,27 @@ func (r *Rotation) configure(entry signingKey, old *keystore.Reference) error {
 		settings[config.Timeout] = old.Timeout.String()
 	}
 	if now.CertificateChain != "" {
-		leaf, err := leafFile(now.CertificateChain)
+		leaf, err := hasLeaf(now.CertificateChain)
 		if err != nil {
 			return err
 		}
 		if leaf {
-			return failure.New(failure.Invalid,
-				"certificate-chain, in the environment or the config file, names %s for every key, and the new key's certificate "+
-					"is not in it", now.CertificateChain).
-				WithHint("name a file with the issuers alone there, or take the setting out")
+			return failure.New(failure.Invalid, "certificate-chain in the environment or the config file names %s, which has "+
+				"the certificate of another key", now.CertificateChain).
+				WithHint("name a file that has only the issuers, or remove the setting")
 		}
 	}
 	r.PluginConfig = settings
 	return nil
+}
+
+// hasLeaf reports whether a PEM file has a leaf certificate, and not only issuers.
+func hasLeaf(path string) (bool, error) {
+	file, err := certs.ReadFile(path)
+	return len(certs.Leaves(file)) > 0, err
+}
+
+// validityDays returns the days between the beginning and the end of a certificate's validity, at least 1.
+func validityDays(cert *x509.Certificate) int {
+	return max(1, int(cert.NotAfter.Sub(cert.NotBefore).Hours()+12)/24)
 }

@@ -13,7 +13,7 @@ import (
 func TestJournalIsOwn(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	t.Setenv("XDG_CONFIG_HOME", "")
-	journal, err := journalOf("release")
+	journal, err := journalPath("release")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,7 @@ func TestJournalIsOwn(t *testing.T) {
 	if r, err := readJournal(journal); err != nil || r.Name != "other" {
 		t.Errorf("%+v, %v", r, err)
 	}
-	err = Rotate(t.Context(), nil, Order{Name: "release"}, nil, nil)
+	err = Rotate(t.Context(), nil, RotationRequest{Name: "release"}, nil, nil)
 	if !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), "is damaged") {
 		t.Errorf("the journal of another rotation: %v", err)
 	}
@@ -39,8 +39,8 @@ func TestJournalIsOwn(t *testing.T) {
 		if err := os.Chmod(path, mode); err != nil {
 			t.Fatal(err)
 		}
-		err = Rotate(t.Context(), nil, Order{Name: "release"}, nil, nil)
-		if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "others decide") {
+		err = Rotate(t.Context(), nil, RotationRequest{Name: "release"}, nil, nil)
+		if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "others can change") {
 			t.Errorf("%s with mode %v: %v", path, mode, err)
 		}
 		if err := os.Chmod(path, before.Mode().Perm()); err != nil {

@@ -13,12 +13,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// shareBounds are above what a share has: 7 thousand bytes if there are 100, and less than twice that when it is
-// encrypted.
+// shareBounds are above the size of a share: 7 thousand bytes with a threshold of 100, and less than twice as many when
+// it is encrypted.
 var shareBounds = bound.Limits{Bytes: 16 << 10, Depth: 4, Elements: 256}
 
-// writeShares writes one file for each share, which nobody else may read: encrypted to its custodian before any is
-// written, or in the clear if there are no custodians. It replaces none.
+// writeShares writes one file for each share, readable for this user alone, and returns the paths. All are encrypted to
+// their custodians before the first is written; without custodians, they are not encrypted. No file is replaced.
 func writeShares(dir string, shares []Share, custodians []custodian) (paths []string, err error) {
 	var contents [][]byte
 	for i, s := range shares {
@@ -31,17 +31,18 @@ func writeShares(dir string, shares []Share, custodians []custodian) (paths []st
 		if len(custodians) > 0 {
 			extension = custodians[i].extension
 			if data, err = custodians[i].encrypt(data); err != nil {
-				return nil, failure.New(failure.Internal, "cannot encrypt a share to %q: %w", custodians[i].name, err).
+				return nil, failure.New(failure.Invalid, "cannot encrypt a share to %q: %w", custodians[i].name, err).
 					WithHint("use another key of this custodian")
 			}
 		}
 		if len(data) > shareBounds.Bytes {
-			return nil, failure.New(failure.Invalid, "a share has %d bytes, more than %d", len(data), shareBounds.Bytes).
+			return nil, failure.New(failure.Invalid, "cannot write a share of %d bytes: the limit is %d", len(data),
+				shareBounds.Bytes).
 				WithHint("choose a shorter label")
 		}
 		path := filepath.Join(dir, fmt.Sprintf("%s-share-%d-of-%d.%s", url.PathEscape(s.Key), s.Number, s.Of, extension))
-		if _, err := os.Lstat(path); err == nil {
-			return nil, failure.New(failure.Invalid, "%s is there already", path).WithHint("choose another folder")
+		if err := checkNew(path); err != nil {
+			return nil, err
 		}
 		paths, contents = append(paths, path), append(contents, data)
 	}
@@ -54,24 +55,24 @@ func writeShares(dir string, shares []Share, custodians []custodian) (paths []st
 	return paths, nil
 }
 
+// removeShares removes the shares of a key that is not put on a token.
 func removeShares(paths []string) {
 	for _, path := range paths {
-		_ = os.Remove(path) // they are of a key that is on no token
+		_ = os.Remove(path)
 	}
 }
 
-// readShares reads share files, with the identities that open those that are encrypted.
-func readShares(ctx context.Context, files []string, ids *Identities) ([]Share, error) {
+// readShares reads share files, and decrypts them with the identities.
+func readShares(ctx context.Context, files []string, ids *identities) ([]Share, error) {
 	if len(files) > sharesLimit {
-		return nil, failure.New(failure.Invalid, "%d shares are more than any key has", len(files)).
-			WithHint("bring as many as the threshold says")
+		return nil, failure.New(failure.Invalid, "cannot use %d shares: a key has at most %d", len(files), sharesLimit).
+			WithHint("name as many files as the threshold")
 	}
 	shares := make([]Share, len(files))
 	for i, file := range files {
 		data, err := readSecret(file, int64(shareBounds.Bytes))
 		if err != nil {
-			return nil, failure.New(failure.Invalid, "can't read a share: %w", err).
-				WithHint("check the path, and that this user can read the file")
+			return nil, unreadable(file, err)
 		}
 		plain, err := ids.decrypt(ctx, file, data)
 		clear(data)

@@ -12,11 +12,11 @@ import (
 
 // joinFiles reads shares and joins them, as RestoreWrappingKey does.
 func joinFiles(files []string, accept func(Untagged) error) (string, []byte, error) {
-	shares, err := readShares(context.Background(), files, &Identities{})
+	shares, err := readShares(context.Background(), files, &identities{})
 	if err != nil {
 		return "", nil, err
 	}
-	w, value, err := join(files, shares, accept)
+	w, value, err := combine(files, shares, accept)
 	return w.Label + " " + string(w.ID), value, err
 }
 

@@ -77,7 +77,8 @@ func loadSigningKeys() (*signingKeys, error) {
 	return keys, nil
 }
 
-// parseSigningKeys reads signingkeys.json. An unknown field is refused, since it would be lost when the list is written.
+// parseSigningKeys reads signingkeys.json. An unknown field is refused, since it would be lost when the list is
+// written.
 func parseSigningKeys(data []byte) (*signingKeys, error) {
 	var keys signingKeys
 	decoder := json.NewDecoder(bytes.NewReader(data))

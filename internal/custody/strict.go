@@ -12,8 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
-// readSecret reads a file of at most limit bytes, as bound.ReadFile does, into one buffer: a caller that clears it has
-// cleared all copies.
+// readSecret reads a file of at most limit bytes into one buffer, so that a caller who clears it clears the only copy.
 func readSecret(path string, limit int64) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -35,8 +34,8 @@ func readSecret(path string, limit int64) ([]byte, error) {
 	return buffer.Bytes(), nil
 }
 
-// checkJSON fails unless data is one JSON value within the limits, and in UTF-8, which the parser would replace at a
-// multiple of its size.
+// checkJSON fails unless data is one JSON value in UTF-8 within the limits. The parser would replace each other byte by
+// three.
 func checkJSON(data []byte, limits bound.Limits) error {
 	if !utf8.Valid(data) {
 		return errors.New("it is not in UTF-8")
@@ -44,7 +43,7 @@ func checkJSON(data []byte, limits bound.Limits) error {
 	return bound.JSON(data, limits)
 }
 
-// versionOf returns the version of a backup or a share, whatever else it has, and fails if checkJSON does.
+// versionOf returns the version of a backup or a share, and ignores its other fields. It fails if checkJSON does.
 func versionOf(data []byte, limits bound.Limits) (int, error) {
 	if err := checkJSON(data, limits); err != nil {
 		return 0, err
@@ -56,8 +55,8 @@ func versionOf(data []byte, limits bound.Limits) (int, error) {
 	return known.Version, err
 }
 
-// decodeExactly reads JSON, which checkJSON has passed, into v as it was written from such a v, but for white space: no
-// unknown or differently spelt name. So what was checked is all that there is.
+// decodeExactly decodes JSON, which checkJSON has accepted, into v. It fails unless encoding v again gives the same
+// text, except for white space: unknown, repeated or differently spelt names are refused.
 func decodeExactly(data []byte, v any) error {
 	if err := json.Unmarshal(data, v); err != nil {
 		return err
@@ -74,7 +73,7 @@ func decodeExactly(data []byte, v any) error {
 		return err
 	}
 	if !bytes.Equal(compact.Bytes(), again) {
-		return errors.New("its fields are not exactly those that are written")
+		return errors.New("its fields differ from those that this program writes")
 	}
 	return nil
 }
