@@ -10,29 +10,34 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Ask has a person type an answer on the terminal, which is there even when standard input is a pipe, and fails unless
-// it is the one that is wanted.
+// Ask asks a question on the terminal, which exists even if standard input is a pipe. It fails with kind Denied unless
+// the answer is the wanted one.
 func Ask(ctx context.Context, question, want string) error {
 	const hint = "run it in a terminal, or add --yes"
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return failure.New(failure.Denied, "there is no terminal to ask on: %w", err).WithHint(hint)
+		return failure.New(failure.Denied, "cannot ask for confirmation: %w", err).WithHint(hint)
 	}
 	defer tty.Close()
 	fmt.Fprintf(tty, "%s: ", question)
 	answered := make(chan string, 1)
 	go func() {
-		line, _ := bufio.NewReader(tty).ReadString('\n') // an end of input is no answer
+		line, _ := bufio.NewReader(tty).ReadString('\n') // the end of input is an empty answer
 		answered <- strings.TrimSpace(line)
 	}()
 	select {
 	case answer := <-answered:
 		if answer != want {
-			return failure.New(failure.Denied, "nothing was done: the answer was not %q", want)
+			return failure.New(failure.Denied, "not confirmed: the answer was not %q", want).
+				WithHint("nothing was changed; run this again to confirm")
 		}
 		return nil
 	case <-ctx.Done():
 		fmt.Fprintln(tty)
-		return failure.New(failure.Denied, "interrupted; nothing was done")
+		return errInterrupted()
 	}
+}
+
+func errInterrupted() error {
+	return failure.New(failure.Denied, "interrupted before the confirmation: nothing was changed")
 }

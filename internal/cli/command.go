@@ -1,5 +1,5 @@
-// Package cli is what the executables' commands have in common: the flags of settings, how a command is used, and the
-// words that people read.
+// Package cli is what the commands of all executables share: flags for settings, failures of wrong calls, confirmation
+// on the terminal, output, and exit codes.
 package cli
 
 import (
@@ -9,7 +9,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// A usageError is a wrong call of a command.
+// A usageError is the failure of a wrong call of a command.
 type usageError struct{ failure *failure.Error }
 
 func (e *usageError) Error() string { return e.failure.Error() }
@@ -17,8 +17,8 @@ func (e *usageError) Error() string { return e.failure.Error() }
 // Unwrap returns the failure, of kind Invalid.
 func (e *usageError) Unwrap() error { return e.failure }
 
-// Usage returns the failure of a wrong call, which ends with exit code 2. err says what is wrong with it; its hint is
-// kept, and without one the hint is the command's help.
+// Usage returns the failure of a wrong call, which ends the process with exit code 2. err describes the mistake. Its
+// hint is kept; without one, the hint is the command's help.
 func Usage(c *cobra.Command, err error) error {
 	f := failure.New(failure.Invalid, "%w", err).WithHint("see '" + c.CommandPath() + " --help'")
 	if hint := failure.From(err).Hint; hint != "" {
@@ -27,7 +27,12 @@ func Usage(c *cobra.Command, err error) error {
 	return &usageError{f}
 }
 
-// Exactly is a command that takes n arguments.
+// Required returns the failure of a call without a flag that the command needs. example is a value for the hint.
+func Required(c *cobra.Command, flag, example string) error {
+	return Usage(c, failure.New(failure.Invalid, "--%s is required", flag).WithHint("as in: --"+flag+" "+example))
+}
+
+// Exactly makes a command take n arguments.
 func Exactly(n int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if err := cobra.ExactArgs(n)(c, args); err != nil {
@@ -37,14 +42,24 @@ func Exactly(n int) cobra.PositionalArgs {
 	}
 }
 
-// Group is a command that only holds others: alone it shows its help, and anything else it is given is a mistake.
+// AtMost makes a command take up to n arguments.
+func AtMost(n int) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if err := cobra.MaximumNArgs(n)(c, args); err != nil {
+			return Usage(c, err)
+		}
+		return nil
+	}
+}
+
+// Group returns a command that only has subcommands.
 func Group(use, short string, commands ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, RunE: OnlyGroup}
 	c.AddCommand(commands...)
 	return c
 }
 
-// OnlyGroup is what a group does.
+// OnlyGroup runs a command that only has subcommands: it prints its help, and fails if it has an argument.
 func OnlyGroup(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return c.Help()
@@ -53,23 +68,23 @@ func OnlyGroup(c *cobra.Command, args []string) error {
 }
 
 var settingHelp = map[string]string{
-	config.ModulePath:       "PKCS#11 library of the HSM (default: p11-kit's proxy, if installed)",
-	config.Token:            "token by its label or a pkcs11: URI; or nethsm: for the NetHSM of the config file",
-	config.SlotID:           "token by the number of its slot",
-	config.PINSource:        `where the PIN comes from: env:NAME, file:/path, "exec:command args", prompt or none`,
-	config.CertificateChain: "PEM file with the leaf and its issuers, or the issuers alone",
-	config.Timeout:          "longest wait for the module (default 30s)",
+	config.ModulePath:       "PKCS#11 library of the HSM (default: p11-kit's proxy, if it is installed)",
+	config.Token:            "label or pkcs11: URI of the token; or nethsm: for the NetHSM of the config file",
+	config.SlotID:           "slot number of the token",
+	config.PINSource:        `source of the PIN: env:NAME, file:/path, "exec:command args", prompt or none`,
+	config.CertificateChain: "PEM file with the leaf and its issuers, or with the issuers alone",
+	config.Timeout:          "longest wait for an answer of the module (default 30s)",
 }
 
-// TokenSettings are the settings that every command with a key or a token has.
+// TokenSettings are the settings of commands that log in to a token.
 var TokenSettings = []string{config.ModulePath, config.Token, config.SlotID, config.PINSource, config.Timeout,
 	config.AllowFinalPINTry}
 
-// AddSettings gives a command flags for settings and returns a function for those that were given.
+// AddSettings gives a command flags for settings, and returns a function that returns those that were given, by name.
 func AddSettings(c *cobra.Command, names ...string) func() map[string]string {
 	for _, name := range names {
 		if name == config.AllowFinalPINTry {
-			c.Flags().Bool(name, false, "try the PIN even when a wrong one would lock the token")
+			c.Flags().Bool(name, false, "try the PIN even if a wrong one would lock the token")
 			continue
 		}
 		c.Flags().String(name, "", settingHelp[name])

@@ -33,8 +33,7 @@ func Prepare(form func(error) []byte) error {
 	return nil
 }
 
-// Exit codes of every command, by the kind of its failure: scripts tell a wrong call from a refusal and from a service
-// that is down.
+// Exit codes of every command, by the kind of its failure.
 const (
 	exitFailure     = 1
 	exitUsage       = 2
@@ -59,20 +58,20 @@ func exitCode(err error) int {
 	return exitFailure
 }
 
-// Run runs the command that the arguments name and returns the exit code. It returns even if a module never answers.
+// Run runs the command that the process arguments name and returns the exit code. It returns even if a module hangs.
 func Run(ctx context.Context, root *cobra.Command) int {
 	if term.IsTerminal(int(os.Stderr.Fd())) { //nolint:gosec // a descriptor fits
 		ctx = withProgress(ctx, os.Stderr, time.Now)
 	}
 	if err := deadline.Run(ctx, root.ExecuteContext); err != nil {
-		_, _ = os.Stderr.Write(FormatError(err)) // nobody is left to tell
+		_, _ = os.Stderr.Write(FormatError(err)) // there is nowhere to report that writing has failed
 		return exitCode(err)
 	}
 	return 0
 }
 
-// Root completes the command that holds all others of an executable. --version prints its version and whether PKCS#11
-// modules can be used.
+// Root completes the root command of an executable, and adds its subcommands. --version prints its version, and whether
+// PKCS#11 modules can be used.
 func Root(root *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	root.Version += ", " + modules
 	root.Args = cobra.ArbitraryArgs // so that an unknown command reaches OnlyGroup

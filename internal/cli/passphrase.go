@@ -10,8 +10,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// AskPassphrase has a person type the passphrase of a file on the terminal, which does not show it. The caller clears
-// it after use.
+// AskPassphrase asks for the passphrase of a file on the terminal, without echo. The caller clears it after use.
 func AskPassphrase(ctx context.Context, path string) ([]byte, error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
@@ -38,13 +37,13 @@ func AskPassphrase(ctx context.Context, path string) ([]byte, error) {
 	case a := <-answered:
 		fmt.Fprintln(tty)
 		if a.err != nil || len(a.passphrase) == 0 {
-			return nil, failure.New(failure.Denied, "the identity %s needs a passphrase", path).
+			return nil, failure.New(failure.Denied, "no passphrase of %s was entered", path).
 				WithHint("type the passphrase when asked")
 		}
 		return a.passphrase, nil
 	case <-ctx.Done():
 		_ = term.Restore(int(tty.Fd()), state) // echo was off
 		fmt.Fprintln(tty)
-		return nil, failure.New(failure.Denied, "interrupted; nothing was done")
+		return nil, errInterrupted()
 	}
 }

@@ -12,10 +12,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// The rules of what people read: results go to standard output, everything else to standard error. A failure is a line
-// "error:" and, where something can be done, a line "hint:". Lists are tables; --json gives the same to programs.
+// Rules of output: results go to standard output, everything else to standard error. A failure is a line "error:" and,
+// if it has a hint, a line "hint:". Lists are tables; --json prints the same for programs.
 
-// FormatError returns the lines that tell people of a failure.
+// FormatError returns the lines that a user reads of a failure.
 func FormatError(err error) []byte {
 	f := failure.From(err)
 	text := fmt.Appendf(nil, "error: %s\n", printable(f.Error(), "\n"))
@@ -25,7 +25,8 @@ func FormatError(err error) []byte {
 	return text
 }
 
-// printable shows what a terminal would obey instead: names in images and on tokens are a stranger's. allowed are kept.
+// printable replaces characters that a terminal could interpret, except those in allowed: names in images and on tokens
+// can come from an attacker.
 func printable(text, allowed string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) || strings.ContainsRune(allowed, r) {
@@ -35,14 +36,14 @@ func printable(text, allowed string) string {
 	}, text)
 }
 
-// PrintJSON writes what programs read.
+// PrintJSON writes a value as indented JSON, for programs.
 func PrintJSON(w io.Writer, value any) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(value)
 }
 
-// PrintTable writes rows in aligned columns, all at once.
+// PrintTable writes rows in aligned columns, with one call of Write. Characters that are not printable are replaced.
 func PrintTable(w io.Writer, header []string, rows [][]string) error {
 	var text bytes.Buffer
 	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
@@ -60,7 +61,7 @@ func PrintTable(w io.Writer, header []string, rows [][]string) error {
 	return err
 }
 
-// YesNo shows an attribute that the module may not tell.
+// YesNo returns "yes", "no", or "unknown" for an attribute that the module does not show.
 func YesNo(b *bool) string {
 	switch {
 	case b == nil:
@@ -71,7 +72,7 @@ func YesNo(b *bool) string {
 	return "no"
 }
 
-// OrDash shows a text that may be empty.
+// OrDash returns the text, or "-" for an empty one.
 func OrDash(text string) string {
 	if text == "" {
 		return "-"
