@@ -20,7 +20,7 @@ import (
 )
 
 func caCommand(ks *keystore.Keystore) *cobra.Command {
-	return cli.Group("ca", "Run a certificate authority whose key stays in a module",
+	return cli.Group("ca", "Run a certificate authority (CA) whose key stays in a module",
 		caInitCommand(ks), caIssueCommand(ks), caListCommand(ks), caShowCommand(ks), caRevokeCommand(ks), caCRLCommand(ks),
 		caRecoverCommand(ks))
 }
@@ -31,11 +31,14 @@ func caInitCommand(ks *keystore.Keystore) *cobra.Command {
 	var pathLength int
 	c := &cobra.Command{
 		Use:   "init NAME",
-		Short: "Make a root CA, or an intermediate, of a key in a module",
-		Long: `Make a CA of a key in a module: a root, or with --parent an intermediate. The root's token is then needed only to certify
-intermediates and to sign the root's own revocation lists. The settings given as flags are stored with the CA; they are for the new CA's
-key. A library or command that they name is listed in the config file as well. The new CA's certificate and its issuers are printed as PEM.`,
-		Example: `  notation-hsm ca init root --key "pkcs11:token=vault;object=root" --subject "CN=Example Root,O=Example,C=CH,ST=Zurich" --days 7300
+		Short: "Create a root CA or an intermediate CA for a key in a module",
+		Long: `Create a CA for a key in a module: a root, or with --parent an intermediate. With intermediates, the
+token of the root is needed only to certify them and to sign the root's revocation lists. The
+settings given as flags are for the key of the new CA and are stored with the CA. A library or
+command that they name is also added to the config file. The command prints the certificate of the
+CA and its issuers as PEM.`,
+		Example: `  notation-hsm ca init root --key "pkcs11:token=vault;object=root" \
+    --subject "CN=Example Root,O=Example,C=CH,ST=Zurich" --days 7300
   notation-hsm ca init signing --parent root --key "pkcs11:token=issuing;object=signing" --path-length 0 \
     --subject "CN=Example Signing,O=Example,C=CH,ST=Zurich" --days 1825 --cdp http://pki.example.com/root.crl`,
 		Args: cli.Exactly(1),
@@ -43,15 +46,21 @@ key. A library or command that they name is listed in the config file as well. T
 	given := cli.AddSettings(c, cli.TokenSettings...)
 	folder := addCAFolder(c)
 	addTerms(c, &terms)
-	c.Flags().StringVar(&reference, "key", "", "the CA's key, by URI or alias (required)")
-	c.Flags().StringVar(&parent, "parent", "", "the CA that certifies this one (default: none, a root)")
-	c.Flags().IntVar(&pathLength, "path-length", 0, "how many CAs may follow below this one (default: no limit)")
+	c.Flags().StringVar(&reference, "key", "", "URI or alias of the CA's key (required)")
+	c.Flags().StringVar(&parent, "parent", "", "CA that certifies this one (default: none; the CA is a root)")
+	c.Flags().IntVar(&pathLength, "path-length", 0, "largest number of CAs in a chain below this one (default: no limit)")
 	c.Flags().StringArrayVar(&terms.Permit, "permit", nil,
-		"name constraint: dns:, email:, uri: or ip: and what is allowed below; may be repeated")
-	c.Flags().StringArrayVar(&terms.Exclude, "exclude", nil, "name constraint: what is not allowed below; may be repeated")
+		"name constraint: permit names below dns:, email:, uri: or ip:; can be repeated")
+	c.Flags().StringArrayVar(&terms.Exclude, "exclude", nil,
+		"name constraint: exclude names below dns:, email:, uri: or ip:; can be repeated")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if reference == "" {
-			return failure.New(failure.Invalid, "a CA needs a --key").WithHint(`as in: --key "pkcs11:token=vault;object=root"`)
+		switch {
+		case reference == "":
+			return cli.Required(c, "key", `"pkcs11:token=vault;object=root"`)
+		case terms.Subject == "":
+			return cli.Required(c, "subject", `"CN=Example Root,O=Example,C=CH,ST=Zurich"`)
+		case terms.Days == 0:
+			return cli.Required(c, "days", "7300")
 		}
 		if c.Flags().Changed("path-length") {
 			terms.PathLength = &pathLength
@@ -64,8 +73,8 @@ key. A library or command that they name is listed in the config file as well. T
 		if err != nil {
 			return err
 		}
-		say := func(format string, args ...any) { fmt.Fprintf(c.ErrOrStderr(), format+"\n", args...) }
-		if err := custody.Allow(c.Context(), reference, stored, config.Stored(filepath.Join(dir, args[0])), say); err != nil {
+		origin := config.Stored(filepath.Join(dir, args[0]))
+		if err := custody.Allow(c.Context(), reference, stored, origin, notifier(c)); err != nil {
 			return err
 		}
 		a, err := ca.Init(c.Context(), ks, dir, args[0], reference, stored, config.Flags, parent, terms)
@@ -84,30 +93,37 @@ func caIssueCommand(ks *keystore.Keystore) *cobra.Command {
 	var terms ca.Terms
 	c := &cobra.Command{
 		Use:   "issue",
-		Short: "Issue a signer's certificate, and print it with its chain",
-		Long: `Issue a certificate that Notation accepts for signing, for a key in a module or for a certificate request. For a key, the chain is
-also stored beside it. The chain is printed as PEM: leaf, intermediates, root. Of a request only its key counts, and its subject unless
---subject is given; the certificate that comes of it is shown first, and has to be agreed to. A subject that a certificate of another key has,
-revoked or not, is refused unless --allow-subject-of names that certificate. The settings given as flags are for --key, or else for the CA's
-key.`,
-		Example: `  notation-hsm ca issue --ca signing --key "pkcs11:token=signing;object=release" --subject "CN=release,O=Example,C=CH,ST=Zurich" \
-    --days 365 --cdp http://pki.example.com/signing.crl > release.pem
+		Short: "Issue a certificate for a signer, and print it with its chain",
+		Long: `Issue a certificate that Notation accepts for signing, for a key in a module or for a certificate
+request. The command prints the chain as PEM: leaf, intermediates, root. For a key, the chain is
+also stored on its token. From a request only the key is used, and the subject unless --subject is
+given; the command prints the certificate first, and asks for confirmation. A subject that is in a
+certificate of another key, revoked or not, is refused unless --allow-subject-of names that
+certificate. The settings given as flags are for --key if it is given, and else for the CA's key.`,
+		Example: `  notation-hsm ca issue --ca signing --key "pkcs11:token=signing;object=release" \
+    --subject "CN=release,O=Example,C=CH,ST=Zurich" --days 365 --cdp http://pki.example.com/signing.crl > release.pem
   notation-hsm ca issue --ca signing --csr release.csr --days 365 > release.pem
-  notation-hsm ca issue --ca signing --csr release.csr --subject "CN=release,O=Example,C=CH,ST=Zurich" --days 365 --yes > release.pem`,
+  notation-hsm ca issue --ca signing --csr release.csr --days 365 --yes \
+    --subject "CN=release,O=Example,C=CH,ST=Zurich" > release.pem`,
 		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
 	open := addCA(ks, c, &name)
 	addTerms(c, &terms)
-	c.Flags().StringVar(&csr, "csr", "", "file with the certificate request, in PEM")
-	c.Flags().StringVar(&reference, "key", "", "the key to certify, by URI or alias")
+	c.Flags().StringVar(&csr, "csr", "", "PEM file with the certificate request")
+	c.Flags().StringVar(&reference, "key", "", "URI or alias of the key to certify")
 	c.Flags().StringVar(&same, "allow-subject-of", "",
-		"let the key have the subject of the certificate with this serial number, which is another key's")
-	c.Flags().BoolVar(&yes, "yes", false, "with --csr: don't ask")
+		"allow the subject of the certificate of another key, by its serial number in hex")
+	c.Flags().BoolVar(&yes, "yes", false, "with --csr: do not ask for confirmation")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if (csr == "") == (reference == "") {
-			return failure.New(failure.Invalid, "what to certify is given by one of --csr and --key").
-				WithHint("see '" + c.CommandPath() + " --help'")
+			return cli.Usage(c, failure.New(failure.Invalid, "exactly one of --csr and --key is required"))
+		}
+		switch {
+		case reference != "" && terms.Subject == "":
+			return cli.Required(c, "subject", subjectExample)
+		case terms.Days == 0:
+			return cli.Required(c, "days", "365")
 		}
 		a, err := open()
 		if err != nil {
@@ -130,7 +146,7 @@ key.`,
 		if result == nil {
 			return err
 		}
-		sayMoved(c, a)
+		reportMigration(c, a)
 		warnIdentity(c.ErrOrStderr(), result.Lacks)
 		_, printed := c.OutOrStdout().Write(result.Chain)
 		return errors.Join(err, printed)
@@ -180,7 +196,7 @@ func caShowCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "show NAME",
-		Short:   "Show a CA's certificate, and what became of those it has issued",
+		Short:   "Show a CA, and the certificates that it has issued",
 		Example: "  notation-hsm ca show signing",
 		Args:    cli.Exactly(1),
 	}
@@ -220,7 +236,7 @@ func caShowCommand(ks *keystore.Keystore) *cobra.Command {
 func ledgerState(s *ca.Summary) string {
 	switch {
 	case s.Head == "":
-		return "none yet; the record of an earlier version is moved when the CA's key is used next"
+		return "none yet; the next use of the CA's key migrates the record of an earlier version"
 	case s.Unsigned > 0:
 		return fmt.Sprintf("%d records, head %s, the last %d not signed yet", s.Records, s.Head, s.Unsigned)
 	}
@@ -243,20 +259,21 @@ func caRevokeCommand(ks *keystore.Keystore) *cobra.Command {
 	var name, serial, reference, file, reason string
 	c := &cobra.Command{
 		Use:   "revoke",
-		Short: "Revoke a certificate, or all of a key's",
-		Long: `Note in the CA's ledger that a certificate is revoked, or every certificate of a key. The world learns of it from the next revocation
-list: run 'notation-hsm ca crl' and publish that. What is revoked stays so. The CA's key signs the ledger if it can be reached; if not, the
-revocation is noted without. The settings given as flags are for --key.`,
+		Short: "Revoke a certificate, or all certificates of a key",
+		Long: `Record in the CA's ledger that a certificate, or every certificate of a key, is revoked. A
+revocation cannot be undone. Verifiers learn of it from the next revocation list: run 'notation-hsm
+ca crl', and publish the list. The CA's key signs the ledger; if the key cannot be reached, the
+revocation is recorded without its signature. The settings given as flags are for --key.`,
 		Example: `  notation-hsm ca revoke --ca signing --key "pkcs11:token=signing;object=release" --reason keyCompromise
   notation-hsm ca revoke --ca signing --cert release.pem --reason superseded`,
 		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
 	open := addCA(ks, c, &name)
-	c.Flags().StringVar(&serial, "serial", "", "the certificate's serial number, in hex, as 'ca show' prints it")
-	c.Flags().StringVar(&reference, "key", "", "the key whose certificates are meant, by URI or alias")
-	c.Flags().StringVar(&file, "cert", "", "PEM file with the certificate first")
-	c.Flags().StringVar(&reason, "reason", "", "why (required): "+strings.Join(ca.Reasons(), ", "))
+	c.Flags().StringVar(&serial, "serial", "", "serial number of the certificate in hex, as 'ca show' prints it")
+	c.Flags().StringVar(&reference, "key", "", "URI or alias of the key whose certificates are revoked")
+	c.Flags().StringVar(&file, "cert", "", "PEM file that begins with the certificate")
+	c.Flags().StringVar(&reason, "reason", "", "reason (required): "+strings.Join(ca.Reasons(), ", "))
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		count := 0
 		for _, value := range []string{serial, reference, file} {
@@ -265,8 +282,10 @@ revocation is noted without. The settings given as flags are for --key.`,
 			}
 		}
 		if count != 1 {
-			return failure.New(failure.Invalid, "what to revoke is given by one of --serial, --key and --cert").
-				WithHint("see '" + c.CommandPath() + " --help'")
+			return cli.Usage(c, failure.New(failure.Invalid, "exactly one of --serial, --key and --cert is required"))
+		}
+		if reason == "" {
+			return cli.Required(c, "reason", "keyCompromise")
 		}
 		a, err := open()
 		if err != nil {
@@ -287,7 +306,7 @@ revocation is noted without. The settings given as flags are for --key.`,
 		if err != nil {
 			return err
 		}
-		sayMoved(c, a)
+		reportMigration(c, a)
 		out := c.ErrOrStderr()
 		for _, e := range done.Entries {
 			fmt.Fprintf(out, "certificate %s of %q is revoked since %s (%s)\n", e.Serial, e.Subject,
@@ -295,11 +314,11 @@ revocation is noted without. The settings given as flags are for --key.`,
 		}
 		if done.Unsigned != nil {
 			fmt.Fprintf(out,
-				"warning: the CA's key did not sign the revocation, so whoever can write to %s can still remove it: %s\n", a.Path(),
-				failure.From(done.Unsigned))
+				"warning: the CA's key did not sign the revocation, so whoever can write to %s can still remove it: %s\n",
+				a.Path(), failure.From(done.Unsigned))
 		}
 		fmt.Fprintf(out,
-			"next: notation-hsm ca crl --ca %s, and publish the list where the certificates say; until then nobody knows\n",
+			"next: notation-hsm ca crl --ca %s; then publish the list, from which verifiers learn of the revocation\n",
 			a.Name)
 		return nil
 	}
@@ -310,16 +329,17 @@ func caCRLCommand(ks *keystore.Keystore) *cobra.Command {
 	var name, next, out string
 	c := &cobra.Command{
 		Use:   "crl",
-		Short: "Sign a new revocation list, and print where it is",
-		Long: `Sign a new list of all revoked certificates (DER, as it is published over HTTP) and print the path of its file. Verifiers refuse a list
-whose next update has passed, so sign a new one before then, revoked or not; and they may keep a list until then, so a far next update
-delays what you revoke. The settings given as flags are for the CA's key.`,
+		Short: "Sign a new revocation list, and print the path of its file",
+		Long: `Sign a new list of all revoked certificates, in DER for publication over HTTP, and print the path of
+its file. Verifiers refuse a list after its next update, so sign a new one before then, even if
+nothing was revoked. Verifiers can cache a list until its next update, so a distant next update
+delays the effect of revocations. The settings given as flags are for the CA's key.`,
 		Example: "  notation-hsm ca crl --ca signing --next-update 7d --out /var/www/pki/signing.crl",
 		Args:    cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
 	open := addCA(ks, c, &name)
-	c.Flags().StringVar(&next, "next-update", "7d", "how long the list holds, such as 7d or 12h")
+	c.Flags().StringVar(&next, "next-update", "7d", "how long the list is valid, such as 7d or 12h")
 	c.Flags().StringVar(&out, "out", "", "also write the list to this file")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		a, err := open()
@@ -333,9 +353,9 @@ delays what you revoke. The settings given as flags are for the CA's key.`,
 		if err != nil {
 			return err
 		}
-		sayMoved(c, a)
+		reportMigration(c, a)
 		fmt.Fprintf(c.ErrOrStderr(),
-			"list %s with %d revoked certificates holds until %s: publish it, and sign the next one before then\n",
+			"list %s with %d revoked certificates is valid until %s: publish it, and sign the next list before then\n",
 			list.Number, len(list.RevokedCertificateEntries), list.NextUpdate.Format(time.RFC3339))
 		fmt.Fprintln(c.OutOrStdout(), path)
 		return nil
@@ -343,28 +363,28 @@ delays what you revoke. The settings given as flags are for the CA's key.`,
 	return c
 }
 
+// addTerms gives a command the flags for the terms of a certificate.
 func addTerms(c *cobra.Command, terms *ca.Terms) {
-	c.Flags().StringVar(&terms.Subject, "subject", "", `distinguished name, as in "CN=release,O=Example,C=CH,ST=Zurich"`)
-	c.Flags().IntVar(&terms.Days, "days", 0, "how long it is valid (required)")
-	c.Flags().StringVar(&terms.CDP, "cdp", "", "http:// address that the issuer's revocation list is published at")
-	c.Flags().StringVar(&terms.OCSP, "ocsp", "", "http:// address of an OCSP responder for the issuer's certificates")
+	c.Flags().StringVar(&terms.Subject, "subject", "", "distinguished name, as in "+subjectExample)
+	c.Flags().IntVar(&terms.Days, "days", 0, "how many days the certificate is valid (required)")
+	c.Flags().StringVar(&terms.CDP, "cdp", "", "http:// URL at which the issuer's revocation list is published")
+	c.Flags().StringVar(&terms.OCSP, "ocsp", "", "http:// URL of an OCSP responder for the issuer's certificates")
 }
 
-// addCAFolder gives a command the flag for the folder of the CAs, and returns a function that finds it.
+// addCAFolder gives a command the flag for the folder of the CAs, and returns a function that returns the folder.
 func addCAFolder(c *cobra.Command) func() (string, error) {
 	dir := c.Flags().String("ca-dir", "",
-		"folder of the CAs (default NOTATION_HSM_CA_DIR, else notation-hsm/ca in the user's configuration directory)")
+		"folder of the CAs (default: NOTATION_HSM_CA_DIR, else notation-hsm/ca in the user's configuration directory)")
 	return func() (string, error) { return ca.Folder(*dir) }
 }
 
 // addCA gives a command the flags that name a CA, and returns a function that opens it.
 func addCA(ks *keystore.Keystore, c *cobra.Command, name *string) func() (*ca.Authority, error) {
 	folder := addCAFolder(c)
-	c.Flags().StringVar(name, "ca", "", "the CA, by its name (required)")
+	c.Flags().StringVar(name, "ca", "", "name of the CA (required)")
 	return func() (*ca.Authority, error) {
 		if *name == "" {
-			return nil, failure.New(failure.Invalid, "which CA is meant is given by --ca").
-				WithHint("as in: --ca signing; see 'notation-hsm ca list'")
+			return nil, cli.Required(c, "ca", "signing")
 		}
 		dir, err := folder()
 		if err != nil {
@@ -374,11 +394,11 @@ func addCA(ks *keystore.Keystore, c *cobra.Command, name *string) func() (*ca.Au
 	}
 }
 
-// sayMoved tells that a CA of an earlier version has a ledger now.
-func sayMoved(c *cobra.Command, a *ca.Authority) {
+// reportMigration tells the user that the record of a CA of an earlier version is now a ledger.
+func reportMigration(c *cobra.Command, a *ca.Authority) {
 	if a.Moved {
 		fmt.Fprintf(c.ErrOrStderr(),
-			"the record of the CA %q was moved from index.json and crlnumber into %s, signed by its key; back that up "+
+			"moved the record of the CA %q from index.json and crlnumber into %s, signed by its key; back up that file "+
 				"from now on\n", a.Name, a.Path())
 	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/ca"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
@@ -18,20 +19,24 @@ func caRecoverCommand(ks *keystore.Keystore) *cobra.Command {
 	var never, yes bool
 	c := &cobra.Command{
 		Use:   "recover",
-		Short: "Rebuild the ledger of a CA that is missing, older or damaged",
-		Long: `Rebuild the ledger of a CA from the certificates in issued/, its last revocation list, and what can be read of the old ledger. What
-will be in it is shown first, and what can't be known. If a list is published that is newer than the one in the CA's folder, name it with --crl.
-The CA's key signs the new ledger. The settings given as flags are for that key.`,
+		Short: "Rebuild the ledger of a CA that is missing, outdated or damaged",
+		Long: `Rebuild the ledger of a CA from the certificates in issued/, its last revocation list, and the
+readable part of the old ledger. The command prints the new ledger and what cannot be recovered, and
+asks for confirmation. If a newer list than the one in the CA's folder was published, name it with
+--crl. The CA's key signs the new ledger. The settings given as flags are for that key.`,
 		Example: `  notation-hsm ca recover --ca signing
   notation-hsm ca recover --ca signing --crl /var/www/pki/signing.crl --yes`,
 		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
 	open := addCA(ks, c, &name)
-	c.Flags().StringVar(&published, "crl", "", "also take in this list, the last that was published (DER)")
-	c.Flags().BoolVar(&never, "no-crl", false, "no revocation list was ever signed")
-	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+	c.Flags().StringVar(&published, "crl", "", "last published revocation list (DER)")
+	c.Flags().BoolVar(&never, "no-crl", false, "state that no revocation list was ever signed")
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask for confirmation")
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if published != "" && never {
+			return cli.Usage(c, failure.New(failure.Invalid, "--crl and --no-crl exclude each other"))
+		}
 		a, err := open()
 		if err != nil {
 			return err
@@ -47,7 +52,7 @@ The CA's key signs the new ledger. The settings given as flags are for that key.
 			return err
 		}
 		fmt.Fprintf(out,
-			"the ledger of the CA %q is rebuilt and signed\nnext: notation-hsm ca crl --ca %s, and publish the list\n", a.Name,
+			"rebuilt and signed the ledger of the CA %q\nnext: notation-hsm ca crl --ca %s; then publish the list\n", a.Name,
 			a.Name)
 		return nil
 	}
@@ -65,14 +70,14 @@ func showRecovery(out io.Writer, r *ca.Recovery) error {
 	}
 	fmt.Fprintln(out)
 	for _, list := range r.Lists {
-		fmt.Fprintf(out, "from the list %s\n", list)
+		fmt.Fprintf(out, "read the list %s\n", list)
 	}
-	fmt.Fprintf(out, "the next list has a number greater than %s\n", r.Number)
+	fmt.Fprintf(out, "the number of the next list will be greater than %s\n", r.Number)
 	if r.Kept != "" {
-		fmt.Fprintf(out, "the old ledger is kept as %s\n", r.Kept)
+		fmt.Fprintf(out, "keeping the old ledger as %s\n", r.Kept)
 	}
 	if lost := r.Lost(); len(lost) > 0 {
-		fmt.Fprintf(out, "lost: the certificates of %s; they stay on record by their serial numbers\n",
+		fmt.Fprintf(out, "lost: the certificates with the serial numbers %s; the ledger has only these numbers\n",
 			strings.Join(lost, ", "))
 	}
 	since := "ever"
@@ -80,11 +85,10 @@ func showRecovery(out io.Writer, r *ca.Recovery) error {
 		since = "since " + r.Newest.Format(time.RFC3339)
 	}
 	fmt.Fprintf(out,
-		"can't be known: what was revoked %s and is not in this table. Compare it with your own notes, and revoke it again\n",
+		"unknown: revocations %s that are not in this table. Compare it with your own records, and revoke them again\n",
 		since)
 	fmt.Fprintln(out,
-		"can't be known: certificates that are in none of these places. If files in issued/ were lost too, ask the signers "+
-			"for theirs,\n"+
-			"put them there as SERIAL.pem, and run this again")
+		"unknown: certificates that are in none of these places. If files in issued/ were lost too, ask the signers for "+
+			"them,\nput them there as SERIAL.pem, and run this again")
 	return nil
 }

@@ -19,21 +19,22 @@ func ceremonyCommand(ks *keystore.Keystore) *cobra.Command {
 	var dryRun bool
 	c := &cobra.Command{
 		Use:   "ceremony FILE",
-		Short: "Make keys, CAs, certificates and revocation lists as one reviewed file says",
-		Long: `Make all that a YAML file lists: keys, a root, intermediates, signers' certificates and revocation lists. With --dry-run, every key and
-every certificate field is shown and nothing is touched. The run writes certificates, lists and transcript.json into a folder; the CAs are
-kept as those of 'ca init' are.`,
+		Short: "Create the keys, CAs, certificates and revocation lists of a reviewed file",
+		Long: `Create what a YAML file lists: keys, a root, intermediates, certificates of signers, and revocation
+lists. With --dry-run, print every key and every certificate field, and create nothing.
+Certificates, lists and transcript.json are written to --out. The CAs are stored in the folder of
+the CAs, as those of 'ca init'.`,
 		Example: `  notation-hsm ceremony ceremony.yaml --dry-run
   notation-hsm ceremony ceremony.yaml --out ceremony-2026`,
 		Args: cli.Exactly(1),
 	}
 	folder := addCAFolder(c)
-	c.Flags().BoolVar(&dryRun, "dry-run", false, "show what would be made, and touch nothing")
+	c.Flags().BoolVar(&dryRun, "dry-run", false, "print what would be created, and create nothing")
 	c.Flags().StringVar(&out, "out", "", "folder for certificates, lists and the transcript (required unless --dry-run)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if out == "" && !dryRun {
-			return failure.New(failure.Invalid, "the ceremony needs a folder for what it makes").
-				WithHint("as in: --out ceremony-2026; or see what it would do with --dry-run")
+			return cli.Usage(c, failure.New(failure.Invalid, "--out or --dry-run is required").
+				WithHint("as in: --out ceremony-2026"))
 		}
 		dir, err := folder()
 		if err != nil {
@@ -68,7 +69,7 @@ kept as those of 'ca init' are.`,
 	return c
 }
 
-// printPart prints a title, and below it names and values.
+// printPart prints a title, and below it a table of names and values.
 func printPart(out io.Writer, part ca.Part) error {
 	fmt.Fprintln(out, part.Title)
 	for _, row := range part.Rows {

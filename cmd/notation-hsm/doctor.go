@@ -15,15 +15,17 @@ func doctorCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "doctor [KEY]",
-		Short: "Check everything between a key and an image that verifies",
-		Long: `Check a key, one line for each thing that has to be right: the module, the token, the PIN, the login, the key, its certificates, the
-plugin, Notation's signing keys and trust policy, and a real signature. It exits with 1 when something fails. A PIN that could be
-the last one before the token locks is not tried.
+		Short: "Check a key and everything that a signature with it needs",
+		Long: `Check a key: the module, the token, the PIN, the login, the key, its certificates, the plugin,
+Notation's signing keys and trust policy, and a test signature. The report has one line for each
+check. The exit code is 1 if a check fails. The PIN is not tried if a wrong one would lock the
+token.
 
-Without KEY it looks at the module, its tokens, the plugin, and Notation's signing keys in short, and logs in nowhere.`,
+Without KEY, check the module, its tokens, the plugin, and the certificates of Notation's signing
+keys, without a login.`,
 		Example: `  notation-hsm doctor
   notation-hsm doctor "pkcs11:token=signing;object=release"`,
-		Args: atMostOne,
+		Args: cli.AtMost(1),
 	}
 	given := cli.AddSettings(c, config.ModulePath, config.Token, config.SlotID, config.PINSource, config.CertificateChain,
 		config.Timeout)
@@ -53,18 +55,12 @@ Without KEY it looks at the module, its tokens, the plugin, and Notation's signi
 			}
 		}
 		if failures > 0 {
-			return failure.New(failure.Invalid, "%d of %d checks failed", failures, len(report))
+			return failure.New(failure.Invalid, "%d of %d checks failed", failures, len(report)).
+				WithHint("follow the hints in the report")
 		}
 		return nil
 	}
 	return c
-}
-
-func atMostOne(c *cobra.Command, args []string) error {
-	if err := cobra.MaximumNArgs(1)(c, args); err != nil {
-		return cli.Usage(c, err)
-	}
-	return nil
 }
 
 func printReport(c *cobra.Command, report []custody.Check) error {

@@ -14,7 +14,7 @@ import (
 )
 
 func keyCommand(ks *keystore.Keystore) *cobra.Command {
-	return cli.Group("key", "Make, see and care for keys in a module", keyGenerateCommand(ks), keyListCommand(ks),
+	return cli.Group("key", "Generate, show and manage keys in a module", keyGenerateCommand(ks), keyListCommand(ks),
 		keyShowCommand(ks), keyRotateCommand(ks), keyDeleteCommand(ks),
 		keyBackupCommand(ks), keyRestoreCommand(ks), backupKeyCommand(ks))
 }
@@ -23,25 +23,29 @@ func keyGenerateCommand(ks *keystore.Keystore) *cobra.Command {
 	var r custody.KeyRequest
 	c := &cobra.Command{
 		Use:   "generate",
-		Short: "Make a key inside the module",
-		Long: `Make a key pair inside the module: sensitive, not extractable, and good for signing alone; or, with --usage decrypt, for opening
-encrypted images alone (decrypt and unwrap with RSA, derive with an elliptic curve). A label or id that a key on the token has already is
-refused. The new key's URI is printed.
+		Short: "Generate a key inside the module",
+		Long: `Generate a key pair inside the module. The private key is sensitive, not extractable, and can only
+sign; with --usage decrypt it can only open encrypted images (decrypt and unwrap with RSA, derive
+with an elliptic curve). A label or id that another key on the token has is refused. The command
+prints the URI of the new key.
 
-With --backup-key the key can leave the token, wrapped (encrypted) by that key or another that the security officer trusts, which
-'key backup' needs.`,
+With --backup-key, the key can leave the token, wrapped (encrypted) by a key that the security
+officer trusts. 'key backup' needs this.`,
 		Example: `  notation-hsm key generate --token signing --spec EC-256 --label release
   notation-hsm key generate --token signing --spec EC-256 --label nodes --usage decrypt`,
 		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
 	c.Flags().StringVar(&r.Spec, "spec", "EC-256", "RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521")
-	c.Flags().StringVar(&r.Usage, "usage", "sign", "sign, or decrypt for a recipient of encrypted images")
-	c.Flags().StringVar(&r.Label, "label", "", "the key's label (CKA_LABEL), required")
-	c.Flags().StringVar(&r.ID, "id", "", "the key's id (CKA_ID) in hex (default: random)")
+	c.Flags().StringVar(&r.Usage, "usage", "sign", "sign; or decrypt, for a recipient of encrypted images")
+	c.Flags().StringVar(&r.Label, "label", "", "label of the key, CKA_LABEL (required)")
+	c.Flags().StringVar(&r.ID, "id", "", "id of the key, CKA_ID, in hex (default: random)")
 	c.Flags().StringVar(&r.BackupKey, "backup-key", "",
-		"let this wrapping key take the key out for backups, by its label or URI")
+		"label or URI of the wrapping key that can back up the key")
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if r.Label == "" {
+			return cli.Required(c, "label", "release")
+		}
 		s, err := ks.Resolve("", given(), config.Flags)
 		if err != nil {
 			return err
@@ -51,12 +55,12 @@ With --backup-key the key can leave the token, wrapped (encrypted) by that key o
 			return err
 		}
 		if extra != "" {
-			fmt.Fprintf(c.ErrOrStderr(), "warning: the module does not limit keys to one usage: this one can also %s\n", extra)
+			fmt.Fprintf(c.ErrOrStderr(), "warning: the module does not limit keys to one usage: this key can also %s\n", extra)
 		}
 		if r.BackupKey != "" {
 			fmt.Fprintln(c.ErrOrStderr(),
-				"warning: this key can leave the token, wrapped by a key that the security officer trusts; make keys without "+
-					"--backup-key where that must not be")
+				"warning: this key can leave the token, wrapped by a key that the security officer trusts; to prevent that, "+
+					"generate keys without --backup-key")
 		}
 		fmt.Fprintln(c.OutOrStdout(), uri)
 		return nil
@@ -105,7 +109,7 @@ func keyShowCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "show KEY",
-		Short:   "Show a key, its certificate, and whether Notation can use it",
+		Short:   "Show a key, its certificate, and whether Notation can sign with it",
 		Example: `  notation-hsm key show "pkcs11:token=signing;object=release"`,
 		Args:    cli.Exactly(1),
 	}
@@ -127,8 +131,8 @@ func keyShowCommand(ks *keystore.Keystore) *cobra.Command {
 			{"URI:", k.URI}, {"Spec:", cli.OrDash(k.Spec)}, {"Label:", fmt.Sprintf("%q", k.Label)}, {"ID:", cli.OrDash(k.ID)},
 			{"Usage:", keyUsages(k)},
 			{"Sensitive:", cli.YesNo(k.Sensitive)}, {"Never extractable:", cli.YesNo(k.NeverExtractable)},
-			{"Made on the token:", cli.YesNo(k.Local)},
-			{"PIN for each use:", cli.YesNo(k.AlwaysAuth)},
+			{"Generated on the token:", cli.YesNo(k.Local)},
+			{"PIN for each signature:", cli.YesNo(k.AlwaysAuth)},
 		}
 		if cert := k.Certificate; cert != nil {
 			rows = append(rows, []string{"Certificate:", cert.Subject}, []string{"Issuer:", cert.Issuer},
@@ -158,7 +162,7 @@ func usable(k custody.Key) string {
 	if k.Usable {
 		return "can sign"
 	}
-	return "can't sign: " + k.Reason
+	return "cannot sign: " + k.Reason
 }
 
 func keyDeleteCommand(ks *keystore.Keystore) *cobra.Command {
@@ -166,13 +170,14 @@ func keyDeleteCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "delete KEY",
 		Short: "Delete a key and its certificates from the token",
-		Long: `Delete a key, its public half and its own certificates from the token; the certificates of its issuers stay. It says what will stop
-working and asks for the key's label on the terminal. A key that Notation signs with, or a CA, is not deleted.`,
+		Long: `Delete a key, its public half and its own certificates from the token. The certificates of its
+issuers stay. The command prints what will stop working, and asks for the label of the key on the
+terminal. It refuses to delete a key that Notation, an unfinished rotation or a CA uses.`,
 		Example: `  notation-hsm key delete "pkcs11:token=signing;object=release"`,
 		Args:    cli.Exactly(1),
 	}
 	given, folder := cli.AddSettings(c, cli.TokenSettings...), addCAFolder(c)
-	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask for confirmation")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		s, err := ks.Resolve(args[0], given(), config.Flags)
 		if err != nil {
@@ -194,7 +199,7 @@ working and asks for the key's label on the terminal. A key that Notation signs 
 			if yes {
 				return nil
 			}
-			if d.Key.Label == "" { // then nothing but the id names it
+			if d.Key.Label == "" {
 				return cli.Ask(c.Context(), "type the key's id to delete it", d.Key.ID)
 			}
 			return cli.Ask(c.Context(), "type the key's label to delete it", d.Key.Label)

@@ -11,14 +11,15 @@ import (
 func keyproviderCommand(ks *keystore.Keystore) *cobra.Command {
 	return &cobra.Command{
 		Use:   "keyprovider",
-		Short: "Wrap and open keys of encrypted images, for tools with ocicrypt",
-		Long: `Answer one request of ocicrypt's key provider protocol, on standard input. Tools such as skopeo, buildah, podman and CRI-O start this by
-themselves when OCICRYPT_KEYPROVIDER_CONFIG names a file with
+		Short: "Wrap and unwrap keys of encrypted images, for tools with ocicrypt",
+		Long: `Read one request of ocicrypt's key provider protocol from standard input and answer it. Tools such
+as skopeo, buildah, podman and CRI-O run this command if OCICRYPT_KEYPROVIDER_CONFIG names a file
+with
 
   {"key-providers": {"hsm": {"cmd": {"path": "notation-hsm", "args": ["keyprovider"]}}}}
 
-and then take --encryption-key provider:hsm:RECIPIENT and --decryption-key provider:hsm:KEY. A recipient is a key (URI or alias), cert:FILE or
-pubkey:FILE.`,
+They then accept --encryption-key provider:hsm:RECIPIENT and --decryption-key provider:hsm:KEY. A
+recipient is a key (URI or alias), cert:FILE or pubkey:FILE.`,
 		Args: cli.Exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			return keyprovider.Serve(c.Context(), ks, c.InOrStdin(), c.OutOrStdout())

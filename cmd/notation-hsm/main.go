@@ -1,5 +1,5 @@
-// Command notation-hsm is the Notation plugin "hsm", and the commands around it that make and show keys and
-// certificates in a PKCS#11 module.
+// Command notation-hsm is the Notation plugin "hsm". Its commands manage the keys and certificates that the plugin
+// signs with, in a PKCS#11 module or a NetHSM.
 package main
 
 import (
@@ -25,10 +25,10 @@ func run() int {
 	form := cli.FormatError
 	if asPlugin {
 		form = plugin.FormatError
-		hush()
+		discardWarnings()
 	}
 	if err := cli.Prepare(form); err != nil {
-		_, _ = os.Stderr.Write(form(err)) // nobody is left to tell
+		_, _ = os.Stderr.Write(form(err)) // there is nowhere to report that writing has failed
 		return 1
 	}
 	ks := backends.Keystore()

@@ -2,7 +2,6 @@ package main
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -20,28 +19,30 @@ import (
 )
 
 func nethsmCommand(ks *keystore.Keystore) *cobra.Command {
-	c := cli.Group("nethsm", "Set up and look after a NetHSM", nethsmStatusCommand(ks), nethsmSetupCommand(ks),
+	c := cli.Group("nethsm", "Set up and maintain a NetHSM", nethsmStatusCommand(ks), nethsmSetupCommand(ks),
 		nethsmBackupCommand(ks), nethsmConfigCommand(ks))
-	c.Long = `A NetHSM is named in the section nethsm of the config file (or by NOTATION_HSM_NETHSM_INSTANCES and so on). Its keys are named
-nethsm:KEYID wherever a key is; "--token nethsm:" names it where a token is.`
+	c.Long = `The section nethsm of the config file names a NetHSM and its users, or the variables
+NOTATION_HSM_NETHSM_INSTANCES and so on. Where a command takes a key, nethsm:KEYID names one of the
+NetHSM; where it takes a token, "--token nethsm:" names the NetHSM.`
 	return c
 }
 
-// resolveNetHSM finds the settings of the NetHSM, or of a key on it.
+// resolveNetHSM returns the NetHSM, or the key of an id on it.
 func resolveNetHSM(ks *keystore.Keystore, id string, given map[string]string) (*keystore.Reference, error) {
 	return ks.Resolve(config.NetHSMScheme+strings.TrimPrefix(id, config.NetHSMScheme), given, config.Flags)
 }
 
-// hush keeps warnings about the NetHSM out of the plugin protocol; they are in the log.
-func hush() { nethsm.Warnings = io.Discard }
+// discardWarnings keeps warnings about the NetHSM out of standard error, which belongs to the plugin protocol. The log
+// has them.
+func discardWarnings() { nethsm.Warnings = io.Discard }
 
 func nethsmStatusCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "status",
-		Short: "Show the state of each instance, and the cluster's members",
-		Long: "Show the state of each instance. Versions and the cluster's members are told to an administrator alone. " +
-			"It fails unless an instance is operational.",
+		Short: "Show the state of each instance, and the members of the cluster",
+		Long: `Show the state of each instance. Versions and the members of the cluster are shown if the config
+file names an administrator. The command fails unless an instance is operational.`,
 		Example: "  notation-hsm nethsm status",
 		Args:    cli.Exactly(0),
 	}
@@ -69,8 +70,8 @@ func nethsmStatusCommand(ks *keystore.Keystore) *cobra.Command {
 				return nil
 			}
 		}
-		return failure.New(failure.Internal, "no instance is operational").
-			WithHint("a Locked one wants its unlock passphrase, an Unprovisioned one to be set up")
+		return failure.New(failure.Unavailable, "no instance is operational").
+			WithHint("unlock a Locked instance with its unlock passphrase; set up an Unprovisioned one")
 	}
 	return c
 }
@@ -108,33 +109,41 @@ func nethsmSetupCommand(ks *keystore.Keystore) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use:   "setup",
-		Short: "Make what a signing pipeline needs, and no more",
-		Long: `Make what is not there yet: the namespace and administrator that the config file names, the operator with a tag, a key that only users
-with this tag can use, and with --subject a self-signed certificate. So nobody but this operator can sign with the key. The operator itself can also use the keys of its other
-tags and those that have no tag; it can make, change and delete nothing. The plan is shown first, with those keys. It can be run again: what is there stays.
+		Short: "Create the users and the key that a signing pipeline needs",
+		Long: `Create what does not exist yet: the namespace and the administrator that the config file names, the
+operator with a tag, a key that only users with this tag can use, and with --subject a self-signed
+certificate. So only this operator can sign with the key. The operator can also use the keys of its
+other tags and keys without a tag; it can create, change and delete nothing. The command prints the
+plan first, with those keys, and asks for confirmation. It can be run again: what exists already is
+not changed.
 
-The users, and where their passphrases come from, stand in the section nethsm of the config file: user, pin-source, administrator and
-administrator-pin-source. An administrator outside of any namespace is needed once, to make a namespace and its administrator.`,
-		Example: `  notation-hsm nethsm setup --key release --tag release --root-administrator admin --root-pin-source prompt`,
-		Args:    cli.Exactly(0),
+The section nethsm of the config file has the users and the sources of their passphrases: user,
+pin-source, administrator and administrator-pin-source. To create a namespace and its administrator,
+an administrator outside any namespace is needed.`,
+		Example: `  notation-hsm nethsm setup --key release --tag release \
+    --root-administrator admin --root-pin-source prompt`,
+		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, config.Timeout)
-	c.Flags().StringVar(&id, "key", "", "the key ID (required)")
-	c.Flags().StringVar(&o.Tag, "tag", "", "the tag that lets the operator use the key (default: the key ID)")
+	c.Flags().StringVar(&id, "key", "", "key ID (required)")
+	c.Flags().StringVar(&o.Tag, "tag", "", "tag that lets the operator use the key (default: the key ID)")
 	c.Flags().StringVar(&o.Spec, "spec", "",
 		"RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 or EC-521 (default: EC-256; RSA-3072 to decrypt)")
-	c.Flags().StringVar(&o.Usage, "usage", "sign", "sign, or decrypt for the key of a recipient")
+	c.Flags().StringVar(&o.Usage, "usage", "sign", "sign; or decrypt, for a recipient of encrypted images")
 	c.Flags().StringVar(&o.Subject, "subject", "",
-		`make a self-signed certificate, as in "CN=release,O=Example,C=CH,ST=Zurich"`)
-	c.Flags().IntVar(&o.Days, "days", 365, "how long that certificate is valid")
+		"subject of a self-signed certificate, as in "+subjectExample+" (default: no certificate)")
+	c.Flags().IntVar(&o.Days, "days", 365, "how many days that certificate is valid")
 	c.Flags().StringVar(&o.Root, "root-administrator", "",
-		"an administrator outside of any namespace, to make the namespace")
+		"administrator outside any namespace, who creates the namespace")
 	c.Flags().StringVar(&o.RootPINSource, "root-pin-source", "",
-		"where the passphrase of --root-administrator comes from, as --pin-source elsewhere")
-	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+		"where the passphrase of --root-administrator comes from, in the format of --pin-source")
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask for confirmation")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if id == "" {
-			return cli.Usage(c, errors.New("setup needs --key"))
+			return cli.Required(c, "key", "release")
+		}
+		if o.Subject != "" && o.Usage == string(key.Decrypt) {
+			return cli.Usage(c, failure.New(failure.Invalid, "--subject needs --usage sign"))
 		}
 		s, err := resolveNetHSM(ks, id, given())
 		if err != nil {
@@ -144,31 +153,31 @@ administrator-pin-source. An administrator outside of any namespace is needed on
 			o.Tag = s.Key.Object
 		}
 		if o.Spec == "" && o.Usage == string(key.Decrypt) {
-			o.Spec = "RSA-3072" // a NetHSM's EC keys open nothing
+			o.Spec = "RSA-3072" // a NetHSM has no ECDH
 		}
 		o.Spec = cmp.Or(o.Spec, "EC-256")
 		out := c.ErrOrStderr()
 		confirm := func(plan []nethsm.Step) error {
 			for _, step := range plan {
-				mark := "make "
+				state := "create"
 				if step.Done {
-					mark = "there"
+					state = "exists"
 				}
-				fmt.Fprintf(out, "  %s  %s\n", mark, step.What)
+				fmt.Fprintf(out, "  %s  %s\n", state, step.What)
 			}
 			if yes {
 				return nil
 			}
-			return cli.Ask(c.Context(), "type the key ID to go on", s.Key.Object)
+			return cli.Ask(c.Context(), "type the key ID to continue", s.Key.Object)
 		}
 		if err := custody.SetUpNetHSM(c.Context(), s, o, confirm,
-			func(what string) { fmt.Fprintf(out, "making %s\n", what) }); err != nil {
+			func(step string) { fmt.Fprintf(out, "creating %s\n", step) }); err != nil {
 			return err
 		}
 		if o.Subject == "" && o.Usage == "sign" {
 			fmt.Fprintf(out,
-				"next: notation-hsm cert csr %s --subject ...; and with the answer: notation-hsm cert import %s FILE\n", s.Key,
-				s.Key)
+				"next: notation-hsm cert csr %s --subject ...; then, with the CA's certificate: notation-hsm cert import %s FILE\n",
+				s.Key, s.Key)
 		}
 		fmt.Fprintln(c.OutOrStdout(), s.Key)
 		return nil
@@ -180,8 +189,10 @@ func nethsmBackupCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "backup FILE",
 		Short: "Write a backup of the whole NetHSM to a file",
-		Long: `Write a backup of the whole NetHSM, with all its keys and users, to a file. The NetHSM encrypts it under its backup passphrase, which an
-administrator has to have set. The config file names backup-user and backup-pin-source. Size and SHA-256 of the file are printed.`,
+		Long: `Write a backup of the whole NetHSM, with all its keys and users, to a file. The NetHSM encrypts it
+under its backup passphrase, which an administrator must have set. The section nethsm of the config
+file needs backup-user and backup-pin-source. The command prints the size and the SHA-256 of the
+file.`,
 		Example: "  notation-hsm nethsm backup nethsm-backup.bin",
 		Args:    cli.Exactly(1),
 	}
@@ -206,14 +217,15 @@ func nethsmConfigCommand(ks *keystore.Keystore) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "config",
 		Short: "Print the configuration of Nitrokey's PKCS#11 module",
-		Long: `Print p11nethsm.conf, the configuration of Nitrokey's PKCS#11 module, for the NetHSM of the section nethsm of the config file. It holds no
-passphrase: that comes with the login. The module finds the file by P11NETHSM_CONFIG_FILE, which stands under env of the token.`,
+		Long: `Print p11nethsm.conf, the configuration of Nitrokey's PKCS#11 module, for the NetHSM in the section
+nethsm of the config file. It has no passphrase: that is given at the login. The module reads the
+file that P11NETHSM_CONFIG_FILE names; set this variable under env of the token in the config file.`,
 		Example: "  notation-hsm nethsm config > p11nethsm.conf",
 		Args:    cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, config.Timeout)
-	c.Flags().StringVar(&label, "label", "nethsm", "the label of the token")
-	c.Flags().StringVar(&log, "log-file", os.DevNull, "where the module writes its log")
+	c.Flags().StringVar(&label, "label", "nethsm", "label of the token")
+	c.Flags().StringVar(&log, "log-file", os.DevNull, "file for the log of the module")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		s, err := resolveNetHSM(ks, "", given())
 		if err != nil {
@@ -225,7 +237,7 @@ passphrase: that comes with the login. The module finds the file by P11NETHSM_CO
 		}
 		if s.NetHSM.CAFile != "" && len(s.NetHSM.Fingerprints) == 0 && !s.NetHSM.Insecure {
 			fmt.Fprintf(c.ErrOrStderr(),
-				"note: the module takes a CA from its environment alone: write SSL_CERT_FILE: %s under env of the token as well\n",
+				"note: the module finds a CA only by its environment: also set SSL_CERT_FILE: %s under env of the token\n",
 				s.NetHSM.CAFile)
 		}
 		_, err = c.OutOrStdout().Write(conf)

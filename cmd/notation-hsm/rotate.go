@@ -17,26 +17,28 @@ func keyRotateCommand(ks *keystore.Keystore) *cobra.Command {
 	var yes bool
 	c := &cobra.Command{
 		Use:   "rotate NAME",
-		Short: "Put a new key behind one of Notation's signing keys",
-		Long: `Make a new key like the one that Notation's signing key NAME has, on the same token, with the next label; get it a certificate from
-where the old one came from; and have NAME mean the new key. The old key stays, as NAME-old-1.
+		Short: "Replace the key behind one of Notation's signing keys",
+		Long: `Generate a new key with the spec of the key behind Notation's signing key NAME, on the same token,
+under the next label; get it a certificate from the source of the old one; and change NAME to the
+new key. The old key is kept as NAME-old-1.
 
-The plan is shown and confirmed first. A rotation that was interrupted, wherever, goes on when the same command is run again.`,
+The command prints the plan first, and asks for confirmation. An interrupted rotation resumes when
+the command is run again.`,
 		Example: `  notation-hsm key rotate release
   notation-hsm key rotate release --csr release-2.csr
   notation-hsm key rotate release --cert release-2.pem`,
 		Args: cli.Exactly(1),
 	}
 	given, folder := cli.AddSettings(c, cli.TokenSettings...), addCAFolder(c)
-	c.Flags().StringVar(&o.CA, "ca", "", "have this CA issue the certificate (default: the CA that issued the old one)")
-	c.Flags().StringVar(&o.Request, "csr", "", "write a certificate request to this file, for a CA elsewhere, and stop")
+	c.Flags().StringVar(&o.CA, "ca", "", "CA that issues the certificate (default: the CA that issued the old one)")
+	c.Flags().StringVar(&o.Request, "csr", "", "write a certificate request for another CA to this file, and stop")
 	c.Flags().StringVar(&o.Certificate, "cert", "",
-		"go on with this file: the certificate for that request, and its issuers")
-	c.Flags().BoolVar(&yes, "yes", false, "don't ask")
+		"resume with this PEM file: the certificate for the request, and its issuers")
+	c.Flags().BoolVar(&yes, "yes", false, "do not ask for confirmation")
 	c.RunE = func(c *cobra.Command, args []string) (err error) {
 		o.Name, o.Given = args[0], given()
 		if o.Request != "" && (o.Certificate != "" || o.CA != "") {
-			return failure.New(failure.Invalid, "--csr goes with neither --cert nor --ca").WithHint("give one of them")
+			return cli.Usage(c, failure.New(failure.Invalid, "--csr excludes --cert and --ca").WithHint("give one of them"))
 		}
 		if o.CAFolder, err = folder(); err != nil {
 			return err
@@ -49,14 +51,13 @@ The plan is shown and confirmed first. A rotation that was interrupted, wherever
 				r.Name, r.OldID, r.NewID, r.Spec, certificatePlan(r), r.OldName)
 			if r.Source == custody.SelfSigned {
 				fmt.Fprintln(out,
-					"  note:        nobody trusts the new certificate yet; images signed with it verify where it is added to the "+
-						"trust store")
+					"  note:        images signed with the new key verify only where its certificate is added to the trust store")
 			}
 			if yes {
 				return nil
 			}
-			return cli.Ask(c.Context(), "type yes to do this", "yes")
-		}, func(format string, args ...any) { fmt.Fprintf(out, format+"\n", args...) })
+			return cli.Ask(c.Context(), "type yes to rotate the key", "yes")
+		}, notifier(c))
 	}
 	return c
 }
@@ -66,7 +67,7 @@ func certificatePlan(r *custody.Rotation) string {
 	case custody.FromCA:
 		return fmt.Sprintf("%q, from the CA %q, for %d days", r.Subject, r.CA, r.Days)
 	case custody.ByRequest:
-		return fmt.Sprintf("%q, from a CA elsewhere, which gets a request", r.Subject)
+		return fmt.Sprintf("%q, from another CA, by a certificate request", r.Subject)
 	}
 	return fmt.Sprintf("%q, self-signed, for %d days", r.Subject, r.Days)
 }

@@ -14,14 +14,14 @@ import (
 )
 
 func tokenCommand(ks *keystore.Keystore) *cobra.Command {
-	return cli.Group("token", "See the tokens of a module", tokenListCommand(ks))
+	return cli.Group("token", "Show the tokens of a module", tokenListCommand(ks))
 }
 
 func tokenListCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "list",
-		Short:   "List the tokens of a module, as URIs",
+		Short:   "List the tokens of a module with their URIs",
 		Example: "  notation-hsm token list --module-path /usr/lib/softhsm/libsofthsm2.so",
 		Args:    cli.Exactly(0),
 	}
@@ -44,7 +44,7 @@ func tokenListCommand(ks *keystore.Keystore) *cobra.Command {
 		}
 		if len(tokens) == 0 {
 			fmt.Fprintln(c.ErrOrStderr(),
-				"warning: the module shows no token: check that the HSM, or the server that the module talks to, is there")
+				"warning: the module has no token: check the connection to the HSM, or to the server of the module")
 		}
 		rows := make([][]string, len(tokens))
 		for i, t := range tokens {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"strings"
 
@@ -19,21 +18,21 @@ import (
 
 func trustCommand(ks *keystore.Keystore) *cobra.Command {
 	var manifest string
-	c := cli.Group("trust", "Say who may sign which repositories, and tell Notation",
+	c := cli.Group("trust", "Define who may sign for which repositories, and export it as trust policy",
 		trustInitCommand(&manifest),
 		cli.Group("signer", "Add, remove and list signers",
 			signerAddCommand(ks, &manifest), signerRemoveCommand(&manifest), signerListCommand(&manifest)),
 		trustExportCommand(&manifest))
 	c.PersistentFlags().StringVar(&manifest, "manifest", "",
-		"the file with all signers (default: NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in your "+
-			"configuration directory)")
+		"trust manifest: the file with all signers (default: NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in the "+
+			"user's configuration directory)")
 	return c
 }
 
 func trustInitCommand(manifest *string) *cobra.Command {
 	return &cobra.Command{
 		Use:     "init",
-		Short:   "Make a trust manifest, without signers",
+		Short:   "Create a trust manifest without signers",
 		Example: "  notation-hsm trust init",
 		Args:    cli.Exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -41,14 +40,14 @@ func trustInitCommand(manifest *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			made, err := trust.Init(c.Context(), path)
+			created, err := trust.Init(c.Context(), path)
 			if err != nil {
 				return err
 			}
-			if made {
-				fmt.Fprintf(c.ErrOrStderr(), "made %s\n", path)
+			if created {
+				fmt.Fprintf(c.ErrOrStderr(), "created %s\n", path)
 			} else {
-				fmt.Fprintf(c.ErrOrStderr(), "%s was there already, and is as it was\n", path)
+				fmt.Fprintf(c.ErrOrStderr(), "%s exists already, and was not changed\n", path)
 			}
 			return nil
 		},
@@ -61,49 +60,52 @@ func signerAddCommand(ks *keystore.Keystore, manifest *string) *cobra.Command {
 	var threshold int
 	c := &cobra.Command{
 		Use:   "add NAME",
-		Short: "Let a signer sign in repositories",
-		Long: `Let a signer sign in repositories. The signer is known by one of:
+		Short: "Allow a signer to sign for repositories",
+		Long: `Allow a signer to sign for repositories. One of these flags identifies the signer:
 
-  --cert FILE  a self-signed certificate; or one under a CA, with its issuers in the same file: then everyone counts who has its subject
-               from this root. With a CA's certificate, everyone with a certificate of this CA counts.
-  --key KEY    the same, from the token of the key, or its certificate-chain setting
-  --ca NAME    everyone with a certificate of a CA made by 'notation-hsm ca'
+  --cert FILE  a self-signed certificate; or a certificate and its issuers: then every certificate
+               with its subject under the same root is accepted. With the certificate of a CA, every
+               certificate of that CA is accepted.
+  --key KEY    the same, with the certificates on the token of the key, or in its certificate-chain
+               setting
+  --ca NAME    every certificate of a CA that 'notation-hsm ca' runs
 
-A signer who is there already gets more scopes, and needs none of these. The change counts after 'notation-hsm trust export'.`,
+To add scopes to a signer that exists already, give none of these flags. The change takes effect
+with 'notation-hsm trust export'.`,
 		Example: `  notation-hsm trust signer add alice --scope registry.example.com/team/app --cert alice.pem
-  notation-hsm trust signer add releases --scope registry.example.com/team/app --ca team --subject "C=CH,ST=Zurich,O=Example,OU=Releases"
+  notation-hsm trust signer add releases --scope registry.example.com/team/app --ca team \
+    --subject "C=CH,ST=Zurich,O=Example,OU=Releases"
   notation-hsm trust signer add alice --scope registry.example.com/team/tools`,
 		Args: cli.Exactly(1),
 	}
 	given, cas := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...), addCAFolder(c)
 	c.Flags().StringArrayVar(&g.Scopes, "scope", nil,
-		`a repository, or "*" for all that have no signer of their own (required; may be repeated)`)
+		`repository, or "*" for all repositories that have no signer (required; can be repeated)`)
 	c.Flags().StringVar(&by.file, "cert", "",
-		"PEM file with the signer's certificate and its issuers, or a CA's certificate")
-	c.Flags().StringVar(&by.key, "key", "", "the signer's key, by URI or alias")
-	c.Flags().StringVar(&by.ca, "ca", "", "a CA, by its name")
+		"PEM file with the certificate of the signer and its issuers, or with the certificate of a CA")
+	c.Flags().StringVar(&by.key, "key", "", "URI or alias of the signer's key")
+	c.Flags().StringVar(&by.ca, "ca", "", "name of a CA")
 	c.Flags().StringVar(&by.subject, "subject", "",
-		"with a CA: only subjects that have these parts, C, ST and O among them")
+		"with a CA: accept only subjects with these attributes, which must include C, ST and O")
 	c.Flags().StringVar(&g.Level, "level", "",
-		"how strictly Notation verifies: strict, permissive or audit (default strict)")
-	c.Flags().IntVar(&threshold, "threshold", 1, "refused: one signature is always enough for Notation")
-	_ = c.Flags().MarkHidden("threshold") // it is there to say why it is not
+		"Notation's verification level: strict, permissive or audit (default: strict)")
+	c.Flags().IntVar(&threshold, "threshold", 1, "refused: Notation always accepts one signature")
+	_ = c.Flags().MarkHidden("threshold") // it exists to explain why there is no threshold
 	c.RunE = func(c *cobra.Command, args []string) error {
 		g.Name = args[0]
 		switch {
 		case threshold != 1:
-			return failure.New(failure.Invalid,
-				"a threshold of %d is not something Notation can verify: one good signature is always enough for it", threshold).
-				WithHint("let a release pipeline check all signatures before it signs last, and trust its key alone")
+			return cli.Usage(c, failure.New(failure.Unsupported,
+				"cannot require %d signatures: Notation always accepts one valid signature", threshold).
+				WithHint("let a release pipeline verify all signatures before it signs last, and trust only its key"))
 		case len(g.Scopes) == 0:
-			return failure.New(failure.Invalid, "signer %q needs a --scope to sign in", g.Name).
-				WithHint("as in: --scope registry.example.com/team/app")
+			return cli.Required(c, "scope", "registry.example.com/team/app")
 		}
 		path, err := trust.Path(*manifest)
 		if err != nil {
 			return err
 		}
-		if g.Cert, err = certificate(c.Context(), ks, by, given(), cas); err != nil {
+		if g.Cert, err = signerCertificate(c, ks, by, given(), cas); err != nil {
 			return err
 		}
 		s, err := trust.Add(c.Context(), path, g)
@@ -111,18 +113,18 @@ A signer who is there already gets more scopes, and needs none of these. The cha
 			return err
 		}
 		fmt.Fprintf(c.ErrOrStderr(),
-			"signer %q may sign in %s (%s)\nfingerprint to compare: %s\nnext: notation-hsm trust export\n",
+			"signer %q may sign for %s (%s)\nfingerprint to compare: %s\nnext: notation-hsm trust export\n",
 			s.Name, strings.Join(s.Scopes, ", "), s.Level, s.Fingerprint)
 		return nil
 	}
 	return c
 }
 
-// signerFlags name the certificate that a signer is known by.
+// signerFlags are the flags that identify a signer.
 type signerFlags struct{ file, key, ca, subject string }
 
-// certificate reads what the flags name; nothing where they name nothing.
-func certificate(ctx context.Context, ks *keystore.Keystore, by signerFlags, settings map[string]string,
+// signerCertificate reads the certificate that the flags name. It returns nil if they name none.
+func signerCertificate(c *cobra.Command, ks *keystore.Keystore, by signerFlags, settings map[string]string,
 	cas func() (string, error)) (*trust.Certificate, error) {
 	named := 0
 	for _, value := range []string{by.file, by.key, by.ca} {
@@ -133,17 +135,18 @@ func certificate(ctx context.Context, ks *keystore.Keystore, by signerFlags, set
 	const hint = "as in: --cert alice.pem, --key \"pkcs11:token=signing;object=release\", or --ca team"
 	switch {
 	case named > 1:
-		return nil, failure.New(failure.Invalid, "a signer is known by one of --cert, --key and --ca").WithHint(hint)
+		return nil, cli.Usage(c, failure.New(failure.Invalid, "--cert, --key and --ca exclude each other").WithHint(hint))
 	case by.subject != "" && by.file == "" && by.ca == "":
-		return nil, failure.New(failure.Invalid, "a --subject limits a CA").WithHint("name the CA with --ca or --cert")
+		return nil, cli.Usage(c, failure.New(failure.Invalid, "--subject needs --ca or --cert").
+			WithHint("name the CA whose subjects it limits"))
 	case by.key == "" && len(settings) > 0:
-		return nil, failure.New(failure.Invalid, "the settings of a token need a --key").WithHint(hint)
+		return nil, cli.Usage(c, failure.New(failure.Invalid, "the settings of a token need --key").WithHint(hint))
 	case by.key != "":
 		s, err := ks.Resolve(by.key, settings, config.Flags)
 		if err != nil {
 			return nil, err
 		}
-		return trust.FromKey(ctx, s)
+		return trust.FromKey(c.Context(), s)
 	case by.ca != "":
 		folder, err := cas()
 		if err != nil {
@@ -164,28 +167,28 @@ func signerRemoveCommand(manifest *string) *cobra.Command {
 	var scopes []string
 	c := &cobra.Command{
 		Use:   "remove NAME",
-		Short: "Let a signer sign no longer: in some repositories, or in any",
-		Long: "Let a signer sign no longer: in the scopes that are given, or in any. The change counts after " +
-			"'notation-hsm trust export'.",
+		Short: "Remove a signer, from some repositories or altogether",
+		Long: `Remove scopes from a signer, or without --scope the signer. The change takes effect with
+'notation-hsm trust export'.`,
 		Example: "  notation-hsm trust signer remove alice --scope registry.example.com/team/app",
 		Args:    cli.Exactly(1),
 	}
-	c.Flags().StringArrayVar(&scopes, "scope", nil, "a repository to take from the signer (default: all; may be repeated)")
+	c.Flags().StringArrayVar(&scopes, "scope", nil, "repository to remove from the signer (default: all; can be repeated)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		path, err := trust.Path(*manifest)
 		if err != nil {
 			return err
 		}
-		gone, err := trust.Remove(c.Context(), path, args[0], scopes)
+		removed, err := trust.Remove(c.Context(), path, args[0], scopes)
 		if err != nil {
 			return err
 		}
-		what := "no longer signs in " + strings.Join(scopes, ", ")
-		if gone {
+		what := "may no longer sign for " + strings.Join(scopes, ", ")
+		if removed {
 			what = "is removed"
 		}
 		fmt.Fprintf(c.ErrOrStderr(),
-			"signer %q %s\nnext: notation-hsm trust export; until then Notation takes the signatures\n", args[0], what)
+			"signer %q %s\nnext: notation-hsm trust export; until then Notation accepts the signatures\n", args[0], what)
 		return nil
 	}
 	return c
@@ -195,7 +198,7 @@ func signerListCommand(manifest *string) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "list",
-		Short:   "List the signers, and where each may sign",
+		Short:   "List the signers and their repositories",
 		Example: "  notation-hsm trust signer list",
 		Args:    cli.Exactly(0),
 	}
@@ -233,24 +236,24 @@ func trustExportCommand(manifest *string) *cobra.Command {
 	var to, format string
 	c := &cobra.Command{
 		Use:   "export",
-		Short: "Write what Notation, Kyverno or Ratify verifies with",
-		Long: `Write what verifies images from the manifest:
+		Short: "Write the trust policy for Notation, Kyverno or Ratify",
+		Long: `Write the trust policy of the manifest in a format:
 
-  --format notation  Notation's trust stores and trust policy: for you, or into a folder to ship to where images are verified, as Notation's
-                     configuration directory. Statements and trust stores that others made are kept as they are; those of an earlier
+  --format notation  Notation's trust stores and trust policy, for this user; or with --to in a
+                     folder, to use as Notation's configuration directory on other machines.
+                     Statements and trust stores of others are not changed; those of an earlier
                      export are replaced.
-  --format kyverno   a policy for a cluster with Kyverno, as YAML
+  --format kyverno   policy for a cluster with Kyverno, as YAML
   --format ratify    resources for a cluster with Ratify and Gatekeeper, as YAML
 
-What a format can't say exactly is refused.`,
+A manifest that a format cannot express exactly is refused.`,
 		Example: `  notation-hsm trust export
   notation-hsm trust export --to cluster/notation
   notation-hsm trust export --format kyverno | kubectl apply -f -`,
 		Args: cli.Exactly(0),
 	}
 	c.Flags().StringVar(&to, "to", "",
-		"notation: a folder to write to (default: Notation's configuration directory); else: a file (default: "+
-			"standard output)")
+		"notation: folder to write to (default: Notation's configuration directory); else: file (default: standard output)")
 	c.Flags().StringVar(&format, "format", "notation", "notation, kyverno or ratify")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		path, err := trust.Path(*manifest)
@@ -265,7 +268,8 @@ What a format can't say exactly is refused.`,
 		case "ratify":
 			return exportYAML(c, trust.Ratify, path, to)
 		}
-		return failure.New(failure.Invalid, "there is no format %q", format).WithHint("use notation, kyverno or ratify")
+		return cli.Usage(c, failure.New(failure.Invalid, "unknown --format %q", format).
+			WithHint("use notation, kyverno or ratify"))
 	}
 	return c
 }
@@ -277,10 +281,10 @@ func exportNotation(c *cobra.Command, manifest, to string) error {
 	}
 	out := c.ErrOrStderr()
 	if done.Removed {
-		fmt.Fprintf(out, "removed %s: no signer is left, and so nothing verifies\n", done.Policy)
+		fmt.Fprintf(out, "removed %s: without signers, nothing verifies\n", done.Policy)
 		return nil
 	}
-	fmt.Fprintf(out, "wrote %s: statements of signers: %d, kept of others: %d\n", done.Policy, done.Statements, done.Kept)
+	fmt.Fprintf(out, "wrote %s: %d statements of signers, %d of others\n", done.Policy, done.Statements, done.Kept)
 	return nil
 }
 
