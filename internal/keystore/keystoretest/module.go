@@ -35,11 +35,14 @@ const tries = 3
 
 // Module is a keystore.Backend for pkcs11: URIs. It is safe for concurrent use.
 type Module struct {
-	mu     sync.Mutex
-	tokens []*token
-	calls  map[string]int
-	faults map[string]error
-	open   int
+	mu        sync.Mutex
+	tokens    []*token
+	calls     map[string]int
+	before    map[string]func() error
+	after     map[string]func() error
+	showInfo  func(*key.Info)
+	showToken func(*key.Token)
+	open      int
 }
 
 type token struct {
@@ -74,7 +77,7 @@ type wrappingObject struct {
 
 // New returns a module with a token for each label.
 func New(labels ...string) *Module {
-	m := &Module{calls: map[string]int{}, faults: map[string]error{}}
+	m := &Module{calls: map[string]int{}, before: map[string]func() error{}, after: map[string]func() error{}}
 	for _, label := range labels {
 		m.tokens = append(m.tokens, &token{label: label, oaep: []crypto.Hash{crypto.SHA256, crypto.SHA1}})
 	}
@@ -124,10 +127,35 @@ func (m *Module) Calls(operation string) int {
 }
 
 // Fail has an operation fail, by the method's name, until it is called with nil.
-func (m *Module) Fail(operation string, err error) {
+func (m *Module) Fail(operation string, err error) { m.Before(operation, func() error { return err }) }
+
+// Before has an operation call a function, which fails the operation by its error. The function calls no method of the
+// module or its stores.
+func (m *Module) Before(operation string, do func() error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.faults[operation] = err
+	m.before[operation] = do
+}
+
+// After is Before for a function that is called when the operation has taken effect, as when its answer is lost.
+func (m *Module) After(operation string, do func() error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.after[operation] = do
+}
+
+// ShowInfo changes what keys show of themselves from now on.
+func (m *Module) ShowInfo(change func(*key.Info)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.showInfo = change
+}
+
+// ShowToken changes what tokens show of themselves from now on.
+func (m *Module) ShowToken(change func(*key.Token)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.showToken = change
 }
 
 // OpenStores returns how many stores are open: 0 when every caller has closed its own.
@@ -158,8 +186,10 @@ func (m *Module) token(label string) *token {
 // begin counts a call and returns its fault. The caller holds the lock.
 func (m *Module) begin(ctx context.Context, operation string) error {
 	m.calls[operation]++
-	if err := m.faults[operation]; err != nil {
-		return err
+	if do := m.before[operation]; do != nil {
+		if err := do(); err != nil {
+			return err
+		}
 	}
 	if err := ctx.Err(); err != nil {
 		return failure.New(failure.Internal, "interrupted: %w", err)
@@ -187,9 +217,35 @@ func (m *Module) Tokens(ctx context.Context, _ *config.Settings) ([]key.Token, e
 	}
 	var all []key.Token
 	for i, t := range m.tokens {
-		all = append(all, t.describe(uint(i)))
+		all = append(all, m.describe(t, uint(i)))
 	}
 	return all, nil
+}
+
+// end returns the fault of an operation that has taken effect. The caller holds the lock.
+func (m *Module) end(operation string) error {
+	if do := m.after[operation]; do != nil {
+		return do()
+	}
+	return nil
+}
+
+// describe returns what a token shows of itself. The caller holds the lock.
+func (m *Module) describe(t *token, slot uint) key.Token {
+	shown := t.describe(slot)
+	if m.showToken != nil {
+		m.showToken(&shown)
+	}
+	return shown
+}
+
+// info returns what a key shows of itself. The caller holds the lock.
+func (m *Module) info(o *object, on *token) key.Info {
+	shown := o.info(on)
+	if m.showInfo != nil {
+		m.showInfo(&shown)
+	}
+	return shown
 }
 
 func (t *token) describe(slot uint) key.Token {
@@ -256,7 +312,7 @@ func (m *Module) Generate(ctx context.Context, s *config.Settings, r key.Request
 		}
 	}
 	on.keys = append(on.keys, o)
-	return o.info(on), nil
+	return m.info(o, on), m.end("Generate")
 }
 
 // ImportWrapping stores a wrapping key. soPINSource is not read: SOPIN is taken as given.
@@ -272,5 +328,5 @@ func (m *Module) ImportWrapping(ctx context.Context, s *config.Settings, _ strin
 		return failure.New(failure.NotFound, "no token matches %s", s.Key)
 	}
 	on.wrapping = append(on.wrapping, &wrappingObject{w, slices.Clone(value)})
-	return nil
+	return m.end("ImportWrapping")
 }

@@ -47,7 +47,10 @@ func (s *store) do(ctx context.Context, operation string, do func() error) error
 	if err := s.module.begin(ctx, operation); err != nil {
 		return err
 	}
-	return do()
+	if err := do(); err != nil {
+		return err
+	}
+	return s.module.end(operation)
 }
 
 // in is do after a login.
@@ -61,7 +64,7 @@ func (s *store) in(ctx context.Context, operation string, do func() error) error
 func (s *store) Describe() key.Token {
 	s.module.mu.Lock()
 	defer s.module.mu.Unlock()
-	return s.token.describe(uint(slices.Index(s.module.tokens, s.token)))
+	return s.module.describe(s.token, uint(slices.Index(s.module.tokens, s.token)))
 }
 
 func (s *store) Login(ctx context.Context) error {
@@ -361,7 +364,7 @@ func (k *memoryKey) ReadPublic(ctx context.Context) (public crypto.PublicKey, er
 
 func (k *memoryKey) Info(ctx context.Context) (info key.Info, err error) {
 	err = k.store.do(ctx, "Info", func() error {
-		info = k.object.info(k.store.token)
+		info = k.store.module.info(k.object, k.store.token)
 		return nil
 	})
 	return info, err
