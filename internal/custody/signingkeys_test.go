@@ -8,20 +8,9 @@ import (
 	"testing"
 
 	notation "github.com/notaryproject/notation-go/config"
-	"github.com/notaryproject/notation-go/dir"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
-
-// useNotation gives the test a Notation configuration directory of its own and returns the path of signingkeys.json.
-func useNotation(t *testing.T) string {
-	t.Helper()
-	folder := filepath.Join(t.TempDir(), "notation")
-	old, oldLibexec := dir.UserConfigDir, dir.UserLibexecDir
-	dir.UserConfigDir, dir.UserLibexecDir = folder, folder
-	t.Cleanup(func() { dir.UserConfigDir, dir.UserLibexecDir = old, oldLibexec })
-	return filepath.Join(folder, "signingkeys.json")
-}
 
 // TestSigningKeysAsNotation compares the list with what Notation's own package writes and reads.
 func TestSigningKeysAsNotation(t *testing.T) {
