@@ -154,7 +154,7 @@ func TestBackupChanged(t *testing.T) {
 		"no MAC key": {replace(field(t, release, "key"), `"key": ""`), key},
 		"random MAC key": {replace(field(t, release, "key"),
 			`"key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="`), "did not unwrap its MAC key"},
-		"certificate's key": {signed(t, exchange(t, release, other, "certificates")), "is another key's"},
+		"certificate's key": {signed(t, exchange(t, release, other, "certificates")), "its certificate belongs to another key"},
 		"no checksum":       {replace(`"sign": true`, `"sign": false`), damaged},
 		"second name": {signed(t, replace(`"label": "release"`, "\"label\": \"trusted\",\n  \"label\": \"release\"")),
 			damaged},
@@ -165,8 +165,8 @@ func TestBackupChanged(t *testing.T) {
 		"longer":        {release + "{}", damaged},
 		"huge":          {release + strings.Repeat(" ", 1<<18), "is larger than 262144 bytes"},
 		"no MAC":        {strings.Replace(downgrade(t, release), `"version": 1`, `"version": 2`, 1), damaged},
-		"older version": {downgrade(t, release), "is of version 1, which has no MAC"},
-		"newer version": {replace(`"version": 2`, `"version": 3`), "which is not known here"},
+		"older version": {downgrade(t, release), "version 1 has no MAC"},
+		"newer version": {replace(`"version": 2`, `"version": 3`), "this program does not know version 3"},
 	} {
 		path := filepath.Join(t.TempDir(), "changed.json")
 		softhsmtest.Write(t, path, c.text)
@@ -200,7 +200,7 @@ func TestBackupUsage(t *testing.T) {
 	for label := range keys {
 		_, stderr, err := softhsmtest.Try(t, "", b.n.Plugin, "key", "restore", b.file(label), "--token", "spare")
 		signs := strings.HasPrefix(label, "sign")
-		if err != nil || strings.Contains(stderr, "a test signature verifies") != signs ||
+		if err != nil || strings.Contains(stderr, "test signature verifies") != signs ||
 			strings.Contains(stderr, "it decrypts what is encrypted") == signs {
 			t.Errorf("%s: %v: %s", label, err, stderr)
 		}
@@ -232,7 +232,7 @@ func TestRestoreKilled(t *testing.T) {
 		kills++
 		_, stderr, err := softhsmtest.Try(t, "", b.n.Plugin, restore...)
 		if err != nil {
-			if left++; !strings.Contains(stderr, "has a key with this name already") {
+			if left++; !strings.Contains(stderr, "already has a key") {
 				t.Errorf("killed at %s: %s", at, stderr)
 			}
 			if got := usageOf(t, b.token, "spare", "release"); !slices.Equal(got, want) {
@@ -324,7 +324,7 @@ func TestBackupUnauthenticated(t *testing.T) {
 	b.run(t, "key", "delete", "pkcs11:token=spare;object=release", "--yes")
 	softhsmtest.Write(t, path, downgrade(t, release))
 	_, stderr, err = softhsmtest.Try(t, "", b.n.Plugin, "key", "restore", path, "--token", "spare", "--unauthenticated")
-	if err != nil || !strings.Contains(stderr, "usage sign") || !strings.Contains(stderr, "a test signature verifies") {
+	if err != nil || !strings.Contains(stderr, "usage sign") || !strings.Contains(stderr, "test signature verifies") {
 		t.Errorf("%v: %s", err, stderr)
 	}
 	// A wrapped key that is not that of the public key is found out when it is there, and goes.

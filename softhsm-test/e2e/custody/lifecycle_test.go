@@ -32,11 +32,11 @@ func TestDoctorPIN(t *testing.T) {
 		logins      int
 	}{
 		{"40000", "failure PIN the user PIN is locked", 0},
-		{"20000", "failure PIN one more wrong PIN locks the token, so the PIN is not tried", 0},
+		{"20000", "failure PIN the PIN was not tried: one more wrong PIN locks the token", 0},
 		{"60000", "failure PIN the user PIN is locked", 0},
-		{"10000", "warning PIN a wrong PIN was given since the last right one", 1},
+		{"10000", "warning PIN a wrong PIN was entered since the last successful login", 1},
 		{"80000", "warning PIN the PIN must be changed", 1},
-		{"0", "ok PIN no wrong PIN was given since the last right one", 1},
+		{"0", "ok PIN no wrong PIN was entered since the last successful login", 1},
 	} {
 		softhsmtest.Setenv(t, "SHIM_TOKEN_FLAGS", c.flags)
 		_ = os.Remove(log)
@@ -74,7 +74,7 @@ func TestDoctorFaults(t *testing.T) {
 	softhsmtest.Write(t, chain, softhsmtest.PEM(leaf)+ca.PEM())
 	stdout, _, err := softhsmtest.Try(t, "", n.Plugin, "doctor", other, "--certificate-chain", chain)
 	for _, line := range []string{"failure expiry the certificate of", "expired on",
-		"ok chain whole up to the root (length 2)", "ok test signature"} {
+		"ok chain complete up to the root (length 2)", "ok test signature"} {
 		if err == nil || !strings.Contains(squeeze(stdout), line) {
 			t.Errorf("%q is missing:\n%s", line, stdout)
 		}

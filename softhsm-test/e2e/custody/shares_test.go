@@ -218,12 +218,12 @@ func TestSharesEncrypted(t *testing.T) {
 	}
 	for i := range custodians {
 		stderr, err := restore("spare", files, slices.Delete(slices.Clone(identities), i, i+1)...)
-		if err == nil || !strings.Contains(stderr, fmt.Sprintf("no identity opens the share %s", files[i])) {
+		if err == nil || !strings.Contains(stderr, fmt.Sprintf("no identity can decrypt the share %s", files[i])) {
 			t.Errorf("without identity %d: %v: %s", i+1, err, stderr)
 		}
 	}
 	if stderr, err := restore("spare", files); err == nil ||
-		!strings.Contains(stderr, "is encrypted, and there is no identity of its kind") {
+		!strings.Contains(stderr, "cannot decrypt the share ") {
 		t.Errorf("without identities: %v: %s", err, stderr)
 	}
 	if now, err := filepath.Glob(filepath.Join(tokens, "*", "*.object")); err != nil || !slices.Equal(now, objects) {
