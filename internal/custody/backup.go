@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"os"
 	"strings"
 	"time"
@@ -87,7 +86,7 @@ func newBackup(ctx context.Context, store keystore.Store, k keystore.Key, s *key
 	if err != nil {
 		return b, err
 	}
-	public, err := x509.MarshalPKIXPublicKey(k.Public())
+	public, err := encodePublic(k.Public())
 	if err != nil {
 		return b, err
 	}
@@ -104,8 +103,7 @@ func newBackup(ctx context.Context, store keystore.Store, k keystore.Key, s *key
 	return backupFile{
 		Version: backupVersion, Made: time.Now().UTC().Truncate(time.Second), Token: store.Describe().Label,
 		Label: info.Label, ID: hex.EncodeToString(info.ID), Spec: string(spec.Name),
-		PublicKey:    string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public})),
-		Certificates: string(certs.Encode(chain)),
+		PublicKey: string(public), Certificates: string(certs.Encode(chain)),
 		Attributes: backupAttributes{isTrue(info.Sign), isTrue(info.Sensitive), isTrue(info.Extractable),
 			isTrue(info.WrapWithTrusted)},
 	}, nil

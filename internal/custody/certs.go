@@ -2,6 +2,7 @@ package custody
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -110,6 +111,11 @@ func ExportPublic(ctx context.Context, s *keystore.Reference) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return encodePublic(public)
+}
+
+// encodePublic returns a public key as PEM (SubjectPublicKeyInfo).
+func encodePublic(public crypto.PublicKey) ([]byte, error) {
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package custody
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -122,4 +123,16 @@ func wantFailure(t *testing.T, name string, err error, kind failure.Kind, text s
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
+}
+
+// openSpy notes whether a token is opened with allow-final-pin-try.
+type openSpy struct {
+	*keystoretest.Module
+	allowed *bool
+}
+
+// Open opens a token.
+func (o *openSpy) Open(ctx context.Context, s *config.Settings) (keystore.Store, error) {
+	*o.allowed = *o.allowed || s.AllowFinalPINTry
+	return o.Module.Open(ctx, s)
 }
