@@ -14,7 +14,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore/keystoretest"
 )
 
-var errInjected = failure.New(failure.Unavailable, "injected")
+var errInjected = failure.New(failure.Unavailable, "injected").WithHint("remove the fault")
 
 // rotated is a rotation under test: a key "release" that Notation's signing key "release" names.
 type rotated struct {
