@@ -169,7 +169,7 @@ func TestDoctorAttributes(t *testing.T) {
 		"unwraps":        {func(i *key.Info) { i.Unwrap = &yes }, Warning, "it can also unwrap keys"},
 		"derives":        {func(i *key.Info) { i.Derive = &yes }, Warning, "it can also derive keys"},
 		"nothing shown":  {func(i *key.Info) { i.Sensitive = nil }, Warning, "does not show whether it can leave the token"},
-		"few things":     {func(i *key.Info) { i.NeverExtractable, i.Local = nil, nil }, OK, "sensitive, not extractable, for"},
+		"little shown":   {func(i *key.Info) { i.NeverExtractable, i.Local = nil, nil }, OK, "sensitive, not extractable"},
 		"all as it is":   {func(*key.Info) {}, OK, "sensitive, never extractable, generated on the token, for signing alone"},
 		"wrapped by any": {func(i *key.Info) { i.Extractable, i.WrapWithTrusted = &yes, nil }, Failed, "CKA_EXTRACTABLE"},
 	} {
@@ -195,7 +195,7 @@ func TestDoctorFaults(t *testing.T) {
 	if got := outcomes(Doctor(t.Context(), s)); got["key"] != Failed || got["login"] != OK || got["chain"] != NotChecked {
 		t.Errorf("no key: %v", got)
 	}
-	generateWithout(t, m, "a", "release")
+	generateWithout(t, m, "release")
 	m.ShowToken(func(t *key.Token) { t.WriteProtect, t.LoginRequired = true, false })
 	report = Doctor(t.Context(), s)
 	wantCheck(t, report, "token", Warning, "is read-only")
@@ -260,7 +260,7 @@ func TestExpiry(t *testing.T) {
 func TestSurvey(t *testing.T) {
 	m := fixture(t, "a")
 	generate(t, m, "a", "release")
-	generateWithout(t, m, "a", "bare")
+	generateWithout(t, m, "bare")
 	register(t, "release", "pkcs11:token=a;object=release")
 	register(t, "bare", "pkcs11:token=a;object=bare")
 	keys := must[*signingKeys](t)(loadSigningKeys())
@@ -298,10 +298,10 @@ func TestSurvey(t *testing.T) {
 	wantCheck(t, Survey(t.Context(), m.Reference("a", "")), "signing keys", Failed, "list of signing keys")
 }
 
-// generateWithout generates a signing key without a certificate.
-func generateWithout(t *testing.T, m *keystoretest.Module, token, label string) {
+// generateWithout generates a signing key without a certificate on token "a".
+func generateWithout(t *testing.T, m *keystoretest.Module, label string) {
 	t.Helper()
-	_, _, err := Generate(t.Context(), m.Reference(token, ""), KeyRequest{Spec: "EC-256", Usage: "sign", Label: label})
+	_, _, err := Generate(t.Context(), m.Reference("a", ""), KeyRequest{Spec: "EC-256", Usage: "sign", Label: label})
 	if err != nil {
 		t.Fatal(err)
 	}

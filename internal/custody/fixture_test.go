@@ -85,7 +85,8 @@ func newCA(t *testing.T, m *keystoretest.Module, token, name string) string {
 		t.Fatal(err)
 	}
 	folder := filepath.Join(t.TempDir(), "ca")
-	_, err := ca.Init(t.Context(), m.Keystore(), folder, name, "pkcs11:token="+token+";object="+name, nil, config.Flags, "",
+	uri := "pkcs11:token=" + token + ";object=" + name
+	_, err := ca.Init(t.Context(), m.Keystore(), folder, name, uri, nil, config.Flags, "",
 		ca.Terms{Subject: "CN=" + name + ",O=Example,C=CH,ST=Zurich", Days: 3650})
 	if err != nil {
 		t.Fatal(err)

@@ -73,7 +73,8 @@ func TestRegister(t *testing.T) {
 		makeDefault bool
 		added       bool
 	}{{given, false, true}, {given, false, false}, {given, true, false}} {
-		if added, err := Register(t.Context(), "release", uri, c.given, c.makeDefault, silent); err != nil || added != c.added {
+		added, err := Register(t.Context(), "release", uri, c.given, c.makeDefault, silent)
+		if err != nil || added != c.added {
 			t.Errorf("%d: %t, %v", i, added, err)
 		}
 	}
@@ -130,10 +131,12 @@ func TestRegisterPrograms(t *testing.T) {
 	if err := AllowRegistered(t.Context(), "release", confirm, notify); err != nil || len(told) != 2 {
 		t.Errorf("%v, %q", err, told)
 	}
-	if err := AllowRegistered(t.Context(), "release", func(config.Programs) error { return errInjected }, notify); err != nil {
+	refuse := func(config.Programs) error { return errInjected }
+	if err := AllowRegistered(t.Context(), "release", refuse, notify); err != nil {
 		t.Errorf("it asks for what is listed already: %v", err)
 	}
-	wantFailure(t, "no such key", AllowRegistered(t.Context(), "none", confirm, notify), failure.NotFound, "no signing key")
+	err = AllowRegistered(t.Context(), "none", confirm, notify)
+	wantFailure(t, "no such key", err, failure.NotFound, "no signing key")
 	keys := must[*signingKeys](t)(loadSigningKeys())
 	keys.Keys = append(keys.Keys, signingKey{Name: "other", ID: "1", PluginName: "other"})
 	if err := keys.save(); err != nil {

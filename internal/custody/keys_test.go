@@ -26,7 +26,8 @@ func TestGenerate(t *testing.T) {
 	if m.Calls("Generate") != 0 {
 		t.Error("a key was generated")
 	}
-	uri, extra, err := Generate(t.Context(), m.Reference("a", ""), KeyRequest{Spec: "EC-384", Usage: "sign", Label: "one", ID: "0a"})
+	uri, extra, err := Generate(t.Context(), m.Reference("a", ""),
+		KeyRequest{Spec: "EC-384", Usage: "sign", Label: "one", ID: "0a"})
 	if err != nil || extra != "" || uri != "pkcs11:token=a;id=%0A;object=one" {
 		t.Errorf("%s, %q, %v", uri, extra, err)
 	}
@@ -44,7 +45,7 @@ func TestGenerate(t *testing.T) {
 func TestKeys(t *testing.T) {
 	m := fixture(t, "a")
 	generate(t, m, "a", "release")
-	generateWithout(t, m, "a", "bare")
+	generateWithout(t, m, "bare")
 	if _, _, err := Generate(t.Context(), m.Reference("a", ""),
 		KeyRequest{Spec: "EC-256", Usage: "decrypt", Label: "nodes"}); err != nil {
 		t.Fatal(err)
@@ -71,7 +72,8 @@ func TestKeys(t *testing.T) {
 		t.Error(err)
 	}
 	m.ShowInfo(func(i *key.Info) { i.Public = nil })
-	if shown, err := Show(t.Context(), m.Reference("a", "bare")); err != nil || shown.Reason != "its public half cannot be read" {
+	shown, err := Show(t.Context(), m.Reference("a", "bare"))
+	if err != nil || shown.Reason != "its public half cannot be read" {
 		t.Errorf("%+v, %v", shown, err)
 	}
 }
@@ -79,7 +81,7 @@ func TestKeys(t *testing.T) {
 // TestCertificates makes, imports and exports certificates of a key.
 func TestCertificates(t *testing.T) {
 	m := fixture(t, "a")
-	generateWithout(t, m, "a", "release")
+	generateWithout(t, m, "release")
 	s := m.Reference("a", "release")
 	_, err := Export(t.Context(), s)
 	wantFailure(t, "no certificate", err, failure.NotFound, "has no certificate")
@@ -118,7 +120,7 @@ func TestCertificates(t *testing.T) {
 	if key, err := x509.ParsePKIXPublicKey(block.Bytes); err != nil || !parsed.PublicKey.(*ecdsa.PublicKey).Equal(key) {
 		t.Error(key, err)
 	}
-	generateWithout(t, m, "a", "other")
+	generateWithout(t, m, "other")
 	_, _, err = Import(t.Context(), m.Reference("a", "other"), path)
 	wantFailure(t, "another key's certificate", err, failure.Invalid, "belongs to the key")
 	if _, _, err := Import(t.Context(), s, path+".none"); err == nil || !strings.Contains(err.Error(), ".none") {

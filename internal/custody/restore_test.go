@@ -23,7 +23,8 @@ func wrappingTokens(t *testing.T, m *keystoretest.Module) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := RestoreWrappingKey(t.Context(), m.Reference("b", ""), "env:SO", ShareFiles{Files: paths[1:]}); err != nil {
+	_, err = RestoreWrappingKey(t.Context(), m.Reference("b", ""), "env:SO", ShareFiles{Files: paths[1:]})
+	if err != nil {
 		t.Fatal(err)
 	}
 	return paths
@@ -126,8 +127,8 @@ func wrappingKey(t *testing.T, store keystore.Store) (key.WrappingKey, error) {
 	return store.WrappingKey(t.Context(), reference)
 }
 
-// TestRestoreNotProven deletes a restored key that does not sign, or decrypt, for the public key in the backup. The error
-// says so, and whether the key is still on the token.
+// TestRestoreNotProven deletes a restored key that does not sign, or decrypt, for the public key in the backup. The
+// error says so, and whether the key is still on the token.
 func TestRestoreNotProven(t *testing.T) {
 	for usage, words := range map[string]string{
 		"sign": "a test signature does not verify", "decrypt": "does not decrypt what is encrypted to its public half",
@@ -215,14 +216,16 @@ func TestRestoreForged(t *testing.T) {
 	_, err = Restore(t.Context(), m.Reference("b", ""), older, nil)
 	wantFailure(t, "version 1", err, failure.Denied, "version 1 has no MAC")
 	var shown Unauthenticated
-	_, err = Restore(t.Context(), m.Reference("b", ""), older, func(u Unauthenticated) error { shown = u; return errInjected })
+	refuse := func(u Unauthenticated) error { shown = u; return errInjected }
+	_, err = Restore(t.Context(), m.Reference("b", ""), older, refuse)
 	if shown.Label != "trusted" || shown.Usage != key.Sign || !strings.Contains(shown.Certificate, "release") {
 		t.Errorf("shown is %+v", shown)
 	}
 	if err == nil || m.Calls("Unwrap") != 0 {
 		t.Errorf("%v, and %d keys were unwrapped", err, m.Calls("Unwrap"))
 	}
-	if _, err := Restore(t.Context(), m.Reference("b", ""), older, func(Unauthenticated) error { return nil }); err != nil {
+	accept := func(Unauthenticated) error { return nil }
+	if _, err := Restore(t.Context(), m.Reference("b", ""), older, accept); err != nil {
 		t.Error(err)
 	}
 	_, err = Restore(t.Context(), m.Reference("b", ""), path+".none", nil)
@@ -237,8 +240,10 @@ func TestBackupContents(t *testing.T) {
 	spec, _ := key.ParseSpec("EC-384")
 	other := must[crypto.Signer](t)(keystoretest.NewKey(spec))
 	for name, edit := range map[string]func(*backupFile){
-		"no public key":             func(b *backupFile) { b.PublicKey = "none" },
-		"a damaged public key":      func(b *backupFile) { b.PublicKey = "-----BEGIN PUBLIC KEY-----\nAA==\n-----END PUBLIC KEY-----\n" },
+		"no public key": func(b *backupFile) { b.PublicKey = "none" },
+		"a damaged public key": func(b *backupFile) {
+			b.PublicKey = "-----BEGIN PUBLIC KEY-----\nAA==\n-----END PUBLIC KEY-----\n"
+		},
 		"another spec":              func(b *backupFile) { b.Spec = "EC-384" },
 		"an id not in hex":          func(b *backupFile) { b.ID = "x" },
 		"a wrapping id not in hex":  func(b *backupFile) { b.WrappingKey.ID = "x" },
@@ -253,8 +258,8 @@ func TestBackupContents(t *testing.T) {
 	}
 }
 
-// TestGenerateWrappable deletes a new key again if the module ignores CKA_WRAP_WITH_TRUSTED, and makes none if the token
-// has no such wrapping key.
+// TestGenerateWrappable deletes a new key again if the module ignores CKA_WRAP_WITH_TRUSTED, and makes none if the
+// token has no such wrapping key.
 func TestGenerateWrappable(t *testing.T) {
 	m := fixture(t, "a", "b")
 	request := KeyRequest{Spec: "EC-256", Usage: "sign", Label: "release", BackupKey: "backup"}
@@ -315,7 +320,8 @@ func TestWrappingKeyShares(t *testing.T) {
 		"a long label":    {Label: strings.Repeat("x", 1<<14), Shares: 2, Threshold: 2, Folder: t.TempDir()},
 		"label not UTF-8": {Label: "\xff", Shares: 2, Threshold: 2, Folder: t.TempDir()},
 	} {
-		if _, _, err := NewWrappingKey(t.Context(), m.Reference("c", ""), "env:SO", sharing); !failure.Is(err, failure.Invalid) {
+		_, _, err := NewWrappingKey(t.Context(), m.Reference("c", ""), "env:SO", sharing)
+		if !failure.Is(err, failure.Invalid) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -345,7 +351,8 @@ func TestWrappingKeyNotImported(t *testing.T) {
 // TestShareInModule decrypts a share with a custodian's key in a module.
 func TestShareInModule(t *testing.T) {
 	m := fixture(t, "a", "b", "carol")
-	_, _, err := Generate(t.Context(), m.Reference("carol", ""), KeyRequest{Spec: "EC-256", Usage: "decrypt", Label: "share"})
+	_, _, err := Generate(t.Context(), m.Reference("carol", ""),
+		KeyRequest{Spec: "EC-256", Usage: "decrypt", Label: "share"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,8 +54,8 @@ func (r *rotated) ca() *ca.Authority {
 	return must[*ca.Authority](r.T)(ca.Open(r.module.Keystore(), r.caFolder, "root"))
 }
 
-// run does what a user does for a rotation: for a certificate request, the first command, the CA's answer, and the second
-// command. It ends at the first failure.
+// run does what a user does for a rotation: for a certificate request, the first command, the CA's answer, and the
+// second command. It ends at the first failure.
 func (r *rotated) run() error {
 	o := RotationRequest{Name: "release", CAFolder: r.caFolder}
 	confirm := func(*Rotation) error { r.asked++; return nil }
@@ -138,12 +138,13 @@ func (r *rotated) check(name string) {
 	}
 }
 
-// TestRotateInterrupted fails each call of the module in a rotation, before and after its effect, one at a time. Running
-// the rotation again finishes it, with one new key and one new certificate.
+// TestRotateInterrupted fails each call of the module in a rotation, before and after its effect, one at a time.
+// Running the rotation again finishes it, with one new key and one new certificate.
 func TestRotateInterrupted(t *testing.T) {
 	for _, source := range []CertificateSource{SelfSigned, FromCA, ByRequest} {
-		for _, operation := range []string{"Open", "Key", "Keys", "Generate", "Sign", "Info", "Certificates", "Import", "Taken",
-			"Discard"} {
+		for _, operation := range []string{
+			"Open", "Key", "Keys", "Generate", "Sign", "Info", "Certificates", "Import", "Taken", "Discard",
+		} {
 			t.Run(fmt.Sprint(source, " ", operation), func(t *testing.T) {
 				for n, hit := 1, true; hit; n++ {
 					for _, when := range []string{"before", "after"} {
