@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -19,6 +20,11 @@ func Ask(ctx context.Context, question, want string) error {
 		return failure.New(failure.Denied, "cannot ask for confirmation: %w", err).WithHint(hint)
 	}
 	defer tty.Close()
+	return askOn(ctx, tty, question, want)
+}
+
+// askOn is Ask on a terminal.
+func askOn(ctx context.Context, tty io.ReadWriter, question, want string) error {
 	fmt.Fprintf(tty, "%s: ", question)
 	answered := make(chan string, 1)
 	go func() {

@@ -18,6 +18,11 @@ func AskPassphrase(ctx context.Context, path string) ([]byte, error) {
 			WithHint("run it in a terminal")
 	}
 	defer tty.Close()
+	return askPassphraseOn(ctx, tty, path)
+}
+
+// askPassphraseOn is AskPassphrase on a terminal.
+func askPassphraseOn(ctx context.Context, tty *os.File, path string) ([]byte, error) {
 	state, err := term.GetState(int(tty.Fd()))
 	if err != nil {
 		return nil, failure.New(failure.Denied, "cannot ask for the passphrase of %s: %w", path, err).
