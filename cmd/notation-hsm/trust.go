@@ -284,7 +284,7 @@ func exportNotation(c *cobra.Command, manifest, to string) error {
 		fmt.Fprintf(out, "removed %s: without signers, nothing verifies\n", done.Policy)
 		return nil
 	}
-	fmt.Fprintf(out, "wrote %s: %d statements of signers, %d of others\n", done.Policy, done.Statements, done.Kept)
+	fmt.Fprintf(out, "wrote %s: statements of signers: %d, of others: %d\n", done.Policy, done.Statements, done.Kept)
 	return nil
 }
 

@@ -26,7 +26,8 @@ func (t *terminal) Write(p []byte) (int, error) { return t.shown.Write(p) }
 func TestAsk(t *testing.T) {
 	t.Parallel()
 	for answer, confirmed := range map[string]bool{
-		"yes\n": true, "  yes \r\n": true, "yes": true, "y\n": false, "YES\n": false, "\n": false, "": false, "no\nyes\n": false,
+		"yes\n": true, "  yes \r\n": true, "yes": true,
+		"y\n": false, "YES\n": false, "\n": false, "": false, "no\nyes\n": false,
 	} {
 		tty := &terminal{Reader: strings.NewReader(answer)}
 		err := askOn(t.Context(), tty, "type yes to delete it", "yes")

@@ -106,7 +106,8 @@ func TestWrongCalls(t *testing.T) {
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	err := Usage(root(nil), failure.New(failure.Invalid, "--a excludes --b").WithHint("give one of them"))
-	if f := failure.From(err); f.Hint != "give one of them" || f.Error() != "--a excludes --b" || f.Kind != failure.Invalid {
+	if f := failure.From(err); f.Hint != "give one of them" || f.Error() != "--a excludes --b" ||
+		f.Kind != failure.Invalid {
 		t.Errorf("%+v", f)
 	}
 	if err.Error() != "--a excludes --b" {

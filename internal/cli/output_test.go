@@ -60,7 +60,8 @@ func TestPrintTable(t *testing.T) {
 		t.Errorf("%q, want %q", out.String(), want)
 	}
 	out.Reset()
-	if err := PrintJSON(&out, map[string]string{"label": "\x1b"}); err != nil || !strings.Contains(out.String(), `"\u001b"`) {
+	err := PrintJSON(&out, map[string]string{"label": "\x1b"})
+	if err != nil || !strings.Contains(out.String(), `"\u001b"`) {
 		t.Errorf("%q, %v", out.String(), err)
 	}
 	yes, no := true, false
