@@ -210,6 +210,20 @@ func TestRestoreForged(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "cannot authenticate the backup") {
 		t.Errorf("a forged backup: %v", err)
 	}
+	for name, edit := range map[string]func(*backupFile){
+		"a new version without a MAC": func(b *backupFile) { b.MAC = nil },
+		"an old version with a MAC":   func(b *backupFile) { b.Version = unauthenticatedVersion },
+		"version 0":                   func(b *backupFile) { b.Version, b.MAC = 0, nil },
+		"another checksum":            func(b *backupFile) { b.Label = "other" },
+	} {
+		changed := *b
+		edit(&changed)
+		if name != "another checksum" {
+			changed.Checksum = must[string](t)(changed.checksum())
+		}
+		_, err := parseBackup("backup", must[[]byte](t)(json.Marshal(changed)))
+		wantFailure(t, name, err, failure.Invalid, "is damaged")
+	}
 	b.Version, b.MAC = unauthenticatedVersion, nil
 	b.Checksum = must[string](t)(b.checksum())
 	older := file(t, must[[]byte](t)(json.Marshal(b)))

@@ -112,7 +112,7 @@ func TestNetHSMKeep(t *testing.T) {
 	if _, stderr, err := softhsmtest.Try(t, "", n.Plugin, setup...); err == nil || len(h.Server.Keys("signing")) > 0 {
 		t.Errorf("without a yes: %v, %s", err, stderr)
 	}
-	for _, want := range []string{"make ", "there"} { // twice, for it can be run again
+	for _, want := range []string{"create", "exists"} { // twice, for it can be run again
 		_, stderr, err := softhsmtest.Try(t, "", n.Plugin, append(setup, "--yes")...)
 		if err != nil || !strings.Contains(stderr, want+"  namespace signing") ||
 			!strings.Contains(stderr, want+"  user signing~operator") {
@@ -170,7 +170,7 @@ func TestNetHSMKeep(t *testing.T) {
 	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_USER", "signing~operator")
 
 	if _, stderr, err := softhsmtest.Try(t, "", n.Plugin, "key", "delete", "nethsm:release-2", "--yes"); err == nil ||
-		!strings.Contains(stderr, "Notation signs with the key") {
+		!strings.Contains(stderr, "Notation signs with it") {
 		t.Errorf("%v: %s", err, stderr)
 	}
 	softhsmtest.Run(t, n.Plugin, "key", "delete", "nethsm:other", "--yes")
