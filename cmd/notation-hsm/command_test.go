@@ -343,7 +343,8 @@ func TestTrustCommands(t *testing.T) {
 	if out := c.ok("trust", "signer", "list"); !strings.Contains(out, scope) {
 		t.Error(out)
 	}
-	if code, _, stderr := c.run("trust", "export"); code != 0 || !strings.Contains(stderr, "statements of signers: 1, of others: 0") {
+	if code, _, stderr := c.run("trust", "export"); code != 0 ||
+		!strings.Contains(stderr, "statements of signers: 1, of others: 0") {
 		t.Errorf("%d, %s", code, stderr)
 	}
 	if out := c.ok("trust", "export", "--format", "kyverno"); !strings.Contains(out, "kind: ImageValidatingPolicy") {

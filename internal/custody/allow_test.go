@@ -10,8 +10,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// TestAllowRefused names the one thing that helps where others can change the config file. To write the list by hand is
-// none: the file would be refused from then on, by every command.
+// TestAllowRefused gives the one hint that helps where others can change the config file. To edit the file would not:
+// every command would refuse it.
 func TestAllowRefused(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "config")
 	if err := os.Mkdir(folder, 0o700); err != nil {
@@ -29,7 +29,7 @@ func TestAllowRefused(t *testing.T) {
 	}
 	f := failure.From(allow())
 	if f == nil || f.Kind != failure.Denied || !strings.Contains(f.Hint, "chmod go-w "+folder+";") ||
-		strings.Contains(f.Hint, "by hand") {
+		strings.Contains(f.Hint, "edit the file") {
 		t.Fatalf("%+v", f)
 	}
 	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // as the hint says

@@ -6,9 +6,10 @@ import (
 	"testing"
 )
 
-// TestExactly refuses backups and shares with other names than are written, even where what is read of them is
-// unchanged.
+// TestExactly refuses backups and shares with unknown, repeated or differently spelt names, even if the values that are
+// read are unchanged.
 func TestExactly(t *testing.T) {
+	t.Parallel()
 	backup, err := json.MarshalIndent(exampleBackup(t), "", "  ")
 	if err != nil {
 		t.Fatal(err)

@@ -58,8 +58,10 @@ func newSSH(t *testing.T, passphrase string) (public string, path string) {
 	return strings.TrimSpace(string(line)) + " someone@example.com", file(t, pem.EncodeToMemory(block))
 }
 
-// TestPassphrases opens shares with identities that have passphrases, which are asked for when they are needed alone.
+// TestPassphrases decrypts shares with identities that have passphrases. A passphrase is asked for only if it is
+// needed.
 func TestPassphrases(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	inner := newAge(t)
 	scrypt := must[*age.ScryptRecipient](t)(age.NewScryptRecipient("horse"))
@@ -111,8 +113,9 @@ func TestPassphrases(t *testing.T) {
 	}
 }
 
-// TestPostQuantum opens a share with one of age's post-quantum identities.
+// TestPostQuantum decrypts a share with one of age's post-quantum identities.
 func TestPostQuantum(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	identity := must[*age.HybridIdentity](t)(age.GenerateHybridIdentity())
 	c := must[custodian](t)(parseCustodian(ctx, nil, identity.Recipient().String()))
@@ -123,8 +126,9 @@ func TestPostQuantum(t *testing.T) {
 	}
 }
 
-// TestPublicKeyFile opens what is encrypted to the key of a file as any JOSE library does.
+// TestPublicKeyFile decrypts a share that is encrypted to the key of a file with a JOSE library.
 func TestPublicKeyFile(t *testing.T) {
+	t.Parallel()
 	private := must[*ecdsa.PrivateKey](t)(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))
 	der := must[[]byte](t)(x509.MarshalPKIXPublicKey(private.Public()))
 	c := must[custodian](t)(parseCustodian(context.Background(), nil,
@@ -138,8 +142,9 @@ func TestPublicKeyFile(t *testing.T) {
 	}
 }
 
-// TestCustodiansRefused refuses what is no custodian, before anything is made.
+// TestCustodiansRefused refuses names that are no public key, and one key for two shares.
 func TestCustodiansRefused(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	one, two := newAge(t).Recipient().String(), newAge(t).Recipient().String()
 	public, _ := newSSH(t, "staple")
@@ -169,8 +174,9 @@ func TestCustodiansRefused(t *testing.T) {
 	}
 }
 
-// TestIdentitiesRefused refuses files that are no identity, and quotes nothing from them.
+// TestIdentitiesRefused refuses files without an identity, and quotes nothing from them.
 func TestIdentitiesRefused(t *testing.T) {
+	t.Parallel()
 	secret := newAge(t).String()
 	for name, data := range map[string]string{
 		"nothing": "", "a damaged key": secret[:40], "more on the line": secret + " secret",

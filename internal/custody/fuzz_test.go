@@ -20,14 +20,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 )
 
-// What reading a file may allocate. A share costs curve points, and the least that age allocates is a chunk of 64 KiB.
+// Limits of what reading a file allocates. A share costs curve points, and age allocates chunks of 64 KiB.
 var (
 	shareCost  = boundtest.Budget{Bytes: 256 << 10, BytesPerByte: 32}
 	backupCost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 28}
 )
 
-// FuzzShare holds that no share file crashes or costs more than its size allows, and that none passes but one with
-// possible numbers.
+// FuzzShare verifies that no share file crashes the parser or costs more than its size allows, and that every accepted
+// share has numbers in range.
 func FuzzShare(f *testing.F) {
 	identity, err := age.GenerateX25519Identity()
 	if err != nil {
@@ -72,7 +72,7 @@ func FuzzShare(f *testing.F) {
 				return
 			}
 			if s, err := parseShare("share", plain); err == nil && (len(s.Commitments) != s.Threshold || s.Number > s.Of) {
-				t.Errorf("%s passes", data)
+				t.Errorf("%s is accepted", data)
 			}
 		})
 	})
@@ -114,8 +114,8 @@ func exampleBackup(tb testing.TB) backupFile {
 	return b
 }
 
-// FuzzBackup holds that no backup crashes or costs more than its size allows, and that what passes is written again as
-// it was.
+// FuzzBackup verifies that no backup crashes the parser or costs more than its size allows, and that every accepted
+// backup is encoded again as it was.
 func FuzzBackup(f *testing.F) {
 	whole := exampleBackup(f)
 	older := whole
@@ -143,7 +143,7 @@ func FuzzBackup(f *testing.F) {
 			var compact bytes.Buffer
 			again, err := json.Marshal(b)
 			if err != nil || json.Compact(&compact, data) != nil || !bytes.Equal(again, compact.Bytes()) {
-				t.Errorf("%s passes, and is written as %s, %v", data, again, err)
+				t.Errorf("%s is accepted, and encoded as %s, %v", data, again, err)
 			}
 		} else { // what a writer who makes a checksum gets to
 			b = &backupFile{}

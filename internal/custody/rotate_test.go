@@ -9,7 +9,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// TestJournalIsOwn refuses a journal that others can write: a rotation goes on with what it says, and asks nobody.
+// TestJournalIsOwn refuses a journal that others can change: a rotation is resumed with what it says, without a
+// confirmation.
 func TestJournalIsOwn(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	t.Setenv("XDG_CONFIG_HOME", "")

@@ -20,8 +20,9 @@ func joinFiles(files []string, accept func(Untagged) error) (string, []byte, err
 	return w.Label + " " + string(w.ID), value, err
 }
 
-// TestShares makes the key again from every choice of enough custodians, in any order, and from no choice of fewer.
+// TestShares recovers the key from every choice of enough shares, in any order, and from no choice of fewer.
 func TestShares(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ n, threshold int }{{2, 2}, {3, 2}, {5, 3}, {5, 5}} {
 		w, value, shares, err := split("backup", c.n, c.threshold)
 		if err != nil || len(value) != 32 || len(w.ID) != 8 {
@@ -56,8 +57,9 @@ func TestShares(t *testing.T) {
 	}
 }
 
-// TestSharesChanged edits every field of one share, and of all shares alike: no edit makes a key.
+// TestSharesChanged edits every field of one share, and of all shares alike: no edit recovers a key.
 func TestSharesChanged(t *testing.T) {
+	t.Parallel()
 	_, _, shares, err := split("backup", 4, 3)
 	_, _, others, err2 := split("backup", 4, 3)
 	if err != nil || err2 != nil {
@@ -100,7 +102,7 @@ func TestSharesChanged(t *testing.T) {
 			if w, value, err := joinFiles(files, nil); err == nil || value != nil {
 				t.Errorf("%s in %d shares makes %q", name, edited, w)
 			}
-			// they are version 1 now, and used when that is asked for, with what they say of themselves shown
+			// They are of version 1 now, and used if the user accepts what they claim.
 			if name == "older" && edited == 3 {
 				var shown Untagged
 				_, value, err := joinFiles(files, func(u Untagged) error { shown = u; return nil })

@@ -53,6 +53,7 @@ func TestSigningKeysAsNotation(t *testing.T) {
 // TestSigningKeysFields compares the fields of the file with those of the version of Notation that is linked: a new one
 // has to be added here.
 func TestSigningKeysFields(t *testing.T) {
+	t.Parallel()
 	fields := func(types ...any) map[string]bool {
 		all := map[string]bool{}
 		for _, v := range types {
