@@ -305,6 +305,9 @@ func TestWrappingKeyShares(t *testing.T) {
 	other := fixture(t, "a", "b")
 	others := wrappingTokens(t, other)
 	imports := m.Calls("ImportWrapping")
+	changed := must[Share](t)(parseShare("share", must[[]byte](t)(os.ReadFile(paths[0]))))
+	changed.Value = must[Share](t)(parseShare("share", must[[]byte](t)(os.ReadFile(others[0])))).Value
+	changedPath := file(t, must[[]byte](t)(json.Marshal(changed)))
 	for name, c := range map[string]struct {
 		files []string
 		kind  failure.Kind
@@ -313,6 +316,7 @@ func TestWrappingKeyShares(t *testing.T) {
 		"none":          {nil, failure.Invalid, "without shares"},
 		"too few":       {paths[:1], failure.Invalid, "it needs 2 shares, and 1 were given"},
 		"one twice":     {[]string{paths[0], paths[0]}, failure.Invalid, "are the same share"},
+		"changed":       {[]string{paths[1], changedPath}, failure.Invalid, changedPath + " is damaged: its value was changed"},
 		"two keys'":     {[]string{paths[0], others[1]}, failure.Invalid, "do not belong together"},
 		"no such file":  {[]string{paths[0], paths[0] + ".none"}, failure.NotFound, "cannot read"},
 		"too many":      {slices.Repeat(paths[:1], sharesLimit+1), failure.Invalid, "at most 100"},

@@ -187,3 +187,27 @@ func TestRotateInterrupted(t *testing.T) {
 		}
 	}
 }
+
+// TestRotateHalfMade deletes a key that an interrupted module left behind and that does not sign, and generates it again.
+func TestRotateHalfMade(t *testing.T) {
+	r := newRotated(t, SelfSigned)
+	r.module.After("Generate", func() error { return errInjected })
+	if err := r.run(); err == nil {
+		t.Fatal("no failure")
+	}
+	r.module.After("Generate", nil)
+	before, signs := r.module.Calls("Generate"), 0
+	r.module.Before("Sign", func() error {
+		if signs++; signs == 1 {
+			return errInjected
+		}
+		return nil
+	})
+	if err := r.run(); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.module.Calls("Generate") - before; n != 1 {
+		t.Errorf("%d keys were generated instead of the one that does not sign", n)
+	}
+	r.check("half-made")
+}
