@@ -83,7 +83,7 @@ func TestDeleteRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := Delete(t.Context(), m.Reference("a", "release"), t.TempDir(), confirm)
-		wantFailure(t, "an entry that could be the key", err, failure.Invalid, "cannot resolve Notation's signing key")
+		wantFailure(t, "an entry that could be the key", err, failure.NotFound, "cannot resolve Notation's signing key")
 	})
 	t.Run("rotation", func(t *testing.T) {
 		m := fixture(t, "a")

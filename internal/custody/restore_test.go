@@ -316,7 +316,7 @@ func TestWrappingKeyShares(t *testing.T) {
 		"none":          {nil, failure.Invalid, "without shares"},
 		"too few":       {paths[:1], failure.Invalid, "it needs 2 shares, and 1 were given"},
 		"one twice":     {[]string{paths[0], paths[0]}, failure.Invalid, "are the same share"},
-		"changed":       {[]string{paths[1], changedPath}, failure.Invalid, changedPath + " is damaged: its value was changed"},
+		"changed":       {[]string{paths[1], changedPath}, failure.Invalid, changedPath + " is damaged: its value was"},
 		"two keys'":     {[]string{paths[0], others[1]}, failure.Invalid, "do not belong together"},
 		"no such file":  {[]string{paths[0], paths[0] + ".none"}, failure.NotFound, "cannot read"},
 		"too many":      {slices.Repeat(paths[:1], sharesLimit+1), failure.Invalid, "at most 100"},
