@@ -141,12 +141,10 @@ func TestDoctorFinalPIN(t *testing.T) {
 	m := fixture(t, "a")
 	s := generate(t, m, "a", "release")
 	s.AllowFinalPINTry = true
-	var opened bool
-	spy := &openSpy{Module: m, allowed: &opened}
-	reference := keystore.New(nil, spy).Reference(&s.Settings)
-	Doctor(t.Context(), reference)
-	if opened {
-		t.Error("the token was opened with allow-final-pin-try")
+	spy := &openSpy{Module: m}
+	Doctor(t.Context(), keystore.New(nil, spy).Reference(&s.Settings))
+	if len(spy.opened) != 1 || spy.opened[0].AllowFinalPINTry {
+		t.Errorf("opened with %+v", spy.opened)
 	}
 }
 
@@ -276,10 +274,15 @@ func TestSurvey(t *testing.T) {
 	if err := os.WriteFile(journal, []byte(`{"name":"release","begun":"2026-01-02T03:04:05Z"}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	before := m.Calls("Login")
-	report := Survey(t.Context(), m.Reference("a", ""))
+	before, spy := m.Calls("Login"), &openSpy{Module: m}
+	report := Survey(t.Context(), keystore.New(nil, spy).Reference(&m.Reference("a", "").Settings))
 	if m.Calls("Login") != before {
 		t.Error("a login was made")
+	}
+	for _, settings := range spy.opened { // a module that shows nothing without a login must not get the PIN
+		if settings.PIN != "" || settings.PINSource != "" {
+			t.Errorf("%s was opened with a PIN", settings.Key)
+		}
 	}
 	got := outcomes(report)
 	for name, want := range map[string]Outcome{`signing key "release"`: OK, `signing key "bare"`: Warning,

@@ -126,14 +126,14 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// openSpy notes whether a token is opened with allow-final-pin-try.
+// openSpy notes the settings that tokens are opened with.
 type openSpy struct {
 	*keystoretest.Module
-	allowed *bool
+	opened []config.Settings
 }
 
 // Open opens a token.
 func (o *openSpy) Open(ctx context.Context, s *config.Settings) (keystore.Store, error) {
-	*o.allowed = *o.allowed || s.AllowFinalPINTry
+	o.opened = append(o.opened, *s)
 	return o.Module.Open(ctx, s)
 }
