@@ -188,7 +188,8 @@ func TestRotateInterrupted(t *testing.T) {
 	}
 }
 
-// TestRotateHalfMade deletes a key that an interrupted module left behind and that does not sign, and generates it again.
+// TestRotateHalfMade deletes a key that an interrupted module left behind and that does not sign, and generates it
+// again.
 func TestRotateHalfMade(t *testing.T) {
 	r := newRotated(t, SelfSigned)
 	r.module.After("Generate", func() error { return errInjected })
@@ -210,4 +211,28 @@ func TestRotateHalfMade(t *testing.T) {
 		t.Errorf("%d keys were generated instead of the one that does not sign", n)
 	}
 	r.check("half-made")
+}
+
+// TestRotateProven keeps Notation's entry if the new key does not sign under its certificate.
+func TestRotateProven(t *testing.T) {
+	r := newRotated(t, SelfSigned)
+	certified := false
+	r.module.After("Import", func() error { certified = true; return nil })
+	r.module.Before("Sign", func() error {
+		if certified {
+			return errInjected
+		}
+		return nil
+	})
+	if err := r.run(); err == nil {
+		t.Error("no failure")
+	}
+	if keys := must[*signingKeys](t)(loadSigningKeys()); keys.find("release").ID != "pkcs11:token=signing;object=release" {
+		t.Errorf("Notation's entry is %+v", keys.find("release"))
+	}
+	r.module.Before("Sign", nil)
+	if err := r.run(); err != nil {
+		t.Fatal(err)
+	}
+	r.check("proven")
 }

@@ -93,6 +93,12 @@ func TestSigningKeysRefused(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, keys, err)
 		}
 	}
+	if err := os.WriteFile(path, []byte(`{"keys":[]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadSigningKeys(); err != nil {
+		t.Error(err)
+	}
 	if err := os.Rename(path, path+".real"); err != nil {
 		t.Fatal(err)
 	}
