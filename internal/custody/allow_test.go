@@ -32,6 +32,9 @@ func TestAllowRefused(t *testing.T) {
 		strings.Contains(f.Hint, "edit the file") {
 		t.Fatalf("%+v", f)
 	}
+	if exists(config.Path()) {
+		t.Error("the config file was written")
+	}
 	if err := os.Chmod(folder, 0o755); err != nil { //nolint:gosec // as the hint says
 		t.Fatal(err)
 	}

@@ -113,3 +113,29 @@ func TestSharesChanged(t *testing.T) {
 		}
 	}
 }
+
+// TestSharesUnwritten removes the shares that were written before one that cannot be.
+func TestSharesUnwritten(t *testing.T) {
+	t.Parallel()
+	_, _, shares, err := split("backup", 3, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	second := filepath.Join(folder, "backup-share-2-of-3.x")
+	custodians := make([]custodian, 3)
+	for i := range custodians {
+		custodians[i] = custodian{extension: "x", encrypt: bytesOf}
+	}
+	custodians[2].encrypt = func(share []byte) ([]byte, error) { // when the second path was checked already
+		return share, os.Mkdir(second, 0o700)
+	}
+	if paths, err := writeShares(folder, shares, custodians); err == nil {
+		t.Errorf("all are written: %q", paths)
+	}
+	if left, err := os.ReadDir(folder); err != nil || len(left) != 1 || left[0].Name() != filepath.Base(second) {
+		t.Errorf("left are %v, %v", left, err)
+	}
+}
+
+func bytesOf(share []byte) ([]byte, error) { return bytes.Clone(share), nil }
