@@ -17,8 +17,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/stdio"
 )
 
-// Prepare readies the process for a module, which is a stranger's code: it opens the log, moves standard output and
-// standard error out of the way, and sets how a crash of the module is reported. form formats it as any other
+// Prepare readies the process for a module, whose code can write to any descriptor and crash: it opens the log,
+// redirects standard output and standard error of the module to it, and sets how a crash is reported. form formats a
 // failure.
 func Prepare(form func(error) []byte) error {
 	log, err := config.OpenLog()
