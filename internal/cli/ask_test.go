@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -53,6 +55,10 @@ func TestAskInterrupted(t *testing.T) {
 	}
 }
 
+// terminals keeps pseudo-terminals open to the end of the process: an interrupted askPassphraseOn still reads its own, by
+// a descriptor that must not become another test's.
+var terminals sync.Map
+
 // pseudoTerminal returns the two ends of a pseudo-terminal: the person's and the program's.
 func pseudoTerminal(t *testing.T) (person, program *os.File) {
 	t.Helper()
@@ -60,7 +66,6 @@ func pseudoTerminal(t *testing.T) (person, program *os.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { person.Close() })
 	if err := unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -72,8 +77,19 @@ func pseudoTerminal(t *testing.T) (person, program *os.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { program.Close() })
+	terminals.Store(program, person)
 	return person, program
+}
+
+// untilSilent waits until a terminal does not echo what is typed.
+func untilSilent(tty *os.File) {
+	for {
+		now, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+		if err != nil || now.Lflag&unix.ECHO == 0 {
+			return
+		}
+		runtime.Gosched()
+	}
 }
 
 // TestAskPassphrase shows the path without control characters, and what is typed not at all.
@@ -85,6 +101,7 @@ func TestAskPassphrase(t *testing.T) {
 		go func() {
 			seen := bufio.NewReader(person)
 			prompt, _ := seen.ReadString(':')
+			untilSilent(program)
 			_, _ = person.WriteString(typed)
 			rest, _ := seen.ReadString('\n')
 			shown <- prompt + rest
@@ -111,12 +128,7 @@ func TestAskPassphraseInterrupted(t *testing.T) {
 	go func() {
 		seen := bufio.NewReader(person)
 		_, _ = seen.ReadString(':')
-		for { // until the echo is off
-			now, err := unix.IoctlGetTermios(int(program.Fd()), unix.TCGETS)
-			if err != nil || now.Lflag&unix.ECHO == 0 {
-				break
-			}
-		}
+		untilSilent(program)
 		cancel()
 	}()
 	if _, err := askPassphraseOn(ctx, program, "bob"); !failure.Is(err, failure.Denied) {
