@@ -196,16 +196,6 @@ func (c *client) ready(ctx context.Context, as *credential) error {
 	return as.ready(ctx, c.settings.Timeout)
 }
 
-// trouble is why an instance gave no answer that counts.
-type trouble struct {
-	instance string
-	err      *failure.Error
-	sent     bool // the request went out, so it may have had its effect
-	waiting  bool // can help
-	final    bool // no other instance is to be asked
-	stranger bool // it has not shown that it is the NetHSM
-}
-
 // try sends a request to one instance.
 func (c *client) try(ctx context.Context, share time.Duration, instance string, r request) (*answer, *trouble) {
 	ctx, cancel := context.WithTimeout(ctx, share)

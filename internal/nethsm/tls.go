@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"log/slog"
@@ -15,6 +16,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
+
+// errFingerprint is a certificate that none of the fingerprints is of.
+type errFingerprint [32]byte
+
+func (e errFingerprint) Error() string {
+	return "its certificate has the fingerprint sha256:" + hex.EncodeToString(e[:]) +
+		", which is none of those in fingerprints"
+}
 
 // Warnings is where people read what does not stop a command: standard error when nil. The plugin protocol discards
 // them, as Notation wants nothing there.

@@ -3,7 +3,6 @@ package nethsm
 import (
 	"context"
 	"crypto/tls"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,43 +14,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// State is what an instance says of itself (SystemState in the API).
-type State string
-
-const (
-	Unprovisioned State = "Unprovisioned"
-	Locked        State = "Locked"
-	Operational   State = "Operational"
-	Failed        State = "Failed"
-	unknownState  State = "unknown"
-)
-
-// stateOf asks an instance for its state, which it tells anyone.
-func (c *client) stateOf(ctx context.Context, instance string) State {
-	a, _, err := c.send(ctx, instance, request{what: "asking for the state", method: http.MethodGet,
-		path: "/health/state"}, nil)
-	if err != nil || a.status != http.StatusOK {
-		return unknownState
-	}
-	state, err := parseState(a.body)
-	if err != nil {
-		return unknownState
-	}
-	return state
-}
-
-func parseState(body []byte) (State, error) {
-	var health struct {
-		State State `json:"state"`
-	}
-	if err := json.Unmarshal(body, &health); err != nil {
-		return "", err
-	}
-	switch health.State {
-	case Unprovisioned, Locked, Operational, Failed:
-		return health.State, nil
-	}
-	return "", fmt.Errorf("its state is %q", clip(string(health.State)))
+// trouble is why an instance gave no answer that counts.
+type trouble struct {
+	instance string
+	err      *failure.Error
+	sent     bool // the request went out, so it may have had its effect
+	waiting  bool // can help
+	final    bool // no other instance is to be asked
+	stranger bool // it has not shown that it is the NetHSM
 }
 
 func notOperational(instance string, state State) *trouble {
@@ -72,14 +42,6 @@ func notOperational(instance string, state State) *trouble {
 			WithHint("see 'notation-hsm nethsm status'")
 	}
 	return t
-}
-
-// errFingerprint is a certificate that none of the fingerprints is of.
-type errFingerprint [32]byte
-
-func (e errFingerprint) Error() string {
-	return "its certificate has the fingerprint sha256:" + hex.EncodeToString(e[:]) +
-		", which is none of those in fingerprints"
 }
 
 // unreachable puts what the network said into words.
