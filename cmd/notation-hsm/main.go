@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -25,13 +26,16 @@ func run() int {
 	form := cli.FormatError
 	if asPlugin {
 		form = plugin.FormatError
-		discardWarnings()
 	}
 	if err := cli.Prepare(form); err != nil {
 		_, _ = os.Stderr.Write(form(err)) // there is nowhere to report that writing has failed
 		return 1
 	}
-	ks := backends.Keystore()
+	var warnings io.Writer = os.Stderr // which cli.Prepare has set
+	if asPlugin {
+		warnings = io.Discard // Notation reads standard error; the log has them
+	}
+	ks := backends.KeystoreWarning(warnings)
 	defer ks.Close()
 	if asPlugin {
 		return plugin.Plugin{Version: version, Keystore: ks}.Serve(ctx, os.Args[1], os.Stdin, os.Stdout, os.Stderr)

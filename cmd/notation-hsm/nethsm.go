@@ -32,10 +32,6 @@ func resolveNetHSM(ks *keystore.Keystore, id string, given map[string]string) (*
 	return ks.Resolve(config.NetHSMScheme+strings.TrimPrefix(id, config.NetHSMScheme), given, config.Flags)
 }
 
-// discardWarnings keeps warnings about the NetHSM out of standard error, which belongs to the plugin protocol. The log
-// has them.
-func discardWarnings() { nethsm.Warnings = io.Discard }
-
 func nethsmStatusCommand(ks *keystore.Keystore) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{

@@ -3,15 +3,21 @@
 package backends
 
 import (
+	"io"
+	"os"
+
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/nethsm"
 )
 
-// Keystore returns a keystore with all backends of this build.
-func Keystore() *keystore.Keystore {
-	return keystore.New(missing, append(modules(), nethsm.Backend{})...)
+// Keystore returns a keystore with all backends of this build. It writes warnings for people to standard error.
+func Keystore() *keystore.Keystore { return KeystoreWarning(os.Stderr) }
+
+// KeystoreWarning is Keystore with another writer for warnings.
+func KeystoreWarning(warnings io.Writer) *keystore.Keystore {
+	return keystore.New(missing, append(modules(), nethsm.New(warnings))...)
 }
 
 func missing(scheme string) error {

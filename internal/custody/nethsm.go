@@ -23,7 +23,7 @@ type NetHSMSetup struct {
 	Spec, Usage, Tag    string
 	Subject             string // of a self-signed certificate; "" for none
 	Days                int    // for which that certificate is valid
-	Root, RootPINSource string // as in nethsm.Order
+	Root, RootPINSource string // as in nethsm.SetupRequest
 }
 
 // SetUpNetHSM creates what the key of the settings needs and what does not exist yet: the namespace and its
@@ -48,7 +48,11 @@ func SetUpNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMSetup, conf
 				WithHint("leave out --subject")
 		}
 	}
-	setup, err := nethsm.Prepare(ctx, &s.Settings, nethsm.Order{
+	backend, err := netHSM(s)
+	if err != nil {
+		return err
+	}
+	setup, err := backend.Prepare(ctx, &s.Settings, nethsm.SetupRequest{
 		Request: key.Request{Spec: spec, Usage: usage, Label: s.Key.Object}, Tag: o.Tag, Root: o.Root,
 		RootPINSource: o.RootPINSource,
 	})
@@ -65,7 +69,7 @@ func SetUpNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMSetup, conf
 	if err := confirm(plan); err != nil {
 		return err
 	}
-	if err := setup.Run(notify); err != nil {
+	if err := setup.Run(ctx, notify); err != nil {
 		return err
 	}
 	if o.Subject != "" {
@@ -97,18 +101,42 @@ func certifyNetHSM(ctx context.Context, s *keystore.Reference, o NetHSMSetup) er
 
 // NetHSMStatus asks each instance of the settings for its state.
 func NetHSMStatus(ctx context.Context, s *keystore.Reference) (*nethsm.Status, error) {
-	return nethsm.Ask(ctx, &s.Settings)
+	backend, err := netHSM(s)
+	if err != nil {
+		return nil, err
+	}
+	return backend.Status(ctx, &s.Settings)
+}
+
+// netHSM returns the backend of a reference to a NetHSM.
+func netHSM(s *keystore.Reference) (*nethsm.Backend, error) {
+	backend, err := s.Backend()
+	if err != nil {
+		return nil, err
+	}
+	if b, ok := backend.(*nethsm.Backend); ok {
+		return b, nil
+	}
+	return nil, failure.New(failure.Invalid, "%s is not a NetHSM", s.Key).WithHint("name it as nethsm:")
 }
 
 // NetHSMModule returns the configuration of Nitrokey's PKCS#11 module for the NetHSM of the settings.
 func NetHSMModule(s *keystore.Reference, label, log string) ([]byte, error) {
-	return nethsm.ModuleConfig(&s.Settings, label, log)
+	backend, err := netHSM(s)
+	if err != nil {
+		return nil, err
+	}
+	return backend.ModuleConfig(&s.Settings, label, log)
 }
 
 // BackUpNetHSM writes a backup of the whole NetHSM to a file that only this user can read, and reads it back. It
 // returns its size in bytes and its SHA-256 in hex. An interrupted backup leaves no file.
 func BackUpNetHSM(ctx context.Context, s *keystore.Reference, path string) (size int, digest string, err error) {
-	data, err := nethsm.Backup(ctx, &s.Settings)
+	backend, err := netHSM(s)
+	if err != nil {
+		return 0, "", err
+	}
+	data, err := backend.Backup(ctx, &s.Settings)
 	if err != nil {
 		return 0, "", err
 	}

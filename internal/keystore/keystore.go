@@ -109,6 +109,9 @@ type Reference struct {
 // Keystore returns the keystore that reaches the key.
 func (r *Reference) Keystore() *Keystore { return r.keystore }
 
+// Backend returns the backend that reaches the key, for operations that one kind of module alone has.
+func (r *Reference) Backend() (Backend, error) { return r.keystore.backend(r.Key.Scheme()) }
+
 // Open opens the token. The caller closes the store.
 func (r *Reference) Open(ctx context.Context) (Store, error) {
 	b, err := r.keystore.backend(r.Key.Scheme())

@@ -17,28 +17,28 @@ const (
 	backupEnd   = "_NETHSM_BACKUP_END_"
 )
 
-// Backup returns a backup of the whole NetHSM, encrypted by it under its backup passphrase.
-func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
+// Backup returns a backup of the whole NetHSM, encrypted by the NetHSM under its backup passphrase. It fails with
+// Internal when the backup is incomplete.
+func (b *Backend) Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
 	if s.NetHSM.BackupUser == "" {
-		return nil, failure.New(failure.Denied, "no user for backups of the NetHSM is named").
-			WithHint("write backup-user and backup-pin-source under nethsm in the config file: only a user of the role " +
-				"Backup may do this")
+		return nil, failure.New(failure.Invalid, "no user for backups of the NetHSM is set").
+			WithHint("write backup-user and backup-pin-source under nethsm in the config file: only a user with the role " +
+				"Backup makes backups")
 	}
-	c, err := newClient(s)
+	c, err := b.newClient(s)
 	if err != nil {
 		return nil, err
 	}
 	defer c.close()
-	as := &credential{user: s.NetHSM.BackupUser, source: s.NetHSM.BackupPINSource}
-	r := request{what: "the backup", method: http.MethodPost, path: "/system/backup", accept: typeBytes, as: as,
-		limit: backupLimit, slow: true}
+	r := request{what: "the backup", method: http.MethodPost, path: "/system/backup", accept: typeBytes,
+		as: c.credential(s.NetHSM.BackupUser, s.NetHSM.BackupPINSource), limit: backupLimit, slow: true}
 	a, err := c.do(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	if a.status == http.StatusPreconditionFailed {
 		return nil, failure.New(failure.Denied, "the NetHSM has no backup passphrase (412)").
-			WithHint("an administrator sets it once: nitropy nethsm set-backup-passphrase, or PUT " +
+			WithHint("have an administrator set it once: nitropy nethsm set-backup-passphrase, or PUT " +
 				"/api/v1/config/backup-passphrase")
 	}
 	if err := r.want(a, http.StatusOK); err != nil {
@@ -50,20 +50,20 @@ func Backup(ctx context.Context, s *config.Settings) ([]byte, error) {
 	return a.body, nil
 }
 
-// checkBackup verifies that a backup has all its parts, by the form that the NetHSM's source gives it: the magic and
-// one byte of version, then fields, each after its length in three bytes. The first are the salt, the version and the
-// domain key, and in version 1 the device's ID and its configuration's key; the others are one for each entry. In
-// version 1 an empty field and a trailer end it. What is in the fields is encrypted, so nobody can look further without
-// the backup passphrase.
+// checkBackup fails unless a backup has all its parts. The format is that of the NetHSM's source: the magic, one byte
+// of version, then fields, each after its length in three bytes. The first fields are the salt, the version and the
+// domain key, in version 1 also the device ID and the key of the configuration; the others are one for each entry. In
+// version 1 an empty field and a trailer follow. The content of the fields is encrypted, so it cannot be checked
+// without the backup passphrase.
 func checkBackup(backup []byte) error {
 	rest, ok := bytes.CutPrefix(backup, []byte(backupMagic))
 	if !ok || len(rest) == 0 {
-		return errors.New("it does not begin as a backup does")
+		return errors.New("it does not begin like a backup")
 	}
 	version := rest[0]
 	least := map[byte]int{0: 3, 1: 5}[version]
 	if least == 0 {
-		return fmt.Errorf("it is a backup of version %d, which is not known here", version)
+		return fmt.Errorf("unknown version %d of the backup format", version)
 	}
 	rest = rest[1:]
 	for fields := 0; ; fields++ {
@@ -79,14 +79,14 @@ func checkBackup(backup []byte) error {
 		}
 		if length == 0 {
 			if version == 0 || fields < least {
-				return errors.New("a part of it is missing")
+				return errors.New("a field is missing")
 			}
 			break
 		}
 		rest = rest[length:]
 	}
 	if !bytes.Equal(rest, []byte(backupEnd)) {
-		return errors.New("it does not end as a backup does")
+		return errors.New("it does not end like a backup")
 	}
 	return nil
 }

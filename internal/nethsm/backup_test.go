@@ -2,11 +2,12 @@ package nethsm
 
 import (
 	"bytes"
-	"context"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
 
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/nethsm/nethsmtest"
 )
 
@@ -22,8 +23,9 @@ func backup(version byte, fields int, end string) []byte {
 	return append(all, end...)
 }
 
-// TestCheckBackup cuts whole backups at every byte of their end, and elsewhere: no part of one passes for a whole one.
+// TestCheckBackup accepts complete backups, and none that was cut anywhere.
 func TestCheckBackup(t *testing.T) {
+	t.Parallel()
 	const end = "\x00\x00\x00" + backupEnd
 	whole := backup(1, 7, end)
 	for name, good := range map[string][]byte{"version 1": whole, "without entries": backup(1, 5, end),
@@ -58,34 +60,37 @@ func TestCheckBackup(t *testing.T) {
 	}
 }
 
-// TestBackup takes a whole backup from the NetHSM, and none that ends early.
+// TestBackup returns a complete backup, and fails for one that ends early.
 func TestBackup(t *testing.T) {
+	t.Parallel()
 	servers, s := start(t, 1)
+	b := warnTo(io.Discard)
+	if _, err := b.Backup(t.Context(), s); !failure.Is(err, failure.Invalid) {
+		t.Errorf("without a user: %v", err)
+	}
 	servers[0].AddUser("backup", nethsmtest.Backup, "backup passphrase")
-	t.Setenv("TEST_BACKUP", "backup passphrase")
 	s.NetHSM.BackupUser, s.NetHSM.BackupPINSource = "backup", "env:TEST_BACKUP"
-	c, err := newClient(s)
+	if _, err := b.Backup(t.Context(), s); !failure.Is(err, failure.Denied) ||
+		!strings.Contains(err.Error(), "has no backup passphrase") {
+		t.Errorf("without a backup passphrase: %v", err)
+	}
+	_, err := openWith(t, b, s).change(t.Context(), request{what: "setting the backup passphrase", method: http.MethodPut,
+		path: "/config/backup-passphrase",
+		body: []byte(`{"newPassphrase":"the backup passphrase","currentPassphrase":""}`)}, http.StatusNoContent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.close()
-	admin, err := administrator(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := c.do(t.Context(), request{what: "setting the backup passphrase", method: http.MethodPut,
-		path: "/config/backup-passphrase", as: admin,
-		body: []byte(`{"newPassphrase":"the backup passphrase","currentPassphrase":""}`)})
-	if err != nil || a.status != http.StatusNoContent {
-		t.Fatalf("%+v, %v", a, err)
-	}
-	data, err := Backup(context.Background(), s)
+	data, err := b.Backup(t.Context(), s)
 	if err != nil || !bytes.HasSuffix(data, []byte(backupEnd)) {
 		t.Fatalf("%d bytes, %v", len(data), err)
 	}
-	servers[0].Inject("POST", "/system/backup", 0, nethsmtest.RespondWith(200, typeBytes, string(data[:len(data)-1])))
-	if _, err := Backup(context.Background(), s); err == nil ||
-		!strings.Contains(err.Error(), "does not end as a backup") {
+	servers[0].Inject("POST", "/system/backup", 1, nethsmtest.RespondWith(200, typeBytes, string(data[:len(data)-1])))
+	if _, err := b.Backup(t.Context(), s); !failure.Is(err, failure.Internal) ||
+		!strings.Contains(err.Error(), "does not end like a backup") {
 		t.Errorf("one that ends early: %v", err)
+	}
+	s.NetHSM.BackupUser, s.NetHSM.BackupPINSource = "operator", "env:TEST_OPERATOR"
+	if _, err := b.Backup(t.Context(), s); !failure.Is(err, failure.Denied) {
+		t.Errorf("as an operator: %v", err)
 	}
 }

@@ -1,9 +1,3 @@
-// Package nethsm is the backend for Nitrokey's NetHSM: its REST API, as Nitrokey describes it in OpenAPI, in plain Go.
-// No module and no C code is needed for a key of the reference nethsm:KEYID.
-//
-// client.go sends requests to the instances of one cluster, in turn and within a time; tls.go and credential.go say who
-// is who; words.go says what went wrong; store.go and key.go are the keystore's store and key on top; setup.go and
-// manage.go serve the commands around it.
 package nethsm
 
 import (
@@ -21,18 +15,17 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 const (
 	apiPath = "/api/v1"
-	// bytes; NetHSM takes certificates up to 1 MB, and a list has some hundred bytes for each key
-	answerLimit = int64(4 << 20)
-	rounds      = 6 // through all instances, before giving up
-	firstPause  = 100 * time.Millisecond
-	dialLimit   = 5 * time.Second
-	connections = 16 // to one instance, as many as sessions with a PKCS#11 token
+	// bytes; NetHSM accepts certificates up to 1 MB, and a list has some hundred bytes for each key
+	responseLimit = int64(4 << 20)
+	rounds        = 6 // through all instances, before a request fails
+	slowFactor    = 10
+	dialLimit     = 5 * time.Second
+	connections   = 16 // to one instance, as many as sessions with a PKCS#11 token
 )
 
 // Content types of the API.
@@ -41,166 +34,176 @@ const (
 	typeBytes = "application/octet-stream"
 )
 
-// client sends requests to a cluster. It may be used from many goroutines.
+// client sends requests to a cluster. It is safe for concurrent use.
 type client struct {
+	backend  *Backend
 	settings *config.Settings
 	http     *http.Client
-	working  atomic.Uint32 // the instance that answered last
-	used     sync.Map      // *credential, to be closed with the client
+	working  atomic.Uint32 // the index of the instance to start with: that which responded last
+	used     sync.Map      // *credential, closed with the client
 }
 
-// request is one thing that is asked of the NetHSM.
+// request is one request to the API.
 type request struct {
-	what         string // "signing with key nethsm:release", as in "X failed"
+	what         string // for messages: "signing with key nethsm:release"
 	method, path string // the path below /api/v1
 	body         []byte
 	sends        string // content type of the body; typeJSON when empty
-	accept       string // of the answer; typeJSON when empty
+	accept       string // content type of the response; typeJSON when empty
 	as           *credential
-	limit        int64 // of the answer in bytes; answerLimit when 0
-	slow         bool  // finding primes takes minutes
+	limit        int64 // of the response in bytes; responseLimit when 0
+	slow         bool  // gets slowFactor times the timeout: generating an RSA key takes minutes
 
-	// done finds out whether the request had its effect, when no answer came; nil for one that may simply be repeated.
-	done func() (bool, error)
-	// unsure says what to do when even that could not be found out.
-	unsure string
+	// took reports whether the request took effect. It is called when no response came. A request that may be repeated
+	// without harm has none.
+	took func(context.Context) (bool, error)
+	// uncertain is added to the failure when it is unknown whether the request took effect.
+	uncertain string
 }
 
-// answer is what an instance said.
-type answer struct {
+// response is the response of an instance.
+type response struct {
 	status int
 	body   []byte
 }
 
-// settled is the answer to a request whose effect was found, without an answer.
-var settled = &answer{status: http.StatusNoContent}
+// confirmed is returned for a request that took effect, although its response was lost.
+var confirmed = &response{status: http.StatusNoContent}
 
-func newClient(s *config.Settings) (*client, error) {
-	t, err := tlsConfig(s.NetHSM)
+func (b *Backend) newClient(s *config.Settings) (*client, error) {
+	t, err := b.tlsConfig(s.NetHSM)
 	if err != nil {
 		return nil, err
 	}
-	c := &client{settings: s}
+	c := &client{backend: b, settings: s}
 	dialer := &net.Dialer{Timeout: min(dialLimit, c.share(s.Timeout))}
 	c.http = &http.Client{
 		Transport: &http.Transport{
-			// and no proxy: none has to know of a passphrase that goes to an HSM
+			// no Proxy: a passphrase goes to the HSM alone
 			DialContext: dialer.DialContext, TLSClientConfig: t,
 			MaxConnsPerHost: connections, MaxIdleConnsPerHost: connections, IdleConnTimeout: time.Minute,
 			DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 		},
-		// the passphrase goes nowhere else
+		// a redirect is a response like any other: the passphrase is not sent to another address
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c, nil
 }
 
-// share is the time that one instance has, so that all can be tried.
+// share returns the part of a time limit that one instance gets, so that each can be tried.
 func (c *client) share(limit time.Duration) time.Duration {
 	return limit / time.Duration(len(c.settings.NetHSM.Instances))
 }
 
-// do sends a request to the instances in turn, from the one that worked last, until one answers. An instance that is
-// not reached, or answers 5xx or 429, or is not operational, is passed over; when all are, it tries again after a
-// pause, as long as waiting can help and the timeout allows. Any other answer is returned, whatever its status.
-func (c *client) do(ctx context.Context, r request) (*answer, error) {
-	if err := r.ready(ctx, c); err != nil {
-		return nil, err
+// exchange is one request with the result of trying the instances.
+type exchange struct {
+	*client
+	request
+	share     time.Duration    // for one instance
+	failed    []*instanceError // of the last round
+	maybeDone bool             // a request that was sent got no response, so it may have taken effect
+}
+
+// do sends a request to the instances, one after the other, until one responds. It starts with the one that responded
+// last. It passes over an instance that is unreachable, not operational, or responds with 5xx or 429. After a round
+// through all instances it pauses and tries again, if an instance may recover and the timeout allows it. It returns any
+// other response, whatever its status.
+func (c *client) do(ctx context.Context, r request) (*response, error) {
+	if r.as != nil {
+		if err := c.readPassphrase(ctx, r.as); err != nil {
+			return nil, err
+		}
 	}
 	limit := c.settings.Timeout
 	if r.slow {
-		limit *= 10
+		limit *= slowFactor
 	}
-	caller := ctx
-	ctx, cancel := context.WithTimeout(caller, limit)
+	limited, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	urls := c.settings.NetHSM.Instances
-	start := int(c.working.Load())
-	unsure := false // an earlier try may have had its effect
-	pause := firstPause
-	for round := 1; ; round++ {
-		var failed []*trouble
-		for i := range urls {
-			at := (start + i) % len(urls)
-			a, t := c.try(ctx, c.share(limit), urls[at], r)
-			if t == nil {
-				if unsure && a.status >= 400 {
-					if done, err := r.done(); err != nil || done {
-						return settled, r.perhaps(err)
-					}
-				}
-				for _, t := range failed {
-					t.warn()
-				}
-				c.working.Store(uint32(at)) //nolint:gosec // there are few
-				return a, nil
-			}
-			if t.final {
-				return nil, t.err
-			}
-			slog.Warn("a NetHSM instance failed", "instance", urls[at], "what", r.what, "error", t.err)
-			failed = append(failed, t)
-			if t.sent && r.done != nil {
-				unsure = true
-				if caller.Err() != nil {
-					break
-				}
-				c.working.Store(uint32((at + 1) % len(urls))) //nolint:gosec // there are few; this one is slow to tell
-				if done, err := r.done(); err != nil || done {
-					return settled, r.perhaps(err)
-				}
-			}
+	e := &exchange{client: c, request: r, share: c.share(limit)}
+	for round, pause := 1, c.backend.firstPause; ; round, pause = round+1, 2*pause {
+		if a, err := e.tryAll(ctx, limited); a != nil || err != nil {
+			return a, err
 		}
-		giveUp := func(err error) (*answer, error) {
-			if unsure {
-				err = r.perhaps(err)
-			}
-			return nil, err
+		if ctx.Err() != nil {
+			return nil, e.annotate(interrupted(ctx, r.what))
 		}
-		if caller.Err() != nil {
-			return giveUp(deadline.Interrupted(r.what))
-		}
-		if round == rounds || !worthWaiting(failed) {
-			return giveUp(noneCould(r.what, failed))
+		if round == rounds || !anyMayRecover(e.failed) {
+			return nil, e.annotate(allFailed(r.what, e.failed))
 		}
 		select {
 		case <-time.After(pause):
-			pause *= 2
-		case <-ctx.Done():
-			return giveUp(noneCould(r.what, failed))
+		case <-limited.Done():
+			return nil, e.annotate(allFailed(r.what, e.failed))
 		}
 	}
 }
 
-// perhaps adds to why a request failed that it may have had its effect all the same.
-func (r request) perhaps(err error) error {
-	if err == nil {
-		return nil
+// tryAll tries each instance once, within the limited context. ctx is that of the caller. It returns neither response
+// nor error if no instance responded.
+func (e *exchange) tryAll(ctx, limited context.Context) (*response, error) {
+	urls := e.settings.NetHSM.Instances
+	start := int(e.working.Load())
+	e.failed = nil
+	for i := range urls {
+		at := (start + i) % len(urls)
+		a, failed := e.try(limited, e.share, urls[at], e.request)
+		if failed == nil {
+			return e.accept(ctx, a, at)
+		}
+		if failed.final {
+			return nil, failed.err
+		}
+		slog.Warn("a NetHSM instance failed", "instance", urls[at], "what", e.what, "error", failed.err)
+		e.failed = append(e.failed, failed)
+		if !failed.sent || e.took == nil {
+			continue
+		}
+		e.maybeDone = true
+		if ctx.Err() != nil {
+			return nil, e.annotate(interrupted(ctx, e.what))
+		}
+		e.working.Store(uint32((at + 1) % len(urls))) //nolint:gosec // there are few
+		if done, err := e.took(ctx); err != nil {
+			return nil, e.annotate(err)
+		} else if done {
+			return confirmed, nil
+		}
+	}
+	return nil, nil
+}
+
+// accept returns the response of an instance. An error may be the consequence of an earlier try that took effect.
+func (e *exchange) accept(ctx context.Context, a *response, at int) (*response, error) {
+	if e.maybeDone && a.status >= 400 {
+		if done, err := e.took(ctx); err != nil {
+			return nil, e.annotate(err)
+		} else if done {
+			return confirmed, nil
+		}
+	}
+	for _, failed := range e.failed {
+		e.backend.warnUnauthenticated(failed)
+	}
+	e.working.Store(uint32(at)) //nolint:gosec // there are few
+	return a, nil
+}
+
+// annotate adds to a failure that the request may have taken effect, if it may.
+func (e *exchange) annotate(err error) error {
+	if !e.maybeDone {
+		return err
 	}
 	f := *failure.From(err)
-	f.What += "; " + r.unsure
+	f.What += "; " + e.uncertain
 	return &f
 }
 
-// ready has the passphrase fetched, which may take a person longer than a request may take.
-func (r request) ready(ctx context.Context, c *client) error {
-	if r.as == nil {
-		return nil
-	}
-	return c.ready(ctx, r.as)
-}
-
-// ready fetches the passphrase of a user, until close.
-func (c *client) ready(ctx context.Context, as *credential) error {
-	c.used.Store(as, true)
-	return as.ready(ctx, c.settings.Timeout)
-}
-
-// try sends a request to one instance.
-func (c *client) try(ctx context.Context, share time.Duration, instance string, r request) (*answer, *trouble) {
-	ctx, cancel := context.WithTimeout(ctx, share)
+// try sends a request to one instance within the time.
+func (c *client) try(ctx context.Context, share time.Duration, instance string, r request) (*response, *instanceError) {
+	ctx, cancel := c.backend.withTimeout(ctx, share)
 	defer cancel()
-	var a *answer
+	var a *response
 	var sent bool
 	send := func(secret []byte) (status int, err error) {
 		a, sent, err = c.send(ctx, instance, r, secret)
@@ -213,25 +216,18 @@ func (c *client) try(ctx context.Context, share time.Duration, instance string, 
 	if r.as == nil {
 		_, err = send(nil)
 	} else {
-		err = r.as.use(send)
+		err = r.as.use(ctx, send)
 	}
 	var known *failure.Error
 	switch {
 	case errors.As(err, &known):
-		return nil, &trouble{err: known, final: true}
+		return nil, &instanceError{err: known, final: true}
 	case err != nil:
-		t := unreachable(instance, err)
-		t.sent = sent
-		return nil, t
-	case a.status >= 500:
-		return nil, &trouble{instance: instance, sent: true, waiting: true, err: failure.New(failure.Internal,
-			"%s answers %d (%s)%s", instance, a.status,
-			http.StatusText(a.status), said(a)).
-			WithHint("look at its log; 'notation-hsm nethsm status' shows the instances")}
-	case a.status == http.StatusTooManyRequests: // so no passphrase was looked at
-		return nil, &trouble{instance: instance, waiting: true, err: failure.New(failure.Throttled,
-			"%s takes no more logins for now (429)", instance).
-			WithHint("wrong passphrases slow it down: find out who sends them, wait a little, and try again")}
+		failed := unreachable(instance, err)
+		failed.sent = sent
+		return nil, failed
+	case a.status >= 500, a.status == http.StatusTooManyRequests:
+		return nil, busy(instance, a)
 	case a.status == http.StatusPreconditionFailed:
 		if state := c.stateOf(ctx, instance); state != Operational {
 			return nil, notOperational(instance, state)
@@ -240,11 +236,11 @@ func (c *client) try(ctx context.Context, share time.Duration, instance string, 
 	return a, nil
 }
 
-// send is one HTTP request. sent reports whether it went out.
-func (c *client) send(ctx context.Context, instance string, r request, secret []byte) (a *answer, sent bool,
+// send sends one HTTP request. sent reports whether its header was written.
+func (c *client) send(ctx context.Context, instance string, r request, secret []byte) (a *response, sent bool,
 	err error) {
-	var out atomic.Bool
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { out.Store(true) }})
+	var written atomic.Bool
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { written.Store(true) }})
 	q, err := http.NewRequestWithContext(ctx, r.method, instance+apiPath+r.path, bytes.NewReader(r.body))
 	if err != nil {
 		return nil, false, err
@@ -257,30 +253,31 @@ func (c *client) send(ctx context.Context, instance string, r request, secret []
 		q.SetBasicAuth(r.as.user, string(secret))
 	}
 	began := time.Now()
-	response, err := c.http.Do(q)
+	answer, err := c.http.Do(q)
 	if err != nil {
-		return nil, out.Load(), err
+		return nil, written.Load(), err
 	}
-	defer response.Body.Close()
-	limit := cmp.Or(r.limit, answerLimit)
-	body, err := io.ReadAll(io.LimitReader(response.Body, limit+1))
-	slog.Debug("NetHSM", "instance", instance, "what", r.what, "method", r.method, "status", response.StatusCode, "took",
+	defer answer.Body.Close()
+	limit := cmp.Or(r.limit, responseLimit)
+	body, err := io.ReadAll(io.LimitReader(answer.Body, limit+1))
+	slog.Debug("NetHSM", "instance", instance, "what", r.what, "method", r.method, "status", answer.StatusCode, "took",
 		time.Since(began), "error", err)
 	if err != nil {
 		return nil, true, err
 	}
 	if int64(len(body)) > limit {
-		return nil, true, failure.New(failure.Internal,
-			"%s failed: %s answers with more than %d bytes", r.what, instance, limit).
-			WithHint("check that the URL is a NetHSM's")
+		return nil, true, failure.New(failure.Internal, "%s failed: the response of %s exceeds %d bytes", r.what, instance,
+			limit).
+			WithHint("check that the URL is that of a NetHSM")
 	}
-	return &answer{response.StatusCode, body}, true, nil
+	return &response{answer.StatusCode, body}, true, nil
 }
 
-// close drops the connections, in whose buffers a passphrase may be left, and clears the passphrases.
+// close closes the connections, whose buffers may hold a passphrase, and clears the passphrases.
 func (c *client) close() {
-	c.http.CloseIdleConnections()
 	for as := range c.used.Range {
-		as.(*credential).close()
+		as := as.(*credential)
+		as.close(failure.New(failure.Internal, "the store of user %s is closed", as.user))
 	}
+	c.http.CloseIdleConnections()
 }

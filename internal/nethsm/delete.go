@@ -9,26 +9,26 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Delete removes a key; its certificates go with it. What is gone already is no failure.
-func (s *Store) Delete(ctx context.Context, of keystore.Key, _ []*x509.Certificate) error {
-	k := of.(*Key) // keys of this store are its own
-	delete(s.chains, k.id)
-	_, err := s.change(ctx, request{what: "deleting key nethsm:" + k.id, method: http.MethodDelete, path: keyPath(k.id)},
+// Delete deletes a key with its certificates. It succeeds if the key does not exist.
+func (s *Store) Delete(ctx context.Context, k keystore.Key, _ []*x509.Certificate) error {
+	id := own(k).id
+	defer s.forget(id)
+	_, err := s.change(ctx, request{what: "deleting key nethsm:" + id, method: http.MethodDelete, path: keyPath(id)},
 		http.StatusNoContent, http.StatusNotFound)
 	return err
 }
 
-// Discard is for what is left of a key whose making was cut short. A NetHSM makes a key whole or not at all, so a key
-// of that name is somebody's.
+// Discard deletes nothing: a NetHSM generates a key in one step, so an interrupted Generate leaves no objects behind.
+// It fails with Conflict if the key of the settings exists.
 func (s *Store) Discard(ctx context.Context) error {
 	id, err := s.id()
 	if err != nil {
 		return err
 	}
-	there, err := (&Key{store: s, id: id}).exists(ctx, s.ask)
-	if err == nil && there {
-		return failure.New(failure.Denied, "the key nethsm:%s is there, and does not work for user %s", id, s.reader.user).
-			WithHint("see whose it is with 'notation-hsm key show', and delete it or choose another name")
+	exists, err := s.key(id).exists(ctx, s.ask)
+	if err == nil && exists {
+		return failure.New(failure.Conflict, "key nethsm:%s exists, and user %s cannot use it", id, s.reader.user).
+			WithHint("see its restrictions with 'notation-hsm key show'; delete it, or choose another name")
 	}
 	return err
 }

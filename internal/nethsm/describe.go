@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
@@ -32,7 +31,8 @@ type description struct {
 	} `json:"public"`
 }
 
-// ReadPublic asks the NetHSM for the key's public half.
+// ReadPublic reads the public half from the NetHSM. A listed key remembers it. ReadPublic fails with Unsupported for a
+// key of a type or length that is not used here.
 func (k *Key) ReadPublic(ctx context.Context) (crypto.PublicKey, error) {
 	d, err := k.describe(ctx, k.store.ask)
 	if err != nil {
@@ -40,15 +40,23 @@ func (k *Key) ReadPublic(ctx context.Context) (crypto.PublicKey, error) {
 	}
 	public, err := d.public()
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "key %s can't be used: %w",
-			k.name(), err).
+		return nil, failure.New(failure.Unsupported, "cannot use key %s: %w", k.name(), err).
 			WithHint("use a key of one of the specs RSA-2048, RSA-3072, RSA-4096, EC-256, EC-384 and EC-521")
+	}
+	if k.Public() == nil {
+		k.learn(public)
 	}
 	return public, nil
 }
 
+// reading returns the request for the description of the key.
+func (k *Key) reading() request {
+	return request{what: "reading key " + k.name(), method: http.MethodGet, path: keyPath(k.id)}
+}
+
+// describe reads the description of the key. It fails with NotFound if the key does not exist.
 func (k *Key) describe(ctx context.Context, ask asker) (*description, error) {
-	r := request{what: "looking for key " + k.name(), method: http.MethodGet, path: keyPath(k.id)}
+	r := k.reading()
 	a, err := ask(ctx, r, http.StatusOK)
 	if err != nil {
 		return nil, err
@@ -61,14 +69,13 @@ func (k *Key) describe(ctx context.Context, ask asker) (*description, error) {
 }
 
 func (k *Key) exists(ctx context.Context, ask asker) (bool, error) {
-	a, err := ask(ctx, request{what: "looking for key " + k.name(), method: http.MethodGet, path: keyPath(k.id)}, http.StatusOK,
-		http.StatusNotFound)
+	a, err := ask(ctx, k.reading(), http.StatusOK, http.StatusNotFound)
 	return err == nil && a.status == http.StatusOK, err
 }
 
-// isAs reports whether the key is there, and as new as it was asked for.
-func (k *Key) isAs(ctx context.Context, g generation) (bool, error) {
-	if there, err := k.exists(ctx, k.store.change); err != nil || !there {
+// matches reports whether the key exists, has the requested properties, and was never used.
+func (k *Key) matches(ctx context.Context, g generation) (bool, error) {
+	if exists, err := k.exists(ctx, k.store.change); err != nil || !exists {
 		return false, err
 	}
 	d, err := k.describe(ctx, k.store.change)
@@ -77,7 +84,7 @@ func (k *Key) isAs(ctx context.Context, g generation) (bool, error) {
 	}
 	public, err := d.public()
 	if err != nil {
-		return false, nil //nolint:nilerr // then it is another
+		return false, nil //nolint:nilerr // then it is another key
 	}
 	p, isRSA := public.(*rsa.PublicKey)
 	var tags []string
@@ -99,17 +106,18 @@ func parseKey(body []byte) (*description, error) {
 		return nil, err
 	}
 	if d.Type == "" {
-		return nil, errors.New("it has no type")
+		return nil, errors.New("no type")
 	}
 	return &d, nil
 }
 
-// maxModulus is the longest that NetHSM makes, in bytes.
+// maxModulus is the length of the longest modulus that NetHSM generates, in bytes.
 const maxModulus = 8192 / 8
 
+// public returns the public half as Go's crypto packages have it.
 func (d *description) public() (crypto.PublicKey, error) {
 	if d.Public == nil {
-		return nil, fmt.Errorf("a key of type %q has no public half", clip(d.Type))
+		return nil, fmt.Errorf("no public half of type %q", truncate(d.Type))
 	}
 	curve := map[string]elliptic.Curve{"EC_P256": elliptic.P256(), "EC_P384": elliptic.P384(),
 		"EC_P521": elliptic.P521()}[d.Type]
@@ -117,38 +125,20 @@ func (d *description) public() (crypto.PublicKey, error) {
 	case curve != nil:
 		return ecdsa.ParseUncompressedPublicKey(curve, d.Public.Data)
 	case d.Type != "RSA":
-		return nil, fmt.Errorf("it is of type %q", clip(d.Type))
+		return nil, fmt.Errorf("unknown type %q", truncate(d.Type))
 	}
 	n, e := new(big.Int).SetBytes(d.Public.Modulus), new(big.Int).SetBytes(d.Public.Exponent)
 	if len(d.Public.Modulus) > maxModulus || n.BitLen() < 1024 || !e.IsInt64() || e.Int64() < 3 || e.Int64() > 1<<31-1 {
-		return nil, errors.New("its modulus or exponent is out of bounds")
+		return nil, errors.New("modulus or exponent out of range")
 	}
 	return &rsa.PublicKey{N: n, E: int(e.Int64())}, nil
 }
 
-// parseKeyList reads KeyList of the API. IDs that can't be named are refused: they would be put into paths.
-func parseKeyList(body []byte) ([]string, error) {
-	var list []struct {
-		ID string `json:"id"`
-	}
-	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, err
-	}
-	ids := make([]string, len(list))
-	for i, item := range list {
-		if uri, err := config.ParseURI(config.NetHSMScheme + item.ID); err != nil || uri.Object == "" ||
-			strings.HasSuffix(item.ID, "*") {
-			return nil, fmt.Errorf("it has a key with the ID %q", clip(item.ID))
-		}
-		ids[i] = item.ID
-	}
-	return ids, nil
-}
+// Info returns the attributes that the NetHSM reports. Private keys are never extractable; whether a key was imported
+// is not reported.
+func (k *Key) Info(ctx context.Context) (key.Info, error) { return k.readInfo(ctx, k.store.ask) }
 
-// Info returns what the NetHSM says of the key. It gives no private key out, and does not tell where one was made.
-func (k *Key) Info(ctx context.Context) (key.Info, error) { return k.infoFrom(ctx, k.store.ask) }
-
-func (k *Key) infoFrom(ctx context.Context, ask asker) (key.Info, error) {
+func (k *Key) readInfo(ctx context.Context, ask asker) (key.Info, error) {
 	d, err := k.describe(ctx, ask)
 	if err != nil {
 		return key.Info{}, err
@@ -163,7 +153,8 @@ func (k *Key) infoFrom(ctx context.Context, ask asker) (key.Info, error) {
 		Sensitive: &yes, Extractable: &no, AlwaysAuth: &no, Tags: d.Restrictions.Tags,
 	}
 	if public, err := d.public(); err == nil {
-		k.public, info.Public = public, public
+		k.learn(public)
+		info.Public = public
 	}
 	return info, nil
 }

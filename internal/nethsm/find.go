@@ -4,52 +4,26 @@ import (
 	"context"
 	"crypto"
 	"crypto/rsa"
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Tokens describes the NetHSM of the settings, once an instance has said that it is operational.
-func tokens(ctx context.Context, s *config.Settings) ([]key.Token, error) {
-	c, err := newClient(s)
-	if err != nil {
-		return nil, err
-	}
-	defer c.close()
-	// Unlike the state, readiness is a status, so that another instance is asked when this one is not ready.
-	r := request{what: "looking for the NetHSM", method: http.MethodGet, path: "/health/ready"}
-	a, err := c.do(ctx, r)
-	if err == nil {
-		err = r.want(a, http.StatusOK)
-	}
-	if err != nil {
-		return nil, err
-	}
-	var all sync.WaitGroup
-	for _, url := range s.NetHSM.Instances { // so that one that is not what it should be does not wait to be found out
-		all.Go(func() {
-			if _, t := c.try(ctx, min(dialLimit, s.Timeout), url, r); t != nil {
-				t.warn()
-			}
-		})
-	}
-	all.Wait()
-	return []key.Token{describe(s)}, nil
-}
-
-// Key returns the key that the settings name. public is its public half when the caller has it from a certificate; with
-// nil the NetHSM is asked.
+// Key returns the key that the settings name. public is its public half if the caller has it from a certificate; with
+// nil the NetHSM is asked for it.
 func (s *Store) Key(ctx context.Context, public crypto.PublicKey) (keystore.Key, error) {
 	id, err := s.id()
 	if err != nil {
 		return nil, err
 	}
-	k := &Key{store: s, id: id, public: public}
+	k := s.key(id)
+	k.public = public
 	if public == nil {
 		if k.public, err = k.ReadPublic(ctx); err != nil {
 			return nil, err
@@ -58,7 +32,7 @@ func (s *Store) Key(ctx context.Context, public crypto.PublicKey) (keystore.Key,
 	return k, nil
 }
 
-// Public returns the key's public half.
+// Public returns the public half of the key that the settings name.
 func (s *Store) Public(ctx context.Context) (crypto.PublicKey, error) {
 	k, err := s.Key(ctx, nil)
 	if err != nil {
@@ -67,17 +41,17 @@ func (s *Store) Public(ctx context.Context) (crypto.PublicKey, error) {
 	return k.Public(), nil
 }
 
-// Receives returns what the NetHSM tells of the key as a recipient's. It derives no secrets, so only RSA keys are any.
+// Receives returns whether the key can decrypt for a recipient, and with which hashes. Only RSA keys can.
 func (s *Store) Receives(ctx context.Context, public crypto.PublicKey) (r key.Receives, err error) {
 	if _, isRSA := public.(*rsa.PublicKey); !isRSA {
-		r.Refusal = "a NetHSM does no ECDH"
+		r.Refusal = "a NetHSM does not support ECDH"
 		return r, nil
 	}
 	id, err := s.id()
 	if err != nil {
 		return r, err
 	}
-	d, err := (&Key{store: s, id: id}).describe(ctx, s.ask)
+	d, err := s.key(id).describe(ctx, s.ask)
 	if err != nil {
 		return r, err
 	}
@@ -91,14 +65,14 @@ func (s *Store) Receives(ctx context.Context, public crypto.PublicKey) (r key.Re
 	return r, nil
 }
 
-// Keys returns the key that the settings name, if it is there; or those whose ID begins as they say; or all. What a key
-// is, Info tells.
+// Keys returns the key that the settings name, if it exists; or those whose ID has the prefix that they name; or all.
+// Except for the first, their public halves are unknown until Info or ReadPublic.
 func (s *Store) Keys(ctx context.Context) ([]keystore.Key, error) {
 	id, prefix := s.settings.Key.Object, strings.TrimSuffix(s.settings.Key.Object, "*")
 	if id != "" && id == prefix {
-		k := &Key{store: s, id: id}
-		there, err := k.exists(ctx, s.ask)
-		if err != nil || !there {
+		k := s.key(id)
+		exists, err := k.exists(ctx, s.ask)
+		if err != nil || !exists {
 			return nil, err
 		}
 		return []keystore.Key{k}, nil
@@ -107,25 +81,62 @@ func (s *Store) Keys(ctx context.Context) ([]keystore.Key, error) {
 	if prefix != "" {
 		path = keyPath(prefix) + "*"
 	}
-	r := request{what: "listing keys", method: http.MethodGet, path: path}
-	a, err := s.ask(ctx, r, http.StatusOK)
+	ids, err := listKeys(ctx, path, s.ask)
 	if err != nil {
 		return nil, err
 	}
-	if s.listed, err = parseKeyList(a.body); err != nil {
-		return nil, malformed(r.what, err)
-	}
-	keys := make([]keystore.Key, len(s.listed))
-	for i, id := range s.listed {
-		keys[i] = &Key{store: s, id: id}
+	s.mu.Lock()
+	s.listed = ids
+	s.mu.Unlock()
+	keys := make([]keystore.Key, len(ids))
+	for i, id := range ids {
+		keys[i] = s.key(id)
 	}
 	return keys, nil
 }
 
-// Taken reports whether there is a key of this name. A NetHSM gives a key no other id.
+// listKeys returns the IDs of the keys of a path.
+func listKeys(ctx context.Context, path string, ask asker) ([]string, error) {
+	r := request{what: "listing keys", method: http.MethodGet, path: path}
+	a, err := ask(ctx, r, http.StatusOK)
+	if err != nil {
+		return nil, err
+	}
+	ids, err := parseKeyList(a.body)
+	if err != nil {
+		return nil, malformed(r.what, err)
+	}
+	return ids, nil
+}
+
+// parseKeyList reads a KeyList of the API. It fails on an ID that is no key ID: IDs become parts of paths.
+func parseKeyList(body []byte) ([]string, error) {
+	var list []struct {
+		ID string `json:"id"`
+	}
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, err
+	}
+	ids := make([]string, len(list))
+	for i, item := range list {
+		if !isKeyID(item.ID) {
+			return nil, fmt.Errorf("invalid key ID %q", truncate(item.ID))
+		}
+		ids[i] = item.ID
+	}
+	return ids, nil
+}
+
+// isKeyID reports whether a text can be the ID of a key, or a tag.
+func isKeyID(text string) bool {
+	uri, err := config.ParseURI(config.NetHSMScheme + text)
+	return err == nil && uri.Object != "" && !strings.HasSuffix(text, "*")
+}
+
+// Taken reports whether a key with this label as its ID exists. Keys of a NetHSM have no other id.
 func (s *Store) Taken(ctx context.Context, name config.URI) (bool, error) {
 	if name.Object == "" {
 		return false, nil
 	}
-	return (&Key{store: s, id: name.Object}).exists(ctx, s.ask)
+	return s.key(name.Object).exists(ctx, s.ask)
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// moduleSlot is a slot in the configuration of Nitrokey's PKCS#11 module, as its documentation has it.
+// moduleSlot is a slot in the configuration of Nitrokey's PKCS#11 module.
 type moduleSlot struct {
 	Label         string           `yaml:"label"`
 	Operator      *moduleUser      `yaml:"operator,omitempty"`
@@ -25,7 +25,7 @@ type moduleSlot struct {
 }
 
 type moduleUser struct {
-	Username string `yaml:"username"` // the passphrase comes with the login
+	Username string `yaml:"username"` // the passphrase is sent at C_Login
 }
 
 type moduleInstance struct {
@@ -46,23 +46,24 @@ type moduleKeepalive struct {
 	Retries  int `yaml:"retries"`
 }
 
-// ModuleConfig returns the configuration of Nitrokey's PKCS#11 module (p11nethsm.conf) for what the settings say: one
-// slot of this label. It holds no passphrase. The log goes to a file and nowhere else.
-func ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
-	if err := examineTrust(s.NetHSM); err != nil {
+// ModuleConfig returns the configuration of Nitrokey's PKCS#11 module (p11nethsm.conf), in YAML, with one slot of this
+// label for the NetHSM of the settings. It contains no passphrase. The module writes its log to the file.
+func (b *Backend) ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
+	if err := b.checkTrust(s.NetHSM); err != nil {
+		return nil, err
+	}
+	if err := checkOperator(s.NetHSM); err != nil {
+		return nil, err
+	}
+	if err := checkLog(log); err != nil {
 		return nil, err
 	}
 	tries, each := moduleTries(s.Timeout, len(s.NetHSM.Instances))
 	slot := moduleSlot{
 		Label:   label,
 		Retries: moduleRetries{Count: tries - 1, Delay: 1}, Keepalive: moduleKeepalive{Time: 600, Interval: 60, Retries: 3},
-		MaxIdle: 1800,
-		Timeout: each,
+		MaxIdle: 1800, Timeout: each, Operator: &moduleUser{s.NetHSM.User},
 	}
-	if _, err := operator(s); err != nil {
-		return nil, err
-	}
-	slot.Operator = &moduleUser{s.NetHSM.User}
 	if s.NetHSM.Administrator != "" {
 		slot.Administrator = &moduleUser{s.NetHSM.Administrator}
 	}
@@ -72,16 +73,6 @@ func ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
 			i.Fingerprints = append(i.Fingerprints, hex.EncodeToString(fingerprint[:]))
 		}
 		slot.Instances = append(slot.Instances, i)
-	}
-	if log != os.DevNull && log != "" {
-		// the module would crash on it
-		if f, err := os.OpenFile(log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
-			return nil, failure.New(failure.Invalid, "can't open the log file: %w",
-				err).
-				WithHint("name a file that those who sign can write")
-		} else if err := f.Close(); err != nil {
-			return nil, err
-		}
 	}
 	head, err := yaml.Marshal(struct {
 		LogFile  string `yaml:"log_file"`
@@ -96,16 +87,32 @@ func ModuleConfig(s *config.Settings, label, log string) ([]byte, error) {
 	return slices.Concat(head, []byte(moduleThreads), slots), err
 }
 
-// moduleThreads are settings of version 2.2.0 of the module; older ones pass them over.
-const moduleThreads = `# The pool reads all keys at once, which notation-hsm never asks for, and does not end when the module is unloaded.
+// checkLog fails if the module could not write its log to the file: the module would crash.
+func checkLog(path string) error {
+	if path == os.DevNull || path == "" {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return failure.New(failure.Invalid, "cannot write the log file %s: %w", path, innermost(err)).
+			WithHint("name a file that the users who sign can write")
+	}
+	return nil
+}
+
+// moduleThreads are settings of version 2.2.0 of the module. Earlier versions ignore them.
+const moduleThreads = `# The pool is for reading all keys, which notation-hsm does not do. It outlives the module.
 disable_thread_pool: true
-# The module may have threads of its own; a program that can't have that says so itself (CKF_LIBRARY_CANT_CREATE_OS_THREADS).
+# A program that cannot have threads of the module tells it so (CKF_LIBRARY_CANT_CREATE_OS_THREADS).
 disable_threads: false
 `
 
-// moduleTries is how often the module asks, a second apart, and how many seconds it waits each time: in all less than
-// the timeout, after which this program gives up on the module without having heard why. Each instance has a turn if
-// there is time.
+// moduleTries returns how often the module tries a request, with pauses of a second, and its timeout for each try in
+// seconds. Together they are shorter than the timeout of this program, which would otherwise end the call before the
+// module reports why it failed. Each instance is tried if the time allows it.
 func moduleTries(timeout time.Duration, instances int) (tries, each int) {
 	budget := timeout.Seconds() - 0.5
 	for tries = max(4, instances); tries > 1; tries-- {

@@ -10,59 +10,60 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// Order is what a pipeline needs: a key that the operator of the settings may use by a tag, and nothing else by it.
-type Order struct {
-	Request key.Request // Label is the key ID
+// SetupRequest describes what a signing pipeline needs: a key that the operator of the settings can use because both
+// have a tag.
+type SetupRequest struct {
+	Request key.Request // its label is the key ID
 	Tag     string
 
-	// Root is an administrator outside of any namespace, who makes a namespace and its administrator; "" when they are
-	// there.
+	// Root is an administrator outside of any namespace, who creates the namespace and its administrator; "" when they
+	// exist.
 	Root, RootPINSource string
 }
 
-// Setup is an order, held against what the NetHSM has already.
+// Setup is a plan to create what a request needs and what the NetHSM does not have yet.
 type Setup struct {
 	Steps []Step
 
-	store *Store
-	root  *credential
-	order Order
+	store   *Store
+	root    *credential
+	request SetupRequest
 }
 
-// Step is one thing that is there, or is to be made.
+// Step is one object that exists, or that Run creates.
 type Step struct {
 	What string
 	Done bool
-	do   func() error
+	do   func(context.Context) error
 }
 
-// Prepare looks at what is there, and makes nothing.
-func Prepare(ctx context.Context, s *config.Settings, o Order) (*Setup, error) {
-	o.Request.Tags = []string{o.Tag}
-	if _, err := terms(o.Request); err != nil {
+// Prepare compares a request with the NetHSM. It creates nothing. The caller closes the Setup.
+func (b *Backend) Prepare(ctx context.Context, s *config.Settings, r SetupRequest) (*Setup, error) {
+	r.Request.Tags = []string{r.Tag}
+	if _, err := newGeneration(r.Request); err != nil {
 		return nil, err
 	}
-	store, err := Open(s)
+	store, err := b.open(s)
 	if err != nil {
 		return nil, err
 	}
-	p := &Setup{store: store, order: o}
-	if err := p.look(ctx); err != nil {
+	p := &Setup{store: store, request: r}
+	if err := p.plan(ctx); err != nil {
 		store.Close()
 		return nil, err
 	}
 	return p, nil
 }
 
-// Close drops the connections.
+// Close closes the connections.
 func (p *Setup) Close() error { return p.store.Close() }
 
-// Run does what is not done, telling of each step before it.
-func (p *Setup) Run(say func(what string)) error {
+// Run does the steps that are not done. It calls notify before each of them.
+func (p *Setup) Run(ctx context.Context, notify func(step string)) error {
 	for i := range p.Steps {
 		if step := &p.Steps[i]; !step.Done {
-			say(step.What)
-			if err := step.do(); err != nil {
+			notify(step.What)
+			if err := step.do(ctx); err != nil {
 				return err
 			}
 			step.Done = true
@@ -71,40 +72,64 @@ func (p *Setup) Run(say func(what string)) error {
 	return nil
 }
 
-func (p *Setup) add(done bool, do func() error, format string, args ...any) {
+func (p *Setup) add(done bool, do func(context.Context) error, format string, args ...any) {
 	p.Steps = append(p.Steps, Step{fmt.Sprintf(format, args...), done, do})
 }
 
-func (p *Setup) look(ctx context.Context) error {
-	if p.store.noRoot != nil {
-		return p.store.noRoot
+// plan checks the request and makes the steps.
+func (p *Setup) plan(ctx context.Context) error {
+	if err := p.checkNames(); err != nil {
+		return err
 	}
-	if p.store.settings.NetHSM.User == "" {
-		return p.store.noUser
+	namespaceMissing, err := p.planNamespace(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.planOperator(ctx, namespaceMissing); err != nil {
+		return err
+	}
+	return p.planKey(ctx, namespaceMissing)
+}
+
+// checkNames checks the users and the tag without a request.
+func (p *Setup) checkNames() error {
+	if p.store.adminErr != nil {
+		return p.store.adminErr
+	}
+	if err := checkOperator(p.store.settings.NetHSM); err != nil {
+		return err
 	}
 	user, admin := p.store.settings.NetHSM.User, p.store.settings.NetHSM.Administrator
 	namespace := namespaceOf(user)
 	if user == admin || namespace != namespaceOf(admin) {
-		return failure.New(failure.Invalid, "user %s and administrator %s can't work together", user, admin).
-			WithHint("name an administrator of the same namespace, as in administrator: " +
-				prefix(namespace) + "admin")
+		return failure.New(failure.Invalid, "administrator %s cannot manage user %s", admin, user).
+			WithHint("name an administrator of the same namespace, as in administrator: " + prefix(namespace) + "admin")
 	}
-	uri, err := config.ParseURI(config.NetHSMScheme + p.order.Tag)
-	if err != nil || uri.Object == "" || strings.HasSuffix(uri.Object, "*") {
-		return failure.New(failure.Invalid, "%q can't be a tag", p.order.Tag).WithHint(`use letters, digits and "_.-"`)
+	if !isKeyID(p.request.Tag) {
+		return failure.New(failure.Invalid, "invalid tag %q", p.request.Tag).WithHint(`use letters, digits and "_.-"`)
 	}
-	if p.order.Root != "" && namespace == "" {
-		return failure.New(failure.Invalid,
-			"user %s is in no namespace, so administrator %s has none to make", user, p.order.Root).
-			WithHint("leave it out; or name a user and an administrator in a namespace, as in signing~operator and " +
-				"signing~admin")
+	if p.request.Root != "" && namespace == "" {
+		return failure.New(failure.Invalid, "administrator %s has no namespace to create: user %s is in none",
+			p.request.Root, user).
+			WithHint("leave out --root-administrator; or name a user and an administrator in a namespace, as in " +
+				"signing~operator and signing~admin")
 	}
-	fresh, err := p.lookAtNamespace(ctx, namespace, admin)
-	if err != nil {
-		return err
+	return nil
+}
+
+// namespaceOf returns the namespace of a user, or "".
+func namespaceOf(user string) string {
+	namespace, _, found := strings.Cut(user, "~")
+	if !found {
+		return ""
 	}
-	if err := p.lookAtOperator(ctx, user, fresh); err != nil {
-		return err
+	return namespace
+}
+
+// prefix returns what the names of users in a namespace begin with.
+func prefix(namespace string) string {
+	if namespace == "" {
+		return ""
 	}
-	return p.lookAtKey(ctx, fresh)
+	return namespace + "~"
 }

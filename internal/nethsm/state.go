@@ -7,9 +7,10 @@ import (
 	"net/http"
 )
 
-// State is what an instance says of itself (SystemState in the API).
+// State is the state of an instance (SystemState in the API).
 type State string
 
+// The states of the API, and unknown for an instance that does not report one.
 const (
 	Unprovisioned State = "Unprovisioned"
 	Locked        State = "Locked"
@@ -18,9 +19,9 @@ const (
 	unknownState  State = "unknown"
 )
 
-// stateOf asks an instance for its state, which it tells anyone.
+// stateOf asks an instance for its state, which needs no credentials. It returns unknownState when that fails.
 func (c *client) stateOf(ctx context.Context, instance string) State {
-	a, _, err := c.send(ctx, instance, request{what: "asking for the state", method: http.MethodGet,
+	a, _, err := c.send(ctx, instance, request{what: "reading the state", method: http.MethodGet,
 		path: "/health/state"}, nil)
 	if err != nil || a.status != http.StatusOK {
 		return unknownState
@@ -32,6 +33,7 @@ func (c *client) stateOf(ctx context.Context, instance string) State {
 	return state
 }
 
+// parseState reads a SystemState of the API.
 func parseState(body []byte) (State, error) {
 	var health struct {
 		State State `json:"state"`
@@ -43,5 +45,41 @@ func parseState(body []byte) (State, error) {
 	case Unprovisioned, Locked, Operational, Failed:
 		return health.State, nil
 	}
-	return "", fmt.Errorf("its state is %q", clip(string(health.State)))
+	return "", fmt.Errorf("unknown state %q", truncate(string(health.State)))
+}
+
+// checkReady fails unless an instance is operational. It warns of instances with the wrong TLS certificate.
+func (c *client) checkReady(ctx context.Context) error {
+	// Unlike the state, readiness is a status, so do asks another instance when this one is not ready.
+	r := request{what: "looking for the NetHSM", method: http.MethodGet, path: "/health/ready"}
+	a, err := c.do(ctx, r)
+	if err != nil {
+		return err
+	}
+	if err := r.want(a, http.StatusOK); err != nil {
+		return err
+	}
+	c.forEachInstance(func(_ int, url string) {
+		if _, failed := c.try(ctx, min(dialLimit, c.settings.Timeout), url, r); failed != nil {
+			c.backend.warnUnauthenticated(failed)
+		}
+	})
+	return nil
+}
+
+// askOne sends a request to one instance alone and reads the response.
+func (c *client) askOne(ctx context.Context, url string, r request, read func(body []byte) error) error {
+	if r.as != nil {
+		if err := c.readPassphrase(ctx, r.as); err != nil {
+			return err
+		}
+	}
+	a, failed := c.try(ctx, c.settings.Timeout, url, r)
+	if failed != nil {
+		return failed.err
+	}
+	if err := r.want(a, http.StatusOK); err != nil {
+		return err
+	}
+	return read(a.body)
 }

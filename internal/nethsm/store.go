@@ -2,54 +2,55 @@ package nethsm
 
 import (
 	"context"
-	"crypto/x509"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// Store is a NetHSM as a place of keys. Nothing is sent before something is asked for: a key that is known by its
-// certificate costs one request for a signature. Its keys may sign from many goroutines at once; everything else is for
-// one.
+// Store is a NetHSM as a keystore. It sends no request before it needs a response, so a signature with a key whose
+// certificate is known takes one request. It is safe for concurrent use.
 type Store struct {
 	*client
-	reader *credential // the operator, or the administrator where no operator is named
-	admin  *credential
-	noUser error // why there is no reader
-	noRoot error // why there is no admin
+	reader    *credential // the operator, or the administrator if no operator is set
+	admin     *credential
+	readerErr error // why there is no reader
+	adminErr  error // why there is no admin
 
-	chains map[string][]*x509.Certificate // by key ID, as far as they were read
-	listed []string                       // by Keys
+	mu     sync.Mutex           // guards the following
+	chains map[string]readChain // by key ID
+	listed []string             // the key IDs that Keys returned last
 }
 
-// Open prepares for the NetHSM that the settings name. It sends nothing.
-func Open(s *config.Settings) (*Store, error) {
-	c, err := newClient(s)
+// open returns a store for the NetHSM of the settings. It sends no request.
+func (b *Backend) open(s *config.Settings) (*Store, error) {
+	c, err := b.newClient(s)
 	if err != nil {
 		return nil, err
 	}
-	t := &Store{client: c, chains: map[string][]*x509.Certificate{}}
-	t.admin, t.noRoot = administrator(s)
-	if t.reader, t.noUser = operator(s); t.noUser != nil && t.noRoot == nil {
-		t.reader, t.noUser = t.admin, nil
+	t := &Store{client: c, chains: map[string]readChain{}}
+	t.admin, t.adminErr = c.administrator()
+	if t.reader, t.readerErr = c.operator(); t.readerErr != nil && t.adminErr == nil {
+		t.reader, t.readerErr = t.admin, nil
 	}
-	if t.noUser == nil && t.noRoot == nil && t.reader.user == t.admin.user {
-		t.admin = t.reader // one passphrase, one try
+	if t.readerErr == nil && t.adminErr == nil && t.reader.user == t.admin.user {
+		t.admin = t.reader // the passphrase is read once
 	}
 	return t, nil
 }
 
-// Close drops the connections.
+// Close waits for the requests in progress, clears the passphrases and closes the connections.
 func (s *Store) Close() error {
 	s.close()
 	return nil
 }
 
-// Describe says what is known without a request.
+// Describe returns what is known without a request.
 func (s *Store) Describe() key.Token { return describe(s.settings) }
 
 func describe(s *config.Settings) key.Token {
@@ -59,43 +60,44 @@ func describe(s *config.Settings) key.Token {
 	}
 }
 
-// Login has the user prove itself, which nothing else needs to be done first.
+// Login verifies the passphrase with a request. Other requests do not need it.
 func (s *Store) Login(ctx context.Context) error {
-	if s.noUser != nil {
-		return s.noUser
+	if s.readerErr != nil {
+		return s.readerErr
 	}
 	_, err := s.ask(ctx, request{what: "logging in", method: http.MethodGet, path: userPath(s.reader.user)}, http.StatusOK)
 	return err
 }
 
-// An asker sends a request as a user who may do it, and returns the answer if its status is one of those.
-type asker func(ctx context.Context, r request, statuses ...int) (*answer, error)
+// An asker sends a request as one of the store's users and returns the response if it has one of the statuses.
+type asker func(ctx context.Context, r request, statuses ...int) (*response, error)
 
-// ask does what the reader may do.
-func (s *Store) ask(ctx context.Context, r request, statuses ...int) (*answer, error) {
-	if s.noUser != nil {
-		return nil, s.noUser
+// ask sends a request as the user that reads and uses keys.
+func (s *Store) ask(ctx context.Context, r request, statuses ...int) (*response, error) {
+	if s.readerErr != nil {
+		return nil, s.readerErr
 	}
 	r.as = s.reader
-	return s.wanted(ctx, r, statuses...)
+	return s.expect(ctx, r, statuses...)
 }
 
-// change does what only an administrator may do.
-func (s *Store) change(ctx context.Context, r request, statuses ...int) (*answer, error) {
-	if s.noRoot != nil {
-		f := failure.From(s.noRoot)
+// change sends a request as the administrator.
+func (s *Store) change(ctx context.Context, r request, statuses ...int) (*response, error) {
+	if s.adminErr != nil {
+		f := failure.From(s.adminErr)
 		return nil, failure.New(f.Kind, "%s failed: %w", r.what, f).WithHint(f.Hint)
 	}
 	r.as = s.admin
-	return s.wanted(ctx, r, statuses...)
+	return s.expect(ctx, r, statuses...)
 }
 
-func (s *Store) wanted(ctx context.Context, r request, statuses ...int) (*answer, error) {
+// expect sends a request and returns the response if it has one of the statuses.
+func (s *Store) expect(ctx context.Context, r request, statuses ...int) (*response, error) {
 	a, err := s.do(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	if a == settled {
+	if a == confirmed {
 		return a, nil
 	}
 	return a, r.want(a, statuses...)
@@ -103,13 +105,20 @@ func (s *Store) wanted(ctx context.Context, r request, statuses ...int) (*answer
 
 func keyPath(id string) string { return "/keys/" + url.PathEscape(id) }
 
-// id is the key that the settings name.
+func userPath(user string) string { return "/users/" + url.PathEscape(user) }
+
+// id returns the ID of the key that the settings name. It fails with Invalid when they name none.
 func (s *Store) id() (string, error) {
 	id := s.settings.Key.Object
 	if id == "" || strings.HasSuffix(id, "*") {
-		return "", failure.New(failure.Invalid, "%s names no key",
-			s.settings.Key).
-			WithHint(`name it like nethsm:release; 'notation-hsm key list --token nethsm:' shows what is there`)
+		return "", failure.New(failure.Invalid, "%s names no key", s.settings.Key).
+			WithHint("name one as nethsm:KEYID: 'notation-hsm key list --token nethsm:' lists them")
 	}
 	return id, nil
 }
+
+// key returns a key of this store without its public half.
+func (s *Store) key(id string) *Key { return &Key{store: s, id: id} }
+
+// own returns a key as one of this store, which sends its requests.
+func own(k keystore.Key) *Key { return k.(*Key) }

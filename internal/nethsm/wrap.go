@@ -10,33 +10,33 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// unwrappable is the answer to everything that takes keys out of a NetHSM one by one.
-func unwrappable() error {
-	return failure.New(failure.Invalid, "a NetHSM wraps no keys: a key never leaves it by itself").
+// errNoWrapping returns the failure of every operation that wraps keys.
+func errNoWrapping() error {
+	return failure.New(failure.Unsupported, "a NetHSM does not support key wrapping").
 		WithHint("back up the NetHSM as a whole, with 'notation-hsm nethsm backup FILE'")
 }
 
-// WrappingKey, Wrap, Unwrap, Authenticate and Verify fail: NetHSM has nothing like it.
+// WrappingKey fails with Unsupported.
 func (s *Store) WrappingKey(context.Context, config.URI) (key.WrappingKey, error) {
-	return key.WrappingKey{}, unwrappable()
+	return key.WrappingKey{}, errNoWrapping()
 }
 
-// Wrap fails.
+// Wrap fails with Unsupported.
 func (s *Store) Wrap(context.Context, keystore.Key, config.URI) (key.Wrapped, error) {
-	return key.Wrapped{}, unwrappable()
+	return key.Wrapped{}, errNoWrapping()
 }
 
-// Unwrap fails.
+// Unwrap fails with Unsupported.
 func (s *Store) Unwrap(context.Context, key.Wrapped, key.Usage, string, []byte, crypto.PublicKey) error {
-	return unwrappable()
+	return errNoWrapping()
 }
 
-// Authenticate fails.
+// Authenticate fails with Unsupported.
 func (s *Store) Authenticate(context.Context, []byte, string, key.WrappingKey) (key.MAC, error) {
-	return key.MAC{}, unwrappable()
+	return key.MAC{}, errNoWrapping()
 }
 
-// Verify fails.
+// Verify fails with Unsupported.
 func (s *Store) Verify(context.Context, []byte, key.MAC, string, key.WrappingKey) error {
-	return unwrappable()
+	return errNoWrapping()
 }
