@@ -24,19 +24,19 @@ const (
 	backupPassphrase   = "backup passphrase"
 )
 
-// NetHSM is a NetHSM as the settings in the environment name it.
+// NetHSM is the NetHSM of the settings in the environment.
 type NetHSM struct {
 	Server *nethsmtest.Server // nil for a real one
-	Token  *softhsmtest.Token // so that what takes a token takes it as well
-	run    string             // in the names of keys, which outlive the test on a real one
+	Token  *softhsmtest.Token // names it for helpers that take a token
+	run    string             // begins the IDs of keys, so that tests of a real one do not collide
 }
 
 // Key is the ID of a key of this test.
 func (h *NetHSM) Key(name string) string { return h.run + name }
 
-// NewNetHSM is a test server; or, with NETHSM_URL, NETHSM_ADMIN_PASSPHRASE, and NETHSM_CA_FILE or NETHSM_FINGERPRINT
-// set, a real one that is operational. There, the test makes a user notation-hsm-test, and its keys, which are deleted
-// at the end. Notation is one that has the plugin and the settings.
+// NewNetHSM starts a test server; or, with NETHSM_URL, NETHSM_ADMIN_PASSPHRASE, and NETHSM_CA_FILE or
+// NETHSM_FINGERPRINT set, it takes a real one that is operational, and creates a user notation-hsm-test there. The keys
+// are deleted at the end. It returns a Notation with the plugin and the settings as well.
 func NewNetHSM(t *testing.T) (*NetHSM, *softhsmtest.Notation) {
 	t.Helper()
 	h := &NetHSM{Token: &softhsmtest.Token{Label: "nethsm:"}}
@@ -66,12 +66,13 @@ func NewNetHSM(t *testing.T) (*NetHSM, *softhsmtest.Notation) {
 	softhsmtest.Setenv(t, "NOTATION_HSM_PIN_SOURCE", "env:TEST_OPERATOR")
 	if h.Server == nil {
 		softhsmtest.Run(t, n.Plugin, "nethsm", "setup", "--key", h.Key("first"), "--tag", "notation-hsm-test", "--yes")
-		t.Cleanup(func() { h.tidy(t, n) })
+		t.Cleanup(func() { h.deleteKeys(t, n) })
 	}
 	return h, n
 }
 
-func (h *NetHSM) tidy(t *testing.T, n *softhsmtest.Notation) {
+// deleteKeys deletes the keys of this test.
+func (h *NetHSM) deleteKeys(t *testing.T, n *softhsmtest.Notation) {
 	for line := range strings.Lines(softhsmtest.Run(t, n.Plugin, "key", "list", "--token", "nethsm:"+h.run+"*")) {
 		if fields := strings.Fields(line); strings.HasPrefix(fields[len(fields)-1], "nethsm:") {
 			softhsmtest.Run(t, n.Plugin, "key", "delete", fields[len(fields)-1], "--yes")
@@ -92,6 +93,7 @@ func signAndVerify(t *testing.T, n *softhsmtest.Notation, registry, name, id str
 	softhsmtest.Run(t, n.Program, "verify", "--insecure-registry", image)
 }
 
+// setBackupPassphrase sets the backup passphrase on the test server.
 func setBackupPassphrase(t *testing.T, server *nethsmtest.Server) {
 	t.Helper()
 	body := strings.NewReader(`{"newPassphrase":"` + backupPassphrase + `","currentPassphrase":""}`)

@@ -9,7 +9,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
-// TestNetHSMImage opens encrypted images with a key on a NetHSM, made by hsm-image and as skopeo does it.
+// TestNetHSMImage decrypts images with a key on a NetHSM that hsm-image and skopeo have encrypted.
 func TestNetHSMImage(t *testing.T) {
 	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
@@ -35,8 +35,8 @@ func TestNetHSMImage(t *testing.T) {
 	})
 }
 
-// TestNetHSMImageUsage refuses to encrypt to keys that can't open the image, without having written anything, and opens
-// with the other what was encrypted to it by its URI alone.
+// TestNetHSMImageUsage refuses to encrypt to keys that cannot decrypt, without writing anything, and decrypts with the
+// other key, which was named by its URI alone.
 func TestNetHSMImageUsage(t *testing.T) {
 	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
@@ -47,6 +47,6 @@ func TestNetHSMImageUsage(t *testing.T) {
 	oci.CheckUsage(t, softhsmtest.Build(t, "hsm-image"), []string{generate("recipient", "RSA-2048", "decrypt")},
 		map[string]string{
 			generate("rsa", "RSA-2048", "sign"): "does not support OAEP",
-			generate("ec", "EC-256", "sign"):    "a NetHSM does no ECDH",
+			generate("ec", "EC-256", "sign"):    "a NetHSM does not support ECDH",
 		})
 }

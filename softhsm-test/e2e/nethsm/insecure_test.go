@@ -10,8 +10,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
-// TestNetHSMInsecure signs with the real notation and a NetHSM whose certificate nobody verifies: that is refused, in
-// words that notation shows, until it is said of this very key; and even then no PIN that is set for any token is sent.
+// TestNetHSMInsecure signs with the real notation and a NetHSM whose certificate is not verified. That is refused, with
+// a message that notation shows, until it is set for this key; and even then no PIN for tokens in general is sent.
 func TestNetHSMInsecure(t *testing.T) {
 	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
@@ -35,15 +35,15 @@ func TestNetHSMInsecure(t *testing.T) {
 	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_FINGERPRINTS", "")
 	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_CA_FILE", "")
 	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_INSECURE", "true")
-	said, err := sign()
-	if err == nil || !strings.Contains(said, "NOT verified") || !strings.Contains(said, "nethsm-insecure=true") ||
+	output, err := sign()
+	if err == nil || !strings.Contains(output, "NOT verified") || !strings.Contains(output, "nethsm-insecure=true") ||
 		len(h.Server.Requests()) > 0 {
-		t.Errorf("by the variable alone: %v: %s: %+v", err, said, h.Server.Requests())
+		t.Errorf("by the variable alone: %v: %s: %+v", err, output, h.Server.Requests())
 	}
-	said, err = sign("--plugin-config", "nethsm-insecure=true")
-	if err == nil || !strings.Contains(said, "not sent to whoever answers") ||
-		!strings.Contains(said, "NOTATION_HSM_NETHSM_PIN_SOURCE") {
-		t.Errorf("with the PIN of any token: %v: %s", err, said)
+	output, err = sign("--plugin-config", "nethsm-insecure=true")
+	if err == nil || !strings.Contains(output, "not sent to it") ||
+		!strings.Contains(output, "NOTATION_HSM_NETHSM_PIN_SOURCE") {
+		t.Errorf("with the PIN of any token: %v: %s", err, output)
 	}
 	for _, r := range h.Server.Requests() {
 		if r.User != "" {
@@ -51,8 +51,8 @@ func TestNetHSMInsecure(t *testing.T) {
 		}
 	}
 	softhsmtest.Setenv(t, "NOTATION_HSM_NETHSM_PIN_SOURCE", "env:TEST_OPERATOR")
-	if said, err = sign("--plugin-config", "nethsm-insecure=true"); err != nil {
-		t.Fatalf("%v: %s", err, said)
+	if output, err = sign("--plugin-config", "nethsm-insecure=true"); err != nil {
+		t.Fatalf("%v: %s", err, output)
 	}
 	softhsmtest.Run(t, n.Program, "verify", "--insecure-registry", image)
 }

@@ -95,7 +95,7 @@ func TestNetHSMStatic(t *testing.T) {
 	}
 }
 
-// TestNetHSMKeep walks through the commands around a key: set up with least privilege, see, examine, rotate, delete.
+// TestNetHSMKeep runs the commands around a key: setup with least privilege, list, show, doctor, rotate, delete.
 func TestNetHSMKeep(t *testing.T) {
 	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
@@ -112,7 +112,7 @@ func TestNetHSMKeep(t *testing.T) {
 	if _, stderr, err := softhsmtest.Try(t, "", n.Plugin, setup...); err == nil || len(h.Server.Keys("signing")) > 0 {
 		t.Errorf("without a yes: %v, %s", err, stderr)
 	}
-	for _, want := range []string{"create", "exists"} { // twice, for it can be run again
+	for _, want := range []string{"create", "exists"} { // a second run creates nothing
 		_, stderr, err := softhsmtest.Try(t, "", n.Plugin, append(setup, "--yes")...)
 		if err != nil || !strings.Contains(stderr, want+"  namespace signing") ||
 			!strings.Contains(stderr, want+"  user signing~operator") {
@@ -175,11 +175,11 @@ func TestNetHSMKeep(t *testing.T) {
 	}
 	softhsmtest.Run(t, n.Plugin, "key", "delete", "nethsm:other", "--yes")
 	if keys := h.Server.Keys("signing"); strings.Join(keys, " ") != "release release-2" {
-		t.Errorf("there are %v", keys)
+		t.Errorf("keys are %v", keys)
 	}
 }
 
-// TestNetHSMLookAfter shows the state of instances, and backs a NetHSM up.
+// TestNetHSMLookAfter shows the state of instances, and makes a backup.
 func TestNetHSMLookAfter(t *testing.T) {
 	softhsmtest.Parallel(t)
 	h, n := NewNetHSM(t)
@@ -221,7 +221,7 @@ func TestNetHSMLookAfter(t *testing.T) {
 	before, _ := os.ReadFile(file)
 	h.Server.Inject("POST", "/system/backup", 0, nethsmtest.RespondWith(200, "application/octet-stream", "<html>"))
 	if _, stderr, err := softhsmtest.Try(t, "", n.Plugin, "nethsm", "backup", file); err == nil ||
-		!strings.Contains(stderr, "does not begin as a backup") {
+		!strings.Contains(stderr, "does not begin like a backup") {
 		t.Errorf("%v: %s", err, stderr)
 	}
 	if after, _ := os.ReadFile(file); string(after) != string(before) {
