@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -114,6 +115,22 @@ func TestHanging(t *testing.T) {
 	if posted := paths(http.MethodPost, servers[1]); hang.Hits() != 2 ||
 		!slices.Equal(posted, []string{"/keys/release/sign", "/keys/generate"}) {
 		t.Errorf("the first instance got %d requests, the second %v", hang.Hits(), posted)
+	}
+}
+
+// TestShare gives each instance its part of the timeout, so that one that hangs leaves time for the others.
+func TestShare(t *testing.T) {
+	t.Parallel()
+	_, s := start(t, 3)
+	s.Timeout = 30 * time.Minute
+	b := warnTo(io.Discard)
+	var limits []time.Duration
+	b.withTimeout = func(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+		limits = append(limits, limit)
+		return context.WithTimeout(ctx, limit)
+	}
+	if err := openWith(t, b, s).Login(t.Context()); err != nil || !slices.Equal(limits, []time.Duration{10 * time.Minute}) {
+		t.Errorf("%v, %v", limits, err)
 	}
 }
 
@@ -226,11 +243,17 @@ func TestUncertain(t *testing.T) {
 	}
 }
 
-// TestThrottled repeats a request while the NetHSM accepts no logins.
+// TestThrottled repeats a request while the NetHSM accepts no logins. Such a request had no effect, so nothing is asked.
 func TestThrottled(t *testing.T) {
 	t.Parallel()
 	servers, s := start(t, 1)
 	private := ecKey(t, servers[0])
+	busy := servers[0].Inject(http.MethodPost, "/keys/generate", 0, nethsmtest.Respond(http.StatusTooManyRequests))
+	_, err := generate(t.Context(), s, key.Request{Spec: signSpec, Usage: key.Sign, Label: "other"})
+	if !failure.Is(err, failure.Throttled) || busy.Hits() != rounds || strings.Contains(err.Error(), "may exist") ||
+		len(paths(http.MethodGet, servers...)) != 1 {
+		t.Errorf("%d hits: %v", busy.Hits(), err)
+	}
 	fault := servers[0].Inject(http.MethodPost, "/keys/*/sign", 2, nethsmtest.Respond(http.StatusTooManyRequests))
 	if err := sign(t.Context(), open(t, s), &private.PublicKey); err != nil || fault.Hits() != 2 {
 		t.Errorf("%d hits: %v", fault.Hits(), err)
@@ -274,19 +297,30 @@ func TestNoProxy(t *testing.T) {
 	}
 }
 
-// TestResponseLimit fails on a longer response, after reading it up to the limit.
+// TestResponseLimit fails on a longer response, and does not read it to its end.
 func TestResponseLimit(t *testing.T) {
 	t.Parallel()
-	servers, s := start(t, 2)
-	ecKey(t, servers[0])
-	huge := servers[0].Inject("", "/keys/*/sign", 0, nethsmtest.Huge(64<<20))
-	servers[1].Inject("", "/keys/*/sign", 0, nethsmtest.Huge(64<<20))
-	err := sign(t.Context(), open(t, s), nil)
+	read := make(chan int, 1)
+	instance := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		sent, chunk := 0, make([]byte, 64<<10)
+		for sent < 128<<20 {
+			n, err := w.Write(chunk)
+			if sent += n; err != nil {
+				break
+			}
+		}
+		read <- sent
+	}))
+	defer instance.Close()
+	_, s := start(t, 1)
+	s.NetHSM.Instances = []string{instance.URL}
+	s.NetHSM.Fingerprints = [][32]byte{sha256.Sum256(instance.Certificate().Raw)}
+	err := open(t, s).Login(t.Context())
 	if !failure.Is(err, failure.Internal) || !strings.Contains(err.Error(), "exceeds 4194304 bytes") {
 		t.Error(err)
 	}
-	if n := len(paths(http.MethodPost, servers...)); n != 1 || huge.Hits() != 1 {
-		t.Errorf("%d requests", n)
+	if n := <-read; n > 64<<20 {
+		t.Errorf("%d bytes were read", n)
 	}
 }
 

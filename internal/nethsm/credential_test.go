@@ -132,6 +132,19 @@ func TestFirstUse(t *testing.T) {
 	all.Wait()
 }
 
+// TestAccepted takes a passphrase for right only by the response to a request in which it was checked.
+func TestAccepted(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[int]bool{200: true, 403: true, 404: true, 412: false, 429: false, 500: false} {
+		servers, s := start(t, 1)
+		servers[0].Inject("", "/users/*", 0, nethsmtest.Respond(status))
+		store := open(t, s)
+		if err := store.Login(t.Context()); (err == nil) != (status == 200) || store.reader.accepted != want {
+			t.Errorf("%d: accepted is %v, %v", status, store.reader.accepted, err)
+		}
+	}
+}
+
 // TestClose waits for the requests in progress, clears the passphrase, and lets no later request use it.
 func TestClose(t *testing.T) {
 	t.Parallel()
@@ -155,6 +168,9 @@ func TestClose(t *testing.T) {
 		defer store.reader.mu.Unlock()
 		return store.reader.err != nil
 	})
+	if n := len(store.reader.secret.Bytes()); n != len(operatorPassphrase) {
+		t.Errorf("%d bytes of the passphrase are left during the request", n)
+	}
 	hang.Release()
 	both.Wait()
 	if n := len(store.reader.secret.Bytes()); n > 0 {

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -200,6 +201,14 @@ func TestGenerate(t *testing.T) {
 	if err != nil || *info.Sign || !*info.Decrypt || *info.Extractable || info.URI != "nethsm:recipient" {
 		t.Errorf("%+v, %v", info, err)
 	}
+	recipient := *s
+	recipient.Key.Object = "recipient"
+	d, err := open(t, &recipient).key("recipient").describe(t.Context(), open(t, s).ask)
+	if err != nil || slices.ContainsFunc(d.Mechanisms, func(m string) bool {
+		return !strings.HasPrefix(m, "RSA_Decryption_OAEP_SHA")
+	}) {
+		t.Errorf("%+v, %v", d, err)
+	}
 	for kind, labels := range map[failure.Kind][]string{failure.Conflict: {"recipient"},
 		failure.Invalid: {"no/path", "", "rel*"}} {
 		for _, label := range labels {
@@ -212,8 +221,6 @@ func TestGenerate(t *testing.T) {
 	if keys := servers[0].Keys(""); len(keys) != 1 || keys[0] != "recipient" {
 		t.Errorf("keys are %v", keys)
 	}
-	recipient := *s
-	recipient.Key.Object = "recipient"
 	receives, err := open(t, &recipient).Receives(t.Context(), info.Public)
 	if err != nil || !receives.Sure || len(receives.OAEP) != 2 {
 		t.Errorf("%+v, %v", receives, err)

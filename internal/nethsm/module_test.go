@@ -35,6 +35,15 @@ func TestModuleConfig(t *testing.T) {
 		}
 	}
 
+	insecure := *s
+	insecure.NetHSM = &config.NetHSM{Instances: s.NetHSM.Instances, User: "operator", Insecure: true}
+	for set, settings := range map[bool]*config.Settings{true: &insecure, false: s} {
+		conf, err := New(io.Discard).ModuleConfig(settings, "signing", "")
+		if err != nil || bytes.Contains(conf, []byte("danger_insecure_cert: true")) != set {
+			t.Errorf("insecure %v: %v\n%s", set, err, conf)
+		}
+	}
+
 	log := filepath.Join(t.TempDir(), "module.log")
 	if _, err := New(io.Discard).ModuleConfig(s, "signing", log); err != nil {
 		t.Error(err)
