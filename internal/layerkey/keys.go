@@ -97,7 +97,8 @@ func (o *opening) try(ctx context.Context, p parsedPacket, wrapped wrappedKey) (
 		if failure.Is(err, failure.Unsupported) { // the layer may have another wrapped key, in an algorithm that is supported
 			continue
 		}
-		if wrapped.KeyID != "" || failure.Is(err, failure.Denied) || failure.Is(err, failure.Timeout) {
+		if wrapped.KeyID != "" || failure.Is(err, failure.Denied) || failure.Is(err, failure.Timeout) ||
+			failure.Is(err, failure.Unavailable) {
 			return nil, err
 		}
 	}
