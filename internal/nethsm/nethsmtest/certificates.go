@@ -25,14 +25,14 @@ type distinguishedName struct {
 
 var emailAddress = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 1}
 
-// postKeyCSR needs no match of tags: the real one does not ask for it here.
+// postKeyCSR ignores tags, as a real NetHSM does.
 func postKeyCSR(c *call) *reply {
 	k, refusal := c.key()
 	if refusal != nil {
 		return refusal
 	}
 	if k.signer == nil {
-		return fail(http.StatusBadRequest, "Generic keys can't create certificates")
+		return fail(http.StatusBadRequest, "Generic keys cannot create certificates")
 	}
 	return c.csr(k.signer)
 }

@@ -102,7 +102,7 @@ func (c caller) field(name, method, path string, body any) string {
 // wrong is want for a request that breaks the description on purpose.
 func (c caller) wrong(status int, method, path string, body any, header ...string) {
 	c.t.Helper()
-	c.server.Wrong(func() { c.want(status, method, path, body, header...) })
+	c.server.AllowInvalid(func() { c.want(status, method, path, body, header...) })
 }
 
 type object = map[string]any

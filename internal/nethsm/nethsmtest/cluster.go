@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// member is one of the cluster, as its etcd knows it.
+// member is a member of the cluster.
 type member struct {
 	ID      string   `json:"id"`
 	Name    string   `json:"name"`
@@ -45,8 +45,7 @@ func (c *call) memberURLs() ([]string, *reply) {
 	return wanted.URLs, nil
 }
 
-// postMember declares a member. It stays a learner that no instance stands for: a test gets a real second one by
-// Server.Instance.
+// postMember adds a member as a learner without an instance. Server.Instance starts an instance.
 func postMember(c *call) *reply {
 	urls, refusal := c.memberURLs()
 	if refusal != nil {

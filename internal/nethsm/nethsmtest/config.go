@@ -102,7 +102,7 @@ func setUnattendedBoot(c *call) *reply {
 
 func getTLSPublicKey(c *call) *reply { return publicPEM(c.server.tls.Leaf.PublicKey) }
 
-// getTLSCertificate gives the certificate with the issuers that were set with it.
+// getTLSCertificate returns the certificate with the issuers that were set with it.
 func getTLSCertificate(c *call) *reply {
 	var chain []byte
 	for _, der := range c.server.tls.Certificate {
@@ -157,7 +157,7 @@ func postTLSCSR(c *call) *reply {
 	return c.csr(private)
 }
 
-// generateTLSKey makes a new key with a self-signed certificate for it, which the next connection sees.
+// generateTLSKey generates a key and a self-signed certificate, which the next connection gets.
 func generateTLSKey(c *call) *reply {
 	var wanted struct {
 		Type   string `json:"type"`

@@ -13,7 +13,7 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 )
 
-// contract holds requests and responses against the description of the API (api.yaml) and reports violations to the
+// contract checks requests and responses against the description of the API (api.yaml) and reports violations to the
 // test.
 type contract struct {
 	t testing.TB
@@ -29,8 +29,8 @@ func loadContract(t testing.TB) *contract {
 	return &contract{t, d}
 }
 
-// everywhere lists the statuses of errors that any operation may answer with.
-var everywhere = map[int]string{
+// commonErrors are the statuses of errors that any operation may respond with.
+var commonErrors = map[int]string{
 	http.StatusBadRequest:            "a malformed name or body",
 	http.StatusNotAcceptable:         "the content type of the answer",
 	http.StatusMethodNotAllowed:      "for any path",
@@ -60,8 +60,7 @@ func (c *contract) input(r *http.Request, body []byte) (*openapi3filter.RequestV
 	}, nil
 }
 
-// authentication wants a request to have the credentials that the operation needs; whether they are right is the
-// server's matter.
+// authentication checks that a request has credentials. The server checks whether they are right.
 func authentication(_ context.Context, input *openapi3filter.AuthenticationInput) error {
 	if _, _, sent := input.RequestValidationInput.Request.BasicAuth(); !sent {
 		return errors.New("no credentials")
@@ -117,7 +116,7 @@ func (c *contract) checkResponse(r *http.Request, body []byte, answer *reply) er
 	})
 }
 
-// routeless judges the response to a request that the description does not know.
+// checkUnknown checks the response to a request for a path that the description does not have.
 func routeless(err error, status int) error {
 	switch {
 	case errors.Is(err, routers.ErrPathNotFound) && status == http.StatusNotFound,

@@ -23,8 +23,8 @@ import (
 	"time"
 )
 
-// TestContract asks for every operation of the table once with success; each request and response is held against the
-// description.
+// TestContract asks for every operation of the table once with success; each request and response is checked against
+// the description.
 func TestContract(t *testing.T) {
 	s := Start(t, RateLimit(0))
 	public := caller{t: t, server: s}

@@ -19,7 +19,7 @@ import (
 //go:embed api.yaml
 var apiFile []byte
 
-// api is the content of api.yaml, whose beginning says what each part means.
+// api is the content of api.yaml, which begins with the meaning of each part.
 type api struct {
 	Texts      map[string]string
 	Names      map[string]string
@@ -28,7 +28,7 @@ type api struct {
 	Operations map[string]apiOperation
 }
 
-// apiOperation is what one method of one path takes and gives.
+// apiOperation is the request and the responses of one method of one path.
 type apiOperation struct {
 	Who    []string
 	Takes  []string
@@ -39,10 +39,10 @@ type apiOperation struct {
 	Query  []string
 }
 
-// everyone asks without credentials.
+// everyone is a caller without credentials.
 const everyone = "everyone"
 
-// mayFail reports whether an operation has the status of an error.
+// mayFail reports whether an operation may respond with the status of an error.
 func (o apiOperation) mayFail(status int) bool {
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden:
@@ -50,16 +50,16 @@ func (o apiOperation) mayFail(status int) bool {
 	case http.StatusPreconditionFailed:
 		return !o.Always
 	}
-	return everywhere[status] != "" || slices.Contains(o.Fails, status)
+	return commonErrors[status] != "" || slices.Contains(o.Fails, status)
 }
 
-// description is api.yaml in the form that a library for OpenAPI validates requests and responses by.
+// description is api.yaml in the form that the OpenAPI library needs to validate requests and responses.
 type description struct {
 	operations map[string]apiOperation // by method and path
 	router     routers.Router
 }
 
-// describe reads api.yaml once in a process.
+// describe reads api.yaml, once in a process.
 var describe = sync.OnceValues(func() (*description, error) {
 	var a api
 	if err := yaml.Load(apiFile, &a, yaml.WithKnownFields()); err != nil {
@@ -136,7 +136,7 @@ func (a *api) operation(path string, o apiOperation) (*openapi3.Operation, error
 	return operation, nil
 }
 
-// contentType returns that of a body of a kind.
+// contentType returns the content type of a body of a kind.
 func contentType(kind any) string {
 	switch kind {
 	case "pem":
@@ -149,7 +149,7 @@ func contentType(kind any) string {
 	return typeJSON
 }
 
-// schema returns what a kind of value looks like: a list of a kind, or the name of a text, of words or of a shape.
+// schema returns the schema of a kind of value: a list of a kind, or the name of a text, of words or of a shape.
 func (a *api) schema(kind any) (*openapi3.Schema, error) {
 	if list, ok := kind.([]any); ok && len(list) == 1 {
 		items, err := a.schema(list[0])
@@ -188,7 +188,7 @@ func (a *api) schema(kind any) (*openapi3.Schema, error) {
 	return nil, fmt.Errorf("there is no kind %v", kind)
 }
 
-// object is a shape, which has no other properties than these.
+// object returns the schema of a shape, which has no other properties than those.
 func (a *api) object(shape map[string]any) (*openapi3.Schema, error) {
 	closed := false
 	object := openapi3.NewObjectSchema()

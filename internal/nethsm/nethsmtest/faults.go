@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// Fault makes an instance misbehave for the requests that it matches. Faulty answers are not held against the
+// Fault changes how an instance handles the requests that it matches. Its responses are not checked against the
 // description.
 type Fault struct {
 	method, pattern string
@@ -27,9 +27,9 @@ type Effect struct {
 	after  func() // instead of the response, when the request took effect
 }
 
-// Inject makes the next requests that match misbehave: times of them, or all when times is 0, until Remove. The method
-// may be empty for any; the pattern is one of path.Match below /api/v1, as "/keys/*/sign", or empty for any path. Of
-// several faults that match, the first injected counts.
+// Inject applies an effect to the next requests that match: to that many, or to all until Remove if times is 0. An
+// empty method matches any. The pattern is one of path.Match below /api/v1, such as "/keys/*/sign"; empty matches any
+// path. Of several faults that match, the one that was injected first applies.
 func (s *Server) Inject(method, pattern string, times int, effect Effect) *Fault {
 	s.t.Helper()
 	if _, err := path.Match(pattern, "/"); err != nil {
@@ -47,17 +47,17 @@ func (s *Server) Inject(method, pattern string, times int, effect Effect) *Fault
 	return f
 }
 
-// Hits returns how many requests the fault has met.
+// Hits returns how many requests the fault has matched.
 func (f *Fault) Hits() int {
 	f.server.mu.Lock()
 	defer f.server.mu.Unlock()
 	return f.hits
 }
 
-// Release lets requests that Hang holds go on, now and from now on.
+// Release serves the requests that Hang holds, and all later ones at once.
 func (f *Fault) Release() { f.release() }
 
-// Remove ends the fault; it also releases what it holds.
+// Remove ends the fault and releases the requests that it holds.
 func (f *Fault) Remove() {
 	f.release()
 	f.server.mu.Lock()
@@ -65,7 +65,7 @@ func (f *Fault) Remove() {
 	f.server.faults = slices.DeleteFunc(f.server.faults, func(other *Fault) bool { return other == f })
 }
 
-// Respond answers with a status and, from 400 on, an error as NetHSM's, without the request having an effect.
+// Respond responds with a status and, from 400 on, an error of the API. The request has no effect.
 func Respond(status int) Effect {
 	if status < http.StatusBadRequest {
 		return RespondWith(status, "", "")
@@ -73,7 +73,7 @@ func Respond(status int) Effect {
 	return RespondWith(status, typeJSON, fmt.Sprintf(`{"message":"injected: %s"}`, http.StatusText(status)))
 }
 
-// RespondWith answers with a status, a content type (none when empty) and a body, without the request having an effect.
+// RespondWith responds with a status, a content type (none when empty) and a body. The request has no effect.
 func RespondWith(status int, contentType, body string) Effect {
 	return Effect{before: func(w http.ResponseWriter, _ *Fault, _ *http.Request) bool {
 		if contentType != "" {
@@ -85,10 +85,10 @@ func RespondWith(status int, contentType, body string) Effect {
 	}}
 }
 
-// Malformed answers 200 with JSON that breaks off, without the request having an effect.
+// Malformed responds with 200 and incomplete JSON. The request has no effect.
 func Malformed() Effect { return RespondWith(http.StatusOK, typeJSON, `{"signature": "AAAA`) }
 
-// Huge answers 200 with n bytes of a JSON string that never closes, without the request having an effect.
+// Huge responds with 200 and n bytes of an unterminated JSON string. The request has no effect.
 func Huge(n int64) Effect {
 	return Effect{before: func(w http.ResponseWriter, _ *Fault, _ *http.Request) bool {
 		w.Header().Set("Content-Type", typeJSON)
@@ -96,14 +96,14 @@ func Huge(n int64) Effect {
 		chunk := []byte(strings.Repeat("A", 64<<10))
 		for sent := int64(0); sent < n; sent += int64(len(chunk)) {
 			if _, err := w.Write(chunk); err != nil {
-				break // the client had enough
+				break // the client has closed the connection
 			}
 		}
 		return true
 	}}
 }
 
-// Hang holds the request until Release, Remove, Stop or the client's end, and then serves it as if nothing had been.
+// Hang holds the request. Release and Remove serve it; Stop and the client's end cut it off.
 func Hang() Effect {
 	return Effect{before: func(_ http.ResponseWriter, f *Fault, r *http.Request) bool {
 		f.server.mu.Lock()

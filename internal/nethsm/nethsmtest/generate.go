@@ -33,7 +33,7 @@ func generateKey(c *call) *reply {
 		id = randomID()
 	}
 	if !validID.MatchString(id) {
-		return fail(http.StatusBadRequest, "%q can't be a KeyID", id)
+		return fail(http.StatusBadRequest, "%q cannot be a KeyID", id)
 	}
 	if refusal := k.check(); refusal != nil {
 		return refusal
@@ -48,7 +48,7 @@ func generateKey(c *call) *reply {
 	return created("/keys/", id)
 }
 
-// generate makes a key. The lock is not held meanwhile, as an RSA key takes its time.
+// generate generates a key. It releases the lock meanwhile, because an RSA key takes long.
 func (c *call) generate(kind string, length int) (*key, *reply) {
 	if mechanismsOf[kind] == nil {
 		return nil, fail(http.StatusBadRequest, "unknown key type %q", kind)
@@ -61,7 +61,7 @@ func (c *call) generate(kind string, length int) (*key, *reply) {
 	}
 	var private any
 	if kind == "RSA" {
-		private = c.state.premade(length)
+		private = c.state.takeRSAKey(length)
 	}
 	c.state.mu.Unlock()
 	defer c.state.mu.Lock()
@@ -91,8 +91,8 @@ func (c *call) generate(kind string, length int) (*key, *reply) {
 	return k, nil
 }
 
-// premade takes one of the keys that RSAKeys gave.
-func (s *state) premade(length int) *rsa.PrivateKey {
+// takeRSAKey returns one of the keys of RSAKeys, or nil if none of this length is left.
+func (s *state) takeRSAKey(length int) *rsa.PrivateKey {
 	i := slices.IndexFunc(s.rsaKeys, func(k *rsa.PrivateKey) bool { return k.N.BitLen() == length })
 	if i < 0 {
 		return nil
@@ -102,7 +102,7 @@ func (s *state) premade(length int) *rsa.PrivateKey {
 	return key
 }
 
-// check says what is wrong with the mechanisms, tags or label of a new key.
+// check checks the mechanisms, the tags and the label of a new key.
 func (k *key) check() *reply {
 	if len(k.mechanisms) == 0 {
 		return fail(http.StatusBadRequest, "empty set of mechanisms")
@@ -114,7 +114,7 @@ func (k *key) check() *reply {
 	}
 	for _, tag := range k.tags {
 		if !validID.MatchString(tag) {
-			return fail(http.StatusBadRequest, "%q can't be a tag", tag)
+			return fail(http.StatusBadRequest, "%q cannot be a tag", tag)
 		}
 	}
 	slices.Sort(k.mechanisms)

@@ -32,7 +32,7 @@ type importRequest struct {
 	Label        string       `json:"label,omitempty"`
 }
 
-// importKey serves POST /keys, where NetHSM finds an ID, and PUT /keys/ID.
+// importKey serves POST /keys, where the NetHSM chooses the ID, and PUT /keys/ID.
 func importKey(c *call) *reply {
 	name := c.keyName()
 	put := name.id != ""
@@ -166,7 +166,7 @@ func (c *call) keyOfForm() (*key, *reply) {
 	return k, nil
 }
 
-// parsePEM reads a private key in one of the usual forms.
+// parsePEM reads a private key in PKCS #8, PKCS #1 or SEC 1.
 func parsePEM(data []byte) (any, error) {
 	block, _ := pem.Decode(data)
 	if block == nil {

@@ -15,7 +15,7 @@ import (
 	"strings"
 )
 
-// keyName is what a key is stored under: the same ID may be in several namespaces.
+// keyName identifies a key: several namespaces can have the same ID.
 type keyName struct{ namespace, id string }
 
 type key struct {
@@ -123,7 +123,7 @@ func (c *call) key() (*key, *reply) {
 	return k, nil
 }
 
-// usable reports whether the key's restrictions let a user use it: without tags everyone may, else who has one of them.
+// usable reports whether a user may use the key: one without tags, or with a tag that the user has.
 func (k *key) usable(u *user) bool {
 	return len(k.tags) == 0 || slices.ContainsFunc(k.tags, func(tag string) bool { return slices.Contains(u.tags, tag) })
 }
@@ -225,7 +225,7 @@ func moveKey(c *call) *reply {
 		return refusal
 	}
 	if !validID.MatchString(wanted.NewID) {
-		return fail(http.StatusBadRequest, "%q can't be a KeyID", wanted.NewID)
+		return fail(http.StatusBadRequest, "%q cannot be a KeyID", wanted.NewID)
 	}
 	name := keyName{c.user.namespace(), wanted.NewID}
 	if c.state.keys[name] != nil {

@@ -2,7 +2,7 @@ package nethsmtest
 
 import "strings"
 
-// operation is one of the description's, with its annotations. TestOperations compares the two.
+// operation is an operation with its properties in the description. TestOperations compares the two.
 type operation struct {
 	method, path string // the path as the description has it
 	roles        []Role // who may call; empty for the public
@@ -32,7 +32,7 @@ var (
 	takesData = []string{typeBinary}
 )
 
-// all is the whole description.
+// all are the operations of the description.
 var all = []*operation{
 	{method: "GET", path: "/info", states: anyState, gives: typeJSON, handle: getInfo},
 	{method: "GET", path: "/health/alive", states: []State{Locked, Unprovisioned}, handle: getHealth},
@@ -113,7 +113,7 @@ var all = []*operation{
 	root("PUT", "/cluster/members/{MemberID}", admin, takesJSON, "", updateMember),
 	root("DELETE", "/cluster/members/{MemberID}", admin, nil, "", deleteMember),
 
-	// Deliberately without a handler, answered 501. Nothing here uses them, and an imitation would prove nothing:
+	// Without a handler: the response is 501. Nothing here uses them, and an imitation would prove nothing:
 	// restoring and joining need Nitrokey's own formats, updates its signed images, and force-new a broken etcd.
 	{method: "POST", path: "/system/restore"},
 	{method: "POST", path: "/system/update"},
@@ -123,13 +123,13 @@ var all = []*operation{
 	{method: "POST", path: "/cluster/force-new"},
 }
 
-// use is an operation of an operational NetHSM, for callers of any namespace; gives is empty without a body.
+// use returns an operation of an operational NetHSM for callers of any namespace; gives is empty without a body.
 func use(method, path string, roles []Role, takes []string, gives string, handle func(*call) *reply) *operation {
 	return &operation{method: method, path: path, states: operational, roles: roles, takes: takes, gives: gives,
 		handle: handle}
 }
 
-// root is one for callers of the root namespace.
+// root returns an operation for callers of the root namespace.
 func root(method, path string, roles []Role, takes []string, gives string, handle func(*call) *reply) *operation {
 	o := use(method, path, roles, takes, gives, handle)
 	o.rootOnly = true
@@ -158,7 +158,7 @@ func route(p string) []*operation {
 	return found
 }
 
-// match says how well a path fits: -1 not at all, else the more the more of it is fixed.
+// match returns how many segments of a path are fixed, or -1 if the path does not match.
 func (o *operation) match(p string) int {
 	want, have := strings.Split(o.path, "/"), strings.Split(p, "/")
 	if len(want) != len(have) {

@@ -38,7 +38,7 @@ const (
 	typeForm   = "multipart/form-data"
 )
 
-// fail is an error: all of them carry the reason as JSON.
+// fail returns an error with its reason as JSON.
 func fail(status int, format string, args ...any) *reply {
 	r := answer(map[string]string{"message": fmt.Sprintf(format, args...)})
 	r.status = status
@@ -71,7 +71,7 @@ func items(ids []string) []map[string]string {
 }
 
 // decode reads the request's JSON into a structure, whose fields without omitempty are required. Unknown properties,
-// names in another case, missing ones and null are refused, as the description's introduction wants.
+// names in another case, missing ones and null are rejected, as the description requires.
 func (c *call) decode(into any) *reply { return decodeJSON(c.body, into) }
 
 func decodeJSON(body []byte, into any) *reply {
@@ -154,7 +154,7 @@ func weakPassphrase() *reply {
 	return fail(http.StatusBadRequest, "a passphrase has 10 to 200 characters")
 }
 
-// randomID names what the caller gave no name: 20 hexadecimal digits.
+// randomID returns an ID for an object without one: 20 hexadecimal digits.
 func randomID() string { return hex.EncodeToString(randomBytes(10)) }
 
 func randomBytes(n int) []byte {

@@ -10,10 +10,10 @@ import (
 	"strings"
 )
 
-// maxBody bounds what a client may send: the real one's megabyte.
+// maxBody is the longest body of a request, as on a real NetHSM.
 const maxBody = 1 << 20
 
-// call is one request on its way through an operation.
+// call is a request for an operation.
 type call struct {
 	server    *Server
 	state     *state
@@ -36,7 +36,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	serving.Add(1)
 	defer serving.Done()
 	s.requests = append(s.requests, entry)
-	wrong := s.wrong > 0
+	allowInvalid := s.invalid > 0
 	s.mu.Unlock()
 
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
@@ -47,7 +47,7 @@ func (s *Server) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	tooLarge := err != nil
 
-	if !wrong && !tooLarge {
+	if !allowInvalid && !tooLarge {
 		s.contract.request(r, body)
 	}
 	fault := s.fault(r.Method, strings.TrimPrefix(r.URL.Path, base))
@@ -95,8 +95,8 @@ func (r *reply) header() http.Header {
 	return h
 }
 
-// answer finds the operation and asks, in the order of the real one, for the state, the caller, the content types and
-// the names in the path, before the operation itself decides.
+// answer finds the operation and checks, in the order of a real NetHSM, the state, the caller, the content types and
+// the names in the path, before it calls the operation.
 func (s *Server) answer(r *http.Request, body []byte, tooLarge bool) (*reply, Role) {
 	if len(r.URL.RequestURI()) > 2000 {
 		return fail(http.StatusRequestURITooLong, "the address has more than 2000 bytes"), ""
@@ -140,10 +140,10 @@ func (c *call) role() Role {
 	return c.user.role
 }
 
-// authorize asks who calls and whether they may.
+// authorize authenticates the caller and checks whether the operation is allowed for it. It returns nil if so.
 func (c *call) authorize() *reply {
 	o := c.operation
-	// what is for administrators and the public needs the administrator only while there can be one
+	// an operation for administrators and the public needs an administrator only while the NetHSM is operational
 	if len(o.roles) == 0 || (o.public && c.server.current() != Operational) {
 		return nil
 	}
@@ -163,7 +163,7 @@ func (c *call) authorize() *reply {
 	return nil
 }
 
-// negotiate compares the sizes and content types with the operation's.
+// negotiate checks the size and the content types of the request.
 func (c *call) negotiate(tooLarge bool) *reply {
 	if tooLarge {
 		return fail(http.StatusRequestEntityTooLarge, "the request has more than %d bytes", maxBody)
@@ -203,7 +203,7 @@ func accepts(headers []string, contentType string) bool {
 	return false
 }
 
-// checkNames refuses what can't be a name. POST /users/NAMESPACE~ has the namespace only.
+// checkNames checks the names in the path. That of POST /users/NAMESPACE~ is a namespace alone.
 func (c *call) checkNames() *reply {
 	for parameter, value := range c.params {
 		good := validID.MatchString(value)
@@ -215,7 +215,7 @@ func (c *call) checkNames() *reply {
 			}
 		}
 		if !good {
-			return fail(http.StatusBadRequest, "%q can't be a %s", value, parameter)
+			return fail(http.StatusBadRequest, "%q cannot be a %s", value, parameter)
 		}
 	}
 	return nil

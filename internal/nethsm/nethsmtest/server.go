@@ -1,10 +1,10 @@
 // Package nethsmtest is a NetHSM in memory, for tests: its REST API over TLS on a loopback port.
 //
-// Start gives an unprovisioned NetHSM and Provision makes it one with an administrator and an operator. Keys are real
-// ones of Go's crypto packages, so what they sign verifies. Several instances of one cluster share keys and users
-// (Instance), an instance can stop and come back at the same address (Stop, Restart), and faults make one misbehave
-// (Inject). Every request and response is held against the description of the API in api.yaml (contract.go), and a
-// violation fails the test.
+// Start starts an unprovisioned NetHSM, and Provision gives it an administrator and an operator. Its keys are those of
+// Go's crypto packages, so their signatures verify. Instances of one cluster share keys and users (Instance); an
+// instance can stop and restart at the same address (Stop, Restart); faults change its responses (Inject). Every
+// request and response is checked against the description of the API in api.yaml (contract.go), and a violation fails
+// the test.
 package nethsmtest
 
 import (
@@ -23,8 +23,8 @@ import (
 // base is the path of version 1 of the API.
 const base = "/api/v1"
 
-// Server is one instance: a listener with its own certificate, lock, device settings and faults, over the users and
-// keys that it shares with the other instances of its cluster.
+// Server is one instance: a listener with a certificate, a lock state, device settings and faults of its own. It shares
+// users and keys with the other instances of its cluster.
 type Server struct {
 	URL     string // https://127.0.0.1:PORT/api/v1
 	Address string // 127.0.0.1:PORT
@@ -42,12 +42,12 @@ type Server struct {
 	requests []*Request
 	started  time.Time
 	faults   []*Fault
-	wrong    int // nesting of Wrong
+	invalid  int // nesting of AllowInvalid
 
 	device // guarded by state.mu
 }
 
-// Request is one entry of an instance's log.
+// Request is an entry of the log of an instance.
 type Request struct {
 	Method string
 	Path   string // below /api/v1, with its query
@@ -64,15 +64,16 @@ type options struct {
 // Option changes how Start makes the server.
 type Option func(*options)
 
-// RateLimit sets how long a user is refused (429) after a wrong passphrase. The real one's second is the default.
+// RateLimit sets for how long logins of a user fail with 429 after a wrong passphrase. The default is one second, as on
+// a real NetHSM.
 func RateLimit(d time.Duration) Option { return func(o *options) { o.rateLimit = d } }
 
-// RSAKeys are used up, by their length, by requests to generate an RSA key, which takes seconds for the longer ones.
+// RSAKeys gives keys that requests to generate an RSA key of their length take, because generating one takes seconds.
 func RSAKeys(keys ...*rsa.PrivateKey) Option {
 	return func(o *options) { o.rsaKeys = append(o.rsaKeys, keys...) }
 }
 
-// Start starts an unprovisioned NetHSM, which ends with the test.
+// Start starts an unprovisioned NetHSM, and stops it at the end of the test.
 func Start(t testing.TB, opts ...Option) *Server {
 	t.Helper()
 	o := options{rateLimit: time.Second}
@@ -84,8 +85,8 @@ func Start(t testing.TB, opts ...Option) *Server {
 	return start(t, st, o.rateLimit)
 }
 
-// Instance starts another instance of the same cluster: same users, namespaces, keys and certificates, its own address,
-// TLS certificate, state of being locked, log and faults.
+// Instance starts another instance of the same cluster. It shares users, namespaces, keys and their certificates, and
+// has an address, a TLS certificate, a state, a log and faults of its own.
 func (s *Server) Instance() *Server {
 	s.t.Helper()
 	return start(s.t, s.state, s.rateLimit)
@@ -130,7 +131,7 @@ func (s *Server) serve(listener net.Listener) {
 	go func() { _ = server.Serve(tls.NewListener(listener, config)) }()
 }
 
-// Stop closes the listener and all connections, so that clients are refused. Stopping twice is fine.
+// Stop closes the listener and all connections. It does nothing if the instance is stopped.
 func (s *Server) Stop() { s.stop((*http.Server).Close) }
 
 func (s *Server) stop(how func(*http.Server) error) {
@@ -181,15 +182,15 @@ func (s *Server) ResetRequests() {
 	s.requests = nil
 }
 
-// Wrong runs a function whose requests break the description on purpose: they are not held against it, their responses
-// are.
-func (s *Server) Wrong(f func()) {
+// AllowInvalid runs a function whose requests violate the description on purpose: they are not checked against it;
+// their responses are.
+func (s *Server) AllowInvalid(f func()) {
 	s.mu.Lock()
-	s.wrong++
+	s.invalid++
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
-		s.wrong--
+		s.invalid--
 		s.mu.Unlock()
 	}()
 	f()

@@ -25,7 +25,7 @@ var hashes = map[string]crypto.Hash{
 	"SHA256": crypto.SHA256, "SHA384": crypto.SHA384, "SHA512": crypto.SHA512,
 }
 
-// usableKey returns the key for an operation with its secret part, by the mechanism, after the restrictions were asked.
+// usableKey returns the key for an operation, if its restrictions and mechanisms allow it.
 func (c *call) usableKey(mechanism string) (*key, *reply) {
 	k, refusal := c.key()
 	if refusal != nil {
@@ -68,7 +68,7 @@ func postSign(c *call) *reply {
 	return answer(map[string]string{"signature": encode64(signature)})
 }
 
-// sign makes a signature in one of the description's modes, of which the key's type has this one.
+// sign returns a signature in a mode that the type of the key supports.
 func (k *key) sign(mode string, message []byte) ([]byte, error) {
 	switch private := k.signer.(type) {
 	case *rsa.PrivateKey:
@@ -88,7 +88,7 @@ func (k *key) sign(mode string, message []byte) ([]byte, error) {
 	case ed25519.PrivateKey:
 		return ed25519.Sign(private, message), nil
 	}
-	return nil, errors.New("this key can't sign")
+	return nil, errors.New("this key cannot sign")
 }
 
 type cipherRequest struct {
@@ -133,7 +133,7 @@ func (k *key) decrypt(mode string, encrypted, iv []byte) ([]byte, error) {
 	case mode == "AES_CBC":
 		return k.cbc(cipher.NewCBCDecrypter, encrypted, iv)
 	case !isRSA:
-		return nil, errors.New("this key can't decrypt")
+		return nil, errors.New("this key cannot decrypt")
 	case mode == "RAW":
 		number := new(big.Int).SetBytes(encrypted)
 		if number.Cmp(private.N) >= 0 {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// State is what /health/state says.
+// State is the state that /health/state reports.
 type State string
 
 // The states of the description's SystemState.
@@ -22,7 +22,7 @@ const (
 	Failed        State = "Failed"
 )
 
-// state is what the instances of a cluster share.
+// state is shared by the instances of a cluster.
 type state struct {
 	mu               sync.Mutex
 	provisioned      bool
@@ -36,7 +36,7 @@ type state struct {
 	rsaKeys          []*rsa.PrivateKey
 }
 
-// device is what each instance has for itself.
+// device is the state of one instance.
 type device struct {
 	locked         bool
 	failed         bool
@@ -55,7 +55,7 @@ func newState() *state {
 	return s
 }
 
-// reset is the factory reset.
+// reset does a factory reset.
 func (s *state) reset() {
 	s.provisioned = false
 	s.backupPassphrase = nil
@@ -106,11 +106,11 @@ func (s *Server) SetState(to State) {
 		s.state.reset()
 	}
 	if s.current() != to {
-		s.t.Fatalf("a NetHSM that is %s can't be made %s", s.current(), to)
+		s.t.Fatalf("a NetHSM that is %s cannot be made %s", s.current(), to)
 	}
 }
 
-// digest stands for a stored passphrase. The real one derives it slowly; here tests shall be fast.
+// digest is a stored passphrase. A real NetHSM derives it slowly; tests are to be fast.
 type digest [sha256.Size]byte
 
 func hashed(passphrase string) digest { return sha256.Sum256([]byte(passphrase)) }
@@ -120,7 +120,7 @@ func (d digest) is(passphrase string) bool {
 	return subtle.ConstantTimeCompare(d[:], other[:]) == 1
 }
 
-// boot is what a reboot does: the instance comes back locked unless unattended boot is on.
+// boot starts the instance again, locked unless unattended boot is on.
 func (s *Server) boot() {
 	s.failed = false
 	s.locked = s.state.provisioned && !s.unattendedBoot

@@ -26,7 +26,7 @@ func getDiagnose(c *call) *reply {
 	return answer(map[string]any{"clusterLogs": logs, "clusterState": map[string]bool{"running": !c.server.failed}})
 }
 
-// getMetrics serves metrics by the names of the real one, whose values are strings too.
+// getMetrics serves metrics with the names of a real NetHSM, with strings as their values.
 func getMetrics(c *call) *reply {
 	counts := c.state.counts()
 	metrics := map[string]string{"uptime": fmt.Sprint(int(time.Since(c.server.started).Seconds())), "log warnings": "0",
@@ -113,13 +113,13 @@ func getSystemInfo(c *call) *reply {
 	})
 }
 
-// postReboot has the instance come back at once, locked unless unattended boot is on.
+// postReboot restarts the instance at once, locked unless unattended boot is on.
 func postReboot(c *call) *reply {
 	c.server.boot()
 	return done()
 }
 
-// postShutdown ends the listener after the answer; Restart is the power button.
+// postShutdown stops the listener after the response. Restart starts it again.
 func postShutdown(c *call) *reply {
 	c.server.boot()
 	return &reply{status: http.StatusNoContent, cut: true}
@@ -134,7 +134,7 @@ func postFactoryReset(c *call) *reply {
 // postBackup gives bytes with the outer form of a real backup of version 1: magic, version, fields with their length in
 // three bytes (the salt, the version, the domain key, the device's ID and the key of its configuration, and then one
 // for each user and key), an empty field that ends them, trailer. What is in the fields is random, as the real content
-// can't be had here.
+// cannot be had here.
 func postBackup(c *call) *reply {
 	if c.state.backupPassphrase == nil {
 		return fail(http.StatusPreconditionFailed, "the backup passphrase was not set")

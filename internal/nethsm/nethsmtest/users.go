@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Role is what a user may do.
+// Role is the role of a user.
 type Role string
 
 // The roles of the description's UserRole.
@@ -24,7 +24,7 @@ const (
 	OperatorUser = "operator"
 )
 
-// UnlockPassphrase is that of every NetHSM made by Provision.
+// UnlockPassphrase is the unlock passphrase of a NetHSM after Provision.
 const UnlockPassphrase = "unlock passphrase"
 
 type user struct {
@@ -53,14 +53,14 @@ func (s *Server) Provision(adminPassphrase, operatorPassphrase string) {
 	s.state.mu.Lock()
 	defer s.state.mu.Unlock()
 	if s.state.provisioned || !goodPassphrase(adminPassphrase) || !goodPassphrase(operatorPassphrase) {
-		s.t.Fatalf("can't provision: a NetHSM that is %s, passphrases of %d and %d bytes",
+		s.t.Fatalf("cannot provision: a NetHSM that is %s, passphrases of %d and %d bytes",
 			s.current(), len(adminPassphrase), len(operatorPassphrase))
 	}
 	s.state.provision(UnlockPassphrase, adminPassphrase)
 	s.state.add(OperatorUser, OperatorUser, Operator, operatorPassphrase)
 }
 
-// AddUser makes a user without a request. The ID of one in a namespace is NAMESPACE~USER; operators may have tags.
+// AddUser adds a user without a request. The ID of one in a namespace is NAMESPACE~USER; operators may have tags.
 func (s *Server) AddUser(id string, role Role, passphrase string, tags ...string) {
 	s.t.Helper()
 	if !userID.MatchString(id) || !goodPassphrase(passphrase) || (len(tags) > 0 && role != Operator) {
@@ -90,7 +90,8 @@ func (s *state) add(id, realName string, role Role, passphrase string) *user {
 	return u
 }
 
-// throttled reports whether a user sent a wrong passphrase less than the limit ago: then even the right one is refused.
+// throttled reports whether a user sent a wrong passphrase less than the limit ago. Then even the right one is
+// rejected.
 func (s *Server) throttled(id string) bool {
 	last, failed := s.failures[id]
 	return failed && time.Since(last) < s.rateLimit
@@ -133,7 +134,7 @@ func listUsers(c *call) *reply {
 	return answer(list)
 }
 
-// createUser serves the three ways to make a user: POST /users, POST /users/NAMESPACE~ and PUT /users/ID.
+// createUser serves the three requests that create a user: POST /users, POST /users/NAMESPACE~ and PUT /users/ID.
 func createUser(c *call) *reply {
 	var wanted userRequest
 	if refusal := c.decode(&wanted); refusal != nil {
@@ -186,7 +187,7 @@ func (c *call) target() (*user, *reply) {
 	if namespace != c.user.namespace() && !asRoot {
 		return nil, fail(http.StatusForbidden, "the user is in another namespace")
 	}
-	// an operator only has to do with itself
+	// an operator may read itself alone
 	if c.user.role == Operator && id != c.user.id {
 		return nil, fail(http.StatusForbidden, "operators may only ask for themselves")
 	}
@@ -266,10 +267,10 @@ func deleteUserTag(c *call) *reply {
 	return deleteTag(&u.tags, c.params["Tag"])
 }
 
-// addTag and deleteTag serve users and keys alike.
+// addTag adds a tag of a user or a key.
 func addTag(tags *[]string, tag string) *reply {
 	if !validID.MatchString(tag) {
-		return fail(http.StatusBadRequest, "%q can't be a tag", tag)
+		return fail(http.StatusBadRequest, "%q cannot be a tag", tag)
 	}
 	if slices.Contains(*tags, tag) {
 		return &reply{status: http.StatusNotModified}
