@@ -129,7 +129,8 @@ func TestShare(t *testing.T) {
 		limits = append(limits, limit)
 		return context.WithTimeout(ctx, limit)
 	}
-	if err := openWith(t, b, s).Login(t.Context()); err != nil || !slices.Equal(limits, []time.Duration{10 * time.Minute}) {
+	err := openWith(t, b, s).Login(t.Context())
+	if err != nil || !slices.Equal(limits, []time.Duration{10 * time.Minute}) {
 		t.Errorf("%v, %v", limits, err)
 	}
 }
@@ -243,7 +244,8 @@ func TestUncertain(t *testing.T) {
 	}
 }
 
-// TestThrottled repeats a request while the NetHSM accepts no logins. Such a request had no effect, so nothing is asked.
+// TestThrottled repeats a request while the NetHSM accepts no logins. Such a request had no effect, so no request asks
+// for one.
 func TestThrottled(t *testing.T) {
 	t.Parallel()
 	servers, s := start(t, 1)
