@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -27,7 +28,7 @@ func startNetHSM(t *testing.T) (*nethsmtest.Server, *keystore.Reference) {
 	server.Provision("admin passphrase", "operator passphrase")
 	t.Setenv("ADMIN_PASSPHRASE", "admin passphrase")
 	t.Setenv("OPERATOR_PASSPHRASE", "operator passphrase")
-	return server, keystore.New(nil, nethsm.Backend{}).Reference(&config.Settings{
+	return server, keystore.New(nil, nethsm.New(io.Discard)).Reference(&config.Settings{
 		Key: config.URI{NetHSM: true, Object: "release"}, PINSource: "env:OPERATOR_PASSPHRASE", Timeout: time.Minute,
 		NetHSM: &config.NetHSM{User: nethsmtest.OperatorUser, Administrator: nethsmtest.AdminUser,
 			AdministratorPINSource: "env:ADMIN_PASSPHRASE", Instances: []string{"https://" + server.Address},
