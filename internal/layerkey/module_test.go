@@ -89,6 +89,7 @@ func TestModuleTells(t *testing.T) {
 			if err := os.WriteFile(log, nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
+			f := fixture{t, backends.Keystore()} // as a process of its own has it: a keystore remembers a refused PIN
 			r, err := f.recipient(test.name)
 			switch {
 			case test.refused != "":
