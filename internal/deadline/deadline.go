@@ -19,7 +19,10 @@ import (
 const grace = 3 * time.Second
 
 // A run is one call of Run, as its steps know it from the context.
-type run struct{ exceeded chan error }
+type run struct {
+	exceeded chan error
+	report   func(error) // is called instead, by the steps of Watch
+}
 
 type contextKey struct{}
 
@@ -79,6 +82,10 @@ func Step(ctx context.Context, limit time.Duration, exceeded func() error, wait 
 		return Run(ctx, func(ctx context.Context) error { return Step(ctx, limit, exceeded, wait) })
 	}
 	timer := time.AfterFunc(limit, func() {
+		if r.report != nil {
+			r.report(exceeded())
+			return
+		}
 		select {
 		case r.exceeded <- exceeded():
 		default: // another step of the job has exceeded its limit before
@@ -86,6 +93,12 @@ func Step(ctx context.Context, limit time.Duration, exceeded func() error, wait 
 	})
 	defer timer.Stop()
 	return wait()
+}
+
+// Watch returns a context for a job that the caller runs itself. exceeded gets the error of each step that exceeds its
+// limit, in another goroutine; the job goes on waiting.
+func Watch(ctx context.Context, exceeded func(error)) context.Context {
+	return context.WithValue(ctx, contextKey{}, &run{report: exceeded})
 }
 
 // Interrupted returns the failure of a job whose context has ended. activity says what the job was doing, such as

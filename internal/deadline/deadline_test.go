@@ -142,3 +142,21 @@ func TestJob(t *testing.T) {
 		t.Errorf("a job inside of Run returned %v", err)
 	}
 }
+
+// TestWatch reports a step that exceeds its limit, while the job waits for it.
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		reported := make(chan error, 1)
+		ctx := Watch(t.Context(), func(err error) { reported <- err })
+		err := Step(ctx, time.Minute, exceeded, func() error {
+			if err := <-reported; !errors.Is(err, errExceeded) {
+				t.Errorf("reported: %v", err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
