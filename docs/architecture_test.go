@@ -28,7 +28,7 @@ var storeys = []struct {
 	{"parts of commands", []string{"cli", "backends"}},
 	{"jobs", []string{"plugin", "custody", "keyprovider", "image", "gate"}},
 	{"below the jobs", []string{"ca", "trust", "signer", "layerkey"}},
-	{"backends", []string{"pkcs11", "nethsm"}},
+	{"backends", []string{"pkcs11", "nethsm", "worker"}},
 	{"keys and certificates", []string{"keystore", "certs"}},
 	{"settings and files", []string{"config", "pin", "state"}},
 	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox"}},

@@ -20,6 +20,16 @@ func KeystoreWarning(warnings io.Writer) *keystore.Keystore {
 	return keystore.New(missing, append(modules(), nethsm.New(warnings))...)
 }
 
+// Service returns a keystore for a program that runs for long: each PKCS#11 module is used in a process of its own. The
+// program calls ServeWorker before anything else.
+func Service() *keystore.Keystore {
+	return keystore.New(missing, append(workers(), nethsm.New(os.Stderr))...)
+}
+
+// ServeWorker serves the parent process and ends this one, if this one was started for a module of a Service. Else it
+// returns at once.
+func ServeWorker() { serveWorker() }
+
 func missing(scheme string) error {
 	if scheme == config.Scheme {
 		return failure.New(failure.Unsupported, "this build has no PKCS#11").

@@ -5,6 +5,11 @@ package backends
 import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/pkcs11"
+	"github.com/notation-hsm/notation-hsm/internal/worker"
 )
 
 func modules() []keystore.Backend { return []keystore.Backend{pkcs11.New()} }
+
+func workers() []keystore.Backend { return []keystore.Backend{worker.New(pkcs11.New())} }
+
+func serveWorker() { worker.Main(func() keystore.Backend { return pkcs11.New() }) }

@@ -139,14 +139,14 @@ func (b *Backend) Close() error {
 	return nil
 }
 
-// module returns the module of a call: one for each library and environment.
+// module returns the module of a call: one for each library, init-args and environment.
 func (b *Backend) module(o owner) (*module, error) {
 	s := o.settings
 	if s.ModulePath == "" {
 		return nil, failure.New(failure.Invalid, "no PKCS#11 module is named").
 			WithHint("set module-path (or NOTATION_HSM_MODULE_PATH) to the PKCS#11 library of your HSM, or install p11-kit")
 	}
-	id := s.ModulePath
+	id := s.ModulePath + "\x00" + s.InitArgs
 	for _, name := range slices.Sorted(maps.Keys(s.Env)) {
 		id += "\x00" + name + "=" + s.Env[name]
 	}
