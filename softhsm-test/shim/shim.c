@@ -9,6 +9,7 @@
  *                         (with the sessions; it is back after three calls of C_GetSlotList, in a slot of another number), module (it is
  *                         finalised)
  *   SHIM_FAULT_TIMES=N    only the first N times (default 1; 0 is always)
+ *   SHIM_FAULT_AFTER=N    not in the first N calls of the process
  *   SHIM_MAX_SESSIONS=N   CKR_SESSION_COUNT when more than N sessions are open in this process
  *   SHIM_LOCK_DIR=DIR     ... or in all processes that share DIR
  *   SHIM_TOKEN_FLAGS=HEX  set these bits in every token's flags
@@ -59,12 +60,12 @@ static const char *how(const char *call) {
 	const char *fault = setting("SHIM_FAULT"), *colon = fault ? strchr(fault, ':') : NULL;
 	if (!colon || strlen(call) != (size_t)(colon - fault) || strncmp(fault, call, colon - fault) != 0)
 		return NULL;
-	const char *times = setting("SHIM_FAULT_TIMES");
-	int limit = times ? atoi(times) : 1;
+	const char *times = setting("SHIM_FAULT_TIMES"), *after = setting("SHIM_FAULT_AFTER");
+	int limit = times ? atoi(times) : 1, first = after ? atoi(after) : 0;
 	pthread_mutex_lock(&mutex);
 	int count = ++fault_count;
 	pthread_mutex_unlock(&mutex);
-	return limit && count > limit ? NULL : colon + 1;
+	return count <= first || (limit && count > first + limit) ? NULL : colon + 1;
 }
 
 /* before runs ahead of every call; *twist tells the caller to spoil the result. */
