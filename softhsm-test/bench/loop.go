@@ -14,6 +14,7 @@ import (
 
 	"github.com/ThalesGroup/crypto11"
 
+	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/deadline"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
@@ -29,7 +30,7 @@ func loop(arguments []string) error {
 
 func loopIn(ctx context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("loop", flag.ContinueOnError)
-	with := flags.String("with", "internal/pkcs11", "or crypto11")
+	with := flags.String("with", "internal/pkcs11", "or worker, or crypto11")
 	module := flags.String("module", "", "PKCS#11 library")
 	pin := flags.String("pin", "", "user PIN")
 	label := flags.String("label", "", "label of the key")
@@ -39,10 +40,9 @@ func loopIn(ctx context.Context, arguments []string) error {
 	if err := flags.Parse(arguments); err != nil {
 		return err
 	}
-	open := openOurs
-	if *with == "crypto11" {
-		open = openCrypto11
-	}
+	open := map[string]func(context.Context, string, string, string) (crypto.Signer, io.Closer, error){
+		"internal/pkcs11": openOurs, "worker": openWorker, "crypto11": openCrypto11,
+	}[*with]
 	signer, token, err := open(ctx, *module, *pin, *label)
 	if err != nil {
 		return err
@@ -92,6 +92,22 @@ func openOurs(ctx context.Context, module, pin, label string) (crypto.Signer, io
 		return nil, nil, err
 	}
 	return keystore.Signer(ctx, key), token, nil
+}
+
+// openWorker opens the key in a process of the module's own.
+func openWorker(ctx context.Context, module, pin, label string) (crypto.Signer, io.Closer, error) {
+	ks := backends.Service()
+	store, err := ks.Reference(&config.Settings{
+		ModulePath: module, PIN: pin, Key: config.URI{Token: tokenLabel, Object: label}, Timeout: config.DefaultTimeout,
+	}).Open(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	key, err := store.Key(ctx, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	return keystore.Signer(ctx, key), ks, nil
 }
 
 func openCrypto11(_ context.Context, module, pin, label string) (crypto.Signer, io.Closer, error) {

@@ -10,9 +10,12 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/notation-hsm/notation-hsm/internal/backends"
 )
 
 func main() {
+	backends.ServeWorker()
 	if len(os.Args) > 1 && os.Args[1] == "loop" { // bench starts itself for this
 		if err := loop(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "bench:", err)
