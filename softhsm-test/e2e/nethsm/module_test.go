@@ -79,7 +79,7 @@ func TestNetHSMModule(t *testing.T) {
 	}
 	t.Run("its issuers nowhere", func(t *testing.T) {
 		softhsmtest.Refused(t, n.Plugin, "generate-signature", softhsmtest.Request(named+"issued", nil)).Expect(t,
-			"VALIDATION_ERROR", "the certificate of its issuer")
+			"VALIDATION_ERROR", "is missing")
 		calls(t)
 	})
 	t.Run("a key with another tag", func(t *testing.T) { // which is a 403
