@@ -61,7 +61,7 @@ func execute(t *testing.T, args ...string) (stdout string, err error) {
 	return out.String(), err
 }
 
-// TestVerify holds that the command prints every decision, logs it, and fails unless all images pass.
+// TestVerify verifies that the command prints every decision, logs it, and fails unless all images pass.
 func TestVerify(t *testing.T) {
 	trust, folder, log := trustDir(t), layout(t), filepath.Join(t.TempDir(), "decisions.jsonl")
 	verify := []string{"verify", "--trust-dir", trust, "--scope", "example.com/app", "--log", log, "oci:" + folder + ":v1"}
@@ -84,7 +84,7 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// TestVerifyFails holds that a decision that cannot be logged fails the command, and so do wrong flags.
+// TestVerifyFails verifies that a decision that cannot be logged fails the command, and so do wrong flags.
 func TestVerifyFails(t *testing.T) {
 	trust, folder := trustDir(t), layout(t)
 	for reason, args := range map[string][]string{
@@ -107,7 +107,8 @@ func TestVerifyFails(t *testing.T) {
 	}
 }
 
-// TestPrintDecisions holds that people see what was decided, by whom an image is signed, and why others do not count.
+// TestPrintDecisions verifies that people see what was decided, by whom an image is signed, and why others do not
+// count.
 func TestPrintDecisions(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 22, 1, 7, 12, 0, time.UTC)
@@ -158,7 +159,7 @@ c:1: refuse
 	}
 }
 
-// TestPrintInstallation holds that the installation warns of what weakens it.
+// TestPrintInstallation verifies that the installation warns of what weakens it.
 func TestPrintInstallation(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer

@@ -33,8 +33,8 @@ func script(t *testing.T, folder, name, text string) {
 	}
 }
 
-// TestBuildWithoutCompiler runs make where no C compiler is installed: it builds a program without PKCS#11 only when told
-// to.
+// TestBuildWithoutCompiler runs make where no C compiler is installed: it builds a program without PKCS#11 only when
+// told to.
 func TestBuildWithoutCompiler(t *testing.T) {
 	only(t, "go", "make")
 	t.Setenv("CC", "")

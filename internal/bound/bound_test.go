@@ -79,7 +79,7 @@ func check(t *testing.T, data []byte, words string, f func([]byte, bound.Limits)
 	}
 }
 
-// FuzzJSON holds that what passes is JSON, within the limits, and that checking costs no more than the size allows.
+// FuzzJSON verifies that what passes is JSON, within the limits, and that checking costs no more than the size allows.
 func FuzzJSON(f *testing.F) {
 	for _, seed := range []string{`{"a":[1,{"b":null}],"c":"\u0061"}`, `{"a":1,"a":2}`, strings.Repeat("[", 20), "1 2",
 		""} {
@@ -94,8 +94,8 @@ func FuzzJSON(f *testing.F) {
 	})
 }
 
-// FuzzDER holds that of what encoding/asn1 can read, just what is within the limits passes, and that checking costs no
-// more than the size allows.
+// FuzzDER verifies that of what encoding/asn1 can read, just what is within the limits passes, and that checking costs
+// no more than the size allows.
 func FuzzDER(f *testing.F) {
 	for _, seed := range [][]byte{wrap([]byte{4, 1, 0}, 3), wrap(nil, 17), {0x30, 0x80, 0, 0}, {0x1f, 0x81, 1, 1, 7},
 		{4, 0x81, 0x80}, nil} {

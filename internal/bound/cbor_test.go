@@ -34,8 +34,8 @@ func TestCBOR(t *testing.T) {
 	}
 }
 
-// FuzzCBOR holds that what the parser takes for CBOR within the limits passes, and that checking costs no more than the
-// size allows.
+// FuzzCBOR verifies that what the parser takes for CBOR within the limits passes, and that checking costs no more than
+// the size allows.
 func FuzzCBOR(f *testing.F) {
 	for _, seed := range [][]byte{{0xd2, 0x84, 0x40, 0xa0, 0x40, 0x40}, {0x82, 0x80, 0x82, 0xa0, 0x80},
 		{0xbb, 0x80, 0, 0, 0, 0, 0, 0, 1, 0, 0}, bytes.Repeat([]byte{0x81}, 20)} {

@@ -104,8 +104,8 @@ func TestIssueKey(t *testing.T) {
 	}
 }
 
-// TestIssueKeyRefuses issues nothing for a key that does not sign, that is the CA's own, or of another kind, and nothing
-// when the CA's key is not the one of its certificate.
+// TestIssueKeyRefuses issues nothing for a key that does not sign, that is the CA's own, or of another kind, and
+// nothing when the CA's key is not the one of its certificate.
 func TestIssueKeyRefuses(t *testing.T) {
 	m, ks, folder := modules(t)
 	_, team := authorities(t, ks, folder)
@@ -259,8 +259,8 @@ func TestRevokeAndList(t *testing.T) {
 	}
 }
 
-// TestRevokeWithoutKey notes a revocation when the CA's key cannot be used, and says that it is not signed; the next use
-// of the key signs it.
+// TestRevokeWithoutKey notes a revocation when the CA's key cannot be used, and says that it is not signed; the next
+// use of the key signs it.
 func TestRevokeWithoutKey(t *testing.T) {
 	m, ks, folder := modules(t)
 	_, team := authorities(t, ks, folder)

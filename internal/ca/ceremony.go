@@ -86,8 +86,8 @@ type ceremony struct {
 }
 
 // Perform generates the keys of the plan, makes its CAs and certificates, and writes certificates, CRLs and the
-// transcript into the folder out. Before the first step it rehearses the plan, logs in to every token, and verifies that
-// every label is available. report is called with each step.
+// transcript into the folder out. Before the first step it rehearses the plan, logs in to every token, and verifies
+// that every label is available. report is called with each step.
 func (p *Plan) Perform(ctx context.Context, folder, out string, report func(string)) error {
 	if _, err := p.Rehearse(folder); err != nil {
 		return err

@@ -21,8 +21,8 @@ import (
 
 // CRL signs a new CRL (RFC 5280, section 5), valid for nextUpdate (such as 7d), and writes it into the CA's folder.
 // given are settings of the CA's key. Revoked certificates stay listed after they expire: a signature with a timestamp
-// outlives its certificate. published is the path of the CRL that the new one replaces, or empty: if it is newer than the
-// CA's ledger, the CA's folder is an older copy, and CRL fails with Invalid.
+// outlives its certificate. published is the path of the CRL that the new one replaces, or empty: if it is newer than
+// the CA's ledger, the CA's folder is an older copy, and CRL fails with Invalid.
 func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate,
 	published string) (list *x509.RevocationList, path string, err error) {
 	lasts, err := parsePeriod(nextUpdate)
@@ -46,8 +46,8 @@ func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate
 	return list, a.crlFile(), err
 }
 
-// signList signs the next CRL. Its number (RFC 5280, section 5.2.3) is in the ledger before the CRL is on the disk, so no
-// two published CRLs have the same number.
+// signList signs the next CRL. Its number (RFC 5280, section 5.2.3) is in the ledger before the CRL is on the disk, so
+// no two published CRLs have the same number.
 func (a *Authority) signList(signer crypto.Signer, l *ledger, lasts time.Duration) (*x509.RevocationList, error) {
 	now := now()
 	number := new(big.Int).Add(l.list, big.NewInt(1))

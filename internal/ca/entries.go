@@ -121,8 +121,8 @@ func (a *Authority) distrust(err error) error {
 			" from a backup; or rebuild it from issued/ and the last CRL: notation-hsm ca recover --ca " + a.Name)
 }
 
-// covers fails unless the ledger has every certificate in issued/ and everything that a CRL of the CA says: otherwise it
-// is older than they are. list may be nil.
+// covers fails unless the ledger has every certificate in issued/ and everything that a CRL of the CA says: otherwise
+// it is older than they are. list may be nil.
 func (l *ledger) covers(files []string, list *x509.RevocationList, named string) error {
 	for _, serial := range files {
 		if _, known := l.place[serial]; !known {

@@ -19,8 +19,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// Earlier versions kept the certificates of a CA in index.json, which was rewritten for each certificate, and the number
-// of its last CRL in crlnumber. Such a CA is read from both until the CA's key is used; then they become a ledger.
+// Earlier versions kept the certificates of a CA in index.json, which was rewritten for each certificate, and the
+// number of its last CRL in crlnumber. Such a CA is read from both until the CA's key is used; then they become a
+// ledger.
 
 const (
 	indexFile  = "index.json"
@@ -36,9 +37,9 @@ const ledgerVersion = 1
 
 // readIndex returns the ledger of index.json and crlnumber. It writes nothing.
 //
-// Earlier versions wrote a certificate before the index. So one certificate in issued/ that is not in the index belongs to
-// a command that was interrupted between the two, and is accepted. Two mean that the index is older: it fails with Invalid.
-// So does one without any index: the index, and a revocation with it, may be lost.
+// Earlier versions wrote a certificate before the index. So one certificate in issued/ that is not in the index belongs
+// to a command that was interrupted between the two, and is accepted. Two mean that the index is older: it fails with
+// Invalid. So does one without any index: the index, and a revocation with it, may be lost.
 func (a *Authority) readIndex(files []string, list *x509.RevocationList) (*ledger, error) {
 	distrust := func(format string, args ...any) error {
 		return failure.New(failure.Invalid,
@@ -166,8 +167,8 @@ func (a *Authority) lastNumber() (*big.Int, error) {
 	return number, nil
 }
 
-// numberFloor returns a number above those of all CRLs, for a CA whose last number is not known: the seconds since 1970.
-// CRLs are numbered from 1, or from an earlier such number, and nobody signs one every second.
+// numberFloor returns a number above those of all CRLs, for a CA whose last number is not known: the seconds since
+// 1970. CRLs are numbered from 1, or from an earlier such number, and nobody signs one every second.
 func numberFloor() *big.Int {
 	number, _ := new(big.Int).SetString(strconv.FormatInt(time.Now().Unix(), 10), 10)
 	return number
@@ -216,7 +217,7 @@ func (a *Authority) retireIndex() error {
 		}
 	}
 	if err := os.Remove(a.path(numberFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return failure.New(failure.Internal, "can't remove %s: %w", a.path(numberFile), err).
+		return failure.New(failure.Internal, "cannot remove %s: %w", a.path(numberFile), err).
 			WithHint("check the folder's permissions")
 	}
 	a.Ledger, a.Moved = ledgerVersion, true

@@ -28,8 +28,8 @@ func issued(chain []*x509.Certificate) *Issued {
 }
 
 // IssueRequest issues a signer's certificate for the certificate request (PKCS #10) in a PEM file. It takes the public
-// key from the request and, unless the terms have one, the subject; everything else in the request is ignored. given are
-// settings of the CA's key. agree sees the certificate before it is signed, and its error ends the issuance.
+// key from the request and, unless the terms have one, the subject; everything else in the request is ignored. given
+// are settings of the CA's key. agree sees the certificate before it is signed, and its error ends the issuance.
 func (a *Authority) IssueRequest(ctx context.Context, path string, given map[string]string, terms Terms, allow Allow,
 	agree func(Part) error) (*Issued, error) {
 	request, err := readRequest(path)

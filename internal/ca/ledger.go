@@ -18,8 +18,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 )
 
-// The ledger of a CA is the file ledger.jsonl: one line of JSON for each event, in order. A record has the SHA-256 of the
-// line before it, the first one that of the CA's certificate, so no record can be changed, removed or moved without
+// The ledger of a CA is the file ledger.jsonl: one line of JSON for each event, in order. A record has the SHA-256 of
+// the line before it, the first one that of the CA's certificate, so no record can be changed, removed or moved without
 // changing all that follow. Whenever the CA's key is used, it signs the last record, and with it all before. Only
 // revocations can follow the last signature, since they are recorded even when the key cannot be used.
 
@@ -109,8 +109,8 @@ func newLedger(owner *x509.Certificate) *ledger {
 	return &ledger{owner: owner, place: map[string]int{}, head: certs.Fingerprint(owner), list: new(big.Int)}
 }
 
-// parseLedger reads and verifies a ledger. On failure it also returns the state before the wrong record. It ignores a last
-// line without a newline, which an interrupted write left behind.
+// parseLedger reads and verifies a ledger. On failure it also returns the state before the wrong record. It ignores a
+// last line without a newline, which an interrupted write left behind.
 func parseLedger(from io.Reader, owner *x509.Certificate) (*ledger, error) {
 	l := newLedger(owner)
 	lines := bufio.NewReaderSize(from, lineLimit)

@@ -148,7 +148,7 @@ func (a testCA) put(name string, data []byte) {
 	}
 }
 
-// refuses holds that the CA is not used, for a reason, and that its user is told how to go on.
+// refuses verifies that the CA is not used, for a reason, and that its user is told how to go on.
 func (a testCA) refuses(what, reason string) {
 	a.t.Helper()
 	_, err := a.read()
@@ -183,7 +183,7 @@ func TestLedger(t *testing.T) {
 	}
 }
 
-// TestLedgerIsAppendedTo holds that a certificate costs the ledger one line, and leaves those before as they are.
+// TestLedgerIsAppendedTo verifies that a certificate costs the ledger one line, and leaves those before as they are.
 func TestLedgerIsAppendedTo(t *testing.T) {
 	a := newTestCA(t, t.TempDir(), "root", nil)
 	for range 5 {
@@ -196,7 +196,7 @@ func TestLedgerIsAppendedTo(t *testing.T) {
 	}
 }
 
-// TestLedgerTampering changes a ledger in each way that someone who can write it has, but for what the docs say can't
+// TestLedgerTampering changes a ledger in each way that someone who can write it has, but for what the docs say cannot
 // be told.
 func TestLedgerTampering(t *testing.T) {
 	folder := t.TempDir()
@@ -365,7 +365,7 @@ func TestRevokedStaysListed(t *testing.T) {
 	}
 }
 
-// TestRevokedIssuer holds that a CA below one that was revoked issues nothing, however far above that is.
+// TestRevokedIssuer verifies that a CA below one that was revoked issues nothing, however far above that is.
 func TestRevokedIssuer(t *testing.T) {
 	folder := t.TempDir()
 	root := newTestCA(t, folder, "root", nil)
@@ -387,7 +387,7 @@ func TestRevokedIssuer(t *testing.T) {
 	}
 }
 
-// TestHeadText holds that what the CA's key signs of a ledger is none of the structures of X.509 that it signs.
+// TestHeadText verifies that what the CA's key signs of a ledger is none of the structures of X.509 that it signs.
 func TestHeadText(t *testing.T) {
 	a := newTestCA(t, t.TempDir(), "root", nil)
 	a.certify("one")
@@ -405,9 +405,9 @@ func TestHeadText(t *testing.T) {
 	}
 }
 
-// FuzzLedger holds that no ledger crashes or costs more than its size allows, and that what is accepted is written as
-// it was read. Each input is also read with its records numbered, chained and signed as they should be, so that it gets
-// past those checks.
+// FuzzLedger verifies that no ledger crashes or costs more than its size allows, and that what is accepted is written
+// as it was read. Each input is also read with its records numbered, chained and signed as they should be, so that it
+// gets past those checks.
 func FuzzLedger(f *testing.F) {
 	a := newTestCA(f, f.TempDir(), "root", nil)
 	one := a.certify("one")

@@ -80,8 +80,8 @@ func ReadPlan(ks *keystore.Keystore, path string) (*Plan, error) {
 	return p, config.Strict(path, data, p)
 }
 
-// origin returns the origin of the keys and settings in the plan. It is data: whoever reviews a ceremony does not review
-// the programs of this machine.
+// origin returns the origin of the keys and settings in the plan. It is data: whoever reviews a ceremony does not
+// review the programs of this machine.
 func (p *Plan) origin() config.Origin { return config.Stored(p.path) }
 
 // Part is one step of a ceremony, with its fields as name and value.
@@ -351,7 +351,8 @@ func (r *rehearsal) subject(l LeafPlan, template, issuer *x509.Certificate) erro
 	return ledger.checkSubject(template, "", AllowSubjectOf(l.AllowSubjectOf))
 }
 
-// certificate adds the part of a certificate, and returns the settings of its key. The zero issuer makes it self-signed.
+// certificate adds the part of a certificate, and returns the settings of its key. The zero issuer makes it
+// self-signed.
 func (r *rehearsal) certificate(
 	title, reference, signer string, days int, template *x509.Certificate, parent issuer,
 ) (*keystore.Reference, error) {

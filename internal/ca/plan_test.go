@@ -12,7 +12,8 @@ import (
 // value, and each part is compared with those before it.
 var planCost = boundtest.Budget{Bytes: 256 << 10, BytesPerByte: 8 << 10}
 
-// FuzzCeremony checks that no plan crashes or costs more than its size allows, and that no refusal is an internal error.
+// FuzzCeremony checks that no plan crashes or costs more than its size allows, and that no refusal is an internal
+// error.
 func FuzzCeremony(f *testing.F) {
 	for _, seed := range []string{
 		"", "# nothing", "root: 1", "[1]", "keys: [{name: a, token: t, label: l, spec: EC-256}]\n",

@@ -33,11 +33,11 @@ type Recovery struct {
 	began record
 }
 
-// Recover makes a new ledger from the certificates in issued/, the last CRL, the CRL in the file published unless that is
-// empty, and the readable part of the old ledger or of the files of an earlier version. Certificates and CRLs are signed
-// by the CA's key. A revocation that is only in the old ledger is not proven, but it is kept: losing one is worse. Recover
-// fails when there is no CRL at all, unless none was ever signed (never), and when the ledger is complete. agree sees the
-// result before it is written.
+// Recover makes a new ledger from the certificates in issued/, the last CRL, the CRL in the file published unless that
+// is empty, and the readable part of the old ledger or of the files of an earlier version. Certificates and CRLs are
+// signed by the CA's key. A revocation that is only in the old ledger is not proven, but it is kept: losing one is
+// worse. Recover fails when there is no CRL at all, unless none was ever signed (never), and when the ledger is
+// complete. agree sees the result before it is written.
 func (a *Authority) Recover(ctx context.Context, given map[string]string, published string, never bool,
 	agree func(*Recovery) error) error {
 	return a.locked(ctx, func() error {
@@ -219,8 +219,8 @@ func (a *Authority) gather(r *Recovery, lists []*x509.RevocationList) error {
 	return nil
 }
 
-// salvage returns the readable part of the old ledger and the path to keep it under. behind are the records after a wrong
-// one: each may be unchanged, and a revocation among them must be kept.
+// salvage returns the readable part of the old ledger and the path to keep it under. behind are the records after a
+// wrong one: each may be unchanged, and a revocation among them must be kept.
 func (a *Authority) salvage() (l *ledger, behind []record, kept string, err error) {
 	unreadable := func(err error) error {
 		return failure.New(failure.Internal, "cannot read the old ledger of the CA %q: %w", a.Name, err).

@@ -174,7 +174,7 @@ func TestRestoredFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.dir = old
-	a.mustRead() // the folder alone can't tell
+	a.mustRead() // the folder alone cannot tell
 	_, _, err := a.CRL(t.Context(), nil, "7d", published)
 	if err == nil || !strings.Contains(err.Error(), "is an older copy") ||
 		!strings.Contains(failure.From(err).Hint, "--crl "+published) {
@@ -222,7 +222,7 @@ func (a testCA) earlier(number string) {
 	}
 }
 
-// TestMove takes a CA of an earlier version over, when its key is used, and not before. From then on it can't be
+// TestMove takes a CA of an earlier version over, when its key is used, and not before. From then on it cannot be
 // without its ledger.
 func TestMove(t *testing.T) {
 	a := newTestCA(t, t.TempDir(), "root", nil)

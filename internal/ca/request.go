@@ -27,8 +27,8 @@ const (
 
 var requestLimits = bound.Limits{Bytes: 16 << 10, Depth: bound.Depth, Elements: 500}
 
-// readRequest reads the certificate request (PKCS #10) in a PEM file. It fails with Invalid unless the request is signed
-// by its own key and the key has a spec of Notation's.
+// readRequest reads the certificate request (PKCS #10) in a PEM file. It fails with Invalid unless the request is
+// signed by its own key and the key has a spec of Notation's.
 func readRequest(path string) (*x509.CertificateRequest, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -109,7 +109,7 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-// TestSubjectOfAnother holds that no key gets the subject of another one's certificate, be that valid or revoked,
+// TestSubjectOfAnother verifies that no key gets the subject of another one's certificate, be that valid or revoked,
 // unless it is named; and that a key gets its own again.
 func TestSubjectOfAnother(t *testing.T) {
 	a := newTestCA(t, t.TempDir(), "root", nil)
@@ -231,7 +231,7 @@ func deep(t testing.TB, depth int) (der []byte) {
 	return der
 }
 
-// TestRequestIsAgreedTo holds that a person sees what of a request is taken and what is not, and that without a yes
+// TestRequestIsAgreedTo verifies that a person sees what of a request is taken and what is not, and that without a yes
 // nothing happens.
 func TestRequestIsAgreedTo(t *testing.T) {
 	a := newTestCA(t, t.TempDir(), "root", nil)
@@ -275,8 +275,8 @@ func TestRequestIsAgreedTo(t *testing.T) {
 	}
 }
 
-// FuzzRequest holds that no file crashes or costs more than its size allows, and that what is taken over as a subject
-// can be seen.
+// FuzzRequest verifies that no file crashes or costs more than its size allows, and that what is taken over as a
+// subject can be seen.
 func FuzzRequest(f *testing.F) {
 	f.Add(request(f, &x509.CertificateRequest{
 		Subject: pkix.Name{CommonName: "release", Organization: []string{"Example"}}}, newTestKey(f)))

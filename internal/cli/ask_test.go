@@ -55,8 +55,8 @@ func TestAskInterrupted(t *testing.T) {
 	}
 }
 
-// terminals keeps pseudo-terminals open to the end of the process: an interrupted askPassphraseOn still reads its own, by
-// a descriptor that must not become another test's.
+// terminals keeps pseudo-terminals open to the end of the process: an interrupted askPassphraseOn still reads its own,
+// by a descriptor that must not become another test's.
 var terminals sync.Map
 
 // pseudoTerminal returns the two ends of a pseudo-terminal: the person's and the program's.

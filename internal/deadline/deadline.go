@@ -32,8 +32,8 @@ type contextKey struct{}
 func Run(ctx context.Context, job func(context.Context) error) error { return start(ctx, grace, job) }
 
 // Job runs a job as a part of the Run that ctx comes from. Outside of Run, the job gets a goroutine of its own, and Job
-// returns as soon as ctx ends: the job then goes on by itself, with its steps still limited, and cleans up. So one caller
-// of a service can leave while others go on.
+// returns as soon as ctx ends: the job then goes on by itself, with its steps still limited, and cleans up. So one
+// caller of a service can leave while others go on.
 func Job(ctx context.Context, job func(context.Context) error) error {
 	if _, ok := ctx.Value(contextKey{}).(*run); ok {
 		return job(ctx)

@@ -8,7 +8,7 @@ import (
 	"github.com/notaryproject/notation-go/dir"
 )
 
-// TestNoHome holds that no directory is below the working directory, whatever the environment says.
+// TestNoHome verifies that no directory is below the working directory, whatever the environment says.
 func TestNoHome(t *testing.T) {
 	t.Cleanup(func() { dir.UserConfigDir, dir.UserLibexecDir, dir.UserCacheDir = "", "", "" })
 	t.Chdir(t.TempDir())

@@ -108,7 +108,7 @@ func runConfined(t *testing.T, base string, env ...string) map[string]string {
 	return printed
 }
 
-// TestConfine holds that a verifier can do what a decision needs, and nothing else.
+// TestConfine verifies that a verifier can do what a decision needs, and nothing else.
 func TestConfine(t *testing.T) {
 	softhsmtest.NeedRoot(t)
 	want := map[string]string{"fault": "<nil>", "access": "<nil>", "read elsewhere": "no", "write the policy": "no",
@@ -125,7 +125,7 @@ func TestConfine(t *testing.T) {
 	}
 }
 
-// TestConfineHelpers holds that programs can be started only if the auth file names a credential helper.
+// TestConfineHelpers verifies that programs can be started only if the auth file names a credential helper.
 func TestConfineHelpers(t *testing.T) {
 	softhsmtest.NeedRoot(t)
 	base := confinable(t, `{"credHelpers": {"registry.example.com": "example"}}`)
@@ -137,7 +137,7 @@ func TestConfineHelpers(t *testing.T) {
 	}
 }
 
-// TestConfineFault holds that a verifier whose files others can change says so, and is confined all the same.
+// TestConfineFault verifies that a verifier whose files others can change says so, and is confined all the same.
 func TestConfineFault(t *testing.T) {
 	softhsmtest.NeedRoot(t)
 	base := confinable(t, "{}")
@@ -151,7 +151,7 @@ func TestConfineFault(t *testing.T) {
 	}
 }
 
-// TestCheckAccess holds that the installation tells what the verifier cannot read or write.
+// TestCheckAccess verifies that the installation tells what the verifier cannot read or write.
 func TestCheckAccess(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(*Node) error
@@ -183,7 +183,7 @@ func TestCheckAccess(t *testing.T) {
 	}
 }
 
-// TestVerifierUser holds that the verifier runs as the user of the settings, or as the current one.
+// TestVerifierUser verifies that the verifier runs as the user of the settings, or as the current one.
 func TestVerifierUser(t *testing.T) {
 	if user, err := (Node{}).user(); err != nil || user.ID != os.Geteuid() || user.Group != os.Getegid() {
 		t.Errorf("%+v, %v", user, err)

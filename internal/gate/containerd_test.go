@@ -22,7 +22,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// FuzzRequest holds that no request crashes, and that a request that is accepted is about one digest.
+// FuzzRequest verifies that no request crashes, and that a request that is accepted is about one digest.
 func FuzzRequest(f *testing.F) {
 	sum := string(digest.FromString("image"))
 	descriptor, err := json.Marshal(ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.Digest(sum),
@@ -58,8 +58,8 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// TestRequestHost holds that names are refused in which the trust policy sees another registry than containerd, which
-// takes the part before the first slash.
+// TestRequestHost verifies that names are refused in which the trust policy sees another registry than containerd,
+// which takes the part before the first slash.
 func TestRequestHost(t *testing.T) {
 	sum := digest.FromString("image").String()
 	for name, want := range map[string]string{
@@ -86,7 +86,7 @@ func TestRequestHost(t *testing.T) {
 	}
 }
 
-// FuzzImage holds that no name of an image crashes.
+// FuzzImage verifies that no name of an image crashes.
 func FuzzImage(f *testing.F) {
 	for _, seed := range []string{"alpine", "docker://a/b:c", "oci:dir:tag", "oci:dir@sha256:0", "oci::", "oci:",
 		"a@sha256:1", "localhost:5000/a:b"} {
@@ -152,7 +152,7 @@ func TestParseImage(t *testing.T) {
 	}
 }
 
-// TestEndpoint holds that requests to a mirror have its path, its headers and the registry that it mirrors, and that
+// TestEndpoint verifies that requests to a mirror have its path, its headers and the registry that it mirrors, and that
 // other requests are not changed.
 func TestEndpoint(t *testing.T) {
 	var got *http.Request
@@ -182,8 +182,8 @@ func TestEndpoint(t *testing.T) {
 	}
 }
 
-// TestMirrorBelowAPath holds that signatures are found in a mirror with a path of its own, which has tokens outside of
-// that path, and links and redirects within it.
+// TestMirrorBelowAPath verifies that signatures are found in a mirror with a path of its own, which has tokens outside
+// of that path, and links and redirects within it.
 func TestMirrorBelowAPath(t *testing.T) {
 	sum := digest.FromString("image")
 	list := "/v2/hub/team/app/referrers/" + sum.String()
@@ -238,7 +238,7 @@ func TestMirrorBelowAPath(t *testing.T) {
 	}
 }
 
-// TestReferenceIsALine holds that a name with line breaks is printed and logged as one line.
+// TestReferenceIsALine verifies that a name with line breaks is printed and logged as one line.
 func TestReferenceIsALine(t *testing.T) {
 	r := (&Gate{}).Verify(t.Context(), []string{"a\nregistry.example.com/app:1: pass"}, "", time.Minute)[0]
 	if r.Passed() || strings.ContainsAny(r.Reference+r.Reason, "\n") || r.Reference == "" {
@@ -246,7 +246,7 @@ func TestReferenceIsALine(t *testing.T) {
 	}
 }
 
-// TestPanicInGoroutine holds that a panic in a goroutine of its own is an error.
+// TestPanicInGoroutine verifies that a panic in a goroutine of its own is an error.
 func TestPanicInGoroutine(t *testing.T) {
 	var none *Gate
 	if _, err := none.credential(t.Context(), "registry.example.com", "app"); err == nil ||
@@ -259,7 +259,7 @@ func TestPanicInGoroutine(t *testing.T) {
 	}
 }
 
-// TestPanic holds that a panic refuses the image.
+// TestPanic verifies that a panic refuses the image.
 func TestPanic(t *testing.T) {
 	r := runWithTimeout(t.Context(), DefaultTimeout, "image", func(context.Context) Decision { panic("out of luck") })
 	if r.Passed() || !strings.Contains(r.Reason, "internal error: out of luck") {

@@ -19,7 +19,7 @@ import (
 	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 )
 
-// TestSanitize holds that a text from outside is one line, bounded, and printable.
+// TestSanitize verifies that a text from outside is one line, bounded, and printable.
 func TestSanitize(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
@@ -34,7 +34,7 @@ func TestSanitize(t *testing.T) {
 	}
 }
 
-// TestLimitMemory holds that the memory of the Go runtime is limited, and that a lower limit stays.
+// TestLimitMemory verifies that the memory of the Go runtime is limited, and that a lower limit stays.
 func TestLimitMemory(t *testing.T) {
 	before := debug.SetMemoryLimit(-1)
 	defer debug.SetMemoryLimit(before)
@@ -47,7 +47,7 @@ func TestLimitMemory(t *testing.T) {
 	}
 }
 
-// TestWarnings holds that what a level only logs is told, in the decision and in a node's log.
+// TestWarnings verifies that what a level only logs is told, in the decision and in a node's log.
 func TestWarnings(t *testing.T) {
 	a := newAttack(t)
 	a.Sign(t, a.mallory, jws.MediaTypeEnvelope, a.image, nil)
@@ -62,7 +62,7 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// TestVerifiedTimestamp holds that a timestamp counts as verified only if the trust policy had Notation verify it.
+// TestVerifiedTimestamp verifies that a timestamp counts as verified only if the trust policy had Notation verify it.
 func TestVerifiedTimestamp(t *testing.T) {
 	t.Parallel()
 	valid, expired := *newForger(t).Certificate, *newForger(t).Certificate
@@ -105,8 +105,8 @@ func TestVerifiedTimestamp(t *testing.T) {
 	}
 }
 
-// TestCredentials holds that credentials come from the auth file alone if there is one, that those of 'notation login'
-// come first if not, and that a failure to get them is an error and not an anonymous request.
+// TestCredentials verifies that credentials come from the auth file alone if there is one, that those of 'notation
+// login' come first if not, and that a failure to get them is an error and not an anonymous request.
 func TestCredentials(t *testing.T) {
 	home := t.TempDir()
 	for _, name := range []string{"XDG_CONFIG_HOME", "XDG_RUNTIME_DIR", "DOCKER_CONFIG", "REGISTRY_AUTH_FILE"} {
@@ -150,7 +150,7 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-// TestHangingHelper holds that a credential helper that does not answer ends with the time of the image.
+// TestHangingHelper verifies that a credential helper that does not answer ends with the time of the image.
 func TestHangingHelper(t *testing.T) {
 	folder := t.TempDir()
 	started := filepath.Join(folder, "started")
@@ -175,7 +175,7 @@ func TestHangingHelper(t *testing.T) {
 	}
 }
 
-// TestInterrupted holds that no image passes after an interruption, and that no verification is begun.
+// TestInterrupted verifies that no image passes after an interruption, and that no verification is begun.
 func TestInterrupted(t *testing.T) {
 	a := newAttack(t)
 	a.Sign(t, a.alice, jws.MediaTypeEnvelope, a.image, nil)
@@ -189,7 +189,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestManyImages holds that decisions are in the order of the images.
+// TestManyImages verifies that decisions are in the order of the images.
 func TestManyImages(t *testing.T) {
 	a := newAttack(t)
 	a.Sign(t, a.alice, jws.MediaTypeEnvelope, a.image, nil)

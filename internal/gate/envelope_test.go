@@ -63,8 +63,8 @@ func (g *Gate) verifyEnvelope(t testing.TB, mediaType string, envelope []byte) (
 	return true, ""
 }
 
-// FuzzEnvelope holds that no envelope crashes, that none is accepted but a trusted one, and that none costs more than
-// its size allows: also at level audit, at which Notation continues with untrusted ones.
+// FuzzEnvelope verifies that no envelope crashes, that none is accepted but a trusted one, and that none costs more
+// than its size allows: also at level audit, at which Notation continues with untrusted ones.
 func FuzzEnvelope(f *testing.F) {
 	mallory := newForger(f)
 	for _, mediaType := range []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope} {
@@ -198,7 +198,7 @@ func hostileEnvelopes(t testing.TB, mediaType string, good []byte, certificate *
 	return list
 }
 
-// TestHostileEnvelopes holds that each is refused for what is wrong with it, and costs no more than its size allows.
+// TestHostileEnvelopes verifies that each is refused for what is wrong with it, and costs no more than its size allows.
 func TestHostileEnvelopes(t *testing.T) {
 	alice := newForger(t)
 	g := openGate(t, Options{TrustDir: trusting(t, "audit", alice)})
@@ -227,7 +227,7 @@ func TestHostileEnvelopes(t *testing.T) {
 	}
 }
 
-// TestCheckKey holds that keys are refused with which verification takes long.
+// TestCheckKey verifies that keys are refused with which verification takes long.
 func TestCheckKey(t *testing.T) {
 	for _, c := range []struct {
 		bits, exponent uint
@@ -242,8 +242,8 @@ func TestCheckKey(t *testing.T) {
 	}
 }
 
-// TestUntrustedAddresses holds that the addresses in an untrusted certificate are not contacted, also at level audit,
-// and that those in a trusted one are.
+// TestUntrustedAddresses verifies that the addresses in an untrusted certificate are not contacted, also at level
+// audit, and that those in a trusted one are.
 func TestUntrustedAddresses(t *testing.T) {
 	var asked atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(
@@ -273,7 +273,7 @@ func TestUntrustedAddresses(t *testing.T) {
 	}
 }
 
-// FuzzSignatureManifest holds that no manifest costs more than its size allows.
+// FuzzSignatureManifest verifies that no manifest costs more than its size allows.
 func FuzzSignatureManifest(f *testing.F) {
 	f.Add([]byte(`{"layers":[{"mediaType":"application/jose+json","digest":"sha256:0","size":1}]}`))
 	f.Add(fmt.Appendf(nil, `{"layers":[%s{}]}`, strings.Repeat("{},", 3000)))
@@ -285,7 +285,7 @@ func FuzzSignatureManifest(f *testing.F) {
 	})
 }
 
-// FuzzIndex holds that no list of signatures, in a registry or a layout, costs more than its size allows.
+// FuzzIndex verifies that no list of signatures, in a registry or a layout, costs more than its size allows.
 func FuzzIndex(f *testing.F) {
 	f.Add(
 		[]byte(`{"manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:0","size":1}]}`))
@@ -302,7 +302,7 @@ func (s storage) Fetch(context.Context, ocispec.Descriptor) (io.ReadCloser, erro
 	return io.NopCloser(bytes.NewReader(s)), nil
 }
 
-// TestTimestampLimits holds that tokens of time stamping authorities are refused that cost much to verify.
+// TestTimestampLimits verifies that tokens of time stamping authorities are refused that cost much to verify.
 func TestTimestampLimits(t *testing.T) {
 	t.Parallel()
 	certificate := newForger(t).Certificate

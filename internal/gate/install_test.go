@@ -35,7 +35,7 @@ func newNode(t *testing.T) (node Node, folder string) {
 	return Node{Options: Options{TrustDir: "trust"}, StateDir: "state", Timeout: DefaultTimeout}, folder
 }
 
-// TestInstall holds that all paths are absolute, that containerd runs every verifier, and that others are told.
+// TestInstall verifies that all paths are absolute, that containerd runs every verifier, and that others are told.
 func TestInstall(t *testing.T) {
 	node, folder := newNode(t)
 	program := filepath.Join(folder, `a\nb`)
@@ -72,7 +72,7 @@ func TestInstall(t *testing.T) {
 	}
 }
 
-// TestInstallTimeout holds that a timeout that is too short is refused.
+// TestInstallTimeout verifies that a timeout that is too short is refused.
 func TestInstallTimeout(t *testing.T) {
 	for timeout, want := range map[time.Duration]string{0: "the timeout is 0s", -3 * time.Second: "the timeout is -3s",
 		999 * time.Millisecond: "the timeout is 999ms"} {
@@ -88,7 +88,7 @@ func TestInstallTimeout(t *testing.T) {
 	}
 }
 
-// TestNodeDigest holds that every decision has the digest that containerd gave, whatever failed.
+// TestNodeDigest verifies that every decision has the digest that containerd gave, whatever failed.
 func TestNodeDigest(t *testing.T) {
 	sum := digest.FromString("image").String()
 	for name, c := range map[string]struct {

@@ -71,8 +71,8 @@ func (a *attack) forge(t testing.TB, n int, created time.Time) {
 	}
 }
 
-// TestLongEnvelopes holds that envelopes that are too long are not fetched, and that a valid signature is found beside
-// them.
+// TestLongEnvelopes verifies that envelopes that are too long are not fetched, and that a valid signature is found
+// beside them.
 func TestLongEnvelopes(t *testing.T) {
 	a := newAttack(t)
 	for i := range 20 {
@@ -84,7 +84,8 @@ func TestLongEnvelopes(t *testing.T) {
 	a.expect(t, "", "/blobs/", 1, 1<<20)
 }
 
-// TestEnvelopes holds that the manifest of a signature has one envelope: with two, it would be chance which one counts.
+// TestEnvelopes verifies that the manifest of a signature has one envelope: with two, it would be chance which one
+// counts.
 func TestEnvelopes(t *testing.T) {
 	a := newAttack(t)
 	envelope, err := a.alice.Sign(jws.MediaTypeEnvelope, a.image, nil)
@@ -148,7 +149,7 @@ func TestEnvelopeAtTheBound(t *testing.T) {
 	}
 }
 
-// TestNewestFirst holds that the 50 newest signatures are verified, and that a time in the future counts as none.
+// TestNewestFirst verifies that the 50 newest signatures are verified, and that a time in the future counts as none.
 func TestNewestFirst(t *testing.T) {
 	now := time.Now()
 	for _, c := range []struct {
@@ -170,7 +171,7 @@ func TestNewestFirst(t *testing.T) {
 	}
 }
 
-// TestEndlessPages holds that a list ends after maxPages pages, and that signatures on them are found.
+// TestEndlessPages verifies that a list ends after maxPages pages, and that signatures on them are found.
 func TestEndlessPages(t *testing.T) {
 	for _, signed := range []bool{true, false} {
 		a := newAttack(t)
@@ -191,7 +192,7 @@ func TestEndlessPages(t *testing.T) {
 	}
 }
 
-// TestPages holds that a list is refused that is too long, endless, or has too many elements, from the referrers API
+// TestPages verifies that a list is refused that is too long, endless, or has too many elements, from the referrers API
 // and from the tag that replaces it.
 func TestPages(t *testing.T) {
 	endless := func(w io.Writer) { oci.Flood(w, `{"manifests":[`, strings.Repeat("{},", 10000)) }
@@ -236,7 +237,7 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestDrip holds that the timeout ends a reply that comes byte by byte, with its connection.
+// TestDrip verifies that the timeout ends a reply that comes byte by byte, with its connection.
 func TestDrip(t *testing.T) {
 	for _, part := range []string{"/referrers/", "/blobs/"} {
 		a := newAttack(t)
@@ -269,7 +270,7 @@ func TestDrip(t *testing.T) {
 	}
 }
 
-// TestRedirectsAndTokens holds that redirects end, and that replies with tokens and errors are limited.
+// TestRedirectsAndTokens verifies that redirects end, and that replies with tokens and errors are limited.
 func TestRedirectsAndTokens(t *testing.T) {
 	endless := func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodHead { // whose writes never fail
@@ -310,7 +311,7 @@ func TestRedirectsAndTokens(t *testing.T) {
 	}
 }
 
-// TestLimited holds that the number of requests, the bytes of a reply and the bytes of all replies are limited.
+// TestLimited verifies that the number of requests, the bytes of a reply and the bytes of all replies are limited.
 func TestLimited(t *testing.T) {
 	get := func(l *limitedTransport, length int64) (int64, error) {
 		response, err := l.RoundTrip((&http.Request{Method: http.MethodGet,

@@ -40,8 +40,8 @@ func writeDecisions(path, writer string) error {
 	return nil
 }
 
-// TestLogWriters holds that each line is in the log once and complete, when processes and goroutines write at the same
-// time and files are rotated.
+// TestLogWriters verifies that each line is in the log once and complete, when processes and goroutines write at the
+// same time and files are rotated.
 func TestLogWriters(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	var group sync.WaitGroup
@@ -101,7 +101,7 @@ func readLog(t *testing.T, path string) (list []entry) {
 	return list
 }
 
-// TestLogKeeps holds that the number of rotated files is limited, and that the latest decisions are kept.
+// TestLogKeeps verifies that the number of rotated files is limited, and that the latest decisions are kept.
 func TestLogKeeps(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	log := &Log{path: path, maxSize: 300, keep: 2}
@@ -125,7 +125,7 @@ func TestLogKeeps(t *testing.T) {
 	}
 }
 
-// TestLogSize holds that a log is rotated at 10 MiB.
+// TestLogSize verifies that a log is rotated at 10 MiB.
 func TestLogSize(t *testing.T) {
 	for size, rotated := range map[int]bool{9 << 20: false, 10 << 20: true} {
 		path := filepath.Join(t.TempDir(), "decisions.jsonl")
@@ -140,7 +140,7 @@ func TestLogSize(t *testing.T) {
 	}
 }
 
-// TestLogLeavesOthersAlone holds that a file that is not a log stays as it is, and that no other file is made.
+// TestLogLeavesOthersAlone verifies that a file that is not a log stays as it is, and that no other file is made.
 func TestLogLeavesOthersAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	for _, text := range []string{"precious", "two\nlines", "whole\nlines\n", `{"time":"2026"}` + "\n" + "a last line",
@@ -172,7 +172,7 @@ func TestLogLeavesOthersAlone(t *testing.T) {
 	}
 }
 
-// TestLogLocked holds that the wait for another writer ends with the context.
+// TestLogLocked verifies that the wait for another writer ends with the context.
 func TestLogLocked(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	file, _, err := NewLog(path).open(context.Background())
@@ -188,7 +188,7 @@ func TestLogLocked(t *testing.T) {
 	}
 }
 
-// TestLogRotatedMeanwhile holds that a file is not written to that was rotated during the wait for its lock.
+// TestLogRotatedMeanwhile verifies that a file is not written to that was rotated during the wait for its lock.
 func TestLogRotatedMeanwhile(t *testing.T) {
 	log := NewLog(filepath.Join(t.TempDir(), "decisions.jsonl"))
 	for _, next := range []func() error{
@@ -211,7 +211,8 @@ func TestLogRotatedMeanwhile(t *testing.T) {
 	}
 }
 
-// TestLogTornLine holds that an incomplete last line is removed, and that the next one follows the last complete line.
+// TestLogTornLine verifies that an incomplete last line is removed, and that the next one follows the last complete
+// line.
 func TestLogTornLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	if err := NewLog(path).Append(context.Background(), Decision{Reference: "first", Verdict: Pass}); err != nil {
@@ -272,7 +273,7 @@ func runPart(t *testing.T, name string, env ...string) (stdout []byte) {
 	return stdout
 }
 
-// TestLogFull holds that a line of which only a part fits is a failure, and leaves the log as it was.
+// TestLogFull verifies that a line of which only a part fits is a failure, and leaves the log as it was.
 func TestLogFull(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	log := NewLog(path)
@@ -295,7 +296,7 @@ func TestLogFull(t *testing.T) {
 	}
 }
 
-// TestLogWrite holds that a write that fails, or whose file cannot be closed, is a failure.
+// TestLogWrite verifies that a write that fails, or whose file cannot be closed, is a failure.
 func TestLogWrite(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "decisions.jsonl")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
@@ -313,7 +314,7 @@ func TestLogWrite(t *testing.T) {
 	}
 }
 
-// TestLogKinds holds that callers can tell why a decision was not written.
+// TestLogKinds verifies that callers can tell why a decision was not written.
 func TestLogKinds(t *testing.T) {
 	folder := t.TempDir()
 	locked := filepath.Join(folder, "locked")

@@ -43,8 +43,8 @@ func ask(t *testing.T, node Node, name string, image ocispec.Descriptor) Decisio
 		ocispec.MediaTypeDescriptor}, bytes.NewReader(descriptor))
 }
 
-// TestNodePasses holds that an image with a valid signature passes, that the log says so, and that it is refused when
-// the log cannot be written.
+// TestNodePasses verifies that an image with a valid signature passes, that the log says so, and that it is refused
+// when the log cannot be written.
 func TestNodePasses(t *testing.T) {
 	h, alice := oci.NewHostile(t), newForger(t)
 	node := Node{Options: Options{TrustDir: trusting(t, "strict", alice)}, StateDir: t.TempDir(), Timeout: time.Minute}
@@ -94,8 +94,8 @@ func askWithFullLog() error {
 		strings.NewReader(descriptor)))
 }
 
-// TestNodeManifest holds that a signed image is refused whose manifest is not there, is another one, or is longer than
-// containerd's limit.
+// TestNodeManifest verifies that a signed image is refused whose manifest is not there, is another one, or is longer
+// than containerd's limit.
 func TestNodeManifest(t *testing.T) {
 	alice := newForger(t)
 	trust := trusting(t, "strict", alice)
@@ -138,8 +138,8 @@ func TestNodeManifest(t *testing.T) {
 	}
 }
 
-// TestChangedManifest holds that a manifest with a wrong digest refuses the image, also if another source has the right
-// one: containerd would keep the wrong one, and ask no other source.
+// TestChangedManifest verifies that a manifest with a wrong digest refuses the image, also if another source has the
+// right one: containerd would keep the wrong one, and ask no other source.
 func TestChangedManifest(t *testing.T) {
 	alice := newForger(t)
 	good, bad := oci.NewHostile(t), oci.NewHostile(t)
@@ -166,7 +166,7 @@ func TestChangedManifest(t *testing.T) {
 	}
 }
 
-// TestManifestLimit holds that no manifest is fetched that is longer than containerd's limit.
+// TestManifestLimit verifies that no manifest is fetched that is longer than containerd's limit.
 func TestManifestLimit(t *testing.T) {
 	alice := newForger(t)
 	trust := trusting(t, "strict", alice)
@@ -186,7 +186,7 @@ func TestManifestLimit(t *testing.T) {
 	}
 }
 
-// TestNextSource holds that a source that never answers leaves time for the next, and that a source without a valid
+// TestNextSource verifies that a source that never answers leaves time for the next, and that a source without a valid
 // signature does not stop the search.
 func TestNextSource(t *testing.T) {
 	alice, mallory := newForger(t), newForger(t)
@@ -220,7 +220,8 @@ func TestNextSource(t *testing.T) {
 	}
 }
 
-// TestNodeCredentials holds that a node uses the credentials of its auth file, and none that the places of users have.
+// TestNodeCredentials verifies that a node uses the credentials of its auth file, and none that the places of users
+// have.
 func TestNodeCredentials(t *testing.T) {
 	alice := newForger(t)
 	h := oci.NewHostile(t)
@@ -250,7 +251,7 @@ func TestNodeCredentials(t *testing.T) {
 	}
 }
 
-// TestNodeHeader holds that the header of a reply is limited for a node too.
+// TestNodeHeader verifies that the header of a reply is limited for a node too.
 func TestNodeHeader(t *testing.T) {
 	h := oci.NewHostile(t)
 	image := h.PushImage("image")
@@ -267,7 +268,7 @@ func TestNodeHeader(t *testing.T) {
 	}
 }
 
-// TestPullSources holds that a node asks the hosts that containerd pulls from, in its order, and no other.
+// TestPullSources verifies that a node asks the hosts that containerd pulls from, in its order, and no other.
 func TestPullSources(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "registry.example.com",
@@ -291,7 +292,7 @@ func TestPullSources(t *testing.T) {
 	}
 }
 
-// TestShareDeadline holds that each of several steps gets an equal share of the time.
+// TestShareDeadline verifies that each of several steps gets an equal share of the time.
 func TestShareDeadline(t *testing.T) {
 	all, cancel := context.WithTimeout(t.Context(), 4*time.Hour)
 	defer cancel()
@@ -360,7 +361,7 @@ func TestParseRequest(t *testing.T) {
 	}
 }
 
-// TestScript holds that the verifier passes all settings and containerd's arguments to the program, whatever is in
+// TestScript verifies that the verifier passes all settings and containerd's arguments to the program, whatever is in
 // them.
 func TestScript(t *testing.T) {
 	folder := t.TempDir()
@@ -385,7 +386,7 @@ func TestScript(t *testing.T) {
 	}
 }
 
-// TestCheckVerifier holds that the installation fails with the message and the hint of a verifier that cannot run.
+// TestCheckVerifier verifies that the installation fails with the message and the hint of a verifier that cannot run.
 func TestCheckVerifier(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	put(t, program, "#!/bin/sh\n[ \"$1 $2\" = 'containerd-verifier --check' ] || exit 0\n"+
@@ -397,7 +398,7 @@ func TestCheckVerifier(t *testing.T) {
 	}
 }
 
-// TestInstallChecksVerifier holds that no verifier is installed that cannot run.
+// TestInstallChecksVerifier verifies that no verifier is installed that cannot run.
 func TestInstallChecksVerifier(t *testing.T) {
 	node, folder := newNode(t)
 	program := filepath.Join(folder, "program")
@@ -410,7 +411,7 @@ func TestInstallChecksVerifier(t *testing.T) {
 	}
 }
 
-// TestWriteScript holds that no other file is in the folder at any time: containerd would run it, and it may be half
+// TestWriteScript verifies that no other file is in the folder at any time: containerd would run it, and it may be half
 // written.
 func TestWriteScript(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "bin")

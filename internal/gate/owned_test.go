@@ -46,7 +46,7 @@ func newOwned(t *testing.T) (node Node, folder string) {
 	return node, folder
 }
 
-// TestInstallRefusesFiles holds that the installation, and the verifier later, fail with the name of each file or
+// TestInstallRefusesFiles verifies that the installation, and the verifier later, fail with the name of each file or
 // folder that decides and that others can change.
 func TestInstallRefusesFiles(t *testing.T) {
 	const bin = "above-bin/bin" // the verifier does not know where it was started from
@@ -102,7 +102,7 @@ func TestInstallRefusesFiles(t *testing.T) {
 	}
 }
 
-// TestCheckFilesOwner holds that the verifier's user may own the state directory, and nothing else.
+// TestCheckFilesOwner verifies that the verifier's user may own the state directory, and nothing else.
 func TestCheckFilesOwner(t *testing.T) {
 	softhsmtest.NeedRoot(t)
 	node, folder := newOwned(t)
@@ -126,7 +126,7 @@ const skipping = `{"version": "1.0", "trustPolicies": [
 	{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "strict"},
 		"trustStores": ["ca:all"], "trustedIdentities": ["*"]}]}`
 
-// TestInstallSkip holds that a trust policy that skips verification is refused unless AllowSkip is set.
+// TestInstallSkip verifies that a trust policy that skips verification is refused unless AllowSkip is set.
 func TestInstallSkip(t *testing.T) {
 	node, _ := newNode(t)
 	if err := os.WriteFile("trust/trustpolicy.json", []byte(skipping), 0o600); err != nil {
@@ -149,7 +149,7 @@ func TestInstallSkip(t *testing.T) {
 	}
 }
 
-// TestInstallAnySigner holds that the installation tells the statements that accept any signer.
+// TestInstallAnySigner verifies that the installation tells the statements that accept any signer.
 func TestInstallAnySigner(t *testing.T) {
 	for verification, want := range map[string]int{
 		`{"level": "strict"}`:     0,
@@ -170,7 +170,7 @@ func TestInstallAnySigner(t *testing.T) {
 	}
 }
 
-// TestNodeSkip holds that an image that passes without verification is refused and logged unless AllowSkip is set.
+// TestNodeSkip verifies that an image that passes without verification is refused and logged unless AllowSkip is set.
 func TestNodeSkip(t *testing.T) {
 	node, _ := newNode(t)
 	if err := errors.Join(os.Mkdir("state", 0o700),
@@ -197,7 +197,7 @@ func TestNodeSkip(t *testing.T) {
 	}
 }
 
-// TestRefuse holds that a refusal without verification is logged.
+// TestRefuse verifies that a refusal without verification is logged.
 func TestRefuse(t *testing.T) {
 	node, _ := newNode(t)
 	if err := os.Mkdir("state", 0o700); err != nil {
@@ -214,7 +214,7 @@ func TestRefuse(t *testing.T) {
 	}
 }
 
-// TestHostFiles holds that the files that hosts.toml names are found in all of its forms, and missing ones left out.
+// TestHostFiles verifies that the files that hosts.toml names are found in all of its forms, and missing ones left out.
 func TestHostFiles(t *testing.T) {
 	folder := t.TempDir()
 	registry := filepath.Join(folder, "hosts", "registry.example.com")
@@ -254,8 +254,8 @@ ca = 7
 	}
 }
 
-// TestChownState holds that a state directory of root's becomes the verifier user's, that one of the user's stays as it
-// is, and that one with other files is refused.
+// TestChownState verifies that a state directory of root's becomes the verifier user's, that one of the user's stays as
+// it is, and that one with other files is refused.
 func TestChownState(t *testing.T) {
 	softhsmtest.NeedRoot(t)
 	folder := t.TempDir()

@@ -71,7 +71,7 @@ func openGate(t testing.TB, options Options) *Gate {
 	return g
 }
 
-// TestPluginOfASignature holds that a plugin that only a signature names is not run, at any level.
+// TestPluginOfASignature verifies that a plugin that only a signature names is not run, at any level.
 func TestPluginOfASignature(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	mark := program + ".ran"
@@ -99,7 +99,7 @@ func TestPluginOfASignature(t *testing.T) {
 	}
 }
 
-// TestListedPlugin holds that a listed plugin is run, and no other installed one.
+// TestListedPlugin verifies that a listed plugin is run, and no other installed one.
 func TestListedPlugin(t *testing.T) {
 	alice := newForger(t)
 	folder := trusting(t, "strict", alice)
@@ -130,7 +130,7 @@ esac
 	}
 }
 
-// TestListedNames holds that only names of installed plugins can be listed.
+// TestListedNames verifies that only names of installed plugins can be listed.
 func TestListedNames(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	put(t, program, "", 0o700)
@@ -143,7 +143,7 @@ func TestListedNames(t *testing.T) {
 	}
 }
 
-// TestTrustDirectoryRunsNothing holds that a credential helper that a trust directory names is not run, and that its
+// TestTrustDirectoryRunsNothing verifies that a credential helper that a trust directory names is not run, and that its
 // insecure registries do not count.
 func TestTrustDirectoryRunsNothing(t *testing.T) {
 	t.Chdir(t.TempDir())

@@ -33,8 +33,8 @@ func trustingFor(t testing.TB, alice *oci.Forger, scopes ...string) (folder stri
 	return folder
 }
 
-// TestSpelling holds that an image is verified under the statement of its repository, however the registry is spelled
-// in the name or in the policy: by Gate and by Node.
+// TestSpelling verifies that an image is verified under the statement of its repository, however the registry is
+// spelled in the name or in the policy: by Gate and by Node.
 func TestSpelling(t *testing.T) {
 	alice := newForger(t)
 	h := oci.NewHostile(t)
@@ -99,7 +99,7 @@ func writeLayout(t testing.TB, hang func(add func(mediaType string, data []byte)
 	return folder
 }
 
-// TestLayout holds that signatures are found in the index of a layout and in an index in it, and that what exceeds a
+// TestLayout verifies that signatures are found in the index of a layout and in an index in it, and that what exceeds a
 // limit is refused.
 func TestLayout(t *testing.T) {
 	alice := newForger(t)
@@ -187,7 +187,7 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// TestLayoutLimits holds that a search in a layout ends at the limits of manifests and bytes, and says so.
+// TestLayoutLimits verifies that a search in a layout ends at the limits of manifests and bytes, and says so.
 func TestLayoutLimits(t *testing.T) {
 	g := openGate(t, Options{TrustDir: trusting(t, "strict")})
 	many := func(n int, mediaType string, size int64, name string) (list []ocispec.Descriptor) {

@@ -17,7 +17,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
-// TestCopiedImage holds that an image that is copied to another repository with its signature is verified under the
+// TestCopiedImage verifies that an image that is copied to another repository with its signature is verified under the
 // statement of that repository, and that a repository under a new name has no statement.
 func TestCopiedImage(t *testing.T) {
 	alice, bob := newForger(t), newForger(t)
@@ -46,8 +46,8 @@ func TestCopiedImage(t *testing.T) {
 	}
 }
 
-// TestNormalizeScopes holds that scopes are replaced by their normal forms, and that no two of them are one repository,
-// in one statement or in two.
+// TestNormalizeScopes verifies that scopes are replaced by their normal forms, and that no two of them are one
+// repository, in one statement or in two.
 func TestNormalizeScopes(t *testing.T) {
 	t.Parallel()
 	policy := func(scopes ...[]string) *trustpolicy.Document {
@@ -85,7 +85,7 @@ func TestNormalizeScopes(t *testing.T) {
 	}
 }
 
-// TestAnotherDigest holds that a registry cannot answer with another image than the one that was named.
+// TestAnotherDigest verifies that a registry cannot answer with another image than the one that was named.
 func TestAnotherDigest(t *testing.T) {
 	a := newAttack(t)
 	other := a.PushImage("other")
@@ -128,7 +128,7 @@ func TestSignatureOfAnotherImage(t *testing.T) {
 		1<<20)
 }
 
-// TestPlainHTTP holds that a registry is reached without TLS only where that is allowed.
+// TestPlainHTTP verifies that a registry is reached without TLS only where that is allowed.
 func TestPlainHTTP(t *testing.T) {
 	config := t.TempDir()
 	t.Setenv("NOTATION_CONFIG", config)

@@ -54,7 +54,7 @@ func TestHarden(t *testing.T) {
 	}
 }
 
-// TestPrivilegesFail holds that a thread to which the flag does not spread is an error, and so is a system without
+// TestPrivilegesFail verifies that a thread to which the flag does not spread is an error, and so is a system without
 // seccomp.
 func TestPrivilegesFail(t *testing.T) {
 	t.Parallel()

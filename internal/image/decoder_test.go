@@ -41,7 +41,7 @@ func TestContainerdConfig(t *testing.T) {
 	}
 }
 
-// FuzzContainerdPayload holds that nothing in place of containerd's payload crashes, or lets a layer through.
+// FuzzContainerdPayload verifies that nothing in place of containerd's payload crashes, or lets a layer through.
 func FuzzContainerdPayload(f *testing.F) {
 	ks := newModule(f).Keystore()
 	f.Add([]byte{})
@@ -79,8 +79,8 @@ func FuzzContainerdPayload(f *testing.F) {
 	})
 }
 
-// FuzzContentStore holds that nothing in containerd's content store crashes, and that a layer is found for what is its
-// beginning alone.
+// FuzzContentStore verifies that nothing in containerd's content store crashes, and that a layer is found for what is
+// its beginning alone.
 func FuzzContentStore(f *testing.F) {
 	store, mediaType, head := contentStore(f.TempDir()), ocispec.MediaTypeImageLayer+"+encrypted",
 		[]byte("encrypted layer")

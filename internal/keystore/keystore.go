@@ -1,9 +1,9 @@
 // Package keystore is the only door to a private key: from resolved settings to a key whose private half stays in its
 // module. Rooms above it work with crypto and x509 and know no module by name.
 //
-// A Keystore holds the backends that reach tokens, one for each kind of module. A Reference is a key or a token with its
-// settings resolved; its methods open a Store, which is a token with a session. Every call takes a context, whose end
-// ends that call alone.
+// A Keystore holds the backends that reach tokens, one for each kind of module. A Reference is a key or a token with
+// its settings resolved; its methods open a Store, which is a token with a session. Every call takes a context, whose
+// end ends that call alone.
 package keystore
 
 import (
@@ -75,7 +75,8 @@ func (k *Keystore) Resolve(reference string, given map[string]string, origin con
 	return k.with(config.Resolve(reference, given, origin))
 }
 
-// ResolveStored is Resolve for a reference that stands in data with settings of its own, as config.ResolveStored has it.
+// ResolveStored is Resolve for a reference that stands in data with settings of its own, as config.ResolveStored has
+// it.
 func (k *Keystore) ResolveStored(reference string, stored map[string]string, origin config.Origin,
 	flags map[string]string) (*Reference, error) {
 	return k.with(config.ResolveStored(reference, stored, origin, flags))
@@ -144,7 +145,8 @@ func (r *Reference) Tokens(ctx context.Context) ([]key.Token, error) {
 	return b.Tokens(ctx, &r.Settings)
 }
 
-// Generate makes a key inside the module: sensitive, not extractable unless the request says so, and for its usage alone.
+// Generate makes a key inside the module: sensitive, not extractable unless the request says so, and for its usage
+// alone.
 func (r *Reference) Generate(ctx context.Context, request key.Request) (key.Info, error) {
 	b, err := r.keystore.backend(r.Key.Scheme())
 	if err != nil {

@@ -48,7 +48,7 @@ func TestFile(t *testing.T) {
 	}
 }
 
-// TestExclusive holds that a lock keeps out all others, and ends when the file is closed.
+// TestExclusive verifies that a lock keeps out all others, and ends when the file is closed.
 func TestExclusive(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "lock")
@@ -66,7 +66,7 @@ func TestExclusive(t *testing.T) {
 	}
 }
 
-// TestClosed holds that a closed file is an error.
+// TestClosed verifies that a closed file is an error.
 func TestClosed(t *testing.T) {
 	t.Parallel()
 	file := open(t, filepath.Join(t.TempDir(), "lock"))
@@ -76,7 +76,7 @@ func TestClosed(t *testing.T) {
 	}
 }
 
-// TestAbandoned holds that a wait that was abandoned does not take the lock from others afterwards.
+// TestAbandoned verifies that a wait that was abandoned does not take the lock from others afterwards.
 func TestAbandoned(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "lock")

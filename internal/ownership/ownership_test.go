@@ -94,7 +94,7 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestCheckKind holds that callers can tell a missing path, and what others can change, from a path that is wrong.
+// TestCheckKind verifies that callers can tell a missing path, and what others can change, from a path that is wrong.
 func TestCheckKind(t *testing.T) {
 	t.Parallel()
 	_, file := place(t)
@@ -111,7 +111,7 @@ func TestCheckKind(t *testing.T) {
 	}
 }
 
-// TestCheckOwner holds that another user may own neither the file, nor a folder or link on the path.
+// TestCheckOwner verifies that another user may own neither the file, nor a folder or link on the path.
 func TestCheckOwner(t *testing.T) {
 	t.Parallel()
 	softhsmtest.NeedRoot(t)
@@ -134,7 +134,7 @@ func TestCheckOwner(t *testing.T) {
 	}
 }
 
-// TestCheckTree holds that every file below a folder counts, and what a link there leads to.
+// TestCheckTree verifies that every file below a folder counts, and what a link there leads to.
 func TestCheckTree(t *testing.T) {
 	t.Parallel()
 	folder, file := place(t)
@@ -161,7 +161,8 @@ func TestCheckTree(t *testing.T) {
 	}
 }
 
-// TestCheckTreeLinks holds that every file counts in a folder to which a link leads, and that a link back is no loop.
+// TestCheckTreeLinks verifies that every file counts in a folder to which a link leads, and that a link back is no
+// loop.
 func TestCheckTreeLinks(t *testing.T) {
 	t.Parallel()
 	folder, _ := place(t)

@@ -198,7 +198,7 @@ func restrict() {
 	fmt.Print(first)
 }
 
-// TestRestrict holds that all threads can do what the files allow, and nothing else.
+// TestRestrict verifies that all threads can do what the files allow, and nothing else.
 func TestRestrict(t *testing.T) {
 	t.Parallel()
 	read, write, other, run := t.TempDir(), t.TempDir(), t.TempDir(), t.TempDir()
@@ -241,7 +241,7 @@ func connect() {
 	fmt.Println(permitted(err), permitted(exec.Command("/bin/true").Run()))
 }
 
-// TestRestrictConnect holds that connections are possible only when they are allowed.
+// TestRestrictConnect verifies that connections are possible only when they are allowed.
 func TestRestrictConnect(t *testing.T) {
 	t.Parallel()
 	needLandlock(t, 4)
@@ -261,7 +261,7 @@ func signal() {
 	fmt.Println(permitted(syscall.Kill(os.Getppid(), 0)))
 }
 
-// TestRestrictSignal holds that processes outside cannot be signalled.
+// TestRestrictSignal verifies that processes outside cannot be signalled.
 func TestRestrictSignal(t *testing.T) {
 	t.Parallel()
 	needLandlock(t, 6)
@@ -287,8 +287,8 @@ func noLandlock() {
 	fmt.Println(sandbox.LandlockVersion(), permitted(err))
 }
 
-// TestNoLandlock holds that a kernel without Landlock is no error, that LandlockVersion tells it, and that the process
-// gains no privileges all the same.
+// TestNoLandlock verifies that a kernel without Landlock is no error, that LandlockVersion tells it, and that the
+// process gains no privileges all the same.
 func TestNoLandlock(t *testing.T) {
 	t.Parallel()
 	softhsmtest.NeedRoot(t) // who sets a filter without no_new_privs
@@ -306,7 +306,7 @@ func unreadable() {
 	fmt.Println(sandbox.Files{Read: []string{"/dev/null/file"}, Write: writable()}.Restrict())
 }
 
-// TestRestrictFails holds that a path that cannot be looked at is an error, and not left out.
+// TestRestrictFails verifies that a path that cannot be looked at is an error, and not left out.
 func TestRestrictFails(t *testing.T) {
 	t.Parallel()
 	start(t, nil, "unreadable").expect(t, "cannot access /dev/null/file: stat /dev/null/file: not a directory")
@@ -381,8 +381,8 @@ func lower() {
 	fmt.Println(files.Cur, files.Max)
 }
 
-// TestLimits holds that a process that exceeds a limit is ended or gets an error, that a limit is not raised, and that
-// a process on a large machine stays within the memory of a small one.
+// TestLimits verifies that a process that exceeds a limit is ended or gets an error, that a limit is not raised, and
+// that a process on a large machine stays within the memory of a small one.
 func TestLimits(t *testing.T) {
 	t.Parallel()
 	if c := start(t, nil, "memory"); c.end() == nil {
@@ -415,7 +415,7 @@ func become() {
 	fmt.Println(permitted(err))
 }
 
-// TestBecome holds that every thread gives up all that is root's.
+// TestBecome verifies that every thread gives up all that is root's.
 func TestBecome(t *testing.T) {
 	t.Parallel()
 	softhsmtest.NeedRoot(t)
@@ -432,7 +432,7 @@ func TestBecome(t *testing.T) {
 	c.expect(t, "no no no", "no")
 }
 
-// TestBecomeSelf holds that a process can stay the user that it is.
+// TestBecomeSelf verifies that a process can stay the user that it is.
 func TestBecomeSelf(t *testing.T) {
 	t.Parallel()
 	if err := (sandbox.User{Name: "self", ID: os.Geteuid(), Group: 4242}).Become(); err != nil {

@@ -7,7 +7,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 )
 
-// TestOneName holds that a repository has one name, however its registry is spelled.
+// TestOneName verifies that a repository has one name, however its registry is spelled.
 func TestOneName(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{ // Name and Canonical
@@ -68,7 +68,7 @@ func BenchmarkCanonical(b *testing.B) {
 // cost is what normalising a name may allocate.
 var cost = boundtest.Budget{Bytes: 64 << 10, BytesPerByte: 128}
 
-// FuzzCanonical holds that the normal form of a normal form is the same, and does not depend on the case of the
+// FuzzCanonical verifies that the normal form of a normal form is the same, and does not depend on the case of the
 // registry.
 func FuzzCanonical(f *testing.F) {
 	for _, seed := range []string{"REGISTRY.example.com:443/a", "[::1]:80/a", "docker.io/a", "127.0.0.1/a", "a:b:c/d",

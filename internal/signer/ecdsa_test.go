@@ -12,8 +12,8 @@ import (
 // signatureCost is what changing the form of a signature may allocate.
 var signatureCost = boundtest.Budget{Bytes: 16 << 10, BytesPerByte: 32}
 
-// FuzzRawECDSA holds that no bytes from a module crash, and that what is accepted is of fixed length and means the same
-// numbers.
+// FuzzRawECDSA verifies that no bytes from a module crash, and that what is accepted is of fixed length and means the
+// same numbers.
 func FuzzRawECDSA(f *testing.F) {
 	seed := func(r, s *big.Int) {
 		der, err := asn1.Marshal(struct{ R, S *big.Int }{r, s})

@@ -21,8 +21,9 @@ type Certificate struct {
 	subject string // "" is any subject
 }
 
-// FromFile reads the certificate of a signer from a PEM file: a self-signed one; one issued by a CA, with its issuers in
-// the same file; or a CA's, for every signer with a certificate of this CA whose subject has the attributes of subject.
+// FromFile reads the certificate of a signer from a PEM file: a self-signed one; one issued by a CA, with its issuers
+// in the same file; or a CA's, for every signer with a certificate of this CA whose subject has the attributes of
+// subject.
 func FromFile(path, subject string) (*Certificate, error) {
 	file, err := certs.ReadFile(path)
 	if err != nil {
@@ -81,8 +82,8 @@ func FromKey(ctx context.Context, s *keystore.Reference) (*Certificate, error) {
 		"store the certificates of its issuers, up to the self-signed root, with 'notation-hsm cert import'")
 }
 
-// fromLeaf trusts one signing certificate: itself if it is self-signed, else its subject under the root. The intermediates
-// and the certificate may change then, as long as the root and the subject stay the same.
+// fromLeaf trusts one signing certificate: itself if it is self-signed, else its subject under the root. The
+// intermediates and the certificate may change then, as long as the root and the subject stay the same.
 func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string) (*Certificate, error) {
 	chain, err := certs.Chain(leaf, known, nil, time.Now())
 	if err != nil {
@@ -129,7 +130,8 @@ func fromCAs(path string, list []*x509.Certificate, subject string) (*Certificat
 	return FromCA(last[0], subject)
 }
 
-// FromCA trusts every signer with a certificate of a CA whose subject has the attributes of subject; any if it is empty.
+// FromCA trusts every signer with a certificate of a CA whose subject has the attributes of subject; any if it is
+// empty.
 func FromCA(cert *x509.Certificate, subject string) (*Certificate, error) {
 	switch {
 	case time.Now().After(cert.NotAfter):

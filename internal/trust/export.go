@@ -23,10 +23,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// The order of an export: create the new trust stores, replace the policy, remove the old stores. The name of a store has a
-// part of its certificate's fingerprint, so a store is created once and never changed, and the replacement of the policy
-// changes everything at one moment. An export that is killed leaves the complete old or new policy with all its stores;
-// the next export removes the rest.
+// The order of an export: create the new trust stores, replace the policy, remove the old stores. The name of a store
+// has a part of its certificate's fingerprint, so a store is created once and never changed, and the replacement of the
+// policy changes everything at one moment. An export that is killed leaves the complete old or new policy with all its
+// stores; the next export removes the rest.
 
 // Exported is the result of an export.
 type Exported struct {
@@ -124,8 +124,8 @@ func (m *Manifest) export(ctx context.Context, target folder) (*Exported, error)
 	return &Exported{Policy: target.policy, Statements: len(ours), Kept: len(others), Removed: removed}, nil
 }
 
-// readDocument reads a trust policy without the statements that came from a manifest, and returns the other statements as
-// Notation reads them. A missing policy is empty.
+// readDocument reads a trust policy without the statements that came from a manifest, and returns the other statements
+// as Notation reads them. A missing policy is empty.
 func readDocument(path string) (*document, []trustpolicy.TrustPolicy, error) {
 	d := &document{}
 	info, err := os.Lstat(path)

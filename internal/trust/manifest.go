@@ -22,8 +22,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Manifest is the trust manifest: every signer, by name, with certificates. It is one file, to be reviewed and replaced as
-// a whole.
+// Manifest is the trust manifest: every signer, by name, with certificates. It is one file, to be reviewed and replaced
+// as a whole.
 type Manifest struct {
 	Version int      `yaml:"version"`
 	Signers []Signer `yaml:"signers"`
@@ -108,8 +108,8 @@ func parse(data []byte) (*Manifest, error) {
 	return m, err
 }
 
-// change reads a manifest, changes it and writes it back, with the manifest locked. It fails, and writes nothing, when the
-// changed manifest is not valid.
+// change reads a manifest, changes it and writes it back, with the manifest locked. It fails, and writes nothing, when
+// the changed manifest is not valid.
 func change(ctx context.Context, path string, how func(*Manifest) error) error {
 	if _, err := Load(path); err != nil {
 		return err // before a lock file is left in a misspelt folder
@@ -132,8 +132,8 @@ func change(ctx context.Context, path string, how func(*Manifest) error) error {
 	return m.save(path)
 }
 
-// save writes the manifest with signers and scopes sorted, so that a diff of two versions shows only the change. The file
-// is readable for everyone: nothing in it is secret.
+// save writes the manifest with signers and scopes sorted, so that a diff of two versions shows only the change. The
+// file is readable for everyone: nothing in it is secret.
 func (m *Manifest) save(path string) error {
 	slices.SortFunc(m.Signers, func(a, b Signer) int { return cmp.Compare(a.Name, b.Name) })
 	for _, s := range m.Signers {

@@ -151,9 +151,10 @@ func (m *Manifest) statements() ([]trustpolicy.TrustPolicy, error) {
 	return all, nil
 }
 
-// exact refuses signers that one statement cannot keep apart. A statement accepts every identity it lists under every CA
-// it lists, and has one level. So each CA must be trusted, by some signer, for the identity of every signer; then the
-// statement accepts nothing that no signer allows. A self-signed certificate issues no others, so it needs no check.
+// exact refuses signers that one statement cannot keep apart. A statement accepts every identity it lists under every
+// CA it lists, and has one level. So each CA must be trusted, by some signer, for the identity of every signer; then
+// the statement accepts nothing that no signer allows. A self-signed certificate issues no others, so it needs no
+// check.
 func exact(scope string, signers []Signer) error {
 	for _, s := range signers {
 		if s.Level != signers[0].Level {
@@ -183,8 +184,8 @@ func allowed(signers []Signer, s Signer, who identity) bool {
 	return slices.ContainsFunc(signers, func(t Signer) bool { return t.cert.Equal(s.cert) && t.who.covers(who) })
 }
 
-// identities returns the trusted identities of some signers, without those that another identity covers: Notation refuses
-// identities that overlap.
+// identities returns the trusted identities of some signers, without those that another identity covers: Notation
+// refuses identities that overlap.
 func identities(signers []Signer) []string {
 	var list []string
 	for i, s := range signers {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestOneNameOfARepository holds that a manifest has one name for a repository, in whichever case it was given.
+// TestOneNameOfARepository verifies that a manifest has one name for a repository, in whichever case it was given.
 func TestOneNameOfARepository(t *testing.T) {
 	path := manifest(t)
 	grant := func(scopes ...string) error {

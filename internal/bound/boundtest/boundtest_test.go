@@ -17,7 +17,7 @@ func (r *recorder) Errorf(string, ...any) { r.failed = true }
 
 var kept any
 
-// TestCheck holds that a budget limits bytes and objects, for the size of an input.
+// TestCheck verifies that a budget limits bytes and objects, for the size of an input.
 func TestCheck(t *testing.T) {
 	for name, c := range map[string]struct {
 		size   int

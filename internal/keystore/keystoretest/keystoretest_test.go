@@ -12,8 +12,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// TestPromises checks what the rooms' tests rely on: a key signs for its usage alone, leaves its token only wrapped, and
-// a refused PIN is counted and not tried again by the same store.
+// TestPromises checks what the rooms' tests rely on: a key signs for its usage alone, leaves its token only wrapped,
+// and a refused PIN is counted and not tried again by the same store.
 func TestPromises(t *testing.T) {
 	t.Parallel()
 	ctx, m := t.Context(), New("a", "b")
