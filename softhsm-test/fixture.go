@@ -33,8 +33,8 @@ func Missing(t testing.TB, what string) {
 	t.Skipf("%s is missing: run 'make test', which installs it", what)
 }
 
-// required reports whether a test fails instead of being skipped where it lacks something: on CI, except with -short, as
-// 'make check' runs the tests.
+// required reports whether a test fails instead of being skipped where it lacks something: on CI, except with -short,
+// as 'make check' runs the tests.
 func required() bool { return os.Getenv("CI") != "" && !testing.Short() }
 
 // NeedRoot is for tests that give files to other users, or become one. On CI a test without root fails, elsewhere and

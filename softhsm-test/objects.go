@@ -67,7 +67,7 @@ func (token *Token) InSession(t testing.TB, do func(*pkcs11.Ctx, pkcs11.SessionH
 func (token *Token) inSession(do func(*pkcs11.Ctx, pkcs11.SessionHandle) error) error {
 	module := pkcs11.New(token.Module)
 	if module == nil {
-		return fmt.Errorf("can't load %s", token.Module)
+		return fmt.Errorf("cannot load %s", token.Module)
 	}
 	defer module.Destroy()
 	var options []pkcs11.InitializeOption

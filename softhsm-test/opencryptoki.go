@@ -48,7 +48,7 @@ func OpenCryptoki(t testing.TB) *Token {
 	wipeOpenCryptoki()
 	t.Cleanup(wipeOpenCryptoki)
 
-	// Whoever has a token whose PINs are still those of its delivery can't do anything but change them.
+	// Whoever has a token whose PINs are still those of its delivery cannot do anything but change them.
 	const delivered, soPIN = "12345678", "76543210"
 	do := func(args ...string) {
 		Run(t, tool, append([]string{"--module", token.Module, "--slot", openCryptokiSlot}, args...)...)

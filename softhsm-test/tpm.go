@@ -27,7 +27,7 @@ func TPM(t testing.TB) *Token {
 func startTPM(t testing.TB) int {
 	t.Helper()
 	program, state := Program(t, "swtpm"), t.TempDir()
-	// swtpm can't pick ports itself, so free ones are looked up first; should someone else take one, others are tried.
+	// swtpm cannot pick ports itself, so free ones are looked up first; should someone else take one, others are tried.
 	for range 5 {
 		port := portPair(t)
 		control := fmt.Sprintf("127.0.0.1:%d", port+1)

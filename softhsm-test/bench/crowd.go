@@ -10,8 +10,8 @@ import (
 // crowd is how many processes sign at once in atOnce.
 const crowd = 200
 
-// atOnce measures how long many processes take that sign at once with one SoftHSM token, whose file they may not read and
-// write at the same time, against the same number one after another.
+// atOnce measures how long many processes take that sign at once with one SoftHSM token, whose file they may not read
+// and write at the same time, against the same number one after another.
 func (b *bench) atOnce() {
 	k := b.parts.token.keys[0]
 	sign := b.signers(b.parts.token, k, b.parts.module, "NOTATION_HSM_TIMEOUT=5m")[0]

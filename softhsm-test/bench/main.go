@@ -1,7 +1,7 @@
 // Command bench measures what the plugin costs beside others: calls to the module, time and memory for one signature,
 // and signatures a second in one process. It prints one table; with UPDATE_DOCS=1 it also writes it to
 // docs/performance.md, with a plot. A goal that is not met is no failure, for the machine may be busy: bench fails only
-// when it can't measure.
+// when it cannot measure.
 package main
 
 import (

@@ -1,5 +1,5 @@
-// Package oci makes registries and images for tests: images in a registry or in an OCI layout, signed, encrypted or forged,
-// and a registry that answers as a test wants.
+// Package oci makes registries and images for tests: images in a registry or in an OCI layout, signed, encrypted or
+// forged, and a registry that answers as a test wants.
 package oci
 
 import (
@@ -18,7 +18,7 @@ import (
 func StartRegistry(t testing.TB) string {
 	t.Helper()
 	program, dir := softhsmtest.Build(t, "registry"), t.TempDir()
-	// The registry can't pick a port itself, so a free one is looked up first; should someone else take it, another is
+	// The registry cannot pick a port itself, so a free one is looked up first; should someone else take it, another is
 	// tried.
 	for range 5 {
 		if address, ok := startRegistry(t, program, dir); ok {

@@ -65,7 +65,7 @@ func NewUser(t *testing.T, token *softhsmtest.Token, specs ...string) *User {
 	return u
 }
 
-// certificateFor has a CA issue a certificate for a public key, whose own private key can't sign.
+// certificateFor has a CA issue a certificate for a public key, whose own private key cannot sign.
 func certificateFor(t *testing.T, publicPEM string) []byte {
 	t.Helper()
 	block, _ := pem.Decode([]byte(publicPEM))

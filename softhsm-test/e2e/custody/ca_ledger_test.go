@@ -102,7 +102,7 @@ func readCRL(t testing.TB, path string) *x509.RevocationList {
 	return list
 }
 
-// keeps holds that the next list has what the last one had, and a greater number. It returns that number.
+// keeps verifies that the next list has what the last one had, and a greater number. It returns that number.
 func (c *ledgerCase) keeps(t testing.TB, when string) *big.Int {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "next.crl")
@@ -302,8 +302,8 @@ func TestCAKilledList(t *testing.T) {
 	}
 }
 
-// TestCACalls holds that issuing takes the module two signatures and one login, the certificate's and the ledger's, and
-// no more as the CA has issued more.
+// TestCACalls verifies that issuing takes the module two signatures and one login, the certificate's and the ledger's,
+// and no more as the CA has issued more.
 func TestCACalls(t *testing.T) {
 	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "vault")

@@ -155,7 +155,8 @@ func tokenFolders(t testing.TB, token *softhsmtest.Token) []string {
 
 // TestCALint holds what the CA makes against zlint. What it complains of and is right here:
 //
-//   - certificate policies in an intermediate: the CA/Browser Forum's rules for web sites, which a code signing CA has no policy of
+//   - certificate policies in an intermediate: the CA/Browser Forum's rules for web sites, which a code signing CA has
+//     no policy of
 //   - an address for the issuer's certificate in an intermediate: Notation has the whole chain in each signature
 func TestCALint(t *testing.T) {
 	softhsmtest.Parallel(t)

@@ -94,7 +94,7 @@ func TestContainerdGateConfined(t *testing.T) {
 		return stderr, err
 	}
 
-	// A user who can't read what decides can't decide.
+	// A user who cannot read what decides cannot decide.
 	helper("late")
 	if err := os.Chmod(filepath.Dir(g.trust), 0o700); err != nil { //nolint:gosec // a folder
 		t.Fatal(err)
@@ -308,7 +308,7 @@ func TestContainerdGateSkip(t *testing.T) {
 }
 
 // TestVerifierConfinedTLS has a confined verifier reach a registry with a certificate that hosts.toml names and that is
-// elsewhere, and tells at once if the verifier's user can't read a key that is named there.
+// elsewhere, and tells at once if the verifier's user cannot read a key that is named there.
 func TestVerifierConfinedTLS(t *testing.T) {
 	softhsmtest.Parallel(t)
 	if os.Geteuid() != 0 {

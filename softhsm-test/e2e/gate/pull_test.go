@@ -114,7 +114,7 @@ func TestContainerdGate(t *testing.T) {
 	restore()
 	g.install(t, c, bin, state)
 
-	// Without a policy, or with a trust store that can't be read, nobody is trusted.
+	// Without a policy, or with a trust store that cannot be read, nobody is trusted.
 	policy := filepath.Join(g.trust, "trustpolicy.json")
 	away := policy + ".away"
 	rename := func(from, to string) {
@@ -138,7 +138,7 @@ func TestContainerdGate(t *testing.T) {
 	refusedFor(good, "release.pem")
 	rename(away, certificates[0])
 
-	// A decision that can't be written down is a no.
+	// A decision that cannot be written down is a no.
 	written, err := os.ReadFile(log)
 	if err != nil {
 		t.Fatal(err)
@@ -364,7 +364,7 @@ func TestVerifierByHand(t *testing.T) {
 		t.Error("without a home it writes into the folder where it stands")
 	}
 
-	// What can't work is told when it is installed.
+	// What cannot work is told when it is installed.
 	for _, arguments := range [][]string{
 		{"--bin-dir", bin},
 		{"--bin-dir", bin, "--trust-dir", t.TempDir()},

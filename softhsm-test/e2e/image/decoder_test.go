@@ -260,8 +260,8 @@ func (n *node) holds(t *testing.T, text []byte) (files []string) {
 	return files
 }
 
-// refused holds that nothing of an image is there after its pull has failed. containerd removes the files of a snapshot
-// that it drops when it next collects garbage, which is soon.
+// refused verifies that nothing of an image is there after its pull has failed. containerd removes the files of a
+// snapshot that it drops when it next collects garbage, which is soon.
 func (n *node) refused(t *testing.T, secret []byte, err error, say string) {
 	t.Helper()
 	if err == nil {
@@ -442,7 +442,7 @@ func stranger(t *testing.T) string {
 	return public
 }
 
-// TestContainerdDecoderRefuses shows that an image whose key can't be used is not there, nor any of its text, and why.
+// TestContainerdDecoderRefuses shows that an image whose key cannot be used is not there, nor any of its text, and why.
 func TestContainerdDecoderRefuses(t *testing.T) {
 	softhsmtest.Parallel(t)
 	n := newNode(t, "")

@@ -8,7 +8,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
-// TestImageUsage refuses to encrypt to keys that can't open the image, without having written anything, and opens with
+// TestImageUsage refuses to encrypt to keys that cannot open the image, without having written anything, and opens with
 // the others what was encrypted to them by their URI alone: with a PIN and without.
 func TestImageUsage(t *testing.T) {
 	softhsmtest.Parallel(t)

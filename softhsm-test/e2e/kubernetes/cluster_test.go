@@ -329,7 +329,7 @@ func checkAdmission(t *testing.T, c *cluster, s *signedImages, hang, resume func
 	c.run(t, "", "delete", "pod", "digest", "--wait=false", "--grace-period", "0", "--force")
 	c.run(t, "", "patch", "pod", "digest", "--type", "merge", "-p", `{"metadata": {"finalizers": null}}`)
 	if left := c.run(t, "", "get", "pod", "digest", "--ignore-not-found"); left != "" {
-		t.Errorf("a Pod that verifies no more can't be removed: %s", left)
+		t.Errorf("a Pod that verifies no more cannot be removed: %s", left)
 	}
 
 	// A verifier that hangs lets nothing in.

@@ -52,7 +52,7 @@ func TestModules(t *testing.T) {
 		})
 		table += row + " |\n"
 		if strings.Count(row, "|") != len(softhsmtest.KeySpecs)+1 {
-			softhsmtest.Missing(t, module.what) // without it the table can't be compared
+			softhsmtest.Missing(t, module.what) // without it the table cannot be compared
 		}
 	}
 	compareTable(t, "TestModules", table)

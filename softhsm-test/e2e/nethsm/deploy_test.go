@@ -705,7 +705,7 @@ func TestNetHSMThreeEtcd(t *testing.T) {
 			t.Errorf("a member did not go on without the third: %v", transaction(client, url, 512))
 		}
 	}
-	for url, member := range members { // alone, one can't know what the others have; so it was three that agreed above
+	for url, member := range members { // alone, one cannot know what the others have; so it was three that agreed above
 		client.CloseIdleConnections()
 		member.Stop()
 		delete(members, url)

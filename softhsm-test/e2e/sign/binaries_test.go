@@ -9,7 +9,7 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// TestBinaries holds that both programs are position-independent, and that their relocations are resolved and made
+// TestBinaries verifies that both programs are position-independent, and that their relocations are resolved and made
 // read-only before they start (full RELRO); and that the Makefile builds them in the same way.
 func TestBinaries(t *testing.T) {
 	softhsmtest.Parallel(t)

@@ -29,8 +29,8 @@ func TestPinned(t *testing.T) {
 	}
 }
 
-// countPinned fails the test for each name in a folder's YAML files that is not pinned, and returns how many names there
-// are.
+// countPinned fails the test for each name in a folder's YAML files that is not pinned, and returns how many names
+// there are.
 func countPinned(t *testing.T, folder string) (map[string]int, error) {
 	found := map[string]int{}
 	return found, filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
