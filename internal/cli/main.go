@@ -79,6 +79,7 @@ func Root(root *cobra.Command, commands ...*cobra.Command) *cobra.Command {
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetFlagErrorFunc(Usage)
+	root.SetUsageFunc(wrappedUsage(root.UsageFunc()))
 	root.AddCommand(commands...)
 	return root
 }
