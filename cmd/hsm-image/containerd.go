@@ -16,7 +16,7 @@ import (
 
 const (
 	containerdRoot = "/var/lib/containerd"
-	decoderKeys    = "key that opens layers, by URI or alias; repeatable (default: all keys of the token in the settings)"
+	decoderKeys    = "key that opens layers, by URI or alias; can be repeated (default: all keys of the configured token)"
 )
 
 func containerdDecoderCommand(ks *keystore.Keystore) *cobra.Command {
@@ -24,9 +24,9 @@ func containerdDecoderCommand(ks *keystore.Keystore) *cobra.Command {
 	var user string
 	c := &cobra.Command{
 		Use: "containerd-decoder", Short: "Decrypt a layer for containerd, which starts this command",
-		Long: `containerd-decoder is a stream processor of containerd: it reads an encrypted layer from standard input
-and writes it to standard output, as a tar archive. 'hsm-image containerd-config' prints the configuration with which
-containerd starts it.`,
+		Long: `containerd-decoder is a stream processor of containerd: it reads an encrypted layer from standard
+input and writes it to standard output, as a tar archive. 'hsm-image containerd-config' prints the
+configuration with which containerd starts it.`,
 		Args: cli.Exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
 			d.MediaType, d.Payload = os.Getenv("STREAM_PROCESSOR_MEDIATYPE"), image.ContainerdPayload()

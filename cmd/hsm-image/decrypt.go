@@ -18,14 +18,16 @@ or else those of the configured token (NOTATION_HSM_TOKEN, or the config file). 
 of 'hsm-image encrypt', and those that skopeo and other tools encrypted with jwe:, pkcs7: or pkcs11:
 and the public half of such a key.
 
-The module unwraps the keys of all layers before anything is copied. A layer is authenticated at its end, so a copy on
-this machine appears whole and authentic, or not at all.`,
-		Example: `  hsm-image decrypt docker://registry.example.com/app:1 oci:plain:app --key pkcs11:token=node;object=images
-  hsm-image decrypt docker://registry.example.com/app:1 docker-archive:app.tar --platform linux/amd64`,
+The module unwraps the keys of all layers before anything is copied. A layer is authenticated at its
+end, so a copy on this machine appears whole and authentic, or not at all.`,
+		Example: `  hsm-image decrypt docker://registry.example.com/app:1 oci:plain:app \
+    --key "pkcs11:token=node;object=images"
+  hsm-image decrypt docker://registry.example.com/app:1 docker-archive:app.tar \
+    --platform linux/amd64`,
 		Args: cli.Exactly(2),
 	}
 	c.Flags().StringArrayVar(&keys, "key", nil,
-		"a key by its URI or alias; can be repeated (default: all keys of the configured token)")
+		"key that decrypts the image, by URI or alias; can be repeated (default: all keys of the configured token)")
 	settings := addCopyFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		what, err := settings(args)

@@ -17,7 +17,7 @@ func encryptCommand(ks *keystore.Keystore) *cobra.Command {
 	var layers []int
 	c := &cobra.Command{
 		Use:   "encrypt SRC DST",
-		Short: "Copy an image and encrypt its layers, so that only the recipients' private keys open them",
+		Short: "Copy an image and encrypt its layers to the keys of recipients",
 		Long: `Copy an image and encrypt its layers, each under a key of its own that is wrapped for every
 recipient. A recipient is a key by its URI or alias, cert:FILE or pubkey:FILE; encrypting needs
 neither a private key nor a PIN. The module of a key is asked whether the key can decrypt, and which
@@ -25,13 +25,15 @@ hash of OAEP it supports; a key that cannot decrypt is refused. For a file, no m
 ?oaep=sha1 to an RSA recipient (&oaep=sha1 after other attributes of a URI) whose module supports
 OAEP with SHA-1 alone, as SoftHSM.
 
-The image gets a new digest, for which signatures of the old image do not verify: encrypt first, then sign.`,
+The image gets a new digest, for which signatures of the old image do not verify: encrypt first,
+then sign.`,
 		Example: `  hsm-image encrypt oci:build:app docker://registry.example.com/app:1 --recipient pubkey:node.pem
-  hsm-image encrypt oci:build:app oci:copy:app --recipient node-a --recipient cert:node-b.crt --layer -1`,
+  hsm-image encrypt oci:build:app oci:copy:app --layer -1 \
+    --recipient node-a --recipient cert:node-b.crt`,
 		Args: cli.Exactly(2),
 	}
 	c.Flags().StringArrayVar(&recipients, "recipient", nil,
-		"who can open the image: a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
+		"recipient who can decrypt the image: a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
 	c.Flags().IntSliceVar(&layers, "layer", nil,
 		"encrypt only the layer with this index, counted from 0, or from the last, -1; can be repeated")
 	settings := addCopyFlags(c)
@@ -61,7 +63,7 @@ func addCopyFlags(c *cobra.Command) func(args []string) (image.Copy, error) {
 	c.Flags().StringArrayVar(&platforms, "platform", nil,
 		"of an index, copy only the image for OS/ARCHITECTURE[/VARIANT]; can be repeated (default: all)")
 	authFile := c.Flags().String("authfile", "",
-		"the file with the registries' credentials (default: that of 'skopeo login' or 'docker login')")
+		"file with the registries' credentials (default: that of 'skopeo login' or 'docker login')")
 	from, to := addRegistryFlags(c, "src-", "the source's registry"),
 		addRegistryFlags(c, "dest-", "the destination's registry")
 	return func(args []string) (what image.Copy, err error) {
@@ -91,7 +93,7 @@ func addCopyFlags(c *cobra.Command) func(args []string) (image.Copy, error) {
 func addRegistryFlags(c *cobra.Command, prefix, whose string) func(authFile string) image.Registry {
 	verify := c.Flags().Bool(prefix+"tls-verify", true, "insist on HTTPS and valid certificates with "+whose)
 	certDir := c.Flags().String(prefix+"cert-dir", "",
-		"a folder with the CA (*.crt), and the client's certificate and key (*.cert, *.key), for "+whose)
+		"folder with the CA (*.crt), and the client's certificate and key (*.cert, *.key), for "+whose)
 	return func(authFile string) image.Registry {
 		return image.Registry{AuthFile: authFile, CertDir: *certDir, Insecure: !*verify}
 	}

@@ -58,7 +58,7 @@ func showImage(ks *keystore.Keystore, c *cobra.Command,
 	var known []string
 	var asJSON bool
 	c.Flags().StringArrayVar(&known, "recipient", nil,
-		"a recipient that may be among them, to show by this name: a key, cert:FILE or pubkey:FILE; can be repeated")
+		"recipient to show by this name instead of its kid: a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	registry := addImageFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -82,7 +82,7 @@ func showImage(ks *keystore.Keystore, c *cobra.Command,
 // their values.
 func addImageFlags(c *cobra.Command) func() image.Registry {
 	authFile := c.Flags().String("authfile", "",
-		"the file with the registry's credentials (default: that of 'skopeo login' or 'docker login')")
+		"file with the registry's credentials (default: that of 'skopeo login' or 'docker login')")
 	registry := addRegistryFlags(c, "", "the registry")
 	return func() image.Registry { return registry(*authFile) }
 }

@@ -58,13 +58,14 @@ func recipientsAddCommand(ks *keystore.Keystore) *cobra.Command {
 (--key, by URI or alias, else those of the configured token) unwraps the keys of the layers in the
 module, and they are wrapped for the new recipients too. Only manifests change, in place; no layer
 is read or moved. The image gets a new digest: sign it again.`,
-		Example: "  hsm-image recipients add docker://registry.example.com/app:1 --recipient pubkey:node-b.pem --key node-a",
-		Args:    cli.Exactly(1),
+		Example: "  hsm-image recipients add docker://registry.example.com/app:1 \\\n" +
+			"    --recipient pubkey:node-b.pem --key node-a",
+		Args: cli.Exactly(1),
 	}
 	c.Flags().StringArrayVar(&recipients, "recipient", nil,
-		"who can open the image from now on: a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
+		"recipient to add: a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
 	c.Flags().StringArrayVar(&keys, "key", nil,
-		"a key that opens the image, by its URI or alias; can be repeated (default: all keys of the configured token)")
+		"key that decrypts the image, by URI or alias; can be repeated (default: all keys of the configured token)")
 	registry := addImageFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		ref, err := image.ParseReference(args[0])
@@ -89,13 +90,13 @@ func recipientsRemoveCommand(ks *keystore.Keystore) *cobra.Command {
 		Long: `Remove recipients from the manifests of an image in a registry or in an OCI layout (oci:DIR:TAG). It
 needs no key.
 
-A removed recipient who kept the old manifest, or a layer's key, still opens these layers. To prevent that, encrypt
-the image anew, without them. The last recipient cannot be removed.`,
+A removed recipient who kept the old manifest, or a layer's key, still opens these layers. To
+prevent that, encrypt the image anew, without them. The last recipient cannot be removed.`,
 		Example: "  hsm-image recipients remove docker://registry.example.com/app:1 --recipient pubkey:node-a.pem",
 		Args:    cli.Exactly(1),
 	}
 	c.Flags().StringArrayVar(&recipients, "recipient", nil,
-		"who to remove: a kid, a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
+		"recipient to remove: a kid, a key's URI or alias, cert:FILE or pubkey:FILE; can be repeated")
 	registry := addImageFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		ref, err := image.ParseReference(args[0])

@@ -22,15 +22,16 @@ func installVerifierCommand() *cobra.Command {
 		Use:   "install-verifier --bin-dir DIR --trust-dir DIR",
 		Short: "Let containerd pull only images whose signatures verify",
 		Long: `Write the image verifier that containerd runs before it pulls an image, and print the settings that
-containerd needs. An image without a valid signature under the trust policy in --trust-dir is not pulled. Nothing is
-pulled when the policy cannot be read, the registry does not answer, or the decision cannot be logged.
+containerd needs. An image without a valid signature under the trust policy in --trust-dir is not
+pulled. Nothing is pulled when the policy cannot be read, the registry does not answer, or the
+decision cannot be logged.
 
-containerd runs every file in --bin-dir: use a folder for the verifier alone. Signatures are fetched from where
-containerd pulls: set --hosts-dir to containerd's registry hosts (config_path). Only root may be able to change this
-program, the files and folders of these flags, and the folders above them. The verifier checks this each time that it
-runs, and otherwise refuses every image.`,
-		Example: "  hsm-image install-verifier --bin-dir /opt/containerd/image-verifier/bin --trust-dir /etc/notation " +
-			"--hosts-dir /etc/containerd/certs.d",
+containerd runs every file in --bin-dir: use a folder for the verifier alone. Signatures are fetched
+from where containerd pulls: set --hosts-dir to containerd's registry hosts (config_path). Only root
+may be able to change this program, the files and folders of these flags, and the folders above
+them. The verifier checks this each time that it runs, and otherwise refuses every image.`,
+		Example: "  hsm-image install-verifier --bin-dir /opt/containerd/image-verifier/bin \\\n" +
+			"    --trust-dir /etc/notation --hosts-dir /etc/containerd/certs.d",
 		Args: cli.Exactly(0),
 	}
 	addNodeFlags(c, &node)

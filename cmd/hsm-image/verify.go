@@ -23,12 +23,13 @@ func verifyCommand() *cobra.Command {
 		Use:   "verify IMAGE...",
 		Short: "Verify that images are signed as Notation's trust policy demands",
 		Long: `Verify the signatures of images under Notation's trust policy and trust stores. Print the signer of
-each image, or why it is refused. Images pass as for 'notation verify' with the same configuration. The exit code is 0
-only if every image passes.
+each image, or why it is refused. Images pass as for 'notation verify' with the same configuration.
+The exit code is 0 only if every image passes.
 
-Name an image by tag or digest. Short names belong to Docker Hub: alpine is docker.io/library/alpine:latest. An image
-in an OCI layout is oci:DIR:TAG or oci:DIR@DIGEST, with the repository whose policy applies in --scope. A tag is
-resolved once: what passes is the digest that is printed. The signature of an index covers the images that it lists.`,
+Name an image by tag or digest. Short names belong to Docker Hub: alpine is
+docker.io/library/alpine:latest. An image in an OCI layout is oci:DIR:TAG or oci:DIR@DIGEST, with
+the repository whose policy applies in --scope. A tag is resolved once: what passes is the digest
+that is printed. The signature of an index covers the images that it lists.`,
 		Example: `  hsm-image verify registry.example.com/team/app:1.2
   hsm-image verify --trust-dir cluster/notation --json registry.example.com/team/app@sha256:...`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -97,7 +98,7 @@ func checkPassed(decisions []gate.Decision) error {
 // addPluginFlag adds the flag that lists the verification plugins.
 func addPluginFlag(c *cobra.Command, options *gate.Options) {
 	c.Flags().StringArrayVar(&options.VerificationPlugins, "verification-plugin", nil,
-		"Notation plugin that may run if a signature names it for its verification; repeatable (default: none)")
+		"Notation plugin that may run if a signature names it for its verification; can be repeated (default: none)")
 }
 
 // refuseEmpty fails for flags with an empty value, such as an unset variable of a script: their defaults would be used

@@ -39,8 +39,9 @@ command that they name is also added to the config file. The command prints the 
 CA and its issuers as PEM.`,
 		Example: `  notation-hsm ca init root --key "pkcs11:token=vault;object=root" \
     --subject "CN=Example Root,O=Example,C=CH,ST=Zurich" --days 7300
-  notation-hsm ca init signing --parent root --key "pkcs11:token=issuing;object=signing" --path-length 0 \
-    --subject "CN=Example Signing,O=Example,C=CH,ST=Zurich" --days 1825 --cdp http://pki.example.com/root.crl`,
+  notation-hsm ca init signing --parent root --key "pkcs11:token=issuing;object=signing" \
+    --subject "CN=Example Signing,O=Example,C=CH,ST=Zurich" --days 1825 --path-length 0 \
+    --cdp http://pki.example.com/root.crl`,
 		Args: cli.Exactly(1),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
@@ -101,7 +102,8 @@ given; the command prints the certificate first, and asks for confirmation. A su
 certificate of another key, revoked or not, is refused unless --allow-subject-of names that
 certificate. The settings given as flags are for --key if it is given, and else for the CA's key.`,
 		Example: `  notation-hsm ca issue --ca signing --key "pkcs11:token=signing;object=release" \
-    --subject "CN=release,O=Example,C=CH,ST=Zurich" --days 365 --cdp http://pki.example.com/signing.crl > release.pem
+    --subject "CN=release,O=Example,C=CH,ST=Zurich" --days 365 \
+    --cdp http://pki.example.com/signing.crl > release.pem
   notation-hsm ca issue --ca signing --csr release.csr --days 365 > release.pem
   notation-hsm ca issue --ca signing --csr release.csr --days 365 --yes \
     --subject "CN=release,O=Example,C=CH,ST=Zurich" > release.pem`,
@@ -264,7 +266,8 @@ func caRevokeCommand(ks *keystore.Keystore) *cobra.Command {
 revocation cannot be undone. Verifiers learn of it from the next revocation list: run 'notation-hsm
 ca crl', and publish the list. The CA's key signs the ledger; if the key cannot be reached, the
 revocation is recorded without its signature. The settings given as flags are for --key.`,
-		Example: `  notation-hsm ca revoke --ca signing --key "pkcs11:token=signing;object=release" --reason keyCompromise
+		Example: `  notation-hsm ca revoke --ca signing --reason keyCompromise \
+    --key "pkcs11:token=signing;object=release"
   notation-hsm ca revoke --ca signing --cert release.pem --reason superseded`,
 		Args: cli.Exactly(0),
 	}

@@ -21,7 +21,9 @@ import (
 func nethsmCommand(ks *keystore.Keystore) *cobra.Command {
 	c := cli.Group("nethsm", "Set up and maintain a NetHSM", nethsmStatusCommand(ks), nethsmSetupCommand(ks),
 		nethsmBackupCommand(ks), nethsmConfigCommand(ks))
-	c.Long = `The section nethsm of the config file names a NetHSM and its users, or the variables
+	c.Long = `Set up and maintain a NetHSM: create its users and keys, show its state, and back it up.
+
+The section nethsm of the config file names a NetHSM and its users, or the variables
 NOTATION_HSM_NETHSM_INSTANCES and so on. Where a command takes a key, nethsm:KEYID names one of the
 NetHSM; where it takes a token, "--token nethsm:" names the NetHSM.`
 	return c
