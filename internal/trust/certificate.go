@@ -103,7 +103,8 @@ func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string)
 	}
 	if lacks := certs.LacksIdentity(leaf.Subject); len(lacks) > 0 {
 		return nil, failure.New(failure.Invalid,
-			"Notation cannot distinguish %q from others under its CA: the subject has no %s", leaf.Subject, strings.Join(lacks, ", ")).
+			"Notation cannot distinguish %q from others under its CA: the subject has no %s", leaf.Subject,
+			strings.Join(lacks, ", ")).
 			WithHint("issue the certificate again with C, ST and O in its subject, as in " +
 				"\"CN=release,O=Example,C=CH,ST=Zurich\"")
 	}

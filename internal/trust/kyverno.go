@@ -10,11 +10,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-const kyvernoHeader = `# Who may sign the images of this cluster: the trust manifest, as 'notation-hsm trust export --format kyverno' writes it.
-# Change the manifest, not this file.
+const kyvernoHeader = `# Who may sign the images of this cluster: the trust manifest, as
+# 'notation-hsm trust export --format kyverno' writes it. Change the manifest, not this file.
 #
-# Kyverno remembers for an hour that an image passed: a revocation, and a signature that is deleted, count that much later.
-# No policy can change this. Start Kyverno's admission controller with --imageVerifyCacheEnabled=false; with Helm:
+# Kyverno caches for an hour that an image passed: a revocation, and the deletion of a signature, take effect that much
+# later. No policy can change this. Start Kyverno's admission controller with --imageVerifyCacheEnabled=false. With
+# Helm:
 #   --set-string admissionController.container.extraArgs.imageVerifyCacheEnabled=false
 `
 
@@ -122,8 +123,8 @@ func checkKyverno(g group) error {
 	for _, s := range g.signers {
 		if s.Kind == CA && !allowed(g.signers, s, nil) {
 			return failure.New(failure.Unsupported,
-				"signer %q of the scope %q has the subject %q under the CA %q, and Kyverno accepts every subject under a CA", s.Name,
-				g.scope, s.Subject, s.Trusts).
+				"signer %q of the scope %q has the subject %q under the CA %q, and Kyverno accepts every subject under a CA",
+				s.Name, g.scope, s.Subject, s.Trusts).
 				WithHint(other +
 					"; or trust an issuing CA that certifies this signer alone, without --subject")
 		}
@@ -135,8 +136,10 @@ func checkKyverno(g group) error {
 // parseImageReference completes a name as Kubernetes does, and calls Docker Hub index.docker.io; the rest of the
 // expression gives the registry its one name. A port that begins with a zero has none, and is refused.
 const kyvernoRefused = `variables.images.filter(image, image.matches("^[^/@]*:0[0-9]*/") || verifyImageSignatures(image,
-  variables.signers[?("/" + parseImageReference(image).registry().lowerAscii() + "/").replace(":443/", "/").replace(":80/", "/")
-    .replace("/registry-1.docker.io/", "/index.docker.io/").substring(1) + parseImageReference(image).repository()].orValue(variables.others)) == 0)`
+  variables.signers[?("/" + parseImageReference(image).registry().lowerAscii() + "/")` +
+	`.replace(":443/", "/").replace(":80/", "/")
+    .replace("/registry-1.docker.io/", "/index.docker.io/").substring(1)` +
+	` + parseImageReference(image).repository()].orValue(variables.others)) == 0)`
 
 // kyvernoMap is CEL for a map from repositories to those who may sign there.
 func kyvernoMap(groups []group) string {

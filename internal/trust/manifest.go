@@ -31,8 +31,9 @@ type Manifest struct {
 
 const (
 	manifestVersion = 1
-	manifestHeader  = "# Who may sign which repositories. 'notation-hsm trust' edits this file; 'trust export' writes it for Notation.\n"
-	makeManifest    = "make it with: notation-hsm trust init"
+	manifestHeader  = "# Who may sign which repositories. 'notation-hsm trust' edits this file; " +
+		"'trust export' writes it for Notation.\n"
+	makeManifest = "make it with: notation-hsm trust init"
 )
 
 // Path returns the path of the manifest: file if it is set, else NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in

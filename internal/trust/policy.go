@@ -69,7 +69,8 @@ func checkScope(scope string) error {
 		_, err := repository(scope)
 		return err
 	case strings.Contains(scope, "*"):
-		return failure.New(failure.Invalid, "the scope %q is a pattern, and Notation supports whole repositories only", scope).
+		return failure.New(failure.Invalid,
+			"the scope %q is a pattern, and Notation supports whole repositories only", scope).
 			WithHint(`add a --scope for each repository, or "*" for all repositories that no other scope names`)
 	}
 	return failure.New(failure.Invalid, "the scope %q is not a repository", scope).

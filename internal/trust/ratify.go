@@ -10,11 +10,11 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-const ratifyHeader = `# Who may sign the images of this cluster: the trust manifest, as 'notation-hsm trust export --format ratify' writes it.
-# Change the manifest, not this file.
+const ratifyHeader = `# Who may sign the images of this cluster: the trust manifest, as
+# 'notation-hsm trust export --format ratify' writes it. Change the manifest, not this file.
 #
-# Gatekeeper and Ratify remember that an image passed, for 3 minutes and 10 seconds: a revocation, and a signature that is
-# deleted, count that much later. With Helm, install Gatekeeper with
+# Gatekeeper and Ratify cache for 3 minutes and 10 seconds that an image passed: a revocation, and the deletion of a
+# signature, take effect that much later. With Helm, install Gatekeeper with
 #   --set externaldataProviderResponseCacheTTL=0s
 # and Ratify with
 #   --set provider.cache.enabled=false --set oras.cache.enabled=false

@@ -46,8 +46,9 @@ func TestOneNameOfARepository(t *testing.T) {
 	}
 	to := t.TempDir()
 	if err := os.WriteFile(filepath.Join(to, "trustpolicy.json"),
-		[]byte(
-			`{"version": "1.0", "trustPolicies": [{"name": "mine", "registryScopes": ["REGISTRY.example.com:5000/app"], "signatureVerification": {"level": "skip"}}]}`), 0o600); err != nil {
+		[]byte(`{"version": "1.0", "trustPolicies": [{"name": "mine", `+
+			`"registryScopes": ["REGISTRY.example.com:5000/app"], "signatureVerification": {"level": "skip"}}]}`),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := Export(t.Context(), path, to); err == nil ||

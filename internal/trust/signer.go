@@ -91,8 +91,8 @@ func (s *Signer) read() error {
 
 // trust verifies that the manifest describes the certificate.
 func (s *Signer) trust(cert *x509.Certificate) error {
-	const hint = "the manifest was edited by hand: find out by whom, and restore it; or remove the signer with an editor and " +
-		"add it again"
+	const hint = "the manifest was edited by hand: find out who edited it, and restore it; or remove the signer " +
+		"with an editor and add it again"
 	kind, err := kindOf(cert)
 	switch {
 	case err != nil:
@@ -189,7 +189,8 @@ func Remove(ctx context.Context, path, name string, scopes []string) (gone bool,
 	err = change(ctx, path, func(m *Manifest) error {
 		s := m.find(name)
 		if s == nil {
-			return failure.New(failure.NotFound, "there is no signer %q", name).WithHint("list them: notation-hsm trust signer list")
+			return failure.New(failure.NotFound, "there is no signer %q", name).
+				WithHint("list them: notation-hsm trust signer list")
 		}
 		for _, scope := range scopes {
 			i := slices.Index(s.Scopes, spelled(scope))

@@ -284,9 +284,11 @@ func TestManifestByHand(t *testing.T) {
 func TestMerge(t *testing.T) {
 	path, to := manifest(t), t.TempDir()
 	const others = `{"version": "1.0", "trustPolicies": [
-		{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "audit", "override": {"revocation": "skip"}},
+		{"name": "all", "registryScopes": ["*"],
+		 "signatureVerification": {"level": "audit", "override": {"revocation": "skip"}},
 		 "trustStores": ["ca:theirs", "tsa:theirs"], "trustedIdentities": ["*"], "later": {"a": [1, 2.50]}},
-		{"name": "notation-hsm:registry.example.com/gone", "registryScopes": ["registry.example.com/gone"], "signatureVerification": {"level": "strict"},
+		{"name": "notation-hsm:registry.example.com/gone", "registryScopes": ["registry.example.com/gone"],
+		 "signatureVerification": {"level": "strict"},
 		 "trustStores": ["ca:notation-hsm-gone-0000000000000000"], "trustedIdentities": ["*"]},
 		{"name": "none", "registryScopes": ["registry.example.com/public"], "signatureVerification": {"level": "skip"}}]}`
 	policy, stores := filepath.Join(to, "trustpolicy.json"), filepath.Join(to, "truststore", "x509", "ca")
@@ -357,7 +359,8 @@ func TestMerge(t *testing.T) {
 		"is in the statement \"mine\"": `{"version": "1.0", "trustPolicies": [{"name": "mine", "registryScopes": ["` +
 			app + `"], "signatureVerification": {"level": "skip"}}]}`,
 		"cannot parse": `{"version": "1.0", "trustPolicies": [], "later": 1}`,
-		"refuses":      `{"version": "1.0", "trustPolicies": [{"name": "", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`,
+		"refuses": `{"version": "1.0", "trustPolicies": [{"name": "", "registryScopes": ["*"], ` +
+			`"signatureVerification": {"level": "skip"}}]}`,
 	} {
 		put(policy, text)
 		_, err := Export(t.Context(), path, to)
@@ -368,7 +371,8 @@ func TestMerge(t *testing.T) {
 
 	// A store of ours that holds more than we put there would trust more.
 	put(policy,
-		`{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`)
+		`{"version": "1.0", "trustPolicies": [{"name": "all", "registryScopes": ["*"], `+
+			`"signatureVerification": {"level": "skip"}}]}`)
 	put(filepath.Join(stores, want[0], "more.pem"),
 		string(certs.Encode([]*x509.Certificate{issue(t, name("mallory"), false, nil).cert})))
 	if _, err := Export(t.Context(), path, to); err == nil ||
