@@ -42,7 +42,8 @@ const (
 // authorities makes a root and an intermediate of it.
 func authorities(t *testing.T, ks *keystore.Keystore, folder string) (root, team *Authority) {
 	t.Helper()
-	root, err := Init(t.Context(), ks, folder, "root", rootURI, nil, config.Flags, "", Terms{Subject: "CN=root", Days: 900})
+	root, err := Init(t.Context(), ks, folder, "root", rootURI, nil, config.Flags, "",
+		Terms{Subject: "CN=root", Days: 900})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +210,8 @@ func TestRevokeAndList(t *testing.T) {
 	m.Key(t, "signing", "third", newTestKey(t), key.Sign)
 	serials := map[string]string{}
 	for label, subject := range map[string]string{"release": releaseSubject, "second": "CN=second", "third": "CN=third"} {
-		made, err := team.IssueKey(t.Context(), m.Reference("signing", label), Terms{Subject: subject, Days: 90}, AllowSubjectOf(""))
+		made, err := team.IssueKey(t.Context(), m.Reference("signing", label), Terms{Subject: subject, Days: 90},
+			AllowSubjectOf(""))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -224,7 +226,8 @@ func TestRevokeAndList(t *testing.T) {
 		t.Fatalf("%+v, %v", first, err)
 	}
 	again, err := team.RevokeKey(ctx, m.Reference("signing", "release"), "superseded")
-	if err != nil || again.Entries[0].Reason != "keyCompromise" || !again.Entries[0].Revoked.Equal(*first.Entries[0].Revoked) {
+	if err != nil || again.Entries[0].Reason != "keyCompromise" ||
+		!again.Entries[0].Revoked.Equal(*first.Entries[0].Revoked) {
 		t.Errorf("%+v, %v", again, err)
 	}
 	if _, err := team.RevokeFile(ctx, filepath.Join(folder, "second.pem"), "superseded"); err != nil {
@@ -233,11 +236,15 @@ func TestRevokeAndList(t *testing.T) {
 	for name, refuse := range map[string]func() (Revocation, error){
 		"an unknown serial": func() (Revocation, error) { return team.RevokeSerial(ctx, "abcdef", "keyCompromise") },
 		"no reason":         func() (Revocation, error) { return team.RevokeSerial(ctx, serials["third"], "") },
-		"a hold":            func() (Revocation, error) { return team.RevokeSerial(ctx, serials["third"], "certificateHold") },
+		"a hold": func() (Revocation, error) {
+			return team.RevokeSerial(ctx, serials["third"], "certificateHold")
+		},
 		"another CA's": func() (Revocation, error) {
 			return team.RevokeFile(ctx, filepath.Join(folder, "root", "chain.pem"), "superseded")
 		},
-		"a key without": func() (Revocation, error) { return team.RevokeKey(ctx, m.Reference("vault", "root"), "superseded") },
+		"a key without": func() (Revocation, error) {
+			return team.RevokeKey(ctx, m.Reference("vault", "root"), "superseded")
+		},
 	} {
 		if done, err := refuse(); err == nil {
 			t.Errorf("%s: %+v", name, done)
@@ -300,15 +307,18 @@ func TestIssueRequest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}), 0o600); err != nil {
+	request := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
+	if err := os.WriteFile(path, request, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	no := errors.New("no")
-	if made, err := team.IssueRequest(t.Context(), path, nil, Terms{Days: 30}, AllowSubjectOf(""), func(Part) error { return no }); made != nil ||
-		!errors.Is(err, no) {
+	made, err := team.IssueRequest(t.Context(), path, nil, Terms{Days: 30}, AllowSubjectOf(""),
+		func(Part) error { return no })
+	if made != nil || !errors.Is(err, no) {
 		t.Errorf("%v, %v", made, err)
 	}
-	made, err := team.IssueRequest(t.Context(), path, nil, Terms{Days: 30}, AllowSubjectOf(""), func(Part) error { return nil })
+	made, err = team.IssueRequest(t.Context(), path, nil, Terms{Days: 30}, AllowSubjectOf(""),
+		func(Part) error { return nil })
 	if err != nil || !made.Leaf.PublicKey.(interface{ Equal(crypto.PublicKey) bool }).Equal(signer.Public()) {
 		t.Errorf("%v", err)
 	}
@@ -397,14 +407,19 @@ func TestCeremonyChecksFirst(t *testing.T) {
 		pin    string
 		kind   failure.Kind
 	}{
-		"a label that is taken": {func(s string) string { return strings.Replace(s, "label: new-root", "label: root", 1) }, "",
-			failure.Conflict},
-		"a key that does not exist": {func(s string) string { return strings.Replace(s, "object=release", "object=none", 1) }, "",
-			failure.NotFound},
-		"a CA that does not exist": {func(s string) string { return strings.Replace(s, "ca: new-team, next", "ca: none, next", 1) }, "",
-			failure.NotFound},
-		"a wrong PIN":   {func(s string) string { return s }, "9999", failure.Denied},
-		"another token": {func(s string) string { return strings.Replace(s, "token: vault", "token: safe", 1) }, "", failure.NotFound},
+		"a label that is taken": {func(s string) string {
+			return strings.Replace(s, "label: new-root", "label: root", 1)
+		}, "", failure.Conflict},
+		"a key that does not exist": {func(s string) string {
+			return strings.Replace(s, "object=release", "object=none", 1)
+		}, "", failure.NotFound},
+		"a CA that does not exist": {func(s string) string {
+			return strings.Replace(s, "ca: new-team, next", "ca: none, next", 1)
+		}, "", failure.NotFound},
+		"a wrong PIN": {func(s string) string { return s }, "9999", failure.Denied},
+		"another token": {func(s string) string {
+			return strings.Replace(s, "token: vault", "token: safe", 1)
+		}, "", failure.NotFound},
 		"the subject of another key": {func(s string) string {
 			return strings.Replace(s, `subject: "CN=old"`, `subject: "CN=release,O=Example,C=CH,ST=Zurich"`, 1)
 		}, "", failure.Denied},

@@ -34,8 +34,8 @@ func (a *Authority) CRL(ctx context.Context, given map[string]string, nextUpdate
 		if other, err := readList(published, a.Certificate()); published != "" && err == nil {
 			if err := l.covers(nil, other, "the CRL "+published); err != nil {
 				return failure.New(failure.Invalid, "the folder of the CA %q is an older copy: %w", a.Name, err).
-					WithHint("restore the newest folder of the CA from a backup; or recover from the CRL: notation-hsm ca recover --ca " +
-						a.Name + " --crl " + published)
+					WithHint("restore the newest folder of the CA from a backup; or recover from the CRL: " +
+						"notation-hsm ca recover --ca " + a.Name + " --crl " + published)
 			}
 		}
 		return a.withKey(ctx, given, func(k crypto.Signer) error {

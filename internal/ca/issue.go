@@ -133,7 +133,9 @@ func (a *Authority) certify(ctx context.Context, l *ledger, given map[string]str
 }
 
 // checkCertifiable fails when the CA must not certify a key, or not with this subject.
-func (a *Authority) checkCertifiable(l *ledger, template *x509.Certificate, public crypto.PublicKey, allow Allow) error {
+func (a *Authority) checkCertifiable(l *ledger, template *x509.Certificate, public crypto.PublicKey,
+	allow Allow,
+) error {
 	if _, err := key.SpecOf(public); err != nil {
 		return err
 	}

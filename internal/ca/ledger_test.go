@@ -416,9 +416,9 @@ func FuzzLedger(f *testing.F) {
 	f.Add(a.file(ledgerFile))
 	a.list()
 	f.Add(a.file(ledgerFile))
-	f.Add(
-		[]byte(
-			"{\"record\":{\"event\":\"recovered\",\"list\":\"12\"}}\n{\"record\":{\"event\":\"issued\",\"serial\":\"01\"}}\n{\"record\":{\"event\":\"revoked\",\"serial\":\"01\",\"reason\":\"superseded\"}}\n"))
+	f.Add([]byte(`{"record":{"event":"recovered","list":"12"}}` + "\n" +
+		`{"record":{"event":"issued","serial":"01"}}` + "\n" +
+		`{"record":{"event":"revoked","serial":"01","reason":"superseded"}}` + "\n"))
 	f.Add([]byte("{\"record\":" + strings.Repeat("[", 5000) + "\n"))
 	f.Add(slices.Concat(bytes.SplitAfter(a.file(ledgerFile), []byte("\n"))[0], a.crowded()))
 	f.Add([]byte("\n\n\n"))

@@ -95,7 +95,8 @@ type Part struct {
 func (p *Plan) Rehearse(folder string) ([]Part, error) {
 	r := rehearsal{
 		keystore: p.keystore, folder: folder, origin: p.origin(), keys: map[string]KeyPlan{},
-		settings: map[string]*keystore.Reference{}, issuers: map[string]issuer{}, files: map[string]bool{}, owners: map[string]string{},
+		settings: map[string]*keystore.Reference{}, issuers: map[string]issuer{}, files: map[string]bool{},
+		owners: map[string]string{},
 	}
 	for _, k := range p.Keys {
 		if err := r.key(k); err != nil {
@@ -113,7 +114,8 @@ func (p *Plan) Rehearse(folder string) ([]Part, error) {
 		}
 	}
 	for _, c := range p.Intermediates {
-		err := error(failure.New(failure.Invalid, "an intermediate needs a parent").WithHint("set parent to the CA that certifies it"))
+		err := error(failure.New(failure.Invalid, "an intermediate needs a parent").
+			WithHint("set parent to the CA that certifies it"))
 		if c.Parent != "" {
 			err = r.authority(c)
 		}
@@ -372,7 +374,8 @@ func (r *rehearsal) certificate(
 		rows = append(rows, uses("Issuer's module:", "Issuer's PIN from:", parent.settings)...)
 	}
 	rows = append(rows, []string{"Serial:", "20 octets, 158 random bits"})
-	rows = append(rows, []string{"Valid:", fmt.Sprintf("%d days, from a minute before it is issued; if issued now:", days)})
+	rows = append(rows, []string{"Valid:",
+		fmt.Sprintf("%d days, from a minute before it is issued; if issued now:", days)})
 	if parent.cert != nil {
 		name = parent.cert.Subject.String()
 	}

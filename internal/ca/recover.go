@@ -123,7 +123,8 @@ func (a *Authority) replace(signer crypto.Signer, l *ledger, kept string) error 
 	}
 	if kept != "" {
 		if err := os.Link(a.path(ledgerFile), kept); err != nil {
-			return failure.New(failure.Internal, "cannot keep the old ledger: %w", err).WithHint("check the folder's permissions")
+			return failure.New(failure.Internal, "cannot keep the old ledger: %w", err).
+				WithHint("check the folder's permissions")
 		}
 	}
 	return a.commit(l)

@@ -291,9 +291,11 @@ func TestMoveRefuses(t *testing.T) {
 			}
 			a.put(indexFile, data)
 		}, "and the ledger does not"},
-		"a damaged index":   {func(a testCA) { a.put(indexFile, []byte("[{")) }, "unexpected EOF"},
-		"a serial twice":    {func(a testCA) { a.put(indexFile, twice(a.file(indexFile))) }, "was issued twice"},
-		"a path for serial": {func(a testCA) { a.put(indexFile, []byte(`[{"serial":"../../x"}]`)) }, "is not a serial number"},
+		"a damaged index": {func(a testCA) { a.put(indexFile, []byte("[{")) }, "unexpected EOF"},
+		"a serial twice":  {func(a testCA) { a.put(indexFile, twice(a.file(indexFile))) }, "was issued twice"},
+		"a path for serial": {func(a testCA) {
+			a.put(indexFile, []byte(`[{"serial":"../../x"}]`))
+		}, "is not a serial number"},
 	} {
 		a := newTestCA(t, t.TempDir(), "root", nil)
 		one := a.certify("one")

@@ -135,7 +135,8 @@ func TestSubjectOfAnother(t *testing.T) {
 				!strings.Contains(failure.From(err).Hint, "--allow-subject-of "+serial) {
 				t.Errorf("%s: %v", subject, err)
 			}
-			if err := a.checkCertifiable(l, template(subject), stranger, AllowSubjectOf("01")); !failure.Is(err, failure.Denied) {
+			err = a.checkCertifiable(l, template(subject), stranger, AllowSubjectOf("01"))
+			if !failure.Is(err, failure.Denied) {
 				t.Errorf("%s is allowed by another serial: %v", subject, err)
 			}
 			if err := a.checkCertifiable(l, template(subject), stranger, AllowSubjectOf(strings.ToUpper(serial))); err != nil {

@@ -20,7 +20,8 @@ func TestProgress(t *testing.T) {
 			clock = clock.Add(100 * time.Millisecond)
 		}
 	}
-	const want = "listing keys: 20 of 40\nlisting keys: 30 of 40\nlisting public keys: 20 of 40\nlisting public keys: 30 of 40\n"
+	const want = "listing keys: 20 of 40\nlisting keys: 30 of 40\n" +
+		"listing public keys: 20 of 40\nlisting public keys: 30 of 40\n"
 	if out.String() != want {
 		t.Errorf("written: %q", out.String())
 	}

@@ -177,8 +177,8 @@ func TestTrustedPlaces(t *testing.T) {
 // the lists of programs.
 func TestOnlyTheFile(t *testing.T) {
 	configured(t, "nethsm:\n  instances: https://nethsm.example.com\n  user: operator\n")
-	for _, name := range []string{"env", InitArgs, "modules", "commands", "nethsm", "instances", "nethsm-instances", "user",
-		"ca-file", "insecure", "administrator-pin-source", "uri"} {
+	for _, name := range []string{"env", InitArgs, "modules", "commands", "nethsm", "instances", "nethsm-instances",
+		"user", "ca-file", "insecure", "administrator-pin-source", "uri"} {
 		if _, err := Resolve("pkcs11:object=a", map[string]string{name: "x"}, PluginConfig); !failure.Is(err,
 			failure.Invalid) {
 			t.Errorf("%s in plugin config: %v", name, err)

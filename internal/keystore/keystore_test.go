@@ -117,7 +117,8 @@ func TestReference(t *testing.T) {
 	if _, err := ks.Resolve("unknown", nil, config.Flags); err == nil {
 		t.Error("an unknown alias was resolved")
 	}
-	stored, err := ks.ResolveStored("pkcs11:object=one", map[string]string{"token": "signing"}, config.Stored("ca.json"), nil)
+	stored, err := ks.ResolveStored("pkcs11:object=one", map[string]string{"token": "signing"},
+		config.Stored("ca.json"), nil)
 	if err != nil || stored.Key.Token != "signing" {
 		t.Errorf("%v", err)
 	}

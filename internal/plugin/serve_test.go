@@ -225,7 +225,8 @@ func TestRefusedRequests(t *testing.T) {
 	if code != 1 || !strings.Contains(stderr, "there is no key") {
 		t.Errorf("with a key that does not exist: %d %q", code, stderr)
 	}
-	if !IsCommand("verify-signature") || !IsCommand("generate-envelope") || !IsCommand("describe-key") || IsCommand("key") {
+	if !IsCommand("verify-signature") || !IsCommand("generate-envelope") || !IsCommand("describe-key") ||
+		IsCommand("key") {
 		t.Error("the contract's commands are not known")
 	}
 }

@@ -41,7 +41,8 @@ func TestMain(m *testing.M) {
 }
 
 var parts = map[string]func(){"large": large, "restrict": restrict, "connect": connect, "signal": signal,
-	"unreadable": unreadable, "no landlock": noLandlock, "memory": memory, "processor": processor, "output": output, "lower": lower, "user": become}
+	"unreadable": unreadable, "no landlock": noLandlock, "memory": memory, "processor": processor,
+	"output": output, "lower": lower, "user": become}
 
 func must(err error) {
 	if err != nil {
