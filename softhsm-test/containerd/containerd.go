@@ -36,8 +36,8 @@ root = '%[1]s/root'
 state = '%[1]s/state'
 temp = '%[1]s/tmp'
 imports = ['%[1]s/conf.d/*.toml']
-disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.snapshotter.v1.overlayfs', 'io.containerd.snapshotter.v1.erofs',
-  'io.containerd.snapshotter.v1.blockfile', 'io.containerd.differ.v1.erofs']
+disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.snapshotter.v1.overlayfs',
+  'io.containerd.snapshotter.v1.erofs', 'io.containerd.snapshotter.v1.blockfile', 'io.containerd.differ.v1.erofs']
 [grpc]
 address = '%[1]s/c.sock'
 [plugins.'io.containerd.internal.v1.opt']

@@ -242,7 +242,8 @@ func TestVerify(t *testing.T) {
 		t.Errorf("one bad signature: %v %+v", err, results)
 	}
 	g.sign(t, mallory, g.signed+"@"+forged.String())
-	if results, _ = g.verify(t, g.signed+":two"); !strings.HasPrefix(results[0].Reason, "none of 2 signatures is valid: ") {
+	results, _ = g.verify(t, g.signed+":two")
+	if !strings.HasPrefix(results[0].Reason, "none of 2 signatures is valid: ") {
 		t.Errorf("two bad signatures: %+v", results)
 	}
 	g.sign(t, g.key, g.signed+"@"+forged.String())

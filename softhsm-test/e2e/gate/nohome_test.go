@@ -25,9 +25,11 @@ func TestNoHome(t *testing.T) {
 			t.Fatal(err)
 		}
 		softhsmtest.Write(t, filepath.Join(here, folder, "trustpolicy.json"),
-			`{"version": "1.0", "trustPolicies": [{"name": "planted", "registryScopes": ["*"], "signatureVerification": {"level": "skip"}}]}`)
+			`{"version": "1.0", "trustPolicies": [{"name": "planted", "registryScopes": ["*"], `+
+				`"signatureVerification": {"level": "skip"}}]}`)
 		softhsmtest.Write(t, filepath.Join(here, folder, "signingkeys.json"),
-			`{"default": "planted", "keys": [{"name": "planted", "id": "pkcs11:token=planted;object=planted", "pluginName": "hsm"}]}`)
+			`{"default": "planted", "keys": [{"name": "planted", `+
+				`"id": "pkcs11:token=planted;object=planted", "pluginName": "hsm"}]}`)
 	}
 	manifest := filepath.Join(t.TempDir(), "trust.yaml")
 	softhsmtest.Run(t, plugin, "trust", "init", "--manifest", manifest)

@@ -45,7 +45,8 @@ func TestVerifierConfinedPlugin(t *testing.T) {
 		put(filepath.Join(trust, "plugins", name, "notation-"+name), fmt.Sprintf(`#!/bin/sh
 id -un >> %s/%s.ran
 case $1 in
-get-plugin-metadata) echo '{"name":"%[2]s","description":"d","version":"1.0.0","url":"https://example.com","supportedContractVersions":["1.0"],"capabilities":["SIGNATURE_VERIFIER.TRUSTED_IDENTITY"]}';;
+get-plugin-metadata) echo '{"name":"%[2]s","description":"d","version":"1.0.0","url":"https://example.com",
+  "supportedContractVersions":["1.0"],"capabilities":["SIGNATURE_VERIFIER.TRUSTED_IDENTITY"]}';;
 *) echo '{"verificationResults":{"SIGNATURE_VERIFIER.TRUSTED_IDENTITY":{"success":true}},"processedAttributes":[]}';;
 esac
 `, state, name))

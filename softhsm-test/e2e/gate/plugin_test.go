@@ -138,7 +138,8 @@ func TestListedPluginRuns(t *testing.T) {
 	program := filepath.Join(plugins, "notation-good")
 	softhsmtest.Write(t, program, `#!/bin/sh
 case $1 in
-get-plugin-metadata) echo '{"name":"good","description":"d","version":"1.0.0","url":"https://example.com","supportedContractVersions":["1.0"],"capabilities":["SIGNATURE_VERIFIER.TRUSTED_IDENTITY"]}';;
+get-plugin-metadata) echo '{"name":"good","description":"d","version":"1.0.0","url":"https://example.com",
+  "supportedContractVersions":["1.0"],"capabilities":["SIGNATURE_VERIFIER.TRUSTED_IDENTITY"]}';;
 *) echo '{"verificationResults":{"SIGNATURE_VERIFIER.TRUSTED_IDENTITY":{"success":true}},"processedAttributes":[]}';;
 esac
 `)

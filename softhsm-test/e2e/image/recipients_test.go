@@ -98,7 +98,8 @@ func TestImageRecipients(t *testing.T) {
 				t.Errorf("%s became %s, and the tag changed as well: %t", name, other, after != before)
 			}
 		}
-		recipients("was not changed", "add", "--recipient", "pubkey:"+b.Public, "--recipient", "pubkey:"+c.Public+"?oaep=sha1")
+		recipients("was not changed", "add", "--recipient", "pubkey:"+b.Public,
+			"--recipient", "pubkey:"+c.Public+"?oaep=sha1")
 
 		recipients("changed .*; layers with other recipients: 4", "remove", "--recipient", "pubkey:"+a.Public)
 		recipients("error: pubkey:.* is no recipient of", "remove", "--recipient", "pubkey:"+a.Public)

@@ -33,8 +33,10 @@ kind: ConfigMap
 metadata: {name: kyverno, namespace: kyverno}
 data:
   excludeGroups: system:nodes
-  resourceFilters: '[Event,*,*] [*/*,kube-system,*] [*/*,kube-public,*] [*/*,kube-node-lease,*] [Node,*,*] [*/*,kyverno,*]'
-  webhooks: '{"namespaceSelector": {"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system", "kyverno"]}]}}'
+  resourceFilters: '[Event,*,*] [*/*,kube-system,*] [*/*,kube-public,*]
+    [*/*,kube-node-lease,*] [Node,*,*] [*/*,kyverno,*]'
+  webhooks: '{"namespaceSelector": {"matchExpressions": [{"key": "kubernetes.io/metadata.name",
+    "operator": "NotIn", "values": ["kube-system", "kyverno"]}]}}'
 `, "create", "-f", "-")
 	for _, pair := range []string{"NAMESPACE=kyverno", "SERVICEACCOUNT_NAME=kyverno-admission-controller",
 		"DEPLOYMENT=kyverno-admission-controller",

@@ -102,8 +102,10 @@ func startGatekeeper(t testing.TB, c *cluster, s *signedImages, ratify string) *
 		return fmt.Sprintf(`{url: "https://%s%s", caBundle: %s}`, addresses[0], path, bundle)
 	}
 	rules := `admissionReviewVersions: [v1], matchPolicy: Exact, sideEffects: None,
-  namespaceSelector: {matchExpressions: [{key: kubernetes.io/metadata.name, operator: NotIn, values: [gatekeeper-system]}]},
-  rules: [{apiGroups: ['*'], apiVersions: ['*'], operations: [CREATE, UPDATE], resources: ['*', pods/ephemeralcontainers]}]`
+  namespaceSelector: {matchExpressions: [
+    {key: kubernetes.io/metadata.name, operator: NotIn, values: [gatekeeper-system]}]},
+  rules: [{apiGroups: ['*'], apiVersions: ['*'], operations: [CREATE, UPDATE],
+    resources: ['*', pods/ephemeralcontainers]}]`
 	provider := func(name, path string, timeout int) string {
 		return fmt.Sprintf(`---
 apiVersion: externaldata.gatekeeper.sh/v1beta1
@@ -174,7 +176,8 @@ func startStandIn(t testing.TB, c *cluster, s *signedImages) *standIn {
 			answer = strings.Replace(*other, "%q", strconv.Quote(request.Request.Keys[0]), 1)
 		}
 		fmt.Fprintf(w,
-			`{"apiVersion": "externaldata.gatekeeper.sh/v1beta1", "kind": "ProviderResponse", "response": {"idempotent": true, %s}}`, answer)
+			`{"apiVersion": "externaldata.gatekeeper.sh/v1beta1", "kind": "ProviderResponse", `+
+				`"response": {"idempotent": true, %s}}`, answer)
 	}))
 	dir := c.certificate(t)
 	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))

@@ -152,7 +152,8 @@ func newMachine(t *testing.T) *machine {
 	m.program(filepath.Join(programs, "kubectl"), `echo "$@" >> `+filepath.Join(m.folder, "deployed"))
 	m.program(filepath.Join(programs, "docker"), `case "$1" in
 login) test "$(cat)" = `+registryPassword+` ;;
-buildx) printf '{\n  "containerimage.config.digest": "sha256:0",\n  "containerimage.digest": "%s",\n  "image.name": "app"\n}\n' `+m.digest+` > pushed.json ;;
+buildx) printf '{\n  "containerimage.config.digest": "sha256:0",\n  "containerimage.digest": "%s",\n  '\
+'"image.name": "app"\n}\n' `+m.digest+` > pushed.json ;;
 esac`)
 	m.program(filepath.Join(programs, "buildah"), `case "$1" in
 push) printf %s `+m.digest+` > "$3" ;;
