@@ -38,6 +38,9 @@ then sign.`,
 		"encrypt only the layer with this index, counted from 0, or from the last, -1; can be repeated")
 	settings := addCopyFlags(c)
 	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(recipients) == 0 {
+			return cli.Required(c, "recipient", "pubkey:node.pem")
+		}
 		what, err := settings(args)
 		if err != nil {
 			return err

@@ -7,7 +7,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
-	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/image"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
@@ -72,6 +71,9 @@ is read or moved. The image gets a new digest: sign it again.`,
 		if err != nil {
 			return err
 		}
+		if len(recipients) == 0 {
+			return cli.Required(c, "recipient", "pubkey:node-b.pem")
+		}
 		made, err := image.AddRecipients(c.Context(), ks, ref, registry(), recipients, keys)
 		if err != nil {
 			return err
@@ -104,7 +106,7 @@ prevent that, encrypt the image anew, without them. The last recipient cannot be
 			return err
 		}
 		if len(recipients) == 0 {
-			return cli.Usage(c, failure.New(failure.Invalid, "--recipient is missing"))
+			return cli.Required(c, "recipient", "pubkey:node-a.pem")
 		}
 		made, err := image.RemoveRecipients(c.Context(), ks, ref, registry(), recipients)
 		if err != nil {

@@ -107,8 +107,8 @@ func TestVerifyFails(t *testing.T) {
 	}
 }
 
-// TestPrintDecisions verifies that people see what was decided, by whom an image is signed, and why others do not
-// count.
+// TestPrintDecisions verifies that the output has each decision, the signer of the image, and why other signatures do
+// not count.
 func TestPrintDecisions(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 22, 1, 7, 12, 0, time.UTC)

@@ -69,7 +69,7 @@ file names an administrator. The command fails unless an instance is operational
 			}
 		}
 		return failure.New(failure.Unavailable, "no instance is operational").
-			WithHint("unlock a Locked instance with its unlock passphrase; set up an Unprovisioned one")
+			WithHint("see the column ERROR; unlock a Locked instance with its unlock passphrase; set up an Unprovisioned one")
 	}
 	return c
 }

@@ -29,7 +29,7 @@ func SelfSign(ctx context.Context, s *keystore.Reference, subject string, days i
 	return data, certs.LacksIdentity(name), err
 }
 
-// Request returns a certificate request for a key as PEM. missing is that of SelfSign.
+// Request returns a certificate request for a key as PEM. missing is as in SelfSign.
 func Request(ctx context.Context, s *keystore.Reference, subject string) (data []byte, missing []string, err error) {
 	name, err := certs.ParseSubject(subject)
 	if err != nil {
@@ -55,7 +55,7 @@ func Import(ctx context.Context, s *keystore.Reference, path string) (length, st
 		leaf := certs.LeafOf(k.Public(), file, time.Now())
 		if leaf == nil {
 			return failure.New(failure.Invalid,
-				"none of the %d certificates in %s belongs to the key %s", len(file), path, s.Key).
+				"no certificate in %s belongs to the key %s", path, s.Key).
 				WithHint("name the file with the certificate that was issued for this key")
 		}
 		chain, err := certs.Chain(leaf, file, keystore.IssuerLookup(ctx, store), time.Now())

@@ -172,7 +172,7 @@ func nextLabel(ctx context.Context, store keystore.Store, s *keystore.Reference,
 			return next, nil
 		}
 	}
-	return "", failure.New(failure.Invalid, "no free label after %q on the token of %s", label, s.Key).
+	return "", failure.New(failure.Invalid, "no label is available after %q on the token of %s", label, s.Key).
 		WithHint("delete old keys with 'notation-hsm key delete'")
 }
 

@@ -104,7 +104,7 @@ const (
 	belowWords  = 4 // shown of a message after the words in common
 )
 
-// outline sorts messages, one a line. Messages that begin with the same words stand indented below these.
+// outline sorts messages, one a line. Messages that begin alike are indented below their common beginning.
 func outline(messages []string) string {
 	slices.SortFunc(messages, func(a, b string) int {
 		return cmp.Or(cmp.Compare(strings.ToLower(a), strings.ToLower(b)), cmp.Compare(a, b))

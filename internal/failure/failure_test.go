@@ -44,7 +44,7 @@ func TestFrom(t *testing.T) {
 	}
 }
 
-// TestFileKind tells what the operating system said of a file.
+// TestFileKind maps the operating system's errors about a file to kinds.
 func TestFileKind(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

@@ -45,7 +45,7 @@ type Decoder struct {
 	References []string  // to the keys that open layers, as in layerkey.OpenKeys
 	Root       string    // containerd's root folder
 	MediaType  string    // of the layer
-	Payload    io.Reader // what containerd says of the layer: imgcrypt's Payload as JSON in a protobuf Any, or nothing
+	Payload    io.Reader // containerd's payload for the layer: imgcrypt's Payload as JSON in a protobuf Any, or nothing
 
 	confined bool          // the decoder gives up rights of the process; see Confined
 	user     *sandbox.User // the user that the process becomes; nil keeps the user
@@ -159,7 +159,7 @@ func (d Decoder) readPayload() ([]ocispec.Descriptor, error) {
 	var p imgcrypt.Payload
 	if len(data) > payloadLimit || proto.Unmarshal(data, &message) != nil || message.GetTypeUrl() != imgcrypt.PayloadURI ||
 		bound.JSON(message.GetValue(), manifestBounds) != nil || json.Unmarshal(message.GetValue(), &p) != nil {
-		return nil, failure.New(failure.Unsupported, "what containerd says of the layer is not an imgcrypt payload").
+		return nil, failure.New(failure.Unsupported, "containerd's payload for the layer is not an imgcrypt payload").
 			WithHint("use a version of containerd that hsm-image was tested with")
 	}
 	return []ocispec.Descriptor{p.Descriptor}, nil

@@ -102,7 +102,7 @@ func TestProtocol(t *testing.T) {
 	for words, request := range map[string]any{
 		"no key here opens the layer":  unwrapRequest(wrapped.Wrapped.Annotation, "pkcs11:object=three"),
 		"there is no recipient":        wrapRequest(),
-		"cannot open what":             wrapRequest("pkcs11:object=one", "pkcs11:object=signing"),
+		"cannot decrypt what":          wrapRequest("pkcs11:object=one", "pkcs11:object=signing"),
 		"has no annotation":            unwrapRequest(nil),
 		"has no key of a layer":        map[string]any{"op": "keywrap"},
 		`unknown operation "keyxwrap"`: map[string]any{"op": "keyxwrap"},

@@ -154,7 +154,7 @@ func (r *Recipient) cannotDecrypt(why error) error {
 		why = failure.New(failure.Invalid, "a test decrypted to something else, so the public key is another key's")
 	}
 	f := *failure.From(why)
-	f.What = fmt.Sprintf("the recipient %q cannot open what is encrypted to it: %s", r.Name, f.What)
+	f.What = fmt.Sprintf("the recipient %q cannot decrypt what is encrypted to it: %s", r.Name, f.What)
 	if f.Hint == "" {
 		f.Hint = "name a key that can decrypt, as 'notation-hsm key generate --usage decrypt' makes it; if the module is " +
 			"mistaken, export the public key and name it with pubkey:FILE"

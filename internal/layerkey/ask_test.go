@@ -118,7 +118,7 @@ func TestTryAnother(t *testing.T) {
 			t.Errorf("%s: %v", c.name, err)
 		}
 		if err := r.tryKey(t.Context(), others[i].key); err == nil ||
-			!strings.Contains(err.Error(), "cannot open what is encrypted to it") {
+			!strings.Contains(err.Error(), "cannot decrypt what is encrypted to it") {
 			t.Errorf("with another's public key, %s: %v", c.name, err)
 		}
 	}

@@ -85,7 +85,7 @@ func (s *Secret) read(ctx context.Context, source, token string) error {
 	case scheme == "env" && isVariable(rest):
 		value := os.Getenv(rest)
 		if value == "" {
-			return unreadable("the environment variable %s is not set", rest).
+			return unreadable("the environment variable %s is not set, or empty", rest).
 				WithHint("set " + rest + " in the environment of this command, or change pin-source")
 		}
 		return s.copy(value, "the environment variable "+rest)

@@ -86,7 +86,7 @@ func checkLevel(level string) error {
 		return failure.New(failure.Invalid, "level skip is refused: it verifies nothing, so anyone could sign").
 			WithHint(known)
 	}
-	return failure.New(failure.Invalid, "there is no verification level %q", level).WithHint(known)
+	return failure.New(failure.Invalid, "unknown verification level %q", level).WithHint(known)
 }
 
 // accepted validates the scopes and identities of a statement with Notation's code.

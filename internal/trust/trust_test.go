@@ -251,7 +251,7 @@ func TestManifestByHand(t *testing.T) {
 		{"a newer version", "version: 1", "version: 2", "version 2 is not supported"},
 		{"an unknown field", "level:", "colour:", "colour"},
 		{"a threshold", "level:", "threshold: 2\n  level:", "threshold"},
-		{"no level", "level: strict", "level: \"\"", "no verification level"},
+		{"no level", "level: strict", "level: \"\"", "unknown verification level"},
 		{"skip", "level: strict", "level: skip", "skip is refused"},
 		{"a pattern", app, "registry.example.com/team/*", "is a pattern"},
 		{"a tag", app, app + ":v1", "is not a repository"},

@@ -178,7 +178,7 @@ func CheckUsage(t *testing.T, hsmImage string, recipients []string, refused map[
 				{"recipients", "add", name + ":app", "--recipient", bad, "--key", uri},
 			} {
 				_, stderr, err := u.Try(t, args...)
-				if err == nil || !strings.Contains(stderr, "cannot open what is encrypted to it") ||
+				if err == nil || !strings.Contains(stderr, "cannot decrypt what is encrypted to it") ||
 					!strings.Contains(stderr, words) || !strings.Contains(stderr, "hint: ") {
 					t.Errorf("hsm-image %s: %v\n%s", args, err, stderr)
 				}

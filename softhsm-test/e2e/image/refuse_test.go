@@ -225,7 +225,7 @@ func TestImageKeep(t *testing.T) {
 			"error: layer 1 .* of oci:all:other is encrypted already"},
 		{"encrypt oci:source:app oci:all:x --recipient pubkey:KEY --layer 2",
 			"error: oci:source:app has 2 layers, and none with the index 2"},
-		{"encrypt oci:source:app oci:all:x", "error: there is no recipient"},
+		{"encrypt oci:source:app oci:all:x", "error: --recipient is required"},
 		{"encrypt oci:source:app docker-daemon:x --recipient pubkey:KEY",
 			`error: "docker-daemon:x" does not name an image`},
 		{"encrypt oci:source:app docker-archive:x.tar --recipient pubkey:KEY",

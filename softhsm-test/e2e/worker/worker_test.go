@@ -83,8 +83,8 @@ func (s *service) calls(t testing.TB, name string) int {
 	return softhsmtest.Count(softhsmtest.Calls(t, s.log), name)
 }
 
-// sign makes 1,000 signatures from a number of goroutines and returns the failures. A signature that does not verify fails
-// the test. before is called with the number of each signature and with that of the oldest that is not made yet.
+// sign makes 1,000 signatures from a number of goroutines and returns the failures. A signature that does not verify
+// fails the test. before is called with the number of each signature and with that of the oldest that is not made yet.
 func (s *service) sign(t *testing.T, k keystore.Key, goroutines int, before func(n, oldest int64)) (failed []error) {
 	t.Helper()
 	var mu sync.Mutex
