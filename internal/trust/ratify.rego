@@ -24,8 +24,8 @@ pinned(image) {
   regex.match("@sha256:[0-9a-f]{64}$", image)
 }
 
-# Ratify compares the names of repositories letter by letter: it would judge a registry in another spelling by what is
-# said of all others.
+# Ratify compares the names of repositories letter by letter: a registry in another spelling would get the policy of
+# all others.
 misspelled(image) {
   regex.match("^[^/@]*([A-Z][^/@]*|:0[0-9]*|:443|:80)/|^registry-1[.]docker[.]io/", image)
 }
