@@ -65,7 +65,7 @@ func TestRules(t *testing.T) {
 			expectRule(t, chain, "Intermediate", c.rule, "")
 		})
 	}
-	// Whatever this package cannot explain, notation-core-go refuses all the same.
+	// Whatever this package cannot explain, notation-core-go still refuses.
 	stranger := softhsmtest.NewCA(t, "Root", nil)
 	chain := []*x509.Certificate{root.Issue(t, softhsmtest.Template("leaf"), public), stranger.Cert}
 	expectRule(t, chain, "leaf", "certificate chain", "")

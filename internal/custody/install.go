@@ -53,7 +53,7 @@ func sameFile(a, b string) bool {
 }
 
 // Register adds a signing key to Notation's list, with the settings as its plugin config, and returns whether the key
-// is new there. It fails with kind Conflict if the name is that of another key. Programs that the reference and
+// is new there. It fails with kind Conflict if another key has the name. Programs that the reference and
 // settings name are added to the config file (see Allow), since an entry of Notation's list may name no other.
 func Register(
 	ctx context.Context, name, reference string, given map[string]string, makeDefault bool, notify Notify,

@@ -94,7 +94,7 @@ func TestRegister(t *testing.T) {
 	}
 }
 
-// TestRegisterPrograms adds the programs that a key names to the config file, and tells of each.
+// TestRegisterPrograms adds the programs that a key names to the config file, and reports each.
 func TestRegisterPrograms(t *testing.T) {
 	m := fixture(t, "a")
 	generate(t, m, "a", "release")

@@ -12,7 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
-// TestGenerate generates keys for one usage, and tells of a module that allows the other as well.
+// TestGenerate generates keys for one usage, and reports a module that allows the other as well.
 func TestGenerate(t *testing.T) {
 	m := fixture(t, "a")
 	for name, r := range map[string]KeyRequest{

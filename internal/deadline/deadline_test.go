@@ -13,7 +13,7 @@ var errExceeded = errors.New("exceeded")
 
 func exceeded() error { return errExceeded }
 
-// TestExceeded abandons a job in the step that exceeds its limit. The clock is that of synctest: it advances when all
+// TestExceeded abandons a job in the step that exceeds its limit. The clock is synctest's: it advances when all
 // goroutines wait.
 func TestExceeded(t *testing.T) {
 	t.Parallel()

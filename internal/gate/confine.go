@@ -57,7 +57,7 @@ func (n Node) user() (sandbox.User, error) {
 }
 
 // Confine prepares the process of a verifier before it reads a request: it checks the owners of the files that decide
-// (CheckFiles), and then gives up, for good, all access that a decision does not need. If it returns a fault, every
+// (CheckFiles), and then permanently gives up all access that a decision does not need. If it returns a fault, every
 // image has to be refused with it (Refuse). If it returns err, the process is not confined and has to end.
 func (n Node) Confine(program string) (fault, err error) {
 	user, err := n.user()

@@ -137,7 +137,7 @@ func TestConfineHelpers(t *testing.T) {
 	}
 }
 
-// TestConfineFault verifies that a verifier whose files others can change says so, and is confined all the same.
+// TestConfineFault verifies that a verifier whose files others can change reports it, and is still confined.
 func TestConfineFault(t *testing.T) {
 	softhsmtest.NeedRoot(t)
 	base := confinable(t, "{}")

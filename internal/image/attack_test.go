@@ -81,7 +81,7 @@ func (f *ociFolder) finish(top ocispec.Descriptor, padding int) Reference {
 	return ref
 }
 
-// emptyDigest is that of no bytes.
+// emptyDigest is the digest of no bytes.
 const emptyDigest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 const manifestStart = `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",` +

@@ -15,7 +15,7 @@ import (
 // payloadDescriptor is the descriptor from which containerd's payload is read.
 const payloadDescriptor = 3
 
-// ContainerdPayload returns what containerd says of the layer, or an empty reader if it says nothing.
+// ContainerdPayload returns containerd's payload for the layer, or an empty reader if there is none.
 func ContainerdPayload() io.Reader {
 	// Without a payload, the descriptor may be one of this program's own: a payload is the reading end of a pipe.
 	var status unix.Stat_t

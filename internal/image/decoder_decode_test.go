@@ -45,7 +45,7 @@ func newLayer(t *testing.T, m *keystoretest.Module, name string) encryptedLayer 
 	return encryptedLayer{manifest.Layers[0], root, folder.read(manifest.Layers[0].Digest)}
 }
 
-// payload is what containerd says of the layer.
+// payload is containerd's payload for the layer.
 func (l encryptedLayer) payload(t *testing.T) io.Reader {
 	t.Helper()
 	message, err := typeurl.MarshalAnyToProto(&imgcrypt.Payload{Descriptor: l.Descriptor})
@@ -81,7 +81,7 @@ func TestDecode(t *testing.T) {
 	}
 }
 
-// refused returns what containerd says of a layer in whose place a failure was written: it is no valid archive, and
+// refused returns containerd's error about a layer in whose place a failure was written: it is no valid archive, and
 // another one each time.
 func refused(t *testing.T, out string) string {
 	t.Helper()

@@ -34,7 +34,7 @@ type Key interface {
 
 // Store is a token with a session, reached for the key that its settings name. Rooms take the part that they use.
 type Store interface {
-	// Describe returns what the token said of itself when it was opened, the state of its PIN among it.
+	// Describe returns the description of the token at the time it was opened, with the state of its PIN.
 	Describe() key.Token
 	// Login logs in, once: a PIN that was refused is not tried again. What needs a login calls it by itself.
 	Login(ctx context.Context) error

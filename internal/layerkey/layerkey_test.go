@@ -297,7 +297,7 @@ func TestPaddingHidden(t *testing.T) {
 	}
 }
 
-// cmsWith is EnvelopedData for one recipient, to whom the content's key is encrypted so.
+// cmsWith returns EnvelopedData for one recipient, with the encrypted key of the content.
 func cmsWith(t *testing.T, encrypted []byte) []byte {
 	t.Helper()
 	info := cmsInfo(1, 1)

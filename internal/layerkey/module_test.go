@@ -243,8 +243,8 @@ func recipientCertificates(t *testing.T, public crypto.PublicKey) [][]byte {
 	return texts
 }
 
-// TestModuleFaults has each call that opens a layer fail in every way a module can: the layer opens all the same or
-// there is one error, and never something that is not the layer's. A module that hangs is abandoned.
+// TestModuleFaults has each call that opens a layer fail in every way a module can: the layer still opens, or
+// there is one error, and no other content than the layer's. A module that hangs is abandoned.
 // This test is the last of the file: a module that hangs is never finalised, and SoftHSM is one module however it is
 // reached.
 func TestModuleFaults(t *testing.T) {

@@ -288,8 +288,8 @@ func noLandlock() {
 	fmt.Println(sandbox.LandlockVersion(), permitted(err))
 }
 
-// TestNoLandlock verifies that a kernel without Landlock is no error, that LandlockVersion tells it, and that the
-// process gains no privileges all the same.
+// TestNoLandlock verifies that a kernel without Landlock is no error, that LandlockVersion reports it, and that the
+// process still gains no privileges.
 func TestNoLandlock(t *testing.T) {
 	t.Parallel()
 	softhsmtest.NeedRoot(t) // who sets a filter without no_new_privs

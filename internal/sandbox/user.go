@@ -41,8 +41,8 @@ func LookUp(name string) (User, error) {
 	return u, errors.Join(append(errs, err)...)
 }
 
-// Become switches all threads of the process to the user and its groups, for good, without capabilities. It has to be
-// called as root, and fails if the process could become root again; as the user itself it does nothing.
+// Become switches all threads of the process to the user and its groups, permanently, without capabilities. It has to
+// be called as root, and fails if the process could become root again; as the user itself it does nothing.
 func (u User) Become() error {
 	if os.Geteuid() == u.ID {
 		return nil

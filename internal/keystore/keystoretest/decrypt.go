@@ -23,7 +23,7 @@ func (m *Module) Silence(token string) {
 	m.token(token).silent = true
 }
 
-// receives returns what a token tells of a key. The caller holds the lock.
+// receives returns what a token accepts for a key. The caller holds the lock.
 func (t *token) receives(o *object) key.Receives {
 	switch {
 	case t.silent:
