@@ -67,7 +67,7 @@ notation-hsm cert self-sign "$key" --subject "CN=release,O=Example,C=CH,ST=Zuric
 run notation-hsm cert import "$key" demo/run/release.pem
 run notation-hsm key show "$key"
 
-step "Notation knows the plugin, the key, and whom to trust"
+step "Notation knows the plugin, the key, and which signer to trust"
 run notation-hsm install --key-name release --key "$key" --default
 run notation cert add --type ca --store release demo/run/release.pem
 cat >demo/run/trustpolicy.json <<'END'

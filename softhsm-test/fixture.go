@@ -123,7 +123,7 @@ func (token *Token) Init(t testing.TB, label string) {
 	Run(t, Program(t, "softhsm2-util"), "--init-token", "--free", "--label", label, "--pin", PIN, "--so-pin", SOPIN)
 }
 
-// Run runs a command and returns its standard output; a failure ends the test with all that the command said.
+// Run runs a command and returns its standard output; a failure ends the test with all output of the command.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	stdout, stderr, err := Try(t, "", name, args...)

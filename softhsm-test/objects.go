@@ -33,8 +33,8 @@ func (token *Token) addObjects(t testing.TB, count int) error {
 	})
 }
 
-// AddVisibleKey makes an RSA key whose private half is a public object, which everybody sees, and may only sign; its
-// public half may encrypt all the same.
+// AddVisibleKey makes an RSA key whose private half is a public object, which everybody sees. It may only sign; its
+// public half may still encrypt.
 func AddVisibleKey(t testing.TB, token *Token, label string) {
 	t.Helper()
 	if err := token.InSession(t, func(module *pkcs11.Ctx, session pkcs11.SessionHandle) error {

@@ -65,7 +65,7 @@ func (s *Service) Signal(t testing.TB, signal syscall.Signal) {
 	}
 }
 
-// Stop ends the program and returns what it has said.
+// Stop ends the program and returns its output.
 func (s *Service) Stop() string {
 	s.cancel()
 	<-s.Ended

@@ -52,7 +52,7 @@ type measured struct {
 	milliseconds, mebibytes figures
 }
 
-// race runs contenders in turns, so that whatever else the machine does meets all of them, and nobody is always first.
+// race runs contenders alternately, so that other load of the machine affects all of them, and none is always first.
 func (b *bench) race(rounds int, contenders ...contender) []measured {
 	results := make([]measured, len(contenders))
 	for round := range rounds + 1 {

@@ -124,20 +124,21 @@ func (c *Daemon) unmount(t testing.TB) {
 	}
 }
 
-// Pull has containerd's transfer service pull and unpack an image, as ctr does. The error holds all that was said.
+// Pull has containerd's transfer service pull and unpack an image, as ctr does. The error has all output.
 func (c *Daemon) Pull(t testing.TB, reference string) error {
 	t.Helper()
-	return said(softhsmtest.Try(t, "", c.ctr, "--address", c.socket, "--namespace", "k8s.io", "images", "pull",
+	return withOutput(softhsmtest.Try(t, "", c.ctr, "--address", c.socket, "--namespace", "k8s.io", "images", "pull",
 		"--snapshotter", "native", reference))
 }
 
-// PullCRI has containerd pull and unpack an image as a kubelet does. The error holds all that was said.
+// PullCRI has containerd pull and unpack an image as a kubelet does. The error has all output.
 func (c *Daemon) PullCRI(t testing.TB, reference string) error {
 	t.Helper()
-	return said(softhsmtest.Try(t, "", c.cri, c.socket, "pull", reference))
+	return withOutput(softhsmtest.Try(t, "", c.cri, c.socket, "pull", reference))
 }
 
-func said(stdout, stderr string, err error) error {
+// withOutput adds the output of a program to its error.
+func withOutput(stdout, stderr string, err error) error {
 	if err != nil {
 		return fmt.Errorf("%w: %s%s", err, stdout, stderr)
 	}
@@ -175,7 +176,7 @@ func (c *Daemon) Folders(t testing.TB) []string {
 	return found
 }
 
-// Log returns all that containerd has said, and ends it.
+// Log ends containerd, and returns all its output.
 func (c *Daemon) Log() string { return c.service.Stop() }
 
 func (c *Daemon) list(t testing.TB, args ...string) []string {

@@ -41,7 +41,7 @@ func NewHostile(t testing.TB) *Hostile {
 	return f
 }
 
-// Name is that of an image, by its digest.
+// Name returns the name of an image, by its digest.
 func (f *Hostile) Name(image ocispec.Descriptor) string {
 	return f.Address + "/app@" + image.Digest.String()
 }

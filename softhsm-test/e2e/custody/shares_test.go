@@ -25,7 +25,7 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// custodian is whom a share is encrypted to, and what opens it.
+// custodian is the recipient of a share, and the identity that decrypts it.
 type custodian struct{ to, identity string }
 
 // newCustodians makes one of every kind. Those with a module have a recipient's key on a token of their own.

@@ -253,7 +253,7 @@ echo '{"Username": "robot", "Secret": "secret"}'
 	}
 }
 
-// TestContainerdGateSkip lets an image pass unverified only if the operator has said so aloud, whatever the policy
+// TestContainerdGateSkip lets an image pass unverified only if the operator allows it explicitly, whatever the policy
 // becomes.
 func TestContainerdGateSkip(t *testing.T) {
 	softhsmtest.Parallel(t)

@@ -63,7 +63,7 @@ func newGated(t testing.TB) *gated {
 	mallory, _ := signer("mallory")
 	g.key = release
 
-	// A CA for two signers, of whom one is revoked.
+	// A CA for two signers, one of them revoked.
 	www, address := softhsmtest.Serve(t)
 	ca := softhsmtest.Authority{Program: g.Plugin, Name: "team", WWW: www}
 	caPEM := ca.Init(t, token.Label, "EC-256", "--days", "90")

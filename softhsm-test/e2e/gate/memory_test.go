@@ -45,7 +45,7 @@ func TestPeakOfACommand(t *testing.T) {
 	fmt.Fprintf(os.Stderr, "\npeak %d\n", cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss<<10)
 }
 
-// peak runs a command and returns the most memory that it had, and what it said.
+// peak runs a command and returns the most memory that it had, and its output.
 func peak(t testing.TB, stdin string, command ...string) (bytes int64, said string) {
 	t.Helper()
 	list, err := json.Marshal(command)

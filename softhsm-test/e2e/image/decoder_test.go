@@ -373,8 +373,8 @@ func TestContainerdDecoderRecipients(t *testing.T) {
 	}
 }
 
-// TestContainerdDecoderMisled shows that what a stranger's image brings into the content store keeps no layer from
-// being opened. Files there are read in the order of their names, the stranger's first.
+// TestContainerdDecoderMisled shows that what an untrusted image brings into the content store keeps no layer from
+// being opened. Files there are read in the order of their names, those of that image first.
 func TestContainerdDecoderMisled(t *testing.T) {
 	softhsmtest.Parallel(t)
 	u := oci.NewUser(t, softhsmtest.NewToken(t, "node"), "RSA-2048")
@@ -393,7 +393,7 @@ func TestContainerdDecoderMisled(t *testing.T) {
 	}
 	changed := *l
 	changed.options.Public.Hmac = make([]byte, sha256.Size)
-	// The stranger can encrypt to the key as well, and claim that what begins like the layer is what came out.
+	// Whoever made that image can encrypt to the key as well, and claim that what begins like the layer is what came out.
 	alike := *l
 	alike.data = append(bytes.Clone(l.data), 0)
 	alike.options.Private.SymmetricKey = make([]byte, 32)
@@ -612,7 +612,7 @@ func memory(pid int) (peak int) {
 	return peak << 10
 }
 
-// payload is the end for reading of a pipe with what containerd says of a layer.
+// payload is the end for reading of a pipe with containerd's payload for a layer.
 func payload(t *testing.T, d ocispec.Descriptor) *os.File {
 	t.Helper()
 	message, err := typeurl.MarshalAnyToProto(&imgcrypt.Payload{Descriptor: d})

@@ -102,7 +102,7 @@ func waitFor(t testing.TB, what string, of *softhsmtest.Service, condition func(
 	}
 }
 
-// logAtFailure shows the end of what a server said, when the test has failed.
+// logAtFailure prints the end of a server's output when the test has failed.
 func logAtFailure(t testing.TB, s *softhsmtest.Service) {
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -332,7 +332,7 @@ func checkAdmission(t *testing.T, c *cluster, s *signedImages, hang, resume func
 		t.Errorf("a Pod that verifies no more cannot be removed: %s", left)
 	}
 
-	// A verifier that hangs lets nothing in.
+	// While the verifier hangs, no Pod is admitted.
 	hang()
 	refused("the verifier hangs", "", pod("bad", s.pinned(s.second), "", ""), create...)
 	resume()

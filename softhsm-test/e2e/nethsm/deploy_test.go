@@ -371,7 +371,7 @@ func TestNetHSMSecrets(t *testing.T) {
 	}
 }
 
-// What is there is kept, what is missing is made, and what does not belong together is said.
+// What is there is kept, what is missing is made, and what does not belong together is reported.
 func TestNetHSMSecretsAgain(t *testing.T) {
 	softhsmtest.Parallel(t)
 	made := newSecrets(t)
