@@ -159,7 +159,7 @@ func TestCheckAccess(t *testing.T) {
 		reason string
 	}{
 		"everything": {func(*Node) error { return nil }, 0, ""},
-		"no policy": {func(*Node) error { return os.Remove("trust/trustpolicy.json") }, failure.Invalid,
+		"no policy": {func(*Node) error { return os.Remove("trust/trustpolicy.json") }, failure.NotFound,
 			"cannot read the trust policy"},
 		"no trust directory": {func(n *Node) error { n.TrustDir = "missing"; return nil }, failure.NotFound,
 			"the verifier cannot read what it needs"},

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strings"
@@ -84,7 +85,11 @@ func Open(options Options) (*Gate, error) {
 	}
 	policy, err := trustpolicy.LoadDocument()
 	if err != nil {
-		return nil, failure.New(failure.Invalid, "cannot read the trust policy in %s: %w", folder, err).
+		kind := failure.Invalid
+		if _, err := os.Stat(filepath.Join(folder, dir.PathTrustPolicy)); err != nil {
+			kind = failure.FileKind(err)
+		}
+		return nil, failure.New(kind, "cannot read the trust policy in %s: %w", folder, err).
 			WithHint("write the policy with 'notation-hsm trust export', or name its folder with --trust-dir")
 	}
 	if err := normalizeScopes(policy); err != nil {

@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
@@ -70,6 +71,22 @@ func TestSpelling(t *testing.T) {
 			!strings.Contains(err.Error(), "are one repository") {
 			g.Close()
 			t.Errorf("%v: %v", scopes, err)
+		}
+	}
+}
+
+// TestUnreadablePolicy fails with the kind of the reason why the trust policy cannot be read.
+func TestUnreadablePolicy(t *testing.T) {
+	malformed := t.TempDir()
+	put(t, filepath.Join(malformed, "trustpolicy.json"), "{", 0o600)
+	for folder, want := range map[string]failure.Kind{
+		filepath.Join(t.TempDir(), "none"): failure.NotFound,
+		t.TempDir():                        failure.NotFound,
+		malformed:                          failure.Invalid,
+	} {
+		if _, err := Open(Options{TrustDir: folder, CacheDir: t.TempDir()}); !failure.Is(err, want) ||
+			!strings.Contains(err.Error(), "cannot read the trust policy in "+folder) {
+			t.Errorf("%v, instead of a failure of the kind %v", err, want)
 		}
 	}
 }
