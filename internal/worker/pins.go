@@ -71,8 +71,6 @@ func (s *pins) give(p *process, c *call, f frame) error {
 	if c.asks.Load() || c.asked.Load() == maxPINs {
 		return fmt.Errorf("%w: a call asks for the PIN too often", errFrame)
 	}
-	c.asked.Add(1)
-	c.asks.Store(true)
 	id := p.module.path + "\n" + wanted.Token
 	if c.owner.soPIN != "" {
 		id += "\nsecurity officer"
@@ -82,10 +80,14 @@ func (s *pins) give(p *process, c *call, f frame) error {
 		t = &tokenPIN{module: p.module, slot: make(chan struct{}, 1), secrets: map[string]*pin.Secret{}}
 		s.tokens[id] = t
 	}
+	if c.login != t {
+		c.leave() // no module needs the PINs of two tokens at once
+	}
+	c.asked.Add(1)
+	c.asks.Store(true)
 	go func() {
-		err := s.hand(p, c, f.call, t, id, wanted.Name)
-		c.asks.Store(false)
-		if err != nil {
+		if err := s.hand(p, c, f.call, t, id, wanted.Name); err != nil {
+			c.asks.Store(false)
 			_ = p.shared.out.send(f.call, opGivePIN, encodeFailure(err))
 		}
 	}()
@@ -106,18 +108,21 @@ func (s *pins) hand(p *process, c *call, number uint64, t *tokenPIN, id, name st
 			return errEnded
 		}
 	}
-	err := s.handNext(p, c, number, t, id, name)
+	err := s.handNext(p, c, number, t, id, name, has)
 	if err != nil {
 		s.mu.Lock()
-		c.login = nil
-		s.mu.Unlock()
-		<-t.slot
+		defer s.mu.Unlock()
+		// The end of the call, or of its login, may have released the slot of one that had the PIN already.
+		if !has || c.login == t {
+			c.login = nil
+			<-t.slot
+		}
 	}
 	return err
 }
 
-// handNext is hand for the call that holds the token's slot.
-func (s *pins) handNext(p *process, c *call, number uint64, t *tokenPIN, id, name string) error {
+// handNext is hand for the call that holds the token's slot. has reports whether it got the PIN before.
+func (s *pins) handNext(p *process, c *call, number uint64, t *tokenPIN, id, name string, has bool) error {
 	source := c.owner.settings.PINSource
 	if c.owner.soPIN != "" {
 		source = c.owner.soPIN
@@ -145,11 +150,16 @@ func (s *pins) handNext(p *process, c *call, number uint64, t *tokenPIN, id, nam
 	} else {
 		defer secret.Clear()
 	}
-	if !known || c.over {
+	if !known || c.over || has && c.login != t {
 		return failure.New(failure.Unavailable, "the PIN of %q was read too late", name).WithHint("run it again")
 	}
+	// The process may ask again as soon as it has the PIN.
+	c.asks.Store(false)
+	if err := p.sendPIN(number, secret); err != nil {
+		return err
+	}
 	c.login = t
-	return p.sendPIN(number, secret)
+	return nil
 }
 
 // caches reports whether the PIN that the call asks for is kept: not the security officer's, which is needed once, nor
@@ -240,6 +250,11 @@ func (s *pins) died(c *call) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.over = true
+	c.leave()
+}
+
+// leave ends the login of a call, if there is one, without a result. The caller holds the lock.
+func (c *call) leave() {
 	if c.login != nil {
 		c.login.lost++
 		<-c.login.slot

@@ -1,0 +1,164 @@
+package worker
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/keystore/keystoretest"
+	"github.com/notation-hsm/notation-hsm/internal/pin"
+)
+
+// An asking is a process that the test plays itself: it asks for PINs as it likes.
+type asking struct {
+	*process
+	conn net.Conn
+	pins *os.File
+}
+
+func newAsking(t *testing.T) *asking {
+	t.Helper()
+	conn, p := pipeProcess(t, New(keystoretest.New()))
+	pair, err := socketPair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.pins = pair[0]
+	t.Cleanup(func() { pair[0].Close(); pair[1].Close() })
+	_ = conn.SetReadDeadline(time.Now().Add(time.Minute))
+	return &asking{p, conn, pair[1]}
+}
+
+// call makes a call and returns its number.
+func (a *asking) call(ctx context.Context, t *testing.T, settings *config.Settings) (*call, uint64) {
+	t.Helper()
+	c := &call{kind: opInfo, ctx: ctx, owner: owner{settings: settings}, result: make(chan callResult, 1)}
+	number, err := a.send(c, a.shared.out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.next(t, number)
+	return c, number
+}
+
+// next reads what the parent sends next, which belongs to a call, and reports whether it is a PIN.
+func (a *asking) next(t *testing.T, number uint64) (got bool) {
+	t.Helper()
+	f, err := readFrame(a.conn)
+	if err != nil || f.call != number {
+		t.Fatalf("the parent sent %v: %v", f, err)
+	}
+	if f.kind != opGivePIN || len(f.body) > 0 {
+		return false
+	}
+	secret, err := pin.Receive(a.pins.Read)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret.Clear()
+	return true
+}
+
+// ask asks for the PIN of a token.
+func (a *asking) ask(t *testing.T, number uint64, token string) {
+	t.Helper()
+	body := []byte(`{"Token":` + strconv.Quote(token) + `}`)
+	if err := a.receive(frame{call: number, kind: msgWantPIN, body: body}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// logsIn fails unless a new call gets the PIN of a token.
+func (a *asking) logsIn(t *testing.T, token string) {
+	t.Helper()
+	_, number := a.call(t.Context(), t, &config.Settings{PIN: "1234", Timeout: time.Hour})
+	a.ask(t, number, token)
+	if !a.next(t, number) {
+		t.Error("no PIN")
+	}
+	_ = a.receive(frame{call: number, kind: msgAnswered, body: []byte("{}")})
+}
+
+// TestAnsweredWhileAsking has a call end, in each of three ways, while its second PIN is being read. The next login of
+// the token is not held up.
+func TestAnsweredWhileAsking(t *testing.T) {
+	t.Parallel()
+	for _, end := range []kind{msgAnswered, msgLoggedIn, opPing} {
+		a := newAsking(t)
+		a.logsIn(t, "one") // so that a lost login is no reason not to try the PIN again
+		ctx, cancel := context.WithCancel(t.Context())
+		c, number := a.call(ctx, t, &config.Settings{PIN: "1234", Timeout: time.Hour})
+		a.ask(t, number, "one")
+		if !a.next(t, number) {
+			t.Error("no PIN")
+		}
+		reading := filepath.Join(t.TempDir(), "reading")
+		script := filepath.Join(t.TempDir(), "script")
+		text := ": >" + reading + "\nexec sleep 600\n"
+		if err := os.WriteFile(script, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.owner.settings = &config.Settings{PINSource: "exec:/bin/sh " + script, Timeout: time.Hour}
+		a.ask(t, number, "one")
+		until(t, "the reading of the second PIN", func() bool { _, err := os.Stat(reading); return err == nil })
+		if end == opPing {
+			a.module.backend.pins.died(c)
+		} else {
+			_ = a.receive(frame{call: number, kind: end})
+		}
+		cancel()
+		if a.next(t, number) {
+			t.Error("a second PIN")
+		}
+		for range 3 {
+			a.logsIn(t, "one")
+		}
+	}
+}
+
+// TestTwoTokens has one call ask for the PINs of two tokens. Neither is held up after it.
+func TestTwoTokens(t *testing.T) {
+	t.Parallel()
+	a := newAsking(t)
+	_, number := a.call(t.Context(), t, &config.Settings{PIN: "1234", Timeout: time.Hour})
+	for _, token := range []string{"one", "two"} {
+		a.ask(t, number, token)
+		if !a.next(t, number) {
+			t.Error("no PIN")
+		}
+	}
+	_ = a.receive(frame{call: number, kind: msgAnswered, body: []byte("{}")})
+	for _, token := range []string{"two", "three"} {
+		a.logsIn(t, token)
+	}
+	a.module.backend.pins.mu.Lock()
+	defer a.module.backend.pins.mu.Unlock()
+	for id, one := range a.module.backend.pins.tokens {
+		if len(one.slot) > 0 {
+			t.Errorf("the login of %q has not ended", id)
+		}
+	}
+}
+
+// TestAskAgainAtOnce asks for the next PIN as soon as there is one.
+func TestAskAgainAtOnce(t *testing.T) {
+	t.Parallel()
+	a := newAsking(t)
+	for range 500 {
+		_, number := a.call(t.Context(), t, &config.Settings{PIN: "1234", Timeout: time.Hour})
+		for range maxPINs {
+			a.ask(t, number, "one")
+			if !a.next(t, number) {
+				t.Error("no PIN")
+			}
+		}
+		_ = a.receive(frame{call: number, kind: msgAnswered, body: []byte("{}")})
+	}
+}
