@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -96,6 +97,24 @@ func (f faulty) obey(ctx context.Context, operation string) error {
 		select {}
 	case f.stands(operation + ".exit"): // always
 		os.Exit(3)
+	case ordered("helper"): // that the module has started, and that keeps all that it has inherited
+		helper := exec.Command("sleep", "600") //nolint:noctx // it outlives the call
+		for fd := range uintptr(100) {
+			link, _ := os.Readlink(fmt.Sprint("/proc/self/fd/", fd))
+			if strings.HasPrefix(link, "socket:") {
+				helper.ExtraFiles = append(helper.ExtraFiles, os.NewFile(fd, link))
+			}
+		}
+		helper.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		f.log(fmt.Sprint("helper: ", helper.Start()))
+		_ = os.WriteFile(filepath.Join(f.dir, "helper"), fmt.Append(nil, helper.Process.Pid), 0o600)
+		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {}
+	case ordered("leave"): // the process group
+		group, _ := syscall.Getpgid(os.Getppid())
+		f.log(fmt.Sprint("left: ", syscall.Setpgid(0, group)))
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		select {}
 	case ordered("freeze"):
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 		select {}

@@ -151,6 +151,9 @@ func (p *process) wait(cmd *exec.Cmd) error {
 	_ = unix.Kill(-p.pid, unix.SIGKILL)
 	p.reaped = true
 	p.mu.Unlock()
+	// What the process has sent is still read. A process that the module started, and that left the group, may keep the
+	// connection open for ever.
+	_ = p.shared.conn.CloseRead()
 	err := cmd.Wait()
 	if err == nil {
 		err = errors.New("exit status 0")
@@ -168,6 +171,7 @@ func (p *process) kill(reason error) {
 	}
 	if !p.reaped {
 		_ = unix.Kill(-p.pid, unix.SIGKILL)
+		_ = unix.Kill(p.pid, unix.SIGKILL) // the module may have left the group
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -153,6 +154,43 @@ func TestFreeze(t *testing.T) {
 	}
 	if starts := f.logged("start"); starts != 2 {
 		t.Errorf("%d processes, not 2", starts)
+	}
+}
+
+// TestHelper ends the calls of a process that has crashed, though one that its module started has its connection open.
+func TestHelper(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	_, k := f.open(t)
+	f.order(t, "Sign.helper")
+	if err := f.signs(t.Context(), k); err != nil {
+		t.Error(err)
+	}
+	if f.logged("helper: <nil>") != 1 || f.logged("start") != 2 {
+		t.Errorf("%d helpers, %d processes", f.logged("helper: <nil>"), f.logged("start"))
+	}
+	text, _ := os.ReadFile(filepath.Join(f.dir, "helper"))
+	pid, err := strconv.Atoi(string(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Errorf("the helper does not run any more: %v", err)
+	}
+}
+
+// TestLeave ends a process that has left its process group.
+func TestLeave(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.settings.Timeout, f.backend.limits.margin = 50*time.Millisecond, time.Second
+	_, k := f.open(t)
+	f.order(t, "Sign.leave")
+	if err := f.signs(t.Context(), k); err != nil {
+		t.Error(err)
+	}
+	if f.logged("left: <nil>") != 1 || f.logged("start") != 2 {
+		t.Errorf("%d left, %d processes", f.logged("left: <nil>"), f.logged("start"))
 	}
 }
 
