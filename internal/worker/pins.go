@@ -17,6 +17,12 @@ import (
 // each use.
 const maxPINs = 8
 
+// Bounds of what a process says of its tokens, each of which takes memory until Forget.
+const (
+	maxTokenText = 4096 // bytes of a URI and of a name
+	maxTokens    = 1024 // of a module
+)
+
 // pins keeps the PINs of all tokens, in locked memory, and hands them to the processes that log in.
 type pins struct {
 	prompt chan struct{} // is held by the one who asks a person
@@ -66,6 +72,9 @@ func (s *pins) give(p *process, c *call, f frame) error {
 	if err := json.Unmarshal(f.body, &wanted); err != nil {
 		return fmt.Errorf("%w: %w", errFrame, err)
 	}
+	if len(wanted.Token) > maxTokenText || len(wanted.Name) > maxTokenText {
+		return fmt.Errorf("%w: the name of a token is too long", errFrame)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c.asks.Load() || c.asked.Load() == maxPINs {
@@ -77,6 +86,9 @@ func (s *pins) give(p *process, c *call, f frame) error {
 	}
 	t := s.tokens[id]
 	if t == nil {
+		if s.count(p.module) >= maxTokens {
+			return fmt.Errorf("%w: there are too many tokens", errFrame)
+		}
 		t = &tokenPIN{module: p.module, slot: make(chan struct{}, 1), secrets: map[string]*pin.Secret{}}
 		s.tokens[id] = t
 	}
@@ -92,6 +104,16 @@ func (s *pins) give(p *process, c *call, f frame) error {
 		}
 	}()
 	return nil
+}
+
+// count returns how many tokens a module has. The caller holds the lock.
+func (s *pins) count(m *module) (n int) {
+	for _, t := range s.tokens {
+		if t.module == m {
+			n++
+		}
+	}
+	return n
 }
 
 // hand waits until no other login of the token is in flight, and sends the PIN.
@@ -224,7 +246,10 @@ func (p *process) sendPIN(number uint64, secret *pin.Secret) error {
 		return failure.New(failure.Unavailable, "cannot send the PIN to the process of the PKCS#11 module: %w", err).
 			WithHint("run it again")
 	}
-	return p.shared.out.send(number, opGivePIN)
+	if err = p.shared.out.send(number, opGivePIN); err != nil {
+		p.kill(err) // the next announcement would hand this PIN to the login of another token
+	}
+	return err
 }
 
 // loggedIn takes note of how a login ended, and lets the next one begin.

@@ -2,10 +2,12 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -161,4 +163,42 @@ func TestAskAgainAtOnce(t *testing.T) {
 		}
 		_ = a.receive(frame{call: number, kind: msgAnswered, body: []byte("{}")})
 	}
+}
+
+// TestUnannouncedPIN ends a process that has a PIN which could not be announced.
+func TestUnannouncedPIN(t *testing.T) {
+	t.Parallel()
+	a := newAsking(t)
+	c, number := a.call(t.Context(), t, &config.Settings{PIN: "1234", Timeout: time.Hour})
+	for full := error(nil); full == nil; { // nobody reads
+		full = a.shared.out.send(0, opPing, make([]byte, frameLimit-headSize))
+	}
+	a.ask(t, number, "one")
+	until(t, "the end of the process", func() bool { return !a.alive.Load() })
+	a.module.backend.pins.mu.Lock()
+	defer a.module.backend.pins.mu.Unlock()
+	if c.login != nil {
+		t.Error("the login has not ended")
+	}
+}
+
+// TestTokenNames refuses a process that names tokens without end.
+func TestTokenNames(t *testing.T) {
+	t.Parallel()
+	a := newAsking(t)
+	refused := func(number uint64, body string) bool {
+		return errors.Is(a.receive(frame{call: number, kind: msgWantPIN, body: []byte(body)}), errFrame)
+	}
+	long := strconv.Quote(strings.Repeat("a", maxTokenText+1))
+	_, number := a.call(t.Context(), t, &config.Settings{PIN: "1234", Timeout: time.Hour})
+	if !refused(number, `{"Token":`+long+`}`) || !refused(number, `{"Name":`+long+`}`) {
+		t.Error("a name that is too long")
+	}
+	for n := range maxTokens {
+		a.logsIn(t, strconv.Itoa(n))
+	}
+	if !refused(number, `{"Token":"another"}`) || len(a.module.backend.pins.tokens) != maxTokens {
+		t.Error("one token too many")
+	}
+	a.logsIn(t, "0")
 }
