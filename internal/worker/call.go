@@ -21,6 +21,7 @@ type call struct {
 	kind   kind
 	ctx    context.Context
 	owner  owner
+	lane   bool // it is answered on a lane
 	result chan callResult
 	state  atomic.Int32 // waiting, finished or abandoned
 	asks   atomic.Bool  // it waits for a PIN

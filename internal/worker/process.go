@@ -267,6 +267,12 @@ func (p *process) receive(f frame) error {
 		close(p.greeted)
 		return nil
 	case msgAnswered, msgFailed:
+		p.mu.Lock()
+		c := p.calls[f.call]
+		p.mu.Unlock()
+		if c != nil && c.lane { // its caller waits for the lane, and nobody else would watch that
+			return fmt.Errorf("%w: an answer on another connection", errFrame)
+		}
 		p.answer(f)
 		return nil
 	case msgWantPIN, msgLoggedIn:

@@ -202,3 +202,40 @@ func TestTokenNames(t *testing.T) {
 	}
 	a.logsIn(t, "0")
 }
+
+// TestAnswerOnAnotherConnection refuses the answer to a use of a key on the shared connection. Its caller would wait for
+// the lane for ever.
+func TestAnswerOnAnotherConnection(t *testing.T) {
+	t.Parallel()
+	a := newAsking(t)
+	pair, err := socketPair(unix.SOCK_STREAM)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := newLane(pair[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.lanes = []*lane{l}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = a.use(t.Context(), opSign, owner{settings: &config.Settings{Timeout: time.Hour}}, use{}.head())
+	}()
+	a.next(t, 0) // the lane is started
+	f, err := readFrame(pair[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []kind{msgAnswered, msgFailed} {
+		if err := a.receive(frame{call: f.call, kind: k}); !errors.Is(err, errFrame) {
+			t.Errorf("an answer of kind %d: %v", k, err)
+		}
+	}
+	if _, err := pair[1].Write(appendFrame(nil, f.call, msgAnswered)); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	l.conn.Close()
+	pair[1].Close()
+}

@@ -16,7 +16,7 @@ func (p *process) use(ctx context.Context, k kind, o owner, parts ...[]byte) ([]
 		l.started = true
 		_ = p.shared.out.send(l.number, opStartLane) // else the call fails as well
 	}
-	c := &call{kind: k, ctx: ctx, owner: o, result: make(chan callResult, 1)}
+	c := &call{kind: k, ctx: ctx, owner: o, lane: true, result: make(chan callResult, 1)}
 	number, err := p.send(c, l.out, parts...)
 	if err != nil {
 		p.giveLane(l)
