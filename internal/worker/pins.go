@@ -27,8 +27,9 @@ const (
 type pins struct {
 	prompt chan struct{} // is held by the one who asks a person
 
-	mu     sync.Mutex
-	tokens map[string]*tokenPIN
+	mu      sync.Mutex
+	tokens  map[string]*tokenPIN
+	refused map[string]*tokenPIN // by what the settings call the token, whatever the process calls it
 }
 
 // tokenPIN is the PIN of a user of a token.
@@ -41,7 +42,9 @@ type tokenPIN struct {
 	lost     int                    // logins since then that ended with the process, or never
 }
 
-func newPINs() *pins { return &pins{prompt: make(chan struct{}, 1), tokens: map[string]*tokenPIN{}} }
+func newPINs() *pins {
+	return &pins{prompt: make(chan struct{}, 1), tokens: map[string]*tokenPIN{}, refused: map[string]*tokenPIN{}}
+}
 
 // forget clears all PINs, and what is known of refused ones. It returns the modules whose tokens refused one.
 func (s *pins) forget() (refused map[*module]bool) {
@@ -54,7 +57,7 @@ func (s *pins) forget() (refused map[*module]bool) {
 			refused[t.module] = true
 		}
 	}
-	s.tokens = map[string]*tokenPIN{}
+	s.tokens, s.refused = map[string]*tokenPIN{}, map[string]*tokenPIN{}
 	return refused
 }
 
@@ -151,6 +154,9 @@ func (s *pins) handNext(p *process, c *call, number uint64, t *tokenPIN, id, nam
 	}
 	s.mu.Lock()
 	err := t.mayTry(name)
+	if before := s.refused[c.owner.token()]; before != nil && err == nil {
+		err = before.mayTry(name)
+	}
 	var secret *pin.Secret
 	if c.caches() {
 		secret = t.secrets[source]
@@ -182,6 +188,13 @@ func (s *pins) handNext(p *process, c *call, number uint64, t *tokenPIN, id, nam
 	}
 	c.login = t
 	return nil
+}
+
+// token returns what the settings of a call say of a token, its user and the source of the PIN.
+func (o owner) token() string {
+	named := o.settings.Key
+	named.Object, named.ID, named.Query = "", nil, nil
+	return fmt.Sprintf("%q %q %q %q", o.settings.ModulePath, named, o.settings.PINSource, o.soPIN)
 }
 
 // caches reports whether the PIN that the call asks for is kept: not the security officer's, which is needed once, nor
@@ -299,6 +312,7 @@ func (s *pins) end(c *call, err error, refused bool) {
 	case refused:
 		slog.Error("a PIN was refused, and is not tried again", "error", err)
 		t.refusal = failure.From(err)
+		s.refused[c.owner.token()] = t
 		t.clear()
 	case failure.Is(err, failure.Timeout):
 		t.lost++

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore/keystoretest"
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
@@ -238,4 +239,37 @@ func TestAnswerOnAnotherConnection(t *testing.T) {
 	<-done
 	l.conn.Close()
 	pair[1].Close()
+}
+
+// TestRenamedToken tries a PIN that was refused never again, whatever the process calls the token then.
+func TestRenamedToken(t *testing.T) {
+	t.Parallel()
+	a := newAsking(t)
+	s := config.Settings{Key: config.URI{Token: "signing"}, PIN: "1234", Timeout: time.Hour}
+	_, number := a.call(t.Context(), t, &s)
+	a.ask(t, number, "serial=1")
+	if !a.next(t, number) {
+		t.Error("no PIN")
+	}
+	refusal := failure.New(failure.Denied, "the PIN is wrong")
+	refusal.CKR = "CKR_PIN_INCORRECT"
+	_ = a.receive(frame{call: number, kind: msgLoggedIn, body: encodeFailure(refusal)})
+	_ = a.receive(frame{call: number, kind: msgFailed, body: encodeFailure(refusal)})
+	for _, object := range []string{"release", "another"} {
+		again := s
+		again.Key.Object = object
+		_, number = a.call(t.Context(), t, &again)
+		a.ask(t, number, "serial=2")
+		if a.next(t, number) {
+			t.Error("the PIN is tried again")
+		}
+		_ = a.receive(frame{call: number, kind: msgFailed, body: encodeFailure(refusal)})
+	}
+	a.logsIn(t, "serial=3") // by other settings
+	a.module.backend.pins.forget()
+	_, number = a.call(t.Context(), t, &s)
+	a.ask(t, number, "serial=2")
+	if !a.next(t, number) {
+		t.Error("no PIN after the refusal was forgotten")
+	}
 }
