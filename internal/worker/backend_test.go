@@ -185,6 +185,10 @@ func (s *faultyStore) Key(ctx context.Context, public crypto.PublicKey) (keystor
 }
 
 func (s *faultyStore) Keys(ctx context.Context) ([]keystore.Key, error) {
+	keystore.ReportProgress(ctx, "listing keys", 1, 2)
+	if err := s.faulty.obey(ctx, "Keys"); err != nil {
+		return nil, err
+	}
 	keys, err := s.Store.Keys(ctx)
 	for i, k := range keys {
 		keys[i] = &faultyKey{Key: k, faulty: s.faulty}

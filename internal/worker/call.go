@@ -23,9 +23,10 @@ type call struct {
 	owner  owner
 	lane   bool // it is answered on a lane
 	result chan callResult
-	state  atomic.Int32 // waiting, finished or abandoned
-	asks   atomic.Bool  // it waits for a PIN
-	asked  atomic.Int32 // how often it asked for a PIN
+	report chan progress // what the caller is to report next; nil reports nothing
+	state  atomic.Int32  // waiting, finished or abandoned
+	asks   atomic.Bool   // it waits for a PIN
+	asked  atomic.Int32  // how often it asked for a PIN
 
 	// Guarded by the process's lock.
 	due      time.Time // when the process is asked whether it still serves

@@ -6,6 +6,8 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
+	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -60,6 +62,7 @@ const (
 	msgFailed               // the failure of a call
 	msgWantPIN              // a call needs the PIN
 	msgLoggedIn             // the login of a call that got the PIN has ended: with a failure, if there is a body
+	msgProgress             // how far a call has come
 )
 
 const greeting = "notation-hsm worker 1"
@@ -152,6 +155,22 @@ type foundKey struct {
 type askedPIN struct {
 	Token string // its URI
 	Name  string // as a person is asked for its PIN
+}
+
+// progress is the body of msgProgress: what keystore.ReportProgress is told.
+type progress struct {
+	Activity    string
+	Done, Total int
+}
+
+// decodeProgress reads how far a call has come. It refuses an activity that a terminal would not show as it is.
+func decodeProgress(body []byte) (made progress, err error) {
+	err = json.Unmarshal(body, &made)
+	odd := func(r rune) bool { return r < ' ' || r > '~' }
+	if err == nil && (len(made.Activity) > 80 || strings.ContainsFunc(made.Activity, odd)) {
+		err = errors.New("its activity is not a line of text")
+	}
+	return made, err
 }
 
 // failureText is a failure as it is sent.

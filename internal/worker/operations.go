@@ -92,6 +92,10 @@ func (r *results) setInfo(i key.Info) (err error) {
 
 // inStore runs an operation of a store.
 func (c *served) inStore(ctx context.Context, store keystore.Store, k kind, a arguments, r *results) error {
+	ctx = keystore.WithProgress(ctx, func(activity string, done, total int) {
+		body, _ := json.Marshal(progress{activity, done, total}) // a string and numbers always marshal
+		_ = c.server.out.send(c.number, msgProgress, body)       // else the call fails as well
+	})
 	switch k {
 	case opLogin:
 		return c.loginFirst(ctx, store)

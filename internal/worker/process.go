@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // A process is a running process of a module, as its parent sees it.
@@ -275,6 +276,20 @@ func (p *process) receive(f frame) error {
 		}
 		p.answer(f)
 		return nil
+	case msgProgress:
+		made, err := decodeProgress(f.body)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errFrame, err)
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if c := p.calls[f.call]; c != nil {
+			select {
+			case c.report <- made:
+			default: // the caller has not reported the last yet
+			}
+		}
+		return nil
 	case msgWantPIN, msgLoggedIn:
 		p.mu.Lock()
 		c := p.calls[f.call]
@@ -323,7 +338,7 @@ func (p *process) answer(f frame) {
 
 // call makes a call and returns the body of its answer. If ctx ends before, it returns a failure at once.
 func (p *process) call(ctx context.Context, k kind, o owner, parts ...[]byte) ([]byte, error) {
-	c := &call{kind: k, ctx: ctx, owner: o, result: make(chan callResult, 1)}
+	c := &call{kind: k, ctx: ctx, owner: o, result: make(chan callResult, 1), report: make(chan progress, 1)}
 	number, err := p.send(c, p.shared.out, parts...)
 	if err != nil {
 		return nil, err
@@ -333,10 +348,15 @@ func (p *process) call(ctx context.Context, k kind, o owner, parts ...[]byte) ([
 
 // await waits for the result of a call, or until the caller leaves.
 func (p *process) await(ctx context.Context, c *call, number uint64) ([]byte, error) {
-	select {
-	case r := <-c.result:
-		return r.body, r.err
-	case <-ctx.Done():
+	for {
+		select {
+		case made := <-c.report:
+			keystore.ReportProgress(ctx, made.Activity, made.Done, made.Total)
+			continue
+		case r := <-c.result:
+			return r.body, r.err
+		case <-ctx.Done():
+		}
 		if !c.abandon() {
 			r := <-c.result
 			return r.body, r.err

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -191,6 +192,31 @@ func TestLeave(t *testing.T) {
 	}
 	if f.logged("left: <nil>") != 1 || f.logged("start") != 2 {
 		t.Errorf("%d left, %d processes", f.logged("left: <nil>"), f.logged("start"))
+	}
+}
+
+// TestProgress reports the progress of a long operation to its caller, while it goes on.
+func TestProgress(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	store, _ := f.open(t)
+	f.order(t, "Keys.wait")
+	var reports []string
+	ctx := keystore.WithProgress(t.Context(), func(activity string, done, total int) {
+		reports = append(reports, fmt.Sprint(activity, " ", done, " ", total))
+		f.order(t, "Keys.return")
+	})
+	if _, err := store.Keys(ctx); err != nil {
+		t.Error(err)
+	}
+	if !slices.Equal(reports, []string{"listing keys 1 2"}) {
+		t.Errorf("%q", reports)
+	}
+	for _, body := range []string{"", `{"Activity":"\u001b[2J"}`, `{"Activity":"` + strings.Repeat("a", 81) + `"}`} {
+		_, p := pipeProcess(t, f.backend)
+		if err := p.receive(frame{kind: msgProgress, body: []byte(body)}); !errors.Is(err, errFrame) {
+			t.Errorf("progress %q: %v", body, err)
+		}
 	}
 }
 
