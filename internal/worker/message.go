@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/rsa"
 	"crypto/x509"
@@ -129,13 +130,13 @@ type arguments struct {
 
 // results are those of every operation, in JSON, except of sign, signMessage, decrypt and ecdh.
 type results struct {
-	Store  uint64      `json:",omitempty"`
-	Keys   []foundKey  `json:",omitempty"`
-	Token  *key.Token  `json:",omitempty"`
-	Tokens []key.Token `json:",omitempty"`
+	Store  uint64          `json:",omitempty"`
+	Keys   list[foundKey]  `json:",omitempty"`
+	Token  *key.Token      `json:",omitempty"`
+	Tokens list[key.Token] `json:",omitempty"`
 
 	Public   []byte          `json:",omitempty"` // SubjectPublicKeyInfo in DER
-	Chain    [][]byte        `json:",omitempty"` // certificates in DER
+	Chain    list[[]byte]    `json:",omitempty"` // certificates in DER
 	Info     *key.Info       `json:",omitempty"` // without Public
 	Receives *key.Receives   `json:",omitempty"`
 	Count    int             `json:",omitempty"`
@@ -143,6 +144,33 @@ type results struct {
 	Wrapping key.WrappingKey `json:",omitzero"`
 	Wrapped  *key.Wrapped    `json:",omitempty"`
 	MAC      *key.MAC        `json:",omitempty"`
+}
+
+// maxListed bounds a list of an answer. So many keys with their public halves fill a frame; without them, or anything
+// else in them, a frame could hold enough to take gigabytes.
+const maxListed = 1 << 18
+
+// list is a list that reads maxListed elements at most.
+type list[T any] []T
+
+// UnmarshalJSON reads a list, and fails as soon as it is too long.
+func (l *list[T]) UnmarshalJSON(text []byte) error {
+	in := json.NewDecoder(bytes.NewReader(text))
+	if start, err := in.Token(); err != nil || start != json.Delim('[') {
+		return errAnswer()
+	}
+	*l = nil
+	for in.More() {
+		if len(*l) == maxListed {
+			return errAnswer()
+		}
+		var one T
+		if err := in.Decode(&one); err != nil {
+			return err
+		}
+		*l = append(*l, one)
+	}
+	return nil
 }
 
 // foundKey is a private key that the process of a module has found.

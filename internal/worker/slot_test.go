@@ -273,3 +273,23 @@ func TestRenamedToken(t *testing.T) {
 		t.Error("no PIN after the refusal was forgotten")
 	}
 }
+
+// TestLongLists refuses lists that are short as text and long in memory.
+func TestLongLists(t *testing.T) {
+	t.Parallel()
+	for name, element := range map[string]string{"Keys": "{}", "Tokens": "{}", "Chain": `""`} {
+		for _, c := range []struct {
+			length int
+			ok     bool
+		}{{0, true}, {1, true}, {maxListed, true}, {maxListed + 1, false}} {
+			text := strings.TrimSuffix(strings.Repeat(element+",", c.length), ",")
+			r, err := decode([]byte(`{"` + name + `":[` + text + `]}`))
+			if (err == nil) != c.ok || c.ok && len(r.Keys)+len(r.Tokens)+len(r.Chain) != c.length {
+				t.Errorf("%d %s: %v", c.length, name, err)
+			}
+		}
+		if _, err := decode([]byte(`{"` + name + `":{}}`)); err == nil {
+			t.Errorf("%s: no list", name)
+		}
+	}
+}
