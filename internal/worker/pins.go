@@ -186,7 +186,7 @@ func (s *pins) handNext(p *process, c *call, number uint64, t *tokenPIN, id, nam
 	if err := p.sendPIN(number, secret); err != nil {
 		return err
 	}
-	c.login = t
+	c.login, t.module = t, p.module // others with the same library may share the token
 	return nil
 }
 

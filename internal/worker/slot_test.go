@@ -293,3 +293,22 @@ func TestLongLists(t *testing.T) {
 		}
 	}
 }
+
+// TestForgetRefusal names the module that refused a PIN, of two with one library and one token.
+func TestForgetRefusal(t *testing.T) {
+	t.Parallel()
+	first, second := newAsking(t), newAsking(t)
+	second.module.backend = first.module.backend
+	first.logsIn(t, "one")
+	_, number := second.call(t.Context(), t, &config.Settings{PIN: "1234", Timeout: time.Hour})
+	second.ask(t, number, "one")
+	if !second.next(t, number) {
+		t.Error("no PIN")
+	}
+	refusal := failure.New(failure.Denied, "the PIN is wrong")
+	refusal.CKR = "CKR_PIN_INCORRECT"
+	_ = second.receive(frame{call: number, kind: msgFailed, body: encodeFailure(refusal)})
+	if refused := first.module.backend.pins.forget(); len(refused) != 1 || !refused[second.module] {
+		t.Errorf("%v", refused)
+	}
+}
