@@ -134,6 +134,12 @@ func (m *Module) timedOut(activity string, limit time.Duration) error {
 		WithHint("check that the HSM can be reached, or set a longer timeout")
 }
 
+// notStarted is the failure of a wait for somebody else who starts or stops the module.
+func (m *Module) notStarted(limit time.Duration) error {
+	return failure.New(failure.Timeout, "the PKCS#11 module %s was not started or stopped within %s", m.path, limit).
+		WithHint("set a longer timeout")
+}
+
 // start loads and initialises the module, unless that is done.
 func (m *Module) start(ctx context.Context, s *config.Settings, undo func()) error {
 	_, err := callOrUndo(ctx, m, s.Timeout, "starting it", func(ctx context.Context) (struct{}, error) {
@@ -142,8 +148,7 @@ func (m *Module) start(ctx context.Context, s *config.Settings, undo func()) err
 		select {
 		case m.starting <- struct{}{}:
 		case <-wait.Done():
-			return struct{}{}, failure.New(failure.Timeout, "the PKCS#11 module %s was not started or stopped within %s",
-				m.path, s.Timeout).WithHint("set a longer timeout")
+			return struct{}{}, m.notStarted(s.Timeout)
 		}
 		defer func() { <-m.starting }()
 		if m.running {
@@ -214,16 +219,49 @@ func (m *Module) initialize(args string) error {
 // restart initialises a module again that says that it is not, as one does that another user of the library in this
 // process has finalised, or that was reset.
 func (m *Module) restart(ctx context.Context, s *config.Settings) error {
+	wait, cancel := context.WithTimeout(ctx, s.Timeout)
+	defer cancel()
 	select {
 	case m.starting <- struct{}{}:
-	case <-ctx.Done():
-		return interrupted(ctx, "starting it")
+	case <-wait.Done():
+		if ctx.Err() != nil {
+			return interrupted(ctx, "starting it")
+		}
+		return m.notStarted(s.Timeout)
 	}
 	defer func() { <-m.starting }()
-	_, err := step(ctx, m, s.Timeout, "starting it again", func() (struct{}, error) {
+	_, err := step(ctx, m, s.Timeout, "starting it again", m.calls.slots)
+	if !is(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED) {
+		return nil // it was started again in the meantime, or the next call shows what is wrong
+	}
+	if err := m.loseSessions(ctx, s.Timeout); err != nil {
+		return err
+	}
+	_, err = step(ctx, m, s.Timeout, "starting it again", func() (struct{}, error) {
 		return struct{}{}, m.initialize(s.InitArgs)
 	})
 	return err
+}
+
+// loseSessions forgets the sessions of all tokens, before the module gives their numbers, and those of objects, to new
+// ones: an operation with an old number could use a key of another token.
+func (m *Module) loseSessions(ctx context.Context, limit time.Duration) error {
+	var pools []*pool
+	m.mu.Lock()
+	for _, c := range m.connections {
+		pools = append(pools, c.pool.Load())
+	}
+	m.mu.Unlock()
+	for _, p := range pools {
+		p.lose()
+	}
+	for _, p := range pools {
+		if err := p.drain(ctx, limit); err != nil {
+			return err
+		}
+		p.forget()
+	}
+	return nil
 }
 
 // cleanupLimit is the longest wait for closing sessions and for finalising: a finished signature is not kept waiting.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
@@ -82,6 +83,46 @@ func TestLoss(t *testing.T) {
 				t.Errorf("%d logins: nothing was lost", logins)
 			}
 		})
+	}
+}
+
+// TestLossOfModuleWithTwoTokens loses the module under two tokens. The module counts sessions and objects from 1 again,
+// so that a number from before is another token's; each key signs with itself all the same.
+func TestLossOfModuleWithTwoTokens(t *testing.T) {
+	s, log := settings(t)
+	softhsmtest.Run(t, softhsmtest.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", "second",
+		"--pin", softhsmtest.PIN, "--so-pin", softhsmtest.SOPIN)
+	other := *s
+	other.ModulePath = softhsmtest.Module(t)
+	other.Key = config.URI{Token: "second", Object: "release"}
+	generateKey(t, &other, request(t, "EC-256", key.Sign))
+	other.ModulePath = s.ModulePath
+	backend := New()
+	var keys [2]*Key
+	for i, s := range []*config.Settings{s, &other} {
+		token, err := backend.open(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer token.Close()
+		k, err := token.Key(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys[i] = k.(*Key)
+	}
+	for range 3 {
+		for _, first := range []int{1, 0} {
+			_ = keys[0].token.calls.finalize() // as another user of the library does
+			for _, k := range []*Key{keys[first], keys[1-first], keys[first]} {
+				if err := sign(t, k, "a"); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != 2+6*2 {
+		t.Errorf("%d logins to two tokens that were lost 6 times", n)
 	}
 }
 

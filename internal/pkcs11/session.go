@@ -154,6 +154,18 @@ func (p *pool) closeIdle(m *Module, open sessionHandle) (err error) {
 	}
 }
 
+// forget drops the sessions that nobody uses, without closing them: they ended with the module, which may have given
+// their numbers to others.
+func (p *pool) forget() {
+	for {
+		select {
+		case <-p.idle:
+		default:
+			return
+		}
+	}
+}
+
 // close closes the sessions, when operations whose callers have left have ended, or without them: these close theirs.
 func (p *pool) close(m *Module) {
 	p.lose()
