@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/crashreport"
@@ -20,13 +21,15 @@ import (
 type Backend struct {
 	mu      sync.Mutex
 	modules map[string]*Module
-	env     map[string]string // variables that were set for a module, by name
-	refused map[string]error  // why a token refused a login, by the token's identity and user; it is not tried again
+	env     map[string]string        // variables that were set for a module, by name
+	refused map[string]error         // why a token refused a login, by the token's identity and user; it is not tried again
+	logins  map[string]chan struct{} // by the same; each holds a value while somebody tries the PIN
 }
 
 // New returns a Backend with no module loaded.
 func New() *Backend {
-	return &Backend{modules: map[string]*Module{}, env: map[string]string{}, refused: map[string]error{}}
+	return &Backend{modules: map[string]*Module{}, env: map[string]string{}, refused: map[string]error{},
+		logins: map[string]chan struct{}{}}
 }
 
 // Scheme returns "pkcs11:".
@@ -160,4 +163,28 @@ func (b *Backend) refusal(identity string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.refused[identity]
+}
+
+// turn waits until nobody else tries a PIN of that token and user, through whatever module and session, and returns the
+// function that ends the caller's turn.
+func (b *Backend) turn(ctx context.Context, identity string, limit time.Duration) (end func(), err error) {
+	b.mu.Lock()
+	login := b.logins[identity]
+	if login == nil {
+		login = make(chan struct{}, 1)
+		b.logins[identity] = login
+	}
+	b.mu.Unlock()
+	wait, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	select {
+	case login <- struct{}{}:
+		return func() { <-login }, nil
+	case <-wait.Done():
+		if ctx.Err() != nil {
+			return nil, interrupted(ctx, "waiting for another login")
+		}
+		return nil, failure.New(failure.Timeout, "another login to the token did not end within %s", limit).
+			WithHint("check that the HSM can be reached, or set a longer timeout")
+	}
 }

@@ -5,8 +5,10 @@ import (
 	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/ThalesGroup/crypto11"
@@ -97,8 +99,13 @@ func (t *Token) generate(ctx context.Context, r key.Request, strict bool) (key.I
 		return key.Info{}, err
 	}
 	defer secret.Clear()
+	end, err := t.turn(ctx, pkcs11.CKU_USER, t.settings.Timeout)
+	if err != nil {
+		return key.Info{}, err
+	}
 	unlock := m.lock(ctx, t.settings.Timeout)
-	defer func() { unlock() }()
+	loggedIn := sync.OnceFunc(func() { unlock(); end() })
+	defer loggedIn()
 	limit := 10 * t.settings.Timeout // a smart card takes minutes to find the primes of an RSA key
 	return step(ctx, m, limit, "making the key", func() (info key.Info, err error) {
 		info = key.Info{Label: r.Label, ID: r.ID, URI: config.URI{Token: t.info.label, ID: r.ID, Object: r.Label}.String()}
@@ -108,15 +115,14 @@ func (t *Token) generate(ctx context.Context, r key.Request, strict bool) (key.I
 			Path: m.path, SlotNumber: &slot, Pin: string(secret.Bytes()), MaxSessions: 2, LoginNotSupported: !t.wantsLogin(),
 		})
 		secret.Clear()
-		unlock()
-		unlock = func() {}
 		if err != nil {
 			failed := t.failed(err, "cannot log in to %s", t.name())
-			if f := failure.From(failed); f.Kind == failure.Denied {
+			if t.mayHaveRefused(err) {
 				m.backend.refuse(t.loginIdentity(pkcs11.CKU_USER), failed)
 			}
 			return info, failed
 		}
+		loggedIn()
 		defer c.Close()
 		if err := t.checkUnused(c, r); err != nil {
 			return info, err
@@ -142,6 +148,13 @@ func (t *Token) generate(ctx context.Context, r key.Request, strict bool) (key.I
 		}
 		return info, nil
 	})
+}
+
+// mayHaveRefused reports whether an error of crypto11's start may say that the token refused the PIN. As in loginNow,
+// every return value counts but for those that say otherwise.
+func (t *Token) mayHaveRefused(err error) bool {
+	var ckr pkcs11.Error
+	return errors.As(err, &ckr) && ckr != pkcs11.CKR_SESSION_COUNT && !t.lossOf(err)
 }
 
 // tpm2 is the manufacturer of tpm2-pkcs11. It fails on a template that forbids what a TPM's key can do anyway, and the

@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -62,15 +63,34 @@ func (t *Token) loginUser(ctx context.Context, info tokenInfo, session sessionHa
 
 // loginWith logs in as a step of its own, clears the PIN at once, and remembers a refusal.
 func (t *Token) loginWith(ctx context.Context, user uint, session sessionHandle, secret *pin.Secret) error {
+	end, err := t.turn(ctx, user, t.settings.Timeout)
+	if err != nil {
+		return err
+	}
+	defer end()
 	defer t.module.lock(ctx, t.settings.Timeout)()
-	_, err := step(ctx, t.module, t.settings.Timeout, "logging in to "+t.name(), func() (struct{}, error) {
+	_, err = step(ctx, t.module, t.settings.Timeout, "logging in to "+t.name(), func() (struct{}, error) {
 		return struct{}{}, t.loginNow(user, session, secret)
 	})
 	return err
 }
 
-// loginNow calls C_Login, clears the PIN, and remembers a refusal. Every error counts as one, but for those that say
-// that the session or the token was lost: a module may answer a wrong PIN by a value of its own.
+// turn waits for the turn to try a PIN, and returns the function that ends it. It fails when the token has refused the
+// PIN since it was read: many may have read it by then.
+func (t *Token) turn(ctx context.Context, user uint, limit time.Duration) (end func(), err error) {
+	end, err = t.module.backend.turn(ctx, t.loginIdentity(user), limit)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.refusedBefore(user); err != nil {
+		end()
+		return nil, err
+	}
+	return end, nil
+}
+
+// loginNow calls C_Login in the caller's turn, clears the PIN, and remembers a refusal. Every error counts as one, but
+// for those that say that the session or the token was lost: a module may answer a wrong PIN by a value of its own.
 func (t *Token) loginNow(user uint, session sessionHandle, secret *pin.Secret) error {
 	err := t.calls.login(session, user, secret.Bytes())
 	secret.Clear()

@@ -10,8 +10,10 @@ import (
 	"crypto/sha1" //nolint:gosec // SoftHSM's OAEP knows no other
 	"crypto/sha256"
 	"crypto/x509"
+	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -610,6 +612,57 @@ func TestPINForEachUse(t *testing.T) {
 	}
 	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != 4 {
 		t.Errorf("%d logins for three signatures", n)
+	}
+}
+
+// TestWrongPINForEachUse has many goroutines use a key whose every use needs the PIN, when the PIN's source holds a wrong
+// one by then. One of them tries it.
+func TestWrongPINForEachUse(t *testing.T) {
+	s := newToken(t)
+	softhsmtest.Run(t, softhsmtest.Program(t, "pkcs11-tool"), "--module", s.ModulePath, "--token-label", "signing",
+		"--login", "--pin", softhsmtest.PIN, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "release",
+		"--id", "ca5e", "--always-auth", "--usage-sign")
+	file := filepath.Join(t.TempDir(), "pin")
+	if err := os.WriteFile(file, []byte(softhsmtest.PIN), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.PIN, s.PINSource = "", "file:"+file
+	s, log := shimmed(t, s)
+	_, k := openKey(t, s)
+	if err := sign(t, k, "message"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("000000"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login")
+	t.Setenv("SHIM_DELAY_MS", "20") // so that they meet
+	var group sync.WaitGroup
+	for range 8 {
+		group.Go(func() {
+			if err := sign(t, k, "message"); !failure.Is(err, failure.Denied) {
+				t.Errorf("a signature with a wrong PIN: %v", err)
+			}
+		})
+	}
+	group.Wait()
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login") - before; n != 1 {
+		t.Errorf("the wrong PIN was tried %d times", n)
+	}
+}
+
+// TestWrongPINOfGenerate tries a PIN once that a module refuses by a value of its own.
+func TestWrongPINOfGenerate(t *testing.T) {
+	s, log := shimmed(t, newToken(t))
+	t.Setenv("SHIM_FAULT", "C_Login:6") // CKR_FUNCTION_FAILED
+	backend := New()
+	for range 2 {
+		if _, err := backend.Generate(t.Context(), s, request(t, "EC-256", key.Sign)); err == nil {
+			t.Error("a key was made after a refused login")
+		}
+	}
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != 1 {
+		t.Errorf("%d logins", n)
 	}
 }
 

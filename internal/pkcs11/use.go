@@ -78,7 +78,12 @@ func (k *Key) loginOnce(ctx context.Context, s *session, secret *pin.Secret) fun
 			return errors.New("the PIN was given once for this use")
 		}
 		used = true
-		defer s.module.lock(ctx, s.settings.Timeout/2)() // within the limit of the step
+		end, err := s.turn(ctx, pkcs11.CKU_CONTEXT_SPECIFIC, s.settings.Timeout/2)
+		if err != nil {
+			return err
+		}
+		defer end()
+		defer s.module.lock(ctx, s.settings.Timeout/4)() // both within the limit of the step
 		return s.loginNow(pkcs11.CKU_CONTEXT_SPECIFIC, s.handle, secret)
 	}
 }
