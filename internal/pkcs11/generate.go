@@ -71,6 +71,8 @@ func (t *Token) checkGenerates(ctx context.Context) (strict bool, err error) {
 func (m *Module) closeToOthers(ctx context.Context, limit time.Duration) (unlock func(), err error) {
 	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	m.inFlight.Add(-1) // this call is not in the module while it waits, so the last store that closes finalises that
+	defer m.inFlight.Add(1)
 	inUse := failure.New(failure.Conflict, "other operations of this process use the PKCS#11 module %s", m.path).
 		WithHint("generate keys while the module is not in use")
 	for pause := 5 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {

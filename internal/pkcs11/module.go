@@ -275,12 +275,21 @@ func (m *Module) release() error {
 	return m.finalizeUnused()
 }
 
-// finalizeUnused finalises the module if it has no user, and no call is stuck in it.
+// finalizeUnused finalises the module if it has no user, and no call is stuck in it. Whoever starts or stops the module
+// meanwhile for longer than cleanupLimit finalises it at the end of its own use: that wait is not the module's.
 func (m *Module) finalizeUnused() error {
 	if m.stuck.Load() || !m.unused() {
 		return nil
 	}
-	return m.cleanup("stopping it", m.finalize)
+	select {
+	case m.starting <- struct{}{}:
+	case <-time.After(cleanupLimit):
+		return nil
+	}
+	return m.cleanup("stopping it", func() error {
+		defer func() { <-m.starting }()
+		return m.finalize()
+	})
 }
 
 // unused reports whether the module has no user.
@@ -291,10 +300,9 @@ func (m *Module) unused() bool {
 }
 
 // finalize calls C_Finalize, unless the module has been opened again, or a call whose caller has left is still in it:
-// then that finalises it at its end. A module that another user of the library has initialised is left to that user.
+// then that finalises it at its end. A module that another user of the library has initialised is left to that user. The
+// caller holds starting.
 func (m *Module) finalize() error {
-	m.starting <- struct{}{}
-	defer func() { <-m.starting }()
 	if !m.running || !m.unused() || m.inFlight.Load() > 0 {
 		return nil
 	}

@@ -74,6 +74,28 @@ func TestManyStores(t *testing.T) {
 	}
 }
 
+// TestCloseWhileStarting does not take a module for stuck that somebody else starts, or keeps closed, for long.
+func TestCloseWhileStarting(t *testing.T) {
+	s := newToken(t)
+	backend := New()
+	token, err := backend.open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token.module.starting <- struct{}{}
+	if err := token.Close(); err != nil {
+		t.Error(err)
+	}
+	<-token.module.starting
+	again, err := backend.open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil || again.module.running {
+		t.Errorf("the module runs without a user: %v", err)
+	}
+}
+
 // copyModule returns a copy of SoftHSM's library, which the dynamic linker loads as another one.
 func copyModule(t *testing.T) string {
 	t.Helper()

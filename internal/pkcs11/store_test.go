@@ -256,6 +256,32 @@ func TestGenerateBesideStore(t *testing.T) {
 	}
 }
 
+// TestGenerateAfterStore makes a key as soon as the store is closed that has the module open.
+func TestGenerateAfterStore(t *testing.T) {
+	s, log := shimmed(t, newToken(t))
+	s.Timeout = 5 * time.Second
+	backend := New()
+	token, err := backend.open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := make(chan error)
+	go func() {
+		_, err := backend.Generate(t.Context(), s, request(t, "EC-256", key.Sign))
+		made <- err
+	}()
+	for softhsmtest.Count(softhsmtest.Calls(t, log), "C_GetInfo") == 0 {
+		continue // until it has looked at the token, after which it waits for this store
+	}
+	time.Sleep(50 * time.Millisecond)
+	if err := token.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-made; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestBackup wraps a key under a trusted wrapping key, deletes it and makes it again: it is what it was, and cannot be
 // wrapped by keys that are not trusted. A MAC holds data together with the wrapping key.
 func TestBackup(t *testing.T) {
