@@ -131,7 +131,17 @@ func (t *Token) reconnectLost(ctx context.Context) (struct{}, error) {
 	if !t.conn.pool.Load().isLost() {
 		return struct{}{}, nil
 	}
+	if t.conn.unused() {
+		return struct{}{}, failure.New(failure.Internal, "%s is closed", t.name())
+	}
 	return struct{}{}, t.reconnect(ctx)
+}
+
+// unused reports whether all stores that used the connection are closed.
+func (c *connection) unused() bool {
+	c.module.mu.Lock()
+	defer c.module.mu.Unlock()
+	return c.users == 0
 }
 
 // reconnect opens the lost token again, in a few attempts with growing pauses. While one operation after the other
@@ -214,6 +224,9 @@ func (t *Token) reconnectOnce(ctx context.Context) error {
 	}
 	p.add(session)
 	c.pool.Store(p)
+	if c.unused() { // the last store was closed meanwhile, with the sessions from before
+		p.close(m)
+	}
 	return nil
 }
 

@@ -9,8 +9,10 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
@@ -71,6 +73,88 @@ func TestManyStores(t *testing.T) {
 		if a, b := softhsmtest.Count(calls, pair[0]), softhsmtest.Count(calls, pair[1]); a != b || a == 0 {
 			t.Errorf("%d calls of %s, %d of %s", a, pair[0], b, pair[1])
 		}
+	}
+}
+
+// TestCloseTwice counts a store once that is closed twice, and opens nothing again for one that is closed.
+func TestCloseTwice(t *testing.T) {
+	s, log := settings(t)
+	backend := New()
+	first, err := backend.open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := backend.open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := first.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	k, err := second.Key(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	fails(t, sign(t, k, "a"), failure.Internal, "is closed")
+	calls := softhsmtest.Calls(t, log)
+	for _, name := range []string{"C_Initialize", "C_Login", "C_OpenSession", "C_CloseSession", "C_Finalize"} {
+		if n := softhsmtest.Count(calls, name); n != 1 {
+			t.Errorf("%d calls of %s", n, name)
+		}
+	}
+}
+
+// TestCloseInRecovery closes the last store of a token while a call whose caller has left opens the token again: no
+// session is left, though another store keeps the module open.
+func TestCloseInRecovery(t *testing.T) {
+	s, log := settings(t)
+	softhsmtest.Run(t, softhsmtest.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", "second",
+		"--pin", softhsmtest.PIN, "--so-pin", softhsmtest.SOPIN)
+	backend := New()
+	elsewhere := *s
+	elsewhere.Key = config.URI{Token: "second"}
+	other, err := backend.open(t.Context(), &elsewhere)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := backend.open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := token.Key(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	before := softhsmtest.Count(softhsmtest.Calls(t, log), "C_OpenSession")
+	t.Setenv("SHIM_DELAY_MS", "200")
+	token.conn.pool.Load().lose()
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() { left <- token.ready(ctx) }()
+	for softhsmtest.Count(softhsmtest.Calls(t, log), "C_OpenSession") == before {
+		continue // until it is in the module
+	}
+	cancel()
+	if err := <-left; err == nil {
+		t.Error("a call whose context has ended succeeded")
+	}
+	if err := token.Close(); err != nil {
+		t.Error(err)
+	}
+	t.Setenv("SHIM_DELAY_MS", "")
+	for token.module.inFlight.Load() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+	calls := softhsmtest.Calls(t, log)
+	if o, c := softhsmtest.Count(calls, "C_OpenSession"), softhsmtest.Count(calls, "C_CloseSession"); o != c {
+		t.Errorf("%d sessions opened, %d closed", o, c)
 	}
 }
 

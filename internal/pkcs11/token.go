@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	"github.com/miekg/pkcs11"
 
@@ -22,6 +23,7 @@ type Token struct {
 	info     tokenInfo   // what the token said of itself when it was opened
 	slot     uint        // where it was then
 	signing  string      // the activity of a signature, made once
+	closed   atomic.Bool
 }
 
 // open returns the one token that the settings name, with a session.
@@ -45,8 +47,11 @@ func (b *Backend) open(ctx context.Context, s *config.Settings) (*Token, error) 
 }
 
 // Close ends the use of the token. The last store that closes it closes its sessions, which logs out; the last of the
-// module finalises that.
+// module finalises that. To close a store again does nothing.
 func (t *Token) Close() error {
+	if t.closed.Swap(true) {
+		return nil
+	}
 	if t.conn != nil {
 		t.conn.disconnect()
 	}
