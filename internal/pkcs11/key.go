@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"errors"
 	"sync/atomic"
 
 	"github.com/miekg/pkcs11"
@@ -77,6 +78,10 @@ func (k *Key) find(s *session) (objectHandle, error) {
 	}
 	if own, ok := k.public.(interface{ Equal(crypto.PublicKey) bool }); ok {
 		public, _, _, err := s.publicHalf(object)
+		known := len(at.id) > 0 || at.label != "" // the module has shown the public half before
+		if err != nil && (known || !errors.Is(err, errNoPublic)) {
+			return 0, err
+		}
 		if err == nil && !own.Equal(public) {
 			return 0, failure.New(failure.Conflict, "key %s on %s was replaced by another while the token was lost", k.name(),
 				s.name()).WithHint("check the keys on the token, and start again")

@@ -150,8 +150,14 @@ func (s *session) publicHalf(private objectHandle) (public crypto.PublicKey, id 
 				return public, id, label, nil
 			}
 		}
-		if leaf, err := s.sole(same); err == nil && leaf != nil {
+		leaf, leafErr := s.sole(same)
+		if leafErr == nil && leaf != nil {
 			return leaf.PublicKey, id, label, nil
+		}
+		for _, err := range []error{err, problem, leafErr} {
+			if s.lossOf(err) { // which says nothing about the key
+				return nil, id, label, s.failed(err, "cannot read key %s on %s", keyName(s.settings.Key), s.name())
+			}
 		}
 	}
 	if !errors.Is(problem, errNoPublic) {

@@ -303,6 +303,22 @@ func TestReplacedKey(t *testing.T) {
 	fails(t, sign(t, k, "a"), failure.Conflict, "was replaced by another")
 }
 
+// TestUnreadKeyAfterLoss signs with no key that cannot be compared with the one that was opened.
+func TestUnreadKeyAfterLoss(t *testing.T) {
+	s, log := settings(t)
+	_, k := openKey(t, s)
+	t.Setenv("SHIM_LOSE", "sessions:1")
+	t.Setenv("SHIM_FAULT", "C_GetAttributeValue:6") // CKR_FUNCTION_FAILED, where it reads the key again
+	fails(t, sign(t, k, "a"), failure.Internal, "CKR_FUNCTION_FAILED")
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_SignInit"); n != 1 {
+		t.Errorf("%d signatures begun", n)
+	}
+	t.Setenv("SHIM_LOSE", "")
+	if err := sign(t, k, "a"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestReconnectURI finds a lost token by what it was named by, but for its slot.
 func TestReconnectURI(t *testing.T) {
 	t.Parallel()
