@@ -3,6 +3,7 @@ package pkcs11
 import (
 	"context"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -109,14 +110,21 @@ func (b *Backend) count(s *config.Settings) (*Module, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	m := b.modules[path]
+	const sameEnv = "give the tokens the same value in env in the config file, or use them in separate processes"
 	for name, value := range s.Env {
-		if old, set := b.env[name]; set && old != value {
+		old, set := b.env[name]
+		if set && old != value {
 			return nil, failure.New(failure.Conflict,
 				"cannot use the PKCS#11 module %s: another token of this process has set %s to another value", s.ModulePath, name).
-				WithHint("give the tokens the same value in env in the config file, or use them in separate processes")
+				WithHint(sameEnv)
+		}
+		if !set && m != nil && m.users > 0 && os.Getenv(name) != value {
+			return nil, failure.New(failure.Conflict,
+				"cannot use the PKCS#11 module %s: another token of this process has started it without %s", s.ModulePath, name).
+				WithHint(sameEnv)
 		}
 	}
-	m := b.modules[path]
 	if m == nil {
 		m = &Module{backend: b, path: s.ModulePath, starting: make(chan struct{}, 1)}
 		b.modules[path] = m

@@ -579,6 +579,9 @@ func TestEnvironment(t *testing.T) {
 	other.Env = map[string]string{"SHIM_LOG": "elsewhere"}
 	_, err = backend.Open(t.Context(), &other)
 	fails(t, err, failure.Conflict, "has set SHIM_LOG to another value")
+	other.Env = map[string]string{"SHIM_NOISE": "1"} // which the module would not see before it starts again
+	_, err = backend.Open(t.Context(), &other)
+	fails(t, err, failure.Conflict, "has started it without SHIM_NOISE")
 	s.Env = map[string]string{"A=B": ""}
 	_, err = New().Open(t.Context(), s)
 	fails(t, err, failure.Invalid, "check env")
