@@ -147,3 +147,32 @@ func TestStuck(t *testing.T) {
 		t.Errorf("%d calls were made into a module that hangs", after-before)
 	}
 }
+
+// TestSlowClose closes more sessions than a slow module closes in the time of one, and does not take it for stuck.
+func TestSlowClose(t *testing.T) {
+	s, log := settings(t)
+	backend := New()
+	token, err := backend.open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := token.conn.pool.Load()
+	for range poolLimit - 1 {
+		session, err := p.open(token.module)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.add(session)
+	}
+	t.Setenv("SHIM_DELAY_MS", "200")
+	if err := token.Close(); err != nil {
+		t.Error(err)
+	}
+	t.Setenv("SHIM_DELAY_MS", "")
+	if token.module.stuck.Load() {
+		t.Error("the module counts as stuck")
+	}
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_CloseSession"); n != poolLimit {
+		t.Errorf("%d sessions closed", n)
+	}
+}

@@ -178,11 +178,20 @@ func (p *pool) close(m *Module) {
 	wait, cancel := context.WithTimeout(context.Background(), cleanupLimit)
 	defer cancel()
 	_ = p.drain(wait, cleanupLimit)
-	if len(p.idle) == 0 {
-		return
+	for len(p.idle) > 0 && !m.stuck.Load() { // one at a time: many take longer than a module that is not stuck takes for one
+		if err := m.cleanup("closing the session", func() error { return p.closeOne(m) }); err != nil {
+			slog.Warn("closing the session", "error", err)
+		}
 	}
-	if err := m.cleanup("closing the session", func() error { return p.closeIdle(m, 0) }); err != nil {
-		slog.Warn("closing the session", "error", err)
+}
+
+// closeOne closes one of the sessions that nobody uses, if there is any.
+func (p *pool) closeOne(m *Module) error {
+	select {
+	case session := <-p.idle:
+		return m.calls.closeSession(session)
+	default:
+		return nil
 	}
 }
 
