@@ -189,10 +189,11 @@ func (t *Token) reconnectOnce(ctx context.Context) error {
 	if err := old.drain(ctx, limit); err != nil {
 		return err
 	}
-	p, err := t.findAgain(ctx)
+	slot, info, err := t.look(ctx, c.want) // in whatever slot it is now
 	if err != nil {
 		return err
 	}
+	p := newPool(slot, info)
 	p.flags = old.flags
 	session, err := step(ctx, m, limit, "opening a session", func() (sessionHandle, error) {
 		session, err := p.open(m)
@@ -228,29 +229,6 @@ func (t *Token) reconnectOnce(ctx context.Context) error {
 		p.close(m)
 	}
 	return nil
-}
-
-// findAgain finds the token, in whatever slot it is now.
-func (t *Token) findAgain(ctx context.Context) (*pool, error) {
-	m, limit := t.module, t.settings.Timeout
-	find := func() (*pool, error) {
-		defer m.lock(ctx, limit)()
-		return step(ctx, m, limit, "looking for the token", func() (*pool, error) {
-			slot, info, err := m.find(t.conn.want)
-			if err != nil {
-				return nil, err
-			}
-			return newPool(slot, info), nil
-		})
-	}
-	p, err := find()
-	if is(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED) {
-		if err := m.restart(ctx, t.settings); err != nil {
-			return nil, err
-		}
-		p, err = find()
-	}
-	return p, err
 }
 
 // loginAgain logs in through a new session, unless the login still holds. The PIN is read again from its source; one

@@ -303,6 +303,30 @@ func TestReplacedKey(t *testing.T) {
 	fails(t, sign(t, k, "a"), failure.Conflict, "was replaced by another")
 }
 
+// TestOpenAfterLoss opens a token whose module was lost under another store.
+func TestOpenAfterLoss(t *testing.T) {
+	s, _ := settings(t)
+	backend := New()
+	token, err := backend.open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer token.Close()
+	if err := token.calls.finalize(); err != nil { // as another user of the library does
+		t.Fatal(err)
+	}
+	other, err := backend.open(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for _, store := range []*Token{other, token} {
+		if k, err := store.Key(t.Context(), nil); err != nil || sign(t, k, "a") != nil {
+			t.Errorf("no key after the loss: %v", err)
+		}
+	}
+}
+
 // TestUnreadKeyAfterLoss signs with no key that cannot be compared with the one that was opened.
 func TestUnreadKeyAfterLoss(t *testing.T) {
 	s, log := settings(t)

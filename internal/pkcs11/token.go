@@ -62,14 +62,28 @@ func (t *Token) Close() error {
 func (t *Token) Describe() key.Token { return describe(t.slot, t.info) }
 
 // find sets the slot of the token that the settings name, and what is known of it.
-func (t *Token) find(ctx context.Context) error {
-	m, limit := t.module, t.settings.Timeout
-	defer m.lock(ctx, limit)()
-	_, err := step(ctx, m, limit, "looking for the token", func() (_ struct{}, err error) {
-		t.slot, t.info, err = m.find(t.settings.Key)
-		return struct{}{}, err
-	})
+func (t *Token) find(ctx context.Context) (err error) {
+	t.slot, t.info, err = t.look(ctx, t.settings.Key)
 	return err
+}
+
+// look is Module.find as a step, after it has started a module again that says that it is not.
+func (t *Token) look(ctx context.Context, want config.URI) (slot uint, info tokenInfo, err error) {
+	m, limit := t.module, t.settings.Timeout
+	look := func() error {
+		defer m.lock(ctx, limit)()
+		_, err := step(ctx, m, limit, "looking for the token", func() (_ struct{}, err error) {
+			slot, info, err = m.find(want)
+			return struct{}{}, err
+		})
+		return err
+	}
+	if err = look(); is(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED) {
+		if err = m.restart(ctx, t.settings); err == nil {
+			err = look()
+		}
+	}
+	return slot, info, err
 }
 
 // find returns the slot of the one token that a URI names, and what the token says of itself.
