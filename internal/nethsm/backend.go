@@ -31,9 +31,9 @@ type Backend struct {
 	withTimeout func(context.Context, time.Duration) (context.Context, context.CancelFunc)
 
 	mu       sync.Mutex
-	warned   map[string]bool     // by the text of the warning
-	logins   map[string]*login   // by user and instances
-	rejected map[string]rejected // by user and instance
+	warned   map[string]bool          // by the text of the warning
+	turns    map[string]chan struct{} // by user and instance
+	rejected map[string]rejected      // by user and instance
 }
 
 // New returns a backend that writes each warning for people to the writer once. The log has them as well.
@@ -41,7 +41,7 @@ func New(warnings io.Writer) *Backend {
 	return &Backend{
 		warnings: warnings, firstPause: 100 * time.Millisecond, certificateAge: 5 * time.Second,
 		withTimeout: context.WithTimeout,
-		warned:      map[string]bool{}, logins: map[string]*login{}, rejected: map[string]rejected{},
+		warned:      map[string]bool{}, turns: map[string]chan struct{}{}, rejected: map[string]rejected{},
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -51,6 +52,36 @@ func TestWrongPassphrase(t *testing.T) {
 	if _, err := openWith(t, b, s).change(t.Context(), request{what: "reading", method: http.MethodGet, path: "/keys"},
 		http.StatusOK); err != nil {
 		t.Errorf("the administrator: %v", err)
+	}
+}
+
+// TestWrongPassphraseOfPart sends a wrong passphrase once, although one of two stores names a part of the instances.
+func TestWrongPassphraseOfPart(t *testing.T) {
+	t.Parallel()
+	servers, s := start(t, 2)
+	s.PINSource = "env:TEST_WRONG"
+	part, n := *s, *s.NetHSM
+	n.Instances = n.Instances[:1]
+	part.NetHSM = &n
+	hang := servers[0].Inject("", "/users/*", 1, nethsmtest.Hang())
+	b := warnTo(io.Discard)
+	var all sync.WaitGroup
+	login := func(s *config.Settings) {
+		store := openWith(t, b, s)
+		all.Go(func() {
+			if err := store.Login(t.Context()); !failure.Is(err, failure.Denied) {
+				t.Error(err)
+			}
+		})
+	}
+	login(s)
+	waitFor(t, func() bool { return hang.Hits() == 1 })
+	login(&part)
+	time.Sleep(20 * time.Millisecond) // for a request that must not be sent
+	hang.Release()
+	all.Wait()
+	if all := paths("", servers...); len(all) != 1 {
+		t.Errorf("the passphrase was sent %d times: %v", len(all), all)
 	}
 }
 

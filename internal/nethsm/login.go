@@ -3,14 +3,16 @@ package nethsm
 import (
 	"context"
 	"slices"
-	"strings"
 )
 
-// login is a user of one cluster, shared by all stores of a backend.
+// login is a user of one cluster. What it holds is shared by all stores of a backend, also by those that name a part of
+// the instances alone.
 type login struct {
 	backend *Backend
-	names   []string      // the user at each instance, as keys of Backend.rejected
-	turn    chan struct{} // of capacity 1; held while a passphrase is read, or sent before it was accepted once
+	names   []string // the user at each instance, as keys of Backend.rejected
+	// turns are of capacity 1, one for each name. All are held while a passphrase is read, or sent before it was accepted
+	// once.
+	turns []chan struct{}
 }
 
 // rejected is a user whose credentials a NetHSM rejected.
@@ -21,31 +23,44 @@ type rejected struct {
 
 // login returns the login of a user at the instances.
 func (b *Backend) login(user string, instances []string) *login {
-	l := &login{backend: b, turn: make(chan struct{}, 1)}
-	for _, instance := range slices.Sorted(slices.Values(instances)) {
-		l.names = append(l.names, user+" "+instance)
-	}
-	id := strings.Join(l.names, " ")
+	l := &login{backend: b}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if known, ok := b.logins[id]; ok {
-		return known
+	for _, instance := range slices.Sorted(slices.Values(instances)) { // so that no two logins wait for each other
+		name := user + " " + instance
+		if slices.Contains(l.names, name) {
+			continue
+		}
+		turn, ok := b.turns[name]
+		if !ok {
+			turn = make(chan struct{}, 1)
+			b.turns[name] = turn
+		}
+		l.names, l.turns = append(l.names, name), append(l.turns, turn)
 	}
-	b.logins[id] = l
 	return l
 }
 
 // acquire waits for the turn, until the context ends.
 func (l *login) acquire(ctx context.Context) error {
-	select {
-	case l.turn <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
+	for i, turn := range l.turns {
+		select {
+		case turn <- struct{}{}:
+		case <-ctx.Done():
+			for _, held := range l.turns[:i] {
+				<-held
+			}
+			return ctx.Err()
+		}
 	}
+	return nil
 }
 
-func (l *login) release() { <-l.turn }
+func (l *login) release() {
+	for _, turn := range l.turns {
+		<-turn
+	}
+}
 
 // reject records that an instance rejected the user.
 func (l *login) reject(err error, changed bool) {
