@@ -41,6 +41,7 @@ type client struct {
 	http     *http.Client
 	working  atomic.Uint32 // the index of the instance to start with: that which responded last
 	used     sync.Map      // *credential, closed with the client
+	closed   atomic.Bool
 }
 
 // request is one request to the API.
@@ -275,9 +276,14 @@ func (c *client) send(ctx context.Context, instance string, r request, secret []
 
 // close closes the connections, whose buffers may hold a passphrase, and clears the passphrases.
 func (c *client) close() {
+	c.closed.Store(true)
 	for as := range c.used.Range {
 		as := as.(*credential)
-		as.close(failure.New(failure.Internal, "the store of user %s is closed", as.user))
+		as.close(errClosed(as))
 	}
 	c.http.CloseIdleConnections()
+}
+
+func errClosed(as *credential) error {
+	return failure.New(failure.Internal, "the store of user %s is closed", as.user)
 }

@@ -67,6 +67,9 @@ func (c *client) credential(user, source string) *credential {
 // readPassphrase reads the passphrase, unless it was read before. A person who is prompted is asked once.
 func (c *client) readPassphrase(ctx context.Context, as *credential) error {
 	c.used.Store(as, true)
+	if c.closed.Load() { // nobody would clear the passphrase
+		return errClosed(as)
+	}
 	if ready, err := as.state(); ready || err != nil {
 		return err
 	}

@@ -85,6 +85,25 @@ func TestWrongPassphraseOfPart(t *testing.T) {
 	}
 }
 
+// TestUseAfterClose reads no passphrase for a store that is closed.
+func TestUseAfterClose(t *testing.T) {
+	t.Parallel()
+	servers, s := start(t, 1)
+	store := open(t, s)
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Login(t.Context()); !failure.Is(err, failure.Internal) || !strings.Contains(err.Error(), "is closed") {
+		t.Errorf("a login of a closed store: %v", err)
+	}
+	if store.reader.secret != nil {
+		t.Error("the passphrase stays in memory")
+	}
+	if all := paths("", servers...); len(all) != 0 {
+		t.Errorf("requests: %v", all)
+	}
+}
+
 // TestChangedPassphrase stops sending a passphrase that was right until it was changed on the NetHSM, in all stores.
 // One that was accepted is still sent after a wrong one of another store was rejected.
 func TestChangedPassphrase(t *testing.T) {
