@@ -43,7 +43,7 @@ func (m *Module) connect(slot uint, info tokenInfo, want config.URI) *connection
 		}
 	}
 	c := &connection{module: m, want: reconnectURI(want, info), users: 1, connecting: make(chan struct{}, 1)}
-	c.pool.Store(newPool(slot, info))
+	c.pool.Store(newPool(slot, info, m.starts.Load()))
 	m.connections = append(m.connections, c)
 	return c
 }
@@ -193,7 +193,7 @@ func (t *Token) reconnectOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p := newPool(slot, info)
+	p := newPool(slot, info, m.starts.Load())
 	p.flags = old.flags
 	session, err := step(ctx, m, limit, "opening a session", func() (sessionHandle, error) {
 		session, err := p.open(m)
@@ -209,8 +209,12 @@ func (t *Token) reconnectOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.loggedIn.Load() {
+	restarted := func() bool { return p.of != m.starts.Load() } // and another session may have the number
+	if c.loggedIn.Load() && !restarted() {
 		err = t.loginAgain(ctx, p.info, session)
+	}
+	if restarted() {
+		return t.failed(pkcs11.Error(pkcs11.CKR_SESSION_CLOSED), "the session on %s was lost", p.info.name())
 	}
 	_, _ = step(ctx, m, limit, "closing lost sessions", func() (struct{}, error) {
 		if err != nil {

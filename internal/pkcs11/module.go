@@ -37,6 +37,7 @@ type Module struct {
 	running  bool          // initialised; guarded by starting
 	owner    bool          // we initialised it, so we finalise it; guarded by starting
 
+	starts   atomic.Int64 // how often it was started again; session numbers of before count no more
 	stuck    atomic.Bool  // a call did not return; another call could hang too
 	inFlight atomic.Int64 // jobs that may be calling the module
 
@@ -234,6 +235,7 @@ func (m *Module) restart(ctx context.Context, s *config.Settings) error {
 	if !is(err, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED) {
 		return nil // it was started again in the meantime, or the next call shows what is wrong
 	}
+	m.starts.Add(1)
 	if err := m.loseSessions(ctx, s.Timeout); err != nil {
 		return err
 	}
@@ -243,8 +245,8 @@ func (m *Module) restart(ctx context.Context, s *config.Settings) error {
 	return err
 }
 
-// loseSessions forgets the sessions of all tokens, before the module gives their numbers, and those of objects, to new
-// ones: an operation with an old number could use a key of another token.
+// loseSessions ends the use of the sessions of all tokens, before the module gives their numbers, and those of objects,
+// to new ones: an operation with an old number could use a key of another token.
 func (m *Module) loseSessions(ctx context.Context, limit time.Duration) error {
 	var pools []*pool
 	m.mu.Lock()
@@ -259,7 +261,6 @@ func (m *Module) loseSessions(ctx context.Context, limit time.Duration) error {
 		if err := p.drain(ctx, limit); err != nil {
 			return err
 		}
-		p.forget()
 	}
 	return nil
 }
@@ -300,8 +301,8 @@ func (m *Module) unused() bool {
 }
 
 // finalize calls C_Finalize, unless the module has been opened again, or a call whose caller has left is still in it:
-// then that finalises it at its end. A module that another user of the library has initialised is left to that user. The
-// caller holds starting.
+// then that finalises it at its end. A module that another user of the library has initialised is left to that user.
+// The caller holds starting.
 func (m *Module) finalize() error {
 	if !m.running || !m.unused() || m.inFlight.Load() > 0 {
 		return nil

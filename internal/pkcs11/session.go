@@ -24,6 +24,7 @@ type session struct {
 type pool struct {
 	slot uint
 	info tokenInfo
+	of   int64              // Module.starts when the token was found
 	idle chan sessionHandle // sessions that nobody uses
 	lost chan struct{}      // closed when the sessions, the login or the token were lost, or the pool was closed
 
@@ -40,9 +41,9 @@ type pool struct {
 // poolLimit bounds the sessions of one process on a token. A network HSM answers several at once; few allow many more.
 const poolLimit = 16
 
-func newPool(slot uint, info tokenInfo) *pool {
+func newPool(slot uint, info tokenInfo, starts int64) *pool {
 	return &pool{
-		slot: slot, info: info, idle: make(chan sessionHandle, poolLimit), lost: make(chan struct{}),
+		slot: slot, info: info, of: starts, idle: make(chan sessionHandle, poolLimit), lost: make(chan struct{}),
 		all: map[sessionHandle]bool{}, drained: make(chan struct{}),
 	}
 }
@@ -142,7 +143,7 @@ func (p *pool) closeIdle(m *Module, open sessionHandle) (err error) {
 	for {
 		select {
 		case session := <-p.idle:
-			if session == open {
+			if session == open || p.of != m.starts.Load() { // another session has the number now
 				continue
 			}
 			if closeErr := m.calls.closeSession(session); closeErr != nil {
@@ -150,18 +151,6 @@ func (p *pool) closeIdle(m *Module, open sessionHandle) (err error) {
 			}
 		default:
 			return err
-		}
-	}
-}
-
-// forget drops the sessions that nobody uses, without closing them: they ended with the module, which may have given
-// their numbers to others.
-func (p *pool) forget() {
-	for {
-		select {
-		case <-p.idle:
-		default:
-			return
 		}
 	}
 }
@@ -178,7 +167,7 @@ func (p *pool) close(m *Module) {
 	wait, cancel := context.WithTimeout(context.Background(), cleanupLimit)
 	defer cancel()
 	_ = p.drain(wait, cleanupLimit)
-	for len(p.idle) > 0 && !m.stuck.Load() { // one at a time: many take longer than a module that is not stuck takes for one
+	for len(p.idle) > 0 && !m.stuck.Load() { // one at a time, each with its own limit
 		if err := m.cleanup("closing the session", func() error { return p.closeOne(m) }); err != nil {
 			slog.Warn("closing the session", "error", err)
 		}
@@ -189,6 +178,9 @@ func (p *pool) close(m *Module) {
 func (p *pool) closeOne(m *Module) error {
 	select {
 	case session := <-p.idle:
+		if p.of != m.starts.Load() { // another session has the number now
+			return nil
+		}
 		return m.calls.closeSession(session)
 	default:
 		return nil
