@@ -91,6 +91,7 @@ func (t *Token) turn(ctx context.Context, user uint, limit time.Duration) (end f
 
 // loginNow calls C_Login in the caller's turn, clears the PIN, and remembers a refusal. Every error counts as one, but
 // for those that say that the session or the token was lost: a module may answer a wrong PIN by a value of its own.
+// CKR_DEVICE_ERROR is such a value here, since the device may have counted the PIN before it failed.
 func (t *Token) loginNow(user uint, session sessionHandle, secret *pin.Secret) error {
 	err := t.calls.login(session, user, secret.Bytes())
 	secret.Clear()
@@ -98,7 +99,7 @@ func (t *Token) loginNow(user uint, session sessionHandle, secret *pin.Secret) e
 		return nil
 	}
 	failed := t.failed(err, "cannot log in to %s", t.name())
-	if !t.lossOf(err) {
+	if !t.lossOf(err) || is(err, pkcs11.CKR_DEVICE_ERROR) {
 		t.module.backend.refuse(t.loginIdentity(user), failed)
 	}
 	return failed

@@ -625,6 +625,29 @@ func TestPIN(t *testing.T) {
 	}
 }
 
+// TestPINAtBrokenDevice tries a PIN once when the module answers CKR_DEVICE_ERROR: the device may have counted it.
+func TestPINAtBrokenDevice(t *testing.T) {
+	s := newToken(t)
+	generateKey(t, s, request(t, "EC-256", key.Sign))
+	s, log := shimmed(t, s)
+	t.Setenv("SHIM_FAULT", "C_Login:30")
+	t.Setenv("SHIM_FAULT_TIMES", "0")
+	backend := New()
+	for range 2 {
+		token, err := backend.Open(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := token.Login(t.Context()); err == nil {
+			t.Error("it logged in")
+		}
+		token.Close()
+	}
+	if n := softhsmtest.Count(softhsmtest.Calls(t, log), "C_Login"); n != 1 {
+		t.Errorf("%d logins", n)
+	}
+}
+
 // TestPINForEachUse logs in for each use of a key that asks for it, and once for the token.
 func TestPINForEachUse(t *testing.T) {
 	s := newToken(t)
