@@ -23,7 +23,7 @@ type Backend struct {
 	mu      sync.Mutex
 	modules map[string]*Module
 	env     map[string]string        // variables that were set for a module, by name
-	refused map[string]error         // why a token refused a login, by the token's identity and user; it is not tried again
+	refused map[string]error         // the refusal of a login, by the token's identity and user; it is not tried again
 	logins  map[string]chan struct{} // by the same; each holds a value while somebody tries the PIN
 }
 

@@ -55,7 +55,7 @@ var meanings = map[pkcs11.Error]meaning{
 	pkcs11.CKR_TOKEN_NOT_PRESENT: {failure.Unavailable, "put the token back and run it again"},
 	pkcs11.CKR_DEVICE_REMOVED:    {failure.Unavailable, "put the token back and run it again"},
 	pkcs11.CKR_DEVICE_ERROR:      {failure.Unavailable, "check the HSM and its connection, and run it again"},
-	pkcs11.CKR_SLOT_ID_INVALID:   {failure.Invalid, "slots are listed by 'notation-hsm token list'"},
+	pkcs11.CKR_SLOT_ID_INVALID:   {failure.NotFound, "list the slots with 'notation-hsm token list'"},
 	pkcs11.CKR_MECHANISM_INVALID: {failure.Internal,
 		"the module cannot do this with the key; see the mechanisms of the token with pkcs11-tool -M"},
 }
@@ -95,5 +95,6 @@ func initializeHint(err error, path, args string) string {
 		return "start pkcsslotd, and check that this user is in the group pkcs11"
 	}
 	return "check that what the module talks to is running, and that this user may use it " +
-		"(openCryptoki: pkcsslotd and the group pkcs11; a TPM: /dev/tpmrm0 and the group tss; a network HSM: its client's configuration)"
+		"(openCryptoki: pkcsslotd and the group pkcs11; a TPM: /dev/tpmrm0 and the group tss; a network HSM: its client's " +
+		"configuration)"
 }

@@ -15,7 +15,7 @@ import (
 // of each object: a module such as SoftHSM reads every object in every search. Public keys are searched only if a
 // private key does not show its public half, and certificates only if a public key is missing then.
 
-// Limits of a list: how many objects of a class, and how many objects are read in one step, which has the timeout to itself.
+// Limits of a list: objects of a class, and objects that are read in one step, which has the timeout to itself.
 const (
 	listLimit = 1 << 16
 	listStep  = 64

@@ -201,7 +201,7 @@ func (m *Module) load(env map[string]string) error {
 func (m *Module) initialize(args string) error {
 	err := m.calls.initialize(pkcs11.CKF_OS_LOCKING_OK, args)
 	if is(err, pkcs11.CKR_CANT_LOCK) {
-		err = m.calls.initialize(0, args) // it can't be called from several threads at once, which one signature never does
+		err = m.calls.initialize(0, args) // it cannot be called from several threads
 	}
 	if is(err, pkcs11.CKR_CRYPTOKI_ALREADY_INITIALIZED) {
 		m.running = true

@@ -15,10 +15,10 @@ import (
 //
 //   - It shows nothing before the login, not even certificates; and a login counts for the one session it was made in.
 //   - A search by CKA_ID, which is the key's ID on the NetHSM, is one request. Any other reads all keys and their
-//     certificates, with two requests each, and ignores the rest of the template. CKA_LABEL is the same ID up to version
-//     2, and a label of its own from 3 on.
-//   - A certificate is stored with its key and nowhere else. Where a chain is stored, the module cannot read it and shows
-//     none.
+//     certificates, with two requests each, and ignores the rest of the template. CKA_LABEL is the same ID up to
+//     version 2, and a label of its own from 3 on.
+//   - A certificate is stored with its key and nowhere else. Where a chain is stored, the module cannot read it and
+//     shows none.
 //   - Keys and certificates are made and deleted by the Administrator, who is not the user that signs. Nothing is
 //     wrapped.
 //   - Public keys and mechanisms come with the key: asking for them, or for one that the key was not made for, costs no

@@ -360,8 +360,8 @@ func TestReconnectURI(t *testing.T) {
 	}
 }
 
-// TestLossOfToken tries a few times to open a token that stays away, then lets the next operations fail at once until it
-// is time to try again.
+// TestLossOfToken tries a few times to open a token that stays away, then lets the next operations fail at once until
+// it is time to try again.
 func TestLossOfToken(t *testing.T) {
 	s, log := settings(t)
 	token, k := openKey(t, s)

@@ -368,8 +368,8 @@ func TestWrapRefused(t *testing.T) {
 	fails(t, err, failure.Denied, "does not let key")
 }
 
-// TestNoTrustedKeys says which attribute a module refuses that has no trusted keys, or that it is one of three, and stores
-// nothing.
+// TestNoTrustedKeys says which attribute a module refuses that has no trusted keys, or that it is one of three, and
+// stores nothing.
 func TestNoTrustedKeys(t *testing.T) {
 	s, _ := shimmed(t, newToken(t))
 	t.Setenv("SO_PIN", softhsmtest.SOPIN)
@@ -378,7 +378,8 @@ func TestNoTrustedKeys(t *testing.T) {
 		32))
 	fails(t, err, failure.Unsupported, "it refuses CKA_TRUSTED, without which")
 	t.Setenv("SHIM_FAULT_TIMES", "0")
-	err = New().ImportWrapping(t.Context(), s, "env:SO_PIN", key.WrappingKey{Label: "b", ID: []byte("b")}, make([]byte, 32))
+	w := key.WrappingKey{Label: "b", ID: []byte("b")}
+	err = New().ImportWrapping(t.Context(), s, "env:SO_PIN", w, make([]byte, 32))
 	fails(t, err, failure.Unsupported, "it refuses CKA_TRUSTED, CKA_WRAP_TEMPLATE or CKA_UNWRAP_TEMPLATE, without which")
 	t.Setenv("SHIM_FAULT", "")
 	_, err = open(t, s).WrappingKey(t.Context(), config.URI{})
@@ -667,8 +668,8 @@ func TestPINForEachUse(t *testing.T) {
 	}
 }
 
-// TestWrongPINForEachUse has many goroutines use a key whose every use needs the PIN, when the PIN's source holds a wrong
-// one by then. One of them tries it.
+// TestWrongPINForEachUse has many goroutines use a key whose every use needs the PIN, when the PIN's source holds a
+// wrong one by then. One of them tries it.
 func TestWrongPINForEachUse(t *testing.T) {
 	s := newToken(t)
 	softhsmtest.Run(t, softhsmtest.Program(t, "pkcs11-tool"), "--module", s.ModulePath, "--token-label", "signing",

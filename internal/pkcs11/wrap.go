@@ -105,8 +105,8 @@ func (t *Token) wrappingRefused(err error, session sessionHandle, w key.Wrapping
 	return f
 }
 
-// refusedAttribute names the attribute without which a module makes a wrapping key of no value that lasts as long as the
-// session: a module does not say which it refuses.
+// refusedAttribute names the attribute without which a module makes a wrapping key of no value that lasts as long as
+// the session: a module does not say which it refuses.
 func (t *Token) refusedAttribute(session sessionHandle, w key.WrappingKey) string {
 	names := map[uint]string{pkcs11.CKA_TRUSTED: "CKA_TRUSTED", pkcs11.CKA_WRAP_TEMPLATE: "CKA_WRAP_TEMPLATE",
 		pkcs11.CKA_UNWRAP_TEMPLATE: "CKA_UNWRAP_TEMPLATE"}

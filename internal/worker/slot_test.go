@@ -204,8 +204,8 @@ func TestTokenNames(t *testing.T) {
 	a.logsIn(t, "0")
 }
 
-// TestAnswerOnAnotherConnection refuses the answer to a use of a key on the shared connection. Its caller would wait for
-// the lane for ever.
+// TestAnswerOnAnotherConnection refuses the answer to a use of a key on the shared connection. Its caller would wait
+// for the lane for ever.
 func TestAnswerOnAnotherConnection(t *testing.T) {
 	t.Parallel()
 	a := newAsking(t)
