@@ -541,7 +541,7 @@ func TestWhichToken(t *testing.T) {
 	free := tokens[len(tokens)-1].Slot
 	fail(config.URI{SlotID: &free}, failure.Invalid, "is not initialised")
 	none := uint(1 << 20)
-	fail(config.URI{SlotID: &none}, failure.Invalid, "token list")
+	fail(config.URI{SlotID: &none}, failure.NotFound, "token list")
 	for range 2 {
 		softhsmtest.Run(t, softhsmtest.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", "twice", "--pin",
 			softhsmtest.PIN, "--so-pin", softhsmtest.SOPIN)
