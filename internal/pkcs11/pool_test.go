@@ -122,7 +122,7 @@ func TestBrokenSession(t *testing.T) {
 // TestStuck touches a module no more once a call in it has not come back.
 func TestStuck(t *testing.T) {
 	s, log := settings(t)
-	s.ModulePath = softhsmtest.Shim(t, copyModule(t)) // it stays initialised
+	s.ModulePath = softhsmtest.Shim(t, copyModule(t, "SOFTHSM2_CONF")) // it stays initialised
 	token, err := New().Open(context.Background(), s)
 	if err != nil {
 		t.Fatal(err)

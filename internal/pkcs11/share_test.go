@@ -1,11 +1,13 @@
 package pkcs11
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"testing"
@@ -32,13 +34,20 @@ func TestManyStores(t *testing.T) {
 		}
 	}
 	s, log := settings(t)
-	copied := copyModule(t)
+	const variable = "SOFTHSM2_CONX"
+	copied, folder := copyModule(t, variable), t.TempDir()
+	if err := softhsmtest.WriteSoftHSMConfig(folder); err != nil {
+		t.Fatal(err)
+	}
+	conf := filepath.Join(folder, "softhsm2.conf")
+	t.Setenv(variable, conf)
 	backend := New()
 	all := []*config.Settings{s}
 	for i, module := range []string{copied, s.ModulePath} {
 		label := fmt.Sprintf("token-%d", i)
-		softhsmtest.Run(t, softhsmtest.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", label,
-			"--pin", softhsmtest.PIN, "--so-pin", softhsmtest.SOPIN)
+		softhsmtest.Run(t, "env", "SOFTHSM2_CONF="+[]string{conf, os.Getenv("SOFTHSM2_CONF")}[i],
+			softhsmtest.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", label, "--pin", softhsmtest.PIN,
+			"--so-pin", softhsmtest.SOPIN)
 		other := *s
 		other.ModulePath, other.Key = module, config.URI{Token: label, Object: "release"}
 		spec, err := key.ParseSpec("EC-256")
@@ -63,9 +72,14 @@ func TestManyStores(t *testing.T) {
 	}
 	group.Wait()
 	for path, m := range backend.modules {
-		if m.users != 0 || m.running || len(m.connections) != 0 || m.inFlight.Load() != 0 {
-			t.Errorf("%s has %d users, %d tokens open and %d calls in flight", path, m.users, len(m.connections),
-				m.inFlight.Load())
+		for idle := false; !idle; { // a call whose caller has left goes on, and its end finalises the module
+			m.starting <- struct{}{}
+			idle = m.inFlight.Load() == 0 && !m.running
+			<-m.starting
+			runtime.Gosched()
+		}
+		if m.users != 0 || len(m.connections) != 0 {
+			t.Errorf("%s has %d users and %d tokens open", path, m.users, len(m.connections))
 		}
 	}
 	calls := softhsmtest.Calls(t, log)
@@ -180,18 +194,21 @@ func TestCloseWhileStarting(t *testing.T) {
 	}
 }
 
-// copyModule returns a copy of SoftHSM's library, which the dynamic linker loads as another one.
-func copyModule(t *testing.T) string {
+// copyModule returns a copy of SoftHSM's library, which the dynamic linker loads as another one. variable, as long as
+// SOFTHSM2_CONF, names its configuration: two libraries with tokens in one folder would read files that the other writes,
+// as they do not have the lock of one library.
+func copyModule(t *testing.T, variable string) string {
 	t.Helper()
 	library, err := os.ReadFile(softhsmtest.Module(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	copied := filepath.Join(t.TempDir(), "libsofthsm2-copy.so")
-	if err := os.WriteFile(copied, library, 0o600); err != nil {
+	library = bytes.ReplaceAll(library, []byte("SOFTHSM2_CONF"), []byte(variable))
+	path := filepath.Join(t.TempDir(), "libsofthsm2-copy.so")
+	if err := os.WriteFile(path, library, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return copied
+	return path
 }
 
 // signSome opens a key, makes some signatures and closes it; now and then with a context that ends.
