@@ -195,8 +195,8 @@ func TestCloseWhileStarting(t *testing.T) {
 }
 
 // copyModule returns a copy of SoftHSM's library, which the dynamic linker loads as another one. variable, as long as
-// SOFTHSM2_CONF, names its configuration: two libraries with tokens in one folder would read files that the other writes,
-// as they do not have the lock of one library.
+// SOFTHSM2_CONF, names its configuration: two libraries with tokens in one folder would read files that the other
+// writes, as they do not have the lock of one library.
 func copyModule(t *testing.T, variable string) string {
 	t.Helper()
 	library, err := os.ReadFile(softhsmtest.Module(t))
