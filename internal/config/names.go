@@ -22,6 +22,7 @@ const (
 	CertificateChain = "certificate-chain"
 	Timeout          = "timeout"
 	AllowFinalPINTry = "allow-final-pin-try"
+	Broker           = "broker"
 )
 
 // pinValue is the attribute of a URI with the PIN itself.
@@ -36,7 +37,7 @@ const InitArgs = "init-args"
 const NetHSMInsecure = "nethsm-insecure"
 
 // Names lists the settings of plugin config, flags and the environment.
-var Names = []string{ModulePath, Token, SlotID, PINSource, CertificateChain, Timeout, AllowFinalPINTry}
+var Names = []string{ModulePath, Token, SlotID, PINSource, CertificateChain, Timeout, AllowFinalPINTry, Broker}
 
 // checkName fails if a name is not known. The hint has the nearest known name.
 func checkName(name string, known []string, what, where string) error {

@@ -157,7 +157,7 @@ func (s *Settings) applyNetHSM(f *file, layers []layer, origin Origin, missing *
 			WithHint("for a NetHSM for tests, also write insecure: true under nethsm in " + f.path +
 				"; else remove " + NetHSMInsecure)
 	}
-	if n.Insecure && !stated && origin == PluginConfig {
+	if n.Insecure && !stated && origin.name == PluginConfig.name {
 		return failure.New(failure.Denied,
 			"the TLS certificates of the NetHSM are NOT verified (insecure), and the settings of the key do not allow that").
 			WithHint("set fingerprints or ca-file under nethsm; or, for a NetHSM for tests, write " +

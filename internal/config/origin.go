@@ -11,6 +11,7 @@ type Origin struct {
 	name          string
 	namesPrograms bool
 	showsPIN      string // what would show a PIN in this place to others
+	direct        bool   // the setting broker does not count
 }
 
 var (
@@ -26,12 +27,19 @@ var (
 // where names the place in errors.
 func Stored(where string) Origin { return Origin{name: where, showsPIN: where} }
 
+// Direct returns the same origin for a command that changes keys or certificates. It reaches their module itself,
+// whatever the setting broker says.
+func (o Origin) Direct() Origin {
+	o.direct = true
+	return o
+}
+
 // uri returns the origin of the attributes of a key's URI in this place.
 func (o Origin) uri() Origin {
-	switch o {
-	case Flags:
+	switch o.name {
+	case Flags.name:
 		o.name = keyURI
-	case PluginConfig:
+	case PluginConfig.name:
 		o.name = "the key id"
 	default:
 		o.name = keyURI + " in " + o.name

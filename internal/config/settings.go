@@ -32,7 +32,8 @@ type Settings struct {
 	InitArgs         string            // pReserved of C_Initialize; "" is NULL
 	AllowFinalPINTry bool              // try the PIN also when a wrong one would lock the token
 	Env              map[string]string // environment variables for the module
-	NetHSM           *NetHSM           // settings of the NetHSM if Key.NetHSM is set, else nil
+	NetHSM           *NetHSM           // settings of the NetHSM if Key.NetHSM is set and Broker is not, else nil
+	Broker           string            // unix:PATH of the broker that uses the key; "" if this process does
 }
 
 const safePIN = `set pin-source to env:NAME, file:/path, "exec:command args" or prompt; or set NOTATION_HSM_PIN`
@@ -100,10 +101,14 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 	}
 	layers = append(layers, fromURI, layer{origin: environmentOrigin, values: variables}, own)
 	s := &Settings{Key: uri, Timeout: DefaultTimeout}
+	if err := s.chooseBroker(append(slices.Clone(layers), fromFile(f.settings)),
+		origin); err != nil {
+		return nil, err
+	}
 	if err := s.chooseToken(append(slices.Clone(layers), fromFile(f.settings))); err != nil {
 		return nil, err
 	}
-	if s.Key.NetHSM {
+	if s.Key.NetHSM && s.Broker == "" {
 		return s, s.applyNetHSM(f, append(layers, fromFile(f.nethsm), fromFile(f.settings)), origin, missing)
 	}
 	if len(f.tokens) == 1 && !s.Key.namesToken() {
@@ -120,7 +125,8 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 	switch {
 	case reference == "":
 		return URI{}, nil, nil
-	case strings.HasPrefix(reference, Scheme), strings.HasPrefix(reference, NetHSMScheme):
+	case strings.HasPrefix(reference, Scheme), strings.HasPrefix(reference, NetHSMScheme),
+		strings.HasPrefix(reference, BrokerScheme):
 		uri, err := ParseURI(reference)
 		if err == nil && uri.Query[pinValue] != "" {
 			err = carriesPIN(keyURI, pinValue, origin)
@@ -130,7 +136,7 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 	entry, ok := f.keys[reference]
 	if !ok {
 		known := slices.Sorted(maps.Keys(f.keys))
-		hint := `write the key's URI, "pkcs11:token=...;object=..." or "nethsm:KEYID", or add an alias under "keys" in ` +
+		hint := `write the key's URI, "pkcs11:token=...;object=...", "nethsm:KEYID" or "broker:NAME", or add an alias under "keys" in ` +
 			f.path
 		if near := nearest(reference, known); near != "" {
 			hint = "did you mean " + near + "? Or " + hint
@@ -138,7 +144,7 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 			hint = "known aliases: " + strings.Join(known, ", ") + "; or " + hint
 		}
 		return URI{}, nil, failure.New(failure.NotFound,
-			"unknown key %q: it is neither a URI (pkcs11: or nethsm:) nor an alias", redactMalformed(reference)).
+			"unknown key %q: it is neither a URI (pkcs11:, nethsm: or broker:) nor an alias", redactMalformed(reference)).
 			WithHint(hint)
 	}
 	uri, err := ParseURI(entry[uriSetting])
@@ -147,12 +153,15 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 
 // namesToken reports whether the URI names a token.
 func (u URI) namesToken() bool {
-	return u.NetHSM || u.Token != "" || u.Serial != "" || u.Manufacturer != "" || u.Model != "" || u.SlotID != nil
+	return u.NetHSM || u.Broker || u.Token != "" || u.Serial != "" || u.Manufacturer != "" || u.Model != "" || u.SlotID != nil
 }
 
 // chooseToken takes the token from the strongest layer that names a token or slot, and nothing of it from other layers:
 // parts of two names would be a third token. A token may be given as a URI, which may have more settings.
 func (s *Settings) chooseToken(layers []layer) error {
+	if s.Key.Broker {
+		return nil // the broker knows
+	}
 	for _, l := range layers {
 		if l.uri && s.Key.namesToken() {
 			return nil

@@ -16,9 +16,10 @@ import (
 // Scheme begins the URI of a key or token in PKCS#11 (RFC 7512).
 const Scheme = "pkcs11:"
 
-// URI is an RFC 7512 URI of a token or of a private key on it, or the reference of a key on the NetHSM.
+// URI is an RFC 7512 URI of a token or of a private key on it, or the reference of a key on the NetHSM or of a broker.
 type URI struct {
 	NetHSM                             bool // nethsm:KEYID; only Object is set, to the key ID
+	Broker                             bool // broker:NAME; only Object is set, to the name
 	Token, Serial, Manufacturer, Model string
 	SlotID                             *uint
 	Object                             string // CKA_LABEL; empty matches any
@@ -33,10 +34,13 @@ var (
 	queryAttributes = []string{ModulePath, PINSource, pinValue}
 )
 
-// ParseURI parses an RFC 7512 URI or nethsm:KEYID. It fails with kind Invalid, and names the malformed attribute.
+// ParseURI parses an RFC 7512 URI, nethsm:KEYID or broker:NAME. It fails with kind Invalid, and names the malformed attribute.
 func ParseURI(text string) (URI, error) {
 	if strings.HasPrefix(text, NetHSMScheme) {
 		return parseNetHSM(text)
+	}
+	if strings.HasPrefix(text, BrokerScheme) {
+		return parseBroker(text)
 	}
 	if err := checkAttributes(text); err != nil {
 		return URI{}, err
@@ -126,8 +130,11 @@ func parseSlot(text string) (uint, error) {
 
 // Scheme returns the scheme of the URI, with its colon.
 func (u URI) Scheme() string {
-	if u.NetHSM {
+	switch {
+	case u.NetHSM:
 		return NetHSMScheme
+	case u.Broker:
+		return BrokerScheme
 	}
 	return Scheme
 }
@@ -136,6 +143,9 @@ func (u URI) Scheme() string {
 func (u URI) String() string {
 	if u.NetHSM {
 		return NetHSMScheme + u.Object
+	}
+	if u.Broker {
+		return BrokerScheme + url.PathEscape(u.Object)
 	}
 	encode := pkcs11uri.New()
 	var parts []string

@@ -39,6 +39,7 @@ type Backend interface {
 type Keystore struct {
 	backends map[string]Backend
 	missing  func(scheme string) error
+	direct   bool
 }
 
 // New returns a Keystore of backends. missing returns the failure for a scheme without one; nil means a general one.
@@ -48,6 +49,11 @@ func New(missing func(scheme string) error, backends ...Backend) *Keystore {
 		k.backends[b.Scheme()] = b
 	}
 	return k
+}
+
+// Direct returns the same keystore for commands that change keys or certificates: the setting broker does not count.
+func (k *Keystore) Direct() *Keystore {
+	return &Keystore{backends: k.backends, missing: k.missing, direct: true}
 }
 
 // Close releases what the backends keep between calls.
@@ -72,14 +78,21 @@ func (k *Keystore) backend(scheme string) (Backend, error) {
 // Resolve returns the key or token that a reference names: a URI, an alias of the config file, or "" for a token alone.
 // It takes what config.Resolve takes, and returns its failures.
 func (k *Keystore) Resolve(reference string, given map[string]string, origin config.Origin) (*Reference, error) {
-	return k.with(config.Resolve(reference, given, origin))
+	return k.with(config.Resolve(reference, given, k.route(origin)))
 }
 
 // ResolveStored is Resolve for a reference that stands in data with settings of its own, as config.ResolveStored has
 // it.
 func (k *Keystore) ResolveStored(reference string, stored map[string]string, origin config.Origin,
 	flags map[string]string) (*Reference, error) {
-	return k.with(config.ResolveStored(reference, stored, origin, flags))
+	return k.with(config.ResolveStored(reference, stored, k.route(origin), flags))
+}
+
+func (k *Keystore) route(origin config.Origin) config.Origin {
+	if k.direct {
+		return origin.Direct()
+	}
+	return origin
 }
 
 func (k *Keystore) with(s *config.Settings, err error) (*Reference, error) {
@@ -111,11 +124,11 @@ type Reference struct {
 func (r *Reference) Keystore() *Keystore { return r.keystore }
 
 // Backend returns the backend that reaches the key, for operations that one kind of module alone has.
-func (r *Reference) Backend() (Backend, error) { return r.keystore.backend(r.Key.Scheme()) }
+func (r *Reference) Backend() (Backend, error) { return r.keystore.backend(r.Settings.Scheme()) }
 
 // Open opens the token. The caller closes the store.
 func (r *Reference) Open(ctx context.Context) (Store, error) {
-	b, err := r.keystore.backend(r.Key.Scheme())
+	b, err := r.keystore.backend(r.Settings.Scheme())
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +151,7 @@ func (r *Reference) WithKey(ctx context.Context, do func(Store, Key) error) erro
 
 // Tokens lists the tokens of the module.
 func (r *Reference) Tokens(ctx context.Context) ([]key.Token, error) {
-	b, err := r.keystore.backend(r.Key.Scheme())
+	b, err := r.keystore.backend(r.Settings.Scheme())
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +161,7 @@ func (r *Reference) Tokens(ctx context.Context) ([]key.Token, error) {
 // Generate makes a key inside the module: sensitive, not extractable unless the request says so, and for its usage
 // alone.
 func (r *Reference) Generate(ctx context.Context, request key.Request) (key.Info, error) {
-	b, err := r.keystore.backend(r.Key.Scheme())
+	b, err := r.keystore.backend(r.Settings.Scheme())
 	if err != nil {
 		return key.Info{}, err
 	}
@@ -157,7 +170,7 @@ func (r *Reference) Generate(ctx context.Context, request key.Request) (key.Info
 
 // ImportWrapping stores a trusted wrapping key on the token, as its security officer, whose PIN comes from soPINSource.
 func (r *Reference) ImportWrapping(ctx context.Context, soPINSource string, w key.WrappingKey, value []byte) error {
-	b, err := r.keystore.backend(r.Key.Scheme())
+	b, err := r.keystore.backend(r.Settings.Scheme())
 	if err != nil {
 		return err
 	}
