@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"syscall"
 )
 
@@ -27,6 +28,20 @@ const (
 	Timeout                 // there was no answer before the deadline
 	Unsupported             // the module, or this program, cannot do this
 )
+
+var kindNames = []string{"internal", "invalid", "not-found", "denied", "conflict", "unavailable", "throttled",
+	"timeout", "unsupported"}
+
+// String returns the name of the kind, in lower case with hyphens.
+func (k Kind) String() string {
+	if k < 0 || int(k) >= len(kindNames) {
+		return kindNames[Internal]
+	}
+	return kindNames[k]
+}
+
+// ParseKind returns the kind of a name, and Internal for a name that is none's.
+func ParseKind(name string) Kind { return Kind(max(slices.Index(kindNames, name), 0)) }
 
 // Error is a failure with a message for its reader.
 type Error struct {
