@@ -10,6 +10,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/nethsm"
+	"github.com/notation-hsm/notation-hsm/internal/remote"
 )
 
 // Keystore returns a keystore with all backends of this build. It writes warnings for people to standard error.
@@ -17,7 +18,7 @@ func Keystore() *keystore.Keystore { return KeystoreWarning(os.Stderr) }
 
 // KeystoreWarning is Keystore with another writer for warnings.
 func KeystoreWarning(warnings io.Writer) *keystore.Keystore {
-	return keystore.New(missing, append(modules(), nethsm.New(warnings))...)
+	return keystore.New(missing, append(modules(), nethsm.New(warnings), remote.New())...)
 }
 
 // Service returns a keystore for a program that runs for long: each PKCS#11 module is used in a process of its own. The

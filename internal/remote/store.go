@@ -1,0 +1,169 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/x509"
+
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+)
+
+// store is what a broker said of the key that was asked for, or of all its keys.
+type store struct {
+	client *client
+	name   string // of the key; "" for all
+	all    brokerapi.Keys
+}
+
+// one returns the key that was asked for.
+func (s *store) one() (brokerapi.Key, error) {
+	if s.name == "" || len(s.all.Keys) != 1 {
+		return brokerapi.Key{}, failure.New(failure.Invalid, "no key of the broker is named").
+			WithHint("name it like broker:release")
+	}
+	return s.all.Keys[0], nil
+}
+
+// Describe returns the token of the broker's first key.
+func (s *store) Describe() key.Token {
+	if len(s.all.Keys) == 0 {
+		return key.Token{PIN: key.PINNotTold}
+	}
+	first := s.all.Keys[0]
+	return key.Token{URI: first.URI, Label: first.Token, Initialized: true, PIN: key.PINNotTold}
+}
+
+// Login does nothing: the broker has logged in.
+func (s *store) Login(context.Context) error { return nil }
+
+// Close does nothing: connections are the Backend's.
+func (s *store) Close() error { return nil }
+
+// Key returns the key that was asked for. It fails with Invalid if public is another key's.
+func (s *store) Key(_ context.Context, public crypto.PublicKey) (keystore.Key, error) {
+	described, err := s.one()
+	if err != nil {
+		return nil, err
+	}
+	found, err := s.key(described)
+	if err != nil {
+		return nil, err
+	}
+	if public != nil && !found.public.Equal(public) {
+		return nil, failure.New(failure.Invalid, "the certificate belongs to another key than the broker's key %q", s.name).
+			WithHint("name the certificate that was issued for this key")
+	}
+	return found, nil
+}
+
+// Keys returns all keys that the broker listed.
+func (s *store) Keys(context.Context) (all []keystore.Key, err error) {
+	for _, described := range s.all.Keys {
+		found, err := s.key(described)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, found)
+	}
+	return all, nil
+}
+
+// Public returns the key's public half.
+func (s *store) Public(ctx context.Context) (crypto.PublicKey, error) {
+	k, err := s.Key(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	return k.Public(), nil
+}
+
+// Receives returns whether the broker unwraps layer keys with the key.
+func (s *store) Receives(context.Context, crypto.PublicKey) (key.Receives, error) {
+	described, err := s.one()
+	if err != nil {
+		return key.Receives{}, err
+	}
+	return receives(described), nil
+}
+
+// Leaf returns the leaf of the key's chain, or nil.
+func (s *store) Leaf(ctx context.Context) (*x509.Certificate, error) {
+	chain, err := s.Certificates(ctx)
+	if err != nil || len(chain) == 0 {
+		return nil, err
+	}
+	return chain[0], nil
+}
+
+// Issuers returns those certificates of the chain whose subject is cert's issuer.
+func (s *store) Issuers(ctx context.Context, cert *x509.Certificate) (issuers []*x509.Certificate, err error) {
+	chain, err := s.Certificates(ctx)
+	for _, one := range chain {
+		if bytes.Equal(one.RawSubject, cert.RawIssuer) {
+			issuers = append(issuers, one)
+		}
+	}
+	return issuers, err
+}
+
+// Certificates returns the chains of the keys that were asked for.
+func (s *store) Certificates(context.Context) (all []*x509.Certificate, err error) {
+	for _, described := range s.all.Keys {
+		for _, der := range described.Chain {
+			cert, err := x509.ParseCertificate(der)
+			if err != nil {
+				return nil, s.client.nonsense("certificate", err)
+			}
+			all = append(all, cert)
+		}
+	}
+	return all, nil
+}
+
+// Import fails, as do all that change keys.
+func (s *store) Import(context.Context, keystore.Key, []*x509.Certificate) (int, error) {
+	return 0, unsupported("stores no certificates")
+}
+
+// Delete fails.
+func (s *store) Delete(context.Context, keystore.Key, []*x509.Certificate) error {
+	return unsupported("deletes no keys")
+}
+
+// Discard fails.
+func (s *store) Discard(context.Context) error { return unsupported("deletes no keys") }
+
+// Taken fails.
+func (s *store) Taken(context.Context, config.URI) (bool, error) {
+	return false, unsupported("generates no keys")
+}
+
+// WrappingKey fails.
+func (s *store) WrappingKey(context.Context, config.URI) (key.WrappingKey, error) {
+	return key.WrappingKey{}, unsupported("wraps no keys")
+}
+
+// Wrap fails.
+func (s *store) Wrap(context.Context, keystore.Key, config.URI) (key.Wrapped, error) {
+	return key.Wrapped{}, unsupported("wraps no keys")
+}
+
+// Unwrap fails.
+func (s *store) Unwrap(context.Context, key.Wrapped, key.Usage, string, []byte, crypto.PublicKey) error {
+	return unsupported("unwraps no keys")
+}
+
+// Authenticate fails.
+func (s *store) Authenticate(context.Context, []byte, string, key.WrappingKey) (key.MAC, error) {
+	return key.MAC{}, unsupported("authenticates no backups")
+}
+
+// Verify fails.
+func (s *store) Verify(context.Context, []byte, key.MAC, string, key.WrappingKey) error {
+	return unsupported("authenticates no backups")
+}
