@@ -1,0 +1,90 @@
+// Package agent uses the keys of one token for the programs of one user, which need no PIN and no module: it logs in
+// once, reads what is to be signed, and signs what its keys are allowed to sign.
+//
+// It serves the HTTP API of internal/brokerapi. Everything that reaches it is a program of the user's own, and may still
+// be broken or hostile: a request is bounded in size and time, and names no key outside of the token.
+package agent
+
+import (
+	"context"
+	"sync"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/payload"
+)
+
+// Options are what an agent is started with.
+type Options struct {
+	// Open returns a keystore of its own, and the token that the agent holds. It is called again after Lock.
+	Open func() (*keystore.Keystore, *keystore.Reference, error)
+	// Formats are what the keys are allowed to sign.
+	Formats []payload.Format
+	// Confirm asks a person whether a key may be used for an artifact, and fails with Denied if not; nil asks nobody.
+	Confirm func(ctx context.Context, key string, a *payload.Artifact) error
+}
+
+// Agent holds a token.
+type Agent struct {
+	options Options
+
+	mu      sync.Mutex
+	current *session // nil while the agent is locked
+	closed  bool
+}
+
+// New returns an agent that has not logged in.
+func New(o Options) *Agent { return &Agent{options: o} }
+
+// Unlock logs in to the token, unless the agent has. What needs a key calls it by itself.
+func (a *Agent) Unlock(ctx context.Context) error {
+	s, err := a.session()
+	if err != nil {
+		return err
+	}
+	return s.login(ctx)
+}
+
+// Lock forgets the PIN, and ends the login and every use of a key in flight. The next use of a key logs in again.
+func (a *Agent) Lock() error {
+	a.mu.Lock()
+	s := a.current
+	a.current = nil
+	a.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	return s.close()
+}
+
+// Close locks the agent for good.
+func (a *Agent) Close() error {
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	return a.Lock()
+}
+
+// Locked reports whether the agent has forgotten its PIN.
+func (a *Agent) Locked() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.current == nil
+}
+
+// session returns the open token.
+func (a *Agent) session() (*session, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil, failure.New(failure.Unavailable, "the agent is ending").WithHint("start 'hsm-broker agent' again")
+	}
+	if a.current == nil {
+		ks, token, err := a.options.Open()
+		if err != nil {
+			return nil, err
+		}
+		a.current = &session{keystore: ks, token: token, held: map[string]*held{}, opening: map[string]chan struct{}{}}
+	}
+	return a.current, nil
+}
