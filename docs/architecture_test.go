@@ -24,13 +24,13 @@ var storeys = []struct {
 	name  string
 	rooms []string
 }{
-	{"commands", []string{"cmd/notation-hsm", "cmd/hsm-image"}},
+	{"commands", []string{"cmd/notation-hsm", "cmd/hsm-image", "cmd/hsm-broker"}},
 	{"parts of commands", []string{"cli", "backends"}},
-	{"jobs", []string{"plugin", "custody", "keyprovider", "image", "gate"}},
+	{"jobs", []string{"plugin", "custody", "keyprovider", "image", "gate", "agent"}},
 	{"below the jobs", []string{"ca", "trust", "signer", "layerkey"}},
-	{"backends", []string{"pkcs11", "nethsm", "worker"}},
-	{"keys and certificates", []string{"keystore", "certs"}},
-	{"settings and files", []string{"config", "pin", "state"}},
+	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
+	{"keys and certificates", []string{"keystore", "certs", "brokerapi"}},
+	{"settings and files", []string{"config", "pin", "state", "payload"}},
 	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox"}},
 	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "stdio", "crashreport"}},
 }
