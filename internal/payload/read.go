@@ -18,7 +18,10 @@ type reader struct {
 var errOther = errors.New("the bytes are of another format")
 
 // readers are all formats. Bytes have the shape of at most one of them.
-var readers = []reader{}
+var readers = []reader{
+	{"notation in JWS", readJWS},
+	{"notation in COSE", readCOSE},
+}
 
 // Read returns what a signature of data is for. It fails with Denied if data has the shape of no format, as a bare hash
 // has, and with Invalid if data has the shape of a format but is refused; the error then names the place.
