@@ -54,7 +54,7 @@ var (
 	coseEncoding = mode(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, IndefLength: cbor.IndefLengthForbidden,
 		Time: cbor.TimeUnix, TimeTag: cbor.EncTagRequired}.EncMode())
 	coseDecoding = mode(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden,
-		IntDec: cbor.IntDecConvertSigned, TimeTag: cbor.DecTagRequired, MaxNestedLevels: bound.Depth}.DecMode())
+		IntDec: cbor.IntDecConvertSignedOrFail, TimeTag: cbor.DecTagRequired, MaxNestedLevels: bound.Depth}.DecMode())
 )
 
 // mode returns a mode whose options are constant.
@@ -98,7 +98,7 @@ func readCOSE(data []byte) (*Artifact, error) {
 	}
 	s.External = []byte{} // the decoder takes null for it
 	if err := checkCBOR(data, s); err != nil {
-		return nil, fmt.Errorf("Sig_structure: %w", err)
+		return nil, fmt.Errorf("structure: %w", err)
 	}
 	return notationArtifact("COSE", header, d), nil
 }
@@ -134,7 +134,7 @@ func readCOSEHeader(protected []byte) (h notationHeader, err error) {
 	var unknown []string
 	for label := range headers {
 		if !labels[label] {
-			unknown = append(unknown, fmt.Sprintf("%.50v", label))
+			unknown = append(unknown, fmt.Sprintf("%.60s", fmt.Sprintf("%#v", label)))
 		}
 	}
 	if len(unknown) > 0 {

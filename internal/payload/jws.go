@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// base64Bytes are the bytes of base64 in both its alphabets, with padding.
-const base64Bytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/="
+// base64Bytes are the bytes of base64 in both its alphabets, with padding and line breaks.
+const base64Bytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/=\r\n"
 
 // jwsAlgorithms are the signature algorithms by their names in JWS (RFC 7518).
 var jwsAlgorithms = map[string]string{
