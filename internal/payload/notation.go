@@ -101,8 +101,8 @@ func (d descriptor) check() error {
 	}
 	for name, value := range d.annotations {
 		if name == "" || len(name) > maxAnnotationName || len(value) > maxAnnotationValue {
-			return fmt.Errorf("annotations.%.50s: a name of %d and a value of %d bytes are not within 1 to %d and %d",
-				name, len(name), len(value), maxAnnotationName, maxAnnotationValue)
+			return at(join("annotations", name), "a name of %d and a value of %d bytes are not within 1 to %d and %d",
+				len(name), len(value), maxAnnotationName, maxAnnotationValue)
 		}
 	}
 	return nil

@@ -58,8 +58,9 @@ func Read(data []byte) (*Artifact, error) {
 		WithHint("send the bytes to be signed themselves, in a format that the key is allowed to sign")
 }
 
-// refuse returns the error for bytes that have the shape of a format but are refused.
+// refuse returns the error for bytes that have the shape of a format but are refused. It is short, whatever the bytes
+// have that the cause quotes.
 func refuse(name string, err error) error {
-	return failure.New(failure.Invalid, "cannot read what is to be signed as %s: %w", name, err).
+	return failure.New(failure.Invalid, "cannot read what is to be signed as %s: %.500s", name, err.Error()).
 		WithHint("sign with a client that writes this format in its canonical encoding")
 }

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
@@ -20,8 +22,8 @@ const maxInteger = 1<<53 - 1
 
 // readJSON decodes data into a pointer, and fails unless encode returns exactly data for what was decoded. The error
 // begins with the path to the first value that is refused, such as "targetArtifact.size". It refuses duplicate,
-// unknown and missing names, names in another case or order, null, numbers that the type cannot hold, white space,
-// other escapes than those of encode, and anything after the value.
+// unknown and missing names, names in another case or order, null where encode writes another value, numbers that the
+// type cannot hold, white space, other escapes than those of encode, and anything after the value.
 func readJSON(data []byte, into any, encode func(any) ([]byte, error)) error {
 	given, err := parseJSON(data)
 	if err != nil {
@@ -30,7 +32,7 @@ func readJSON(data []byte, into any, encode func(any) ([]byte, error)) error {
 	if err := json.Unmarshal(data, into); err != nil {
 		var mismatch *json.UnmarshalTypeError
 		if errors.As(err, &mismatch) {
-			return at(mismatch.Field, "%s is not of type %s", mismatch.Value, mismatch.Type.Kind())
+			return at(mismatch.Field, "%.60s is not of type %s", mismatch.Value, mismatch.Type.Kind())
 		}
 		return fmt.Errorf("not JSON: %w", err)
 	}
@@ -154,7 +156,7 @@ func (p *jsonParser) object(path string, depth int) (*jsonValue, error) {
 // nil if they differ in white space alone.
 func (v *jsonValue) differ(path string, canonical *jsonValue) error {
 	if v.text != canonical.text {
-		return at(path, "%.60s instead of %.60s", v.text, canonical.text)
+		return at(path, "%.60s instead of %.60s", printable(v.text), printable(canonical.text))
 	}
 	for _, name := range v.names {
 		if canonical.members[name] == nil {
@@ -168,7 +170,7 @@ func (v *jsonValue) differ(path string, canonical *jsonValue) error {
 		case v.names[i] != name:
 			return at(path, "name %.50q where %.50q belongs", v.names[i], name)
 		case v.encoded[i] != canonical.encoded[i]:
-			return at(path, "name %.60s instead of %.60s", v.encoded[i], canonical.encoded[i])
+			return at(path, "name %.60s instead of %.60s", printable(v.encoded[i]), printable(canonical.encoded[i]))
 		}
 		if err := v.members[name].differ(join(path, name), canonical.members[name]); err != nil {
 			return err
@@ -196,13 +198,26 @@ func (v *jsonValue) suggest(name string) string {
 
 // join returns the path of a member.
 func join(path, name string) string {
-	if len(name) > 50 {
-		name = name[:50] + "..."
+	if short := fmt.Sprintf("%.50s", name); short != name {
+		name = short + "..."
+	}
+	if quoted := strconv.Quote(name); quoted != `"`+name+`"` {
+		name = quoted
 	}
 	if path == "" {
 		return name
 	}
 	return path + "." + name
+}
+
+// printable replaces what would act on a terminal.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, text)
 }
 
 // at returns an error about the value at a path; an empty path is the whole document.
