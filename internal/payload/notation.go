@@ -6,6 +6,7 @@ import (
 	"mime"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -87,7 +88,8 @@ type descriptor struct {
 
 // check returns an error that names the field that is refused.
 func (d descriptor) check() error {
-	if _, _, err := mime.ParseMediaType(d.mediaType); err != nil || len(d.mediaType) > maxMediaType {
+	_, _, err := mime.ParseMediaType(d.mediaType)
+	if err != nil || len(d.mediaType) > maxMediaType || !strings.Contains(d.mediaType, "/") {
 		return fmt.Errorf("mediaType: %.60q is not a media type", d.mediaType)
 	}
 	if !digestSyntax.MatchString(d.digest) {

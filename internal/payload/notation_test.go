@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,6 +113,7 @@ func TestNotationRefused(t *testing.T) {
 		{func(r *request) { r.target.Size = -1 }, "payload: targetArtifact.size: "},
 		{func(r *request) { r.target.Size = 1 << 53 }, "payload: targetArtifact.size: "},
 		{func(r *request) { r.target.MediaType = "" }, "payload: targetArtifact.mediaType: "},
+		{func(r *request) { r.target.MediaType = "text" }, "payload: targetArtifact.mediaType: "},
 		{func(r *request) { r.target.MediaType = "application/json, text/plain" }, "payload: targetArtifact.mediaType: "},
 		{func(r *request) { r.target.MediaType = "text/" + strings.Repeat("x", 251) }, "payload: targetArtifact.mediaType: "},
 		{func(r *request) { r.target.Annotations = map[string]string{"": "x"} }, "payload: targetArtifact.annotations."},
@@ -446,6 +448,16 @@ func TestCOSEStructure(t *testing.T) {
 		{structure(t, append([]byte{0xd8, 0x20}, good...), coseBody), "protected header: "},
 	} {
 		checkRefused(t, test.data, "COSE: ", test.words)
+	}
+}
+
+// TestShortRefusal verifies that a message is short, whatever it quotes.
+func TestShortRefusal(t *testing.T) {
+	t.Parallel()
+	label := encode(t, strings.Repeat("é", 100000))
+	_, err := payload.Read(structure(t, slices.Concat([]byte{0xa2}, label, []byte{0}, label, []byte{0}), coseBody))
+	if err == nil || !strings.Contains(err.Error(), "duplicate map key") || len(err.Error()) > 3000 {
+		t.Errorf("%.100v", err)
 	}
 }
 

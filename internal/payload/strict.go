@@ -50,7 +50,7 @@ func readJSON(data []byte, into any, encode func(any) ([]byte, error)) error {
 	if err := given.differ("", wanted); err != nil {
 		return err
 	}
-	for i := range data { // canonical is no prefix of data, or the values would differ
+	for i := range data { // the values are the same, so that one is longer by white space
 		if i == len(canonical) || data[i] != canonical[i] {
 			return fmt.Errorf("byte %d: %.10q is not in the canonical encoding", i, data[i:])
 		}
