@@ -71,7 +71,8 @@ func (c *capture) Sign(data []byte) ([]byte, []*x509.Certificate, error) {
 	return nil, nil, errCaptured
 }
 
-// bytes returns the bytes to be signed, as notation-core-go sends them to a plugin for what notation-go asks it to sign.
+// bytes returns the bytes to be signed, as notation-core-go sends them to a plugin for what notation-go asks it to
+// sign.
 func (r request) bytes(t testing.TB) []byte {
 	t.Helper()
 	text, err := json.Marshal(content{r.target})

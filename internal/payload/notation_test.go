@@ -36,7 +36,8 @@ func TestNotation(t *testing.T) {
 		},
 		"1970": func(r *request) { r.signingTime = time.Unix(0, 0).UTC() },
 		"metadata": func(r *request) {
-			r.target.Annotations = map[string]string{"build": "<42> & 'more'", "a": "\"\\/\t\n\r\b\f\x00\x1f\x7f", "日本": "語 🙂",
+			r.target.Annotations = map[string]string{"build": "<42> & 'more'", "a": "\"\\/\t\n\r\b\f\x00\x1f\x7f",
+				"日本":   "語 🙂",
 				"line": "\u2028\u2029\ufeff", "io.cncf.notary.x": " ", "z=": "{\"a\":1}", "Build": "other",
 				"replacement": "\ufffd"}
 		},
@@ -127,7 +128,8 @@ func TestNotationRefused(t *testing.T) {
 				r.target.Annotations[strings.Repeat("a", i+1)] = ""
 			}
 		}, "payload: targetArtifact.annotations: 257"},
-		{func(r *request) { r.target.URLs = []string{"https://example.com"} }, `payload: targetArtifact: unknown name "urls"`},
+		{func(r *request) { r.target.URLs = []string{"https://example.com"} },
+			`payload: targetArtifact: unknown name "urls"`},
 		{func(r *request) { r.target.Data = []byte("x") }, `payload: targetArtifact: unknown name "data"`},
 		{func(r *request) { r.target.Platform = &ocispec.Platform{} }, `payload: targetArtifact: unknown name "platform"`},
 		{func(r *request) { r.target.ArtifactType = "a/b" }, `payload: targetArtifact: unknown name "artifactType"`},
@@ -161,7 +163,8 @@ func checkRefused(t *testing.T, data []byte, words ...string) {
 }
 
 const (
-	header = `{"alg":"ES256","crit":["io.cncf.notary.signingScheme"],"cty":"application/vnd.cncf.notary.payload.v1+json",` +
+	header = `{"alg":"ES256","crit":["io.cncf.notary.signingScheme"],` +
+		`"cty":"application/vnd.cncf.notary.payload.v1+json",` +
 		`"io.cncf.notary.signingScheme":"notary.x509","io.cncf.notary.signingTime":"2026-11-26T21:36:06Z"}`
 	body = `{"targetArtifact":{"annotations":{"a":"b"},"digest":"sha256:` +
 		`e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","mediaType":"a/b","size":1}}`
@@ -181,7 +184,7 @@ func TestJWSRefused(t *testing.T) {
 	if _, err := payload.Read([]byte(signingInput(header, body))); err != nil {
 		t.Fatal(err)
 	}
-	const expiry = `"io.cncf.notary.expiry"`
+	const expiry, scheme = `"io.cncf.notary.expiry"`, `,"io.cncf.notary.signingScheme":`
 	for _, test := range []struct{ old, replacement, words string }{ // in the header
 		{`{"alg"`, `{ "alg"`, "byte 1: "},
 		{`}`, "}\n", `byte`},
@@ -224,10 +227,10 @@ func TestJWSRefused(t *testing.T) {
 		{`2026-11-26T`, `2026-02-30T`, `io.cncf.notary.signingTime: `}, {`2026-`, `0001-`, `io.cncf.notary.signingTime: `},
 		{`"2026-11-26T21:36:06Z"`, `""`, `io.cncf.notary.signingTime: `},
 		{`"2026-11-26T21:36:06Z"`, `1795728966`, `io.cncf.notary.signingTime: number is not of type string`},
-		{`,"io.cncf.notary.signingScheme":`, `,` + expiry + `:"2027-11-26T21:36:06Z","io.cncf.notary.signingScheme":`, `crit: [`},
-		{`,"io.cncf.notary.signingScheme":`, `,` + expiry + `:"","io.cncf.notary.signingScheme":`, `unknown name ` + expiry},
-		{`,"io.cncf.notary.signingScheme":`, `,` + expiry + `:null,"io.cncf.notary.signingScheme":`, `unknown name ` + expiry},
-		{`,"io.cncf.notary.signingScheme":`, `,` + expiry + `:"0001-01-01T00:00:00Z","io.cncf.notary.signingScheme":`, `crit: `},
+		{scheme, `,` + expiry + `:"2027-11-26T21:36:06Z"` + scheme, `crit: [`},
+		{scheme, `,` + expiry + `:""` + scheme, `unknown name ` + expiry},
+		{scheme, `,` + expiry + `:null` + scheme, `unknown name ` + expiry},
+		{scheme, `,` + expiry + `:"0001-01-01T00:00:00Z"` + scheme, `crit: `},
 		{`{"alg":"ES256",`, `[{"alg":"ES256",`, `not JSON`},
 	} {
 		h := strings.Replace(header, test.old, test.replacement, 1)
@@ -378,16 +381,20 @@ func TestCOSERefused(t *testing.T) {
 		{map[any]any{2: []any{scheme, signing}}, `2: [`}, {map[any]any{2: critical}, `2: [`},
 		{map[any]any{3: 0}, "3: "}, {map[any]any{3: "application/json"}, `3: "application/json"`},
 		{map[any]any{3: cbor.RawMessage{0xf6}}, "3: null"},
-		{map[any]any{scheme: "notary.x509.signingAuthority"}, scheme + ": "}, {map[any]any{scheme: []byte("notary.x509")}, scheme},
+		{map[any]any{scheme: "notary.x509.signingAuthority"}, scheme + ": "},
+		{map[any]any{scheme: []byte("notary.x509")}, scheme},
 		{map[any]any{signing: 1795728966}, signing + ": "}, {map[any]any{signing: tag(1795728966.0)}, signing + ": "},
 		{map[any]any{signing: tag(1795728966.5)}, signing + ": "}, {map[any]any{signing: tag(-1)}, signing + ": not a whole"},
 		{map[any]any{signing: tag(253402300800)}, signing + ": not a whole"},
-		{map[any]any{signing: tag(uint64(1) << 63)}, signing + ": "}, {map[any]any{signing: tag(-62135596800)}, signing + ": "},
-		{map[any]any{signing: tag(nil)}, "tag number 1 must be followed by"}, {map[any]any{signing: cbor.RawMessage{0xf6}}, signing + ": null"},
+		{map[any]any{signing: tag(uint64(1) << 63)}, signing + ": "},
+		{map[any]any{signing: tag(-62135596800)}, signing + ": "},
+		{map[any]any{signing: tag(nil)}, "tag number 1 must be followed by"},
+		{map[any]any{signing: cbor.RawMessage{0xf6}}, signing + ": null"},
 		{map[any]any{signing: cbor.Tag{Number: 0, Content: "2026-11-26T21:36:06Z"}}, signing + ": "},
 		{map[any]any{signing: tag(tag(1795728966))}, "tag number 1 must be followed by"},
 		{map[any]any{signing: cbor.RawMessage{0xc1, 0x1a, 0, 0, 0, 1}}, signing + ": byte 1 is not"},
-		{map[any]any{expiry: tag(1795728967)}, "2: ["}, {map[any]any{expiry: cbor.RawMessage{0xf6}, 2: critical}, expiry + ": null"},
+		{map[any]any{expiry: tag(1795728967)}, "2: ["},
+		{map[any]any{expiry: cbor.RawMessage{0xf6}, 2: critical}, expiry + ": null"},
 		{map[any]any{expiry: cbor.RawMessage{0xf6}}, expiry + ": null"},
 		{map[any]any{expiry: tag(-62135596800)}, expiry + ": "},
 		{map[any]any{expiry: tag(1795728966), 2: critical}, expiry + ": not after the signing time"},
@@ -440,10 +447,11 @@ func TestCOSEStructure(t *testing.T) {
 		{encode(t, []any{[]byte("Signature1"), good, []byte{}, []byte(coseBody)}), ""},
 		{structure(t, append(bytes.Clone(good), 0), coseBody), "protected header: something follows"},
 		{structure(t, append([]byte{0xb8, 5}, good[1:]...), coseBody), "protected header: byte 0 is not"},
-		{structure(t, append([]byte{0xa6, 1, 0x26}, good[1:]...), coseBody), "protected header: cbor: found duplicate map key"},
+		{structure(t, append([]byte{0xa6, 1, 0x26}, good[1:]...), coseBody), "protected header: cbor: found duplicate"},
 		{structure(t, append([]byte{0xa6, 0x18, 1, 0x26}, good[1:]...), coseBody), "protected header: cbor: found duplicate"},
 		{structure(t, append([]byte{0xbf}, append(bytes.Clone(good[1:]), 0xff)...), coseBody), "protected header: "},
-		{structure(t, append([]byte{0xa6, 0xfb, 0x7f, 0xf8, 0, 0, 0, 0, 0, 0, 0}, good[1:]...), coseBody), "unknown label NaN"},
+		{structure(t, append([]byte{0xa6, 0xfb, 0x7f, 0xf8, 0, 0, 0, 0, 0, 0, 0}, good[1:]...), coseBody),
+			"unknown label NaN"},
 		{structure(t, append(append([]byte{0xa5}, good[3:]...), good[1:3]...), coseBody), "protected header: byte 1 is not"},
 		{structure(t, append([]byte{0xd8, 0x20}, good...), coseBody), "protected header: "},
 	} {
@@ -464,7 +472,8 @@ func TestShortRefusal(t *testing.T) {
 // TestReadOther refuses what has the shape of no format, as a bare hash has.
 func TestReadOther(t *testing.T) {
 	t.Parallel()
-	for _, data := range []string{"", ".", "x", "a bare hash", strings.Repeat("\x01", 32), "\x84\x6aSignature2", "{.}", "\x84",
+	for _, data := range []string{"", ".", "x", "a bare hash", strings.Repeat("\x01", 32), "\x84\x6aSignature2",
+		"{.}", "\x84",
 		digest.FromString("x").Encoded(), digest.FromString("x").String(), "\xd2\x84\x40\xa0\x40\x40"} {
 		checkRefused(t, []byte(data), "cannot read what is to be signed: no known format; a bare hash is never signed")
 	}

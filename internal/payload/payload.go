@@ -41,7 +41,7 @@ type Artifact struct {
 	MediaType   string            `json:"media_type,omitempty"` // of the artifact; of dsse, the payload type
 	Digest      string            `json:"digest,omitempty"`     // as ALGORITHM:HEX
 	Size        int64             `json:"size,omitempty"`       // of the artifact, in bytes
-	Name        string            `json:"name,omitempty"`       // a reference, a role or a subject, as its signer claims it
+	Name        string            `json:"name,omitempty"`       // a reference, role or subject, as its signer claims it
 	Annotations map[string]string `json:"annotations,omitempty"`
 	SigningTime time.Time         `json:"signing_time,omitzero"`
 	Expiry      time.Time         `json:"expiry,omitzero"` // zero means never

@@ -47,13 +47,15 @@ func TestReadJSON(t *testing.T) {
 		{json.Marshal, `null`, `null instead of object`},
 		{json.Marshal, `{"list":[{"n":1,"s":{"\u001b[2J":1}}]}`, `list.s: number is not of type string`},
 		{json.Marshal, `{"list":[{"n":1,"s":{"\u001b[2J":"\u003C"}}]}`, `list[0].s."\x1b[2J": "\u003C" instead of "\u003c"`},
-		{json.Marshal, "{\"list\":[{\"n\":1,\"s\":{\"a\":\"\x7f\u009b\\u003C\"}}]}", `list[0].s.a: "` + "\ufffd\ufffd" + `\u003C"`},
+		{json.Marshal, "{\"list\":[{\"n\":1,\"s\":{\"a\":\"\x7f\u009b\\u003C\"}}]}",
+			`list[0].s.a: "` + "\ufffd\ufffd" + `\u003C"`},
 		{json.Marshal, `{"list":[{"n":1,"s":{"` + strings.Repeat("k", 51) + `":"\u003C"}}]}`,
 			`list[0].s.` + strings.Repeat("k", 50) + `...: `},
 		{json.Marshal, `{"list":` + strings.Repeat("[", 16) + strings.Repeat("]", 17) + `}`, `: nested deeper than 16`},
 		{json.Marshal, strings.Repeat(`{"list":`, 100000), `: nested deeper than 16`},
 		{json.Marshal, `{"list":[` + strings.Repeat(`{"n":0},`, 10000) + `{"n":0}]}`, `more than 20000 values and names`},
-		{json.Marshal, `{"list":[{"n":1` + strings.Repeat("0", 5000) + `}]}`, "list.n: number 1" + strings.Repeat("0", 52) + " is not"},
+		{json.Marshal, `{"list":[{"n":1` + strings.Repeat("0", 5000) + `}]}`,
+			"list.n: number 1" + strings.Repeat("0", 52) + " is not"},
 	} {
 		var d document
 		err := readJSON([]byte(test.text), &d, test.encode)

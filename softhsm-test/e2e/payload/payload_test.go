@@ -96,7 +96,8 @@ func TestCommand(t *testing.T) {
 	r := newRecorder(t, token)
 	softhsmtest.Setenv(t, "NOTATION_EXPERIMENTAL", "1")
 	softhsmtest.Setenv(t, "TZ", "Asia/Kolkata")
-	metadata := map[string]string{"build": `<42> & "more"`, "übung": "日本 🙂\u2028", "url": "https://example.com/?a=b&c=d"}
+	metadata := map[string]string{"build": `<42> & "more"`, "übung": "日本 🙂\u2028",
+		"url": "https://example.com/?a=b&c=d"}
 	layout := t.TempDir()
 	oci.WriteImage(t, layout, "v1", 100, "linux/amd64")
 	targets := map[string]ocispec.Descriptor{layout + ":v1": resolveLayout(t, layout)}
