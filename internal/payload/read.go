@@ -21,6 +21,7 @@ var errOther = errors.New("the bytes are of another format")
 var readers = []reader{
 	{"notation in JWS", readJWS},
 	{"notation in COSE", readCOSE},
+	{"dsse", readDSSE},
 }
 
 // Read returns what a signature of data is for. It fails with Denied if data has the shape of no format, as a bare hash
