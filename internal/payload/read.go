@@ -22,6 +22,7 @@ var readers = []reader{
 	{"notation in JWS", readJWS},
 	{"notation in COSE", readCOSE},
 	{"dsse", readDSSE},
+	{"cosign", readCosign},
 }
 
 // Read returns what a signature of data is for. It fails with Denied if data has the shape of no format, as a bare hash
