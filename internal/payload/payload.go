@@ -23,7 +23,7 @@ const (
 	Notation Format = "notation"  // a Notary Project signature of an artifact, in JWS or COSE
 	DSSE     Format = "dsse"      // an in-toto statement in a Dead Simple Signing Envelope
 	Cosign   Format = "cosign"    // a simple signing document, as cosign signs it
-	X509     Format = "x509"      // a certificate or a certificate revocation list
+	X509     Format = "x509"      // a certificate, a certificate revocation list or a certificate request
 	TUF      Format = "tuf"       // metadata of The Update Framework
 	LayerKey Format = "layer-key" // the wrapped key of an encrypted image layer, which is decrypted, not signed
 )

@@ -23,6 +23,7 @@ var readers = []reader{
 	{"notation in COSE", readCOSE},
 	{"dsse", readDSSE},
 	{"cosign", readCosign},
+	{"x509", readX509},
 }
 
 // Read returns what a signature of data is for. It fails with Denied if data has the shape of no format, as a bare hash
