@@ -24,6 +24,7 @@ var readers = []reader{
 	{"dsse", readDSSE},
 	{"cosign", readCosign},
 	{"x509", readX509},
+	{"tuf", readTUF},
 }
 
 // Read returns what a signature of data is for. It fails with Denied if data has the shape of no format, as a bare hash
