@@ -25,6 +25,7 @@ var readers = []reader{
 	{"cosign", readCosign},
 	{"x509", readX509},
 	{"tuf", readTUF},
+	{"layer-key", readLayerKey},
 }
 
 // Read returns what a signature of data is for. It fails with Denied if data has the shape of no format, as a bare hash
