@@ -69,8 +69,8 @@ func extensionName(id asn1.ObjectIdentifier) string {
 	return id.String()
 }
 
-// extensionText returns an extension in words, such as "critical, CA, path length 0", if it decides what a certificate
-// is for, or is a number, and otherwise the DER of its value in hex. It fails unless the value is DER.
+// extensionText returns an extension in words, such as "critical, CA, path length 0", where they say all of it, and
+// otherwise the DER of its value in hex. It fails unless the value is DER.
 func extensionText(e pkix.Extension) (text string, err error) {
 	if err := bound.DER(e.Value, derLimits); err != nil {
 		return "", err
@@ -93,7 +93,13 @@ func extensionText(e pkix.Extension) (text string, err error) {
 	case "extKeyUsage":
 		text, err = extKeyUsage(e.Value)
 	case "subjectAltName":
-		text = generalNames(elements[0])
+		text = hexUnless(e.Value, subjectAltName)
+	case "nameConstraints":
+		text = hexUnless(e.Value, nameConstraints)
+	case "cRLDistributionPoints":
+		text = hexUnless(e.Value, distributionPoints)
+	case "authorityInfoAccess":
+		text = hexUnless(e.Value, infoAccess)
 	case "cRLNumber", "cRLReason":
 		text = hex.EncodeToString(elements[0].Bytes)
 	default:
@@ -156,22 +162,4 @@ func extKeyUsage(der []byte) (string, error) {
 		names = append(names, name)
 	}
 	return strings.Join(names, ", "), nil
-}
-
-// generalNames returns subject alternative names in words, such as `dns:"example.com"`, or, if there are others than
-// those of domains, URIs and mailboxes, their DER in hex.
-func generalNames(list asn1.RawValue) string {
-	names, err := derElements(list.Bytes)
-	words := make([]string, len(names))
-	for i, name := range names {
-		kind := map[byte]string{0x81: "email", 0x82: "dns", 0x86: "uri"}[name.FullBytes[0]]
-		if kind == "" {
-			err = errOther
-		}
-		words[i] = fmt.Sprintf("%s:%q", kind, name.Bytes)
-	}
-	if err != nil {
-		return hex.EncodeToString(list.FullBytes)
-	}
-	return strings.Join(words, ", ")
 }

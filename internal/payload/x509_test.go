@@ -170,6 +170,21 @@ func productReads(t *testing.T, algorithm string, signer crypto.Signer) {
 			t.Errorf("%s: %+v", words, a)
 		}
 	}
+	for cert, want := range map[*x509.Certificate]map[string]string{
+		root: {"nameConstraints": `critical, permit dns:"example.com", permit ip:192.0.2.0/24`},
+		leaf: {"cRLDistributionPoints": `uri:"http://pki.example.com/root.crl"`,
+			"authorityInfoAccess": `OCSP uri:"http://ocsp.example.com"`},
+	} {
+		a, err := Read(cert.RawTBSCertificate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range want {
+			if a.Annotations[name] != text {
+				t.Errorf("%s is %s", name, a.Annotations[name])
+			}
+		}
+	}
 	now := time.Now().UTC().Truncate(time.Second)
 	for _, entries := range [][]x509.RevocationListEntry{nil, {{SerialNumber: leaf.SerialNumber, RevocationTime: now,
 		ReasonCode: 1}, {SerialNumber: big.NewInt(7), RevocationTime: now}}} {
@@ -393,6 +408,26 @@ func TestX509Refuses(t *testing.T) {
 			if a, err := Read(data); err == nil {
 				t.Errorf("%s as %x: %+v", kind, data, a)
 			}
+		}
+	}
+}
+
+// TestX509Names shows names in extensions in words if these say all, and otherwise in hex.
+func TestX509Names(t *testing.T) {
+	const dns, ip = "8203 612e62", "8704 c0000201"
+	for _, c := range []struct{ id, value, want string }{
+		{"11", "300b" + dns + ip, `dns:"a.b", ip:192.0.2.1`},
+		{"11", "3009" + dns + "8802 2a03", "30098203612e6288022a03"},
+		{"11", "3005" + "8703 c00002", "30058703c00002"},
+		{"1e", "300c a10a 3008" + "8206 612e62633a64", `exclude dns:"a.bc:d"`},
+		{"1e", "300c a00a 3008" + dns + "8001 05", "300ca00a30088203612e62800105"},
+		{"1f", "300b 3009 a007 a005" + dns, `dns:"a.b"`},
+		{"1f", "300f 300d a007 a005" + dns + "8102 0780", "300f300da007a0058203612e6281020780"},
+	} {
+		der := fromHex("0603 551d" + c.id)
+		got, err := extensionText(pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, int(der[4])}, Value: fromHex(c.value)})
+		if err != nil || got != c.want {
+			t.Errorf("%s: %s, %v, not %s", c.value, got, err, c.want)
 		}
 	}
 }
