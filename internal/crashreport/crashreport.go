@@ -84,9 +84,15 @@ var format func(error) []byte
 // SetFormat sets how Expect formats an error: as JSON of the plugin contract, or as lines for people.
 func SetFormat(f func(error) []byte) { format = f }
 
-// Expect prepares err, which is written to standard error if the process crashes outside of its own code. It is called
-// before a module is loaded; a later call replaces the error. At most 8 KiB of it are written. Without a call of
-// SetFormat before, Expect does nothing.
+// output is where Expect writes; nil is standard error.
+var output *os.File
+
+// SetOutput sets where Expect writes, for a program whose caller reads failures from another descriptor.
+func SetOutput(file *os.File) { output = file }
+
+// Expect prepares err, which is written to standard error, or to the file of SetOutput, if the process crashes outside
+// of its own code. It is called before a module is loaded; a later call replaces the error. At most 8 KiB of it are
+// written. Without a call of SetFormat before, Expect does nothing.
 func Expect(err error) {
 	if format == nil {
 		return
@@ -95,5 +101,9 @@ func Expect(err error) {
 	if len(text) == 0 {
 		return
 	}
-	C.set_report(C.int(os.Stderr.Fd()), (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
+	file := output
+	if file == nil {
+		file = os.Stderr
+	}
+	C.set_report(C.int(file.Fd()), (*C.char)(unsafe.Pointer(&text[0])), C.size_t(len(text)))
 }

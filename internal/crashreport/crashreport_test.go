@@ -23,6 +23,10 @@ func TestMain(m *testing.M) {
 	case "module":
 		prepare()
 		crash()
+	case "elsewhere":
+		SetOutput(os.Stdout)
+		prepare()
+		crash()
 	case "unprepared":
 		crash()
 	case "long":
@@ -56,12 +60,18 @@ func crash() {
 // run runs this program as a helper.
 func run(t *testing.T, helper string) (code int, stderr string) {
 	t.Helper()
+	code, _, stderr = runBoth(t, helper)
+	return code, stderr
+}
+
+func runBoth(t *testing.T, helper string) (code int, stdout, stderr string) {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), "CRASHREPORT_HELPER="+helper)
-	var out bytes.Buffer
-	cmd.Stderr = &out
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
 	_ = cmd.Run()
-	return cmd.ProcessState.ExitCode(), out.String()
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
 }
 
 // TestModuleCrash writes the error that was prepared last, and nothing else.
@@ -72,6 +82,10 @@ func TestModuleCrash(t *testing.T) {
 	}
 	if code, stderr := run(t, "long"); code != 1 || stderr != strings.Repeat("x", 8192) {
 		t.Errorf("a long error: exit code %d, %d bytes", code, len(stderr))
+	}
+	code, stdout, stderr := runBoth(t, "elsewhere")
+	if code != 1 || stdout != "{the second module crashed}" || stderr != "" {
+		t.Errorf("on standard output: exit code %d, %q, %q", code, stdout, stderr)
 	}
 	if code, stderr := run(t, "unprepared"); code != 2 || !strings.Contains(stderr, "SIGILL") {
 		t.Errorf("without Expect, Go's runtime ends the process with exit code 2 and not %d: %q", code, stderr)

@@ -4,5 +4,10 @@
 // no modules.
 package crashreport
 
+import "os"
+
 // SetFormat does nothing in a build without cgo.
 func SetFormat(func(error) []byte) {}
+
+// SetOutput does nothing in a build without cgo.
+func SetOutput(*os.File) {}
