@@ -24,9 +24,9 @@ var storeys = []struct {
 	name  string
 	rooms []string
 }{
-	{"commands", []string{"cmd/notation-hsm", "cmd/hsm-image", "cmd/hsm-broker"}},
+	{"commands", []string{"cmd/notation-hsm", "cmd/hsm-image", "cmd/hsm-broker", "cmd/sigstore-kms-hsm"}},
 	{"parts of commands", []string{"cli", "backends"}},
-	{"jobs", []string{"plugin", "custody", "keyprovider", "image", "gate", "agent"}},
+	{"jobs", []string{"plugin", "custody", "keyprovider", "kms", "image", "gate", "agent"}},
 	{"below the jobs", []string{"ca", "trust", "signer", "layerkey"}},
 	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi"}},
