@@ -50,9 +50,9 @@ test: explain-test packages tools ## install what the tests need, and run them a
 
 explain-test:
 	@echo "make test installs what is missing of these Debian packages: $(PACKAGES)."
-	@echo "Then it builds notation, a registry and containerd into bin/tools/, and runs" \
+	@echo "Then it builds notation, a registry, containerd and cosign into bin/tools/, and runs" \
 		"$(if $(PKG),the end-to-end tests of $(PKG),all tests)."
-	@echo "On 2 cores, the first build takes about 10 minutes, later ones seconds, and all tests take about 20 minutes."
+	@echo "On 2 cores, the first build takes about 12 minutes, later ones seconds, and all tests take about 20 minutes."
 
 fuzz: ## run each fuzz target for FUZZTIME (20s)
 	$(PRIVATE) ./softhsm-test/fuzz.sh $(FUZZTIME)
@@ -71,9 +71,10 @@ bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.
 	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl
 	$(PRIVATE) go run -tags $(TAGS) ./softhsm-test/bench
 
-tools: ## build the notation command, the registry and containerd, as pinned below tools/
+tools: ## build the notation command, the registry, containerd and cosign, as pinned below tools/
 	$(NOTATION_AND_REGISTRY)
 	go build -C tools/containerd -tags $(TAGS) -o ../../bin/tools/ github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr ./cri
+	go build -C tools/cosign -tags $(TAGS) -o ../../bin/tools/ github.com/sigstore/cosign/v3/cmd/cosign
 
 $(LINT): tools/lint/go.mod tools/lint/go.sum
 	go build -C tools/lint -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint

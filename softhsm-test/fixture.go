@@ -169,6 +169,9 @@ func Build(t testing.TB, name string) string {
 	case "containerd", "ctr":
 		pkg, dir, out = "github.com/containerd/containerd/v2/cmd/"+name, filepath.Join(Root(), "tools", "containerd"),
 			filepath.Join(Root(), "bin", "tools", name)
+	case "cosign":
+		pkg, dir, out = "github.com/sigstore/cosign/v3/cmd/cosign", filepath.Join(Root(), "tools", "cosign"),
+			filepath.Join(Root(), "bin", "tools", name)
 	case "skopeo": // which copies images with the library that skopeo is made of
 		pkg, out = "./softhsm-test/skopeo", filepath.Join(Root(), "bin", "tools", name)
 	case "cri":
