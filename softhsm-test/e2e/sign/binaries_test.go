@@ -9,11 +9,11 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// TestBinaries verifies that both programs are position-independent, and that their relocations are resolved and made
+// TestBinaries verifies that all programs are position-independent, and that their relocations are resolved and made
 // read-only before they start (full RELRO); and that the Makefile builds them in the same way.
 func TestBinaries(t *testing.T) {
 	softhsmtest.Parallel(t)
-	for _, name := range []string{"notation-hsm", "hsm-image"} {
+	for _, name := range []string{"notation-hsm", "hsm-image", "hsm-broker", "sigstore-kms-hsm"} {
 		program, err := elf.Open(softhsmtest.Build(t, name))
 		if err != nil {
 			t.Fatal(err)
