@@ -186,7 +186,9 @@ func TestContract(t *testing.T) {
 		failure.Unsupported: 501, failure.Unavailable: 503, failure.Timeout: 504} {
 		refused := failure.New(kind, "cannot open the key").WithHint("look at the module")
 		refused.CKR = "CKR_GENERAL_ERROR"
-		s.agent.Lock()
+		if err := s.agent.Lock(); err != nil {
+			t.Fatal(err)
+		}
 		s.module.Fail("Key", refused)
 		for _, r := range []*http.Request{get(path), sign("release")} {
 			if p := s.want(status, r); p.Kind != kind.String() || p.CKR != refused.CKR || p.Detail != refused.What {
