@@ -172,7 +172,7 @@ func TestContract(t *testing.T) {
 	s.want(413, changed(sign("release"), func(r *http.Request) { r.ContentLength = 1 << 40 }))
 	s.want(415, changed(sign("release"), func(r *http.Request) { r.Header.Del("Content-Type") }))
 	for _, r := range []*http.Request{get(path), sign("release")} {
-		s.want(505, changed(r, func(r *http.Request) { r.Proto, r.ProtoMinor = "HTTP/1.0", 0 }))
+		s.want(400, changed(r, func(r *http.Request) { r.Proto, r.ProtoMinor = "HTTP/1.0", 0 }))
 	}
 
 	_, edwards, err := ed25519.GenerateKey(rand.Reader)

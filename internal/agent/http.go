@@ -44,8 +44,7 @@ func (a *Agent) guard(mux *http.ServeMux, next http.Handler) http.Handler {
 // answered.
 func (a *Agent) accept(w http.ResponseWriter, r *http.Request, mux *http.ServeMux) (end func(), err error) {
 	if r.ProtoMajor != 1 || r.ProtoMinor != 1 {
-		return nil, withStatus(http.StatusHTTPVersionNotSupported, failure.New(failure.Unsupported,
-			"the broker does not speak %.20s", r.Proto).WithHint("use HTTP/1.1"))
+		return nil, failure.New(failure.Invalid, "the broker does not speak %.20s", r.Proto).WithHint("use HTTP/1.1")
 	}
 	if err := matches(w, r, mux); err != nil {
 		return nil, err

@@ -91,7 +91,7 @@ func (d *Description) Check(r *http.Request, a Answer) (operation string, err er
 func (d *Description) checkUnknown(cause error, r *http.Request, a Answer) error {
 	switch {
 	case errors.Is(cause, routers.ErrPathNotFound) && a.Status == http.StatusNotFound,
-		a.Status == http.StatusHTTPVersionNotSupported:
+		r.ProtoMajor != 1 || r.ProtoMinor != 1:
 	case errors.Is(cause, routers.ErrMethodNotAllowed) && a.Status == http.StatusMethodNotAllowed:
 		if a.Header.Get("Allow") == "" {
 			return errors.New("no header Allow")
