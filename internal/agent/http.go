@@ -204,6 +204,10 @@ func (e *statusError) Unwrap() error { return e.err }
 func withStatus(status int, err error) error { return &statusError{status, err} }
 
 func writeProblem(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil { // whatever failed, it did because of that
+		err = failure.New(failure.Invalid, "the caller closed the connection before the answer: %w", err).
+			WithHint("keep both directions of the connection open")
+	}
 	f, by := failure.From(err), connectionOf(r.Context()).peer
 	status := statuses[f.Kind]
 	var other *statusError

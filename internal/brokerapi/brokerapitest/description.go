@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -52,11 +53,11 @@ func Load(t testing.TB) *Description {
 // Operations returns the statuses of each operation, by method and path.
 func (d *Description) Operations() map[string][]string {
 	all := map[string][]string{}
-	for path, item := range d.doc.Paths.Map() {
-		for method, operation := range item.Operations() {
-			for status := range operation.Responses.Map() {
-				name := method + " " + path
-				all[name] = append(all[name], status)
+	for name, item := range d.doc.Paths.Map() {
+		for method, described := range item.Operations() {
+			for status := range described.Responses.Map() {
+				operation := method + " " + name
+				all[operation] = append(all[operation], status)
 			}
 		}
 	}
@@ -91,13 +92,14 @@ func (d *Description) Check(r *http.Request, a Answer) (operation string, err er
 func (d *Description) checkUnknown(cause error, r *http.Request, a Answer) error {
 	switch {
 	case errors.Is(cause, routers.ErrPathNotFound) && a.Status == http.StatusNotFound,
+		path.Clean(r.URL.EscapedPath()) != r.URL.EscapedPath() && a.Status == http.StatusNotFound,
 		r.ProtoMajor != 1 || r.ProtoMinor != 1:
 	case errors.Is(cause, routers.ErrMethodNotAllowed) && a.Status == http.StatusMethodNotAllowed:
 		if a.Header.Get("Allow") == "" {
 			return errors.New("no header Allow")
 		}
 	default:
-		return fmt.Errorf("%s %s, which is not described, was answered with %d: %w", r.Method, r.URL.Path, a.Status, cause)
+		return fmt.Errorf("%s %s, which is not described, was answered with %d: %w", r.Method, r.URL.EscapedPath(), a.Status, cause)
 	}
 	if r.Method == http.MethodHead {
 		return nil
