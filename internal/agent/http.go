@@ -52,9 +52,11 @@ func (a *Agent) accept(w http.ResponseWriter, r *http.Request, mux *http.ServeMu
 	if r.URL.RawQuery != "" || r.URL.ForceQuery {
 		return nil, failure.New(failure.Invalid, "unknown query parameters").WithHint("remove what follows the question mark")
 	}
-	if r.Method == http.MethodGet && r.ContentLength != 0 {
+	uses := r.Method == http.MethodPost && strings.HasPrefix(r.URL.Path, brokerapi.KeysPath+"/") // of a key
+	if !uses && r.ContentLength != 0 {
 		w.Header().Set("Connection", "close")
-		return nil, failure.New(failure.Invalid, "a request to read has a body").WithHint("send it without a body")
+		return nil, failure.New(failure.Invalid, "the request has a body, and the operation takes none").
+			WithHint("send it without a body")
 	}
 	release, err := a.limits.reserve(r.ContentLength)
 	if err != nil {
