@@ -318,8 +318,8 @@ func TestStrictRequests(t *testing.T) {
 	s.want(201, r)
 }
 
-// TestPanic answers with a problem, and the agent goes on.
-func TestPanic(t *testing.T) {
+// TestHandlerPanic answers with a problem, and the agent goes on.
+func TestHandlerPanic(t *testing.T) {
 	t.Parallel()
 	s := newServer(t, nil)
 	s.module.Before("Sign", func() error { panic("a defect with a secret") })
