@@ -175,6 +175,10 @@ func TestContract(t *testing.T) {
 		s.want(400, changed(r, func(r *http.Request) { r.Proto, r.ProtoMinor = "HTTP/1.0", 0 }))
 	}
 
+	s.module.Fail("Sign", failure.New(failure.Conflict, "the key was replaced"))
+	s.want(409, sign("release"))
+	s.module.Fail("Sign", nil)
+
 	_, edwards, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
