@@ -216,8 +216,8 @@ func writeProblem(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.As(err, &other) {
 		status = other.status
 	}
-	slog.Info("refused", "kind", f.Kind.String(), "status", status, "error", err, "pid", by.pid,
-		"executable", by.executable)
+	slog.Info("refused", "kind", f.Kind.String(), "status", status, "error", err, "caller", by.pid,
+		"program", by.executable)
 	if f.Kind == failure.Throttled {
 		w.Header().Set("Retry-After", "1")
 	}

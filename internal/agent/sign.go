@@ -111,5 +111,5 @@ func checkAlgorithm(artifact *payload.Artifact, public crypto.PublicKey, algorit
 func logUse(ctx context.Context, use, key string, artifact *payload.Artifact) {
 	by := connectionOf(ctx).peer
 	slog.InfoContext(ctx, use, "key", key, "format", artifact.Format, "name", artifact.Name, "digest", artifact.Digest,
-		"pid", by.pid, "uid", by.uid, "executable", by.executable)
+		"caller", by.pid, "user", by.uid, "program", by.executable)
 }

@@ -1,6 +1,10 @@
 package agent
 
 import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +52,25 @@ func TestSignChecks(t *testing.T) {
 		if !strings.Contains(p.Detail, c.detail) || strings.Contains(p.Detail, "1234") {
 			t.Errorf("%s: %+v", name, p)
 		}
+	}
+}
+
+// TestLog logs each signature once, with what it is for, and nothing else of what was sent.
+func TestLog(t *testing.T) { // not beside other tests: it changes the logger of the process
+	var lines bytes.Buffer
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&lines, nil)))
+	defer slog.SetDefault(before)
+	s := newServer(t, nil)
+	dial := s.serve(t)
+	if got := status(dial(), text("release")); got != 201 {
+		t.Fatal(got)
+	}
+	want := fmt.Sprintf("msg=signed key=release format=notation name=\"\" digest=sha256:%s caller=%d user=%d program=",
+		strings.Repeat("a", 64), os.Getpid(), os.Getuid())
+	if got := lines.String(); strings.Count(got, want) != 1 || strings.Count(got, "\n") != 1 ||
+		strings.Contains(got, "io.example.build") {
+		t.Errorf("logged is %s", got)
 	}
 }
 
