@@ -42,6 +42,7 @@ type hostile struct {
 // and holds connections. Each request is refused, no answer blames the agent, and what the agent uses goes back.
 func TestHostile(t *testing.T) {
 	softhsmtest.Parallel(t)
+	softhsmtest.NeedRoot(t) // to count the descriptors of a process that hides its memory
 	token := softhsmtest.NewToken(t, "signing")
 	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", softhsmtest.PIN)
 	_, pem := softhsmtest.NewKey(t, token, softhsmtest.Build(t, "notation-hsm"), "EC-256", "release")
