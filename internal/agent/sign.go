@@ -80,9 +80,10 @@ func (a *Agent) allow(artifact *payload.Artifact) error {
 		WithHint("start 'hsm-broker agent' with --formats " + string(artifact.Format) + " added, if its keys may be used so")
 }
 
-// checkClock fails with Denied for an artifact whose signing time is not now.
+// checkClock fails with Denied for a signature of an image whose signing time is not now. A certificate may begin to be
+// valid at another time.
 func checkClock(artifact *payload.Artifact, now time.Time) error {
-	if t := artifact.SigningTime; !t.IsZero() && t.Sub(now).Abs() > maxSkew {
+	if t := artifact.SigningTime; artifact.Format == payload.Notation && t.Sub(now).Abs() > maxSkew {
 		return failure.New(failure.Denied, "the signing time %s is more than %s from the broker's clock, which says %s",
 			t.Format(time.RFC3339), maxSkew, now.UTC().Format(time.RFC3339)).WithHint("set the clock of the client")
 	}
