@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
@@ -14,7 +13,6 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
 
@@ -46,8 +44,10 @@ func (a *Agent) Serve(ctx context.Context, listener net.Listener) error {
 // Handler returns the HTTP API.
 func (a *Agent) Handler() http.Handler {
 	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+brokerapi.KeysPath, answer(a.getKeys))
 	mux.HandleFunc("GET "+brokerapi.KeysPath+"/{key}", answer(a.getKey))
 	mux.HandleFunc("POST "+brokerapi.KeysPath+"/{key}/signatures", answer(a.postSignature))
+	mux.HandleFunc("POST "+brokerapi.KeysPath+"/{key}/layer-keys", answer(a.postLayerKey))
 	return mux
 }
 
@@ -109,39 +109,6 @@ func readJSON(r *http.Request, into any) error {
 		return failure.New(failure.Invalid, "cannot read the request: %w", err).WithHint("see the description of the API")
 	}
 	return nil
-}
-
-func (a *Agent) getKey(r *http.Request) (*brokerapi.Key, int, error) {
-	s, err := a.session()
-	if err != nil {
-		return nil, 0, err
-	}
-	name := r.PathValue("key")
-	h, err := s.find(r.Context(), name)
-	if err != nil {
-		return nil, 0, err
-	}
-	k, err := a.describe(r.Context(), name, h)
-	return k, http.StatusOK, err
-}
-
-// describe returns what callers are told of a key.
-func (a *Agent) describe(_ context.Context, name string, h *held) (*brokerapi.Key, error) {
-	der, err := x509.MarshalPKIXPublicKey(h.public)
-	if err != nil {
-		return nil, failure.New(failure.Unsupported, "the key %q is of a type that callers cannot use: %w", name, err)
-	}
-	k := &brokerapi.Key{
-		Name: name, URI: h.reference.Key.String(), Token: h.store.Describe().Label, Label: h.reference.Key.Object,
-		ID: h.reference.Key.ID, Public: der, Formats: a.options.Formats,
-	}
-	if spec, err := key.SpecOf(h.public); err == nil {
-		k.Spec = string(spec.Name)
-	}
-	for _, cert := range h.chain {
-		k.Chain = append(k.Chain, cert.Raw)
-	}
-	return k, nil
 }
 
 func (a *Agent) postSignature(r *http.Request) (*brokerapi.Signature, int, error) {

@@ -26,8 +26,8 @@ func LayerKeysPath(key string) string { return KeyPath(key) + "/layer-keys" }
 // Key is a key that a broker uses for its callers.
 type Key struct {
 	Name    string           `json:"name"`
-	URI     string           `json:"uri"` // RFC 7512, without a query
-	Token   string           `json:"token"`
+	URI     string           `json:"uri"`   // RFC 7512, without a query
+	Token   string           `json:"token"` // URI of its token, likewise
 	Label   string           `json:"label"`
 	ID      []byte           `json:"id,omitempty"`      // CKA_ID
 	Spec    string           `json:"spec,omitempty"`    // as Notation names it; "" if Notation does not sign with the key
@@ -37,7 +37,7 @@ type Key struct {
 	Sign    *bool            `json:"sign,omitempty"`    // CKA_SIGN
 	Decrypt *bool            `json:"decrypt,omitempty"` // CKA_DECRYPT
 	Derive  *bool            `json:"derive,omitempty"`  // CKA_DERIVE
-	// Receives is what the module says of the key as a recipient's; nil unless Formats has layer-key.
+	// Receives is what the module says of the key as a recipient's; nil unless Formats has layer-key, and in a list.
 	Receives *Receives `json:"receives,omitempty"`
 }
 

@@ -36,7 +36,7 @@ func (s *store) describe(token string) error {
 // add adds a key that the broker has described. name is what the broker is asked for.
 func (s *store) add(name string, described brokerapi.Key) error {
 	if len(s.keys) == 0 {
-		if err := s.describe(described.URI); err != nil {
+		if err := s.describe(described.Token); err != nil {
 			return err
 		}
 	}
