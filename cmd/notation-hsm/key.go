@@ -141,7 +141,7 @@ func keyShowCommand(ks *keystore.Keystore) *cobra.Command {
 				[]string{"Expires:", cert.NotAfter.Format("2006-01-02 15:04:05 MST")})
 		}
 		if k.Formats != nil {
-			rows = append(rows, []string{"Its broker accepts:", fmt.Sprint(k.Formats)})
+			rows = append(rows, []string{"Its broker accepts:", strings.Trim(fmt.Sprint(k.Formats), "[]")})
 		}
 		rows = append(rows, []string{"Notation:", usable(k)})
 		return cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:])
