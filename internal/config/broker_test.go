@@ -32,9 +32,10 @@ func TestBrokerPlaces(t *testing.T) {
 		file, variable, given, reference string
 		want                             string
 	}{
-		"nowhere":                   {"", "", "", uri, ""},
-		"file":                      {"broker: unix:/file", "", "", uri, "unix:/file"},
-		"entry before the top":      {"broker: unix:/file\nkeys: {a: {uri: 'broker:b', broker: 'unix:/own'}}", "", "", "a", "unix:/own"},
+		"nowhere": {"", "", "", uri, ""},
+		"file":    {"broker: unix:/file", "", "", uri, "unix:/file"},
+		"entry before the top": {"broker: unix:/file\nkeys: {a: {uri: 'broker:b', broker: 'unix:/own'}}", "", "", "a",
+			"unix:/own"},
 		"environment":               {"broker: unix:/file", "unix:/variable", "", uri, "unix:/variable"},
 		"plugin config":             {"", "unix:/variable", "unix:/given", uri, "unix:/given"},
 		"empty in data":             {"", "unix:/variable", "", uri, "unix:/variable"},

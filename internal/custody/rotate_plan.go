@@ -36,8 +36,8 @@ func planRotation(ctx context.Context, o RotationRequest) (*Rotation, error) {
 		return nil, err
 	}
 	if used.Key.Broker {
-		return nil, failure.New(failure.Unsupported, "cannot rotate Notation's signing key %q: it is registered as %s, which "+
-			"does not tell its token", o.Name, used.Key).
+		return nil, failure.New(failure.Unsupported,
+			"cannot rotate Notation's signing key %q: it is registered as %s, which does not tell its token", o.Name, used.Key).
 			WithHint("register it by the URI that it has in its module: notation key delete " + o.Name +
 				", then notation-hsm install")
 	}

@@ -107,8 +107,8 @@ func (k *Keystore) Reference(s *config.Settings) *Reference {
 	return &Reference{Settings: *s, keystore: k}
 }
 
-// Matches reports whether a token may be one that a URI names; what the URI leaves out matches any. broker:NAME does not
-// tell which token the broker holds, so that it may be any.
+// Matches reports whether a token may be one that a URI names; what the URI leaves out matches any. broker:NAME does
+// not tell which token the broker holds, so that it may be any.
 func (k *Keystore) Matches(want config.URI, token key.Token) bool {
 	if want.Broker {
 		return true

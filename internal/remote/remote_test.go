@@ -97,18 +97,19 @@ func TestAnswers(t *testing.T) {
 		kind   failure.Kind
 		text   string
 	}{
-		"no JSON":           {says(200, "text/html", "<html>"), failure.Internal, "it is not JSON"},
-		"nothing":           {says(200, "application/json", ""), failure.Internal, "it is not JSON"},
-		"another type":      {says(200, "application/json", `{"public": 7}`), failure.Internal, "cannot unmarshal"},
-		"two names":         {says(200, "application/json", `{"name": "a", "name": "b"}`), failure.Internal, "twice"},
-		"no key":            {says(200, "application/json", `{"token": "pkcs11:token=a"}`), failure.Internal, "public key"},
-		"no token":          {says(200, "application/json", `{}`), failure.Internal, "token"},
-		"deep":              {says(200, "application/json", strings.Repeat("[", 20)), failure.Internal, "invalid answer"},
-		"endless":           {endless, failure.Internal, "invalid answer"},
-		"a redirect":        {http.RedirectHandler("/v1/keys", 302).ServeHTTP, failure.Internal, "302"},
-		"no details":        {says(500, "application/json", `{"detail": "x"}`), failure.Internal, "no problem details"},
-		"an empty problem":  {problem(403, `{}`), failure.Internal, "empty or too long"},
-		"a long problem":    {problem(403, `{"detail": "`+strings.Repeat("x", detailLimit+1)+`"}`), failure.Internal, "too long"},
+		"no JSON":          {says(200, "text/html", "<html>"), failure.Internal, "it is not JSON"},
+		"nothing":          {says(200, "application/json", ""), failure.Internal, "it is not JSON"},
+		"another type":     {says(200, "application/json", `{"public": 7}`), failure.Internal, "cannot unmarshal"},
+		"two names":        {says(200, "application/json", `{"name": "a", "name": "b"}`), failure.Internal, "twice"},
+		"no key":           {says(200, "application/json", `{"token": "pkcs11:token=a"}`), failure.Internal, "public key"},
+		"no token":         {says(200, "application/json", `{}`), failure.Internal, "token"},
+		"deep":             {says(200, "application/json", strings.Repeat("[", 20)), failure.Internal, "invalid answer"},
+		"endless":          {endless, failure.Internal, "invalid answer"},
+		"a redirect":       {http.RedirectHandler("/v1/keys", http.StatusFound).ServeHTTP, failure.Internal, "302"},
+		"no details":       {says(500, "application/json", `{"detail": "x"}`), failure.Internal, "no problem details"},
+		"an empty problem": {problem(403, `{}`), failure.Internal, "empty or too long"},
+		"a long problem": {problem(403, `{"detail": "`+strings.Repeat("x", detailLimit+1)+`"}`), failure.Internal,
+			"too long"},
 		"a refusal":         {problem(403, `{"kind": "denied", "detail": "not allowed"}`), failure.Denied, "not allowed"},
 		"throttled":         {problem(429, `{"kind": "throttled", "detail": "busy"}`), failure.Throttled, "busy"},
 		"a kind of its own": {problem(400, `{"kind": "new", "detail": "x"}`), failure.Internal, "x"},
@@ -153,8 +154,8 @@ func TestWrongKey(t *testing.T) {
 	f.key = good
 
 	_, k := f.open(t, New())
-	for name, body := range map[string]any{"empty": brokerapi.Signature{}, "wrong": brokerapi.Signature{Signature: []byte{48,
-		6, 2, 1, 1, 2, 1, 1}}} {
+	for name, body := range map[string]brokerapi.Signature{"empty": {}, "wrong": {Signature: []byte{48, 6, 2, 1, 1, 2, 1,
+		1}}} {
 		f.answers[brokerapi.SignaturesPath("release")] = func(w http.ResponseWriter, _ *http.Request) { answer(w, body) }
 		_, err := k.SignMessage(t.Context(), []byte(name), crypto.SHA256)
 		failsWith(t, err, failure.Internal, "it does not verify")
