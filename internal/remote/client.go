@@ -94,7 +94,7 @@ func newHTTP(path string) *http.Client {
 }
 
 func (c *client) get(ctx context.Context, path string, into any) error {
-	return c.call(ctx, http.MethodGet, path, nil, "", into)
+	return c.call(ctx, http.MethodGet, path, nil, into)
 }
 
 // post makes a request for the use of a key, by its name, on some bytes. The same bytes may be sent again over another
@@ -108,21 +108,27 @@ func (c *client) post(ctx context.Context, path, key string, data []byte, messag
 	hash := sha256.New()
 	hash.Write([]byte(key + "\x00"))
 	hash.Write(data)
-	return c.call(ctx, http.MethodPost, path, body, `"`+hex.EncodeToString(hash.Sum(nil))+`"`, into)
+	again := http.Header{"Idempotency-Key": {`"` + hex.EncodeToString(hash.Sum(nil)) + `"`}}
+	return c.send(ctx, http.MethodPost, path, again, body, into)
 }
 
 // call makes a request and reads the answer. It fails with the broker's failure, and with Unavailable or Timeout if
 // the broker does not answer.
-func (c *client) call(ctx context.Context, method, path string, body []byte, idempotencyKey string, into any) error {
+func (c *client) call(ctx context.Context, method, path string, body []byte, into any) error {
+	return c.send(ctx, method, path, http.Header{}, body, into)
+}
+
+// send is call with a header.
+func (c *client) send(ctx context.Context, method, path string, header http.Header, body []byte, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	request, err := http.NewRequestWithContext(ctx, method, "http://broker"+path, bytes.NewReader(body))
 	if err != nil {
 		return failure.New(failure.Invalid, "cannot ask the broker at %s: %w", c.address, err)
 	}
+	request.Header = header
 	if body != nil {
 		request.Header.Set("Content-Type", "application/json")
-		request.Header.Set("Idempotency-Key", idempotencyKey)
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
