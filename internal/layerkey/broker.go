@@ -1,6 +1,7 @@
 package layerkey
 
 import (
+	"bytes"
 	"context"
 	"errors"
 
@@ -40,11 +41,23 @@ type unwrapper interface {
 	UnwrapLayerKey(ctx context.Context, jwe []byte) (options []byte, err error)
 }
 
-// openAt has an unwrapper open a packet. It fails with Unsupported for packets in other schemes than JWE.
-func openAt(ctx context.Context, u unwrapper, p parsedPacket) ([]byte, error) {
+// ask has an unwrapper open a packet. It fails with Unsupported for packets in other schemes than JWE. An unwrapper
+// looks at all wrapped keys of a packet, so that it is asked once, however many of them fit the key.
+func (c *candidate) ask(ctx context.Context, u unwrapper, p parsedPacket) ([]byte, error) {
 	if p.scheme != schemeHSM && p.scheme != schemeJWE {
 		return nil, failure.New(failure.Unsupported, "a broker does not open wrapped keys of the scheme %s", p.scheme).
 			WithHint("encrypt the image with 'hsm-image encrypt' or with jwe:, or use the module directly")
 	}
-	return u.UnwrapLayerKey(ctx, p.data)
+	if c.refused != nil && bytes.Equal(c.asked, p.data) {
+		return nil, c.refused
+	}
+	options, err := u.UnwrapLayerKey(ctx, p.data)
+	if err == nil {
+		err = checkOptions(p.scheme, options)
+	}
+	c.asked, c.refused = p.data, err
+	if err != nil {
+		return nil, err
+	}
+	return options, nil
 }

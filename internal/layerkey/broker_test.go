@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/go-jose/go-jose/v4"
+
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
@@ -88,6 +90,31 @@ func TestUnwrapper(t *testing.T) {
 				t.Errorf("the key was asked %d times", r.asked)
 			}
 		})
+	}
+}
+
+// TestUnwrapperAskedOnce asks for a packet once, whose wrapped keys name no recipient and all fit the key.
+func TestUnwrapperAskedOnce(t *testing.T) {
+	t.Parallel()
+	var to []jose.Recipient
+	for _, name := range []string{"a", "b", "c"} {
+		to = append(to, jose.Recipient{Algorithm: jose.ECDH_ES_A256KW, Key: private(t, name, "EC-256").Public()})
+	}
+	encrypter, err := jose.NewMultiEncrypter(jose.A256GCM, to, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jwe, err := encrypter.Encrypt([]byte(options))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &remote{answer: func([]byte) ([]byte, error) { return nil, failure.New(failure.Invalid, "none opens") }}
+	keys := &Keys{references: []string{"broker:release"}, prepared: true,
+		candidates: []*candidate{newCandidate("broker:release", private(t, "d", "EC-256").Public(), nil, r)}}
+	_, err = keys.Open(t.Context(), map[string]string{
+		AnnotationPrefix + schemeJWE: base64.StdEncoding.EncodeToString([]byte(jwe.FullSerialize()))})
+	if !failure.Is(err, failure.Invalid) || r.asked != 1 {
+		t.Errorf("%v; the key was asked %d times", err, r.asked)
 	}
 }
 

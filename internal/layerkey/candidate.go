@@ -25,6 +25,9 @@ type candidate struct {
 	kid     string     // the JWK thumbprint
 	rsaSize int        // of the modulus, in bytes, or 0
 	curve   ecdh.Curve // or nil
+
+	asked   []byte // the packet that an unwrapper was asked to open last
+	refused error  // what it answered
 }
 
 func newCandidate(name string, public crypto.PublicKey, store keystore.Store, key keystore.Key) *candidate {
@@ -64,10 +67,7 @@ func (c *candidate) open(ctx context.Context, p parsedPacket, wrapped wrappedKey
 		}
 	}
 	if u, ok := c.key.(unwrapper); ok {
-		if options, err = openAt(ctx, u, p); err != nil {
-			return nil, err
-		}
-		return options, checkOptions(p.scheme, options)
+		return c.ask(ctx, u, p)
 	}
 	options, err = p.open(ctx, wrapped, c.key)
 	var known *failure.Error
