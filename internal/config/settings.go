@@ -261,7 +261,7 @@ func (s *Settings) apply(f *file, layers []layer, missing *Programs) error {
 		}
 		s.AllowFinalPINTry = allow
 	}
-	if s.ModulePath == "" && s.Broker == "" {
+	if s.ModulePath == "" && s.Broker == "" { // looking for it takes a millisecond
 		s.ModulePath = p11kitProxy()
 	}
 	return nil
