@@ -165,7 +165,8 @@ func TestLayerKeys(t *testing.T) {
 			t.Errorf("%s: %d, %+v; the key was used %d times", name, status, p, m.Calls("ECDH")-used)
 		}
 	}
-	refused("no JWE", http.StatusBadRequest, brokerapi.LayerKeyRequest{JWE: []byte("{}")}, a)
+	refused("a bare hash", http.StatusForbidden, brokerapi.LayerKeyRequest{JWE: make([]byte, 32)}, a)
+	refused("no JWE", http.StatusBadRequest, brokerapi.LayerKeyRequest{JWE: []byte(`{"protected":"e30"}`)}, a)
 	refused("another recipient", http.StatusBadRequest, brokerapi.LayerKeyRequest{JWE: sealed("release")}, a)
 	refuse = true
 	refused("not confirmed", http.StatusForbidden, good, a)

@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
@@ -24,7 +25,14 @@ func (a *Agent) postLayerKey(r *http.Request) (*brokerapi.LayerKey, int, error) 
 // unwrap returns the options of an image layer, unwrapped from a JWE with the key that a caller names. What else a
 // ciphertext holds is not returned: the JWE authenticates its content, which has to be the options of a layer.
 func (a *Agent) unwrap(ctx context.Context, name string, jwe []byte) ([]byte, error) {
-	artifact := &payload.Artifact{Format: payload.LayerKey, Encoding: "JWE", Size: int64(len(jwe))}
+	artifact, err := payload.Read(jwe)
+	if err != nil {
+		return nil, err
+	}
+	if artifact.Format != payload.LayerKey {
+		return nil, failure.New(failure.Denied, "cannot unwrap a layer key: the bytes are of the format %s", artifact.Format).
+			WithHint("send the JWE of an encrypted image layer")
+	}
 	if err := a.allow(artifact); err != nil {
 		return nil, err
 	}

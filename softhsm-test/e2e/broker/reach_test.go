@@ -1,7 +1,9 @@
 package broker
 
 import (
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"os"
 	"os/exec"
@@ -24,6 +26,8 @@ func fails(t *testing.T, code int, program string, args ...string) string {
 	return stderr
 }
 
+const subject = "CN=release,O=Example,C=CH,ST=Zurich"
+
 // says verifies that a text has another in it.
 func says(t *testing.T, text, part string) {
 	t.Helper()
@@ -42,8 +46,7 @@ func TestReachKey(t *testing.T) {
 	n.Trust(t, pem)
 	public := softhsmtest.Run(t, n.Plugin, "cert", "export", "--public", uri)
 	chain := softhsmtest.Run(t, n.Plugin, "cert", "export", uri)
-	agent := softhsmtest.StartAgent(t, token)
-	agent.Use(t)
+	softhsmtest.StartAgent(t, token).Use(t)
 
 	for _, id := range []string{uri, "broker:release"} {
 		if got := softhsmtest.Run(t, n.Plugin, "cert", "export", "--public", id); got != public {
@@ -70,8 +73,7 @@ func TestReachKey(t *testing.T) {
 		for _, line := range []string{"broker", "formats", "trust policy", "test signature"} {
 			says(t, report, line)
 		}
-		// The format x509 is not allowed.
-		says(t, fails(t, 3, n.Plugin, "cert", "csr", id, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"), "cannot")
+		says(t, fails(t, 3, n.Plugin, "cert", "csr", id, "--subject", subject), "does not accept the format x509")
 	}
 
 	list := softhsmtest.Run(t, n.Plugin, "key", "list")
@@ -90,6 +92,45 @@ func TestReachKey(t *testing.T) {
 		softhsmtest.Run(t, n.Plugin, "trust", "signer", "add", "signer"+strings.Repeat("x", i), "--manifest", manifest,
 			"--scope", "registry.example.com/app"+strings.Repeat("x", i), "--key", id)
 	}
+}
+
+// TestReachCertificate has keys sign certificates and requests through an agent that accepts the format x509 alone, and
+// no images.
+func TestReachCertificate(t *testing.T) {
+	softhsmtest.Parallel(t)
+	token := softhsmtest.NewToken(t, "signing")
+	n := softhsmtest.NewNotation(t, token)
+	uris := map[string]string{}
+	for _, spec := range []string{"RSA-2048", "EC-384"} {
+		uris[spec], _ = softhsmtest.NewKey(t, token, n.Plugin, spec, spec)
+	}
+	softhsmtest.StartAgent(t, token, "--formats", "x509").Use(t)
+	for spec, uri := range uris {
+		for _, id := range []string{uri, "broker:" + spec} {
+			block, _ := pem.Decode([]byte(softhsmtest.Run(t, n.Plugin, "cert", "csr", id, "--subject", subject)))
+			request, err := x509.ParseCertificateRequest(block.Bytes)
+			if err == nil {
+				err = request.CheckSignature()
+			}
+			if err != nil {
+				t.Errorf("the request of %s: %v", id, err)
+			}
+			block, _ = pem.Decode([]byte(softhsmtest.Run(t, n.Plugin, "cert", "self-sign", id, "--subject", subject)))
+			cert, err := x509.ParseCertificate(block.Bytes)
+			if err == nil {
+				err = cert.CheckSignature(cert.SignatureAlgorithm, cert.RawTBSCertificate, cert.Signature)
+			}
+			if err != nil {
+				t.Errorf("the certificate of %s: %v", id, err)
+			}
+		}
+	}
+	says(t, softhsmtest.Run(t, n.Plugin, "key", "show", "broker:EC-384"), "cannot sign: its broker does not sign")
+	report, _, err := softhsmtest.Try(t, "", n.Plugin, "doctor", "broker:EC-384")
+	if err == nil {
+		t.Error("the doctor finds nothing")
+	}
+	says(t, report, "its broker does not sign Notation's payloads")
 }
 
 // TestReachPlaces names the broker in every place that may: the config file at its top and in a key's entry, plugin
@@ -203,7 +244,7 @@ func TestReachStopped(t *testing.T) {
 	for _, id := range []string{uri, "broker:release"} {
 		for _, args := range [][]string{
 			{n.Plugin, "key", "show", id}, {n.Plugin, "cert", "export", id}, {n.Plugin, "cert", "export", "--public", id},
-			{n.Plugin, "cert", "self-sign", id, "--subject", "CN=release,O=Example,C=CH,ST=Zurich"},
+			{n.Plugin, "cert", "self-sign", id, "--subject", subject},
 			{n.Plugin, "key", "list"},
 			{image, "encrypt", "oci:" + dir + "/source:app", "oci:" + dir + "/encrypted:app", "--recipient", id},
 		} {
