@@ -217,11 +217,21 @@ func TestReachDirect(t *testing.T) {
 	softhsmtest.Run(t, n.Program, "key", "delete", "named")
 	softhsmtest.Run(t, n.Plugin, "install", "--key-name", "named", "--key", uri, "--broker", "unix:/run/broker.sock")
 	softhsmtest.Run(t, n.Plugin, "key", "rotate", "--yes", "named")
-	keys := softhsmtest.Read(t, filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation", "signingkeys.json"))
-	if strings.Count(keys, "unix:/run/broker.sock") != 2 {
+	list := filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation", "signingkeys.json")
+	if keys := softhsmtest.Read(t, list); strings.Count(keys, "unix:/run/broker.sock") != 2 {
 		t.Errorf("the rotated key has lost its broker:\n%s", keys)
 	}
 	softhsmtest.Run(t, n.Program, "key", "delete", "named", "named-old-1")
+	// The broker of an alias goes to the entry of the new key, which has no alias.
+	softhsmtest.Setenv(t, "NOTATION_HSM_BROKER", "")
+	softhsmtest.WriteFile(t, softhsmtest.ConfigFile(t), []byte("keys:\n  alias:\n    uri: "+uri+
+		"\n    broker: unix:/run/alias.sock\n"))
+	softhsmtest.Run(t, n.Plugin, "install", "--key-name", "aliased", "--key", "alias")
+	softhsmtest.Run(t, n.Plugin, "key", "rotate", "--yes", "aliased")
+	if keys := softhsmtest.Read(t, list); strings.Count(keys, "unix:/run/alias.sock") != 1 {
+		t.Errorf("the rotated key has lost the broker of its alias:\n%s", keys)
+	}
+	softhsmtest.Run(t, n.Program, "key", "delete", "aliased", "aliased-old-1")
 	softhsmtest.Run(t, n.Plugin, "key", "delete", "--yes", uri)
 }
 
