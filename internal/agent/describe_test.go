@@ -113,8 +113,8 @@ func TestDescribe(t *testing.T) {
 	}
 }
 
-// TestLayerKeys unwraps the key of a layer for an agent that may, and refuses for one that may not, without a use of the
-// key for what is no JWE, for another recipient's, and for what a person refuses.
+// TestLayerKeys unwraps the key of a layer for an agent that may, and refuses for one that may not. The key is not used
+// for what is no JWE, for another recipient's, and for what a person refuses.
 func TestLayerKeys(t *testing.T) {
 	t.Parallel()
 	const options = `{"symkey":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="}`
