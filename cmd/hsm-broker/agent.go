@@ -21,6 +21,7 @@ import (
 
 func agentCommand() *cobra.Command {
 	var socket, formats string
+	var confirm bool
 	c := &cobra.Command{
 		Use:   "agent",
 		Short: "Hold a token for the programs of this user: log in once, and sign for them",
@@ -33,6 +34,8 @@ can reach. Set NOTATION_HSM_BROKER=unix:PATH for them, with the path that the ag
 	c.Flags().StringVar(&socket, "socket", "", "path of the socket (default: notation-hsm/broker.sock in XDG_RUNTIME_DIR)")
 	c.Flags().StringVar(&formats, "formats", string(payload.Notation),
 		"what the keys may sign, separated by commas: notation, dsse, cosign, x509, tuf; or layer-key, to decrypt")
+	c.Flags().BoolVar(&confirm, "confirm", false,
+		"ask on the terminal, or by the program in SSH_ASKPASS, before each use of a key")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		allowed, err := payload.ParseFormats(formats)
 		if err != nil {
@@ -43,7 +46,15 @@ can reach. Set NOTATION_HSM_BROKER=unix:PATH for them, with the path that the ag
 				return err
 			}
 		}
-		a := agent.New(agent.Options{Formats: allowed, Open: opener(given())})
+		options := agent.Options{Formats: allowed, Open: opener(given())}
+		if confirm {
+			asking, err := agent.NewConfirmation()
+			if err != nil {
+				return err
+			}
+			options.Confirm = asking.Confirm
+		}
+		a := agent.New(options)
 		defer a.Close()
 		if err := a.Unlock(c.Context()); err != nil {
 			return err

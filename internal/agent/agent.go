@@ -31,6 +31,8 @@ type Agent struct {
 	mu      sync.Mutex
 	current *session // nil while the agent is locked
 	closed  bool
+
+	limits limits
 }
 
 // New returns an agent that has not logged in.

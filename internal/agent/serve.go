@@ -2,113 +2,63 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"time"
 
-	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
 
-// requestLimits bound the body of a request: a payload in base64.
-var requestLimits = bound.Limits{Bytes: payload.Limit/3*4 + 4096, Depth: 4, Elements: 16}
-
 // Serve serves callers until ctx ends, and then lets requests in flight finish for a short while.
+//
+// It is for a Unix socket. The header Host is not looked at: it protects a service on a TCP port from web pages whose
+// name resolves to it (DNS rebinding), and no browser connects to a Unix socket.
 func (a *Agent) Serve(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{
-		Handler: a.Handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
-		IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 16 << 10,
+		Handler: a.Handler(), ReadHeaderTimeout: readTime, ReadTimeout: readTime, WriteTimeout: writeTime,
+		IdleTimeout: idleTime, MaxHeaderBytes: maxHeaders, DisableGeneralOptionsHandler: true,
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
-		ErrorLog:    slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
+		ConnContext: a.limits.admit, ConnState: a.limits.track,
+		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 	}
-	done := context.AfterFunc(ctx, func() {
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
 		ending, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if server.Shutdown(ending) != nil {
 			server.Close()
 		}
 	})
-	defer done()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	err := server.Serve(listener)
+	if !errors.Is(err, http.ErrServerClosed) {
+		stop()
 		return failure.New(failure.Unavailable, "cannot serve: %w", err)
 	}
+	<-ended // Serve returns before the requests in flight have been answered
 	return nil
 }
 
 // Handler returns the HTTP API.
 func (a *Agent) Handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+brokerapi.KeysPath, answer(a.getKeys))
-	mux.HandleFunc("GET "+brokerapi.KeysPath+"/{key}", answer(a.getKey))
-	mux.HandleFunc("POST "+brokerapi.KeysPath+"/{key}/signatures", answer(a.postSignature))
-	mux.HandleFunc("POST "+brokerapi.KeysPath+"/{key}/layer-keys", answer(a.postLayerKey))
-	return mux
+	for operation, handler := range a.operations() {
+		mux.Handle(operation, handler)
+	}
+	return a.guard(mux, mux)
 }
 
-// answer returns a handler that answers with JSON or a Problem.
-func answer[T any](do func(*http.Request) (*T, int, error)) http.HandlerFunc {
-	return func(w http.ResponseWriter, r *http.Request) {
-		body, status, err := do(r)
-		if err != nil {
-			writeProblem(w, err)
-			return
-		}
-		writeJSON(w, "application/json", status, body)
+// operations are the operations of the API, by method and path.
+func (a *Agent) operations() map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{
+		"GET " + brokerapi.KeysPath:                        answer(a.getKeys),
+		"GET " + brokerapi.KeysPath + "/{key}":             answer(a.getKey),
+		"POST " + brokerapi.KeysPath + "/{key}/signatures": answer(a.postSignature),
+		"POST " + brokerapi.KeysPath + "/{key}/layer-keys": answer(a.postLayerKey),
 	}
-}
-
-func writeJSON(w http.ResponseWriter, mediaType string, status int, body any) {
-	data, err := json.Marshal(body)
-	if err != nil {
-		slog.Error("cannot encode an answer", "error", err)
-		status = http.StatusInternalServerError
-	}
-	w.Header().Set("Content-Type", mediaType)
-	w.WriteHeader(status)
-	_, _ = w.Write(data) // the caller may be gone
-}
-
-// statuses are those of HTTP by kind.
-var statuses = map[failure.Kind]int{
-	failure.Internal:    http.StatusInternalServerError,
-	failure.Invalid:     http.StatusBadRequest,
-	failure.NotFound:    http.StatusNotFound,
-	failure.Denied:      http.StatusForbidden,
-	failure.Conflict:    http.StatusConflict,
-	failure.Unavailable: http.StatusServiceUnavailable,
-	failure.Throttled:   http.StatusTooManyRequests,
-	failure.Timeout:     http.StatusGatewayTimeout,
-	failure.Unsupported: http.StatusNotImplemented,
-}
-
-func writeProblem(w http.ResponseWriter, err error) {
-	f := failure.From(err)
-	status := statuses[f.Kind]
-	slog.Info("refused", "kind", f.Kind.String(), "error", err)
-	writeJSON(w, brokerapi.ProblemType, status, brokerapi.Problem{
-		Title: http.StatusText(status), Status: status, Kind: f.Kind.String(), Detail: f.What, Hint: f.Hint, CKR: f.CKR,
-	})
-}
-
-// readJSON reads the body of a request.
-func readJSON(r *http.Request, into any) error {
-	data, err := io.ReadAll(io.LimitReader(r.Body, int64(requestLimits.Bytes)+1))
-	if err == nil {
-		err = bound.JSON(data, requestLimits)
-	}
-	if err == nil {
-		err = json.Unmarshal(data, into)
-	}
-	if err != nil {
-		return failure.New(failure.Invalid, "cannot read the request: %w", err).WithHint("see the description of the API")
-	}
-	return nil
 }
 
 func (a *Agent) postSignature(r *http.Request) (*brokerapi.Signature, int, error) {

@@ -56,7 +56,7 @@ type Keys struct {
 
 // SignatureRequest asks for a signature.
 type SignatureRequest struct {
-	Payload   []byte `json:"payload"`   // all bytes to be signed, not their hash
+	Payload   Bytes  `json:"payload"`   // all bytes to be signed, not their hash
 	Algorithm string `json:"algorithm"` // as payload.Artifact has it
 }
 
@@ -69,7 +69,7 @@ type Signature struct {
 
 // LayerKeyRequest asks for the options of an encrypted image layer.
 type LayerKeyRequest struct {
-	JWE []byte `json:"jwe"` // JSON, as ocicrypt writes it
+	JWE Bytes `json:"jwe"` // JSON, as ocicrypt writes it
 }
 
 // LayerKey is the answer to a LayerKeyRequest.

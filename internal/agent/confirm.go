@@ -1,0 +1,150 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/payload"
+)
+
+const (
+	maxQuestions   = 16              // that wait, with the one that is asked
+	answerTime     = 2 * time.Minute // for one question
+	maxShown       = 200             // bytes of one value
+	maxShownValues = 20              // annotations
+)
+
+// Confirmation asks a person before a key is used, one question at a time.
+type Confirmation struct {
+	ask   func(ctx context.Context, question string) (yes bool, err error)
+	queue chan struct{} // a place for each question
+	turn  chan struct{} // held by the one that is asked
+}
+
+// NewConfirmation returns a Confirmation that asks on the terminal of the process or, as ssh-agent does, by the program
+// that SSH_ASKPASS names: where there is no terminal, or if SSH_ASKPASS_REQUIRE is prefer or force. It fails if there
+// is neither.
+func NewConfirmation() (*Confirmation, error) {
+	ask, err := chooseAsker()
+	if err != nil {
+		return nil, err
+	}
+	return newConfirmation(ask), nil
+}
+
+func newConfirmation(ask func(context.Context, string) (bool, error)) *Confirmation {
+	return &Confirmation{ask: ask, queue: make(chan struct{}, maxQuestions), turn: make(chan struct{}, 1)}
+}
+
+// Confirm asks whether a key may be used for an artifact. It fails with Denied unless the answer is yes, with Timeout
+// without an answer, and with Throttled when too many questions wait.
+func (c *Confirmation) Confirm(ctx context.Context, key string, a *payload.Artifact) error {
+	select {
+	case c.queue <- struct{}{}:
+		defer func() { <-c.queue }()
+	default:
+		return failure.New(failure.Throttled, "%d uses of keys wait for a confirmation", maxQuestions).
+			WithHint("answer those first")
+	}
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return unconfirmed(ctx)
+	}
+	asking, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	yes, err := c.ask(asking, question(key, a, connectionOf(ctx).peer))
+	switch {
+	case asking.Err() != nil:
+		return unconfirmed(ctx)
+	case err != nil:
+		return failure.New(failure.Unavailable, "cannot ask whether key %q may be used: %w", key, err).
+			WithHint("start the agent in a terminal, or set SSH_ASKPASS to a program that asks")
+	case !yes:
+		return failure.New(failure.Denied, "the use of key %q was not confirmed", key).
+			WithHint("type yes when the agent asks")
+	}
+	return nil
+}
+
+// unconfirmed returns the failure of a question without an answer, of a caller that left if ctx has ended.
+func unconfirmed(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return failure.New(failure.Timeout, "the caller left before the use of the key was confirmed: %w", ctx.Err())
+	}
+	return failure.New(failure.Timeout, "nobody confirmed the use of the key within %s", answerTime).
+		WithHint("answer when the agent asks")
+}
+
+// question returns what a person is asked. Everything that a caller chose is quoted, so that it can neither hide nor
+// forge a line.
+func question(key string, a *payload.Artifact, by peer) string {
+	var q strings.Builder
+	verb := "Sign"
+	if a.Format == payload.LayerKey {
+		verb = "Decrypt"
+	}
+	fmt.Fprintf(&q, "%s with key %s?\n", verb, shown(key))
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(&q, "  %-12s %s\n", name, value)
+		}
+	}
+	line("format", strings.TrimSpace(string(a.Format)+" "+a.Encoding))
+	line("name", quoted(a.Name))
+	line("digest", quoted(a.Digest))
+	line("media type", quoted(a.MediaType))
+	if a.Digest != "" {
+		line("size", fmt.Sprintf("%d bytes", a.Size))
+	}
+	names := make([]string, 0, len(a.Annotations))
+	for name := range a.Annotations {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for i, name := range names {
+		if i == maxShownValues {
+			line("annotations", fmt.Sprintf("and %d more", len(names)-i))
+			break
+		}
+		line("annotation", shown(name)+" = "+shown(a.Annotations[name]))
+	}
+	if !a.Expiry.IsZero() {
+		line("expires", a.Expiry.Format(time.RFC3339))
+	}
+	if by.pid != 0 {
+		line("asked by", fmt.Sprintf("process %d, program %s (not verified)", by.pid, shown(by.executable)))
+	}
+	return q.String()
+}
+
+// quoted is shown, and "" for an empty text.
+func quoted(text string) string {
+	if text == "" {
+		return ""
+	}
+	return shown(text)
+}
+
+// shown returns text in quotes, without control characters, without characters that change the direction of text or
+// take no room, and not longer than a person reads.
+func shown(text string) string {
+	short := text
+	if len(text) > maxShown {
+		short = text[:maxShown]
+		for !utf8.ValidString(short) && len(short) > maxShown-utf8.UTFMax {
+			short = short[:len(short)-1]
+		}
+	}
+	if short == text {
+		return strconv.Quote(text)
+	}
+	return fmt.Sprintf("%s... (%d bytes)", strconv.Quote(short), len(text))
+}

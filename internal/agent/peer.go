@@ -1,0 +1,40 @@
+package agent
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// peer is the process that made a connection. It can have ended since, and a process can run any program under the name
+// of another. So a peer tells a person who asks, and decides nothing about a key.
+type peer struct {
+	pid        int32
+	uid        uint32
+	executable string // "" if it cannot be read
+}
+
+// peerOf returns the process that connected to a Unix socket, and an empty peer for another connection.
+func peerOf(conn net.Conn) (p peer) {
+	socket, ok := conn.(syscall.Conn)
+	if !ok {
+		return p
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return p
+	}
+	var found *unix.Ucred
+	err = raw.Control(func(fd uintptr) {
+		found, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // a descriptor fits
+	})
+	if err != nil || found == nil {
+		return p
+	}
+	p.pid, p.uid = found.Pid, found.Uid
+	p.executable, _ = os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid))
+	return p
+}

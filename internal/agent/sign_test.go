@@ -1,0 +1,109 @@
+package agent
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/payload"
+)
+
+// TestSignChecks refuses what a key does not sign, and says why.
+func TestSignChecks(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, nil)
+	s.key("recipient", newKey(t, "EC-256"), key.Decrypt)
+	s.key("rsa", newKey(t, "RSA-2048"), key.Sign)
+	s.key("p384", newKey(t, "EC-384"), key.Sign)
+	now := time.Now()
+	for name, c := range map[string]struct {
+		label, alg, algorithm string
+		at                    time.Time
+		status                int
+		detail                string
+	}{
+		"now":           {"release", "ES256", "ECDSA-SHA-256", now, 201, ""},
+		"RSA":           {"rsa", "PS256", "RSASSA-PSS-SHA-256", now, 201, ""},
+		"slow clock":    {"release", "ES256", "ECDSA-SHA-256", now.Add(-4 * time.Minute), 201, ""},
+		"fast clock":    {"release", "ES256", "ECDSA-SHA-256", now.Add(4 * time.Minute), 201, ""},
+		"long ago":      {"release", "ES256", "ECDSA-SHA-256", now.Add(-6 * time.Minute), 403, "the signing time"},
+		"next week":     {"release", "ES256", "ECDSA-SHA-256", now.Add(168 * time.Hour), 403, "the signing time"},
+		"usage":         {"recipient", "ES256", "ECDSA-SHA-256", now, 403, ""},
+		"other header":  {"release", "ES384", "ECDSA-SHA-256", now, 400, "the payload is for the algorithm ECDSA-SHA-384"},
+		"other hash":    {"release", "ES384", "ECDSA-SHA-384", now, 400, "Notation signs with ECDSA-SHA-256 by this key"},
+		"other curve":   {"p384", "ES256", "ECDSA-SHA-256", now, 400, "Notation signs with ECDSA-SHA-384 by this key"},
+		"other key":     {"rsa", "ES256", "ECDSA-SHA-256", now, 400, "the key does not sign with the algorithm"},
+		"PKCS #1":       {"rsa", "PS256", "RSASSA-PKCS1-v1_5-SHA-256", now, 400, "the payload is for the algorithm"},
+		"longer hash":   {"rsa", "PS512", "RSASSA-PSS-SHA-512", now, 400, "Notation signs with RSASSA-PSS-SHA-256 by this key"},
+		"no algorithm":  {"release", "ES256", "", now, 400, "the payload is for the algorithm"},
+		"another token": {"pkcs11:token=other;object=release", "ES256", "ECDSA-SHA-256", now, 404, "does not hold the key"},
+		"its URI":       {"pkcs11:token=signing;object=release", "ES256", "ECDSA-SHA-256", now, 201, ""},
+		"a query": {"pkcs11:token=signing;object=release?pin-value=1234", "ES256", "ECDSA-SHA-256", now, 404,
+			"does not hold the key"},
+	} {
+		p := s.want(c.status, post(brokerapi.SignaturesPath(c.label), brokerapi.SignatureRequest{
+			Payload: notation(c.alg, c.at), Algorithm: c.algorithm}))
+		if !strings.Contains(p.Detail, c.detail) || strings.Contains(p.Detail, "1234") {
+			t.Errorf("%s: %+v", name, p)
+		}
+	}
+}
+
+// TestLog logs each signature once, with what it is for, and nothing else of what was sent.
+func TestLog(t *testing.T) { // not beside other tests: it changes the logger of the process
+	var lines bytes.Buffer
+	before := slog.Default()
+	slog.SetDefault(slog.New(slog.NewTextHandler(&lines, nil)))
+	defer slog.SetDefault(before)
+	s := newServer(t, nil)
+	dial := s.serve(t)
+	if got := status(dial(), text("release")); got != 201 {
+		t.Fatal(got)
+	}
+	want := fmt.Sprintf("msg=signed key=release format=notation name=\"\" digest=sha256:%s caller=%d user=%d program=",
+		strings.Repeat("a", 64), os.Getpid(), os.Getuid())
+	if got := lines.String(); strings.Count(got, want) != 1 || strings.Count(got, "\n") != 1 ||
+		strings.Contains(got, "io.example.build") {
+		t.Errorf("logged is %s", got)
+	}
+}
+
+// TestFormats names the flag that would allow a format.
+func TestFormats(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(o *Options) { o.Formats = []payload.Format{payload.TUF} })
+	p := s.want(403, sign("release"))
+	if !strings.Contains(p.Detail, "notation") || !strings.Contains(p.Hint, "--formats notation") {
+		t.Errorf("%+v", p)
+	}
+	calls := s.module.Calls("Open")
+	if calls > 0 {
+		t.Errorf("the token was opened %d times for what no key signs", calls)
+	}
+}
+
+// TestAlgorithms allows RSASSA-PKCS1-v1_5 in formats whose readers take it.
+func TestAlgorithms(t *testing.T) {
+	t.Parallel()
+	rsa := newKey(t, "RSA-2048").Public()
+	for _, c := range []struct {
+		format    payload.Format
+		algorithm string
+		allowed   bool
+	}{
+		{payload.Notation, "RSASSA-PSS-SHA-256", true}, {payload.Notation, "RSASSA-PKCS1-v1_5-SHA-256", false},
+		{payload.TUF, "RSASSA-PSS-SHA-256", true}, {payload.TUF, "RSASSA-PKCS1-v1_5-SHA-256", false},
+		{payload.X509, "RSASSA-PKCS1-v1_5-SHA-512", true}, {payload.Cosign, "RSASSA-PKCS1-v1_5-SHA-256", true},
+		{payload.DSSE, "RSASSA-PKCS1-v1_5-SHA-256", true},
+	} {
+		if err := checkAlgorithm(&payload.Artifact{Format: c.format}, rsa, c.algorithm); (err == nil) != c.allowed {
+			t.Errorf("%s with %s: %v", c.format, c.algorithm, err)
+		}
+	}
+}
