@@ -91,7 +91,7 @@ func containerdConfigCommand() *cobra.Command {
 		"user on the node that the decoder switches to after it has opened the key of a layer "+
 			"(default: "+image.DecoderUser+" if this system has the user, else root)")
 	c.Flags().StringVar(&settings, "config", "/etc/notation-hsm/config.yaml",
-		"config file on the node, with the token and its pin-source")
+		"config file on the node, with the token and its pin-source, or with the broker")
 	c.Flags().StringArrayVar(&keys, "key", nil, decoderKeys)
 	return c
 }

@@ -20,9 +20,10 @@ import (
 )
 
 func caCommand(ks *keystore.Keystore) *cobra.Command {
-	return cli.Group("ca", "Run a certificate authority (CA) whose key stays in a module",
-		caInitCommand(ks), caIssueCommand(ks), caListCommand(ks), caShowCommand(ks), caRevokeCommand(ks), caCRLCommand(ks),
-		caRecoverCommand(ks))
+	direct := ks.Direct() // a CA signs its ledger, which is no format of a broker
+	return cli.Group("ca", "Run a certificate authority (CA) whose key stays in a module", caInitCommand(direct),
+		caIssueCommand(direct), caListCommand(direct), caShowCommand(direct), caRevokeCommand(direct, ks),
+		caCRLCommand(direct), caRecoverCommand(direct))
 }
 
 func caInitCommand(ks *keystore.Keystore) *cobra.Command {
@@ -257,7 +258,7 @@ func entryRows(entries []ca.Entry) [][]string {
 	return rows
 }
 
-func caRevokeCommand(ks *keystore.Keystore) *cobra.Command {
+func caRevokeCommand(cas, ks *keystore.Keystore) *cobra.Command {
 	var name, serial, reference, file, reason string
 	c := &cobra.Command{
 		Use:   "revoke",
@@ -272,7 +273,7 @@ revocation is recorded without its signature. The settings given as flags are fo
 		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, cli.TokenSettings...)
-	open := addCA(ks, c, &name)
+	open := addCA(cas, c, &name)
 	c.Flags().StringVar(&serial, "serial", "", "serial number of the certificate in hex, as 'ca show' prints it")
 	c.Flags().StringVar(&reference, "key", "", "URI or alias of the key whose certificates are revoked")
 	c.Flags().StringVar(&file, "cert", "", "PEM file that begins with the certificate")

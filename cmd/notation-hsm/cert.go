@@ -17,7 +17,7 @@ import (
 
 func certCommand(ks *keystore.Keystore) *cobra.Command {
 	return cli.Group("cert", "Get certificates for keys, and store them on the token",
-		certSelfSignCommand(ks), certCSRCommand(ks), certImportCommand(ks), certExportCommand(ks))
+		certSelfSignCommand(ks), certCSRCommand(ks), certImportCommand(ks.Direct()), certExportCommand(ks))
 }
 
 func certSelfSignCommand(ks *keystore.Keystore) *cobra.Command {

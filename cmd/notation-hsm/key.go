@@ -14,9 +14,10 @@ import (
 )
 
 func keyCommand(ks *keystore.Keystore) *cobra.Command {
-	return cli.Group("key", "Generate, show and manage keys in a module", keyGenerateCommand(ks), keyListCommand(ks),
-		keyShowCommand(ks), keyRotateCommand(ks), keyDeleteCommand(ks),
-		keyBackupCommand(ks), keyRestoreCommand(ks), backupKeyCommand(ks))
+	direct := ks.Direct()
+	return cli.Group("key", "Generate, show and manage keys in a module", keyGenerateCommand(direct), keyListCommand(ks),
+		keyShowCommand(ks), keyRotateCommand(direct), keyDeleteCommand(direct),
+		keyBackupCommand(direct), keyRestoreCommand(direct), backupKeyCommand(direct))
 }
 
 func keyGenerateCommand(ks *keystore.Keystore) *cobra.Command {
@@ -138,6 +139,9 @@ func keyShowCommand(ks *keystore.Keystore) *cobra.Command {
 			rows = append(rows, []string{"Certificate:", cert.Subject}, []string{"Issuer:", cert.Issuer},
 				[]string{"Serial:", cert.Serial},
 				[]string{"Expires:", cert.NotAfter.Format("2006-01-02 15:04:05 MST")})
+		}
+		if k.Formats != nil {
+			rows = append(rows, []string{"Its broker accepts:", strings.Trim(fmt.Sprint(k.Formats), "[]")})
 		}
 		rows = append(rows, []string{"Notation:", usable(k)})
 		return cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:])

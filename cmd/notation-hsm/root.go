@@ -17,8 +17,12 @@ or a NetHSM. The commands below create keys and certificates there and add them 
 of signing keys.
 
 A key is named by an RFC 7512 URI, such as "pkcs11:token=signing;object=release", by nethsm:KEYID,
-or by its alias in the config file. Settings are taken from flags, the URI, the environment
-(NOTATION_HSM_MODULE_PATH is --module-path, and so on) and the config file, in this order.
+by broker:NAME if 'hsm-broker agent' holds it, or by its alias in the config file. Settings are
+taken from flags, the URI, the environment (NOTATION_HSM_MODULE_PATH is --module-path, and so on)
+and the config file, in this order.
+
+With NOTATION_HSM_BROKER=unix:PATH, keys are used through the broker there. Commands that change
+keys or certificates, and those of a CA, log in by themselves.
 
 Exit codes: 2 for a wrong call, 3 if the operation is refused, 4 if something does not exist, 5 if a
 token or service does not answer, 1 for other failures.`,
@@ -26,6 +30,7 @@ token or service does not answer, 1 for other failures.`,
   notation-hsm key generate --token signing --spec EC-256 --label release
   notation-hsm install --key-name release --key "pkcs11:token=signing;object=release"`,
 		Version: version,
-	}, tokenCommand(ks), keyCommand(ks), certCommand(ks), installCommand(), caCommand(ks), ceremonyCommand(ks),
-		trustCommand(ks), doctorCommand(ks), keyproviderCommand(ks), nethsmCommand(ks))
+	}, tokenCommand(ks.Direct()), keyCommand(ks), certCommand(ks), installCommand(), caCommand(ks),
+		ceremonyCommand(ks.Direct()), trustCommand(ks), doctorCommand(ks), keyproviderCommand(ks),
+		nethsmCommand(ks.Direct()))
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/keystore/keystoretest"
+	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
 
@@ -135,6 +136,16 @@ func sign(label string) *http.Request {
 		Payload: notation("ES256", time.Now()), Algorithm: "ECDSA-SHA-256"})
 }
 
+// unwrap returns a request to unwrap the key of a layer, wrapped for a public key.
+func unwrap(t testing.TB, label string, public crypto.PublicKey) *http.Request {
+	t.Helper()
+	jwe, err := layerkey.Seal([]byte(`{"symkey":"AAEC"}`), []layerkey.Recipient{{Name: label, Public: public}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return post(brokerapi.LayerKeysPath(label), brokerapi.LayerKeyRequest{JWE: jwe})
+}
+
 type slowReader struct{}
 
 func (slowReader) Read([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
@@ -157,9 +168,17 @@ func changed(r *http.Request, change func(*http.Request)) *http.Request {
 // TestContract has every operation answer with every status that the description has for it, and with no other.
 func TestContract(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, nil)
+	s := newServer(t, func(o *Options) { o.Formats = append(o.Formats, payload.LayerKey) })
+	nodes := newKey(t, "EC-256")
+	s.key("nodes", nodes, key.Decrypt)
 	path := brokerapi.KeyPath("release")
 
+	s.want(200, get(brokerapi.KeysPath))
+	s.want(400, get(brokerapi.KeysPath+"?all=1"))
+	s.want(200, get(brokerapi.KeyPath("nodes")))
+	s.want(200, unwrap(t, "nodes", nodes.Public()))
+	s.want(400, unwrap(t, "nodes", newKey(t, "EC-256").Public()))
+	s.want(404, unwrap(t, "other", nodes.Public()))
 	s.want(200, get(path))
 	s.want(201, sign("release"))
 	s.want(404, get(brokerapi.KeyPath("other")))
@@ -167,10 +186,13 @@ func TestContract(t *testing.T) {
 	s.want(400, get(path+"?all=1"))
 	s.want(400, post(path+"/signatures", "{}"))
 	s.want(403, post(path+"/signatures", brokerapi.SignatureRequest{Payload: make([]byte, 32), Algorithm: "ECDSA-SHA-256"}))
-	s.want(408, changed(sign("release"), func(r *http.Request) { r.Body = io.NopCloser(slowReader{}) }))
-	s.want(413, changed(sign("release"), func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(endless{}), -1 }))
-	s.want(413, changed(sign("release"), func(r *http.Request) { r.ContentLength = 1 << 40 }))
-	s.want(415, changed(sign("release"), func(r *http.Request) { r.Header.Del("Content-Type") }))
+	for _, use := range []func() *http.Request{func() *http.Request { return sign("release") },
+		func() *http.Request { return unwrap(t, "nodes", nodes.Public()) }} {
+		s.want(408, changed(use(), func(r *http.Request) { r.Body = io.NopCloser(slowReader{}) }))
+		s.want(413, changed(use(), func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(endless{}), -1 }))
+		s.want(413, changed(use(), func(r *http.Request) { r.ContentLength = 1 << 40 }))
+		s.want(415, changed(use(), func(r *http.Request) { r.Header.Del("Content-Type") }))
+	}
 	for _, r := range []*http.Request{get(path), sign("release")} {
 		s.want(400, changed(r, func(r *http.Request) { r.Proto, r.ProtoMinor = "HTTP/1.0", 0 }))
 	}
@@ -194,12 +216,15 @@ func TestContract(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.module.Fail("Key", refused)
-		for _, r := range []*http.Request{get(path), sign("release")} {
+		s.module.Fail("Keys", refused)
+		for _, r := range []*http.Request{get(path), sign("release"), unwrap(t, "nodes", nodes.Public()),
+			get(brokerapi.KeysPath)} {
 			if p := s.want(status, r); p.Kind != kind.String() || p.CKR != refused.CKR || p.Detail != refused.What {
 				t.Errorf("%+v", p)
 			}
 		}
 		s.module.Fail("Key", nil)
+		s.module.Fail("Keys", nil)
 	}
 
 	documented := s.description.Operations()

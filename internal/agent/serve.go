@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net"
@@ -11,7 +10,6 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/key"
 )
 
 // Serve serves callers until ctx ends, and then lets requests in flight finish for a short while.
@@ -56,42 +54,11 @@ func (a *Agent) Handler() http.Handler {
 // operations are the operations of the API, by method and path.
 func (a *Agent) operations() map[string]http.HandlerFunc {
 	return map[string]http.HandlerFunc{
+		"GET " + brokerapi.KeysPath:                        answer(a.getKeys),
 		"GET " + brokerapi.KeysPath + "/{key}":             answer(a.getKey),
 		"POST " + brokerapi.KeysPath + "/{key}/signatures": answer(a.postSignature),
+		"POST " + brokerapi.KeysPath + "/{key}/layer-keys": answer(a.postLayerKey),
 	}
-}
-
-func (a *Agent) getKey(r *http.Request) (*brokerapi.Key, int, error) {
-	s, err := a.session()
-	if err != nil {
-		return nil, 0, err
-	}
-	name := r.PathValue("key")
-	h, err := s.find(r.Context(), name)
-	if err != nil {
-		return nil, 0, err
-	}
-	k, err := a.describe(r.Context(), name, h)
-	return k, http.StatusOK, err
-}
-
-// describe returns what callers are told of a key.
-func (a *Agent) describe(_ context.Context, name string, h *held) (*brokerapi.Key, error) {
-	der, err := x509.MarshalPKIXPublicKey(h.public)
-	if err != nil {
-		return nil, failure.New(failure.Unsupported, "the key %q is of a type that callers cannot use: %w", name, err)
-	}
-	k := &brokerapi.Key{
-		Name: name, URI: h.reference.Key.String(), Token: h.store.Describe().Label, Label: h.reference.Key.Object,
-		ID: h.reference.Key.ID, Public: der, Formats: a.options.Formats,
-	}
-	if spec, err := key.SpecOf(h.public); err == nil {
-		k.Spec = string(spec.Name)
-	}
-	for _, cert := range h.chain {
-		k.Chain = append(k.Chain, cert.Raw)
-	}
-	return k, nil
 }
 
 func (a *Agent) postSignature(r *http.Request) (*brokerapi.Signature, int, error) {

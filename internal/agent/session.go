@@ -36,6 +36,7 @@ type held struct {
 	store     keystore.Store
 	key       keystore.Key
 	public    crypto.PublicKey
+	facts     *facts
 	chain     []*x509.Certificate // leaf first; complete if it could be completed
 	read      time.Time           // the chain
 }
@@ -138,7 +139,7 @@ func (s *session) renew(ctx context.Context, id string, old *held, reference *ke
 }
 
 func read(ctx context.Context, old *held, reference *keystore.Reference) (*held, error) {
-	h := &held{reference: reference}
+	h := &held{reference: reference, facts: &facts{}}
 	if old != nil {
 		*h = *old
 	} else {

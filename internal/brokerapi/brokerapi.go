@@ -26,8 +26,8 @@ func LayerKeysPath(key string) string { return KeyPath(key) + "/layer-keys" }
 // Key is a key that a broker uses for its callers.
 type Key struct {
 	Name    string           `json:"name"`
-	URI     string           `json:"uri"` // RFC 7512, without a query
-	Token   string           `json:"token"`
+	URI     string           `json:"uri"`   // RFC 7512, without a query
+	Token   string           `json:"token"` // URI of its token, likewise
 	Label   string           `json:"label"`
 	ID      []byte           `json:"id,omitempty"`      // CKA_ID
 	Spec    string           `json:"spec,omitempty"`    // as Notation names it; "" if Notation does not sign with the key
@@ -37,11 +37,21 @@ type Key struct {
 	Sign    *bool            `json:"sign,omitempty"`    // CKA_SIGN
 	Decrypt *bool            `json:"decrypt,omitempty"` // CKA_DECRYPT
 	Derive  *bool            `json:"derive,omitempty"`  // CKA_DERIVE
+	// Receives is what the module says of the key as a recipient's; nil unless Formats has layer-key, and in a list.
+	Receives *Receives `json:"receives,omitempty"`
+}
+
+// Receives tells whether a key opens what is encrypted to its public key.
+type Receives struct {
+	Refusal string   `json:"refusal,omitempty"` // why it does not
+	Sure    bool     `json:"sure"`              // the module says that it does
+	OAEP    []string `json:"oaep,omitempty"`    // hashes that OAEP works with, of "SHA-256" and "SHA-1"
 }
 
 // Keys lists the keys of a broker.
 type Keys struct {
-	Keys []Key `json:"keys"`
+	Token string `json:"token"` // URI (RFC 7512) of the token that has them
+	Keys  []Key  `json:"keys"`
 }
 
 // SignatureRequest asks for a signature.

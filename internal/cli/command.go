@@ -74,6 +74,7 @@ var settingHelp = map[string]string{
 	config.PINSource:        `source of the PIN: env:NAME, file:/path, "exec:command args", prompt or none`,
 	config.CertificateChain: "PEM file with the leaf and its issuers, or with the issuers alone",
 	config.Timeout:          "longest wait for an answer of the module (default 30s)",
+	config.Broker:           "unix:PATH of the socket of 'hsm-broker agent', through which the key is used",
 }
 
 // TokenSettings are the settings of commands that log in to a token.

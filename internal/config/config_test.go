@@ -44,6 +44,7 @@ func FuzzURI(f *testing.F) {
 		"pkcs11:type=private;serial=%41",
 		"pkcs11:object=a?pin-value=1234&pin-source=|cmd", "pkcs11:slot-id=-1", "pkcs11:slot-id=99999999999999999999",
 		"nethsm:", "nethsm:release-1.2_x", "nethsm:rel*", "nethsm:../users", "nethsm:a?b=c", "nethsm:\x00",
+		"broker:", "broker:release", "broker:a%2Fb", "broker:..", "broker:%3F",
 	} {
 		f.Add(seed)
 	}

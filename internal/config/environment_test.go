@@ -18,6 +18,7 @@ func TestUnknownVariable(t *testing.T) {
 		"NOTATION_HSM_NETHSM_TIMEOUT": "unset it",
 		"NOTATION_HSM_RELEASE_PIN":    "give it another name",
 		"NOTATION_HSM_pin":            "set NOTATION_HSM_PIN",
+		"NOTATION_HSM_BROKRE":         "did you mean NOTATION_HSM_BROKER?",
 		"NOTATION_HSM_":               "unset it",
 	} {
 		err := checkEnvironment([]string{"HOME=/root", variable + "=" + marker})
@@ -35,7 +36,7 @@ func TestKnownVariables(t *testing.T) {
 	t.Parallel()
 	environ := []string{"NOTATION_CONFIG=x", "NOTATION_HSMX=x", "NOTATION_HSM_EMPTY=", "=x", "x"}
 	for _, name := range []string{"PIN", "PIN_SOURCE", "CONFIG", "LOG", "CA_DIR", "TRUST", "MODULE_PATH", "TOKEN",
-		"SLOT_ID", "CERTIFICATE_CHAIN", "TIMEOUT", "ALLOW_FINAL_PIN_TRY", "NETHSM_INSTANCES", "NETHSM_USER",
+		"SLOT_ID", "CERTIFICATE_CHAIN", "TIMEOUT", "ALLOW_FINAL_PIN_TRY", "BROKER", "NETHSM_INSTANCES", "NETHSM_USER",
 		"NETHSM_PIN_SOURCE",
 		"NETHSM_FINGERPRINTS", "NETHSM_CA_FILE", "NETHSM_INSECURE", "NETHSM_ADMINISTRATOR",
 		"NETHSM_ADMINISTRATOR_PIN_SOURCE", "NETHSM_BACKUP_USER", "NETHSM_BACKUP_PIN_SOURCE", "SERVICE_HOST", "SERVICE_PORT",

@@ -101,11 +101,10 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 	}
 	layers = append(layers, fromURI, layer{origin: environmentOrigin, values: variables}, own)
 	s := &Settings{Key: uri, Timeout: DefaultTimeout}
-	if err := s.chooseBroker(append(slices.Clone(layers), fromFile(f.settings)),
-		origin); err != nil {
+	if err := s.chooseToken(append(slices.Clone(layers), fromFile(f.settings))); err != nil {
 		return nil, err
 	}
-	if err := s.chooseToken(append(slices.Clone(layers), fromFile(f.settings))); err != nil {
+	if err := s.chooseBroker(append(slices.Clone(layers), fromFile(f.settings)), origin); err != nil {
 		return nil, err
 	}
 	if s.Key.NetHSM && s.Broker == "" {
@@ -136,8 +135,8 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 	entry, ok := f.keys[reference]
 	if !ok {
 		known := slices.Sorted(maps.Keys(f.keys))
-		hint := `write the key's URI, "pkcs11:token=...;object=...", "nethsm:KEYID" or "broker:NAME", or add an alias under "keys" in ` +
-			f.path
+		hint := `write the key's URI, "pkcs11:token=...;object=...", "nethsm:KEYID" or "broker:NAME", or add an alias ` +
+			`under "keys" in ` + f.path
 		if near := nearest(reference, known); near != "" {
 			hint = "did you mean " + near + "? Or " + hint
 		} else if len(known) > 0 {
@@ -153,7 +152,8 @@ func (f *file) lookUp(reference string, origin Origin) (URI, map[string]string, 
 
 // namesToken reports whether the URI names a token.
 func (u URI) namesToken() bool {
-	return u.NetHSM || u.Broker || u.Token != "" || u.Serial != "" || u.Manufacturer != "" || u.Model != "" || u.SlotID != nil
+	return u.NetHSM || u.Broker || u.Token != "" || u.Serial != "" || u.Manufacturer != "" || u.Model != "" ||
+		u.SlotID != nil
 }
 
 // chooseToken takes the token from the strongest layer that names a token or slot, and nothing of it from other layers:
@@ -169,6 +169,9 @@ func (s *Settings) chooseToken(layers []layer) error {
 		token, slot := l.values[Token], l.values[SlotID]
 		if token == "" && slot == "" {
 			continue
+		}
+		if token == BrokerScheme {
+			return s.nameBroker(l.origin.name)
 		}
 		if strings.HasPrefix(token, NetHSMScheme) || s.Key.NetHSM {
 			return s.chooseNetHSM(token, l.origin.name)
@@ -258,7 +261,7 @@ func (s *Settings) apply(f *file, layers []layer, missing *Programs) error {
 		}
 		s.AllowFinalPINTry = allow
 	}
-	if s.ModulePath == "" {
+	if s.ModulePath == "" && s.Broker == "" { // looking for it takes a millisecond
 		s.ModulePath = p11kitProxy()
 	}
 	return nil

@@ -34,7 +34,8 @@ var (
 	queryAttributes = []string{ModulePath, PINSource, pinValue}
 )
 
-// ParseURI parses an RFC 7512 URI, nethsm:KEYID or broker:NAME. It fails with kind Invalid, and names the malformed attribute.
+// ParseURI parses an RFC 7512 URI, nethsm:KEYID or broker:NAME. It fails with kind Invalid, and names the malformed
+// attribute.
 func ParseURI(text string) (URI, error) {
 	if strings.HasPrefix(text, NetHSMScheme) {
 		return parseNetHSM(text)

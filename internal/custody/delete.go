@@ -38,7 +38,7 @@ func Delete(ctx context.Context, s *keystore.Reference, caFolder string, confirm
 			return err
 		}
 		var own []*x509.Certificate
-		d := Deletion{Key: describeKey(info, onToken)}
+		d := Deletion{Key: describeKey(info, onToken, nil)}
 		for _, cert := range onToken {
 			if certs.SameKey(cert.PublicKey, k.Public()) {
 				own = append(own, cert)

@@ -21,7 +21,7 @@ const (
 	OK         Outcome = "ok"
 	Warning    Outcome = "warning"
 	Failed     Outcome = "failure"
-	NotChecked Outcome = "not checked" // a check that it depends on has failed
+	NotChecked Outcome = "not checked" // a check that it depends on has failed, or it is not possible
 )
 
 // Check is one line of the doctor's report.
@@ -59,6 +59,12 @@ type examination struct {
 	chain    []*x509.Certificate
 }
 
+// A step is one check of Doctor. needs is the check that must have passed.
+type step struct {
+	name, needs string
+	run         func(context.Context) (Check, error)
+}
+
 // Doctor examines a key and what a signature with it needs, from the module's library to Notation's trust policy. It
 // never tries a PIN if a wrong one would lock the token, whatever the settings allow.
 func Doctor(ctx context.Context, s *keystore.Reference) []Check {
@@ -70,25 +76,12 @@ func Doctor(ctx context.Context, s *keystore.Reference) []Check {
 			e.store.Close()
 		}
 	}()
+	steps := e.ofModule()
+	if s.Broker != "" {
+		steps = e.ofBroker()
+	}
 	var report []Check
-	for _, check := range []struct {
-		name, needs string // needs is the check that must have passed
-		run         func(context.Context) (Check, error)
-	}{
-		{"module", "", e.checkModule},
-		{"token", "module", e.checkToken},
-		{"PIN", "token", e.checkPIN},
-		{"login", "PIN", e.checkLogin},
-		{"key", "login", e.checkKey},
-		{"attributes", "key", e.checkAttributes},
-		{"certificate", "key", e.checkCertificate},
-		{"chain", "certificate", e.checkChain},
-		{"expiry", "certificate", e.checkExpiry},
-		{"plugin", "", checkPlugin},
-		{"signing key", "key", e.checkSigningKey},
-		{"trust policy", "chain", e.checkTrustPolicy},
-		{"test signature", "key", e.checkSignature},
-	} {
+	for _, check := range steps {
 		done := slices.IndexFunc(report, func(c Check) bool { return c.Name == check.needs })
 		c := Check{Outcome: NotChecked, Detail: "needs: " + check.needs}
 		if done < 0 || report[done].Outcome == OK || report[done].Outcome == Warning {
@@ -103,10 +96,28 @@ func Doctor(ctx context.Context, s *keystore.Reference) []Check {
 	return report
 }
 
-// Survey examines the module, its tokens, the plugin, and each signing key of this plugin in Notation's list, without a
-// login.
+// ofModule lists the checks of a key that this process uses in its module.
+func (e *examination) ofModule() []step {
+	return []step{
+		{"module", "", e.checkModule},
+		{"token", "module", e.checkToken},
+		{"PIN", "token", e.checkPIN},
+		{"login", "PIN", e.checkLogin},
+		{"key", "login", e.checkKey},
+		{"attributes", "key", e.checkAttributes},
+		{"certificate", "key", e.checkCertificate},
+		{"chain", "certificate", e.checkChain},
+		{"expiry", "certificate", e.checkExpiry},
+		{"plugin", "", checkPlugin},
+		{"signing key", "key", e.checkSigningKey},
+		{"trust policy", "chain", e.checkTrustPolicy},
+		{"test signature", "key", e.checkSignature},
+	}
+}
+
+// Survey examines the module and its tokens, or the broker, the plugin, and each signing key of this plugin in
+// Notation's list, without a login.
 func Survey(ctx context.Context, s *keystore.Reference) []Check {
-	tokens, err := s.Tokens(ctx)
 	var report []Check
 	add := func(name string, c Check, err error) {
 		if err != nil {
@@ -115,11 +126,17 @@ func Survey(ctx context.Context, s *keystore.Reference) []Check {
 		c.Name = name
 		report = append(report, c)
 	}
-	add("module", describeModule(s.ModulePath, tokens), err)
-	for _, t := range tokens {
-		if t.Initialized {
-			c, err := checkPINState(t)
-			add(fmt.Sprintf("token %q", t.Label), c, err)
+	if s.Broker != "" {
+		c, err := surveyBroker(ctx, s)
+		add("broker", c, err)
+	} else {
+		tokens, err := s.Tokens(ctx)
+		add("module", describeModule(s.ModulePath, tokens), err)
+		for _, t := range tokens {
+			if t.Initialized {
+				c, err := checkPINState(t)
+				add(fmt.Sprintf("token %q", t.Label), c, err)
+			}
 		}
 	}
 	c, err := checkPlugin(ctx)

@@ -16,6 +16,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
 
 // Key describes a private key, for users and for programs as JSON. An attribute is nil if the module does not show it.
@@ -37,6 +38,8 @@ type Key struct {
 	Certificate      *Certificate `json:"certificate,omitempty"`
 	Usable           bool         `json:"usable"`           // whether Notation can sign with it
 	Reason           string       `json:"reason,omitempty"` // why Notation cannot
+
+	Formats []payload.Format `json:"formats,omitempty"` // what the broker accepts through which the key is used
 }
 
 // Certificate describes the leaf of a key.
@@ -121,7 +124,7 @@ func Keys(ctx context.Context, s *keystore.Reference) ([]Key, error) {
 		if err != nil {
 			return nil, err
 		}
-		keys = append(keys, describeKey(info, known))
+		keys = append(keys, describeKey(info, known, formatsOf(k)))
 	}
 	return keys, nil
 }
@@ -137,21 +140,26 @@ func Show(ctx context.Context, s *keystore.Reference) (shown Key, err error) {
 		if err != nil {
 			return err
 		}
-		shown = describeKey(info, known)
+		shown = describeKey(info, known, formatsOf(k))
 		return nil
 	})
 	return shown, err
 }
 
-// describeKey describes a key with the certificate that it has among known.
-func describeKey(info key.Info, known []*x509.Certificate) Key {
+// describeKey describes a key with the certificate that it has among known. formats are what its broker accepts; nil
+// for a key without one.
+func describeKey(info key.Info, known []*x509.Certificate, formats []payload.Format) Key {
 	k := Key{
 		URI: info.URI, Label: info.Label, ID: hex.EncodeToString(info.ID),
 		Sign: info.Sign, Decrypt: info.Decrypt, Unwrap: info.Unwrap, Derive: info.Derive,
 		Sensitive: info.Sensitive, AlwaysSensitive: info.AlwaysSensitive, Extractable: info.Extractable,
-		NeverExtractable: info.NeverExtractable, Local: info.Local, AlwaysAuth: info.AlwaysAuth,
+		NeverExtractable: info.NeverExtractable, Local: info.Local, AlwaysAuth: info.AlwaysAuth, Formats: formats,
 	}
-	if err := k.describeCertificate(info, known); err != nil {
+	err := k.describeCertificate(info, known)
+	if err == nil {
+		err = checkAccepted(formats)
+	}
+	if err != nil {
 		k.Reason = failure.From(err).Error()
 	} else {
 		k.Usable = true

@@ -19,8 +19,8 @@ func namesKey(ks *keystore.Keystore, reference config.URI, t key.Token, k key.In
 		(len(reference.ID) == 0 || string(reference.ID) == string(k.ID))
 }
 
-// registeredAs returns the names under which Notation signs with a key of a token. It fails if an entry of this plugin
-// cannot be resolved, since that entry could name the key.
+// registeredAs returns the names under which Notation signs with a key of a token, itself or through a broker. It fails
+// if an entry of this plugin cannot be resolved, since that entry could name the key.
 func registeredAs(ks *keystore.Keystore, t key.Token, k key.Info) ([]string, error) {
 	keys, err := loadSigningKeys()
 	if err != nil {
@@ -28,7 +28,7 @@ func registeredAs(ks *keystore.Keystore, t key.Token, k key.Info) ([]string, err
 	}
 	var names []string
 	for _, entry := range keys.own() {
-		s, err := resolve(ks, entry)
+		s, err := config.Resolve(entry.ID, entry.PluginConfig, config.PluginConfig) // as Notation uses it, not Direct
 		if err != nil {
 			f := failure.From(err)
 			return nil, failure.New(f.Kind, "cannot resolve Notation's signing key %q: %w", entry.Name, f).WithHint(f.Hint)

@@ -31,6 +31,16 @@ func planRotation(ctx context.Context, o RotationRequest) (*Rotation, error) {
 	if err != nil {
 		return nil, err
 	}
+	used, err := config.Resolve(entry.ID, entry.PluginConfig, config.PluginConfig)
+	if err != nil {
+		return nil, err
+	}
+	if used.Key.Broker {
+		return nil, failure.New(failure.Unsupported,
+			"cannot rotate Notation's signing key %q: it is registered as %s, which does not tell its token", o.Name, used.Key).
+			WithHint("register it by the URI that it has in its module: notation key delete " + o.Name +
+				", then notation-hsm install")
+	}
 	own, err := resolve(o.keystore, entry)
 	if err != nil {
 		return nil, err
@@ -54,7 +64,7 @@ func planRotation(ctx context.Context, o RotationRequest) (*Rotation, error) {
 	uri := own.Key
 	uri.Object, uri.ID = r.Label, id
 	r.NewID = uri.String()
-	return r, r.configure(entry, own)
+	return r, r.configure(entry, own, used.Broker)
 }
 
 // copyTerms sets what the new key and its certificate have in common with the old ones, and the new label.
@@ -186,9 +196,10 @@ func oldName(keys *signingKeys, name string) string {
 	}
 }
 
-// configure sets the plugin config of the new key, which is reached with the settings of the old one. A
-// certificate-chain file with the old leaf is left out: the new chain is on the token.
-func (r *Rotation) configure(entry signingKey, old *keystore.Reference) error {
+// configure sets the plugin config of the new key, which is reached with the settings of the old one: broker is that
+// through which Notation uses the old one. A certificate-chain file with the old leaf is left out: the new chain is on
+// the token.
+func (r *Rotation) configure(entry signingKey, old *keystore.Reference, broker string) error {
 	settings := maps.Clone(entry.PluginConfig)
 	if settings == nil {
 		settings = map[string]string{}
@@ -211,6 +222,13 @@ func (r *Rotation) configure(entry signingKey, old *keystore.Reference) error {
 		return failure.New(failure.Invalid, "cannot use the PIN of the signing key %q for the new key: it is set for the "+
 			"old key's alias in the config file", r.Name).
 			WithHint("set pin-source there instead")
+	}
+	used, err := config.Resolve(r.NewID, settings, config.PluginConfig)
+	if err != nil {
+		return err
+	}
+	if used.Broker != broker {
+		settings[config.Broker] = broker
 	}
 	if now.PINSource != old.PINSource {
 		settings[config.PINSource] = old.PINSource

@@ -107,8 +107,12 @@ func (k *Keystore) Reference(s *config.Settings) *Reference {
 	return &Reference{Settings: *s, keystore: k}
 }
 
-// Matches reports whether a token is one that a URI names; what the URI leaves out matches any.
+// Matches reports whether a token may be one that a URI names; what the URI leaves out matches any. broker:NAME does
+// not tell which token the broker holds, so that it may be any.
 func (k *Keystore) Matches(want config.URI, token key.Token) bool {
+	if want.Broker {
+		return true
+	}
 	b, err := k.backend(want.Scheme())
 	return err == nil && strings.HasPrefix(token.URI, want.Scheme()) && b.Matches(want, token)
 }
@@ -124,11 +128,11 @@ type Reference struct {
 func (r *Reference) Keystore() *Keystore { return r.keystore }
 
 // Backend returns the backend that reaches the key, for operations that one kind of module alone has.
-func (r *Reference) Backend() (Backend, error) { return r.keystore.backend(r.Settings.Scheme()) }
+func (r *Reference) Backend() (Backend, error) { return r.keystore.backend(r.Scheme()) }
 
 // Open opens the token. The caller closes the store.
 func (r *Reference) Open(ctx context.Context) (Store, error) {
-	b, err := r.keystore.backend(r.Settings.Scheme())
+	b, err := r.keystore.backend(r.Scheme())
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +155,7 @@ func (r *Reference) WithKey(ctx context.Context, do func(Store, Key) error) erro
 
 // Tokens lists the tokens of the module.
 func (r *Reference) Tokens(ctx context.Context) ([]key.Token, error) {
-	b, err := r.keystore.backend(r.Settings.Scheme())
+	b, err := r.keystore.backend(r.Scheme())
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +165,7 @@ func (r *Reference) Tokens(ctx context.Context) ([]key.Token, error) {
 // Generate makes a key inside the module: sensitive, not extractable unless the request says so, and for its usage
 // alone.
 func (r *Reference) Generate(ctx context.Context, request key.Request) (key.Info, error) {
-	b, err := r.keystore.backend(r.Settings.Scheme())
+	b, err := r.keystore.backend(r.Scheme())
 	if err != nil {
 		return key.Info{}, err
 	}
@@ -170,7 +174,7 @@ func (r *Reference) Generate(ctx context.Context, request key.Request) (key.Info
 
 // ImportWrapping stores a trusted wrapping key on the token, as its security officer, whose PIN comes from soPINSource.
 func (r *Reference) ImportWrapping(ctx context.Context, soPINSource string, w key.WrappingKey, value []byte) error {
-	b, err := r.keystore.backend(r.Settings.Scheme())
+	b, err := r.keystore.backend(r.Scheme())
 	if err != nil {
 		return err
 	}

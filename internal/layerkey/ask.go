@@ -43,7 +43,7 @@ func (r *Recipient) fromKey(ctx context.Context, ks *keystore.Keystore, referenc
 }
 
 // checkKey fails unless the key can decrypt what is encrypted to it, as the module says. Where the module does not say
-// and a PIN is configured, it has the key decrypt something; without a PIN it leaves a warning.
+// and a PIN is configured, it has the key decrypt something; without a PIN, or through a broker, it leaves a warning.
 func (r *Recipient) checkKey(ctx context.Context, store keystore.Store, s *keystore.Reference) error {
 	receives, err := store.Receives(ctx, r.Public)
 	if err != nil {
@@ -55,6 +55,10 @@ func (r *Recipient) checkKey(ctx context.Context, store keystore.Store, s *keyst
 	_, isRSA := r.Public.(*rsa.PublicKey)
 	if receives.Sure && (!isRSA || receives.OAEP != nil) {
 		return r.chooseOAEP(receives)
+	}
+	if s.Broker != "" { // it decrypts nothing that could be tried
+		r.warn("its broker does not tell what the key may do")
+		return nil
 	}
 	if s.PIN == "" && (s.PINSource == "" || s.PINSource == pin.Prompt || s.PINSource == pin.None) {
 		r.warn("its module does not tell what the key may do without a PIN, and none is configured")

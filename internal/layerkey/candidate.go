@@ -25,6 +25,9 @@ type candidate struct {
 	kid     string     // the JWK thumbprint
 	rsaSize int        // of the modulus, in bytes, or 0
 	curve   ecdh.Curve // or nil
+
+	asked   []byte // the packet that an unwrapper was asked to open last
+	refused error  // what it answered
 }
 
 func newCandidate(name string, public crypto.PublicKey, store keystore.Store, key keystore.Key) *candidate {
@@ -63,6 +66,9 @@ func (c *candidate) open(ctx context.Context, p parsedPacket, wrapped wrappedKey
 			return nil, err
 		}
 	}
+	if u, ok := c.key.(unwrapper); ok {
+		return c.ask(ctx, u, p)
+	}
 	options, err = p.open(ctx, wrapped, c.key)
 	var known *failure.Error
 	switch {
@@ -72,8 +78,14 @@ func (c *candidate) open(ctx context.Context, p parsedPacket, wrapped wrappedKey
 		return nil, failure.New(failure.Invalid,
 			"the wrapped key for %s does not open with it: the annotation was changed, or is another image's: %w", c.name, err).
 			WithHint(hintManifest)
-	case bound.JSON(options, optionsBounds) != nil || !bytes.HasPrefix(bytes.TrimSpace(options), []byte("{")):
-		return nil, damaged(p.scheme, errors.New("it does not hold the key of a layer"))
 	}
-	return options, nil
+	return options, checkOptions(p.scheme, options)
+}
+
+// checkOptions fails with Invalid unless options are a JSON object within optionsBounds.
+func checkOptions(scheme string, options []byte) error {
+	if bound.JSON(options, optionsBounds) != nil || !bytes.HasPrefix(bytes.TrimSpace(options), []byte("{")) {
+		return damaged(scheme, errors.New("it does not hold the key of a layer"))
+	}
+	return nil
 }

@@ -54,6 +54,7 @@ type packet struct {
 // A parsedPacket is a packet whose structure was checked.
 type parsedPacket struct {
 	scheme string
+	data   []byte
 	keys   []wrappedKey                                                    // one for each recipient
 	open   func(context.Context, wrappedKey, keystore.Key) ([]byte, error) // decrypts the options with one of keys
 }
@@ -82,7 +83,7 @@ func (p packet) parse() (parsed parsedPacket, err error) {
 	if err != nil {
 		return parsed, damaged(p.scheme, err)
 	}
-	parsed.scheme = p.scheme
+	parsed.scheme, parsed.data = p.scheme, p.data
 	for i := range parsed.keys {
 		parsed.keys[i].Scheme, parsed.keys[i].index = p.scheme, i
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/ecdh"
 	"crypto/x509"
+	"errors"
 	"slices"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
@@ -16,26 +17,33 @@ import (
 // remoteKey is a key of a broker.
 type remoteKey struct {
 	client    *client
-	name      string
+	name      string // by which the broker is asked for it
 	described brokerapi.Key
 	public    interface{ Equal(crypto.PublicKey) bool }
+	chain     []*x509.Certificate // leaf first
 }
 
-func (s *store) key(described brokerapi.Key) (*remoteKey, error) {
+// newKey returns a key that a broker has described. It fails with Internal for a public key or a certificate that does
+// not parse.
+func newKey(c *client, name string, described brokerapi.Key) (*remoteKey, error) {
 	parsed, err := x509.ParsePKIXPublicKey(described.Public)
 	if err != nil {
-		return nil, s.client.nonsense("public key", err)
+		return nil, c.invalid("public key", err)
 	}
 	public, ok := parsed.(interface{ Equal(crypto.PublicKey) bool })
 	if !ok {
-		return nil, failure.New(failure.Unsupported, "the broker's key %q is of type %T", described.Name, parsed).
+		return nil, failure.New(failure.Unsupported, "the broker's key %q is of type %T", name, parsed).
 			WithHint("name an RSA or EC key")
 	}
-	name := s.name
-	if name == "" {
-		name = described.URI
+	k := &remoteKey{client: c, name: name, described: described, public: public}
+	for _, der := range described.Chain {
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, c.invalid("certificate", err)
+		}
+		k.chain = append(k.chain, cert)
 	}
-	return &remoteKey{client: s.client, name: name, described: described, public: public}, nil
+	return k, nil
 }
 
 // Public returns the public half that the broker showed.
@@ -51,24 +59,36 @@ func (k *remoteKey) Info(context.Context) (key.Info, error) {
 		Derive: d.Derive}, nil
 }
 
+// Formats returns what the broker accepts for the key.
+func (k *remoteKey) Formats() []payload.Format { return k.described.Formats }
+
 // SignMessage has the broker sign a message that it understands. It fails with Denied for one that the key may not
-// sign.
+// sign, and with Internal for a signature that does not verify.
 func (k *remoteKey) SignMessage(ctx context.Context, message []byte, opts crypto.SignerOpts) ([]byte, error) {
 	algorithm, err := brokerapi.AlgorithmOf(k.public, opts)
 	if err != nil {
 		return nil, err
 	}
 	var answer brokerapi.Signature
-	err = k.client.post(ctx, brokerapi.SignaturesPath(k.name),
+	err = k.client.post(ctx, brokerapi.SignaturesPath(k.name), k.name, message,
 		brokerapi.SignatureRequest{Payload: message, Algorithm: algorithm}, &answer)
-	return answer.Signature, err
+	if err != nil {
+		return nil, err
+	}
+	if !brokerapi.Verify(k.public, message, answer.Signature, opts) {
+		return nil, k.client.invalid("signature", errors.New("it does not verify"))
+	}
+	return answer.Signature, nil
 }
 
-// UnwrapLayerKey has the broker open the wrapped key of an image layer, JSON of a JWE as ocicrypt writes it. It returns
+// UnwrapLayerKey has the broker unwrap the key of an image layer from a JWE, in JSON as ocicrypt writes it. It returns
 // the options of the layer, ocicrypt's JSON with the key.
 func (k *remoteKey) UnwrapLayerKey(ctx context.Context, jwe []byte) ([]byte, error) {
 	var answer brokerapi.LayerKey
-	err := k.client.post(ctx, brokerapi.LayerKeysPath(k.name), brokerapi.LayerKeyRequest{JWE: jwe}, &answer)
+	err := k.client.post(ctx, brokerapi.LayerKeysPath(k.name), k.name, jwe, brokerapi.LayerKeyRequest{JWE: jwe}, &answer)
+	if err == nil && len(answer.Options) == 0 {
+		err = k.client.invalid("layer key", errors.New("it is empty"))
+	}
 	return answer.Options, err
 }
 
@@ -92,10 +112,18 @@ func (k *remoteKey) refuse(what string) error {
 		WithHint("to use the module directly, name the key by its URI there and unset NOTATION_HSM_BROKER")
 }
 
-// receives returns whether a broker unwraps layer keys with a key.
-func receives(k brokerapi.Key) key.Receives {
-	if !slices.Contains(k.Formats, payload.LayerKey) {
-		return key.Receives{Refusal: "the broker does not unwrap layer keys with it"}
+// receives returns what the broker said of the key as a recipient's. A broker that does not unwrap layer keys does not
+// tell: another one, where the image is opened, may.
+func (k *remoteKey) receives() key.Receives {
+	said := k.described.Receives
+	if said == nil {
+		return key.Receives{}
 	}
-	return key.Receives{}
+	r := key.Receives{Refusal: said.Refusal, Sure: said.Sure}
+	for _, hash := range []crypto.Hash{crypto.SHA256, crypto.SHA1} {
+		if slices.Contains(said.OAEP, hash.String()) {
+			r.OAEP = append(r.OAEP, hash)
+		}
+	}
+	return r
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // Backend reaches keys through brokers.
-type Backend struct{ clients clients }
+type Backend struct{ connections connections }
 
 // New returns a Backend without connections.
 func New() *Backend { return &Backend{} }
@@ -23,28 +23,65 @@ func New() *Backend { return &Backend{} }
 // Scheme returns that of keys of a broker.
 func (b *Backend) Scheme() string { return config.BrokerScheme }
 
-// Matches reports whether a token of a broker is one that a URI names. broker: names the broker's, whichever it is.
+// Matches reports whether a token may be one that a URI names. broker:NAME does not tell which token the broker holds,
+// so that it may be any.
 func (b *Backend) Matches(want config.URI, _ key.Token) bool { return want.Broker }
 
 // Close ends idle connections.
 func (b *Backend) Close() error {
-	b.clients.close()
+	b.connections.close()
 	return nil
 }
 
-// Open asks the broker for the key that the settings name.
+// Open asks the broker for the key that the settings name, or for all its keys if they name a token.
 func (b *Backend) Open(ctx context.Context, s *config.Settings) (keystore.Store, error) {
-	c := b.clients.of(s)
-	store := &store{client: c, name: nameOf(s.Key)}
-	if store.name == "" {
-		return store, c.get(ctx, brokerapi.KeysPath, &store.all)
-	}
-	var described brokerapi.Key
-	if err := c.get(ctx, brokerapi.KeyPath(store.name), &described); err != nil {
+	c, err := b.connections.to(s)
+	if err != nil {
 		return nil, err
 	}
-	store.all.Keys = []brokerapi.Key{described}
-	return store, nil
+	opened, err := open(ctx, c, s.Key)
+	if err != nil {
+		c.release()
+		return nil, err
+	}
+	return opened, nil
+}
+
+func open(ctx context.Context, c *client, named config.URI) (*store, error) {
+	s := &store{client: c, name: nameOf(named)}
+	if s.name != "" {
+		var described brokerapi.Key
+		if err := c.get(ctx, brokerapi.KeyPath(s.name), &described); err != nil {
+			return nil, err
+		}
+		return s, s.add(s.name, described)
+	}
+	var all brokerapi.Keys
+	if err := c.get(ctx, brokerapi.KeysPath, &all); err != nil {
+		return nil, err
+	}
+	if err := s.describe(all.Token); err != nil {
+		return nil, err
+	}
+	if !holds(named, s.token) {
+		return nil, failure.New(failure.NotFound, "the broker at %s does not hold the token %s", c.address, named).
+			WithHint("name its token, " + s.token.URI + "; or unset NOTATION_HSM_BROKER to use the module directly")
+	}
+	for _, described := range all.Keys {
+		if err := s.add(described.URI, described); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// holds reports whether a token of a broker is one that a reference names. It is none that a slot names: a broker does
+// not tell its slots.
+func holds(named config.URI, t key.Token) bool {
+	same := func(want, is string) bool { return want == "" || want == is }
+	return named.Broker || named.NetHSM == (t.URI == config.NetHSMScheme) && named.SlotID == nil &&
+		same(named.Token, t.Label) && same(named.Serial, t.Serial) && same(named.Manufacturer, t.Manufacturer) &&
+		same(named.Model, t.Model)
 }
 
 // nameOf returns the name by which a broker is asked for a key; "" for a reference to a token.

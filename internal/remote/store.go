@@ -17,40 +17,58 @@ import (
 type store struct {
 	client *client
 	name   string // of the key; "" for all
-	all    brokerapi.Keys
+	token  key.Token
+	keys   []*remoteKey
+}
+
+// describe sets the token from its URI. It fails for a URI that does not parse.
+func (s *store) describe(token string) error {
+	u, err := config.ParseURI(token)
+	if err != nil {
+		return s.client.invalid("token", err)
+	}
+	u.Object, u.ID = "", nil
+	s.token = key.Token{URI: u.String(), Label: u.Token, Serial: u.Serial, Manufacturer: u.Manufacturer, Model: u.Model,
+		Initialized: true, PIN: key.PINNotTold}
+	return nil
+}
+
+// add adds a key that the broker has described. name is what the broker is asked for.
+func (s *store) add(name string, described brokerapi.Key) error {
+	if len(s.keys) == 0 {
+		if err := s.describe(described.Token); err != nil {
+			return err
+		}
+	}
+	found, err := newKey(s.client, name, described)
+	s.keys = append(s.keys, found)
+	return err
 }
 
 // one returns the key that was asked for.
-func (s *store) one() (brokerapi.Key, error) {
-	if s.name == "" || len(s.all.Keys) != 1 {
-		return brokerapi.Key{}, failure.New(failure.Invalid, "no key of the broker is named").
+func (s *store) one() (*remoteKey, error) {
+	if s.name == "" || len(s.keys) != 1 {
+		return nil, failure.New(failure.Invalid, "no key of the broker is named").
 			WithHint("name it like broker:release")
 	}
-	return s.all.Keys[0], nil
+	return s.keys[0], nil
 }
 
-// Describe returns the token of the broker's first key.
-func (s *store) Describe() key.Token {
-	if len(s.all.Keys) == 0 {
-		return key.Token{PIN: key.PINNotTold}
-	}
-	first := s.all.Keys[0]
-	return key.Token{URI: first.URI, Label: first.Token, Initialized: true, PIN: key.PINNotTold}
-}
+// Describe returns the token of the broker's keys.
+func (s *store) Describe() key.Token { return s.token }
 
 // Login does nothing: the broker has logged in.
 func (s *store) Login(context.Context) error { return nil }
 
-// Close does nothing: connections are the Backend's.
-func (s *store) Close() error { return nil }
+// Close ends the connection, unless another store uses it.
+func (s *store) Close() error {
+	s.client.release()
+	return nil
+}
 
 // Key returns the key that was asked for. It fails with Invalid if public is another key's.
 func (s *store) Key(_ context.Context, public crypto.PublicKey) (keystore.Key, error) {
-	described, err := s.one()
-	if err != nil {
-		return nil, err
-	}
-	found, err := s.key(described)
+	found, err := s.one()
 	if err != nil {
 		return nil, err
 	}
@@ -63,64 +81,55 @@ func (s *store) Key(_ context.Context, public crypto.PublicKey) (keystore.Key, e
 
 // Keys returns all keys that the broker listed.
 func (s *store) Keys(context.Context) (all []keystore.Key, err error) {
-	for _, described := range s.all.Keys {
-		found, err := s.key(described)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, found)
+	for _, k := range s.keys {
+		all = append(all, k)
 	}
 	return all, nil
 }
 
 // Public returns the key's public half.
-func (s *store) Public(ctx context.Context) (crypto.PublicKey, error) {
-	k, err := s.Key(ctx, nil)
+func (s *store) Public(context.Context) (crypto.PublicKey, error) {
+	k, err := s.one()
 	if err != nil {
 		return nil, err
 	}
 	return k.Public(), nil
 }
 
-// Receives returns whether the broker unwraps layer keys with the key.
+// Receives returns what the broker said of the key as a recipient's.
 func (s *store) Receives(context.Context, crypto.PublicKey) (key.Receives, error) {
-	described, err := s.one()
+	k, err := s.one()
 	if err != nil {
 		return key.Receives{}, err
 	}
-	return receives(described), nil
+	return k.receives(), nil
 }
 
 // Leaf returns the leaf of the key's chain, or nil.
-func (s *store) Leaf(ctx context.Context) (*x509.Certificate, error) {
-	chain, err := s.Certificates(ctx)
-	if err != nil || len(chain) == 0 {
+func (s *store) Leaf(context.Context) (*x509.Certificate, error) {
+	k, err := s.one()
+	if err != nil || len(k.chain) == 0 {
 		return nil, err
 	}
-	return chain[0], nil
+	return k.chain[0], nil
 }
 
 // Issuers returns those certificates of the chain whose subject is cert's issuer.
-func (s *store) Issuers(ctx context.Context, cert *x509.Certificate) (issuers []*x509.Certificate, err error) {
-	chain, err := s.Certificates(ctx)
-	for _, one := range chain {
-		if bytes.Equal(one.RawSubject, cert.RawIssuer) {
-			issuers = append(issuers, one)
+func (s *store) Issuers(_ context.Context, cert *x509.Certificate) (issuers []*x509.Certificate, err error) {
+	for _, k := range s.keys {
+		for _, one := range k.chain {
+			if bytes.Equal(one.RawSubject, cert.RawIssuer) {
+				issuers = append(issuers, one)
+			}
 		}
 	}
-	return issuers, err
+	return issuers, nil
 }
 
 // Certificates returns the chains of the keys that were asked for.
 func (s *store) Certificates(context.Context) (all []*x509.Certificate, err error) {
-	for _, described := range s.all.Keys {
-		for _, der := range described.Chain {
-			cert, err := x509.ParseCertificate(der)
-			if err != nil {
-				return nil, s.client.nonsense("certificate", err)
-			}
-			all = append(all, cert)
-		}
+	for _, k := range s.keys {
+		all = append(all, k.chain...)
 	}
 	return all, nil
 }

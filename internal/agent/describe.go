@@ -1,0 +1,152 @@
+package agent
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"log/slog"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/payload"
+)
+
+// facts are what the module says of a key. They are read once, so that describing a key again takes no call.
+type facts struct {
+	mu       sync.Mutex
+	read     bool
+	info     key.Info
+	receives *brokerapi.Receives // nil if the key does not unwrap layer keys
+}
+
+// of returns the facts of an open key. It asks the module the first time that it succeeds.
+func (f *facts) of(ctx context.Context, h *held, receives bool) (key.Info, *brokerapi.Receives, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.read {
+		return f.info, f.receives, nil
+	}
+	info, err := h.key.Info(ctx)
+	if err != nil {
+		return key.Info{}, nil, err
+	}
+	if receives {
+		said, err := h.store.Receives(ctx, h.public)
+		if err != nil {
+			return key.Info{}, nil, err
+		}
+		f.receives = &brokerapi.Receives{Refusal: said.Refusal, Sure: said.Sure}
+		for _, hash := range said.OAEP {
+			f.receives.OAEP = append(f.receives.OAEP, hash.String())
+		}
+	}
+	f.info, f.read = info, true
+	return f.info, f.receives, nil
+}
+
+func (a *Agent) getKey(r *http.Request) (*brokerapi.Key, int, error) {
+	s, err := a.session()
+	if err != nil {
+		return nil, 0, err
+	}
+	name := r.PathValue("key")
+	h, err := s.find(r.Context(), name)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, receives, err := h.facts.of(r.Context(), h, slices.Contains(a.options.Formats, payload.LayerKey))
+	if err != nil {
+		return nil, 0, err
+	}
+	k, err := a.describe(name, h.store.Describe().URI, info, h.public, h.chain)
+	if err == nil {
+		k.Receives = receives
+	}
+	return k, http.StatusOK, err
+}
+
+// getKeys lists the keys of the token. It leaves out a key whose public half the module does not show.
+func (a *Agent) getKeys(r *http.Request) (*brokerapi.Keys, int, error) {
+	ctx := r.Context()
+	s, err := a.session()
+	if err != nil {
+		return nil, 0, err
+	}
+	store, err := s.open(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	found, err := store.Keys(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	known, err := s.certificates(ctx, store)
+	if err != nil {
+		return nil, 0, err
+	}
+	all := &brokerapi.Keys{Token: store.Describe().URI, Keys: []brokerapi.Key{}}
+	for _, k := range found {
+		info, err := k.Info(ctx)
+		if err != nil {
+			return nil, 0, err
+		}
+		described, err := a.describe(info.Label, all.Token, info, info.Public, chainOf(info.Public, known))
+		if err != nil {
+			slog.Debug("a key is not listed", "uri", info.URI, "error", err)
+			continue
+		}
+		all.Keys = append(all.Keys, *described)
+	}
+	return all, http.StatusOK, nil
+}
+
+// certificates returns those of the certificate-chain file and the token.
+func (s *session) certificates(ctx context.Context, store keystore.Store) (known []*x509.Certificate, err error) {
+	if file := s.token.CertificateChain; file != "" {
+		if known, err = certs.ReadFile(file); err != nil {
+			return nil, err
+		}
+	}
+	on, err := store.Certificates(ctx)
+	return append(known, on...), err
+}
+
+// chainOf returns the chain of a key: its leaf alone if the chain is not complete, and none without a leaf.
+func chainOf(public crypto.PublicKey, known []*x509.Certificate) []*x509.Certificate {
+	leaf := certs.LeafOf(public, known, time.Now())
+	if leaf == nil {
+		return nil
+	}
+	chain, err := certs.Chain(leaf, known, nil, time.Now())
+	if err != nil {
+		return []*x509.Certificate{leaf}
+	}
+	return chain
+}
+
+// describe returns what callers are told of a key. token is the URI of its token.
+func (a *Agent) describe(name, token string, info key.Info, public crypto.PublicKey,
+	chain []*x509.Certificate) (*brokerapi.Key, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return nil, failure.New(failure.Unsupported, "the key %q is of a type that callers cannot use: %w", name, err)
+	}
+	k := &brokerapi.Key{
+		Name: name, URI: info.URI, Token: token, Label: info.Label, ID: info.ID, Public: der, Formats: a.options.Formats,
+		Sign: info.Sign, Decrypt: info.Decrypt, Derive: info.Derive,
+	}
+	if spec, err := key.SpecOf(public); err == nil {
+		k.Spec = string(spec.Name)
+	}
+	for _, cert := range chain {
+		k.Chain = append(k.Chain, cert.Raw)
+	}
+	return k, nil
+}

@@ -1,0 +1,111 @@
+package config
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// TestBrokerName parses names of keys at a broker, and refuses what is none.
+func TestBrokerName(t *testing.T) {
+	t.Parallel()
+	for text, name := range map[string]string{"broker:release": "release", "broker:": "", "broker:a%2Fb%20c": "a/b c",
+		"broker:pkcs11:token=a;object=b": "pkcs11:token=a;object=b", "broker:...": "..."} {
+		u, err := ParseURI(text)
+		if err != nil || !u.Broker || u.Object != name || u.Scheme() != BrokerScheme {
+			t.Errorf("%s parses as %+v, %v", text, u, err)
+		}
+	}
+	for _, text := range []string{"broker:a?pin-source=env:X", "broker:%zz", "broker:..", "broker:.", "broker:%2E%2E",
+		"broker:a%0Ab", "broker:pin-value=1234", "broker:" + strings.Repeat("x", 256)} {
+		if u, err := ParseURI(text); !failure.Is(err, failure.Invalid) || strings.Contains(err.Error(), "1234") {
+			t.Errorf("%.20s parses as %+v, %v", text, u, err)
+		}
+	}
+}
+
+// TestBrokerPlaces takes the broker from the strongest place that names one. Data may name one, and may not unset it.
+func TestBrokerPlaces(t *testing.T) {
+	const uri = "pkcs11:token=signing;object=release"
+	for name, c := range map[string]struct {
+		file, variable, given, reference string
+		want                             string
+	}{
+		"nowhere": {"", "", "", uri, ""},
+		"file":    {"broker: unix:/file", "", "", uri, "unix:/file"},
+		"entry before the top": {"broker: unix:/file\nkeys: {a: {uri: 'broker:b', broker: 'unix:/own'}}", "", "", "a",
+			"unix:/own"},
+		"environment":               {"broker: unix:/file", "unix:/variable", "", uri, "unix:/variable"},
+		"plugin config":             {"", "unix:/variable", "unix:/given", uri, "unix:/given"},
+		"empty in data":             {"", "unix:/variable", "", uri, "unix:/variable"},
+		"by default":                {"", "", "", "broker:release", "unix:/run/user/7/notation-hsm/broker.sock"},
+		"the token":                 {"token: 'broker:'", "", "", "", "unix:/run/user/7/notation-hsm/broker.sock"},
+		"a key of a NetHSM as well": {"", "unix:/variable", "", "nethsm:release", "unix:/variable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			configure(t, c.file)
+			t.Setenv("NOTATION_HSM_BROKER", c.variable)
+			t.Setenv("XDG_RUNTIME_DIR", "/run/user/7")
+			s, err := Resolve(c.reference, map[string]string{Broker: c.given}, PluginConfig)
+			if err != nil || s.Broker != c.want {
+				t.Fatalf("%+v, %v", s, err)
+			}
+			if wantScheme := map[bool]string{true: Scheme, false: BrokerScheme}[c.want == ""]; s.Scheme() != wantScheme {
+				t.Errorf("the scheme is %s", s.Scheme())
+			}
+			direct, err := Resolve(c.reference, map[string]string{Broker: c.given}, PluginConfig.Direct())
+			switch {
+			case strings.HasPrefix(c.want, "unix:/run") || name == "entry before the top":
+				if !failure.Is(err, failure.Unsupported) || !strings.Contains(err.Error(), "cannot change broker:") {
+					t.Errorf("direct: %v", err)
+				}
+			case c.reference == "nethsm:release": // the NetHSM has no settings here
+			case err != nil || direct.Broker != "":
+				t.Errorf("direct: %+v, %v", direct, err)
+			}
+		})
+	}
+}
+
+// TestBrokerRefused refuses addresses that are none, in every place.
+func TestBrokerRefused(t *testing.T) {
+	for _, address := range []string{"/run/socket", "unix:socket", "unix:", "unix:@abstract", "https://broker.example.com",
+		"unix:/a\x00b", "unix:/a\nb", "unix:/" + strings.Repeat("x", maxSocket)} {
+		configure(t, "")
+		_, err := Resolve("broker:release", map[string]string{Broker: address}, PluginConfig)
+		if !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), "invalid broker") ||
+			failure.From(err).Hint == "" {
+			t.Errorf("%.20q: %v", address, err)
+		}
+	}
+	configure(t, "broker: unix:/"+strings.Repeat("x", maxSocket-1)) // the longest
+	if _, err := Resolve("broker:release", nil, PluginConfig); err != nil {
+		t.Error(err)
+	}
+	configure(t, "tokens: {signing: {broker: 'unix:/a'}}")
+	if _, err := Resolve("broker:release", nil, PluginConfig); !failure.Is(err, failure.Invalid) {
+		t.Errorf("a broker of a token: %v", err)
+	}
+	configure(t, "token: 'broker:'")
+	if _, err := Resolve("pkcs11:object=release", nil, PluginConfig); !failure.Is(err, failure.Invalid) {
+		t.Errorf("two tokens: %v", err)
+	}
+}
+
+// TestBrokerSocket names a key of the broker where no socket is to be found: that fails where the socket is needed.
+func TestBrokerSocket(t *testing.T) {
+	configure(t, "")
+	t.Setenv("XDG_RUNTIME_DIR", "run")
+	s, err := Resolve("broker:release", nil, PluginConfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.BrokerSocket(); !failure.Is(err, failure.NotFound) {
+		t.Error(err)
+	}
+	t.Setenv("XDG_RUNTIME_DIR", "/run/user/7")
+	if path, err := s.BrokerSocket(); err != nil || path != "/run/user/7/notation-hsm/broker.sock" {
+		t.Errorf("%s, %v", path, err)
+	}
+}
