@@ -54,7 +54,8 @@ func TestQuestion(t *testing.T) {
 		many.Annotations[fmt.Sprint(i)] = "x"
 	}
 	got := question("x", many, peer{})
-	if !strings.HasPrefix(got, "Decrypt with key") || strings.Count(got, "\n") != 23 || !strings.Contains(got, "and 80 more") {
+	if !strings.HasPrefix(got, "Decrypt with key") || strings.Count(got, "\n") != 23 ||
+		!strings.Contains(got, "and 80 more") {
 		t.Errorf("%s", got)
 	}
 	if got := shown(strings.Repeat("x", maxShown-1) + "é"); got != `"`+strings.Repeat("x", maxShown-1)+`"... (201 bytes)` {

@@ -39,10 +39,11 @@ func newServer(t testing.TB, change func(*Options)) *server {
 	t.Helper()
 	s := &server{t: t, module: keystoretest.New("signing"), description: brokerapitest.Load(t), seen: map[string]bool{}}
 	s.key("release", newKey(t, "EC-256"), key.Sign)
-	o := Options{Formats: []payload.Format{payload.Notation}, Open: func() (*keystore.Keystore, *keystore.Reference, error) {
+	o := Options{Formats: []payload.Format{payload.Notation}}
+	o.Open = func() (*keystore.Keystore, *keystore.Reference, error) {
 		token := s.module.Reference("signing", "")
 		return token.Keystore(), token, nil
-	}}
+	}
 	if change != nil {
 		change(&o)
 	}
@@ -185,7 +186,8 @@ func TestContract(t *testing.T) {
 	s.want(404, sign("other"))
 	s.want(400, get(path+"?all=1"))
 	s.want(400, post(path+"/signatures", "{}"))
-	s.want(403, post(path+"/signatures", brokerapi.SignatureRequest{Payload: make([]byte, 32), Algorithm: "ECDSA-SHA-256"}))
+	hash := brokerapi.SignatureRequest{Payload: make([]byte, 32), Algorithm: "ECDSA-SHA-256"}
+	s.want(403, post(path+"/signatures", hash))
 	for _, use := range []func() *http.Request{func() *http.Request { return sign("release") },
 		func() *http.Request { return unwrap(t, "nodes", nodes.Public()) }} {
 		s.want(408, changed(use(), func(r *http.Request) { r.Body = io.NopCloser(slowReader{}) }))
@@ -332,8 +334,8 @@ func TestStrictRequests(t *testing.T) {
 			t.Errorf("%s: %+v", name, p)
 		}
 	}
-	for _, media := range []string{"", "text/plain", "application/json; x=y", "application/problem+json", "application/json,",
-		"application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "*/*"} {
+	for _, media := range []string{"", "text/plain", "application/json; x=y", "application/problem+json",
+		"application/json,", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "*/*"} {
 		r := post(path, valid)
 		r.Header.Set("Content-Type", media)
 		s.want(415, r)

@@ -58,8 +58,8 @@ func (s *server) serve(t *testing.T) (dial func() net.Conn) {
 // text returns a request for a signature as it is sent.
 func text(label string) string {
 	body, _ := json.Marshal(brokerapi.SignatureRequest{Payload: notation("ES256", time.Now()), Algorithm: "ECDSA-SHA-256"})
-	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: broker\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-		brokerapi.SignaturesPath(label), len(body), body)
+	return fmt.Sprintf("POST %s HTTP/1.1\r\nHost: broker\r\nContent-Type: application/json\r\n"+
+		"Content-Length: %d\r\n\r\n%s", brokerapi.SignaturesPath(label), len(body), body)
 }
 
 // status sends text and returns the status of the answer; 0 if the connection is closed without one.

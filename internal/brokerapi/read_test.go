@@ -12,7 +12,8 @@ import (
 func FuzzReadRequest(f *testing.F) {
 	for _, seed := range []string{
 		`{"payload":"YQ==","algorithm":"ECDSA-SHA-256"}`, ` {"algorithm":"\u0045","payload":"\/w=="} `,
-		`{"Payload":"YQ==","algorithm":""}`, `{"payload":"YQ==","payload":"","algorithm":""}`, `{"payload":null,"algorithm":""}`,
+		`{"Payload":"YQ==","algorithm":""}`, `{"payload":"YQ==","payload":"","algorithm":""}`,
+		`{"payload":null,"algorithm":""}`,
 		`{"payload":"YR==","algorithm":""}`, `{"payload":"Y\nQ==","algorithm":""}`, `{"payload":"YQ==","algorithm":""}{}`,
 	} {
 		f.Add([]byte(seed))
@@ -28,7 +29,8 @@ func FuzzReadRequest(f *testing.F) {
 		}
 		decoder := json.NewDecoder(bytes.NewReader(data))
 		decoder.DisallowUnknownFields()
-		if err := decoder.Decode(&other); err != nil || !bytes.Equal(other.Payload, r.Payload) || other.Algorithm != r.Algorithm {
+		if err := decoder.Decode(&other); err != nil || !bytes.Equal(other.Payload, r.Payload) ||
+			other.Algorithm != r.Algorithm {
 			t.Errorf("%q: %+v, and by the other reader %+v, %v", data, r, other, err)
 		}
 		var again brokerapi.SignatureRequest

@@ -71,8 +71,8 @@ type Answer struct {
 	Body   []byte
 }
 
-// Check returns the operation of a request, by method and path, and "" if there is none. It fails unless the description
-// has the answer.
+// Check returns the operation of a request, by method and path, and "" if there is none. It fails unless the
+// description has the answer.
 func (d *Description) Check(r *http.Request, a Answer) (operation string, err error) {
 	r = r.Clone(context.Background())
 	r.Body = http.NoBody
@@ -99,7 +99,8 @@ func (d *Description) checkUnknown(cause error, r *http.Request, a Answer) error
 			return errors.New("no header Allow")
 		}
 	default:
-		return fmt.Errorf("%s %s, which is not described, was answered with %d: %w", r.Method, r.URL.EscapedPath(), a.Status, cause)
+		return fmt.Errorf("%s %s, which is not described, was answered with %d: %w", r.Method, r.URL.EscapedPath(), a.Status,
+			cause)
 	}
 	if r.Method == http.MethodHead {
 		return nil

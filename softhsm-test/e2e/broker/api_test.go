@@ -73,7 +73,8 @@ case "$1" in *'"stage" = "production"'*) exit 1 ;; esac
 	}
 	softhsmtest.Run(t, n.Program, append(sign, "stage=test")...)
 	asked, err := os.ReadFile(filepath.Join(dir, "asked"))
-	if err != nil || strings.Count(string(asked), digest.String()) != 2 || !strings.Contains(string(asked), "notation-hsm") {
+	if err != nil || strings.Count(string(asked), digest.String()) != 2 ||
+		!strings.Contains(string(asked), "notation-hsm") {
 		t.Errorf("%v: %s", err, asked)
 	}
 }

@@ -159,8 +159,8 @@ func (h *hostile) request(method, key, header, body string) string {
 }
 
 func (h *hostile) requestTo(method, path, header, body string) string {
-	return fmt.Sprintf("%s %s HTTP/1.1\r\nHost: broker\r\nContent-Type: application/json\r\n%s\r\n%s", method, path, header,
-		body)
+	return fmt.Sprintf("%s %s HTTP/1.1\r\nHost: broker\r\nContent-Type: application/json\r\n%s\r\n%s",
+		method, path, header, body)
 }
 
 func (h *hostile) posted(body string) string {
