@@ -29,15 +29,20 @@ func (a *Agent) Serve(ctx context.Context, listener net.Listener) error {
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 		ErrorLog:    slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 	}
-	done := context.AfterFunc(ctx, func() {
+	answered := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(answered)
 		ending, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if server.Shutdown(ending) != nil {
 			server.Close()
 		}
 	})
-	defer done()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	err := server.Serve(listener)
+	if !stop() {
+		<-answered // Serve itself returns as soon as the server stops to accept
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return failure.New(failure.Unavailable, "cannot serve: %w", err)
 	}
 	return nil
@@ -48,7 +53,10 @@ func (a *Agent) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+brokerapi.KeysPath+"/{key}", answer(a.getKey))
 	mux.HandleFunc("POST "+brokerapi.KeysPath+"/{key}/signatures", answer(a.postSignature))
-	return mux
+	for operation, handler := range a.agentOperations() {
+		mux.Handle(operation, handler)
+	}
+	return a.counted(mux)
 }
 
 // answer returns a handler that answers with JSON or a Problem.
