@@ -37,7 +37,8 @@ type Agent struct {
 	options Options
 	started time.Time
 	uses    uses
-	stop    func() // ends Run
+	running context.Context // ends with Run
+	stop    func()
 
 	mu       sync.Mutex
 	current  *session  // nil while the agent is locked
@@ -49,7 +50,9 @@ type Agent struct {
 // New returns an agent that has not logged in.
 func New(o Options) *Agent {
 	now := time.Now()
-	return &Agent{options: o, started: now, uses: uses{last: now}, stop: func() {}}
+	a := &Agent{options: o, started: now, uses: uses{last: now}}
+	a.running, a.stop = context.WithCancel(context.Background())
+	return a
 }
 
 // Unlock logs in to the token, unless the agent has. What needs a key calls it by itself.

@@ -153,7 +153,7 @@ func (l *logind) delaySleep(ctx context.Context) {
 		return
 	}
 	syscall.CloseOnExec(int(fd))
-	l.delay = os.NewFile(uintptr(fd), "inhibitor")
+	l.delay = os.NewFile(uintptr(fd), "inhibitor") //nolint:gosec // a descriptor fits
 }
 
 // allowSleep ends the delay.

@@ -15,7 +15,8 @@ import (
 // requests in flight finish for a short while, and ends the login. Nothing else ends it: SIGHUP, the lock of a session
 // and a suspend lock it.
 func (a *Agent) Run(ctx context.Context, listener net.Listener) error {
-	ctx, a.stop = context.WithCancel(ctx)
+	defer context.AfterFunc(ctx, a.stop)()
+	ctx = a.running
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)

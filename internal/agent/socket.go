@@ -143,13 +143,14 @@ func (s *Socket) Release() { s.lock.Close() }
 // Listen creates the socket, with mode 0600, and listens to it. The listener returns connections of this user's and
 // root's processes alone. Close removes the socket, if it is still the same, and drops the lock.
 func (s *Socket) Listen() (net.Listener, error) {
-	before := unix.Umask(0o177)
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.Path, Net: "unix"})
-	unix.Umask(before)
 	var info fs.FileInfo
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.Path, Net: "unix"})
 	if err == nil {
 		listener.SetUnlinkOnClose(false) // it would remove the socket of another agent, too
-		info, err = os.Lstat(s.Path)
+		// Until here, the folder alone keeps others away. The umask of a process is that of all its threads.
+		if err = os.Chmod(s.Path, 0o600); err == nil {
+			info, err = os.Lstat(s.Path)
+		}
 	}
 	if err != nil {
 		return nil, failure.New(failure.FileKind(err), "cannot listen to %s: %w", s.Path, err).
