@@ -621,3 +621,38 @@ func TestPrompt(t *testing.T) {
 		}
 	}
 }
+
+// TestUnits has systemd check the units of deploy/agent.
+func TestUnits(t *testing.T) {
+	softhsmtest.Parallel(t)
+	dir := t.TempDir()
+	var files []string
+	for _, name := range []string{"hsm-broker-agent.service", "hsm-broker-agent.socket"} {
+		text := softhsmtest.Read(t, filepath.Join(softhsmtest.Root(), "deploy", "agent", name))
+		installed := strings.ReplaceAll(text, "/usr/local/bin/hsm-broker", softhsmtest.Build(t, "hsm-broker"))
+		if name == "hsm-broker-agent.service" && installed == text {
+			t.Error("the service starts another program")
+		}
+		files = append(files, filepath.Join(dir, name))
+		softhsmtest.Write(t, files[len(files)-1], installed)
+	}
+	softhsmtest.Setenv(t, "XDG_RUNTIME_DIR", dir)
+	stdout, stderr, err := softhsmtest.Try(t, "", softhsmtest.Program(t, "systemd-analyze"),
+		append([]string{"verify", "--user", "--man=no"}, files...)...)
+	if err != nil || stdout+stderr != "" {
+		t.Errorf("%v\n%s%s", err, stdout, stderr)
+	}
+}
+
+// TestIdleEnd ends the agent after a time without a use of a key.
+func TestIdleEnd(t *testing.T) {
+	softhsmtest.Parallel(t)
+	l := newLife(t)
+	out := softhsmtest.Run(t, l.program, l.args("--socket", l.socket, "--idle", "100ms")...)
+	if !strings.Contains(out, "listening on unix:"+l.socket) {
+		t.Errorf("it ended before it listened: %s", out)
+	}
+	if _, err := os.Stat(l.socket); err == nil {
+		t.Error("the socket is still there")
+	}
+}
