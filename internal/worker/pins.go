@@ -185,7 +185,7 @@ func (s *pins) handNext(p *process, c *call, number uint64, t *tokenPIN, id, nam
 		return err
 	}
 	if secret == nil {
-		if secret, err = s.read(c, source, name); err != nil {
+		if secret, err = s.readFor(p, c, source, name); err != nil {
 			return err
 		}
 	}
@@ -282,8 +282,22 @@ func (t *tokenPIN) releaseLost() {
 	t.release(nil)
 }
 
+// readFor reads the PIN from its source, unless the process ends before: nobody is asked for a PIN that has no use.
+func (s *pins) readFor(p *process, c *call, source, name string) (*pin.Secret, error) {
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-p.gone:
+			cancel(errEnded)
+		case <-ctx.Done():
+		}
+	}()
+	return s.read(ctx, c, source, name)
+}
+
 // read reads the PIN from its source. A person takes as long as they take, one person at a time.
-func (s *pins) read(c *call, source, name string) (*pin.Secret, error) {
+func (s *pins) read(ctx context.Context, c *call, source, name string) (*pin.Secret, error) {
 	if c.owner.soPIN == "" && c.owner.settings.PIN != "" {
 		return pin.From(c.owner.settings.PIN)
 	}
@@ -291,12 +305,12 @@ func (s *pins) read(c *call, source, name string) (*pin.Secret, error) {
 		select {
 		case s.prompt <- struct{}{}:
 			defer func() { <-s.prompt }()
-		case <-c.ctx.Done():
-			return nil, interrupted(c.ctx, c.kind)
+		case <-ctx.Done():
+			return nil, interrupted(ctx, c.kind)
 		}
-		return pin.Read(c.ctx, source, name)
+		return pin.Read(ctx, source, name)
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, c.owner.settings.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.owner.settings.Timeout)
 	defer cancel()
 	return pin.Read(ctx, source, name)
 }

@@ -609,6 +609,21 @@ func TestPrompt(t *testing.T) {
 	}()
 	answer(softhsmtest.PIN)
 	until(t, "the socket", func() bool { return l.sign(t.Context()) == nil })
+	// A lock while it asks: the question is over, and the next use asks again.
+	for range 2 {
+		if code, text := l.control(t, "lock"); code != 0 {
+			t.Fatal(code, text)
+		}
+		signed := make(chan error, 1)
+		go func() { signed <- l.sign(t.Context()) }()
+		<-asked
+		if code, text := l.control(t, "lock"); code != 0 {
+			t.Fatal(code, text)
+		}
+		if err := <-signed; err == nil {
+			t.Error("it has signed without a PIN")
+		}
+	}
 	for _, pin := range []string{"1111", softhsmtest.PIN} {
 		if code, text := l.control(t, "lock"); code != 0 {
 			t.Fatal(code, text)
