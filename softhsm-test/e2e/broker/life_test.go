@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -669,5 +670,81 @@ func TestIdleEnd(t *testing.T) {
 	}
 	if _, err := os.Stat(l.socket); err == nil {
 		t.Error("the socket is still there")
+	}
+}
+
+// TestNotify tells the service manager when the agent is ready, and when it ends.
+func TestNotify(t *testing.T) {
+	softhsmtest.Parallel(t)
+	l := newLife(t)
+	path := filepath.Join(filepath.Dir(l.socket), "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	softhsmtest.Setenv(t, "NOTIFY_SOCKET", path)
+	service := softhsmtest.Start(t, l.program, l.args("--socket", l.socket)...)
+	for _, want := range []string{"READY=1", "STOPPING=1"} {
+		buffer := make([]byte, 64)
+		n, err := manager.Read(buffer)
+		if err != nil || string(buffer[:n]) != want {
+			t.Errorf("%q, %v", buffer[:n], err)
+		}
+		if err := l.sign(t.Context()); (want == "READY=1") != (err == nil) {
+			t.Errorf("at %s: %v", want, err)
+		}
+		if want == "READY=1" {
+			service.Signal(t, syscall.SIGTERM)
+		}
+	}
+}
+
+// TestInherited takes one Unix socket with a path in a folder of the user's alone from the service manager, and nothing
+// else.
+func TestInherited(t *testing.T) {
+	softhsmtest.Parallel(t)
+	l := newLife(t)
+	open := filepath.Join(filepath.Dir(l.socket), "open")
+	if err := os.Mkdir(open, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		listen []string // the first is connected to
+		more   []string
+		text   string
+	}{
+		"two":       {listen: []string{l.socket + "1", l.socket + "2"}, text: `"2" sockets, not one`},
+		"abstract":  {listen: []string{"@" + l.socket}, text: "a socket without a path"},
+		"TCP":       {listen: []string{softhsmtest.FreeAddresses(t, 1)[0]}, text: "a socket without a path"},
+		"open":      {listen: []string{filepath.Join(open, "socket")}, text: "others can enter it"},
+		"with path": {listen: []string{l.socket + "3"}, more: []string{"--socket", l.socket}, text: "--socket excludes"},
+	} {
+		var args []string
+		for _, listen := range c.listen {
+			args = append(args, "--listen", listen)
+		}
+		for _, variable := range softhsmtest.Environ(t) {
+			args = append(args, "--setenv", variable)
+		}
+		service := softhsmtest.Start(t, softhsmtest.Program(t, "systemd-socket-activate"),
+			append(append(args, l.program), l.args(c.more...)...)...)
+		network := "unix"
+		if name == "TCP" {
+			network = "tcp"
+		}
+		service.Ready(func() bool {
+			conn, err := net.Dial(network, c.listen[0])
+			if err == nil {
+				conn.Close()
+			}
+			return false // until the agent has ended
+		})
+		if out := service.Output.String(); service.Succeeded() || !strings.Contains(out, c.text) || !strings.Contains(out, "hint:") {
+			t.Errorf("%s: %s", name, out)
+		}
+	}
+	if logins := l.logins(t); logins != 0 {
+		t.Errorf("%d logins", logins)
 	}
 }
