@@ -17,7 +17,7 @@ NOTATION_AND_REGISTRY := go build -C tools -tags $(TAGS) -o ../bin/tools/ \
 	github.com/notaryproject/notation/cmd/notation github.com/distribution/distribution/v3/cmd/registry
 BUILD := go build -tags $(TAGS) -trimpath $(HARDENED) -o bin/
 PACKAGES := softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl opencryptoki swtpm libtpm2-pkcs11-1 p11-kit \
-	p11-kit-modules libnss3 libnss3-tools etcd-server etcd-client curl
+	p11-kit-modules libnss3 libnss3-tools etcd-server etcd-client curl dbus-daemon systemd
 
 .PHONY: help build compiler demo demo-programs check test explain-test fuzz kubernetes lint bench tools packages clean
 

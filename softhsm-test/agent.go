@@ -24,6 +24,7 @@ func StartAgent(t testing.TB, token *Token, args ...string) *Agent {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	a := &Agent{Program: Build(t, "hsm-broker"), Socket: filepath.Join(dir, "socket")}
 	Setenv(t, "AGENT_PIN", PIN)
+	Setenv(t, "XDG_STATE_HOME", filepath.Join(token.Dir, "state")) // of all agents that hold the token
 	a.Service = Start(t, a.Program, append([]string{"agent", "--module-path", token.Module, "--token", token.Label,
 		"--pin-source", "env:AGENT_PIN", "--timeout", Patience, "--socket", a.Socket}, args...)...)
 	if !a.Ready(func() bool {

@@ -17,6 +17,8 @@ type Service struct {
 	process *os.Process
 	Output  bytes.Buffer  // of both streams; complete when ended is closed
 	Ended   chan struct{} // closed when the program has ended
+
+	succeeded bool
 }
 
 // Start starts a program with the environment of the test.
@@ -36,7 +38,7 @@ func Start(t testing.TB, name string, args ...string) *Service {
 	}
 	s.process = cmd.Process
 	go func() {
-		_ = cmd.Wait()
+		s.succeeded = cmd.Wait() == nil
 		close(s.Ended)
 	}()
 	t.Cleanup(func() { s.Stop() })
@@ -70,6 +72,12 @@ func (s *Service) Stop() string {
 	s.cancel()
 	<-s.Ended
 	return s.Output.String()
+}
+
+// Succeeded waits for the end of the program, and returns whether its exit code was 0.
+func (s *Service) Succeeded() bool {
+	<-s.Ended
+	return s.succeeded
 }
 
 // FreeAddresses are loopback addresses that nobody listened on a moment ago.

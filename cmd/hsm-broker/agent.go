@@ -2,10 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
+	"os/signal"
+	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -14,6 +17,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/harden"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 	"github.com/notation-hsm/notation-hsm/internal/pin"
@@ -21,19 +25,24 @@ import (
 
 func agentCommand() *cobra.Command {
 	var socket, formats string
+	var idle time.Duration
 	var confirm bool
 	c := &cobra.Command{
 		Use:   "agent",
 		Short: "Hold a token for the programs of this user: log in once, and sign for them",
 		Long: `Log in to a token once, and sign for the programs of this user through a socket that only this user
-can reach. Set NOTATION_HSM_BROKER=unix:PATH for them, with the path that the agent says.`,
+can reach. Set NOTATION_HSM_BROKER=unix:PATH for them, with the path that the agent says.
+
+SIGHUP, the lock of the user's session and a suspend of the machine have the agent forget the PIN
+and log out; the next use of a key reads the PIN again. SIGTERM ends it.`,
 		Example: `  hsm-broker agent --module-path /usr/lib/softhsm/libsofthsm2.so --token signing`,
 		Args:    cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
-	c.Flags().StringVar(&socket, "socket", "", "path of the socket (default: notation-hsm/broker.sock in XDG_RUNTIME_DIR)")
+	addSocket(c, &socket)
 	c.Flags().StringVar(&formats, "formats", string(payload.Notation),
 		"what the keys may sign, separated by commas: notation, dsse, cosign, x509, tuf; or layer-key, to decrypt")
+	c.Flags().DurationVar(&idle, "idle", 0, "end after this time without a use of a key, such as 8h (default: never)")
 	c.Flags().BoolVar(&confirm, "confirm", false,
 		"ask on the terminal, or by the program in SSH_ASKPASS, before each use of a key")
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -41,12 +50,18 @@ can reach. Set NOTATION_HSM_BROKER=unix:PATH for them, with the path that the ag
 		if err != nil {
 			return cli.Usage(c, err)
 		}
-		if socket == "" {
-			if socket, err = config.DefaultSocket(); err != nil {
-				return err
-			}
+		if idle < 0 {
+			return cli.Usage(c, failure.New(failure.Invalid, "--idle is negative").WithHint("as in: --idle 8h"))
 		}
-		options := agent.Options{Formats: allowed, Open: opener(given())}
+		if err := harden.Memory(); err != nil { // the environment may hold the PIN
+			return failure.New(failure.Unavailable, "cannot protect the memory of the agent: %w", err).
+				WithHint("allow it where this process is confined")
+		}
+		// A job that has no terminal would be stopped when it asks for the PIN, with all who wait for it.
+		signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		options := agent.Options{Formats: allowed, Idle: idle}
 		if confirm {
 			asking, err := agent.NewConfirmation()
 			if err != nil {
@@ -54,25 +69,79 @@ can reach. Set NOTATION_HSM_BROKER=unix:PATH for them, with the path that the ag
 			}
 			options.Confirm = asking.Confirm
 		}
-		a := agent.New(options)
-		defer a.Close()
-		if err := a.Unlock(c.Context()); err != nil {
-			return err
-		}
-		listener, err := listen(socket)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(c.OutOrStdout(), "listening on unix:%s\n", socket)
-		return a.Serve(c.Context(), listener)
+		return serve(ctx, c, socket, options, given())
 	}
+	c.AddCommand(statusCommand(), lockCommand(), stopCommand(), clearCommand())
 	return c
 }
 
-// opener returns a function that opens the token that flags name, in a keystore of its own.
-func opener(given map[string]string) func() (*keystore.Keystore, *keystore.Reference, error) {
-	return func() (*keystore.Keystore, *keystore.Reference, error) {
-		ks := backends.Service()
+// addSocket gives a command the flag --socket.
+func addSocket(c *cobra.Command, socket *string) {
+	c.Flags().StringVar(socket, "socket", "",
+		"path of the agent's socket (default: notation-hsm/broker.sock in XDG_RUNTIME_DIR)")
+}
+
+// serve runs an agent. One that the service manager starts by its socket logs in at the first use of a key, so that a
+// failure reaches the one who waits for the key; any other logs in first.
+func serve(ctx context.Context, c *cobra.Command, path string, o agent.Options, given map[string]string) (err error) {
+	service := agent.NewNotifier()
+	listener, inherited, err := agent.Inherited()
+	if err != nil {
+		return err
+	}
+	if listener != nil && path != "" {
+		return cli.Usage(c, failure.New(failure.Invalid, "--socket excludes the socket of the service manager").
+			WithHint("set the path in the socket unit (ListenStream) alone"))
+	}
+	if o.Refusals, err = agent.NewRefusals(); err != nil {
+		return err
+	}
+	if o.Open, o.Token, err = opener(given, o.Refusals.Guard); err != nil {
+		return err
+	}
+	a := agent.New(o)
+	defer a.Close()
+	if listener == nil {
+		if listener, inherited, err = unlock(ctx, a, path); err != nil {
+			return err
+		}
+	}
+	service.Notify("READY=1")
+	defer service.Notify("STOPPING=1")
+	fmt.Fprintf(c.OutOrStdout(), "listening on unix:%s\n", inherited)
+	return errors.Join(a.Run(ctx, listener), a.Close())
+}
+
+// unlock reserves a socket, logs in, and listens.
+func unlock(ctx context.Context, a *agent.Agent, path string) (net.Listener, string, error) {
+	if path == "" {
+		var err error
+		if path, err = config.DefaultSocket(); err != nil {
+			return nil, "", err
+		}
+	}
+	socket, err := agent.Reserve(path)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := a.Unlock(ctx); err != nil {
+		socket.Release()
+		return nil, "", err
+	}
+	listener, err := socket.Listen()
+	if err != nil {
+		socket.Release()
+		return nil, "", err
+	}
+	return listener, socket.Path, nil
+}
+
+// opener returns a function that opens the token that flags name, in a keystore of its own, and the token's URI. It
+// fails if the flags name none.
+func opener(given map[string]string, guard pin.Guard) (func() (*keystore.Keystore, *keystore.Reference, error), string,
+	error) {
+	open := func() (*keystore.Keystore, *keystore.Reference, error) {
+		ks := backends.GuardedService(guard)
 		token, err := ks.Direct().Resolve("", given, config.Flags)
 		if err != nil {
 			return nil, nil, err
@@ -82,17 +151,9 @@ func opener(given map[string]string) func() (*keystore.Keystore, *keystore.Refer
 		}
 		return ks, token, nil
 	}
-}
-
-// listen listens to a socket that only this user can reach.
-func listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, failure.New(failure.FileKind(err), "cannot make the folder of the socket: %w", err)
-	}
-	var config net.ListenConfig
-	listener, err := config.Listen(context.Background(), "unix", path)
+	ks, token, err := open()
 	if err != nil {
-		return nil, failure.New(failure.FileKind(err), "cannot listen to %s: %w", path, err)
+		return nil, "", err
 	}
-	return listener, nil
+	return open, token.Key.String(), ks.Close()
 }

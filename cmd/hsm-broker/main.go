@@ -4,8 +4,6 @@ package main
 import (
 	"context"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -21,14 +19,13 @@ func main() {
 	os.Exit(run())
 }
 
+// run runs the command. A signal ends it, but those that serve handle signals themselves: they finish what they do.
 func run() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	if err := cli.Prepare(cli.FormatError); err != nil {
 		_, _ = os.Stderr.Write(cli.FormatError(err))
 		return 1
 	}
-	return cli.Run(ctx, command())
+	return cli.Run(context.Background(), command())
 }
 
 // command returns the command that holds all others.

@@ -8,8 +8,10 @@ package agent
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
@@ -22,21 +24,38 @@ type Options struct {
 	Formats []payload.Format
 	// Confirm asks a person whether a key may be used for an artifact, and fails with Denied if not; nil asks nobody.
 	Confirm func(ctx context.Context, key string, a *payload.Artifact) error
+	// Token is the URI by which the token was named, for those who ask for the state of the agent.
+	Token string
+	// Refusals are those that Open guards its PINs with, for those who ask.
+	Refusals *Refusals
+	// Idle is how long the agent runs without a use of a key; 0 means for ever.
+	Idle time.Duration
 }
 
 // Agent holds a token.
 type Agent struct {
 	options Options
+	started time.Time
+	uses    uses
+	running context.Context // ends with Run
+	stop    func()
 
-	mu      sync.Mutex
-	current *session // nil while the agent is locked
-	closed  bool
+	mu       sync.Mutex
+	current  *session  // nil while the agent is locked
+	token    key.Token // of the last login
+	unlocked time.Time // the login; zero without one
+	closed   bool
 
 	limits limits
 }
 
 // New returns an agent that has not logged in.
-func New(o Options) *Agent { return &Agent{options: o} }
+func New(o Options) *Agent {
+	now := time.Now()
+	a := &Agent{options: o, started: now, uses: uses{last: now}}
+	a.running, a.stop = context.WithCancel(context.Background())
+	return a
+}
 
 // Unlock logs in to the token, unless the agent has. What needs a key calls it by itself.
 func (a *Agent) Unlock(ctx context.Context) error {
@@ -44,15 +63,33 @@ func (a *Agent) Unlock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.login(ctx)
+	if err := s.login(ctx); err != nil {
+		return err
+	}
+	a.noteLogin()
+	return nil
+}
+
+// noteLogin notes that the current session has logged in.
+func (a *Agent) noteLogin() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.current == nil || !a.unlocked.IsZero() {
+		return
+	}
+	a.unlocked = time.Now()
+	a.token = a.current.describe(a.token)
 }
 
 // Lock forgets the PIN, and ends the login and every use of a key in flight. The next use of a key logs in again.
 func (a *Agent) Lock() error {
 	a.mu.Lock()
 	s := a.current
-	a.current = nil
+	a.current, a.unlocked = nil, time.Time{}
 	a.mu.Unlock()
+	if a.options.Refusals != nil {
+		a.options.Refusals.locked()
+	}
 	if s == nil {
 		return nil
 	}
@@ -67,11 +104,14 @@ func (a *Agent) Close() error {
 	return a.Lock()
 }
 
-// Locked reports whether the agent has forgotten its PIN.
-func (a *Agent) Locked() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.current == nil
+// describe returns the token as the module describes it, or else as it was known before.
+func (s *session) describe(before key.Token) key.Token {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.root == nil {
+		return before
+	}
+	return s.root.Describe()
 }
 
 // session returns the open token.

@@ -137,16 +137,6 @@ func sign(label string) *http.Request {
 		Payload: notation("ES256", time.Now()), Algorithm: "ECDSA-SHA-256"})
 }
 
-// unwrap returns a request to unwrap the key of a layer, wrapped for a public key.
-func unwrap(t testing.TB, label string, public crypto.PublicKey) *http.Request {
-	t.Helper()
-	jwe, err := layerkey.Seal([]byte(`{"symkey":"AAEC"}`), []layerkey.Recipient{{Name: label, Public: public}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return post(brokerapi.LayerKeysPath(label), brokerapi.LayerKeyRequest{JWE: jwe})
-}
-
 type slowReader struct{}
 
 func (slowReader) Read([]byte) (int, error) { return 0, os.ErrDeadlineExceeded }
@@ -166,68 +156,91 @@ func changed(r *http.Request, change func(*http.Request)) *http.Request {
 	return r
 }
 
+// layerKey returns a request to unwrap the key of an image layer that was wrapped for a key.
+func layerKey(t testing.TB, label string, public crypto.PublicKey) func() *http.Request {
+	t.Helper()
+	jwe, err := layerkey.Seal([]byte("{}"), []layerkey.Recipient{{Name: label, Public: public}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() *http.Request {
+		return post(brokerapi.LayerKeysPath(label), brokerapi.LayerKeyRequest{JWE: jwe})
+	}
+}
+
 // TestContract has every operation answer with every status that the description has for it, and with no other.
 func TestContract(t *testing.T) {
 	t.Parallel()
-	s := newServer(t, func(o *Options) { o.Formats = append(o.Formats, payload.LayerKey) })
-	nodes := newKey(t, "EC-256")
-	s.key("nodes", nodes, key.Decrypt)
+	s := newServer(t, func(o *Options) { o.Formats = []payload.Format{payload.Notation, payload.LayerKey} })
+	recipient := newKey(t, "EC-256")
+	s.key("nodes", recipient, key.Decrypt)
 	path := brokerapi.KeyPath("release")
+	describe := func() *http.Request { return get(path) }
+	list := func() *http.Request { return get(brokerapi.KeysPath) }
+	signature := func() *http.Request { return sign("release") }
+	unwrap := layerKey(t, "nodes", recipient.Public())
+	status := func() *http.Request { return get(brokerapi.AgentPath) }
+	lock := func() *http.Request { return post(brokerapi.AgentLockPath, "") }
+	stop := func() *http.Request { return post(brokerapi.AgentStopPath, "") }
+	all := []func() *http.Request{list, describe, signature, unwrap, status, lock, stop}
 
-	s.want(200, get(brokerapi.KeysPath))
-	s.want(400, get(brokerapi.KeysPath+"?all=1"))
+	s.want(200, list())
+	s.want(200, describe())
 	s.want(200, get(brokerapi.KeyPath("nodes")))
-	s.want(200, unwrap(t, "nodes", nodes.Public()))
-	s.want(400, unwrap(t, "nodes", newKey(t, "EC-256").Public()))
-	s.want(404, unwrap(t, "other", nodes.Public()))
-	s.want(200, get(path))
-	s.want(201, sign("release"))
+	s.want(201, signature())
+	s.want(200, unwrap())
+	s.want(200, status())
+	s.want(200, lock())
+	s.want(200, status())
 	s.want(404, get(brokerapi.KeyPath("other")))
 	s.want(404, sign("other"))
-	s.want(400, get(path+"?all=1"))
-	s.want(400, post(path+"/signatures", "{}"))
+	s.want(404, layerKey(t, "other", recipient.Public())())
 	hash := brokerapi.SignatureRequest{Payload: make([]byte, 32), Algorithm: "ECDSA-SHA-256"}
 	s.want(403, post(path+"/signatures", hash))
-	for _, use := range []func() *http.Request{func() *http.Request { return sign("release") },
-		func() *http.Request { return unwrap(t, "nodes", nodes.Public()) }} {
-		s.want(408, changed(use(), func(r *http.Request) { r.Body = io.NopCloser(slowReader{}) }))
-		s.want(413, changed(use(), func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(endless{}), -1 }))
-		s.want(413, changed(use(), func(r *http.Request) { r.ContentLength = 1 << 40 }))
-		s.want(415, changed(use(), func(r *http.Request) { r.Header.Del("Content-Type") }))
+	for _, request := range all {
+		s.want(400, changed(request(), func(r *http.Request) { r.URL.RawQuery = "all=1" }))
+		s.want(400, changed(request(), func(r *http.Request) { r.Proto, r.ProtoMinor = "HTTP/1.0", 0 }))
 	}
-	for _, r := range []*http.Request{get(path), sign("release")} {
-		s.want(400, changed(r, func(r *http.Request) { r.Proto, r.ProtoMinor = "HTTP/1.0", 0 }))
+	for _, request := range []func() *http.Request{signature, unwrap} {
+		s.want(400, changed(request(), func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader("{}")) }))
+		s.want(408, changed(request(), func(r *http.Request) { r.Body = io.NopCloser(slowReader{}) }))
+		s.want(413, changed(request(), func(r *http.Request) { r.Body, r.ContentLength = io.NopCloser(endless{}), -1 }))
+		s.want(413, changed(request(), func(r *http.Request) { r.ContentLength = 1 << 40 }))
+		s.want(415, changed(request(), func(r *http.Request) { r.Header.Del("Content-Type") }))
 	}
+	s.agent.limits.flying += maxRequests
+	for _, request := range all {
+		s.want(429, request())
+	}
+	s.agent.limits.flying -= maxRequests
 
-	s.module.Fail("Sign", failure.New(failure.Conflict, "the key was replaced"))
-	s.want(409, sign("release"))
-	s.module.Fail("Sign", nil)
-
+	for kind, status := range map[failure.Kind]int{failure.Denied: 403, failure.Throttled: 429, failure.Internal: 500,
+		failure.Unsupported: 501, failure.Unavailable: 503, failure.Timeout: 504} {
+		refused := failure.New(kind, "cannot open the token").WithHint("look at the module")
+		refused.CKR = "CKR_GENERAL_ERROR"
+		if err := s.agent.Lock(); err != nil {
+			t.Fatal(err)
+		}
+		s.module.Fail("Open", refused)
+		for _, request := range []func() *http.Request{list, describe, signature, unwrap} {
+			if p := s.want(status, request()); p.Kind != kind.String() || p.CKR != refused.CKR || p.Detail != refused.What {
+				t.Errorf("%+v", p)
+			}
+		}
+		s.module.Fail("Open", nil)
+	}
+	for operation, request := range map[string]func() *http.Request{"Sign": signature, "ECDH": unwrap} {
+		s.module.Fail(operation, failure.New(failure.Conflict, "the key was replaced"))
+		s.want(409, request())
+		s.module.Fail(operation, nil)
+	}
 	_, edwards, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.key("edwards", edwards, key.Sign)
 	s.want(501, sign("edwards"))
-
-	for kind, status := range map[failure.Kind]int{failure.Denied: 403, failure.Throttled: 429, failure.Internal: 500,
-		failure.Unsupported: 501, failure.Unavailable: 503, failure.Timeout: 504} {
-		refused := failure.New(kind, "cannot open the key").WithHint("look at the module")
-		refused.CKR = "CKR_GENERAL_ERROR"
-		if err := s.agent.Lock(); err != nil {
-			t.Fatal(err)
-		}
-		s.module.Fail("Key", refused)
-		s.module.Fail("Keys", refused)
-		for _, r := range []*http.Request{get(path), sign("release"), unwrap(t, "nodes", nodes.Public()),
-			get(brokerapi.KeysPath)} {
-			if p := s.want(status, r); p.Kind != kind.String() || p.CKR != refused.CKR || p.Detail != refused.What {
-				t.Errorf("%+v", p)
-			}
-		}
-		s.module.Fail("Key", nil)
-		s.module.Fail("Keys", nil)
-	}
+	s.want(202, stop())
 
 	documented := s.description.Operations()
 	served := s.agent.operations()

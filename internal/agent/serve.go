@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"time"
@@ -24,9 +25,9 @@ func (a *Agent) Serve(ctx context.Context, listener net.Listener) error {
 		ConnContext: a.limits.admit, ConnState: a.limits.track,
 		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
 	}
-	ended := make(chan struct{})
+	answered := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
+		defer close(answered)
 		ending, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
 		if server.Shutdown(ending) != nil {
@@ -34,11 +35,12 @@ func (a *Agent) Serve(ctx context.Context, listener net.Listener) error {
 		}
 	})
 	err := server.Serve(listener)
+	if !stop() {
+		<-answered // Serve itself returns as soon as the server stops to accept
+	}
 	if !errors.Is(err, http.ErrServerClosed) {
-		stop()
 		return failure.New(failure.Unavailable, "cannot serve: %w", err)
 	}
-	<-ended // Serve returns before the requests in flight have been answered
 	return nil
 }
 
@@ -48,17 +50,19 @@ func (a *Agent) Handler() http.Handler {
 	for operation, handler := range a.operations() {
 		mux.Handle(operation, handler)
 	}
-	return a.guard(mux, mux)
+	return a.guard(mux, a.counted(mux))
 }
 
 // operations are the operations of the API, by method and path.
 func (a *Agent) operations() map[string]http.HandlerFunc {
-	return map[string]http.HandlerFunc{
+	all := map[string]http.HandlerFunc{
 		"GET " + brokerapi.KeysPath:                        answer(a.getKeys),
 		"GET " + brokerapi.KeysPath + "/{key}":             answer(a.getKey),
 		"POST " + brokerapi.KeysPath + "/{key}/signatures": answer(a.postSignature),
 		"POST " + brokerapi.KeysPath + "/{key}/layer-keys": answer(a.postLayerKey),
 	}
+	maps.Copy(all, a.agentOperations())
+	return all
 }
 
 func (a *Agent) postSignature(r *http.Request) (*brokerapi.Signature, int, error) {

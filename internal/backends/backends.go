@@ -10,6 +10,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/nethsm"
+	"github.com/notation-hsm/notation-hsm/internal/pin"
 	"github.com/notation-hsm/notation-hsm/internal/remote"
 )
 
@@ -23,8 +24,11 @@ func KeystoreWarning(warnings io.Writer) *keystore.Keystore {
 
 // Service returns a keystore for a program that runs for long: each PKCS#11 module is used in a process of its own. The
 // program calls ServeWorker before anything else.
-func Service() *keystore.Keystore {
-	return keystore.New(missing, append(workers(), nethsm.New(os.Stderr))...)
+func Service() *keystore.Keystore { return GuardedService(nil) }
+
+// GuardedService is Service with a guard that is asked before a PIN is tried on a PKCS#11 token.
+func GuardedService(guard pin.Guard) *keystore.Keystore {
+	return keystore.New(missing, append(workers(guard), nethsm.New(os.Stderr))...)
 }
 
 // ServeWorker serves the parent process and ends this one, if this one was started for a module of a Service. Else it

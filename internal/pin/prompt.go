@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +21,10 @@ func (s *Secret) readTerminal(ctx context.Context, token string) error {
 		return unreadable("there is no terminal: %w", err).WithHint(hint)
 	}
 	defer tty.Close()
+	if inBackground(tty) {
+		return unreadable("another program has the terminal").
+			WithHint("bring this program to the foreground (fg), or use another pin-source")
+	}
 	restore, err := hideInput(tty)
 	if err != nil {
 		return unreadable("there is no terminal: %w", err).WithHint(hint)
@@ -40,6 +46,22 @@ func (s *Secret) readTerminal(ctx context.Context, token string) error {
 		return unreadable("interrupted").WithHint("run it again")
 	}
 	return s.cutLine("the answer")
+}
+
+// inBackground reports whether another job than that of this process has the terminal, if this process ignores that it
+// would be stopped for it, as one does that serves others.
+func inBackground(tty *os.File) bool {
+	if !signal.Ignored(syscall.SIGTTIN) {
+		return false
+	}
+	conn, err := tty.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var group int
+	var failed error
+	err = conn.Control(func(fd uintptr) { group, failed = unix.IoctlGetInt(int(fd), unix.TIOCGPGRP) })
+	return err == nil && failed == nil && group != unix.Getpgrp()
 }
 
 // hideInput makes the terminal return whole lines and not show what is typed. restore undoes this.

@@ -26,16 +26,20 @@ const (
 // pins keeps the PINs of all tokens, in locked memory, and hands them to the processes that log in.
 type pins struct {
 	prompt chan struct{} // is held by the one who asks a person
+	guard  pin.Guard     // is asked before each login of a user; nil allows all
 
 	mu      sync.Mutex
 	tokens  map[string]*tokenPIN
 	refused map[string]*tokenPIN // by what the settings call the token, whatever the process calls it
+	closed  bool                 // no PIN is given any more
 }
 
 // tokenPIN is the PIN of a user of a token.
 type tokenPIN struct {
 	module   *module
+	uri      string                 // as the process describes the token
 	slot     chan struct{}          // is held by the one login in flight
+	guarded  func(*failure.Error)   // tells the guard how that login ended; nil if the guard does not wait for it
 	secrets  map[string]*pin.Secret // by source
 	refusal  *failure.Error         // of a login; the PIN is not tried again
 	accepted bool                   // a login has succeeded
@@ -59,6 +63,16 @@ func (s *pins) forget() (refused map[*module]bool) {
 	}
 	s.tokens, s.refused = map[string]*tokenPIN{}, map[string]*tokenPIN{}
 	return refused
+}
+
+// close clears all PINs, and gives none any more.
+func (s *pins) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	for _, t := range s.tokens {
+		t.clear()
+	}
 }
 
 func (t *tokenPIN) clear() {
@@ -92,7 +106,9 @@ func (s *pins) give(p *process, c *call, f frame) error {
 		if s.count(p.module) >= maxTokens {
 			return fmt.Errorf("%w: there are too many tokens", errFrame)
 		}
-		t = &tokenPIN{module: p.module, slot: make(chan struct{}, 1), secrets: map[string]*pin.Secret{}}
+		t = &tokenPIN{
+			module: p.module, uri: wanted.Token, slot: make(chan struct{}, 1), secrets: map[string]*pin.Secret{},
+		}
 		s.tokens[id] = t
 	}
 	if c.login != t {
@@ -140,7 +156,7 @@ func (s *pins) hand(p *process, c *call, number uint64, t *tokenPIN, id, name st
 		// The end of the call, or of its login, may have released the slot of one that had the PIN already.
 		if !has || c.login == t {
 			c.login = nil
-			<-t.slot
+			t.release(nil)
 		}
 	}
 	return err
@@ -162,17 +178,20 @@ func (s *pins) handNext(p *process, c *call, number uint64, t *tokenPIN, id, nam
 		secret = t.secrets[source]
 	}
 	s.mu.Unlock()
+	if err == nil {
+		err = s.ask(p, c, t, source, name)
+	}
 	if err != nil {
 		return err
 	}
 	if secret == nil {
-		if secret, err = s.read(c, source, name); err != nil {
+		if secret, err = s.readFor(p, c, source, name); err != nil {
 			return err
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	known := s.tokens[id] == t
+	known := s.tokens[id] == t && !s.closed
 	if known && c.caches() {
 		t.secrets[source] = secret
 	} else {
@@ -190,6 +209,38 @@ func (s *pins) handNext(p *process, c *call, number uint64, t *tokenPIN, id, nam
 	return nil
 }
 
+// ask asks the guard whether the PIN may be tried, unless it has been asked for the login in flight. The call holds the
+// token's slot.
+func (s *pins) ask(p *process, c *call, t *tokenPIN, source, name string) error {
+	s.mu.Lock()
+	asked := t.guarded != nil
+	s.mu.Unlock()
+	if s.guard == nil || asked || c.owner.soPIN != "" {
+		return nil
+	}
+	if c.owner.settings.PIN != "" {
+		source = ""
+	}
+	ended, err := s.guard(c.ctx, pin.Login{Module: p.module.path, Token: t.uri, Name: name, Source: source})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t.guarded = ended
+	return nil
+}
+
+// release lets the next login of the token begin, and tells the guard how the last one ended. The caller holds the
+// lock.
+func (t *tokenPIN) release(refusal *failure.Error) {
+	if t.guarded != nil {
+		t.guarded(refusal)
+		t.guarded = nil
+	}
+	<-t.slot
+}
+
 // token returns what the settings of a call say of a token, its user and the source of the PIN.
 func (o owner) token() string {
 	named := o.settings.Key
@@ -203,26 +254,50 @@ func (c *call) caches() bool { return c.owner.soPIN == "" && c.owner.settings.PI
 
 // mayTry fails when the PIN was refused, or when the process ended in the last login, which may have been why.
 func (t *tokenPIN) mayTry(name string) error {
-	allowed := 1
-	if t.accepted {
-		allowed = 2
-	}
 	switch {
 	case t.refusal != nil:
 		f := failure.New(failure.Denied, "the PIN of %q is not tried again: %s", name, t.refusal.What).
 			WithHint(t.refusal.Hint)
 		f.CKR = t.refusal.CKR
 		return f
-	case t.lost >= allowed:
-		return failure.New(failure.Denied, "the PIN of %q is not tried again: the module did not answer the last login",
-			name).
+	case t.lostAll():
+		return failure.New(failure.Denied, "the PIN of %q is not tried again: %s", name, unanswered).
 			WithHint("check the PIN with the vendor's tool, then restart this program")
 	}
 	return nil
 }
 
+const unanswered = "the module did not answer the last login"
+
+// lostAll reports whether as many logins were lost as may be tried: one, and two of a PIN that was right before.
+func (t *tokenPIN) lostAll() bool { return t.lost >= 2 || t.lost == 1 && !t.accepted }
+
+// releaseLost is release for a login that was lost.
+func (t *tokenPIN) releaseLost() {
+	t.lost++
+	if t.lostAll() {
+		t.release(failure.New(failure.Denied, unanswered))
+		return
+	}
+	t.release(nil)
+}
+
+// readFor reads the PIN from its source, unless the process ends before: nobody is asked for a PIN that has no use.
+func (s *pins) readFor(p *process, c *call, source, name string) (*pin.Secret, error) {
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-p.gone:
+			cancel(errEnded)
+		case <-ctx.Done():
+		}
+	}()
+	return s.read(ctx, c, source, name)
+}
+
 // read reads the PIN from its source. A person takes as long as they take, one person at a time.
-func (s *pins) read(c *call, source, name string) (*pin.Secret, error) {
+func (s *pins) read(ctx context.Context, c *call, source, name string) (*pin.Secret, error) {
 	if c.owner.soPIN == "" && c.owner.settings.PIN != "" {
 		return pin.From(c.owner.settings.PIN)
 	}
@@ -230,12 +305,12 @@ func (s *pins) read(c *call, source, name string) (*pin.Secret, error) {
 		select {
 		case s.prompt <- struct{}{}:
 			defer func() { <-s.prompt }()
-		case <-c.ctx.Done():
-			return nil, interrupted(c.ctx, c.kind)
+		case <-ctx.Done():
+			return nil, interrupted(ctx, c.kind)
 		}
-		return pin.Read(c.ctx, source, name)
+		return pin.Read(ctx, source, name)
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, c.owner.settings.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.owner.settings.Timeout)
 	defer cancel()
 	return pin.Read(ctx, source, name)
 }
@@ -294,8 +369,7 @@ func (s *pins) died(c *call) {
 // leave ends the login of a call, if there is one, without a result. The caller holds the lock.
 func (c *call) leave() {
 	if c.login != nil {
-		c.login.lost++
-		<-c.login.slot
+		c.login.releaseLost()
 		c.login = nil
 	}
 }
@@ -307,7 +381,6 @@ func (s *pins) end(c *call, err error, refused bool) {
 		return
 	}
 	c.login = nil
-	<-t.slot
 	switch {
 	case refused:
 		slog.Error("a PIN was refused, and is not tried again", "error", err)
@@ -315,10 +388,12 @@ func (s *pins) end(c *call, err error, refused bool) {
 		s.refused[c.owner.token()] = t
 		t.clear()
 	case failure.Is(err, failure.Timeout):
-		t.lost++
+		t.releaseLost()
+		return
 	case err == nil, !failure.Is(err, failure.Internal) && !failure.Is(err, failure.Unavailable):
 		t.accepted, t.lost = true, 0
 	}
+	t.release(t.refusal)
 }
 
 // refusesLoginAlone reports whether a login failed since the token refused it. A module may answer a wrong PIN by a

@@ -12,6 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore/keystoretest"
+	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
 // pinFile has the fixture read the PIN from a file.
@@ -213,5 +214,76 @@ func TestSOPIN(t *testing.T) {
 	found, err := store.WrappingKey(t.Context(), config.URI{})
 	if err != nil || found.Label != "backup" {
 		t.Errorf("%v, %v", found, err)
+	}
+}
+
+// guard notes how logins end, and forbids them when it is told to.
+type guard struct {
+	logins []pin.Login
+	ended  []*failure.Error
+	deny   error
+}
+
+func (g *guard) ask(_ context.Context, l pin.Login) (func(*failure.Error), error) {
+	if g.deny != nil {
+		return nil, g.deny
+	}
+	g.logins = append(g.logins, l)
+	return func(refusal *failure.Error) { g.ended = append(g.ended, refusal) }, nil
+}
+
+// TestGuard is asked before each login, and told once how it ended.
+func TestGuard(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		pin     string
+		order   string
+		deny    bool
+		tries   int
+		refusal string // in what the guard is told
+	}{
+		"right":     {pin: keystoretest.PIN, tries: 1},
+		"wrong":     {pin: "1234", tries: 1, refusal: "CKR_PIN_INCORRECT"},
+		"lost":      {pin: keystoretest.PIN, order: "Login.crash", tries: 1, refusal: unanswered},
+		"denied":    {pin: keystoretest.PIN, deny: true},
+		"no PIN":    {pin: ""},
+		"elsewhere": {pin: keystoretest.PIN, order: "Open.crash", tries: 1},
+	} {
+		f := newFixture(t)
+		f.pinFile(t, c.pin)
+		g := &guard{}
+		if c.deny {
+			g.deny = failure.New(failure.Denied, "not again")
+		}
+		f.backend.Guard(g.ask)
+		if c.order != "" {
+			f.order(t, c.order)
+		}
+		err := f.logsIn(t.Context())
+		if failed := c.tries == 0 || c.refusal != ""; failed != failure.Is(err, failure.Denied) || !failed && err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := f.backend.Close(); err != nil {
+			t.Error(err)
+		}
+		if tries := f.logged("PIN"); tries != c.tries {
+			t.Errorf("%s: tried %d times", name, tries)
+		}
+		if len(g.ended) != len(g.logins) || c.tries > 0 && len(g.logins) == 0 {
+			t.Errorf("%s: %d logins, %d ended", name, len(g.logins), len(g.ended))
+		}
+		for i, refusal := range g.ended {
+			text := ""
+			if refusal != nil {
+				text = refusal.What + refusal.CKR
+			}
+			if !strings.Contains(text, c.refusal) || (c.refusal == "") != (refusal == nil) {
+				t.Errorf("%s: the guard was told %q", name, text)
+			}
+			if l := g.logins[i]; l.Module != keystoretest.Path || !strings.HasPrefix(l.Token, "pkcs11:") || l.Name != "signing" ||
+				l.Source != f.settings.PINSource {
+				t.Errorf("%s: the guard was asked for %+v", name, l)
+			}
+		}
 	}
 }

@@ -113,6 +113,9 @@ func (b *Backend) call(ctx context.Context, k kind, o owner, a arguments) (resul
 	}
 }
 
+// Guard has a guard asked before each login of a user. It is called before the first Open.
+func (b *Backend) Guard(guard pin.Guard) { b.pins.guard = guard }
+
 // Forget clears all PINs, and what is known of those that were refused: the next login reads its PIN again. Processes
 // whose module has refused a PIN end, since they remember that, too.
 func (b *Backend) Forget() {
@@ -130,6 +133,7 @@ func (b *Backend) Close() error {
 	}
 	modules := slices.Collect(maps.Values(b.modules))
 	b.mu.Unlock()
+	b.pins.close() // at once: a process may take seconds to end
 	var group sync.WaitGroup
 	for _, m := range modules {
 		group.Go(m.close)

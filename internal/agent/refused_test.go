@@ -1,0 +1,159 @@
+package agent
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/pin"
+)
+
+var (
+	signing = pin.Login{Module: "/lib/module.so", Token: "pkcs11:token=signing;serial=1", Name: "signing", Source: "env:PIN"}
+	wrong   = func() *failure.Error {
+		f := failure.New(failure.Denied, "cannot log in to token %q", "signing")
+		f.CKR = "CKR_PIN_INCORRECT"
+		return f
+	}()
+)
+
+func newRefusals(t *testing.T) *Refusals { return &Refusals{dir: filepath.Join(t.TempDir(), "agent")} }
+
+// TestRefusals keeps a refused PIN until it is cleared, also for another process, module path and source.
+func TestRefusals(t *testing.T) {
+	t.Parallel()
+	r := newRefusals(t)
+	ended, err := r.Guard(t.Context(), signing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended(nil)
+	if all, err := r.List(); err != nil || len(all) != 0 || r.Last() != nil {
+		t.Errorf("after a login: %v, %v", all, err)
+	}
+	if ended, err = r.Guard(t.Context(), signing); err != nil {
+		t.Fatal(err)
+	}
+	ended(wrong)
+	for _, again := range []*Refusals{r, {dir: r.dir}} {
+		other := signing
+		other.Source, other.Name = "file:/pin", "renamed"
+		for range 2 {
+			if _, err := again.Guard(t.Context(), other); !failure.Is(err, failure.Denied) ||
+				failure.From(err).CKR != "CKR_PIN_INCORRECT" || !strings.Contains(failure.From(err).Hint, "agent clear") {
+				t.Error(err)
+			}
+		}
+		if last := again.Last(); last == nil || last.CKR != "CKR_PIN_INCORRECT" || last.Time.IsZero() {
+			t.Errorf("the last refusal is %+v", last)
+		}
+	}
+	other := signing
+	other.Token = "pkcs11:token=signing;serial=2"
+	if ended, err := r.Guard(t.Context(), other); err != nil {
+		t.Errorf("another token: %v", err)
+	} else {
+		ended(nil)
+	}
+	all, err := r.List()
+	if err != nil || len(all) != 1 || all[0].Name != "signing" || all[0].Token != signing.Token {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	for range 2 {
+		if err := r.Clear(all[0]); err != nil {
+			t.Error(err)
+		}
+	}
+	if ended, err := r.Guard(t.Context(), signing); err != nil {
+		t.Errorf("after it was cleared: %v", err)
+	} else {
+		ended(nil)
+	}
+}
+
+// TestUnfinished takes a login that has not ended for one whose PIN was refused, since nobody knows.
+func TestUnfinished(t *testing.T) {
+	t.Parallel()
+	killed := newRefusals(t)
+	if _, err := killed.Guard(t.Context(), signing); err != nil {
+		t.Fatal(err)
+	}
+	again := &Refusals{dir: killed.dir}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := again.Guard(ctx, signing); !failure.Is(err, failure.Timeout) {
+		t.Errorf("while the login is in flight: %v", err)
+	}
+	all, err := again.List()
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%v, %v", all, err)
+	}
+	if err := again.Clear(all[0]); !failure.Is(err, failure.Conflict) {
+		t.Errorf("cleared while the login is in flight: %v", err)
+	}
+	lock := strings.TrimSuffix(killed.path(signing), ".json") + ".lock"
+	if err := os.Remove(lock); err != nil { // as the end of the process drops it
+		t.Fatal(err)
+	}
+	if _, err := again.Guard(t.Context(), signing); !failure.Is(err, failure.Denied) ||
+		!strings.Contains(err.Error(), unfinished) {
+		t.Errorf("after the agent was killed: %v", err)
+	}
+}
+
+// TestPrompt asks a person, whatever has been refused, and keeps nothing in files.
+func TestPrompt(t *testing.T) {
+	t.Parallel()
+	r := newRefusals(t)
+	asked := signing
+	asked.Source = pin.Prompt
+	for range 2 {
+		ended, err := r.Guard(t.Context(), asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ended(wrong)
+		if r.Last() == nil {
+			t.Error("the refusal is not shown")
+		}
+	}
+	r.locked()
+	if r.Last() != nil {
+		t.Error("the refusal is shown, and the next login asks again")
+	}
+	if _, err := os.Stat(r.dir); err == nil {
+		t.Error("there are files")
+	}
+}
+
+// TestState fails closed where nothing can be kept, and for what others can change.
+func TestState(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(dir string) error{
+		"a file in the way": func(dir string) error { return os.WriteFile(dir, nil, 0o600) },
+		"others can write":  func(dir string) error { return folder(dir, 0o777) },
+		"half a file": func(dir string) error {
+			if err := folder(dir, 0o700); err != nil {
+				return err
+			}
+			return os.WriteFile((&Refusals{dir: dir}).path(signing), []byte(`{"modu`), 0o600)
+		},
+		"a link": func(dir string) error {
+			if err := folder(dir, 0o700); err != nil {
+				return err
+			}
+			return os.Symlink("/dev/null", (&Refusals{dir: dir}).path(signing))
+		},
+	} {
+		r := newRefusals(t)
+		if err := spoil(r.dir); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Guard(t.Context(), signing); err == nil || failure.From(err).Hint == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
