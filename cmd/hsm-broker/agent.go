@@ -61,15 +61,7 @@ and log out; the next use of a key reads the PIN again. SIGTERM ends it.`,
 		signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		options := agent.Options{Formats: allowed, Idle: idle}
-		if confirm {
-			asking, err := agent.NewConfirmation()
-			if err != nil {
-				return err
-			}
-			options.Confirm = asking.Confirm
-		}
-		return serve(ctx, c, socket, options, given())
+		return serve(ctx, c, socket, agent.Options{Formats: allowed, Idle: idle}, confirm, given())
 	}
 	c.AddCommand(statusCommand(), lockCommand(), stopCommand(), clearCommand())
 	return c
@@ -83,7 +75,8 @@ func addSocket(c *cobra.Command, socket *string) {
 
 // serve runs an agent. One that the service manager starts by its socket logs in at the first use of a key, so that a
 // failure reaches the one who waits for the key; any other logs in first.
-func serve(ctx context.Context, c *cobra.Command, path string, o agent.Options, given map[string]string) (err error) {
+func serve(ctx context.Context, c *cobra.Command, path string, o agent.Options, confirm bool,
+	given map[string]string) (err error) {
 	service := agent.NewNotifier()
 	listener, inherited, err := agent.Inherited()
 	if err != nil {
@@ -96,8 +89,17 @@ func serve(ctx context.Context, c *cobra.Command, path string, o agent.Options, 
 	if o.Refusals, err = agent.NewRefusals(); err != nil {
 		return err
 	}
-	if o.Open, o.Token, err = opener(given, o.Refusals.Guard); err != nil {
+	var token *keystore.Reference
+	if o.Open, token, err = opener(given, o.Refusals.Guard); err != nil {
 		return err
+	}
+	o.Token = token.Key.String()
+	if confirm {
+		asking, err := agent.NewConfirmation(pin.Environ(token.PINSource))
+		if err != nil {
+			return err
+		}
+		o.Confirm = asking.Confirm
 	}
 	a := agent.New(o)
 	defer a.Close()
@@ -136,10 +138,10 @@ func unlock(ctx context.Context, a *agent.Agent, path string) (net.Listener, str
 	return listener, socket.Path, nil
 }
 
-// opener returns a function that opens the token that flags name, in a keystore of its own, and the token's URI. It
-// fails if the flags name none.
-func opener(given map[string]string, guard pin.Guard) (func() (*keystore.Keystore, *keystore.Reference, error), string,
-	error) {
+// opener returns a function that opens the token that flags name, in a keystore of its own, and the token. It fails
+// if the flags name none.
+func opener(given map[string]string, guard pin.Guard) (func() (*keystore.Keystore, *keystore.Reference, error),
+	*keystore.Reference, error) {
 	open := func() (*keystore.Keystore, *keystore.Reference, error) {
 		ks := backends.GuardedService(guard)
 		token, err := ks.Direct().Resolve("", given, config.Flags)
@@ -153,7 +155,7 @@ func opener(given map[string]string, guard pin.Guard) (func() (*keystore.Keystor
 	}
 	ks, token, err := open()
 	if err != nil {
-		return nil, "", err
+		return nil, nil, err
 	}
-	return open, token.Key.String(), ks.Close()
+	return open, token, ks.Close()
 }

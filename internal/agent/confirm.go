@@ -30,8 +30,10 @@ type Confirmation struct {
 // NewConfirmation returns a Confirmation that asks on the terminal of the process or, as ssh-agent does, by the program
 // that SSH_ASKPASS names: where there is no terminal, or if SSH_ASKPASS_REQUIRE is prefer or force. It fails if there
 // is neither.
-func NewConfirmation() (*Confirmation, error) {
-	ask, err := chooseAsker()
+//
+// environ is the environment of that program.
+func NewConfirmation(environ []string) (*Confirmation, error) {
+	ask, err := chooseAsker(environ)
 	if err != nil {
 		return nil, err
 	}

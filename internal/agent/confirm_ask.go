@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,9 +25,11 @@ const (
 )
 
 // chooseAsker returns how to ask, as ssh-agent would ask.
-func chooseAsker() (func(context.Context, string) (bool, error), error) {
+func chooseAsker(environ []string) (func(context.Context, string) (bool, error), error) {
 	program, require := os.Getenv(askpassVariable), os.Getenv(requireVariable)
-	byProgram := func(ctx context.Context, question string) (bool, error) { return askProgram(ctx, program, question) }
+	byProgram := func(ctx context.Context, question string) (bool, error) {
+		return askProgram(ctx, program, question, environ)
+	}
 	switch {
 	case require == "force" || program != "" && require == "prefer":
 		if program == "" {
@@ -110,9 +113,9 @@ func askOn(ctx context.Context, tty *os.File, question string) (bool, error) {
 
 // askProgram asks by a program of the kind that ssh-agent runs: it gets the question as its argument, and ends with 0
 // for yes.
-func askProgram(ctx context.Context, program, question string) (bool, error) {
+func askProgram(ctx context.Context, program, question string, environ []string) (bool, error) {
 	cmd := exec.CommandContext(ctx, program, question) //nolint:gosec // the program is the user's own
-	cmd.Env = append(os.Environ(), promptVariable+"=confirm")
+	cmd.Env = append(slices.Clip(environ), promptVariable+"=confirm")
 	cmd.WaitDelay = time.Second // a child of the program may hold no pipe for longer
 	err := cmd.Run()
 	var ended *exec.ExitError

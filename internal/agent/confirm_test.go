@@ -245,17 +245,17 @@ exit 1
 		t.Fatal(err)
 	}
 	for question, want := range map[string]bool{"allow\n": true, "deny\n": false} {
-		if yes, err := askProgram(t.Context(), program, question); yes != want || err != nil {
+		if yes, err := askProgram(t.Context(), program, question, os.Environ()); yes != want || err != nil {
 			t.Errorf("%q: %v, %v", question, yes, err)
 		}
 	}
-	if yes, err := askProgram(t.Context(), filepath.Join(dir, "missing"), "allow"); yes || err == nil {
+	if yes, err := askProgram(t.Context(), filepath.Join(dir, "missing"), "allow", nil); yes || err == nil {
 		t.Errorf("%v, %v", yes, err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan bool)
 	go func() {
-		yes, _ := askProgram(ctx, program, "hang")
+		yes, _ := askProgram(ctx, program, "hang", os.Environ())
 		ended <- yes
 	}()
 	cancel()
@@ -268,13 +268,13 @@ exit 1
 func TestChooseAsker(t *testing.T) {
 	t.Setenv(askpassVariable, "")
 	t.Setenv(requireVariable, "force")
-	if _, err := NewConfirmation(); !failure.Is(err, failure.Invalid) {
+	if _, err := NewConfirmation(os.Environ()); !failure.Is(err, failure.Invalid) {
 		t.Errorf("no program to force: %v", err)
 	}
 	for _, require := range []string{"force", "prefer"} {
 		t.Setenv(askpassVariable, "/bin/true")
 		t.Setenv(requireVariable, require)
-		c, err := NewConfirmation()
+		c, err := NewConfirmation(os.Environ())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -286,11 +286,11 @@ func TestChooseAsker(t *testing.T) {
 		return // of who runs the tests
 	}
 	t.Setenv(requireVariable, "")
-	if _, err := NewConfirmation(); err != nil {
+	if _, err := NewConfirmation(os.Environ()); err != nil {
 		t.Error(err)
 	}
 	t.Setenv(requireVariable, "never")
-	if _, err := NewConfirmation(); !failure.Is(err, failure.Unavailable) {
+	if _, err := NewConfirmation(os.Environ()); !failure.Is(err, failure.Unavailable) {
 		t.Errorf("neither: %v", err)
 	}
 }

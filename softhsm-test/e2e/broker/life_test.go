@@ -748,3 +748,33 @@ func TestInherited(t *testing.T) {
 		t.Errorf("%d logins", logins)
 	}
 }
+
+// TestConfirmProgram asks by a program before each signature, and keeps the variable of the PIN from it.
+func TestConfirmProgram(t *testing.T) {
+	softhsmtest.Parallel(t)
+	l := newLife(t)
+	dir := t.TempDir()
+	asked := filepath.Join(dir, "asked")
+	program := filepath.Join(dir, "ask")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n{ env; echo \"$1\"; } >> "+asked+"\n! [ -e "+dir+"/no ]\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	softhsmtest.Setenv(t, "AGENT_PIN", softhsmtest.PIN)
+	softhsmtest.Setenv(t, "SSH_ASKPASS", program)
+	softhsmtest.Setenv(t, "SSH_ASKPASS_REQUIRE", "force")
+	l.start(t, "--pin-source", "env:AGENT_PIN", "--confirm")
+	text := softhsmtest.Read(t, asked)
+	if !strings.Contains(text, fmt.Sprintf("sha256:%x", sha256.Sum256(nil))) || !strings.Contains(text, "SSH_ASKPASS_PROMPT=confirm") {
+		t.Errorf("asked: %s", text)
+	}
+	if strings.Contains(text, "AGENT_PIN") || softhsmtest.HasWord(text, softhsmtest.PIN) {
+		t.Errorf("the program got the PIN: %s", text)
+	}
+	softhsmtest.Write(t, filepath.Join(dir, "no"), "")
+	if err := l.sign(t.Context()); !failure.Is(err, failure.Denied) {
+		t.Errorf("not confirmed: %v", err)
+	}
+	if s := l.status(t); !s.Confirm {
+		t.Errorf("the status says %+v", s)
+	}
+}
