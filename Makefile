@@ -19,7 +19,7 @@ BUILD := go build -tags $(TAGS) -trimpath $(HARDENED) -o bin/
 PACKAGES := softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl opencryptoki swtpm libtpm2-pkcs11-1 p11-kit \
 	p11-kit-modules libnss3 libnss3-tools etcd-server etcd-client curl dbus-daemon systemd
 
-.PHONY: help build compiler demo demo-programs check test explain-test fuzz kubernetes lint bench tools packages clean
+.PHONY: help build compiler demo demo-programs check test explain-test fuzz kubernetes lint bench tools testtools packages clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +45,7 @@ demo-programs: compiler
 check: compiler lint ## lint, and run the tests that need no root, package, module or network
 	$(PRIVATE) go test -short -tags $(TAGS) ./internal/... ./cmd/... ./docs/
 
-test: explain-test packages tools ## install what the tests need, and run them all (PKG=sign: those of one job)
+test: explain-test packages tools testtools ## install what the tests need, and run them all (PKG=sign: those of one job)
 	$(PRIVATE) go test -count=1 -tags $(TAGS) -timeout 75m $(if $(PKG),./softhsm-test/e2e/$(PKG),./...)
 
 explain-test:
@@ -71,8 +71,10 @@ bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.
 	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl
 	$(PRIVATE) go run -tags $(TAGS) ./softhsm-test/bench
 
-tools: ## build the notation command, the registry, containerd and cosign, as pinned below tools/
+tools: ## build the notation command and a registry, as pinned below tools/
 	$(NOTATION_AND_REGISTRY)
+
+testtools: ## build what the tests need besides: containerd and cosign, as pinned below tools/
 	go build -C tools/containerd -tags $(TAGS) -o ../../bin/tools/ github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr ./cri
 	go build -C tools/cosign -tags $(TAGS) -o ../../bin/tools/ github.com/sigstore/cosign/v3/cmd/cosign
 
