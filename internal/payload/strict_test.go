@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
 // TestReadJSON refuses JSON that is not in an encoding, with the path named.
@@ -87,6 +89,26 @@ func TestReaders(t *testing.T) {
 		if test.want == "" && (err != nil || a.Format != TUF) ||
 			test.want != "" && (a != nil || err == nil || !strings.Contains(err.Error(), test.want)) {
 			t.Errorf("%v is read as %v, %v", test.readers, a, err)
+		}
+	}
+}
+
+// TestSmall counts what is outside of strings alone, and no less than there is.
+func TestSmall(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{
+		`{"a":"[[[` + strings.Repeat("[{,:", maxElements) + `"}`:                     true,
+		`{"a":"\"` + strings.Repeat("[", maxElements) + `"}`:                         true,
+		`{"a":"\\",` + strings.Repeat(`"b":1,`, maxElements) + `"c":1}`:              false,
+		"[" + strings.Repeat("1,", maxElements/2) + "1]":                             false,
+		"[" + strings.Repeat("1,", maxElements/4) + "1]":                             true,
+		strings.Repeat("[", bound.Depth) + strings.Repeat("]", 8):                    true,
+		strings.Repeat("[", bound.Depth+1) + strings.Repeat("]", 8):                  false,
+		strings.Repeat("{}", bound.Depth+1) + `{"a":[` + `"b"]}`:                     true,
+		`{"a":"` + strings.Repeat(`\\`, 8) + `",` + strings.Repeat("[", bound.Depth): false,
+	} {
+		if small([]byte(text)) != want {
+			t.Errorf("%v for %.40s", !want, text)
 		}
 	}
 }
