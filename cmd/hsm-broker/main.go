@@ -4,6 +4,7 @@ package main
 import (
 	"context"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -21,6 +22,7 @@ func main() {
 
 // run runs the command. A signal ends it, but those that serve handle signals themselves: they finish what they do.
 func run() int {
+	debug.SetGCPercent(400) // the heap is small, and each signature leaves some garbage
 	if err := cli.Prepare(cli.FormatError); err != nil {
 		_, _ = os.Stderr.Write(cli.FormatError(err))
 		return 1
