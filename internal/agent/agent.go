@@ -126,7 +126,7 @@ func (a *Agent) session() (*session, error) {
 		if err != nil {
 			return nil, err
 		}
-		a.current = &session{keystore: ks, token: token, held: map[string]*held{}, opening: map[string]chan struct{}{}}
+		a.current = newSession(ks, token)
 	}
 	return a.current, nil
 }

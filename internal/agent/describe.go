@@ -57,7 +57,7 @@ func (a *Agent) getKey(r *http.Request) (*brokerapi.Key, int, error) {
 		return nil, 0, err
 	}
 	name := r.PathValue("key")
-	h, err := s.find(r.Context(), name)
+	h, err := s.findFresh(r.Context(), name)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -6,6 +6,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
@@ -53,5 +54,5 @@ func (a *Agent) unwrap(ctx context.Context, name string, jwe []byte) ([]byte, er
 			return nil, err
 		}
 	}
-	return packet.Open(ctx, name, h.key)
+	return s.use(ctx, h, func(k keystore.Key) ([]byte, error) { return packet.Open(ctx, name, k) })
 }

@@ -2,22 +2,14 @@ package agent
 
 import (
 	"context"
-	"crypto"
-	"crypto/x509"
 	"errors"
 	"strings"
 	"sync"
-	"time"
 
-	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
-
-// fresh is how long the certificates of a key are used before they are read again: so a new one is seen, and a
-// signature takes no calls for them.
-const fresh = time.Minute
 
 // session is a token with its login, from the first use of a key to the next Lock.
 type session struct {
@@ -25,20 +17,14 @@ type session struct {
 	token    *keystore.Reference
 
 	mu      sync.Mutex
-	root    keystore.Store           // the token; nil until it is opened
-	held    map[string]*held         // by reference
-	opening map[string]chan struct{} // by reference; closed when the one who opens the key is done
+	closed  bool
+	root    keystore.Store      // the token; nil until it is opened
+	held    map[string]*held    // by reference: at most three names for each key of the token
+	opening map[string]*opening // by reference
 }
 
-// held is an open key.
-type held struct {
-	reference *keystore.Reference
-	store     keystore.Store
-	key       keystore.Key
-	public    crypto.PublicKey
-	facts     *facts
-	chain     []*x509.Certificate // leaf first; complete if it could be completed
-	read      time.Time           // the chain
+func newSession(ks *keystore.Keystore, token *keystore.Reference) *session {
+	return &session{keystore: ks, token: token, held: map[string]*held{}, opening: map[string]*opening{}}
 }
 
 // login logs in to the token.
@@ -47,7 +33,7 @@ func (s *session) login(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return store.Login(ctx)
+	return s.met(store.Login(ctx))
 }
 
 // open returns the store of the token.
@@ -60,10 +46,14 @@ func (s *session) open(ctx context.Context) (keystore.Store, error) {
 	}
 	root, err := s.token.Open(ctx)
 	if err != nil {
-		return nil, err
+		return nil, s.met(err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		root.Close()
+		return nil, errLocked()
+	}
 	if s.root != nil {
 		return s.root, root.Close()
 	}
@@ -71,37 +61,23 @@ func (s *session) open(ctx context.Context) (keystore.Store, error) {
 	return root, nil
 }
 
-// find returns the key that a caller names: by its label, or by a URI of a key on the token. It fails with NotFound for
-// a key of another token.
-func (s *session) find(ctx context.Context, name string) (*held, error) {
-	reference, err := s.resolve(ctx, name)
-	if err != nil {
-		return nil, err
+// met returns why a request failed: that Lock has met it, whatever the module says of its end.
+func (s *session) met(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && s.closed {
+		return errLocked()
 	}
-	id := reference.Key.String()
-	for {
-		s.mu.Lock()
-		found, busy := s.held[id], s.opening[id]
-		if found != nil && time.Since(found.read) < fresh {
-			s.mu.Unlock()
-			return found, nil
-		}
-		if busy == nil {
-			busy = make(chan struct{})
-			s.opening[id] = busy
-			s.mu.Unlock()
-			return s.renew(ctx, id, found, reference)
-		}
-		s.mu.Unlock()
-		select {
-		case <-busy:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-	}
+	return err
 }
 
-// resolve returns the reference of a key on the token.
+// errLocked returns the failure of a request that Lock has met.
+func errLocked() error {
+	return failure.New(failure.Unavailable, "the agent was locked").WithHint("run it again, which logs in")
+}
+
+// resolve returns the reference of a key on the token, which a caller names by its label or by its URI. It fails with
+// NotFound for a key of another token.
 func (s *session) resolve(ctx context.Context, name string) (*keystore.Reference, error) {
 	reference := *s.token
 	if !strings.HasPrefix(name, s.token.Key.Scheme()) {
@@ -124,84 +100,10 @@ func (s *session) resolve(ctx context.Context, name string) (*keystore.Reference
 	return &reference, nil
 }
 
-// renew opens a key, or reads the chain of one that is open, for all who wait for it.
-func (s *session) renew(ctx context.Context, id string, old *held, reference *keystore.Reference) (*held, error) {
-	found, err := read(ctx, old, reference)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	close(s.opening[id])
-	delete(s.opening, id)
-	if err != nil {
-		return nil, err
-	}
-	s.held[id] = found
-	return found, nil
-}
-
-func read(ctx context.Context, old *held, reference *keystore.Reference) (*held, error) {
-	h := &held{reference: reference, facts: &facts{}}
-	if old != nil {
-		*h = *old
-	} else {
-		var err error
-		if h.store, err = reference.Open(ctx); err != nil {
-			return nil, err
-		}
-		if h.key, err = h.store.Key(ctx, nil); err != nil {
-			h.store.Close()
-			return nil, err
-		}
-		h.public = h.key.Public()
-	}
-	chain, err := h.readChain(ctx)
-	if err != nil {
-		if old == nil {
-			h.store.Close()
-		}
-		return nil, err
-	}
-	h.chain, h.read = chain, time.Now()
-	return h, nil
-}
-
-// readChain returns the chain of the key's certificate, from the certificate-chain file and the token; the leaf alone if
-// it is not complete, since the caller may have the rest; and none without a certificate.
-func (h *held) readChain(ctx context.Context) ([]*x509.Certificate, error) {
-	var known []*x509.Certificate
-	if file := h.reference.CertificateChain; file != "" {
-		var err error
-		if known, err = certs.ReadFile(file); err != nil {
-			return nil, err
-		}
-	}
-	beside, err := h.store.Leaf(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if beside != nil {
-		known = append(known, beside)
-	}
-	leaf := certs.LeafOf(h.public, known, time.Now())
-	if leaf == nil {
-		on, err := h.store.Certificates(ctx)
-		if err != nil {
-			return nil, err
-		}
-		known = append(known, on...)
-		if leaf = certs.LeafOf(h.public, known, time.Now()); leaf == nil {
-			return nil, nil
-		}
-	}
-	chain, err := certs.Chain(leaf, known, keystore.IssuerLookup(ctx, h.store), time.Now())
-	if err != nil {
-		return []*x509.Certificate{leaf}, nil //nolint:nilerr // who uses the chain says what is wrong with it
-	}
-	return chain, nil
-}
-
 // close ends the login, and closes the module.
 func (s *session) close() error {
 	s.mu.Lock()
+	s.closed = true
 	stores := []keystore.Store{}
 	for _, h := range s.held {
 		stores = append(stores, h.store)
@@ -209,7 +111,7 @@ func (s *session) close() error {
 	if s.root != nil {
 		stores = append(stores, s.root)
 	}
-	s.held, s.root = map[string]*held{}, nil
+	s.held, s.root = nil, nil
 	s.mu.Unlock()
 	failed := []error{s.keystore.Close()} // the process of a module ends, and its sessions with it
 	for _, store := range stores {

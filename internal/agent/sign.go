@@ -11,6 +11,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
 
@@ -59,7 +60,7 @@ func (a *Agent) sign(ctx context.Context, name string, r brokerapi.SignatureRequ
 			return nil, err
 		}
 	}
-	signature, err := h.key.SignMessage(ctx, r.Payload, opts)
+	signature, err := s.use(ctx, h, func(k keystore.Key) ([]byte, error) { return k.SignMessage(ctx, r.Payload, opts) })
 	if err != nil {
 		return nil, err
 	}
