@@ -67,6 +67,9 @@ func (s *Service) Signal(t testing.TB, signal syscall.Signal) {
 	}
 }
 
+// PID returns the number of the program's process.
+func (s *Service) PID() int { return s.process.Pid }
+
 // Stop ends the program and returns its output.
 func (s *Service) Stop() string {
 	s.cancel()
