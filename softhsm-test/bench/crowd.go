@@ -15,8 +15,22 @@ const crowd = 200
 func (b *bench) atOnce() {
 	k := b.parts.token.keys[0]
 	sign := b.signers(b.parts.token, k, b.parts.module, "NOTATION_HSM_TIMEOUT=5m")[0]
-	one := func() { b.race(0, sign) }
-	var wall, cpu [2]figures
+	wall, cpu := b.crowd(sign)
+	for _, r := range []struct {
+		name    string
+		figures [2]figures
+	}{{"time", wall}, {"CPU time", cpu}} {
+		b.add(row{
+			name: fmt.Sprintf("EC-256, %d processes at once: %s, ms", crowd, r.name), ours: spread(r.figures[1]),
+			other: "one after another: " + spread(r.figures[0]),
+		}.ratio(r.figures[1].ratio(r.figures[0]), "one after another", atMost(1.5)))
+	}
+}
+
+// crowd runs a contender many times, one after another and at once, and returns the milliseconds of both, and of
+// processor time.
+func (b *bench) crowd(c contender) (wall, cpu [2]figures) {
+	one := func() { b.race(0, c) }
 	for range 3 {
 		for i, run := range []func(){
 			func() {
@@ -38,15 +52,7 @@ func (b *bench) atOnce() {
 			cpu[i] = append(cpu[i], float64((childrenCPU() - before).Milliseconds()))
 		}
 	}
-	for _, r := range []struct {
-		name    string
-		figures [2]figures
-	}{{"time", wall}, {"CPU time", cpu}} {
-		b.add(row{
-			name: fmt.Sprintf("EC-256, %d processes at once: %s, ms", crowd, r.name), ours: spread(r.figures[1]),
-			other: "one after another: " + spread(r.figures[0]),
-		}.ratio(r.figures[1].ratio(r.figures[0]), "one after another", atMost(1.5)))
-	}
+	return wall, cpu
 }
 
 // childrenCPU returns the processor time of all processes that were started and have ended.

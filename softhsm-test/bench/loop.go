@@ -34,11 +34,16 @@ func loopIn(ctx context.Context, arguments []string) error {
 	module := flags.String("module", "", "PKCS#11 library")
 	pin := flags.String("pin", "", "user PIN")
 	label := flags.String("label", "", "label of the key")
+	socket := flags.String("socket", "", "of an agent that holds the token, instead of a module")
 	goroutines := flags.Int("goroutines", 1, "how many sign at once")
 	seconds := flags.Float64("seconds", 0, "how long, or")
 	count := flags.Int64("count", 0, "how many signatures")
 	if err := flags.Parse(arguments); err != nil {
 		return err
+	}
+	made := &many{goroutines: *goroutines, seconds: *seconds, count: *count}
+	if *socket != "" {
+		return made.signatures(func() (func() error, func(), error) { return throughAgent(*socket, *label) })
 	}
 	open := map[string]func(context.Context, string, string, string) (crypto.Signer, io.Closer, error){
 		"internal/pkcs11": openOurs, "worker": openWorker, "crypto11": openCrypto11,
@@ -53,19 +58,42 @@ func loopIn(ctx context.Context, arguments []string) error {
 		opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
 	}
 	digest := []byte("thirty-two bytes make one digest")
+	return made.signatures(func() (func() error, func(), error) {
+		return func() error {
+			_, err := signer.Sign(rand.Reader, digest, opts)
+			return err
+		}, func() {}, nil
+	})
+}
+
+// many is how many signatures are made.
+type many struct {
+	goroutines int
+	seconds    float64 // or
+	count      int64
+}
+
+// signatures prints how many signatures a second all goroutines made. client returns what makes one, for a goroutine,
+// and what ends it.
+func (m *many) signatures(client func() (sign func() error, end func(), err error)) error {
 	var made atomic.Int64
 	var failed atomic.Pointer[error]
 	var group sync.WaitGroup
 	start := time.Now()
-	for range *goroutines {
+	for range m.goroutines {
+		sign, end, err := client()
+		if err != nil {
+			return err
+		}
+		defer end()
 		group.Go(func() {
 			for failed.Load() == nil {
 				n := made.Add(1)
-				if (*count > 0 && n > *count) || (*count == 0 && time.Since(start).Seconds() > *seconds) {
+				if (m.count > 0 && n > m.count) || (m.count == 0 && time.Since(start).Seconds() > m.seconds) {
 					made.Add(-1)
 					return
 				}
-				if _, err := signer.Sign(rand.Reader, digest, opts); err != nil {
+				if err := sign(); err != nil {
 					failed.Store(&err)
 				}
 			}

@@ -49,6 +49,7 @@ func (b *bench) measure() {
 	b.manyObjects()
 	b.images()
 	delays := b.delays()
+	b.agent()
 	b.verify()
 	fmt.Print(table(b.rows))
 	if os.Getenv("UPDATE_DOCS") != "" {

@@ -32,6 +32,11 @@ func atMost(most float64) limit {
 	return func(ratio float64) (bool, string) { return ratio <= most, fmt.Sprintf("at most %.1f", most) }
 }
 
+// within is atMost for a ratio of two decimals.
+func within(most float64) limit {
+	return func(ratio float64) (bool, string) { return ratio <= most, fmt.Sprintf("at most %.2f", most) }
+}
+
 func atLeast(least float64) limit {
 	return func(ratio float64) (bool, string) { return ratio >= least, fmt.Sprintf("at least %.2f", least) }
 }

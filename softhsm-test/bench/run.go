@@ -83,7 +83,7 @@ func (b *bench) start(c contender, command []string) string {
 	// An interrupt ends what the command has started, too.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Minute // for a machine that is busy with many at once
 	if err := cmd.Run(); err != nil {
 		panic(fmt.Errorf("%s: %w\n%s", strings.Join(command, " "), err, stderr.String()))
 	}

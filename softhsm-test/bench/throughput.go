@@ -12,14 +12,10 @@ import (
 
 // throughput measures many signatures in one process that has the key open, as a signing service would.
 func (b *bench) throughput() {
-	self, err := os.Executable()
-	if err != nil {
-		panic(err)
-	}
 	const rounds = 11
 	conf := contender{environment: []string{"SOFTHSM2_CONF=" + filepath.Join(b.parts.token.Dir, "softhsm2.conf")}}
 	loop := func(with, module string, k key, arguments ...string) []string {
-		return append([]string{self, "loop", "-with", with, "-module", module, "-pin", softhsmtest.PIN, "-label", k.label},
+		return append([]string{self(), "loop", "-with", with, "-module", module, "-pin", softhsmtest.PIN, "-label", k.label},
 			arguments...)
 	}
 	for _, k := range b.parts.token.keys {
@@ -61,6 +57,15 @@ func (b *bench) throughput() {
 			goal:  goal(ours == 2, "exactly 2"),
 		})
 	}
+}
+
+// self returns the path of this program.
+func self() string {
+	path, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	return path
 }
 
 // raceRates runs commands in turns, each of which prints how many signatures a second it made.
