@@ -36,7 +36,7 @@ func readCosign(data []byte) (*Artifact, error) {
 	switch {
 	case s.Critical.Type != cosignType:
 		return nil, fmt.Errorf("critical.type: %.60q instead of %q", s.Critical.Type, cosignType)
-	case !digestSyntax.MatchString(s.Critical.Image.Digest):
+	case !isDigest(s.Critical.Image.Digest):
 		return nil, notDigest("critical.image.docker-manifest-digest", s.Critical.Image.Digest)
 	case s.Optional != nil && len(s.Optional) == 0:
 		return nil, fmt.Errorf("optional: {} instead of null")

@@ -157,7 +157,7 @@ func checkSubject(path string, subject *jsonValue) error {
 	}
 	for _, algorithm := range digests.names {
 		hexadecimal, _ := digests.members[algorithm].string()
-		if digest := algorithm + ":" + hexadecimal; !digestSyntax.MatchString(digest) {
+		if digest := algorithm + ":" + hexadecimal; !isDigest(digest) {
 			return notDigest(join(path+".digest", algorithm), digest)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"mime"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -31,7 +30,16 @@ const (
 // lastSecond is the last second of the year 9999, as seconds since 1970. No notation for times is fit for later ones.
 const lastSecond = 253402300799
 
-var digestSyntax = regexp.MustCompile(`^(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})$`)
+// digestLengths are the lengths of digests in hexadecimal, by the algorithm.
+var digestLengths = map[string]int{"sha256": 64, "sha384": 96, "sha512": 128}
+
+// isDigest reports whether text is a digest: an algorithm, a colon, and hexadecimal digits in lower case. A regular
+// expression for it takes a tenth of a millisecond to compile, in each start of the plugin.
+func isDigest(text string) bool {
+	algorithm, digits, _ := strings.Cut(text, ":")
+	length, ok := digestLengths[algorithm]
+	return ok && len(digits) == length && strings.Trim(digits, "0123456789abcdef") == ""
+}
 
 // notationHeader is what a protected header says.
 type notationHeader struct {
@@ -92,7 +100,7 @@ func (d descriptor) check() error {
 	if err != nil || len(d.mediaType) > maxMediaType || !strings.Contains(d.mediaType, "/") {
 		return fmt.Errorf("mediaType: %.60q is not a media type", d.mediaType)
 	}
-	if !digestSyntax.MatchString(d.digest) {
+	if !isDigest(d.digest) {
 		return fmt.Errorf("digest: %.150q is not a SHA-256, SHA-384 or SHA-512 digest in lower case", d.digest)
 	}
 	if d.size < 0 || d.size > maxInteger {

@@ -157,7 +157,7 @@ func (k tufKeys) check(place string, keys map[string]tufKey) error {
 // checkFile checks the hashes and the length of a file.
 func checkFile(place string, hashes map[string]string, length int64) error {
 	for _, algorithm := range slices.Sorted(maps.Keys(hashes)) {
-		if digest := algorithm + ":" + hashes[algorithm]; !digestSyntax.MatchString(digest) {
+		if digest := algorithm + ":" + hashes[algorithm]; !isDigest(digest) {
 			return notDigest(join(place+".hashes", algorithm), digest)
 		}
 	}
