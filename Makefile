@@ -67,9 +67,9 @@ lint: $(LINT) $(ACTIONLINT) ## check style, the workflows, and that go.mod is ti
 	$(ACTIONLINT) -shellcheck= -pyflakes= .github/workflows/*.yml
 	go mod tidy -diff
 
-bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.md)
+bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.md; SOAK=1000000: of so many signatures)
 	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl
-	$(PRIVATE) go run -tags $(TAGS) ./softhsm-test/bench
+	$(PRIVATE) go run -tags $(TAGS) ./softhsm-test/bench $(if $(SOAK),soak $(SOAK))
 
 tools: ## build the notation command and a registry, as pinned below tools/
 	$(NOTATION_AND_REGISTRY)

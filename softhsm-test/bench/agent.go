@@ -22,7 +22,7 @@ func (b *bench) agent() {
 		softhsmtest.Run(f, b.parts.plugin, "cert", "import", k.uri, filepath.Join(t.Dir, k.spec+".pem"))
 	}
 	agent := softhsmtest.StartAgent(f, t.Token)
-	through := "NOTATION_HSM_BROKER=unix:" + agent.Socket
+	through := usesAgent(agent)
 	image := func(name string) string {
 		sum, err := oci.PushImage(b.ctx, registry+"/"+name+":v1", name)
 		if err != nil {
@@ -38,7 +38,7 @@ func (b *bench) agent() {
 	softhsmtest.Run(f, notation.Program, "cert", "generate-test", "--default", "key-file")
 	k := t.keys[1] // RSA-2048, as the key file
 	both := image("both")
-	r := b.race(50, sign(k, both).with(through), contender{command: []string{notation.Program, "sign",
+	r := b.race(50, sign(k, both).with(through...), contender{command: []string{notation.Program, "sign",
 		"--insecure-registry", "--key", "key-file", both}})
 	b.add(row{
 		name: "`notation sign` through the agent, ms", ours: spread(r[0].milliseconds),
@@ -52,8 +52,13 @@ func (b *bench) agent() {
 	b.agentDelay(t)
 }
 
-// spiedAgent starts an agent with a module behind the shim, and returns the variable that leads to it.
-func (b *bench) spiedAgent(t *token, environment ...string) (through string, end func() string) {
+// usesAgent returns the environment of those who sign through an agent: they have neither a module nor a PIN.
+func usesAgent(agent *softhsmtest.Agent) []string {
+	return []string{"NOTATION_HSM_BROKER=unix:" + agent.Socket, "NOTATION_HSM_MODULE_PATH=", "NOTATION_HSM_PIN="}
+}
+
+// spiedAgent starts an agent with a module behind the shim, and returns the environment of its users.
+func (b *bench) spiedAgent(t *token, environment ...string) (through []string, end func() string) {
 	f := fixture{bench: b}
 	for _, variable := range environment {
 		name, value, _ := strings.Cut(variable, "=")
@@ -63,7 +68,7 @@ func (b *bench) spiedAgent(t *token, environment ...string) (through string, end
 	behind := *t.Token
 	behind.Module = b.parts.shim
 	agent := softhsmtest.StartAgent(f, &behind)
-	return "NOTATION_HSM_BROKER=unix:" + agent.Socket, agent.Stop
+	return usesAgent(agent), agent.Stop
 }
 
 // requestThrough writes a request for a signature by a key of the agent, and returns the file.
@@ -91,7 +96,7 @@ func (b *bench) agentCalls(t *token, image func(string) string, sign func(key, s
 		var counts []string
 		met := true
 		for _, format := range []string{"jws", "cose"} {
-			c := sign(k, image(strings.ToLower(k.spec)+format), "--signature-format", format).with(through)
+			c := sign(k, image(strings.ToLower(k.spec)+format), "--signature-format", format).with(through...)
 			b.race(0, c)
 			before := len(softhsmtest.Calls(f, log))
 			b.race(0, c)
@@ -105,7 +110,7 @@ func (b *bench) agentCalls(t *token, image func(string) string, sign func(key, s
 	request := filepath.Join(t.Dir, "describe.json")
 	write(f, request, `{"contractVersion":"1.0","keyId":"broker:`+t.keys[0].label+`"}`)
 	before := len(softhsmtest.Calls(f, log))
-	b.race(0, contender{command: []string{b.parts.plugin, "describe-key"}, stdin: request}.with(through))
+	b.race(0, contender{command: []string{b.parts.plugin, "describe-key"}, stdin: request}.with(through...))
 	n := len(softhsmtest.Calls(f, log)) - before
 	b.add(row{name: "agent: calls per `describe-key`", ours: fmt.Sprint(n), goal: goal(n == 0, "none")})
 }
@@ -116,7 +121,7 @@ func (b *bench) agentDelay(t *token) {
 	defer end()
 	for _, k := range t.keys {
 		r := b.race(30,
-			contender{command: []string{b.parts.plugin, "generate-signature"}, stdin: b.requestThrough(t, k)}.with(through),
+			contender{command: []string{b.parts.plugin, "generate-signature"}, stdin: b.requestThrough(t, k)}.with(through...),
 			b.signers(t, k, b.parts.shim, "SHIM_DELAY_MS=5")[0])
 		b.add(row{
 			name: k.spec + ", agent: `generate-signature` with 5 ms for a call, ms", ours: spread(r[0].milliseconds),
@@ -127,10 +132,10 @@ func (b *bench) agentDelay(t *token) {
 
 // agentAtOnce measures how long many processes take that sign at once through one agent, against the same number one
 // after another.
-func (b *bench) agentAtOnce(t *token, through string) {
+func (b *bench) agentAtOnce(t *token, through []string) {
 	for _, k := range t.keys {
-		c := contender{command: []string{b.parts.plugin, "generate-signature"}, stdin: b.requestThrough(t, k)}.with(through)
-		wall, _ := b.crowd(c)
+		c := contender{command: []string{b.parts.plugin, "generate-signature"}, stdin: b.requestThrough(t, k)}
+		wall, _ := b.crowd(c.with(through...))
 		b.add(row{
 			name: fmt.Sprintf("%s, agent: %d processes at once: time, ms", k.spec, crowd), ours: spread(wall[1]),
 			other: "one after another: " + spread(wall[0]),

@@ -1,7 +1,7 @@
 // Command bench measures what the plugin costs beside others: calls to the module, time and memory for one signature,
 // and signatures a second in one process. It prints one table; with UPDATE_DOCS=1 it also writes it to
 // docs/performance.md, with a plot. A goal that is not met is no failure, for the machine may be busy: bench fails only
-// when it cannot measure.
+// when it cannot measure. "bench soak COUNT" makes so many signatures through one agent instead.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 
 	"github.com/notation-hsm/notation-hsm/internal/backends"
@@ -26,7 +27,16 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	b := &bench{ctx: ctx}
-	if err := b.guard(func() { b.measure() }); err != nil {
+	run := b.measure
+	if len(os.Args) == 3 && os.Args[1] == "soak" {
+		count, err := strconv.Atoi(os.Args[2])
+		if err != nil || count < 10 {
+			fmt.Fprintf(os.Stderr, "bench: %q is not a number of signatures from 10\n", os.Args[2])
+			os.Exit(2)
+		}
+		run = func() { b.soak(count) }
+	}
+	if err := b.guard(run); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
