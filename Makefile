@@ -38,7 +38,7 @@ demo: ## sign, verify and tamper with a real image, in demo/, with everything it
 	@./softhsm-test/demo.sh
 
 demo-programs: compiler
-	$(BUILD) ./cmd/notation-hsm
+	$(BUILD) ./cmd/notation-hsm ./cmd/hsm-broker
 	$(NOTATION_AND_REGISTRY)
 	go build -o bin/tools/image ./softhsm-test/image
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The main job from beginning to end, in the folder demo/: a key made inside a token, a real image in a real registry signed with
-# it through notation, verified, and a tampered copy refused. Everything of yours (home, configuration, tokens) stays as it is.
+# it through notation, with the PIN and through an agent, verified, and a tampered copy refused. Everything of yours (home, configuration, tokens) stays as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,9 +18,9 @@ run() {
 
 cat <<'END'
 make demo signs a container image with a key in a SoftHSM token, verifies it, and shows that a tampered copy is refused.
-It installs softhsm2, gcc and libc6-dev if they are missing, and builds notation-hsm, notation and a registry. On 2 cores
-the first run takes about 3 minutes and downloads about 250 MB; later runs take seconds. It writes to bin/, demo/ and Go's
-caches.
+It installs softhsm2, gcc and libc6-dev if they are missing, and builds notation-hsm, hsm-broker, notation and a registry.
+On 2 cores the first run takes about 3 minutes and downloads about 250 MB; later runs take seconds. It writes to bin/,
+demo/ and Go's caches.
 END
 command -v go >/dev/null || { echo "error: go is missing: install Go 1.26 or later, from https://go.dev/dl" >&2; exit 1; }
 ./softhsm-test/packages.sh softhsm2 gcc libc6-dev
@@ -39,7 +39,7 @@ export HOME=$PWD/demo/run/home XDG_CACHE_HOME=$PWD/demo/run/home/.cache
 mkdir -p "$HOME"
 for name in $(compgen -e NOTATION_HSM_); do unset "$name"; done
 
-step "Building notation-hsm, notation and a registry"
+step "Building notation-hsm, hsm-broker, notation and a registry"
 unset CGO_ENABLED # the token is a PKCS#11 module
 make --no-print-directory demo-programs >/dev/null
 export PATH=$PWD/bin:$PWD/bin/tools:$PATH
@@ -77,8 +77,9 @@ END
 run notation policy import demo/run/trustpolicy.json
 
 step "An image in a registry"
-registry=
-cleanup() { [ -z "$registry" ] || { kill "$registry" 2>/dev/null && wait "$registry" 2>/dev/null; } || true; }
+registry= agent= socket=
+end() { [ -z "$1" ] || { kill "$1" 2>/dev/null && wait "$1" 2>/dev/null; } || true; }
+cleanup() { end "$agent"; end "$registry"; [ -z "$socket" ] || rm -rf "${socket%/*}"; }
 trap cleanup EXIT
 for port in $(shuf -i 20000-60000 -n 20); do
 	printf 'version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}, delete: {enabled: true}}\nhttp: {addr: "127.0.0.1:%s"}\n' \
@@ -90,7 +91,7 @@ for port in $(shuf -i 20000-60000 -n 20); do
 		(: >"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break 2
 		sleep 0.05
 	done
-	cleanup
+	end "$registry"
 	registry=
 done
 [ -n "$registry" ] || { echo "error: the registry did not start; see demo/run/registry.log" >&2; exit 1; }
@@ -101,6 +102,23 @@ step "Signed by the key in the token, and verified"
 run notation sign --insecure-registry "127.0.0.1:$port/app@$digest"
 run notation list --insecure-registry "127.0.0.1:$port/app@$digest"
 run notation verify --insecure-registry "127.0.0.1:$port/app@$digest"
+
+step "Signed again through an agent, which is logged in: notation and its plugin have neither the PIN nor the module"
+socket=$(mktemp -d)/socket # in a folder of the user's alone, and the path of a socket is short
+echo "\$ hsm-broker agent --token signing --socket $socket &"
+hsm-broker agent --token signing --socket "$socket" >demo/run/agent.log 2>&1 &
+agent=$!
+until grep -q '^listening on' demo/run/agent.log; do
+	kill -0 "$agent" 2>/dev/null || { echo "error: the agent did not start; see demo/run/agent.log" >&2; exit 1; }
+	sleep 0.05
+done
+grep '^listening on' demo/run/agent.log
+unset DEMO_PIN NOTATION_HSM_PIN_SOURCE NOTATION_HSM_MODULE_PATH
+run export NOTATION_HSM_BROKER="unix:$socket"
+run notation sign --insecure-registry "127.0.0.1:$port/app@$digest"
+run notation verify --insecure-registry "127.0.0.1:$port/app@$digest"
+end "$agent"
+agent=
 
 step "A tampered image, with the good image's signature hung on it"
 forged=$(image tamper "127.0.0.1:$port/app:v1" "127.0.0.1:$port/app:v2" "hello, mallory")
