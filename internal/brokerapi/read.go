@@ -1,6 +1,7 @@
 package brokerapi
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,9 @@ var RequestLimits = bound.Limits{Bytes: payload.Limit/3*4 + 4096, Depth: 1, Elem
 // without null. The decoder of Go alone would also take names in another case, ignore unknown names, and leave out
 // missing ones.
 func ReadRequest(data []byte, into any) error {
+	if r, ok := into.(*SignatureRequest); ok && r.readEncoded(data) {
+		return nil
+	}
 	if err := bound.JSON(data, RequestLimits); err != nil {
 		return err
 	}
@@ -68,3 +72,27 @@ func ReadRequest(data []byte, into any) error {
 	}
 	return nil
 }
+
+// readEncoded decodes a request as Go encodes it, in a tenth of the time that it takes in general. It returns false for
+// any other encoding, which may be right as well.
+func (r *SignatureRequest) readEncoded(data []byte) bool {
+	if len(data) > RequestLimits.Bytes {
+		return false
+	}
+	rest, begins := bytes.CutPrefix(data, []byte(`{"payload":"`))
+	text, rest, hasPayload := bytes.Cut(rest, []byte(`","algorithm":"`))
+	algorithm, after, ends := bytes.Cut(rest, []byte(`"}`))
+	if !begins || !hasPayload || !ends || len(after) > 0 || len(bytes.Trim(algorithm, algorithmBytes)) > 0 ||
+		bytes.ContainsAny(text, "\r\n") { // which the decoder skips
+		return false
+	}
+	payload, err := base64.StdEncoding.Strict().AppendDecode([]byte{}, text)
+	if err != nil {
+		return false
+	}
+	r.Payload, r.Algorithm = payload, string(algorithm)
+	return true
+}
+
+// algorithmBytes are the bytes that names of algorithms have, none of which JSON escapes.
+const algorithmBytes = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -12,6 +12,8 @@ import (
 func FuzzReadRequest(f *testing.F) {
 	for _, seed := range []string{
 		`{"payload":"YQ==","algorithm":"ECDSA-SHA-256"}`, ` {"algorithm":"\u0045","payload":"\/w=="} `,
+		`{"payload":"","algorithm":""}`, `{"payload":"YQ=","algorithm":""}`, `{"payload":"YQ==","algorithm":"\u0045"}`,
+		`{"payload":"YQ==","algorithm":"E"}}`, `{"payload":"YQ==","algorithm":"E"`, `{"payload":"YQ==","algorithm":"é"}`,
 		`{"Payload":"YQ==","algorithm":""}`, `{"payload":"YQ==","payload":"","algorithm":""}`,
 		`{"payload":null,"algorithm":""}`,
 		`{"payload":"YR==","algorithm":""}`, `{"payload":"Y\nQ==","algorithm":""}`, `{"payload":"YQ==","algorithm":""}{}`,
@@ -19,8 +21,15 @@ func FuzzReadRequest(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		var r brokerapi.SignatureRequest
-		if brokerapi.ReadRequest(data, &r) != nil {
+		var r, spaced brokerapi.SignatureRequest
+		err := brokerapi.ReadRequest(data, &r)
+		// White space before it keeps a request from the shorter way.
+		general := brokerapi.ReadRequest(append([]byte(" "), data...), &spaced)
+		if (err == nil) != (general == nil) || err == nil && (!bytes.Equal(r.Payload, spaced.Payload) ||
+			r.Algorithm != spaced.Algorithm) {
+			t.Errorf("%q: %+v, %v; with white space %+v, %v", data, r, err, spaced, general)
+		}
+		if err != nil {
 			return
 		}
 		var other struct {
