@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -161,24 +160,4 @@ func (b *bench) agentThroughput(t *token, agent *softhsmtest.Agent) {
 			name: k.spec + ", agent, 64 clients: signatures/s", ours: spread(r[0]), other: "worker alone: " + spread(r[1]),
 		}.ratio(r[0].ratio(r[1]), "the worker alone", least))
 	}
-}
-
-// throughAgent returns a function that makes one signature over a connection to an agent, and one that ends it.
-func throughAgent(socket, label string) (sign func() error, end func(), err error) {
-	jws, algorithm := "ES256", "ECDSA-SHA-256"
-	if strings.Contains(label, "RSA") {
-		jws, algorithm = "PS256", "RSASSA-PSS-SHA-256"
-	}
-	request := softhsmtest.SignatureRequest(label, algorithm, softhsmtest.SigningInput(jws, 1))
-	conn, err := softhsmtest.DialAgent(socket)
-	if err != nil {
-		return nil, nil, err
-	}
-	return func() error {
-		status, body, err := conn.Ask(request)
-		if err == nil && status != http.StatusCreated {
-			err = fmt.Errorf("status %d: %s", status, body)
-		}
-		return err
-	}, func() { conn.Close() }, nil
 }

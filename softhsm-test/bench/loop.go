@@ -41,9 +41,8 @@ func loopIn(ctx context.Context, arguments []string) error {
 	if err := flags.Parse(arguments); err != nil {
 		return err
 	}
-	made := &many{goroutines: *goroutines, seconds: *seconds, count: *count}
 	if *socket != "" {
-		return made.signatures(func() (func() error, func(), error) { return throughAgent(*socket, *label) })
+		return throughAgent(*socket, *label, *goroutines, *seconds, *count)
 	}
 	open := map[string]func(context.Context, string, string, string) (crypto.Signer, io.Closer, error){
 		"internal/pkcs11": openOurs, "worker": openWorker, "crypto11": openCrypto11,
@@ -58,42 +57,19 @@ func loopIn(ctx context.Context, arguments []string) error {
 		opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.SHA256}
 	}
 	digest := []byte("thirty-two bytes make one digest")
-	return made.signatures(func() (func() error, func(), error) {
-		return func() error {
-			_, err := signer.Sign(rand.Reader, digest, opts)
-			return err
-		}, func() {}, nil
-	})
-}
-
-// many is how many signatures are made.
-type many struct {
-	goroutines int
-	seconds    float64 // or
-	count      int64
-}
-
-// signatures prints how many signatures a second all goroutines made. client returns what makes one, for a goroutine,
-// and what ends it.
-func (m *many) signatures(client func() (sign func() error, end func(), err error)) error {
 	var made atomic.Int64
 	var failed atomic.Pointer[error]
 	var group sync.WaitGroup
 	start := time.Now()
-	for range m.goroutines {
-		sign, end, err := client()
-		if err != nil {
-			return err
-		}
-		defer end()
+	for range *goroutines {
 		group.Go(func() {
 			for failed.Load() == nil {
 				n := made.Add(1)
-				if (m.count > 0 && n > m.count) || (m.count == 0 && time.Since(start).Seconds() > m.seconds) {
+				if (*count > 0 && n > *count) || (*count == 0 && time.Since(start).Seconds() > *seconds) {
 					made.Add(-1)
 					return
 				}
-				if err := sign(); err != nil {
+				if _, err := signer.Sign(rand.Reader, digest, opts); err != nil {
 					failed.Store(&err)
 				}
 			}
