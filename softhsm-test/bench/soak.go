@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
@@ -26,6 +27,7 @@ func (b *bench) soak(count int) {
 		rate := b.start(contender{}, []string{self(), "loop", "-socket", agent.Socket, "-label", t.keys[0].label,
 			"-goroutines", "64", "-count", strconv.Itoa(count / 10)})
 		fmt.Printf("%5d %12.8s", tenth+1, rate)
+		time.Sleep(time.Second) // the agent closes the connections of clients that have ended
 		for i, pid := range []int{agent.PID(), worker} {
 			kibibytes, open := uses(pid)
 			memory[i], files[i] = append(memory[i], kibibytes), append(files[i], open)
