@@ -11,19 +11,24 @@ import (
 	"fmt"
 	"math/big"
 	"slices"
+	"strings"
 )
 
 // Identifier octets of elements of certificates.
 const (
 	tagInteger  = "\x02"
 	tagSequence = "\x30"
-	tagTime     = "\x17\x18" // UTCTime and GeneralizedTime
-	tagFirst    = "\xa0"     // [0], constructed
-	tagFourth   = "\xa3"     // [3], constructed
+	tagTime     = "\x17\x18"     // UTCTime and GeneralizedTime
+	tagsText    = "\x0c\x13\x16" // UTF8String, PrintableString and IA5String
+	tagFirst    = "\xa0"         // [0], constructed
+	tagFourth   = "\xa3"         // [3], constructed
 )
 
-// maxSerial is the length of the longest serial number (RFC 5280, section 4.1.2.2), in bytes.
-const maxSerial = 20
+// Limits of certificates and revocation lists, in bytes.
+const (
+	maxSerial = 20      // of a serial number (RFC 5280, section 4.1.2.2)
+	maxName   = 8 << 10 // of a name in DER; the time that pkix takes to write one grows with the square of its length
+)
 
 // signatureAlgorithms are the DER of the AlgorithmIdentifiers that keys sign with, in hex: PKCS #1 v1.5 with NULL,
 // RSASSA-PSS with a salt as long as the hash (RFC 4055), and ECDSA without parameters (RFC 5758).
@@ -57,16 +62,25 @@ type nameSET []struct {
 }
 
 // text returns a name as RFC 2253 writes it, with all of its attributes. pkix.Name has one common name alone.
-// It fails for a relative distinguished name without attributes.
+// It fails for a relative distinguished name without attributes, for an attribute whose value is not text, since pkix
+// writes the same for several of them, and for a name that is too long.
 func (n distinguishedName) text() (string, error) {
 	for i, set := range n {
 		if len(set) == 0 {
 			return "", fmt.Errorf("name %d of %d without attributes", i, len(n))
 		}
+		for _, attribute := range set {
+			if kind := attribute.Value.FullBytes[0]; strings.IndexByte(tagsText, kind) < 0 {
+				return "", fmt.Errorf("name %d of %d: a value of type %#x instead of text", i, len(n), kind)
+			}
+		}
 	}
 	der, err := asn1.Marshal(n)
 	if err != nil {
 		return "", err
+	}
+	if len(der) > maxName {
+		return "", fmt.Errorf("%d bytes are more than %d", len(der), maxName)
 	}
 	var sequence pkix.RDNSequence
 	_, err = asn1.Unmarshal(der, &sequence)

@@ -100,8 +100,10 @@ func extensionText(e pkix.Extension) (text string, err error) {
 		text = hexUnless(e.Value, distributionPoints)
 	case "authorityInfoAccess":
 		text = hexUnless(e.Value, infoAccess)
-	case "cRLNumber", "cRLReason":
-		text = hex.EncodeToString(elements[0].Bytes)
+	case "cRLNumber":
+		text, err = number(elements[0], asn1.TagInteger)
+	case "cRLReason":
+		text, err = number(elements[0], asn1.TagEnum)
 	default:
 		text = hex.EncodeToString(e.Value)
 	}
@@ -109,6 +111,14 @@ func extensionText(e pkix.Extension) (text string, err error) {
 		text = "critical, " + text
 	}
 	return text, err
+}
+
+// number returns a number in DER in hex, without its type, which must be that of tag.
+func number(element asn1.RawValue, tag int) (string, error) {
+	if element.Class != asn1.ClassUniversal || element.Tag != tag {
+		return "", fmt.Errorf("an element of type %#x", element.FullBytes[0])
+	}
+	return hex.EncodeToString(element.Bytes), nil
 }
 
 func basicConstraints(der []byte) (string, error) {
