@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -103,20 +105,19 @@ func question(key string, a *payload.Artifact, by peer) string {
 	line("name", quoted(a.Name))
 	line("digest", quoted(a.Digest))
 	line("media type", quoted(a.MediaType))
-	if a.Digest != "" {
+	if a.Format == payload.Notation {
 		line("size", fmt.Sprintf("%d bytes", a.Size))
 	}
-	names := make([]string, 0, len(a.Annotations))
-	for name := range a.Annotations {
-		names = append(names, name)
-	}
-	slices.Sort(names)
+	names := annotationNames(a)
 	for i, name := range names {
 		if i == maxShownValues {
 			line("annotations", fmt.Sprintf("and %d more", len(names)-i))
 			break
 		}
 		line("annotation", shown(name)+" = "+shown(a.Annotations[name]))
+	}
+	if a.Format == payload.X509 && !a.SigningTime.IsZero() {
+		line("valid from", a.SigningTime.Format(time.RFC3339))
 	}
 	if !a.Expiry.IsZero() {
 		line("expires", a.Expiry.Format(time.RFC3339))
@@ -125,6 +126,20 @@ func question(key string, a *payload.Artifact, by peer) string {
 		line("asked by", fmt.Sprintf("process %d, program %s (not verified)", by.pid, shown(by.executable)))
 	}
 	return q.String()
+}
+
+// annotationNames returns the names of the annotations of an artifact, sorted. Those of a certificate's unknown
+// extensions, which are object identifiers, come last: else a caller could add so many that no others are shown.
+func annotationNames(a *payload.Artifact) []string {
+	unknown := func(name string) int {
+		if a.Format == payload.X509 && name != "" && '0' <= name[0] && name[0] <= '9' {
+			return 1
+		}
+		return 0
+	}
+	return slices.SortedFunc(maps.Keys(a.Annotations), func(x, y string) int {
+		return cmp.Or(unknown(x)-unknown(y), strings.Compare(x, y))
+	})
 }
 
 // quoted is shown, and "" for an empty text.

@@ -63,6 +63,28 @@ func TestQuestion(t *testing.T) {
 	}
 }
 
+// TestQuestionCertificate shows what a certificate is for, however many unknown extensions it has, and no size.
+func TestQuestionCertificate(t *testing.T) {
+	t.Parallel()
+	certificate := &payload.Artifact{Format: payload.X509, Encoding: "certificate", Name: "CN=release",
+		SigningTime: time.Date(2001, 1, 2, 3, 4, 5, 0, time.UTC),
+		Annotations: map[string]string{"basicConstraints": "critical, CA", "subjectAltName": "dns:\"a\""}}
+	for i := range maxShownValues {
+		certificate.Annotations[fmt.Sprintf("1.2.%d", i)] = "0500"
+	}
+	got := question("ca", certificate, peer{})
+	for _, want := range []string{`"basicConstraints" = "critical, CA"`, `"subjectAltName" = "dns:\"a\""`, `"1.2.0" = `,
+		"and 2 more\n", "  valid from   2001-01-02T03:04:05Z\n"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s does not show %s", got, want)
+		}
+	}
+	statement := &payload.Artifact{Format: payload.DSSE, Digest: "sha256:" + strings.Repeat("a", 64)}
+	if got := question("release", statement, peer{}); strings.Contains(got, "size") {
+		t.Errorf("a size that the bytes do not have: %s", got)
+	}
+}
+
 // TestConfirm asks one question at a time, and refuses more than it has places for.
 func TestConfirm(t *testing.T) {
 	t.Parallel()
