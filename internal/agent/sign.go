@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"crypto"
+	"crypto/sha256"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -68,7 +70,7 @@ func (a *Agent) sign(ctx context.Context, name string, r brokerapi.SignatureRequ
 		return nil, failure.New(failure.Internal, "cannot sign with key %q: the module's signature does not verify", name).
 			WithHint("report the wrong signature to the vendor of the module")
 	}
-	logUse(ctx, "signed", name, artifact)
+	logUse(ctx, "signed", name, artifact, r.Payload)
 	return &brokerapi.Signature{Signature: signature, Algorithm: r.Algorithm, Artifact: *artifact}, nil
 }
 
@@ -109,9 +111,11 @@ func checkAlgorithm(artifact *payload.Artifact, public crypto.PublicKey, algorit
 	return nil
 }
 
-// logUse logs a use of a key, so that its owner can see later what it was used for.
-func logUse(ctx context.Context, use, key string, artifact *payload.Artifact) {
+// logUse logs a use of a key, so that its owner can see later what it was used for: by the digest of the artifact,
+// which not every format has, and by that of the bytes.
+func logUse(ctx context.Context, use, key string, artifact *payload.Artifact, data []byte) {
 	by := connectionOf(ctx).peer
 	slog.InfoContext(ctx, use, "key", key, "format", artifact.Format, "name", artifact.Name, "digest", artifact.Digest,
-		"caller", by.pid, "user", by.uid, "program", by.executable)
+		"payload", fmt.Sprintf("sha256:%x", sha256.Sum256(data)), "caller", by.pid, "user", by.uid,
+		"program", by.executable)
 }
