@@ -11,12 +11,15 @@ import (
 	"unicode/utf8"
 )
 
+// maxFirstName is where the first name of an object ends at the latest, in bytes.
+const maxFirstName = 200
+
 var firstNameSyntax = regexp.MustCompile(`^\s*\{\s*"([^"\\]{1,50})"`)
 
 // firstName returns the first name of a JSON object in lower case, or "". It tells which format bytes are meant to be,
 // also where they are refused.
 func firstName(data []byte) string {
-	found := firstNameSyntax.FindSubmatch(data)
+	found := firstNameSyntax.FindSubmatch(data[:min(len(data), maxFirstName)])
 	if found == nil {
 		return ""
 	}

@@ -96,8 +96,7 @@ type descriptor struct {
 
 // check returns an error that names the field that is refused.
 func (d descriptor) check() error {
-	_, _, err := mime.ParseMediaType(d.mediaType)
-	if err != nil || len(d.mediaType) > maxMediaType || !strings.Contains(d.mediaType, "/") {
+	if !isMediaType(d.mediaType) {
 		return fmt.Errorf("mediaType: %.60q is not a media type", d.mediaType)
 	}
 	if !isDigest(d.digest) {
@@ -116,6 +115,14 @@ func (d descriptor) check() error {
 		}
 	}
 	return nil
+}
+
+func isMediaType(text string) bool {
+	if len(text) > maxMediaType || !strings.Contains(text, "/") {
+		return false
+	}
+	_, _, err := mime.ParseMediaType(text)
+	return err == nil
 }
 
 // notationArtifact returns what was read.
