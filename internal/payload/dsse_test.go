@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 const testHash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -55,6 +57,17 @@ func TestDSSEPredicate(t *testing.T) {
 	} {
 		if a, err := Read(statement(predicate)); err != nil || a.Annotations["predicate"] != want {
 			t.Errorf("%.80v, %v", a, err)
+		}
+	}
+}
+
+// TestDSSELarge says of a statement that is too large that it is, and not that its client is wrong.
+func TestDSSELarge(t *testing.T) {
+	for _, value := range []string{"[" + strings.Repeat("0,", maxElements) + "0]",
+		strings.Repeat("[", 16) + strings.Repeat("]", 16)} {
+		_, err := Read(envelope(strings.Replace(dsseStatement, `"c":{}`, `"c":`+value, 1)))
+		if err == nil || !strings.Contains(failure.From(err).Hint, "fewer or less nested values") {
+			t.Errorf("%v, with the hint %q", err, failure.From(err).Hint)
 		}
 	}
 }
@@ -125,7 +138,7 @@ func TestDSSERefuses(t *testing.T) {
 		{`"b":"é<"`, `"b":"\u0001","d":"\u001F"`, "predicate.d: "},
 		{`"b":"é<",`, `"b":"é<", `, "not in the canonical encoding"},
 		{`"c":{}`, `"c":` + strings.Repeat("[", 20) + strings.Repeat("]", 20), "nested deeper"},
-		{`"c":{}`, `"c":[` + strings.Repeat("0,", 30000) + `0]`, "more than 20000"},
+		{`"c":{}`, `"c":[` + strings.Repeat("0,", 50000) + `0]`, "more than 50000"},
 	})
 	refusals(t, dsseStatement, func(s string) []byte { return envelope(s) }, []refusal{
 		{`"predicateType":"https://example.com/t","predicate":{"a":1.5,"b":"é<","c":{}}`,

@@ -300,7 +300,7 @@ var bodies = []struct{ old, replacement, words string }{
 	{`{"a":"b"}`, "{\"\xff\":\"b\"}", `targetArtifact.annotations: name `},
 	{`{"a":"b"}`, "{\"a\":\"\n\"}", `not JSON`},
 	{`{"a":"b"}`, strings.Repeat("[", 15) + strings.Repeat("]", 15), `nested deeper than 16`},
-	{`{"a":"b"}`, "[" + strings.Repeat("0,", 20000) + "0]", `more than 20000 values`},
+	{`{"a":"b"}`, "[" + strings.Repeat("0,", 50000) + "0]", `more than 50000 values`},
 }
 
 // TestJWSSegments refuses other encodings of the same header and payload.

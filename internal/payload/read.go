@@ -66,6 +66,9 @@ func Read(data []byte) (*Artifact, error) {
 // refuse returns the error for bytes that have the shape of a format but are refused. It is short, whatever the bytes
 // have that the cause quotes.
 func refuse(name string, err error) error {
-	return failure.New(failure.Invalid, "cannot read what is to be signed as %s: %.500s", name, err.Error()).
-		WithHint("sign with a client that writes this format in its canonical encoding")
+	hint := "sign with a client that writes this format in its canonical encoding"
+	if errors.Is(err, errElements) || errors.Is(err, errDepth) {
+		hint = "sign a document with fewer or less nested values"
+	}
+	return failure.New(failure.Invalid, "cannot read what is to be signed as %s: %.500s", name, err.Error()).WithHint(hint)
 }

@@ -15,8 +15,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 )
 
-// maxElements is the limit of values and names in one JSON document.
-const maxElements = 20000
+// maxElements is the limit of values and names in one JSON document, such as an SBOM of some 1,200 packages.
+const maxElements = 50000
+
+// The errors for JSON that is too large.
+var (
+	errElements = fmt.Errorf("more than %d values and names", maxElements)
+	errDepth    = fmt.Errorf("nested deeper than %d", bound.Depth)
+)
 
 // maxInteger is the largest integer that every JSON parser reads exactly.
 const maxInteger = 1<<53 - 1
@@ -132,7 +138,7 @@ func (p *jsonParser) next(path string) (token json.Token, text string, err error
 		return nil, "", at(path, "not JSON: %w", err)
 	}
 	if p.elements++; p.elements > maxElements {
-		return nil, "", at(path, "more than %d values and names", maxElements)
+		return nil, "", at(path, "%w", errElements)
 	}
 	return token, strings.TrimLeft(string(p.data[start:p.decoder.InputOffset()]), " \t\r\n,:"), nil
 }
@@ -148,7 +154,7 @@ func (p *jsonParser) value(path string, depth int) (*jsonValue, error) {
 	case !isDelimiter:
 		return &jsonValue{text: text}, nil
 	case depth > bound.Depth:
-		return nil, at(path, "nested deeper than %d", bound.Depth)
+		return nil, at(path, "%w", errDepth)
 	case delimiter == '{':
 		return p.object(path, depth)
 	}

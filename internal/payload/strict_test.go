@@ -55,7 +55,7 @@ func TestReadJSON(t *testing.T) {
 			`list[0].s.` + strings.Repeat("k", 50) + `...: `},
 		{json.Marshal, `{"list":` + strings.Repeat("[", 16) + strings.Repeat("]", 17) + `}`, `: nested deeper than 16`},
 		{json.Marshal, strings.Repeat(`{"list":`, 100000), `: nested deeper than 16`},
-		{json.Marshal, `{"list":[` + strings.Repeat(`{"n":0},`, 10000) + `{"n":0}]}`, `more than 20000 values and names`},
+		{json.Marshal, `{"list":[` + strings.Repeat(`{"n":0},`, 25000) + `{"n":0}]}`, `more than 50000 values and names`},
 		{json.Marshal, `{"list":[{"n":1` + strings.Repeat("0", 5000) + `}]}`,
 			"list.n: number 1" + strings.Repeat("0", 52) + " is not"},
 	} {
