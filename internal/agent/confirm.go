@@ -128,17 +128,19 @@ func question(key string, a *payload.Artifact, by peer) string {
 	return q.String()
 }
 
-// annotationNames returns the names of the annotations of an artifact, sorted. Those of a certificate's unknown
-// extensions, which are object identifiers, come last: else a caller could add so many that no others are shown.
+// annotationNames returns the names of the annotations of an artifact, sorted. What a caller can add at will comes
+// last, else it could add so much that nothing else is shown: unknown extensions of a certificate, whose names are
+// object identifiers, and annotations of the subjects of a statement.
 func annotationNames(a *payload.Artifact) []string {
-	unknown := func(name string) int {
-		if a.Format == payload.X509 && name != "" && '0' <= name[0] && name[0] <= '9' {
+	isExtra := func(name string) int {
+		if a.Format == payload.X509 && name != "" && '0' <= name[0] && name[0] <= '9' ||
+			a.Format == payload.DSSE && strings.Contains(name, "].annotations") {
 			return 1
 		}
 		return 0
 	}
 	return slices.SortedFunc(maps.Keys(a.Annotations), func(x, y string) int {
-		return cmp.Or(unknown(x)-unknown(y), strings.Compare(x, y))
+		return cmp.Or(isExtra(x)-isExtra(y), strings.Compare(x, y))
 	})
 }
 

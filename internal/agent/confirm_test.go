@@ -63,8 +63,8 @@ func TestQuestion(t *testing.T) {
 	}
 }
 
-// TestQuestionCertificate shows what a certificate is for, however many unknown extensions it has, and no size.
-func TestQuestionCertificate(t *testing.T) {
+// TestQuestionExtras shows what a certificate and a statement are for, whatever a caller adds to them, and no size.
+func TestQuestionExtras(t *testing.T) {
 	t.Parallel()
 	certificate := &payload.Artifact{Format: payload.X509, Encoding: "certificate", Name: "CN=release",
 		SigningTime: time.Date(2001, 1, 2, 3, 4, 5, 0, time.UTC),
@@ -79,9 +79,14 @@ func TestQuestionCertificate(t *testing.T) {
 			t.Errorf("%s does not show %s", got, want)
 		}
 	}
-	statement := &payload.Artifact{Format: payload.DSSE, Digest: "sha256:" + strings.Repeat("a", 64)}
-	if got := question("release", statement, peer{}); strings.Contains(got, "size") {
-		t.Errorf("a size that the bytes do not have: %s", got)
+	statement := &payload.Artifact{Format: payload.DSSE, Digest: "sha256:" + strings.Repeat("a", 64),
+		Annotations: map[string]string{"subject[1].digest.sha256": "b"}}
+	for i := range maxShownValues {
+		statement.Annotations[fmt.Sprintf("subject[0].annotations.%d", i)] = "x"
+	}
+	got = question("release", statement, peer{})
+	if !strings.Contains(got, `"subject[1].digest.sha256" = "b"`) || strings.Contains(got, "size") {
+		t.Errorf("another subject is not shown, or a size is: %s", got)
 	}
 }
 
