@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"regexp"
 	"strconv"
+	"sync"
 )
 
 // statementType is the only payload type that is signed: an in-toto statement.
@@ -36,7 +37,9 @@ var (
 	}
 )
 
-var dsseVersion = regexp.MustCompile(`^DSSEv[0-9]{1,9} `)
+var dsseVersion = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^DSSEv[0-9]{1,9} `)
+})
 
 // readDSSE reads the pre-authentication encoding (PAE) of a Dead Simple Signing Envelope with an in-toto statement, as
 // cosign and other encoders write it: without white space, with the escapes of encoding/json or with those that JSON
@@ -48,7 +51,7 @@ var dsseVersion = regexp.MustCompile(`^DSSEv[0-9]{1,9} `)
 // such as `subject[0].digest.sha512`, and predicate: the JSON text itself, or, if it is longer than maxPredicate, its
 // SHA-256 as "sha256:HEX".
 func readDSSE(data []byte) (*Artifact, error) {
-	if !dsseVersion.Match(data) {
+	if !dsseVersion().Match(data) {
 		return nil, errOther
 	}
 	head := fmt.Sprintf("DSSEv1 %d %s ", len(statementType), statementType)

@@ -8,18 +8,21 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
 // maxFirstName is where the first name of an object ends at the latest, in bytes.
 const maxFirstName = 200
 
-var firstNameSyntax = regexp.MustCompile(`^\s*\{\s*"([^"\\]{1,50})"`)
+var firstNameSyntax = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^\s*\{\s*"([^"\\]{1,50})"`)
+})
 
 // firstName returns the first name of a JSON object in lower case, or "". It tells which format bytes are meant to be,
 // also where they are refused.
 func firstName(data []byte) string {
-	found := firstNameSyntax.FindSubmatch(data[:min(len(data), maxFirstName)])
+	found := firstNameSyntax().FindSubmatch(data[:min(len(data), maxFirstName)])
 	if found == nil {
 		return ""
 	}
@@ -200,13 +203,15 @@ func (v *jsonValue) checkSorted(path string) error {
 	return nil
 }
 
-var plainName = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+var plainName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
+})
 
 // placeOf returns the place of a member, such as `targets["app.tar.gz"].length`. Unlike a path in an error it is
 // complete, so no two members have the same place.
 func placeOf(place, name string) string {
 	switch {
-	case !plainName.MatchString(name):
+	case !plainName().MatchString(name):
 		return place + "[" + strconv.Quote(name) + "]"
 	case place == "":
 		return name

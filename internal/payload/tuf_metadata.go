@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -124,7 +125,9 @@ func (d *tufDelegations) check() error {
 	return nil
 }
 
-var specSyntax = regexp.MustCompile(`^1\.[0-9]{1,3}(\.[0-9]{1,3})?$`)
+var specSyntax = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^1\.[0-9]{1,3}(\.[0-9]{1,3})?$`)
+})
 
 // checkTUF checks what all roles have, and sets the expiry.
 func (a *Artifact) checkTUF(expires, specVersion string, version int64) (err error) {
@@ -132,7 +135,7 @@ func (a *Artifact) checkTUF(expires, specVersion string, version int64) (err err
 	switch {
 	case err != nil || a.Expiry.UTC().Format("2006-01-02T15:04:05Z") != expires:
 		return fmt.Errorf("expires: %.50q is not a time such as 2006-01-02T15:04:05Z", expires)
-	case !specSyntax.MatchString(specVersion):
+	case !specSyntax().MatchString(specVersion):
 		return fmt.Errorf("spec_version: %.50q is not a version 1", specVersion)
 	}
 	return checkInteger("version", version, 1)
