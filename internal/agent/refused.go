@@ -20,7 +20,6 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/lock"
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 	"github.com/notation-hsm/notation-hsm/internal/pin"
 	"github.com/notation-hsm/notation-hsm/internal/state"
@@ -72,7 +71,7 @@ func (r *Refusals) Guard(ctx context.Context, l pin.Login) (func(*failure.Error)
 		return nil, err
 	}
 	path := r.path(l)
-	file, err := lockRecord(path, func(file *os.File) error { return lock.File(ctx, file) })
+	file, err := waitForRecord(ctx, path)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, failure.New(failure.Timeout, "another agent logs in to token %q", l.Name).WithHint("run it again")
@@ -166,9 +165,7 @@ func (r *Refusals) Clear(refused brokerapi.RefusedPIN) error {
 		return err
 	}
 	path := r.path(pin.Login{Module: refused.Module, Token: refused.Token})
-	file, err := lockRecord(path, func(file *os.File) error {
-		return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) //nolint:gosec // a descriptor fits
-	})
+	file, err := lockRecord(path)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return failure.New(failure.Conflict, "an agent logs in to token %q at this moment", refused.Name).WithHint("run it again")
 	}
@@ -202,12 +199,31 @@ func (r *Refusals) path(l pin.Login) string {
 	return filepath.Join(r.dir, hex.EncodeToString(sum[:16])+".json")
 }
 
-// lockRecord opens the lock of a file and has take take it.
-func lockRecord(path string, take func(*os.File) error) (*os.File, error) {
+// waitForRecord is lockRecord that waits until ctx ends. It does not wait in the kernel, where a wait cannot be ended: a
+// process that keeps the lock would cost this one a thread for each call that gives up.
+func waitForRecord(ctx context.Context, path string) (*os.File, error) {
+	for {
+		file, err := lockRecord(path)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return file, err
+		}
+		select {
+		case <-time.After(lockPause):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// lockPause is how long waitForRecord waits between two tries. One call of a token waits at a time.
+const lockPause = 20 * time.Millisecond
+
+// lockRecord opens the lock of a file and takes it. It fails with EWOULDBLOCK if another process has it.
+func lockRecord(path string) (*os.File, error) {
 	name := strings.TrimSuffix(path, ".json") + ".lock"
 	file, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err == nil {
-		if err = take(file); err == nil {
+		if err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil { //nolint:gosec // a descriptor fits
 			return file, nil
 		}
 		file.Close()

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/pin"
@@ -101,6 +102,49 @@ func TestUnfinished(t *testing.T) {
 	if _, err := again.Guard(t.Context(), signing); !failure.Is(err, failure.Denied) ||
 		!strings.Contains(err.Error(), unfinished) {
 		t.Errorf("after the agent was killed: %v", err)
+	}
+}
+
+// TestWaitForOther leaves no thread behind for a call that gives up while another process keeps the lock.
+func TestWaitForOther(t *testing.T) {
+	t.Parallel()
+	holder := newRefusals(t)
+	ended, err := holder.Guard(t.Context(), signing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waiting := &Refusals{dir: holder.dir}
+	for range 50 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		if _, err := waiting.Guard(ctx, signing); !failure.Is(err, failure.Timeout) {
+			t.Error(err)
+		}
+		cancel()
+	}
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := 0
+	for _, fd := range open {
+		if name, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasPrefix(name, holder.dir+"/") {
+			kept++
+		}
+	}
+	if kept != 1 {
+		t.Errorf("%d descriptors are open, want that of the holder", kept)
+	}
+	granted := make(chan error, 1)
+	go func() {
+		again, err := waiting.Guard(t.Context(), signing)
+		if err == nil {
+			again(nil)
+		}
+		granted <- err
+	}()
+	ended(nil)
+	if err := <-granted; err != nil {
+		t.Error(err)
 	}
 }
 
