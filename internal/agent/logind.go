@@ -17,7 +17,8 @@ const (
 	logindPath     = "/org/freedesktop/login1"
 	logindManager  = logindName + ".Manager"
 	logindSession  = logindName + ".Session"
-	propertiesName = "org.freedesktop.DBus.Properties"
+	busName        = "org.freedesktop.DBus"
+	propertiesName = busName + ".Properties"
 )
 
 // busTimeout is how long the agent waits for an answer on the bus.
@@ -44,16 +45,16 @@ func (a *Agent) followLogins(ctx context.Context) {
 
 // followBus does so until the connection to the bus ends.
 func (a *Agent) followBus(ctx context.Context) error {
-	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	signals := newSignals()
+	conn, err := connectBus(ctx, signals)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	signals := make(chan *dbus.Signal, 16)
-	conn.Signal(signals)
 	sessions := dbus.WithMatchPathNamespace(logindPath + "/session")
 	sender := dbus.WithMatchSender(logindName)
 	for _, match := range [][]dbus.MatchOption{
+		{dbus.WithMatchSender(busName), dbus.WithMatchMember("NameOwnerChanged"), dbus.WithMatchArg(0, logindName)},
 		{sender, dbus.WithMatchInterface(logindManager), dbus.WithMatchMember("PrepareForSleep")},
 		{sender, sessions, dbus.WithMatchInterface(logindSession), dbus.WithMatchMember("Lock")},
 		{sender, sessions, dbus.WithMatchInterface(propertiesName), dbus.WithMatchMember("PropertiesChanged")},
@@ -66,16 +67,18 @@ func (a *Agent) followBus(ctx context.Context) error {
 	func() {
 		ctx, cancel := context.WithTimeout(ctx, busTimeout)
 		defer cancel()
-		l.delaySleep(ctx)
+		l.delaySleep(ctx) // this starts logind, if it does not run
+		signals.findOwner(ctx, conn)
 	}()
 	defer l.allowSleep()
 	for {
 		select {
-		case s, ok := <-signals:
-			if !ok {
-				return errors.New("the connection to the system bus ended")
-			}
+		case s := <-signals.received:
 			l.receive(ctx, s)
+		case <-signals.lost:
+			l.lock("signals that were not handled in time")
+		case <-signals.ended:
+			return errors.New("the connection to the system bus ended")
 		case <-ctx.Done():
 			return nil
 		}
@@ -89,16 +92,10 @@ type logind struct {
 	delay *os.File // keeps the machine from being suspended while it is open, for a few seconds
 }
 
-// receive handles a signal. Anybody may send one to the agent: those of others than logind are dropped.
+// receive handles a signal of logind.
 func (l *logind) receive(ctx context.Context, s *dbus.Signal) {
 	ctx, cancel := context.WithTimeout(ctx, busTimeout)
 	defer cancel()
-	var owner string
-	bus := l.conn.BusObject()
-	if err := bus.CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, logindName).Store(&owner); err != nil ||
-		s.Sender != owner {
-		return
-	}
 	switch s.Name {
 	case logindManager + ".PrepareForSleep":
 		var begins bool
@@ -145,8 +142,15 @@ func (l *logind) isOwn(ctx context.Context, session dbus.ObjectPath) bool {
 // delaySleep has logind wait before the next suspend until the agent is locked.
 func (l *logind) delaySleep(ctx context.Context) {
 	l.allowSleep()
+	// A connection of its own, for a moment: l.conn takes no descriptors.
+	conn, err := dbus.ConnectSystemBus(dbus.WithContext(ctx))
+	if err != nil {
+		slog.Warn("cannot delay a suspend until the PIN is forgotten", "error", err)
+		return
+	}
+	defer conn.Close()
 	var fd dbus.UnixFD
-	err := l.conn.Object(logindName, logindPath).CallWithContext(ctx, logindManager+".Inhibit", 0,
+	err = conn.Object(logindName, logindPath).CallWithContext(ctx, logindManager+".Inhibit", 0,
 		"sleep", "hsm-broker agent", "It forgets its PIN.", "delay").Store(&fd)
 	if err != nil {
 		slog.Warn("cannot delay a suspend until the PIN is forgotten", "error", err)

@@ -170,19 +170,23 @@ func (l *fakeLogind) passes(t *testing.T) {
 	until(t, "the next inhibitor", func() bool { return l.taken() > before })
 }
 
-// other returns the name of the one connection that is not this test's: the agent's.
+// other returns the name of the one connection that is not this test's: the agent's, when its inhibitor's has ended.
 func (l *fakeLogind) other(t *testing.T) (found string) {
 	t.Helper()
-	var names []string
-	if err := l.conn.BusObject().Call("org.freedesktop.DBus.ListNames", 0).Store(&names); err != nil {
-		t.Fatal(err)
-	}
 	own := l.conn.Names()
-	for _, name := range names {
-		if strings.HasPrefix(name, ":") && !slices.Contains(own, name) && found == "" {
-			found = name
+	until(t, "one connection of the agent", func() bool {
+		var names []string
+		if err := l.conn.BusObject().Call("org.freedesktop.DBus.ListNames", 0).Store(&names); err != nil {
+			t.Fatal(err)
 		}
-	}
+		names = slices.DeleteFunc(names, func(name string) bool {
+			return !strings.HasPrefix(name, ":") || slices.Contains(own, name)
+		})
+		if len(names) == 1 {
+			found = names[0]
+		}
+		return len(names) == 1
+	})
 	return found
 }
 
@@ -195,6 +199,86 @@ func emit(t *testing.T, conn *dbus.Conn, session, name string, values ...any) {
 	}
 	if err := conn.Emit(path, name, values...); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// sendDescriptor verifies that the agent keeps no descriptor that somebody sends it with a signal.
+func sendDescriptor(t *testing.T, from *dbus.Conn, agent string) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	signal := &dbus.Message{Type: dbus.TypeSignal, Body: []any{dbus.UnixFD(w.Fd())}, Headers: map[dbus.HeaderField]dbus.Variant{
+		dbus.FieldDestination: dbus.MakeVariant(agent), dbus.FieldInterface: dbus.MakeVariant(logindSession),
+		dbus.FieldMember: dbus.MakeVariant("Lock"), dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath(logindPath)),
+		dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(dbus.UnixFD(0))),
+	}}
+	if call := from.Send(signal, nil); call != nil && call.Err != nil {
+		t.Fatal(call.Err)
+	}
+	if err := from.BusObject().Call(busName+".GetId", 0).Err; err != nil { // the bus has had the signal before
+		t.Fatal(err)
+	}
+	w.Close()
+	_ = r.SetReadDeadline(time.Now().Add(time.Minute))
+	if _, err := r.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("the agent keeps a descriptor of a stranger: %v", err)
+	}
+}
+
+// TestSignals drops the signals of others than logind, whoever that is, and loses none of logind unnoticed.
+func TestSignals(t *testing.T) {
+	t.Parallel()
+	s := newSignals()
+	deliver := func(from, name string, values ...any) {
+		s.DeliverSignal("", "", &dbus.Signal{Sender: from, Name: name, Body: values})
+	}
+	owner := func(by, name, is string) { deliver(by, busName+".NameOwnerChanged", name, "", is) }
+	lock := func(from string) { deliver(from, logindSession+".Lock") }
+	lock("")
+	owner(":1.7", logindName, ":1.7")
+	lock(":1.7")
+	owner(busName, "org.example", ":1.7")
+	lock(":1.7")
+	if len(s.received) != 0 {
+		t.Error("a stranger's signal is received")
+	}
+	owner(busName, logindName, ":1.5")
+	for range 10_000 {
+		lock(":1.7")
+	}
+	if len(s.received) != 0 || len(s.lost) != 0 {
+		t.Error("a stranger's signals are kept")
+	}
+	for range cap(s.received) {
+		lock(":1.5")
+	}
+	if len(s.received) != cap(s.received) || len(s.lost) != 0 {
+		t.Error("a signal of logind is missing")
+	}
+	if lock(":1.5"); len(s.lost) != 1 {
+		t.Error("a signal of logind is lost unnoticed")
+	}
+	owner(busName, logindName, "")
+	<-s.received
+	if lock(":1.5"); len(s.received) != cap(s.received)-1 {
+		t.Error("a signal of what was logind is received")
+	}
+}
+
+// TestBusSocket reads addresses of a bus.
+func TestBusSocket(t *testing.T) {
+	t.Parallel()
+	for address, want := range map[string]string{
+		"": "/var/run/dbus/system_bus_socket", "unix:path=/run/a%20bus": "/run/a bus",
+		"unix:guid=1,path=/run/bus;tcp:host=x": "/run/bus", "unix:abstract=/bus": "@/bus",
+		"tcp:host=localhost,path=/x": "", "unix:path=%zz": "",
+	} {
+		if got, err := busSocket(address); got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", address, got, err)
+		}
 	}
 }
 
@@ -276,6 +360,7 @@ func TestLogind(t *testing.T) {
 			t.Error("a stranger locks the agent")
 		}
 	}
+	sendDescriptor(t, stranger, agent)
 	unlock()
 	emit(t, l.conn, "", logindManager+".PrepareForSleep", true)
 	until(t, "a suspend", locked)
