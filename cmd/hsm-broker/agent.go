@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -56,6 +57,13 @@ and log out; the next use of a key reads the PIN again. SIGTERM ends it.`,
 		if err := harden.Memory(); err != nil { // the environment may hold the PIN
 			return failure.New(failure.Unavailable, "cannot protect the memory of the agent: %w", err).
 				WithHint("allow it where this process is confined")
+		}
+		if unprotected != nil {
+			slog.Warn("other processes of the user could open the memory of the agent while it started", "error", unprotected)
+		}
+		if tracer, err := harden.Tracer(); os.Geteuid() != 0 && (err != nil || tracer != 0) {
+			return failure.New(failure.Denied, "another process can read the memory of the agent: process %d traces it", tracer).
+				WithHint("start the agent without a debugger")
 		}
 		// A job that has no terminal would be stopped when it asks for the PIN, with all who wait for it.
 		signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)

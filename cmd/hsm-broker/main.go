@@ -5,19 +5,32 @@ import (
 	"context"
 	"os"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/harden"
 )
 
 // version is set by the linker for releases.
 var version = "0.1.0"
 
+// unprotected is why the process was not protected from its start.
+var unprotected error
+
 func main() {
 	backends.ServeWorker()
+	if startsAgent(os.Args[1:]) {
+		unprotected = harden.Restart()
+	}
 	os.Exit(run())
+}
+
+// startsAgent reports whether arguments start an agent, and not one of its subcommands.
+func startsAgent(args []string) bool {
+	return len(args) > 0 && args[0] == "agent" && (len(args) == 1 || strings.HasPrefix(args[1], "-"))
 }
 
 // run runs the command. A signal ends it, but those that serve handle signals themselves: they finish what they do.

@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) {
 	helper, ok := map[string]func() error{"inspect": inspect, "thread filter": threadFilter,
-		"no seccomp": noSeccomp}[os.Getenv("HARDEN_HELPER")]
+		"no seccomp": noSeccomp, "restart": restart, "dumpable": dumpable}[os.Getenv("HARDEN_HELPER")]
 	if !ok {
 		os.Exit(m.Run())
 	}
@@ -52,6 +52,43 @@ func TestHarden(t *testing.T) {
 	if os.Getuid() == 0 {
 		run(t, "inspect", &syscall.Credential{Uid: 65534, Gid: 65534})
 	}
+}
+
+// TestRestart protects a process and its children before they run, not only once they call Memory.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	user := &syscall.Credential{Uid: 65534, Gid: 65534}
+	if os.Getuid() != 0 {
+		user = nil
+	}
+	run(t, "restart", user)
+}
+
+// restart restarts the process that it runs in.
+func restart() error {
+	if err := harden.Restart(); err != nil { // the process goes on below
+		return err
+	}
+	if err := dumpable(); err != nil {
+		return err
+	}
+	if tracer, err := harden.Tracer(); err != nil || tracer != 0 {
+		return fmt.Errorf("process %d traces this one: %w", tracer, err)
+	}
+	child := exec.Command("/proc/self/exe")
+	child.Env = append(os.Environ(), "HARDEN_HELPER=dumpable")
+	if out, err := child.CombinedOutput(); err != nil {
+		return fmt.Errorf("a child: %w: %s", err, out)
+	}
+	return nil
+}
+
+// dumpable fails if the process has been dumpable since it was started.
+func dumpable() error {
+	if is, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0); err != nil || is == 1 {
+		return fmt.Errorf("the process is dumpable: %w", err)
+	}
+	return nil
 }
 
 // TestPrivilegesFail verifies that a thread to which the flag does not spread is an error, and so is a system without
