@@ -19,8 +19,8 @@ import (
 // from /proc/self/exe of it. Memory alone leaves the time until it is called, in which another process of the user can
 // open the memory, and read and write it for as long as the process lives. So Restart is called before anything else.
 //
-// It returns nil in a process that was started so, and in one of root's. The error says why there is no copy. Descriptors
-// that are not close-on-exec and the environment stay.
+// It returns nil in a process that was started so, and in one of root's. The error says why there is no copy. The
+// environment stays, and so do descriptors that are not close-on-exec.
 func Restart() error {
 	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 	if err != nil {
