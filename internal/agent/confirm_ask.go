@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/pin"
 )
 
 // The environment variables of ssh(1) for programs that ask.
@@ -75,6 +76,11 @@ func inForeground(tty *os.File) error {
 
 // askTerminal asks on the terminal of the process.
 func askTerminal(ctx context.Context, question string) (bool, error) {
+	release, err := pin.HoldTerminal(ctx) // the PIN may be asked for
+	if err != nil {
+		return false, err
+	}
+	defer release()
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return false, err

@@ -21,7 +21,7 @@ import (
 )
 
 // helpers are what tests run in another process.
-var helpers = map[string]func() error{"protected": protected, "copies": copies, "prompt": prompt, "error": printError}
+var helpers = map[string]func() error{"protected": protected, "copies": copies, "prompt": prompt, "prompts": prompts, "error": printError}
 
 func TestMain(m *testing.M) {
 	helper := helpers[os.Getenv("PIN_HELPER")]
@@ -200,7 +200,7 @@ func TestPrompt(t *testing.T) {
 		{number + "\n", "it is " + number[:3]}, {"\n", "the first line of the answer is empty"}, {"1\x03", "interrupted"}} {
 		t.Run(c.want, func(t *testing.T) {
 			t.Parallel()
-			master, slave := terminal(t)
+			master, slave := newTerminal(t)
 			cmd := help(t, "prompt")
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -250,7 +250,59 @@ func prompt() error {
 	return nil
 }
 
-func terminal(t *testing.T) (master, slave *os.File) {
+// TestPrompts asks for one PIN after the other, and drops what was typed before a question.
+func TestPrompts(t *testing.T) {
+	t.Parallel()
+	master, slave := newTerminal(t)
+	cmd := help(t, "prompts")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if _, err := master.WriteString("yes\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewReader(master)
+	var shown strings.Builder
+	for range 2 {
+		asked, err := out.ReadString(':')
+		if _, typed := master.WriteString(number + "\n"); err != nil || typed != nil {
+			t.Fatalf("%q, %v, %v", asked, err, typed)
+		}
+		shown.WriteString(asked)
+	}
+	for !strings.Contains(shown.String(), "end\r\n") {
+		line, err := out.ReadString('\n')
+		shown.WriteString(line)
+		if err != nil {
+			t.Fatalf("%q, %v", shown.String(), err)
+		}
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if strings.Contains(shown.String(), `": PIN`) || strings.Contains(shown.String(), number) ||
+		strings.Count(shown.String(), fmt.Sprint(len(number))+" bytes") != 2 {
+		t.Errorf("the terminal has %q", shown.String())
+	}
+}
+
+// prompts asks for two PINs at once.
+func prompts() error {
+	lengths := make(chan string)
+	for range 2 {
+		go func() {
+			s, err := Read(context.Background(), Prompt, "signing")
+			lengths <- fmt.Sprintf("%d bytes, %v", len(s.Bytes()), err)
+		}()
+	}
+	fmt.Println(<-lengths, <-lengths)
+	fmt.Println("end")
+	return nil
+}
+
+func newTerminal(t *testing.T) (master, slave *os.File) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
 	if err != nil {

@@ -12,10 +12,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// terminal is held by the one who asks on the terminal of the process. Two questions at once would take each other's
+// answers, and the first that ends would have the terminal show the PIN that the other one asks for.
+var terminal = make(chan struct{}, 1)
+
+// HoldTerminal waits until nobody asks on the terminal of the process, and keeps others from asking until release. It
+// fails with the cause of ctx if ctx ends before.
+func HoldTerminal(ctx context.Context) (release func(), err error) {
+	select {
+	case terminal <- struct{}{}:
+		return func() { <-terminal }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // readTerminal asks for the PIN on the terminal of the process, also when standard input and output are Notation's
 // pipes. The terminal writes the line, which it does not show, straight into the memory of the secret.
 func (s *Secret) readTerminal(ctx context.Context, token string) error {
 	const hint = "run this in a terminal, or use another pin-source"
+	release, err := HoldTerminal(ctx)
+	if err != nil {
+		return unreadable("interrupted").WithHint("run it again")
+	}
+	defer release()
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
 		return unreadable("there is no terminal: %w", err).WithHint(hint)
@@ -64,7 +84,8 @@ func inBackground(tty *os.File) bool {
 	return err == nil && failed == nil && group != unix.Getpgrp()
 }
 
-// hideInput makes the terminal return whole lines and not show what is typed. restore undoes this.
+// hideInput makes the terminal return whole lines and not show what is typed, and drops what was typed before, which
+// was meant for another question. restore undoes this.
 func hideInput(tty *os.File) (restore func(), err error) {
 	conn, err := tty.SyscallConn()
 	if err != nil {
@@ -82,15 +103,15 @@ func hideInput(tty *os.File) (restore func(), err error) {
 	if err := control(get); err != nil {
 		return nil, err
 	}
-	set := func(state *unix.Termios) error {
-		return control(func(fd int) error { return unix.IoctlSetTermios(fd, unix.TCSETS, state) })
+	set := func(request uint, state *unix.Termios) error {
+		return control(func(fd int) error { return unix.IoctlSetTermios(fd, request, state) })
 	}
 	hidden := *before
 	hidden.Lflag &^= unix.ECHO
 	hidden.Lflag |= unix.ICANON | unix.ISIG
 	hidden.Iflag |= unix.ICRNL
-	if err := set(&hidden); err != nil {
+	if err := set(unix.TCSETSF, &hidden); err != nil {
 		return nil, err
 	}
-	return func() { _ = set(before) }, nil
+	return func() { _ = set(unix.TCSETS, before) }, nil
 }
