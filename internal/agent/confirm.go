@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -163,7 +164,21 @@ func shown(text string) string {
 		}
 	}
 	if short == text {
-		return strconv.Quote(text)
+		return visible(text)
 	}
-	return fmt.Sprintf("%s... (%d bytes)", strconv.Quote(short), len(text))
+	return fmt.Sprintf("%s... (%d bytes)", visible(short), len(text))
 }
+
+// visible is strconv.Quote, which also escapes characters that take no room or look like a space: two values that look
+// the same would differ.
+func visible(text string) string {
+	for _, c := range text {
+		if c > unicode.MaxASCII && (c == blankBraille || unicode.In(c, unicode.Mn, unicode.Me,
+			unicode.Other_Default_Ignorable_Code_Point)) {
+			return strconv.QuoteToASCII(text)
+		}
+	}
+	return strconv.Quote(text)
+}
+
+const blankBraille = '\u2800' // a letter without dots

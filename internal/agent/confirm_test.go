@@ -27,6 +27,7 @@ var image = &payload.Artifact{
 		"long":      strings.Repeat("é", 1000),
 		"invalid":   "\xff\x00",
 		"printable": "ünicode",
+		"unseen":    "v1\u3164\u034f\u2800\ufe0f",
 	},
 }
 
@@ -43,6 +44,7 @@ func TestQuestion(t *testing.T) {
   annotation   "line" = "7\n  digest       sha256:b"
   annotation   "long" = "` + strings.Repeat("é", 100) + `"... (2000 bytes)
   annotation   "printable" = "ünicode"
+  annotation   "unseen" = "v1\u3164\u034f\u2800\ufe0f"
   expires      2030-01-02T03:04:05Z
   asked by     process 7, program "/usr/bin/notation" (not verified)
 `
