@@ -32,7 +32,7 @@ var storeys = []struct {
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi"}},
 	{"settings and files", []string{"config", "pin", "state", "payload"}},
 	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox"}},
-	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "stdio", "crashreport"}},
+	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "peercred", "stdio", "crashreport"}},
 }
 
 // drawn is the number of storeys whose arrows the graph shows; below them, the table lists what a room uses.

@@ -6,7 +6,7 @@ import (
 	"os"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/notation-hsm/notation-hsm/internal/peercred"
 )
 
 // peer is the process that made a connection. It can have ended since, and a process can run any program under the name
@@ -23,15 +23,8 @@ func peerOf(conn net.Conn) (p peer) {
 	if !ok {
 		return p
 	}
-	raw, err := socket.SyscallConn()
+	found, err := peercred.Of(socket)
 	if err != nil {
-		return p
-	}
-	var found *unix.Ucred
-	err = raw.Control(func(fd uintptr) {
-		found, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // a descriptor fits
-	})
-	if err != nil || found == nil {
 		return p
 	}
 	p.pid, p.uid = found.Pid, found.Uid

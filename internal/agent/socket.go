@@ -15,6 +15,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
+	"github.com/notation-hsm/notation-hsm/internal/peercred"
 )
 
 // maxPath is how many bytes the path of a socket has at most (sun_path of unix(7), without the zero byte).
@@ -197,16 +198,8 @@ func (l *ownListener) Close() error {
 
 // checkPeer fails unless the process at the other end belongs to this user or to root.
 func checkPeer(conn *net.UnixConn) error {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var peer *unix.Ucred
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		peer, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // a descriptor fits
-	})
-	if err = errors.Join(err, failed); err == nil && peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
+	peer, err := peercred.Of(conn)
+	if err == nil && peer.Uid != 0 && int(peer.Uid) != os.Geteuid() {
 		err = fmt.Errorf("user %d is not the agent's user", peer.Uid)
 	}
 	return err

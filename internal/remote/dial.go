@@ -2,14 +2,12 @@ package remote
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/http"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/peercred"
 )
 
 // newTransport returns a transport whose connections all go to the socket at path.
@@ -38,16 +36,8 @@ func dial(ctx context.Context, path string) (net.Conn, error) {
 
 // checkPeer fails with Denied unless the process that listens to a socket is a user's or root's.
 func checkPeer(conn *net.UnixConn, path string, user int) error {
-	raw, err := conn.SyscallConn()
+	peer, err := peercred.Of(conn)
 	if err != nil {
-		return err
-	}
-	var peer *unix.Ucred
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		peer, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) //nolint:gosec // a descriptor fits
-	})
-	if err = errors.Join(err, failed); err != nil {
 		return err
 	}
 	if peer.Uid != 0 && int(peer.Uid) != user {
