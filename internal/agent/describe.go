@@ -51,11 +51,12 @@ func (f *facts) of(ctx context.Context, h *held, receives bool) (key.Info, *brok
 	return f.info, f.receives, nil
 }
 
-func (a *Agent) getKey(r *http.Request) (*brokerapi.Key, int, error) {
+func (a *Agent) getKey(r *http.Request) (_ *brokerapi.Key, _ int, err error) {
 	s, err := a.session()
 	if err != nil {
 		return nil, 0, err
 	}
+	defer func() { err = s.met(err) }()
 	name := r.PathValue("key")
 	h, err := s.findFresh(r.Context(), name)
 	if err != nil {
@@ -73,12 +74,13 @@ func (a *Agent) getKey(r *http.Request) (*brokerapi.Key, int, error) {
 }
 
 // getKeys lists the keys of the token. It leaves out a key whose public half the module does not show.
-func (a *Agent) getKeys(r *http.Request) (*brokerapi.Keys, int, error) {
+func (a *Agent) getKeys(r *http.Request) (_ *brokerapi.Keys, _ int, err error) {
 	ctx := r.Context()
 	s, err := a.session()
 	if err != nil {
 		return nil, 0, err
 	}
+	defer func() { err = s.met(err) }()
 	store, err := s.open(ctx)
 	if err != nil {
 		return nil, 0, err

@@ -2,9 +2,13 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"testing"
@@ -52,6 +56,37 @@ func TestSignChecks(t *testing.T) {
 			Payload: notation(c.alg, c.at), Algorithm: c.algorithm}))
 		if !strings.Contains(p.Detail, c.detail) || strings.Contains(p.Detail, "1234") {
 			t.Errorf("%s: %+v", name, p)
+		}
+	}
+}
+
+// TestLockInFlight uses no key once the agent was locked, such as while a person is asked, and says why.
+func TestLockInFlight(t *testing.T) {
+	t.Parallel()
+	var s *server
+	closed := func() error { // as Lock begins, while the backend still has the key
+		opened, err := s.agent.session()
+		if err == nil {
+			opened.mu.Lock()
+			defer opened.mu.Unlock()
+			opened.closed = true
+		}
+		return err
+	}
+	s = newServer(t, func(o *Options) {
+		o.Confirm = func(context.Context, string, *payload.Artifact) error { return closed() }
+	})
+	if p := s.want(503, sign("release")); !strings.Contains(p.Detail, "the agent was locked") {
+		t.Errorf("%+v", p)
+	}
+	for _, path := range []string{brokerapi.KeysPath, brokerapi.KeyPath("release")} {
+		s = newServer(t, nil)
+		s.want(201, sign("release"))
+		fail := func() error { return errors.Join(closed(), errors.New("interrupted")) }
+		s.module.Before("Keys", fail)
+		s.module.Before("Info", fail)
+		if p := s.want(503, httptest.NewRequest(http.MethodGet, path, http.NoBody)); !strings.Contains(p.Detail, "the agent was locked") {
+			t.Errorf("%+v", p)
 		}
 	}
 }

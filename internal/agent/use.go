@@ -32,6 +32,10 @@ func (s *session) use(ctx context.Context, h *held, do func(keystore.Key) ([]byt
 
 func (s *session) useOnce(h *held, do func(keystore.Key) ([]byte, error)) ([]byte, error) {
 	s.mu.Lock()
+	if s.closed { // a backend may still have what it takes to use the key
+		s.mu.Unlock()
+		return nil, errLocked()
+	}
 	if h.dropped {
 		s.mu.Unlock()
 		return nil, h.replaced()
