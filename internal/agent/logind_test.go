@@ -210,11 +210,12 @@ func sendDescriptor(t *testing.T, from *dbus.Conn, agent string) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	signal := &dbus.Message{Type: dbus.TypeSignal, Body: []any{dbus.UnixFD(w.Fd())}, Headers: map[dbus.HeaderField]dbus.Variant{
+	signal := &dbus.Message{Type: dbus.TypeSignal, Body: []any{dbus.UnixFD(w.Fd())}}
+	signal.Headers = map[dbus.HeaderField]dbus.Variant{
 		dbus.FieldDestination: dbus.MakeVariant(agent), dbus.FieldInterface: dbus.MakeVariant(logindSession),
 		dbus.FieldMember: dbus.MakeVariant("Lock"), dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath(logindPath)),
 		dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(dbus.UnixFD(0))),
-	}}
+	}
 	if call := from.Send(signal, nil); call != nil && call.Err != nil {
 		t.Fatal(call.Err)
 	}

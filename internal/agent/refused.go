@@ -199,8 +199,8 @@ func (r *Refusals) path(l pin.Login) string {
 	return filepath.Join(r.dir, hex.EncodeToString(sum[:16])+".json")
 }
 
-// waitForRecord is lockRecord that waits until ctx ends. It does not wait in the kernel, where a wait cannot be ended: a
-// process that keeps the lock would cost this one a thread for each call that gives up.
+// waitForRecord is lockRecord that waits until ctx ends. It does not wait in the kernel, where a wait cannot be ended:
+// a process that keeps the lock would cost this one a thread for each call that gives up.
 func waitForRecord(ctx context.Context, path string) (*os.File, error) {
 	for {
 		file, err := lockRecord(path)

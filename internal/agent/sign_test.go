@@ -85,7 +85,8 @@ func TestLockInFlight(t *testing.T) {
 		fail := func() error { return errors.Join(closed(), errors.New("interrupted")) }
 		s.module.Before("Keys", fail)
 		s.module.Before("Info", fail)
-		if p := s.want(503, httptest.NewRequest(http.MethodGet, path, http.NoBody)); !strings.Contains(p.Detail, "the agent was locked") {
+		p := s.want(503, httptest.NewRequest(http.MethodGet, path, http.NoBody))
+		if !strings.Contains(p.Detail, "the agent was locked") {
 			t.Errorf("%+v", p)
 		}
 	}

@@ -21,7 +21,9 @@ import (
 )
 
 // helpers are what tests run in another process.
-var helpers = map[string]func() error{"protected": protected, "copies": copies, "prompt": prompt, "prompts": prompts, "error": printError}
+var helpers = map[string]func() error{
+	"protected": protected, "copies": copies, "prompt": prompt, "prompts": prompts, "error": printError,
+}
 
 func TestMain(m *testing.M) {
 	helper := helpers[os.Getenv("PIN_HELPER")]
