@@ -8,6 +8,8 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -103,7 +105,7 @@ func serve(ctx context.Context, c *cobra.Command, path string, o agent.Options, 
 	}
 	o.Token = token.Key.String()
 	if confirm {
-		asking, err := agent.NewConfirmation(pin.Environ(token.PINSource))
+		asking, err := agent.NewConfirmation(withoutPIN(token.PINSource))
 		if err != nil {
 			return err
 		}
@@ -166,4 +168,12 @@ func opener(given map[string]string, guard pin.Guard) (func() (*keystore.Keystor
 		return nil, nil, err
 	}
 	return open, token, ks.Close()
+}
+
+// withoutPIN returns the environment for a program that asks a person: without the variable that the PIN comes from, and
+// without settings, since a URI may have the PIN.
+func withoutPIN(source string) []string {
+	return slices.DeleteFunc(pin.Environ(source), func(variable string) bool {
+		return strings.HasPrefix(variable, config.EnvironmentName(""))
+	})
 }

@@ -762,12 +762,13 @@ func TestConfirmProgram(t *testing.T) {
 	softhsmtest.Setenv(t, "AGENT_PIN", softhsmtest.PIN)
 	softhsmtest.Setenv(t, "SSH_ASKPASS", program)
 	softhsmtest.Setenv(t, "SSH_ASKPASS_REQUIRE", "force")
+	softhsmtest.Setenv(t, "NOTATION_HSM_TIMEOUT", "30s") // a setting; one with a URI may have the PIN
 	l.start(t, "--pin-source", "env:AGENT_PIN", "--confirm")
 	text := softhsmtest.Read(t, asked)
 	if !strings.Contains(text, fmt.Sprintf("sha256:%x", sha256.Sum256(nil))) || !strings.Contains(text, "SSH_ASKPASS_PROMPT=confirm") {
 		t.Errorf("asked: %s", text)
 	}
-	if strings.Contains(text, "AGENT_PIN") || softhsmtest.HasWord(text, softhsmtest.PIN) {
+	if strings.Contains(text, "AGENT_PIN") || strings.Contains(text, "NOTATION_HSM_") || softhsmtest.HasWord(text, softhsmtest.PIN) {
 		t.Errorf("the program got the PIN: %s", text)
 	}
 	softhsmtest.Write(t, filepath.Join(dir, "no"), "")
