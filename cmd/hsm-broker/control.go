@@ -144,7 +144,7 @@ TOKEN is the label of the token or its URI. It is needed when several tokens hav
 		}
 		running, failed := ask(c.Context(), socket, (*remote.Backend).Agent)
 		asked := failed == nil && running.Refused != nil // also a PIN that a person typed, which is in no file
-		if asked && !slices.ContainsFunc(all, func(r brokerapi.RefusedPIN) bool { return same(r, *running.Refused) }) {
+		if asked && !slices.ContainsFunc(all, func(r brokerapi.RefusedPIN) bool { return refusals.Same(r, *running.Refused) }) {
 			all = append(all, *running.Refused)
 		}
 		chosen, err := choose(c, all, args)
@@ -154,7 +154,7 @@ TOKEN is the label of the token or its URI. It is needed when several tokens hav
 		if err := refusals.Clear(*chosen); err != nil {
 			return err
 		}
-		if asked && same(*chosen, *running.Refused) {
+		if asked && refusals.Same(*chosen, *running.Refused) {
 			if _, err := ask(c.Context(), socket, (*remote.Backend).LockAgent); err != nil {
 				return err
 			}
@@ -164,8 +164,6 @@ TOKEN is the label of the token or its URI. It is needed when several tokens hav
 	}
 	return c
 }
-
-func same(a, b brokerapi.RefusedPIN) bool { return a.Module == b.Module && a.Token == b.Token }
 
 // choose returns the refused PIN that the arguments name, or the only one; nil if there is none.
 func choose(c *cobra.Command, all []brokerapi.RefusedPIN, args []string) (*brokerapi.RefusedPIN, error) {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 	"github.com/notation-hsm/notation-hsm/internal/pin"
@@ -164,7 +165,7 @@ func (r *Refusals) Clear(refused brokerapi.RefusedPIN) error {
 	if err := r.checkDir(); err != nil {
 		return err
 	}
-	path := r.path(pin.Login{Module: refused.Module, Token: refused.Token})
+	path := r.pathOf(refused)
 	file, err := lockRecord(path)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return failure.New(failure.Conflict, "an agent logs in to token %q at this moment", refused.Name).WithHint("run it again")
@@ -193,9 +194,13 @@ func (r *Refusals) checkDir() error {
 	return nil
 }
 
-// path returns the file of a token.
+// path returns the file of a token: of one with a serial number, whatever the path of its module, which may have several.
 func (r *Refusals) path(l pin.Login) string {
-	sum := sha256.Sum256([]byte(l.Module + "\n" + l.Token))
+	module := l.Module
+	if uri, err := config.ParseURI(l.Token); err == nil && uri.Serial != "" {
+		module = ""
+	}
+	sum := sha256.Sum256([]byte(module + "\n" + l.Token))
 	return filepath.Join(r.dir, hex.EncodeToString(sum[:16])+".json")
 }
 
@@ -217,6 +222,13 @@ func waitForRecord(ctx context.Context, path string) (*os.File, error) {
 
 // lockPause is how long waitForRecord waits between two tries. One call of a token waits at a time.
 const lockPause = 20 * time.Millisecond
+
+func (r *Refusals) pathOf(refused brokerapi.RefusedPIN) string {
+	return r.path(pin.Login{Module: refused.Module, Token: refused.Token})
+}
+
+// Same reports whether two records are of one token.
+func (r *Refusals) Same(a, b brokerapi.RefusedPIN) bool { return r.pathOf(a) == r.pathOf(b) }
 
 // lockRecord opens the lock of a file and takes it. It fails with EWOULDBLOCK if another process has it.
 func lockRecord(path string) (*os.File, error) {

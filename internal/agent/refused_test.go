@@ -41,7 +41,7 @@ func TestRefusals(t *testing.T) {
 	ended(wrong)
 	for _, again := range []*Refusals{r, {dir: r.dir}} {
 		other := signing
-		other.Source, other.Name = "file:/pin", "renamed"
+		other.Source, other.Name, other.Module = "file:/pin", "renamed", "/lib/link.so"
 		for range 2 {
 			if _, err := again.Guard(t.Context(), other); !failure.Is(err, failure.Denied) ||
 				failure.From(err).CKR != "CKR_PIN_INCORRECT" || !strings.Contains(failure.From(err).Hint, "agent clear") {
@@ -59,12 +59,21 @@ func TestRefusals(t *testing.T) {
 	} else {
 		ended(nil)
 	}
+	if nameless := (pin.Login{Module: "/a", Token: "pkcs11:token=x"}); r.path(nameless) ==
+		r.path(pin.Login{Module: "/b", Token: nameless.Token}) {
+		t.Error("tokens without a serial number are one, in any module")
+	}
 	all, err := r.List()
 	if err != nil || len(all) != 1 || all[0].Name != "signing" || all[0].Token != signing.Token {
 		t.Fatalf("%+v, %v", all, err)
 	}
+	alias := all[0]
+	alias.Module = "/lib/link.so"
+	if !r.Same(all[0], alias) {
+		t.Error("a token is another by the path of its module")
+	}
 	for range 2 {
-		if err := r.Clear(all[0]); err != nil {
+		if err := r.Clear(alias); err != nil {
 			t.Error(err)
 		}
 	}
