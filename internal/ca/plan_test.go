@@ -6,6 +6,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
 // planCost is what reading and rehearsing a ceremony may allocate: the parser has a node of some 500 bytes for each
@@ -33,7 +34,7 @@ func FuzzCeremony(f *testing.F) {
 		var p *Plan
 		var err error
 		planCost.Check(t, len(data), func() {
-			p = &Plan{path: "ceremony.yaml"}
+			p = &Plan{keystore: keystore.New(nil), path: "ceremony.yaml"}
 			if err = config.Strict(p.path, data, p); err == nil {
 				_, err = p.Rehearse(folder)
 			}
