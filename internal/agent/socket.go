@@ -21,6 +21,9 @@ import (
 // maxPath is how many bytes the path of a socket has at most (sun_path of unix(7), without the zero byte).
 const maxPath = 107
 
+// ownFolder does not say which folder to change the mode of: others may need this one, such as / or a home.
+const ownFolder = "use a folder for the socket alone: one with mode 0700, or one that does not exist yet"
+
 // A Socket is the path that an agent listens to. The agent that holds its lock has it alone.
 type Socket struct {
 	Path string
@@ -77,11 +80,15 @@ func checkFolder(dir string) error {
 	}
 	if err := ownership.Check(dir, os.Geteuid()); err != nil {
 		f := failure.From(err)
-		return failure.New(failure.Denied, "cannot use %s for a socket: %w", dir, f).WithHint(f.Hint)
+		hint := f.Hint
+		if info.Mode()&fs.ModeSticky != 0 { // such as /tmp, to which others have to be able to write
+			hint = ownFolder
+		}
+		return failure.New(failure.Denied, "cannot use %s for a socket: %w", dir, f).WithHint(hint)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return failure.New(failure.Denied, "cannot use %s for a socket: others can enter it (mode %04o)", dir, mode).
-			WithHint("run: chmod 700 " + dir)
+			WithHint(ownFolder)
 	}
 	return nil
 }
