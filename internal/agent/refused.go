@@ -39,6 +39,9 @@ type Refusals struct {
 
 const clearHint = "check the PIN with the vendor's tool, put the right one into its source, then run 'hsm-broker agent clear'"
 
+// askedHint is clearHint for a PIN that a person typed.
+const askedHint = "run 'hsm-broker agent lock', use the key again, and type the right PIN when the agent asks"
+
 // unfinished is the reason of a file until its login has ended.
 const unfinished = "the agent ended during a login"
 
@@ -131,6 +134,22 @@ func (r *Refusals) Last() *brokerapi.RefusedPIN {
 		}
 	}
 	return r.last
+}
+
+// nextStep sets the hint of a failure that the refused PIN has caused, and returns other errors as they are.
+func (r *Refusals) nextStep(err error) error {
+	last := r.Last()
+	if err == nil || last == nil || last.CKR == "" || failure.From(err).CKR != last.CKR {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f := *failure.From(err)
+	f.Hint = clearHint
+	if r.stored == "" {
+		f.Hint = askedHint
+	}
+	return &f
 }
 
 // locked notes that the next login asks a person for the PIN again. The files stay.

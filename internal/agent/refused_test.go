@@ -84,6 +84,30 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestNextStep has the failures that a refused PIN causes say how it can be tried again, and leaves others alone.
+func TestNextStep(t *testing.T) {
+	t.Parallel()
+	prompted := signing
+	prompted.Source = pin.Prompt
+	for command, login := range map[string]pin.Login{"agent clear": signing, "agent lock": prompted} {
+		r := newRefusals(t)
+		ended, err := r.Guard(t.Context(), login)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f := failure.From(r.nextStep(wrong)); f != wrong || r.nextStep(nil) != nil {
+			t.Error("a failure changes though no PIN was refused")
+		}
+		ended(wrong)
+		if f := failure.From(r.nextStep(wrong)); f.What != wrong.What || f.CKR != wrong.CKR || !strings.Contains(f.Hint, command) {
+			t.Errorf("%s: %v (%s)", login.Source, f, f.Hint)
+		}
+		if other := failure.New(failure.Denied, "no known format"); failure.From(r.nextStep(other)) != other {
+			t.Error("another failure changes")
+		}
+	}
+}
+
 // TestUnfinished takes a login that has not ended for one whose PIN was refused, since nobody knows.
 func TestUnfinished(t *testing.T) {
 	t.Parallel()

@@ -56,13 +56,24 @@ func (a *Agent) Handler() http.Handler {
 // operations are the operations of the API, by method and path.
 func (a *Agent) operations() map[string]http.HandlerFunc {
 	all := map[string]http.HandlerFunc{
-		"GET " + brokerapi.KeysPath:                        answer(a.getKeys),
-		"GET " + brokerapi.KeysPath + "/{key}":             answer(a.getKey),
-		"POST " + brokerapi.KeysPath + "/{key}/signatures": answer(a.postSignature),
-		"POST " + brokerapi.KeysPath + "/{key}/layer-keys": answer(a.postLayerKey),
+		"GET " + brokerapi.KeysPath:                        answer(nextStep(a, a.getKeys)),
+		"GET " + brokerapi.KeysPath + "/{key}":             answer(nextStep(a, a.getKey)),
+		"POST " + brokerapi.KeysPath + "/{key}/signatures": answer(nextStep(a, a.postSignature)),
+		"POST " + brokerapi.KeysPath + "/{key}/layer-keys": answer(nextStep(a, a.postLayerKey)),
 	}
 	maps.Copy(all, a.agentOperations())
 	return all
+}
+
+// nextStep returns an operation whose failures say how a refused PIN can be tried again.
+func nextStep[T any](a *Agent, do func(*http.Request) (*T, int, error)) func(*http.Request) (*T, int, error) {
+	return func(r *http.Request) (*T, int, error) {
+		body, status, err := do(r)
+		if a.options.Refusals != nil {
+			err = a.options.Refusals.nextStep(err)
+		}
+		return body, status, err
+	}
 }
 
 func (a *Agent) postSignature(r *http.Request) (*brokerapi.Signature, int, error) {
