@@ -36,13 +36,14 @@ func agentCommand() *cobra.Command {
 		Long: `Log in to a token once, and sign for the programs of this user through a socket that only this user
 can reach. Set NOTATION_HSM_BROKER=unix:PATH for them, with the path that the agent says.
 
-SIGHUP, the lock of the user's session and a suspend of the machine have the agent forget the PIN
-and log out; the next use of a key reads the PIN again. SIGTERM ends it.`,
+It asks for the PIN on the terminal, unless pin-source is set. SIGHUP, the lock of the user's session
+and a suspend of the machine have the agent forget the PIN and log out; the next use of a key reads
+the PIN again. SIGTERM ends it.`,
 		Example: `  hsm-broker agent --module-path /usr/lib/softhsm/libsofthsm2.so --token signing`,
-		Args:    cli.Exactly(0),
+		Args:    noCommand,
 	}
 	given := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...)
-	addSocket(c, &socket)
+	addSocket(c, &socket, "notation-hsm/broker.sock in XDG_RUNTIME_DIR")
 	c.Flags().StringVar(&formats, "formats", string(payload.Notation),
 		"what the keys may sign, separated by commas: notation, dsse, cosign, x509, tuf; or layer-key, to decrypt")
 	c.Flags().DurationVar(&idle, "idle", 0, "end after this time without a use of a key, such as 8h (default: never)")
@@ -71,17 +72,27 @@ and log out; the next use of a key reads the PIN again. SIGTERM ends it.`,
 		signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		return serve(ctx, c, socket, agent.Options{Formats: allowed, Idle: idle}, confirm, given())
+		return serve(ctx, c, socketPath(socket), agent.Options{Formats: allowed, Idle: idle}, confirm, given())
 	}
 	c.AddCommand(statusCommand(), lockCommand(), stopCommand(), clearCommand())
 	return c
 }
 
-// addSocket gives a command the flag --socket.
-func addSocket(c *cobra.Command, socket *string) {
-	c.Flags().StringVar(socket, "socket", "",
-		"path of the agent's socket (default: notation-hsm/broker.sock in XDG_RUNTIME_DIR)")
+// noCommand refuses the name of a command that the agent does not have.
+func noCommand(c *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return cli.Usage(c, failure.New(failure.Invalid, "unknown command %q", args[0]))
 }
+
+// addSocket gives a command the flag --socket.
+func addSocket(c *cobra.Command, socket *string, otherwise string) {
+	c.Flags().StringVar(socket, "socket", "", "path of the agent's socket (default: "+otherwise+")")
+}
+
+// socketPath returns the path in a value of --socket, which may be as the agent prints it and NOTATION_HSM_BROKER has it.
+func socketPath(value string) string { return strings.TrimPrefix(value, "unix:") }
 
 // serve runs an agent. One that the service manager starts by its socket logs in at the first use of a key, so that a
 // failure reaches the one who waits for the key; any other logs in first.
@@ -129,7 +140,7 @@ func unlock(ctx context.Context, a *agent.Agent, path string) (net.Listener, str
 	if path == "" {
 		var err error
 		if path, err = config.DefaultSocket(); err != nil {
-			return nil, "", err
+			return nil, "", failure.From(err).WithHint("name the socket with --socket, in a folder that is yours alone")
 		}
 	}
 	socket, err := agent.Reserve(path)

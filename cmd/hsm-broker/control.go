@@ -18,11 +18,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/remote"
 )
 
+// runningSocket says where commands look for the agent without --socket.
+const runningSocket = "NOTATION_HSM_BROKER, or else notation-hsm/broker.sock in XDG_RUNTIME_DIR"
+
 func statusCommand() *cobra.Command {
 	var socket string
 	var asJSON bool
 	c := &cobra.Command{Use: "status", Short: "Show what the agent holds, and since when", Args: cli.Exactly(0)}
-	addSocket(c, &socket)
+	addSocket(c, &socket, runningSocket)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		state, err := ask(c.Context(), socket, (*remote.Backend).Agent)
@@ -80,7 +83,7 @@ func lockCommand() *cobra.Command {
 		Use: "lock", Short: "Have the agent forget the PIN and log out; the next use of a key reads the PIN again",
 		Args: cli.Exactly(0),
 	}
-	addSocket(c, &socket)
+	addSocket(c, &socket, runningSocket)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		_, err := ask(c.Context(), socket, (*remote.Backend).LockAgent)
 		return err
@@ -93,7 +96,7 @@ func stopCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "stop", Short: "End the agent, once the requests in flight are answered", Args: cli.Exactly(0),
 	}
-	addSocket(c, &socket)
+	addSocket(c, &socket, runningSocket)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		_, err := ask(c.Context(), socket, (*remote.Backend).StopAgent)
 		return err
@@ -106,7 +109,7 @@ func ask(ctx context.Context, socket string,
 	do func(*remote.Backend, context.Context, *config.Settings) (brokerapi.Agent, error)) (brokerapi.Agent, error) {
 	given := map[string]string{}
 	if socket != "" {
-		path, err := filepath.Abs(socket)
+		path, err := filepath.Abs(socketPath(socket))
 		if err != nil {
 			return brokerapi.Agent{}, err
 		}
@@ -132,7 +135,7 @@ after few wrong PINs, so put the right PIN into its source first.
 TOKEN is the label of the token or its URI. It is needed when several tokens have refused a PIN.`,
 		Args: cli.AtMost(1),
 	}
-	addSocket(c, &socket)
+	addSocket(c, &socket, runningSocket)
 	c.RunE = func(c *cobra.Command, args []string) error {
 		refusals, err := agent.NewRefusals()
 		if err != nil {

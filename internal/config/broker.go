@@ -38,9 +38,13 @@ func parseBroker(text string) (URI, error) {
 // environment names no such directory.
 func DefaultSocket() (string, error) {
 	dir := os.Getenv("XDG_RUNTIME_DIR")
-	if !filepath.IsAbs(dir) {
+	const hint = "set NOTATION_HSM_BROKER to unix:PATH, with the path that 'hsm-broker agent' says"
+	switch {
+	case dir == "":
+		return "", failure.New(failure.NotFound, "cannot find the broker's socket: XDG_RUNTIME_DIR is not set").WithHint(hint)
+	case !filepath.IsAbs(dir):
 		return "", failure.New(failure.NotFound, "cannot find the broker's socket: XDG_RUNTIME_DIR is no absolute path").
-			WithHint("set NOTATION_HSM_BROKER to unix:PATH, with the path that 'hsm-broker agent' says")
+			WithHint(hint)
 	}
 	return filepath.Join(dir, "notation-hsm", "broker.sock"), nil
 }

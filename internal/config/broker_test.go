@@ -104,6 +104,10 @@ func TestBrokerSocket(t *testing.T) {
 	if _, err := s.BrokerSocket(); !failure.Is(err, failure.NotFound) {
 		t.Error(err)
 	}
+	t.Setenv("XDG_RUNTIME_DIR", "")
+	if _, err := s.BrokerSocket(); err == nil || !strings.Contains(err.Error(), "is not set") {
+		t.Error(err)
+	}
 	t.Setenv("XDG_RUNTIME_DIR", "/run/user/7")
 	if path, err := s.BrokerSocket(); err != nil || path != "/run/user/7/notation-hsm/broker.sock" {
 		t.Errorf("%s, %v", path, err)
