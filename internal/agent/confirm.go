@@ -74,7 +74,7 @@ func (c *Confirmation) Confirm(ctx context.Context, key string, a *payload.Artif
 			WithHint("start the agent in a terminal, or set SSH_ASKPASS to a program that asks")
 	case !yes:
 		return failure.New(failure.Denied, "the use of key %q was not confirmed", key).
-			WithHint("type yes when the agent asks")
+			WithHint("answer yes when the agent asks")
 	}
 	return nil
 }

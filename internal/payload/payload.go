@@ -7,7 +7,6 @@
 package payload
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -50,13 +49,22 @@ type Artifact struct {
 	Algorithm string `json:"algorithm,omitempty"`
 }
 
+// names returns the names of all formats.
+func names() []string {
+	all := make([]string, 0, len(Formats))
+	for _, f := range Formats {
+		all = append(all, string(f))
+	}
+	return all
+}
+
 // ParseFormats parses a list of formats that are separated by commas.
 func ParseFormats(text string) (formats []Format, err error) {
 	for name := range strings.SplitSeq(text, ",") {
 		f := Format(strings.TrimSpace(name))
 		if !slices.Contains(Formats, f) {
 			return nil, failure.New(failure.Invalid, "unknown format %q", name).
-				WithHint("use some of " + fmt.Sprint(Formats) + ", separated by commas")
+				WithHint("name some of these, separated by commas: " + strings.Join(names(), ", "))
 		}
 		formats = append(formats, f)
 	}

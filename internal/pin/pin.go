@@ -86,7 +86,7 @@ func (s *Secret) read(ctx context.Context, source, token string) error {
 		value := os.Getenv(rest)
 		if value == "" {
 			return unreadable("the environment variable %s is not set, or empty", rest).
-				WithHint("set " + rest + " in the environment of this command, or change pin-source")
+				WithHint("set " + rest + " in the environment of the program that logs in, or change pin-source")
 		}
 		return s.copy(value, "the environment variable "+rest)
 	case scheme == "file" && rest != "":

@@ -30,7 +30,7 @@ func HoldTerminal(ctx context.Context) (release func(), err error) {
 // readTerminal asks for the PIN on the terminal of the process, also when standard input and output are Notation's
 // pipes. The terminal writes the line, which it does not show, straight into the memory of the secret.
 func (s *Secret) readTerminal(ctx context.Context, token string) error {
-	const hint = "run this in a terminal, or use another pin-source"
+	const hint = "start the program that logs in from a terminal, or use another pin-source"
 	release, err := HoldTerminal(ctx)
 	if err != nil {
 		return unreadable("interrupted").WithHint("run it again")
@@ -43,7 +43,7 @@ func (s *Secret) readTerminal(ctx context.Context, token string) error {
 	defer tty.Close()
 	if inBackground(tty) {
 		return unreadable("another program has the terminal").
-			WithHint("bring this program to the foreground (fg), or use another pin-source")
+			WithHint("bring the program that logs in to the foreground (fg), or use another pin-source")
 	}
 	restore, err := hideInput(tty)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"net/http"
 	"strings"
 	"sync"
@@ -183,9 +184,13 @@ func (c *client) unanswered(ctx context.Context, err error) error {
 	if inner := errors.Unwrap(err); inner != nil { // without the URL, which names no host
 		err = inner
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return failure.New(failure.Denied, "cannot reach the broker at %s: %w", c.address, err).
+			WithHint("set NOTATION_HSM_BROKER to the socket of your own agent")
+	}
 	return failure.New(failure.Unavailable, "cannot reach the broker at %s: %w", c.address, err).
 		WithHint("start it with 'hsm-broker agent', or set NOTATION_HSM_BROKER to its socket; to use the module directly, " +
-			"unset NOTATION_HSM_BROKER")
+			"name the key by its URI there and unset NOTATION_HSM_BROKER")
 }
 
 // invalid returns the failure of an answer that is not of the API.
