@@ -21,8 +21,10 @@ import (
 // maxPath is how many bytes the path of a socket has at most (sun_path of unix(7), without the zero byte).
 const maxPath = 107
 
-// ownFolder does not say which folder to change the mode of: others may need this one, such as / or a home.
-const ownFolder = "use a folder for the socket alone: one with mode 0700, or one that does not exist yet"
+// ownFolder names no folder to change the mode or the owner of: others may need it, such as / and /tmp, or the runtime
+// directory of the user who became root by su.
+const ownFolder = "use --socket with a path in a folder of its own: mode 0700 or not there yet, below folders " +
+	"that only you or root can change"
 
 // A Socket is the path that an agent listens to. The agent that holds its lock has it alone.
 type Socket struct {
@@ -41,11 +43,15 @@ func Reserve(path string) (*Socket, error) {
 	if err := checkPath(path); err != nil {
 		return nil, err
 	}
-	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	created := os.Mkdir(filepath.Dir(path), 0o700)
+	if err := created; err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, failure.New(failure.FileKind(err), "cannot create the folder of the socket: %w", err).
 			WithHint("create the folders above it, or name another path with --socket")
 	}
 	if err := checkFolder(filepath.Dir(path)); err != nil {
+		if created == nil { // it would stand in the way of whose folder this is
+			_ = os.Remove(filepath.Dir(path))
+		}
 		return nil, err
 	}
 	s := &Socket{Path: path}
@@ -79,12 +85,7 @@ func checkFolder(dir string) error {
 			WithHint("name a socket in a folder of your own with --socket")
 	}
 	if err := ownership.Check(dir, os.Geteuid()); err != nil {
-		f := failure.From(err)
-		hint := f.Hint
-		if info.Mode()&fs.ModeSticky != 0 { // such as /tmp, to which others have to be able to write
-			hint = ownFolder
-		}
-		return failure.New(failure.Denied, "cannot use %s for a socket: %w", dir, f).WithHint(hint)
+		return failure.New(failure.Denied, "cannot use %s for a socket: %w", dir, failure.From(err)).WithHint(ownFolder)
 	}
 	if mode := info.Mode().Perm(); mode&0o077 != 0 {
 		return failure.New(failure.Denied, "cannot use %s for a socket: others can enter it (mode %04o)", dir, mode).
