@@ -20,8 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -553,53 +551,13 @@ func TestActivation(t *testing.T) {
 func TestPrompt(t *testing.T) {
 	softhsmtest.Parallel(t)
 	l := newLife(t)
-	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer person.Close()
-	if err := unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	number, err := unix.IoctlGetInt(int(person.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	asked := make(chan string)
-	go func() {
-		seen := ""
-		for buffer := make([]byte, 256); ; {
-			n, err := person.Read(buffer)
-			if err != nil {
-				return
-			}
-			seen += string(buffer[:n])
-			if strings.HasSuffix(seen, `PIN for token "signing": `) {
-				asked <- seen
-				seen = ""
-			}
-		}
-	}()
-	answer := func(pin string) {
-		t.Helper()
-		if shown := <-asked; strings.Contains(shown, softhsmtest.PIN) {
-			t.Errorf("the PIN is shown: %q", shown)
-		}
-		if _, err := person.WriteString(pin + "\n"); err != nil {
-			t.Fatal(err)
-		}
-	}
+	terminal := softhsmtest.NewTerminal(t, `PIN for token "signing": `)
 	cmd := softhsmtest.Command(t, l.program, l.args("--pin-source", "prompt", "--socket", l.socket)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	terminal.Control(cmd)
+	cmd.Stdout, cmd.Stderr = terminal.Program(), terminal.Program()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	terminal.Close()
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	defer func() {
@@ -608,7 +566,7 @@ func TestPrompt(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	answer(softhsmtest.PIN)
+	terminal.Answer(t, softhsmtest.PIN)
 	until(t, "the socket", func() bool { return l.sign(t.Context()) == nil })
 	// A lock while it asks: the question is over, and the next use asks again.
 	for range 2 {
@@ -617,7 +575,7 @@ func TestPrompt(t *testing.T) {
 		}
 		signed := make(chan error, 1)
 		go func() { signed <- l.sign(t.Context()) }()
-		<-asked
+		terminal.Asked()
 		if code, text := l.control(t, "lock"); code != 0 {
 			t.Fatal(code, text)
 		}
@@ -631,7 +589,7 @@ func TestPrompt(t *testing.T) {
 		}
 		signed := make(chan error, 1)
 		go func() { signed <- l.sign(t.Context()) }()
-		answer(pin)
+		terminal.Answer(t, pin)
 		if err := <-signed; (pin == softhsmtest.PIN) != (err == nil) || err != nil && !failure.Is(err, failure.Denied) {
 			t.Errorf("after %s: %v", pin, err)
 		}
