@@ -91,7 +91,8 @@ func addSocket(c *cobra.Command, socket *string, otherwise string) {
 	c.Flags().StringVar(socket, "socket", "", "path of the agent's socket (default: "+otherwise+")")
 }
 
-// socketPath returns the path in a value of --socket, which may be as the agent prints it and NOTATION_HSM_BROKER has it.
+// socketPath returns the path in a value of --socket, which may be as the agent prints it and NOTATION_HSM_BROKER has
+// it.
 func socketPath(value string) string { return strings.TrimPrefix(value, "unix:") }
 
 // serve runs an agent. One that the service manager starts by its socket logs in at the first use of a key, so that a
@@ -181,8 +182,8 @@ func opener(given map[string]string, guard pin.Guard) (func() (*keystore.Keystor
 	return open, token, ks.Close()
 }
 
-// withoutPIN returns the environment for a program that asks a person: without the variable that the PIN comes from, and
-// without settings, since a URI may have the PIN.
+// withoutPIN returns the environment for a program that asks a person: without the variable that the PIN comes from,
+// and without settings, since a URI may have the PIN.
 func withoutPIN(source string) []string {
 	return slices.DeleteFunc(pin.Environ(source), func(variable string) bool {
 		return strings.HasPrefix(variable, config.EnvironmentName(""))

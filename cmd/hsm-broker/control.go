@@ -147,7 +147,10 @@ TOKEN is the label of the token or its URI. It is needed when several tokens hav
 		}
 		running, failed := ask(c.Context(), socket, (*remote.Backend).Agent)
 		asked := failed == nil && running.Refused != nil // also a PIN that a person typed, which is in no file
-		if asked && !slices.ContainsFunc(all, func(r brokerapi.RefusedPIN) bool { return refusals.Same(r, *running.Refused) }) {
+		if asked && !slices.ContainsFunc(all, func(r brokerapi.RefusedPIN) bool {
+			return refusals.Same(r,
+				*running.Refused)
+		}) {
 			all = append(all, *running.Refused)
 		}
 		chosen, err := choose(c, all, args)

@@ -28,14 +28,16 @@ func Inherited() (net.Listener, string, error) {
 	}
 	const hint = "give the socket unit one ListenStream with a path"
 	if count != "1" {
-		return nil, "", failure.New(failure.Invalid, "the service manager handed over %q sockets, not one", count).WithHint(hint)
+		return nil, "", failure.New(failure.Invalid, "the service manager handed over %q sockets, not one", count).
+			WithHint(hint)
 	}
 	unix.CloseOnExec(inheritedFD)
 	file := os.NewFile(inheritedFD, "inherited")
 	defer file.Close()
 	listener, err := net.FileListener(file)
 	if err != nil {
-		return nil, "", failure.New(failure.Invalid, "cannot listen to the socket of the service manager: %w", err).WithHint(hint)
+		return nil, "", failure.New(failure.Invalid, "cannot listen to the socket of the service manager: %w", err).
+			WithHint(hint)
 	}
 	own, ok := listener.(*net.UnixListener)
 	if !ok || !filepath.IsAbs(own.Addr().String()) { // the name of an abstract socket begins with @

@@ -1,8 +1,8 @@
 // Package agent uses the keys of one token for the programs of one user, which need no PIN and no module: it logs in
 // once, reads what is to be signed, and signs what its keys are allowed to sign.
 //
-// It serves the HTTP API of internal/brokerapi. Everything that reaches it is a program of the user's own, and may still
-// be broken or hostile: a request is bounded in size and time, and names no key outside of the token.
+// It serves the HTTP API of internal/brokerapi. Everything that reaches it is a program of the user's own, and may
+// still be broken or hostile: a request is bounded in size and time, and names no key outside of the token.
 package agent
 
 import (

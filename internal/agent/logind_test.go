@@ -341,10 +341,12 @@ func TestLogind(t *testing.T) {
 		}
 	}
 	// Whoever is on the bus may send a signal to the agent alone, whatever it subscribed to.
-	forged := &dbus.Message{Type: dbus.TypeSignal, Flags: dbus.FlagNoReplyExpected, Headers: map[dbus.HeaderField]dbus.Variant{
-		dbus.FieldDestination: dbus.MakeVariant(agent), dbus.FieldInterface: dbus.MakeVariant(logindSession),
-		dbus.FieldMember: dbus.MakeVariant("Lock"), dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath(logindPath + "/session/own")),
-	}}
+	forged := &dbus.Message{Type: dbus.TypeSignal, Flags: dbus.FlagNoReplyExpected,
+		Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldDestination: dbus.MakeVariant(agent), dbus.FieldInterface: dbus.MakeVariant(logindSession),
+			dbus.FieldMember: dbus.MakeVariant("Lock"),
+			dbus.FieldPath:   dbus.MakeVariant(dbus.ObjectPath(logindPath + "/session/own")),
+		}}
 	for _, from := range []*dbus.Conn{stranger, l.conn} {
 		unlock()
 		if call := from.Send(forged, nil); call != nil && call.Err != nil {
@@ -354,7 +356,8 @@ func TestLogind(t *testing.T) {
 			until(t, "a signal to the agent alone", locked)
 			continue
 		}
-		if err := from.BusObject().Call("org.freedesktop.DBus.GetId", 0).Err; err != nil { // the bus has had the signal before
+		if err := from.BusObject().Call("org.freedesktop.DBus.GetId",
+			0).Err; err != nil { // the bus has had the signal before
 			t.Fatal(err)
 		}
 		if l.passes(t); locked() {

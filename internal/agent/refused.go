@@ -37,7 +37,8 @@ type Refusals struct {
 	stored string                // its file; "" for a PIN that a person typed
 }
 
-const clearHint = "check the PIN with the vendor's tool, put the right one into its source, then run 'hsm-broker agent clear'"
+const clearHint = "check the PIN with the vendor's tool, put the right one into its source, then run " +
+	"'hsm-broker agent clear'"
 
 // askedHint is clearHint for a PIN that a person typed.
 const askedHint = "run 'hsm-broker agent lock', use the key again, and type the right PIN when the agent asks"
@@ -187,7 +188,8 @@ func (r *Refusals) Clear(refused brokerapi.RefusedPIN) error {
 	path := r.pathOf(refused)
 	file, err := lockRecord(path)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return failure.New(failure.Conflict, "an agent logs in to token %q at this moment", refused.Name).WithHint("run it again")
+		return failure.New(failure.Conflict, "an agent logs in to token %q at this moment", refused.Name).
+			WithHint("run it again")
 	}
 	if err != nil {
 		return err
@@ -213,7 +215,8 @@ func (r *Refusals) checkDir() error {
 	return nil
 }
 
-// path returns the file of a token: of one with a serial number, whatever the path of its module, which may have several.
+// path returns the file of a token: of one with a serial number, whatever the path of its module, which may have
+// several.
 func (r *Refusals) path(l pin.Login) string {
 	module := l.Module
 	if uri, err := config.ParseURI(l.Token); err == nil && uri.Serial != "" {

@@ -13,8 +13,9 @@ import (
 )
 
 var (
-	signing = pin.Login{Module: "/lib/module.so", Token: "pkcs11:token=signing;serial=1", Name: "signing", Source: "env:PIN"}
-	wrong   = func() *failure.Error {
+	signing = pin.Login{Module: "/lib/module.so", Token: "pkcs11:token=signing;serial=1", Name: "signing",
+		Source: "env:PIN"}
+	wrong = func() *failure.Error {
 		f := failure.New(failure.Denied, "cannot log in to token %q", "signing")
 		f.CKR = "CKR_PIN_INCORRECT"
 		return f
@@ -99,7 +100,8 @@ func TestNextStep(t *testing.T) {
 			t.Error("a failure changes though no PIN was refused")
 		}
 		ended(wrong)
-		if f := failure.From(r.nextStep(wrong)); f.What != wrong.What || f.CKR != wrong.CKR || !strings.Contains(f.Hint, command) {
+		if f := failure.From(r.nextStep(wrong)); f.What != wrong.What || f.CKR != wrong.CKR || !strings.Contains(f.Hint,
+			command) {
 			t.Errorf("%s: %v (%s)", login.Source, f, f.Hint)
 		}
 		if other := failure.New(failure.Denied, "no known format"); failure.From(r.nextStep(other)) != other {

@@ -134,7 +134,8 @@ func TestLogCaller(t *testing.T) { // not beside other tests, as TestLog
 	if got := status(dial(), text("release")); got != 201 {
 		t.Fatal(got)
 	}
-	if want := fmt.Sprintf(" caller=%d user=%d program=", os.Getpid(), os.Getuid()); !strings.Contains(lines.String(), want) {
+	if want := fmt.Sprintf(" caller=%d user=%d program=", os.Getpid(), os.Getuid()); !strings.Contains(lines.String(),
+		want) {
 		t.Errorf("%s does not say %s", lines.String(), want)
 	}
 }

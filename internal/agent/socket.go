@@ -69,8 +69,8 @@ func checkPath(path string) error {
 	if len(path) <= maxPath {
 		return nil
 	}
-	return failure.New(failure.Invalid, "the path of the socket has %d bytes, and a socket's has %d at most: %s", len(path),
-		maxPath, path).WithHint("name a shorter path with --socket")
+	return failure.New(failure.Invalid, "the path of the socket has %d bytes, and a socket's has %d at most: %s",
+		len(path), maxPath, path).WithHint("name a shorter path with --socket")
 }
 
 // checkFolder verifies that this user and root alone can enter and change the folder of a socket.
@@ -107,7 +107,8 @@ func (s *Socket) takeLock() error {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return s.taken()
 		}
-		return failure.New(failure.Unsupported, "cannot lock %s: %w", s.Path, err).WithHint("name a socket on a local file system")
+		return failure.New(failure.Unsupported, "cannot lock %s: %w", s.Path, err).
+			WithHint("name a socket on a local file system")
 	}
 	s.lock = file
 	return nil

@@ -16,7 +16,7 @@ const (
 // Agent is the state of an agent. It is the answer to GET of AgentPath, and to POST, without a body, of AgentLockPath
 // and AgentStopPath.
 type Agent struct {
-	Token    string           `json:"token"` // URI (RFC 7512): as it was named until the first login, then as the module describes it
+	Token    string           `json:"token"` // URI (RFC 7512): as the module describes it since the first login
 	Label    string           `json:"label,omitempty"`
 	Locked   bool             `json:"locked"` // it holds neither a PIN nor a login
 	Formats  []payload.Format `json:"formats"`

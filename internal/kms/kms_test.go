@@ -351,7 +351,8 @@ func TestLongMessage(t *testing.T) {
 
 // FuzzRequest answers anything in the arguments by one JSON object, and signs only the message.
 func FuzzRequest(f *testing.F) {
-	for _, r := range []*common.PluginArgs{signing(common.MessageOptions{}), verifying([]byte("x"), common.MessageOptions{}),
+	for _, r := range []*common.PluginArgs{signing(common.MessageOptions{}), verifying([]byte("x"),
+		common.MessageOptions{}),
 		ask(common.MethodArgs{MethodName: common.PublicKeyMethodName, PublicKey: &common.PublicKeyArgs{}}),
 		ask(common.MethodArgs{MethodName: common.CreateKeyMethodName})} {
 		text, err := json.Marshal(r)

@@ -280,7 +280,8 @@ func TestGuard(t *testing.T) {
 			if !strings.Contains(text, c.refusal) || (c.refusal == "") != (refusal == nil) {
 				t.Errorf("%s: the guard was told %q", name, text)
 			}
-			if l := g.logins[i]; l.Module != keystoretest.Path || !strings.HasPrefix(l.Token, "pkcs11:") || l.Name != "signing" ||
+			if l := g.logins[i]; l.Module != keystoretest.Path || !strings.HasPrefix(l.Token, "pkcs11:") ||
+				l.Name != "signing" ||
 				l.Source != f.settings.PINSource {
 				t.Errorf("%s: the guard was asked for %+v", name, l)
 			}

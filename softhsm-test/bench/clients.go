@@ -21,8 +21,8 @@ type clients struct {
 	epoll   int
 }
 
-// throughAgent prints how many signatures a second a number of clients get from an agent, in some seconds or for a count
-// of signatures.
+// throughAgent prints how many signatures a second a number of clients get from an agent, in some seconds or for a
+// count of signatures.
 func throughAgent(socket, label string, number int, seconds float64, count int64) error {
 	jws, algorithm := "ES256", "ECDSA-SHA-256"
 	if strings.Contains(label, "RSA") {

@@ -63,7 +63,8 @@ func newLife(t *testing.T) *life {
 
 // args are the arguments of an agent.
 func (l *life) args(more ...string) []string {
-	return append([]string{"agent", "--module-path", l.token.Module, "--token", "signing", "--timeout", softhsmtest.Patience,
+	return append([]string{"agent", "--module-path", l.token.Module, "--token", "signing", "--timeout",
+		softhsmtest.Patience,
 		"--pin-source", "file:" + l.pin}, more...)
 }
 
@@ -91,7 +92,8 @@ func (l *life) fails(t *testing.T, more ...string) (int, string) {
 // control runs a command of the agent, and returns its exit code and what it wrote.
 func (l *life) control(t *testing.T, args ...string) (int, string) {
 	t.Helper()
-	stdout, stderr, err := softhsmtest.Try(t, "", l.program, append(append([]string{"agent"}, args...), "--socket", l.socket)...)
+	stdout, stderr, err := softhsmtest.Try(t, "", l.program, append(append([]string{"agent"}, args...), "--socket",
+		l.socket)...)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
 		return exit.ExitCode(), stdout + stderr
@@ -175,7 +177,8 @@ func (l *life) worker(t *testing.T) string {
 		t.Fatal(err)
 	}
 	for _, file := range all {
-		if args, err := os.ReadFile(file); err == nil && strings.Contains(string(args), "\x00pkcs11-worker\x00"+l.token.Module) {
+		if args, err := os.ReadFile(file); err == nil && strings.Contains(string(args),
+			"\x00pkcs11-worker\x00"+l.token.Module) {
 			return filepath.Dir(file)
 		}
 	}
@@ -224,7 +227,8 @@ func TestRefusedPIN(t *testing.T) {
 		token string
 		code  int
 		text  string
-	}{{"other", 4, "signing"}, {"signing", 0, `the PIN of token "signing" can be tried again`}, {"signing", 4, "no token"}} {
+	}{{"other", 4, "signing"}, {"signing", 0, `the PIN of token "signing" can be tried again`}, {"signing", 4,
+		"no token"}} {
 		if code, text := l.control(t, "clear", c.token); code != c.code || !strings.Contains(text, c.text) {
 			t.Errorf("clear %s: %d, %s", c.token, code, text)
 		}
@@ -242,7 +246,8 @@ func TestChangedPIN(t *testing.T) {
 	l := newLife(t)
 	agent := l.start(t)
 	const changed = "9876"
-	softhsmtest.Run(t, softhsmtest.Program(t, "pkcs11-tool"), "--module", softhsmtest.Module(t), "--token-label", "signing",
+	softhsmtest.Run(t, softhsmtest.Program(t, "pkcs11-tool"), "--module", softhsmtest.Module(t), "--token-label",
+		"signing",
 		"--login", "--pin", softhsmtest.PIN, "--change-pin", "--new-pin", changed)
 	before := l.logins(t)
 	kill := func() {
@@ -376,7 +381,10 @@ func TestStop(t *testing.T) {
 			begun := softhsmtest.Count(softhsmtest.Calls(t, l.log), "C_SignInit")
 			signed := make(chan error, 1)
 			go func() { signed <- l.sign(t.Context()) }()
-			until(t, "the signature", func() bool { return softhsmtest.Count(softhsmtest.Calls(t, l.log), "C_SignInit") > begun })
+			until(t, "the signature", func() bool {
+				return softhsmtest.Count(softhsmtest.Calls(t, l.log),
+					"C_SignInit") > begun
+			})
 			stop(t, l, agent)
 			if err := <-signed; err != nil {
 				t.Errorf("the signature in flight: %v", err)
@@ -475,8 +483,8 @@ func TestOtherUser(t *testing.T) {
 	}
 }
 
-// TestActivation signs by notation through a socket that the service manager has made: the agent is started by the first
-// connection, and who asks for the key gets the failure of the login.
+// TestActivation signs by notation through a socket that the service manager has made: the agent is started by the
+// first connection, and who asks for the key gets the failure of the login.
 func TestActivation(t *testing.T) {
 	softhsmtest.Parallel(t)
 	l := newLife(t)
@@ -698,7 +706,8 @@ func TestInherited(t *testing.T) {
 			}
 			return false // until the agent has ended
 		})
-		if out := service.Output.String(); service.Succeeded() || !strings.Contains(out, c.text) || !strings.Contains(out, "hint:") {
+		if out := service.Output.String(); service.Succeeded() || !strings.Contains(out, c.text) || !strings.Contains(out,
+			"hint:") {
 			t.Errorf("%s: %s", name, out)
 		}
 	}
@@ -714,7 +723,8 @@ func TestConfirmProgram(t *testing.T) {
 	dir := t.TempDir()
 	asked := filepath.Join(dir, "asked")
 	program := filepath.Join(dir, "ask")
-	if err := os.WriteFile(program, []byte("#!/bin/sh\n{ env; echo \"$1\"; } >> "+asked+"\n! [ -e "+dir+"/no ]\n"), 0o700); err != nil {
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n{ env; echo \"$1\"; } >> "+asked+"\n! [ -e "+dir+"/no ]\n"),
+		0o700); err != nil {
 		t.Fatal(err)
 	}
 	softhsmtest.Setenv(t, "AGENT_PIN", softhsmtest.PIN)
@@ -723,10 +733,12 @@ func TestConfirmProgram(t *testing.T) {
 	softhsmtest.Setenv(t, "NOTATION_HSM_TIMEOUT", "30s") // a setting; one with a URI may have the PIN
 	l.start(t, "--pin-source", "env:AGENT_PIN", "--confirm")
 	text := softhsmtest.Read(t, asked)
-	if !strings.Contains(text, fmt.Sprintf("sha256:%x", sha256.Sum256(nil))) || !strings.Contains(text, "SSH_ASKPASS_PROMPT=confirm") {
+	if !strings.Contains(text, fmt.Sprintf("sha256:%x", sha256.Sum256(nil))) || !strings.Contains(text,
+		"SSH_ASKPASS_PROMPT=confirm") {
 		t.Errorf("asked: %s", text)
 	}
-	if strings.Contains(text, "AGENT_PIN") || strings.Contains(text, "NOTATION_HSM_") || softhsmtest.HasWord(text, softhsmtest.PIN) {
+	if strings.Contains(text, "AGENT_PIN") || strings.Contains(text, "NOTATION_HSM_") || softhsmtest.HasWord(text,
+		softhsmtest.PIN) {
 		t.Errorf("the program got the PIN: %s", text)
 	}
 	softhsmtest.Write(t, filepath.Join(dir, "no"), "")
