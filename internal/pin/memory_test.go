@@ -252,7 +252,7 @@ func prompt() error {
 	return nil
 }
 
-// TestPrompts asks for one PIN after the other, and drops what was typed before a question.
+// TestPrompts asks for one PIN after the other. A process that serves others drops what was typed before a question.
 func TestPrompts(t *testing.T) {
 	t.Parallel()
 	master, slave := newTerminal(t)
@@ -292,6 +292,7 @@ func TestPrompts(t *testing.T) {
 
 // prompts asks for two PINs at once.
 func prompts() error {
+	signal.Ignore(syscall.SIGTTIN)
 	lengths := make(chan string)
 	for range 2 {
 		go func() {

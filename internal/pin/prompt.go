@@ -68,10 +68,13 @@ func (s *Secret) readTerminal(ctx context.Context, token string) error {
 	return s.cutLine("the answer")
 }
 
-// inBackground reports whether another job than that of this process has the terminal, if this process ignores that it
-// would be stopped for it, as one does that serves others.
+// servesOthers reports whether the process asks questions for other processes, at any time. Such a process ignores that
+// it would be stopped when it asks in the background.
+func servesOthers() bool { return signal.Ignored(syscall.SIGTTIN) }
+
+// inBackground reports whether another job than that of this process, which serves others, has the terminal.
 func inBackground(tty *os.File) bool {
-	if !signal.Ignored(syscall.SIGTTIN) {
+	if !servesOthers() {
 		return false
 	}
 	conn, err := tty.SyscallConn()
@@ -84,8 +87,9 @@ func inBackground(tty *os.File) bool {
 	return err == nil && failed == nil && group != unix.Getpgrp()
 }
 
-// hideInput makes the terminal return whole lines and not show what is typed, and drops what was typed before, which
-// was meant for another question. restore undoes this.
+// hideInput makes the terminal return whole lines and not show what is typed. In a process that serves others it drops
+// what was typed before, which was meant for another question; a person who starts a command may type ahead. restore
+// undoes this.
 func hideInput(tty *os.File) (restore func(), err error) {
 	conn, err := tty.SyscallConn()
 	if err != nil {
@@ -110,7 +114,11 @@ func hideInput(tty *os.File) (restore func(), err error) {
 	hidden.Lflag &^= unix.ECHO
 	hidden.Lflag |= unix.ICANON | unix.ISIG
 	hidden.Iflag |= unix.ICRNL
-	if err := set(unix.TCSETSF, &hidden); err != nil {
+	request := uint(unix.TCSETS)
+	if servesOthers() {
+		request = unix.TCSETSF
+	}
+	if err := set(request, &hidden); err != nil {
 		return nil, err
 	}
 	return func() { _ = set(unix.TCSETS, before) }, nil
