@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -51,10 +52,14 @@ type cosePayload struct {
 var coseLimits = bound.Limits{Bytes: Limit, Depth: bound.Depth, Elements: 100}
 
 var (
-	coseEncoding = mode(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, IndefLength: cbor.IndefLengthForbidden,
-		Time: cbor.TimeUnix, TimeTag: cbor.EncTagRequired}.EncMode())
-	coseDecoding = mode(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden,
-		IntDec: cbor.IntDecConvertSignedOrFail, TimeTag: cbor.DecTagRequired, MaxNestedLevels: bound.Depth}.DecMode())
+	coseEncoding = sync.OnceValue(func() cbor.EncMode {
+		return mode(cbor.EncOptions{Sort: cbor.SortCoreDeterministic, IndefLength: cbor.IndefLengthForbidden,
+			Time: cbor.TimeUnix, TimeTag: cbor.EncTagRequired}.EncMode())
+	})
+	coseDecoding = sync.OnceValue(func() cbor.DecMode {
+		return mode(cbor.DecOptions{DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden,
+			IntDec: cbor.IntDecConvertSignedOrFail, TimeTag: cbor.DecTagRequired, MaxNestedLevels: bound.Depth}.DecMode())
+	})
 )
 
 // mode returns a mode whose options are constant.
@@ -74,7 +79,7 @@ func readCOSE(data []byte) (*Artifact, error) {
 		return nil, err
 	}
 	var s sigStructure
-	if err := coseDecoding.Unmarshal(data, &s); err != nil {
+	if err := coseDecoding().Unmarshal(data, &s); err != nil {
 		return nil, err
 	}
 	if s.Context != coseContext {
@@ -109,7 +114,7 @@ func readCOSEHeader(protected []byte) (h notationHeader, err error) {
 		return h, err
 	}
 	var headers map[any]cbor.RawMessage
-	if err := coseDecoding.Unmarshal(protected, &headers); err != nil {
+	if err := coseDecoding().Unmarshal(protected, &headers); err != nil {
 		return h, err
 	}
 	var algorithm int64
@@ -151,7 +156,7 @@ func readCOSEHeader(protected []byte) (h notationHeader, err error) {
 
 // readCBOR decodes the deterministic encoding of a value that is not null.
 func readCBOR(data []byte, into any) error {
-	if err := coseDecoding.Unmarshal(data, into); err != nil {
+	if err := coseDecoding().Unmarshal(data, into); err != nil {
 		return err
 	}
 	if bytes.Equal(data, []byte{0xf6}) { // null, which the decoder takes for zero
@@ -162,7 +167,7 @@ func readCBOR(data []byte, into any) error {
 
 // checkCBOR fails unless data is the deterministic encoding of a value.
 func checkCBOR(data []byte, value any) error {
-	canonical, err := coseEncoding.Marshal(value)
+	canonical, err := coseEncoding().Marshal(value)
 	if err != nil {
 		return err
 	}
