@@ -21,23 +21,8 @@ type Terminal struct {
 // NewTerminal makes a terminal for programs that end a question with prompt.
 func NewTerminal(t testing.TB, prompt string) *Terminal {
 	t.Helper()
-	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { person.Close() })
-	if err := unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	number, err := unix.IoctlGetInt(int(person.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { program.Close() })
+	person, program := PseudoTerminal(t)
+	t.Cleanup(func() { person.Close(); program.Close() })
 	terminal := &Terminal{person: person, program: program, asked: make(chan string)}
 	go terminal.watch(prompt)
 	return terminal
@@ -79,4 +64,25 @@ func (terminal *Terminal) Answer(t testing.TB, line string) {
 	if _, err := terminal.person.WriteString(line + "\n"); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// PseudoTerminal returns the two ends of a pseudo-terminal: the person's and the program's. The caller closes both.
+func PseudoTerminal(t testing.TB) (person, program *os.File) {
+	t.Helper()
+	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(int(person.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return person, program
 }

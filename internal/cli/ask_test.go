@@ -3,7 +3,6 @@ package cli
 import (
 	"bufio"
 	"context"
-	"fmt"
 	"io"
 	"os"
 	"runtime"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
 // terminal is a reader of what a person types, and a writer of what they see.
@@ -62,21 +62,7 @@ var terminals sync.Map
 // pseudoTerminal returns the two ends of a pseudo-terminal: the person's and the program's.
 func pseudoTerminal(t *testing.T) (person, program *os.File) {
 	t.Helper()
-	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	number, err := unix.IoctlGetInt(int(person.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	program, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
+	person, program = softhsmtest.PseudoTerminal(t)
 	terminals.Store(program, person)
 	return person, program
 }
