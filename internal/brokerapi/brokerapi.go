@@ -34,6 +34,7 @@ type Key struct {
 	Public  []byte           `json:"public"`            // SubjectPublicKeyInfo in DER
 	Chain   [][]byte         `json:"chain,omitempty"`   // certificates in DER, leaf first
 	Formats []payload.Format `json:"formats"`           // what the broker accepts for this key
+	State   string           `json:"state,omitempty"`   // of a broker of a team: "ready", "blocked" or "unavailable"
 	Sign    *bool            `json:"sign,omitempty"`    // CKA_SIGN
 	Decrypt *bool            `json:"decrypt,omitempty"` // CKA_DECRYPT
 	Derive  *bool            `json:"derive,omitempty"`  // CKA_DERIVE
@@ -58,13 +59,17 @@ type Keys struct {
 type SignatureRequest struct {
 	Payload   Bytes  `json:"payload"`   // all bytes to be signed, not their hash
 	Algorithm string `json:"algorithm"` // as payload.Artifact has it
+	// Repository is where the artifact is, without tag and digest: a broker of a team fetches the digest there before
+	// rules see it. An agent ignores it.
+	Repository string `json:"repository,omitempty"`
 }
 
 // Signature is the answer to a SignatureRequest.
 type Signature struct {
 	Signature []byte           `json:"signature"` // RSA (RFC 8017), or ECDSA in ASN.1 DER (RFC 3279 section 2.2.3)
 	Algorithm string           `json:"algorithm"`
-	Artifact  payload.Artifact `json:"artifact"` // what the broker read from the payload
+	Artifact  payload.Artifact `json:"artifact"`          // what the broker read from the payload
+	Request   string           `json:"request,omitempty"` // ID of the request, of a broker of a team
 }
 
 // LayerKeyRequest asks for the options of an encrypted image layer.

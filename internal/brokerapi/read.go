@@ -32,11 +32,11 @@ func (b *Bytes) UnmarshalJSON(data []byte) error {
 	return err
 }
 
-// RequestLimits bound the body of a request: what is to be signed, in base64.
-var RequestLimits = bound.Limits{Bytes: payload.Limit/3*4 + 4096, Depth: 1, Elements: 8}
+// RequestLimits bound the body of a request: what is to be signed, in base64, or an artifact with its annotations.
+var RequestLimits = bound.Limits{Bytes: payload.Limit/3*4 + 4096, Depth: 3, Elements: 600}
 
-// ReadRequest decodes the body of a request into a struct: one JSON object with exactly the names of its fields, and
-// without null. The decoder of Go alone would also take names in another case, ignore unknown names, and leave out
+// ReadRequest decodes the body of a request into a struct: one JSON object with the names of its fields and no other,
+// and without null. Fields with omitempty may be missing. Structs in it are read likewise. The decoder of Go alone would also take names in another case, ignore unknown names, and leave out
 // missing ones.
 func ReadRequest(data []byte, into any) error {
 	if r, ok := into.(*SignatureRequest); ok && r.readEncoded(data) {
@@ -45,23 +45,29 @@ func ReadRequest(data []byte, into any) error {
 	if err := bound.JSON(data, RequestLimits); err != nil {
 		return err
 	}
+	return readObject(data, reflect.ValueOf(into).Elem())
+}
+
+// readObject decodes an object into a struct.
+func readObject(data []byte, value reflect.Value) error {
 	var object map[string]json.RawMessage
 	if err := json.Unmarshal(data, &object); err != nil || object == nil {
 		return errors.New("it is not an object")
 	}
-	value := reflect.ValueOf(into).Elem()
 	var known []string
 	for i := range value.NumField() {
-		name, _, _ := strings.Cut(value.Type().Field(i).Tag.Get("json"), ",")
+		name, option, _ := strings.Cut(value.Type().Field(i).Tag.Get("json"), ",")
 		known = append(known, name)
 		raw, exists := object[name]
 		switch {
+		case !exists && option == "omitempty":
+			continue
 		case !exists:
 			return fmt.Errorf("the name %q is missing", name)
 		case string(raw) == "null":
 			return fmt.Errorf("%s: null instead of a value", name)
 		}
-		if err := json.Unmarshal(raw, value.Field(i).Addr().Interface()); err != nil {
+		if err := readField(raw, value.Field(i)); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
@@ -71,6 +77,25 @@ func ReadRequest(data []byte, into any) error {
 		}
 	}
 	return nil
+}
+
+// readField decodes the value of a field.
+func readField(raw json.RawMessage, field reflect.Value) error {
+	if field.Kind() == reflect.Struct {
+		return readObject(raw, field)
+	}
+	if field.Kind() == reflect.Map { // the decoder makes "" of null
+		var values map[string]json.RawMessage
+		if err := json.Unmarshal(raw, &values); err != nil {
+			return err
+		}
+		for name, value := range values {
+			if string(value) == "null" {
+				return fmt.Errorf("%.50q: null instead of a value", name)
+			}
+		}
+	}
+	return json.Unmarshal(raw, field.Addr().Interface())
 }
 
 // readEncoded decodes a request as Go encodes it, in a tenth of the time that it takes in general. It returns false for
