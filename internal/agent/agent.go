@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
@@ -46,13 +47,13 @@ type Agent struct {
 	unlocked time.Time // the login; zero without one
 	closed   bool
 
-	limits limits
+	limits *httpapi.Limits
 }
 
 // New returns an agent that has not logged in.
 func New(o Options) *Agent {
 	now := time.Now()
-	a := &Agent{options: o, started: now, uses: uses{last: now}}
+	a := &Agent{options: o, started: now, uses: uses{last: now}, limits: httpapi.NewLimits("process")}
 	a.running, a.stop = context.WithCancel(context.Background())
 	return a
 }

@@ -65,7 +65,7 @@ func (c *Confirmation) Confirm(ctx context.Context, key string, a *payload.Artif
 	}
 	asking, cancel := context.WithTimeout(ctx, answerTime)
 	defer cancel()
-	yes, err := c.ask(asking, question(key, a, connectionOf(ctx).peer))
+	yes, err := c.ask(asking, question(key, a, peerIn(ctx)))
 	switch {
 	case asking.Err() != nil:
 		return unconfirmed(ctx)

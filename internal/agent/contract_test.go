@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi/brokerapitest"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/keystore/keystoretest"
@@ -208,11 +210,20 @@ func TestContract(t *testing.T) {
 		s.want(413, changed(request(), func(r *http.Request) { r.ContentLength = 1 << 40 }))
 		s.want(415, changed(request(), func(r *http.Request) { r.Header.Del("Content-Type") }))
 	}
-	s.agent.limits.flying += maxRequests
+	ends := []func(){}
+	for i := range httpapi.MaxRequests {
+		end, err := s.agent.limits.Begin(t.Context(), strconv.Itoa(i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, end)
+	}
 	for _, request := range all {
 		s.want(429, request())
 	}
-	s.agent.limits.flying -= maxRequests
+	for _, end := range ends {
+		end()
+	}
 
 	for kind, status := range map[failure.Kind]int{failure.Denied: 403, failure.Throttled: 429, failure.Internal: 500,
 		failure.Unsupported: 501, failure.Unavailable: 503, failure.Timeout: 504} {

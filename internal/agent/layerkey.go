@@ -6,6 +6,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/layerkey"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
@@ -13,7 +14,7 @@ import (
 
 func (a *Agent) postLayerKey(r *http.Request) (*brokerapi.LayerKey, int, error) {
 	var request brokerapi.LayerKeyRequest
-	if err := readJSON(r, &request); err != nil {
+	if err := httpapi.ReadJSON(r, &request); err != nil {
 		return nil, 0, err
 	}
 	options, err := a.unwrap(r.Context(), r.PathValue("key"), request.JWE)

@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"syscall"
 
 	"github.com/notation-hsm/notation-hsm/internal/peercred"
@@ -29,5 +31,16 @@ func peerOf(conn net.Conn) (p peer) {
 	}
 	p.pid, p.uid = found.Pid, found.Uid
 	p.executable, _ = os.Readlink(fmt.Sprintf("/proc/%d/exe", p.pid))
+	return p
+}
+
+// key returns the key by which the requests and connections of a process are counted.
+func (p peer) key() string { return strconv.Itoa(int(p.pid)) }
+
+type peerKey struct{}
+
+// peerIn returns the process that made a request; an empty peer if it came by no connection, as in tests of a handler.
+func peerIn(ctx context.Context) peer {
+	p, _ := ctx.Value(peerKey{}).(peer)
 	return p
 }

@@ -2,15 +2,13 @@ package agent
 
 import (
 	"context"
-	"errors"
-	"log/slog"
 	"maps"
 	"net"
 	"net/http"
-	"time"
+	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
-	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 )
 
 // Serve serves callers until ctx ends, and then lets requests in flight finish for a short while.
@@ -18,30 +16,14 @@ import (
 // It is for a Unix socket. The header Host is not looked at: it protects a service on a TCP port from web pages whose
 // name resolves to it (DNS rebinding), and no browser connects to a Unix socket.
 func (a *Agent) Serve(ctx context.Context, listener net.Listener) error {
-	server := &http.Server{
-		Handler: a.Handler(), ReadHeaderTimeout: readTime, ReadTimeout: readTime, WriteTimeout: writeTime,
-		IdleTimeout: idleTime, MaxHeaderBytes: maxHeaders, DisableGeneralOptionsHandler: true,
-		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
-		ConnContext: a.limits.admit, ConnState: a.limits.track,
-		ErrorLog: slog.NewLogLogger(slog.Default().Handler(), slog.LevelDebug),
-	}
-	answered := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(answered)
-		ending, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		defer cancel()
-		if server.Shutdown(ending) != nil {
-			server.Close()
-		}
-	})
-	err := server.Serve(listener)
-	if !stop() {
-		<-answered // Serve itself returns as soon as the server stops to accept
-	}
-	if !errors.Is(err, http.ErrServerClosed) {
-		return failure.New(failure.Unavailable, "cannot serve: %w", err)
-	}
-	return nil
+	return httpapi.Serve(ctx, listener, a.Handler(), a.limits, a.connected)
+}
+
+// connected returns the context of the requests of a new connection: with the process that made it.
+func (a *Agent) connected(ctx context.Context, conn net.Conn) context.Context {
+	p := peerOf(conn)
+	ctx = httpapi.WithCaller(context.WithValue(ctx, peerKey{}, p), "caller", p.pid, "program", p.executable)
+	return a.limits.Admit(ctx, conn, p.key())
 }
 
 // Handler returns the HTTP API.
@@ -50,16 +32,22 @@ func (a *Agent) Handler() http.Handler {
 	for operation, handler := range a.operations() {
 		mux.Handle(operation, handler)
 	}
-	return a.guard(mux, a.counted(mux))
+	guard := &httpapi.Guard{Operations: mux, Limits: a.limits,
+		TakesBody: func(r *http.Request) bool { // the uses of a key
+			return r.Method == http.MethodPost && strings.HasPrefix(r.URL.Path, brokerapi.KeysPath+"/")
+		},
+		Caller: func(r *http.Request) string { return peerIn(r.Context()).key() },
+	}
+	return guard.Handler(a.counted(mux))
 }
 
 // operations are the operations of the API, by method and path.
 func (a *Agent) operations() map[string]http.HandlerFunc {
 	all := map[string]http.HandlerFunc{
-		"GET " + brokerapi.KeysPath:                        answer(nextStep(a, a.getKeys)),
-		"GET " + brokerapi.KeysPath + "/{key}":             answer(nextStep(a, a.getKey)),
-		"POST " + brokerapi.KeysPath + "/{key}/signatures": answer(nextStep(a, a.postSignature)),
-		"POST " + brokerapi.KeysPath + "/{key}/layer-keys": answer(nextStep(a, a.postLayerKey)),
+		"GET " + brokerapi.KeysPath:                        httpapi.Answer(nextStep(a, a.getKeys)),
+		"GET " + brokerapi.KeysPath + "/{key}":             httpapi.Answer(nextStep(a, a.getKey)),
+		"POST " + brokerapi.KeysPath + "/{key}/signatures": httpapi.Answer(nextStep(a, a.postSignature)),
+		"POST " + brokerapi.KeysPath + "/{key}/layer-keys": httpapi.Answer(nextStep(a, a.postLayerKey)),
 	}
 	maps.Copy(all, a.agentOperations())
 	return all
@@ -78,7 +66,7 @@ func nextStep[T any](a *Agent, do func(*http.Request) (*T, int, error)) func(*ht
 
 func (a *Agent) postSignature(r *http.Request) (*brokerapi.Signature, int, error) {
 	var request brokerapi.SignatureRequest
-	if err := readJSON(r, &request); err != nil {
+	if err := httpapi.ReadJSON(r, &request); err != nil {
 		return nil, 0, err
 	}
 	s, err := a.sign(r.Context(), r.PathValue("key"), request)

@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
-	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
 
@@ -81,11 +81,9 @@ func readStatus(in *bufio.Reader) int {
 }
 
 // until waits for a condition on what callers use.
-func (s *server) until(condition func(*limits) bool) {
-	for holds := false; !holds; time.Sleep(time.Millisecond) {
-		s.agent.limits.mu.Lock()
-		holds = condition(&s.agent.limits)
-		s.agent.limits.mu.Unlock()
+func (s *server) until(condition func(httpapi.Use) bool) {
+	for !condition(s.agent.limits.Use()) {
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -99,95 +97,19 @@ func TestManyConnections(t *testing.T) {
 		t.Fatal(got)
 	}
 	idle := []net.Conn{}
-	for range maxConnections + 100 {
+	for range httpapi.MaxConnections + 100 {
 		conn := dial()
 		_, _ = io.WriteString(conn, "POST /v1/keys/release/signatures HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
 		idle = append(idle, conn)
 	}
-	s.until(func(l *limits) bool { return len(l.open) == maxConnections })
+	s.until(func(u httpapi.Use) bool { return u.Connections == httpapi.MaxConnections })
 	if got := status(dial(), text("release")); got != 201 {
 		t.Errorf("a new caller: %d", got)
 	}
 	for _, conn := range idle {
 		conn.Close()
 	}
-	s.until(func(l *limits) bool { return len(l.open) <= 2 && l.flying == 0 && l.large == 0 })
-}
-
-// TestLimits counts requests in flight, of all and of each process, and large ones.
-func TestLimits(t *testing.T) {
-	t.Parallel()
-	var l limits
-	var ends []func()
-	begin := func(pid int32) error {
-		end, err := l.begin(&connection{peer: peer{pid: pid}})
-		if err == nil {
-			ends = append(ends, end)
-		}
-		return err
-	}
-	for range maxRequestsOfOne {
-		if err := begin(1); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := begin(1); !failure.Is(err, failure.Throttled) {
-		t.Errorf("one process: %v", err)
-	}
-	for range maxRequests - maxRequestsOfOne {
-		if err := begin(2); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := begin(3); !failure.Is(err, failure.Throttled) {
-		t.Errorf("all: %v", err)
-	}
-	for range maxLarge {
-		release, err := l.reserve(-1)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ends = append(ends, release)
-	}
-	if _, err := l.reserve(smallBody + 1); !failure.Is(err, failure.Throttled) {
-		t.Errorf("large: %v", err)
-	}
-	if _, err := l.reserve(smallBody); err != nil {
-		t.Error(err)
-	}
-	for _, end := range ends {
-		end()
-	}
-	if l.flying != 0 || l.large != 0 || len(l.requests) != 0 {
-		t.Errorf("%d, %d, %v", l.flying, l.large, l.requests)
-	}
-}
-
-// TestEvict closes the connection that has waited longest, of the process with the most, and none with a request in
-// flight.
-func TestEvict(t *testing.T) {
-	t.Parallel()
-	l := limits{open: map[net.Conn]*connection{}}
-	now := time.Now()
-	add := func(pid int32, age time.Duration, busy bool) net.Conn {
-		conn, other := net.Pipe()
-		t.Cleanup(func() { conn.Close(); other.Close() })
-		l.open[conn] = &connection{peer: peer{pid: pid}, since: now.Add(-age), busy: busy}
-		return conn
-	}
-	oldest := add(1, time.Hour, false)
-	first := add(2, time.Minute, false)
-	second := add(2, time.Second, false)
-	busy := add(2, time.Hour, true)
-	for _, want := range []net.Conn{first, second, oldest} {
-		l.evict()
-		if l.open[want] != nil {
-			t.Errorf("%d are left, and among them the one to close", len(l.open))
-		}
-	}
-	if l.evict(); l.open[busy] == nil || len(l.open) != 1 {
-		t.Errorf("%d are left", len(l.open))
-	}
+	s.until(func(u httpapi.Use) bool { return u.Connections <= 2 && u.Requests == 0 && u.Large == 0 })
 }
 
 // TestCallerLeaves ends the call of a caller that closes its connection, and no other.
@@ -219,7 +141,7 @@ func TestCallerLeaves(t *testing.T) {
 	case <-contexts[0].Done():
 	case <-contexts[1].Done():
 	}
-	s.until(func(l *limits) bool { return l.flying == 1 })
+	s.until(func(u httpapi.Use) bool { return u.Requests == 1 })
 	close(goOn)
 	if got := readStatus(bufio.NewReader(staying)); got != 201 {
 		t.Errorf("the caller that stayed: %d", got)
@@ -306,9 +228,9 @@ func TestTime(t *testing.T) {
 		deaf := listener.dial()
 		_, _ = io.WriteString(deaf, text("release")) // and does not read the answer
 		time.Sleep(4 * time.Minute)
-		s.until(func(l *limits) bool { return l.flying == 0 })
-		time.Sleep(2 * idleTime)
-		s.until(func(l *limits) bool { return len(l.open) == 0 })
+		s.until(func(u httpapi.Use) bool { return u.Requests == 0 })
+		time.Sleep(2 * httpapi.IdleTime)
+		s.until(func(u httpapi.Use) bool { return u.Connections == 0 })
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)

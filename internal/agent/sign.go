@@ -114,7 +114,7 @@ func checkAlgorithm(artifact *payload.Artifact, public crypto.PublicKey, algorit
 // logUse logs a use of a key, so that its owner can see later what it was used for: by the digest of the artifact,
 // which not every format has, and by that of the bytes.
 func logUse(ctx context.Context, use, key string, artifact *payload.Artifact, data []byte) {
-	by := connectionOf(ctx).peer
+	by := peerIn(ctx)
 	slog.InfoContext(ctx, use, "key", key, "format", artifact.Format, "name", artifact.Name, "digest", artifact.Digest,
 		"payload", fmt.Sprintf("sha256:%x", sha256.Sum256(data)), "caller", by.pid, "user", by.uid,
 		"program", by.executable)

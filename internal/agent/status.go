@@ -5,19 +5,20 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 )
 
 // agentOperations are the operations on the agent itself, by method and path.
 func (a *Agent) agentOperations() map[string]http.HandlerFunc {
 	return map[string]http.HandlerFunc{
-		"GET " + brokerapi.AgentPath: answer(func(*http.Request) (*brokerapi.Agent, int, error) {
+		"GET " + brokerapi.AgentPath: httpapi.Answer(func(*http.Request) (*brokerapi.Agent, int, error) {
 			return a.status(), http.StatusOK, nil
 		}),
-		"POST " + brokerapi.AgentLockPath: answer(func(*http.Request) (*brokerapi.Agent, int, error) {
+		"POST " + brokerapi.AgentLockPath: httpapi.Answer(func(*http.Request) (*brokerapi.Agent, int, error) {
 			a.lockFor("a request")
 			return a.status(), http.StatusOK, nil
 		}),
-		"POST " + brokerapi.AgentStopPath: answer(func(*http.Request) (*brokerapi.Agent, int, error) {
+		"POST " + brokerapi.AgentStopPath: httpapi.Answer(func(*http.Request) (*brokerapi.Agent, int, error) {
 			a.stop() // requests in flight are answered, and so is this one
 			return a.status(), http.StatusAccepted, nil
 		}),

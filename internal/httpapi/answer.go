@@ -1,0 +1,98 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Answer returns a handler that answers with JSON or a Problem.
+func Answer[T any](do func(*http.Request) (*T, int, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		body, status, err := do(r)
+		if err != nil {
+			WriteProblem(w, r, err)
+			return
+		}
+		WriteJSON(w, "application/json", status, body)
+	}
+}
+
+// WriteJSON answers with JSON, which no cache may keep. The caller has a limited time to read it.
+func WriteJSON(w http.ResponseWriter, mediaType string, status int, body any) {
+	data, err := json.Marshal(body)
+	if err != nil {
+		panic(err) // no type of the API fails
+	}
+	w.Header().Set("Content-Type", mediaType)
+	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+	w.Header().Set("Cache-Control", "no-store")
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTime))
+	w.WriteHeader(status)
+	_, _ = w.Write(data) // the caller may be gone
+}
+
+// statuses are those of HTTP by kind.
+var statuses = map[failure.Kind]int{
+	failure.Internal:    http.StatusInternalServerError,
+	failure.Invalid:     http.StatusBadRequest,
+	failure.NotFound:    http.StatusNotFound,
+	failure.Denied:      http.StatusForbidden,
+	failure.Conflict:    http.StatusConflict,
+	failure.Unavailable: http.StatusServiceUnavailable,
+	failure.Throttled:   http.StatusTooManyRequests,
+	failure.Timeout:     http.StatusGatewayTimeout,
+	failure.Unsupported: http.StatusNotImplemented,
+}
+
+// statusError is a failure with another status of HTTP than its kind has.
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string { return e.err.Error() }
+func (e *statusError) Unwrap() error { return e.err }
+
+// WithStatus returns a failure that WriteProblem answers with another status of HTTP than its kind has.
+func WithStatus(status int, err error) error { return &statusError{status, err} }
+
+type callerKey struct{}
+
+// WithCaller returns a context for the requests of a caller, of whom WriteProblem logs these attributes, as slog.Log
+// takes them.
+func WithCaller(ctx context.Context, attributes ...any) context.Context {
+	return context.WithValue(ctx, callerKey{}, attributes)
+}
+
+// WriteProblem answers with a failure as a Problem, and logs it with what WithCaller has said of the caller.
+func WriteProblem(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil { // whatever failed, it did because of that
+		err = failure.New(failure.Invalid, "the caller closed the connection before the answer: %w", err).
+			WithHint("keep both directions of the connection open")
+	}
+	f := failure.From(err)
+	status := statuses[f.Kind]
+	var other *statusError
+	if errors.As(err, &other) {
+		status = other.status
+	}
+	logged := []any{"kind", f.Kind.String(), "status", status, "error", err}
+	if said, ok := r.Context().Value(callerKey{}).([]any); ok {
+		logged = append(logged, said...)
+	}
+	slog.Info("refused", logged...)
+	if f.Kind == failure.Throttled {
+		w.Header().Set("Retry-After", "1")
+	}
+	WriteJSON(w, brokerapi.ProblemType, status, brokerapi.Problem{
+		Title: http.StatusText(status), Status: status, Kind: f.Kind.String(), Detail: f.What, Hint: f.Hint, CKR: f.CKR,
+	})
+}

@@ -1,0 +1,120 @@
+// Package httpapi is what the servers of the API of internal/brokerapi share: which requests reach an operation, how
+// they are read and answered, and what callers can use at once.
+//
+// A request is hostile until it was read: it is bounded in size and time, and only what the API describes is accepted.
+package httpapi
+
+import (
+	"bytes"
+	"io"
+	"log/slog"
+	"net/http"
+	"path"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Guard bounds the requests of a server.
+type Guard struct {
+	// Operations are those of the API, by method and path.
+	Operations *http.ServeMux
+	// Limits bound what callers use at once.
+	Limits *Limits
+	// TakesBody reports whether the operation of a request takes a body.
+	TakesBody func(*http.Request) bool
+	// Caller returns the key by which the caller of a request is counted, as Limits.Begin takes it.
+	Caller func(*http.Request) string
+}
+
+// Handler returns a handler that checks requests before they reach next, and answers those that no operation matches.
+func (g *Guard) Handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if v := recover(); v != nil {
+				slog.Error("panic", "value", v, "stack", string(debug.Stack()))
+				WriteProblem(w, r, failure.New(failure.Internal, "the broker failed on this request").
+					WithHint("report it with the log"))
+			}
+		}()
+		end, err := g.accept(w, r)
+		if err != nil {
+			WriteProblem(w, r, err)
+			return
+		}
+		defer end()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// accept checks what all operations share and reads the body. It returns a function to call when the request has been
+// answered.
+func (g *Guard) accept(w http.ResponseWriter, r *http.Request) (end func(), err error) {
+	if r.ProtoMajor != 1 || r.ProtoMinor != 1 {
+		return nil, failure.New(failure.Invalid, "the broker does not speak %.20s", r.Proto).WithHint("use HTTP/1.1")
+	}
+	if err := matches(w, r, g.Operations); err != nil {
+		return nil, err
+	}
+	if r.URL.RawQuery != "" || r.URL.ForceQuery {
+		return nil, failure.New(failure.Invalid, "unknown query parameters").WithHint("remove what follows the question mark")
+	}
+	if !g.TakesBody(r) && r.ContentLength != 0 {
+		w.Header().Set("Connection", "close")
+		return nil, failure.New(failure.Invalid, "the request has a body, and the operation takes none").
+			WithHint("send it without a body")
+	}
+	release, err := g.Limits.Reserve(r.ContentLength)
+	if err != nil {
+		return nil, err
+	}
+	body, err := readBody(w, r)
+	if err != nil {
+		release()
+		return nil, err
+	}
+	finish, err := g.Limits.Begin(r.Context(), g.Caller(r))
+	if err != nil {
+		release()
+		return nil, err
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	return func() { finish(); release() }, nil
+}
+
+// matches fails unless an operation has the path and the method of a request.
+func matches(w http.ResponseWriter, r *http.Request, mux *http.ServeMux) error {
+	escaped := r.URL.EscapedPath()
+	handler, pattern := mux.Handler(r)
+	if path.Clean(escaped) == escaped && pattern != "" && r.Method != http.MethodHead {
+		return nil
+	}
+	if r.Method == http.MethodHead && pattern != "" { // HEAD is no operation; find those of the path
+		other := *r
+		other.Method = "-"
+		handler, _ = mux.Handler(&other)
+	}
+	refusal := refusal{header: http.Header{}}
+	handler.ServeHTTP(&refusal, r)
+	if refusal.status == http.StatusMethodNotAllowed {
+		allowed := strings.Split(refusal.header.Get("Allow"), ", ")
+		allowed = slices.DeleteFunc(allowed, func(method string) bool { return method == http.MethodHead })
+		w.Header().Set("Allow", strings.Join(allowed, ", "))
+		return WithStatus(refusal.status, failure.New(failure.Unsupported, "no operation %.20q of %.100q", r.Method, escaped).
+			WithHint("use "+strings.Join(allowed, " or ")))
+	}
+	return failure.New(failure.NotFound, "no operation has the path %.100q", escaped).
+		WithHint("see the description of the API")
+}
+
+// refusal keeps the status and the headers of an answer that is not sent.
+type refusal struct {
+	header http.Header
+	status int
+}
+
+func (r *refusal) Header() http.Header         { return r.header }
+func (r *refusal) Write(b []byte) (int, error) { return len(b), nil }
+func (r *refusal) WriteHeader(status int)      { r.status = status }
