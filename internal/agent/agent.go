@@ -64,7 +64,7 @@ func (a *Agent) Unlock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.login(ctx); err != nil {
+	if err := s.Login(ctx, s.token); err != nil {
 		return err
 	}
 	a.noteLogin()
@@ -94,7 +94,7 @@ func (a *Agent) Lock() error {
 	if s == nil {
 		return nil
 	}
-	return s.close()
+	return s.Close()
 }
 
 // Close locks the agent for good.
@@ -107,12 +107,10 @@ func (a *Agent) Close() error {
 
 // describe returns the token as the module describes it, or else as it was known before.
 func (s *session) describe(before key.Token) key.Token {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.root == nil {
-		return before
+	if store := s.Opened(s.token); store != nil {
+		return store.Describe()
 	}
-	return s.root.Describe()
+	return before
 }
 
 // session returns the open token.

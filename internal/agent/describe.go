@@ -7,66 +7,32 @@ import (
 	"log/slog"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
-	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/held"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
-
-// facts are what the module says of a key. They are read once, so that describing a key again takes no call.
-type facts struct {
-	mu       sync.Mutex
-	read     bool
-	info     key.Info
-	receives *brokerapi.Receives // nil if the key does not unwrap layer keys
-}
-
-// of returns the facts of an open key. It asks the module the first time that it succeeds.
-func (f *facts) of(ctx context.Context, h *held, receives bool) (key.Info, *brokerapi.Receives, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.read {
-		return f.info, f.receives, nil
-	}
-	info, err := h.key.Info(ctx)
-	if err != nil {
-		return key.Info{}, nil, err
-	}
-	if receives {
-		said, err := h.store.Receives(ctx, h.public)
-		if err != nil {
-			return key.Info{}, nil, err
-		}
-		f.receives = &brokerapi.Receives{Refusal: said.Refusal, Sure: said.Sure}
-		for _, hash := range said.OAEP {
-			f.receives.OAEP = append(f.receives.OAEP, hash.String())
-		}
-	}
-	f.info, f.read = info, true
-	return f.info, f.receives, nil
-}
 
 func (a *Agent) getKey(r *http.Request) (_ *brokerapi.Key, _ int, err error) {
 	s, err := a.session()
 	if err != nil {
 		return nil, 0, err
 	}
-	defer func() { err = s.met(err) }()
+	defer func() { err = s.Cause(err) }()
 	name := r.PathValue("key")
 	h, err := s.findFresh(r.Context(), name)
 	if err != nil {
 		return nil, 0, err
 	}
-	info, receives, err := h.facts.of(r.Context(), h, slices.Contains(a.options.Formats, payload.LayerKey))
+	info, receives, err := h.Info(r.Context(), slices.Contains(a.options.Formats, payload.LayerKey))
 	if err != nil {
 		return nil, 0, err
 	}
-	k, err := a.describe(name, h.store.Describe().URI, info, h.public, h.chain)
+	k, err := a.describe(name, h.Token().URI, info, h.Public, h.Chain)
 	if err == nil {
 		k.Receives = receives
 	}
@@ -80,7 +46,7 @@ func (a *Agent) getKeys(r *http.Request) (_ *brokerapi.Keys, _ int, err error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	defer func() { err = s.met(err) }()
+	defer func() { err = s.Cause(err) }()
 	store, err := s.open(ctx)
 	if err != nil {
 		return nil, 0, err
@@ -136,19 +102,10 @@ func chainOf(public crypto.PublicKey, known []*x509.Certificate) []*x509.Certifi
 // describe returns what callers are told of a key. token is the URI of its token.
 func (a *Agent) describe(name, token string, info key.Info, public crypto.PublicKey,
 	chain []*x509.Certificate) (*brokerapi.Key, error) {
-	der, err := x509.MarshalPKIXPublicKey(public)
+	k, err := held.Describe(name, info, public, chain)
 	if err != nil {
-		return nil, failure.New(failure.Unsupported, "the key %q is of a type that callers cannot use: %w", name, err)
+		return nil, err
 	}
-	k := &brokerapi.Key{
-		Name: name, URI: info.URI, Token: token, Label: info.Label, ID: info.ID, Public: der, Formats: a.options.Formats,
-		Sign: info.Sign, Decrypt: info.Decrypt, Derive: info.Derive,
-	}
-	if spec, err := key.SpecOf(public); err == nil {
-		k.Spec = string(spec.Name)
-	}
-	for _, cert := range chain {
-		k.Chain = append(k.Chain, cert.Raw)
-	}
+	k.URI, k.Token, k.Label, k.ID, k.Formats = info.URI, token, info.Label, info.ID, a.options.Formats
 	return k, nil
 }

@@ -55,7 +55,7 @@ func (a *Agent) unwrap(ctx context.Context, name string, jwe []byte) ([]byte, er
 			return nil, err
 		}
 	}
-	options, err := s.use(ctx, h, func(k keystore.Key) ([]byte, error) { return packet.Open(ctx, name, k) })
+	options, err := h.Use(ctx, func(k keystore.Key) ([]byte, error) { return packet.Open(ctx, name, k) })
 	if err == nil {
 		logUse(ctx, "unwrapped", name, artifact, jwe)
 	}

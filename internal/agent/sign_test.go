@@ -11,11 +11,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/keystore/keystoretest"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
 
@@ -60,29 +63,60 @@ func TestSignChecks(t *testing.T) {
 	}
 }
 
+// lockable is a backend whose Close does not end while the keys that it has can still be used.
+type lockable struct {
+	*keystoretest.Module
+	closing chan struct{} // gets a value when Close begins
+	end     chan struct{} // closed at the end of the test
+}
+
+func (l *lockable) Close() error {
+	l.closing <- struct{}{}
+	<-l.end
+	return nil
+}
+
 // TestLockInFlight uses no key once the agent was locked, such as while a person is asked, and says why.
 func TestLockInFlight(t *testing.T) {
 	t.Parallel()
 	var s *server
-	closed := func() error { // as Lock begins, while the backend still has the key
-		opened, err := s.agent.session()
-		if err == nil {
-			opened.mu.Lock()
-			defer opened.mu.Unlock()
-			opened.closed = true
+	backend := &lockable{closing: make(chan struct{}), end: make(chan struct{})}
+	var locking sync.WaitGroup
+	lock := func() { // begins to lock, while the backend still has the key
+		locking.Go(func() {
+			if err := s.agent.Lock(); err != nil {
+				t.Error(err)
+			}
+		})
+		<-backend.closing
+	}
+	defer locking.Wait()
+	defer close(backend.end)
+	open := func(o *Options) {
+		o.Open = func() (*keystore.Keystore, *keystore.Reference, error) {
+			backend.Module = s.module
+			ks := keystore.New(nil, backend)
+			token := s.module.Reference("signing", "")
+			return ks, ks.Reference(&token.Settings), nil
 		}
-		return err
 	}
 	s = newServer(t, func(o *Options) {
-		o.Confirm = func(context.Context, string, *payload.Artifact) error { return closed() }
+		open(o)
+		o.Confirm = func(context.Context, string, *payload.Artifact) error {
+			lock()
+			return nil
+		}
 	})
 	if p := s.want(503, sign("release")); !strings.Contains(p.Detail, "the agent was locked") {
 		t.Errorf("%+v", p)
 	}
 	for _, path := range []string{brokerapi.KeysPath, brokerapi.KeyPath("release")} {
-		s = newServer(t, nil)
+		s = newServer(t, open)
 		s.want(201, sign("release"))
-		fail := func() error { return errors.Join(closed(), errors.New("interrupted")) }
+		fail := func() error {
+			lock()
+			return errors.New("interrupted")
+		}
 		s.module.Before("Keys", fail)
 		s.module.Before("Info", fail)
 		p := s.want(503, httptest.NewRequest(http.MethodGet, path, http.NoBody))
@@ -151,25 +185,5 @@ func TestFormats(t *testing.T) {
 	calls := s.module.Calls("Open")
 	if calls > 0 {
 		t.Errorf("the token was opened %d times for what no key signs", calls)
-	}
-}
-
-// TestAlgorithms allows RSASSA-PKCS1-v1_5 in formats whose readers take it.
-func TestAlgorithms(t *testing.T) {
-	t.Parallel()
-	rsa := newKey(t, "RSA-2048").Public()
-	for _, c := range []struct {
-		format    payload.Format
-		algorithm string
-		allowed   bool
-	}{
-		{payload.Notation, "RSASSA-PSS-SHA-256", true}, {payload.Notation, "RSASSA-PKCS1-v1_5-SHA-256", false},
-		{payload.TUF, "RSASSA-PSS-SHA-256", true}, {payload.TUF, "RSASSA-PKCS1-v1_5-SHA-256", false},
-		{payload.X509, "RSASSA-PKCS1-v1_5-SHA-512", true}, {payload.Cosign, "RSASSA-PKCS1-v1_5-SHA-256", true},
-		{payload.DSSE, "RSASSA-PKCS1-v1_5-SHA-256", true},
-	} {
-		if err := checkAlgorithm(&payload.Artifact{Format: c.format}, rsa, c.algorithm); (err == nil) != c.allowed {
-			t.Errorf("%s with %s: %v", c.format, c.algorithm, err)
-		}
 	}
 }

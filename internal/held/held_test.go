@@ -1,4 +1,4 @@
-package agent
+package held
 
 import (
 	"context"
@@ -16,12 +16,15 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// testSession returns a session with a token that holds the key release.
-func testSession(t *testing.T) (*session, *keystoretest.Module) {
+// errClosed is the failure of what Close has met.
+var errClosed = failure.New(failure.Unavailable, "closed")
+
+// testKeys returns the keys of a token that holds the key release.
+func testKeys(t *testing.T) (*Keys, *keystoretest.Module) {
 	t.Helper()
 	m := keystoretest.New("signing")
 	addKey(t, m)
-	return newSession(m.Keystore(), m.Reference("signing", "")), m
+	return New(m.Keystore(), errClosed), m
 }
 
 func addKey(t *testing.T, m *keystoretest.Module) crypto.Signer {
@@ -56,9 +59,9 @@ func certify(t *testing.T, m *keystoretest.Module, public crypto.PublicKey) {
 	m.Certificate(t, "signing", "release", ca.Issue(t, softhsmtest.Template("release"), public))
 }
 
-func mustFind(t *testing.T, s *session) *held {
+func mustFind(t *testing.T, s *Keys, m *keystoretest.Module) *Key {
 	t.Helper()
-	h, err := s.findFresh(t.Context(), "release")
+	h, err := s.FindFresh(t.Context(), m.Reference("signing", "release"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,24 +74,24 @@ func signNothing(k keystore.Key) ([]byte, error) {
 }
 
 // age lets the time pass after which certificates are read again.
-func age(s *session, h *held) {
+func age(s *Keys, h *Key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := *h
 	old.read = time.Now().Add(-2 * fresh)
-	s.held[h.reference.Key.String()] = &old
+	s.held[identify(h.reference)] = &old
 }
 
 // TestFindOnce opens a key once for many callers, and shares the failure for one that does not exist.
 func TestFindOnce(t *testing.T) {
-	s, m := testSession(t)
+	s, m := testKeys(t)
 	var group sync.WaitGroup
 	for range 64 {
 		group.Go(func() {
-			if _, err := s.find(t.Context(), "release"); err != nil {
+			if _, err := s.Find(t.Context(), m.Reference("signing", "release")); err != nil {
 				t.Error(err)
 			}
-			if _, err := s.find(t.Context(), "other"); !failure.Is(err, failure.NotFound) {
+			if _, err := s.Find(t.Context(), m.Reference("signing", "other")); !failure.Is(err, failure.NotFound) {
 				t.Error(err)
 			}
 		})
@@ -99,22 +102,48 @@ func TestFindOnce(t *testing.T) {
 	}
 	before := m.Calls("Key")
 	for range 64 {
-		group.Go(func() { mustFind(t, s) })
+		group.Go(func() { mustFind(t, s, m) })
 	}
 	group.Wait()
 	if n := m.Calls("Key"); n != before || m.Calls("Leaf") != 1 {
 		t.Errorf("%d more lookups of the key, %d of its certificate", n-before, m.Calls("Leaf"))
 	}
-	if err := s.close(); err != nil || m.OpenStores() != 0 || len(s.opening) != 0 {
+	if err := s.Close(); err != nil || m.OpenStores() != 0 || len(s.opening) != 0 {
 		t.Errorf("%v, %d open stores, %d openings", err, m.OpenStores(), len(s.opening))
+	}
+}
+
+// TestModules opens the keys and tokens of two modules that have the same names.
+func TestModules(t *testing.T) {
+	s, m := testKeys(t)
+	one, other := m.Reference("signing", "release"), m.Reference("signing", "release")
+	other.ModulePath = "other.so"
+	first, err := s.Find(t.Context(), one)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, err := s.Find(t.Context(), other); err != nil || second.opened == first.opened {
+		t.Errorf("the key of the other module, or %v", err)
+	}
+	one.Key.Object, other.Key.Object = "", ""
+	for range 2 {
+		if err := errors.Join(s.Login(t.Context(), one), s.Login(t.Context(), other)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := m.OpenStores(); n != 4 {
+		t.Errorf("%d open stores", n)
+	}
+	if err := s.Close(); err != nil || m.OpenStores() != 0 {
+		t.Errorf("%v, %d open stores", err, m.OpenStores())
 	}
 }
 
 // TestOldCertificatesMeanwhile returns the old certificates while one caller reads them again, and the new ones then.
 func TestOldCertificatesMeanwhile(t *testing.T) {
-	s, m := testSession(t)
-	h := mustFind(t, s)
-	certify(t, m, h.public)
+	s, m := testKeys(t)
+	h := mustFind(t, s, m)
+	certify(t, m, h.Public)
 	age(s, h)
 	reading, end := make(chan struct{}), make(chan struct{})
 	m.Before("Leaf", func() error {
@@ -122,19 +151,19 @@ func TestOldCertificatesMeanwhile(t *testing.T) {
 		<-end
 		return nil
 	})
-	result := make(chan *held)
+	result := make(chan *Key)
 	go func() {
-		h, _ := s.findFresh(t.Context(), "release")
+		h, _ := s.FindFresh(t.Context(), m.Reference("signing", "release"))
 		result <- h
 	}()
 	<-reading
 	for range 3 {
-		if len(mustFind(t, s).chain) != 0 {
+		if len(mustFind(t, s, m).Chain) != 0 {
 			t.Error("the certificate was read by two")
 		}
 	}
 	close(end)
-	if h := <-result; h == nil || len(h.chain) != 1 {
+	if h := <-result; h == nil || len(h.Chain) != 1 {
 		t.Errorf("no new certificate: %v", h)
 	}
 	if n := m.Calls("Leaf"); n != 2 {
@@ -144,21 +173,21 @@ func TestOldCertificatesMeanwhile(t *testing.T) {
 
 // TestCertificatesFail keeps the old certificates when they cannot be read again, and tries again only later.
 func TestCertificatesFail(t *testing.T) {
-	s, m := testSession(t)
+	s, m := testKeys(t)
 	m.Fail("Leaf", failure.New(failure.Timeout, "slow"))
-	if _, err := s.findFresh(t.Context(), "release"); !failure.Is(err, failure.Timeout) {
+	if _, err := s.FindFresh(t.Context(), m.Reference("signing", "release")); !failure.Is(err, failure.Timeout) {
 		t.Errorf("no certificates were read before, and it fails with %v", err)
 	}
-	if _, err := s.find(t.Context(), "release"); err != nil {
+	if _, err := s.Find(t.Context(), m.Reference("signing", "release")); err != nil {
 		t.Errorf("a use needs none, and it fails with %v", err)
 	}
 	m.Fail("Leaf", nil)
-	h := mustFind(t, s)
+	h := mustFind(t, s, m)
 	age(s, h)
 	m.Fail("Leaf", failure.New(failure.Timeout, "slow"))
 	before := m.Calls("Leaf")
 	for range 3 {
-		mustFind(t, s)
+		mustFind(t, s, m)
 	}
 	if n := m.Calls("Leaf") - before; n != 1 {
 		t.Errorf("%d tries to read certificates", n)
@@ -174,15 +203,15 @@ func TestReplacedKey(t *testing.T) {
 		kind    failure.Kind
 	}{"replaced": {true, failure.Conflict}, "deleted": {false, failure.NotFound}} {
 		t.Run(name, func(t *testing.T) {
-			s, m := testSession(t)
-			h := mustFind(t, s)
+			s, m := testKeys(t)
+			h := mustFind(t, s, m)
 			stores := m.OpenStores()
 			deleteKey(t, m)
 			if c.replace {
 				addKey(t, m)
 			}
 			m.Fail("Sign", invalid)
-			if _, err := s.use(t.Context(), h, signNothing); !failure.Is(err, c.kind) {
+			if _, err := h.Use(t.Context(), signNothing); !failure.Is(err, c.kind) {
 				t.Errorf("it fails with %v", err)
 			}
 			m.Fail("Sign", nil)
@@ -192,11 +221,11 @@ func TestReplacedKey(t *testing.T) {
 				}
 				return
 			}
-			again := mustFind(t, s)
-			if equal(again.public, h.public) || m.OpenStores() != stores {
+			again := mustFind(t, s, m)
+			if equal(again.Public, h.Public) || m.OpenStores() != stores {
 				t.Errorf("the old key, or %d open stores", m.OpenStores())
 			}
-			if _, err := s.use(t.Context(), again, signNothing); err != nil {
+			if _, err := again.Use(t.Context(), signNothing); err != nil {
 				t.Error(err)
 			}
 		})
@@ -205,12 +234,12 @@ func TestReplacedKey(t *testing.T) {
 
 // TestReplacedKeyIsDescribed finds the key that has taken the name of another when certificates are read again.
 func TestReplacedKeyIsDescribed(t *testing.T) {
-	s, m := testSession(t)
-	h := mustFind(t, s)
+	s, m := testKeys(t)
+	h := mustFind(t, s, m)
 	deleteKey(t, m)
 	private := addKey(t, m)
 	age(s, h)
-	if now := mustFind(t, s); !equal(now.public, private.Public()) {
+	if now := mustFind(t, s, m); !equal(now.Public, private.Public()) {
 		t.Error("the key from before")
 	}
 	if n := m.OpenStores(); n != 1 {
@@ -220,14 +249,14 @@ func TestReplacedKeyIsDescribed(t *testing.T) {
 
 // TestLostHandle looks a key up again when the token does not know its handle, and closes its store after the last use.
 func TestLostHandle(t *testing.T) {
-	s, m := testSession(t)
-	h := mustFind(t, s)
+	s, m := testKeys(t)
+	h := mustFind(t, s, m)
 	lost := failure.New(failure.Invalid, "cannot sign")
 	lost.CKR = "CKR_OBJECT_HANDLE_INVALID"
 	using, end := make(chan struct{}), make(chan struct{})
 	ended := make(chan error)
 	go func() {
-		_, err := s.use(t.Context(), h, func(k keystore.Key) ([]byte, error) {
+		_, err := h.Use(t.Context(), func(k keystore.Key) ([]byte, error) {
 			close(using)
 			<-end
 			return signNothing(k)
@@ -236,7 +265,7 @@ func TestLostHandle(t *testing.T) {
 	}()
 	<-using
 	first := true
-	if _, err := s.use(t.Context(), h, func(k keystore.Key) ([]byte, error) {
+	if _, err := h.Use(t.Context(), func(k keystore.Key) ([]byte, error) {
 		if first {
 			first = false
 			return nil, lost
@@ -255,14 +284,14 @@ func TestLostHandle(t *testing.T) {
 	if n := m.OpenStores(); n != 1 {
 		t.Errorf("%d open stores", n)
 	}
-	if _, err := s.use(t.Context(), h, func(keystore.Key) ([]byte, error) { return nil, lost }); !errors.Is(err, lost) {
+	if _, err := h.Use(t.Context(), func(keystore.Key) ([]byte, error) { return nil, lost }); !errors.Is(err, lost) {
 		t.Errorf("it fails with %v, not with the second failure", err)
 	}
 }
 
 // TestOpenerLeaves lets another caller open the key when the one who began has left.
 func TestOpenerLeaves(t *testing.T) {
-	s, m := testSession(t)
+	s, m := testKeys(t)
 	ctx, leave := context.WithCancel(t.Context())
 	first := true
 	m.Before("Key", func() error {
@@ -274,22 +303,22 @@ func TestOpenerLeaves(t *testing.T) {
 	})
 	var group sync.WaitGroup
 	group.Go(func() {
-		if _, err := s.find(ctx, "release"); err == nil {
+		if _, err := s.Find(ctx, m.Reference("signing", "release")); err == nil {
 			t.Error("no failure for the caller who left")
 		}
 	})
 	<-ctx.Done()
 	group.Go(func() {
-		if _, err := s.find(t.Context(), "release"); err != nil {
+		if _, err := s.Find(t.Context(), m.Reference("signing", "release")); err != nil {
 			t.Error(err)
 		}
 	})
 	group.Wait()
 }
 
-// TestLockedSession fails what meets Lock, and leaves no store open.
-func TestLockedSession(t *testing.T) {
-	s, m := testSession(t)
+// TestClosed fails what meets Close, and leaves no store open.
+func TestClosed(t *testing.T) {
+	s, m := testKeys(t)
 	opening, end := make(chan struct{}), make(chan struct{})
 	m.Before("Login", func() error {
 		close(opening)
@@ -298,12 +327,12 @@ func TestLockedSession(t *testing.T) {
 	})
 	result := make(chan error)
 	go func() {
-		_, err := s.find(t.Context(), "release")
+		_, err := s.Find(t.Context(), m.Reference("signing", "release"))
 		result <- err
 	}()
 	<-opening
 	closed := make(chan error)
-	go func() { closed <- s.close() }()
+	go func() { closed <- s.Close() }()
 	for locked := false; !locked; time.Sleep(time.Millisecond) {
 		s.mu.Lock()
 		locked = s.closed
@@ -318,12 +347,12 @@ func TestLockedSession(t *testing.T) {
 	}
 }
 
-// TestUseMeetsLock fails a use that Lock has ended as Unavailable, whatever the module says.
-func TestUseMeetsLock(t *testing.T) {
-	s, _ := testSession(t)
-	h := mustFind(t, s)
-	_, err := s.use(t.Context(), h, func(keystore.Key) ([]byte, error) {
-		if err := s.close(); err != nil {
+// TestUseMeetsClose fails a use that Close has ended as Unavailable, whatever the module says.
+func TestUseMeetsClose(t *testing.T) {
+	s, m := testKeys(t)
+	h := mustFind(t, s, m)
+	_, err := h.Use(t.Context(), func(keystore.Key) ([]byte, error) {
+		if err := s.Close(); err != nil {
 			t.Error(err)
 		}
 		return nil, failure.New(failure.Internal, "interrupted")
@@ -335,7 +364,7 @@ func TestUseMeetsLock(t *testing.T) {
 
 // TestWorkPanics leaves nobody waiting for a caller whose work has panicked.
 func TestWorkPanics(t *testing.T) {
-	s, _ := testSession(t)
+	s, m := testKeys(t)
 	func() {
 		defer func() { _ = recover() }()
 		_ = s.work(t.Context(), "id", &opening{done: make(chan struct{})}, nil, nil)
@@ -343,10 +372,10 @@ func TestWorkPanics(t *testing.T) {
 	if len(s.opening) != 0 {
 		t.Error("others wait")
 	}
-	h := mustFind(t, s)
+	h := mustFind(t, s, m)
 	func() {
 		defer func() { _ = recover() }()
-		_, _ = s.use(t.Context(), h, func(keystore.Key) ([]byte, error) { panic("broken") })
+		_, _ = h.Use(t.Context(), func(keystore.Key) ([]byte, error) { panic("broken") })
 	}()
 	if h.users != 0 {
 		t.Errorf("%d users", h.users)

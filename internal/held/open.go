@@ -1,4 +1,4 @@
-package agent
+package held
 
 import (
 	"context"
@@ -15,22 +15,24 @@ import (
 // fresh is how long the certificates of a key are used before they are read again, so that a new one is seen.
 const fresh = time.Minute
 
-// held is an open key, with its certificates as they were read last.
-type held struct {
+// Key is an open key, with its certificates as they were read last.
+type Key struct {
 	*opened
-	chain []*x509.Certificate // leaf first; complete if it could be completed
+	Chain []*x509.Certificate // leaf first; complete if it could be completed; nil by Find before FindFresh
 	read  time.Time           // the chain; zero if it was not
 }
 
 // opened is a key in a store of its own.
 type opened struct {
+	Public crypto.PublicKey
+
+	keys      *Keys
 	reference *keystore.Reference
 	store     keystore.Store
 	key       keystore.Key
-	public    crypto.PublicKey
 	facts     *facts
 
-	// Guarded by the lock of the session.
+	// Guarded by the lock of the keys.
 	users   int  // uses of the key in flight
 	dropped bool // the last of them closes the store
 }
@@ -41,56 +43,48 @@ type opening struct {
 	err  error         // for those who wait; nil if the work succeeded, or if its caller has left
 }
 
-// find returns the key that a caller names, to use it. It does not read certificates: a use takes no calls for them.
-func (s *session) find(ctx context.Context, name string) (*held, error) {
-	reference, err := s.resolve(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return s.look(ctx, reference, false)
+// Find returns the key of a reference, to use it. It does not read certificates: a use takes no calls for them.
+func (k *Keys) Find(ctx context.Context, reference *keystore.Reference) (*Key, error) {
+	return k.look(ctx, reference, false)
 }
 
-// findFresh returns the key that a caller names, with its certificates. When it is time to read them again, one caller
-// does so, and the others get the old ones meanwhile.
-func (s *session) findFresh(ctx context.Context, name string) (*held, error) {
-	reference, err := s.resolve(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return s.look(ctx, reference, true)
+// FindFresh returns the key of a reference, with its certificates. When it is time to read them again, one caller does
+// so, and the others get the old ones meanwhile.
+func (k *Keys) FindFresh(ctx context.Context, reference *keystore.Reference) (*Key, error) {
+	return k.look(ctx, reference, true)
 }
 
 // look opens a key unless it is held, and reads its certificates if they are wanted and not fresh.
-func (s *session) look(ctx context.Context, reference *keystore.Reference, certificates bool) (*held, error) {
-	id, began := reference.Key.String(), time.Now()
+func (k *Keys) look(ctx context.Context, reference *keystore.Reference, certificates bool) (*Key, error) {
+	id, began := identify(reference), time.Now()
 	for {
-		s.mu.Lock()
-		found, busy := s.held[id], s.opening[id]
+		k.mu.Lock()
+		found, busy := k.held[id], k.opening[id]
 		if found != nil {
 			stale := certificates && found.read.Before(began) && time.Since(found.read) >= fresh
 			if !stale || busy != nil && !found.read.IsZero() {
-				s.mu.Unlock()
+				k.mu.Unlock()
 				return found, nil
 			}
 		}
-		if s.closed {
-			s.mu.Unlock()
-			return nil, errLocked()
+		if k.closed {
+			k.mu.Unlock()
+			return nil, k.closedBy
 		}
 		if busy == nil {
 			busy = &opening{done: make(chan struct{})}
-			s.opening[id] = busy
-			s.mu.Unlock()
-			if err := s.work(ctx, id, busy, found, reference); err != nil {
-				return nil, s.met(err)
+			k.opening[id] = busy
+			k.mu.Unlock()
+			if err := k.work(ctx, id, busy, found, reference); err != nil {
+				return nil, k.Cause(err)
 			}
 			continue
 		}
-		s.mu.Unlock()
+		k.mu.Unlock()
 		select {
 		case <-busy.done:
 			if busy.err != nil {
-				return nil, s.met(busy.err)
+				return nil, k.Cause(busy.err)
 			}
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
@@ -99,51 +93,52 @@ func (s *session) look(ctx context.Context, reference *keystore.Reference, certi
 }
 
 // work opens a key, or reads the certificates of an old one, for all who wait. An old key that is gone is dropped.
-func (s *session) work(ctx context.Context, id string, mine *opening, old *held, reference *keystore.Reference) (
+func (k *Keys) work(ctx context.Context, id string, mine *opening, old *Key, reference *keystore.Reference) (
 	err error) {
-	var found *held
+	var found *Key
 	defer func() { // also after a panic
-		s.mu.Lock()
-		delete(s.opening, id)
-		late := s.closed && found != nil && old == nil
-		if found != nil && !s.closed {
-			s.held[id] = found
+		k.mu.Lock()
+		delete(k.opening, id)
+		late := k.closed && found != nil && old == nil
+		if found != nil && !k.closed {
+			k.held[id] = found
 		}
 		if ctx.Err() == nil {
 			mine.err = err
 		}
 		close(mine.done)
-		s.mu.Unlock()
+		k.mu.Unlock()
 		if late {
 			found.store.Close()
 		}
 	}()
 	if old == nil {
-		found, err = openKey(ctx, reference)
+		found, err = k.openKey(ctx, reference)
 		return err
 	}
 	if found, err = old.renew(ctx); gone(err) {
-		s.drop(old)
+		k.drop(old)
 		return nil
 	}
 	return err
 }
 
 // openKey opens a key. Its certificates are not read.
-func openKey(ctx context.Context, reference *keystore.Reference) (*held, error) {
+func (k *Keys) openKey(ctx context.Context, reference *keystore.Reference) (*Key, error) {
 	store, err := reference.Open(ctx)
 	if err != nil {
 		return nil, away(err)
 	}
-	k, err := store.Key(ctx, nil)
+	found, err := store.Key(ctx, nil)
 	if err != nil {
 		store.Close()
 		return nil, err
 	}
-	return &held{opened: &opened{reference: reference, store: store, key: k, public: k.Public(), facts: &facts{}}}, nil
+	return &Key{opened: &opened{Public: found.Public(), keys: k, reference: reference, store: store, key: found,
+		facts: &facts{}}}, nil
 }
 
-// away returns the failure to open the token: as Unavailable if it is not found, since it was there when the agent
+// away returns the failure to open the token: as Unavailable if it is not found, since it was there when the program
 // started.
 func away(err error) error {
 	if !failure.Is(err, failure.NotFound) {
@@ -156,28 +151,28 @@ func away(err error) error {
 
 // renew returns the key with its certificates as they are now. When they cannot be read, it returns the old ones. It
 // fails with NotFound or Conflict if the key has been deleted or replaced.
-func (h *held) renew(ctx context.Context) (*held, error) {
+func (h *Key) renew(ctx context.Context) (*Key, error) {
 	chain, err := h.readChain(ctx)
 	if err != nil && (gone(err) || ctx.Err() != nil || h.read.IsZero()) {
 		return nil, err
 	}
 	if err != nil {
 		slog.Warn("cannot read the certificates of a key again", "key", h.reference.Key.String(), "error", err)
-		chain = h.chain
+		chain = h.Chain
 	}
-	return &held{opened: h.opened, chain: chain, read: time.Now()}, nil
+	return &Key{opened: h.opened, Chain: chain, read: time.Now()}, nil
 }
 
 // readChain returns the chain of the key's certificate, from the certificate-chain file and the token; the leaf alone
 // if it is not complete, since the caller may have the rest; and none without a certificate. Again, it first verifies
 // that the key is still there.
-func (h *held) readChain(ctx context.Context) ([]*x509.Certificate, error) {
+func (h *Key) readChain(ctx context.Context) ([]*x509.Certificate, error) {
 	if !h.read.IsZero() {
 		now, err := h.store.Key(ctx, nil)
 		if err != nil {
 			return nil, err
 		}
-		if !equal(now.Public(), h.public) {
+		if !equal(now.Public(), h.Public) {
 			return nil, h.replaced()
 		}
 	}
@@ -195,14 +190,14 @@ func (h *held) readChain(ctx context.Context) ([]*x509.Certificate, error) {
 	if beside != nil {
 		known = append(known, beside)
 	}
-	leaf := certs.LeafOf(h.public, known, time.Now())
+	leaf := certs.LeafOf(h.Public, known, time.Now())
 	if leaf == nil {
 		on, err := h.store.Certificates(ctx)
 		if err != nil {
 			return nil, err
 		}
 		known = append(known, on...)
-		if leaf = certs.LeafOf(h.public, known, time.Now()); leaf == nil {
+		if leaf = certs.LeafOf(h.Public, known, time.Now()); leaf == nil {
 			return nil, nil
 		}
 	}

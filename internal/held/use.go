@@ -1,4 +1,4 @@
-package agent
+package held
 
 import (
 	"context"
@@ -8,45 +8,47 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 )
 
-// use uses a key. One that the token does not know any more is looked up again, once: it fails with Conflict if another
+// Use uses a key. One that the token does not know any more is looked up again, once: it fails with Conflict if another
 // key has its name now, since the caller has asked for a use of the one from before.
-func (s *session) use(ctx context.Context, h *held, do func(keystore.Key) ([]byte, error)) ([]byte, error) {
-	result, err := s.useOnce(h, do)
+func (h *Key) Use(ctx context.Context, do func(keystore.Key) ([]byte, error)) ([]byte, error) {
+	k := h.keys
+	result, err := h.useOnce(do)
 	if !gone(err) {
-		return result, s.met(err)
+		return result, k.Cause(err)
 	}
-	s.drop(h)
-	again, err := s.look(ctx, h.reference, false)
+	k.drop(h)
+	again, err := k.look(ctx, h.reference, false)
 	if err != nil {
 		return nil, err
 	}
-	if !equal(again.public, h.public) {
+	if !equal(again.Public, h.Public) {
 		return nil, h.replaced()
 	}
-	result, err = s.useOnce(again, do)
+	result, err = again.useOnce(do)
 	if gone(err) {
-		s.drop(again)
+		k.drop(again)
 	}
-	return result, s.met(err)
+	return result, k.Cause(err)
 }
 
-func (s *session) useOnce(h *held, do func(keystore.Key) ([]byte, error)) ([]byte, error) {
-	s.mu.Lock()
-	if s.closed { // a backend may still have what it takes to use the key
-		s.mu.Unlock()
-		return nil, errLocked()
+func (h *Key) useOnce(do func(keystore.Key) ([]byte, error)) ([]byte, error) {
+	k := h.keys
+	k.mu.Lock()
+	if k.closed { // a backend may still have what it takes to use the key
+		k.mu.Unlock()
+		return nil, k.closedBy
 	}
 	if h.dropped {
-		s.mu.Unlock()
+		k.mu.Unlock()
 		return nil, h.replaced()
 	}
 	h.users++
-	s.mu.Unlock()
+	k.mu.Unlock()
 	defer func() {
-		s.mu.Lock()
+		k.mu.Lock()
 		h.users--
 		last := h.dropped && h.users == 0
-		s.mu.Unlock()
+		k.mu.Unlock()
 		if last {
 			h.store.Close()
 		}
@@ -55,15 +57,15 @@ func (s *session) useOnce(h *held, do func(keystore.Key) ([]byte, error)) ([]byt
 }
 
 // drop lets no use of a key begin any more, and closes its store when the last has ended.
-func (s *session) drop(h *held) {
-	s.mu.Lock()
-	id := h.reference.Key.String()
-	if now := s.held[id]; now != nil && now.opened == h.opened {
-		delete(s.held, id)
+func (k *Keys) drop(h *Key) {
+	k.mu.Lock()
+	id := identify(h.reference)
+	if now := k.held[id]; now != nil && now.opened == h.opened {
+		delete(k.held, id)
 	}
 	last := !h.dropped && h.users == 0
 	h.dropped = true
-	s.mu.Unlock()
+	k.mu.Unlock()
 	if last {
 		h.store.Close()
 	}
@@ -80,7 +82,7 @@ func gone(err error) bool {
 }
 
 // replaced returns the failure of a use of a key whose name another key has now.
-func (h *held) replaced() error {
+func (h *Key) replaced() error {
 	return failure.New(failure.Conflict, "the key %s was replaced by another on the token", h.reference.Key).
 		WithHint("run it again, which uses the key that is there now")
 }
