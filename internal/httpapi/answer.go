@@ -89,6 +89,9 @@ func WriteProblem(w http.ResponseWriter, r *http.Request, err error) {
 		logged = append(logged, said...)
 	}
 	slog.Info("refused", logged...)
+	if status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Bearer") // RFC 9110 section 11.6.1
+	}
 	if f.Kind == failure.Throttled {
 		w.Header().Set("Retry-After", "1")
 	}

@@ -6,9 +6,11 @@ package httpapi
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"path"
 	"runtime/debug"
 	"slices"
@@ -25,6 +27,10 @@ type Guard struct {
 	Limits *Limits
 	// TakesBody reports whether the operation of a request takes a body.
 	TakesBody func(*http.Request) bool
+	// Query returns the names of the query parameters that the operation of a request takes; nil is no operation with any.
+	Query func(*http.Request) []string
+	// Identify returns the context of a request with who made it, before the body is read; nil leaves the context.
+	Identify func(*http.Request) (context.Context, error)
 	// Caller returns the key by which the caller of a request is counted, as Limits.Begin takes it.
 	Caller func(*http.Request) string
 }
@@ -39,8 +45,9 @@ func (g *Guard) Handler(next http.Handler) http.Handler {
 					WithHint("report it with the log"))
 			}
 		}()
-		end, err := g.accept(w, r)
-		if err != nil {
+		var end func()
+		var err error
+		if r, end, err = g.accept(w, r); err != nil {
 			WriteProblem(w, r, err)
 			return
 		}
@@ -49,39 +56,79 @@ func (g *Guard) Handler(next http.Handler) http.Handler {
 	})
 }
 
-// accept checks what all operations share and reads the body. It returns a function to call when the request has been
-// answered.
-func (g *Guard) accept(w http.ResponseWriter, r *http.Request) (end func(), err error) {
-	if r.ProtoMajor != 1 || r.ProtoMinor != 1 {
-		return nil, failure.New(failure.Invalid, "the broker does not speak %.20s", r.Proto).WithHint("use HTTP/1.1")
+// accept checks what all operations share, and reads the body. It returns the request with the context of its caller as
+// far as that is known, and a function to call when the request has been answered.
+func (g *Guard) accept(w http.ResponseWriter, r *http.Request) (_ *http.Request, end func(), err error) {
+	if err := g.check(w, r); err != nil {
+		return r, nil, err
 	}
-	if err := matches(w, r, g.Operations); err != nil {
-		return nil, err
-	}
-	if r.URL.RawQuery != "" || r.URL.ForceQuery {
-		return nil, failure.New(failure.Invalid, "unknown query parameters").WithHint("remove what follows the question mark")
-	}
-	if !g.TakesBody(r) && r.ContentLength != 0 {
-		w.Header().Set("Connection", "close")
-		return nil, failure.New(failure.Invalid, "the request has a body, and the operation takes none").
-			WithHint("send it without a body")
+	if g.Identify != nil {
+		ctx, err := g.Identify(r)
+		if err != nil {
+			return r, nil, err
+		}
+		r = r.WithContext(ctx)
 	}
 	release, err := g.Limits.Reserve(r.ContentLength)
 	if err != nil {
-		return nil, err
+		return r, nil, err
 	}
 	body, err := readBody(w, r)
 	if err != nil {
 		release()
-		return nil, err
+		return r, nil, err
 	}
 	finish, err := g.Limits.Begin(r.Context(), g.Caller(r))
 	if err != nil {
 		release()
-		return nil, err
+		return r, nil, err
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	return func() { finish(); release() }, nil
+	return r, func() { finish(); release() }, nil
+}
+
+// check fails for a request that no operation takes, as far as its head tells.
+func (g *Guard) check(w http.ResponseWriter, r *http.Request) error {
+	if r.ProtoMajor != 1 || r.ProtoMinor != 1 {
+		return failure.New(failure.Invalid, "the broker does not speak %.20s", r.Proto).WithHint("use HTTP/1.1")
+	}
+	if err := matches(w, r, g.Operations); err != nil {
+		return err
+	}
+	if err := g.checkQuery(r); err != nil {
+		return err
+	}
+	if !g.TakesBody(r) && r.ContentLength != 0 {
+		w.Header().Set("Connection", "close")
+		return failure.New(failure.Invalid, "the request has a body, and the operation takes none").
+			WithHint("send it without a body")
+	}
+	return nil
+}
+
+// checkQuery fails unless the operation takes every query parameter, each of which may be there once.
+func (g *Guard) checkQuery(r *http.Request) error {
+	var known []string
+	if g.Query != nil {
+		known = g.Query(r)
+	}
+	if len(known) == 0 {
+		if r.URL.RawQuery != "" || r.URL.ForceQuery {
+			return failure.New(failure.Invalid, "unknown query parameters").WithHint("remove what follows the question mark")
+		}
+		return nil
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return failure.New(failure.Invalid, "cannot read the query parameters: %w", err).WithHint("encode them as in a URL")
+	}
+	for name, values := range query {
+		if !slices.Contains(known, name) || len(values) > 1 {
+			return failure.New(failure.Invalid, "unknown or repeated query parameter %.50q", name).
+				WithHint("use each of " + strings.Join(known, ", ") + " at most once")
+		}
+	}
+	return nil
 }
 
 // matches fails unless an operation has the path and the method of a request.
