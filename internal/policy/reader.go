@@ -1,4 +1,3 @@
-// Package policy reads the policy of a broker.
 package policy
 
 import (
