@@ -1,0 +1,111 @@
+package policy_test
+
+import (
+	"encoding/json"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/policy"
+)
+
+// page returns the reference, docs/policy.md.
+func page(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// block returns the only block of code in a language on the page.
+func block(t *testing.T, language string) string {
+	t.Helper()
+	_, rest, found := strings.Cut(page(t), "```"+language+"\n")
+	text, after, closed := strings.Cut(rest, "```\n")
+	if !found || !closed || strings.Contains(after, "```"+language+"\n") {
+		t.Fatalf("the page has not one block of %s", language)
+	}
+	return text
+}
+
+// TestPageExample tries the policy of the page on the request of the page.
+func TestPageExample(t *testing.T) {
+	t.Parallel()
+	p := parse(t, block(t, "yaml"))
+	if w := p.Warnings(); len(w) > 0 {
+		t.Error(w)
+	}
+	action, in, err := policy.ParseInput([]byte(block(t, "json")), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := names(p.Decide(action, in)); got != "nightly\nrelease" {
+		t.Error(got)
+	}
+}
+
+// TestPageTable runs each row of the table of examples.
+func TestPageTable(t *testing.T) {
+	t.Parallel()
+	row := regexp.MustCompile("(?m)^\\| `(\\{name.*?)` \\| `(\\{.*?)` \\| (.*) \\|$")
+	rows := row.FindAllStringSubmatch(page(t), -1)
+	if len(rows) < 18 {
+		t.Fatalf("%d rows", len(rows))
+	}
+	for _, cells := range rows {
+		rule, request, want := strings.ReplaceAll(cells[1], `\|`, "|"), cells[2], cells[3]
+		p := parse(t, "version: 1\ngroups: {security: [dave, erin]}\nkeys:\n  release:\n    key: nethsm:release\n"+
+			"    formats: [notation]\n    use:\n    - "+rule+"\n")
+		var values map[string]any
+		if err := json.Unmarshal([]byte(request), &values); err != nil {
+			t.Fatalf("%s: %v", request, err)
+		}
+		values["key"] = "release"
+		artifact, _ := values["artifact"].(map[string]any)
+		if artifact == nil {
+			artifact = map[string]any{}
+		}
+		artifact["format"] = "notation"
+		values["artifact"] = artifact
+		data, err := json.Marshal(values)
+		if err != nil {
+			t.Fatal(err)
+		}
+		action, in, err := policy.ParseInput(data, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, got := p.Decide(action, in), "applies"
+		if len(d.Refused) > 0 {
+			got = d.Refused[0].Why
+		}
+		if got != want || len(d.Rules)+len(d.Refused) != 1 {
+			t.Errorf("%s\n%s: %s", rule, request, got)
+		}
+	}
+}
+
+func TestParseInput(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	action, in, err := policy.ParseInput([]byte(`{"key":"k","caller":{"claims":{"n":9007199254740993}}}`), now)
+	if err != nil || action != policy.Use || in.Time != now || in.Caller.Claims["n"] != json.Number("9007199254740993") {
+		t.Error(action, in, err)
+	}
+	for text, want := range map[string]string{
+		``: "not JSON", `[]`: "cannot unmarshal", `{"Key":"k"}`: `unknown name "Key"`, `{"key":"a","key":"b"}`: "twice",
+		`{"caller":{"claim":{}}}`: `unknown name "claim"`, `{"artifact":{"encoding":"JWS"}}`: `unknown name "encoding"`,
+		`{"caller":[]}`: "cannot unmarshal", `{"action":"sign"}`: `unknown action "sign"`, `{"time":"noon"}`: "cannot parse",
+		`{"artifact":{"size":"1"}}`: "cannot unmarshal", `{} {}`: "follows",
+		`{"artifact":{"annotations":{"a":1}}}`:                                            "cannot unmarshal",
+		`{"caller":{"claims":` + strings.Repeat("[", 20) + strings.Repeat("]", 20) + `}}`: "deeper than 16",
+	} {
+		if _, _, err := policy.ParseInput([]byte(text), now); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
