@@ -2,8 +2,10 @@ package policy_test
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -86,6 +88,29 @@ func TestPageTable(t *testing.T) {
 		if got != want || len(d.Rules)+len(d.Refused) != 1 {
 			t.Errorf("%s\n%s: %s", rule, request, got)
 		}
+	}
+}
+
+// TestPageVariables checks that the page describes the variables that conditions can read, and no others.
+func TestPageVariables(t *testing.T) {
+	t.Parallel()
+	_, err := policy.Parse([]byte(rule(`when: 'nothing'`)))
+	var all policy.Problems
+	if !errors.As(err, &all) {
+		t.Fatal(err)
+	}
+	known := strings.Split(strings.TrimPrefix(all[0].Hint, "known variables are "), ", ")
+	_, table, found := strings.Cut(page(t), "| variable | type | value |\n| --- | --- | --- |\n")
+	table, _, closed := strings.Cut(table, "\n\n")
+	if !found || !closed {
+		t.Fatal("the page has no table of variables")
+	}
+	var described []string
+	for line := range strings.Lines(table) {
+		described = append(described, strings.Split(line, "`")[1])
+	}
+	if !slices.Equal(known, described) {
+		t.Errorf("%s\nthe page: %s", known, described)
 	}
 }
 
