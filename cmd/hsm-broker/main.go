@@ -52,5 +52,5 @@ func command() *cobra.Command {
 is to be signed, and signs what a key is allowed to sign. 'hsm-broker agent' does so for one person
 on one machine.`,
 		Version: version,
-	}, agentCommand(), policyCommand())
+	}, agentCommand(), logCommand(), policyCommand())
 }

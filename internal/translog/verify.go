@@ -354,8 +354,8 @@ func verifyPartials(ctx context.Context, dir string, size int64) error {
 			return err
 		}
 		path := filepath.ToSlash(relative)
-		tile, unknown := parsePath(path)
-		if unknown != nil || tile.W >= widthAt(size, tile.L, tile.N) {
+		tile, _ := parsePath(path)
+		if tile.W == 0 || tile.W >= widthAt(size, tile.L, tile.N) {
 			return nil // not a file of a log, verified, or beyond its end
 		}
 		part, err := v.files(ctx, path)
