@@ -28,7 +28,7 @@ var storeys = []struct {
 	{"parts of commands", []string{"cli", "backends"}},
 	{"jobs", []string{"plugin", "custody", "keyprovider", "kms", "image", "gate", "agent"}},
 	{"below the jobs", []string{"ca", "trust", "signer", "layerkey"}},
-	{"parts of the broker", []string{"httpapi", "held", "policy", "translog"}},
+	{"parts of the broker", []string{"httpapi", "held", "policy", "translog", "translog/feed"}},
 	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi"}},
 	{"settings and files", []string{"config", "pin", "state", "payload"}},
