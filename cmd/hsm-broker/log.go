@@ -32,7 +32,8 @@ func (f *logFlags) add(c *cobra.Command) {
 	c.Flags().StringArrayVar(&f.keys, "key", nil,
 		"the log's public key: ORIGIN+ID+KEY, or a PEM file; again for each key that signed checkpoints")
 	c.Flags().StringVar(&f.origin, "origin", "", "the log's name, such as broker.example.com/log, for a key in a PEM file")
-	c.Flags().StringVar(&f.ca, "ca", "", "PEM file of the certificate authorities of the log's server (default: the system's)")
+	c.Flags().StringVar(&f.ca, "ca", "",
+		"PEM file of the certificate authorities of the log's server (default: the system's)")
 }
 
 // verifiers returns the verifiers of the keys that were given.
@@ -179,8 +180,9 @@ func logExportCommand() *cobra.Command {
 		Long: `Copy a log into a folder that any web server can serve and 'hsm-broker log verify' reads. What is
 copied is verified first. When the folder has a part of the log, only what follows is fetched, and it
 must continue what is there. It can be interrupted and run again.`,
-		Example: `  hsm-broker log export https://broker.example.com/v1/log /srv/log --key log.pem --origin broker.example.com/log`,
-		Args:    cli.Exactly(2),
+		Example: `  hsm-broker log export https://broker.example.com/v1/log /srv/log \
+    --key log.pem --origin broker.example.com/log`,
+		Args: cli.Exactly(2),
 	}
 	flags.add(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")

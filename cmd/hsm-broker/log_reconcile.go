@@ -19,7 +19,7 @@ import (
 type uses struct {
 	Key      string `json:"key"`
 	Signed   int64  `json:"signed"`            // signatures that the log has
-	Intents  int64  `json:"intents"`           // uses that the log allowed: those without a signature may have been counted
+	Intents  int64  `json:"intents"`           // uses that the log allowed: a module may have counted any
 	Module   int64  `json:"module"`            // uses that the module counted, less those before the log
 	Unlogged int64  `json:"unlogged"`          // uses that the log did not allow
 	Missing  int64  `json:"missing"`           // signatures in the log that the module did not count

@@ -31,7 +31,8 @@ func writeLog(t *testing.T) (dir, public string, v *translog.Verifier) {
 	}
 	var entries [][]byte
 	for i, kind := range []string{"policy", "intent", "signed", "intent", "signed", "intent", "lost"} {
-		entry, err := translog.Canonical(map[string]any{"type": kind, "time": "2026-01-02T03:04:05Z", "key": "release", "n": i})
+		event := map[string]any{"type": kind, "time": "2026-01-02T03:04:05Z", "key": "release", "n": i}
+		entry, err := translog.Canonical(event)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,15 +97,18 @@ func TestLogVerify(t *testing.T) {
 	}
 	since := filepath.Join(dir, "checkpoint")
 	for _, args := range [][]string{
-		{dir, "--key", v.String()}, {server.URL, "--key", vkey}, {dir, "--key", public, "--origin", logOrigin, "--since", since},
+		{dir, "--key", v.String()}, {server.URL, "--key", vkey},
+		{dir, "--key", public, "--origin", logOrigin, "--since", since},
 	} {
-		if out, err := runLog(t, append([]string{"verify"}, args...)...); err != nil || !strings.Contains(out, "type signed") {
+		out, err := runLog(t, append([]string{"verify"}, args...)...)
+		if err != nil || !strings.Contains(out, "type signed") {
 			t.Errorf("%v: %v\n%s", args, err, out)
 		}
 	}
 	copied := filepath.Join(t.TempDir(), "copy")
 	for range 2 {
-		if out, err := runLog(t, "export", server.URL, copied, "--key", vkey); err != nil || !strings.Contains(out, logOrigin) {
+		out, err := runLog(t, "export", server.URL, copied, "--key", vkey)
+		if err != nil || !strings.Contains(out, logOrigin) {
 			t.Errorf("export: %v\n%s", err, out)
 		}
 	}

@@ -58,8 +58,8 @@ func parseText(text string) (Checkpoint, error) {
 }
 
 // Sign returns the checkpoint as a note that the keys signed: all of them, while one replaces another. A key is ECDSA,
-// in a module or not, or Ed25519. It fails with Unsupported for other keys, since C2SP signed-note assigns them no type,
-// and with Internal when a signature does not verify.
+// in a module or not, or Ed25519. It fails with Unsupported for other keys, since C2SP signed-note assigns them no
+// type, and with Internal when a signature does not verify.
 func (c Checkpoint) Sign(keys ...crypto.Signer) ([]byte, error) {
 	var signers []note.Signer
 	for _, key := range keys {

@@ -174,7 +174,8 @@ func TestKeys(t *testing.T) {
 	name, rest, _ := strings.Cut(vkey, "+")
 	id, encoded, _ := strings.Cut(rest, "+")
 	for _, bad := range []string{"", name, name + "+" + id, name + "+00000000+" + encoded, name + "+" + id + "+AA==",
-		name + "+" + strings.ToUpper(id) + "0+" + encoded, name + "+" + id + "+B" + encoded[1:], vkey + strings.Repeat("A", 5000),
+		name + "+" + strings.ToUpper(id) + "0+" + encoded, name + "+" + id + "+B" + encoded[1:],
+		vkey + strings.Repeat("A", 5000),
 		name + "+" + id + "+" + encoded[:len(encoded)-8], "+" + id + "+" + encoded} {
 		if _, err := ParseVerifier(bad); !failure.Is(err, failure.Invalid) {
 			t.Errorf("verifier key %.80q: %v", bad, err)

@@ -134,7 +134,8 @@ func FuzzBundle(f *testing.F) {
 
 // FuzzPath verifies that each path names one tile, and that no other path names it.
 func FuzzPath(f *testing.F) {
-	for _, seed := range []string{"tile/0/000", "tile/7/x001/x234/067.p/255", "tile/entries/x001/000", "tile/8/000", "tile/0/0",
+	for _, seed := range []string{"tile/0/000", "tile/7/x001/x234/067.p/255", "tile/entries/x001/000", "tile/8/000",
+		"tile/0/0",
 		"tile/0/000.p/256", "tile/data/000", "tile/0/x000/000", "tile/-1/000", "tile/entries/0/000", "tile/00/000"} {
 		f.Add(seed)
 	}

@@ -337,7 +337,8 @@ func TestEveryByte(t *testing.T) {
 				t.Errorf("%s: byte %d of %d changed from %q to %q", name, i, len(good), good[i], changed[i])
 			}
 		}
-		for _, changed := range [][]byte{nil, good[:len(good)-1], append(bytes.Clone(good), '\n'), append(bytes.Clone(good), good...)} {
+		twice := append(bytes.Clone(good), good...)
+		for _, changed := range [][]byte{nil, good[:len(good)-1], append(bytes.Clone(good), '\n'), twice} {
 			put(changed)
 			if verify() == nil {
 				t.Errorf("%s: %d bytes instead of %d", name, len(changed), len(good))
@@ -360,12 +361,13 @@ func TestEveryByte(t *testing.T) {
 func TestVerifyNames(t *testing.T) {
 	t.Parallel()
 	l := newLog(t, 600)
+	changeRequest := func(b []byte) []byte { return bytes.Replace(b, []byte(`:130,`), []byte(`:131,`), 1) }
 	for name, c := range map[string]struct {
 		path   string
 		change func([]byte) []byte
 		want   string
 	}{
-		"an entry":     {"tile/entries/001", func(b []byte) []byte { return bytes.Replace(b, []byte(`:130,`), []byte(`:131,`), 1) }, "entry 260 "},
+		"an entry":     {"tile/entries/001", changeRequest, "entry 260 "},
 		"a hash":       {"tile/0/002.p/88", func(b []byte) []byte { b[32*7] ^= 1; return b }, "entry 519 "},
 		"a node":       {"tile/1/000.p/2", func(b []byte) []byte { b[32] ^= 1; return b }, "tile/1/000.p/2"},
 		"a short tile": {"tile/0/000", func(b []byte) []byte { return b[:100] }, "tile/0/000"},
@@ -400,12 +402,13 @@ func TestVerifyEntries(t *testing.T) {
 		t.Errorf("%+v: %v", report, err)
 	}
 	stop := errors.New("stop")
-	_, err = Verify(t.Context(), l.source().File, []*Verifier{l.verifier}, Options{Each: func(index int64, event Event, _ []byte) error {
+	stopAt := func(index int64, event Event, _ []byte) error {
 		if index == 3 && event.Type == "signed" {
 			return stop
 		}
 		return nil
-	}})
+	}
+	_, err = Verify(t.Context(), l.source().File, []*Verifier{l.verifier}, Options{Each: stopAt})
 	if !errors.Is(err, stop) || !strings.Contains(err.Error(), "entry 3") {
 		t.Errorf("a caller's error: %v", err)
 	}
@@ -441,25 +444,29 @@ func TestURL(t *testing.T) {
 	failures := 1
 	mux := http.NewServeMux()
 	mux.Handle("/elsewhere/", http.RedirectHandler("http://localhost:1/checkpoint", http.StatusFound))
-	mux.HandleFunc("/large/", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, maxCheckpoint+1)) })
+	mux.HandleFunc("/large/", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(make([]byte, maxCheckpoint+1))
+	})
 	mux.HandleFunc("/forbidden/", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
 	mux.HandleFunc("/retried/", func(w http.ResponseWriter, r *http.Request) {
 		if failures--; failures >= 0 {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return
 		}
-		http.StripPrefix("/retried/", Handler(l.source().File, func(http.ResponseWriter, *http.Request, error) {})).ServeHTTP(w, r)
+		handler := Handler(l.source().File, func(http.ResponseWriter, *http.Request, error) {})
+		http.StripPrefix("/retried/", handler).ServeHTTP(w, r)
 	})
 	server := httptest.NewServer(mux)
 	defer server.Close()
-	for path, want := range map[string]string{"elsewhere": "redirects to http://localhost:1", "large": "more than 65536 bytes",
-		"forbidden": "403", "nothing": "404", "retried": ""} {
+	for path, want := range map[string]string{"elsewhere": "redirects to http://localhost:1",
+		"large": "more than 65536 bytes", "forbidden": "403", "nothing": "404", "retried": ""} {
 		_, err := VerifyURL(t.Context(), server.URL+"/"+path, nil, []*Verifier{l.verifier}, Options{})
 		if (err == nil) != (want == "") || (err != nil && !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
-	for _, url := range []string{"", "file:///etc", "https://", "https://user@example.com/", "https://example.com/?a=b", "ftp://a/b"} {
+	for _, url := range []string{"", "file:///etc", "https://", "https://user@example.com/", "https://example.com/?a=b",
+		"ftp://a/b"} {
 		if _, err := URL(url, nil); !failure.Is(err, failure.Invalid) {
 			t.Errorf("%q: %v", url, err)
 		}

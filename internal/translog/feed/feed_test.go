@@ -168,7 +168,8 @@ func TestSyslogUDP(t *testing.T) {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
 	}
-	large := f.sink.(*syslog).message(record{5, bytes.Replace(entry(5), []byte("{"), []byte(`{"a":"`+strings.Repeat("x", maxDatagram)+`",`), 1)})
+	padded := bytes.Replace(entry(5), []byte("{"), []byte(`{"a":"`+strings.Repeat("x", maxDatagram)+`",`), 1)
+	large := f.sink.(*syslog).message(record{5, padded})
 	if len(large) > 1000 || !strings.Contains(string(large), `"truncated":true`) {
 		t.Errorf("an entry larger than a datagram: %.2000s", large)
 	}
@@ -216,7 +217,8 @@ func TestSyslogTCP(t *testing.T) {
 		}
 		last := int64(300 + round - 1)
 		messages := receive(t, conn, last)
-		if want := []int{300, 1, 1}[round]; len(messages) != want || !strings.HasPrefix(messages[0], "<109>1 2026-01-02T03:04:05.678Z ") ||
+		if want := []int{300, 1, 1}[round]; len(messages) != want ||
+			!strings.HasPrefix(messages[0], "<109>1 2026-01-02T03:04:05.678Z ") ||
 			!strings.HasSuffix(messages[0], fmt.Sprintf(`"entry":%s}`, entry(last+1-int64(want)))) {
 			t.Errorf("round %d: %d messages, first %s", round, len(messages), messages[0])
 		}
@@ -240,10 +242,7 @@ func TestSyslogTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer server.Close()
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	ca := writeCertificate(t, web)
 	messages := make(chan []string, 1)
 	go func() {
 		for {
@@ -264,6 +263,17 @@ func TestSyslogTLS(t *testing.T) {
 	if _, err := distrusting.deliver(t.Context(), 0); !failure.Is(err, failure.Unavailable) {
 		t.Errorf("a server whose certificate no authority issued: %v", err)
 	}
+}
+
+// writeCertificate writes the certificate of a server to a file.
+func writeCertificate(t *testing.T, server *httptest.Server) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func serveTLS(t *testing.T, web *httptest.Server, conn net.Conn, messages chan<- []string) {
@@ -302,10 +312,7 @@ func TestWebhook(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	ca := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	ca := writeCertificate(t, server)
 	f := newFeed(t, Config{Webhook: server.URL + "/hook?token=x", Secret: path, CA: ca}, &testLog{size: 300})
 	if f.Name() != server.URL {
 		t.Errorf("name %s", f.Name())
@@ -418,7 +425,8 @@ func TestConfig(t *testing.T) {
 // TestBackoff verifies that the wait grows up to its limit.
 func TestBackoff(t *testing.T) {
 	t.Parallel()
-	for failures, want := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 7: time.Minute, 1000000: time.Minute} {
+	for failures, want := range map[int]time.Duration{1: time.Second, 2: 2 * time.Second, 7: time.Minute,
+		1000000: time.Minute} {
 		if got := backoff(failures); got != want {
 			t.Errorf("after %d failures %v, want %v", failures, got, want)
 		}

@@ -39,7 +39,8 @@ func newWebhook(c Config, f formatter) (*webhook, error) {
 	if err != nil {
 		return nil, err
 	}
-	if ip := net.ParseIP(u.Hostname()); u.Scheme == "http" && u.Hostname() != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	ip := net.ParseIP(u.Hostname())
+	if u.Scheme == "http" && u.Hostname() != "localhost" && !ip.IsLoopback() {
 		return nil, fmt.Errorf("the webhook at %s is not https", u.Host)
 	}
 	roots, err := readCA(c.CA)
