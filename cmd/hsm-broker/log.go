@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -67,12 +68,24 @@ func (f *logFlags) verifier(c *cobra.Command, text string) (*translog.Verifier, 
 	if f.origin == "" {
 		return nil, cli.Required(c, "origin", "broker.example.com/log")
 	}
-	public, err := x509.ParsePKIXPublicKey(block.Bytes)
+	public, err := publicKey(block)
 	if err != nil {
 		return nil, failure.New(failure.Invalid, "cannot read the public key in %s: %w", text, err).
-			WithHint("use a PEM file with a block PUBLIC KEY")
+			WithHint("use a PEM file with a block PUBLIC KEY or CERTIFICATE")
 	}
 	return translog.NewVerifier(f.origin, public)
+}
+
+// publicKey returns the public key of a PEM block.
+func publicKey(block *pem.Block) (crypto.PublicKey, error) {
+	if block.Type != "CERTIFICATE" {
+		return x509.ParsePKIXPublicKey(block.Bytes)
+	}
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	return certificate.PublicKey, nil
 }
 
 // files returns the log at a URL or in a folder.

@@ -118,7 +118,7 @@ func parseCount(c *cobra.Command, flag, text string) (name string, n int64, err 
 // countUses returns a function that counts the entries of keys.
 func countUses(keys map[string]*uses) func(int64, translog.Event, []byte) error {
 	return func(_ int64, event translog.Event, entry []byte) error {
-		if event.Type != "intent" && event.Type != "signed" {
+		if event.Type != "intent/v1" && event.Type != "signed/v1" {
 			return nil
 		}
 		var of struct {
@@ -130,7 +130,7 @@ func countUses(keys map[string]*uses) func(int64, translog.Event, []byte) error 
 		u := keys[of.Key]
 		switch {
 		case u == nil: // not asked for
-		case event.Type == "signed":
+		case event.Type == "signed/v1":
 			u.Signed++
 		default:
 			u.Intents++

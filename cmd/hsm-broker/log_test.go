@@ -30,7 +30,7 @@ func writeLog(t *testing.T) (dir, public string, v *translog.Verifier) {
 		t.Fatal(err)
 	}
 	var entries [][]byte
-	for i, kind := range []string{"policy", "intent", "signed", "intent", "signed", "intent", "lost"} {
+	for i, kind := range []string{"open/v1", "intent/v1", "signed/v1", "intent/v1", "signed/v1", "intent/v1", "lost/v1"} {
 		event := map[string]any{"type": kind, "time": "2026-01-02T03:04:05Z", "key": "release", "n": i}
 		entry, err := translog.Canonical(event)
 		if err != nil {
@@ -101,7 +101,7 @@ func TestLogVerify(t *testing.T) {
 		{dir, "--key", public, "--origin", logOrigin, "--since", since},
 	} {
 		out, err := runLog(t, append([]string{"verify"}, args...)...)
-		if err != nil || !strings.Contains(out, "type signed") {
+		if err != nil || !strings.Contains(out, "type signed/v1") {
 			t.Errorf("%v: %v\n%s", args, err, out)
 		}
 	}
@@ -117,10 +117,19 @@ func TestLogVerify(t *testing.T) {
 	if err == nil {
 		err = json.Unmarshal([]byte(out), &report)
 	}
-	if err != nil || report.Size != 7 || report.Types["intent"] != 3 {
+	if err != nil || report.Size != 7 || report.Types["intent/v1"] != 3 {
 		t.Errorf("the copy: %+v: %v\n%s", report, err, out)
 	}
+	web := httptest.NewUnstartedServer(nil)
+	web.StartTLS() // for its certificate, of an RSA key
+	defer web.Close()
+	certificate := filepath.Join(t.TempDir(), "rsa.pem")
+	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: web.Certificate().Raw})
+	if err := os.WriteFile(certificate, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for want, args := range map[string][]string{
+		"a key of type *rsa.PublicKey":  {"verify", dir, "--key", certificate, "--origin", logOrigin},
 		"--key is required":            {"verify", dir},
 		"--origin is required":         {"verify", dir, "--key", public},
 		"cannot verify":                {"verify", dir, "--key", public, "--origin", "another.example.com"},
@@ -137,7 +146,7 @@ func TestLogVerify(t *testing.T) {
 		}
 	}
 	bundle := filepath.Join(copied, "tile", "entries", "000.p", "7")
-	data, err := os.ReadFile(bundle)
+	data, err = os.ReadFile(bundle)
 	if err != nil {
 		t.Fatal(err)
 	}

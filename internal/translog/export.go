@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/state"
@@ -25,7 +26,10 @@ func Export(ctx context.Context, files Files, dir string, verifiers []*Verifier)
 	v := &verification{files: files, to: c, tree: &Tree{},
 		report: Report{Origin: c.Origin, Size: c.Size, Root: c.Root, Types: map[string]int64{}},
 		keep: func(path string, data []byte) error {
-			return write(dir, path, data)
+			if err := write(dir, path, data); err != nil || isPartial(path) {
+				return err
+			}
+			return removePartials(dir, path)
 		}}
 	if err := v.resume(ctx, dir, verifiers); err != nil {
 		return nil, err
@@ -47,6 +51,19 @@ func write(dir, path string, data []byte) error {
 			WithHint("check the folder's permissions and that the disk is not full")
 	}
 	return state.Write(name, data, 0o644)
+}
+
+func isPartial(path string) bool { return strings.Contains(path, ".p/") }
+
+// removePartials removes the partial files that a whole one replaces, which C2SP tlog-tiles allows: clients read the
+// whole one instead.
+func removePartials(dir, path string) error {
+	name := filepath.Join(dir, filepath.FromSlash(path)) + ".p"
+	if err := os.RemoveAll(name); err != nil {
+		return failure.New(failure.FileKind(err), "cannot remove %s: %w", name, err).
+			WithHint("check the folder's permissions")
+	}
+	return nil
 }
 
 // resume starts with the log that the folder has.
