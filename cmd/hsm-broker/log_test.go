@@ -129,7 +129,7 @@ func TestLogVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, args := range map[string][]string{
-		"a key of type *rsa.PublicKey":  {"verify", dir, "--key", certificate, "--origin", logOrigin},
+		"a key of type *rsa.PublicKey": {"verify", dir, "--key", certificate, "--origin", logOrigin},
 		"--key is required":            {"verify", dir},
 		"--origin is required":         {"verify", dir, "--key", public},
 		"cannot verify":                {"verify", dir, "--key", public, "--origin", "another.example.com"},

@@ -102,9 +102,12 @@ func TestRotation(t *testing.T) {
 func TestCheckpointBytes(t *testing.T) {
 	t.Parallel()
 	key, v := newKey(t, elliptic.P256())
-	signed, err := Checkpoint{origin, 7, emptyRoot}.Sign(key)
-	if err != nil {
-		t.Fatal(err)
+	var signed []byte
+	for !strings.HasSuffix(string(signed), "=\n") { // so that its base64 has bits that do not count
+		var err error
+		if signed, err = (Checkpoint{origin, 7, emptyRoot}).Sign(key); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for i := range signed {
 		for value := range 256 {

@@ -305,6 +305,9 @@ func TestWebhook(t *testing.T) {
 			t.Error(err)
 		}
 		requests <- request{r.Header, body}
+		if r.URL.Path != "/hook" {
+			t.Errorf("a request to %s: the redirect was followed", r.URL)
+		}
 		if calls++; calls == 1 {
 			w.WriteHeader(http.StatusInternalServerError)
 		} else if calls == 2 {
@@ -371,6 +374,10 @@ func TestSaveFails(t *testing.T) {
 	})
 	if !errors.Is(err, context.Canceled) || calls != 1 {
 		t.Errorf("%d calls: %v", calls, err)
+	}
+	f.log.Entries = func(_ context.Context, _, _ int64, each func(int64, []byte) error) error { return each(1, entry(1)) }
+	if next, err := f.deliver(t.Context(), 0); !failure.Is(err, failure.Internal) || next != 0 {
+		t.Errorf("a log without its first entry: %d: %v", next, err)
 	}
 	f.log.Entries = func(context.Context, int64, int64, func(int64, []byte) error) error { return nil }
 	if next, err := f.deliver(t.Context(), 0); !failure.Is(err, failure.Internal) || next != 0 {
