@@ -243,7 +243,7 @@ func TestSyslogTLS(t *testing.T) {
 	}
 	defer server.Close()
 	ca := writeCertificate(t, web)
-	messages := make(chan []string, 1)
+	messages := make(chan []string, 2)
 	go func() {
 		for {
 			conn, err := server.Accept()
@@ -254,10 +254,16 @@ func TestSyslogTLS(t *testing.T) {
 		}
 	}()
 	address := "tls://" + server.Addr().String()
-	trusting := newFeed(t, Config{Syslog: address, CA: ca}, &testLog{size: 4})
-	run(t, trusting, 0)(4)
+	l := &testLog{size: 4}
+	wait := run(t, newFeed(t, Config{Syslog: address, CA: ca}, l), 0)
+	wait(4)
 	if got := <-messages; len(got) != 4 {
 		t.Errorf("%d messages", len(got))
+	}
+	l.grow(5)
+	wait(5)
+	if got := <-messages; len(got) != 1 { // over the same connection, after session tickets
+		t.Errorf("then %d messages", len(got))
 	}
 	distrusting := newFeed(t, Config{Syslog: address}, &testLog{size: 4})
 	if _, err := distrusting.deliver(t.Context(), 0); !failure.Is(err, failure.Unavailable) {
@@ -283,6 +289,7 @@ func serveTLS(t *testing.T, web *httptest.Server, conn net.Conn, messages chan<-
 		return
 	}
 	messages <- receive(t, secure, 3)
+	messages <- receive(t, secure, 4)
 }
 
 // TestWebhook delivers to a server that fails, redirects, and then answers; and checks signatures as a receiver does.

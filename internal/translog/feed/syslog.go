@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -141,15 +143,51 @@ func (s *syslog) write(ctx context.Context, records []record) error {
 	return err
 }
 
+// closed reports whether the server has closed a connection. It discards what the server sent, such as TLS session
+// tickets, and does not wait.
+func closed(conn net.Conn) bool {
+	transport := conn
+	if secure, ok := conn.(*tls.Conn); ok {
+		transport = secure.NetConn()
+	}
+	for range 16 { // a server that keeps sending is open
+		switch n, err := peek(transport); {
+		case errors.Is(err, unix.EAGAIN):
+			return false
+		case err != nil || n == 0:
+			return true
+		}
+		// After a ticket, and after a part of a TLS record, the read would wait for more.
+		_ = conn.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		var failed net.Error
+		if _, err := conn.Read(make([]byte, 4096)); err != nil && (!errors.As(err, &failed) || !failed.Timeout()) {
+			return true
+		}
+	}
+	return false
+}
+
+// peek returns how many bytes can be read without waiting, up to one; 0 after the end.
+func peek(conn net.Conn) (n int, err error) {
+	control, ok := conn.(*net.TCPConn)
+	if !ok {
+		return 0, errors.New("it is not a TCP connection")
+	}
+	raw, err := control.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	err2 := raw.Control(func(fd uintptr) {
+		n, _, err = unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	})
+	return n, errors.Join(err2, err)
+}
+
 // connect connects, unless there is a connection that the server has not closed.
 func (s *syslog) connect(ctx context.Context) error {
-	if s.conn != nil && s.network == "tcp" {
-		_ = s.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
-		var timeout net.Error
-		if _, err := s.conn.Read(make([]byte, 1)); err != nil && (!errors.As(err, &timeout) || !timeout.Timeout()) {
-			_ = s.conn.Close()
-			s.conn = nil
-		}
+	if s.conn != nil && s.network == "tcp" && closed(s.conn) {
+		_ = s.conn.Close()
+		s.conn = nil
 	}
 	if s.conn != nil {
 		return nil
