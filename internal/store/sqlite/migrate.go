@@ -1,0 +1,140 @@
+package sqlite
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// A migration is the SQL that makes a version of the schema from the one before. Migrations go forward only: the first
+// makes version 1 of an empty database.
+type migration string
+
+//go:embed migrations/*.sql
+var files embed.FS
+
+// embedded returns the migrations of this program.
+func embedded() (all []migration) {
+	for version := 1; ; version++ {
+		text, err := files.ReadFile(fmt.Sprintf("migrations/%d.sql", version))
+		if errors.Is(err, fs.ErrNotExist) {
+			return all
+		}
+		if err != nil {
+			panic(err) // they are in the program
+		}
+		all = append(all, migration(text))
+	}
+}
+
+// migrate brings the schema to the newest version, each step in one transaction, after a backup.
+func (s *Store) migrate(ctx context.Context, migrations []migration) error {
+	var version int
+	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
+		return s.explain("open", err)
+	}
+	if version > len(migrations) {
+		return failure.New(failure.Unsupported, "the database %s is of version %d, and this program knows %d", s.path,
+			version, len(migrations)).WithHint("use the program that wrote it, or a newer one")
+	}
+	if version > 0 && version < len(migrations) {
+		backup := fmt.Sprintf("%s.version-%d.%s", s.path, version, time.Now().UTC().Format("20060102T150405Z"))
+		if err := s.backup(ctx, backup); err != nil {
+			return err
+		}
+	}
+	for ; version < len(migrations); version++ {
+		if err := s.step(ctx, version+1, migrations[version]); err != nil {
+			return s.explain(fmt.Sprintf("migrate to version %d", version+1), err)
+		}
+	}
+	return nil
+}
+
+func (s *Store) step(ctx context.Context, version int, m migration) error {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }()
+	if _, err := tx.ExecContext(ctx, string(m)); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", version)); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// Backup writes a consistent copy to a new file, while the database is used.
+func (s *Store) Backup(ctx context.Context, path string) error { return s.backup(ctx, path) }
+
+func (s *Store) backup(ctx context.Context, path string) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return failure.New(failure.FileKind(err), "cannot write the backup: %w", err).
+			WithHint("name a file that does not exist yet, in a folder that the broker may write to")
+	}
+	defer file.Close()
+	db, err := database(s.path) // of its own: it reads for long, and writes a file
+	if err != nil {
+		return s.explain("back up", err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
+		_ = os.Remove(path)
+		return s.explain("back up", err)
+	}
+	if err := file.Sync(); err != nil {
+		return failure.New(failure.Unavailable, "cannot write the backup: %w", err).WithHint("see the disk of the backup")
+	}
+	return nil
+}
+
+// Restore makes a database of a backup: of a file that Backup wrote. It fails with Conflict if there is a database, and
+// with Internal for a backup that is damaged.
+func Restore(ctx context.Context, backup, path string) error {
+	if _, err := os.Lstat(path); err == nil {
+		return failure.New(failure.Conflict, "cannot restore the database: %s exists", path).
+			WithHint("stop the broker, and move the database away with its files -wal and -shm")
+	}
+	source := &Store{path: backup}
+	db, err := database(backup, "query_only(1)")
+	if err != nil {
+		return source.explain("read", err)
+	}
+	defer db.Close()
+	var verdict string
+	if err := db.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&verdict); err != nil {
+		return source.explain("read", err)
+	}
+	var version int
+	var count, size int64
+	err = db.QueryRowContext(ctx, "SELECT count(*), coalesce(max(idx) + 1, 0) FROM entries").Scan(&count, &size)
+	if err == nil {
+		err = db.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version)
+	}
+	switch {
+	case err != nil:
+		return source.explain("read", err)
+	case verdict != "ok" || count != size || count == 0:
+		return failure.New(failure.Internal, "the backup %s is damaged: %s, %d of %d entries", backup, verdict, count, size).
+			WithHint("use another backup")
+	case version > len(embedded()):
+		return failure.New(failure.Unsupported, "the backup %s is of version %d, and this program knows %d", backup, version,
+			len(embedded())).WithHint("use the program that wrote it, or a newer one")
+	}
+	held, err := lock(path)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	copied := &Store{path: backup}
+	return copied.backup(ctx, path)
+}

@@ -1,0 +1,101 @@
+package sqlite
+
+import (
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"errors"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/store"
+)
+
+// statements are those of Commit.
+type statements struct{ size, entry, tile, request, document, snapshot, forget, meta *sql.Stmt }
+
+func prepare(ctx context.Context, db *sql.DB) (s statements, err error) {
+	for text, into := range map[string]**sql.Stmt{
+		"SELECT coalesce(max(idx) + 1, 0) FROM entries":                                         &s.size,
+		"INSERT INTO entries VALUES (?, ?)":                                                     &s.entry,
+		"INSERT INTO tiles VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET hashes = excluded.hashes": &s.tile,
+		`INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET changed = excluded.changed,
+			state = excluded.state, rule = excluded.rule, body = excluded.body, signature = excluded.signature`: &s.request,
+		"INSERT INTO documents VALUES (?, ?) ON CONFLICT DO NOTHING":                          &s.document,
+		"INSERT INTO snapshots VALUES (?, ?)":                                                 &s.snapshot,
+		"DELETE FROM snapshots WHERE size < (SELECT max(size) FROM snapshots WHERE size < ?)": &s.forget,
+		"INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value":     &s.meta,
+	} {
+		if *into, err = db.PrepareContext(ctx, text); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// checkpointName is that of the checkpoint in meta.
+const checkpointName = "checkpoint"
+
+// Commit makes a batch durable, all of it or nothing.
+func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
+	tx, err := s.write.BeginTx(ctx, nil)
+	if err != nil {
+		return s.explain("write to", err)
+	}
+	defer func() { _ = tx.Rollback() }()
+	if err := s.fill(ctx, tx, b); err != nil {
+		return s.explain("write to", err)
+	}
+	if err := tx.Commit(); err != nil {
+		var size int64
+		// SQLite has undone what it could not write. Only what it cannot tell is unknown.
+		if again := s.write.QueryRowContext(context.WithoutCancel(ctx), "SELECT coalesce(max(idx) + 1, 0) FROM entries").
+			Scan(&size); again != nil || size != b.First {
+			err = errors.Join(store.ErrUnknown, err)
+		}
+		return s.explain("write to", err)
+	}
+	return nil
+}
+
+// fill writes a batch in a transaction.
+func (s *Store) fill(ctx context.Context, tx *sql.Tx, b *store.Batch) (err error) {
+	put := func(statement *sql.Stmt, args ...any) {
+		if err == nil {
+			_, err = tx.StmtContext(ctx, statement).ExecContext(ctx, args...)
+		}
+	}
+	var size int64
+	if err := tx.StmtContext(ctx, s.put.size).QueryRowContext(ctx).Scan(&size); err != nil {
+		return err
+	}
+	if size != b.First {
+		return failure.New(failure.Conflict, "the log has %d entries, not %d", size, b.First).
+			WithHint("is another broker writing to the database?")
+	}
+	for i, entry := range b.Entries {
+		put(s.put.entry, b.First+int64(i), entry)
+	}
+	for _, t := range b.Tiles {
+		put(s.put.tile, t.Level, t.Index, t.Hashes)
+	}
+	for i := range b.Requests {
+		r := &b.Requests[i]
+		put(s.put.request, r.ID, r.Created.UnixMilli(), r.Changed.UnixMilli(), r.Key, r.State, r.Requester, r.Rule, r.Digest,
+			r.Repository, r.Body, r.Signature)
+	}
+	for _, data := range b.Documents {
+		hash := sha256.Sum256(data)
+		put(s.put.document, hash[:], data)
+	}
+	if b.Snapshot != nil {
+		put(s.put.snapshot, b.Snapshot.Size, b.Snapshot.Data)
+		put(s.put.forget, b.Snapshot.Size)
+	}
+	if b.Checkpoint != nil {
+		put(s.put.meta, checkpointName, b.Checkpoint)
+	}
+	for name, value := range b.Meta {
+		put(s.put.meta, name, value)
+	}
+	return err
+}

@@ -1,0 +1,97 @@
+// Package store is the port to what keeps a broker's data: the entries of its log, and rows for lists that decide
+// nothing. Its engines are below it, and storetest tests each of them in the same way.
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// ErrUnknown is in the chain of the failure of a Commit of which nobody knows whether it is durable. The caller reads
+// the store again.
+var ErrUnknown = errors.New("nobody knows whether the transaction is durable")
+
+// Batch is what a transaction writes.
+type Batch struct {
+	First      int64     // index of the first entry: the number of entries before
+	Entries    [][]byte  // of the log
+	Tiles      []Tile    // that the entries change
+	Checkpoint []byte    // the newest one, a signed note; nil leaves the old one
+	Snapshot   *Snapshot // all older ones but one are deleted
+	Requests   []Request // replace those with the same ID
+	Documents  [][]byte  // kept by their SHA-256
+	Meta       map[string][]byte
+}
+
+// Tile is a tile of the log's tree (C2SP tlog-tiles): hashes of 32 bytes, of a whole tile or of what there is of it.
+type Tile struct {
+	Level  int
+	Index  int64
+	Hashes []byte
+}
+
+// Snapshot is what the first entries of the log add up to.
+type Snapshot struct {
+	Size int64 // number of entries
+	Data []byte
+}
+
+// Request is the row of a request. It decides nothing.
+type Request struct {
+	ID         string // later ones are greater
+	Created    time.Time
+	Changed    time.Time
+	Key        string
+	State      string
+	Requester  string // pseudonym
+	Rule       string
+	Digest     string
+	Repository string
+	Body       []byte // JSON
+	Signature  []byte
+}
+
+// Query says which requests are listed. An empty field does not count.
+type Query struct {
+	Before    string // ID: older ones alone
+	Limit     int    // 1 to MaxLimit
+	Key       string
+	State     string
+	Requester string
+}
+
+// MaxLimit is the largest number of requests on a page.
+const MaxLimit = 1000
+
+// Store keeps the data of one broker. It is safe for concurrent use. A failure is Unavailable when the engine may work
+// again later.
+type Store interface {
+	// Size returns the number of entries.
+	Size(ctx context.Context) (int64, error)
+	// Commit makes a batch durable, all of it or nothing. It fails with Conflict unless First is the number of entries,
+	// and with ErrUnknown when nobody knows what is durable.
+	Commit(ctx context.Context, b *Batch) error
+	// Entries calls each with the entries from first to end, without end, in their order. It ends with the error of each.
+	Entries(ctx context.Context, first, end int64, each func(index int64, entry []byte) error) error
+	// Tile returns what there is of a tile. It fails with NotFound.
+	Tile(ctx context.Context, level int, index int64) ([]byte, error)
+	// Checkpoint returns the newest checkpoint, or nil.
+	Checkpoint(ctx context.Context) ([]byte, error)
+	// Snapshot returns the newest snapshot, or nil.
+	Snapshot(ctx context.Context) (*Snapshot, error)
+	// Request returns a request. It fails with NotFound.
+	Request(ctx context.Context, id string) (*Request, error)
+	// Requests lists requests, newest first.
+	Requests(ctx context.Context, q Query) ([]Request, error)
+	// Document returns the document with a SHA-256. It fails with NotFound.
+	Document(ctx context.Context, sha256 [32]byte) ([]byte, error)
+	// Secret returns 32 random bytes that were made with the store.
+	Secret(ctx context.Context) ([]byte, error)
+	// Meta returns a value of Batch.Meta, or nil.
+	Meta(ctx context.Context, name string) ([]byte, error)
+	// Backup writes a consistent copy to a new file, while the store is used.
+	Backup(ctx context.Context, path string) error
+	// Close ends all calls.
+	Close() error
+}
