@@ -1,0 +1,173 @@
+// Package repository verifies that a manifest is in the repository that a caller names, by fetching it there.
+//
+// No signature of Notation names a repository, so a policy that limits a key to a repository would otherwise rest on
+// the caller's word. The caller chooses the name and whoever can push chooses the content: the broker connects to
+// listed hosts alone, and everything it reads is bounded.
+package repository
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"mime"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	oras "oras.land/oras-go/v2/registry"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/scope"
+)
+
+// Registries are the registries of a configuration. It is safe for concurrent use.
+type Registries struct {
+	byName map[string]*registry
+	flights
+}
+
+// New returns the registries of a configuration. The error joins every mistake.
+func New(c Config) (*Registries, error) {
+	registries, mistakes := c.read()
+	if len(mistakes) > 0 {
+		return nil, errors.Join(mistakes...)
+	}
+	return &Registries{byName: registries, flights: newFlights()}, nil
+}
+
+const (
+	timeout       = 30 * time.Second // of one check, waiting included
+	maxName       = 255              // bytes of the name of a repository
+	maxMediaType  = 255              // bytes, as in RFC 6838
+	namingExample = "registry.example.com/team/app"
+)
+
+// Name returns the normal form of a repository's name, REGISTRY/PATH, which policies compare. It fails for names with a
+// tag or a digest, and for names without a registry.
+func Name(repository string) (string, error) {
+	const hint = "name the repository with its registry and without tag and digest, such as " + namingExample
+	if len(repository) > maxName {
+		return "", failure.New(failure.Invalid, "the repository's name has %d bytes, more than %d", len(repository), maxName).
+			WithHint(hint)
+	}
+	_, path, _ := strings.Cut(repository, "/")
+	if strings.ContainsAny(path, ":@") {
+		return "", failure.New(failure.Invalid, "the repository %q has a tag or a digest", repository).WithHint(hint)
+	}
+	if path != strings.ToLower(path) {
+		return "", failure.New(failure.Invalid, "the path of the repository %q has upper-case letters", repository).
+			WithHint("write the path as the registry does, in lower case")
+	}
+	name, err := scope.Canonical(repository)
+	if err != nil {
+		return "", failure.New(failure.Invalid, "invalid repository name: %w", err).WithHint(hint)
+	}
+	_, path, _ = strings.Cut(name, "/")
+	if err := (oras.Reference{Repository: path}).ValidateRepository(); err != nil {
+		return "", failure.New(failure.Invalid, "%q is not the name of a repository", repository).WithHint(hint)
+	}
+	return name, nil
+}
+
+// artifact is what is looked for.
+type artifact struct {
+	repository string // in normal form
+	digest     digest.Digest
+	mediaType  string
+	size       int64
+}
+
+// Check fetches the manifest with this digest in a repository, and returns what it claims. It fails unless the manifest
+// is there with this media type and size in bytes: with Denied if it is not, or if the repository's registry is not
+// listed; with Unavailable, Throttled or Timeout if the registry gives no answer. A success is remembered for some
+// minutes; simultaneous checks of the same manifest are one.
+func (r *Registries) Check(ctx context.Context, repository, sum, mediaType string, size int64) (*Claims, error) {
+	name, err := Name(repository)
+	if err != nil {
+		return nil, err
+	}
+	a := artifact{name, digest.Digest(sum), mediaType, size}
+	if err := a.check(); err != nil {
+		return nil, err
+	}
+	host, _, _ := strings.Cut(name, "/")
+	registry := r.byName[host]
+	if registry == nil {
+		return nil, failure.New(failure.Denied, "cannot check repository %s: the registry %s is not listed", name, host).
+			WithHint("list the registry under registries in the broker's config file")
+	}
+	return r.do(ctx, a, func(ctx context.Context) (*Claims, error) { return registry.check(ctx, a) })
+}
+
+// check verifies that the artifact can be a manifest.
+func (a artifact) check() error {
+	refuse := func(format string, args ...any) error {
+		return failure.New(failure.Invalid, "cannot check repository %s: %s", a.repository, fmt.Sprintf(format, args...)).
+			WithHint("name the repository only when the artifact is a manifest in a registry")
+	}
+	if err := a.digest.Validate(); err != nil {
+		return refuse("%.100q is not a digest", a.digest)
+	}
+	if parsed, parameters, err := mime.ParseMediaType(a.mediaType); err != nil || parsed != a.mediaType ||
+		len(parameters) > 0 || len(parsed) > maxMediaType {
+		return refuse("%.100q is not a media type", a.mediaType)
+	}
+	if a.size <= 0 || a.size > maxManifest {
+		return refuse("a manifest has 1 to %d bytes, not %d", maxManifest, a.size)
+	}
+	return nil
+}
+
+// check is Check without the cache.
+func (r *registry) check(ctx context.Context, a artifact) (*Claims, error) {
+	select {
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
+	case <-ctx.Done():
+		return nil, failure.New(failure.Throttled, "registry %s: %d checks are under way", r.name, maxChecks).
+			WithHint("try again later")
+	}
+	_, path, _ := strings.Cut(a.repository, "/")
+	s := session{registry: r, client: r.client(), repository: a.repository, path: path}
+	data, err := s.fetch(ctx, manifests, a.mediaType, a.digest, a.size)
+	if errors.Is(err, errAbsent) {
+		return nil, failure.New(failure.Denied, "the repository %s has no manifest %s", a.repository, a.digest).
+			WithHint("push the image to the repository before it is signed")
+	}
+	if err != nil {
+		return nil, s.explain(ctx, a.digest, err)
+	}
+	claims, err := s.claims(ctx, a, data)
+	if err != nil {
+		return nil, s.explain(ctx, a.digest, err)
+	}
+	return claims, nil
+}
+
+// explain returns the failure for an error of fetching a manifest or what belongs to it.
+func (s *session) explain(ctx context.Context, sum digest.Digest, err error) error {
+	var refused *refusal
+	var status statusError
+	var bad *contentError
+	var own *failure.Error
+	kind, cause, hint := failure.Unavailable, innermost(err), "check that the registry can be reached from the broker"
+	switch {
+	case errors.As(err, &refused):
+		kind, cause, hint = failure.Denied, refused, refused.hint
+	case errors.As(err, &bad):
+		kind, cause, hint = failure.Denied, bad, "compare the image in the repository with the one to be signed"
+	case errors.As(err, &own): // of the credentials file
+		kind, cause, hint = own.Kind, own, own.Hint
+	case errors.As(err, &status):
+		cause = status
+		switch {
+		case status == 401 || status == 403:
+			kind, hint = failure.Denied, "check the repository's name, and credentials of "+s.registry.name
+		case status == 429:
+			kind, hint = failure.Throttled, "try again later"
+		}
+	case ctx.Err() != nil:
+		kind, cause, hint = failure.Timeout, fmt.Errorf("no answer within %s", timeout), "try again later"
+	}
+	return failure.New(kind, "cannot fetch manifest %s from repository %s: %w", sum, s.repository, cause).WithHint(hint)
+}
