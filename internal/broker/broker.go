@@ -1,0 +1,179 @@
+// Package broker decides what the keys of a team sign, and for whom. It is one state machine over an append-only log:
+// every fact that decides is an entry of the log, and the state in memory is what the entries add up to. The store
+// keeps the entries, and rows for lists that decide nothing.
+//
+// One goroutine, the sequencer, takes all decisions, and makes those of a batch durable in one transaction before any
+// of them is answered. So an intent to sign is durable before a module signs, and no use is counted twice.
+package broker
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
+	"github.com/notation-hsm/notation-hsm/internal/repository"
+	"github.com/notation-hsm/notation-hsm/internal/store"
+	"github.com/notation-hsm/notation-hsm/internal/translog"
+)
+
+// Options are the parts that a broker works with.
+type Options struct {
+	Store store.Store
+	// Policy and Config are the files' contents as they are now: a proposal, unless the log is empty. Config is the part
+	// of the config file that decides: keys, modules, callers, administrators, registries.
+	Policy, Config []byte
+	Keys           Keys
+	Log            Log
+	Limits         identity.Limits
+	// Check fails unless a repository has an artifact. It fills in what the registry knows of it.
+	Check func(ctx context.Context, name, digest, mediaType string, size int64) (*repository.Claims, error)
+	Clock Clock
+	// Registerer gets the broker's metrics; nil for none.
+	Registerer prometheus.Registerer
+}
+
+// Keys use the keys of modules by their names in the policy.
+type Keys interface {
+	// Describe returns the public half of a key and its chain, leaf first.
+	Describe(ctx context.Context, key string) (crypto.PublicKey, []*x509.Certificate, error)
+	// Sign signs bytes and verifies the signature.
+	Sign(ctx context.Context, key string, data []byte, algorithm string) ([]byte, error)
+}
+
+// Log says how the log is signed.
+type Log struct {
+	Origin string
+	// Public is the public half of the log's key, which signs nothing else.
+	Public crypto.PublicKey
+	// Sign signs a checkpoint as a note.
+	Sign func(ctx context.Context, checkpoint translog.Checkpoint) ([]byte, error)
+	// File keeps the newest checkpoint outside of the store.
+	File string
+	// MaxUnpublished and MaxUnpublishedEntries bound how far the log may be ahead of its newest checkpoint.
+	MaxUnpublished        time.Duration
+	MaxUnpublishedEntries int64
+}
+
+// Broker is a broker that runs.
+type Broker struct {
+	options Options
+	secret  []byte // for pseudonyms
+	clock   *watch
+
+	jobs    chan *job
+	urgent  chan struct{} // has the publisher publish now
+	quit    chan struct{} // closed to end the sequencer
+	ended   chan struct{} // closed when it has ended
+	running context.Context
+	stop    context.CancelFunc
+	group   sync.WaitGroup
+	flying  flying
+
+	inForce   atomic.Pointer[inForce]   // what the sequencer decides by
+	readOnly  atomic.Pointer[string]    // why nothing is signed; nil if it is
+	sealed    atomic.Bool               // nothing is added to the log either, but a new epoch
+	published atomic.Pointer[published] // the newest checkpoint
+	durable   atomic.Int64              // entries in the store
+	ahead     atomic.Int64              // time since boot when the log got ahead of its newest checkpoint
+	blocked   atomic.Pointer[map[string]time.Time]
+
+	waiters waiters
+	metrics *metrics
+
+	// Of the sequencer alone.
+	state   *state
+	tree    *translog.Tree
+	snapped int64                     // size of the log at the last snapshot
+	rows    map[string]*store.Request // of requests that are being signed
+
+	snapshotEvery int64 // snapshotEntries, or less in tests
+}
+
+// inForce is a policy that counts.
+type inForce struct {
+	policy *policy.Policy
+	digest string // sha256:HEX
+	since  time.Time
+	index  int64
+}
+
+// Open starts a broker. The caller closes it.
+func Open(ctx context.Context, o Options) (*Broker, error) {
+	secret, err := o.Store.Secret(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b := &Broker{options: o, rows: map[string]*store.Request{}, secret: secret, clock: newWatch(o.Clock), jobs: make(chan *job, 1024),
+		urgent: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}), metrics: newMetrics(o.Registerer), snapshotEvery: snapshotEntries}
+	b.ahead.Store(int64(b.clock.clock.Boot()))
+	b.running, b.stop = context.WithCancel(context.Background())
+	if err := b.start(ctx); err != nil {
+		b.stop()
+		return nil, err
+	}
+	b.group.Go(b.publish)
+	go func() {
+		defer close(b.ended)
+		b.sequence()
+	}()
+	return b, nil
+}
+
+// Close lets signatures in flight end, publishes a last checkpoint, and stops. It does not close the store.
+func (b *Broker) Close() error {
+	b.stop()
+	b.group.Wait()
+	b.flying.end()
+	ctx, cancel := context.WithTimeout(context.Background(), lastPublication)
+	defer cancel()
+	err := b.publishNow(ctx)
+	if err != nil {
+		slog.Warn("cannot publish the last entries of the log", "error", err)
+	}
+	close(b.quit)
+	<-b.ended
+	return err
+}
+
+// flying are the signatures in flight.
+type flying struct {
+	mu    sync.Mutex
+	ended bool
+	count sync.WaitGroup
+}
+
+// begin adds one, until leave. It fails when the broker stops.
+func (f *flying) begin() (leave func(), err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ended {
+		return nil, errStopping()
+	}
+	f.count.Add(1)
+	return f.count.Done, nil
+}
+
+// end lets none begin, and waits for those that have begun.
+func (f *flying) end() {
+	f.mu.Lock()
+	f.ended = true
+	f.mu.Unlock()
+	f.count.Wait()
+}
+
+// lastPublication is how long the end of a broker waits for the log's key.
+const lastPublication = 10 * time.Second
+
+// errStopping is the failure of a request to a broker that ends.
+func errStopping() error {
+	return failure.New(failure.Unavailable, "the broker is stopping").WithHint("try again")
+}

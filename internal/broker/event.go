@@ -1,0 +1,122 @@
+package broker
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Types of events.
+const (
+	opened     = "open/v1"      // the first entry: policy and config that are in force from the start
+	policySet  = "policy/v1"    // a policy is in force
+	configSet  = "config/v1"    // a config is in force
+	requested  = "request/v1"   // a request was made: it is a grant, or waits for people or a time
+	intended   = "intent/v1"    // a module is about to sign
+	signed     = "signed/v1"    // it has signed
+	failed     = "failed/v1"    // it has not signed
+	lost       = "lost/v1"      // nobody knows whether it has signed
+	ended      = "ended/v1"     // a request has ended without a signature: its state says how
+	blocked    = "blocked/v1"   // a key signs nothing
+	unblocked  = "unblocked/v1" // it signs again
+	snapshot   = "snapshot/v1"  // the state after the entries before, by its SHA-256
+	voided     = "void/v1"      // an entry that counts for nothing, by its index
+	epochBegun = "epoch/v1"     // the log begins anew after entries were lost
+)
+
+// Event is an entry of the log: canonical JSON (RFC 8785) of one fact. Its fields are in the order of their names, which
+// are those of the encoding. People and callers are in it by pseudonyms.
+type Event struct {
+	Caller     string   `json:"caller,omitempty"`     // pseudonym of issuer and subject
+	Config     string   `json:"config,omitempty"`     // sha256:HEX
+	Digest     string   `json:"digest,omitempty"`     // of the artifact
+	Epoch      int64    `json:"epoch,omitempty"`      // of the log
+	Format     string   `json:"format,omitempty"`     // of the payload
+	Index      int64    `json:"index,omitempty"`      // of another entry
+	Key        string   `json:"key,omitempty"`        // its name in the policy
+	Leaf       string   `json:"leaf,omitempty"`       // sha256:HEX of its certificate in DER
+	NotAfter   int64    `json:"not_after,omitempty"`  // Unix time
+	NotBefore  int64    `json:"not_before,omitempty"` // Unix time
+	Origin     string   `json:"origin,omitempty"`     // of the log
+	Payload    string   `json:"payload,omitempty"`    // sha256:HEX of the bytes that are signed
+	Policy     string   `json:"policy,omitempty"`     // sha256:HEX
+	Reason     string   `json:"reason,omitempty"`     // kind of a failure
+	Repository string   `json:"repository,omitempty"` // that was checked
+	Request    string   `json:"request,omitempty"`    // ID
+	Requester  string   `json:"requester,omitempty"`  // pseudonym of issuer and of the claims in same
+	Retry      bool     `json:"retry,omitempty"`      // another signature of the same use
+	Rule       string   `json:"rule,omitempty"`       // name
+	RuleDigest string   `json:"rule_digest,omitempty"`
+	Same       []string `json:"same,omitempty"`      // claims of the requester
+	Signature  string   `json:"signature,omitempty"` // sha256:HEX
+	Snapshot   string   `json:"snapshot,omitempty"`  // sha256:HEX
+	State      string   `json:"state,omitempty"`     // of the request
+	Statement  string   `json:"statement,omitempty"` // sha256:HEX of what is agreed to
+	Time       string   `json:"time"`                // RFC 3339, in UTC, with milliseconds
+	Token      string   `json:"token,omitempty"`     // sha256:HEX of a token that was used
+	TokenEnds  int64    `json:"token_ends,omitempty"`
+	Type       string   `json:"type"`
+	What       string   `json:"what,omitempty"` // of a request that is none for a signature: policy, config, block, unblock, epoch
+}
+
+// permits reports whether an event allows what was not allowed before it. Such an event counts once a signed checkpoint
+// covers it.
+func (e *Event) permits() bool {
+	switch e.Type {
+	case policySet, configSet, requested, unblocked, epochBegun:
+		return true
+	}
+	return false
+}
+
+// maxEvent is the length of the longest entry, in bytes.
+const maxEvent = 16 << 10
+
+// encode returns the entry of an event.
+func (e *Event) encode() ([]byte, error) {
+	var buffer bytes.Buffer
+	encoder := json.NewEncoder(&buffer)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(e); err != nil {
+		return nil, err
+	}
+	data := bytes.TrimSuffix(buffer.Bytes(), []byte("\n"))
+	// Go escapes these two characters, which RFC 8785 does not.
+	if len(data) > maxEvent || bytes.Contains(data, []byte(`\u2028`)) || bytes.Contains(data, []byte(`\u2029`)) {
+		return nil, failure.New(failure.Invalid, "cannot log the request: it is too long, or has a line separator").
+			WithHint("use shorter names, of printable characters")
+	}
+	return data, nil
+}
+
+// decodeEvent reads an entry.
+func decodeEvent(entry []byte) (*Event, error) {
+	if len(entry) > maxEvent {
+		return nil, errors.New("the entry is too long")
+	}
+	decoder := json.NewDecoder(bytes.NewReader(entry))
+	decoder.DisallowUnknownFields()
+	e := &Event{}
+	if err := decoder.Decode(e); err != nil {
+		return nil, err
+	}
+	if _, err := time.Parse(eventTime, e.Time); err != nil {
+		return nil, err
+	}
+	if again, err := e.encode(); err != nil || !bytes.Equal(again, entry) {
+		return nil, errors.New("the entry is not in its canonical form")
+	}
+	return e, nil
+}
+
+// eventTime is the layout of times in events.
+const eventTime = "2006-01-02T15:04:05.000Z"
+
+// at returns the time of an event. decodeEvent has checked it.
+func (e *Event) at() time.Time {
+	at, _ := time.Parse(eventTime, e.Time)
+	return at
+}

@@ -1,0 +1,64 @@
+package broker
+
+import "time"
+
+// window counts uses by the time when they happened: in seconds for an hour, and in steps of a quarter of an hour for
+// the longest period of a limit. A use counts until the step that has it is over for a whole period, so no limit is
+// ever exceeded.
+type window struct {
+	Seconds  []count `json:"seconds,omitempty"`
+	Quarters []count `json:"quarters,omitempty"`
+}
+
+// count is a number of uses in the step that begins at a time.
+type count struct {
+	At int64 `json:"at"` // Unix time
+	N  int64 `json:"n"`
+}
+
+const (
+	hour      = 3600
+	quarter   = 900
+	maxPeriod = 31 * 24 * hour
+)
+
+// add counts a use.
+func (w *window) add(at time.Time) {
+	now := at.Unix()
+	w.Seconds = addCount(w.Seconds, now, now-hour)
+	w.Quarters = addCount(w.Quarters, now-now%quarter, now-maxPeriod-quarter)
+}
+
+func addCount(counts []count, at, oldest int64) []count {
+	first := 0
+	for first < len(counts) && counts[first].At < oldest {
+		first++
+	}
+	counts = counts[first:]
+	if n := len(counts); n > 0 && counts[n-1].At >= at { // a clock that went back counts as standing still
+		counts[n-1].N++
+		return counts
+	}
+	return append(counts, count{at, 1})
+}
+
+// within returns how many uses there were in the period before a time.
+func (w *window) within(now time.Time, period time.Duration) (n int64) {
+	if w == nil {
+		return 0
+	}
+	counts, step := w.Seconds, int64(1)
+	if period > hour*time.Second {
+		counts, step = w.Quarters, quarter
+	}
+	oldest := now.Unix() - int64(period/time.Second)
+	for i := len(counts) - 1; i >= 0 && counts[i].At+step > oldest; i-- {
+		n += counts[i].N
+	}
+	return n
+}
+
+// idle reports whether no use counts any more.
+func (w *window) idle(now time.Time) bool {
+	return len(w.Quarters) == 0 || w.Quarters[len(w.Quarters)-1].At < now.Unix()-maxPeriod-quarter
+}
