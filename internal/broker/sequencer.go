@@ -1,0 +1,184 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/store"
+)
+
+// maxBatch is the largest number of decisions that are made durable together.
+const maxBatch = 256
+
+// job is a decision that waits for the sequencer.
+type job struct {
+	ctx    context.Context
+	decide func(*decision) error
+	done   chan error
+}
+
+// decision is what a job may do: look at the state, and add events, which are applied to it at once. A job checks all
+// that can fail before it adds its first event.
+type decision struct {
+	*state
+	b     *Broker
+	now   time.Time
+	batch *store.Batch
+	names []string // of the requests that it changes
+}
+
+// do has the sequencer take a decision, and returns once it is durable.
+func (b *Broker) do(ctx context.Context, decide func(*decision) error) error {
+	j := &job{ctx: ctx, decide: decide, done: make(chan error, 1)}
+	if b.running.Err() != nil && ctx.Value(finishing{}) == nil {
+		return errStopping()
+	}
+	select {
+	case b.jobs <- j:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-b.quit:
+		return errStopping()
+	}
+	select { // the sequencer answers as soon as the store does
+	case err := <-j.done:
+		return err
+	case <-b.ended:
+		return errStopping()
+	}
+}
+
+// finishing marks the context of a job of a request that has begun: it is done even when the broker stops.
+type finishing struct{}
+
+// sequence takes decisions until the broker ends.
+func (b *Broker) sequence() {
+	for {
+		var batch []*job
+		select {
+		case first := <-b.jobs:
+			batch = append(batch, first)
+		case <-b.quit:
+			return
+		}
+		for more := true; more && len(batch) < maxBatch; {
+			select {
+			case next := <-b.jobs:
+				batch = append(batch, next)
+			default:
+				more = false
+			}
+		}
+		b.commit(batch)
+	}
+}
+
+// commit takes the decisions of a batch, makes them durable, and answers.
+func (b *Broker) commit(jobs []*job) {
+	batch := &store.Batch{First: b.state.Size}
+	now := b.clock.now(b.state.Last)
+	errs := make([]error, len(jobs))
+	var names []string
+	for i, j := range jobs {
+		if errs[i] = context.Cause(j.ctx); errs[i] != nil && j.ctx.Value(finishing{}) == nil {
+			continue
+		}
+		d := &decision{state: b.state, b: b, now: now, batch: batch}
+		errs[i] = j.decide(d)
+		names = append(names, d.names...)
+	}
+	err := b.save(batch)
+	if err == nil {
+		b.adopt()
+	}
+	for i, j := range jobs {
+		if errs[i] == nil {
+			errs[i] = err
+		}
+		j.done <- errs[i]
+	}
+	b.waiters.wake(names)
+}
+
+// save commits a batch. When that fails, the state is read from the store again: it must be what is durable.
+func (b *Broker) save(batch *store.Batch) error {
+	if len(batch.Entries) == 0 && batch.Checkpoint == nil && len(batch.Requests) == 0 {
+		return nil
+	}
+	b.snapshot(batch)
+	grown, changed := b.tree.Append(batch.Entries)
+	for _, t := range changed {
+		batch.Tiles = append(batch.Tiles, store.Tile{Level: t.Level, Index: t.Index, Hashes: t.Hashes})
+	}
+	began := time.Now()
+	err := b.options.Store.Commit(context.Background(), batch)
+	b.metrics.commit.Observe(time.Since(began).Seconds())
+	b.metrics.batch.Observe(float64(len(batch.Entries)))
+	if err == nil {
+		if newest := b.published.Load(); newest == nil || newest.Size >= batch.First {
+			b.ahead.Store(int64(b.clock.clock.Boot()))
+		}
+		b.tree = grown
+		b.durable.Store(b.state.Size)
+		return nil
+	}
+	slog.Error("cannot write to the store", "error", err)
+	clear(b.rows)
+	want := batch.First + int64(len(batch.Entries))
+	for {
+		again := b.reload(context.Background())
+		if again == nil {
+			break
+		}
+		slog.Error("cannot read the store again", "error", again)
+		// Nothing can be decided without the state, so every request waits here, or fails by its own deadline.
+		select {
+		case <-time.After(reloadPause):
+		case <-b.running.Done():
+			return err
+		}
+	}
+	if errors.Is(err, store.ErrUnknown) && b.state.Size == want {
+		return nil
+	}
+	return err
+}
+
+const reloadPause = 200 * time.Millisecond
+
+// event adds an event to the log, and applies it.
+func (d *decision) event(e Event) error {
+	if d.b.sealed.Load() && e.Type != epochBegun {
+		return failure.New(failure.Unavailable, "nothing is added to the log: %s", *d.b.readOnly.Load()).
+			WithHint("restore the missing entries, or propose a new epoch of the log")
+	}
+	e.Time = d.now.UTC().Format(eventTime)
+	entry, err := e.encode()
+	if err != nil {
+		return err
+	}
+	d.batch.Entries = append(d.batch.Entries, entry)
+	// An event of this process counts before a checkpoint covers it, as nobody else could have added it. Those that
+	// change what is in force wait for one: see adopt.
+	d.apply(&e, true)
+	d.b.metrics.event(&e)
+	if e.Request != "" {
+		d.names = append(d.names, e.Request)
+	}
+	return nil
+}
+
+// document keeps a document by its SHA-256.
+func (d *decision) document(data []byte) { d.batch.Documents = append(d.batch.Documents, data) }
+
+// check fails while nothing may be signed.
+func (d *decision) check() error {
+	if why := d.b.readOnly.Load(); why != nil {
+		return failure.New(failure.Unavailable, "the broker signs nothing: %s", *why).
+			WithHint("see 'hsm-broker check-config' and the page on operating a broker")
+	}
+	return d.b.checkPublished(d.Size)
+}

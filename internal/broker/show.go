@@ -1,0 +1,77 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
+	"github.com/notation-hsm/notation-hsm/internal/translog"
+)
+
+// Policy returns the policy in force.
+func (b *Broker) Policy() *brokerapi.Policy {
+	now := b.inForce.Load()
+	source := now.policy.Source()
+	return &brokerapi.Policy{Policy: string(source), SHA256: now.digest, Since: now.since, Index: now.index}
+}
+
+// Keys returns the keys of the policy in force.
+func (b *Broker) Keys() []*policy.Key { return b.inForce.Load().policy.Keys() }
+
+// Key returns a key of the policy in force, and nil if there is none of this name.
+func (b *Broker) Key(name string) *policy.Key { return b.inForce.Load().policy.Key(name) }
+
+// Blocked reports whether a key is blocked.
+func (b *Broker) Blocked(name string) bool {
+	_, is := (*b.blocked.Load())[name]
+	return is
+}
+
+// Log returns where the log is read.
+func (b *Broker) Log() translog.Source {
+	return translog.Source{Tile: b.tiles, Entries: b.options.Store.Entries,
+		Checkpoint: func(context.Context) ([]byte, error) {
+			newest := b.published.Load()
+			if newest == nil {
+				return nil, nil
+			}
+			return newest.note, nil
+		}}
+}
+
+// Parts returns the state of the broker's own parts.
+func (b *Broker) Parts(ctx context.Context) []brokerapi.Part {
+	parts := []brokerapi.Part{part("store", storeFailure(b.options.Store.Size(ctx))),
+		part("log", b.checkPublished(b.durable.Load())), part("clock", nil), part("signing", nil)}
+	if jump := b.clock.frozen(time.Time{}); jump != 0 {
+		parts[2].Ready, parts[2].Needed = false, false
+		parts[2].Detail = fmt.Sprintf("it has jumped by %s: time locks stay closed", jump)
+	}
+	if why := b.readOnly.Load(); why != nil {
+		parts[3].Ready, parts[3].Detail = false, *why
+	}
+	return parts
+}
+
+func storeFailure(_ int64, err error) error { return err }
+
+// part returns a part that the broker needs, by why it is not ready.
+func part(name string, err error) brokerapi.Part {
+	p := brokerapi.Part{Name: name, Ready: err == nil, Needed: true}
+	if err != nil {
+		p.Detail = failure.From(err).What
+	}
+	return p
+}
+
+// tell keeps what others than the sequencer are told of the state.
+func (b *Broker) tell() {
+	if told := b.blocked.Load(); told == nil || !maps.Equal(*told, b.state.Blocked) {
+		now := maps.Clone(b.state.Blocked)
+		b.blocked.Store(&now)
+	}
+}

@@ -1,0 +1,437 @@
+package broker
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
+	"github.com/notation-hsm/notation-hsm/internal/store"
+	"github.com/notation-hsm/notation-hsm/internal/translog"
+)
+
+// Reasons for which a broker signs nothing.
+const (
+	older     = "its database is older than the checkpoint outside of it"
+	forked    = "its database is not the one of the checkpoint outside of it"
+	noFile    = "the checkpoint outside of the database is missing"
+	newConfig = "the config file is not the one in force: propose it with 'hsm-broker config apply'"
+	badPolicy = "the policy in force cannot be read"
+	maxFile   = 64 << 10 // bytes of a checkpoint
+	entryPage = 4096     // entries that are verified at once
+)
+
+// start reads the state from the store, and says why nothing may be signed if that is so.
+func (b *Broker) start(ctx context.Context) error {
+	size, err := b.options.Store.Size(ctx)
+	if err != nil {
+		return err
+	}
+	if size == 0 {
+		if err := b.begin(); err != nil {
+			return err
+		}
+		size = 1
+	}
+	if size == 1 {
+		if err := b.signFirst(ctx); err != nil {
+			return err
+		}
+	}
+	trusted, why, err := b.trusted(ctx)
+	if err != nil {
+		return err
+	}
+	b.published.Store(trusted)
+	if why != "" {
+		slog.Error("the broker signs nothing", "reason", why)
+		b.readOnly.Store(&why)
+		b.sealed.Store(true)
+	}
+	if err := b.reload(ctx); err != nil {
+		return err
+	}
+	if b.inForce.Load() == nil {
+		return failure.New(failure.Internal, "cannot read the policy in force from the store").
+			WithHint("restore the database from a backup")
+	}
+	if why != "" {
+		return nil
+	}
+	return b.recover()
+}
+
+// begin makes the first entry of the log, with the policy and the config as their files are. A checkpoint outside of the
+// database says that there was a log before.
+func (b *Broker) begin() error {
+	if _, err := os.Stat(b.options.Log.File); err == nil {
+		return failure.New(failure.Conflict, "the database is empty, but %s has a checkpoint of its log", b.options.Log.File).
+			WithHint("restore the database; to begin a new log, move the checkpoint's file away")
+	}
+	if _, err := policy.Parse(b.options.Policy); err != nil {
+		return err
+	}
+	b.state, b.tree = newState(), emptyTree()
+	batch := &store.Batch{Documents: [][]byte{b.options.Policy, b.options.Config}}
+	d := &decision{state: b.state, b: b, now: b.clock.now(time.Time{}), batch: batch}
+	err := d.event(Event{Type: opened, Origin: b.options.Log.Origin, Policy: hashOf(b.options.Policy),
+		Config: hashOf(b.options.Config)})
+	if err != nil {
+		return err
+	}
+	return b.save(batch)
+}
+
+// signFirst signs the checkpoint of a log with one entry, unless there is one.
+func (b *Broker) signFirst(ctx context.Context) error {
+	if _, err := os.Stat(b.options.Log.File); err == nil {
+		return nil
+	}
+	tree, err := translog.NewTree(ctx, 1, b.tiles)
+	if err != nil {
+		return err
+	}
+	note, err := b.options.Log.Sign(ctx, translog.Checkpoint{Origin: b.options.Log.Origin, Size: 1, Root: tree.Root()})
+	if err != nil {
+		return failure.From(err).WithHint("the broker begins its log with a first checkpoint: its key must be within reach")
+	}
+	if err := writeFile(b.options.Log.File, note); err != nil {
+		return err
+	}
+	return b.options.Store.Commit(ctx, &store.Batch{First: 1, Checkpoint: note})
+}
+
+func emptyTree() *translog.Tree {
+	t, err := translog.NewTree(context.Background(), 0, nil)
+	if err != nil {
+		panic(err) // an empty tree reads nothing
+	}
+	return t
+}
+
+// trusted returns the newest checkpoint that verifies, and why nothing may be signed if the database does not have what
+// the file outside of it says. It fails for a database that does not have what its own checkpoint says.
+func (b *Broker) trusted(ctx context.Context) (*published, string, error) {
+	size, err := b.options.Store.Size(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	in, err := b.options.Store.Checkpoint(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	newest := &published{}
+	if in != nil {
+		newest.note = in
+		if newest.Checkpoint, err = b.verify(in); err != nil {
+			return nil, "", errors.Join(errEdited, err)
+		}
+		if root, err := b.rootAt(ctx, newest.Size, size); err != nil || root != newest.Root {
+			return nil, "", errors.Join(errEdited, err)
+		}
+	}
+	data, err := bound.ReadFile(b.options.Log.File, maxFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return newest, noFile, nil
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	out, err := b.verify(data)
+	if err != nil {
+		return nil, "", failure.New(failure.Denied, "cannot verify the checkpoint in %s: %w", b.options.Log.File, err).
+			WithHint("check that log.key and log.origin are those of before")
+	}
+	if out.Size > size {
+		return newest, older, nil
+	}
+	if root, err := b.rootAt(ctx, out.Size, size); err != nil || root != out.Root {
+		return newest, forked, nil //nolint:nilerr // tiles that cannot be read are not those of the checkpoint
+	}
+	if out.Size >= newest.Size {
+		newest = &published{Checkpoint: out, note: data}
+	}
+	return newest, "", nil
+}
+
+// rootAt returns the root of the tree of the first entries of the log.
+func (b *Broker) rootAt(ctx context.Context, entries, size int64) (translog.Hash, error) {
+	if entries > size {
+		return translog.Hash{}, fmt.Errorf("the log has %d entries, and its checkpoint says %d", size, entries)
+	}
+	return translog.RootAt(ctx, b.tiles, entries)
+}
+
+// tiles reads a tile of the log.
+func (b *Broker) tiles(ctx context.Context, level int, index int64) ([]byte, error) {
+	return b.options.Store.Tile(ctx, level, index)
+}
+
+// errEdited is the failure of a database whose entries do not fit its tree.
+var errEdited = failure.New(failure.Conflict, "the database was edited: it does not fit the log's checkpoint").
+	WithHint("restore a backup; the broker does not start with an edited database")
+
+// reload makes the state of what is durable: the newest snapshot that a checkpoint covers, and the entries after it.
+func (b *Broker) reload(ctx context.Context) error {
+	size, err := b.options.Store.Size(ctx)
+	if err != nil {
+		return err
+	}
+	tree, err := translog.NewTree(ctx, size, b.tiles)
+	if err != nil {
+		return err
+	}
+	checkpoint := b.published.Load()
+	s, err := b.restore(ctx, checkpoint)
+	if err != nil {
+		return err
+	}
+	void, err := b.voided(ctx, s.Size, checkpoint.Size)
+	if err != nil {
+		return err
+	}
+	for _, part := range []struct {
+		end  int64
+		root translog.Hash
+	}{{checkpoint.Size, checkpoint.Root}, {size, tree.Root()}} {
+		for s.Size < part.end {
+			err := b.replay(ctx, s, translog.Checkpoint{Size: part.end, Root: part.root}, checkpoint.Size, void)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	b.state, b.tree = s, tree
+	b.durable.Store(size)
+	b.adopt()
+	return nil
+}
+
+// restore returns the state of the newest snapshot whose entry verifies, or an empty one.
+func (b *Broker) restore(ctx context.Context, checkpoint *published) (*state, error) {
+	kept, err := b.options.Store.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if kept == nil || kept.Size >= checkpoint.Size {
+		return newState(), nil
+	}
+	var entry []byte
+	err = b.options.Store.Entries(ctx, kept.Size, kept.Size+1, func(_ int64, data []byte) error {
+		entry = data
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	e, err := decodeEvent(entry)
+	if err != nil || e.Type != snapshot || e.Snapshot != hashOf(kept.Data) {
+		slog.Warn("the snapshot in the database is not the one of the log, and all entries are read instead")
+		return newState(), nil //nolint:nilerr // as it says
+	}
+	proof, err := translog.ProveEntry(ctx, b.tiles, checkpoint.Size, kept.Size)
+	if err == nil {
+		err = translog.CheckEntry(proof, checkpoint.Checkpoint, kept.Size, entry)
+	}
+	if err != nil {
+		return nil, errors.Join(errEdited, err)
+	}
+	s := newState()
+	if err := json.Unmarshal(kept.Data, s); err != nil {
+		return nil, failure.New(failure.Internal, "cannot read the snapshot of the log: %w", err).
+			WithHint("was it written by a newer version?")
+	}
+	s.index()
+	s.Size++ // the entry of the snapshot
+	b.snapped = s.Size
+	return s, nil
+}
+
+// voided returns the indexes of entries that count for nothing, as entries of the signed log say.
+func (b *Broker) voided(ctx context.Context, first, covered int64) (map[int64]bool, error) {
+	void := map[int64]bool{}
+	err := b.options.Store.Entries(ctx, first, covered, func(_ int64, entry []byte) error {
+		if !bytes.Contains(entry, []byte(`"type":"`+voided+`"`)) {
+			return nil
+		}
+		e, err := decodeEvent(entry)
+		if err == nil {
+			void[e.Index] = true
+		}
+		return err
+	})
+	return void, err
+}
+
+// replay applies a page of entries to a state. Each must be in the tree of a checkpoint. What permits something counts
+// only before the end of the signed log, and unless it is void.
+func (b *Broker) replay(ctx context.Context, s *state, in translog.Checkpoint, covered int64,
+	void map[int64]bool) error {
+	first, end := s.Size, min(s.Size+entryPage, in.Size)
+	entries := make([][]byte, 0, end-first)
+	err := b.options.Store.Entries(ctx, first, end, func(index int64, entry []byte) error {
+		if index != first+int64(len(entries)) {
+			return errEdited
+		}
+		entries = append(entries, entry)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if int64(len(entries)) != end-first {
+		return errEdited
+	}
+	if err := translog.CheckEntries(ctx, b.tiles, in, first, entries); err != nil {
+		return errors.Join(errEdited, err)
+	}
+	for i, entry := range entries {
+		index := first + int64(i)
+		e, err := decodeEvent(entry)
+		if err != nil {
+			return failure.New(failure.Internal, "cannot read entry %d of the log: %w", index, err).
+				WithHint("was it written by a newer version?")
+		}
+		if e.permits() && (index >= covered || void[index]) {
+			s.Size++
+			continue
+		}
+		s.apply(e, index < covered)
+	}
+	return nil
+}
+
+// recover ends what was under way when the broker stopped: intents without an outcome are lost, and what would permit
+// something, without a checkpoint, is void.
+func (b *Broker) recover() error {
+	batch := &store.Batch{First: b.state.Size}
+	d := &decision{state: b.state, b: b, now: b.clock.now(b.state.Last), batch: batch}
+	covered := b.published.Load().Size
+	err := b.options.Store.Entries(context.Background(), covered, b.state.Size, func(index int64, entry []byte) error {
+		e, err := decodeEvent(entry)
+		if err != nil || !e.permits() {
+			return err
+		}
+		if err := d.event(Event{Type: voided, Index: index, Request: e.Request}); err != nil {
+			return err
+		}
+		d.finish(e.Request, brokerapi.Expired, "the broker stopped before the log had a signed checkpoint of it: try again")
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := d.loseAll(); err != nil {
+		return err
+	}
+	return b.save(batch)
+}
+
+// loseAll ends the intents whose outcome nobody knows.
+func (d *decision) loseAll() error {
+	for _, r := range d.Requests {
+		if r.State != brokerapi.Signing {
+			continue
+		}
+		if err := d.event(Event{Type: lost, Request: r.ID, Key: r.Key, Payload: r.Payload}); err != nil {
+			return err
+		}
+		d.finish(r.ID, brokerapi.Lost, "the broker stopped before it knew whether the module had signed")
+	}
+	return nil
+}
+
+// snapshotEntries is the smallest number of entries between snapshots.
+const snapshotEntries = 10_000
+
+// snapshot adds a snapshot of the state, when there are many entries since the last: more than the state has parts, so
+// that snapshots cost no more than the entries do.
+func (b *Broker) snapshot(batch *store.Batch) {
+	s := b.state
+	since := s.Size - b.snapped
+	if since < b.snapshotEvery || since < 4*int64(len(s.Requests)+len(s.Tokens)) {
+		return
+	}
+	data, err := json.Marshal(s)
+	if err != nil {
+		slog.Error("cannot make a snapshot of the log", "error", err)
+		return
+	}
+	at := s.Size
+	d := &decision{state: s, b: b, now: b.clock.now(s.Last), batch: batch}
+	if err := d.event(Event{Type: snapshot, Snapshot: hashOf(data)}); err != nil {
+		slog.Error("cannot log a snapshot", "error", err)
+		return
+	}
+	batch.Snapshot = &store.Snapshot{Size: at, Data: data}
+	b.snapped = s.Size
+}
+
+// adopt puts into force what a checkpoint covers.
+func (b *Broker) adopt() {
+	b.tell()
+	covered := int64(0)
+	if newest := b.published.Load(); newest != nil {
+		covered = newest.Size
+	}
+	s, current := b.state, b.inForce.Load()
+	if (current == nil || current.index != s.Index) && s.Index < covered {
+		next, err := b.load(s)
+		if err != nil {
+			slog.Error("cannot read the policy in force", "error", err)
+			why := badPolicy
+			b.readOnly.Store(&why)
+			return
+		}
+		b.inForce.Store(next)
+	}
+	if b.sealed.Load() {
+		return
+	}
+	why := b.readOnly.Load()
+	if differs := s.Config != hashOf(b.options.Config); differs && why == nil {
+		reason := newConfig
+		b.readOnly.Store(&reason)
+	} else if !differs && why != nil && *why == newConfig {
+		b.readOnly.Store(nil)
+	}
+}
+
+// load reads the policy in force. Its SHA-256 is in the log, so that another one in the store is none.
+func (b *Broker) load(s *state) (*inForce, error) {
+	digest, err := parseHash(s.Policy)
+	if err != nil {
+		return nil, err
+	}
+	data, err := b.options.Store.Document(context.Background(), digest)
+	if err != nil {
+		return nil, err
+	}
+	if sha256.Sum256(data) != digest {
+		return nil, failure.New(failure.Internal, "the policy in the store is not the one of the log")
+	}
+	p, err := policy.Parse(data)
+	if err != nil {
+		return nil, err
+	}
+	return &inForce{policy: p, digest: s.Policy, since: s.Since, index: s.Index}, nil
+}
+
+// origin returns the name of the log: another one in each epoch but the first.
+func (b *Broker) origin() string {
+	if b.state == nil || b.state.Epoch <= 1 {
+		return b.options.Log.Origin
+	}
+	return b.options.Log.Origin + "/" + strconv.FormatInt(b.state.Epoch, 10)
+}
