@@ -11,6 +11,8 @@ import (
 const (
 	RequestsPath = "/v1/requests"
 	PolicyPath   = "/v1/policy"
+	ConfigPath   = "/v1/config" // to which an empty body is posted, to propose the config that the broker started with
+	EpochPath    = "/v1/epoch"  // likewise, for a new epoch of the log after entries were lost
 	VersionPath  = "/v1/version"
 	LogPath      = "/v1/log" // under which the log is served as C2SP tlog-tiles
 	HealthPath   = "/healthz"
@@ -23,6 +25,9 @@ func RequestPath(id string) string { return RequestsPath + "/" + url.PathEscape(
 
 // CancelPath returns the path to which an empty body is posted to cancel a request.
 func CancelPath(id string) string { return RequestPath(id) + "/cancel" }
+
+// APIVersion is the version of the API's description.
+const APIVersion = "1.0.0"
 
 // MaxWait is the longest time that a GET of a request waits, in seconds.
 const MaxWait = 60

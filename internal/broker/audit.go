@@ -1,0 +1,82 @@
+package broker
+
+import (
+	"fmt"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Audit checks the entries of a broker's log in their order, as anyone can who has the log: that every use of a key has
+// an intent before it and one outcome, that a policy of the log allowed it, and that its key was not blocked.
+type Audit struct {
+	next     int64
+	policies map[string]bool
+	blocked  map[string]bool
+	intents  map[string]string // payload by request: intents without an outcome
+	Uses     map[string]int64  // signatures by key; those that are lost count as well
+}
+
+// NewAudit returns an Audit of a log from its first entry.
+func NewAudit() *Audit {
+	return &Audit{policies: map[string]bool{}, blocked: map[string]bool{}, intents: map[string]string{},
+		Uses: map[string]int64{}}
+}
+
+// Entry checks the next entry. It fails with Conflict for one that no broker logs.
+func (a *Audit) Entry(index int64, entry []byte) error {
+	e, err := decodeEvent(entry)
+	if err == nil {
+		err = a.check(index, e)
+	}
+	if err != nil {
+		return failure.New(failure.Conflict, "entry %d of the log is not one that a broker logs: %w", index, err).
+			WithHint("keep this copy of the log: the broker, or who has its log's key, misbehaved")
+	}
+	a.next++
+	return nil
+}
+
+func (a *Audit) check(index int64, e *Event) error {
+	if index != a.next || (index == 0) != (e.Type == opened) {
+		return fmt.Errorf("%s is not what follows", e.Type)
+	}
+	switch e.Type {
+	case opened, policySet:
+		a.policies[e.Policy] = true
+	case blocked:
+		a.blocked[e.Key] = true
+	case unblocked:
+		delete(a.blocked, e.Key)
+	case voided:
+		if e.Index >= index {
+			return fmt.Errorf("it voids entry %d, which comes later", e.Index)
+		}
+	case requested, intended:
+		if e.What == "" && !a.policies[e.Policy] {
+			return fmt.Errorf("the policy %s was not in force", e.Policy)
+		}
+		if e.Type == requested {
+			break
+		}
+		if a.blocked[e.Key] {
+			return fmt.Errorf("the key %q was blocked", e.Key)
+		}
+		if _, open := a.intents[e.Request]; open {
+			return fmt.Errorf("the intent before of request %s has no outcome", e.Request)
+		}
+		a.intents[e.Request] = e.Payload
+	case signed, failed, lost:
+		payload, open := a.intents[e.Request]
+		if !open || payload != e.Payload {
+			return fmt.Errorf("request %s has no intent to sign these bytes", e.Request)
+		}
+		delete(a.intents, e.Request)
+		if e.Type != failed {
+			a.Uses[e.Key]++
+		}
+	case ended, configSet, snapshot, epochBegun:
+	default:
+		return fmt.Errorf("its type %.40q is unknown", e.Type)
+	}
+	return nil
+}
