@@ -1,0 +1,186 @@
+package brokerfile
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/repository"
+)
+
+// check returns the mistakes that the values of a file have.
+func (f *File) check() (all Mistakes) {
+	add := func(path, hint, format string, args ...any) {
+		all = append(all, Mistake{Line: f.line(path), What: path + ": " + fmt.Sprintf(format, args...), Hint: hint})
+	}
+	if f.Version != 1 {
+		add("version", "write version: 1", "is %d", f.Version)
+	}
+	f.checkURL(add)
+	f.checkListeners(add)
+	if path, ok := strings.CutPrefix(f.Store, sqliteScheme); !ok || !absolute(path) {
+		add("store", "write sqlite:PATH, with an absolute path", "%q is not a store", f.Store)
+	}
+	if !absolute(f.Policy) {
+		add("policy", "name the file by its absolute path", "%q is not an absolute path", f.Policy)
+	}
+	f.checkModules(add)
+	for name, k := range f.Keys {
+		if k.CertificateChain != "" && !absolute(k.CertificateChain) {
+			add("keys."+name+".certificate-chain", "name the file by its absolute path", "%q is not an absolute path",
+				k.CertificateChain)
+		}
+	}
+	f.checkLog(add)
+	if len(f.Callers.OIDC) == 0 && f.Callers.MTLS == nil && f.Callers.Unix == nil {
+		add("callers", "list oidc, mtls or unix", "nobody may call the broker")
+	}
+	if f.Callers.MTLS != nil && (f.Listen.HTTPS == nil || f.Listen.HTTPS.ClientCA == "") {
+		add("callers.mtls", "set listen.https.client-ca to the CA of callers' certificates", "no CA issues their certificates")
+	}
+	for _, err := range append(f.Callers.Check(), identity.CheckAdministrators(f.Administrators)...) {
+		all = append(all, f.locate(err))
+	}
+	for _, err := range (repository.Config{Registries: f.Registries}).Check() {
+		all = append(all, f.locate(err))
+	}
+	return all
+}
+
+type adding func(path, hint, format string, args ...any)
+
+func (f *File) checkURL(add adding) {
+	u, err := url.Parse(f.PublicURL)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" ||
+		u.Path != "" && u.Path != "/" {
+		add("public-url", "write it like https://broker.example.com", "%q is not an https URL without a path", f.PublicURL)
+		return
+	}
+	if host := u.Hostname(); f.RPID != host && !strings.HasSuffix(host, "."+f.RPID) || f.RPID == "" {
+		add("rp-id", "use the host of public-url, or a domain above it", "%q is no domain of %s", f.RPID, host)
+	}
+}
+
+func (f *File) checkListeners(add adding) {
+	if f.Listen.HTTPS == nil && f.Listen.Unix == nil {
+		add("listen", "add https or unix", "the broker listens nowhere")
+	}
+	if h := f.Listen.HTTPS; h != nil {
+		if _, _, err := net.SplitHostPort(h.Address); err != nil {
+			add("listen.https.address", "write it like 0.0.0.0:8443", "%q is not ADDRESS:PORT", h.Address)
+		}
+		for _, one := range []struct{ name, path string }{{"certificate", h.Certificate}, {"key", h.Key}} {
+			if !absolute(one.path) {
+				add("listen.https."+one.name, "name the PEM file by its absolute path", "%q is not an absolute path", one.path)
+			}
+		}
+		if h.ClientCA != "" && !absolute(h.ClientCA) {
+			add("listen.https.client-ca", "name the PEM file by its absolute path", "%q is not an absolute path", h.ClientCA)
+		}
+	}
+	if s := f.Listen.Unix; s != nil && !absolute(s.Path) {
+		add("listen.unix.path", "write it like /run/hsm-broker/broker.sock", "%q is not an absolute path", s.Path)
+	}
+	if _, _, err := net.SplitHostPort(f.Listen.Metrics); f.Listen.Metrics != "" && err != nil {
+		add("listen.metrics", "write it like 127.0.0.1:9464", "%q is not ADDRESS:PORT", f.Listen.Metrics)
+	}
+}
+
+// settings are those of a module in the file.
+var settings = []string{config.Token, config.ModulePath, config.SlotID, config.PINSource, config.Timeout}
+
+func (f *File) checkModules(add adding) {
+	if len(f.Modules) == 0 {
+		add("modules", "list the tokens that have the keys of the policy", "there is none")
+	}
+	seen := map[string]int{}
+	for i, m := range f.Modules {
+		at := fmt.Sprintf("modules[%d]", i)
+		for name, value := range m {
+			if !slices.Contains(settings, name) && !strings.HasPrefix(name, "nethsm") {
+				add(at, "use "+strings.Join(settings, ", ")+", or settings of a NetHSM", "unknown setting %q", name)
+			}
+			if name == config.Timeout {
+				if _, err := time.ParseDuration(value); err != nil {
+					add(at+"."+name, "write it like 30s", "%q is not a time", value)
+				}
+			}
+		}
+		token := m[config.Token]
+		if _, err := config.ParseURI(token); err != nil {
+			add(at+".token", "write it like pkcs11:token=prod", "%q is not the URI of a token", token)
+			continue
+		}
+		if first, exists := seen[token]; exists {
+			add(at+".token", "list each token once", "%q is modules[%d], too", token, first)
+		}
+		seen[token] = i
+	}
+}
+
+// ModuleOf returns the module that has a key, by its URI: the first whose token attributes the key's URI repeats.
+func (f *File) ModuleOf(key config.URI) (Module, error) {
+	for _, m := range f.Modules {
+		token, err := config.ParseURI(m[config.Token])
+		if err == nil && within(key, token) {
+			return m, nil
+		}
+	}
+	return nil, failure.New(failure.Invalid, "no module of the config file has the token of %s", key).
+		WithHint("list its token under modules, or name it in the key's URI as it is there")
+}
+
+// within reports whether a key's URI has all attributes of a token's.
+func within(key, token config.URI) bool {
+	same := func(key, token string) bool { return token == "" || key == token }
+	return key.NetHSM == token.NetHSM && !key.Broker && !token.Broker && same(key.Token, token.Token) &&
+		same(key.Serial, token.Serial) && same(key.Manufacturer, token.Manufacturer) && same(key.Model, token.Model)
+}
+
+func (f *File) checkLog(add adding) {
+	if u, err := config.ParseURI(f.Log.Key); err != nil || u.Object == "" && len(u.ID) == 0 || u.Broker {
+		add("log.key", "write it like pkcs11:token=prod;object=log, with a key that signs nothing else",
+			"%q is not the URI of a key", f.Log.Key)
+	} else if _, err := f.ModuleOf(u); err != nil {
+		add("log.key", "list its token under modules", "no module has its token")
+	}
+	if f.Log.Origin == "" || strings.ContainsAny(f.Log.Origin, " +\t\n") || strings.Contains(f.Log.Origin, "://") {
+		add("log.origin", "write it like broker.example.com/log", "%q is not a name of a log", f.Log.Origin)
+	}
+	if !absolute(f.Log.CheckpointFile) {
+		add("log.checkpoint-file", "name a file outside of the store's folder by its absolute path",
+			"%q is not an absolute path", f.Log.CheckpointFile)
+	}
+	if t := f.Log.MaxUnpublished.Time; t < time.Second || t > 24*time.Hour {
+		add("log.max-unpublished.time", "use a time from 1s to 24h", "is %s", t)
+	}
+	if n := f.Log.MaxUnpublished.Entries; n < 100 || n > 1_000_000 {
+		add("log.max-unpublished.entries", "use a number from 100 to 1000000", "is %d", n)
+	}
+}
+
+var (
+	pathOf   = regexp.MustCompile(`^([a-z-]+(?:\.[a-z-]+|\[\d+\])*): `)
+	registry = regexp.MustCompile(`^registry (\d+) `)
+)
+
+// locate returns a mistake that another room has found, with the line of the path that its message begins with.
+func (f *File) locate(err error) Mistake {
+	e := failure.From(err)
+	m := Mistake{What: e.What, Hint: e.Hint}
+	if match := pathOf.FindStringSubmatch(e.What); match != nil {
+		m.Line = f.line(match[1])
+	} else if match := registry.FindStringSubmatch(e.What); match != nil {
+		var n int
+		_, _ = fmt.Sscan(match[1], &n)
+		m.Line = f.line(fmt.Sprintf("registries[%d]", n-1))
+	}
+	return m
+}

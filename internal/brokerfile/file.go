@@ -1,0 +1,247 @@
+// Package brokerfile reads the config file of 'hsm-broker serve'. It finds every mistake at once, each with its line.
+package brokerfile
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/repository"
+	"github.com/notation-hsm/notation-hsm/internal/translog"
+)
+
+// MaxFile is the size of the largest file, in bytes.
+const MaxFile = 256 << 10
+
+// File is the config file of a broker. A path in it is absolute.
+type File struct {
+	Version        int                      `yaml:"version"`    // 1
+	PublicURL      string                   `yaml:"public-url"` // by which callers and people reach the broker
+	RPID           string                   `yaml:"rp-id"`      // domain of passkeys (WebAuthn); it never changes
+	Listen         Listen                   `yaml:"listen"`
+	Store          string                   `yaml:"store"`   // sqlite:PATH
+	Policy         string                   `yaml:"policy"`  // file of the policy that is proposed
+	Modules        []Module                 `yaml:"modules"` // where keys are
+	Keys           map[string]Key           `yaml:"keys"`    // by their names in the policy: what the policy does not say
+	Log            Log                      `yaml:"log"`
+	Callers        identity.Config          `yaml:"callers"`
+	Administrators []identity.Administrator `yaml:"administrators"`
+	Registries     []repository.Registry    `yaml:"registries"`
+	Traces         string                   `yaml:"traces"` // URL of an OpenTelemetry collector (OTLP over HTTP); "" for none
+
+	root *yaml.Node
+	path string
+}
+
+// Listen says where the broker listens.
+type Listen struct {
+	HTTPS   *HTTPS  `yaml:"https"`
+	Unix    *Socket `yaml:"unix"`
+	Metrics string  `yaml:"metrics"` // ADDRESS:PORT of Prometheus' metrics, without TLS; "" for none
+}
+
+// HTTPS is a listener for callers elsewhere. The files are read again when they change.
+type HTTPS struct {
+	Address     string `yaml:"address"`     // ADDRESS:PORT
+	Certificate string `yaml:"certificate"` // PEM, leaf first
+	Key         string `yaml:"key"`         // PEM
+	ClientCA    string `yaml:"client-ca"`   // PEM; the issuers of callers' certificates; "" for none
+}
+
+// Socket is a listener for callers on the same machine.
+type Socket struct {
+	Path string `yaml:"path"`
+}
+
+// Module is a token and how it is reached: settings of docs/configuration.md by their names.
+type Module map[string]string
+
+// Key has what the policy does not say of a key.
+type Key struct {
+	CertificateChain string `yaml:"certificate-chain"` // file; "" for the certificates on the token
+}
+
+// Log says how the log is signed, and who follows it.
+type Log struct {
+	Key            string      `yaml:"key"`             // URI of a key that signs nothing else
+	Origin         string      `yaml:"origin"`          // name of the log: a URL without its scheme; it never changes
+	CheckpointFile string      `yaml:"checkpoint-file"` // on another disk than the store, at best
+	MaxUnpublished Unpublished `yaml:"max-unpublished"`
+}
+
+// Unpublished bounds how far the log may be ahead of its newest signed checkpoint.
+type Unpublished struct {
+	Time    time.Duration `yaml:"time"`    // default: 5m
+	Entries int64         `yaml:"entries"` // default: 10000
+}
+
+// Mistake is a mistake in the file.
+type Mistake struct {
+	Line int // 0 if it belongs to no line
+	What string
+	Hint string
+}
+
+// String returns a mistake in one line.
+func (m Mistake) String() string {
+	text := m.What
+	if m.Line > 0 {
+		text = fmt.Sprintf("line %d: %s", m.Line, text)
+	}
+	if m.Hint != "" {
+		text += " (" + m.Hint + ")"
+	}
+	return text
+}
+
+// Mistakes are all mistakes of a file, in the order of lines. It is the cause of the failure of Read.
+type Mistakes []Mistake
+
+// Error returns the mistakes, one a line.
+func (m Mistakes) Error() string {
+	lines := make([]string, len(m))
+	for i, one := range m {
+		lines[i] = one.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Read reads a config file. It fails with Invalid for a file with mistakes; their list is the cause.
+func Read(path string) (*File, error) {
+	data, err := os.ReadFile(path) //nolint:gosec // who starts the broker names it
+	if err != nil {
+		return nil, failure.New(failure.NotFound, "cannot read the config file: %w", err).
+			WithHint("make one with 'hsm-broker init'")
+	}
+	f, mistakes := Parse(data)
+	if len(mistakes) > 0 {
+		return nil, failure.New(failure.Invalid, "the config file %s has %d mistakes:\n%w", path, len(mistakes), mistakes).
+			WithHint("see the page on the broker's config file")
+	}
+	f.path = path
+	return f, nil
+}
+
+// Parse parses a config file, and returns all mistakes in it.
+func Parse(data []byte) (*File, Mistakes) {
+	root, err := config.YAML(data, MaxFile)
+	if err != nil {
+		return nil, decodeMistakes(err)
+	}
+	if root == nil {
+		return nil, Mistakes{{What: "it is empty", Hint: "make one with 'hsm-broker init'"}}
+	}
+	f := &File{root: root}
+	var mistakes Mistakes
+	if err := yaml.Load(data, f, yaml.WithKnownFields(), yaml.WithUniqueKeys()); err != nil {
+		mistakes = decodeMistakes(err)
+	}
+	f.setDefaults()
+	mistakes = append(mistakes, f.check()...)
+	slices.SortStableFunc(mistakes, func(a, b Mistake) int { return cmp.Compare(a.Line, b.Line) })
+	return f, mistakes
+}
+
+// decodeMistakes returns what the YAML library says, line by line.
+func decodeMistakes(err error) (all Mistakes) {
+	var several *yaml.LoadErrors
+	if errors.As(err, &several) {
+		for _, one := range several.Errors {
+			all = append(all, Mistake{Line: one.Mark.Line, What: one.Message})
+		}
+		return all
+	}
+	var one *yaml.LoadError
+	if errors.As(err, &one) {
+		return Mistakes{{Line: one.Mark.Line, What: "it is not YAML: " + one.Message}}
+	}
+	return Mistakes{{What: err.Error()}}
+}
+
+func (f *File) setDefaults() {
+	if f.Log.MaxUnpublished.Time == 0 {
+		f.Log.MaxUnpublished.Time = 5 * time.Minute
+	}
+	if f.Log.MaxUnpublished.Entries == 0 {
+		f.Log.MaxUnpublished.Entries = 10_000
+	}
+}
+
+// step is a part of a path such as callers.oidc[0].issuer.
+var step = regexp.MustCompile(`^([^.\[\]]+)((?:\[\d+\])*)$`)
+
+// line returns the line of the value at a path, or of what it would be in.
+func (f *File) line(path string) int {
+	node := f.root
+	for _, part := range strings.Split(path, ".") {
+		match := step.FindStringSubmatch(part)
+		if match == nil {
+			return node.Line
+		}
+		next := child(node, match[1])
+		if next == nil {
+			return node.Line
+		}
+		node = next
+		for _, number := range strings.FieldsFunc(match[2], func(r rune) bool { return r == '[' || r == ']' }) {
+			i, err := strconv.Atoi(number)
+			if err != nil || node.Kind != yaml.SequenceNode || i >= len(node.Content) {
+				return node.Line
+			}
+			node = node.Content[i]
+		}
+	}
+	return node.Line
+}
+
+func child(node *yaml.Node, name string) *yaml.Node {
+	if node.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		if node.Content[i].Value == name {
+			return node.Content[i+1]
+		}
+	}
+	return nil
+}
+
+// StorePath returns the path of the SQLite database.
+func (f *File) StorePath() string { return strings.TrimPrefix(f.Store, sqliteScheme) }
+
+const sqliteScheme = "sqlite:"
+
+// Decisive returns what of the file decides who may do what, as canonical JSON: a change of it is proposed like a change
+// of the policy. Listeners, PINs, timeouts and files of certificates are not in it.
+func (f *File) Decisive() ([]byte, error) {
+	modules := make([]Module, 0, len(f.Modules))
+	for _, m := range f.Modules {
+		kept := Module{}
+		for name, value := range m {
+			if name != config.PINSource && name != config.Timeout {
+				kept[name] = value
+			}
+		}
+		modules = append(modules, kept)
+	}
+	return translog.Canonical(map[string]any{
+		"modules": modules, "callers": f.Callers, "administrators": f.Administrators, "registries": f.Registries,
+		"rp-id": f.RPID, "log": map[string]any{"key": f.Log.Key, "origin": f.Log.Origin},
+	})
+}
+
+// absolute reports whether a path is one that does not depend on the folder where the broker starts.
+func absolute(path string) bool { return filepath.IsAbs(path) && !bytes.ContainsRune([]byte(path), 0) }
