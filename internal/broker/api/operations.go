@@ -1,0 +1,214 @@
+package api
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/broker"
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/held"
+	"github.com/notation-hsm/notation-hsm/internal/httpapi"
+	"github.com/notation-hsm/notation-hsm/internal/key"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
+)
+
+// brokerToken is the token that callers see: they are not told which module has a key.
+const brokerToken = "broker:"
+
+func (a *API) getKeys(r *http.Request) (*brokerapi.Keys, int, error) {
+	all := &brokerapi.Keys{Token: brokerToken, Keys: []brokerapi.Key{}}
+	for _, k := range a.options.Broker.Keys() {
+		described, err := a.describe(r, k)
+		if err != nil {
+			continue // a key that is away hides no other
+		}
+		all.Keys = append(all.Keys, *described)
+	}
+	return all, http.StatusOK, nil
+}
+
+func (a *API) getKey(r *http.Request) (*brokerapi.Key, int, error) {
+	k := a.options.Broker.Key(r.PathValue("key"))
+	if k == nil {
+		return nil, 0, failure.New(failure.NotFound, "the broker has no key %.100q", r.PathValue("key")).
+			WithHint("name a key of the policy: GET /v1/keys lists them")
+	}
+	described, err := a.describe(r, k)
+	return described, http.StatusOK, err
+}
+
+// describe returns what callers are told of a key of the policy.
+func (a *API) describe(r *http.Request, k *policy.Key) (*brokerapi.Key, error) {
+	public, chain, err := a.options.Keys.Describe(r.Context(), k.Name)
+	if err != nil {
+		return nil, err
+	}
+	described, err := held.Describe(k.Name, key.Info{}, public, chain)
+	if err != nil {
+		return nil, err
+	}
+	described.URI, described.Token, described.Label = brokerToken+k.Name, brokerToken, k.Name
+	described.Formats, described.State = k.Formats, "ready"
+	if a.options.Broker.Blocked(k.Name) {
+		described.State = "blocked"
+	}
+	return described, nil
+}
+
+// postSignature answers 201 with a signature, or 202 with the request that waits.
+func (a *API) postSignature(w http.ResponseWriter, r *http.Request) {
+	var body brokerapi.SignatureRequest
+	if err := httpapi.ReadJSON(r, &body); err != nil {
+		httpapi.WriteProblem(w, r, err)
+		return
+	}
+	caller, _ := callerIn(r.Context())
+	outcome, err := a.options.Broker.Sign(r.Context(), caller, r.PathValue("key"), body)
+	switch {
+	case err != nil:
+		httpapi.WriteProblem(w, r, err)
+	case outcome.Signature != nil:
+		httpapi.WriteJSON(w, "application/json", http.StatusCreated, outcome.Signature)
+	default:
+		a.link(outcome.Request)
+		w.Header().Set("Location", brokerapi.RequestPath(outcome.Request.ID))
+		httpapi.WriteJSON(w, "application/json", http.StatusAccepted, outcome.Request)
+	}
+}
+
+// link sets the URL of a request.
+func (a *API) link(r *brokerapi.Request) *brokerapi.Request {
+	if r != nil {
+		r.URL = a.options.PublicURL + brokerapi.RequestPath(r.ID)
+	}
+	return r
+}
+
+func (a *API) postRequest(r *http.Request) (*brokerapi.Request, int, error) {
+	var body brokerapi.NewRequest
+	if err := httpapi.ReadJSON(r, &body); err != nil {
+		return nil, 0, err
+	}
+	caller, _ := callerIn(r.Context())
+	made, err := a.options.Broker.Create(r.Context(), caller, body)
+	return a.link(made), http.StatusCreated, err
+}
+
+// maxPage is the largest number of requests on a page.
+const maxPage = 100
+
+func (a *API) getRequests(r *http.Request) (*brokerapi.Requests, int, error) {
+	values := r.URL.Query()
+	q := broker.Query{State: values.Get("state"), Key: values.Get("key"), Before: values.Get("before"), Limit: 20}
+	if q.State != "" && !slices.Contains(brokerapi.States, brokerapi.State(q.State)) {
+		return nil, 0, failure.New(failure.Invalid, "there is no state %.30q", q.State).
+			WithHint("see the description of the API")
+	}
+	if values.Has("limit") {
+		n, err := number("limit", values.Get("limit"), maxPage)
+		if err != nil {
+			return nil, 0, err
+		}
+		q.Limit = n
+	}
+	caller, _ := callerIn(r.Context())
+	page, err := a.options.Broker.Requests(r.Context(), caller, q)
+	if err != nil {
+		return nil, 0, err
+	}
+	for i := range page.Requests {
+		a.link(&page.Requests[i])
+	}
+	return page, http.StatusOK, nil
+}
+
+// number reads a query parameter: a number from 1 to the largest.
+func number(name, text string, largest int) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > largest || strconv.Itoa(n) != text {
+		return 0, failure.New(failure.Invalid, "%s is %.20q", name, text).
+			WithHint("use a number from 1 to " + strconv.Itoa(largest))
+	}
+	return n, nil
+}
+
+func (a *API) getRequest(r *http.Request) (*brokerapi.Request, int, error) {
+	var wait time.Duration
+	if values := r.URL.Query(); values.Has("wait") {
+		n, err := number("wait", values.Get("wait"), brokerapi.MaxWait)
+		if err != nil {
+			return nil, 0, err
+		}
+		wait = time.Duration(n) * time.Second
+	}
+	caller, _ := callerIn(r.Context())
+	found, err := a.options.Broker.Wait(r.Context(), caller, r.PathValue("id"), wait)
+	return a.link(found), http.StatusOK, err
+}
+
+func (a *API) cancelRequest(r *http.Request) (*brokerapi.Request, int, error) {
+	caller, _ := callerIn(r.Context())
+	ended, err := a.options.Broker.Cancel(r.Context(), caller, r.PathValue("id"))
+	return a.link(ended), http.StatusOK, err
+}
+
+func (a *API) getPolicy(*http.Request) (*brokerapi.Policy, int, error) {
+	return a.options.Broker.Policy(), http.StatusOK, nil
+}
+
+func (a *API) postPolicy(r *http.Request) (*brokerapi.Request, int, error) {
+	var body brokerapi.NewPolicy
+	if err := httpapi.ReadJSON(r, &body); err != nil {
+		return nil, 0, err
+	}
+	caller, _ := callerIn(r.Context())
+	made, err := a.options.Broker.Propose(r.Context(), caller,
+		broker.Change{What: broker.ChangePolicy, Policy: []byte(body.Policy)})
+	return a.link(made), http.StatusCreated, err
+}
+
+// change returns an operation that proposes a change.
+func (a *API) change(what string) func(*http.Request) (*brokerapi.Request, int, error) {
+	return func(r *http.Request) (*brokerapi.Request, int, error) {
+		caller, _ := callerIn(r.Context())
+		made, err := a.options.Broker.Propose(r.Context(), caller, broker.Change{What: what, Key: r.PathValue("key")})
+		return a.link(made), http.StatusCreated, err
+	}
+}
+
+func (a *API) getVersion(*http.Request) (*brokerapi.Version, int, error) {
+	return &brokerapi.Version{Version: a.options.Version, API: brokerapi.APIVersion}, http.StatusOK, nil
+}
+
+func (a *API) getHealth(*http.Request) (*brokerapi.Version, int, error) {
+	return a.getVersion(nil)
+}
+
+// getReadiness answers 503 unless all parts that are needed are ready.
+func (a *API) getReadiness(r *http.Request) (*brokerapi.Readiness, int, error) {
+	state := &brokerapi.Readiness{Ready: true, Parts: a.options.Broker.Parts(r.Context())}
+	for _, k := range a.options.Broker.Keys() {
+		part := brokerapi.Part{Name: "key " + k.Name, Ready: true, Needed: true}
+		if _, _, err := a.options.Keys.Describe(r.Context(), k.Name); err != nil {
+			part.Ready, part.Detail = false, failure.From(err).What
+		}
+		state.Parts = append(state.Parts, part)
+	}
+	for _, issuer := range a.options.Identity.Ready(r.Context()) {
+		part := brokerapi.Part{Name: "issuer " + issuer.Issuer, Ready: issuer.Usable}
+		if issuer.Err != nil {
+			part.Detail = failure.From(issuer.Err).What
+		}
+		state.Parts = append(state.Parts, part)
+	}
+	status := http.StatusOK
+	for _, part := range state.Parts {
+		if part.Needed && !part.Ready {
+			state.Ready, status = false, http.StatusServiceUnavailable
+		}
+	}
+	return state, status, nil
+}
