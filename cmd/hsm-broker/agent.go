@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -20,7 +19,6 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/harden"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 	"github.com/notation-hsm/notation-hsm/internal/pin"
@@ -57,16 +55,8 @@ the PIN again. SIGTERM ends it.`,
 		if idle < 0 {
 			return cli.Usage(c, failure.New(failure.Invalid, "--idle is negative").WithHint("as in: --idle 8h"))
 		}
-		if err := harden.Memory(); err != nil { // the environment may hold the PIN
-			return failure.New(failure.Unavailable, "cannot protect the memory of the agent: %w", err).
-				WithHint("allow it where this process is confined")
-		}
-		if unprotected != nil {
-			slog.Warn("other processes of the user could open the memory of the agent while it started", "error", unprotected)
-		}
-		if tracer, err := harden.Tracer(); os.Geteuid() != 0 && (err != nil || tracer != 0) {
-			return failure.New(failure.Denied, "another process can read the memory of the agent: process %d traces it", tracer).
-				WithHint("start the agent without a debugger")
+		if err := protect(); err != nil {
+			return err
 		}
 		// A job that has no terminal would be stopped when it asks for the PIN, with all who wait for it.
 		signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)

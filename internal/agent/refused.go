@@ -65,6 +65,9 @@ func NewRefusals() (*Refusals, error) {
 	return &Refusals{dir: filepath.Join(dir, "notation-hsm", "agent")}, nil
 }
 
+// RefusalsIn returns the refusals in a folder of the broker's.
+func RefusalsIn(dir string) *Refusals { return &Refusals{dir: dir} }
+
 // Guard is a pin.Guard. It waits while another agent logs in to the token, and fails with Denied if the token has
 // refused a PIN.
 func (r *Refusals) Guard(ctx context.Context, l pin.Login) (func(*failure.Error), error) {

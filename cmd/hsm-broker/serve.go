@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/agent"
+	"github.com/notation-hsm/notation-hsm/internal/backends"
+	"github.com/notation-hsm/notation-hsm/internal/broker"
+	"github.com/notation-hsm/notation-hsm/internal/broker/api"
+	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/held"
+	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/repository"
+	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
+	"github.com/notation-hsm/notation-hsm/internal/translog"
+)
+
+// defaultConfig is the config file of a broker without --config.
+const defaultConfig = "/etc/hsm-broker/config.yaml"
+
+func serveCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "Use keys for a team: CI signs without a PIN, and a policy decides what is signed",
+		Args:  cli.Exactly(0),
+	}
+	c.Flags().StringVar(&file, "config", defaultConfig, "the config file")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := protect(); err != nil {
+			return err
+		}
+		f, err := brokerfile.Read(file)
+		if err != nil {
+			return err
+		}
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		return serveTeam(ctx, c.OutOrStdout(), f)
+	}
+	return c
+}
+
+// serveTeam runs the broker of a config file until ctx ends.
+func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err error) {
+	var opened closers
+	defer func() { err = errors.Join(err, opened.close()) }()
+	text, err := os.ReadFile(f.Policy)
+	if err != nil {
+		return failure.New(failure.NotFound, "cannot read the policy: %w", err).WithHint("set policy in the config file")
+	}
+	decisive, err := f.Decisive()
+	if err != nil {
+		return err
+	}
+	callers, err := identity.New(f.Callers, f.Administrators)
+	if err != nil {
+		return err
+	}
+	opened.add(func() error { callers.Close(); return nil })
+	registries, err := repository.New(repository.Config{Registries: f.Registries})
+	if err != nil {
+		return err
+	}
+	s, err := sqlite.Open(ctx, f.StorePath())
+	if err != nil {
+		return err
+	}
+	opened.add(s.Close)
+	refusals := agent.RefusalsIn(filepath.Join(filepath.Dir(f.StorePath()), "pins"))
+	ks := backends.GuardedService(refusals.Guard)
+	keys := held.New(ks, failure.New(failure.Unavailable, "the broker is stopping").WithHint("try again"))
+	opened.add(keys.Close)
+	logKey, err := reference(ks, f, f.Log.Key, "")
+	if err != nil {
+		return err
+	}
+	signing, err := keys.Find(ctx, logKey)
+	if err != nil {
+		return err
+	}
+	if _, ok := signing.Public.(*ecdsa.PublicKey); !ok {
+		return failure.New(failure.Unsupported, "the log's key %s is no EC key", f.Log.Key).WithHint("generate a P-256 key for it")
+	}
+	metrics := prometheus.NewRegistry()
+	var b *broker.Broker
+	use := &broker.HeldKeys{Held: keys, Reference: func(name string) (*keystore.Reference, error) {
+		k := b.Key(name)
+		if k == nil {
+			return nil, failure.New(failure.NotFound, "the broker has no key %q", name).WithHint("name a key of the policy")
+		}
+		return reference(ks, f, k.URI, f.Keys[name].CertificateChain)
+	}}
+	b, err = broker.Open(ctx, broker.Options{
+		Store: s, Policy: text, Config: decisive, Keys: use, Limits: f.Callers.Limits.WithDefaults(),
+		Check: registries.Check, Registerer: metrics,
+		Log: broker.Log{
+			Origin: f.Log.Origin, Public: signing.Public, File: f.Log.CheckpointFile,
+			MaxUnpublished: f.Log.MaxUnpublished.Time, MaxUnpublishedEntries: f.Log.MaxUnpublished.Entries,
+			Sign: func(ctx context.Context, c translog.Checkpoint) ([]byte, error) {
+				k, err := keys.Find(ctx, logKey)
+				if err != nil {
+					return nil, err
+				}
+				return c.Sign(&logSigner{ctx, k})
+			},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	opened.add(b.Close)
+	return listen(ctx, out, f, api.New(api.Options{Broker: b, Identity: callers, Keys: use,
+		PublicURL: strings.TrimSuffix(f.PublicURL, "/"), Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size)}),
+		metrics)
+}
+
+// listen serves on all listeners of a config file until ctx ends or one of them fails.
+func listen(ctx context.Context, out io.Writer, f *brokerfile.File, server *api.API,
+	metrics *prometheus.Registry) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var serving []func() error
+	var listening []string
+	if h := f.Listen.HTTPS; h != nil {
+		l, err := api.ListenTLS(ctx, h.Address, api.Certificate{Chain: h.Certificate, Key: h.Key, ClientCA: h.ClientCA})
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		listening = append(listening, "https://"+l.Addr().String())
+		serving = append(serving, func() error { return server.Serve(ctx, l) })
+	}
+	if u := f.Listen.Unix; u != nil {
+		l, err := api.ListenUnix(ctx, u.Path)
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		listening = append(listening, "unix:"+u.Path)
+		serving = append(serving, func() error { return server.Serve(ctx, l) })
+	}
+	if address := f.Listen.Metrics; address != "" {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+		if err != nil {
+			return failure.New(failure.Unavailable, "cannot listen on %s for metrics: %w", address, err).
+				WithHint("set listen.metrics to a free address")
+		}
+		defer l.Close()
+		listening = append(listening, "http://"+l.Addr().String()+"/metrics")
+		serving = append(serving, func() error { return serveMetrics(ctx, l, metrics) })
+	}
+	failed := make(chan error, len(serving))
+	for _, serve := range serving {
+		go func() {
+			defer cancel() // one that ends ends the others
+			failed <- serve()
+		}()
+	}
+	for _, address := range listening {
+		fmt.Fprintln(out, "listening on "+address)
+	}
+	var all []error
+	for range serving {
+		all = append(all, <-failed)
+	}
+	return errors.Join(all...)
+}
+
+// serveMetrics serves Prometheus' metrics until ctx ends.
+func serveMetrics(ctx context.Context, l net.Listener, metrics *prometheus.Registry) error {
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 10 * time.Second,
+		WriteTimeout: time.Minute, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	defer context.AfterFunc(ctx, func() { server.Close() })()
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return failure.New(failure.Unavailable, "cannot serve metrics: %w", err)
+	}
+	return nil
+}
+
+// reference returns where a key is, by its URI and the module of the config file that has its token.
+func reference(ks *keystore.Keystore, f *brokerfile.File, uri, chain string) (*keystore.Reference, error) {
+	u, err := config.ParseURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	module, err := f.ModuleOf(u)
+	if err != nil {
+		return nil, err
+	}
+	given := maps.Clone(map[string]string(module))
+	delete(given, config.Token) // the key's URI names it
+	if chain != "" {
+		given[config.CertificateChain] = chain
+	}
+	return ks.Direct().Resolve(uri, given, config.Flags)
+}
+
+// logSigner signs checkpoints.
+type logSigner struct {
+	ctx context.Context //nolint:containedctx // crypto.Signer has none
+	key *held.Key
+}
+
+// Public returns the public half of the log's key.
+func (s *logSigner) Public() crypto.PublicKey { return s.key.Public }
+
+// Sign signs the SHA-256 of a checkpoint.
+func (s *logSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
+	if len(digest) != sha256.Size || opts.HashFunc() != crypto.SHA256 {
+		return nil, failure.New(failure.Internal, "the log is signed with SHA-256")
+	}
+	return s.key.Use(s.ctx, func(k keystore.Key) ([]byte, error) { return k.Sign(s.ctx, digest, opts) })
+}
+
+// closers are what was opened, closed in the reverse order.
+type closers []func() error
+
+func (c *closers) add(f func() error) { *c = append(*c, f) }
+
+func (c *closers) close() error {
+	var failed []error
+	for i := len(*c) - 1; i >= 0; i-- {
+		if err := (*c)[i](); err != nil {
+			slog.Warn("cannot end in order", "error", err)
+			failed = append(failed, err)
+		}
+	}
+	return errors.Join(failed...)
+}
