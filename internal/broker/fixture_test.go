@@ -165,8 +165,8 @@ func (f *fixture) open() error {
 func (f *fixture) options(s store.Store) Options {
 	return Options{
 		Store: s, Policy: []byte(f.policy), Config: []byte(f.config), Keys: f.keys, Clock: f.clock.clock(), Limits: f.limits,
-		Check: func(_ context.Context, _, _, mediaType string, _ int64) (*repository.Claims, error) {
-			return &repository.Claims{MediaType: mediaType}, nil
+		Check: func(_ context.Context, _, _, mediaType string, size int64) (*repository.Claims, error) {
+			return &repository.Claims{MediaType: mediaType, ManifestSize: size}, nil
 		},
 		Log: Log{Origin: "broker.example.com/log", Public: f.log.Public(), File: f.checkpointFile(),
 			MaxUnpublished: time.Hour, MaxUnpublishedEntries: f.unpublished,

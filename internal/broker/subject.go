@@ -40,7 +40,7 @@ func (b *Broker) complete(ctx context.Context, s *subject, claims **brokerapi.Cl
 		if err != nil {
 			return err
 		}
-		s.Target.MediaType = found.MediaType
+		s.Target.MediaType, s.Target.Size = found.MediaType, found.ManifestSize
 		*claims = &brokerapi.Claims{Created: found.Created, Source: found.Source, Revision: found.Revision,
 			Version: found.Version, Platforms: found.Platforms, Size: found.Size}
 	}

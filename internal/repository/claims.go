@@ -19,14 +19,16 @@ import (
 // Claims are what an image says of itself. Whoever pushed it has written them, and nobody has verified them: they are
 // shown as "the image claims", and no policy reads them.
 type Claims struct {
-	MediaType string   // of the manifest or the index; verified
-	Manifests int      // in an index, attestations included; 0 for a manifest
-	Created   string   // RFC 3339
-	Source    string   // org.opencontainers.image.source
-	Revision  string   // org.opencontainers.image.revision
-	Version   string   // org.opencontainers.image.version
-	Platforms []string // OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, of at most maxPlatforms
-	Size      int64    // bytes of all layers as the registry stores them; 0 if not known
+	MediaType string // of the manifest or the index; verified
+	// ManifestSize is the size of the manifest or the index in bytes; verified.
+	ManifestSize int64
+	Manifests    int      // in an index, attestations included; 0 for a manifest
+	Created      string   // RFC 3339
+	Source       string   // org.opencontainers.image.source
+	Revision     string   // org.opencontainers.image.revision
+	Version      string   // org.opencontainers.image.version
+	Platforms    []string // OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, of at most maxPlatforms
+	Size         int64    // bytes of all layers as the registry stores them; 0 if not known
 }
 
 // clone returns a copy that shares nothing.
@@ -55,6 +57,8 @@ const (
 	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
 	dockerList     = "application/vnd.docker.distribution.manifest.list.v2+json"
 	dockerImage    = "application/vnd.docker.container.image.v1+json"
+
+	artifactManifest = "application/vnd.oci.artifact.manifest.v1+json"
 )
 
 // document is a manifest or an index.

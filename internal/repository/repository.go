@@ -78,7 +78,7 @@ type artifact struct {
 }
 
 // Check fetches the manifest with this digest in a repository, and returns what it claims. It fails unless the manifest
-// is there with this media type and size in bytes: with Denied if it is not, or if the repository's registry is not
+// is there with this media type and size in bytes, if they are not "" and 0: with Denied if it is not, or if the repository's registry is not
 // listed; with Unavailable, Throttled or Timeout if the registry gives no answer. A success is remembered for some
 // minutes; simultaneous checks of the same manifest are one.
 func (r *Registries) Check(ctx context.Context, repository, sum, mediaType string, size int64) (*Claims, error) {
@@ -108,11 +108,11 @@ func (a artifact) check() error {
 	if err := a.digest.Validate(); err != nil {
 		return refuse("%.100q is not a digest", a.digest)
 	}
-	if parsed, parameters, err := mime.ParseMediaType(a.mediaType); err != nil || parsed != a.mediaType ||
-		len(parameters) > 0 || len(parsed) > maxMediaType {
+	if parsed, parameters, err := mime.ParseMediaType(a.mediaType); a.mediaType != "" && (err != nil || parsed != a.mediaType ||
+		len(parameters) > 0 || len(parsed) > maxMediaType) {
 		return refuse("%.100q is not a media type", a.mediaType)
 	}
-	if a.size <= 0 || a.size > maxManifest {
+	if a.size < 0 || a.size > maxManifest {
 		return refuse("a manifest has 1 to %d bytes, not %d", maxManifest, a.size)
 	}
 	return nil
@@ -129,7 +129,7 @@ func (r *registry) check(ctx context.Context, a artifact) (*Claims, error) {
 	}
 	_, path, _ := strings.Cut(a.repository, "/")
 	s := session{registry: r, client: r.client(), repository: a.repository, path: path}
-	data, err := s.fetch(ctx, manifests, a.mediaType, a.digest, a.size)
+	data, served, err := s.get(ctx, manifests, a.mediaType, a.digest, a.size)
 	if errors.Is(err, errAbsent) {
 		return nil, failure.New(failure.Denied, "the repository %s has no manifest %s", a.repository, a.digest).
 			WithHint("push the image to the repository before it is signed")
@@ -137,10 +137,12 @@ func (r *registry) check(ctx context.Context, a artifact) (*Claims, error) {
 	if err != nil {
 		return nil, s.explain(ctx, a.digest, err)
 	}
+	a.mediaType = served
 	claims, err := s.claims(ctx, a, data)
 	if err != nil {
 		return nil, s.explain(ctx, a.digest, err)
 	}
+	claims.ManifestSize = int64(len(data))
 	return claims, nil
 }
 
