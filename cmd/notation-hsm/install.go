@@ -28,7 +28,7 @@ command that Notation's list has for this key, and add them to the config file a
   notation-hsm install --key-name release`,
 		Args: cli.Exactly(0),
 	}
-	given := cli.AddSettings(c, config.Names...)
+	given := cli.AddSettings(c, config.StoredNames...)
 	c.Flags().StringVar(&name, "key-name", "", "name of the signing key in Notation's list")
 	c.Flags().StringVar(&reference, "key", "", "URI or alias of the key")
 	c.Flags().BoolVar(&yes, "yes", false, "do not ask for confirmation")

@@ -74,7 +74,14 @@ var settingHelp = map[string]string{
 	config.PINSource:        `source of the PIN: env:NAME, file:/path, "exec:command args", prompt or none`,
 	config.CertificateChain: "PEM file with the leaf and its issuers, or with the issuers alone",
 	config.Timeout:          "longest wait for an answer of the module (default 30s)",
-	config.Broker:           "unix:PATH of the socket of 'hsm-broker agent', through which the key is used",
+	config.Broker: "broker that uses the key: unix:PATH of the socket of 'hsm-broker agent', or https://HOST[:PORT] of " +
+		"'hsm-broker serve'",
+	config.BrokerCA:     "PEM file with the CA of the broker's certificate (default: the system's roots)",
+	config.BrokerCert:   "PEM file with the certificate that this program shows to the broker, and its issuers",
+	config.BrokerKey:    "PEM file with the private key of that certificate",
+	config.BrokerToken:  "source of a token for the broker: github, gitlab:VARIABLE, kubernetes or file:/path",
+	config.ApprovalWait: "how long a signature waits for approvals or a time lock (default 0s: not at all)",
+	config.Repository:   "repository of the image, which the broker checks",
 }
 
 // TokenSettings are the settings of commands that log in to a token.

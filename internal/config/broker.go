@@ -16,7 +16,10 @@ const BrokerScheme = "broker:"
 // maxBrokerName is the length of the longest name of a key, in bytes.
 const maxBrokerName = 255
 
-const unixScheme = "unix:"
+const (
+	unixScheme  = "unix:"
+	httpsScheme = "https://"
+)
 
 // maxSocket is the length of the longest path of a socket, in bytes: sun_path without its zero byte (unix(7)).
 const maxSocket = 107
@@ -62,7 +65,9 @@ func (s *Settings) nameBroker(where string) error {
 // chooseBroker takes the broker from the strongest layer that names one. A key broker:NAME without one is held by the
 // agent at the default socket; Broker is then "unix:" alone if there is no such socket, which fails where it is used.
 //
-// Data may name a socket: the process behind it has to be this user's or root's, and signs with keys of its own.
+// Data may name a socket: the process behind it has to be this user's or root's, and signs with keys of its own. An
+// https broker gets a token or proof of a certificate, so data may only name the one that the environment or the config
+// file names for this key as well.
 func (s *Settings) chooseBroker(layers []layer, origin Origin) error {
 	if origin.direct {
 		if s.Key.Broker {
@@ -71,21 +76,26 @@ func (s *Settings) chooseBroker(layers []layer, origin Origin) error {
 		}
 		return nil
 	}
-	for _, l := range layers {
+	for i, l := range layers {
 		address := l.values[Broker]
 		if address == "" {
 			continue
 		}
-		path, ok := strings.CutPrefix(address, unixScheme)
-		if !ok || !filepath.IsAbs(path) || strings.ContainsFunc(path, unicode.IsControl) {
-			return invalidSetting(Broker, address, l.origin.name).WithHint("write it as unix:PATH, with an absolute path")
-		}
-		if len(path) > maxSocket {
-			return invalidSetting(Broker, address, l.origin.name).
-				WithHint("use a path of at most 107 bytes, the limit of the operating system")
+		if err := checkBroker(address, l.origin.name); err != nil {
+			return err
 		}
 		s.Broker = address
-		return nil
+		if !strings.HasPrefix(address, httpsScheme) {
+			return nil
+		}
+		if !l.origin.namesPrograms && trusted(layers[i:], Broker) != address {
+			return failure.New(failure.Denied,
+				"cannot use the broker %s that %s names: neither the environment nor the config file names it", address,
+				l.origin.name).
+				WithHint("if you trust it, set NOTATION_HSM_BROKER=" + address + ", or write broker: " + address +
+					" into the config file")
+		}
+		return s.chooseCredentials(layers)
 	}
 	if s.Key.Broker {
 		path, _ := DefaultSocket()
@@ -94,7 +104,40 @@ func (s *Settings) chooseBroker(layers []layer, origin Origin) error {
 	return nil
 }
 
-// BrokerSocket returns the path of the broker's socket. It fails as DefaultSocket does.
+// trusted returns the value of a setting in the strongest layer that is no data, or "".
+func trusted(layers []layer, name string) string {
+	for _, l := range layers {
+		if value := l.values[name]; value != "" && l.origin.namesPrograms {
+			return value
+		}
+	}
+	return ""
+}
+
+// checkBroker fails unless an address is unix:PATH or https://HOST[:PORT].
+func checkBroker(address, where string) error {
+	if strings.HasPrefix(address, httpsScheme) {
+		u, err := url.Parse(address)
+		if err != nil || address != httpsScheme+u.Host || u.Hostname() == "" || strings.HasSuffix(u.Host, ":") ||
+			strings.ToLower(address) != address || u.Port() == "443" {
+			return invalidSetting(Broker, address, where).
+				WithHint("write it as https://HOST or https://HOST:PORT, in lower case, without a path and without :443")
+		}
+		return nil
+	}
+	path, ok := strings.CutPrefix(address, unixScheme)
+	if !ok || !filepath.IsAbs(path) || strings.ContainsFunc(path, unicode.IsControl) {
+		return invalidSetting(Broker, address, where).
+			WithHint("write it as unix:PATH, with an absolute path, or as https://HOST[:PORT]")
+	}
+	if len(path) > maxSocket {
+		return invalidSetting(Broker, address, where).
+			WithHint("use a path of at most 107 bytes, the limit of the operating system")
+	}
+	return nil
+}
+
+// BrokerSocket returns the path of the socket of a broker without https. It fails as DefaultSocket does.
 func (s *Settings) BrokerSocket() (string, error) {
 	if path := strings.TrimPrefix(s.Broker, unixScheme); path != "" {
 		return path, nil

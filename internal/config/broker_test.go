@@ -1,8 +1,10 @@
 package config
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -70,7 +72,8 @@ func TestBrokerPlaces(t *testing.T) {
 
 // TestBrokerRefused refuses addresses that are none, in every place.
 func TestBrokerRefused(t *testing.T) {
-	for _, address := range []string{"/run/socket", "unix:socket", "unix:", "unix:@abstract", "https://broker.example.com",
+	for _, address := range []string{"/run/socket", "unix:socket", "unix:", "unix:@abstract", "http://broker.example.com",
+		"https://", "https://a/", "https://a/b", "https://u:p@a", "https://a?b", "https://a#b", "https://A", "https://a:", "https://a:443",
 		"unix:/a\x00b", "unix:/a\nb", "unix:/" + strings.Repeat("x", maxSocket)} {
 		configure(t, "")
 		_, err := Resolve("broker:release", map[string]string{Broker: address}, PluginConfig)
@@ -111,5 +114,88 @@ func TestBrokerSocket(t *testing.T) {
 	t.Setenv("XDG_RUNTIME_DIR", "/run/user/7")
 	if path, err := s.BrokerSocket(); err != nil || path != "/run/user/7/notation-hsm/broker.sock" {
 		t.Errorf("%s, %v", path, err)
+	}
+}
+
+const broker = "https://broker.example.com:8443"
+
+// TestHTTPSBroker takes an https broker from data only if the environment or the config file names it as well.
+func TestHTTPSBroker(t *testing.T) {
+	for name, c := range map[string]struct {
+		file, variable, given string
+		origin                Origin
+		want                  string // "" if it is refused
+	}{
+		"file":                  {"broker: " + broker, "", "", PluginConfig, broker},
+		"environment":           {"", broker, "", PluginConfig, broker},
+		"flag":                  {"", "", broker, Flags, broker},
+		"data alone":            {"", "", broker, PluginConfig, ""},
+		"data as the file":      {"broker: " + broker, "", broker, PluginConfig, broker},
+		"data as environment":   {"", broker, broker, PluginConfig, broker},
+		"data unlike the file":  {"broker: https://other.example.com", "", broker, PluginConfig, ""},
+		"data like the weaker":  {"broker: " + broker, "https://other.example.com", broker, PluginConfig, ""},
+		"data with the socket":  {"broker: unix:/a", "", broker, PluginConfig, ""},
+		"a record":              {"", "", broker, Stored("ca.json"), ""},
+		"the file's other port": {"broker: https://broker.example.com", "", broker, PluginConfig, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			configure(t, c.file)
+			t.Setenv("NOTATION_HSM_BROKER", c.variable)
+			s, err := Resolve("broker:release", map[string]string{Broker: c.given}, c.origin)
+			if c.want == "" {
+				if !failure.Is(err, failure.Denied) || !strings.Contains(failure.From(err).Hint, "NOTATION_HSM_BROKER=") {
+					t.Errorf("%+v, %v", s, err)
+				}
+				return
+			}
+			if err != nil || s.Broker != c.want || s.Credentials == nil || s.Scheme() != BrokerScheme {
+				t.Errorf("%+v, %v", s, err)
+			}
+		})
+	}
+}
+
+// TestBrokerCredentials takes them from the file, the environment and flags, and never from data.
+func TestBrokerCredentials(t *testing.T) {
+	dir := configure(t, "broker: "+broker+"\nbroker-ca: ca.pem\nbroker-token: github\napproval-wait: 2m\n")
+	for _, name := range BrokerCredentials {
+		_, err := Resolve("broker:release", map[string]string{name: "github"}, PluginConfig)
+		if !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "cannot take "+name+" from plugin config") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	s, err := Resolve("broker:release", map[string]string{Repository: "registry.example.com:5000/team/app"}, PluginConfig)
+	if err != nil || s.Credentials.CA != filepath.Join(dir, "ca.pem") || !s.Credentials.Token.GitHub ||
+		s.ApprovalWait != 2*time.Minute || s.Repository != "registry.example.com:5000/team/app" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	for text, ok := range map[string]bool{"github": true, "gitlab:TOKEN": true, "kubernetes": true, "file:/run/token": true,
+		"gitlab:": false, "gitlab:A-B": false, "file:token": false, "eyJ.secret": false, "env:TOKEN": false} {
+		t.Setenv("NOTATION_HSM_BROKER_TOKEN", text)
+		s, err := Resolve("broker:release", nil, PluginConfig)
+		switch {
+		case ok && (err != nil || s.Credentials.Token.String() != text):
+			t.Errorf("%s: %+v, %v", text, s, err)
+		case !ok && (!failure.Is(err, failure.Invalid) || strings.Contains(err.Error(), text)):
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	t.Setenv("NOTATION_HSM_BROKER_TOKEN", "")
+	t.Setenv("NOTATION_HSM_BROKER_KEY", "/key.pem")
+	if _, err := Resolve("broker:release", nil, PluginConfig); !failure.Is(err, failure.Invalid) {
+		t.Errorf("a key without a certificate: %v", err)
+	}
+}
+
+// TestRequestSettings refuses what is no time and no repository.
+func TestRequestSettings(t *testing.T) {
+	configure(t, "broker: "+broker)
+	for _, c := range [][2]string{{ApprovalWait, "soon"}, {ApprovalWait, "-1s"}, {ApprovalWait, "25h"},
+		{Repository, "app"}, {Repository, "registry.example.com/App"}, {Repository, "registry.example.com/app:v1"},
+		{Repository, "registry.example.com/app@sha256:00"}, {Repository, "https://registry.example.com/app"}} {
+		_, err := Resolve("broker:release", map[string]string{c[0]: c[1]}, PluginConfig)
+		if !failure.Is(err, failure.Invalid) || failure.From(err).Hint == "" {
+			t.Errorf("%s: %v", c, err)
+		}
 	}
 }

@@ -23,6 +23,12 @@ const (
 	Timeout          = "timeout"
 	AllowFinalPINTry = "allow-final-pin-try"
 	Broker           = "broker"
+	BrokerCA         = "broker-ca"
+	BrokerCert       = "broker-certificate"
+	BrokerKey        = "broker-key"
+	BrokerToken      = "broker-token"
+	ApprovalWait     = "approval-wait"
+	Repository       = "repository"
 )
 
 // pinValue is the attribute of a URI with the PIN itself.
@@ -37,7 +43,14 @@ const InitArgs = "init-args"
 const NetHSMInsecure = "nethsm-insecure"
 
 // Names lists the settings of plugin config, flags and the environment.
-var Names = []string{ModulePath, Token, SlotID, PINSource, CertificateChain, Timeout, AllowFinalPINTry, Broker}
+var Names = append(slices.Clone(StoredNames), BrokerCredentials...)
+
+// StoredNames are those that plugin config and other data may have.
+var StoredNames = []string{ModulePath, Token, SlotID, PINSource, CertificateChain, Timeout, AllowFinalPINTry, Broker,
+	ApprovalWait, Repository}
+
+// BrokerCredentials say how an https broker is authenticated, and this process to it. Data may not have them.
+var BrokerCredentials = []string{BrokerCA, BrokerCert, BrokerKey, BrokerToken}
 
 // checkName fails if a name is not known. The hint has the nearest known name.
 func checkName(name string, known []string, what, where string) error {

@@ -33,7 +33,11 @@ type Settings struct {
 	AllowFinalPINTry bool              // try the PIN also when a wrong one would lock the token
 	Env              map[string]string // environment variables for the module
 	NetHSM           *NetHSM           // settings of the NetHSM if Key.NetHSM is set and Broker is not, else nil
-	Broker           string            // unix:PATH of the broker that uses the key; "" if this process does
+	// Broker is the address of the broker that uses the key, unix:PATH or https://HOST[:PORT]; "" if this process does.
+	Broker       string
+	Credentials  *Credentials  // for an https broker, else nil
+	ApprovalWait time.Duration // how long a signature waits for what a broker's rule demands
+	Repository   string        // where the image is that is signed, without tag and digest; "" if nobody has said it
 }
 
 const safePIN = `set pin-source to env:NAME, file:/path, "exec:command args" or prompt; or set NOTATION_HSM_PIN`
@@ -71,6 +75,9 @@ func resolve(reference string, origin Origin, missing *Programs, above ...layer)
 				return nil, carriesPIN(l.origin.name, name, l.origin)
 			}
 			if err := checkName(name, append([]string{NetHSMInsecure}, Names...), "setting", l.origin.name); err != nil {
+				return nil, err
+			}
+			if err := checkStored(name, l.origin); err != nil {
 				return nil, err
 			}
 		}
@@ -260,6 +267,9 @@ func (s *Settings) apply(f *file, layers []layer, missing *Programs) error {
 			return invalidSetting(AllowFinalPINTry, text, from.origin.name).WithHint(booleanHint)
 		}
 		s.AllowFinalPINTry = allow
+	}
+	if err := s.applyRequest(find); err != nil {
+		return err
 	}
 	if s.ModulePath == "" && s.Broker == "" { // looking for it takes a millisecond
 		s.ModulePath = p11kitProxy()
