@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/key"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
@@ -29,15 +30,25 @@ func checkAccepted(formats []payload.Format) error {
 		return nil
 	}
 	return failure.New(failure.Denied, "its broker does not sign Notation's payloads with it").
-		WithHint("start 'hsm-broker agent' with --formats notation")
+		WithHint("start 'hsm-broker agent' with --formats notation, or list notation under formats of the key in the broker's policy")
+}
+
+// blockable is a key that a broker can refuse to use for a while.
+type blockable interface{ State() string }
+
+// authenticated is a backend that shows credentials to what holds the keys.
+type authenticated interface {
+	Credentials(ctx context.Context, s *config.Settings) (string, error)
 }
 
 // ofBroker lists the checks of a key that is used through a broker, from this side: what is behind the broker, such as
 // the login and how the key is kept, is examined where the module is.
 func (e *examination) ofBroker() []step {
 	return []step{
-		{"broker", "", e.checkBroker},
+		{"credentials", "", e.checkCredentials},
+		{"broker", "credentials", e.checkBroker},
 		{"key", "broker", e.checkKey},
+		{"state", "key", e.checkState},
 		{"formats", "key", e.checkFormats},
 		{"certificate", "key", e.checkCertificate},
 		{"chain", "certificate", e.checkChain},
@@ -47,6 +58,38 @@ func (e *examination) ofBroker() []step {
 		{"trust policy", "chain", e.checkTrustPolicy},
 		{"test signature", "key", untested},
 	}
+}
+
+// checkCredentials looks for what authenticates this process to the broker, without showing it to the broker.
+func (e *examination) checkCredentials(ctx context.Context) (Check, error) {
+	backend, err := e.settings.Backend()
+	if err != nil {
+		return Check{}, err
+	}
+	shown := "none are needed"
+	if a, ok := backend.(authenticated); ok {
+		if shown, err = a.Credentials(ctx, &e.settings.Settings); err != nil {
+			return Check{}, err
+		}
+	}
+	return ok("%s", shown), nil
+}
+
+// checkState fails for a key that the broker does not use now.
+func (e *examination) checkState(context.Context) (Check, error) {
+	state := "ready"
+	if b, ok := e.key.(blockable); ok && b.State() != "" {
+		state = b.State()
+	}
+	switch state {
+	case "ready":
+		return ok("the broker uses the key"), nil
+	case "blocked":
+		return Check{}, failure.New(failure.Denied, "the key is blocked at the broker").
+			WithHint("ask who runs the broker why, and request that it is unblocked")
+	}
+	return Check{}, failure.New(failure.Unavailable, "the broker cannot use the key now: its state is %q", state).
+		WithHint("look at the broker's readiness, at " + e.settings.Broker + "/readyz")
 }
 
 func (e *examination) checkBroker(ctx context.Context) (_ Check, err error) {

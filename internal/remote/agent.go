@@ -29,6 +29,6 @@ func (b *Backend) agent(ctx context.Context, s *config.Settings, method, path st
 		return a, err
 	}
 	defer c.release()
-	err = c.call(ctx, method, path, nil, &a)
+	err = c.do(ctx, call{method: method, path: path, into: &a})
 	return a, err
 }

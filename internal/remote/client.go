@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
@@ -28,11 +32,24 @@ const (
 	detailLimit = 8 << 10  // bytes of the message of a failure
 )
 
-// connections are those of a Backend, by the address of their broker.
+// Tries of one call over the network.
+const (
+	attempts   = 5
+	firstPause = 100 * time.Millisecond // doubled for each further one
+)
+
+// signingWindow is how old the signing time of a payload may be for a broker.
+const signingWindow = 5 * time.Minute
+
+// connections are those of a Backend, by their broker.
 type connections struct {
-	mu    sync.Mutex
-	known map[string]*connection
+	mu     sync.Mutex
+	known  map[endpoint]*connection
+	github *http.Client // nil until a token is needed
 }
+
+// An endpoint is a broker, and the files that authenticate it and this process.
+type endpoint struct{ address, ca, certificate, key string }
 
 // A connection is the HTTP client of one broker. Stores share it, whatever their timeout.
 type connection struct {
@@ -42,23 +59,44 @@ type connection struct {
 
 // to returns a client of the broker that the settings name. The caller closes it.
 func (c *connections) to(s *config.Settings) (*client, error) {
-	path, err := s.BrokerSocket()
-	if err != nil {
-		return nil, err
+	to := &client{timeout: s.Timeout, attempts: 1, base: "http://broker", repository: s.Repository,
+		approvalWait: s.ApprovalWait, window: signingWindow}
+	var where endpoint
+	var transport func() (*http.Transport, error)
+	if s.Credentials != nil {
+		to.address, to.base, to.attempts = s.Broker, s.Broker, attempts
+		to.credentials, to.trace = s.Credentials, traceparent()
+		where = endpoint{s.Broker, s.Credentials.CA, s.Credentials.Certificate, s.Credentials.Key}
+		transport = func() (*http.Transport, error) { return newTLSTransport(s.Credentials) }
+	} else {
+		path, err := s.BrokerSocket()
+		if err != nil {
+			return nil, err
+		}
+		to.address = "unix:" + path
+		where = endpoint{address: to.address}
+		transport = func() (*http.Transport, error) { return newTransport(path), nil }
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	shared := c.known[path]
+	shared := c.known[where]
 	if shared == nil {
-		shared = &connection{http: newHTTP(path)}
-		if c.known == nil {
-			c.known = map[string]*connection{}
+		made, err := transport()
+		if err != nil {
+			return nil, err
 		}
-		c.known[path] = shared
+		shared = &connection{http: newHTTP(made)}
+		if c.known == nil {
+			c.known = map[endpoint]*connection{}
+		}
+		c.known[where] = shared
+	}
+	if c.github == nil && to.credentials != nil && to.credentials.Token.GitHub {
+		c.github = newGitHub()
 	}
 	shared.used++
-	return &client{address: "unix:" + path, timeout: s.Timeout, http: shared.http,
-		release: sync.OnceFunc(func() { c.release(shared) })}, nil
+	to.http, to.github, to.release = shared.http, c.github, sync.OnceFunc(func() { c.release(shared) })
+	return to, nil
 }
 
 // release closes the idle connections of a broker that no store uses any more: a process that gives up rights after it
@@ -81,76 +119,159 @@ func (c *connections) close() {
 
 // client speaks to one broker for one store.
 type client struct {
-	address string
-	timeout time.Duration // of an answer
-	http    *http.Client
-	release func()
+	address      string
+	base         string              // of URLs
+	credentials  *config.Credentials // of an https broker, else nil
+	trace        string              // header traceparent; "" for none
+	timeout      time.Duration       // of an answer, with all tries
+	attempts     int                 // tries of one call
+	approvalWait time.Duration
+	window       time.Duration // how old a payload may be when it is posted
+	repository   string
+	http, github *http.Client
+	release      func()
 }
 
-func newHTTP(path string) *http.Client {
+func newHTTP(t *http.Transport) *http.Client {
 	return &http.Client{
-		Transport:     newTransport(path),
+		Transport:     t,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
 
-func (c *client) get(ctx context.Context, path string, into any) error {
-	return c.call(ctx, http.MethodGet, path, nil, into)
+// A call is one request of the API and where its answer goes.
+type call struct {
+	method, path string
+	body         []byte             // JSON; nil for none
+	idempotency  string             // names the call, so that it may be made again after a lost connection; "" for a GET
+	wait         time.Duration      // how long the broker may hold the answer
+	into         any                // for the answer
+	accepted     *brokerapi.Request // for the answer with status 202, if there may be one
 }
 
-// post makes a request for the use of a key, by its name, on some bytes. The same bytes may be sent again over another
+func (c *client) get(ctx context.Context, path string, into any) error {
+	return c.do(ctx, call{method: http.MethodGet, path: path, into: into})
+}
+
+// use returns a call for the use of a key, by its name, on some bytes. The same bytes may be sent again over another
 // connection, since using the key twice on them is no other outcome: the header Idempotency-Key names key and bytes by
 // their SHA-256.
-func (c *client) post(ctx context.Context, path, key string, data []byte, message, into any) error {
+func use(path, key string, data []byte, message, into any) (call, error) {
 	body, err := json.Marshal(message)
 	if err != nil {
-		return failure.New(failure.Internal, "cannot encode a request to the broker: %w", err)
+		return call{}, failure.New(failure.Internal, "cannot encode a request to the broker: %w", err)
 	}
 	hash := sha256.New()
 	hash.Write([]byte(key + "\x00"))
 	hash.Write(data)
-	again := http.Header{"Idempotency-Key": {`"` + hex.EncodeToString(hash.Sum(nil)) + `"`}}
-	return c.send(ctx, http.MethodPost, path, again, body, into)
+	return call{method: http.MethodPost, path: path, body: body, idempotency: hex.EncodeToString(hash.Sum(nil)),
+		into: into}, nil
 }
 
-// call makes a request and reads the answer. It fails with the broker's failure, and with Unavailable or Timeout if
-// the broker does not answer.
-func (c *client) call(ctx context.Context, method, path string, body []byte, into any) error {
-	return c.send(ctx, method, path, http.Header{}, body, into)
+// errAgain marks a failure after which the call can be made again.
+type errAgain struct {
+	error
+	after time.Duration // as the broker asks for it; 0: nothing was said
 }
 
-// send is call with a header.
-func (c *client) send(ctx context.Context, method, path string, header http.Header, body []byte, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+// do makes a call and reads the answer. It fails with the broker's failure, and with Unavailable or Timeout if the
+// broker does not answer. Over the network it tries again after a lost connection, and when the broker asks for it.
+func (c *client) do(ctx context.Context, r call) error {
+	ctx, cancel := context.WithTimeout(ctx, c.timeout+r.wait)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, "http://broker"+path, bytes.NewReader(body))
+	for attempt := 1; ; attempt++ {
+		err := c.once(ctx, r)
+		var again *errAgain
+		if !errors.As(err, &again) {
+			return err
+		}
+		if attempt >= c.attempts || c.pause(ctx, max(again.after, backoff(attempt))) != nil {
+			return again.error
+		}
+	}
+}
+
+// backoff returns the pause after a try: up to half of it at random, so that many clients do not come back at once.
+func backoff(attempt int) time.Duration {
+	pause := firstPause << (attempt - 1)
+	return pause/2 + rand.N(pause/2) //nolint:gosec // it is no secret
+}
+
+// pause waits. It fails at once if ctx ends before.
+func (c *client) pause(ctx context.Context, d time.Duration) error {
+	if end, ok := ctx.Deadline(); ok && time.Until(end) < d {
+		return context.DeadlineExceeded
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// once makes one try of a call.
+func (c *client) once(ctx context.Context, r call) error {
+	request, err := http.NewRequestWithContext(ctx, r.method, c.base+r.path, bytes.NewReader(r.body))
 	if err != nil {
 		return failure.New(failure.Invalid, "cannot ask the broker at %s: %w", c.address, err)
 	}
-	request.Header = header
-	if body != nil {
+	if r.body != nil {
 		request.Header.Set("Content-Type", "application/json")
+	}
+	if r.idempotency != "" {
+		request.Header.Set("Idempotency-Key", `"`+r.idempotency+`"`)
+	}
+	token := ""
+	if c.credentials != nil {
+		request.Header.Set("Traceparent", c.trace)
+		request.GetBody = nil // only do tries again, with another token
+		if token, err = c.readToken(ctx); err != nil {
+			return err
+		}
+		if token != "" {
+			request.Header.Set("Authorization", "Bearer "+token)
+		}
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return c.unanswered(ctx, err)
+		return c.unanswered(ctx, r, err)
 	}
 	defer response.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(response.Body, int64(answerLimits.Bytes)+1))
 	if err != nil {
-		return c.unanswered(ctx, err)
+		return c.unanswered(ctx, r, err)
 	}
 	defer clear(data) // it may have the key of a layer
+	if token != "" && bytes.Contains(data, []byte(token)) {
+		return c.invalid(response.Status, errors.New("it repeats the token"))
+	}
+	return c.read(r, response, data)
+}
+
+// read reads an answer.
+func (c *client) read(r call, response *http.Response, data []byte) error {
+	if response.StatusCode/100 != 2 && c.credentials != nil && response.StatusCode >= http.StatusBadGateway &&
+		!strings.HasPrefix(response.Header.Get("Content-Type"), brokerapi.ProblemType) { // of a proxy before the broker
+		return c.again(response, failure.New(failure.Unavailable, "the broker at %s does not answer: HTTP status %d",
+			c.address, response.StatusCode).WithHint("run it again later"))
+	}
 	if err := bound.JSON(data, answerLimits); err != nil {
 		return c.invalid(response.Status, err)
 	}
-	if response.StatusCode/100 == 2 {
-		if err := json.Unmarshal(data, into); err != nil {
-			return c.invalid(response.Status, err)
-		}
-		return nil
+	into := r.into
+	switch {
+	case response.StatusCode == http.StatusAccepted && r.accepted != nil:
+		into = r.accepted
+	case response.StatusCode/100 != 2:
+		return c.problem(response, data)
 	}
-	return c.problem(response, data)
+	if err := json.Unmarshal(data, into); err != nil {
+		return c.invalid(response.Status, err)
+	}
+	return nil
 }
 
 // problem returns the failure that a broker answered.
@@ -165,24 +286,51 @@ func (c *client) problem(response *http.Response, data []byte) error {
 	if p.Detail == "" || len(p.Detail)+len(p.Hint)+len(p.CKR) > detailLimit {
 		return c.invalid(response.Status, errors.New("its detail is empty or too long"))
 	}
-	return p.Failure()
+	p.Detail, p.Hint, p.CKR = plain(p.Detail), plain(p.Hint), plain(p.CKR)
+	switch f := p.Failure(); response.StatusCode {
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return c.again(response, f)
+	default:
+		return f
+	}
+}
+
+// again marks a failure after which the call can be made again. Its cause has nothing to do with what was asked, so
+// that a call without an idempotency key can be made again as well.
+func (c *client) again(response *http.Response, f *failure.Error) error {
+	seconds, err := strconv.ParseUint(response.Header.Get("Retry-After"), 10, 16)
+	if err != nil {
+		seconds = 0 // also for a date
+	}
+	return &errAgain{f, time.Duration(seconds) * time.Second}
+}
+
+// plain replaces characters that a terminal could interpret, except line ends.
+func plain(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\n' {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, text)
 }
 
 // unanswered returns the failure of a request without an answer.
-func (c *client) unanswered(ctx context.Context, err error) error {
+func (c *client) unanswered(ctx context.Context, r call, err error) error {
 	var known *failure.Error
 	switch {
 	case errors.As(err, &known):
 		return known
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return failure.New(failure.Timeout, "the broker at %s did not answer within %s", c.address, c.timeout).
+		return failure.New(failure.Timeout, "the broker at %s did not answer within %s", c.address, c.timeout+r.wait).
 			WithHint("look at what the broker is doing, or set timeout to wait longer")
 	case errors.Is(ctx.Err(), context.Canceled):
 		return failure.New(failure.Internal, "interrupted while waiting for the broker at %s", c.address).
 			WithHint("run it again")
 	}
-	if inner := errors.Unwrap(err); inner != nil { // without the URL, which names no host
-		err = inner
+	err = withoutURL(err)
+	if c.credentials != nil {
+		return c.unreached(r, err)
 	}
 	if errors.Is(err, fs.ErrPermission) {
 		return failure.New(failure.Denied, "cannot reach the broker at %s: %w", c.address, err).
@@ -193,8 +341,34 @@ func (c *client) unanswered(ctx context.Context, err error) error {
 			"name the key by its URI there and unset NOTATION_HSM_BROKER")
 }
 
+// unreached returns the failure of a call that an https broker did not answer.
+func (c *client) unreached(r call, err error) error {
+	var unverified *tls.CertificateVerificationError
+	var alert tls.AlertError
+	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &unverified):
+		return failure.New(failure.Denied, "cannot verify the TLS certificate of the broker at %s: %w", c.address,
+			unverified.Err).
+			WithHint("set broker-ca to the CA of the broker's certificate, and broker to a name that is in the certificate")
+	case errors.As(err, &alert):
+		return failure.New(failure.Denied, "the broker at %s refused the TLS connection: %w", c.address, alert).
+			WithHint("check broker-certificate and broker-key")
+	case errors.As(err, &record):
+		return failure.New(failure.Unavailable, "the broker at %s does not speak TLS", c.address).
+			WithHint("check the port in broker")
+	}
+	f := failure.New(failure.Unavailable, "cannot reach the broker at %s: %w", c.address, err).
+		WithHint("check broker and, if this network needs a proxy, HTTPS_PROXY; the broker may be down")
+	if r.method == http.MethodGet || r.idempotency != "" {
+		return &errAgain{f, 0}
+	}
+	return f
+}
+
 // invalid returns the failure of an answer that is not of the API.
 func (c *client) invalid(what string, err error) error {
-	return failure.New(failure.Internal, "the broker at %s sent an invalid answer (%s): %w", c.address, what, err).
+	return failure.New(failure.Internal, "the broker at %s sent an invalid answer (%s): %s", c.address, plain(what),
+		plain(err.Error())).
 		WithHint("check that an hsm-broker of the same version listens there")
 }

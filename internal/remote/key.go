@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"slices"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -62,6 +63,9 @@ func (k *remoteKey) Info(context.Context) (key.Info, error) {
 // Formats returns what the broker accepts for the key.
 func (k *remoteKey) Formats() []payload.Format { return k.described.Formats }
 
+// State returns "ready", "blocked" or "unavailable" for a key of a team's broker, and "" for one of an agent.
+func (k *remoteKey) State() string { return k.described.State }
+
 // SignMessage has the broker sign a message that it understands. It fails with Denied for one that the key may not
 // sign, and with Internal for a signature that does not verify.
 func (k *remoteKey) SignMessage(ctx context.Context, message []byte, opts crypto.SignerOpts) ([]byte, error) {
@@ -69,9 +73,7 @@ func (k *remoteKey) SignMessage(ctx context.Context, message []byte, opts crypto
 	if err != nil {
 		return nil, err
 	}
-	var answer brokerapi.Signature
-	err = k.client.post(ctx, brokerapi.SignaturesPath(k.name), k.name, message,
-		brokerapi.SignatureRequest{Payload: message, Algorithm: algorithm}, &answer)
+	answer, err := k.signature(ctx, message, algorithm)
 	if err != nil {
 		return nil, err
 	}
@@ -81,11 +83,65 @@ func (k *remoteKey) SignMessage(ctx context.Context, message []byte, opts crypto
 	return answer.Signature, nil
 }
 
+// signature asks for a signature. Where people have to agree first, or a time lock runs, it waits as long as the
+// settings say, and asks again for the same bytes.
+func (k *remoteKey) signature(ctx context.Context, message []byte, algorithm string) (answer brokerapi.Signature,
+	err error) {
+	c, began := k.client, time.Now()
+	sign, err := use(brokerapi.SignaturesPath(k.name), k.name, message,
+		brokerapi.SignatureRequest{Payload: message, Algorithm: algorithm, Repository: c.repository}, &answer)
+	if err != nil {
+		return answer, err
+	}
+	var accepted brokerapi.Request
+	sign.accepted = &accepted
+	if err := c.do(ctx, sign); err != nil || accepted.ID == "" {
+		return answer, err
+	}
+	r, err := c.checked(accepted, "")
+	if err == nil && !r.State.Settled() && c.approvalWait > 0 {
+		r, err = c.waitFor(ctx, r.ID, c.approvalWait)
+	}
+	switch {
+	case err != nil:
+		return answer, err
+	case !r.State.Settled():
+		return answer, waits(r)
+	case Outcome(r) != nil:
+		return answer, Outcome(r)
+	case time.Since(began) > c.window:
+		return answer, failure.New(failure.Unavailable,
+			"%s is approved, but what was to be signed is older than %s by now", Place(r), c.window).
+			WithHint("run it again: the approval still counts")
+	}
+	accepted = brokerapi.Request{}
+	if err := c.do(ctx, sign); err != nil || accepted.ID == "" {
+		return answer, err
+	}
+	if r, err = c.checked(accepted, ""); err != nil {
+		return answer, err
+	}
+	return answer, waits(r)
+}
+
+// waits returns the failure of a signature that cannot be made yet.
+func waits(r brokerapi.Request) error {
+	why := ""
+	if r.Reason != "" {
+		why = " (" + r.Reason + ")"
+	}
+	return failure.New(failure.Unavailable, "the broker does not sign yet: %s%s", Place(r), why).
+		WithHint("run it again once the request is approved, or set approval-wait to wait for it")
+}
+
 // UnwrapLayerKey has the broker unwrap the key of an image layer from a JWE, in JSON as ocicrypt writes it. It returns
 // the options of the layer, ocicrypt's JSON with the key.
 func (k *remoteKey) UnwrapLayerKey(ctx context.Context, jwe []byte) ([]byte, error) {
 	var answer brokerapi.LayerKey
-	err := k.client.post(ctx, brokerapi.LayerKeysPath(k.name), k.name, jwe, brokerapi.LayerKeyRequest{JWE: jwe}, &answer)
+	unwrap, err := use(brokerapi.LayerKeysPath(k.name), k.name, jwe, brokerapi.LayerKeyRequest{JWE: jwe}, &answer)
+	if err == nil {
+		err = k.client.do(ctx, unwrap)
+	}
 	if err == nil && len(answer.Options) == 0 {
 		err = k.client.invalid("layer key", errors.New("it is empty"))
 	}

@@ -68,7 +68,11 @@ func open(ctx context.Context, c *client, named config.URI) (*store, error) {
 			WithHint("name its token, " + s.token.URI + "; or unset NOTATION_HSM_BROKER to use the module directly")
 	}
 	for _, described := range all.Keys {
-		if err := s.add(described.URI, described); err != nil {
+		name := described.URI
+		if c.credentials != nil { // a broker of a team knows its keys by the names of its policy
+			name = described.Name
+		}
+		if err := s.add(name, described); err != nil {
 			return nil, err
 		}
 	}

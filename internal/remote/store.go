@@ -21,8 +21,13 @@ type store struct {
 	keys   []*remoteKey
 }
 
-// describe sets the token from its URI. It fails for a URI that does not parse.
+// describe sets the token from its URI. It fails for a URI that does not parse. A broker of a team has keys of several
+// tokens, and need not name one.
 func (s *store) describe(token string) error {
+	if token == "" && s.client.credentials != nil {
+		s.token = key.Token{URI: config.BrokerScheme, Initialized: true, PIN: key.PINNotTold}
+		return nil
+	}
 	u, err := config.ParseURI(token)
 	if err != nil {
 		return s.client.invalid("token", err)
