@@ -32,5 +32,5 @@ token or service does not answer, 1 for other failures.`,
 		Version: version,
 	}, tokenCommand(ks.Direct()), keyCommand(ks), certCommand(ks), installCommand(), caCommand(ks),
 		ceremonyCommand(ks.Direct()), trustCommand(ks), doctorCommand(ks), keyproviderCommand(ks),
-		nethsmCommand(ks.Direct()))
+		nethsmCommand(ks.Direct()), requestCommand())
 }

@@ -73,7 +73,8 @@ func TestBrokerPlaces(t *testing.T) {
 // TestBrokerRefused refuses addresses that are none, in every place.
 func TestBrokerRefused(t *testing.T) {
 	for _, address := range []string{"/run/socket", "unix:socket", "unix:", "unix:@abstract", "http://broker.example.com",
-		"https://", "https://a/", "https://a/b", "https://u:p@a", "https://a?b", "https://a#b", "https://A", "https://a:", "https://a:443",
+		"https://", "https://a/", "https://a/b", "https://u:p@a", "https://a?b", "https://a#b", "https://A", "https://a:",
+		"https://a:443",
 		"unix:/a\x00b", "unix:/a\nb", "unix:/" + strings.Repeat("x", maxSocket)} {
 		configure(t, "")
 		_, err := Resolve("broker:release", map[string]string{Broker: address}, PluginConfig)
@@ -169,8 +170,9 @@ func TestBrokerCredentials(t *testing.T) {
 		s.ApprovalWait != 2*time.Minute || s.Repository != "registry.example.com:5000/team/app" {
 		t.Errorf("%+v, %v", s, err)
 	}
-	for text, ok := range map[string]bool{"github": true, "gitlab:TOKEN": true, "kubernetes": true, "file:/run/token": true,
-		"gitlab:": false, "gitlab:A-B": false, "file:token": false, "eyJ.secret": false, "env:TOKEN": false} {
+	for text, ok := range map[string]bool{"github": true, "gitlab:TOKEN": true, "kubernetes": true,
+		"file:/run/token": true, "gitlab:": false, "gitlab:A-B": false, "file:token": false,
+		"eyJ.secret": false, "env:TOKEN": false} {
 		t.Setenv("NOTATION_HSM_BROKER_TOKEN", text)
 		s, err := Resolve("broker:release", nil, PluginConfig)
 		switch {

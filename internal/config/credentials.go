@@ -28,10 +28,8 @@ type TokenSource struct {
 // KubernetesToken is the file of the token source kubernetes: a projected service account token.
 const KubernetesToken = "/var/run/secrets/tokens/notation-hsm" //nolint:gosec // it is a path
 
-// maxApprovalWait is the longest approval-wait. A longer one would be a mistake: after 5 minutes, the payload is too old.
+// maxApprovalWait is the longest approval-wait. A longer one is a mistake: after 5 minutes, the payload is too old.
 const maxApprovalWait = 24 * time.Hour
-
-const tokenHint = "write it as github, gitlab:VARIABLE, kubernetes or file:/path"
 
 // String returns the source as the setting has it; "" for none.
 func (t TokenSource) String() string {
@@ -101,7 +99,8 @@ func (s *Settings) chooseCredentials(layers []layer) error {
 	if text, from := find(BrokerToken); text != "" {
 		source, ok := parseTokenSource(text)
 		if !ok { // the value is not shown: it may be the token itself
-			return failure.New(failure.Invalid, "invalid %s in %s", BrokerToken, from.origin.name).WithHint(tokenHint)
+			return failure.New(failure.Invalid, "invalid %s in %s", BrokerToken, from.origin.name).
+				WithHint("write it as github, gitlab:VARIABLE, kubernetes or file:/path")
 		}
 		c.Token = source
 	}

@@ -30,7 +30,7 @@ func checkAccepted(formats []payload.Format) error {
 		return nil
 	}
 	return failure.New(failure.Denied, "its broker does not sign Notation's payloads with it").
-		WithHint("start 'hsm-broker agent' with --formats notation, or list notation under formats of the key in the broker's policy")
+		WithHint("start 'hsm-broker agent' with --formats notation, or list notation under formats in the broker's policy")
 }
 
 // blockable is a key that a broker can refuse to use for a while.

@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -344,17 +345,16 @@ func (c *client) unanswered(ctx context.Context, r call, err error) error {
 // unreached returns the failure of a call that an https broker did not answer.
 func (c *client) unreached(r call, err error) error {
 	var unverified *tls.CertificateVerificationError
-	var alert tls.AlertError
-	var record tls.RecordHeaderError
+	var alert *net.OpError
 	switch {
 	case errors.As(err, &unverified):
 		return failure.New(failure.Denied, "cannot verify the TLS certificate of the broker at %s: %w", c.address,
 			unverified.Err).
 			WithHint("set broker-ca to the CA of the broker's certificate, and broker to a name that is in the certificate")
-	case errors.As(err, &alert):
-		return failure.New(failure.Denied, "the broker at %s refused the TLS connection: %w", c.address, alert).
+	case errors.As(err, &alert) && alert.Op == "remote error":
+		return failure.New(failure.Denied, "the broker at %s refused the TLS connection: %w", c.address, alert.Err).
 			WithHint("check broker-certificate and broker-key")
-	case errors.As(err, &record):
+	case errors.Is(err, http.ErrSchemeMismatch):
 		return failure.New(failure.Unavailable, "the broker at %s does not speak TLS", c.address).
 			WithHint("check the port in broker")
 	}

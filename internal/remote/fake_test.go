@@ -5,11 +5,17 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"io"
+	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -27,6 +33,7 @@ type fake struct {
 	key     brokerapi.Key
 	socket  string
 	server  *httptest.Server
+	ca      string // PEM file that trusts an https fake
 
 	mu       sync.Mutex
 	answers  map[string]http.HandlerFunc // by path
@@ -34,7 +41,50 @@ type fake struct {
 	states   map[http.ConnState]int
 }
 
+// newFake returns a fake at a socket.
 func newFake(t *testing.T) *fake {
+	t.Helper()
+	f := describeFake(t)
+	f.socket = filepath.Join(t.TempDir(), "s")
+	listener, err := net.Listen("unix", f.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.server.Listener.Close()
+	f.server.Listener = listener
+	f.server.Start()
+	return f
+}
+
+// newTLSFake returns a fake of a team's broker. change, if it is not nil, changes its certificate for localhost.
+func newTLSFake(t *testing.T, change func(*x509.Certificate)) *fake {
+	t.Helper()
+	f := describeFake(t)
+	cert := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"localhost"},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore:   time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign}
+	if change != nil {
+		change(cert)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, cert, cert, f.private.Public(), f.private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.ca = filepath.Join(t.TempDir(), "ca.pem")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	if err := os.WriteFile(f.ca, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.server.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: f.private}},
+		MinVersion: tls.VersionTLS13}
+	f.server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	f.server.StartTLS()
+	return f
+}
+
+// describeFake returns a fake that does not listen yet.
+func describeFake(t *testing.T) *fake {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -44,7 +94,7 @@ func newFake(t *testing.T) *fake {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{private: private, socket: filepath.Join(t.TempDir(), "s"), answers: map[string]http.HandlerFunc{},
+	f := &fake{private: private, answers: map[string]http.HandlerFunc{},
 		states: map[http.ConnState]int{}}
 	f.key = brokerapi.Key{Name: "release", URI: "pkcs11:token=signing;object=release", Token: "pkcs11:token=signing",
 		Label: "release", Public: public, Formats: []payload.Format{payload.Notation}}
@@ -53,19 +103,12 @@ func newFake(t *testing.T) *fake {
 	}
 	f.answers[brokerapi.KeyPath("release")] = func(w http.ResponseWriter, _ *http.Request) { answer(w, f.key) }
 	f.answers[brokerapi.SignaturesPath("release")] = f.sign
-	listener, err := net.Listen("unix", f.socket)
-	if err != nil {
-		t.Fatal(err)
-	}
 	f.server = httptest.NewUnstartedServer(http.HandlerFunc(f.serve))
-	f.server.Listener.Close()
-	f.server.Listener = listener
 	f.server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.states[s]++
 	}
-	f.server.Start()
 	t.Cleanup(f.server.Close)
 	return f
 }
@@ -111,8 +154,24 @@ func (f *fake) count(s http.ConnState) int {
 	return f.states[s]
 }
 
+// sent returns the requests with a method.
+func (f *fake) sent(method string) (all []*http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.requests {
+		if r.Method == method {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
 // settings name the fake's key.
 func (f *fake) settings() *config.Settings {
+	if f.ca != "" {
+		return &config.Settings{Broker: f.server.URL, Key: config.URI{Broker: true, Object: "release"}, Timeout: time.Hour,
+			Credentials: &config.Credentials{CA: f.ca}}
+	}
 	return &config.Settings{Broker: "unix:" + f.socket, Key: config.URI{Broker: true, Object: "release"},
 		Timeout: time.Hour}
 }

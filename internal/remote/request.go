@@ -66,7 +66,8 @@ func (b *Backend) CancelRequest(ctx context.Context, s *config.Settings, id stri
 }
 
 // request makes a call whose answer is a request: that of an ID, if one is given.
-func (b *Backend) request(ctx context.Context, s *config.Settings, do call, id string) (r brokerapi.Request, err error) {
+func (b *Backend) request(ctx context.Context, s *config.Settings, do call, id string) (r brokerapi.Request,
+	err error) {
 	c, err := b.connections.to(s)
 	if err != nil {
 		return r, err
@@ -168,8 +169,8 @@ func Outcome(r brokerapi.Request) error {
 }
 
 // WaitRequest waits until a request is settled. It returns the request as it is after the limit, if it is not.
-func (b *Backend) WaitRequest(ctx context.Context, s *config.Settings, id string, limit time.Duration) (brokerapi.Request,
-	error) {
+func (b *Backend) WaitRequest(ctx context.Context, s *config.Settings, id string,
+	limit time.Duration) (brokerapi.Request, error) {
 	c, err := b.connections.to(s)
 	if err != nil {
 		return brokerapi.Request{}, err

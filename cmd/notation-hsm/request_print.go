@@ -1,0 +1,105 @@
+package main
+
+import (
+	"fmt"
+	"html"
+	"os"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/remote"
+)
+
+// finish prints a request that is not waited for any longer, and fails unless it is signed or can be.
+func finish(c *cobra.Command, r brokerapi.Request, asJSON bool) error {
+	if err := printRequest(c, r, asJSON); err != nil {
+		return err
+	}
+	return remote.Outcome(r)
+}
+
+// printRequest prints a request, and adds it to the summary of the job on GitHub.
+func printRequest(c *cobra.Command, r brokerapi.Request, asJSON bool) error {
+	rows := describe(r)
+	if err := summarize(rows); err != nil {
+		notifier(c)("warning: cannot write the job's summary: %v", err)
+	}
+	if asJSON {
+		return cli.PrintJSON(c.OutOrStdout(), r)
+	}
+	return cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:])
+}
+
+// describe returns what people want to know of a request.
+func describe(r brokerapi.Request) [][]string {
+	rows := [][]string{{"REQUEST", r.ID}, {"state", string(r.State)}}
+	add := func(name, value string) {
+		if value != "" {
+			rows = append(rows, []string{name, value})
+		}
+	}
+	at := func(name string, t *time.Time) {
+		if t != nil {
+			add(name, t.UTC().Format(time.RFC3339))
+		}
+	}
+	add("reason", r.Reason)
+	add("page", r.URL)
+	add("key", r.Key)
+	add("rule", r.Rule)
+	if r.Artifact != nil {
+		add("digest", r.Artifact.Digest)
+	}
+	add("repository", r.Repository)
+	add("policy", r.Policy)
+	add("requester", r.Requester.Subject)
+	at("created", &r.Created)
+	at("not before", r.NotBefore)
+	at("not after", r.NotAfter)
+	return rows
+}
+
+// summarize appends a table to the file that GITHUB_STEP_SUMMARY names, which GitHub shows with the job.
+func summarize(rows [][]string) error {
+	path := os.Getenv("GITHUB_STEP_SUMMARY")
+	if path == "" {
+		return nil
+	}
+	var text strings.Builder
+	text.WriteString("### Signing request\n\n| | |\n| --- | --- |\n")
+	for _, row := range rows {
+		fmt.Fprintf(&text, "| %s | %s |\n", strings.ToLower(row[0]), escape(row[1]))
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600) //nolint:gosec // the runner names it
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text.String() + "\n")
+	if closed := f.Close(); err == nil {
+		err = closed
+	}
+	return err
+}
+
+// escape returns a text that Markdown shows as it is. A page of a request stays one that can be followed: GitHub makes
+// links of addresses.
+func escape(text string) string {
+	var b strings.Builder
+	for _, r := range html.EscapeString(text) {
+		switch {
+		case !unicode.IsPrint(r):
+			b.WriteRune(unicode.ReplacementChar)
+		case strings.ContainsRune("\\`*_{}[]()|!~#@", r) && !strings.HasPrefix(text, "https://"),
+			strings.ContainsRune("|`[]()\\", r):
+			fmt.Fprintf(&b, "&#%d;", r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
