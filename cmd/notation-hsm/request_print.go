@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"html"
 	"os"
 	"strings"
 	"time"
@@ -86,16 +85,19 @@ func summarize(rows [][]string) error {
 	return err
 }
 
-// escape returns a text that Markdown shows as it is. A page of a request stays one that can be followed: GitHub makes
+// escape returns a text that Markdown shows as it is. The page of a request stays one that can be followed: GitHub makes
 // links of addresses.
 func escape(text string) string {
+	special := "<>|`[]()\\"
+	if !strings.HasPrefix(text, "https://") {
+		special += "&*_{}!~#@:"
+	}
 	var b strings.Builder
-	for _, r := range html.EscapeString(text) {
+	for _, r := range text {
 		switch {
 		case !unicode.IsPrint(r):
 			b.WriteRune(unicode.ReplacementChar)
-		case strings.ContainsRune("\\`*_{}[]()|!~#@", r) && !strings.HasPrefix(text, "https://"),
-			strings.ContainsRune("|`[]()\\", r):
+		case strings.ContainsRune(special, r):
 			fmt.Fprintf(&b, "&#%d;", r)
 		default:
 			b.WriteRune(r)
