@@ -22,18 +22,18 @@ import (
 
 // A pipeline's secrets. They are long, so that no digest has them by chance.
 const (
-	pipelinePIN      = "pin-of-the-pipeline"
+	brokerToken      = "token-of-the-pipeline"
 	registryPassword = "password-of-the-registry"
 )
 
-// TestPipelines runs the shell that stands in deploy/pipelines, as GitHub Actions, GitLab CI and Tekton would: with
-// their settings, a real registry, a key in SoftHSM, and the real notation and notation-hsm. Stand-ins are docker and
-// buildah, which say that they pushed an image that this test pushes, and kubectl, which deploys nothing. A signed
-// image is deployed and an unsigned one is not, and the PIN stays where it was.
+// TestPipelines runs the shell that stands in deploy/pipelines, as GitHub Actions, GitLab CI, Tekton and Jenkins would:
+// with their settings, a real registry, and the real notation and notation-hsm. Stand-ins are the broker, whose API it
+// has; docker and buildah, which say that they pushed an image that this test pushes; and kubectl, which deploys
+// nothing. A signed image is deployed and an unsigned one is not, and the token stays where it was.
 func TestPipelines(t *testing.T) {
 	softhsmtest.Parallel(t)
 	for name, open := range map[string]func(*machine) ci{"github": openGitHub, "gitlab": openGitLab,
-		"tekton": openTekton} {
+		"tekton": openTekton, "jenkins": openJenkins} {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t)
 			pipeline := open(m)
@@ -65,9 +65,9 @@ func TestPipelines(t *testing.T) {
 			}
 			m.keepsSecrets()
 
-			m.secrets["SIGNING_PIN"] = "not-" + pipelinePIN
-			if err := pipeline.publish(); err == nil {
-				t.Error("signing works with a wrong PIN")
+			m.secrets["BROKER_TOKEN"] = "not-" + brokerToken
+			if err := pipeline.publish(); err == nil || m.broker.refused == 0 {
+				t.Error("signing works with a wrong token")
 			}
 			m.keepsSecrets()
 		})
@@ -87,7 +87,8 @@ type machine struct {
 	digest                         string // of the image that docker and buildah push
 	// the digest of one whose signer only the project's own manifest trusts
 	strangers string
-	manifest  string            // that of those who run the cluster
+	manifest  string // that of those who run the cluster
+	broker    *teamBroker
 	secrets   map[string]string // by their names in the CI
 	env       map[string]string // what is set up on the machine
 	output    bytes.Buffer      // of all jobs, with each command that the shell runs
@@ -95,7 +96,7 @@ type machine struct {
 
 func newMachine(t *testing.T) *machine {
 	m := &machine{t: t, folder: t.TempDir(), secrets: map[string]string{
-		"SIGNING_PIN": pipelinePIN, "REGISTRY_USER": "ci", "REGISTRY_PASSWORD": registryPassword,
+		"BROKER_TOKEN": brokerToken, "REGISTRY_USER": "ci", "REGISTRY_PASSWORD": registryPassword,
 	}}
 	m.work = filepath.Join(m.folder, "work")
 	m.host = strings.Replace(oci.StartRegistry(t), "127.0.0.1", "localhost", 1) // which notation speaks plain HTTP to
@@ -106,22 +107,19 @@ func newMachine(t *testing.T) *machine {
 	}
 	m.digest = pushed.String()
 
-	// A key, and a manifest that trusts its certificate.
-	token := &softhsmtest.Token{Dir: t.TempDir(), Module: softhsmtest.Module(t), Label: "signing"}
-	if err := softhsmtest.WriteSoftHSMConfig(token.Dir); err != nil {
-		t.Fatal(err)
+	// A broker with two keys, and a manifest that trusts the certificate of one.
+	m.broker = newTeamBroker(t, brokerToken, "release", "stranger")
+	n := softhsmtest.NewNotation(t, &softhsmtest.Token{})
+	for name, value := range map[string]string{"NOTATION_HSM_BROKER": m.broker.address, "NOTATION_HSM_PIN": "",
+		"NOTATION_HSM_BROKER_CA": m.broker.ca, "NOTATION_HSM_BROKER_TOKEN": "gitlab:BROKER_TOKEN",
+		"BROKER_TOKEN": brokerToken} {
+		softhsmtest.Setenv(t, name, value)
 	}
-	softhsmtest.Setenv(t, "SOFTHSM2_CONF", filepath.Join(token.Dir, "softhsm2.conf"))
-	softhsmtest.Run(t, softhsmtest.Program(t, "softhsm2-util"), "--init-token", "--free", "--label", token.Label, "--pin",
-		pipelinePIN, "--so-pin", softhsmtest.SOPIN)
-	n := softhsmtest.NewNotation(t, token)
-	softhsmtest.Setenv(t, "NOTATION_HSM_PIN", pipelinePIN)
-	uri := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
-		"--label", "release"))
+	export := func(key, file string) {
+		softhsmtest.Write(t, file, softhsmtest.Run(t, n.Plugin, "cert", "export", "broker:"+key))
+	}
 	pem := filepath.Join(m.folder, "release.pem")
-	softhsmtest.Write(t, pem, softhsmtest.Run(t, n.Plugin, "cert", "self-sign", uri, "--subject",
-		"CN=release,O=Example,C=CH,ST=Zurich"))
-	softhsmtest.Run(t, n.Plugin, "cert", "import", uri, pem)
+	export("release", pem)
 	m.manifest = filepath.Join(m.folder, "trust", "trust.yaml")
 	softhsmtest.Run(t, n.Plugin, "trust", "init", "--manifest", m.manifest)
 	softhsmtest.Run(t, n.Plugin, "trust", "signer", "add", "release", "--manifest", m.manifest, "--scope", m.repository,
@@ -130,11 +128,7 @@ func newMachine(t *testing.T) *machine {
 
 	// The project's own manifest trusts somebody else, who has signed an image.
 	stranger, own := filepath.Join(m.folder, "stranger.pem"), filepath.Join(m.work, "trust.yaml")
-	other := strings.TrimSpace(softhsmtest.Run(t, n.Plugin, "key", "generate", "--token", token.Label, "--spec", "EC-256",
-		"--label", "stranger"))
-	softhsmtest.Write(t, stranger, softhsmtest.Run(t, n.Plugin, "cert", "self-sign", other, "--subject",
-		"CN=stranger,O=Example,C=CH,ST=Zurich"))
-	softhsmtest.Run(t, n.Plugin, "cert", "import", other, stranger)
+	export("stranger", stranger)
 	softhsmtest.Run(t, n.Plugin, "trust", "init", "--manifest", own)
 	softhsmtest.Run(t, n.Plugin, "trust", "signer", "add", "stranger", "--manifest", own, "--scope", m.repository,
 		"--cert", stranger)
@@ -143,7 +137,9 @@ func newMachine(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 	m.strangers = signed.String()
-	softhsmtest.Run(t, n.Program, "sign", "--plugin", "hsm", "--id", other, m.repository+"@"+m.strangers)
+	softhsmtest.Run(t, n.Plugin, "request", "create", "--key", "broker:stranger", "--image", m.repository+"@"+m.strangers)
+	softhsmtest.Run(t, n.Program, "sign", "--plugin", "hsm", "--id", "broker:stranger", "--plugin-config",
+		"repository="+m.repository, m.repository+"@"+m.strangers)
 
 	// The programs. Each writes down its arguments first.
 	programs := filepath.Join(m.folder, "bin")
@@ -161,9 +157,10 @@ esac`)
 	config := filepath.Join(m.folder, "config")
 	m.program(filepath.Join(config, "notation", "plugins", "hsm", "notation-hsm"), `exec `+n.Plugin+` "$@"`)
 	m.env = map[string]string{"PATH": programs + ":" + softhsmtest.Getenv(t, "PATH"), "HOME": m.folder,
-		"TMPDIR":          m.mkdir("tmp"),
-		"XDG_CONFIG_HOME": config,
-		"SOFTHSM2_CONF":   softhsmtest.Getenv(t, "SOFTHSM2_CONF"), "NOTATION_HSM_LOG": filepath.Join(m.folder, "log")}
+		"TMPDIR":           m.mkdir("tmp"),
+		"XDG_CONFIG_HOME":  config,
+		"NOTATION_HSM_LOG": filepath.Join(m.folder, "log"), "NOTATION_HSM_TIMEOUT": softhsmtest.Patience,
+		"SSL_CERT_FILE": m.broker.ca} // as on a machine that trusts the company's CA
 	return m
 }
 
@@ -209,7 +206,7 @@ func (m *machine) deployed() string {
 	return lines[len(lines)-1]
 }
 
-// keepsSecrets looks for the PIN in all that the jobs have written, and in the arguments of what they have run.
+// keepsSecrets looks for the token in all that the jobs have written, and in the arguments of what they have run.
 func (m *machine) keepsSecrets() {
 	m.t.Helper()
 	arguments, err := os.ReadFile(filepath.Join(m.folder, "arguments"))
@@ -217,12 +214,12 @@ func (m *machine) keepsSecrets() {
 		m.t.Fatal(err)
 	}
 	for _, name := range []string{"notation sign", "notation verify", "hsm/notation-hsm generate-signature",
-		"kubectl set image"} {
+		"notation-hsm request create", "kubectl set image"} {
 		if !bytes.Contains(arguments, []byte(name)) {
 			m.t.Errorf("%q was not run:\n%s", name, arguments)
 		}
 	}
-	if bytes.Contains(arguments, []byte(registryPassword)) || bytes.Contains(m.output.Bytes(), []byte(pipelinePIN)) {
+	if bytes.Contains(arguments, []byte(registryPassword)) || bytes.Contains(m.output.Bytes(), []byte(brokerToken)) {
 		m.t.Errorf("a secret is in the arguments or in the output:\n%s\n%s", arguments, m.output.String())
 	}
 	searched := 0
@@ -231,8 +228,8 @@ func (m *machine) keepsSecrets() {
 			return err
 		}
 		data, err := os.ReadFile(path)
-		if bytes.Contains(data, []byte(pipelinePIN)) {
-			m.t.Errorf("the PIN is in %s", path)
+		if bytes.Contains(data, []byte(brokerToken)) {
+			m.t.Errorf("the token is in %s", path)
 		}
 		searched++
 		return err
@@ -263,7 +260,7 @@ func pipelineFile[T any](t *testing.T, path string) []T {
 func (m *machine) settings(env map[string]string) map[string]string {
 	env = maps.Clone(env)
 	names := strings.NewReplacer("registry.example.com/team/app", m.repository, "registry.example.com", m.host,
-		"/usr/lib/softhsm/libsofthsm2.so", softhsmtest.Module(m.t))
+		"https://broker.example.com", m.broker.address)
 	for name, value := range env {
 		env[name] = names.Replace(value)
 	}
@@ -275,8 +272,8 @@ type github struct {
 	*machine
 	Env  map[string]string
 	Jobs map[string]struct {
-		Env, Outputs map[string]string
-		Steps        []struct {
+		Env, Outputs, Permissions map[string]string
+		Steps                     []struct {
 			ID, Name, Uses, Run string
 			Env                 map[string]string
 		}
@@ -336,8 +333,13 @@ func (g *github) job(name string) error {
 		}
 		output := filepath.Join(g.folder, "github-output")
 		softhsmtest.Write(g.t, output, "")
-		own := map[string]string{"GITHUB_OUTPUT": output, "GITHUB_REF_NAME": "v1.0", "RUNNER_TEMP": temp}
-		if err := g.shell("-eu", step.Run, own, g.settings(g.Env), g.evaluate(job.Env),
+		own := map[string]string{"GITHUB_OUTPUT": output, "GITHUB_REF_NAME": "v1.0", "RUNNER_TEMP": temp,
+			"GITHUB_STEP_SUMMARY": filepath.Join(temp, "summary")}
+		if job.Permissions["id-token"] == "write" {
+			own["ACTIONS_ID_TOKEN_REQUEST_URL"] = g.broker.address + "/github?api-version=2.0"
+			own["ACTIONS_ID_TOKEN_REQUEST_TOKEN"] = g.secrets["BROKER_TOKEN"]
+		}
+		if err := g.shell("-eu", step.Run, own, g.settings(g.Env), g.settings(g.evaluate(job.Env)),
 			g.settings(g.evaluate(step.Env))); err != nil {
 			return fmt.Errorf("%s: %w", step.Name, err)
 		}
@@ -374,6 +376,7 @@ type gitlab struct {
 
 type gitlabJob struct {
 	Variables map[string]string
+	IDTokens  map[string]struct{ Aud string } `json:"id_tokens"`
 	Script    []string
 	Artifacts struct{ Reports struct{ Dotenv string } }
 }
@@ -419,7 +422,13 @@ func (g *gitlab) job(name string, secrets map[string]string) error {
 }
 
 func (g *gitlab) publish() error {
-	return g.job("publish", map[string]string{"SIGNING_PIN": g.secrets["SIGNING_PIN"]})
+	tokens := map[string]string{}
+	for name, token := range g.jobs["publish"].IDTokens {
+		if token.Aud == "https://broker.example.com" {
+			tokens[name] = g.secrets["BROKER_TOKEN"]
+		}
+	}
+	return g.job("publish", tokens)
 }
 
 func (g *gitlab) deploy(digest string) error {
@@ -440,10 +449,11 @@ type tektonResource struct {
 	Metadata struct{ Name string }
 	Spec     struct {
 		Volumes []struct {
-			Name   string
-			Secret struct {
-				SecretName  string `yaml:"secretName"`
-				DefaultMode uint32 `yaml:"defaultMode"`
+			Name      string
+			Projected struct {
+				Sources []struct {
+					ServiceAccountToken struct{ Audience, Path string } `yaml:"serviceAccountToken"`
+				}
 			}
 			ConfigMap struct{ Name string } `yaml:"configMap"`
 		}
@@ -493,7 +503,7 @@ func (k *tekton) task(name, digest string) error {
 	k.t.Helper()
 	run := map[string]string{"params.image": k.repository, "params.tag": "v1.0", "params.tools": "tools",
 		"params.tools-digest": "sha256:0",
-		"params.key":          "pkcs11:token=signing;object=release", "tasks.publish.results.digest": digest}
+		"params.key":          "broker:release", "params.broker": k.broker.address, "tasks.publish.results.digest": digest}
 	variables := map[string]string{"workspaces.source.path": k.work, "workspaces.registry.path": k.mkdir("registry"),
 		"results.digest.path": filepath.Join(k.folder, "digest")}
 	var ref string
@@ -527,7 +537,7 @@ func (k *tekton) task(name, digest string) error {
 	return nil
 }
 
-// mount makes a secret's files as Kubernetes does: links to files of a folder that can be replaced as a whole.
+// mount makes the files of a volume as Kubernetes does: links to files of a folder that can be replaced as a whole.
 func (k *tekton) mount(task tektonResource, name string) string {
 	k.t.Helper()
 	for _, volume := range task.Spec.Volumes {
@@ -537,19 +547,20 @@ func (k *tekton) mount(task tektonResource, name string) string {
 		if volume.ConfigMap.Name == "trust-manifest" {
 			return filepath.Dir(k.manifest)
 		}
-		folder := filepath.Join(k.folder, "secrets", volume.Secret.SecretName)
-		data := k.mkdir(filepath.Join("secrets", volume.Secret.SecretName, "..data"))
-		for _, path := range []string{filepath.Join(folder, "pin"), filepath.Join(data, "pin")} {
-			if err := os.RemoveAll(path); err != nil {
+		folder, data := k.mkdir("secrets/token"), k.mkdir("secrets/token/..data")
+		for _, source := range volume.Projected.Sources {
+			token := source.ServiceAccountToken
+			if token.Audience != "https://broker.example.com" {
+				k.t.Errorf("the token is for %q", token.Audience)
+			}
+			softhsmtest.Write(k.t, filepath.Join(data, token.Path), k.secrets["BROKER_TOKEN"])
+			link := filepath.Join(folder, token.Path)
+			if err := os.RemoveAll(link); err != nil {
 				k.t.Fatal(err)
 			}
-		}
-		if err := os.WriteFile(filepath.Join(data, "pin"), []byte(k.secrets["SIGNING_PIN"]),
-			os.FileMode(volume.Secret.DefaultMode)); err != nil {
-			k.t.Fatal(err)
-		}
-		if err := os.Symlink(filepath.Join("..data", "pin"), filepath.Join(folder, "pin")); err != nil {
-			k.t.Fatal(err)
+			if err := os.Symlink(filepath.Join("..data", token.Path), link); err != nil {
+				k.t.Fatal(err)
+			}
 		}
 		return folder
 	}
@@ -568,4 +579,89 @@ func (k *tekton) deploy(digest string) error {
 		digest = string(data)
 	}
 	return k.task("deploy", digest)
+}
+
+// jenkins runs the stages of a Jenkinsfile.
+type jenkins struct {
+	*machine
+	text string
+	env  map[string]string
+}
+
+func openJenkins(m *machine) ci {
+	data, err := os.ReadFile(filepath.Join(softhsmtest.Root(), "deploy", "pipelines", "jenkins", "Jenkinsfile"))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	j := &jenkins{m, string(data), map[string]string{"TAG_NAME": "v1.0", "WORKSPACE_TMP": m.mkdir("workspace-tmp")}}
+	environment, _, _ := strings.Cut(j.text, "stages {")
+	for _, found := range regexp.MustCompile(`([A-Z_]+) = '([^']*)'`).FindAllStringSubmatch(environment, -1) {
+		j.env[found[1]] = found[2]
+	}
+	j.env = m.settings(j.env)
+	return j
+}
+
+// steps matches a step with credentials, or a script in "”'" or in '.
+var steps = regexp.MustCompile(`(?s)withCredentials\(\[([^]]*)\]\) \{|sh \'\'\'(.*?)\'\'\'|sh \'([^\']+)\'`)
+
+func (j *jenkins) stage(name string) error {
+	j.t.Helper()
+	_, stage, found := strings.Cut(j.text, "stage('"+name+"')")
+	if !found {
+		j.t.Fatalf("there is no stage %q", name)
+	}
+	stage, _, _ = strings.Cut(stage, "stage('")
+	if err := os.RemoveAll(filepath.Join(j.env["WORKSPACE_TMP"], "notation")); err != nil {
+		return err
+	}
+	bound := map[string]string{}
+	for _, step := range steps.FindAllStringSubmatch(stage, -1) {
+		if step[1] != "" {
+			bound = j.bind(step[1])
+			continue
+		}
+		if err := j.shell("-e", strings.ReplaceAll(step[2]+step[3], `\\`, `\`), j.env, bound); err != nil {
+			return err
+		}
+		bound = map[string]string{} // each block has one script
+	}
+	return nil
+}
+
+// bind returns the variables of withCredentials.
+func (j *jenkins) bind(text string) map[string]string {
+	j.t.Helper()
+	id := regexp.MustCompile(`credentialsId: '([a-z-]+)'`).FindStringSubmatch(text)
+	variable := func(name string) string {
+		return regexp.MustCompile(`\b` + name + `: '([A-Z_]+)'`).FindStringSubmatch(text)[1]
+	}
+	switch id[1] {
+	case "registry":
+		return map[string]string{variable("usernameVariable"): j.secrets["REGISTRY_USER"],
+			variable("passwordVariable"): j.secrets["REGISTRY_PASSWORD"]}
+	case "broker-token":
+		file := filepath.Join(j.mkdir("secrets"), "token")
+		softhsmtest.Write(j.t, file, j.secrets["BROKER_TOKEN"])
+		return map[string]string{variable("variable"): file}
+	case "trust-manifest":
+		return map[string]string{variable("variable"): j.manifest}
+	}
+	j.t.Errorf("unknown credentials in %s", text)
+	return nil
+}
+
+func (j *jenkins) publish() error {
+	err := j.stage("publish")
+	if data, failed := os.ReadFile(filepath.Join(j.work, "digest")); failed == nil {
+		j.env["DIGEST"] = strings.TrimSpace(string(data))
+	}
+	return err
+}
+
+func (j *jenkins) deploy(digest string) error {
+	if digest != "" {
+		j.env["DIGEST"] = digest
+	}
+	return j.stage("deploy")
 }
