@@ -17,12 +17,13 @@ or a NetHSM. The commands below create keys and certificates there and add them 
 of signing keys.
 
 A key is named by an RFC 7512 URI, such as "pkcs11:token=signing;object=release", by nethsm:KEYID,
-by broker:NAME if 'hsm-broker agent' holds it, or by its alias in the config file. Settings are
-taken from flags, the URI, the environment (NOTATION_HSM_MODULE_PATH is --module-path, and so on)
-and the config file, in this order.
+by broker:NAME if a broker holds it, or by its alias in the config file. Settings are taken from
+flags, the URI, the environment (NOTATION_HSM_MODULE_PATH is --module-path, and so on) and the
+config file, in this order.
 
-With NOTATION_HSM_BROKER=unix:PATH, keys are used through the broker there. Commands that change
-keys or certificates, and those of a CA, log in by themselves.
+With NOTATION_HSM_BROKER=unix:PATH or https://HOST, keys are used through the broker there
+('hsm-broker agent' or 'hsm-broker serve'). Commands that change keys or certificates, and those of
+a CA, log in by themselves.
 
 Exit codes: 2 for a wrong call, 3 if the operation is refused, 4 if something does not exist, 5 if a
 token or service does not answer, 1 for other failures.`,
