@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"log/slog"
 	"net/http"
 	"os"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/harden"
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
 )
 
@@ -22,6 +24,9 @@ const pemLimit = 1 << 20
 // HTTPS_PROXY is respected, since the runners of many companies reach nothing else: a proxy learns the name of the
 // broker and no more. HTTP/2 is not used: it has more that a hostile server could do.
 func newTLSTransport(c *config.Credentials) (*http.Transport, error) {
+	if err := harden.Memory(); err != nil { // tokens and the private key are read next
+		slog.Warn("other processes of this user can read the memory", "error", err)
+	}
 	t := &tls.Config{MinVersion: tls.VersionTLS13}
 	if c.CA != "" {
 		if err := ownership.Check(c.CA, os.Getuid()); err != nil {

@@ -242,7 +242,8 @@ func (b *teamBroker) set(change func(*teamBroker)) {
 func (m *machine) static() string {
 	m.t.Helper()
 	program := filepath.Join(m.folder, "static", "notation-hsm")
-	cmd := exec.Command("go", "build", "-tags", "containers_image_openpgp", "-trimpath", "-o", program, "./cmd/notation-hsm")
+	cmd := exec.Command("go", "build", "-tags", "containers_image_openpgp", "-trimpath", "-o", program,
+		"./cmd/notation-hsm")
 	cmd.Dir = softhsmtest.Root()
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	if text, err := cmd.CombinedOutput(); err != nil {
