@@ -38,6 +38,7 @@ type fake struct {
 	mu       sync.Mutex
 	answers  map[string]http.HandlerFunc // by path
 	requests []*http.Request
+	signed   []brokerapi.SignatureRequest
 	states   map[http.ConnState]int
 }
 
@@ -132,6 +133,9 @@ func (f *fake) sign(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	f.mu.Lock()
+	f.signed = append(f.signed, request)
+	f.mu.Unlock()
 	hash := crypto.SHA256.New()
 	hash.Write(request.Payload)
 	signature, err := ecdsa.SignASN1(rand.Reader, f.private, hash.Sum(nil))

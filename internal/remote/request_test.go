@@ -99,6 +99,9 @@ func TestAccepted(t *testing.T) {
 				posts[0].Header.Get("Idempotency-Key") != posts[len(posts)-1].Header.Get("Idempotency-Key") {
 				t.Errorf("%d posts", len(posts))
 			}
+			if c.text == "" && (len(f.signed) != 1 || f.signed[0].Repository != s.Repository) {
+				t.Errorf("signed were %+v", f.signed)
+			}
 		})
 	}
 }
