@@ -44,7 +44,7 @@ func command() *cobra.Command {
 		Short: "Let cosign sign with keys in a PKCS#11 module or a NetHSM",
 		Long: `sigstore-kms-hsm is cosign's KMS plugin "hsm": cosign starts it for keys whose names begin with
 hsm://, if it is in PATH. After hsm:// stands a key as notation-hsm names it: an RFC 7512 URI,
-nethsm:KEYID, broker:LABEL for a key of 'hsm-broker agent', or an alias in the config file. Settings
+nethsm:KEYID, broker:NAME for a key of a broker, or an alias in the config file. Settings
 are taken from the URI, the environment and the config file, as notation-hsm takes them.`,
 		Example: `  cosign sign --key "hsm://pkcs11:token=signing;object=release" registry.example.com/app@sha256:...`,
 		Version: version,

@@ -329,3 +329,23 @@ func TestGitHubFails(t *testing.T) {
 		}
 	}
 }
+
+// TestRedirected sends a token to no other address.
+func TestRedirected(t *testing.T) {
+	t.Parallel()
+	f, other := newTLSFake(t, nil), newTLSFake(t, nil)
+	s := f.settings()
+	token(t, s, secret)
+	for _, code := range []int{301, 302, 307, 308} {
+		f.mu.Lock()
+		f.answers[brokerapi.KeyPath("release")] = func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, other.server.URL+r.URL.Path, code)
+		}
+		f.mu.Unlock()
+		_, err := New().Open(t.Context(), s)
+		failsWith(t, err, failure.Internal, fmt.Sprint(code))
+	}
+	if len(other.requests) > 0 || len(f.requests) != 4 {
+		t.Errorf("%d and %d requests", len(f.requests), len(other.requests))
+	}
+}

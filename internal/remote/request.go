@@ -18,6 +18,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
+// longPoll is how long a broker holds an answer at most: less than proxies wait for one.
+const longPoll = brokerapi.MaxWait / 2 * time.Second
+
 // Limits of what a broker says of a request, in bytes.
 const (
 	idLimit  = 128
@@ -45,14 +48,14 @@ func (b *Backend) CreateRequest(ctx context.Context, s *config.Settings, n broke
 		idempotency: hex.EncodeToString(again)}, "")
 }
 
-// Request returns a request, once it is settled or after a time, which is at most brokerapi.MaxWait seconds.
+// Request returns a request, once it is settled or after a time, which is at most longPoll.
 func (b *Backend) Request(ctx context.Context, s *config.Settings, id string, wait time.Duration) (brokerapi.Request,
 	error) {
 	return b.request(ctx, s, getRequest(id, wait), id)
 }
 
 func getRequest(id string, wait time.Duration) call {
-	wait = min(wait, brokerapi.MaxWait*time.Second).Truncate(time.Second)
+	wait = min(wait, longPoll).Truncate(time.Second)
 	r := call{method: http.MethodGet, path: brokerapi.RequestPath(id), wait: wait}
 	if wait > 0 {
 		r.path += "?wait=" + strconv.Itoa(int(wait.Seconds()))
@@ -179,20 +182,25 @@ func (b *Backend) WaitRequest(ctx context.Context, s *config.Settings, id string
 	return c.waitFor(ctx, id, limit)
 }
 
-// waitFor polls a request until it is settled, or the limit has passed.
+// waitFor polls a request until it is settled, or the limit has passed. A broker that has answered before may be gone
+// for a while, as when it is updated.
 func (c *client) waitFor(ctx context.Context, id string, limit time.Duration) (r brokerapi.Request, err error) {
-	end := time.Now().Add(limit)
+	end, answered := time.Now().Add(limit), false
 	for {
 		began := time.Now()
 		get := getRequest(id, max(time.Until(end), time.Second))
 		r = brokerapi.Request{}
 		get.into = &r
-		if err := c.do(ctx, get); err != nil {
+		err := c.do(ctx, get)
+		if err == nil {
+			r, err = c.checked(r, id)
+		}
+		passes := answered && (failure.Is(err, failure.Unavailable) || failure.Is(err, failure.Throttled) ||
+			failure.Is(err, failure.Timeout))
+		if err != nil && !passes || err == nil && r.State.Settled() || !time.Now().Before(end) {
 			return r, err
 		}
-		if r, err = c.checked(r, id); err != nil || r.State.Settled() || !time.Now().Before(end) {
-			return r, err
-		}
+		answered = answered || err == nil
 		// A broker that does not wait is not asked without a pause.
 		if time.Since(began) < time.Second {
 			if err := c.pause(ctx, time.Second); err != nil {

@@ -310,3 +310,30 @@ func TestKeysOfTeam(t *testing.T) {
 		t.Errorf("%+v, %v", keys, err)
 	}
 }
+
+// TestGone waits through an update of the broker, and not for one that never answered.
+func TestGone(t *testing.T) {
+	t.Parallel()
+	f, b := newTLSFake(t, nil), New()
+	s := f.settings()
+	var asked atomic.Int64
+	f.answers[brokerapi.RequestPath("r-1")] = func(w http.ResponseWriter, _ *http.Request) {
+		switch n := asked.Add(1); {
+		case n == 1:
+			answer(w, pending)
+		case n <= attempts+2: // more than the tries of one call
+			panic(http.ErrAbortHandler)
+		default:
+			r := pending
+			r.State = brokerapi.Approved
+			answer(w, r)
+		}
+	}
+	r, err := b.WaitRequest(t.Context(), s, "r-1", time.Hour)
+	if err != nil || r.State != brokerapi.Approved || asked.Load() != attempts+3 {
+		t.Errorf("%+v, %v, asked %d times", r, err, asked.Load())
+	}
+	f.answers[brokerapi.RequestPath("r-1")] = func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+	_, err = b.WaitRequest(t.Context(), s, "r-1", time.Hour)
+	failsWith(t, err, failure.Unavailable, "cannot reach the broker")
+}

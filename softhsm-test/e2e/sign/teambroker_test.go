@@ -217,6 +217,14 @@ func TestTeamBroker(t *testing.T) {
 	}
 	softhsmtest.Run(t, n.Program, "verify", image)
 
+	// cosign's plugin takes the same settings.
+	ask := `{"methodName":"publicKey","publicKey":{"publicKeyOptions":{"rpcOptions":{"remoteVerification":false}}},` +
+		`"initOptions":{"protocolVersion":"v1","keyResourceID":"broker:release","hashFunc":5}}`
+	said := softhsmtest.Run(t, softhsmtest.Build(t, "sigstore-kms-hsm"), "v1", ask)
+	if !strings.Contains(said, `"publicKeyPEM"`) {
+		t.Errorf("cosign's plugin says %s", said)
+	}
+
 	// Data may name the broker only where the environment or the config file does.
 	installed := []string{"install", "--key-name", "team", "--key", "broker:release", "--broker", m.broker.address}
 	softhsmtest.Run(t, n.Plugin, installed...)
