@@ -44,7 +44,7 @@ func ask(c *cobra.Command, reference string, given map[string]string,
 	if err != nil {
 		return err
 	}
-	if s.Broker == "" {
+	if strings.TrimPrefix(s.Broker, "unix:") == "" {
 		return failure.New(failure.Invalid, "no broker is named").WithHint("set NOTATION_HSM_BROKER=https://HOST[:PORT]")
 	}
 	backend := remote.New()

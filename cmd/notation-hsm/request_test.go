@@ -130,6 +130,15 @@ func TestRequestWrong(t *testing.T) {
 			t.Errorf("%s: %d, %s", args, code, errors)
 		}
 	}
+	t.Setenv("XDG_RUNTIME_DIR", "")
+	for _, args := range []string{"list --broker=", "create --key pkcs11:object=a --image " + image} {
+		t.Setenv("NOTATION_HSM_BROKER", "")
+		if code, _, errors := c.run(append([]string{"request"}, strings.Fields(args)...)...); code != 1 ||
+			!strings.Contains(errors, "no broker is named") {
+			t.Errorf("%s: %d, %s", args, code, errors)
+		}
+	}
+	t.Setenv("NOTATION_HSM_BROKER", "https://127.0.0.1:1")
 	if code, _, errors := c.run("request", "create", "--key", "broker:", "--image", image); code != 1 ||
 		!strings.Contains(errors, "no key of the broker is named") {
 		t.Errorf("%d, %s", code, errors)
