@@ -48,7 +48,7 @@ func describe(r brokerapi.Request) [][]string {
 		}
 	}
 	add("reason", r.Reason)
-	add("page", r.URL)
+	add("url", r.URL)
 	add("key", r.Key)
 	add("rule", r.Rule)
 	if r.Artifact != nil {
@@ -85,8 +85,8 @@ func summarize(rows [][]string) error {
 	return err
 }
 
-// escape returns a text that Markdown shows as it is. The page of a request stays one that can be followed: GitHub makes
-// links of addresses.
+// escape returns a text that Markdown shows as it is. An address stays one that can be followed: GitHub makes a link of
+// it.
 func escape(text string) string {
 	special := "<>|`[]()\\"
 	if !strings.HasPrefix(text, "https://") {

@@ -138,7 +138,7 @@ func isPage(address string) bool {
 		!strings.ContainsFunc(address, func(r rune) bool { return r <= ' ' || '~' < r || strings.ContainsRune("<>\"`\\", r) })
 }
 
-// Place returns where people see a request: its page, or else its ID.
+// Place returns what people find a request by: its URL, or else its ID.
 func Place(r brokerapi.Request) string {
 	if r.URL != "" {
 		return r.URL
@@ -162,7 +162,7 @@ func Outcome(r brokerapi.Request) error {
 	case brokerapi.Pending, brokerapi.Signing:
 		return fail(failure.Unavailable, "is "+string(r.State), "wait for it with 'notation-hsm request wait "+r.ID+"'")
 	case brokerapi.Rejected:
-		return fail(failure.Denied, "was rejected", "see its page, or ask who rejected it")
+		return fail(failure.Denied, "was rejected", "ask who rejected it; then create another request")
 	case brokerapi.Cancelled:
 		return fail(failure.Denied, "was cancelled", another)
 	case brokerapi.Expired:

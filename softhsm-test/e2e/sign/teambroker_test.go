@@ -111,7 +111,7 @@ var waiting = brokerapi.Request{ID: "r-2", State: brokerapi.Pending, URL: "https
 // describe returns a key as the API has it.
 func (b *teamBroker) describe(key string) brokerapi.Key {
 	public, _ := x509.MarshalPKIXPublicKey(b.keys[key].Public()) // does not fail for a key of a curve
-	return brokerapi.Key{Name: key, URI: "pkcs11:token=prod;object=" + key, Token: "pkcs11:token=prod", Label: key,
+	return brokerapi.Key{Name: key, URI: "broker:" + key, Token: "broker:", Label: key,
 		Public: public, Chain: b.chains[key], State: b.state, Formats: []payload.Format{payload.Notation}}
 }
 
@@ -186,7 +186,7 @@ func TestTeamBroker(t *testing.T) {
 			t.Errorf("the token is in\n%s", report)
 		}
 	}
-	doctor(`ok +credentials +a token of \d+ bytes \(gitlab:BROKER_TOKEN\)`, `ok +broker +https://127.0.0.1`,
+	doctor(`ok +credentials +a token of \d+ bytes \(gitlab:BROKER_TOKEN\)`, `ok +broker +https://127.0.0.1:\d+ answers$`,
 		`ok +state`, `ok +formats +the broker accepts notation`, `ok +chain`)
 	m.broker.set(func(b *teamBroker) { b.state = "blocked" })
 	doctor(`ok +broker`, `failure +state +the key is blocked`)
