@@ -40,7 +40,7 @@ var storeys = []struct {
 const drawn = 7
 
 // testRooms hold what tests need, and no other package imports them.
-var testRooms = []string{"bound/boundtest", "brokerapi/brokerapitest", "identity/identitytest", "nethsm/nethsmtest", "keystore/keystoretest"}
+var testRooms = []string{"bound/boundtest", "brokerapi/brokerapitest", "identity/identitytest", "store/storetest", "nethsm/nethsmtest", "keystore/keystoretest"}
 
 // TestArrows checks that imports point down, and that the page draws every arrow there is and no other. With
 // UPDATE_DOCS=1 it draws them.

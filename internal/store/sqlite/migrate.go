@@ -44,7 +44,7 @@ func (s *Store) migrate(ctx context.Context, migrations []migration) error {
 			version, len(migrations)).WithHint("use the program that wrote it, or a newer one")
 	}
 	if version > 0 && version < len(migrations) {
-		backup := fmt.Sprintf("%s.version-%d.%s", s.path, version, time.Now().UTC().Format("20060102T150405Z"))
+		backup := fmt.Sprintf("%s.version-%d.%s", s.path, version, time.Now().UTC().Format("20060102T150405.000000000Z"))
 		if err := s.backup(ctx, backup); err != nil {
 			return err
 		}

@@ -1,0 +1,235 @@
+// Package storetest has the contract of stores as tests, which each engine passes.
+package storetest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/store"
+)
+
+// Run tests an engine. open opens the same store each time; it is closed before it is opened again.
+func Run(t *testing.T, open func(*testing.T) store.Store) {
+	t.Helper()
+	c := &contract{T: t, open: open, Store: open(t)}
+	for name, test := range map[string]func(*contract){
+		"batches": batches, "requests": requests, "snapshots": snapshots, "documents": documents, "readers": readers,
+	} {
+		c.Close()
+		c.Store = open(t)
+		if !t.Run(name, func(t *testing.T) {
+			c.T = t
+			test(c)
+		}) {
+			return // the others find what it has left
+		}
+	}
+	c.Close()
+}
+
+// contract is a store under test.
+type contract struct {
+	*testing.T
+	store.Store
+	open func(*testing.T) store.Store
+}
+
+// must ends the test on a failure.
+func (c *contract) must(err error) {
+	c.Helper()
+	if err != nil {
+		c.Fatal(err)
+	}
+}
+
+// fails ends the test unless an error is of a kind.
+func (c *contract) fails(err error, kind failure.Kind) {
+	c.Helper()
+	if !failure.Is(err, kind) {
+		c.Fatalf("want %s, got %v", kind, err)
+	}
+}
+
+// size returns the number of entries.
+func (c *contract) size() int64 {
+	c.Helper()
+	n, err := c.Size(c.Context())
+	c.must(err)
+	return n
+}
+
+// entries returns the entries from first to end.
+func (c *contract) entries(first, end int64) (all [][]byte) {
+	c.Helper()
+	c.must(c.Entries(c.Context(), first, end, func(index int64, entry []byte) error {
+		if index != first+int64(len(all)) {
+			return fmt.Errorf("entry %d follows %d entries from %d", index, len(all), first)
+		}
+		all = append(all, bytes.Clone(entry))
+		return nil
+	}))
+	return all
+}
+
+// reopen closes the store and opens it again.
+func (c *contract) reopen() {
+	c.Helper()
+	c.must(c.Close())
+	c.Store = c.open(c.T)
+}
+
+// batches tests that a batch is durable, all of it or nothing.
+func batches(c *contract) {
+	first := c.size()
+	b := &store.Batch{First: first, Entries: [][]byte{[]byte("a"), []byte("b")}, Checkpoint: []byte("checkpoint"),
+		Tiles: []store.Tile{{Level: 3, Index: 7, Hashes: make([]byte, 32)}}, Meta: map[string][]byte{"feed": {1}}}
+	c.must(c.Commit(c.Context(), b))
+	c.fails(c.Commit(c.Context(), &store.Batch{First: first, Entries: [][]byte{[]byte("x")},
+		Tiles: []store.Tile{{Level: 3, Index: 7, Hashes: make([]byte, 64)}}, Checkpoint: []byte("x")}), failure.Conflict)
+	c.fails(c.Commit(c.Context(), &store.Batch{First: first + 3}), failure.Conflict)
+	c.must(c.Commit(c.Context(), &store.Batch{First: first + 2}))
+	grown := bytes.Repeat([]byte{1}, 64)
+	c.must(c.Commit(c.Context(), &store.Batch{First: first + 2, Entries: [][]byte{[]byte("c")},
+		Tiles: []store.Tile{{Level: 3, Index: 7, Hashes: grown}}}))
+	c.reopen()
+	if got := c.entries(first, first+9); len(got) != 3 || string(got[0])+string(got[1])+string(got[2]) != "abc" {
+		c.Errorf("entries %q", got)
+	}
+	if got := c.entries(first+1, first+2); len(got) != 1 || string(got[0]) != "b" {
+		c.Errorf("entries %q", got)
+	}
+	stop := errors.New("stop")
+	if err := c.Entries(c.Context(), first, first+3, func(int64, []byte) error { return stop }); !errors.Is(err, stop) {
+		c.Errorf("%v instead of the caller's error", err)
+	}
+	tile, err := c.Tile(c.Context(), 3, 7)
+	if err != nil || !bytes.Equal(tile, grown) {
+		c.Errorf("tile %x, %v", tile, err)
+	}
+	_, err = c.Tile(c.Context(), 3, 8)
+	c.fails(err, failure.NotFound)
+	if got, err := c.Checkpoint(c.Context()); err != nil || string(got) != "checkpoint" {
+		c.Errorf("checkpoint %q, %v", got, err)
+	}
+	if got, err := c.Meta(c.Context(), "feed"); err != nil || len(got) != 1 {
+		c.Errorf("meta %x, %v", got, err)
+	}
+	if got, err := c.Meta(c.Context(), "none"); err != nil || got != nil {
+		c.Errorf("meta %x, %v", got, err)
+	}
+	cancelled, cancel := context.WithCancel(c.Context())
+	cancel()
+	if err := c.Commit(cancelled, &store.Batch{First: first + 3, Entries: [][]byte{[]byte("d")}}); err == nil {
+		c.Error("a cancelled commit has no error")
+	}
+	if c.size() != first+3 {
+		c.Errorf("%d entries", c.size())
+	}
+	secret, err := c.Secret(c.Context())
+	if err != nil || len(secret) != 32 || bytes.Equal(secret, make([]byte, 32)) {
+		c.Errorf("secret %x, %v", secret, err)
+	}
+}
+
+// requests tests rows and their lists.
+func requests(c *contract) {
+	at := time.UnixMilli(1_800_000_000_123).UTC()
+	var all []store.Request
+	for i := range 30 {
+		all = append(all, store.Request{ID: fmt.Sprintf("r%02d", i), Created: at, Changed: at, Key: fmt.Sprint("key", i%2),
+			State: []string{"signed", "pending", "lost"}[i%3], Requester: fmt.Sprint("who", i%5), Rule: "rule", Digest: "d",
+			Repository: "r", Body: []byte(`{}`)})
+	}
+	c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Requests: all}))
+	changed := all[4]
+	changed.State, changed.Signature, changed.Changed, changed.Body = "signed", []byte("s"), at.Add(time.Second), []byte("[]")
+	c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Requests: []store.Request{changed}}))
+	c.reopen()
+	got, err := c.Request(c.Context(), "r04")
+	if err != nil || fmt.Sprint(*got) != fmt.Sprint(changed) {
+		c.Errorf("%+v, %v, instead of %+v", got, err, changed)
+	}
+	_, err = c.Request(c.Context(), "none")
+	c.fails(err, failure.NotFound)
+	for _, one := range []struct {
+		q    store.Query
+		want string
+	}{
+		{store.Query{Limit: 3}, "[r29 r28 r27]"},
+		{store.Query{Limit: 3, Before: "r10"}, "[r09 r08 r07]"},
+		{store.Query{Limit: 100, State: "lost"}, "[r29 r26 r23 r20 r17 r14 r11 r08 r05 r02]"},
+		{store.Query{Limit: 2, State: "signed", Key: "key0", Before: "r20"}, "[r18 r12]"},
+		{store.Query{Limit: 100, Requester: "who4", State: "pending"}, "[r19]"},
+		{store.Query{Limit: 100, Requester: "nobody"}, "[]"},
+	} {
+		page, err := c.Requests(c.Context(), one.q)
+		c.must(err)
+		ids := []string{}
+		for _, r := range page {
+			ids = append(ids, r.ID)
+		}
+		if fmt.Sprint(ids) != one.want {
+			c.Errorf("%+v lists %v, not %s", one.q, ids, one.want)
+		}
+	}
+}
+
+// snapshots tests that the newest one is found, and that old ones are deleted.
+func snapshots(c *contract) {
+	for size := int64(1); size < 5; size++ {
+		c.must(c.Commit(c.Context(), &store.Batch{First: c.size(),
+			Snapshot: &store.Snapshot{Size: size, Data: []byte{byte(size)}}}))
+	}
+	c.reopen()
+	if got, err := c.Snapshot(c.Context()); err != nil || got == nil || got.Size != 4 || got.Data[0] != 4 {
+		c.Errorf("%+v, %v", got, err)
+	}
+}
+
+// documents tests that documents are found by their SHA-256, however often they are written.
+func documents(c *contract) {
+	data := []byte("document")
+	for range 2 {
+		c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Documents: [][]byte{data}}))
+	}
+	got, err := c.Document(c.Context(), sha256.Sum256(data))
+	if err != nil || !bytes.Equal(got, data) {
+		c.Errorf("%q, %v", got, err)
+	}
+	_, err = c.Document(c.Context(), [32]byte{})
+	c.fails(err, failure.NotFound)
+}
+
+// readers tests that those who read see whole batches while others are written.
+func readers(c *contract) {
+	first := c.size()
+	var group sync.WaitGroup
+	done := make(chan struct{})
+	for range 4 {
+		group.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if n, err := c.Size(c.Context()); err != nil || (n-first)%3 != 0 {
+					c.Errorf("%d entries of batches of 3, %v", n-first, err)
+					return
+				}
+			}
+		})
+	}
+	for i := range int64(50) {
+		c.must(c.Commit(c.Context(), &store.Batch{First: first + 3*i, Entries: [][]byte{{1}, {2}, {3}}}))
+	}
+	close(done)
+	group.Wait()
+}
