@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"slices"
 	"time"
 
@@ -140,13 +141,15 @@ func (d *decision) allow(w *wish) (*request, *brokerapi.Request, error) {
 	e := Event{Type: intended, Key: w.Key, Payload: w.payload, Statement: w.digest, Leaf: w.Leaf,
 		Format: string(w.Target.Format), Digest: w.Target.Digest, Caller: d.b.callerOf(w.caller),
 		Repository: w.Repository, Policy: d.b.inForce.Load().digest}
+	grant, waits := d.grant(w)
+	if waits != nil {
+		body, err := d.waiting(waits)
+		return nil, body, err
+	}
 	if err := d.spend(w.caller, &e); err != nil {
 		return nil, nil, err
 	}
-	if grant, err := d.grant(w); grant != nil || err != nil {
-		if err != nil {
-			return nil, nil, err
-		}
+	if grant != nil {
 		e.Request, e.Rule, e.RuleDigest, e.Requester = grant.ID, grant.Rule, grant.RuleDigest, grant.Requester
 		e.Retry = !grant.First.IsZero()
 		return grant, nil, d.intend(&e, w, nil)
@@ -244,10 +247,8 @@ func (b *Broker) released(ctx context.Context, of *request, w *wish, r brokerapi
 }
 
 // grant returns a request that lets its requester have the signature: one that is approved, or one that was signed a
-// short while ago. It fails for one whose time has not come.
-func (d *decision) grant(w *wish) (*request, error) {
-	var best *request
-	var waits error
+// short while ago; or else one that waits for people or a time.
+func (d *decision) grant(w *wish) (best, waits *request) {
 	for _, id := range sortedIDs(d.byStatement[w.digest]) {
 		r := d.Requests[id]
 		if r.Bare || r.What != "" || r.Requester != d.b.requesterOf(w.caller, r.Same) {
@@ -261,9 +262,11 @@ func (d *decision) grant(w *wish) (*request, error) {
 			return r, nil
 		case r.State == brokerapi.Approved && (r.NotAfter == 0 || d.now.Unix() < r.NotAfter):
 			best = r
-		case r.State == brokerapi.Pending && len(d.needs(r)) == 0:
-			if waits = d.timeLock(r); waits == nil {
+		case r.State == brokerapi.Pending && (r.NotAfter == 0 || d.now.Unix() < r.NotAfter):
+			if len(d.needs(r)) == 0 && d.timeLock(r) == nil {
 				best = r
+			} else {
+				waits = r
 			}
 		}
 	}
@@ -271,6 +274,22 @@ func (d *decision) grant(w *wish) (*request, error) {
 		return best, nil
 	}
 	return nil, waits
+}
+
+// waiting returns what callers are told of a request that waits.
+func (d *decision) waiting(r *request) (*brokerapi.Request, error) {
+	kept, err := d.b.options.Store.Request(context.Background(), r.ID)
+	if err != nil {
+		return nil, err
+	}
+	var body row
+	if err := json.Unmarshal(kept.Body, &body); err != nil {
+		return nil, failure.New(failure.Internal, "cannot read request %s: %w", r.ID, err)
+	}
+	if err := d.timeLock(r); len(d.needs(r)) == 0 && err != nil {
+		body.Request.Reason = failure.From(err).What
+	}
+	return &body.Request, nil
 }
 
 func sortedIDs(of map[string]*request) []string {
