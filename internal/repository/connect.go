@@ -140,14 +140,17 @@ func (r *registry) dial(ctx context.Context, network, address string) (net.Conn,
 	return nil, failed
 }
 
-// checkAddresses fails if one of the addresses of a host is not one that the host may have.
+// checkAddresses fails if one of the addresses of a host is not one that the host may have. A special address has to be
+// listed as such, or be a loopback address of a registry with loopback.
 func (r *registry) checkAddresses(host string, resolved []netip.Addr) error {
+	literal, err := netip.ParseAddr(host)
+	listed := err == nil && r.literals[literal.Unmap()]
 	for _, address := range resolved {
 		a := unwrap(address)
-		loopback := a.IsLoopback() && (r.settings.Loopback || r.literals[a])
-		if special(a) && !loopback && !r.literals[a] || r.scheme == "http" && !a.IsLoopback() {
+		allowed := listed || !special(a) || a.IsLoopback() && r.settings.Loopback
+		if !allowed || r.scheme == "http" && !a.IsLoopback() {
 			return &refusal{fmt.Sprintf("%s of registry %s has the address %s, which is not allowed", host, r.name, address),
-				"check the DNS; addresses of this machine need loopback: true"}
+				"check the DNS; host names of this machine need loopback: true"}
 		}
 	}
 	return nil
