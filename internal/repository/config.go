@@ -27,10 +27,10 @@ type Config struct {
 type Registry struct {
 	Host        string   `yaml:"host"`        // HOST or HOST:PORT, as in the names of its images
 	Credentials string   `yaml:"credentials"` // a file, see Credentials; "" for none
-	CA          string   `yaml:"ca"`          // a PEM file with the issuers of its certificates; "" for those of the system
+	CA          string   `yaml:"ca"`          // PEM file with the issuers of its certificates; "": those of the system
 	PlainHTTP   bool     `yaml:"plain-http"`  // HTTP without TLS; for a loopback host alone
 	Loopback    bool     `yaml:"loopback"`    // host names may resolve to loopback addresses
-	Hosts       []string `yaml:"hosts"`       // other hosts, HOST or HOST:PORT, that issue tokens or that redirects lead to
+	Hosts       []string `yaml:"hosts"`       // other hosts for tokens and redirects, HOST or HOST:PORT
 }
 
 // Credentials is the content of a credentials file, in YAML: a username and a password, or a token that is sent to the
@@ -63,7 +63,8 @@ func (c Config) read() (map[string]*registry, []error) {
 		r, found := settings.read()
 		for _, err := range found {
 			e := failure.From(err)
-			mistakes = append(mistakes, failure.New(e.Kind, "registry %d (%s): %w", i+1, settings.Host, err).WithHint(e.Hint))
+			mistakes = append(mistakes, failure.New(e.Kind, "registry %d (%s): %w", i+1, settings.Host, err).
+				WithHint(e.Hint))
 		}
 		if r == nil {
 			continue
@@ -84,7 +85,8 @@ func (s Registry) read() (*registry, []error) {
 		mistakes = append(mistakes, failure.New(failure.Invalid, format, args...).WithHint(hint))
 	}
 	const hostHint = "write HOST or HOST:PORT, without https:// and a path"
-	r := &registry{settings: s, hosts: map[string]bool{}, literals: map[netip.Addr]bool{}, scheme: "https", lookup: lookup}
+	r := &registry{settings: s, hosts: map[string]bool{}, literals: map[netip.Addr]bool{}, scheme: "https",
+		lookup: lookup}
 	if s.PlainHTTP {
 		r.scheme = "http"
 	}
@@ -190,7 +192,8 @@ func readCA(path string) (*x509.CertPool, error) {
 	}
 	data, err := bound.ReadFile(path, maxCA)
 	if err != nil {
-		return nil, failure.New(failure.FileKind(err), "cannot read ca: %w", err).WithHint("check the path and its permissions")
+		return nil, failure.New(failure.FileKind(err), "cannot read ca: %w", err).
+			WithHint("check the path and its permissions")
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(data) {
@@ -234,8 +237,8 @@ func readCredentials(path string) (auth.Credential, error) {
 	if slices.ContainsFunc([]string{c.Username, c.Password, c.Token}, func(s string) bool {
 		return strings.ContainsAny(s, "\r\n\x00")
 	}) || strings.Contains(c.Username, ":") {
-		return auth.EmptyCredential, failure.New(failure.Invalid, "credentials: %s has a line break, or a colon in the username",
-			path).WithHint(hint)
+		return auth.EmptyCredential, failure.New(failure.Invalid,
+			"credentials: %s has a line break, or a colon in the username", path).WithHint(hint)
 	}
 	return auth.Credential{Username: c.Username, Password: c.Password, AccessToken: c.Token}, nil
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"mime"
+	"net/http"
 	"strings"
 	"time"
 
@@ -47,8 +48,8 @@ const (
 func Name(repository string) (string, error) {
 	const hint = "name the repository with its registry and without tag and digest, such as " + namingExample
 	if len(repository) > maxName {
-		return "", failure.New(failure.Invalid, "the repository's name has %d bytes, more than %d", len(repository), maxName).
-			WithHint(hint)
+		return "", failure.New(failure.Invalid, "the repository's name has %d bytes, more than %d", len(repository),
+			maxName).WithHint(hint)
 	}
 	_, path, _ := strings.Cut(repository, "/")
 	if strings.ContainsAny(path, ":@") {
@@ -78,9 +79,9 @@ type artifact struct {
 }
 
 // Check fetches the manifest with this digest in a repository, and returns what it claims. It fails unless the manifest
-// is there with this media type and size in bytes, if they are not "" and 0: with Denied if it is not, or if the repository's registry is not
-// listed; with Unavailable, Throttled or Timeout if the registry gives no answer. A success is remembered for some
-// minutes; simultaneous checks of the same manifest are one.
+// is there with this media type and size in bytes, if they are not "" and 0: with Denied if it is not, or if the
+// repository's registry is not listed; with Unavailable, Throttled or Timeout if the registry gives no answer. A
+// success is remembered for some minutes; simultaneous checks of the same manifest are one.
 func (r *Registries) Check(ctx context.Context, repository, sum, mediaType string, size int64) (*Claims, error) {
 	name, err := Name(repository)
 	if err != nil {
@@ -108,8 +109,8 @@ func (a artifact) check() error {
 	if err := a.digest.Validate(); err != nil {
 		return refuse("%.100q is not a digest", a.digest)
 	}
-	if parsed, parameters, err := mime.ParseMediaType(a.mediaType); a.mediaType != "" && (err != nil || parsed != a.mediaType ||
-		len(parameters) > 0 || len(parsed) > maxMediaType) {
+	if parsed, parameters, err := mime.ParseMediaType(a.mediaType); a.mediaType != "" && (err != nil ||
+		parsed != a.mediaType || len(parameters) > 0 || len(parsed) > maxMediaType) {
 		return refuse("%.100q is not a media type", a.mediaType)
 	}
 	if a.size < 0 || a.size > maxManifest {
@@ -162,10 +163,10 @@ func (s *session) explain(ctx context.Context, sum digest.Digest, err error) err
 		kind, cause, hint = own.Kind, own, own.Hint
 	case errors.As(err, &status):
 		cause = status
-		switch {
-		case status == 401 || status == 403:
+		switch status {
+		case http.StatusUnauthorized, http.StatusForbidden:
 			kind, hint = failure.Denied, "check the repository's name, and credentials of "+s.registry.name
-		case status == 429:
+		case http.StatusTooManyRequests:
 			kind, hint = failure.Throttled, "try again later"
 		}
 	case ctx.Err() != nil:
