@@ -72,8 +72,9 @@ func TestContract(t *testing.T) {
 }
 
 // TestKilled kills a process that writes, many times. What it said to be durable is, and no batch is there in part.
+//
+// It runs alone: a process that has just been started holds, for a moment, the locks of the one that starts it.
 func TestKilled(t *testing.T) {
-	t.Parallel()
 	path := filepath.Join(t.TempDir(), "broker.db")
 	for n := range 20 {
 		cmd := exec.Command("/proc/self/exe")
