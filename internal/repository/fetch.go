@@ -8,6 +8,8 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -95,7 +97,8 @@ func (s *session) get(ctx context.Context, kind, mediaType string, sum digest.Di
 	}
 	if kind == manifests {
 		served, _, err = mime.ParseMediaType(response.Header.Get("Content-Type"))
-		if err != nil || mediaType != "" && served != mediaType {
+		if known := strings.Split(accepted, ", "); err != nil || mediaType != "" && served != mediaType ||
+			mediaType == "" && !slices.Contains(known, served) {
 			return nil, "", refuseContent("the registry has it with media type %.100q, not %s",
 				response.Header.Get("Content-Type"), cmp.Or(mediaType, "one of a manifest"))
 		}
