@@ -261,6 +261,53 @@ func TestUnsignedPermission(t *testing.T) {
 	}
 }
 
+// TestReplay restores an older backup, and replays what a copy of the log has besides: then nothing is lost.
+func TestReplay(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.policy = strings.Replace(f.policy, "1000 per hour", "2 per hour", 1)
+	f.start()
+	f.signs("ci", 1)
+	backup := f.dir + "/copy.db"
+	if err := f.store.Backup(t.Context(), backup); err != nil {
+		t.Fatal(err)
+	}
+	f.signs("ci", 2)
+	f.publishAll()
+	exported := f.dir + "/log"
+	v, err := translog.NewVerifier("broker.example.com/log", f.log.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	verifiers := []*translog.Verifier{v}
+	if _, err := translog.Export(t.Context(), f.Log().File, exported, verifiers); err != nil {
+		t.Fatal(err)
+	}
+	f.stop()
+	f.restore(backup)
+	s, err := sqlite.Open(t.Context(), f.database())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := Replay(t.Context(), s, translog.Dir(exported), verifiers)
+	if err != nil || n == 0 {
+		t.Errorf("%d entries, %v", n, err)
+	}
+	_, err = Replay(t.Context(), s, translog.Dir(exported), verifiers)
+	failsWith(t, err, failure.Conflict, "the database has")
+	s.Close()
+	f.start()
+	_, err = f.Sign(t.Context(), caller("ci"), "release", f.image(3))
+	failsWith(t, err, failure.Throttled, "limit of 2") // the use after the backup counts
+	f.stop()
+	other := newFixture(t)
+	other.start()
+	other.signs("ci", 9)
+	other.publishAll()
+	_, err = Replay(t.Context(), other.store, translog.Dir(exported), verifiers)
+	failsWith(t, err, failure.Conflict, "is not that of the database")
+}
+
 // TestNoCheckpointFile signs nothing without the checkpoint outside of the database.
 func TestNoCheckpointFile(t *testing.T) {
 	t.Parallel()

@@ -75,6 +75,16 @@ func (s *Store) step(ctx context.Context, version int, m migration) error {
 // Backup writes a consistent copy to a new file, while the database is used.
 func (s *Store) Backup(ctx context.Context, path string) error { return s.backup(ctx, path) }
 
+// Backup writes a consistent copy of a database to a new file, also while another process has it open. It fails with
+// NotFound if there is no database.
+func Backup(ctx context.Context, database, path string) error {
+	if _, err := os.Stat(database); err != nil {
+		return failure.New(failure.FileKind(err), "cannot back up the database: %w", err).
+			WithHint("check store in the config file")
+	}
+	return (&Store{path: database}).backup(ctx, path)
+}
+
 func (s *Store) backup(ctx context.Context, path string) error {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
