@@ -16,8 +16,8 @@ import (
 )
 
 func policyCommand() *cobra.Command {
-	return cli.Group("policy", "Check, try and compare policies, which decide who may use a key for what",
-		policyCheckCommand(), policyTestCommand(), policyDiffCommand())
+	return cli.Group("policy", "Check, try, compare and apply policies, which decide who may use a key for what",
+		policyCheckCommand(), policyTestCommand(), policyDiffCommand(), policyApplyCommand(), policyShowCommand())
 }
 
 // readPolicy reads the policy in a file. Its failures name the file.
