@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
@@ -20,7 +21,7 @@ import (
 
 func logCommand() *cobra.Command {
 	return cli.Group("log", "Verify, export and compare the log of a broker", logVerifyCommand(), logExportCommand(),
-		logReconcileCommand())
+		logReconcileCommand(), logKeyCommand(), newEpochCommand())
 }
 
 // logFlags say which log is read, and how it is verified.
@@ -147,7 +148,8 @@ func logVerifyCommand() *cobra.Command {
 		Use:   "verify DIR|URL",
 		Short: "Verify a whole log: its checkpoint, its tree and each entry",
 		Long: `Verify a log that was exported into a folder, or that a broker or a web server serves: the signature of
-its checkpoint, that each tile and the root are those of the entries, and that each entry is valid. It
+its checkpoint, that each tile and the root are those of the entries, and that each entry is one that a
+broker logs: every use of a key has an intent before it, under a policy of the log, and one outcome. It
 names the first entry or file that is wrong.
 
 Keep the file checkpoint after each verification, and give it with --since the next time: the log must
@@ -163,7 +165,10 @@ continue it. So nobody can show you a log whose past was rewritten.`,
 		if err != nil {
 			return err
 		}
-		var opts translog.Options
+		audit := broker.NewAudit()
+		opts := translog.Options{
+			Each: func(index int64, _ translog.Event, entry []byte) error { return audit.Entry(index, entry) },
+		}
 		if since != "" {
 			data, err := readFile(since)
 			if err != nil {

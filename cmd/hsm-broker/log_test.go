@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -31,7 +32,11 @@ func writeLog(t *testing.T) (dir, public string, v *translog.Verifier) {
 	}
 	var entries [][]byte
 	for i, kind := range []string{"open/v1", "intent/v1", "signed/v1", "intent/v1", "signed/v1", "intent/v1", "lost/v1"} {
-		event := map[string]any{"type": kind, "time": "2026-01-02T03:04:05Z", "key": "release", "n": i}
+		event := map[string]any{"type": kind, "time": "2026-01-02T03:04:05.000Z", "key": "release", "policy": "sha256:1"}
+		if i > 0 {
+			event["request"] = fmt.Sprint("request-", (i+1)/2)
+			event["payload"] = fmt.Sprint("sha256:", (i+1)/2)
+		}
 		entry, err := translog.Canonical(event)
 		if err != nil {
 			t.Fatal(err)
@@ -150,10 +155,10 @@ func TestLogVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(bundle, bytes.Replace(data, []byte(`"n":4`), []byte(`"n":5`), 1), 0o600); err != nil {
+	if err := os.WriteFile(bundle, bytes.Replace(data, []byte(`"request-2"`), []byte(`"request-9"`), 1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := runLog(t, "verify", copied, "--key", vkey); err == nil || !strings.Contains(err.Error(), "entry 4 ") {
+	if _, err := runLog(t, "verify", copied, "--key", vkey); err == nil || !strings.Contains(err.Error(), "entry 3 ") {
 		t.Errorf("a changed byte: %v", err)
 	}
 }

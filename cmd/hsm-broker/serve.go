@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -50,7 +48,7 @@ func serveCommand() *cobra.Command {
 		Short: "Use keys for a team: CI signs without a PIN, and a policy decides what is signed",
 		Args:  cli.Exactly(0),
 	}
-	c.Flags().StringVar(&file, "config", defaultConfig, "the config file")
+	addConfig(c, &file)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if err := protect(); err != nil {
 			return err
@@ -92,7 +90,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 		return err
 	}
 	opened.add(s.Close)
-	refusals := agent.RefusalsIn(filepath.Join(filepath.Dir(f.StorePath()), "pins"))
+	refusals := agent.RefusalsIn(refusalsDir(f))
 	ks := backends.GuardedService(refusals.Guard)
 	keys := held.New(ks, failure.New(failure.Unavailable, "the broker is stopping").WithHint("try again"))
 	opened.add(keys.Close)
@@ -104,8 +102,8 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	if err != nil {
 		return err
 	}
-	if _, ok := signing.Public.(*ecdsa.PublicKey); !ok {
-		return failure.New(failure.Unsupported, "the log's key %s is no EC key", f.Log.Key).WithHint("generate a P-256 key for it")
+	if _, err := translog.NewVerifier(f.Log.Origin, signing.Public); err != nil {
+		return err
 	}
 	metrics := prometheus.NewRegistry()
 	var b *broker.Broker
@@ -222,6 +220,47 @@ func reference(ks *keystore.Keystore, f *brokerfile.File, uri, chain string) (*k
 		given[config.CertificateChain] = chain
 	}
 	return ks.Direct().Resolve(uri, given, config.Flags)
+}
+
+// logVerifier returns the verifier of a broker's log, by the public half of the key in the module.
+func logVerifier(ctx context.Context, f *brokerfile.File) (_ *translog.Verifier, err error) {
+	ks := backends.GuardedService(agent.RefusalsIn(refusalsDir(f)).Guard)
+	defer func() { err = errors.Join(err, ks.Close()) }()
+	key, err := reference(ks, f, f.Log.Key, "")
+	if err != nil {
+		return nil, err
+	}
+	var v *translog.Verifier
+	err = key.WithKey(ctx, func(_ keystore.Store, k keystore.Key) (err error) {
+		v, err = translog.NewVerifier(f.Log.Origin, k.Public())
+		return err
+	})
+	return v, err
+}
+
+func logKeyCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "key",
+		Short: "Print the public key of a broker's log, as 'log verify --key' takes it",
+		Long: `Print the public key of a broker's log, as 'log verify --key' takes it: ORIGIN+ID+KEY (C2SP signed-note).
+Publish it where auditors find it, not on the broker.`,
+		Args: cli.Exactly(0),
+	}
+	addConfig(c, &file)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		f, err := brokerfile.Read(file)
+		if err != nil {
+			return err
+		}
+		v, err := logVerifier(c.Context(), f)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(c.OutOrStdout(), v)
+		return nil
+	}
+	return c
 }
 
 // logSigner signs checkpoints.

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/agent"
+	"github.com/notation-hsm/notation-hsm/internal/broker"
+	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
+	"github.com/notation-hsm/notation-hsm/internal/translog"
+)
+
+// addConfig gives a command the flag --config.
+func addConfig(c *cobra.Command, file *string) {
+	c.Flags().StringVar(file, "config", defaultConfig, "the broker's config file")
+}
+
+func backupCommand() *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use:   "backup FILE",
+		Short: "Write a copy of the broker's database to a new file, while the broker runs",
+		Long: `Write a copy of the broker's database to a new file, while the broker runs. The copy has no key and no
+PIN. Keep the checkpoint file (log.checkpoint-file) as it is: it is newer than every backup, and tells
+what a restored database lacks.`,
+		Example: "  hsm-broker backup /backup/broker-2030-01-31.db",
+		Args:    cli.Exactly(1),
+	}
+	addConfig(c, &file)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		f, err := brokerfile.Read(file)
+		if err != nil {
+			return err
+		}
+		to, err := filepath.Abs(args[0])
+		if err != nil {
+			return err
+		}
+		if err := sqlite.Backup(c.Context(), f.StorePath(), to); err != nil {
+			return err
+		}
+		fmt.Fprintf(c.OutOrStdout(), "the backup is in %s\n", to)
+		return nil
+	}
+	return c
+}
+
+func restoreCommand() *cobra.Command {
+	var file, ca string
+	c := &cobra.Command{
+		Use:   "restore FILE [LOG]",
+		Short: "Make the database of a stopped broker of a backup, and replay what a copy of the log has besides",
+		Long: `Make the database of a stopped broker of a backup. LOG is a folder with a copy of the log ('hsm-broker
+log export'), or a URL that serves one: entries that are newer than the backup are replayed. Without
+them, the broker signs nothing until a new epoch of its log begins ('hsm-broker log new-epoch'), since
+nobody knows any more what was signed meanwhile.`,
+		Example: "  hsm-broker restore /backup/broker-2030-01-31.db /backup/log",
+		Args:    cobra.RangeArgs(1, 2),
+	}
+	addConfig(c, &file)
+	c.Flags().StringVar(&ca, "ca", "", "PEM file of the certificate authorities of the server of LOG (default: the system's)")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		f, err := brokerfile.Read(file)
+		if err != nil {
+			return err
+		}
+		if err := os.MkdirAll(filepath.Dir(f.StorePath()), 0o700); err != nil {
+			return err
+		}
+		if err := sqlite.Restore(c.Context(), args[0], f.StorePath()); err != nil {
+			return err
+		}
+		fmt.Fprintf(c.OutOrStdout(), "the database is restored in %s\n", f.StorePath())
+		if len(args) == 1 {
+			return nil
+		}
+		n, err := replay(c.Context(), f, args[1], ca)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(c.OutOrStdout(), "%d entries of the log are replayed\n", n)
+		return nil
+	}
+	return c
+}
+
+// replay replays the entries of a copy of the log, whose checkpoint is verified by the key in the config file's module.
+func replay(ctx context.Context, f *brokerfile.File, from, ca string) (n int64, err error) {
+	verifier, err := logVerifier(ctx, f)
+	if err != nil {
+		return 0, err
+	}
+	files := translog.Dir(from)
+	if info, err := os.Stat(from); err != nil || !info.IsDir() {
+		roots, err := (&logFlags{ca: ca}).roots()
+		if err != nil {
+			return 0, err
+		}
+		if files, err = translog.URL(from, roots); err != nil {
+			return 0, err
+		}
+	}
+	var documents [][]byte
+	if policy, err := os.ReadFile(f.Policy); err == nil {
+		documents = append(documents, policy)
+	}
+	if decisive, err := f.Decisive(); err == nil {
+		documents = append(documents, decisive)
+	}
+	s, err := sqlite.Open(ctx, f.StorePath())
+	if err != nil {
+		return 0, err
+	}
+	defer s.Close()
+	return broker.Replay(ctx, s, files, []*translog.Verifier{verifier}, documents...)
+}
+
+func pinCommand() *cobra.Command {
+	var file string
+	clearing := &cobra.Command{
+		Use:   "clear [TOKEN]",
+		Short: "Let a PIN be tried again that a token has refused",
+		Long: `Let a PIN be tried again that a token has refused. Most tokens lock after few wrong PINs, so put the right
+PIN into its source first. TOKEN is the label of the token or its URI; it is needed when several tokens
+have refused a PIN.`,
+		Args: cli.AtMost(1),
+	}
+	addConfig(clearing, &file)
+	clearing.RunE = func(c *cobra.Command, args []string) error {
+		f, err := brokerfile.Read(file)
+		if err != nil {
+			return err
+		}
+		refusals := agent.RefusalsIn(refusalsDir(f))
+		all, err := refusals.List()
+		if err != nil {
+			return err
+		}
+		chosen, err := choose(c, all, args)
+		if err != nil || chosen == nil {
+			return err
+		}
+		if err := refusals.Clear(*chosen); err != nil {
+			return err
+		}
+		fmt.Fprintf(c.OutOrStdout(), "the PIN of token %q can be tried again\n", chosen.Name)
+		return nil
+	}
+	return cli.Group("pin", "See to PINs that tokens have refused", clearing)
+}
+
+// refusalsDir returns the folder that keeps which PINs were refused.
+func refusalsDir(f *brokerfile.File) string {
+	return filepath.Join(filepath.Dir(f.StorePath()), "pins")
+}
