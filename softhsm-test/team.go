@@ -44,6 +44,8 @@ type TeamOptions struct {
 	Registries string
 	// Config is appended to the config.
 	Config string
+	// Limits is callers.limits of the config, in YAML.
+	Limits string
 	// Type is that of the issuer; github by default.
 	Type string
 	// Module replaces the token's module, such as by the shim.
@@ -153,11 +155,12 @@ callers:
   - {issuer: %[9]s, audience: %[1]s, type: %[10]s, ca: %[11]s}
   mtls: {}
   unix: {users: ["%[12]d"]}
+  limits: {%[15]s}
 administrators: [{unix: "%[12]d"}]
 %[13]s
 %[14]s
 `, b.URL, strings.TrimPrefix(b.URL, "https://"), b.Dir, b.Socket, b.token.Label, module, Patience, b.LogKey,
-		b.Issuer.URL, kind, b.Issuer.CA, os.Geteuid(), b.settings.Registries, b.settings.Config))
+		b.Issuer.URL, kind, b.Issuer.CA, os.Geteuid(), b.settings.Registries, b.settings.Config, b.settings.Limits))
 }
 
 // Start starts the broker, and waits until it is ready.

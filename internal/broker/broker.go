@@ -95,6 +95,7 @@ type Broker struct {
 	snapped int64                     // size of the log at the last snapshot
 	rows    map[string]*store.Request // of requests that are being signed
 
+	snapshotting  bool  // one is being made
 	snapshotEvery int64 // snapshotEntries, or less in tests
 }
 

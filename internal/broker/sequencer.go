@@ -93,6 +93,7 @@ func (b *Broker) commit(jobs []*job) {
 	err := b.save(batch)
 	if err == nil {
 		b.adopt()
+		b.snapshot()
 	}
 	for i, j := range jobs {
 		if errs[i] == nil {
@@ -108,7 +109,6 @@ func (b *Broker) save(batch *store.Batch) error {
 	if len(batch.Entries) == 0 && batch.Checkpoint == nil && len(batch.Requests) == 0 {
 		return nil
 	}
-	b.snapshot(batch)
 	grown, changed := b.tree.Append(batch.Entries)
 	for _, t := range changed {
 		batch.Tiles = append(batch.Tiles, store.Tile{Level: t.Level, Index: t.Index, Hashes: t.Hashes})

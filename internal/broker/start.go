@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -193,7 +192,7 @@ func (b *Broker) reload(ctx context.Context) error {
 		return err
 	}
 	checkpoint := b.published.Load()
-	s, err := b.restore(ctx, checkpoint)
+	s, err := b.restore(ctx, checkpoint.Checkpoint)
 	if err != nil {
 		return err
 	}
@@ -216,46 +215,6 @@ func (b *Broker) reload(ctx context.Context) error {
 	b.durable.Store(size)
 	b.adopt()
 	return nil
-}
-
-// restore returns the state of the newest snapshot whose entry verifies, or an empty one.
-func (b *Broker) restore(ctx context.Context, checkpoint *published) (*state, error) {
-	kept, err := b.options.Store.Snapshot(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if kept == nil || kept.Size >= checkpoint.Size {
-		return newState(), nil
-	}
-	var entry []byte
-	err = b.options.Store.Entries(ctx, kept.Size, kept.Size+1, func(_ int64, data []byte) error {
-		entry = data
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	e, err := decodeEvent(entry)
-	if err != nil || e.Type != snapshot || e.Snapshot != hashOf(kept.Data) {
-		slog.Warn("the snapshot in the database is not the one of the log, and all entries are read instead")
-		return newState(), nil //nolint:nilerr // as it says
-	}
-	proof, err := translog.ProveEntry(ctx, b.tiles, checkpoint.Size, kept.Size)
-	if err == nil {
-		err = translog.CheckEntry(proof, checkpoint.Checkpoint, kept.Size, entry)
-	}
-	if err != nil {
-		return nil, errors.Join(errEdited, err)
-	}
-	s := newState()
-	if err := json.Unmarshal(kept.Data, s); err != nil {
-		return nil, failure.New(failure.Internal, "cannot read the snapshot of the log: %w", err).
-			WithHint("was it written by a newer version?")
-	}
-	s.index()
-	s.Size++ // the entry of the snapshot
-	b.snapped = s.Size
-	return s, nil
 }
 
 // voided returns the indexes of entries that count for nothing, as entries of the signed log say.
@@ -350,32 +309,6 @@ func (d *decision) loseAll() error {
 		d.finish(r.ID, brokerapi.Lost, "the broker stopped before it knew whether the module had signed")
 	}
 	return nil
-}
-
-// snapshotEntries is the smallest number of entries between snapshots.
-const snapshotEntries = 10_000
-
-// snapshot adds a snapshot of the state, when there are many entries since the last: more than the state has parts, so
-// that snapshots cost no more than the entries do.
-func (b *Broker) snapshot(batch *store.Batch) {
-	s := b.state
-	since := s.Size - b.snapped
-	if since < b.snapshotEvery || since < 4*int64(len(s.Requests)+len(s.Tokens)) {
-		return
-	}
-	data, err := json.Marshal(s)
-	if err != nil {
-		slog.Error("cannot make a snapshot of the log", "error", err)
-		return
-	}
-	at := s.Size
-	d := &decision{state: s, b: b, now: b.clock.now(s.Last), batch: batch}
-	if err := d.event(Event{Type: snapshot, Snapshot: hashOf(data)}); err != nil {
-		slog.Error("cannot log a snapshot", "error", err)
-		return
-	}
-	batch.Snapshot = &store.Snapshot{Size: at, Data: data}
-	b.snapped = s.Size
 }
 
 // adopt puts into force what a checkpoint covers.

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"maps"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
@@ -93,6 +94,38 @@ func (s *state) link(r *request) {
 	}
 }
 
+// own returns a request to be changed: a copy in the place of the one that a snapshot may have.
+func (s *state) own(id string) *request {
+	old := s.Requests[id]
+	if old == nil {
+		return nil
+	}
+	r := *old
+	s.Requests[id] = &r
+	if s.byPayload[r.Caller+r.Payload] == old {
+		s.byPayload[r.Caller+r.Payload] = &r
+	}
+	if r.Statement != "" {
+		s.byStatement[r.Statement][id] = &r
+	}
+	return &r
+}
+
+// clone returns a copy that does not change, to be encoded while the state goes on.
+func (s *state) clone() *state {
+	c := *s
+	c.byPayload, c.byStatement = nil, nil
+	c.Blocked, c.Requests, c.Tokens = maps.Clone(s.Blocked), maps.Clone(s.Requests), maps.Clone(s.Tokens)
+	c.Open, c.Uses, c.Callers = maps.Clone(s.Open), map[string]*window{}, map[string]*window{}
+	for name, w := range s.Uses {
+		c.Uses[name] = w.clone()
+	}
+	for name, w := range s.Callers {
+		c.Callers[name] = w.clone()
+	}
+	return &c
+}
+
 // forget drops a request about which nothing is decided any more.
 func (s *state) forget(r *request) {
 	delete(s.Requests, r.ID)
@@ -126,9 +159,9 @@ func (s *state) apply(e *Event, covered bool) {
 	case epochBegun:
 		s.Epoch = e.Epoch
 		s.settle(e.Request, index)
-		for _, r := range s.Requests { // open grants expire
+		for id, r := range s.Requests { // open grants expire
 			if r.State == brokerapi.Pending || r.State == brokerapi.Approved || r.State == brokerapi.Signed {
-				s.end(r, brokerapi.Expired)
+				s.end(s.own(id), brokerapi.Expired)
 			}
 		}
 	case blocked:
@@ -147,7 +180,7 @@ func (s *state) apply(e *Event, covered bool) {
 	case signed, failed, lost:
 		s.outcome(e, index)
 	case ended:
-		if r := s.Requests[e.Request]; r != nil {
+		if r := s.own(e.Request); r != nil {
 			r.Entries = append(r.Entries, index)
 			s.end(r, brokerapi.State(e.State))
 		}
@@ -167,11 +200,10 @@ func (s *state) begin(e *Event, index int64, now brokerapi.State) *request {
 
 // intend takes an intent to sign into account: the first of a request, or of a request that is signed again.
 func (s *state) intend(e *Event, index int64, covered bool) {
-	r := s.Requests[e.Request]
+	r := s.own(e.Request)
 	if r == nil {
 		r = s.begin(e, index, brokerapi.Signing)
 		r.Direct, r.Bare = true, !covered
-		s.Open[r.Caller]++
 	} else {
 		r.Entries = append(r.Entries, index)
 		r.State = brokerapi.Signing
@@ -191,7 +223,7 @@ func (s *state) intend(e *Event, index int64, covered bool) {
 
 // outcome takes the end of an intent into account.
 func (s *state) outcome(e *Event, index int64) {
-	r := s.Requests[e.Request]
+	r := s.own(e.Request)
 	if r == nil {
 		return
 	}
@@ -224,7 +256,7 @@ func (s *state) unlinkPayload(r *request) {
 
 // settle ends a request whose wish is fulfilled.
 func (s *state) settle(id string, index int64) {
-	if r := s.Requests[id]; r != nil {
+	if r := s.own(id); r != nil {
 		r.Entries = append(r.Entries, index)
 		s.end(r, brokerapi.Signed)
 	}
@@ -239,8 +271,11 @@ func (s *state) end(r *request, as brokerapi.State) {
 	s.forget(r)
 }
 
-// close counts an open request off.
+// close counts an open request off. One that was made by its first signature has waited for nobody.
 func (s *state) close(r *request) {
+	if r.Direct {
+		return
+	}
 	if s.Open[r.Caller]--; s.Open[r.Caller] <= 0 {
 		delete(s.Open, r.Caller)
 	}
@@ -257,12 +292,12 @@ func (s *state) countCaller(e *Event) {
 	if e.Token == "" {
 		return
 	}
-	t := s.Tokens[e.Token]
-	if t == nil {
-		t = &token{Ends: e.TokenEnds, Triples: map[string]bool{}}
-		s.Tokens[e.Token] = t
+	t := &token{Ends: e.TokenEnds, Triples: map[string]bool{}}
+	if old := s.Tokens[e.Token]; old != nil {
+		t = &token{Ends: old.Ends, Triples: maps.Clone(old.Triples)}
 	}
 	t.Triples[triple(e)] = true
+	s.Tokens[e.Token] = t
 }
 
 // triple names what a token was used for: a key, and the payload or statement.

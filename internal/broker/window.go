@@ -1,6 +1,9 @@
 package broker
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // window counts uses by the time when they happened: in seconds for an hour, and in steps of a quarter of an hour for
 // the longest period of a limit. A use counts until the step that has it is over for a whole period, so no limit is
@@ -21,6 +24,9 @@ const (
 	quarter   = 900
 	maxPeriod = 31 * 24 * hour
 )
+
+// clone returns a copy.
+func (w *window) clone() *window { return &window{slices.Clone(w.Seconds), slices.Clone(w.Quarters)} }
 
 // add counts a use.
 func (w *window) add(at time.Time) {

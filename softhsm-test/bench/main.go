@@ -1,7 +1,7 @@
 // Command bench measures what the plugin costs beside others: calls to the module, time and memory for one signature,
 // and signatures a second in one process. It prints one table; with UPDATE_DOCS=1 it also writes it to
 // docs/performance.md, with a plot. A goal that is not met is no failure, for the machine may be busy: bench fails only
-// when it cannot measure. "bench soak COUNT" makes so many signatures through one agent instead.
+// when it cannot measure. "bench team" measures a team's broker alone. "bench soak COUNT" makes so many signatures through one agent instead.
 package main
 
 import (
@@ -24,6 +24,13 @@ func main() {
 		}
 		return
 	}
+	if len(os.Args) == 3 && os.Args[1] == "open-broker" { // likewise
+		if err := openBroker(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	b := &bench{ctx: ctx}
@@ -35,6 +42,13 @@ func main() {
 			os.Exit(2)
 		}
 		run = func() { b.soak(count) }
+	}
+	if len(os.Args) == 2 && os.Args[1] == "team" {
+		run = func() {
+			b.parts = b.prepare()
+			b.team()
+			fmt.Print(table(b.rows))
+		}
 	}
 	if err := b.guard(run); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -60,6 +74,7 @@ func (b *bench) measure() {
 	b.images()
 	delays := b.delays()
 	b.agent()
+	b.team()
 	b.verify()
 	fmt.Print(table(b.rows))
 	if os.Getenv("UPDATE_DOCS") != "" {
