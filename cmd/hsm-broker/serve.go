@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -107,12 +108,13 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	}
 	metrics := prometheus.NewRegistry()
 	var b *broker.Broker
+	known := &references{known: map[string]*keystore.Reference{}}
 	use := &broker.HeldKeys{Held: keys, Reference: func(name string) (*keystore.Reference, error) {
 		k := b.Key(name)
 		if k == nil {
 			return nil, failure.New(failure.NotFound, "the broker has no key %q", name).WithHint("name a key of the policy")
 		}
-		return reference(ks, f, k.URI, f.Keys[name].CertificateChain)
+		return known.find(ks, f, k.URI, f.Keys[name].CertificateChain)
 	}}
 	b, err = broker.Open(ctx, broker.Options{
 		Store: s, Policy: text, Config: decisive, Keys: use, Limits: f.Callers.Limits.WithDefaults(),
@@ -202,6 +204,26 @@ func serveMetrics(ctx context.Context, l net.Listener, metrics *prometheus.Regis
 		return failure.New(failure.Unavailable, "cannot serve metrics: %w", err)
 	}
 	return nil
+}
+
+// references keeps where keys are: resolving settings takes as long as a fifth of a signature.
+type references struct {
+	mu    sync.Mutex
+	known map[string]*keystore.Reference // by URI and chain
+}
+
+func (r *references) find(ks *keystore.Keystore, f *brokerfile.File, uri, chain string) (*keystore.Reference, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	id := uri + "\n" + chain
+	if found := r.known[id]; found != nil {
+		return found, nil
+	}
+	found, err := reference(ks, f, uri, chain)
+	if err == nil {
+		r.known[id] = found
+	}
+	return found, err
 }
 
 // reference returns where a key is, by its URI and the module of the config file that has its token.
