@@ -3,7 +3,6 @@ package identity
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -19,6 +18,9 @@ const (
 	fetchInterval = 10 * time.Second // between two attempts, whatever tokens come
 	fetchTimeout  = 10 * time.Second // of one attempt
 )
+
+// errNoAnswer is why there are no keys when no attempt has failed.
+var errNoAnswer = errors.New("it has not answered yet")
 
 // keyCache has the keys of one issuer.
 type keyCache struct {
@@ -141,7 +143,7 @@ func (c *keyCache) state(ctx context.Context) IssuerState {
 		state.Keys = len(c.set.keys)
 	}
 	if !state.Usable && state.Err == nil {
-		state.Err = fmt.Errorf("no answer yet: %w", context.Cause(ctx))
+		state.Err = errNoAnswer
 	}
 	return state
 }
@@ -152,6 +154,9 @@ func (c *keyCache) denied(err error) error {
 }
 
 func (c *keyCache) unavailable(err error) error {
+	if err == nil {
+		err = errNoAnswer
+	}
 	return failure.New(failure.Unavailable, "cannot fetch the keys of issuer %s: %w", c.issuer, err).
 		WithHint("check that the broker reaches the issuer, then try again")
 }
