@@ -129,7 +129,7 @@ func (b *Broker) save(batch *store.Batch) error {
 	clear(b.rows)
 	want := batch.First + int64(len(batch.Entries))
 	for {
-		again := b.reload(context.Background())
+		again := b.settle()
 		if again == nil {
 			break
 		}
@@ -145,6 +145,16 @@ func (b *Broker) save(batch *store.Batch) error {
 		return nil
 	}
 	return err
+}
+
+// settle reads the state again, and writes to the store: what is read is durable only once another transaction is, and
+// what is not can then not come back.
+func (b *Broker) settle() error {
+	ctx := context.Background()
+	if err := b.reload(ctx); err != nil {
+		return err
+	}
+	return b.options.Store.Commit(ctx, &store.Batch{First: b.state.Size, Meta: map[string][]byte{"settled": {1}}})
 }
 
 const reloadPause = 200 * time.Millisecond

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -86,25 +87,43 @@ func Backup(ctx context.Context, database, path string) error {
 }
 
 func (s *Store) backup(ctx context.Context, path string) error {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	const hint = "name a file that does not exist yet, in a folder that the broker may write to"
+	file, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.part") // with mode 0600
 	if err != nil {
-		return failure.New(failure.FileKind(err), "cannot write the backup: %w", err).
-			WithHint("name a file that does not exist yet, in a folder that the broker may write to")
+		return failure.New(failure.FileKind(err), "cannot write the backup: %w", err).WithHint(hint)
 	}
+	part := file.Name()
+	defer os.Remove(part)
 	defer file.Close()
 	db, err := database(s.path) // of its own: it reads for long, and writes a file
 	if err != nil {
 		return s.explain("back up", err)
 	}
 	defer db.Close()
-	if _, err := db.ExecContext(ctx, "VACUUM INTO ?", path); err != nil {
-		_ = os.Remove(path)
+	if _, err := db.ExecContext(ctx, "VACUUM INTO ?", part); err != nil {
 		return s.explain("back up", err)
 	}
-	if err := file.Sync(); err != nil {
-		return failure.New(failure.Unavailable, "cannot write the backup: %w", err).WithHint("see the disk of the backup")
+	err = file.Sync()
+	if err == nil {
+		err = os.Link(part, path) // which replaces nothing
+	}
+	if err == nil {
+		err = syncFolder(filepath.Dir(path))
+	}
+	if err != nil {
+		return failure.New(failure.FileKind(err), "cannot write the backup: %w", err).WithHint(hint)
 	}
 	return nil
+}
+
+// syncFolder has the names in a folder on the disk.
+func syncFolder(dir string) error {
+	folder, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	return folder.Sync()
 }
 
 // Restore makes a database of a backup: of a file that Backup wrote. It fails with Conflict if there is a database, and

@@ -68,6 +68,11 @@ func (s *Store) Document(ctx context.Context, sha256 [32]byte) ([]byte, error) {
 
 // Meta returns a value of Batch.Meta, or nil.
 func (s *Store) Meta(ctx context.Context, name string) ([]byte, error) {
+	return s.meta(ctx, metaPrefix+name)
+}
+
+// meta returns a value by its name in the table, or nil.
+func (s *Store) meta(ctx context.Context, name string) ([]byte, error) {
 	data, err := s.blob(ctx, name, "SELECT value FROM meta WHERE name = ?", name)
 	if failure.Is(err, failure.NotFound) {
 		return nil, nil
@@ -76,11 +81,11 @@ func (s *Store) Meta(ctx context.Context, name string) ([]byte, error) {
 }
 
 // Checkpoint returns the newest checkpoint, or nil.
-func (s *Store) Checkpoint(ctx context.Context) ([]byte, error) { return s.Meta(ctx, checkpointName) }
+func (s *Store) Checkpoint(ctx context.Context) ([]byte, error) { return s.meta(ctx, checkpointName) }
 
 // Secret returns 32 random bytes that were made with the database.
 func (s *Store) Secret(ctx context.Context) ([]byte, error) {
-	return s.blob(ctx, "secret", "SELECT value FROM meta WHERE name = 'secret'")
+	return s.blob(ctx, "secret", "SELECT value FROM meta WHERE name = ?", secretName)
 }
 
 // Snapshot returns the newest snapshot, or nil.

@@ -3,6 +3,7 @@ package sqlite
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -42,6 +43,11 @@ func openWith(ctx context.Context, path string, migrations []migration) (_ *Stor
 	if err := ownership.Check(dir, os.Geteuid()); err != nil {
 		return nil, err
 	}
+	if _, err := os.Lstat(path); err == nil {
+		if err := ownership.Check(path, os.Geteuid()); err != nil {
+			return nil, err
+		}
+	}
 	s := &Store{path: path}
 	defer func() {
 		if err != nil {
@@ -63,6 +69,12 @@ func openWith(ctx context.Context, path string, migrations []migration) (_ *Stor
 	s.write.SetMaxOpenConns(1)
 	if err := s.migrate(ctx, migrations); err != nil {
 		return nil, err
+	}
+	secret := make([]byte, 32)
+	_, _ = rand.Read(secret) // never fails
+	if _, err := s.write.ExecContext(ctx, "INSERT INTO meta VALUES (?, ?) ON CONFLICT DO NOTHING", secretName,
+		secret); err != nil {
+		return nil, s.explain("open", err)
 	}
 	if s.read, err = database(path, "query_only(1)"); err != nil {
 		return nil, s.explain("open", err)

@@ -6,6 +6,9 @@ import (
 	"database/sql"
 	"errors"
 
+	sqlite "modernc.org/sqlite"
+	lib "modernc.org/sqlite/lib"
+
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
 )
@@ -32,8 +35,12 @@ func prepare(ctx context.Context, db *sql.DB) (s statements, err error) {
 	return s, nil
 }
 
-// checkpointName is that of the checkpoint in meta.
-const checkpointName = "checkpoint"
+// Names in meta. Those of Batch.Meta have a prefix.
+const (
+	checkpointName = "checkpoint"
+	secretName     = "secret"
+	metaPrefix     = "meta:"
+)
 
 // Commit makes a batch durable, all of it or nothing.
 func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
@@ -46,10 +53,10 @@ func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
 		return s.explain("write to", err)
 	}
 	if err := tx.Commit(); err != nil {
-		var size int64
-		// SQLite has undone what it could not write. Only what it cannot tell is unknown.
-		if again := s.write.QueryRowContext(context.WithoutCancel(ctx), "SELECT coalesce(max(idx) + 1, 0) FROM entries").
-			Scan(&size); again != nil || size != b.First {
+		// What SQLite has written to its log may be read again after a crash, unless it says that there was no room or
+		// no lock.
+		var e *sqlite.Error
+		if !errors.As(err, &e) || e.Code()&0xff != lib.SQLITE_FULL && e.Code()&0xff != lib.SQLITE_BUSY {
 			err = errors.Join(store.ErrUnknown, err)
 		}
 		return s.explain("write to", err)
@@ -95,7 +102,7 @@ func (s *Store) fill(ctx context.Context, tx *sql.Tx, b *store.Batch) (err error
 		put(s.put.meta, checkpointName, b.Checkpoint)
 	}
 	for name, value := range b.Meta {
-		put(s.put.meta, name, value)
+		put(s.put.meta, metaPrefix+name, value)
 	}
 	return err
 }

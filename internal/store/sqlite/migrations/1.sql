@@ -25,6 +25,7 @@ CREATE TABLE requests (
     signature  BLOB
 ) STRICT;
 CREATE INDEX requests_by_requester ON requests (requester, id);
+CREATE INDEX requests_by_key ON requests (key, id);
 -- Lists of requests that are not signed must not read all those that are.
 CREATE INDEX requests_unsigned ON requests (state, id) WHERE state <> 'signed';
 
@@ -42,4 +43,3 @@ CREATE TABLE meta (
     name  TEXT PRIMARY KEY,
     value BLOB NOT NULL
 ) STRICT;
-INSERT INTO meta VALUES ('secret', randomblob(32));
