@@ -71,6 +71,6 @@ func command() *cobra.Command {
 is to be signed, and signs what a key is allowed to sign. 'hsm-broker agent' does so for one person
 on one machine; 'hsm-broker serve' for a team, as a policy says.`,
 		Version: version,
-	}, agentCommand(), serveCommand(), policyCommand(), configCommand(), keyCommand(), logCommand(), backupCommand(),
+	}, agentCommand(), initCommand(), checkConfigCommand(), serveCommand(), policyCommand(), configCommand(), keyCommand(), logCommand(), backupCommand(),
 		restoreCommand(), pinCommand())
 }

@@ -124,6 +124,7 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	b.group.Go(b.publish)
 	go func() {
 		defer close(b.ended)
+		b.snapshot() // a start that has read many entries spares the next one
 		b.sequence()
 	}()
 	return b, nil

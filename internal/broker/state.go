@@ -308,7 +308,7 @@ func triple(e *Event) string {
 	return e.Key + " " + e.Statement + e.Policy + e.Config + e.What
 }
 
-// sweep forgets, once in a second, what decides nothing any more: it is cheap, as it is seldom.
+// sweep forgets, once in a minute, what decides nothing any more: it is cheap, as it is seldom.
 func (s *state) sweep() {
 	if s.Last.Sub(s.swept) < sweepInterval {
 		return
@@ -334,6 +334,6 @@ func (s *state) sweep() {
 }
 
 const (
-	sweepInterval = 10 * time.Second
+	sweepInterval = time.Minute
 	tokenGrace    = 300 // seconds that a token is remembered after it has expired: clocks differ
 )

@@ -4,9 +4,9 @@ package brokerfile
 import (
 	"bytes"
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -16,6 +16,7 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
@@ -25,6 +26,9 @@ import (
 
 // MaxFile is the size of the largest file, in bytes.
 const MaxFile = 256 << 10
+
+// maxBelieved is the size of the largest file of CAs or keys, in bytes.
+const maxBelieved = 4 << 20
 
 // File is the config file of a broker. A path in it is absolute.
 type File struct {
@@ -121,10 +125,10 @@ func (m Mistakes) Error() string {
 
 // Read reads a config file. It fails with Invalid for a file with mistakes; their list is the cause.
 func Read(path string) (*File, error) {
-	data, err := os.ReadFile(path) //nolint:gosec // who starts the broker names it
+	data, err := bound.ReadFile(path, MaxFile)
 	if err != nil {
-		return nil, failure.New(failure.NotFound, "cannot read the config file: %w", err).
-			WithHint("make one with 'hsm-broker init'")
+		return nil, failure.New(failure.FileKind(err), "cannot read the config file: %w", err).
+			WithHint("name it with --config, or make one with 'hsm-broker init'")
 	}
 	f, mistakes := Parse(data)
 	if len(mistakes) > 0 {
@@ -151,7 +155,9 @@ func Parse(data []byte) (*File, Mistakes) {
 	}
 	f.setDefaults()
 	mistakes = append(mistakes, f.check()...)
-	slices.SortStableFunc(mistakes, func(a, b Mistake) int { return cmp.Compare(a.Line, b.Line) })
+	slices.SortFunc(mistakes, func(a, b Mistake) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.What, b.What))
+	})
 	return f, mistakes
 }
 
@@ -225,8 +231,31 @@ func (f *File) StorePath() string { return strings.TrimPrefix(f.Store, sqliteSch
 const sqliteScheme = "sqlite:"
 
 // Decisive returns what of the file decides who may do what, as canonical JSON: a change of it is proposed like a change
-// of the policy. Listeners, PINs, timeouts and files of certificates are not in it.
+// of the policy. Of files that say whom to believe, their SHA-256 is in it. Addresses, PINs, timeouts, and the
+// certificates of keys and of the server are not. It fails for a file that cannot be read.
 func (f *File) Decisive() ([]byte, error) {
+	files := map[string]string{}
+	believed := []string{}
+	if h := f.Listen.HTTPS; h != nil {
+		believed = append(believed, h.ClientCA)
+	}
+	for _, issuer := range f.Callers.OIDC {
+		believed = append(believed, issuer.CA, issuer.JWKSFile)
+	}
+	for _, r := range f.Registries {
+		believed = append(believed, r.CA)
+	}
+	for _, path := range believed {
+		if path == "" {
+			continue
+		}
+		data, err := bound.ReadFile(path, maxBelieved)
+		if err != nil {
+			return nil, failure.New(failure.FileKind(err), "cannot read a file of the config: %w", err).
+				WithHint("let the broker read it, or name another")
+		}
+		files[path] = fmt.Sprintf("sha256:%x", sha256.Sum256(data))
+	}
 	modules := make([]Module, 0, len(f.Modules))
 	for _, m := range f.Modules {
 		kept := Module{}
@@ -239,7 +268,7 @@ func (f *File) Decisive() ([]byte, error) {
 	}
 	return translog.Canonical(map[string]any{
 		"modules": modules, "callers": f.Callers, "administrators": f.Administrators, "registries": f.Registries,
-		"rp-id": f.RPID, "log": map[string]any{"key": f.Log.Key, "origin": f.Log.Origin},
+		"files": files, "rp-id": f.RPID, "public-url": f.PublicURL, "log": map[string]any{"key": f.Log.Key, "origin": f.Log.Origin},
 	})
 }
 

@@ -1,7 +1,8 @@
 // Command bench measures what the plugin costs beside others: calls to the module, time and memory for one signature,
 // and signatures a second in one process. It prints one table; with UPDATE_DOCS=1 it also writes it to
 // docs/performance.md, with a plot. A goal that is not met is no failure, for the machine may be busy: bench fails only
-// when it cannot measure. "bench team" measures a team's broker alone. "bench soak COUNT" makes so many signatures through one agent instead.
+// when it cannot measure. "bench team" measures a team's broker alone. "bench soak COUNT" makes so many signatures through one
+// agent instead, and "bench log COUNT" fills a broker's log.
 package main
 
 import (
@@ -35,13 +36,16 @@ func main() {
 	defer stop()
 	b := &bench{ctx: ctx}
 	run := b.measure
-	if len(os.Args) == 3 && os.Args[1] == "soak" {
+	if len(os.Args) == 3 && (os.Args[1] == "soak" || os.Args[1] == "log") {
 		count, err := strconv.Atoi(os.Args[2])
 		if err != nil || count < 10 {
-			fmt.Fprintf(os.Stderr, "bench: %q is not a number of signatures from 10\n", os.Args[2])
+			fmt.Fprintf(os.Stderr, "bench: %q is not a number from 10\n", os.Args[2])
 			os.Exit(2)
 		}
 		run = func() { b.soak(count) }
+		if os.Args[1] == "log" {
+			run = func() { b.biglog(int64(count)) }
+		}
 	}
 	if len(os.Args) == 2 && os.Args[1] == "team" {
 		run = func() {

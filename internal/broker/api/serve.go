@@ -33,9 +33,13 @@ type Certificate struct {
 	ClientCA   string // issuers of callers' certificates; "" for none
 }
 
-// ListenTLS listens for TLS. The files are read again when they change; new ones that cannot be used leave the old ones.
+// ListenTLS listens for TLS. The server's certificate is read again when it changes; one that cannot be used leaves the
+// old one. The CA of callers is not: a change of it is proposed, as one of the config.
 func ListenTLS(ctx context.Context, address string, c Certificate) (net.Listener, error) {
 	files := &files{Certificate: c}
+	if err := files.readClientCA(); err != nil {
+		return nil, err
+	}
 	if err := files.read(); err != nil {
 		return nil, err
 	}
@@ -53,7 +57,8 @@ type files struct {
 
 	mu      sync.Mutex
 	config  *tls.Config
-	stamps  string // of the files that config was made of
+	callers *x509.CertPool // nil for none
+	stamps  string         // of the files that config was made of
 	checked time.Time
 }
 
@@ -76,6 +81,24 @@ func (f *files) forClient(*tls.ClientHelloInfo) (*tls.Config, error) {
 	return f.config, nil
 }
 
+func (f *files) readClientCA() error {
+	if f.ClientCA == "" {
+		return nil
+	}
+	data, err := os.ReadFile(f.ClientCA)
+	if err == nil {
+		f.callers = x509.NewCertPool()
+		if !f.callers.AppendCertsFromPEM(data) {
+			err = errors.New("it has no certificate in PEM")
+		}
+	}
+	if err != nil {
+		return failure.New(failure.Invalid, "cannot read the CA of callers' certificates %s: %w", f.ClientCA, err).
+			WithHint("set listen.https.client-ca to a PEM file")
+	}
+	return nil
+}
+
 func (f *files) read() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -84,7 +107,7 @@ func (f *files) read() error {
 
 // stamp returns what differs when one of the files has changed.
 func (f *files) stamp() (stamps string) {
-	for _, path := range []string{f.Chain, f.Key, f.ClientCA} {
+	for _, path := range []string{f.Chain, f.Key} {
 		if info, err := os.Stat(path); err == nil {
 			stamps += info.ModTime().String() + " " + info.Name() + "\n"
 		}
@@ -101,19 +124,8 @@ func (f *files) load(stamps string) error {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair},
 		NextProtos: []string{"http/1.1"}}
-	if f.ClientCA != "" {
-		data, err := os.ReadFile(f.ClientCA)
-		if err == nil {
-			config.ClientCAs = x509.NewCertPool()
-			if !config.ClientCAs.AppendCertsFromPEM(data) {
-				err = errors.New("it has no certificate in PEM")
-			}
-		}
-		if err != nil {
-			return failure.New(failure.Invalid, "cannot read the CA of callers' certificates %s: %w", f.ClientCA, err).
-				WithHint("set listen.https.client-ca to a PEM file")
-		}
-		config.ClientAuth = tls.VerifyClientCertIfGiven
+	if f.callers != nil {
+		config.ClientCAs, config.ClientAuth = f.callers, tls.VerifyClientCertIfGiven
 	}
 	f.config, f.stamps = config, stamps
 	return nil

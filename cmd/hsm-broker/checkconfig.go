@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/notation-hsm/notation-hsm/internal/agent"
+	"github.com/notation-hsm/notation-hsm/internal/backends"
+	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
+	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/config"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/ownership"
+	"github.com/notation-hsm/notation-hsm/internal/payload"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
+)
+
+func checkConfigCommand() *cobra.Command {
+	var file string
+	var online bool
+	c := &cobra.Command{
+		Use:   "check-config",
+		Short: "Find every mistake in a broker's config file and its policy, with lines",
+		Long: `Find every mistake in a broker's config file and its policy, with lines, and warn of what works but is
+probably not meant. With --online, it also logs in to the modules, looks at each key, and asks the
+issuers for their keys.`,
+		Args: cli.Exactly(0),
+	}
+	addConfig(c, &file)
+	c.Flags().BoolVar(&online, "online", false, "log in to the modules and look at the keys and issuers, too")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		found := &findings{c: c, file: file}
+		f, p := found.read()
+		if f != nil && p != nil {
+			found.compare(f, p)
+			found.files(f)
+			if online && found.mistakes == 0 {
+				found.modules(c.Context(), f, p)
+				found.issuers(c.Context(), f)
+			}
+		}
+		if found.mistakes > 0 {
+			return failure.New(failure.Invalid, "%d mistakes", found.mistakes).WithHint("mend them, and run it again")
+		}
+		fmt.Fprintf(c.OutOrStdout(), "%s: valid; warnings: %d\n", file, found.warnings)
+		return nil
+	}
+	return c
+}
+
+// findings print what is wrong with a config.
+type findings struct {
+	c                  *cobra.Command
+	file               string
+	mistakes, warnings int
+}
+
+func (f *findings) mistake(where, hint, format string, args ...any) {
+	f.mistakes++
+	text := where + ": " + fmt.Sprintf(format, args...)
+	if hint != "" {
+		text += " (" + hint + ")"
+	}
+	fmt.Fprintln(f.c.OutOrStdout(), text)
+}
+
+func (f *findings) failed(where string, err error) {
+	e := failure.From(err)
+	f.mistake(where, e.Hint, "%s", e.What)
+}
+
+func (f *findings) warn(where, format string, args ...any) {
+	f.warnings++
+	fmt.Fprintln(f.c.OutOrStdout(), "warning: "+where+": "+fmt.Sprintf(format, args...))
+}
+
+// read reads the config and the policy that it names, and prints all mistakes in both.
+func (f *findings) read() (*brokerfile.File, *policy.Policy) {
+	config, err := brokerfile.Read(f.file)
+	var mistakes brokerfile.Mistakes
+	if errors.As(err, &mistakes) {
+		for _, m := range mistakes {
+			f.mistake(fmt.Sprintf("%s:%d", f.file, m.Line), m.Hint, "%s", m.What)
+		}
+	} else if err != nil {
+		f.failed(f.file, err)
+	}
+	if config == nil || !filepath.IsAbs(config.Policy) {
+		return nil, nil
+	}
+	data, err := os.ReadFile(config.Policy)
+	if err != nil {
+		f.mistake(config.Policy, "set policy in the config file", "cannot read the policy: %v", err)
+		return nil, nil
+	}
+	p, err := policy.Parse(data)
+	var problems policy.Problems
+	if errors.As(err, &problems) {
+		for _, one := range problems {
+			f.mistake(config.Policy, "", "%s", one)
+		}
+		return nil, nil
+	}
+	if err != nil {
+		f.failed(config.Policy, err)
+		return nil, nil
+	}
+	for _, w := range p.Warnings() {
+		f.warn(config.Policy, "%s", w)
+	}
+	return config, p
+}
+
+// compare holds the config against the policy.
+func (f *findings) compare(c *brokerfile.File, p *policy.Policy) {
+	for _, k := range p.Keys() {
+		u, err := config.ParseURI(k.URI)
+		if err == nil {
+			_, err = c.ModuleOf(u)
+		}
+		if err != nil {
+			f.failed(c.Policy+": keys."+k.Name, err)
+		}
+		if k.URI == c.Log.Key {
+			f.mistake(c.Policy+": keys."+k.Name, "make a key of its own for the log", "it is the log's key")
+		}
+	}
+	for name := range c.Keys {
+		if p.Key(name) == nil {
+			f.warn(f.file, "keys.%s: the policy has no such key", name)
+		}
+	}
+	for _, m := range c.Modules {
+		if m[config.PINSource] == "" {
+			f.warn(f.file, "the token %s has no pin-source: the broker cannot log in by itself", m[config.Token])
+		}
+	}
+}
+
+// files looks at the files that the config names.
+func (f *findings) files(c *brokerfile.File) {
+	if h := c.Listen.HTTPS; h != nil {
+		pair, err := tls.LoadX509KeyPair(h.Certificate, h.Key)
+		if err != nil {
+			f.mistake(f.file, "", "listen.https: cannot use the certificate and key: %v", err)
+		} else {
+			f.certificate(c, pair.Leaf)
+		}
+		if info, err := os.Stat(h.Key); err == nil && info.Mode().Perm()&0o077 != 0 {
+			f.mistake(h.Key, "chmod 600", "others can read the private key")
+		}
+	}
+	store := filepath.Dir(c.StorePath())
+	if err := ownership.Check(store, os.Geteuid()); err != nil && !failure.Is(err, failure.NotFound) {
+		f.failed(f.file+": store", err)
+	}
+	own, err1 := os.Stat(nearest(store))
+	other, err2 := os.Stat(nearest(filepath.Dir(c.Log.CheckpointFile)))
+	if err1 == nil && err2 == nil && own.Sys().(*syscall.Stat_t).Dev == other.Sys().(*syscall.Stat_t).Dev {
+		f.warn(f.file, "log.checkpoint-file is on the disk of the store: one restored backup brings both back, and entries that "+
+			"are lost are not noticed")
+	}
+}
+
+// nearest returns a path, or the nearest folder above it that exists.
+func nearest(path string) string {
+	for {
+		if _, err := os.Stat(path); err == nil || filepath.Dir(path) == path {
+			return path
+		}
+		path = filepath.Dir(path)
+	}
+}
+
+// certificate looks at the server's certificate.
+func (f *findings) certificate(c *brokerfile.File, leaf *x509.Certificate) {
+	u, err := url.Parse(c.PublicURL)
+	if err == nil {
+		err = leaf.VerifyHostname(u.Hostname())
+	}
+	if err != nil {
+		f.mistake(f.file, "get a certificate for the host of public-url", "listen.https.certificate: %v", err)
+	}
+	if left := time.Until(leaf.NotAfter); left < 14*24*time.Hour {
+		f.warn(f.file, "listen.https.certificate ends on %s", leaf.NotAfter.Format(time.DateOnly))
+	}
+}
+
+// modules logs in to the modules, and looks at each key.
+func (f *findings) modules(ctx context.Context, c *brokerfile.File, p *policy.Policy) {
+	ks := backends.GuardedService(agent.RefusalsIn(refusalsDir(c)).Guard)
+	defer ks.Close()
+	look := func(where, uri, chain string, do func(keystore.Store, keystore.Key) error) {
+		r, err := reference(ks, c, uri, chain)
+		if err == nil {
+			err = r.WithKey(ctx, func(s keystore.Store, k keystore.Key) error {
+				if err := s.Login(ctx); err != nil {
+					return err
+				}
+				return do(s, k)
+			})
+		}
+		if err != nil {
+			f.failed(where, err)
+		}
+	}
+	var logKey keystore.Key
+	look(f.file+": log.key", c.Log.Key, "", func(_ keystore.Store, k keystore.Key) error {
+		logKey = k
+		if _, ok := k.Public().(*ecdsa.PublicKey); !ok {
+			return failure.New(failure.Unsupported, "the log's key is no EC key").WithHint("generate one with --spec EC-256")
+		}
+		return nil
+	})
+	for _, k := range p.Keys() {
+		chain := c.Keys[k.Name].CertificateChain
+		look(c.Policy+": keys."+k.Name, k.URI, chain, func(s keystore.Store, opened keystore.Key) error {
+			if own, ok := opened.Public().(*ecdsa.PublicKey); ok && logKey != nil && own.Equal(logKey.Public()) {
+				return failure.New(failure.Denied, "it is the log's key").WithHint("make a key of its own for the log")
+			}
+			leaf, err := s.Leaf(ctx)
+			if err == nil && leaf == nil && chain == "" && slices.Contains(k.Formats, payload.Notation) {
+				f.warn(f.file, "keys.%s has no certificate beside it on the token, and no certificate-chain", k.Name)
+			}
+			return err
+		})
+	}
+}
+
+// issuers asks the issuers of tokens for their keys.
+func (f *findings) issuers(ctx context.Context, c *brokerfile.File) {
+	callers, err := identity.New(c.Callers, c.Administrators)
+	if err != nil {
+		f.failed(f.file+": callers", err)
+		return
+	}
+	defer callers.Close()
+	for _, i := range callers.Ready(ctx) {
+		if i.Err != nil {
+			f.failed(f.file+": callers.oidc "+i.Issuer, i.Err)
+		}
+	}
+}
