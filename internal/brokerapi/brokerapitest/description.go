@@ -1,4 +1,5 @@
-// Package brokerapitest holds servers of the broker's API to its description, internal/brokerapi/openapi.yaml.
+// Package brokerapitest holds servers of the broker's API to their descriptions in internal/brokerapi: openapi.yaml of the
+// agent, and openapi-broker.yaml of the broker of a team.
 package brokerapitest
 
 import (
@@ -9,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"path"
 	"path/filepath"
 	"runtime"
@@ -23,29 +23,39 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 )
 
-// Description is openapi.yaml.
+// Description is the description of a server.
 type Description struct {
 	doc    *openapi3.T
 	router routers.Router
 }
 
-// Load reads and checks the description.
+// Load reads and checks the description of the agent.
 func Load(t testing.TB) *Description {
 	t.Helper()
+	return load(t, "openapi.yaml")
+}
+
+// LoadTeam reads and checks the description of the broker of a team.
+func LoadTeam(t testing.TB) *Description {
+	t.Helper()
+	return load(t, "openapi-broker.yaml")
+}
+
+func load(t testing.TB, name string) *Description {
+	t.Helper()
 	_, here, _, _ := runtime.Caller(0)
-	text, err := os.ReadFile(filepath.Join(filepath.Dir(filepath.Dir(here)), "openapi.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	loader := openapi3.NewLoader()
+	loader.IsExternalRefsAllowed = true // openapi-broker.yaml refers to openapi.yaml
 	d := &Description{}
-	if d.doc, err = openapi3.NewLoader().LoadFromData(text); err == nil {
+	var err error
+	if d.doc, err = loader.LoadFromFile(filepath.Join(filepath.Dir(filepath.Dir(here)), name)); err == nil {
 		err = d.doc.Validate(context.Background())
 	}
 	if err == nil {
 		d.router, err = gorillamux.NewRouter(d.doc)
 	}
 	if err != nil {
-		t.Fatalf("openapi.yaml: %v", err)
+		t.Fatalf("%s: %v", name, err)
 	}
 	return d
 }
@@ -108,15 +118,14 @@ func (d *Description) checkUnknown(cause error, r *http.Request, a Answer) error
 	if got := a.Header.Get("Content-Type"); got != brokerapi.ProblemType {
 		return fmt.Errorf("the type of the answer is %q", got)
 	}
-	content := d.doc.Components.Schemas["Problem"]
-	decoded, err := decode(a.Body)
-	if err != nil {
+	var problem brokerapi.Problem
+	decoder := json.NewDecoder(bytes.NewReader(a.Body))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&problem); err != nil {
 		return err
 	}
-	return content.Value.VisitJSON(decoded, openapi3.EnableJSONSchema2020())
-}
-
-func decode(data []byte) (value any, err error) {
-	err = json.Unmarshal(data, &value)
-	return value, err
+	if problem.Status != a.Status || problem.Detail == "" {
+		return fmt.Errorf("the answer is no problem of status %d: %s", a.Status, a.Body)
+	}
+	return nil
 }
