@@ -27,6 +27,8 @@ type Guard struct {
 	Limits *Limits
 	// TakesBody reports whether the operation of a request takes a body.
 	TakesBody func(*http.Request) bool
+	// Size is the number of bytes of the largest body; 0 means as many as brokerapi reads.
+	Size int64
 	// Query returns the names of the query parameters that the operation of a request takes; nil is no operation with any.
 	Query func(*http.Request) []string
 	// Identify returns the context of a request with who made it, before the body is read; nil leaves the context.
@@ -73,7 +75,7 @@ func (g *Guard) accept(w http.ResponseWriter, r *http.Request) (_ *http.Request,
 	if err != nil {
 		return r, nil, err
 	}
-	body, err := readBody(w, r)
+	body, err := readBody(w, r, g.Size)
 	if err != nil {
 		release()
 		return r, nil, err

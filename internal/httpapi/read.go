@@ -12,9 +12,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// readBody reads the body of a request, within its limit in size and in time.
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+// readBody reads the body of a request, within its limit in size and in time. A size of 0 is that of brokerapi.
+func readBody(w http.ResponseWriter, r *http.Request, size int64) ([]byte, error) {
 	limit := int64(brokerapi.RequestLimits.Bytes)
+	if size > 0 {
+		limit = min(limit, size)
+	}
 	tooLarge := WithStatus(http.StatusRequestEntityTooLarge, failure.New(failure.Invalid,
 		"the request has more than %d bytes", limit).WithHint("sign a smaller document"))
 	if r.ContentLength > limit {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
@@ -32,6 +33,8 @@ type API struct {
 	limits  *httpapi.Limits
 	log     http.Handler
 	mux     *http.ServeMux
+	polls   atomic.Int64 // requests that wait for a change
+	ready   readiness
 }
 
 // New returns a server.
@@ -70,7 +73,7 @@ func (a *API) operations() map[string]http.HandlerFunc {
 
 // Handler returns the HTTP API.
 func (a *API) Handler() http.Handler {
-	guard := &httpapi.Guard{Operations: a.mux, Limits: a.limits, TakesBody: takesBody, Query: query,
+	guard := &httpapi.Guard{Operations: a.mux, Limits: a.limits, TakesBody: takesBody, Query: query, Size: a.options.Size,
 		Identify: a.identify, Caller: func(r *http.Request) string {
 			c, _ := callerIn(r.Context())
 			return c.Issuer + " " + c.Subject
@@ -120,10 +123,6 @@ func (a *API) identify(r *http.Request) (context.Context, error) {
 	}
 	if err != nil {
 		return nil, err
-	}
-	if a.options.Size > 0 && r.ContentLength > a.options.Size {
-		return nil, httpapi.WithStatus(http.StatusRequestEntityTooLarge, failure.New(failure.Invalid,
-			"the request has more than %d bytes", a.options.Size).WithHint("sign a smaller document"))
 	}
 	ctx := httpapi.WithCaller(r.Context(), "issuer", c.Issuer, "subject", c.Subject)
 	return context.WithValue(ctx, callerKey{}, c), nil

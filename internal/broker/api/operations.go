@@ -97,6 +97,9 @@ func (a *API) postRequest(r *http.Request) (*brokerapi.Request, int, error) {
 	return a.link(made), http.StatusCreated, err
 }
 
+// maxPolls is the largest number of requests that wait for a change at once: others always find a place.
+const maxPolls = httpapi.MaxRequests / 3
+
 // maxPage is the largest number of requests on a page.
 const maxPage = 100
 
@@ -143,6 +146,11 @@ func (a *API) getRequest(r *http.Request) (*brokerapi.Request, int, error) {
 			return nil, 0, err
 		}
 		wait = time.Duration(n) * time.Second
+		defer a.polls.Add(-1)
+		if a.polls.Add(1) > maxPolls {
+			return nil, 0, failure.New(failure.Throttled, "the broker has too many requests at once that wait").
+				WithHint("try again in a second")
+		}
 	}
 	caller, _ := callerIn(r.Context())
 	found, err := a.options.Broker.Wait(r.Context(), caller, r.PathValue("id"), wait)
@@ -185,30 +193,4 @@ func (a *API) getVersion(*http.Request) (*brokerapi.Version, int, error) {
 
 func (a *API) getHealth(*http.Request) (*brokerapi.Version, int, error) {
 	return a.getVersion(nil)
-}
-
-// getReadiness answers 503 unless all parts that are needed are ready.
-func (a *API) getReadiness(r *http.Request) (*brokerapi.Readiness, int, error) {
-	state := &brokerapi.Readiness{Ready: true, Parts: a.options.Broker.Parts(r.Context())}
-	for _, k := range a.options.Broker.Keys() {
-		part := brokerapi.Part{Name: "key " + k.Name, Ready: true, Needed: true}
-		if _, _, err := a.options.Keys.Describe(r.Context(), k.Name); err != nil {
-			part.Ready, part.Detail = false, failure.From(err).What
-		}
-		state.Parts = append(state.Parts, part)
-	}
-	for _, issuer := range a.options.Identity.Ready(r.Context()) {
-		part := brokerapi.Part{Name: "issuer " + issuer.Issuer, Ready: issuer.Usable}
-		if issuer.Err != nil {
-			part.Detail = failure.From(issuer.Err).What
-		}
-		state.Parts = append(state.Parts, part)
-	}
-	status := http.StatusOK
-	for _, part := range state.Parts {
-		if part.Needed && !part.Ready {
-			state.Ready, status = false, http.StatusServiceUnavailable
-		}
-	}
-	return state, status, nil
 }

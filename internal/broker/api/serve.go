@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -109,7 +110,7 @@ func (f *files) read() error {
 func (f *files) stamp() (stamps string) {
 	for _, path := range []string{f.Chain, f.Key} {
 		if info, err := os.Stat(path); err == nil {
-			stamps += info.ModTime().String() + " " + info.Name() + "\n"
+			stamps += fmt.Sprintln(path, info.ModTime(), info.Size())
 		}
 	}
 	return stamps
