@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -66,13 +67,18 @@ func WithStatus(status int, err error) error { return &statusError{status, err} 
 
 type callerKey struct{}
 
-// WithCaller returns a context for the requests of a caller, of whom WriteProblem logs these attributes, as slog.Log
-// takes them.
+// WithCaller returns a context for the requests of a caller, with more attributes for Attributes, as slog.Log takes them.
 func WithCaller(ctx context.Context, attributes ...any) context.Context {
-	return context.WithValue(ctx, callerKey{}, attributes)
+	return context.WithValue(ctx, callerKey{}, append(Attributes(ctx), attributes...))
 }
 
-// WriteProblem answers with a failure as a Problem, and logs it with what WithCaller has said of the caller.
+// Attributes returns what is logged of the caller of a request.
+func Attributes(ctx context.Context) []any {
+	said, _ := ctx.Value(callerKey{}).([]any)
+	return slices.Clip(said)
+}
+
+// WriteProblem answers with a failure as a Problem, and logs it with the Attributes of the caller.
 func WriteProblem(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil { // whatever failed, it did because of that
 		err = failure.New(failure.Invalid, "the caller closed the connection before the answer: %w", err).
@@ -84,11 +90,8 @@ func WriteProblem(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.As(err, &other) {
 		status = other.status
 	}
-	logged := []any{"kind", f.Kind.String(), "status", status, "error", err}
-	if said, ok := r.Context().Value(callerKey{}).([]any); ok {
-		logged = append(logged, said...)
-	}
-	slog.Info("refused", logged...)
+	slog.Info("refused", append([]any{"kind", f.Kind.String(), "status", status, "error", err},
+		Attributes(r.Context())...)...)
 	if status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer") // RFC 9110 section 11.6.1
 	}

@@ -78,7 +78,7 @@ func (a *API) Handler() http.Handler {
 			c, _ := callerIn(r.Context())
 			return c.Issuer + " " + c.Subject
 		}}
-	return guard.Handler(a.mux)
+	return identified(guard.Handler(logged(a.mux)))
 }
 
 func takesBody(r *http.Request) bool {
