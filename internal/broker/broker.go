@@ -7,6 +7,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -39,6 +40,8 @@ type Options struct {
 	Clock Clock
 	// Registerer gets the broker's metrics; nil for none.
 	Registerer prometheus.Registerer
+
+	snapshotEvery int64 // less than snapshotEntries in tests
 }
 
 // Keys use the keys of modules by their names in the policy.
@@ -95,8 +98,8 @@ type Broker struct {
 	snapped int64                     // size of the log at the last snapshot
 	rows    map[string]*store.Request // of requests that are being signed
 
-	snapshotting  bool  // one is being made
-	snapshotEvery int64 // snapshotEntries, or less in tests
+	snapshotting  bool // one is being made
+	snapshotEvery int64
 }
 
 // inForce is a policy that counts.
@@ -114,7 +117,7 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 		return nil, err
 	}
 	b := &Broker{options: o, rows: map[string]*store.Request{}, secret: secret, clock: newWatch(o.Clock), jobs: make(chan *job, 1024),
-		urgent: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}), metrics: newMetrics(o.Registerer), snapshotEvery: snapshotEntries}
+		urgent: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}), metrics: newMetrics(o.Registerer), snapshotEvery: cmp.Or(o.snapshotEvery, snapshotEntries)}
 	b.ahead.Store(int64(b.clock.clock.Boot()))
 	b.running, b.stop = context.WithCancel(context.Background())
 	if err := b.start(ctx); err != nil {

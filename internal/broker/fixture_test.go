@@ -62,6 +62,7 @@ type fixture struct {
 	log         *ecdsa.PrivateKey
 	limits      identity.Limits
 	unpublished int64
+	snapshots   int64       // entries between them
 	noLog       atomic.Bool // the log's key is unavailable
 }
 
@@ -164,7 +165,7 @@ func (f *fixture) open() error {
 
 func (f *fixture) options(s store.Store) Options {
 	return Options{
-		Store: s, Policy: []byte(f.policy), Config: []byte(f.config), Keys: f.keys, Clock: f.clock.clock(), Limits: f.limits,
+		Store: s, Policy: []byte(f.policy), Config: []byte(f.config), Keys: f.keys, Clock: f.clock.clock(), Limits: f.limits, snapshotEvery: f.snapshots,
 		Check: func(_ context.Context, _, _, mediaType string, size int64) (*repository.Claims, error) {
 			return &repository.Claims{MediaType: mediaType, ManifestSize: size}, nil
 		},

@@ -373,8 +373,8 @@ func TestSnapshot(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.policy = strings.Replace(f.policy, "limit: 1000 per hour", "limit: 100000 per hour", 1)
+	f.snapshots = 40
 	f.start()
-	f.snapshotEvery = 40
 	for n := range 100 {
 		f.signs("ci", n)
 		f.later(20 * time.Minute)
