@@ -96,9 +96,7 @@ func TestKilledAtFirstStart(t *testing.T) {
 			if !strings.Contains(output, "is not tried again") {
 				t.Fatalf("killed at %s: %s", at, output)
 			}
-			if err := os.RemoveAll(filepath.Join(filepath.Dir(s.Database()), "pins")); err != nil {
-				t.Fatal(err)
-			}
+			softhsmtest.Run(t, s.Program, "pin", "clear", "--config", s.Config())
 			s.Start()
 		}
 		s.signs()
