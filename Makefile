@@ -19,10 +19,10 @@ BUILD := go build -tags $(TAGS) -trimpath $(HARDENED) -o bin/
 PACKAGES := softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl opencryptoki swtpm libtpm2-pkcs11-1 p11-kit \
 	p11-kit-modules libnss3 libnss3-tools etcd-server etcd-client curl dbus-daemon systemd
 
-.PHONY: help build compiler demo demo-programs check test explain-test fuzz kubernetes lint bench tools testtools packages clean
+.PHONY: help build compiler demo demo-programs demo-broker demo-broker-programs check test explain-test fuzz kubernetes lint bench tools testtools packages clean
 
 help: ## list what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: compiler ## build the executables into bin/
 	$(BUILD) ./cmd/...
@@ -41,6 +41,12 @@ demo-programs: compiler
 	$(BUILD) ./cmd/notation-hsm ./cmd/hsm-broker
 	$(NOTATION_AND_REGISTRY)
 	go build -o bin/tools/image ./softhsm-test/image
+
+demo-broker: ## sign for CI jobs through a broker, as its policy says, in demo-broker/, with everything it needs
+	@./softhsm-test/demo-broker.sh
+
+demo-broker-programs: demo-programs
+	go build -o bin/tools/issuer ./softhsm-test/issuer
 
 check: compiler lint ## lint, and run the tests that need no root, package, module or network
 	$(PRIVATE) go test -short -tags $(TAGS) ./internal/... ./cmd/... ./docs/
@@ -89,4 +95,4 @@ packages:
 	@./softhsm-test/packages.sh $(PACKAGES)
 
 clean: ## remove what was built
-	rm -rf bin demo
+	rm -rf bin demo demo-broker

@@ -174,6 +174,8 @@ func Build(t testing.TB, name string) string {
 			filepath.Join(Root(), "bin", "tools", name)
 	case "skopeo": // which copies images with the library that skopeo is made of
 		pkg, out = "./softhsm-test/skopeo", filepath.Join(Root(), "bin", "tools", name)
+	case "image", "issuer": // of the demonstrations
+		pkg, out = "./softhsm-test/"+name, filepath.Join(Root(), "bin", "tools", name)
 	case "cri":
 		pkg, dir, out = "./cri", filepath.Join(Root(), "tools", "containerd"), filepath.Join(Root(), "bin", "tools", name)
 	case "zlint":
