@@ -127,9 +127,9 @@ func (b *Broker) save(batch *store.Batch) error {
 	}
 	slog.Error("cannot write to the store", "error", err)
 	clear(b.rows)
-	want := batch.First + int64(len(batch.Entries))
+	want, unknown := batch.First+int64(len(batch.Entries)), errors.Is(err, store.ErrUnknown)
 	for {
-		again := b.settle()
+		again := b.settle(unknown)
 		if again == nil {
 			break
 		}
@@ -141,17 +141,18 @@ func (b *Broker) save(batch *store.Batch) error {
 			return err
 		}
 	}
-	if errors.Is(err, store.ErrUnknown) && b.state.Size == want {
+	if unknown && b.state.Size == want {
 		return nil
 	}
 	return err
 }
 
-// settle reads the state again, and writes to the store: what is read is durable only once another transaction is, and
-// what is not can then not come back.
-func (b *Broker) settle() error {
+// settle reads the state again. If it is unknown whether a transaction is durable, it writes to the store: what is read is
+// durable only once another transaction is, and what is not can then not come back. Otherwise nothing is written: a full
+// disk must not keep callers waiting.
+func (b *Broker) settle(unknown bool) error {
 	ctx := context.Background()
-	if err := b.reload(ctx); err != nil {
+	if err := b.reload(ctx); err != nil || !unknown {
 		return err
 	}
 	return b.options.Store.Commit(ctx, &store.Batch{First: b.state.Size, Meta: map[string][]byte{"settled": {1}}})
