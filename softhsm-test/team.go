@@ -50,6 +50,8 @@ type TeamOptions struct {
 	Type string
 	// Module replaces the token's module, such as by the shim.
 	Module string
+	// Timeout is that of the module; one that no machine is too slow for by default.
+	Timeout string
 }
 
 // StartTeam makes a broker for a token and starts it. The policy names keys as pkcs11:token=LABEL;object=NAME.
@@ -128,7 +130,10 @@ func (b *TeamBroker) WritePolicy(text string) string {
 func (b *TeamBroker) Config() string { return filepath.Join(b.Dir, "config.yaml") }
 
 func (b *TeamBroker) writeConfig() {
-	module, kind := b.token.Module, "github"
+	module, kind, timeout := b.token.Module, "github", Patience
+	if b.settings.Timeout != "" {
+		timeout = b.settings.Timeout
+	}
 	if b.settings.Module != "" {
 		module = b.settings.Module
 	}
@@ -159,7 +164,7 @@ callers:
 administrators: [{unix: "%[12]d"}]
 %[13]s
 %[14]s
-`, b.URL, strings.TrimPrefix(b.URL, "https://"), b.Dir, b.Socket, b.token.Label, module, Patience, b.LogKey,
+`, b.URL, strings.TrimPrefix(b.URL, "https://"), b.Dir, b.Socket, b.token.Label, module, timeout, b.LogKey,
 		b.Issuer.URL, kind, b.Issuer.CA, os.Geteuid(), b.settings.Registries, b.settings.Config, b.settings.Limits))
 }
 
