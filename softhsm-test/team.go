@@ -176,7 +176,8 @@ func (b *TeamBroker) Start() {
 	}
 }
 
-// TryStart starts the broker, and waits until it is ready or has ended. If it has, it returns what it printed and false.
+// TryStart starts the broker, and waits until it is ready or has ended. If it has, it returns what it printed and
+// false.
 func (b *TeamBroker) TryStart() (output string, ok bool) {
 	b.t.Helper()
 	for range 10 {

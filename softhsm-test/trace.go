@@ -30,8 +30,8 @@ func change(number uint64) string {
 	return olderChanges[number]
 }
 
-// Traced is a program that is killed as it enters a certain one of the system calls by which it changes files, whichever
-// of its threads makes it. (strace can inject signals too, but counts in each thread by itself.)
+// Traced is a program that is killed as it enters a certain one of the system calls by which it changes files,
+// whichever of its threads makes it. (strace can inject signals too, but counts in each thread by itself.)
 type Traced struct {
 	skip string
 	ends chan struct{} // closed when it has ended
@@ -45,8 +45,8 @@ type Traced struct {
 	killed bool
 }
 
-// StartTraced starts a program that is killed at the n-th call from its start, or with 0 at none before KillAt. Calls on
-// a file of the name skip are not counted.
+// StartTraced starts a program that is killed at the n-th call from its start, or with 0 at none before KillAt. Calls
+// on a file of the name skip are not counted.
 func StartTraced(t testing.TB, n int, skip, name string, args ...string) *Traced {
 	t.Helper()
 	p := &Traced{skip: skip, target: n, ends: make(chan struct{})}

@@ -147,9 +147,9 @@ func (b *Broker) save(batch *store.Batch) error {
 	return err
 }
 
-// settle reads the state again. If it is unknown whether a transaction is durable, it writes to the store: what is read is
-// durable only once another transaction is, and what is not can then not come back. Otherwise nothing is written: a full
-// disk must not keep callers waiting.
+// settle reads the state again. If it is unknown whether a transaction is durable, it writes to the store: what is read
+// is durable only once another transaction is, and what is not can then not come back. Otherwise nothing is written: a
+// full disk must not keep callers waiting.
 func (b *Broker) settle(unknown bool) error {
 	ctx := context.Background()
 	if err := b.reload(ctx); err != nil || !unknown {

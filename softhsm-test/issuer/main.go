@@ -47,7 +47,8 @@ func run(args []string) error {
 	case len(args) == 6 && args[0] == "token":
 		return token(args[1], args[2], args[3], args[4], args[5])
 	}
-	return errors.New("usage: issuer certificate DIR NAME | serve DIR ADDRESS | token DIR ADDRESS AUDIENCE REPOSITORY REF")
+	return errors.New("usage: issuer certificate DIR NAME | serve DIR ADDRESS |" +
+		" token DIR ADDRESS AUDIENCE REPOSITORY REF")
 }
 
 // certificate makes a certificate and its key.
@@ -173,7 +174,8 @@ func serve(dir, address string) error {
 	return server.ListenAndServeTLS(filepath.Join(dir, "issuer.pem"), filepath.Join(dir, "issuer.key"))
 }
 
-// token prints a token with the claims of https://docs.github.com/en/actions/reference/security/oidc that a broker needs.
+// token prints a token with the claims of https://docs.github.com/en/actions/reference/security/oidc that a broker
+// needs.
 func token(dir, address, audience, repository, ref string) error {
 	key, err := signing(dir)
 	if err != nil {

@@ -105,11 +105,13 @@ func TestModuleFails(t *testing.T) {
 		kinds               []failure.Kind
 		fails               bool // for certain
 	}{
-		"hangs": {fault: "C_Sign:hang", times: "1", timeout: "3s", kinds: []failure.Kind{failure.Timeout, failure.Unavailable}, fails: true},
+		"hangs": {fault: "C_Sign:hang", times: "1", timeout: "3s", fails: true,
+			kinds: []failure.Kind{failure.Timeout, failure.Unavailable}},
 		// The call is repeated once in a new process of the module.
 		"crashes": {fault: "C_Sign:crash", times: "1", after: "30", kinds: []failure.Kind{failure.Unavailable}},
 		"refuses": {fault: "*:30", times: "0", kinds: []failure.Kind{failure.Unavailable}, fails: true},
-		"lies":    {fault: "C_Sign:wrong", times: "1", kinds: []failure.Kind{failure.Internal, failure.Unavailable}, fails: true},
+		"lies": {fault: "C_Sign:wrong", times: "1", fails: true,
+			kinds: []failure.Kind{failure.Internal, failure.Unavailable}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			softhsmtest.Parallel(t)
@@ -191,7 +193,8 @@ func TestLockedDatabase(t *testing.T) {
 	s := start(t, softhsmtest.TeamOptions{Limits: manyRequests})
 	s.signs()
 	_, stderr, err := softhsmtest.Try(t, "", s.Program, "serve", "--config", s.Config())
-	if err == nil || !strings.Contains(stderr, "another process has the database") || !strings.Contains(stderr, "hint: ") {
+	if err == nil || !strings.Contains(stderr, "another process has the database") ||
+		!strings.Contains(stderr, "hint: ") {
 		t.Errorf("a second broker: %v\n%s", err, stderr)
 	}
 	db, err := sql.Open("sqlite", "file:"+s.Database())
@@ -214,8 +217,8 @@ func TestLockedDatabase(t *testing.T) {
 	s.accounted()
 }
 
-// TestIssuerDown has the issuer of tokens fail. What the broker knows of its keys is enough under load, and a broker that
-// knows nothing yet says so.
+// TestIssuerDown has the issuer of tokens fail. What the broker knows of its keys is enough under load, and a broker
+// that knows nothing yet says so.
 func TestIssuerDown(t *testing.T) {
 	softhsmtest.Parallel(t)
 	s := start(t, softhsmtest.TeamOptions{Limits: manyRequests})

@@ -33,7 +33,8 @@ keys:
     formats: [notation]
     use:
     - name: main
-      when: caller.issuer == "ISSUER" && caller.claims.repository == "example/app" && caller.claims.ref == "refs/heads/main"
+      when: caller.issuer == "ISSUER" && caller.claims.repository == "example/app"
+        && caller.claims.ref == "refs/heads/main"
     block: [{name: operators, when: caller.subject == "CN=operator"}]
     unblock: [{name: operators, when: caller.subject == "CN=operator"}]
     modify: [{name: operators, when: caller.subject == "CN=operator"}]
@@ -88,12 +89,13 @@ func (s *team) ci() string { return s.mint("example/app", "main") }
 
 // image returns what Notation has signed for an image that nobody has signed yet.
 func (s *team) image() brokerapi.SignatureRequest {
-	header := `{"alg":"ES256","crit":["io.cncf.notary.signingScheme"],"cty":"application/vnd.cncf.notary.payload.v1+json",` +
+	header := `{"alg":"ES256","crit":["io.cncf.notary.signingScheme"],` +
+		`"cty":"application/vnd.cncf.notary.payload.v1+json",` +
 		`"io.cncf.notary.signingScheme":"notary.x509","io.cncf.notary.signingTime":"` +
 		time.Now().UTC().Format(time.RFC3339) + `"}`
 	digest := sha256.Sum256(fmt.Appendf(nil, "image %d", s.images.Add(1)))
-	body := fmt.Sprintf(`{"targetArtifact":{"digest":"sha256:%x","mediaType":"application/vnd.oci.image.manifest.v1+json",`+
-		`"size":500}}`, digest)
+	body := fmt.Sprintf(`{"targetArtifact":{"digest":"sha256:%x",`+
+		`"mediaType":"application/vnd.oci.image.manifest.v1+json","size":500}}`, digest)
 	encode := base64.RawURLEncoding.EncodeToString
 	return brokerapi.SignatureRequest{Payload: []byte(encode([]byte(header)) + "." + encode([]byte(body))),
 		Algorithm: "ECDSA-SHA-256"}
@@ -195,14 +197,13 @@ func (s *team) withCertificate(name string) *http.Client {
 }
 
 // propose asks for a change as an operator, and fails the test unless it is made.
-func (s *team) propose(path string, body any) *brokerapi.Request {
+func (s *team) propose(path string) {
 	s.t.Helper()
 	var made brokerapi.Request
-	problem, err := s.callBy(s.operator(), "", http.MethodPost, path, body, &made)
+	problem, err := s.callBy(s.operator(), "", http.MethodPost, path, nil, &made)
 	if err != nil || problem != nil {
 		s.t.Fatalf("%s: %v, %v", path, problem, err)
 	}
-	return &made
 }
 
 // event is what the tests look at in an entry of the log.

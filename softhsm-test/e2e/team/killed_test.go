@@ -50,8 +50,8 @@ func (s *team) serve() *softhsmtest.Traced {
 }
 
 // TestKilledAtEachWrite kills the broker at each write of a request's life: to the database, to the checkpoint's file,
-// to the module's process and to the caller. Whatever the moment: the caller who asks again gets one signature, each use
-// is in the log once, and a signature that nobody got for sure is logged as lost.
+// to the module's process and to the caller. Whatever the moment: the caller who asks again gets one signature, each
+// use is in the log once, and a signature that nobody got for sure is logged as lost.
 func TestKilledAtEachWrite(t *testing.T) {
 	softhsmtest.Parallel(t)
 	s := start(t, softhsmtest.TeamOptions{})
@@ -76,7 +76,8 @@ func TestKilledAtEachWrite(t *testing.T) {
 	}
 }
 
-// TestKilledAtFirstStart kills a new broker at each write before it serves callers: it then starts, and its log is whole.
+// TestKilledAtFirstStart kills a new broker at each write before it serves callers: it then starts, and its log is
+// whole.
 func TestKilledAtFirstStart(t *testing.T) {
 	softhsmtest.Parallel(t)
 	s := start(t, softhsmtest.TeamOptions{})
@@ -148,7 +149,8 @@ func (s *team) askAgain(one *asked) {
 	}
 	one.got = signature
 	_, problem, err = s.sign(one.token, s.image())
-	if err != nil || problem == nil || problem.Kind != failure.Denied || !strings.Contains(problem.Error(), "token was used") {
+	if err != nil || problem == nil || problem.Kind != failure.Denied ||
+		!strings.Contains(problem.Error(), "token was used") {
 		s.t.Errorf("killed at %s: the token signed another artifact: %v, %v", one.at, problem, err)
 	}
 }

@@ -76,7 +76,8 @@ func TestNotation(t *testing.T) {
 	softhsmtest.Parallel(t)
 	registry := oci.StartRegistry(t)
 	way := openDoor(t, registry)
-	s := start(t, softhsmtest.TeamOptions{Policy: strings.ReplaceAll(imagePolicy, "REGISTRY", way.address), Limits: manyRequests,
+	s := start(t, softhsmtest.TeamOptions{Limits: manyRequests,
+		Policy:     strings.ReplaceAll(imagePolicy, "REGISTRY", way.address),
 		Registries: `registries: [{host: "` + way.address + `", plain-http: true, loopback: true}]`})
 	s.notation.Trust(t, s.chain)
 	images := map[string]string{}
@@ -91,7 +92,8 @@ func TestNotation(t *testing.T) {
 	sign := func(image string) (string, error) {
 		repository, _, _ := strings.Cut(images[image], "@")
 		stdout, stderr, err := softhsmtest.Try(t, "", s.notation.Program, "sign", "--insecure-registry", "--plugin", "hsm",
-			"--id", "broker:release", "--plugin-config", "repository="+way.address+"/"+repository, way.address+"/"+images[image])
+			"--id", "broker:release", "--plugin-config", "repository="+way.address+"/"+repository,
+			way.address+"/"+images[image])
 		return stdout + stderr, err
 	}
 	refused := func(what, image, words string) {

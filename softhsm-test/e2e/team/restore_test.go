@@ -70,8 +70,8 @@ func (s *team) published(id string) {
 	}
 }
 
-// TestRestoredBackup restores yesterday's backup: the broker signs nothing, and changes nothing, before the entries that
-// it lacks are replayed from a copy of the log, or a new epoch of the log begins.
+// TestRestoredBackup restores yesterday's backup: the broker signs nothing, and changes nothing, before the entries
+// that it lacks are replayed from a copy of the log, or a new epoch of the log begins.
 func TestRestoredBackup(t *testing.T) {
 	softhsmtest.Parallel(t)
 	s := start(t, softhsmtest.TeamOptions{})
@@ -83,7 +83,7 @@ func TestRestoredBackup(t *testing.T) {
 		last = s.signs()
 	}
 	s.published(last.Request)
-	s.propose(brokerapi.KeyPath("release")+"/block", nil)
+	s.propose(brokerapi.KeyPath("release") + "/block")
 	copied := s.ExportLog(s.flags)
 	before := s.auditDir(copied, softhsmtest.LogOrigin)
 	s.Stop()
@@ -118,7 +118,7 @@ func TestRestoredBackup(t *testing.T) {
 	s.Start()
 	t.Logf("restored, replayed %d entries, and started, in %s", len(before), time.Since(began))
 	s.refuses(failure.Denied, "is blocked") // which the backup does not know
-	s.propose(brokerapi.KeyPath("release")+"/unblock", nil)
+	s.propose(brokerapi.KeyPath("release") + "/unblock")
 	s.signs()
 	s.Restart()
 	if events := s.audit(); len(events) != len(before)+3 || count(events, "signed/v1") != 5 {
@@ -142,7 +142,7 @@ func TestNewEpoch(t *testing.T) {
 		t.Errorf("a job of CI begins an epoch: %v, %v", problem, err)
 	}
 	s.refuses(failure.Unavailable, "older than the checkpoint outside")
-	s.propose(brokerapi.EpochPath, nil)
+	s.propose(brokerapi.EpochPath)
 	s.signs()
 	if state := s.readiness(); !state.Ready {
 		t.Errorf("the broker is not ready: %+v", state)
@@ -169,14 +169,14 @@ func (s *team) policyWith(old, replacement string) string {
 }
 
 // edit changes the database of the stopped broker by hand.
-func (s *team) edit(statements string, args ...any) {
+func (s *team) edit(statements string) {
 	s.t.Helper()
 	db, err := sql.Open("sqlite", "file:"+s.Database())
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := db.ExecContext(context.Background(), statements, args...); err != nil {
+	if _, err := db.ExecContext(context.Background(), statements); err != nil {
 		s.t.Fatalf("%s: %v", statements, err)
 	}
 }
@@ -194,7 +194,7 @@ func TestEditedDatabase(t *testing.T) {
 	}
 	s.published(s.signs().Request)
 	s.refuses(failure.Throttled, "limit of 2 per")
-	s.propose(brokerapi.KeyPath("release")+"/block", nil)
+	s.propose(brokerapi.KeyPath("release") + "/block")
 	s.Stop()
 	dir, saved := filepath.Dir(s.Database()), filepath.Join(t.TempDir(), "saved")
 	outside := softhsmtest.Read(t, s.Checkpoint())
@@ -262,7 +262,7 @@ func TestEditedDatabase(t *testing.T) {
 		s.refuses(one.signs, one.text)
 		// So is the use of the token for another one, also after the key is unblocked.
 		if one.signs == failure.Denied {
-			s.propose(brokerapi.KeyPath("release")+"/unblock", nil)
+			s.propose(brokerapi.KeyPath("release") + "/unblock")
 			s.refuses(failure.Throttled, "limit of 2 per")
 			if _, problem, err := s.sign(used, s.image()); err != nil || problem == nil {
 				t.Errorf("%s: a used token signs: %v", name, err)

@@ -16,7 +16,8 @@ func TestSign(t *testing.T) {
 	if count(events, "signed/v1") != 1 || count(events, "intent/v1") != 1 {
 		t.Errorf("the log has %+v", events)
 	}
-	if last := events[len(events)-1]; last.Type != "signed/v1" || last.Request != signature.Request || last.Key != "release" {
+	if last := events[len(events)-1]; last.Type != "signed/v1" || last.Request != signature.Request ||
+		last.Key != "release" {
 		t.Errorf("the last event is %+v", last)
 	}
 }
