@@ -137,7 +137,7 @@ have refused a PIN.`,
 		if err != nil {
 			return err
 		}
-		refusals := agent.RefusalsIn(refusalsDir(f))
+		refusals := refusalsOf(f)
 		all, err := refusals.List()
 		if err != nil {
 			return err
@@ -155,7 +155,7 @@ have refused a PIN.`,
 	return cli.Group("pin", "See to PINs that tokens have refused", clearing)
 }
 
-// refusalsDir returns the folder that keeps which PINs were refused.
-func refusalsDir(f *brokerfile.File) string {
-	return filepath.Join(filepath.Dir(f.StorePath()), "pins")
+// refusalsOf returns the PINs that the tokens of a broker have refused.
+func refusalsOf(f *brokerfile.File) *agent.Refusals {
+	return agent.RefusalsIn(filepath.Join(filepath.Dir(f.StorePath()), "pins"), "hsm-broker pin clear")
 }

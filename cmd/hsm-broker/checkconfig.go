@@ -16,7 +16,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/notation-hsm/notation-hsm/internal/agent"
 	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
@@ -202,7 +201,7 @@ func (f *findings) certificate(c *brokerfile.File, leaf *x509.Certificate) {
 
 // modules logs in to the modules, and looks at each key.
 func (f *findings) modules(ctx context.Context, c *brokerfile.File, p *policy.Policy) {
-	ks := backends.GuardedService(agent.RefusalsIn(refusalsDir(c)).Guard)
+	ks := backends.GuardedService(refusalsOf(c).Guard)
 	defer ks.Close()
 	look := func(where, uri, chain string, do func(keystore.Store, keystore.Key) error) {
 		r, err := reference(ks, c, uri, chain)

@@ -23,7 +23,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 
-	"github.com/notation-hsm/notation-hsm/internal/agent"
 	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/broker/api"
@@ -91,7 +90,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 		return err
 	}
 	opened.add(s.Close)
-	refusals := agent.RefusalsIn(refusalsDir(f))
+	refusals := refusalsOf(f)
 	ks := backends.GuardedService(refusals.Guard)
 	keys := held.New(ks, failure.New(failure.Unavailable, "the broker is stopping").WithHint("try again"))
 	opened.add(keys.Close)
@@ -246,7 +245,7 @@ func reference(ks *keystore.Keystore, f *brokerfile.File, uri, chain string) (*k
 
 // logVerifier returns the verifier of a broker's log, by the public half of the key in the module.
 func logVerifier(ctx context.Context, f *brokerfile.File) (_ *translog.Verifier, err error) {
-	ks := backends.GuardedService(agent.RefusalsIn(refusalsDir(f)).Guard)
+	ks := backends.GuardedService(refusalsOf(f).Guard)
 	defer func() { err = errors.Join(err, ks.Close()) }()
 	key, err := reference(ks, f, f.Log.Key, "")
 	if err != nil {

@@ -30,15 +30,20 @@ import (
 // must not try that PIN again. The file is written before a login and removed after one that was not refused, so that a
 // killed agent leaves it, too. A person who is asked for the PIN decides anew: prompt leaves no file.
 type Refusals struct {
-	dir string
+	dir     string
+	command string // that clears one
 
 	mu     sync.Mutex
 	last   *brokerapi.RefusedPIN // by the last login
 	stored string                // its file; "" for a PIN that a person typed
 }
 
-const clearHint = "check the PIN with the vendor's tool, put the right one into its source, then run " +
-	"'hsm-broker agent clear'"
+const clearCommand = "hsm-broker agent clear"
+
+// clearHint returns what to do about a refused PIN.
+func (r *Refusals) clearHint() string {
+	return "check the PIN with the vendor's tool, put the right one into its source, then run '" + r.command + "'"
+}
 
 // askedHint is clearHint for a PIN that a person typed.
 const askedHint = "run 'hsm-broker agent lock', use the key again, and type the right PIN when the agent asks"
@@ -62,11 +67,11 @@ func NewRefusals() (*Refusals, error) {
 		return nil, failure.New(failure.Invalid, "the user's state directory %s is not an absolute path", dir).
 			WithHint("set HOME or XDG_STATE_HOME to an absolute path")
 	}
-	return &Refusals{dir: filepath.Join(dir, "notation-hsm", "agent")}, nil
+	return &Refusals{dir: filepath.Join(dir, "notation-hsm", "agent"), command: clearCommand}, nil
 }
 
-// RefusalsIn returns the refusals in a folder of the broker's.
-func RefusalsIn(dir string) *Refusals { return &Refusals{dir: dir} }
+// RefusalsIn returns the refusals in a folder of a broker's, and which command clears one.
+func RefusalsIn(dir, command string) *Refusals { return &Refusals{dir: dir, command: command} }
 
 // Guard is a pin.Guard. It waits while another agent logs in to the token, and fails with Denied if the token has
 // refused a PIN.
@@ -92,7 +97,7 @@ func (r *Refusals) Guard(ctx context.Context, l pin.Login) (func(*failure.Error)
 		r.last, r.stored = before, path
 		r.mu.Unlock()
 		f := failure.New(failure.Denied, "the PIN of %q is not tried again: %s (%s)", l.Name, before.Reason,
-			before.Time.Local().Format(time.DateTime)).WithHint(clearHint)
+			before.Time.Local().Format(time.DateTime)).WithHint(r.clearHint())
 		f.CKR, err = before.CKR, f
 	}
 	if err == nil {
@@ -149,7 +154,7 @@ func (r *Refusals) nextStep(err error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f := *failure.From(err)
-	f.Hint = clearHint
+	f.Hint = r.clearHint()
 	if r.stored == "" {
 		f.Hint = askedHint
 	}

@@ -98,6 +98,9 @@ type Broker struct {
 	snapped int64                     // size of the log at the last snapshot
 	rows    map[string]*store.Request // of requests that are being signed
 
+	live      map[string]bool // requests whose intent somebody fulfils
+	unsettled *unsettled      // nil unless the last transaction has failed
+
 	snapshotting  bool // one is being made
 	snapshotEvery int64
 }
@@ -116,7 +119,7 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Broker{options: o, rows: map[string]*store.Request{}, secret: secret, clock: newWatch(o.Clock), jobs: make(chan *job, 1024),
+	b := &Broker{options: o, rows: map[string]*store.Request{}, live: map[string]bool{}, secret: secret, clock: newWatch(o.Clock), jobs: make(chan *job, 1024),
 		urgent: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}), metrics: newMetrics(o.Registerer), snapshotEvery: cmp.Or(o.snapshotEvery, snapshotEntries)}
 	b.ahead.Store(int64(b.clock.clock.Boot()))
 	b.running, b.stop = context.WithCancel(context.Background())
@@ -136,8 +139,8 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 // Close lets signatures in flight end, publishes a last checkpoint, and stops. It does not close the store.
 func (b *Broker) Close() error {
 	b.stop()
-	b.group.Wait()
 	b.flying.end()
+	b.group.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), lastPublication)
 	defer cancel()
 	err := b.publishNow(ctx)

@@ -28,8 +28,8 @@ func (d *decision) spend(c identity.Caller, e *Event) error {
 	limits := d.b.options.Limits
 	if n := d.Callers[e.Caller].within(d.now, limits.Requests.Per); limits.Requests.Count > 0 &&
 		n >= int64(limits.Requests.Count) {
-		return failure.New(failure.Throttled, "the caller has made %d requests in %s, which is its limit", n,
-			limits.Requests.Per).WithHint("try again later, or have callers.limits raised")
+		return failure.New(failure.Throttled, "the caller has made %d requests per %s, which is its limit", n,
+			period(limits.Requests.Per)).WithHint("try again later, or have callers.limits raised")
 	}
 	if n := d.Open[e.Caller]; limits.Open > 0 && n >= limits.Open {
 		return failure.New(failure.Throttled, "the caller has %d open requests, which is its limit", n).
@@ -43,10 +43,21 @@ func (d *decision) spend(c identity.Caller, e *Event) error {
 		return failure.New(failure.Denied, "the caller's token has expired").WithHint("get a new token")
 	}
 	if used := d.Tokens[e.Token]; used != nil && !used.Triples[triple(e)] && len(used.Triples) >= c.Token.Uses {
-		return failure.New(failure.Denied, "the caller's token was used for %d requests, as often as it may be",
-			len(used.Triples)).WithHint("get a new token for each request")
+		return failure.New(failure.Denied, "the caller's token was used as often as it may be: %d", len(used.Triples)).
+			WithHint("get a new token for each request")
 	}
 	return nil
+}
+
+// period returns the words for a period of a limit: "hour" for one hour.
+func period(p time.Duration) string {
+	for unit, word := range map[time.Duration]string{time.Second: "second", time.Minute: "minute", time.Hour: "hour",
+		24 * time.Hour: "day"} {
+		if p == unit {
+			return word
+		}
+	}
+	return p.String()
 }
 
 // rule is a rule that applies.
@@ -65,8 +76,8 @@ func (d *decision) choose(w *wish) (rule, error) {
 		if r.Limit != nil {
 			n := d.Uses[w.Key+"\x00"+r.Name].within(d.now, r.Limit.Per)
 			if n >= int64(r.Limit.Count) {
-				exhausted = failure.New(failure.Throttled, "cannot sign with key %q: the rule %q has its limit of %d per %s", w.Key,
-					r.Name, r.Limit.Count, r.Limit.Per).WithHint("try again later")
+				exhausted = failure.New(failure.Throttled, "cannot sign with key %q: the rule %q has reached its limit of %d per %s",
+					w.Key, r.Name, r.Limit.Count, period(r.Limit.Per)).WithHint("try again later")
 				continue
 			}
 		}

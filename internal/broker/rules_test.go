@@ -23,7 +23,7 @@ func TestLimit(t *testing.T) {
 	f.signs("ci", 1) // with another signing time
 	f.signs("ci", 2)
 	_, err := f.Sign(t.Context(), caller("ci"), "release", f.image(3))
-	failsWith(t, err, failure.Throttled, `rule "nightly" has its limit of 2`)
+	failsWith(t, err, failure.Throttled, `rule "nightly" has reached its limit of 2 per hour`)
 	f.later(time.Hour + time.Second)
 	f.signs("ci", 3)
 }

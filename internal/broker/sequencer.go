@@ -78,6 +78,12 @@ func (b *Broker) sequence() {
 
 // commit takes the decisions of a batch, makes them durable, and answers.
 func (b *Broker) commit(jobs []*job) {
+	if err := b.settle(); err != nil {
+		for _, j := range jobs {
+			j.done <- err
+		}
+		return
+	}
 	batch := &store.Batch{First: b.state.Size}
 	now := b.clock.now(b.state.Last)
 	errs := make([]error, len(jobs))
@@ -95,6 +101,11 @@ func (b *Broker) commit(jobs []*job) {
 		b.adopt()
 		b.snapshot()
 	}
+	if err != nil {
+		for _, id := range names {
+			delete(b.live, id)
+		}
+	}
 	for i, j := range jobs {
 		if errs[i] == nil {
 			errs[i] = err
@@ -109,6 +120,22 @@ func (b *Broker) save(batch *store.Batch) error {
 	if len(batch.Entries) == 0 && batch.Checkpoint == nil && len(batch.Requests) == 0 {
 		return nil
 	}
+	err := b.write(batch)
+	if err == nil {
+		return nil
+	}
+	slog.Error("cannot write to the store", "error", err)
+	clear(b.rows)
+	unknown := errors.Is(err, store.ErrUnknown)
+	b.unsettled = &unsettled{unknown: unknown}
+	if b.settle() == nil && unknown && b.state.Size == batch.First+int64(len(batch.Entries)) {
+		return nil
+	}
+	return err
+}
+
+// write commits a batch with the tiles of its entries.
+func (b *Broker) write(batch *store.Batch) error {
 	grown, changed := b.tree.Append(batch.Entries)
 	for _, t := range changed {
 		batch.Tiles = append(batch.Tiles, store.Tile{Level: t.Level, Index: t.Index, Hashes: t.Hashes})
@@ -125,40 +152,41 @@ func (b *Broker) save(batch *store.Batch) error {
 		b.durable.Store(b.state.Size)
 		return nil
 	}
-	slog.Error("cannot write to the store", "error", err)
-	clear(b.rows)
-	want, unknown := batch.First+int64(len(batch.Entries)), errors.Is(err, store.ErrUnknown)
-	for {
-		again := b.settle(unknown)
-		if again == nil {
-			break
-		}
-		slog.Error("cannot read the store again", "error", again)
-		// Nothing can be decided without the state, so every request waits here, or fails by its own deadline.
-		select {
-		case <-time.After(reloadPause):
-		case <-b.running.Done():
-			return err
-		}
-	}
-	if unknown && b.state.Size == want {
-		return nil
-	}
 	return err
 }
 
-// settle reads the state again. If it is unknown whether a transaction is durable, it writes to the store: what is read
-// is durable only once another transaction is, and what is not can then not come back. Otherwise nothing is written: a
-// full disk must not keep callers waiting.
-func (b *Broker) settle(unknown bool) error {
-	ctx := context.Background()
-	if err := b.reload(ctx); err != nil || !unknown {
-		return err
-	}
-	return b.options.Store.Commit(ctx, &store.Batch{First: b.state.Size, Meta: map[string][]byte{"settled": {1}}})
+// unsettled says that a transaction has failed, and that the state has not been read again since.
+type unsettled struct {
+	unknown bool // nobody knows whether it is durable
+	late    bool // callers were told that it failed
 }
 
-const reloadPause = 200 * time.Millisecond
+// settle reads the state again after a transaction has failed. If it is unknown whether that is durable, it writes to
+// the store: what is read is durable only once another transaction is, and what is not can then not come back.
+func (b *Broker) settle() error {
+	u := b.unsettled
+	if u == nil {
+		return nil
+	}
+	err := b.reload(context.Background())
+	if err == nil && u.unknown {
+		batch := &store.Batch{First: b.state.Size, Meta: map[string][]byte{"settled": {1}}}
+		d := &decision{state: b.state, b: b, now: b.clock.now(b.state.Last), batch: batch}
+		if u.late {
+			err = d.loseAll() // intents whose callers were told that they failed
+		}
+		if err == nil {
+			err = b.write(batch)
+		}
+	}
+	if err != nil {
+		u.late = true
+		slog.Error("cannot read the store again", "error", err)
+		return err
+	}
+	b.unsettled = nil
+	return nil
+}
 
 // event adds an event to the log, and applies it.
 func (d *decision) event(e Event) error {

@@ -178,6 +178,7 @@ func (d *decision) intend(e *Event, w *wish, body *brokerapi.Request) error {
 	if err := d.event(*e); err != nil {
 		return err
 	}
+	d.b.live[e.Request] = true
 	if body != nil {
 		d.insert(body, w.caller, e.Requester)
 	}
@@ -203,6 +204,7 @@ func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.Sig
 		e.Signature = hashOf(signature)
 	}
 	logged := b.do(ctx, func(d *decision) error {
+		delete(b.live, id)
 		if err := d.event(e); err != nil {
 			return err
 		}
@@ -225,10 +227,30 @@ func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.Sig
 	if err != nil {
 		return nil, err
 	}
-	if logged != nil { // the signature is not released, and the next start finds it lost
+	if logged != nil { // the signature is not released
+		b.group.Go(func() { b.lose(id) })
 		return nil, logged
 	}
 	return &brokerapi.Signature{Signature: signature, Algorithm: r.Algorithm, Artifact: *w.artifact, Request: id}, nil
+}
+
+// lose ends an intent whose outcome could not be logged, as soon as the store works again. If the broker ends before,
+// the next start does so.
+func (b *Broker) lose(id string) {
+	for {
+		err := b.do(b.running, func(d *decision) error {
+			delete(b.live, id)
+			return d.loseAll()
+		})
+		if err == nil {
+			return
+		}
+		select {
+		case <-time.After(time.Second):
+		case <-b.running.Done():
+			return
+		}
+	}
 }
 
 // released returns a signature that was made before. Its SHA-256 is in the log.

@@ -300,7 +300,7 @@ func (b *Broker) recover() error {
 // loseAll ends the intents whose outcome nobody knows.
 func (d *decision) loseAll() error {
 	for _, r := range d.Requests {
-		if r.State != brokerapi.Signing {
+		if r.State != brokerapi.Signing || d.b.live[r.ID] {
 			continue
 		}
 		if err := d.event(Event{Type: lost, Request: r.ID, Key: r.Key, Payload: r.Payload}); err != nil {

@@ -3,8 +3,10 @@ package broker
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
@@ -15,9 +17,13 @@ import (
 type faulty struct {
 	store.Store
 	next atomic.Pointer[func(commit func() error) error] // instead of the next commit
+	down atomic.Bool                                     // all fail
 }
 
 func (f *faulty) Commit(ctx context.Context, b *store.Batch) error {
+	if f.down.Load() {
+		return errors.Join(store.ErrUnknown, failure.New(failure.Unavailable, "the disk is gone"))
+	}
 	commit := func() error { return f.Store.Commit(ctx, b) }
 	if do := f.next.Load(); do != nil && len(b.Entries) > 0 {
 		f.next.Store(nil)
@@ -26,10 +32,9 @@ func (f *faulty) Commit(ctx context.Context, b *store.Batch) error {
 	return commit()
 }
 
-// TestCommitFails signs nothing for an intent that is not durable, and goes on afterwards. What nobody knows is read
-// from the store.
-func TestCommitFails(t *testing.T) {
-	t.Parallel()
+// newFaulty starts a broker with a store whose commits can fail.
+func newFaulty(t *testing.T) (*fixture, *faulty) {
+	t.Helper()
 	f := newFixture(t)
 	s, err := sqlite.Open(t.Context(), f.database())
 	if err != nil {
@@ -41,6 +46,36 @@ func TestCommitFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.stop)
+	return f, broken
+}
+
+// TestStoreGone releases no signature whose outcome is not durable, answers meanwhile, and logs it as lost once the
+// store is back.
+func TestStoreGone(t *testing.T) {
+	t.Parallel()
+	f, broken := newFaulty(t)
+	f.keys.before = func() error { broken.down.Store(true); return nil }
+	_, err := f.Sign(t.Context(), caller("ci"), "release", f.image(1))
+	failsWith(t, err, failure.Unavailable, "the disk is gone")
+	f.keys.before = nil
+	_, err = f.Sign(t.Context(), caller("ci"), "release", f.image(2))
+	failsWith(t, err, failure.Unavailable, "the disk is gone")
+	broken.down.Store(false)
+	for !slices.Contains(f.events(), lost) {
+		time.Sleep(10 * time.Millisecond)
+	}
+	f.signs("ci", 1)
+	if f.keys.uses.Load() != 2 {
+		t.Errorf("%d uses", f.keys.uses.Load())
+	}
+}
+
+// TestCommitFails signs nothing for an intent that is not durable, and goes on afterwards. What nobody knows is read
+// from the store.
+func TestCommitFails(t *testing.T) {
+	t.Parallel()
+	f, broken := newFaulty(t)
+	var err error
 	full := func(func() error) error { return failure.New(failure.Unavailable, "the disk is full") }
 	broken.next.Store(&full)
 	_, err = f.Sign(t.Context(), caller("ci"), "release", f.image(1))

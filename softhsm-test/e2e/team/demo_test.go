@@ -26,7 +26,7 @@ func TestDemo(t *testing.T) {
 		t.Fatalf("%v\n%s", err, output)
 	}
 	for words, times := range map[string]int{"Successfully signed ": 2, "Successfully verified signature for ": 2,
-		"== Refused: ": 6, `rule "release": `: 4, "token was used for 1 requests": 1, "type signed/v1  2": 1,
+		"== Refused: ": 6, `rule "release": `: 4, "token was used as often as it may be: 1": 1, "type signed/v1  2": 1,
 		"does not have the hash": 1} {
 		if got := strings.Count(string(output), words); got != times {
 			t.Errorf("%q is printed %d times, not %d", words, got, times)
