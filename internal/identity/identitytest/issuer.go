@@ -30,6 +30,9 @@ type Issuer struct {
 
 	mu      sync.Mutex
 	keys    []jose.JSONWebKey // the newest is the last
+	other   []jose.JSONWebKey // published as well, never used by Mint
+	answers map[string]http.HandlerFunc
+	slow    chan struct{} // closed when answers may go on; nil: at once
 	down    bool
 	fetches int // of the keys
 	minted  int
@@ -38,7 +41,7 @@ type Issuer struct {
 // New starts an issuer on loopback.
 func New(t testing.TB) *Issuer {
 	t.Helper()
-	i := &Issuer{}
+	i := &Issuer{answers: map[string]http.HandlerFunc{}}
 	i.Rotate(t)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(i.serve))
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -55,6 +58,20 @@ func New(t testing.TB) *Issuer {
 
 func (i *Issuer) serve(w http.ResponseWriter, r *http.Request) {
 	i.mu.Lock()
+	slow, answer := i.slow, i.answers[r.URL.Path]
+	i.mu.Unlock()
+	if slow != nil {
+		select {
+		case <-slow:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	if answer != nil {
+		answer(w, r)
+		return
+	}
+	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.down {
 		http.Error(w, "down", http.StatusServiceUnavailable)
@@ -64,13 +81,14 @@ func (i *Issuer) serve(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case "/.well-known/openid-configuration":
 		_ = json.NewEncoder(w).Encode(map[string]any{"issuer": i.URL, "jwks_uri": i.URL + "/keys",
-			"id_token_signing_alg_values_supported": []string{"ES256"}})
+			"id_token_signing_alg_values_supported": []string{"ES256", "RS256"}})
 	case "/keys":
 		i.fetches++
 		set := jose.JSONWebKeySet{}
 		for _, k := range i.keys {
 			set.Keys = append(set.Keys, k.Public())
 		}
+		set.Keys = append(set.Keys, i.other...)
 		_ = json.NewEncoder(w).Encode(set)
 	default:
 		http.NotFound(w, r)
@@ -95,6 +113,41 @@ func (i *Issuer) Down(down bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.down = down
+}
+
+// Slow has the issuer hold its answers back until the function that it returns is called, or the client hangs up.
+func (i *Issuer) Slow() (release func()) {
+	held := make(chan struct{})
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.slow = held
+	return sync.OnceFunc(func() {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		i.slow = nil
+		close(held)
+	})
+}
+
+// Answer has the issuer answer a path by a function. A nil function restores its own answer.
+func (i *Issuer) Answer(path string, answer http.HandlerFunc) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.answers[path] = answer
+}
+
+// Publish adds keys to those that the issuer publishes.
+func (i *Issuer) Publish(keys ...jose.JSONWebKey) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.other = append(i.other, keys...)
+}
+
+// Key returns the private key that Mint uses.
+func (i *Issuer) Key() jose.JSONWebKey {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.keys[len(i.keys)-1]
 }
 
 // Fetches returns how often the keys were fetched.
