@@ -141,6 +141,9 @@ func (i *Issuer) check(at string) (mistakes []error) {
 	if i.OneUse != nil && *i.OneUse && i.RequestsPerToken > 1 {
 		add("set one of them", mistake("%s: has one-use and requests-per-token: %d", at, i.RequestsPerToken))
 	}
+	if i.OneUse != nil && !*i.OneUse && i.RequestsPerToken == 1 {
+		add("set one of them", mistake("%s: is not one-use and has requests-per-token: 1", at))
+	}
 	if i.MaxLifetime != 0 && (i.MaxLifetime < minMaxLifetime || i.MaxLifetime > maxMaxLifetime) {
 		add("use a time from 1m to 168h", mistake("%s.max-lifetime: is %s", at, i.MaxLifetime))
 	}
