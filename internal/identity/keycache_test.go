@@ -224,18 +224,19 @@ func TestHostileAnswers(t *testing.T) {
 		answer http.HandlerFunc
 		want   string
 	}{
-		"huge keys":          {keys, text(strings.Repeat(" ", maxKeySet+1)), "more than 262144 bytes"},
-		"endless keys":       {keys, endless, "more than 262144 bytes"},
-		"endless discovery":  {discovery, endless, "more than 65536 bytes"},
-		"many keys":          {keys, text(marshal(many)), "it has 101 keys, more than 100"},
-		"two keys of an id":  {keys, text(marshal(twins)), `two of its keys have the id "key-1"`},
-		"no key":             {keys, text(`{"keys":[]}`), "no key for signatures"},
-		"deep keys":          {keys, text(strings.Repeat("[", 100) + strings.Repeat("]", 100)), "nested deeper than 6"},
-		"duplicate names":    {keys, text(`{"keys":[],"keys":[]}`), "twice"},
-		"page of HTML":       {discovery, text("<html>"), "it is not JSON"},
-		"no jwks_uri":        {discovery, text(`{"issuer":"x"}`), "lacks issuer or jwks_uri"},
-		"another issuer":     {discovery, text(`{"issuer":"https://a.example","jwks_uri":"https://a.example"}`), "is of issuer"},
-		"redirect":           {keys, http.RedirectHandler("/other", http.StatusFound).ServeHTTP, "status 302"},
+		"huge keys":         {keys, text(strings.Repeat(" ", maxKeySet+1)), "more than 262144 bytes"},
+		"endless keys":      {keys, endless, "more than 262144 bytes"},
+		"endless discovery": {discovery, endless, "more than 65536 bytes"},
+		"many keys":         {keys, text(marshal(many)), "it has 101 keys, more than 100"},
+		"two keys of an id": {keys, text(marshal(twins)), `two of its keys have the id "key-1"`},
+		"no key":            {keys, text(`{"keys":[]}`), "no key for signatures"},
+		"deep keys":         {keys, text(strings.Repeat("[", 100) + strings.Repeat("]", 100)), "nested deeper than 6"},
+		"duplicate names":   {keys, text(`{"keys":[],"keys":[]}`), "twice"},
+		"page of HTML":      {discovery, text("<html>"), "it is not JSON"},
+		"no jwks_uri":       {discovery, text(`{"issuer":"x"}`), "lacks issuer or jwks_uri"},
+		"another issuer": {discovery, text(`{"issuer":"https://a.example","jwks_uri":"https://a.example"}`),
+			"is of issuer"},
+		"redirect":             {keys, http.RedirectHandler("/other", http.StatusFound).ServeHTTP, "status 302"},
 		"redirected discovery": {discovery, http.RedirectHandler("/other", http.StatusFound).ServeHTTP, "status 302"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -304,10 +305,11 @@ func TestUnreadableFilesOfAnIssuer(t *testing.T) {
 		kind   failure.Kind
 		want   string
 	}{
-		"missing ca":   {func(i *Issuer) { i.CA = filepath.Join(dir, "none") }, failure.NotFound, "cannot read ca"},
-		"broken ca":    {func(i *Issuer) { i.CA = broken }, failure.Invalid, "it has no certificate"},
-		"missing keys": {func(i *Issuer) { i.JWKSFile = filepath.Join(dir, "none") }, failure.NotFound, "cannot read jwks-file"},
-		"broken keys":  {func(i *Issuer) { i.JWKSFile = broken }, failure.Invalid, "no key for signatures"},
+		"missing ca": {func(i *Issuer) { i.CA = filepath.Join(dir, "none") }, failure.NotFound, "cannot read ca"},
+		"broken ca":  {func(i *Issuer) { i.CA = broken }, failure.Invalid, "it has no certificate"},
+		"missing keys": {func(i *Issuer) { i.JWKSFile = filepath.Join(dir, "none") }, failure.NotFound,
+			"cannot read jwks-file"},
+		"broken keys": {func(i *Issuer) { i.JWKSFile = broken }, failure.Invalid, "no key for signatures"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			settings := Issuer{Issuer: "https://issuer.example.com", Audience: Strings{audience}, Type: "other"}

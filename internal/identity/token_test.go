@@ -163,23 +163,24 @@ func TestAlgorithmConfusion(t *testing.T) {
 		sign   func([]byte) []byte
 		want   string
 	}{
-		"none":                  {`{"alg":"none","kid":"rsa"}`, none, "algorithm (alg) is none of"},
-		"None":                  {`{"alg":"None","kid":"rsa"}`, none, "algorithm (alg) is none of"},
-		"no alg":                {`{"kid":"rsa"}`, none, "algorithm (alg) is none of"},
-		"HS256, public PEM":     {`{"alg":"HS256","kid":"rsa"}`, mac(public), "algorithm (alg) is none of"},
-		"HS256, public DER":     {`{"alg":"HS256","kid":"rsa"}`, mac(der), "algorithm (alg) is none of"},
-		"RS512":                 {`{"alg":"RS512","kid":"rsa"}`, signRSA, "algorithm (alg) is none of"},
-		"ES256, RSA key":        {`{"alg":"ES256","kid":"rsa"}`, signEC, "ES256 is not that of its key"},
-		"RS256, EC key":         {`{"alg":"RS256","kid":"` + newest.KeyID + `"}`, signRSA, "RS256 is not that of its key"},
-		"ES384, P-256 key":      {`{"alg":"ES384","kid":"` + newest.KeyID + `"}`, signEC, "ES384 is not that of its key"},
-		"EdDSA, EC key":         {`{"alg":"EdDSA","kid":"` + newest.KeyID + `"}`, signEC, "EdDSA is not that of its key"},
-		"PS256, not of issuer":  {`{"alg":"PS256","kid":"rsa"}`, signPSS, "PS256 is not that of its key, or of its issuer"},
-		"PS256, RS256 key":      {`{"alg":"PS256","kid":"rs256-only"}`, signPSS, "PS256 is not that of its key"},
-		"key of another kid":    {`{"alg":"RS256","kid":"rsa"}`, signEC, "signature does not verify"},
-		"no signature":          {`{"alg":"RS256","kid":"rsa"}`, none, "cannot"},
-		"no kid":                {`{"alg":"RS256"}`, signRSA, "no key id (kid)"},
-		"kid is a number":       {`{"alg":"RS256","kid":7}`, signRSA, "no key id (kid)"},
-		"long kid":              {`{"alg":"RS256","kid":"` + strings.Repeat("k", maxKeyID+1) + `"}`, signRSA, "no key id (kid)"},
+		"none":                 {`{"alg":"none","kid":"rsa"}`, none, "algorithm (alg) is none of"},
+		"None":                 {`{"alg":"None","kid":"rsa"}`, none, "algorithm (alg) is none of"},
+		"no alg":               {`{"kid":"rsa"}`, none, "algorithm (alg) is none of"},
+		"HS256, public PEM":    {`{"alg":"HS256","kid":"rsa"}`, mac(public), "algorithm (alg) is none of"},
+		"HS256, public DER":    {`{"alg":"HS256","kid":"rsa"}`, mac(der), "algorithm (alg) is none of"},
+		"RS512":                {`{"alg":"RS512","kid":"rsa"}`, signRSA, "algorithm (alg) is none of"},
+		"ES256, RSA key":       {`{"alg":"ES256","kid":"rsa"}`, signEC, "ES256 is not that of its key"},
+		"RS256, EC key":        {`{"alg":"RS256","kid":"` + newest.KeyID + `"}`, signRSA, "RS256 is not that of its key"},
+		"ES384, P-256 key":     {`{"alg":"ES384","kid":"` + newest.KeyID + `"}`, signEC, "ES384 is not that of its key"},
+		"EdDSA, EC key":        {`{"alg":"EdDSA","kid":"` + newest.KeyID + `"}`, signEC, "EdDSA is not that of its key"},
+		"PS256, not of issuer": {`{"alg":"PS256","kid":"rsa"}`, signPSS, "PS256 is not that of its key, or of its issuer"},
+		"PS256, RS256 key":     {`{"alg":"PS256","kid":"rs256-only"}`, signPSS, "PS256 is not that of its key"},
+		"key of another kid":   {`{"alg":"RS256","kid":"rsa"}`, signEC, "signature does not verify"},
+		"no signature":         {`{"alg":"RS256","kid":"rsa"}`, none, "cannot"},
+		"no kid":               {`{"alg":"RS256"}`, signRSA, "no key id (kid)"},
+		"kid is a number":      {`{"alg":"RS256","kid":7}`, signRSA, "no key id (kid)"},
+		"long kid": {`{"alg":"RS256","kid":"` + strings.Repeat("k", maxKeyID+1) + `"}`, signRSA,
+			"no key id (kid)"},
 		"kid unknown":           {`{"alg":"RS256","kid":"RSA"}`, signRSA, "no key of its key id (kid)"},
 		"jwk":                   {`{"alg":"RS256","kid":"rsa","jwk":{"kty":"oct","k":"AA"}}`, signRSA, "the parameter jwk"},
 		"jku":                   {`{"alg":"RS256","kid":"rsa","jku":"https://a.example"}`, signRSA, "the parameter jku"},
@@ -191,10 +192,11 @@ func TestAlgorithmConfusion(t *testing.T) {
 		"zip":                   {`{"alg":"RS256","kid":"rsa","zip":"DEF"}`, signRSA, "the parameter zip"},
 		"type of another token": {`{"alg":"RS256","kid":"rsa","typ":"at+jwt"}`, signRSA, "type (typ) is not JWT"},
 		"alg twice":             {`{"alg":"none","alg":"RS256","kid":"rsa"}`, signRSA, "a name twice"},
-		"large header":          {`{"alg":"RS256","kid":"rsa","a":"` + strings.Repeat("a", maxHeader) + `"}`, signRSA, "more than 1024"},
-		"header is a list":      {`[]`, signRSA, "not a JSON object"},
-		"header is null":        {`null`, signRSA, "not a JSON object"},
-		"header is empty":       {``, signRSA, "not JSON"},
+		"large header": {`{"alg":"RS256","kid":"rsa","a":"` + strings.Repeat("a", maxHeader) + `"}`, signRSA,
+			"more than 1024"},
+		"header is a list": {`[]`, signRSA, "not a JSON object"},
+		"header is null":   {`null`, signRSA, "not a JSON object"},
+		"header is empty":  {``, signRSA, "not JSON"},
 	} {
 		t.Run(name, func(t *testing.T) { b.refused(t, encode(test.header, payload, test.sign), failure.Denied, test.want) })
 	}
@@ -242,7 +244,8 @@ func TestMalformedTokens(t *testing.T) {
 		"trailing":            {encode(header, payload+"{}", sign), "not JSON"},
 		"payload is a string": {encode(header, `"`+secretClaim+`"`, sign), "not a JSON object"},
 		"payload is null":     {encode(header, "null", sign), "not a JSON object"},
-		"payload changed":     {parts[0] + "." + strings.Split(with(`"a":1`), ".")[1] + "." + parts[2], "signature does not verify"},
+		"payload changed": {parts[0] + "." + strings.Split(with(`"a":1`), ".")[1] + "." + parts[2],
+			"signature does not verify"},
 	} {
 		t.Run(name, func(t *testing.T) { b.refused(t, test.token, failure.Denied, test.want) })
 	}
@@ -367,7 +370,8 @@ func TestImmutableSubject(t *testing.T) {
 	b := newBench(t, func(i *Issuer) { i.Type = "github" })
 	const subject = "repo:octo-org@65/octo-repo@74:environment:prod"
 	changes := map[string]any{"sub": subject}
-	if got := b.accepted(t, b.issuer.Mint(t, readFixture(t, "github").all(b.clock.time(), changes))); got.Subject != subject {
+	token := b.issuer.Mint(t, readFixture(t, "github").all(b.clock.time(), changes))
+	if got := b.accepted(t, token); got.Subject != subject {
 		t.Errorf("subject is %s", got.Subject)
 	}
 }
@@ -439,9 +443,9 @@ func TestUsableKeys(t *testing.T) {
 	}
 	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{
 		{Key: p256, KeyID: "p256", Use: "sig"}, {Key: curve(elliptic.P384()), KeyID: "p384"},
-		{Key: wide(2048), KeyID: "rsa-2048"}, {Key: wide(8192), KeyID: "rsa-8192"},
+		{Key: wide(2048), KeyID: "rsa-2048"}, {Key: wide(4096), KeyID: "rsa-4096"},
 		{Key: curve(elliptic.P521()), KeyID: "p521"}, {Key: wide(2047), KeyID: "rsa-2047"},
-		{Key: wide(8193), KeyID: "rsa-8193"}, {Key: p256, KeyID: "encryption", Use: "enc"}, {Key: p256},
+		{Key: wide(4097), KeyID: "rsa-4097"}, {Key: p256, KeyID: "encryption", Use: "enc"}, {Key: p256},
 		{Key: []byte("0123456789abcdef"), KeyID: "secret"},
 	}}
 	data, err := json.Marshal(set)
@@ -453,14 +457,15 @@ func TestUsableKeys(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := slices.Sorted(maps.Keys(read.keys))
-	if want := []string{"p256", "p384", "rsa-2048", "rsa-8192"}; !slices.Equal(got, want) {
+	if want := []string{"p256", "p384", "rsa-2048", "rsa-4096"}; !slices.Equal(got, want) {
 		t.Errorf("usable keys are %v, want %v", got, want)
 	}
 }
 
 func FuzzReadToken(f *testing.F) {
 	none := func([]byte) []byte { return make([]byte, 64) }
-	const header, payload = `{"alg":"ES256","kid":"k"}`, `{"iss":"https://issuer.example.com","exp":1,"a":[1.5,{"b":null}]}`
+	const header = `{"alg":"ES256","kid":"k"}`
+	const payload = `{"iss":"https://issuer.example.com","exp":1,"a":[1.5,{"b":null}]}`
 	for _, seed := range []string{
 		"", ".", "..", "...", "e30.e30.e30", encode(header, payload, none), encode(payload, header, none),
 		encode(`{"alg":"none"}`, payload, none), encode(header, `{"a":1,"a":2}`, none),
