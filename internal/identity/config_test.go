@@ -1,7 +1,9 @@
 package identity
 
 import (
+	"os"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -180,5 +182,29 @@ func TestCheckFindsAll(t *testing.T) {
 	_, err = New(c, administrators)
 	if err == nil || strings.Count(err.Error(), "\n") != 13 {
 		t.Errorf("New fails with %v, want all 14 mistakes", err)
+	}
+}
+
+// TestDocumentedConfig verifies that the configs in docs/callers.md have no mistake.
+func TestDocumentedConfig(t *testing.T) {
+	data, err := os.ReadFile("../../docs/callers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```yaml\n(callers:.*?)```").FindAllSubmatch(data, -1)
+	if len(blocks) < 2 {
+		t.Fatalf("there are %d configs, want 2 or more", len(blocks))
+	}
+	for _, block := range blocks {
+		var file struct {
+			Callers        Config          `yaml:"callers"`
+			Administrators []Administrator `yaml:"administrators"`
+		}
+		if err := yaml.Load(block[1], &file, yaml.WithKnownFields(), yaml.WithUniqueKeys()); err != nil {
+			t.Error(err)
+		}
+		if mistakes := append(file.Callers.Check(), CheckAdministrators(file.Administrators)...); len(mistakes) > 0 {
+			t.Errorf("mistakes are %v in %s", mistakes, block[1])
+		}
 	}
 }
