@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -31,7 +32,7 @@ import (
 // killed agent leaves it, too. A person who is asked for the PIN decides anew: prompt leaves no file.
 type Refusals struct {
 	dir     string
-	command string // that clears one
+	command string // that clears one; "" is that of the agent
 
 	mu     sync.Mutex
 	last   *brokerapi.RefusedPIN // by the last login
@@ -42,7 +43,8 @@ const clearCommand = "hsm-broker agent clear"
 
 // clearHint returns what to do about a refused PIN.
 func (r *Refusals) clearHint() string {
-	return "check the PIN with the vendor's tool, put the right one into its source, then run '" + r.command + "'"
+	return "check the PIN with the vendor's tool, put the right one into its source, then run '" +
+		cmp.Or(r.command, clearCommand) + "'"
 }
 
 // askedHint is clearHint for a PIN that a person typed.
@@ -67,7 +69,7 @@ func NewRefusals() (*Refusals, error) {
 		return nil, failure.New(failure.Invalid, "the user's state directory %s is not an absolute path", dir).
 			WithHint("set HOME or XDG_STATE_HOME to an absolute path")
 	}
-	return &Refusals{dir: filepath.Join(dir, "notation-hsm", "agent"), command: clearCommand}, nil
+	return &Refusals{dir: filepath.Join(dir, "notation-hsm", "agent")}, nil
 }
 
 // RefusalsIn returns the refusals in a folder of a broker's, and which command clears one.
