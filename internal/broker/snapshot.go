@@ -61,7 +61,7 @@ func (b *Broker) restore(ctx context.Context, checkpoint translog.Checkpoint) (*
 	}
 	index, err := strconv.ParseInt(string(at), 10, 64)
 	if kept == nil || err != nil || index >= checkpoint.Size {
-		return newState(), nil //nolint:nilerr // without an entry a snapshot is none
+		return newState(b.options.Limits.Requests.Per), nil //nolint:nilerr // without an entry a snapshot is none
 	}
 	var entry []byte
 	err = b.options.Store.Entries(ctx, index, index+1, func(_ int64, data []byte) error {
@@ -74,7 +74,7 @@ func (b *Broker) restore(ctx context.Context, checkpoint translog.Checkpoint) (*
 	e, err := decodeEvent(entry)
 	if err != nil || e.Type != snapshot || e.Snapshot != hashOf(kept.Data) || e.Index != kept.Size {
 		slog.Warn("the snapshot in the database is not the one of the log, and all entries are read instead")
-		return newState(), nil //nolint:nilerr // as it says
+		return newState(b.options.Limits.Requests.Per), nil //nolint:nilerr // as it says
 	}
 	proof, err := translog.ProveEntry(ctx, b.tiles, checkpoint.Size, index)
 	if err == nil {
@@ -83,7 +83,7 @@ func (b *Broker) restore(ctx context.Context, checkpoint translog.Checkpoint) (*
 	if err != nil {
 		return nil, errors.Join(errEdited, err)
 	}
-	s := newState()
+	s := newState(b.options.Limits.Requests.Per)
 	if err := json.Unmarshal(kept.Data, s); err != nil {
 		return nil, failure.New(failure.Internal, "cannot read the snapshot of the log: %w", err).
 			WithHint("was it written by a newer version?")

@@ -81,7 +81,7 @@ func (b *Broker) begin() error {
 	if _, err := policy.Parse(b.options.Policy); err != nil {
 		return err
 	}
-	b.state, b.tree = newState(), emptyTree()
+	b.state, b.tree = newState(b.options.Limits.Requests.Per), emptyTree()
 	batch := &store.Batch{Documents: [][]byte{b.options.Policy, b.options.Config}}
 	d := &decision{state: b.state, b: b, now: b.clock.now(time.Time{}), batch: batch}
 	err := d.event(Event{Type: opened, Origin: b.options.Log.Origin, Policy: hashOf(b.options.Policy),

@@ -28,6 +28,8 @@ type state struct {
 	Callers  map[string]*window   `json:"callers"`  // requests by caller
 	Open     map[string]int       `json:"open"`     // open requests by caller
 
+	callerPeriod time.Duration // of the limit of requests of a caller
+
 	byPayload   map[string]*request            // by caller and payload
 	byStatement map[string]map[string]*request // by statement, then by ID
 	swept       time.Time
@@ -65,8 +67,8 @@ type token struct {
 	Triples map[string]bool `json:"triples"`
 }
 
-func newState() *state {
-	s := &state{Blocked: map[string]time.Time{}, Requests: map[string]*request{}, Tokens: map[string]*token{},
+func newState(callerPeriod time.Duration) *state {
+	s := &state{callerPeriod: callerPeriod, Blocked: map[string]time.Time{}, Requests: map[string]*request{}, Tokens: map[string]*token{},
 		Uses: map[string]*window{}, Callers: map[string]*window{}, Open: map[string]int{}}
 	s.index()
 	return s
@@ -324,11 +326,14 @@ func (s *state) sweep() {
 			delete(s.Tokens, id)
 		}
 	}
-	for _, of := range []map[string]*window{s.Uses, s.Callers} {
-		for name, w := range of {
-			if w.idle(s.Last) {
-				delete(of, name)
-			}
+	forgetIdle(s.Uses, s.Last, maxPeriod*time.Second)
+	forgetIdle(s.Callers, s.Last, s.callerPeriod) // each job can be a caller of its own
+}
+
+func forgetIdle(windows map[string]*window, now time.Time, period time.Duration) {
+	for name, w := range windows {
+		if w.idle(now, period) {
+			delete(windows, name)
 		}
 	}
 }

@@ -64,7 +64,7 @@ func (w *window) within(now time.Time, period time.Duration) (n int64) {
 	return n
 }
 
-// idle reports whether no use counts any more.
-func (w *window) idle(now time.Time) bool {
-	return len(w.Quarters) == 0 || w.Quarters[len(w.Quarters)-1].At < now.Unix()-maxPeriod-quarter
+// idle reports whether no use has happened in a period, nor in the quarter of an hour before it.
+func (w *window) idle(now time.Time, period time.Duration) bool {
+	return len(w.Quarters) == 0 || w.Quarters[len(w.Quarters)-1].At < now.Unix()-int64(period/time.Second)-quarter
 }
