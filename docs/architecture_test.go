@@ -31,7 +31,7 @@ var storeys = []struct {
 	{"parts of the broker", []string{"httpapi", "held", "policy", "translog", "translog/feed", "identity", "repository", "store/sqlite"}},
 	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi", "store"}},
-	{"settings and files", []string{"config", "pin", "state", "payload"}},
+	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry"}},
 	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox"}},
 	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "peercred", "stdio", "crashreport"}},
 }

@@ -96,6 +96,7 @@ type Broker struct {
 	state   *state
 	tree    *translog.Tree
 	snapped int64                     // size of the log at the last snapshot
+	counts  []transition              // of the batch
 	rows    map[string]*store.Request // of requests that are being signed
 
 	live      map[string]bool // requests whose intent somebody fulfils
@@ -119,8 +120,11 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Broker{options: o, rows: map[string]*store.Request{}, live: map[string]bool{}, secret: secret, clock: newWatch(o.Clock), jobs: make(chan *job, 1024),
-		urgent: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}), metrics: newMetrics(o.Registerer), snapshotEvery: cmp.Or(o.snapshotEvery, snapshotEntries)}
+	b := &Broker{options: o, rows: map[string]*store.Request{}, live: map[string]bool{}, secret: secret,
+		clock: newWatch(o.Clock), jobs: make(chan *job, 1024),
+		urgent: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}),
+		snapshotEvery: cmp.Or(o.snapshotEvery, snapshotEntries)}
+	b.metrics = newMetrics(o.Registerer, b)
 	b.ahead.Store(int64(b.clock.clock.Boot()))
 	b.running, b.stop = context.WithCancel(context.Background())
 	if err := b.start(ctx); err != nil {
@@ -157,6 +161,7 @@ type flying struct {
 	mu    sync.Mutex
 	ended bool
 	count sync.WaitGroup
+	now   atomic.Int64
 }
 
 // begin adds one, until leave. It fails when the broker stops.
@@ -167,7 +172,8 @@ func (f *flying) begin() (leave func(), err error) {
 		return nil, errStopping()
 	}
 	f.count.Add(1)
-	return f.count.Done, nil
+	f.now.Add(1)
+	return func() { f.now.Add(-1); f.count.Done() }, nil
 }
 
 // end lets none begin, and waits for those that have begun.

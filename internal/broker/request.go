@@ -13,6 +13,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
 	"github.com/notation-hsm/notation-hsm/internal/store"
+	"github.com/notation-hsm/notation-hsm/internal/telemetry"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
@@ -64,7 +65,9 @@ func (b *Broker) Create(ctx context.Context, caller identity.Caller, n brokerapi
 		if err := d.spend(caller, &e); err != nil {
 			return err
 		}
+		_, span := telemetry.Start(d.ctx, "policy")
 		rule, err := d.choose(w)
+		span.End(kindOf(err))
 		if err != nil {
 			return err
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
+	"github.com/notation-hsm/notation-hsm/internal/telemetry"
 )
 
 // maxBatch is the largest number of decisions that are made durable together.
@@ -24,6 +25,7 @@ type job struct {
 // that can fail before it adds its first event.
 type decision struct {
 	*state
+	ctx   context.Context //nolint:containedctx // of the job, for its trace
 	b     *Broker
 	now   time.Time
 	batch *store.Batch
@@ -31,7 +33,9 @@ type decision struct {
 }
 
 // do has the sequencer take a decision, and returns once it is durable.
-func (b *Broker) do(ctx context.Context, decide func(*decision) error) error {
+func (b *Broker) do(ctx context.Context, decide func(*decision) error) (err error) {
+	ctx, span := telemetry.Start(ctx, "commit")
+	defer func() { span.End(kindOf(err)) }()
 	j := &job{ctx: ctx, decide: decide, done: make(chan error, 1)}
 	if b.running.Err() != nil && ctx.Value(finishing{}) == nil {
 		return errStopping()
@@ -49,6 +53,14 @@ func (b *Broker) do(ctx context.Context, decide func(*decision) error) error {
 	case <-b.ended:
 		return errStopping()
 	}
+}
+
+// kindOf returns the kind of a failure, or "" for none.
+func kindOf(err error) string {
+	if err == nil {
+		return ""
+	}
+	return failure.From(err).Kind.String()
 }
 
 // finishing marks the context of a job of a request that has begun: it is done even when the broker stops.
@@ -92,7 +104,7 @@ func (b *Broker) commit(jobs []*job) {
 		if errs[i] = context.Cause(j.ctx); errs[i] != nil && j.ctx.Value(finishing{}) == nil {
 			continue
 		}
-		d := &decision{state: b.state, b: b, now: now, batch: batch}
+		d := &decision{state: b.state, ctx: j.ctx, b: b, now: now, batch: batch}
 		errs[i] = j.decide(d)
 		names = append(names, d.names...)
 	}
@@ -117,11 +129,14 @@ func (b *Broker) commit(jobs []*job) {
 
 // save commits a batch. When that fails, the state is read from the store again: it must be what is durable.
 func (b *Broker) save(batch *store.Batch) error {
-	if len(batch.Entries) == 0 && batch.Checkpoint == nil && len(batch.Requests) == 0 {
+	counts := b.counts
+	b.counts = nil
+	if len(batch.Entries) == 0 && batch.Checkpoint == nil && len(batch.Requests) == 0 && len(batch.Meta) == 0 {
 		return nil
 	}
 	err := b.write(batch)
 	if err == nil {
+		b.metrics.count(counts)
 		return nil
 	}
 	slog.Error("cannot write to the store", "error", err)
@@ -129,6 +144,7 @@ func (b *Broker) save(batch *store.Batch) error {
 	unknown := errors.Is(err, store.ErrUnknown)
 	b.unsettled = &unsettled{unknown: unknown}
 	if b.settle() == nil && unknown && b.state.Size == batch.First+int64(len(batch.Entries)) {
+		b.metrics.count(counts)
 		return nil
 	}
 	return err
@@ -152,6 +168,7 @@ func (b *Broker) write(batch *store.Batch) error {
 		b.durable.Store(b.state.Size)
 		return nil
 	}
+	b.metrics.failed.Inc()
 	return err
 }
 
@@ -178,6 +195,10 @@ func (b *Broker) settle() error {
 		if err == nil {
 			err = b.write(batch)
 		}
+		if err == nil {
+			b.metrics.count(b.counts)
+		}
+		b.counts = nil
 	}
 	if err != nil {
 		u.late = true
@@ -202,8 +223,10 @@ func (d *decision) event(e Event) error {
 	d.batch.Entries = append(d.batch.Entries, entry)
 	// An event of this process counts before a checkpoint covers it, as nobody else could have added it. Those that
 	// change what is in force wait for one: see adopt.
+	if t, ok := d.transition(&e); ok {
+		d.b.counts = append(d.b.counts, t)
+	}
 	d.apply(&e, true)
-	d.b.metrics.event(&e)
 	if e.Request != "" {
 		d.names = append(d.names, e.Request)
 	}

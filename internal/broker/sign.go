@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/held"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
+	"github.com/notation-hsm/notation-hsm/internal/telemetry"
 )
 
 // Outcome is the answer to a request for a signature: the signature, or the request that waits.
@@ -32,6 +34,7 @@ type wish struct {
 	artifact *payload.Artifact
 	payload  string // sha256:HEX of the bytes
 	claims   *brokerapi.Claims
+	rule     string // by which it is allowed
 }
 
 // Sign signs bytes with a key of the policy, if they are understood, and if the policy in force allows it to the caller.
@@ -114,7 +117,10 @@ func (b *Broker) signOnce(ctx context.Context, w *wish, r brokerapi.SignatureReq
 			again = same.ID
 			return nil
 		}
+		_, span := telemetry.Start(d.ctx, "policy")
 		found, created, err = d.allow(w)
+		span.Set("rule", w.rule)
+		span.End(kindOf(err))
 		return err
 	})
 	switch {
@@ -179,6 +185,7 @@ func (d *decision) intend(e *Event, w *wish, body *brokerapi.Request) error {
 		return err
 	}
 	d.b.live[e.Request] = true
+	w.rule = e.Rule
 	if body != nil {
 		d.insert(body, w.caller, e.Requester)
 	}
@@ -190,7 +197,10 @@ func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.Sig
 	*brokerapi.Signature, error) {
 	ctx = context.WithValue(context.WithoutCancel(ctx), finishing{}, true)
 	began := time.Now()
-	signature, err := b.options.Keys.Sign(ctx, w.Key, r.Payload, r.Algorithm)
+	using, span := telemetry.Start(ctx, "module")
+	span.Set("key", w.Key)
+	signature, err := b.options.Keys.Sign(using, w.Key, r.Payload, r.Algorithm)
+	span.End(kindOf(err))
 	b.metrics.signed(w.Key, time.Since(began), err)
 	e := Event{Type: signed, Request: id, Key: w.Key, Payload: w.payload}
 	if err != nil {
@@ -231,6 +241,9 @@ func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.Sig
 		b.group.Go(func() { b.lose(id) })
 		return nil, logged
 	}
+	slog.InfoContext(ctx, "signed", "request", id, "key", w.Key, "rule", w.rule, "format", w.artifact.Format, "digest",
+		w.Target.Digest, "repository", w.Repository, "issuer", w.caller.Issuer, "subject", w.caller.Subject, "trace",
+		telemetry.Trace(ctx))
 	return &brokerapi.Signature{Signature: signature, Algorithm: r.Algorithm, Artifact: *w.artifact, Request: id}, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
+	"github.com/notation-hsm/notation-hsm/internal/telemetry"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
@@ -36,7 +37,9 @@ func (b *Broker) complete(ctx context.Context, s *subject, claims **brokerapi.Cl
 			return err
 		}
 		s.Repository = name
-		found, err := b.options.Check(ctx, name, s.Target.Digest, s.Target.MediaType, s.Target.Size)
+		checking, span := telemetry.Start(ctx, "repository")
+		found, err := b.options.Check(checking, name, s.Target.Digest, s.Target.MediaType, s.Target.Size)
+		span.End(kindOf(err))
 		if err != nil {
 			return err
 		}

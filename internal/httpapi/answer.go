@@ -72,6 +72,15 @@ func WithCaller(ctx context.Context, attributes ...any) context.Context {
 	return context.WithValue(ctx, callerKey{}, append(Attributes(ctx), attributes...))
 }
 
+type problemKey struct{}
+
+// Observe returns a context for a request, and a function that returns the kind of the failure that it was answered
+// with, or "" for none.
+func Observe(ctx context.Context) (context.Context, func() string) {
+	kind := new(string)
+	return context.WithValue(ctx, problemKey{}, kind), func() string { return *kind }
+}
+
 // Attributes returns what is logged of the caller of a request.
 func Attributes(ctx context.Context) []any {
 	said, _ := ctx.Value(callerKey{}).([]any)
@@ -85,6 +94,9 @@ func WriteProblem(w http.ResponseWriter, r *http.Request, err error) {
 			WithHint("keep both directions of the connection open")
 	}
 	f := failure.From(err)
+	if kind, ok := r.Context().Value(problemKey{}).(*string); ok {
+		*kind = f.Kind.String()
+	}
 	status := statuses[f.Kind]
 	var other *statusError
 	if errors.As(err, &other) {

@@ -9,11 +9,14 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/telemetry"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
@@ -25,6 +28,9 @@ type Options struct {
 	PublicURL string // of the broker, without a slash at its end
 	Version   string
 	Size      int64 // bytes of the largest body of a request; 0 means what brokerapi allows
+	// Registerer gets the server's metrics; nil for none.
+	Registerer prometheus.Registerer
+	Tracer     *telemetry.Tracer // nil for none
 }
 
 // API is a server.
@@ -35,6 +41,7 @@ type API struct {
 	mux     *http.ServeMux
 	polls   atomic.Int64 // requests that wait for a change
 	ready   readiness
+	metrics *metrics
 }
 
 // New returns a server.
@@ -44,6 +51,7 @@ func New(o Options) *API {
 	for operation, handler := range a.operations() {
 		a.mux.Handle(operation, handler)
 	}
+	a.metrics = newMetrics(o.Registerer, a.limits)
 	return a
 }
 
@@ -78,7 +86,7 @@ func (a *API) Handler() http.Handler {
 			c, _ := callerIn(r.Context())
 			return c.Issuer + " " + c.Subject
 		}}
-	return identified(guard.Handler(logged(a.mux)))
+	return identified(a.observe(guard.Handler(logged(a.mux))))
 }
 
 func takesBody(r *http.Request) bool {
