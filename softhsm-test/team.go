@@ -48,6 +48,8 @@ type TeamOptions struct {
 	Limits string
 	// Type is that of the issuer; github by default.
 	Type string
+	// Listen and Log are appended to these sections of the config: "metrics: ADDRESS", "feeds: [...]".
+	Listen, Log string
 	// Module replaces the token's module, such as by the shim.
 	Module string
 	// Timeout is that of the module; one that no machine is too slow for by default.
@@ -150,11 +152,12 @@ listen:
     key: %[3]s/tls.key
     client-ca: %[3]s/callers.pem
   unix: {path: %[4]s}
+  %[16]s
 store: sqlite:%[3]s/store/broker.db
 policy: %[3]s/policy.yaml
 modules:
 - {token: "pkcs11:token=%[5]s", module-path: %[6]s, pin-source: "file:%[3]s/pin", timeout: %[7]s}
-log: {key: "%[8]s", origin: broker.example.com/log, checkpoint-file: %[3]s/checkpoint}
+log: {key: "%[8]s", origin: broker.example.com/log, checkpoint-file: %[3]s/checkpoint, %[17]s}
 callers:
   oidc:
   - {issuer: %[9]s, audience: %[1]s, type: %[10]s, ca: %[11]s}
@@ -165,7 +168,8 @@ administrators: [{unix: "%[12]d"}]
 %[13]s
 %[14]s
 `, b.URL, strings.TrimPrefix(b.URL, "https://"), b.Dir, b.Socket, b.token.Label, module, timeout, b.LogKey,
-		b.Issuer.URL, kind, b.Issuer.CA, os.Geteuid(), b.settings.Registries, b.settings.Config, b.settings.Limits))
+		b.Issuer.URL, kind, b.Issuer.CA, os.Geteuid(), b.settings.Registries, b.settings.Config, b.settings.Limits,
+		b.settings.Listen, b.settings.Log))
 }
 
 // Start starts the broker, and waits until it is ready.

@@ -35,6 +35,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
 	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
+	"github.com/notation-hsm/notation-hsm/internal/telemetry"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
@@ -50,6 +51,7 @@ func serveCommand() *cobra.Command {
 	}
 	addConfig(c, &file)
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		logToStderr()
 		if err := protect(); err != nil {
 			return err
 		}
@@ -66,6 +68,7 @@ func serveCommand() *cobra.Command {
 
 // serveTeam runs the broker of a config file until ctx ends.
 func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err error) {
+	service := agent.NewNotifier()
 	var opened closers
 	defer func() { err = errors.Join(err, opened.close()) }()
 	text, err := os.ReadFile(f.Policy)
@@ -106,6 +109,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 		return err
 	}
 	metrics := prometheus.NewRegistry()
+	registerProcess(metrics, f.StorePath())
 	var b *broker.Broker
 	known := &references{known: map[string]*keystore.Reference{}}
 	use := &broker.HeldKeys{Held: keys, Reference: func(name string) (*keystore.Reference, error) {
@@ -134,13 +138,25 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 		return err
 	}
 	opened.add(b.Close)
-	return listen(ctx, out, f, api.New(api.Options{Broker: b, Identity: callers, Keys: use,
-		PublicURL: strings.TrimSuffix(f.PublicURL, "/"), Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size)}),
+	var tracer *telemetry.Tracer
+	if f.Traces != "" {
+		if tracer, err = telemetry.New(f.Traces, version); err != nil {
+			return err
+		}
+	}
+	stop, err := follow(f, b, tracer, metrics)
+	if err != nil {
+		return err
+	}
+	opened.add(stop)
+	return listen(ctx, out, service, f, api.New(api.Options{Broker: b, Identity: callers, Keys: use,
+		PublicURL: strings.TrimSuffix(f.PublicURL, "/"), Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size),
+		Registerer: metrics, Tracer: tracer}),
 		metrics)
 }
 
 // listen serves on all listeners of a config file until ctx ends or one of them fails.
-func listen(ctx context.Context, out io.Writer, f *brokerfile.File, server *api.API,
+func listen(ctx context.Context, out io.Writer, service agent.Notifier, f *brokerfile.File, server *api.API,
 	metrics *prometheus.Registry) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -184,6 +200,8 @@ func listen(ctx context.Context, out io.Writer, f *brokerfile.File, server *api.
 	for _, address := range listening {
 		fmt.Fprintln(out, "listening on "+address)
 	}
+	service.Notify("READY=1")
+	defer context.AfterFunc(ctx, func() { service.Notify("STOPPING=1") })()
 	var all []error
 	for range serving {
 		all = append(all, <-failed)

@@ -13,6 +13,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
+	"github.com/notation-hsm/notation-hsm/internal/telemetry"
+	"github.com/notation-hsm/notation-hsm/internal/translog/feed"
 )
 
 // check returns the mistakes that the values of a file have.
@@ -39,6 +41,7 @@ func (f *File) check() (all Mistakes) {
 		}
 	}
 	f.checkLog(add)
+	f.checkFollowers(add)
 	if len(f.Callers.OIDC) == 0 && f.Callers.MTLS == nil && f.Callers.Unix == nil {
 		add("callers", "list oidc, mtls or unix", "nobody may call the broker")
 	}
@@ -163,6 +166,29 @@ func (f *File) checkLog(add adding) {
 	}
 	if n := f.Log.MaxUnpublished.Entries; n < 100 || n > 1_000_000 {
 		add("log.max-unpublished.entries", "use a number from 100 to 1000000", "is %d", n)
+	}
+}
+
+// checkFollowers checks the feeds of the log, and the collector of traces.
+func (f *File) checkFollowers(add adding) {
+	seen := map[string]int{}
+	for i, c := range f.Log.Feeds {
+		at := fmt.Sprintf("log.feeds[%d]", i)
+		if _, err := feed.New(c, feed.Log{}, ""); err != nil {
+			e := failure.From(err)
+			add(at, e.Hint, "%s", e.What)
+		}
+		target := c.File + c.Syslog + c.Webhook
+		if first, exists := seen[target]; exists {
+			add(at, "list each target once", "its target is that of log.feeds[%d], too", first)
+		}
+		seen[target] = i
+	}
+	if f.Traces != "" {
+		if _, err := telemetry.Endpoint(f.Traces); err != nil {
+			e := failure.From(err)
+			add("traces", e.Hint, "%s", e.What)
+		}
 	}
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
+	"github.com/notation-hsm/notation-hsm/internal/translog/feed"
 )
 
 // MaxFile is the size of the largest file, in bytes.
@@ -80,10 +81,11 @@ type Key struct {
 
 // Log says how the log is signed, and who follows it.
 type Log struct {
-	Key            string      `yaml:"key"`             // URI of a key that signs nothing else
-	Origin         string      `yaml:"origin"`          // name of the log: a URL without its scheme; it never changes
-	CheckpointFile string      `yaml:"checkpoint-file"` // on another disk than the store, at best
-	MaxUnpublished Unpublished `yaml:"max-unpublished"`
+	Key            string        `yaml:"key"`             // URI of a key that signs nothing else
+	Origin         string        `yaml:"origin"`          // name of the log: a URL without its scheme; it never changes
+	CheckpointFile string        `yaml:"checkpoint-file"` // on another disk than the store, at best
+	MaxUnpublished Unpublished   `yaml:"max-unpublished"`
+	Feeds          []feed.Config `yaml:"feeds"` // who is told of the entries
 }
 
 // Unpublished bounds how far the log may be ahead of its newest signed checkpoint.

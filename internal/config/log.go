@@ -7,6 +7,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
+// LogsToFile reports whether NOTATION_HSM_LOG names a file for the log.
+func LogsToFile() bool { return os.Getenv(logVariable) != "" }
+
 // OpenLog makes slog's default logger write to the file that NOTATION_HSM_LOG names, and returns the file. Without that
 // variable nothing is logged, and the file is nil. Callers log steps and their results, never a PIN, a payload or key
 // material.
