@@ -68,8 +68,11 @@ func TestOperations(t *testing.T) {
 	softhsmtest.Run(t, n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", "broker:release", image)
 	softhsmtest.Run(t, n.Program, "verify", "--insecure-registry", image)
 	other := b.Issuer.Mint(t, map[string]any{"aud": b.URL, "sub": "ci", "repository": "example/other"})
-	b.Use(t, other)
-	fails(t, 1, n.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id", "broker:release", image)
+	status, answer, err := b.Ask(b.Client(), other, http.MethodPost, "/v1/requests", `{"key":"release","artifact":{"format":`+
+		`"notation","media_type":"application/vnd.oci.image.manifest.v1+json","digest":"`+digest.String()+`","size":500}}`)
+	if err != nil || status != http.StatusForbidden {
+		t.Fatalf("another repository gets %d, %s, %v", status, answer, err)
+	}
 
 	var metrics string
 	if !b.Ready(func() bool {
@@ -90,7 +93,7 @@ func TestOperations(t *testing.T) {
 	}
 	for _, line := range []string{`hsm_broker_requests_total{key="release",rule="anyone",state="signed"} 1`,
 		`hsm_broker_http_requests_total{operation="POST /v1/keys/{key}/signatures",status="201"} 1`,
-		`hsm_broker_refusals_total{kind="denied",operation="POST /v1/keys/{key}/signatures"} 1`,
+		`hsm_broker_refusals_total{kind="denied",operation="POST /v1/requests"} 1`,
 		`hsm_broker_module_seconds_count{key="release"} 1`, `hsm_broker_read_only{reason="database-older"} 0`} {
 		says(t, metrics, line+"\n")
 	}
