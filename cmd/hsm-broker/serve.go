@@ -148,7 +148,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	if err != nil {
 		return err
 	}
-	opened.add(stop)
+	opened.add(func() error { stop(); return nil })
 	return listen(ctx, out, service, f, api.New(api.Options{Broker: b, Identity: callers, Keys: use,
 		PublicURL: strings.TrimSuffix(f.PublicURL, "/"), Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size),
 		Registerer: metrics, Tracer: tracer}),

@@ -37,17 +37,16 @@ func logToStderr() {
 
 // follow starts what delivers the log and the traces elsewhere, until the returned function is called.
 func follow(f *brokerfile.File, b *broker.Broker, tracer *telemetry.Tracer, metrics prometheus.Registerer) (
-	stop func() error, err error) {
+	stop func(), err error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var group sync.WaitGroup
-	stop = func() error {
+	stop = func() {
 		cancel()
 		group.Wait()
-		return nil
 	}
 	defer func() {
 		if err != nil {
-			_ = stop()
+			stop()
 		}
 	}()
 	for i, c := range f.Log.Feeds {
