@@ -242,7 +242,7 @@ func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.Sig
 		return nil, logged
 	}
 	slog.InfoContext(ctx, "signed", "request", id, "key", w.Key, "rule", w.rule, "format", w.artifact.Format, "digest",
-		w.Target.Digest, "repository", w.Repository, "issuer", w.caller.Issuer, "subject", w.caller.Subject, "trace",
+		w.Target.Digest, "repository", w.Repository, "issuer", w.caller.Issuer, "subject", w.caller.Subject, "trace_id",
 		telemetry.Trace(ctx))
 	return &brokerapi.Signature{Signature: signature, Algorithm: r.Algorithm, Artifact: *w.artifact, Request: id}, nil
 }

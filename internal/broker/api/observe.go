@@ -8,7 +8,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/notation-hsm/notation-hsm/internal/httpapi"
-	"github.com/notation-hsm/notation-hsm/internal/telemetry"
 )
 
 // metrics are what a server counts for Prometheus. Operations are those of the API: no caller can add one.
@@ -48,9 +47,9 @@ func (a *API) observe(next http.Handler) http.Handler {
 			operation = pattern
 		}
 		ctx, span := a.options.Tracer.Request(r.Context(), r.Header.Get("Traceparent"), operation)
-		ctx = httpapi.WithCaller(ctx, "operation", operation, "trace", telemetry.Trace(ctx))
+		ctx = httpapi.WithCaller(ctx, "operation", operation)
 		ctx, kind := httpapi.Observe(ctx)
-		answer := &answer{ResponseWriter: w, status: http.StatusOK}
+		answer := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		next.ServeHTTP(answer, r.WithContext(ctx))
 		status := strconv.Itoa(answer.status)
 		a.metrics.requests.WithLabelValues(operation, status).Inc()
@@ -62,19 +61,3 @@ func (a *API) observe(next http.Handler) http.Handler {
 		span.End(kind())
 	})
 }
-
-// answer keeps the status of an answer.
-type answer struct {
-	http.ResponseWriter
-
-	status int
-}
-
-// WriteHeader sends the status.
-func (a *answer) WriteHeader(status int) {
-	a.status = status
-	a.ResponseWriter.WriteHeader(status)
-}
-
-// Unwrap returns what http.ResponseController takes.
-func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }

@@ -134,7 +134,7 @@ func TestOperations(t *testing.T) {
 				t.Errorf("%s of the signature is %v in the log: %s", name, logged[name], line)
 			}
 		}
-		if logged["request"] == "" || len(logged["trace"].(string)) != 32 {
+		if logged["request"] == "" || len(logged["trace_id"].(string)) != 32 {
 			t.Errorf("the signature has no request or trace in the log: %s", line)
 		}
 	}
