@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/spf13/cobra"
 
+	"github.com/notation-hsm/notation-hsm/internal/agent"
 	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/broker/api"
