@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 
@@ -57,14 +58,20 @@ func checkName(name string, known []string, what, where string) error {
 	if slices.Contains(known, name) {
 		return nil
 	}
-	hint := "known are: " + strings.Join(known, ", ")
+	text, hint := unknown(what, name, known)
+	return failure.New(failure.Invalid, "%s in %s", text, where).WithHint(hint)
+}
+
+// unknown returns the message for a name that is not known, and a hint with the nearest known name.
+func unknown(what, name string, known []string) (message, hint string) {
+	hint = "known are: " + strings.Join(known, ", ")
 	if near := nearest(name, known); near != "" {
 		hint = "did you mean " + near + "? (" + hint + ")"
 	}
 	if mentions(name, "pinvalue", "pinsource") && len(name) > len(PINSource) { // it may contain the PIN
 		name = "..."
 	}
-	return failure.New(failure.Invalid, "unknown %s %q in %s", what, name, where).WithHint(hint)
+	return fmt.Sprintf("unknown %s %q", what, name), hint
 }
 
 // nearest returns the known name that a name is most likely a misspelling of, or "".

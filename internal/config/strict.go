@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -66,8 +67,8 @@ func Strict(path string, data []byte, into any) error {
 	if root == nil {
 		return failure.New(failure.Invalid, "cannot parse %s: it is empty", path).WithHint("name another file")
 	}
-	if err := checkNames(root, reflect.TypeOf(into).Elem(), path); err != nil {
-		return err
+	for _, m := range Misnamed(root, into) {
+		return failure.New(failure.Invalid, "%s in %s:%d", m.What, path, m.Line).WithHint(m.Hint)
 	}
 	if err := root.Decode(into); err != nil {
 		return failure.New(failure.Invalid, "cannot parse %s: %w", path, err).WithHint("check this line")
@@ -75,21 +76,32 @@ func Strict(path string, data []byte, into any) error {
 	return nil
 }
 
+// A Misname is an unknown name in a YAML file, or an alias of YAML.
+type Misname struct {
+	Line       int
+	What, Hint string
+}
+
+// Misnamed returns the names in a YAML node that are not yaml tags of the type that into points to, and the aliases. The
+// hint has the nearest known name.
+func Misnamed(node *yaml.Node, into any) []Misname { return checkNames(node, reflect.TypeOf(into)) }
+
 // checkNames verifies the names in a node against the fields of a type, and refuses aliases.
-func checkNames(node *yaml.Node, kind reflect.Type, path string) error {
+func checkNames(node *yaml.Node, kind reflect.Type) (all []Misname) {
 	for kind.Kind() == reflect.Pointer {
 		kind = kind.Elem()
 	}
 	if node.Kind == yaml.AliasNode {
-		return failure.New(failure.Invalid, "cannot parse %s: line %d is a YAML alias", path, node.Line).
-			WithHint("write the value out, so that a reviewer sees it in its place")
+		return []Misname{{node.Line, "YAML alias", "write the value out, so that a reviewer sees it in its place"}}
 	}
 	switch {
 	case kind.Kind() == reflect.Slice && node.Kind == yaml.SequenceNode:
 		for _, item := range node.Content {
-			if err := checkNames(item, kind.Elem(), path); err != nil {
-				return err
-			}
+			all = append(all, checkNames(item, kind.Elem())...)
+		}
+	case kind.Kind() == reflect.Map && node.Kind == yaml.MappingNode:
+		for i := 0; i+1 < len(node.Content); i += 2 {
+			all = append(all, checkNames(node.Content[i+1], kind.Elem())...)
 		}
 	case kind.Kind() == reflect.Struct && node.Kind == yaml.MappingNode:
 		fields := fieldsOf(kind)
@@ -99,19 +111,15 @@ func checkNames(node *yaml.Node, kind reflect.Type, path string) error {
 		}
 		for i := 0; i+1 < len(node.Content); i += 2 {
 			name, value := node.Content[i], node.Content[i+1]
-			if err := checkName(name.Value, known, "name", fmt.Sprintf("%s:%d", path, name.Line)); err != nil {
-				return err
-			}
-			for _, f := range fields {
-				if f.name == name.Value {
-					if err := checkNames(value, f.kind, path); err != nil {
-						return err
-					}
-				}
+			if field := slices.Index(known, name.Value); field >= 0 {
+				all = append(all, checkNames(value, fields[field].kind)...)
+			} else {
+				what, hint := unknown("name", name.Value, known)
+				all = append(all, Misname{name.Line, what, hint})
 			}
 		}
 	}
-	return nil
+	return all
 }
 
 // A field is one of a struct, by its name in YAML.

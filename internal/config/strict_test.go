@@ -38,8 +38,8 @@ func TestStrict(t *testing.T) {
 		"top: a\nparts:\n- nam: b":        {`unknown name "nam" in a.yaml:3`, "did you mean name?"},
 		"one: {sice: 1}":                  {`unknown name "sice" in a.yaml:1`, "did you mean size?"},
 		"parts: [{size: many}]":           {"cannot parse a.yaml", "line"},
-		"top: &a b\nname: *a":             {"line 2 is a YAML alias", "write the value out"},
-		"parts:\n- &a {name: b}\none: *a": {"line 3 is a YAML alias", "write the value out"},
+		"top: &a b\nname: *a":             {"YAML alias in a.yaml:2", "write the value out"},
+		"parts:\n- &a {name: b}\none: *a": {"YAML alias in a.yaml:3", "write the value out"},
 		strings.Repeat("#", MaxFile+1):    {"cannot parse a.yaml", ""},
 	} {
 		var d document
