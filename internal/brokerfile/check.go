@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -76,7 +77,7 @@ func (f *File) checkListeners(add adding) {
 		add("listen", "add https or unix", "the broker listens nowhere")
 	}
 	if h := f.Listen.HTTPS; h != nil {
-		if _, _, err := net.SplitHostPort(h.Address); err != nil {
+		if !isAddress(h.Address) {
 			add("listen.https.address", "write it like 0.0.0.0:8443", "%q is not ADDRESS:PORT", h.Address)
 		}
 		for _, one := range []struct{ name, path string }{{"certificate", h.Certificate}, {"key", h.Key}} {
@@ -91,13 +92,21 @@ func (f *File) checkListeners(add adding) {
 	if s := f.Listen.Unix; s != nil && !absolute(s.Path) {
 		add("listen.unix.path", "write it like /run/hsm-broker/broker.sock", "%q is not an absolute path", s.Path)
 	}
-	if _, _, err := net.SplitHostPort(f.Listen.Metrics); f.Listen.Metrics != "" && err != nil {
+	if f.Listen.Metrics != "" && !isAddress(f.Listen.Metrics) {
 		add("listen.metrics", "write it like 127.0.0.1:9464", "%q is not ADDRESS:PORT", f.Listen.Metrics)
 	}
 }
 
+// isAddress reports whether text is ADDRESS:PORT, with a port from 1 to 65535.
+func isAddress(text string) bool {
+	_, port, err := net.SplitHostPort(text)
+	number, notNumber := strconv.ParseUint(port, 10, 16)
+	return err == nil && notNumber == nil && number > 0
+}
+
 // settings are those of a module in the file.
-var settings = []string{config.Token, config.ModulePath, config.SlotID, config.PINSource, config.Timeout}
+var settings = []string{config.Token, config.ModulePath, config.SlotID, config.PINSource, config.Timeout,
+	config.AllowFinalPINTry, config.NetHSMInsecure}
 
 func (f *File) checkModules(add adding) {
 	if len(f.Modules) == 0 {
@@ -107,25 +116,63 @@ func (f *File) checkModules(add adding) {
 	for i, m := range f.Modules {
 		at := fmt.Sprintf("modules[%d]", i)
 		for name, value := range m {
-			if !slices.Contains(settings, name) && !strings.HasPrefix(name, "nethsm") {
-				add(at, "use "+strings.Join(settings, ", ")+", or settings of a NetHSM", "unknown setting %q", name)
-			}
-			if name == config.Timeout {
-				if _, err := time.ParseDuration(value); err != nil {
-					add(at+"."+name, "write it like 30s", "%q is not a time", value)
-				}
-			}
+			checkSetting(add, at, name, value)
 		}
 		token := m[config.Token]
-		if _, err := config.ParseURI(token); err != nil {
-			add(at+".token", "write it like pkcs11:token=prod", "%q is not the URI of a token", token)
+		u, err := config.ParseURI(token)
+		if err != nil || u.Broker || u.Object != "" || len(u.ID) > 0 {
+			add(at+".token", "write it like pkcs11:token=prod, or nethsm:", "it is not the URI of a token")
+			continue
+		}
+		if len(u.Query) > 0 { // the URI is in the log
+			add(at+".token", "write module-path and pin-source as settings of their own", "it has a query")
 			continue
 		}
 		if first, exists := seen[token]; exists {
 			add(at+".token", "list each token once", "%q is modules[%d], too", token, first)
+			continue
 		}
 		seen[token] = i
 	}
+}
+
+// checkSetting checks a setting of the module at a path.
+func checkSetting(add adding, at, name, value string) {
+	path := at + "." + name
+	switch name {
+	case config.ModulePath:
+		if strings.Contains(value, "/") && !absolute(value) {
+			add(path, "name the library by its absolute path, or without a folder", "%q is not an absolute path", value)
+		}
+	case config.SlotID:
+		if _, err := strconv.ParseUint(value, 10, 64); err != nil {
+			add(path, "use a slot number that 'notation-hsm token list' shows", "%q is not a number", value)
+		}
+	case config.Timeout:
+		if timeout, err := time.ParseDuration(value); err != nil || timeout <= 0 {
+			add(path, "write it like 30s", "%q is not a time above 0", value)
+		}
+	case config.AllowFinalPINTry, config.NetHSMInsecure:
+		if _, err := strconv.ParseBool(value); err != nil {
+			add(path, "write true or false", "%q is neither", value)
+		}
+	case config.PINSource:
+		if !isPINSource(value) { // it may be the PIN
+			add(path, `write it like file:/run/pin, env:NAME or "exec:command args"`, "it names no source")
+		}
+	default:
+		if !slices.Contains(settings, name) {
+			_, hint := config.Unknown("setting", name, settings)
+			add(path, hint, "unknown setting")
+		}
+	}
+}
+
+// isPINSource reports whether text begins like a source of a PIN.
+func isPINSource(text string) bool {
+	scheme, rest, found := strings.Cut(text, ":")
+	return found && rest != "" && slices.Contains([]string{"env", "file", "exec"}, scheme) ||
+		strings.HasPrefix(text, "|") || absolute(text) || text == "prompt" || text == "none"
 }
 
 // ModuleOf returns the module that has a key, by its URI: the first whose token attributes the key's URI repeats.
@@ -148,9 +195,9 @@ func within(key, token config.URI) bool {
 }
 
 func (f *File) checkLog(add adding) {
-	if u, err := config.ParseURI(f.Log.Key); err != nil || u.Object == "" && len(u.ID) == 0 || u.Broker {
-		add("log.key", "write it like pkcs11:token=prod;object=log, with a key that signs nothing else",
-			"%q is not the URI of a key", f.Log.Key)
+	if u, err := config.ParseURI(f.Log.Key); err != nil || u.Object == "" && len(u.ID) == 0 || u.Broker || len(u.Query) > 0 {
+		add("log.key", "write it like pkcs11:token=prod;object=log, without a query",
+			"it is not the URI of a key")
 	} else if _, err := f.ModuleOf(u); err != nil {
 		add("log.key", "list its token under modules", "no module has its token")
 	}

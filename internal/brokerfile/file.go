@@ -152,8 +152,11 @@ func Parse(data []byte) (*File, Mistakes) {
 	}
 	f := &File{root: root}
 	var mistakes Mistakes
-	if err := yaml.Load(data, f, yaml.WithKnownFields(), yaml.WithUniqueKeys()); err != nil {
-		mistakes = decodeMistakes(err)
+	for _, m := range config.Misnamed(root, f) {
+		mistakes = append(mistakes, Mistake(m))
+	}
+	if err := yaml.Load(data, f, yaml.WithUniqueKeys()); err != nil {
+		mistakes = append(mistakes, decodeMistakes(err)...)
 	}
 	f.setDefaults()
 	mistakes = append(mistakes, f.check()...)

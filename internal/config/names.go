@@ -58,12 +58,12 @@ func checkName(name string, known []string, what, where string) error {
 	if slices.Contains(known, name) {
 		return nil
 	}
-	text, hint := unknown(what, name, known)
+	text, hint := Unknown(what, name, known)
 	return failure.New(failure.Invalid, "%s in %s", text, where).WithHint(hint)
 }
 
-// unknown returns the message for a name that is not known, and a hint with the nearest known name.
-func unknown(what, name string, known []string) (message, hint string) {
+// Unknown returns the message for a name that is not known, and a hint with the nearest known name.
+func Unknown(what, name string, known []string) (message, hint string) {
 	hint = "known are: " + strings.Join(known, ", ")
 	if near := nearest(name, known); near != "" {
 		hint = "did you mean " + near + "? (" + hint + ")"

@@ -114,7 +114,7 @@ func checkNames(node *yaml.Node, kind reflect.Type) (all []Misname) {
 			if field := slices.Index(known, name.Value); field >= 0 {
 				all = append(all, checkNames(value, fields[field].kind)...)
 			} else {
-				what, hint := unknown("name", name.Value, known)
+				what, hint := Unknown("name", name.Value, known)
 				all = append(all, Misname{name.Line, what, hint})
 			}
 		}
