@@ -9,9 +9,12 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/agent"
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
 	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
@@ -71,7 +74,8 @@ nobody knows any more what was signed meanwhile.`,
 			return err
 		}
 		if err := os.MkdirAll(filepath.Dir(f.StorePath()), 0o700); err != nil {
-			return err
+			return failure.New(failure.FileKind(err), "cannot make the folder of the store: %w", err).
+				WithHint("run it as the user of the broker")
 		}
 		if err := sqlite.Restore(c.Context(), args[0], f.StorePath()); err != nil {
 			return err
@@ -107,8 +111,8 @@ func replay(ctx context.Context, f *brokerfile.File, from, ca string) (n int64, 
 		}
 	}
 	var documents [][]byte
-	if policy, err := os.ReadFile(f.Policy); err == nil {
-		documents = append(documents, policy)
+	if text, err := bound.ReadFile(f.Policy, policy.MaxFile); err == nil {
+		documents = append(documents, text)
 	}
 	if decisive, err := f.Decisive(); err == nil {
 		documents = append(documents, decisive)

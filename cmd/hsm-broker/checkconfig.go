@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -17,7 +18,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/backends"
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
+	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -89,19 +92,23 @@ func (f *findings) warn(where, format string, args ...any) {
 
 // read reads the config and the policy that it names, and prints all mistakes in both.
 func (f *findings) read() (*brokerfile.File, *policy.Policy) {
-	config, err := brokerfile.Read(f.file)
-	var mistakes brokerfile.Mistakes
-	if errors.As(err, &mistakes) {
-		for _, m := range mistakes {
-			f.mistake(fmt.Sprintf("%s:%d", f.file, m.Line), m.Hint, "%s", m.What)
+	text, err := bound.ReadFile(f.file, brokerfile.MaxFile)
+	if err != nil {
+		f.mistake(f.file, "name it with --config, or make one with 'hsm-broker init'", "cannot read the config file: %v", err)
+		return nil, nil
+	}
+	config, mistakes := brokerfile.Parse(text)
+	for _, m := range mistakes {
+		where := f.file
+		if m.Line > 0 {
+			where = fmt.Sprintf("%s:%d", f.file, m.Line)
 		}
-	} else if err != nil {
-		f.failed(f.file, err)
+		f.mistake(where, m.Hint, "%s", m.What)
 	}
 	if config == nil || !filepath.IsAbs(config.Policy) {
 		return nil, nil
 	}
-	data, err := os.ReadFile(config.Policy)
+	data, err := bound.ReadFile(config.Policy, policy.MaxFile)
 	if err != nil {
 		f.mistake(config.Policy, "set policy in the config file", "cannot read the policy: %v", err)
 		return nil, nil
@@ -121,6 +128,9 @@ func (f *findings) read() (*brokerfile.File, *policy.Policy) {
 	for _, w := range p.Warnings() {
 		f.warn(config.Policy, "%s", w)
 	}
+	if len(mistakes) > 0 {
+		return nil, nil
+	}
 	return config, p
 }
 
@@ -138,7 +148,7 @@ func (f *findings) compare(c *brokerfile.File, p *policy.Policy) {
 			f.mistake(c.Policy+": keys."+k.Name, "make a key of its own for the log", "it is the log's key")
 		}
 	}
-	for name := range c.Keys {
+	for _, name := range slices.Sorted(maps.Keys(c.Keys)) {
 		if p.Key(name) == nil {
 			f.warn(f.file, "keys.%s: the policy has no such key", name)
 		}
@@ -163,6 +173,27 @@ func (f *findings) files(c *brokerfile.File) {
 			f.mistake(h.Key, "chmod 600", "others can read the private key")
 		}
 	}
+	if _, err := c.Decisive(); err != nil {
+		f.failed(f.file, err)
+	} else if h := c.Listen.HTTPS; h != nil && h.ClientCA != "" {
+		data, err := os.ReadFile(h.ClientCA)
+		if err != nil || !x509.NewCertPool().AppendCertsFromPEM(data) {
+			f.mistake(f.file, "name a PEM file with the CA of callers' certificates", "listen.https.client-ca: %s has no certificate",
+				h.ClientCA)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Keys)) {
+		if path := c.Keys[name].CertificateChain; path != "" {
+			if _, err := certs.ReadFile(path); err != nil {
+				f.failed(f.file+": keys."+name+".certificate-chain", err)
+			}
+		}
+	}
+	if callers, err := identity.New(c.Callers, c.Administrators); err != nil { // which reads the files of issuers
+		f.failed(f.file+": callers", err)
+	} else {
+		callers.Close()
+	}
 	store := filepath.Dir(c.StorePath())
 	if err := ownership.Check(store, os.Geteuid()); err != nil && !failure.Is(err, failure.NotFound) {
 		f.failed(f.file+": store", err)
@@ -170,8 +201,8 @@ func (f *findings) files(c *brokerfile.File) {
 	own, err1 := os.Stat(nearest(store))
 	other, err2 := os.Stat(nearest(filepath.Dir(c.Log.CheckpointFile)))
 	if err1 == nil && err2 == nil && own.Sys().(*syscall.Stat_t).Dev == other.Sys().(*syscall.Stat_t).Dev {
-		f.warn(f.file, "log.checkpoint-file is on the disk of the store: one restored backup brings both back, and entries that "+
-			"are lost are not noticed")
+		f.warn(f.file, "log.checkpoint-file is on the disk of the store: a restored disk brings both back, and nobody notices "+
+			"that entries of the log are lost")
 	}
 }
 

@@ -79,7 +79,7 @@ are made in the module, by the commands that it prints.`,
 		fmt.Fprintf(c.OutOrStdout(), `%[1]s has the config, the policy, and TLS certificates. Three commands follow:
 
   for key in %[2]s %[3]s; do notation-hsm key generate --module-path %[4]s \
-    --token %[5]s --pin-source %[6]s --spec EC-256 --label $key; done
+    --token %[5]s --pin-source '%[6]s' --spec EC-256 --label $key; done
   hsm-broker check-config --config %[1]s/config.yaml --online
   hsm-broker serve --config %[1]s/config.yaml
 
@@ -97,6 +97,14 @@ func (s *setup) write() error {
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
 		return failure.New(failure.Invalid, "%q is not an https URL", s.URL).
 			WithHint("write it like --public-url https://broker.example.com:8443")
+	}
+	for name, value := range map[string]string{"DIR": s.Dir, "module-path": s.Module, "token": s.Token, "key": s.Key,
+		"log-key": s.LogKey, "repository": s.Repository, "image": s.Image, "public-url": s.URL,
+		"pin-source": strings.ReplaceAll(s.PINSource, " ", "")} {
+		if strings.ContainsFunc(value, special) {
+			return failure.New(failure.Invalid, "cannot write %s %q into a config: it has a special character", name, value).
+				WithHint("use letters, digits and /._-+=:@~%, there")
+		}
 	}
 	s.Host = u.Hostname()
 	s.Address = net.JoinHostPort("0.0.0.0", "8443")
@@ -126,11 +134,31 @@ func (s *setup) write() error {
 		return err
 	}
 	for name := range files {
-		if _, err := os.Lstat(filepath.Join(s.Dir, name)); !errors.Is(err, fs.ErrNotExist) {
+		_, err := os.Lstat(filepath.Join(s.Dir, name))
+		if err == nil {
 			return failure.New(failure.Conflict, "cannot write %s: it exists", filepath.Join(s.Dir, name)).
 				WithHint("name another folder, or move the file away")
 		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return failure.New(failure.FileKind(err), "cannot write a config: %w", err).WithHint("name another folder")
+		}
 	}
+	return s.save(files)
+}
+
+// special reports whether a character means something to YAML, to a condition of a policy, or to a shell.
+func special(r rune) bool { return r <= ' ' || strings.ContainsRune("\"'`\\#&*?|<>()[]{}!$;^\x7f", r) }
+
+// save writes files into the folder. It removes those that it has written when it cannot write one.
+func (s *setup) save(files map[string][]byte) (err error) {
+	var written []string
+	defer func() {
+		if err != nil {
+			for _, path := range written {
+				_ = os.Remove(path)
+			}
+		}
+	}()
 	if err := os.MkdirAll(filepath.Join(s.Dir, "ca"), 0o700); err != nil {
 		return failure.New(failure.FileKind(err), "cannot make the folder: %w", err)
 	}
@@ -139,10 +167,12 @@ func (s *setup) write() error {
 		if strings.HasSuffix(name, ".key") {
 			mode = 0o600
 		}
-		file, err := os.OpenFile(filepath.Join(s.Dir, name), os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
+		path := filepath.Join(s.Dir, name)
+		file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 		if err != nil {
 			return failure.New(failure.FileKind(err), "cannot write the file: %w", err)
 		}
+		written = append(written, path)
 		_, err = file.Write(data)
 		if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
 			return failure.New(failure.Unavailable, "cannot write the file: %w", err)

@@ -97,7 +97,8 @@ func TestMistakes(t *testing.T) {
 		{"rp-id: example.com", "rp-id: example.org", `line 3: rp-id: "example.org" is no domain of broker.example.com`},
 		{"rp-id: example.com", "rp-id: ample.com", `line 3: rp-id: "ample.com" is no domain of`},
 		{"rp-id: example.com\n", "", `line 1: rp-id: "" is no domain of`},
-		{https + "  unix: {path: /run/hsm-broker/broker.sock}\n", "  metrics: 127.0.0.1:9464\n", "line 5: listen: the broker listens nowhere"},
+		{https + "  unix: {path: /run/hsm-broker/broker.sock}\n", "  metrics: 127.0.0.1:9464\n",
+			"line 5: listen: the broker listens nowhere"},
 		{"0.0.0.0:8443", "0.0.0.0", `line 6: listen.https.address: "0.0.0.0" is not ADDRESS:PORT`},
 		{"0.0.0.0:8443", "0.0.0.0:https", `line 6: listen.https.address: "0.0.0.0:https" is not ADDRESS:PORT`},
 		{"0.0.0.0:8443", "0.0.0.0:65536", `line 6: listen.https.address: "0.0.0.0:65536" is not ADDRESS:PORT`},
@@ -116,12 +117,14 @@ func TestMistakes(t *testing.T) {
 		{"- token: pkcs11:token=prod", "- token: prod", "line 14: modules[0].token: it is not the URI of a token"},
 		{"- token: pkcs11:token=prod\n", "- token: pkcs11:token=prod;object=release\n",
 			"line 14: modules[0].token: it is not the URI of a token"},
-		{"- token: pkcs11:token=prod\n", "- token: broker:release\n", "line 14: modules[0].token: it is not the URI of a token"},
+		{"- token: pkcs11:token=prod\n", "- token: broker:release\n",
+			"line 14: modules[0].token: it is not the URI of a token"},
 		{"- token: pkcs11:token=prod\n", "- token: pkcs11:token=prod?pin-value=hunter2\n",
 			"line 14: modules[0].token: it has a query"},
 		{"- token: pkcs11:token=prod\n  m", "- {token: pkcs11:token=prod}\n- token: pkcs11:token=prod\n  m",
 			`line 15: modules[1].token: "pkcs11:token=prod" is modules[0], too (list each token once)`},
-		{"  pin-source", "  nethsm-typo: a\n  pin-source", "line 16: modules[0].nethsm-typo: unknown setting (known are: token,"},
+		{"  pin-source", "  nethsm-typo: a\n  pin-source",
+			"line 16: modules[0].nethsm-typo: unknown setting (known are: token,"},
 		{"  pin-source", "  nethsm-insecur: true\n  pin-source",
 			"line 16: modules[0].nethsm-insecur: unknown setting (did you mean nethsm-insecure?"},
 		{"  pin-source: file:/etc/hsm-broker/pin", "  pin: hunter2", "line 16: modules[0].pin: unknown setting"},
@@ -150,7 +153,8 @@ func TestMistakes(t *testing.T) {
 		{"{host: registry.example.com}", "{host: https://registry.example.com}", "line 28: registry 1 ("},
 		{"{host: registry.example.com}", "{host: registry.example.com, ca: /missing/ca.pem}", "line 28: registry 1 ("},
 		{"public-url:", "public-ulr:", `line 2: unknown name "public-ulr" (did you mean public-url? (known are: version,`},
-		{"certificate-chain:", "certficate-chain:", `line 18: unknown name "certficate-chain" (did you mean certificate-chain?`},
+		{"certificate-chain:", "certficate-chain:",
+			`line 18: unknown name "certficate-chain" (did you mean certificate-chain?`},
 		{"{host: registry", "{hsot: registry", `line 28: unknown name "hsot" (did you mean host?`},
 		{"store: sqlite", "version: 1\nstore: sqlite", "line 11: "},
 		{"version: 1", "<<: {version: 1}", `line 1: unknown name "<<"`},
@@ -176,7 +180,8 @@ func TestMistakes(t *testing.T) {
 func TestAllMistakes(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "config.yaml")
-	text := replaced(t, "version: 1", "version: 3", "0.0.0.0:8443", "8443", "store:", "stroe:", "  pin-source:", "  pni-source:",
+	text := replaced(t, "version: 1", "version: 3", "0.0.0.0:8443", "8443",
+		"store:", "stroe:", "  pin-source:", "  pni-source:",
 		"mtls: {}", "mtls: {}\n  limits: {size: big}", "host: reg", "plain-http: maybe, host: reg")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -185,7 +190,8 @@ func TestAllMistakes(t *testing.T) {
 	if !failure.Is(err, failure.Invalid) {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"\nline 1: version: ", `line 1: store: "" is not`, "\nline 6: listen.https.address: ", "\nline 11: unknown name \"stroe\"",
+	for _, want := range []string{"\nline 1: version: ", `line 1: store: "" is not`,
+		"\nline 6: listen.https.address: ", "\nline 11: unknown name \"stroe\"",
 		"\nline 16: modules[0].pni-source", "\nline 25: ", "\nline 29: "} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q is missing in:\n%v", want, err)
@@ -220,17 +226,21 @@ func TestLine(t *testing.T) {
 func TestModuleOf(t *testing.T) {
 	t.Parallel()
 	f := parse(t, replaced(t, "- token: pkcs11:token=prod\n",
-		"- {token: pkcs11:token=prod;serial=1, timeout: 1s}\n- {token: 'nethsm:', timeout: 3s}\n- token: pkcs11:token=prod\n  timeout: 2s\n"))
+		"- {token: pkcs11:token=prod;serial=1, timeout: 1s}\n- {token: 'nethsm:', timeout: 3s}\n"+
+			"- token: pkcs11:token=prod\n  timeout: 2s\n"))
 	for key, timeout := range map[string]string{
-		"pkcs11:token=prod;object=a": "2s", "pkcs11:token=prod;serial=1;object=a": "1s", "pkcs11:token=prod;serial=2;object=a": "2s",
-		"nethsm:a": "3s", "pkcs11:token=other;object=a": "", "pkcs11:object=a": "", "broker:a": "", "pkcs11:serial=1;object=a": "",
+		"pkcs11:token=prod;object=a": "2s", "pkcs11:token=prod;serial=1;object=a": "1s",
+		"pkcs11:token=prod;serial=2;object=a": "2s",
+		"nethsm:a": "3s", "pkcs11:token=other;object=a": "", "pkcs11:object=a": "",
+		"broker:a": "", "pkcs11:serial=1;object=a": "",
 	} {
 		u, err := config.ParseURI(key)
 		if err != nil {
 			t.Fatal(err)
 		}
 		m, err := f.ModuleOf(u)
-		if m[config.Timeout] != timeout || (err != nil) != (timeout == "") || err != nil && !failure.Is(err, failure.Invalid) {
+		if m[config.Timeout] != timeout || (err != nil) != (timeout == "") ||
+			err != nil && !failure.Is(err, failure.Invalid) {
 			t.Errorf("%s: %v, %v", key, m, err)
 		}
 	}
@@ -278,7 +288,8 @@ func TestDecisive(t *testing.T) {
 	}
 	for _, change := range [][]string{
 		{"  mtls: {}", "  mtls: {allow: [CN=ci]}"}, {"  mtls: {}", "  mtls: {}\n  unix: {users: [root]}"},
-		{"  mtls: {}", "  mtls: {}\n  limits: {open: 7}"}, {"{unix: root}", "{unix: '1'}"}, {"- {unix: root}", "- {unix: root}\n- {mtls: CN=a}"},
+		{"  mtls: {}", "  mtls: {}\n  limits: {open: 7}"}, {"{unix: root}", "{unix: '1'}"},
+		{"- {unix: root}", "- {unix: root}\n- {mtls: CN=a}"},
 		{"{host: registry.example.com}", "{host: registry.example.com, hosts: [token.example.com]}"},
 		{"/usr/lib/libp11.so", "/usr/lib/other.so"}, {"  pin-source", "  slot-id: 1\n  pin-source"},
 		{"rp-id: example.com", "rp-id: broker.example.com"}, {"object=log", "object=log2"},
@@ -296,7 +307,8 @@ func TestDecisive(t *testing.T) {
 	if err := os.Remove(ca); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := parse(t, strings.Replace(valid, "/etc/hsm-broker/ca.pem", ca, 1)).Decisive(); !failure.Is(err, failure.NotFound) {
+	f := parse(t, strings.Replace(valid, "/etc/hsm-broker/ca.pem", ca, 1))
+	if _, err := f.Decisive(); !failure.Is(err, failure.NotFound) {
 		t.Error(err)
 	}
 }
@@ -304,7 +316,8 @@ func TestDecisive(t *testing.T) {
 // TestDecisiveForm keeps the form of what decides: a change of it has every administrator apply a config anew.
 func TestDecisiveForm(t *testing.T) {
 	t.Parallel()
-	data, err := parse(t, replaced(t, "    client-ca: /etc/hsm-broker/ca.pem\n", "", "mtls: {}", "unix: {users: [root]}")).Decisive()
+	data, err := parse(t, replaced(t, "    client-ca: /etc/hsm-broker/ca.pem\n", "", "mtls: {}",
+		"unix: {users: [root]}")).Decisive()
 	const want = `{"administrators":[{"MTLS":"","Unix":"root"}],"callers":{"Limits":{"Open":0,` +
 		`"Requests":{"Count":0,"Per":0},"Size":0},"MTLS":null,"OIDC":null,"Unix":{"Groups":null,"Users":["root"]}},` +
 		`"files":{},"log":{"key":"pkcs11:token=prod;object=log","origin":"broker.example.com/log"},"modules":[` +
