@@ -42,8 +42,8 @@ func TestCheckConfigFindings(t *testing.T) {
 		file, old, replacement string
 		want                   string // of the output; it is valid if that begins with "warning: "
 	}{
-		"name":        {"config.yaml", "policy:", "polcy:", "config.yaml:24: unknown name \"polcy\" (did you mean policy?"},
-		"line":        {"config.yaml", "version: 1", "version: 2", "config.yaml:2: version: is 2 (write version: 1)"},
+		"name": {"config.yaml", "policy:", "polcy:", "config.yaml:24: unknown name \"polcy\" (did you mean policy?"},
+		"line": {"config.yaml", "version: 1", "version: 2", "config.yaml:2: version: is 2 (write version: 1)"},
 		"host": {"config.yaml", "public-url: https://127.0.0.1:8443\nrp-id: 127.0.0.1",
 			"public-url: https://localhost\nrp-id: localhost",
 			"listen.https.certificate: x509: "},
