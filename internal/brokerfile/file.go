@@ -58,7 +58,7 @@ type Listen struct {
 	Metrics string  `yaml:"metrics"` // ADDRESS:PORT of Prometheus' metrics, without TLS; "" for none
 }
 
-// HTTPS is a listener for callers elsewhere. The files are read again when they change.
+// HTTPS is a listener for callers elsewhere. The certificate and its key are read again when they change, ClientCA is not.
 type HTTPS struct {
 	Address     string `yaml:"address"`     // ADDRESS:PORT
 	Certificate string `yaml:"certificate"` // PEM, leaf first
