@@ -231,7 +231,7 @@ func TestModuleOf(t *testing.T) {
 	for key, timeout := range map[string]string{
 		"pkcs11:token=prod;object=a": "2s", "pkcs11:token=prod;serial=1;object=a": "1s",
 		"pkcs11:token=prod;serial=2;object=a": "2s",
-		"nethsm:a": "3s", "pkcs11:token=other;object=a": "", "pkcs11:object=a": "",
+		"nethsm:a":                            "3s", "pkcs11:token=other;object=a": "", "pkcs11:object=a": "",
 		"broker:a": "", "pkcs11:serial=1;object=a": "",
 	} {
 		u, err := config.ParseURI(key)
