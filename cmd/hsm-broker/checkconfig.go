@@ -178,8 +178,8 @@ func (f *findings) files(c *brokerfile.File) {
 	} else if h := c.Listen.HTTPS; h != nil && h.ClientCA != "" {
 		data, err := os.ReadFile(h.ClientCA)
 		if err != nil || !x509.NewCertPool().AppendCertsFromPEM(data) {
-			f.mistake(f.file, "name a PEM file with the CA of callers' certificates", "listen.https.client-ca: %s has no certificate",
-				h.ClientCA)
+			f.mistake(f.file, "name a PEM file with the CA of callers' certificates",
+				"listen.https.client-ca: %s has no certificate", h.ClientCA)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Keys)) {
@@ -201,8 +201,8 @@ func (f *findings) files(c *brokerfile.File) {
 	own, err1 := os.Stat(nearest(store))
 	other, err2 := os.Stat(nearest(filepath.Dir(c.Log.CheckpointFile)))
 	if err1 == nil && err2 == nil && own.Sys().(*syscall.Stat_t).Dev == other.Sys().(*syscall.Stat_t).Dev {
-		f.warn(f.file, "log.checkpoint-file is on the disk of the store: a restored disk brings both back, and nobody notices "+
-			"that entries of the log are lost")
+		f.warn(f.file, "log.checkpoint-file is on the disk of the store: a restored disk brings both back, and nobody "+
+			"notices that entries of the log are lost")
 	}
 }
 

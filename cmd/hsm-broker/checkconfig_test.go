@@ -62,7 +62,8 @@ func TestCheckConfigFindings(t *testing.T) {
 			"config.yaml: callers: cannot resolve callers.unix.users: "},
 		"issuer's keys": {"config.yaml", "    type: github", "    type: github\n    jwks-file: /absent.json", "/absent.json"},
 		"no policy": {"config.yaml", "DIR/policy.yaml", "DIR/other.yaml",
-			"DIR/other.yaml: cannot read the policy: open DIR/other.yaml: no such file or directory (set policy in the config file)"},
+			"DIR/other.yaml: cannot read the policy: open DIR/other.yaml: no such file or directory (set policy in the " +
+				"config file)"},
 		"policy": {"policy.yaml", "per hour", "per week", "DIR/policy.yaml: line 12: keys.release.use[0].limit: "},
 		"module": {"policy.yaml", "pkcs11:token=signing", "pkcs11:token=other",
 			"DIR/policy.yaml: keys.release: no module of the config file has the token of pkcs11:token=other;object=release"},
@@ -93,7 +94,8 @@ func TestCheckConfigAll(t *testing.T) {
 	edit(t, filepath.Join(dir, "policy.yaml"), "per hour", "per week")
 	out, err := runs("check-config", "--config", path)
 	if !failure.Is(err, failure.Invalid) || err.Error() != "3 mistakes" || strings.Count(out, "\n") != 3 ||
-		!strings.Contains(out, "config.yaml:2: ") || !strings.Contains(out, "log.key: ") || !strings.Contains(out, "policy.yaml: ") {
+		!strings.Contains(out, "config.yaml:2: ") || !strings.Contains(out, "log.key: ") ||
+		!strings.Contains(out, "policy.yaml: ") {
 		t.Errorf("%v\n%s", err, out)
 	}
 	if out, err := runs("check-config", "--config", filepath.Join(dir, "absent")); !failure.Is(err, failure.Invalid) ||

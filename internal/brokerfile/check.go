@@ -47,7 +47,8 @@ func (f *File) check() (all Mistakes) {
 		add("callers", "list oidc, mtls or unix", "nobody may call the broker")
 	}
 	if f.Callers.MTLS != nil && (f.Listen.HTTPS == nil || f.Listen.HTTPS.ClientCA == "") {
-		add("callers.mtls", "set listen.https.client-ca to the CA of callers' certificates", "no CA issues their certificates")
+		add("callers.mtls", "set listen.https.client-ca to the CA of callers' certificates",
+			"no CA issues their certificates")
 	}
 	for _, err := range append(f.Callers.Check(), identity.CheckAdministrators(f.Administrators)...) {
 		all = append(all, f.locate(err))
@@ -195,7 +196,8 @@ func within(key, token config.URI) bool {
 }
 
 func (f *File) checkLog(add adding) {
-	if u, err := config.ParseURI(f.Log.Key); err != nil || u.Object == "" && len(u.ID) == 0 || u.Broker || len(u.Query) > 0 {
+	if u, err := config.ParseURI(f.Log.Key); err != nil || u.Object == "" && len(u.ID) == 0 || u.Broker ||
+		len(u.Query) > 0 { // the URI is in the log
 		add("log.key", "write it like pkcs11:token=prod;object=log, without a query",
 			"it is not the URI of a key")
 	} else if _, err := f.ModuleOf(u); err != nil {

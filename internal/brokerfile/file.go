@@ -45,7 +45,7 @@ type File struct {
 	Callers        identity.Config          `yaml:"callers"`
 	Administrators []identity.Administrator `yaml:"administrators"`
 	Registries     []repository.Registry    `yaml:"registries"`
-	Traces         string                   `yaml:"traces"` // URL of an OpenTelemetry collector (OTLP over HTTP); "" for none
+	Traces         string                   `yaml:"traces"` // URL of an OpenTelemetry collector (OTLP over HTTP), or ""
 
 	root *yaml.Node
 	path string
@@ -58,7 +58,8 @@ type Listen struct {
 	Metrics string  `yaml:"metrics"` // ADDRESS:PORT of Prometheus' metrics, without TLS; "" for none
 }
 
-// HTTPS is a listener for callers elsewhere. The certificate and its key are read again when they change, ClientCA is not.
+// HTTPS is a listener for callers elsewhere. The certificate and its key are read again when they change, and ClientCA
+// is not.
 type HTTPS struct {
 	Address     string `yaml:"address"`     // ADDRESS:PORT
 	Certificate string `yaml:"certificate"` // PEM, leaf first
@@ -273,7 +274,8 @@ func (f *File) Decisive() ([]byte, error) {
 	}
 	return translog.Canonical(map[string]any{
 		"modules": modules, "callers": f.Callers, "administrators": f.Administrators, "registries": f.Registries,
-		"files": files, "rp-id": f.RPID, "public-url": f.PublicURL, "log": map[string]any{"key": f.Log.Key, "origin": f.Log.Origin},
+		"files": files, "rp-id": f.RPID, "public-url": f.PublicURL,
+		"log": map[string]any{"key": f.Log.Key, "origin": f.Log.Origin},
 	})
 }
 

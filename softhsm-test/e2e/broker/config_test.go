@@ -11,8 +11,8 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// TestInitCommands runs the commands that 'hsm-broker init' prints: they make the keys, check the config with the module,
-// and start a broker.
+// TestInitCommands runs the commands that 'hsm-broker init' prints: they make the keys, check the config with the
+// module, and start a broker.
 func TestInitCommands(t *testing.T) {
 	dir, err := os.MkdirTemp("", "init") // the path of a socket is short
 	if err != nil {
@@ -28,7 +28,8 @@ func TestInitCommands(t *testing.T) {
 		softhsmtest.Setenv(t, "NOTATION_HSM_"+name, "")
 	}
 	folder := filepath.Join(dir, "broker")
-	out := softhsmtest.Run(t, program, "init", folder, "--public-url", "https://"+freePort(t), "--module-path", token.Module)
+	out := softhsmtest.Run(t, program, "init", folder, "--public-url", "https://"+freePort(t), "--module-path",
+		token.Module)
 	softhsmtest.Write(t, filepath.Join(folder, "pin"), softhsmtest.PIN)
 	file := filepath.Join(folder, "config.yaml")
 	config := strings.ReplaceAll(softhsmtest.Read(t, file), "127.0.0.1:9464", freePort(t))
@@ -62,8 +63,8 @@ func TestInitCommands(t *testing.T) {
 		t.Error(out)
 	}
 
-	softhsmtest.Run(t, "notation-hsm", "key", "generate", "--module-path", token.Module, "--token", "signing", "--pin-source",
-		"file:"+folder+"/pin", "--spec", "RSA-2048", "--label", "rsa")
+	softhsmtest.Run(t, "notation-hsm", "key", "generate", "--module-path", token.Module, "--token", "signing",
+		"--pin-source", "file:"+folder+"/pin", "--spec", "RSA-2048", "--label", "rsa")
 	config = softhsmtest.Read(t, file)
 	softhsmtest.Write(t, file, strings.ReplaceAll(config, "object=broker-log", "object=rsa"))
 	fails("config.yaml: log.key: the log's key is no EC key (generate one with --spec EC-256)")
