@@ -74,9 +74,9 @@ lint: $(LINT) $(ACTIONLINT) ## check style, the workflows, and that go.mod is ti
 	$(ACTIONLINT) -shellcheck= -pyflakes= -ignore 'label "[a-z]+" is unknown' deploy/pipelines/github/*.yml
 	go mod tidy -diff
 
-bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.md; SOAK=1000000: of so many signatures)
+bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.md; SOAK=1000000: of so many signatures; LOG=10000000: of a log)
 	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl
-	$(PRIVATE) go run -tags $(TAGS) ./softhsm-test/bench $(if $(SOAK),soak $(SOAK))
+	$(PRIVATE) go run -tags $(TAGS) ./softhsm-test/bench $(if $(SOAK),soak $(SOAK))$(if $(LOG),log $(LOG))
 
 tools: ## build the notation command and a registry, as pinned below tools/
 	$(NOTATION_AND_REGISTRY)
