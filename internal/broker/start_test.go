@@ -27,14 +27,14 @@ func (f *fixture) killed() {
 }
 
 // edit changes the database by hand.
-func (f *fixture) edit(statement string, args ...any) {
+func (f *fixture) edit(statement string) {
 	f.t.Helper()
 	db, err := sql.Open("sqlite", f.database())
 	if err != nil {
 		f.t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := db.Exec(statement, args...); err != nil {
+	if _, err := db.Exec(statement); err != nil {
 		f.t.Fatal(err)
 	}
 }
