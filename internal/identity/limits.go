@@ -14,7 +14,7 @@ import (
 type Limits struct {
 	Requests Rate `yaml:"requests"` // default: 600 per minute
 	Open     int  `yaml:"open"`     // requests that wait for people or time; default: 100
-	Size     Size `yaml:"size"`     // of the body of a request; default: 1MiB
+	Size     Size `yaml:"size"`     // of the body of a request; default: 1536KiB
 }
 
 // WithDefaults returns the limits, with defaults for those that are not set.
@@ -26,7 +26,7 @@ func (l Limits) WithDefaults() Limits {
 		l.Open = 100
 	}
 	if l.Size == 0 {
-		l.Size = 1 << 20
+		l.Size = 1536 << 10 // a payload of 1 MiB in base64 fits
 	}
 	return l
 }

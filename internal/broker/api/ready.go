@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,11 +11,12 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// readiness is what was found last. Everyone may ask, and looking asks the modules.
+// readiness is what was found last. Everyone may ask, and looking asks the modules: one look at a time serves all.
 type readiness struct {
-	mu    sync.Mutex
-	found *brokerapi.Readiness
-	at    time.Time
+	mu      sync.Mutex
+	found   *brokerapi.Readiness
+	at      time.Time
+	looking chan struct{} // closed when the look that is under way ends; nil without one
 }
 
 const (
@@ -22,19 +24,59 @@ const (
 	readyTime  = 10 * time.Second // how long all parts may take
 )
 
-// getReadiness answers 503 unless all parts that are needed are ready.
+// state returns what was found last, or what look finds if that is not fresh. It fails when ctx ends before look does.
+func (r *readiness) state(ctx context.Context, look func(context.Context) *brokerapi.Readiness) (
+	*brokerapi.Readiness, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.found == nil || time.Since(r.at) >= readyFresh {
+		if r.looking == nil {
+			r.looking = make(chan struct{})
+			go r.look(context.WithoutCancel(ctx), look)
+		}
+		ended := r.looking
+		r.mu.Unlock()
+		select {
+		case <-ended:
+		case <-ctx.Done():
+		}
+		r.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
+	return r.found, nil
+}
+
+// look keeps what look finds.
+func (r *readiness) look(ctx context.Context, look func(context.Context) *brokerapi.Readiness) {
+	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	defer cancel()
+	found := look(ctx)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.found, r.at = found, time.Now()
+	close(r.looking)
+	r.looking = nil
+}
+
+// getReadiness answers 503 unless all parts that are needed are ready. Only callers with a credential are told what is
+// wrong with a part: failures name files and modules.
 func (a *API) getReadiness(r *http.Request) (*brokerapi.Readiness, int, error) {
-	a.ready.mu.Lock()
-	defer a.ready.mu.Unlock()
-	if a.ready.found == nil || time.Since(a.ready.at) >= readyFresh {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), readyTime)
-		defer cancel()
-		a.ready.found, a.ready.at = a.parts(ctx), time.Now()
+	found, err := a.ready.state(r.Context(), a.parts)
+	if err != nil {
+		return nil, 0, err
 	}
-	if !a.ready.found.Ready {
-		return a.ready.found, http.StatusServiceUnavailable, nil
+	if _, err := a.options.Identity.Caller(r); err != nil {
+		found = &brokerapi.Readiness{Ready: found.Ready, Parts: slices.Clone(found.Parts)}
+		for i := range found.Parts {
+			found.Parts[i].Detail = ""
+		}
 	}
-	return a.ready.found, http.StatusOK, nil
+	if !found.Ready {
+		return found, http.StatusServiceUnavailable, nil
+	}
+	return found, http.StatusOK, nil
 }
 
 // parts returns the state of all parts.

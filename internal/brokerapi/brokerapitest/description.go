@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"path"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -86,6 +88,10 @@ type Answer struct {
 func (d *Description) Check(r *http.Request, a Answer) (operation string, err error) {
 	r = r.Clone(context.Background())
 	r.Body = http.NoBody
+	// A parameter of a path has no slash in OpenAPI, and the file of a log has.
+	if file, ok := strings.CutPrefix(r.URL.EscapedPath(), brokerapi.LogPath+"/"); ok && path.Clean(r.URL.Path) == r.URL.Path {
+		r.URL.Path, r.URL.RawPath = brokerapi.LogPath+"/"+file, brokerapi.LogPath+"/"+url.PathEscape(file)
+	}
 	route, parameters, err := d.router.FindRoute(r)
 	if err != nil {
 		return "", d.checkUnknown(err, r, a)
