@@ -35,7 +35,7 @@ func (b *Broker) Create(ctx context.Context, caller identity.Caller, n brokerapi
 		w.Target.Annotations = nil
 	}
 	if n.Artifact.Format != payload.Notation {
-		return nil, failure.New(failure.Unsupported, "requests beforehand are for the format notation, not %.30q",
+		return nil, failure.New(failure.Invalid, "requests beforehand are for the format notation, not %.30q",
 			n.Artifact.Format).WithHint("ask for the signature at once")
 	}
 	if err := b.complete(ctx, &w.subject, &w.claims); err != nil {

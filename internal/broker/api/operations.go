@@ -1,10 +1,12 @@
 package api
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
@@ -103,12 +105,21 @@ const maxPolls = httpapi.MaxRequests / 3
 // maxPage is the largest number of requests on a page.
 const maxPage = 100
 
+// maxName is the largest number of characters in the name of a key, and in the ID of a request.
+const maxName = 100
+
 func (a *API) getRequests(r *http.Request) (*brokerapi.Requests, int, error) {
 	values := r.URL.Query()
 	q := broker.Query{State: values.Get("state"), Key: values.Get("key"), Before: values.Get("before"), Limit: 20}
 	if q.State != "" && !slices.Contains(brokerapi.States, brokerapi.State(q.State)) {
 		return nil, 0, failure.New(failure.Invalid, "there is no state %.30q", q.State).
 			WithHint("see the description of the API")
+	}
+	for name, value := range map[string]string{"key": q.Key, "before": q.Before} {
+		if utf8.RuneCountInString(value) > maxName {
+			return nil, 0, failure.New(failure.Invalid, "%s has more than %d characters", name, maxName).
+				WithHint("see the description of the API")
+		}
 	}
 	if values.Has("limit") {
 		n, err := number("limit", values.Get("limit"), maxPage)
@@ -172,19 +183,26 @@ func (a *API) postPolicy(r *http.Request) (*brokerapi.Request, int, error) {
 	if err := httpapi.ReadJSON(r, &body); err != nil {
 		return nil, 0, err
 	}
-	caller, _ := callerIn(r.Context())
-	made, err := a.options.Broker.Propose(r.Context(), caller,
-		broker.Change{What: broker.ChangePolicy, Policy: []byte(body.Policy)})
-	return a.link(made), http.StatusCreated, err
+	return a.propose(r, broker.Change{What: broker.ChangePolicy, Policy: []byte(body.Policy)})
 }
 
 // change returns an operation that proposes a change.
 func (a *API) change(what string) func(*http.Request) (*brokerapi.Request, int, error) {
 	return func(r *http.Request) (*brokerapi.Request, int, error) {
-		caller, _ := callerIn(r.Context())
-		made, err := a.options.Broker.Propose(r.Context(), caller, broker.Change{What: what, Key: r.PathValue("key")})
-		return a.link(made), http.StatusCreated, err
+		return a.propose(r, broker.Change{What: what, Key: r.PathValue("key")})
 	}
+}
+
+// changeTime is how long a change waits for a checkpoint of the log that covers it.
+const changeTime = 30 * time.Second
+
+// propose proposes a change. A change that no checkpoint covers in time counts once one does.
+func (a *API) propose(r *http.Request, c broker.Change) (*brokerapi.Request, int, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), changeTime)
+	defer cancel()
+	caller, _ := callerIn(ctx)
+	made, err := a.options.Broker.Propose(ctx, caller, c)
+	return a.link(made), http.StatusCreated, err
 }
 
 func (a *API) getVersion(*http.Request) (*brokerapi.Version, int, error) {
