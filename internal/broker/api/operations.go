@@ -94,6 +94,9 @@ func (a *API) postRequest(r *http.Request) (*brokerapi.Request, int, error) {
 	if err := httpapi.ReadJSON(r, &body); err != nil {
 		return nil, 0, err
 	}
+	if err := checkWish(body); err != nil {
+		return nil, 0, err
+	}
 	caller, _ := callerIn(r.Context())
 	made, err := a.options.Broker.Create(r.Context(), caller, body)
 	return a.link(made), http.StatusCreated, err

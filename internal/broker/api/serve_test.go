@@ -103,6 +103,35 @@ func TestRequest(t *testing.T) {
 	}
 }
 
+// TestWish refuses requests beforehand that no payload can fulfil, and keeps none of them.
+func TestWish(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	for name, change := range map[string]func(*brokerapi.NewRequest){
+		"no digest":         func(n *brokerapi.NewRequest) { n.Artifact.Digest = "" },
+		"another digest":    func(n *brokerapi.NewRequest) { n.Artifact.Digest = "md5:" + strings.Repeat("a", 32) },
+		"a short digest":    func(n *brokerapi.NewRequest) { n.Artifact.Digest = n.Artifact.Digest[:70] },
+		"a long media type": func(n *brokerapi.NewRequest) { n.Artifact.MediaType = strings.Repeat("a", maxMediaType+1) },
+		"a negative size":   func(n *brokerapi.NewRequest) { n.Artifact.Size = -1 },
+		"negative expiry":   func(n *brokerapi.NewRequest) { n.Expiry = -1 },
+		"late expiry":       func(n *brokerapi.NewRequest) { n.Expiry = maxExpiry + 1 },
+	} {
+		n := newRequest(1)
+		change(&n)
+		if answer := f.token("ci").want(400, post(brokerapi.RequestsPath, n)); answer.Status != 400 {
+			t.Error(name)
+		}
+	}
+	long := newRequest(1)
+	long.Artifact.Annotations = map[string]string{"a": strings.Repeat("b", maxAnnotations)}
+	if err := checkWish(long); err == nil {
+		t.Error("long annotations")
+	}
+	if page := read[brokerapi.Requests](t, f.admin().want(200, get(brokerapi.RequestsPath))); len(page.Requests) != 0 {
+		t.Errorf("%+v", page)
+	}
+}
+
 // TestCredentials takes tokens, certificates of the client CA and users of the Unix socket, one of them at once.
 func TestCredentials(t *testing.T) {
 	t.Parallel()
