@@ -92,7 +92,7 @@ func TestLimits(t *testing.T) {
 			t.Errorf("rate %s is %v, %v", text, c.Limits.Requests, err)
 		}
 	}
-	if got, want := (Limits{}).WithDefaults(), (Limits{Rate{600, time.Minute}, 100, 1 << 20}); got != want {
+	if got, want := (Limits{}).WithDefaults(), (Limits{Rate{600, time.Minute}, 100, 1536 << 10}); got != want {
 		t.Errorf("defaults are %+v", got)
 	}
 	set := Limits{Rate{1, time.Hour}, 2, 3}
