@@ -25,7 +25,8 @@ func TestPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(page), "```sh\n")
+	_, rest, _ := strings.Cut(string(page), "## An example\n")
+	_, rest, _ = strings.Cut(rest, "```sh\n")
 	example, _, found := strings.Cut(rest, "```\n")
 	if !found {
 		t.Fatal("the page has no example")
