@@ -22,7 +22,7 @@ import (
 func TestHostile(t *testing.T) {
 	softhsmtest.Parallel(t)
 	softhsmtest.NeedRoot(t) // to count the descriptors of a process that hides its memory
-	metrics := freePort(t)
+	metrics := softhsmtest.FreeAddresses(t, 1)[0]
 	s := start(t, softhsmtest.TeamOptions{Policy: strings.Replace(policy, "when: caller.issuer == \"ISSUER\" &&",
 		"when: caller.subject == \"CN=ci\" || caller.issuer == \"ISSUER\" &&", 1),
 		Listen: "metrics: " + metrics, Limits: "requests: 1000000 per minute, open: 1000"})
@@ -74,17 +74,6 @@ func TestHostile(t *testing.T) {
 		t.Errorf("the broker has %d KiB in memory, and had %d KiB before", now, memory)
 	}
 	h.Sign()
-}
-
-// freePort returns an address of loopback that is free at this moment.
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // for a moment
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // silence opens connections that do not begin TLS, or do not go on with it.
