@@ -73,6 +73,13 @@ nobody knows any more what was signed meanwhile.`,
 		if err != nil {
 			return err
 		}
+		var files translog.Files
+		var verifier *translog.Verifier
+		if len(args) == 2 { // before anything is restored
+			if files, verifier, err = logCopy(c.Context(), f, args[1], ca); err != nil {
+				return err
+			}
+		}
 		if err := os.MkdirAll(filepath.Dir(f.StorePath()), 0o700); err != nil {
 			return failure.New(failure.FileKind(err), "cannot make the folder of the store: %w", err).
 				WithHint("run it as the user of the broker")
@@ -84,7 +91,7 @@ nobody knows any more what was signed meanwhile.`,
 		if len(args) == 1 {
 			return nil
 		}
-		n, err := replay(c.Context(), f, args[1], ca)
+		n, err := replay(c.Context(), f, files, verifier)
 		if err != nil {
 			return err
 		}
@@ -94,22 +101,32 @@ nobody knows any more what was signed meanwhile.`,
 	return c
 }
 
-// replay replays the entries of a copy of the log, whose checkpoint is verified by the key in the config file's module.
-func replay(ctx context.Context, f *brokerfile.File, from, ca string) (n int64, err error) {
-	verifier, err := logVerifier(ctx, f)
+// logCopy returns the files of a copy of a broker's log, and their verifier: the key in the config file's module, under
+// the name that the log has in the epoch of the copy.
+func logCopy(ctx context.Context, f *brokerfile.File, from, ca string) (translog.Files, *translog.Verifier, error) {
+	flags := &logFlags{ca: ca}
+	files, err := flags.files(from)
 	if err != nil {
-		return 0, err
+		return nil, nil, err
 	}
-	files := translog.Dir(from)
-	if info, err := os.Stat(from); err != nil || !info.IsDir() {
-		roots, err := (&logFlags{ca: ca}).roots()
-		if err != nil {
-			return 0, err
-		}
-		if files, err = translog.URL(from, roots); err != nil {
-			return 0, err
-		}
+	checkpoint, err := files(ctx, translog.CheckpointPath)
+	if err != nil {
+		return nil, nil, err
 	}
+	origin, err := originIn(f, checkpoint)
+	if err != nil {
+		return nil, nil, err
+	}
+	verifier, err := logVerifier(ctx, f, origin)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, err = translog.Open(checkpoint, []*translog.Verifier{verifier})
+	return files, verifier, err
+}
+
+// replay replays the entries of a copy of the log.
+func replay(ctx context.Context, f *brokerfile.File, files translog.Files, verifier *translog.Verifier) (int64, error) {
 	var documents [][]byte
 	if text, err := bound.ReadFile(f.Policy, policy.MaxFile); err == nil {
 		documents = append(documents, text)

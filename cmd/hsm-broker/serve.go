@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -262,8 +263,8 @@ func reference(ks *keystore.Keystore, f *brokerfile.File, uri, chain string) (*k
 	return ks.Direct().Resolve(uri, given, config.Flags)
 }
 
-// logVerifier returns the verifier of a broker's log, by the public half of the key in the module.
-func logVerifier(ctx context.Context, f *brokerfile.File) (_ *translog.Verifier, err error) {
+// logVerifier returns the verifier of a broker's log under a name, by the public half of the key in the module.
+func logVerifier(ctx context.Context, f *brokerfile.File, origin string) (_ *translog.Verifier, err error) {
 	ks := backends.GuardedService(refusalsOf(f).Guard)
 	defer func() { err = errors.Join(err, ks.Close()) }()
 	key, err := reference(ks, f, f.Log.Key, "")
@@ -272,10 +273,24 @@ func logVerifier(ctx context.Context, f *brokerfile.File) (_ *translog.Verifier,
 	}
 	var v *translog.Verifier
 	err = key.WithKey(ctx, func(_ keystore.Store, k keystore.Key) (err error) {
-		v, err = translog.NewVerifier(f.Log.Origin, k.Public())
+		v, err = translog.NewVerifier(origin, k.Public())
 		return err
 	})
 	return v, err
+}
+
+// epoch is what the name of a log has besides in a later epoch.
+var epoch = regexp.MustCompile(`^(/[1-9][0-9]*)?$`)
+
+// originIn returns the name of a broker's log in a checkpoint, whose signature it does not verify: the name in the
+// config file, or the one of a later epoch. It fails with Denied for the checkpoint of another log.
+func originIn(f *brokerfile.File, checkpoint []byte) (string, error) {
+	origin, _, _ := strings.Cut(string(checkpoint), "\n")
+	if rest, ours := strings.CutPrefix(origin, f.Log.Origin); !ours || !epoch.MatchString(rest) {
+		return "", failure.New(failure.Denied, "the checkpoint is of the log %.100q, not of %q", origin, f.Log.Origin).
+			WithHint("name a copy of this broker's log, and check log.origin in the config file")
+	}
+	return origin, nil
 }
 
 func logKeyCommand() *cobra.Command {
@@ -284,7 +299,8 @@ func logKeyCommand() *cobra.Command {
 		Use:   "key",
 		Short: "Print the public key of a broker's log, as 'log verify --key' takes it",
 		Long: `Print the public key of a broker's log, as 'log verify --key' takes it: ORIGIN+ID+KEY (C2SP signed-note).
-Publish it where auditors find it, not on the broker.`,
+Publish it where auditors find it, not on the broker. A new epoch has another name of the log: print it
+again then.`,
 		Args: cli.Exactly(0),
 	}
 	addConfig(c, &file)
@@ -293,7 +309,15 @@ Publish it where auditors find it, not on the broker.`,
 		if err != nil {
 			return err
 		}
-		v, err := logVerifier(c.Context(), f)
+		origin := f.Log.Origin
+		checkpoint, err := readFile(f.Log.CheckpointFile)
+		if err == nil {
+			origin, err = originIn(f, checkpoint)
+		}
+		if err != nil && !failure.Is(err, failure.NotFound) { // it does not exist before the first start
+			return err
+		}
+		v, err := logVerifier(c.Context(), f, origin)
 		if err != nil {
 			return err
 		}

@@ -156,6 +156,17 @@ func TestNewEpoch(t *testing.T) {
 	if count(events, "epoch/v1") != 1 || count(events, "signed/v1") != 3 {
 		t.Errorf("the log has %+v", events)
 	}
+	printed := strings.TrimSpace(softhsmtest.Run(t, s.Program, "log", "key", "--config", s.Config()))
+	if !strings.HasPrefix(printed, origin+"+") {
+		t.Errorf("in epoch 2, the key of the log is %s", printed)
+	}
+	today := s.backUp()
+	s.published(s.signs().Request)
+	copied := s.ExportLog(s.flags)
+	s.Stop()
+	s.restore(today, copied)
+	s.Start()
+	s.signs()
 }
 
 // policyWith returns the policy with a part replaced.
