@@ -133,6 +133,10 @@ func Restore(ctx context.Context, backup, path string) error {
 		return failure.New(failure.Conflict, "cannot restore the database: %s exists", path).
 			WithHint("stop the broker, and move the database away with its files -wal and -shm")
 	}
+	if _, err := os.Stat(backup); err != nil { // or SQLite would make it
+		return failure.New(failure.FileKind(err), "cannot read the backup: %w", err).
+			WithHint("name a file that 'hsm-broker backup' has written")
+	}
 	source := &Store{path: backup}
 	db, err := database(backup, "query_only(1)")
 	if err != nil {

@@ -181,6 +181,11 @@ func TestBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	failsWith(t, Restore(t.Context(), backup, restored), failure.Conflict, "exists")
+	missing := filepath.Join(dir, "missing")
+	failsWith(t, Restore(t.Context(), missing, filepath.Join(dir, "other.db")), failure.NotFound, "cannot read the backup")
+	if _, err := os.Stat(missing); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a backup that did not exist: %v", err)
+	}
 	if size, err := open(t, restored).Size(t.Context()); err != nil || size == 0 || size > 100 {
 		t.Errorf("%d entries, %v", size, err)
 	}
