@@ -73,6 +73,8 @@ func (f *File) checkURL(add adding) {
 	}
 }
 
+const maxSocketPath = 107 // bytes, of Linux
+
 func (f *File) checkListeners(add adding) {
 	if f.Listen.HTTPS == nil && f.Listen.Unix == nil {
 		add("listen", "add https or unix", "the broker listens nowhere")
@@ -92,6 +94,10 @@ func (f *File) checkListeners(add adding) {
 	}
 	if s := f.Listen.Unix; s != nil && !absolute(s.Path) {
 		add("listen.unix.path", "write it like /run/hsm-broker/broker.sock", "%q is not an absolute path", s.Path)
+	}
+	if s := f.Listen.Unix; s != nil && len(s.Path) > maxSocketPath {
+		add("listen.unix.path", "use a shorter path", "has %d bytes, and the path of a socket at most %d", len(s.Path),
+			maxSocketPath)
 	}
 	if f.Listen.Metrics != "" && !isAddress(f.Listen.Metrics) {
 		add("listen.metrics", "write it like 127.0.0.1:9464", "%q is not ADDRESS:PORT", f.Listen.Metrics)
