@@ -55,6 +55,15 @@ func (f *logFlags) verifiers(c *cobra.Command) ([]*translog.Verifier, error) {
 }
 
 func (f *logFlags) verifier(c *cobra.Command, text string) (*translog.Verifier, error) {
+	v, err := f.parse(c, text)
+	if err == nil && f.origin != "" && v.Name() != f.origin {
+		return nil, failure.New(failure.Invalid, "the key is of the log %q, and --origin is %q", v.Name(), f.origin).
+			WithHint("leave --origin out, or give the key of that log")
+	}
+	return v, err
+}
+
+func (f *logFlags) parse(c *cobra.Command, text string) (*translog.Verifier, error) {
 	if strings.Contains(text, "+") {
 		return translog.ParseVerifier(text)
 	}
@@ -135,7 +144,8 @@ func (f *logFlags) verify(ctx context.Context, log string, verifiers []*translog
 func readFile(path string) ([]byte, error) {
 	data, err := bound.ReadFile(path, 1<<20)
 	if err != nil {
-		return nil, failure.New(failure.FileKind(err), "cannot read %s: %w", path, err)
+		return nil, failure.New(failure.FileKind(err), "cannot read %s: %w", path, err).
+			WithHint("check the path, and that this user can read the file")
 	}
 	return data, nil
 }

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
@@ -139,6 +140,7 @@ func TestLogVerify(t *testing.T) {
 		"--origin is required":         {"verify", dir, "--key", public},
 		"cannot verify":                {"verify", dir, "--key", public, "--origin", "another.example.com"},
 		"cannot read missing.pem":      {"verify", dir, "--key", "missing.pem"},
+		"the key is of the log":        {"verify", dir, "--key", vkey, "--origin", "another.example.com"},
 		"is not a folder":              {"export", dir, "https://example.com", "--key", vkey},
 		"cannot read the verifier key": {"verify", dir, "--key", "a+b+c"},
 		"is not the URL of a log":      {"verify", "ftp://example.com", "--key", vkey},
@@ -149,6 +151,9 @@ func TestLogVerify(t *testing.T) {
 		if _, err := runLog(t, args...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v, want %q", args, err, want)
 		}
+	}
+	if _, err := runLog(t, "verify", web.URL, "--key", vkey); !strings.Contains(failure.From(err).Hint, "--ca") {
+		t.Errorf("a server of an unknown CA: %v", err)
 	}
 	bundle := filepath.Join(copied, "tile", "entries", "000.p", "7")
 	data, err = os.ReadFile(bundle)

@@ -132,6 +132,11 @@ func get(ctx context.Context, client *http.Client, address, path string) (data [
 		return nil, false, failure.New(failure.Invalid, "cannot fetch %s: %w", address, err)
 	}
 	response, err := client.Do(request) //nolint:gosec // the operator names the host, and no answer names another
+	var untrusted *tls.CertificateVerificationError
+	if errors.As(err, &untrusted) {
+		return nil, false, failure.New(failure.Unavailable, "cannot fetch %s: %w", address, err).
+			WithHint("give the CA of the server's certificate with --ca")
+	}
 	if err != nil {
 		return nil, !errors.Is(err, errRedirect), failure.New(failure.Unavailable, "cannot fetch %s: %w", address, err).
 			WithHint("check the URL of the log and the connection")
