@@ -84,6 +84,8 @@ are made in the module, by the commands that it prints.`,
   hsm-broker serve --config %[1]s/config.yaml
 
 Before, put the PIN where pin-source says, and read %[1]s/policy.yaml: it says who may sign what.
+Notation needs a certificate for %[2]s: make one with 'notation-hsm cert self-sign', or with 'notation-hsm cert csr'
+and your CA, and store it with 'notation-hsm cert import'.
 %[1]s/ca/ca.key issues certificates for TLS: move it to another machine.
 `, dir, s.Key, s.LogKey, s.Module, s.Token, s.PINSource)
 		return nil

@@ -155,7 +155,7 @@ func (d *decision) neededBy(c Change, next *policy.Policy) ([]need, error) {
 	if sealed != (c.What == ChangeEpoch) {
 		if sealed {
 			return nil, failure.New(failure.Unavailable, "cannot change anything: %s", *d.b.readOnly.Load()).
-				WithHint("restore the missing entries, or propose a new epoch of the log")
+				WithHint("restore them with 'hsm-broker restore FILE LOG', or run 'hsm-broker log new-epoch'")
 		}
 		return nil, failure.New(failure.Conflict, "the log has all its entries: it needs no new epoch").
 			WithHint("go on as before")

@@ -213,7 +213,7 @@ func (b *Broker) settle() error {
 func (d *decision) event(e Event) error {
 	if d.b.sealed.Load() && e.Type != epochBegun {
 		return failure.New(failure.Unavailable, "nothing is added to the log: %s", *d.b.readOnly.Load()).
-			WithHint("restore the missing entries, or propose a new epoch of the log")
+			WithHint("restore them with 'hsm-broker restore FILE LOG', or run 'hsm-broker log new-epoch'")
 	}
 	e.Time = d.now.UTC().Format(eventTime)
 	entry, err := e.encode()

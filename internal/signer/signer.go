@@ -199,6 +199,11 @@ func (j *job) findChain(ctx context.Context) ([]*x509.Certificate, error) {
 	if chain != nil || err != nil {
 		return chain, err
 	}
+	if j.settings.Key.Broker && j.settings.CertificateChain == "" {
+		return nil, failure.New(failure.NotFound, "the broker has no certificate for the key %s", j.settings.Key).
+			WithHint("have the broker's operator store one beside the key, with 'notation-hsm cert import'; " +
+				"or set certificate-chain to its file")
+	}
 	where := "on the token"
 	if j.settings.CertificateChain != "" {
 		where = "in " + j.settings.CertificateChain + " or on the token"
