@@ -99,6 +99,9 @@ func (d *decision) propose(caller identity.Caller, c Change, next *policy.Policy
 	e.Request, body.Rule = newID(d.now), e.Rule
 	body.ID = e.Request
 	if len(waits) > 0 {
+		if err := d.checkOpen(e.Caller); err != nil {
+			return nil, -1, err
+		}
 		e.Type, e.State = requested, string(brokerapi.Pending)
 		body.State, body.Reason = brokerapi.Pending, waitsFor(waits)
 		until := d.now.Add(grantLife).Truncate(time.Second)

@@ -31,10 +31,6 @@ func (d *decision) spend(c identity.Caller, e *Event) error {
 		return failure.New(failure.Throttled, "the caller has made %d requests per %s, which is its limit", n,
 			period(limits.Requests.Per)).WithHint("try again later, or have callers.limits raised")
 	}
-	if n := d.Open[e.Caller]; limits.Open > 0 && n >= limits.Open {
-		return failure.New(failure.Throttled, "the caller has %d open requests, which is its limit", n).
-			WithHint("cancel some, or have callers.limits raised")
-	}
 	if c.Token == nil {
 		return nil
 	}
@@ -47,6 +43,24 @@ func (d *decision) spend(c identity.Caller, e *Event) error {
 			WithHint("get a new token for each request")
 	}
 	return nil
+}
+
+// checkOpen fails when a caller can have no more open requests.
+func (d *decision) checkOpen(caller string) error {
+	if n, most := d.Open[caller], d.b.options.Limits.Open; most > 0 && n >= most {
+		return failure.New(failure.Throttled, "the caller has %d open requests, which is its limit", n).
+			WithHint("cancel some, or have callers.limits raised")
+	}
+	return nil
+}
+
+// checkLimit fails when a rule has reached its limit.
+func (d *decision) checkLimit(key string, r *policy.Rule) error {
+	if r.Limit == nil || d.Uses[key+"\x00"+r.Name].within(d.now, r.Limit.Per) < int64(r.Limit.Count) {
+		return nil
+	}
+	return failure.New(failure.Throttled, "cannot sign with key %q: the rule %q has reached its limit of %d per %s", key,
+		r.Name, r.Limit.Count, period(r.Limit.Per)).WithHint("try again later")
 }
 
 // period returns the words for a period of a limit: "hour" for one hour.
@@ -73,13 +87,9 @@ func (d *decision) choose(w *wish) (rule, error) {
 	var waiting *policy.Rule
 	var exhausted error
 	for _, r := range decided.Rules {
-		if r.Limit != nil {
-			n := d.Uses[w.Key+"\x00"+r.Name].within(d.now, r.Limit.Per)
-			if n >= int64(r.Limit.Count) {
-				exhausted = failure.New(failure.Throttled, "cannot sign with key %q: the rule %q has reached its limit of %d per %s",
-					w.Key, r.Name, r.Limit.Count, period(r.Limit.Per)).WithHint("try again later")
-				continue
-			}
+		if err := d.checkLimit(w.Key, r); err != nil {
+			exhausted = err
+			continue
 		}
 		if one := (rule{r}); !one.waits() {
 			return one, nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
@@ -91,6 +92,9 @@ const grantLife = 24 * time.Hour
 
 // create logs a request that is signed later.
 func (d *decision) create(e *Event, w *wish, rule rule) (*brokerapi.Request, error) {
+	if err := d.checkOpen(e.Caller); err != nil {
+		return nil, err
+	}
 	e.Type, e.Payload = requested, ""
 	body := w.body(e.Request, d.now)
 	body.Rule, body.State = rule.Name, brokerapi.Approved
@@ -162,20 +166,25 @@ func (d *decision) put(r *row, caller string, signature []byte) {
 	}
 }
 
-// update changes the row of a request. A row that cannot be read does not matter: it decides nothing.
-func (d *decision) update(id string, signature []byte, change func(*row)) {
-	old := d.b.rows[id]
-	for i := range d.batch.Requests { // this batch may have it
-		if d.batch.Requests[i].ID == id {
-			old = &d.batch.Requests[i]
+// kept returns the row of a request as this batch leaves it.
+func (d *decision) kept(id string) (*store.Request, error) {
+	for _, r := range slices.Backward(d.batch.Requests) {
+		if r.ID == id {
+			return &r, nil
 		}
 	}
-	if old == nil {
-		var err error
-		if old, err = d.b.options.Store.Request(context.Background(), id); err != nil {
-			slog.Warn("cannot read a request to change it", "request", id, "error", err)
-			return
-		}
+	if r := d.b.rows[id]; r != nil {
+		return r, nil
+	}
+	return d.b.options.Store.Request(context.Background(), id)
+}
+
+// update changes the row of a request. A row that cannot be read does not matter: it decides nothing.
+func (d *decision) update(id string, signature []byte, change func(*row)) {
+	old, err := d.kept(id)
+	if err != nil {
+		slog.Warn("cannot read a request to change it", "request", id, "error", err)
+		return
 	}
 	var r row
 	if err := json.Unmarshal(old.Body, &r); err != nil {

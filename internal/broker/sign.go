@@ -156,6 +156,14 @@ func (d *decision) allow(w *wish) (*request, *brokerapi.Request, error) {
 		return nil, nil, err
 	}
 	if grant != nil {
+		// Requests count towards the limit of a rule when they are signed: there can be more of them than it allows.
+		current, err := d.current(grant)
+		if err == nil && grant.First.IsZero() {
+			err = d.checkLimit(w.Key, current)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
 		e.Request, e.Rule, e.RuleDigest, e.Requester = grant.ID, grant.Rule, grant.RuleDigest, grant.Requester
 		e.Retry = !grant.First.IsZero()
 		return grant, nil, d.intend(&e, w, nil)
@@ -313,7 +321,7 @@ func (d *decision) grant(w *wish) (best, waits *request) {
 
 // waiting returns what callers are told of a request that waits.
 func (d *decision) waiting(r *request) (*brokerapi.Request, error) {
-	kept, err := d.b.options.Store.Request(context.Background(), r.ID)
+	kept, err := d.kept(r.ID)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,72 @@
+package broker
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/identity"
+)
+
+// TestLimitOfGrants signs no more with grants than the limit of their rule, however many there are.
+func TestLimitOfGrants(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.policy = strings.Replace(f.policy, "1000 per hour", "2 per hour", 1)
+	f.start()
+	for n := byte(1); n <= 4; n++ {
+		if _, err := f.Create(t.Context(), caller("ci"), target(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.signs("ci", 1)
+	f.signs("ci", 2)
+	for n := 3; n <= 4; n++ {
+		_, err := f.Sign(t.Context(), caller("ci"), "release", f.image(n))
+		failsWith(t, err, failure.Throttled, "limit of 2 per hour")
+	}
+	f.clock.pass(1e9, 0)
+	f.signs("ci", 1) // of the same use
+}
+
+// TestOpenGrants uses grants of a caller that can have no more of them.
+func TestOpenGrants(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.limits = identity.Limits{Open: 2}
+	f.start()
+	for n := byte(1); n <= 2; n++ {
+		if _, err := f.Create(t.Context(), caller("ci"), target(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := f.Create(t.Context(), caller("ci"), target(3))
+	failsWith(t, err, failure.Throttled, "2 open requests")
+	f.signs("ci", 1)
+}
+
+// TestWaitingAtOnce tells callers of a request that waits also when it is made by the same transaction.
+func TestWaitingAtOnce(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.start()
+	w, err := f.read(t.Context(), caller("slow"), "release", f.image(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var first, second string
+	err = f.do(context.Background(), func(d *decision) error {
+		for _, id := range []*string{&first, &second} {
+			_, body, err := d.allow(w)
+			if err != nil {
+				return err
+			}
+			*id = body.ID
+		}
+		return nil
+	})
+	if err != nil || first != second {
+		t.Errorf("%q, %q, %v", first, second, err)
+	}
+}
