@@ -49,7 +49,7 @@ func (b *Broker) Propose(ctx context.Context, caller identity.Caller, c Change) 
 		return nil, err
 	}
 	if c.What == ChangeEpoch {
-		if err := b.unseal(ctx); err != nil {
+		if err := b.unseal(ctx, index); err != nil {
 			return nil, err
 		}
 	}
@@ -132,7 +132,8 @@ func (d *decision) propose(caller identity.Caller, c Change, next *policy.Policy
 }
 
 // unseal lets the log grow again, in its new epoch. The checkpoint of the old one is kept: it proves what was lost.
-func (b *Broker) unseal(ctx context.Context) error {
+// index is that of the entry of the new epoch.
+func (b *Broker) unseal(ctx context.Context, index int64) error {
 	return b.do(ctx, func(d *decision) error {
 		if data, err := bound.ReadFile(b.options.Log.File, maxFile); err == nil {
 			if err := writeFile(fmt.Sprintf("%s.epoch-%d", b.options.Log.File, d.Epoch-1), data); err != nil {
@@ -141,7 +142,10 @@ func (b *Broker) unseal(ctx context.Context) error {
 		}
 		b.sealed.Store(false)
 		b.readOnly.Store(nil)
-		return d.loseAll()
+		if err := d.loseAll(); err != nil {
+			return err
+		}
+		return d.void(b.published.Load().Size, index)
 	})
 }
 

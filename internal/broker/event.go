@@ -23,7 +23,7 @@ const (
 	blocked    = "blocked/v1"   // a key signs nothing
 	unblocked  = "unblocked/v1" // it signs again
 	snapshot   = "snapshot/v1"  // the state after the entries before, by its SHA-256
-	voided     = "void/v1"      // an entry that counts for nothing, by its index
+	voided     = "void/v1"      // an entry that permits nothing, by its index
 	epochBegun = "epoch/v1"     // the log begins anew after entries were lost
 )
 
@@ -63,10 +63,10 @@ type Event struct {
 }
 
 // permits reports whether an event allows what was not allowed before it. Such an event counts once a signed checkpoint
-// covers it.
+// covers it. A snapshot stands for all events, and one that is void allows what the other has ended.
 func (e *Event) permits() bool {
 	switch e.Type {
-	case policySet, configSet, requested, unblocked, epochBegun:
+	case policySet, configSet, requested, unblocked, epochBegun, snapshot, voided:
 		return true
 	}
 	return false

@@ -76,6 +76,13 @@ func (b *Broker) restore(ctx context.Context, checkpoint translog.Checkpoint) (*
 		slog.Warn("the snapshot in the database is not the one of the log, and all entries are read instead")
 		return newState(b.options.Limits.Requests.Per), nil //nolint:nilerr // as it says
 	}
+	void, err := b.voided(ctx, index+1, checkpoint.Size)
+	if err != nil {
+		return nil, err
+	}
+	if void[index] { // no checkpoint had covered it when the broker stopped
+		return newState(), nil
+	}
 	proof, err := translog.ProveEntry(ctx, b.tiles, checkpoint.Size, index)
 	if err == nil {
 		err = translog.CheckEntry(proof, checkpoint, index, entry)

@@ -217,19 +217,25 @@ func (b *Broker) reload(ctx context.Context) error {
 	return nil
 }
 
-// voided returns the indexes of entries that count for nothing, as entries of the signed log say.
+// voided returns the indexes of entries that permit nothing, as entries of the signed log say.
 func (b *Broker) voided(ctx context.Context, first, covered int64) (map[int64]bool, error) {
-	void := map[int64]bool{}
-	err := b.options.Store.Entries(ctx, first, covered, func(_ int64, entry []byte) error {
+	var by, indexes []int64
+	err := b.options.Store.Entries(ctx, first, covered, func(index int64, entry []byte) error {
 		if !bytes.Contains(entry, []byte(`"type":"`+voided+`"`)) {
 			return nil
 		}
 		e, err := decodeEvent(entry)
-		if err == nil {
-			void[e.Index] = true
+		if err == nil && e.Type == voided && e.Index < index {
+			by, indexes = append(by, index), append(indexes, e.Index)
 		}
 		return err
 	})
+	void := map[int64]bool{}
+	for i := len(by) - 1; i >= 0; i-- { // later ones can make it void
+		if !void[by[i]] {
+			void[indexes[i]] = true
+		}
+	}
 	return void, err
 }
 
@@ -266,7 +272,10 @@ func (b *Broker) replay(ctx context.Context, s *state, in translog.Checkpoint, c
 			s.Size++
 			continue
 		}
-		s.apply(e, index < covered)
+		if e.Type == opened && index > 0 {
+			return errEdited
+		}
+		s.apply(e, index < covered && !void[index])
 	}
 	return nil
 }
@@ -276,25 +285,35 @@ func (b *Broker) replay(ctx context.Context, s *state, in translog.Checkpoint, c
 func (b *Broker) recover() error {
 	batch := &store.Batch{First: b.state.Size}
 	d := &decision{state: b.state, b: b, now: b.clock.now(b.state.Last), batch: batch}
-	covered := b.published.Load().Size
-	err := b.options.Store.Entries(context.Background(), covered, b.state.Size, func(index int64, entry []byte) error {
+	if err := d.loseAll(); err != nil {
+		return err
+	}
+	if err := d.void(b.published.Load().Size, batch.First); err != nil {
+		return err
+	}
+	return b.save(batch)
+}
+
+// void logs of entries that no checkpoint covers, and that are not known to be this process's, that they permit nothing.
+// Otherwise they would, once one covers them.
+func (d *decision) void(first, end int64) error {
+	return d.b.options.Store.Entries(context.Background(), first, end, func(index int64, entry []byte) error {
 		e, err := decodeEvent(entry)
-		if err != nil || !e.permits() {
+		if err != nil {
 			return err
+		}
+		alive := d.Requests[e.Request]
+		if !e.permits() && (e.Type != intended || alive == nil || !alive.Bare) {
+			return nil
 		}
 		if err := d.event(Event{Type: voided, Index: index, Request: e.Request}); err != nil {
 			return err
 		}
-		d.finish(e.Request, brokerapi.Expired, "the broker stopped before the log had a signed checkpoint of it: try again")
+		if e.permits() && e.Request != "" && alive == nil {
+			d.finish(e.Request, brokerapi.Expired, "the broker stopped before the log had a signed checkpoint of it: try again")
+		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	if err := d.loseAll(); err != nil {
-		return err
-	}
-	return b.save(batch)
 }
 
 // loseAll ends the intents whose outcome nobody knows.

@@ -208,6 +208,7 @@ func (s *state) intend(e *Event, index int64, covered bool) {
 		r.Direct, r.Bare = true, !covered
 	} else {
 		r.Entries = append(r.Entries, index)
+		r.Bare = r.Bare || !covered && r.State == brokerapi.Pending // only who decides knows that it waits no more
 		r.State = brokerapi.Signing
 	}
 	if !e.Retry {
@@ -225,10 +226,10 @@ func (s *state) intend(e *Event, index int64, covered bool) {
 
 // outcome takes the end of an intent into account.
 func (s *state) outcome(e *Event, index int64) {
-	r := s.own(e.Request)
-	if r == nil {
+	if r := s.Requests[e.Request]; r == nil || r.State != brokerapi.Signing {
 		return
 	}
+	r := s.own(e.Request)
 	r.Entries = append(r.Entries, index)
 	switch {
 	case e.Type == signed:

@@ -1,0 +1,204 @@
+package broker
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/store"
+	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
+	"github.com/notation-hsm/notation-hsm/internal/translog"
+)
+
+// append adds entries to the database of a broker that does not run, as someone can who edits it: the tree fits them,
+// and no checkpoint covers them.
+func (f *fixture) append(batch *store.Batch, events ...Event) {
+	f.t.Helper()
+	s, err := sqlite.Open(f.t.Context(), f.database())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer s.Close()
+	if batch.First, err = s.Size(f.t.Context()); err != nil {
+		f.t.Fatal(err)
+	}
+	for _, e := range events {
+		e.Time = f.clock.now().Format(eventTime)
+		entry, err := e.encode()
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		batch.Entries = append(batch.Entries, entry)
+	}
+	tree, err := translog.NewTree(f.t.Context(), batch.First, s.Tile)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	_, tiles := tree.Append(batch.Entries)
+	for _, one := range tiles {
+		batch.Tiles = append(batch.Tiles, store.Tile(one))
+	}
+	if err := s.Commit(f.t.Context(), batch); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// restarts calls check after each of several starts: also when a checkpoint covers later what was appended.
+func (f *fixture) restarts(check func()) {
+	f.t.Helper()
+	for range 3 {
+		f.start()
+		check()
+		f.publishAll()
+		f.stop()
+	}
+}
+
+// TestAppendedVoid keeps a policy in force that an appended entry says is void.
+func TestAppendedVoid(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.start()
+	strict := strings.Replace(testPolicy, `caller.subject == "ci" && `, "false && ", 1)
+	_, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangePolicy, Policy: []byte(strict)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := f.Policy().Index
+	f.stop()
+	f.append(&store.Batch{}, Event{Type: voided, Index: index})
+	f.restarts(func() {
+		_, err := f.Sign(t.Context(), caller("ci"), "release", f.image(1))
+		failsWith(t, err, failure.Denied, "no rule")
+	})
+}
+
+// TestAppendedSnapshot does not start from a snapshot whose entry was appended.
+func TestAppendedSnapshot(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.start()
+	if _, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangeBlock, Key: "release"}); err != nil {
+		t.Fatal(err)
+	}
+	still := f.state.clone()
+	f.stop()
+	clear(still.Blocked)
+	data, err := json.Marshal(still)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.append(&store.Batch{Snapshot: &store.Snapshot{Size: still.Size, Data: data},
+		Meta: map[string][]byte{snapshotEntry: strconv.AppendInt(nil, still.Size, 10)}},
+		Event{Type: snapshot, Snapshot: hashOf(data), Index: still.Size})
+	f.restarts(func() {
+		_, err := f.Sign(t.Context(), caller("ci"), "release", f.image(1))
+		failsWith(t, err, failure.Denied, "is blocked")
+	})
+}
+
+// TestAppendedIntent signs nothing that people did not approve when entries say that it was signed before.
+func TestAppendedIntent(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.start()
+	people := caller("people")
+	waiting, err := f.Create(t.Context(), people, target(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := f.read(t.Context(), people, "release", f.image(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.publishAll()
+	var digest string
+	for _, r := range f.state.Requests {
+		digest = r.RuleDigest
+	}
+	policy, pseudonym := f.Policy().SHA256, f.callerOf(people)
+	f.stop()
+	payload := hashOf([]byte("x"))
+	made := Event{Type: intended, Request: newID(f.clock.now()), Key: "release", Rule: "people", RuleDigest: digest,
+		Statement: w.digest, Requester: pseudonym, Caller: pseudonym, Payload: payload, Policy: policy}
+	again := Event{Type: intended, Request: waiting.ID, Key: "release", Rule: "people", RuleDigest: digest, Payload: payload,
+		Caller: pseudonym, Policy: policy}
+	outcome := func(what, id string) Event { return Event{Type: what, Request: id, Key: "release", Payload: payload} }
+	for _, events := range [][]Event{
+		{made, outcome(signed, made.Request)},
+		{outcome(failed, waiting.ID)}, {outcome(signed, waiting.ID)}, {outcome(lost, waiting.ID)},
+		{again}, {again, outcome(failed, waiting.ID)}, {again, outcome(signed, waiting.ID)},
+	} {
+		f.append(&store.Batch{}, events...)
+		f.restarts(func() {
+			for n := range 2 {
+				o, err := f.Sign(t.Context(), people, "release", f.image(n+1))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if o.Signature != nil || f.keys.uses.Load() > 0 {
+					t.Fatalf("it has signed after %+v", events)
+				}
+			}
+			f.clock.pass(time.Second, 0)
+		})
+	}
+}
+
+// TestAppendedBeforeEpoch does not put a policy into force that was appended to a database whose log begins anew.
+func TestAppendedBeforeEpoch(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.start()
+	copied := f.dir + "/copy.db"
+	if err := f.store.Backup(t.Context(), copied); err != nil {
+		t.Fatal(err)
+	}
+	f.signs("ci", 1)
+	f.stop()
+	f.restore(copied)
+	loose := []byte(strings.Replace(testPolicy, `caller.subject == "ci" && `, "", 1))
+	f.append(&store.Batch{Documents: [][]byte{loose}}, Event{Type: policySet, Policy: hashOf(loose)})
+	f.start()
+	if _, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangeEpoch}); err != nil {
+		t.Fatal(err)
+	}
+	f.stop()
+	f.restarts(func() {
+		_, err := f.Sign(t.Context(), caller("other"), "release", f.image(2))
+		failsWith(t, err, failure.Denied, "no rule")
+	})
+}
+
+// TestSnapshotOfVoid does not bring back a request that ended with the broker that made a snapshot with it.
+func TestSnapshotOfVoid(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.start()
+	f.publishAll()
+	f.noLog.Store(true)
+	r, err := f.Create(t.Context(), caller("ci"), target(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	still := f.state.clone()
+	f.killed()
+	data, err := json.Marshal(still)
+	if err != nil || !bytes.Contains(data, []byte(r.ID)) {
+		t.Fatal(err)
+	}
+	f.append(&store.Batch{Snapshot: &store.Snapshot{Size: still.Size, Data: data},
+		Meta: map[string][]byte{snapshotEntry: strconv.AppendInt(nil, still.Size, 10)}},
+		Event{Type: snapshot, Snapshot: hashOf(data), Index: still.Size})
+	f.restarts(func() {
+		if now, err := f.Request(t.Context(), caller("ci"), r.ID); err != nil || now.State != brokerapi.Expired ||
+			f.state.Requests[r.ID] != nil {
+			t.Errorf("%+v, %v", now, err)
+		}
+	})
+}
