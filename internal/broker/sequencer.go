@@ -142,7 +142,8 @@ func (b *Broker) save(batch *store.Batch) error {
 	slog.Error("cannot write to the store", "error", err)
 	clear(b.rows)
 	unknown := errors.Is(err, store.ErrUnknown)
-	b.unsettled = &unsettled{unknown: unknown}
+	b.unsettled = &unsettled{unknown: unknown, first: batch.First,
+		own: batch.First + int64(len(batch.Entries))}
 	if b.settle() == nil && unknown && b.state.Size == batch.First+int64(len(batch.Entries)) {
 		b.metrics.count(counts)
 		return nil
@@ -174,8 +175,10 @@ func (b *Broker) write(batch *store.Batch) error {
 
 // unsettled says that a transaction has failed, and that the state has not been read again since.
 type unsettled struct {
-	unknown bool // nobody knows whether it is durable
-	late    bool // callers were told that it failed
+	unknown bool  // nobody knows whether it is durable
+	late    bool  // callers were told that it failed
+	first   int64 // entries before it
+	own     int64 // entries that this process has added, and that callers were not told to have failed
 }
 
 // settle reads the state again after a transaction has failed. If it is unknown whether that is durable, it writes to
@@ -185,12 +188,15 @@ func (b *Broker) settle() error {
 	if u == nil {
 		return nil
 	}
-	err := b.reload(context.Background())
+	err := b.reload(context.Background(), u.own)
 	if err == nil && u.unknown {
 		batch := &store.Batch{First: b.state.Size, Meta: map[string][]byte{"settled": {1}}}
 		d := &decision{state: b.state, b: b, now: b.clock.now(b.state.Last), batch: batch}
 		if u.late {
 			err = d.loseAll() // intents whose callers were told that they failed
+		}
+		if err == nil && u.late {
+			err = d.void(max(u.own, b.published.Load().Size), batch.First)
 		}
 		if err == nil {
 			err = b.write(batch)
@@ -201,7 +207,7 @@ func (b *Broker) settle() error {
 		b.counts = nil
 	}
 	if err != nil {
-		u.late = true
+		u.late, u.own = true, u.first
 		slog.Error("cannot read the store again", "error", err)
 		return err
 	}

@@ -58,7 +58,7 @@ func (b *Broker) start(ctx context.Context) error {
 		b.readOnly.Store(&why)
 		b.sealed.Store(true)
 	}
-	if err := b.reload(ctx); err != nil {
+	if err := b.reload(ctx, 0); err != nil {
 		return err
 	}
 	if b.inForce.Load() == nil {
@@ -181,8 +181,9 @@ func (b *Broker) tiles(ctx context.Context, level int, index int64) ([]byte, err
 var errEdited = failure.New(failure.Conflict, "the database was edited: it does not fit the log's checkpoint").
 	WithHint("restore a backup; the broker does not start with an edited database")
 
-// reload makes the state of what is durable: the newest snapshot that a checkpoint covers, and the entries after it.
-func (b *Broker) reload(ctx context.Context) error {
+// reload makes the state of what is durable: the newest snapshot that a checkpoint covers, and the entries after it. The
+// first entries, as many as own, are this process's: they count before a checkpoint covers them.
+func (b *Broker) reload(ctx context.Context, own int64) error {
 	size, err := b.options.Store.Size(ctx)
 	if err != nil {
 		return err
@@ -196,7 +197,7 @@ func (b *Broker) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	void, err := b.voided(ctx, s.Size, checkpoint.Size)
+	void, err := b.voided(ctx, s.Size, max(checkpoint.Size, min(own, size)))
 	if err != nil {
 		return err
 	}
@@ -205,7 +206,7 @@ func (b *Broker) reload(ctx context.Context) error {
 		root translog.Hash
 	}{{checkpoint.Size, checkpoint.Root}, {size, tree.Root()}} {
 		for s.Size < part.end {
-			err := b.replay(ctx, s, translog.Checkpoint{Size: part.end, Root: part.root}, checkpoint.Size, void)
+			err := b.replay(ctx, s, translog.Checkpoint{Size: part.end, Root: part.root}, max(checkpoint.Size, own), void)
 			if err != nil {
 				return err
 			}

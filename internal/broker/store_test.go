@@ -96,3 +96,73 @@ func TestCommitFails(t *testing.T) {
 		t.Errorf("%d uses, %q", f.keys.uses.Load(), f.events())
 	}
 }
+
+// TestCommitFailsUnpublished forgets nothing that no checkpoint covers yet when a transaction fails.
+func TestCommitFailsUnpublished(t *testing.T) {
+	t.Parallel()
+	f, broken := newFaulty(t)
+	f.publishAll()
+	f.noLog.Store(true)
+	r, err := f.Create(t.Context(), caller("ci"), target(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := append([]byte(testPolicy), '\n')
+	applied := make(chan error)
+	go func() {
+		_, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangePolicy, Policy: changed})
+		applied <- err
+	}()
+	for f.durable.Load() < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	for _, fails := range []func(commit func() error) error{
+		func(func() error) error { return failure.New(failure.Unavailable, "the disk is full") },
+		func(func() error) error { return store.ErrUnknown },
+	} {
+		broken.next.Store(&fails)
+		if _, err := f.Create(t.Context(), caller("ci"), target(2)); err == nil {
+			t.Fatal("it is durable")
+		}
+	}
+	written := func(commit func() error) error { return errors.Join(store.ErrUnknown, commit()) }
+	broken.next.Store(&written)
+	other, err := f.Create(t.Context(), caller("ci"), target(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.noLog.Store(false)
+	if err := <-applied; err != nil || f.Policy().SHA256 != hashOf(changed) {
+		t.Errorf("the policy is not in force: %v", err)
+	}
+	for n, id := range map[int]string{1: r.ID, 3: other.ID} {
+		if s := f.signs("ci", n); s.Request != id {
+			t.Errorf("request %s was not used", id)
+		}
+	}
+}
+
+// TestCommitLate does not let a request permit anything that was durable after all when its caller was told that it was
+// not.
+func TestCommitLate(t *testing.T) {
+	t.Parallel()
+	f, broken := newFaulty(t)
+	late := func(commit func() error) error {
+		err := commit()
+		broken.down.Store(true)
+		return errors.Join(store.ErrUnknown, err)
+	}
+	broken.next.Store(&late)
+	if _, err := f.Create(t.Context(), caller("ci"), target(1)); err == nil {
+		t.Fatal("it was told to be durable")
+	}
+	broken.down.Store(false)
+	f.signs("ci", 2)
+	f.publishAll()
+	f.stop()
+	f.restarts(func() {
+		if n := len(f.state.Requests); n != 1 {
+			t.Errorf("%d requests", n)
+		}
+	})
+}
