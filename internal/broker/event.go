@@ -84,10 +84,16 @@ func (e *Event) encode() ([]byte, error) {
 		return nil, err
 	}
 	data := bytes.TrimSuffix(buffer.Bytes(), []byte("\n"))
-	// Go escapes these two characters, which RFC 8785 does not.
-	if len(data) > maxEvent || bytes.Contains(data, []byte(`\u2028`)) || bytes.Contains(data, []byte(`\u2029`)) {
-		return nil, failure.New(failure.Invalid, "cannot log the request: it is too long, or has a line separator").
-			WithHint("use shorter names, of printable characters")
+	// Go escapes these two characters, which RFC 8785 does not, and writes the third for bytes that are not UTF-8.
+	for _, escaped := range []string{`\u2028`, `\u2029`, `\ufffd`} {
+		if bytes.Contains(data, []byte(escaped)) {
+			return nil, failure.New(failure.Invalid, "cannot log the request: it has a line separator or is not UTF-8").
+				WithHint("use names of printable characters")
+		}
+	}
+	if len(data) > maxEvent {
+		return nil, failure.New(failure.Invalid, "cannot log the request: it is longer than %d bytes", maxEvent).
+			WithHint("use shorter names")
 	}
 	return data, nil
 }

@@ -44,7 +44,7 @@ func (b *Broker) start(ctx context.Context) error {
 		size = 1
 	}
 	if size == 1 {
-		if err := b.signFirst(ctx); err != nil {
+		if err := b.signFirst(ctx); err != nil { // also after a start that ended before it did
 			return err
 		}
 	}
@@ -96,6 +96,17 @@ func (b *Broker) begin() error {
 func (b *Broker) signFirst(ctx context.Context) error {
 	if _, err := os.Stat(b.options.Log.File); err == nil {
 		return nil
+	}
+	err := b.options.Store.Entries(ctx, 0, 1, func(_ int64, entry []byte) error {
+		e, err := decodeEvent(entry)
+		if err != nil || e.Type != opened || e.Policy != hashOf(b.options.Policy) || e.Config != hashOf(b.options.Config) {
+			return failure.New(failure.Conflict, "cannot begin the log: the database has another policy or config than the files").
+				WithHint("nothing was signed with it: move the database away, and start the broker again")
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	tree, err := translog.NewTree(ctx, 1, b.tiles)
 	if err != nil {

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"strconv"
 	"strings"
@@ -201,4 +202,69 @@ func TestSnapshotOfVoid(t *testing.T) {
 			t.Errorf("%+v, %v", now, err)
 		}
 	})
+}
+
+// TestFirstEntry does not begin a log with a policy that somebody has put into an empty database.
+func TestFirstEntry(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	loose := []byte(strings.Replace(testPolicy, `caller.subject == "ci" && `, "", 1))
+	f.append(&store.Batch{Documents: [][]byte{loose, []byte(f.config)}}, Event{Type: opened, Policy: hashOf(loose),
+		Origin: "broker.example.com/log", Config: hashOf([]byte(f.config))})
+	failsWith(t, f.open(), failure.Conflict, "another policy or config")
+}
+
+// TestAppendedOpening does not begin the log a second time.
+func TestAppendedOpening(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.start()
+	f.stop()
+	loose := []byte(strings.Replace(testPolicy, `caller.subject == "ci" && `, "", 1))
+	f.append(&store.Batch{Documents: [][]byte{loose}}, Event{Type: opened, Policy: hashOf(loose)})
+	failsWith(t, f.open(), failure.Conflict, "was edited")
+}
+
+// TestTwoPolicies decides about no policy by one that another replaces as soon as a checkpoint covers it.
+func TestTwoPolicies(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.start()
+	f.publishAll()
+	f.noLog.Store(true)
+	strict := []byte(strings.Replace(testPolicy, `modify: [{name: admins, when: caller.subject == "admin"}]`, "modify: []", 1))
+	applied := make(chan error)
+	go func() {
+		_, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangePolicy, Policy: strict})
+		applied <- err
+	}()
+	for f.durable.Load() < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := f.Propose(ctx, caller("admin"), Change{What: ChangePolicy, Policy: append([]byte(testPolicy), '\n')})
+	failsWith(t, err, failure.Unavailable, "about to be in force")
+	f.noLog.Store(false)
+	if err := <-applied; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestEncode logs nothing that would not be read again.
+func TestEncode(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"\xff", "\u2028", strings.Repeat("x", maxEvent)} {
+		_, err := (&Event{Type: requested, Digest: text}).encode()
+		failsWith(t, err, failure.Invalid, "cannot log the request")
+	}
+	for _, text := range []string{"\x00\b\f\x7f<&>", "\ufffd", `\n"`, "é\U0001f600"} {
+		entry, err := (&Event{Type: requested, Digest: text, Time: "2026-11-27T12:00:00.000Z"}).encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e, err := decodeEvent(entry); err != nil || e.Digest != text {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
 }
