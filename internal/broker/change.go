@@ -167,6 +167,9 @@ func (d *decision) neededBy(c Change, next *policy.Policy) ([]need, error) {
 		return nil, failure.New(failure.Conflict, "the log has all its entries: it needs no new epoch").
 			WithHint("go on as before")
 	}
+	if d.Index != d.b.inForce.Load().index {
+		return nil, failure.New(failure.Unavailable, "another policy is about to be in force").WithHint("try again")
+	}
 	switch c.What {
 	case ChangePolicy:
 		if next.Digest() == current.Digest() {
