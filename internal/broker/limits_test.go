@@ -2,9 +2,12 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 )
@@ -68,5 +71,37 @@ func TestWaitingAtOnce(t *testing.T) {
 	})
 	if err != nil || first != second {
 		t.Errorf("%q, %q, %v", first, second, err)
+	}
+}
+
+// TestExpire ends requests that nobody used in time, and counts them off.
+func TestExpire(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.limits = identity.Limits{Open: 1}
+	f.start()
+	for _, who := range []string{"ci", "people", "slow"} {
+		r, err := f.Create(t.Context(), caller(who), target(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.expire()
+		if now, err := f.Request(t.Context(), caller(who), r.ID); err != nil || now.State == brokerapi.Expired {
+			t.Errorf("%+v, %v", now, err)
+		}
+		f.later(26 * time.Hour)
+		f.expire()
+		var left *request
+		err = f.do(t.Context(), func(d *decision) error { left = d.Requests[r.ID]; return nil })
+		if now, failed := f.Request(t.Context(), caller(who), r.ID); failed != nil || err != nil || left != nil ||
+			now.State != brokerapi.Expired || now.Reason != "it was not used in time" {
+			t.Errorf("%+v, %+v, %v, %v", left, now, err, failed)
+		}
+		if _, err := f.Create(t.Context(), caller(who), target(2)); err != nil {
+			t.Errorf("it is counted still: %v", err)
+		}
+	}
+	if got := f.events(); !slices.Contains(got, ended) {
+		t.Errorf("%q", got)
 	}
 }

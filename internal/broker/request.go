@@ -282,6 +282,36 @@ func (b *Broker) Requests(ctx context.Context, caller identity.Caller, q Query) 
 	return all, nil
 }
 
+// maxExpired is the largest number of requests that expire in one transaction.
+const maxExpired = 1000
+
+// expire ends requests that are open and whose time is over. It is called once in a minute.
+func (b *Broker) expire() {
+	if b.sealed.Load() {
+		return
+	}
+	err := b.do(b.running, func(d *decision) error {
+		n := 0
+		for id, r := range d.Requests {
+			open := r.State == brokerapi.Pending || r.State == brokerapi.Approved
+			if !open || r.NotAfter == 0 || d.now.Unix() < r.NotAfter {
+				continue
+			}
+			if n++; n > maxExpired {
+				break
+			}
+			if err := d.event(Event{Type: ended, Request: id, Key: r.Key, State: string(brokerapi.Expired)}); err != nil {
+				return err
+			}
+			d.finish(id, brokerapi.Expired, "it was not used in time")
+		}
+		return nil
+	})
+	if err != nil && b.running.Err() == nil {
+		slog.Error("cannot end requests that have expired", "error", err)
+	}
+}
+
 // Cancel ends a request of a caller that is open.
 func (b *Broker) Cancel(ctx context.Context, caller identity.Caller, id string) (*brokerapi.Request, error) {
 	if _, err := b.row(ctx, caller, id); err != nil {
