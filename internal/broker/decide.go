@@ -13,12 +13,24 @@ import (
 
 // checkKey fails for a key that is not in the policy, does not sign the format, or is blocked.
 func (d *decision) checkKey(w *wish) error {
-	if d.b.inForce.Load().policy.Key(w.Key) == nil {
-		return noKey(w.Key)
+	if err := d.b.sameKey(w); err != nil {
+		return err
 	}
 	if since, is := d.Blocked[w.Key]; is {
 		return failure.New(failure.Denied, "the key %q is blocked since %s", w.Key, since.Format(time.RFC3339)).
 			WithHint("ask those who may unblock it")
+	}
+	return nil
+}
+
+// sameKey fails when the policy in force does not have the key any more that a wish was read with, or another one under
+// its name.
+func (b *Broker) sameKey(w *wish) error {
+	switch key := b.Key(w.Key); {
+	case key == nil:
+		return noKey(w.Key)
+	case key.URI != w.uri:
+		return failure.New(failure.Unavailable, "the policy has another key %q now", w.Key).WithHint("try again")
 	}
 	return nil
 }

@@ -210,6 +210,11 @@ func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.Sig
 	signature, err := b.options.Keys.Sign(using, w.Key, r.Payload, r.Algorithm)
 	span.End(kindOf(err))
 	b.metrics.signed(w.Key, time.Since(began), err)
+	if err == nil { // it is not known which of two keys has signed
+		if changed := b.sameKey(w); changed != nil {
+			err = failure.New(failure.Unavailable, "the policy has changed the key %q meanwhile", w.Key).WithHint("try again")
+		}
+	}
 	e := Event{Type: signed, Request: id, Key: w.Key, Payload: w.payload}
 	if err != nil {
 		e.Type = failed

@@ -26,6 +26,7 @@ type subject struct {
 	Expiry     int64  // seconds
 	Repository string // that was checked
 
+	uri    string // of the key whose leaf it has
 	digest string // sha256:HEX of its canonical JSON
 }
 
@@ -51,9 +52,11 @@ func (b *Broker) complete(ctx context.Context, s *subject, claims **brokerapi.Cl
 		return failure.New(failure.Invalid, "the artifact has no media type or no size").
 			WithHint("name its repository, and the broker looks there; or give both")
 	}
-	if b.inForce.Load().policy.Key(s.Key) == nil {
+	key := b.Key(s.Key)
+	if key == nil {
 		return noKey(s.Key)
 	}
+	s.uri = key.URI
 	_, chain, err := b.options.Keys.Describe(ctx, s.Key)
 	if err != nil {
 		return err
