@@ -148,6 +148,9 @@ func (b *Broker) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), lastPublication)
 	defer cancel()
 	err := b.publishNow(ctx)
+	if err == nil {
+		err = b.publishNow(ctx) // the first one does not cover what was decided together with it
+	}
 	if err != nil {
 		slog.Warn("cannot publish the last entries of the log", "error", err)
 	}

@@ -101,8 +101,13 @@ func (b *Broker) commit(jobs []*job) {
 	errs := make([]error, len(jobs))
 	var names []string
 	for i, j := range jobs {
-		if errs[i] = context.Cause(j.ctx); errs[i] != nil && j.ctx.Value(finishing{}) == nil {
-			continue
+		if j.ctx.Value(finishing{}) == nil {
+			if errs[i] = context.Cause(j.ctx); errs[i] == nil && b.running.Err() != nil {
+				errs[i] = errStopping() // nothing is added to the log behind its last checkpoint
+			}
+			if errs[i] != nil {
+				continue
+			}
 		}
 		d := &decision{state: b.state, ctx: j.ctx, b: b, now: now, batch: batch}
 		errs[i] = j.decide(d)
