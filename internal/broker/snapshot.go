@@ -81,7 +81,7 @@ func (b *Broker) restore(ctx context.Context, checkpoint translog.Checkpoint) (*
 		return nil, err
 	}
 	if void[index] { // no checkpoint had covered it when the broker stopped
-		return newState(), nil
+		return newState(b.options.Limits.Requests.Per), nil
 	}
 	proof, err := translog.ProveEntry(ctx, b.tiles, checkpoint.Size, index)
 	if err == nil {
