@@ -93,11 +93,12 @@ type Broker struct {
 	metrics *metrics
 
 	// Of the sequencer alone.
-	state   *state
-	tree    *translog.Tree
-	snapped int64                     // size of the log at the last snapshot
-	counts  []transition              // of the batch
-	rows    map[string]*store.Request // of requests that are being signed
+	state      *state
+	tree       *translog.Tree
+	signedTime time.Time                 // of the entries that a checkpoint covered at the start
+	snapped    int64                     // size of the log at the last snapshot
+	counts     []transition              // of the batch
+	rows       map[string]*store.Request // of requests that are being signed
 
 	live      map[string]bool // requests whose intent somebody fulfils
 	unsettled *unsettled      // nil unless the last transaction has failed

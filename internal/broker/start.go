@@ -25,6 +25,7 @@ const (
 	older     = "its database is older than the checkpoint outside of it"
 	forked    = "its database is not the one of the checkpoint outside of it"
 	noFile    = "the checkpoint outside of the database is missing"
+	future    = "the times of its newest entries, which no checkpoint covers, have not come: set the clock right"
 	newConfig = "the config file is not the one in force: propose it with 'hsm-broker config apply'"
 	badPolicy = "the policy in force cannot be read"
 	maxFile   = 64 << 10 // bytes of a checkpoint
@@ -66,6 +67,14 @@ func (b *Broker) start(ctx context.Context) error {
 			WithHint("restore the database from a backup")
 	}
 	if why != "" {
+		return nil
+	}
+	// Limits count by the times of entries. One of a time to come would have them count nothing.
+	if b.state.Last.Sub(b.clock.now(time.Time{})) > maxSkew && b.state.Last.After(b.signedTime) {
+		why = future
+		slog.Error("the broker signs nothing", "reason", why)
+		b.readOnly.Store(&why)
+		b.sealed.Store(true)
 		return nil
 	}
 	return b.recover()
@@ -221,6 +230,9 @@ func (b *Broker) reload(ctx context.Context, own int64) error {
 			if err != nil {
 				return err
 			}
+		}
+		if part.end == checkpoint.Size {
+			b.signedTime = s.Last
 		}
 	}
 	b.state, b.tree = s, tree

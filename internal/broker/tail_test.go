@@ -29,7 +29,9 @@ func (f *fixture) append(batch *store.Batch, events ...Event) {
 		f.t.Fatal(err)
 	}
 	for _, e := range events {
-		e.Time = f.clock.now().Format(eventTime)
+		if e.Time == "" {
+			e.Time = f.clock.now().Format(eventTime)
+		}
 		entry, err := e.encode()
 		if err != nil {
 			f.t.Fatal(err)
@@ -267,4 +269,22 @@ func TestEncode(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
+}
+
+// TestAppendedTime does not let uses be forgotten because an appended entry says that they are long ago.
+func TestAppendedTime(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.policy = strings.Replace(f.policy, "1000 per hour", "1 per hour", 1)
+	f.start()
+	f.signs("ci", 1)
+	f.stop()
+	f.append(&store.Batch{}, Event{Type: ended, Time: f.clock.now().Add(2 * time.Hour).Format(eventTime)})
+	f.start()
+	_, err := f.Sign(t.Context(), caller("ci"), "release", f.image(2))
+	failsWith(t, err, failure.Unavailable, future)
+	f.stop()
+	f.clock.pass(2*time.Hour, 0) // it can have been the clock's fault
+	f.start()
+	f.signs("ci", 2)
 }
