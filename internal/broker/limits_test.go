@@ -105,3 +105,19 @@ func TestExpire(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestDigest makes no request for what is no digest.
+func TestDigest(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.start()
+	for _, text := range []string{"", "foo", "sha256:\x00", "\xff", "sha256:" + strings.Repeat("0", 63)} {
+		n := target(1)
+		n.Artifact.Digest = text
+		_, err := f.Create(t.Context(), caller("ci"), n)
+		failsWith(t, err, failure.Invalid, "digest")
+	}
+	if got := f.events(); len(got) != 1 {
+		t.Errorf("%q", got)
+	}
+}

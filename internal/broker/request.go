@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
@@ -38,6 +40,10 @@ func (b *Broker) Create(ctx context.Context, caller identity.Caller, n brokerapi
 	if n.Artifact.Format != payload.Notation {
 		return nil, failure.New(failure.Invalid, "requests beforehand are for the format notation, not %.30q",
 			n.Artifact.Format).WithHint("ask for the signature at once")
+	}
+	if err := digest.Digest(n.Artifact.Digest).Validate(); err != nil {
+		return nil, failure.New(failure.Invalid, "cannot read the artifact's digest %.100q: %w", n.Artifact.Digest, err).
+			WithHint("name a digest, such as sha256: and 64 hexadecimal digits")
 	}
 	if err := b.complete(ctx, &w.subject, &w.claims); err != nil {
 		return nil, err
