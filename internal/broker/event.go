@@ -23,7 +23,7 @@ const (
 	blocked    = "blocked/v1"   // a key signs nothing
 	unblocked  = "unblocked/v1" // it signs again
 	snapshot   = "snapshot/v1"  // the state after the entries before, by its SHA-256
-	voided     = "void/v1"      // an entry that permits nothing, by its index
+	voided     = "void/v1"      // the entries before it, from an index on, permit nothing
 	epochBegun = "epoch/v1"     // the log begins anew after entries were lost
 )
 

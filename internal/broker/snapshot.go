@@ -80,7 +80,7 @@ func (b *Broker) restore(ctx context.Context, checkpoint translog.Checkpoint) (*
 	if err != nil {
 		return nil, err
 	}
-	if void[index] { // no checkpoint had covered it when the broker stopped
+	if void.has(index) { // no checkpoint had covered it when the broker stopped
 		return newState(b.options.Limits.Requests.Per), nil
 	}
 	proof, err := translog.ProveEntry(ctx, b.tiles, checkpoint.Size, index)

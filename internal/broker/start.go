@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"strconv"
 	"time"
 
@@ -241,23 +242,34 @@ func (b *Broker) reload(ctx context.Context, own int64) error {
 	return nil
 }
 
-// voided returns the indexes of entries that permit nothing, as entries of the signed log say.
-func (b *Broker) voided(ctx context.Context, first, covered int64) (map[int64]bool, error) {
-	var by, indexes []int64
+// voids are ranges of entries that permit nothing: [first, end).
+type voids [][2]int64
+
+func (v voids) has(index int64) bool {
+	for _, one := range v {
+		if one[0] <= index && index < one[1] {
+			return true
+		}
+	}
+	return false
+}
+
+// voided returns which entries permit nothing, as entries of the signed log say.
+func (b *Broker) voided(ctx context.Context, first, covered int64) (voids, error) {
+	var all, void voids
 	err := b.options.Store.Entries(ctx, first, covered, func(index int64, entry []byte) error {
 		if !bytes.Contains(entry, []byte(`"type":"`+voided+`"`)) {
 			return nil
 		}
 		e, err := decodeEvent(entry)
-		if err == nil && e.Type == voided && e.Index < index {
-			by, indexes = append(by, index), append(indexes, e.Index)
+		if err == nil && e.Type == voided {
+			all = append(all, [2]int64{e.Index, index})
 		}
 		return err
 	})
-	void := map[int64]bool{}
-	for i := len(by) - 1; i >= 0; i-- { // later ones can make it void
-		if !void[by[i]] {
-			void[indexes[i]] = true
+	for _, one := range slices.Backward(all) { // later ones can make it void
+		if !void.has(one[1]) {
+			void = append(void, one)
 		}
 	}
 	return void, err
@@ -266,7 +278,7 @@ func (b *Broker) voided(ctx context.Context, first, covered int64) (map[int64]bo
 // replay applies a page of entries to a state. Each must be in the tree of a checkpoint. What permits something counts
 // only before the end of the signed log, and unless it is void.
 func (b *Broker) replay(ctx context.Context, s *state, in translog.Checkpoint, covered int64,
-	void map[int64]bool) error {
+	void voids) error {
 	first, end := s.Size, min(s.Size+entryPage, in.Size)
 	entries := make([][]byte, 0, end-first)
 	err := b.options.Store.Entries(ctx, first, end, func(index int64, entry []byte) error {
@@ -292,14 +304,14 @@ func (b *Broker) replay(ctx context.Context, s *state, in translog.Checkpoint, c
 			return failure.New(failure.Internal, "cannot read entry %d of the log: %w", index, err).
 				WithHint("was it written by a newer version?")
 		}
-		if e.permits() && (index >= covered || void[index]) {
+		if e.permits() && (index >= covered || void.has(index)) {
 			s.Size++
 			continue
 		}
 		if e.Type == opened && index > 0 {
 			return errEdited
 		}
-		s.apply(e, index < covered && !void[index])
+		s.apply(e, index < covered && !void.has(index))
 	}
 	return nil
 }
@@ -321,23 +333,30 @@ func (b *Broker) recover() error {
 // void logs of entries that no checkpoint covers, and that are not known to be this process's, that they permit nothing.
 // Otherwise they would, once one covers them.
 func (d *decision) void(first, end int64) error {
-	return d.b.options.Store.Entries(context.Background(), first, end, func(index int64, entry []byte) error {
+	found := false
+	var requests []string
+	err := d.b.options.Store.Entries(context.Background(), first, end, func(_ int64, entry []byte) error {
 		e, err := decodeEvent(entry)
 		if err != nil {
 			return err
 		}
 		alive := d.Requests[e.Request]
-		if !e.permits() && (e.Type != intended || alive == nil || !alive.Bare) {
-			return nil
-		}
-		if err := d.event(Event{Type: voided, Index: index, Request: e.Request}); err != nil {
-			return err
-		}
+		found = found || e.permits() || e.Type == intended && alive != nil && alive.Bare
 		if e.permits() && e.Request != "" && alive == nil {
-			d.finish(e.Request, brokerapi.Expired, "the broker stopped before the log had a signed checkpoint of it: try again")
+			requests = append(requests, e.Request)
 		}
 		return nil
 	})
+	if err != nil || !found {
+		return err
+	}
+	if err := d.event(Event{Type: voided, Index: first}); err != nil {
+		return err
+	}
+	for _, id := range requests {
+		d.finish(id, brokerapi.Expired, "the broker stopped before the log had a signed checkpoint of it: try again")
+	}
+	return nil
 }
 
 // loseAll ends the intents whose outcome nobody knows.

@@ -74,7 +74,7 @@ func TestAppendedVoid(t *testing.T) {
 	}
 	index := f.Policy().Index
 	f.stop()
-	f.append(&store.Batch{}, Event{Type: voided, Index: index})
+	f.append(&store.Batch{}, Event{Type: voided, Index: index}, Event{Type: voided, Index: index})
 	f.restarts(func() {
 		_, err := f.Sign(t.Context(), caller("ci"), "release", f.image(1))
 		failsWith(t, err, failure.Denied, "no rule")
@@ -287,4 +287,33 @@ func TestAppendedTime(t *testing.T) {
 	f.clock.pass(2*time.Hour, 0) // it can have been the clock's fault
 	f.start()
 	f.signs("ci", 2)
+}
+
+// TestKilledOften adds one entry to the log at each start that follows one that was killed.
+func TestKilledOften(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.start()
+	f.publishAll()
+	f.noLog.Store(true)
+	r, err := f.Create(t.Context(), caller("ci"), target(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 9 {
+		f.killed()
+		f.noLog.Store(true)
+		f.start()
+	}
+	if got := f.events(); len(got) != 11 {
+		t.Errorf("%q", got)
+	}
+	f.noLog.Store(false)
+	f.publishAll()
+	f.stop()
+	f.restarts(func() {
+		if now, err := f.Request(t.Context(), caller("ci"), r.ID); err != nil || now.State != brokerapi.Expired {
+			t.Errorf("%+v, %v", now, err)
+		}
+	})
 }
