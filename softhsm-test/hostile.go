@@ -334,7 +334,8 @@ func (h *Hostile) Vanish() {
 	group.Wait()
 }
 
-// Hold opens more connections than the server keeps, half of them in the middle of a request, while another client signs.
+// Hold opens more connections than the server keeps, half of them in the middle of a request, while another client
+// signs.
 func (h *Hostile) Hold() {
 	var held []net.Conn
 	for i := range 700 {

@@ -21,8 +21,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/translog/feed"
 )
 
-// logToStderr has the broker log on standard error, unless a variable names a file for its log: in JSON, or as text on a
-// terminal.
+// logToStderr has the broker log on standard error, unless a variable names a file for its log: in JSON, or as text on
+// a terminal.
 func logToStderr() {
 	if config.LogsToFile() {
 		return
@@ -81,8 +81,8 @@ func follow(f *brokerfile.File, b *broker.Broker, tracer *telemetry.Tracer, metr
 	return stop, nil
 }
 
-// followerOf returns the name under which the position of a feed is kept: that of its target, which may have a secret in
-// its path.
+// followerOf returns the name under which the position of a feed is kept: that of its target, which may have a secret
+// in its path.
 func followerOf(c feed.Config) string {
 	hash := sha256.Sum256([]byte(c.File + "\n" + c.Syslog + "\n" + c.Webhook))
 	return hex.EncodeToString(hash[:16])

@@ -28,8 +28,8 @@ type Change struct {
 	Policy []byte // of policy
 }
 
-// Propose makes a request for a change, under the rules of the policy in force. A change that no people have to agree to
-// counts when it returns: a signed checkpoint covers it.
+// Propose makes a request for a change, under the rules of the policy in force. A change that no people have to agree
+// to counts when it returns: a signed checkpoint covers it.
 func (b *Broker) Propose(ctx context.Context, caller identity.Caller, c Change) (*brokerapi.Request, error) {
 	var next *policy.Policy
 	if c.What == ChangePolicy {
@@ -155,7 +155,8 @@ type need struct {
 	key    string
 }
 
-// neededBy returns the lists of rules under which a change has to be allowed. It fails for a change that makes no sense.
+// neededBy returns the lists of rules under which a change has to be allowed. It fails for a change that makes no
+// sense.
 func (d *decision) neededBy(c Change, next *policy.Policy) ([]need, error) {
 	current := d.b.inForce.Load().policy
 	sealed := d.b.sealed.Load()

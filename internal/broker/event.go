@@ -27,8 +27,8 @@ const (
 	epochBegun = "epoch/v1"     // the log begins anew after entries were lost
 )
 
-// Event is an entry of the log: canonical JSON (RFC 8785) of one fact. Its fields are in the order of their names, which
-// are those of the encoding. People and callers are in it by pseudonyms.
+// Event is an entry of the log: canonical JSON (RFC 8785) of one fact. Its fields are in the order of their names,
+// which are those of the encoding. People and callers are in it by pseudonyms.
 type Event struct {
 	Caller     string   `json:"caller,omitempty"`     // pseudonym of issuer and subject
 	Config     string   `json:"config,omitempty"`     // sha256:HEX

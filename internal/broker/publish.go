@@ -49,8 +49,8 @@ func (b *Broker) publish() {
 	}
 }
 
-// publishNow signs the tree that is durable, unless its checkpoint is there. The file has it before the store: the store
-// is never without entries that the file says it has.
+// publishNow signs the tree that is durable, unless its checkpoint is there. The file has it before the store: the
+// store is never without entries that the file says it has.
 func (b *Broker) publishNow(ctx context.Context) error {
 	if newest := b.published.Load(); newest != nil && newest.Size == b.durable.Load() {
 		return nil

@@ -10,8 +10,8 @@ import (
 )
 
 // Replay appends to the store of a broker that does not run the entries that a copy of its log has and the store lacks,
-// such as after an older backup was restored. The copy must fit its signed checkpoint, and begin with the entries of the
-// store. Rows of requests that the entries belong to are not restored. documents are policies and configs that the
+// such as after an older backup was restored. The copy must fit its signed checkpoint, and begin with the entries of
+// the store. Rows of requests that the entries belong to are not restored. documents are policies and configs that the
 // entries may have put into force. It returns the number of entries that it has appended.
 func Replay(ctx context.Context, s store.Store, files translog.Files, verifiers []*translog.Verifier,
 	documents ...[]byte) (int64, error) {

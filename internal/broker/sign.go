@@ -37,8 +37,8 @@ type wish struct {
 	rule     string // by which it is allowed
 }
 
-// Sign signs bytes with a key of the policy, if they are understood, and if the policy in force allows it to the caller.
-// The same bytes of the same caller have one outcome: a caller that lost the answer gets the same signature.
+// Sign signs bytes with a key of the policy, if they are understood, and if the policy in force allows it to the
+// caller. The same bytes of the same caller have one outcome: a caller that lost the answer gets the same signature.
 func (b *Broker) Sign(ctx context.Context, caller identity.Caller, key string, r brokerapi.SignatureRequest) (
 	*Outcome, error) {
 	leave, err := b.flying.begin()

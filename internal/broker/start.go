@@ -81,8 +81,8 @@ func (b *Broker) start(ctx context.Context) error {
 	return b.recover()
 }
 
-// begin makes the first entry of the log, with the policy and the config as their files are. A checkpoint outside of the
-// database says that there was a log before.
+// begin makes the first entry of the log, with the policy and the config as their files are. A checkpoint outside of
+// the database says that there was a log before.
 func (b *Broker) begin() error {
 	if _, err := os.Stat(b.options.Log.File); err == nil {
 		return failure.New(failure.Conflict, "the database is empty, but %s has a checkpoint of its log", b.options.Log.File).
@@ -202,8 +202,8 @@ func (b *Broker) tiles(ctx context.Context, level int, index int64) ([]byte, err
 var errEdited = failure.New(failure.Conflict, "the database was edited: it does not fit the log's checkpoint").
 	WithHint("restore a backup; the broker does not start with an edited database")
 
-// reload makes the state of what is durable: the newest snapshot that a checkpoint covers, and the entries after it. The
-// first entries, as many as own, are this process's: they count before a checkpoint covers them.
+// reload makes the state of what is durable: the newest snapshot that a checkpoint covers, and the entries after it.
+// The first entries, as many as own, are this process's: they count before a checkpoint covers them.
 func (b *Broker) reload(ctx context.Context, own int64) error {
 	size, err := b.options.Store.Size(ctx)
 	if err != nil {
@@ -330,8 +330,8 @@ func (b *Broker) recover() error {
 	return b.save(batch)
 }
 
-// void logs of entries that no checkpoint covers, and that are not known to be this process's, that they permit nothing.
-// Otherwise they would, once one covers them.
+// void logs of entries that no checkpoint covers, and that are not known to be this process's, that they permit
+// nothing. Otherwise they would, once one covers them.
 func (d *decision) void(first, end int64) error {
 	found := false
 	var requests []string

@@ -169,8 +169,8 @@ func TestOldDatabase(t *testing.T) {
 	}
 }
 
-// TestEditedDatabase edits the database in each way that could permit something. Either the broker does not start, or it
-// decides as the log says.
+// TestEditedDatabase edits the database in each way that could permit something. Either the broker does not start, or
+// it decides as the log says.
 func TestEditedDatabase(t *testing.T) {
 	t.Parallel()
 	for name, one := range map[string]struct {
@@ -217,8 +217,8 @@ func TestEditedDatabase(t *testing.T) {
 // errorsSealed reports whether a broker that has started adds nothing to the log.
 func errorsSealed(f *fixture) bool { return f.Broker != nil && f.sealed.Load() }
 
-// TestUnsignedPermission ignores an entry after the newest checkpoint that permits something: whoever edits the database
-// can add one.
+// TestUnsignedPermission ignores an entry after the newest checkpoint that permits something: whoever edits the
+// database can add one.
 func TestUnsignedPermission(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)

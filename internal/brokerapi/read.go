@@ -36,8 +36,8 @@ func (b *Bytes) UnmarshalJSON(data []byte) error {
 var RequestLimits = bound.Limits{Bytes: payload.Limit/3*4 + 4096, Depth: 3, Elements: 600}
 
 // ReadRequest decodes the body of a request into a struct: one JSON object with the names of its fields and no other,
-// and without null. Fields with omitempty may be missing. Structs in it are read likewise. The decoder of Go alone would also take names in another case, ignore unknown names, and leave out
-// missing ones.
+// and without null. Fields with omitempty may be missing. Structs in it are read likewise. The decoder of Go alone
+// would also take names in another case, ignore unknown names, and leave out missing ones.
 func ReadRequest(data []byte, into any) error {
 	if r, ok := into.(*SignatureRequest); ok && r.readEncoded(data) {
 		return nil

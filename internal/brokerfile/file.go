@@ -236,8 +236,8 @@ func (f *File) StorePath() string { return strings.TrimPrefix(f.Store, sqliteSch
 
 const sqliteScheme = "sqlite:"
 
-// Decisive returns what of the file decides who may do what, as canonical JSON: a change of it is proposed like a change
-// of the policy. Of files that say whom to believe, their SHA-256 is in it. Addresses, PINs, timeouts, and the
+// Decisive returns what of the file decides who may do what, as canonical JSON: a change of it is proposed like a
+// change of the policy. Of files that say whom to believe, their SHA-256 is in it. Addresses, PINs, timeouts, and the
 // certificates of keys and of the server are not. It fails for a file that cannot be read.
 func (f *File) Decisive() ([]byte, error) {
 	files := map[string]string{}

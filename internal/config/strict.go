@@ -82,8 +82,8 @@ type Misname struct {
 	What, Hint string
 }
 
-// Misnamed returns the names in a YAML node that are not yaml tags of the type that into points to, and the aliases. The
-// hint has the nearest known name.
+// Misnamed returns the names in a YAML node that are not yaml tags of the type that into points to, and the aliases.
+// The hint has the nearest known name.
 func Misnamed(node *yaml.Node, into any) []Misname { return checkNames(node, reflect.TypeOf(into)) }
 
 // checkNames verifies the names in a node against the fields of a type, and refuses aliases.

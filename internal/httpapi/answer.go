@@ -67,7 +67,8 @@ func WithStatus(status int, err error) error { return &statusError{status, err} 
 
 type callerKey struct{}
 
-// WithCaller returns a context for the requests of a caller, with more attributes for Attributes, as slog.Log takes them.
+// WithCaller returns a context for the requests of a caller, with more attributes for Attributes, as slog.Log takes
+// them.
 func WithCaller(ctx context.Context, attributes ...any) context.Context {
 	return context.WithValue(ctx, callerKey{}, append(Attributes(ctx), attributes...))
 }

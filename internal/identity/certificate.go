@@ -103,8 +103,8 @@ func certificateName(leaf *x509.Certificate) (string, error) {
 	return id.String(), nil
 }
 
-// subjectName returns a subject in DER as RFC 4514 writes it. Unlike pkix.Name, it keeps the order of the attributes and
-// repeated ones, so that two subjects never have the same text.
+// subjectName returns a subject in DER as RFC 4514 writes it. Unlike pkix.Name, it keeps the order of the attributes
+// and repeated ones, so that two subjects never have the same text.
 func subjectName(raw []byte) (string, error) {
 	var sequence pkix.RDNSequence
 	if rest, err := asn1.Unmarshal(raw, &sequence); err != nil || len(rest) > 0 {

@@ -1,8 +1,8 @@
 // Package identity authenticates the callers of a broker: by an OIDC token of a CI system, by a client certificate, or
 // by the user id of the process at the other end of a Unix socket.
 //
-// There are no static tokens. A request has exactly one credential, or none and a Unix socket. What this package returns
-// says who called; what a caller may do is up to the policy.
+// There are no static tokens. A request has exactly one credential, or none and a Unix socket. What this package
+// returns says who called; what a caller may do is up to the policy.
 package identity
 
 import (

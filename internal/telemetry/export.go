@@ -36,8 +36,8 @@ type Tracer struct {
 	dropped  atomic.Int64
 }
 
-// New returns a Tracer for the URL of a collector; without a path in it, spans go to /v1/traces there, as OTLP over HTTP
-// has it. Run sends them. version is the program's. It fails with Invalid for a URL that is none.
+// New returns a Tracer for the URL of a collector; without a path in it, spans go to /v1/traces there, as OTLP over
+// HTTP has it. Run sends them. version is the program's. It fails with Invalid for a URL that is none.
 func New(collector, version string) (*Tracer, error) {
 	endpoint, err := Endpoint(collector)
 	if err != nil {

@@ -61,8 +61,8 @@ func Trace(ctx context.Context) string {
 	return id
 }
 
-// Start begins a span within the span of a context, and returns a context for what happens in it. The span is nil if the
-// context has none.
+// Start begins a span within the span of a context, and returns a context for what happens in it. The span is nil if
+// the context has none.
 func Start(ctx context.Context, name string) (context.Context, *Span) {
 	parent, _ := ctx.Value(spanKey{}).(*Span)
 	if parent == nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
-// biglog fills the log of a broker, and prints how long a start and a proof take then, and how many entries a second are
-// appended.
+// biglog fills the log of a broker, and prints how long a start and a proof take then, and how many entries a second
+// are appended.
 func (b *bench) biglog(count int64) {
 	f := fixture{bench: b}
 	dir := f.TempDir()

@@ -16,8 +16,8 @@ const requestID = "X-Request-Id"
 // traceparent is the header of W3C Trace Context, version 00; the trace is its first group.
 var traceparent = regexp.MustCompile(`^00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
-// identified gives each request a name, which the caller finds in the header X-Request-Id of the answer. The log has it,
-// and the trace that the caller names.
+// identified gives each request a name, which the caller finds in the header X-Request-Id of the answer. The log has
+// it, and the trace that the caller names.
 func identified(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := rand.Text()

@@ -1,5 +1,5 @@
-// Package brokerapitest holds servers of the broker's API to their descriptions in internal/brokerapi: openapi.yaml of the
-// agent, and openapi-broker.yaml of the broker of a team.
+// Package brokerapitest holds servers of the broker's API to their descriptions in internal/brokerapi: openapi.yaml of
+// the agent, and openapi-broker.yaml of the broker of a team.
 package brokerapitest
 
 import (

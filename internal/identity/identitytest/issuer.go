@@ -157,8 +157,8 @@ func (i *Issuer) Fetches() int {
 	return i.fetches
 }
 
-// Mint returns a token with claims, which replace those that it has by itself: iss, iat, nbf, exp in 5 minutes, and jti.
-// A nil claim is left out.
+// Mint returns a token with claims, which replace those that it has by itself: iss, iat, nbf, exp in 5 minutes, and
+// jti. A nil claim is left out.
 func (i *Issuer) Mint(t testing.TB, claims map[string]any) string {
 	t.Helper()
 	i.mu.Lock()

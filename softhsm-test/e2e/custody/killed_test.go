@@ -6,8 +6,8 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// killAt runs a command and kills it as it enters the n-th call that changes a file. It returns the call, and whether it
-// came to it.
+// killAt runs a command and kills it as it enters the n-th call that changes a file. It returns the call, and whether
+// it came to it.
 func killAt(t testing.TB, n int, skip, name string, args ...string) (at string, killed bool) {
 	t.Helper()
 	return softhsmtest.StartTraced(t, n, skip, name, args...).Wait()
