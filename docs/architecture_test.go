@@ -28,7 +28,8 @@ var storeys = []struct {
 	{"parts of commands", []string{"cli", "backends"}},
 	{"jobs", []string{"plugin", "custody", "keyprovider", "kms", "image", "gate", "agent", "broker/api"}},
 	{"below the jobs", []string{"ca", "trust", "signer", "layerkey", "broker", "brokerfile"}},
-	{"parts of the broker", []string{"httpapi", "held", "policy", "translog", "translog/feed", "identity", "repository", "store/sqlite"}},
+	{"parts of the broker", []string{"httpapi", "held", "policy", "translog", "translog/feed", "identity",
+		"repository", "store/sqlite"}},
 	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi", "store"}},
 	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry"}},
@@ -40,7 +41,8 @@ var storeys = []struct {
 const drawn = 7
 
 // testRooms hold what tests need, and no other package imports them.
-var testRooms = []string{"bound/boundtest", "brokerapi/brokerapitest", "identity/identitytest", "store/storetest", "nethsm/nethsmtest", "keystore/keystoretest"}
+var testRooms = []string{"bound/boundtest", "brokerapi/brokerapitest", "identity/identitytest",
+	"store/storetest", "nethsm/nethsmtest", "keystore/keystoretest"}
 
 // TestArrows checks that imports point down, and that the page draws every arrow there is and no other. With
 // UPDATE_DOCS=1 it draws them.

@@ -67,7 +67,8 @@ nobody knows any more what was signed meanwhile.`,
 		Args:    cobra.RangeArgs(1, 2),
 	}
 	addConfig(c, &file)
-	c.Flags().StringVar(&ca, "ca", "", "PEM file of the certificate authorities of the server of LOG (default: the system's)")
+	c.Flags().StringVar(&ca, "ca", "",
+		"PEM file of the certificate authorities of the server of LOG (default: the system's)")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		f, err := brokerfile.Read(file)
 		if err != nil {

@@ -33,7 +33,8 @@ func main() {
 // serves reports whether arguments start a program that holds PINs for long: a broker, or an agent and not one of its
 // subcommands.
 func serves(args []string) bool {
-	return len(args) > 0 && (args[0] == "serve" || args[0] == "agent" && (len(args) == 1 || strings.HasPrefix(args[1], "-")))
+	return len(args) > 0 && (args[0] == "serve" ||
+		args[0] == "agent" && (len(args) == 1 || strings.HasPrefix(args[1], "-")))
 }
 
 // protect keeps other processes from the memory of this one.
@@ -71,6 +72,7 @@ func command() *cobra.Command {
 is to be signed, and signs what a key is allowed to sign. 'hsm-broker agent' does so for one person
 on one machine; 'hsm-broker serve' for a team, as a policy says.`,
 		Version: version,
-	}, agentCommand(), initCommand(), checkConfigCommand(), serveCommand(), policyCommand(), configCommand(), keyCommand(), logCommand(), backupCommand(),
+	}, agentCommand(), initCommand(), checkConfigCommand(), serveCommand(), policyCommand(),
+		configCommand(), keyCommand(), logCommand(), backupCommand(),
 		restoreCommand(), pinCommand())
 }

@@ -174,7 +174,8 @@ func (d *decision) neededBy(c Change, next *policy.Policy) ([]need, error) {
 	switch c.What {
 	case ChangePolicy:
 		if next.Digest() == current.Digest() {
-			return nil, failure.New(failure.Conflict, "the policy is in force already").WithHint("change it before it is applied")
+			return nil, failure.New(failure.Conflict, "the policy is in force already").
+				WithHint("change it before it is applied")
 		}
 		var all []need
 		for _, key := range policy.Compare(current, next).Modify {

@@ -59,7 +59,7 @@ type Event struct {
 	Token      string   `json:"token,omitempty"`     // sha256:HEX of a token that was used
 	TokenEnds  int64    `json:"token_ends,omitempty"`
 	Type       string   `json:"type"`
-	What       string   `json:"what,omitempty"` // of a request that is none for a signature: policy, config, block, unblock, epoch
+	What       string   `json:"what,omitempty"` // what a request changes: policy, config, block, unblock, epoch
 }
 
 // permits reports whether an event allows what was not allowed before it. Such an event counts once a signed checkpoint

@@ -31,7 +31,8 @@ type row struct {
 
 // Create makes a request for a signature that is asked for later. Without people to ask and without a time lock it is
 // approved at once.
-func (b *Broker) Create(ctx context.Context, caller identity.Caller, n brokerapi.NewRequest) (*brokerapi.Request, error) {
+func (b *Broker) Create(ctx context.Context, caller identity.Caller, n brokerapi.NewRequest) (*brokerapi.Request,
+	error) {
 	w := &wish{caller: caller, artifact: &payload.Artifact{Format: n.Artifact.Format}}
 	w.subject = subject{Key: n.Key, Target: n.Artifact, Expiry: n.Expiry, Repository: n.Repository}
 	if len(w.Target.Annotations) == 0 {

@@ -53,7 +53,7 @@ type request struct {
 	Config     string          `json:"config,omitempty"`
 	Repository string          `json:"repository,omitempty"`
 	Direct     bool            `json:"direct,omitempty"` // made by its first signature
-	Bare       bool            `json:"bare,omitempty"`   // no checkpoint covered it when the broker started: it permits nothing
+	Bare       bool            `json:"bare,omitempty"`   // no checkpoint covered it at a start: it permits nothing
 	Created    time.Time       `json:"created"`
 	First      time.Time       `json:"first,omitzero"` // of the first signature
 	NotBefore  int64           `json:"not_before,omitempty"`
@@ -68,7 +68,8 @@ type token struct {
 }
 
 func newState(callerPeriod time.Duration) *state {
-	s := &state{callerPeriod: callerPeriod, Blocked: map[string]time.Time{}, Requests: map[string]*request{}, Tokens: map[string]*token{},
+	s := &state{callerPeriod: callerPeriod, Blocked: map[string]time.Time{},
+		Requests: map[string]*request{}, Tokens: map[string]*token{},
 		Uses: map[string]*window{}, Callers: map[string]*window{}, Open: map[string]int{}}
 	s.index()
 	return s

@@ -101,7 +101,8 @@ func logged(f fixture, n int64, at time.Time, policy [sha256.Size]byte) []byte {
 		sum := sha256.Sum256(fmt.Append(nil, what, n/2))
 		return "sha256:" + hex.EncodeToString(sum[:])
 	}
-	e := map[string]any{"type": "signed/v1", "key": "release", "request": hash("request")[7:39], "payload": hash("payload"),
+	e := map[string]any{"type": "signed/v1", "key": "release", "request": hash("request")[7:39],
+		"payload":   hash("payload"),
 		"signature": hash("signature"), "time": at.Format("2006-01-02T15:04:05.000Z")}
 	if n%2 == 0 {
 		e = map[string]any{"type": "intent/v1", "key": "release", "request": e["request"], "payload": e["payload"],

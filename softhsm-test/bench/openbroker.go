@@ -59,7 +59,8 @@ func openBroker(file string) error {
 			return nil, 0, err
 		}
 		signature, err := k.Sign(r.Context(), "key", body.Payload, body.Algorithm)
-		return &brokerapi.Signature{Signature: signature, Algorithm: body.Algorithm, Artifact: *artifact}, http.StatusCreated, err
+		made := &brokerapi.Signature{Signature: signature, Algorithm: body.Algorithm, Artifact: *artifact}
+		return made, http.StatusCreated, err
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+brokerapi.KeysPath+"/{key}/signatures", httpapi.Answer(sign))

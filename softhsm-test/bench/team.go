@@ -29,7 +29,8 @@ keys:
     formats: [notation]
     use:
     - name: release
-      when: caller.issuer == "ISSUER" && caller.claims.repository == "example/app" && caller.claims.ref.startsWith("refs/tags/v")
+      when: caller.issuer == "ISSUER" && caller.claims.repository == "example/app"
+        && caller.claims.ref.startsWith("refs/tags/v")
       limit: 1000000 per hour
     modify: [{when: caller.issuer == "unix"}]
 `

@@ -89,7 +89,8 @@ func (d *Description) Check(r *http.Request, a Answer) (operation string, err er
 	r = r.Clone(context.Background())
 	r.Body = http.NoBody
 	// A parameter of a path has no slash in OpenAPI, and the file of a log has.
-	if file, ok := strings.CutPrefix(r.URL.EscapedPath(), brokerapi.LogPath+"/"); ok && path.Clean(r.URL.Path) == r.URL.Path {
+	if file, ok := strings.CutPrefix(r.URL.EscapedPath(), brokerapi.LogPath+"/"); ok &&
+		path.Clean(r.URL.Path) == r.URL.Path {
 		r.URL.Path, r.URL.RawPath = brokerapi.LogPath+"/"+file, brokerapi.LogPath+"/"+url.PathEscape(file)
 	}
 	route, parameters, err := d.router.FindRoute(r)
