@@ -1,0 +1,68 @@
+package tuf
+
+import (
+	"context"
+	"slices"
+
+	"github.com/secure-systems-lab/go-securesystemslib/cjson"
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// maxDepth is the depth of JSON in metadata: the members of a target's hashes are the innermost.
+const maxDepth = 16
+
+// checkJSON verifies that metadata are within the limits that the parsers of JSON and go-tuf need.
+func checkJSON(name string, data []byte, size int64) error {
+	if err := bound.JSON(data, bound.Limits{Bytes: int(size), Depth: maxDepth, Elements: int(size) / 8}); err != nil {
+		return failure.New(failure.Denied, "cannot read the tag metadata %s: %w", name, err).
+			WithHint("check who can write to the repository")
+	}
+	return nil
+}
+
+// parse reads the metadata of a role.
+func parse[T metadata.Roles](name string, data []byte, size int64) (*metadata.Metadata[T], error) {
+	if err := checkJSON(name, data, size); err != nil {
+		return nil, err
+	}
+	m, err := (&metadata.Metadata[T]{}).FromBytes(data)
+	if err != nil {
+		return nil, failure.New(failure.Denied, "cannot read the tag metadata %s: %w", name, err).
+			WithHint("check who can write to the repository")
+	}
+	return m, nil
+}
+
+// encode returns metadata with their signatures as JSON.
+func encode[T metadata.Roles](m *metadata.Metadata[T]) ([]byte, error) { return m.ToBytes(false) }
+
+// payload returns what is signed of a role: its canonical JSON (OLPC).
+func payload[T metadata.Roles](m *metadata.Metadata[T]) ([]byte, error) {
+	return cjson.EncodeCanonical(m.Signed)
+}
+
+// sign adds a signature by each signer that is one of the role's keys, and replaces earlier ones by the same keys. It
+// returns how many signers there were.
+func sign[T metadata.Roles](ctx context.Context, m *metadata.Metadata[T], ids []string, signers []*Signer) (int, error) {
+	data, err := payload(m)
+	if err != nil {
+		return 0, err
+	}
+	made := 0
+	for _, s := range signers {
+		if !s.in(ids) {
+			continue
+		}
+		signature, err := s.Sign(ctx, data)
+		if err != nil {
+			return made, err
+		}
+		m.Signatures = slices.DeleteFunc(m.Signatures, func(other metadata.Signature) bool { return other.KeyID == s.ID })
+		m.Signatures = append(m.Signatures, metadata.Signature{KeyID: s.ID, Signature: signature})
+		made++
+	}
+	return made, nil
+}

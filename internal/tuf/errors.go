@@ -1,0 +1,59 @@
+package tuf
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+func invalid(format string, args ...any) *failure.Error {
+	return failure.New(failure.Invalid, format, args...)
+}
+
+// explain returns why metadata are refused, for an error of go-tuf.
+func explain(err error) error {
+	var own *failure.Error
+	if errors.As(err, &own) {
+		return own
+	}
+	refuse := func(reason, hint string) error {
+		return failure.New(failure.Denied, "cannot verify the tag metadata: %s: %w", reason, err).WithHint(hint)
+	}
+	const compare = "compare with another machine; if the registry was restored from a backup, publish again: " +
+		"hsm-image tag refresh"
+	switch {
+	case errors.Is(err, &metadata.ErrExpiredMetadata{}):
+		return refuse("it has expired, so that it may not be the newest", "have the publisher run: hsm-image tag refresh")
+	case errors.Is(err, &metadata.ErrBadVersionNumber{}):
+		return refuse("it went back to an older version", compare)
+	case errors.Is(err, &metadata.ErrDownloadLengthMismatch{}):
+		return refuse("a file is longer than the signed length", "check who can write to the repository")
+	case errors.Is(err, &metadata.ErrLengthOrHashMismatch{}):
+		return refuse("files of different versions are mixed", "check who can write to the repository")
+	case errors.Is(err, &metadata.ErrUnsignedMetadata{}):
+		return refuse("it lacks signatures by enough of the role's keys", "check who can write to the repository")
+	case strings.Contains(err.Error(), "new snapshot is missing info"):
+		return refuse("a file was left out", "check who can write to the repository")
+	}
+	return refuse("it is not valid", "check who can write to the repository")
+}
+
+// notFound is the text of go-tuf's error for a target that no role lists.
+func notFound(tag string) string { return fmt.Sprintf("target %s not found", tag) }
+
+// missing returns the role in go-tuf's error for a role without a file, or "".
+func missing(err error) string {
+	rest, ok := strings.CutPrefix(err.Error(), "role ")
+	role, tail, found := strings.Cut(rest, " ")
+	if !ok || !found || tail != "not found in snapshot" {
+		return ""
+	}
+	return role
+}
+
+// isAbsent reports whether an error says that a role has signed nothing.
+func isAbsent(err error) bool { return err != nil && failure.From(err).Kind == failure.NotFound }
