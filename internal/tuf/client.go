@@ -1,0 +1,216 @@
+package tuf
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+	"github.com/theupdateframework/go-tuf/v2/metadata/config"
+	"github.com/theupdateframework/go-tuf/v2/metadata/updater"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/state"
+)
+
+// Client resolves the tags of one repository.
+type Client struct {
+	Root []byte // root.json that is pinned
+	Dir  string // folder that remembers the newest metadata that were seen; of this repository alone
+	// Stale is how long remembered metadata count after the last update when the files cannot be read; 0 is not at all.
+	Stale time.Duration
+	// Expired accepts expired metadata, for those who renew it. Nobody may run an image by it.
+	Expired bool
+	// Now is the time that metadata must not have expired at; the zero time is the current one.
+	Now time.Time
+}
+
+// Names of what a client remembers beside the metadata.
+const (
+	pinFile       = "pin"       // SHA-256 of the pinned root that root.json was reached from, in hex
+	refreshedFile = "refreshed" // time of the last update, RFC 3339
+)
+
+// Update reads the newest metadata (TUF sections 5.3 to 5.6) and remembers them. It fails with Denied when they are
+// expired, older than remembered, mixed, or not signed as they must be, and with the kind of the failure of files when
+// they cannot be read and remembered ones do not count. files is nil when the registry cannot be reached.
+func (c Client) Update(ctx context.Context, files Files) (*View, error) {
+	unlock, err := state.Lock(ctx, c.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if files == nil {
+		return c.stale(ctx, failure.New(failure.Unavailable, "cannot read the tag metadata: the registry cannot be reached"))
+	}
+	v, err := c.open(ctx, files)
+	if err != nil {
+		return nil, err
+	}
+	before := v.remembered()
+	switch err := v.updater.Refresh(); {
+	case err == nil:
+	case v.fetch.failed != nil: // nothing is known of newer metadata
+		return c.stale(ctx, v.fetch.failed)
+	default:
+		return nil, explain(err)
+	}
+	v.trusted = v.updater.GetTrustedMetadataSet()
+	if err := v.check(); err != nil {
+		return nil, err
+	}
+	return v, c.remember(before != v.remembered())
+}
+
+// open returns a view without metadata but the root: the newest remembered one that was reached from the pinned root, or
+// the pinned one.
+func (c Client) open(ctx context.Context, files Files) (*View, error) {
+	if err := checkJSON("root.json", c.Root, maxRoot); err != nil {
+		return nil, err
+	}
+	root, err := bound.ReadFile(filepath.Join(c.Dir, Root+".json"), maxRoot)
+	if pin, pinErr := bound.ReadFile(filepath.Join(c.Dir, pinFile), 100); err != nil || pinErr != nil ||
+		string(pin) != c.pin() || checkJSON("root.json", root, maxRoot) != nil {
+		root = c.Root
+	}
+	return c.newView(ctx, files, root)
+}
+
+func (c Client) newView(ctx context.Context, files Files, root []byte) (*View, error) {
+	v := &View{files: files, dir: c.Dir, fetch: &fetcher{ctx: ctx, files: files}}
+	settings, err := config.New("http://registry.invalid/", root) // no URL is opened: fetch takes the name alone
+	if err != nil {
+		return nil, err
+	}
+	settings.Fetcher, settings.LocalMetadataDir, settings.LocalTargetsDir = v.fetch, c.Dir, c.Dir
+	settings.RootMaxLength, settings.TimestampMaxLength = maxRoot, maxTimestamp
+	settings.SnapshotMaxLength, settings.TargetsMaxLength = maxSnapshot, maxTargets
+	settings.MaxDelegations = 2*maxDelegations + 2
+	settings.UnsafeLocalMode = files == nil
+	if v.updater, err = updater.New(settings); err != nil {
+		return nil, explain(err)
+	}
+	now := c.Now
+	if now.IsZero() {
+		now = time.Now()
+	}
+	if c.Expired {
+		now = time.Unix(0, 0)
+	}
+	v.now = now
+	v.updater.UnsafeSetRefTime(now.UTC())
+	return v, nil
+}
+
+// pin returns what pinFile holds for the pinned root.
+func (c Client) pin() string {
+	sum := sha256.Sum256(c.Root)
+	return hex.EncodeToString(sum[:])
+}
+
+// remember notes the time of an update. Changed metadata, which go-tuf has written, are flushed to the disk: a power
+// failure must not bring older ones back.
+func (c Client) remember(changed bool) error {
+	if changed {
+		for _, role := range []string{Root, Snapshot, Targets, Timestamp} {
+			if err := flush(filepath.Join(c.Dir, role+".json")); err != nil {
+				return err
+			}
+		}
+	}
+	if data, err := bound.ReadFile(filepath.Join(c.Dir, pinFile), 100); err != nil || string(data) != c.pin() {
+		if err := state.Write(filepath.Join(c.Dir, pinFile), []byte(c.pin()), 0o600); err != nil {
+			return err
+		}
+	}
+	if c.Expired || c.Stale == 0 {
+		return nil
+	}
+	return state.Write(filepath.Join(c.Dir, refreshedFile), []byte(time.Now().UTC().Format(time.RFC3339)), 0o600)
+}
+
+func flush(path string) error {
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err == nil {
+		err = file.Sync()
+		_ = file.Close()
+	}
+	if err != nil {
+		return failure.New(failure.FileKind(err), "cannot write %s to the disk: %w", path, err).
+			WithHint("check that the disk is not full")
+	}
+	return nil
+}
+
+// stale returns the remembered metadata if the last update was less than Stale ago, and else the failure of the update.
+// They are verified as of that update, since they may have expired after it.
+func (c Client) stale(ctx context.Context, failed error) (*View, error) {
+	if c.Stale == 0 {
+		return nil, failed
+	}
+	data, err := bound.ReadFile(filepath.Join(c.Dir, refreshedFile), 100)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, failed
+	}
+	refreshed, parseErr := time.Parse(time.RFC3339, strings.TrimSpace(string(data)))
+	if err != nil || parseErr != nil {
+		return nil, failed
+	}
+	now := c.Now
+	if now.IsZero() {
+		now = time.Now()
+	}
+	if age := now.Sub(refreshed); age < 0 || age > c.Stale {
+		return nil, failure.New(failure.From(failed).Kind, "%w; the last update was %s, more than %s ago", failed,
+			refreshed.Format(time.RFC3339), c.Stale).WithHint("wait until the registry answers again")
+	}
+	c.Now = refreshed
+	v, err := c.open(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.updater.Refresh(); err != nil {
+		return nil, failed
+	}
+	v.stale, v.trusted = true, v.updater.GetTrustedMetadataSet()
+	return v, v.check()
+}
+
+// fetcher reads files for go-tuf, which has no context for it.
+type fetcher struct {
+	ctx    context.Context
+	files  Files
+	failed error // why a file could not be read, except that there is none
+}
+
+// DownloadFile returns the file that a URL ends with.
+func (f *fetcher) DownloadFile(url string, length int64, _ time.Duration) ([]byte, error) {
+	name := url[strings.LastIndexByte(url, '/')+1:]
+	if f.files == nil {
+		f.failed = failure.New(failure.Unavailable, "cannot read the tag metadata %s: the registry cannot be reached", name)
+		return nil, f.failed
+	}
+	data, err := f.files.Read(f.ctx, name, length)
+	switch {
+	case err == nil:
+	case failure.From(err).Kind == failure.NotFound:
+		return nil, &metadata.ErrDownloadHTTP{StatusCode: http.StatusNotFound, URL: name}
+	case failure.From(err).Kind == failure.Denied: // what the registry gave is wrong
+		return nil, err
+	default:
+		f.failed = err
+		return nil, err
+	}
+	if int64(len(data)) > length {
+		return nil, &metadata.ErrDownloadLengthMismatch{Msg: name + " is longer than signed"}
+	}
+	return data, checkJSON(name, data, length)
+}
