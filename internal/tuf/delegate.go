@@ -1,0 +1,243 @@
+package tuf
+
+import (
+	"context"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Delegation says which tags a signer may sign.
+type Delegation struct {
+	Name  string
+	Paths []string // patterns of tags: * any text, ? one character, [a-z] one of a range
+	RoleKeys
+}
+
+// check verifies that a delegation can be made.
+func (d Delegation) check() error {
+	if err := CheckName(d.Name); err != nil {
+		return err
+	}
+	if len(d.Paths) == 0 || len(d.Paths) > maxPaths {
+		return invalid("the delegation %s has %d paths", d.Name, len(d.Paths)).
+			WithHint("name the tags that it may sign, as in --paths 'release-*'")
+	}
+	for _, pattern := range d.Paths {
+		if _, err := path.Match(pattern, "v1"); err != nil || pattern == "" || strings.Contains(pattern, "/") {
+			return invalid("the path %q of the delegation %s is not a pattern of tags", pattern, d.Name).
+				WithHint("use a tag with * or ?, as in 'release-*'")
+		}
+	}
+	return nil
+}
+
+// AmendDelegations signs a change of who may sign which tags: it adds a delegation or replaces the one of its name, or,
+// with paths and keys empty, removes it. signers are those of the targets keys, and of the delegation's keys, new and
+// old: what the delegation has signed is signed again by its new keys, if they are there.
+func (v *View) AmendDelegations(ctx context.Context, pending []*Proposal, d Delegation, signers []*Signer) (
+	*Amended, error) {
+	change := items{d.Name: ""}
+	if len(d.Paths) > 0 || len(d.Keys) > 0 {
+		if err := d.check(); err != nil {
+			return nil, err
+		}
+		ids, keys, err := d.read()
+		if err != nil {
+			return nil, invalid("the delegation %s: %w", d.Name, err)
+		}
+		change[d.Name] = mustJSON(delegation{Keys: keys, Role: metadata.DelegatedRole{Name: d.Name, KeyIDs: ids,
+			Threshold: d.Threshold, Paths: d.Paths}})
+	}
+	n := v.ahead(pending)
+	if change[d.Name] == "" && v.delegation(d.Name) == nil && delegationItems(n.targets)[d.Name] == "" {
+		return nil, failure.New(failure.NotFound, "there is no delegation %q", d.Name).
+			WithHint("list them: hsm-image tag status")
+	}
+	a := &edit{next: n, role: Targets, keys: rootKeys(n.root, Targets), files: map[string][]byte{}}
+	if a.signers = ofRole(a.keys, signers); len(a.signers) == 0 {
+		return nil, failure.New(failure.Denied, "none of the keys is one of the role targets").
+			WithHint("list the keys of each role: hsm-image tag status")
+	}
+	if err := a.targetsFile(ctx, change); err != nil {
+		return nil, err
+	}
+	if change[d.Name] != "" {
+		if err := a.resign(ctx, d.Name, signers); err != nil {
+			return nil, err
+		}
+	}
+	return a.amended(), nil
+}
+
+// targetsFile makes the next targets.json with a change of delegations; of the same change that lacks signatures, it
+// adds to the proposal.
+func (e *edit) targetsFile(ctx context.Context, change items) error {
+	base := e.view.trusted.Targets[Targets]
+	if e.keys.threshold > 1 {
+		for _, p := range e.pending {
+			m := p.roles[Targets]
+			if m == nil || !e.follows(p) || !maps.Equal(delegationItems(m).changes(delegationItems(base)), change) {
+				continue
+			}
+			at, err := p.content(Targets)
+			if err != nil {
+				return err
+			}
+			complete(m, e.pool[at], e.keys)
+			e.targets = m
+			return e.add(ctx, Targets, m, e.keys)
+		}
+	}
+	all := delegationItems(base)
+	others := e.completed(Targets, e.keys)
+	slices.Reverse(others)
+	for _, p := range others {
+		all = all.with(delegationItems(p.roles[Targets]).changes(delegationItems(base)))
+	}
+	m := e.newFile(Targets)
+	var err error
+	if m.Signed.Delegations, err = all.with(change).delegations(base); err != nil {
+		return err
+	}
+	if err := checkDelegations(m); err != nil {
+		return err
+	}
+	e.targets = m
+	return e.add(ctx, Targets, m, e.keys)
+}
+
+// resign signs the files of a role again, under the keys that e.targets names. A role without files gets an empty one. It
+// does nothing if what is published is signed by these keys already, or if none of the signers is one of them.
+func (e *edit) resign(ctx context.Context, role string, signers []*Signer) error {
+	keys := delegatedKeys(e.targets, role)
+	base, err := e.published(ctx, role)
+	if err != nil {
+		return err
+	}
+	if base != nil && verify(base, base.Signatures, keys) && !split(base) {
+		return nil
+	}
+	r := &edit{next: e.next, role: role, keys: keys, signers: ofRole(keys, signers), base: base, files: e.files}
+	if len(r.signers) == 0 {
+		return nil
+	}
+	if !split(base) {
+		_, err := r.whole(ctx, tagItems(base), false)
+		e.lacks = max(e.lacks, r.lacks)
+		return err
+	}
+	all := items{}
+	for _, bin := range base.Signed.Delegations.SuccinctRoles.GetRoles() {
+		file, err := r.published(ctx, bin)
+		if err != nil {
+			return err
+		}
+		all = all.with(tagItems(file))
+	}
+	_, err = r.whole(ctx, all, true)
+	e.lacks = max(e.lacks, r.lacks)
+	return err
+}
+
+// AmendTargetsKeys signs targets.json and the role of its tags by the targets keys of a root that is proposed with them.
+func (v *View) AmendTargetsKeys(ctx context.Context, root *RootFile, signers []*Signer) (*Amended, error) {
+	keys := rootKeys(root.m, Targets)
+	n := v.newNext(nil)
+	n.root = root.m
+	e := &edit{next: n, role: Targets, keys: keys, files: map[string][]byte{}, signers: ofRole(keys, signers)}
+	base := v.trusted.Targets[Targets]
+	change := items{Tags: mustJSON(delegation{Keys: keysOf(keys), Role: metadata.DelegatedRole{Name: Tags, KeyIDs: keys.ids,
+		Threshold: keys.threshold, Paths: []string{"*"}}})}
+	m := e.newFile(Targets)
+	var err error
+	if m.Signed.Delegations, err = delegationItems(base).with(change).delegations(base); err != nil {
+		return nil, err
+	}
+	e.targets = m
+	if err := e.add(ctx, Targets, m, keys); err != nil {
+		return nil, err
+	}
+	if err := e.resign(ctx, Tags, signers); err != nil {
+		return nil, err
+	}
+	return e.amended(), nil
+}
+
+// keysOf returns the keys of a set alone.
+func keysOf(s keySet) map[string]*metadata.Key {
+	own := map[string]*metadata.Key{}
+	for _, id := range s.ids {
+		own[id] = s.keys[id]
+	}
+	return own
+}
+
+// Renew signs the files of the roles that signers are of again, so that they expire later, if half of their lifetime has
+// passed or all is asked for. It returns an amendment for each role.
+func (v *View) Renew(ctx context.Context, pending []*Proposal, signers []*Signer, all bool) ([]*Amended, error) {
+	n := v.ahead(pending)
+	var made []*Amended
+	e := &edit{next: n, role: Targets, keys: rootKeys(n.root, Targets), files: map[string][]byte{}}
+	e.signers = ofRole(e.keys, signers)
+	if len(e.signers) > 0 && (all || halfway(n.targets.Signed.Expires, targetsLifetime)) {
+		if err := e.targetsFile(ctx, items{}); err != nil {
+			return nil, err
+		}
+		made = append(made, e.amended())
+	}
+	for _, r := range n.targets.Signed.Delegations.Roles {
+		e := &edit{next: n, role: r.Name, keys: delegatedKeys(n.targets, r.Name), files: map[string][]byte{}}
+		if e.signers = ofRole(e.keys, signers); len(e.signers) == 0 {
+			continue
+		}
+		var err error
+		if e.base, err = n.published(ctx, r.Name); err != nil {
+			return nil, err
+		}
+		if e.base == nil || !all && !halfway(e.base.Signed.Expires, targetsLifetime) {
+			continue
+		}
+		amended, err := e.renewed(ctx)
+		if err != nil {
+			return nil, err
+		}
+		made = append(made, amended)
+	}
+	return made, nil
+}
+
+// renewed makes all files of a role again.
+func (e *edit) renewed(ctx context.Context) (*Amended, error) {
+	if !split(e.base) {
+		return e.change(ctx, items{})
+	}
+	top := e.newFile(e.role)
+	top.Signed.Delegations = e.base.Signed.Delegations
+	if err := e.add(ctx, e.role, top, e.keys); err != nil {
+		return nil, err
+	}
+	for _, bin := range e.base.Signed.Delegations.SuccinctRoles.GetRoles() {
+		file, err := e.published(ctx, bin)
+		if err != nil {
+			return nil, err
+		}
+		all := tagItems(file)
+		for _, p := range e.completed(bin, e.keys) {
+			all = all.with(tagItems(p.roles[bin]).changes(tagItems(file)))
+		}
+		m := e.newFile(bin)
+		if m.Signed.Targets, err = all.targets(); err != nil {
+			return nil, err
+		}
+		if err := e.add(ctx, bin, m, e.keys); err != nil {
+			return nil, err
+		}
+	}
+	return e.amended(), nil
+}
