@@ -19,6 +19,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/registry"
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
@@ -253,13 +254,16 @@ func readDescriptor(stdin io.Reader) (descriptor ocispec.Descriptor, err error) 
 	return descriptor, nil
 }
 
+// dockerHubIndex is an old name of Docker Hub in images.
+const dockerHubIndex = "index.docker.io"
+
 // checkHost verifies that the registry in an image's name is the host that containerd pulls from. They differ for short
 // names: Docker, kubelets and the trust policy take team/app for docker.io/team/app, and containerd for app on the host
 // team.
 func checkHost(name string, named reference.Named) error {
 	host, _, _ := strings.Cut(name, "/")
 	domain := reference.Domain(named)
-	if host != domain && (domain != dockerHub || host != dockerHubIndex) {
+	if host != domain && (domain != registry.DockerHub || host != dockerHubIndex) {
 		return fmt.Errorf("its registry is %s, and containerd pulls from %q", domain, host)
 	}
 	return nil

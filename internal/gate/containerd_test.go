@@ -20,6 +20,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound/boundtest"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/registry"
 )
 
 // FuzzRequest verifies that no request crashes, and that a request that is accepted is about one digest.
@@ -227,8 +228,8 @@ func TestMirrorBelowAPath(t *testing.T) {
 	if err := os.WriteFile(hosts, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	g := &Gate{options: Options{HostsDir: filepath.Dir(filepath.Dir(hosts)),
-		AuthFile: filepath.Join(t.TempDir(), "none.json")}}
+	g := &Gate{options: Options{HostsDir: filepath.Dir(filepath.Dir(hosts))},
+		registries: registry.New(registry.Options{AuthFile: filepath.Join(t.TempDir(), "none.json")})}
 	sources, err := g.pullSources(t.Context(), "registry.example.com/team/app")
 	if err != nil {
 		t.Fatal(err)
@@ -248,11 +249,6 @@ func TestReferenceIsALine(t *testing.T) {
 
 // TestPanicInGoroutine verifies that a panic in a goroutine of its own is an error.
 func TestPanicInGoroutine(t *testing.T) {
-	var none *Gate
-	if _, err := none.credential(t.Context(), "registry.example.com", "app"); err == nil ||
-		!strings.Contains(err.Error(), "internal error: ") {
-		t.Errorf("credentials: %v", err)
-	}
 	if _, err := listAhead(t.Context(), source{}, "").list(t.Context(), ocispec.Descriptor{}); err == nil ||
 		!strings.Contains(err.Error(), "internal error: ") {
 		t.Errorf("signatures: %v", err)

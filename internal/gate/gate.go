@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -28,6 +27,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/folders"
+	"github.com/notation-hsm/notation-hsm/internal/registry"
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
@@ -52,12 +52,11 @@ type Options struct {
 
 // Gate verifies images under one trust policy. It may be used by several goroutines.
 type Gate struct {
-	options   Options
-	policy    *trustpolicy.Document
-	verifier  notationVerifier
-	plugins   plugins
-	insecure  []string // registries with plain HTTP, from Notation's config.json
-	transport *http.Transport
+	options    Options
+	policy     *trustpolicy.Document
+	verifier   notationVerifier
+	plugins    plugins
+	registries *registry.Registries
 }
 
 // notationVerifier has the methods of Notation's verifier.
@@ -103,10 +102,8 @@ func Open(options Options) (*Gate, error) {
 	if err != nil {
 		return nil, unusablePolicy(folder, err)
 	}
-	transport := http.DefaultTransport.(*http.Transport).Clone() // with proxies from the environment
-	transport.MaxIdleConnsPerHost, transport.MaxResponseHeaderBytes = maxConcurrent, maxHeader
-	return &Gate{options: options, policy: policy, verifier: v, plugins: listed, insecure: insecureRegistries(),
-		transport: transport}, nil
+	registries := registry.New(registry.Options{AuthFile: options.AuthFile, PlainHTTP: options.PlainHTTP})
+	return &Gate{options: options, policy: policy, verifier: v, plugins: listed, registries: registries}, nil
 }
 
 func unusablePolicy(folder string, err error) error {
@@ -149,7 +146,7 @@ func makeAbsolute(path *string) error {
 }
 
 // Close closes idle connections.
-func (g *Gate) Close() { g.transport.CloseIdleConnections() }
+func (g *Gate) Close() { g.registries.Close() }
 
 // normalizeScopes validates a trust policy and replaces its scopes by their normal forms, in which they are looked up.
 // It fails when two scopes are the same repository: which statement counts would be chance.

@@ -18,6 +18,7 @@ import (
 	"oras.land/oras-go/v2/errdef"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/registry"
 )
 
 // layout is a folder with images (an OCI image layout). Unlike the one of the ORAS library, it keeps only the index in
@@ -143,7 +144,7 @@ func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifa
 			return errLimitReached
 		}
 		seen[node.Digest] = true
-		data, err := fetch(ctx, l, node, maxSize(node))
+		data, err := registry.Fetch(ctx, l, node, maxSize(node))
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			return err

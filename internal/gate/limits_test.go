@@ -2,12 +2,10 @@ package gate
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -18,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/notation-hsm/notation-hsm/internal/registry"
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
@@ -171,7 +170,7 @@ func TestNewestFirst(t *testing.T) {
 	}
 }
 
-// TestEndlessPages verifies that a list ends after maxPages pages, and that signatures on them are found.
+// TestEndlessPages verifies that a list ends after registry.MaxPages pages, and that signatures on them are found.
 func TestEndlessPages(t *testing.T) {
 	for _, signed := range []bool{true, false} {
 		a := newAttack(t)
@@ -188,7 +187,7 @@ func TestEndlessPages(t *testing.T) {
 			}
 			return false
 		}
-		a.expect(t, reason, "/referrers/", maxPages, 1<<20)
+		a.expect(t, reason, "/referrers/", registry.MaxPages, 1<<20)
 	}
 }
 
@@ -310,55 +309,3 @@ func TestRedirectsAndTokens(t *testing.T) {
 		})
 	}
 }
-
-// TestLimited verifies that the number of requests, the bytes of a reply and the bytes of all replies are limited.
-func TestLimited(t *testing.T) {
-	get := func(l *limitedTransport, length int64) (int64, error) {
-		response, err := l.RoundTrip((&http.Request{Method: http.MethodGet,
-			URL: &url.URL{Path: fmt.Sprint(length)}}).WithContext(t.Context()))
-		if err != nil {
-			return 0, err
-		}
-		return io.Copy(io.Discard, response.Body)
-	}
-	l := &limitedTransport{base: zeros{}}
-	if n, err := get(l, maxReply); n != maxReply || err != nil {
-		t.Errorf("the longest reply: %d bytes, %v", n, err)
-	}
-	if _, err := get(l, maxReply+1); err == nil || !strings.Contains(err.Error(), "the reply is longer") {
-		t.Errorf("a longer one: %v", err)
-	}
-	read, requests := int64(2*maxReply), 2
-	for ; ; requests++ {
-		n, err := get(l, maxReply-1)
-		if read += n; err != nil {
-			if !strings.Contains(err.Error(), "the replies are longer") || read > maxBytes || read < maxBytes-maxReply {
-				t.Errorf("after %d bytes: %v", read, err)
-			}
-			break
-		}
-	}
-	for requests = 0; ; requests++ {
-		if _, err := l.RoundTrip((&http.Request{Method: http.MethodGet, URL: &url.URL{}}).WithContext(
-			context.Background())); err != nil {
-			break
-		}
-		if requests > maxReplies {
-			t.Fatal("requests do not end")
-		}
-	}
-}
-
-// zeros is a transport whose replies have the number of bytes in the path of the request.
-type zeros struct{}
-
-func (zeros) RoundTrip(r *http.Request) (*http.Response, error) {
-	var length int64
-	_, _ = fmt.Sscan(r.URL.Path, &length)
-	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{},
-		Body: io.NopCloser(io.LimitReader(zeroReader{}, length))}, nil
-}
-
-type zeroReader struct{}
-
-func (zeroReader) Read(p []byte) (int, error) { clear(p); return len(p), nil }

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/registry"
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
@@ -257,13 +258,13 @@ func TestNodeHeader(t *testing.T) {
 	image := h.PushImage("image")
 	h.Answer = func(w http.ResponseWriter, _ *http.Request) bool {
 		for i := range 100 {
-			w.Header().Set(fmt.Sprint("X-", i), strings.Repeat("a", maxHeader/100))
+			w.Header().Set(fmt.Sprint("X-", i), strings.Repeat("a", registry.MaxHeader/100))
 		}
 		return false
 	}
 	node := Node{Options: Options{TrustDir: trusting(t, "strict")}, StateDir: t.TempDir(), Timeout: time.Minute}
 	if d := ask(t, node, localName(h)+"/app:1", image); d.Passed() ||
-		!strings.Contains(d.Reason, fmt.Sprintf("exceeded %d bytes", maxHeader)) {
+		!strings.Contains(d.Reason, fmt.Sprintf("exceeded %d bytes", registry.MaxHeader)) {
 		t.Errorf("%+v", d)
 	}
 }
@@ -280,7 +281,8 @@ func TestPullSources(t *testing.T) {
 	} {
 		hosts := t.TempDir()
 		put(t, filepath.Join(hosts, "registry.example.com", "hosts.toml"), text, 0o600)
-		sources, err := (&Gate{options: Options{HostsDir: hosts}}).pullSources(t.Context(), "registry.example.com/app")
+		g := &Gate{options: Options{HostsDir: hosts}, registries: registry.New(registry.Options{})}
+		sources, err := g.pullSources(t.Context(), "registry.example.com/app")
 		var names []string
 		for _, s := range sources {
 			names = append(names, s.name)

@@ -2,10 +2,8 @@ package gate
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,19 +13,11 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	hosts "github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/distribution/reference"
-	"github.com/notaryproject/notation-go/config"
-	"github.com/notaryproject/notation-go/dir"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	dockerconfig "go.podman.io/image/v5/pkg/docker/config"
-	"go.podman.io/image/v5/types"
-	"oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote"
-	"oras.land/oras-go/v2/registry/remote/auth"
-	"oras.land/oras-go/v2/registry/remote/credentials"
 
-	"github.com/notation-hsm/notation-hsm/internal/bound"
-	"github.com/notation-hsm/notation-hsm/internal/folders"
+	"github.com/notation-hsm/notation-hsm/internal/registry"
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 )
 
@@ -120,107 +110,13 @@ func (g *Gate) source(i image) (source, error) {
 		}
 		return source{name: i.layout, repository: l, manifests: l, blobs: l}, nil
 	}
-	where, path, _ := strings.Cut(i.address, "/")
-	host, port, _ := net.SplitHostPort(where)
-	// Notation uses plain HTTP for localhost:PORT
-	plain := g.options.PlainHTTP || host == "localhost" && port != "" ||
-		slices.ContainsFunc(g.insecure, func(r string) bool { return strings.EqualFold(r, where) })
-	return g.remote(where, path, plain, g.transport), nil
+	return g.remote(g.registries.Repository(i.address)), nil
 }
 
-// remote returns a registry, which is limited in what it may send.
-func (g *Gate) remote(host, path string, plain bool, transport http.RoundTripper) source {
-	client := &auth.Client{
-		Client: &http.Client{Transport: &limitedTransport{base: transport}}, Cache: auth.NewCache(), ClientID: "hsm-image",
-		Credential: func(ctx context.Context, host string) (auth.Credential, error) { return g.credential(ctx, host, path) },
-	}
-	client.SetUserAgent("hsm-image")
-	repository := &remote.Repository{Client: client, PlainHTTP: plain,
-		Reference:            registry.Reference{Registry: host, Repository: path},
-		ReferrerListMaxPages: maxPages, MaxMetadataBytes: maxPage}
-	return source{name: host, repository: repository, manifests: repository.Manifests(), blobs: repository.Blobs()}
+// remote returns the source of a repository in a registry.
+func (g *Gate) remote(r *remote.Repository) source {
+	return source{name: r.Reference.Registry, repository: r, manifests: r.Manifests(), blobs: r.Blobs()}
 }
-
-// notationFile returns the path of the user's own configuration file of Notation. The one in a trust directory is not
-// read: it could name a credential helper, which is a program, but the author of a trust directory only decides who is
-// trusted.
-func notationFile() string { return filepath.Join(folders.UserNotation(), dir.PathConfigFile) }
-
-const maxConfig = 1 << 20 // bytes
-
-// insecureRegistries returns the registries with plain HTTP in Notation's config.json. If the file cannot be read there
-// are none, and all registries need TLS, as for the notation command.
-func insecureRegistries() []string {
-	var c config.Config
-	data, err := bound.ReadFile(notationFile(), maxConfig)
-	if err != nil || json.Unmarshal(data, &c) != nil {
-		return nil
-	}
-	return c.InsecureRegistries
-}
-
-// credential returns the credentials for a repository of a registry: those of Notation, or else those of Podman and
-// Docker. It fails when ctx ends before a credential helper has answered.
-func (g *Gate) credential(ctx context.Context, host, path string) (auth.Credential, error) {
-	type found struct {
-		auth.Credential
-		err error
-	}
-	answer := make(chan found, 1)
-	go func() {
-		var f found
-		if err := catchPanic(func() { f.Credential, f.err = g.lookUp(ctx, host, path) }); err != nil {
-			f.err = err
-		}
-		answer <- f
-	}()
-	select {
-	case f := <-answer:
-		return f.Credential, f.err
-	case <-ctx.Done():
-		return auth.EmptyCredential, noCredentials(host, ctx.Err())
-	}
-}
-
-func noCredentials(host string, err error) error {
-	return fmt.Errorf("cannot get the credentials of %s: %w", host, err)
-}
-
-// lookUp is credential without the end of ctx.
-func (g *Gate) lookUp(ctx context.Context, host, path string) (auth.Credential, error) {
-	system := &types.SystemContext{AuthFilePath: g.options.AuthFile}
-	if system.AuthFilePath == "" {
-		if own, ok := notationCredential(ctx, host); ok {
-			return own, nil
-		}
-		system.AuthFilePath = os.Getenv("REGISTRY_AUTH_FILE")
-	}
-	if host == dockerHubHost {
-		host = dockerHub
-	}
-	c, err := dockerconfig.GetCredentials(system, host+"/"+path)
-	if err != nil {
-		return auth.EmptyCredential, noCredentials(host, err)
-	}
-	return auth.Credential{Username: c.Username, Password: c.Password, RefreshToken: c.IdentityToken}, nil
-}
-
-// notationCredential returns the credentials that 'notation login' has stored, if there are any.
-func notationCredential(ctx context.Context, host string) (auth.Credential, bool) {
-	store, err := credentials.NewStore(notationFile(), credentials.StoreOptions{})
-	if err != nil || !store.IsAuthConfigured() {
-		return auth.EmptyCredential, false
-	}
-	c, err := credentials.Credential(store)(ctx, host)
-	return c, err == nil && c != auth.EmptyCredential
-}
-
-// The names of Docker Hub: in images, of the host that serves them, and an old one in images.
-const (
-	dockerHub      = "docker.io"
-	dockerHubHost  = "registry-1.docker.io"
-	dockerHubIndex = "index.docker.io"
-)
 
 // pullSources returns the sources that containerd would pull a repository from, in its order: the mirrors in
 // hosts.toml, and the registry unless hosts.toml excludes it. Plain HTTP is used where hosts.toml says so and, as in
@@ -229,7 +125,7 @@ func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 	where, path, _ := strings.Cut(name, "/")
 	options := hosts.HostOptions{UpdateClient: func(client *http.Client) error {
 		if transport, ok := client.Transport.(*http.Transport); ok {
-			transport.MaxResponseHeaderBytes = maxHeader
+			transport.MaxResponseHeaderBytes = registry.MaxHeader
 		}
 		return nil
 	}}
@@ -248,10 +144,10 @@ func (g *Gate) pullSources(ctx context.Context, name string) ([]source, error) {
 		e := &endpoint{base: h.Client.Transport, host: h.Host, standardPath: "/v2/" + path + "/",
 			path:   h.Path + "/" + path + "/",
 			header: h.Header}
-		if h.Host != where && (where != dockerHub || h.Host != dockerHubHost) {
+		if h.Host != where && (where != registry.DockerHub || h.Host != registry.DockerHubHost) {
 			e.namespace = where
 		}
-		s := g.remote(h.Host, path, h.Scheme == "http", e)
+		s := g.remote(g.registries.Through(e, h.Host, path, h.Scheme == "http"))
 		s.close = h.Client.CloseIdleConnections
 		sources = append(sources, s)
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/notaryproject/notation-core-go/signature/jws"
 	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"oras.land/oras-go/v2/registry/remote"
 
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
@@ -126,41 +125,6 @@ func TestSignatureOfAnotherImage(t *testing.T) {
 	a.Hang(t, a.Add(jws.MediaTypeEnvelope, envelope), a.image, time.Now())
 	a.expect(t, fmt.Sprintf("it was made for something else, %s of %d bytes", other.Digest, other.Size), "/blobs/", 1,
 		1<<20)
-}
-
-// TestPlainHTTP verifies that a registry is reached without TLS only where that is allowed.
-func TestPlainHTTP(t *testing.T) {
-	config := t.TempDir()
-	t.Setenv("NOTATION_CONFIG", config)
-	put(t, filepath.Join(config, "config.json"), `{"insecureRegistries": ["Insecure.example.com:5000"]}`, 0o600)
-	for address, want := range map[string]bool{"registry.example.com/app": false, "localhost:5000/app": true,
-		"localhost/app": false, "127.0.0.1:5000/app": false, "insecure.example.com:5000/app": true,
-		"insecure.example.com/app": false} {
-		for _, all := range []bool{false, true} {
-			g := &Gate{options: Options{PlainHTTP: all}, insecure: insecureRegistries()}
-			s, err := g.source(image{address: address})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := plainHTTP(t, s); got != (want || all) {
-				t.Errorf("%s, all %v: plain HTTP %v", address, all, got)
-			}
-		}
-	}
-	put(t, filepath.Join(config, "config.json"), `{`, 0o600)
-	if got := insecureRegistries(); got != nil {
-		t.Errorf("a damaged file names %v", got)
-	}
-}
-
-// plainHTTP reports whether a source is reached without TLS.
-func plainHTTP(t *testing.T, s source) bool {
-	t.Helper()
-	repository, ok := s.repository.(*remote.Repository)
-	if !ok {
-		t.Fatalf("%T is no registry", s.repository)
-	}
-	return repository.PlainHTTP
 }
 
 // statements writes a policy with as many statements, each for a repository, and one for all others.

@@ -14,9 +14,10 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/errdef"
-	"oras.land/oras-go/v2/registry"
+	oras "oras.land/oras-go/v2/registry"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/registry"
 )
 
 // source is a place with signatures of an image: a registry, a mirror or an OCI layout.
@@ -32,7 +33,7 @@ type source struct {
 // repository resolves tags and lists the referrers of images.
 type repository interface {
 	content.Resolver
-	registry.ReferrerLister
+	oras.ReferrerLister
 }
 
 // signatureList lists the manifests of an image's signatures.
@@ -70,7 +71,7 @@ func (s source) list(ctx context.Context, image ocispec.Descriptor) (signatureLi
 	var l signatureList
 	created := map[digest.Digest]time.Time{}
 	now := time.Now()
-	err := s.repository.Referrers(context.WithValue(ctx, listingKey{}, true), image, notationregistry.ArtifactTypeNotation,
+	err := registry.Referrers(ctx, s.repository, image, notationregistry.ArtifactTypeNotation,
 		func(page []ocispec.Descriptor) error {
 			for _, manifest := range page {
 				manifest.MediaType, manifest.Digest = truncate(manifest.MediaType), digest.Digest(truncate(string(manifest.Digest)))
@@ -129,7 +130,7 @@ func (s source) fetchSignature(ctx context.Context, manifest ocispec.Descriptor)
 	if manifest.MediaType != ocispec.MediaTypeImageManifest && manifest.MediaType != mediaTypeArtifact {
 		return "", nil, fmt.Errorf("the signature's manifest has the media type %.100q", manifest.MediaType)
 	}
-	data, err := fetch(ctx, s.manifests, manifest, maxManifest)
+	data, err := registry.Fetch(ctx, s.manifests, manifest, maxManifest)
 	if err == nil {
 		err = bound.JSON(data, manifestLimits)
 	}
@@ -147,20 +148,8 @@ func (s source) fetchSignature(ctx context.Context, manifest ocispec.Descriptor)
 	if len(blobs) != 1 {
 		return "", nil, fmt.Errorf("the signature's manifest has %d envelopes, not 1", len(blobs))
 	}
-	if envelope, err = fetch(ctx, s.blobs, blobs[0], maxEnvelope); err != nil {
+	if envelope, err = registry.Fetch(ctx, s.blobs, blobs[0], maxEnvelope); err != nil {
 		return "", nil, fmt.Errorf("cannot read the signature's envelope: %w", err)
 	}
 	return blobs[0].MediaType, envelope, nil
-}
-
-// fetch returns the content of a descriptor, after it has verified the size and the digest. It fails before it fetches
-// anything if the descriptor has more than limit bytes.
-func fetch(ctx context.Context, from content.Fetcher, descriptor ocispec.Descriptor, limit int64) ([]byte, error) {
-	if err := descriptor.Digest.Validate(); err != nil {
-		return nil, fmt.Errorf("%.100q: %w", descriptor.Digest, err)
-	}
-	if descriptor.Size > limit {
-		return nil, fmt.Errorf("it has %d bytes, more than %d", descriptor.Size, limit)
-	}
-	return content.FetchAll(ctx, from, descriptor)
 }

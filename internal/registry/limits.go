@@ -1,0 +1,124 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"sync/atomic"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/content"
+	oras "oras.land/oras-go/v2/registry"
+
+	"github.com/notation-hsm/notation-hsm/internal/bound"
+)
+
+// Limits of what a registry may send, for one repository.
+const (
+	MaxPages  = 20       // pages of a list of referrers
+	MaxPage   = 1 << 20  // bytes of a page
+	MaxHeader = 64 << 10 // bytes of the header of a reply
+	maxReply  = 5 << 20  // bytes of a reply; containerd's limit for manifests is a little lower
+)
+
+// Limits are for all requests to one repository together, until another is made.
+type Limits struct {
+	Requests int64 // with those for redirects and tokens
+	Bytes    int64 // of the bodies of all replies
+}
+
+// OneImage are the limits for the verification of one image.
+var OneImage = Limits{Requests: 300, Bytes: 64 << 20}
+
+// pageLimits are the limits of the structure of a page.
+var pageLimits = bound.Limits{Bytes: MaxPage, Depth: bound.Depth, Elements: 20000}
+
+// limitedTransport is a transport to one repository. It limits the size and the number of replies.
+type limitedTransport struct {
+	base     http.RoundTripper
+	limits   Limits
+	requests atomic.Int64
+	bytes    atomic.Int64
+}
+
+// RoundTrip sends a request, including those for redirects and tokens. It fails when the limit of requests is exceeded;
+// reading a reply fails at maxReply and at the limit of bytes.
+func (l *limitedTransport) RoundTrip(request *http.Request) (*http.Response, error) {
+	if l.requests.Add(1) > l.limits.Requests {
+		return nil, fmt.Errorf("it needs more than %d requests", l.limits.Requests)
+	}
+	response, err := l.base.RoundTrip(request)
+	if err != nil {
+		return nil, err
+	}
+	response.Body = &limitedBody{ReadCloser: response.Body, transport: l, left: maxReply}
+	// The ORAS library parses no other replies without a limit of their own. For the index behind a tag it parses the
+	// media type like this, without case and parameters.
+	mediaType, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type"))
+	if request.Context().Value(listingKey{}) != nil && request.Method == http.MethodGet &&
+		response.StatusCode == http.StatusOK && mediaType == ocispec.MediaTypeImageIndex {
+		if err := checkPage(response); err != nil {
+			return nil, err
+		}
+	}
+	return response, nil
+}
+
+// limitedBody is the body of a reply, which fails to read at the limits.
+type limitedBody struct {
+	io.ReadCloser
+	transport *limitedTransport
+	left      int64
+}
+
+// Read fails when the reply is longer than maxReply, or all replies are longer than the limit.
+func (b *limitedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.left -= int64(n)
+	if limit := b.transport.limits.Bytes; b.transport.bytes.Add(int64(n)) > limit {
+		return 0, fmt.Errorf("the replies are longer than %d bytes", limit)
+	}
+	if b.left < 0 {
+		return 0, fmt.Errorf("the reply is longer than %d bytes", maxReply)
+	}
+	return n, err
+}
+
+// listingKey marks the context of requests for lists of referrers, which the ORAS library parses while it reads them.
+type listingKey struct{}
+
+// Referrers lists the referrers of an image in a registry or an OCI layout. The pages of a registry are checked against
+// the limits before they are parsed.
+func Referrers(ctx context.Context, from oras.ReferrerLister, image ocispec.Descriptor, artifactType string,
+	page func([]ocispec.Descriptor) error) error {
+	return from.Referrers(context.WithValue(ctx, listingKey{}, true), image, artifactType, page)
+}
+
+// checkPage reads a page of a list of referrers, checks its limits, and makes it the body of the response again.
+func checkPage(response *http.Response) error {
+	defer response.Body.Close()
+	page, err := io.ReadAll(io.LimitReader(response.Body, MaxPage+1))
+	if err == nil {
+		err = bound.JSON(page, pageLimits)
+	}
+	if err != nil {
+		return fmt.Errorf("the list of signatures is refused: %w", err)
+	}
+	response.Body = io.NopCloser(bytes.NewReader(page))
+	return nil
+}
+
+// Fetch returns the content of a descriptor, after it has verified the size and the digest. It fails before it fetches
+// anything if the descriptor has more than limit bytes.
+func Fetch(ctx context.Context, from content.Fetcher, descriptor ocispec.Descriptor, limit int64) ([]byte, error) {
+	if err := descriptor.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("%.100q: %w", descriptor.Digest, err)
+	}
+	if descriptor.Size > limit {
+		return nil, fmt.Errorf("it has %d bytes, more than %d", descriptor.Size, limit)
+	}
+	return content.FetchAll(ctx, from, descriptor)
+}
