@@ -22,10 +22,11 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Manifest is the trust manifest: every signer, by name, with certificates. It is one file, to be reviewed and replaced
-// as a whole.
+// Manifest is the trust manifest: every signer, by name, with certificates, and the repositories whose tags have a root.
+// It is one file, to be reviewed and replaced as a whole.
 type Manifest struct {
 	Version int      `yaml:"version"`
+	Tags    []Tags   `yaml:"tags,omitempty"` // one for each repository
 	Signers []Signer `yaml:"signers"`
 }
 
@@ -105,8 +106,24 @@ func parse(data []byte) (*Manifest, error) {
 				WithHint("rename or remove one of the two")
 		}
 	}
-	_, err := m.statements()
-	return m, err
+	for i := range m.Tags {
+		if err := m.Tags[i].read(); err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(m.Tags[:i], func(t Tags) bool { return oneRepository(t.Scope, m.Tags[i].Scope) }) {
+			return nil, failure.New(failure.Invalid, "the tags of %q have two roots", m.Tags[i].Scope).
+				WithHint("remove one of the two entries")
+		}
+	}
+	return m, m.check()
+}
+
+// check verifies what entries of the manifest require of others.
+func (m *Manifest) check() error {
+	if _, err := m.statements(); err != nil {
+		return err
+	}
+	return m.checkPaths()
 }
 
 // change reads a manifest, changes it and writes it back, with the manifest locked. It fails, and writes nothing, when
@@ -127,18 +144,20 @@ func change(ctx context.Context, path string, how func(*Manifest) error) error {
 	if err := how(m); err != nil {
 		return err
 	}
-	if _, err := m.statements(); err != nil {
+	if err := m.check(); err != nil {
 		return err
 	}
 	return m.save(path)
 }
 
-// save writes the manifest with signers and scopes sorted, so that a diff of two versions shows only the change. The
+// save writes the manifest with signers, scopes, paths and tags sorted, so that a diff of two versions shows only the change. The
 // file is readable for everyone: nothing in it is secret.
 func (m *Manifest) save(path string) error {
 	slices.SortFunc(m.Signers, func(a, b Signer) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(m.Tags, func(a, b Tags) int { return cmp.Compare(a.Scope, b.Scope) })
 	for _, s := range m.Signers {
 		slices.Sort(s.Scopes)
+		slices.Sort(s.Paths)
 	}
 	data, err := yaml.Dump(m, yaml.WithIndent(2))
 	if err != nil {

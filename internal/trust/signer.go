@@ -22,6 +22,8 @@ type Signer struct {
 	// repositories, or "*": those that no other scope names
 	Scopes []string `yaml:"scopes" json:"scopes"`
 	Level  string   `yaml:"level" json:"level"` // how strictly Notation verifies
+	// patterns of the tags that the signer may sign; empty: all. Only in repositories whose tags have a root
+	Paths []string `yaml:"paths,omitempty" json:"paths,omitempty"`
 	// of the certificate; written for the reader, and checked
 	Kind Kind `yaml:"kind" json:"kind"`
 	// attributes that a signing certificate's subject must have; empty: any subject
@@ -44,6 +46,9 @@ const (
 	SelfSigned Kind = "self-signed" // this certificate alone signs
 	CA         Kind = "ca"          // every certificate under this one signs, if its subject matches
 )
+
+// audited reports whether everyone may sign, whoever the signers are.
+func (s Signer) audited() bool { return s.Level == trustpolicy.LevelAudit.Name }
 
 // subjects describes the subjects that the signer may have.
 func (s Signer) subjects() string {
@@ -80,6 +85,9 @@ func (s *Signer) read() error {
 			return failure.New(failure.Invalid, "signer %q has the scope %q twice", s.Name, scope).
 				WithHint("remove one of the two")
 		}
+	}
+	if err := validatePaths(s.Paths); err != nil {
+		return err
 	}
 	list, err := certs.Parse([]byte(s.Certificate))
 	if err != nil || len(list) != 1 {
@@ -119,6 +127,7 @@ type Grant struct {
 	Name   string
 	Scopes []string
 	Level  string       // "" is strict, or the level of an existing signer
+	Paths  []string     // empty is all tags, or the paths of an existing signer
 	Cert   *Certificate // nil for an existing signer
 }
 
@@ -151,7 +160,7 @@ func Add(ctx context.Context, path string, g Grant) (*Signer, error) {
 
 func (g Grant) signer() Signer {
 	s := Signer{
-		Name: g.Name, Level: g.Level, Kind: g.Cert.kind, Subject: g.Cert.subject,
+		Name: g.Name, Level: g.Level, Paths: g.Paths, Kind: g.Cert.kind, Subject: g.Cert.subject,
 		Fingerprint: fingerprint(g.Cert.trusted), Certificate: string(certs.Encode([]*x509.Certificate{g.Cert.trusted})),
 	}
 	if s.Level == "" {
@@ -169,6 +178,10 @@ func (s *Signer) extend(g Grant) error {
 	}
 	if g.Level != "" && g.Level != s.Level {
 		return failure.New(failure.Conflict, "there is already a signer %q with the level %s", s.Name, s.Level).
+			WithHint("remove the signer and add it again")
+	}
+	if len(g.Paths) > 0 && !slices.Equal(slices.Sorted(slices.Values(g.Paths)), slices.Sorted(slices.Values(s.Paths))) {
+		return failure.New(failure.Conflict, "there is already a signer %q with other paths", s.Name).
 			WithHint("remove the signer and add it again")
 	}
 	s.addScopes(g.Scopes)
