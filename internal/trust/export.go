@@ -23,10 +23,15 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// The order of an export: create the new trust stores, replace the policy, remove the old stores. The name of a store
-// has a part of its certificate's fingerprint, so a store is created once and never changed, and the replacement of the
-// policy changes everything at one moment. An export that is killed leaves the complete old or new policy with all its
-// stores; the next export removes the rest.
+// The order of an export: create the new trust stores, add the roots of tags, replace the policy, remove the roots of
+// tags that are no more, remove the old stores. The name of a store has a part of its certificate's fingerprint, so a
+// store is created once and never changed, and the replacement of the policy changes everything at one moment. An export
+// that is killed leaves the complete old or new policy with all its stores; the next export removes the rest.
+//
+// Roots of tags only ever restrict what the policy accepts. So they are in force before a policy that needs them, and
+// until after a policy that needed them: a reader that finds the same policy before and after it reads the tags has
+// every root that was exported with this policy. For a repository that had a root before, it may have the new root and
+// the new signers already; then a signature counts only if the old policy and the new signers accept it.
 
 // Exported is the result of an export.
 type Exported struct {
@@ -34,6 +39,9 @@ type Exported struct {
 	Statements int    // number of statements from the manifest
 	Kept       int    // number of other statements
 	Removed    bool   // the file was removed, as it had no statement left
+	Tags       int    // number of repositories whose tags have a root
+
+	Restricted []string // names of signers with paths, which Notation's own command does not know
 }
 
 // document is Notation's trust policy with its statements unparsed, so that other statements are kept unchanged.
@@ -105,12 +113,13 @@ func (m *Manifest) export(ctx context.Context, target folder) (*Exported, error)
 	if err != nil {
 		return nil, err
 	}
-	for _, s := range m.Signers {
-		if err := target.makeStore(ctx, s); err != nil {
+	var tags []*Pinned
+	if data != nil {
+		if tags, err = m.pinned(others); err != nil {
 			return nil, err
 		}
 	}
-	removed, err := target.replace(data)
+	removed, err := target.write(ctx, m, data, tags)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +130,33 @@ func (m *Manifest) export(ctx context.Context, target folder) (*Exported, error)
 		return nil, failure.New(failure.Invalid, "the trust manifest has no signer to export").
 			WithHint("add one with: notation-hsm trust signer add")
 	}
-	return &Exported{Policy: target.policy, Statements: len(ours), Kept: len(others), Removed: removed}, nil
+	done := &Exported{Policy: target.policy, Statements: len(ours), Kept: len(others), Removed: removed, Tags: len(tags)}
+	for _, s := range m.Signers {
+		if len(s.Paths) > 0 {
+			done.Restricted = append(done.Restricted, s.Name)
+		}
+	}
+	return done, nil
+}
+
+// write creates the trust stores, and replaces the trust policy and the roots of tags.
+func (f folder) write(ctx context.Context, m *Manifest, policy []byte, tags []*Pinned) (removed bool, err error) {
+	old, err := f.readPinned()
+	if err != nil {
+		return false, err
+	}
+	for _, s := range m.Signers {
+		if err := f.makeStore(ctx, s); err != nil {
+			return false, err
+		}
+	}
+	if err := f.writePinned(withOld(tags, old)); err != nil {
+		return false, err
+	}
+	if removed, err = f.replace(policy); err != nil {
+		return false, err
+	}
+	return removed, f.writePinned(tags)
 }
 
 // readDocument reads a trust policy without the statements that came from a manifest, and returns the other statements

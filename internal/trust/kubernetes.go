@@ -33,7 +33,8 @@ func named(name string) metadata {
 	return metadata{Name: name, Labels: map[string]string{"app.kubernetes.io/managed-by": "notation-hsm"}}
 }
 
-// forCluster reads a manifest. It fails with Invalid for a scope that a cluster would call by another name.
+// forCluster reads a manifest. It fails with Invalid for a scope that a cluster would call by another name, and with
+// Unsupported for tags with a root: a cluster would take the tag's digest from the registry.
 func forCluster(path string) (*Manifest, []group, error) {
 	m, err := Load(path)
 	if err != nil {
@@ -42,6 +43,11 @@ func forCluster(path string) (*Manifest, []group, error) {
 	groups, err := m.groups()
 	if err != nil {
 		return nil, nil, err
+	}
+	if len(m.Tags) > 0 {
+		return nil, nil, failure.New(failure.Unsupported,
+			"the tags of %q have a root, and Kyverno and Ratify take a tag for what the registry says", m.Tags[0].Scope).
+			WithHint("verify on the nodes, with hsm-image install-verifier; or export a manifest without tags: --manifest FILE")
 	}
 	if len(groups) == 0 {
 		return nil, nil, failure.New(failure.Invalid, "the trust manifest has no signer to export").

@@ -428,6 +428,10 @@ func FuzzManifest(f *testing.F) {
 	}
 	f.Add(data)
 	f.Add([]byte("version: 1\nsigners: []\n"))
+	if data, err = os.ReadFile(tagged(f)); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
 	path := filepath.Join(f.TempDir(), "trust.yaml")
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var m *Manifest
