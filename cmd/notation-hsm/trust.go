@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -22,6 +23,8 @@ func trustCommand(ks *keystore.Keystore) *cobra.Command {
 		trustInitCommand(&manifest),
 		cli.Group("signer", "Add, remove and list signers",
 			signerAddCommand(ks, &manifest), signerRemoveCommand(&manifest), signerListCommand(&manifest)),
+		cli.Group("tags", "Name the repositories whose tags TUF metadata define",
+			tagsAddCommand(&manifest), tagsRemoveCommand(&manifest), tagsListCommand(&manifest)),
 		trustExportCommand(&manifest))
 	c.PersistentFlags().StringVar(&manifest, "manifest", "",
 		"trust manifest: the file with all signers (default: NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in the "+
@@ -75,7 +78,8 @@ with 'notation-hsm trust export'.`,
 		Example: `  notation-hsm trust signer add alice --scope registry.example.com/team/app --cert alice.pem
   notation-hsm trust signer add releases --scope registry.example.com/team/app --ca team \
     --subject "C=CH,ST=Zurich,O=Example,OU=Releases"
-  notation-hsm trust signer add alice --scope registry.example.com/team/tools`,
+  notation-hsm trust signer add alice --scope registry.example.com/team/tools
+  notation-hsm trust signer add bob --scope registry.example.com/team/app --cert bob.pem --paths 'release-*'`,
 		Args: cli.Exactly(1),
 	}
 	given, cas := cli.AddSettings(c, append(cli.TokenSettings, config.CertificateChain)...), addCAFolder(c)
@@ -89,6 +93,9 @@ with 'notation-hsm trust export'.`,
 		"with a CA: accept only subjects with these attributes, which must include C, ST and O")
 	c.Flags().StringVar(&g.Level, "level", "",
 		"Notation's verification level: strict, permissive or audit (default: strict)")
+	c.Flags().StringArrayVar(&g.Paths, "paths", nil,
+		"pattern of the tags that the signer may sign, as in 'release-*'; the tags of the scopes need a root, from "+
+			"'trust tags add' (default: all tags; can be repeated)")
 	c.Flags().IntVar(&threshold, "threshold", 1, "refused: Notation always accepts one signature")
 	_ = c.Flags().MarkHidden("threshold") // it exists to explain why there is no threshold
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -112,9 +119,13 @@ with 'notation-hsm trust export'.`,
 		if err != nil {
 			return err
 		}
+		only := ""
+		if len(s.Paths) > 0 {
+			only = ", only the tags " + strings.Join(s.Paths, ", ")
+		}
 		fmt.Fprintf(c.ErrOrStderr(),
-			"signer %q may sign for %s (%s)\nfingerprint to compare: %s\nnext: notation-hsm trust export\n",
-			s.Name, strings.Join(s.Scopes, ", "), s.Level, s.Fingerprint)
+			"signer %q may sign for %s (%s)%s\nfingerprint to compare: %s\nnext: notation-hsm trust export\n",
+			s.Name, strings.Join(s.Scopes, ", "), s.Level, only, s.Fingerprint)
 		return nil
 	}
 	return c
@@ -217,17 +228,14 @@ func signerListCommand(manifest *string) *cobra.Command {
 		}
 		var rows [][]string
 		for _, s := range m.Signers {
-			subject := s.Subject
-			if subject == "" {
-				subject = "any"
-			}
+			subject, paths := cmp.Or(s.Subject, "any"), cmp.Or(strings.Join(s.Paths, " "), "any")
 			for _, scope := range s.Scopes {
 				rows = append(rows, []string{s.Name, scope, s.Level, string(s.Kind), s.Trusts, subject,
-					s.Until.Format("2006-01-02")})
+					s.Until.Format("2006-01-02"), paths})
 			}
 		}
-		return cli.PrintTable(c.OutOrStdout(), []string{"NAME", "SCOPE", "LEVEL", "KIND", "CERTIFICATE", "SUBJECT", "UNTIL"},
-			rows)
+		return cli.PrintTable(c.OutOrStdout(), []string{"NAME", "SCOPE", "LEVEL", "KIND", "CERTIFICATE", "SUBJECT", "UNTIL",
+			"PATHS"}, rows)
 	}
 	return c
 }
@@ -285,6 +293,13 @@ func exportNotation(c *cobra.Command, manifest, to string) error {
 		return nil
 	}
 	fmt.Fprintf(out, "wrote %s: statements of signers: %d, of others: %d\n", done.Policy, done.Statements, done.Kept)
+	if done.Tags > 0 {
+		fmt.Fprintf(out, "repositories whose tags have a root: %d\n", done.Tags)
+	}
+	for _, name := range done.Restricted {
+		fmt.Fprintf(out, "warning: signer %q has paths, which 'notation verify' does not know: it accepts the signer for "+
+			"every tag, unlike 'hsm-image verify' and containerd's gate\n", name)
+	}
 	return nil
 }
 
