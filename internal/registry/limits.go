@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -19,6 +20,8 @@ import (
 // Limits of what a registry may send, for one repository.
 const (
 	MaxPages  = 20       // pages of a list of referrers
+	maxTags   = 300      // pages of a list of tags
+	pageSize  = 1000     // tags of a page, if the registry takes the wish
 	MaxPage   = 1 << 20  // bytes of a page
 	MaxHeader = 64 << 10 // bytes of the header of a reply
 	maxReply  = 5 << 20  // bytes of a reply; containerd's limit for manifests is a little lower
@@ -36,6 +39,20 @@ var OneImage = Limits{Requests: 300, Bytes: 64 << 20}
 // pageLimits are the limits of the structure of a page.
 var pageLimits = bound.Limits{Bytes: MaxPage, Depth: bound.Depth, Elements: 20000}
 
+// limitError says which limit a registry has exceeded.
+type limitError struct {
+	what string
+	all  bool // it is one of Limits, so all later requests fail too
+}
+
+func (e *limitError) Error() string { return e.what }
+
+// Exhausted reports whether err is the end of what Limits allow for a repository.
+func Exhausted(err error) bool {
+	var limit *limitError
+	return errors.As(err, &limit) && limit.all
+}
+
 // limitedTransport is a transport to one repository. It limits the size and the number of replies.
 type limitedTransport struct {
 	base     http.RoundTripper
@@ -48,7 +65,7 @@ type limitedTransport struct {
 // reading a reply fails at maxReply and at the limit of bytes.
 func (l *limitedTransport) RoundTrip(request *http.Request) (*http.Response, error) {
 	if l.requests.Add(1) > l.limits.Requests {
-		return nil, fmt.Errorf("it needs more than %d requests", l.limits.Requests)
+		return nil, &limitError{fmt.Sprintf("it needs more than %d requests", l.limits.Requests), true}
 	}
 	response, err := l.base.RoundTrip(request)
 	if err != nil {
@@ -58,8 +75,9 @@ func (l *limitedTransport) RoundTrip(request *http.Request) (*http.Response, err
 	// The ORAS library parses no other replies without a limit of their own. For the index behind a tag it parses the
 	// media type like this, without case and parameters.
 	mediaType, _, _ := mime.ParseMediaType(response.Header.Get("Content-Type"))
-	if request.Context().Value(listingKey{}) != nil && request.Method == http.MethodGet &&
-		response.StatusCode == http.StatusOK && mediaType == ocispec.MediaTypeImageIndex {
+	list, listed := request.Context().Value(listingKey{}).(listing)
+	if listed && (list == tags || string(list) == mediaType) && request.Method == http.MethodGet &&
+		response.StatusCode == http.StatusOK {
 		if err := checkPage(response); err != nil {
 			return nil, err
 		}
@@ -79,33 +97,47 @@ func (b *limitedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.left -= int64(n)
 	if limit := b.transport.limits.Bytes; b.transport.bytes.Add(int64(n)) > limit {
-		return 0, fmt.Errorf("the replies are longer than %d bytes", limit)
+		return 0, &limitError{fmt.Sprintf("the replies are longer than %d bytes", limit), true}
 	}
 	if b.left < 0 {
-		return 0, fmt.Errorf("the reply is longer than %d bytes", maxReply)
+		return 0, &limitError{fmt.Sprintf("the reply is longer than %d bytes", maxReply), false}
 	}
 	return n, err
 }
 
-// listingKey marks the context of requests for lists of referrers, which the ORAS library parses while it reads them.
+// listing marks the context of requests for lists, which the ORAS library parses while it reads them.
+type listing string
+
+// The lists. An index of referrers is known by its media type; the same requests get other replies as well.
+const (
+	referrers listing = ocispec.MediaTypeImageIndex
+	tags      listing = "" // any media type
+)
+
 type listingKey struct{}
+
+// Tags lists the tags of a repository that follow another one in lexical order, if the registry supports that, or else
+// all tags. The pages are checked against the limits before they are parsed.
+func Tags(ctx context.Context, from oras.TagLister, last string, page func([]string) error) error {
+	return from.Tags(context.WithValue(ctx, listingKey{}, tags), last, page)
+}
 
 // Referrers lists the referrers of an image in a registry or an OCI layout. The pages of a registry are checked against
 // the limits before they are parsed.
 func Referrers(ctx context.Context, from oras.ReferrerLister, image ocispec.Descriptor, artifactType string,
 	page func([]ocispec.Descriptor) error) error {
-	return from.Referrers(context.WithValue(ctx, listingKey{}, true), image, artifactType, page)
+	return from.Referrers(context.WithValue(ctx, listingKey{}, referrers), image, artifactType, page)
 }
 
-// checkPage reads a page of a list of referrers, checks its limits, and makes it the body of the response again.
+// checkPage reads a page of a list, checks its limits, and makes it the body of the response again.
 func checkPage(response *http.Response) error {
 	defer response.Body.Close()
 	page, err := io.ReadAll(io.LimitReader(response.Body, MaxPage+1))
-	if err == nil {
-		err = bound.JSON(page, pageLimits)
-	}
 	if err != nil {
-		return fmt.Errorf("the list of signatures is refused: %w", err)
+		return err
+	}
+	if err := bound.JSON(page, pageLimits); err != nil {
+		return &limitError{fmt.Sprintf("the list is refused: %v", err), false}
 	}
 	response.Body = io.NopCloser(bytes.NewReader(page))
 	return nil

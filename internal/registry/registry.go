@@ -86,7 +86,7 @@ func (r *Registries) Through(transport http.RoundTripper, host, path string, pla
 	client.SetUserAgent(userAgent)
 	return &remote.Repository{Client: client, PlainHTTP: plain,
 		Reference:            oras.Reference{Registry: host, Repository: path},
-		ReferrerListMaxPages: MaxPages, MaxMetadataBytes: MaxPage}
+		ReferrerListMaxPages: MaxPages, TagListMaxPages: maxTags, TagListPageSize: pageSize, MaxMetadataBytes: MaxPage}
 }
 
 // notationFile returns the path of the user's own configuration file of Notation. The one in a trust directory is not
