@@ -1,0 +1,251 @@
+package tufstore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/errcode"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/registry"
+)
+
+// Proposal is a change that waits for the publisher: the signed files of it, as someone pushed them.
+type Proposal struct {
+	Tag     string
+	Digest  digest.Digest     // of the manifest; "" if it could not be read
+	Files   map[string][]byte // by name; nil if Refused
+	Refused error             // why what is under the tag is not a proposal; nil if it is one
+}
+
+// proposalTag returns the tag of a proposal with these files.
+func (f files) proposalTag() string {
+	hash := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		fmt.Fprintf(hash, "%s  %s\n", f[name].Digest.Encoded(), name)
+	}
+	return proposalPrefix + hex.EncodeToString(hash.Sum(nil))[:32]
+}
+
+// isProposal reports whether a tag has the form of a proposal's.
+func isProposal(tag string) bool {
+	sum, ok := strings.CutPrefix(tag, proposalPrefix)
+	return ok && len(sum) == 32 && strings.Trim(sum, "0123456789abcdef") == ""
+}
+
+// Propose pushes files for the publisher. The same files are the same proposal, which is pushed once.
+func (s *Store) Propose(ctx context.Context, added map[string][]byte) (*Proposal, error) {
+	f, blobs, total := files{}, map[digest.Digest][]byte{}, 0
+	err := check(added)
+	for name, data := range added {
+		f[name] = describe(name, data)
+		blobs[f[name].Digest] = data
+		total += len(data)
+	}
+	if err == nil && (len(added) > maxProposed || total > maxProposal) {
+		err = fmt.Errorf("it has %d files of %d bytes, more than %d files or %d bytes", len(added), total, maxProposed,
+			maxProposal)
+	}
+	var manifest []byte
+	if err == nil {
+		manifest, err = f.encode(proposedType)
+	}
+	if err != nil {
+		return nil, failure.New(failure.Invalid, "cannot propose a change of the metadata of %s: %w", s.name, err).
+			WithHint("propose fewer changes at once")
+	}
+	p := &Proposal{Tag: f.proposalTag(), Digest: sum(manifest), Files: maps.Clone(added)}
+	if existing, err := s.repository.Manifests().Resolve(ctx, p.Tag); err == nil && existing.Digest == p.Digest {
+		return p, nil // an interrupted attempt has pushed it, and the tag may be immutable
+	}
+	if err := s.push(ctx, blobs, manifest, p.Tag); err != nil {
+		return nil, fail(err, "cannot propose a change of the metadata of %s: %w", s.name, err)
+	}
+	return p, nil
+}
+
+// Proposals returns the proposals that wait, by their tags. It fails when there are more than maxProposals of them, or
+// when they are too long together.
+//
+// A publisher publishes a proposal before it withdraws it. So who wants to know of all changes calls Proposals first,
+// and Published after it: in the other order, a change that is published in between is in neither.
+func (s *Store) Proposals(ctx context.Context) ([]*Proposal, error) {
+	tags, err := s.proposalTags(ctx)
+	if err != nil {
+		return nil, fail(err, "cannot list the proposals in %s: %w", s.name, err)
+	}
+	if len(tags) > maxProposals {
+		return nil, failure.New(failure.Invalid, "%s has more than %d proposals", s.name, maxProposals).
+			WithHint("delete tags that begin with " + proposalPrefix + " in the registry, oldest first")
+	}
+	var proposals []*Proposal
+	left := int64(maxPending)
+	for _, tag := range tags {
+		p, err := s.proposal(ctx, tag, &left)
+		switch {
+		case err == nil:
+			proposals = append(proposals, p)
+		case registry.Kind(err) != failure.NotFound: // such one was withdrawn meanwhile
+			return nil, fail(err, "cannot read the proposal %s in %s: %w", tag, s.name, err)
+		}
+	}
+	return proposals, nil
+}
+
+// proposal reads the proposal under a tag. It fails with an error of the kind NotFound if the proposal was withdrawn
+// meanwhile. left is the number of bytes that the files may have.
+func (s *Store) proposal(ctx context.Context, tag string, left *int64) (*Proposal, error) {
+	p := &Proposal{Tag: tag}
+	data, d, err := s.manifest(ctx, tag)
+	var f files
+	if err == nil {
+		p.Digest = d
+		f, err = decodeProposal(data, tag)
+	}
+	if err != nil {
+		return p, p.refuse(err)
+	}
+	p.Files = make(map[string][]byte, len(f))
+	for name, d := range f {
+		if *left -= d.Size; *left < 0 {
+			return nil, fmt.Errorf("all proposals have more than %d bytes", maxPending)
+		}
+		if p.Files[name], err = s.read(ctx, d, maxFile); err != nil {
+			return p, p.refuse(err)
+		}
+	}
+	return p, nil
+}
+
+// refuse keeps err as the reason why the proposal is none, or returns it if it says nothing about the proposal.
+func (p *Proposal) refuse(err error) error {
+	if registry.Kind(err) != failure.Invalid || registry.Exhausted(err) {
+		return err
+	}
+	p.Files, p.Refused = nil, err
+	return nil
+}
+
+// decodeProposal returns the files of a proposal. It fails unless the tag is the one of these files.
+func decodeProposal(manifest []byte, tag string) (files, error) {
+	f, err := decode(manifest, proposedType)
+	if err != nil {
+		return nil, err
+	}
+	var total int64
+	for _, d := range f {
+		total += d.Size
+	}
+	switch {
+	case f.proposalTag() != tag:
+		return nil, errors.New("its files are not those of its tag")
+	case len(f) > maxProposed || total > maxProposal:
+		return nil, fmt.Errorf("it has %d files of %d bytes, more than %d files or %d bytes", len(f), total, maxProposed,
+			maxProposal)
+	}
+	return f, nil
+}
+
+// errEnough ends a listing of tags.
+var errEnough = errors.New("enough")
+
+// beforeTag sorts directly before Tag.
+const beforeTag = "tuf-metadat"
+
+// proposalTags returns the tags of proposals, sorted, up to one more than maxProposals.
+//
+// The registry is asked for the tags after beforeTag. Some registries ignore that, or have another order. A list is
+// read to its end unless it begins with Tag and is sorted, which shows that the registry did as asked: then no proposal
+// follows the first tag that sorts after all of them.
+func (s *Store) proposalTags(ctx context.Context) ([]string, error) {
+	found := map[string]bool{}
+	last, sorted := "", false
+	err := registry.Tags(ctx, s.repository, beforeTag, func(page []string) error {
+		for _, tag := range page {
+			if last == "" {
+				sorted = tag == Tag
+			}
+			sorted = sorted && tag > last
+			last = tag
+			if isProposal(tag) {
+				found[tag] = true
+			}
+			if len(found) > maxProposals {
+				return errEnough
+			}
+		}
+		if sorted && last > proposalPrefix+"g" { // after all hexadecimal digits
+			return errEnough
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errEnough) && registry.Kind(err) != failure.NotFound { // a new repository
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(found)), nil
+}
+
+// Withdraw deletes a proposal, by its tag or else by the digest of its manifest. It does not fail if the proposal is
+// gone. It fails with Unsupported if the registry does not delete it, and with Invalid for what is not a proposal: a
+// tag may lead to the manifest of an image.
+func (s *Store) Withdraw(ctx context.Context, p *Proposal) error {
+	if p.Refused != nil || !isProposal(p.Tag) {
+		return failure.New(failure.Invalid, "cannot withdraw %s of %s: it is not a proposal", p.Tag, s.name).
+			WithHint("delete the tag in the registry")
+	}
+	err := s.delete(ctx, p.Tag)
+	if kind := registry.Kind(err); err != nil && (kind == failure.NotFound || kind == failure.Unsupported ||
+		kind == failure.Invalid) {
+		err = s.delete(ctx, p.Digest.String())
+	}
+	if err == nil || registry.Kind(err) == failure.NotFound {
+		return nil
+	}
+	failed := fail(err, "cannot delete the proposal %s of %s: %w", p.Tag, s.name, err)
+	if failed.Kind == failure.Unsupported || failed.Kind == failure.Invalid || immutable(err) {
+		failed.Kind = failure.Unsupported
+		return failed.WithHint("let the registry delete tags that begin with " + proposalPrefix + ", or delete them by hand")
+	}
+	return failed
+}
+
+// delete deletes a tag, or the manifest of a digest.
+func (s *Store) delete(ctx context.Context, reference string) error {
+	at := s.repository.Reference
+	scheme := "https"
+	if s.repository.PlainHTTP {
+		scheme = "http"
+	}
+	ctx = auth.AppendRepositoryScope(ctx, at, auth.ActionDelete)
+	request, err := http.NewRequestWithContext(ctx, http.MethodDelete, scheme+"://"+at.Host()+"/v2/"+at.Repository+
+		"/manifests/"+reference, http.NoBody)
+	if err != nil {
+		return err
+	}
+	response, err := s.repository.Client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode == http.StatusAccepted || response.StatusCode == http.StatusOK ||
+		response.StatusCode == http.StatusNoContent {
+		return nil
+	}
+	refused := &errcode.ErrorResponse{Method: request.Method, URL: request.URL, StatusCode: response.StatusCode}
+	var body struct{ Errors errcode.Errors }
+	if data, err := io.ReadAll(io.LimitReader(response.Body, maxError)); err == nil && json.Unmarshal(data, &body) == nil {
+		refused.Errors = body.Errors
+	}
+	return refused
+}
