@@ -203,7 +203,7 @@ func (f *fetcher) DownloadFile(url string, length int64, _ time.Duration) ([]byt
 	case err == nil:
 	case failure.From(err).Kind == failure.NotFound:
 		return nil, &metadata.ErrDownloadHTTP{StatusCode: http.StatusNotFound, URL: name}
-	case failure.From(err).Kind == failure.Denied: // what the registry gave is wrong
+	case failure.From(err).Kind == failure.Denied || failure.From(err).Kind == failure.Invalid: // not what is signed
 		return nil, err
 	default:
 		f.failed = err

@@ -42,17 +42,9 @@ func (d Delegation) check() error {
 // old: what the delegation has signed is signed again by its new keys, if they are there.
 func (v *View) AmendDelegations(ctx context.Context, pending []*Proposal, d Delegation, signers []*Signer) (
 	*Amended, error) {
-	change := items{d.Name: ""}
-	if len(d.Paths) > 0 || len(d.Keys) > 0 {
-		if err := d.check(); err != nil {
-			return nil, err
-		}
-		ids, keys, err := d.read()
-		if err != nil {
-			return nil, invalid("the delegation %s: %w", d.Name, err)
-		}
-		change[d.Name] = mustJSON(delegation{Keys: keys, Role: metadata.DelegatedRole{Name: d.Name, KeyIDs: ids,
-			Threshold: d.Threshold, Paths: d.Paths}})
+	change, err := d.item()
+	if err != nil {
+		return nil, err
 	}
 	n := v.ahead(pending)
 	if change[d.Name] == "" && v.delegation(d.Name) == nil && delegationItems(n.targets)[d.Name] == "" {
@@ -240,4 +232,52 @@ func (e *edit) renewed(ctx context.Context) (*Amended, error) {
 		}
 	}
 	return e.amended(), nil
+}
+
+// item returns the name and the item of a delegation; "" removes it.
+func (d Delegation) item() (items, error) {
+	change := items{d.Name: ""}
+	if len(d.Paths) > 0 || len(d.Keys) > 0 {
+		if err := d.check(); err != nil {
+			return nil, err
+		}
+		ids, keys, err := d.read()
+		if err != nil {
+			return nil, invalid("the delegation %s: %w", d.Name, err)
+		}
+		change[d.Name] = mustJSON(delegation{Keys: keys, Role: metadata.DelegatedRole{Name: d.Name, KeyIDs: ids,
+			Threshold: d.Threshold, Paths: d.Paths}})
+	}
+	return change, nil
+}
+
+// HasDelegation reports whether a change of AmendDelegations is published, or is in a complete proposal with the changes
+// of all others.
+func (v *View) HasDelegation(pending []*Proposal, d Delegation) (published, proposed bool, err error) {
+	change, err := d.item()
+	if err != nil {
+		return false, false, err
+	}
+	n := v.ahead(pending)
+	now := delegationItems(v.trusted.Targets[Targets])
+	if len(n.held) > 0 && n.targets == v.trusted.Targets[Targets] {
+		return now[d.Name] == change[d.Name], false, nil
+	}
+	return now[d.Name] == change[d.Name], delegationItems(n.targets)[d.Name] == change[d.Name], nil
+}
+
+// HasRoot reports whether a root is published, or in a complete proposal.
+func (v *View) HasRoot(pending []*Proposal, root *RootFile) (published, proposed bool, err error) {
+	version := root.m.Signed.Version
+	if v.trusted.Root.Signed.Version > version {
+		return false, false, failure.New(failure.Conflict, "the root has version %d already", v.trusted.Root.Signed.Version).
+			WithHint("make the root again: hsm-image tag rotate")
+	}
+	same := func(m *rootFile) bool {
+		mine, err := payload(root.m)
+		theirs, theirErr := payload(m)
+		return err == nil && theirErr == nil && string(mine) == string(theirs)
+	}
+	n := v.ahead(pending)
+	return same(v.trusted.Root), same(n.root), nil
 }

@@ -205,3 +205,12 @@ func (s keySet) read() (RoleKeys, error) {
 	}
 	return r, nil
 }
+
+// Replaces reports whether a role has other keys than in another root.
+func (r *RootFile) Replaces(before *RootFile, role string) bool {
+	was, is := before.m.Signed.Roles[role], r.m.Signed.Roles[role]
+	return was.Threshold != is.Threshold || !slices.Equal(was.KeyIDs, is.KeyIDs)
+}
+
+// Version returns the version of the root.
+func (r *RootFile) Version() int64 { return r.m.Signed.Version }

@@ -68,3 +68,15 @@ func (v *View) FileNames() []string {
 	}
 	return names
 }
+
+// RootName returns the name of the file of a version of the root.
+func RootName(version int64) string { return fileName(Root, version) }
+
+// Held returns why proposals cannot be published as they are.
+func (v *View) Held(ctx context.Context, pending []*Proposal) ([]string, error) {
+	n, err := v.choose(ctx, pending)
+	if err != nil {
+		return nil, err
+	}
+	return n.held, nil
+}
