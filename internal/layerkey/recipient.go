@@ -6,11 +6,6 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/base64"
-	"encoding/pem"
-	"errors"
-	"io"
-	"io/fs"
-	"os"
 	"strings"
 	"time"
 
@@ -129,7 +124,7 @@ func (r *Recipient) resolve(ctx context.Context, ks *keystore.Keystore, referenc
 	if path, ok := strings.CutPrefix(reference, "cert:"); ok {
 		r.Public, err = fromCertificate(path, check)
 	} else if path, ok := strings.CutPrefix(reference, "pubkey:"); ok {
-		r.Public, err = fromPublicKey(path)
+		r.Public, err = certs.ReadPublicKey(path)
 	} else {
 		return r.fromKey(ctx, ks, reference, origin, check)
 	}
@@ -194,45 +189,4 @@ func allowsEncryption(leaf *x509.Certificate) bool {
 		return leaf.KeyUsage&(x509.KeyUsageKeyEncipherment|x509.KeyUsageDataEncipherment) != 0
 	}
 	return leaf.KeyUsage&x509.KeyUsageKeyAgreement != 0 && leaf.KeyUsage&x509.KeyUsageDecipherOnly == 0
-}
-
-// publicKeyLimit is how much of a public key's file is read, in bytes. Such files have less than 2,000 bytes.
-const publicKeyLimit = 1 << 16
-
-// fromPublicKey returns the public key in a file, in PEM or DER.
-func fromPublicKey(path string) (crypto.PublicKey, error) {
-	unreadable := func(err error) error {
-		kind := failure.Invalid
-		if errors.Is(err, fs.ErrNotExist) {
-			kind = failure.NotFound
-		}
-		return failure.New(kind, "cannot read the recipient's public key: %w", err).
-			WithHint("check the path, and that this user can read the file")
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, unreadable(err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, publicKeyLimit))
-	if err != nil {
-		return nil, unreadable(err)
-	}
-	der := data
-	if block, _ := pem.Decode(data); block != nil {
-		der = block.Bytes
-		if strings.Contains(block.Type, "PRIVATE") {
-			return nil, failure.New(failure.Invalid, "%s has a private key", path).
-				WithHint("name a file with the public key; make private keys in a module, where they are never in a file")
-		}
-	}
-	public, err := x509.ParsePKIXPublicKey(der)
-	if err != nil {
-		if rsaKey, err := x509.ParsePKCS1PublicKey(der); err == nil {
-			return rsaKey, nil
-		}
-		return nil, failure.New(failure.Invalid, "%s has no public key: %w", path, err).
-			WithHint("make it with 'notation-hsm cert export --public KEY'")
-	}
-	return public, nil
 }
