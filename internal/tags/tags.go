@@ -1,0 +1,225 @@
+// Package tags signs what the tags of an image repository are, and publishes it in the registry.
+//
+// Whoever holds the key of a role signs the role's files, and proposes them (package tufstore). One publisher, who holds
+// the keys of snapshot and timestamp, verifies proposals and publishes them. A Repository is both: it publishes when it
+// is given these keys, and otherwise waits until the publisher has.
+package tags
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"path/filepath"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
+	"github.com/notation-hsm/notation-hsm/internal/registry"
+	"github.com/notation-hsm/notation-hsm/internal/state"
+	"github.com/notation-hsm/notation-hsm/internal/tuf"
+	"github.com/notation-hsm/notation-hsm/internal/tufstore"
+)
+
+// Repository is an image repository with the tags that are signed in it.
+type Repository struct {
+	Name       string // HOST/PATH
+	Registries *registry.Registries
+	Root       []byte // the pinned root.json
+	Dir        string // the folder that remembers what was seen, of this repository alone
+}
+
+// StateDir returns the folder that remembers what was seen of a repository, below the user's configuration. It is no
+// cache: without it, a registry can go back to older metadata that have not expired.
+func StateDir(name string) (string, error) {
+	config, err := folders.Config()
+	if err != nil {
+		return "", failure.New(failure.Invalid, "cannot find the folder that remembers tags: %w", err).
+			WithHint("set XDG_CONFIG_HOME or HOME")
+	}
+	sum := sha256.Sum256([]byte(name))
+	return filepath.Join(config, "notation-hsm", "tags", hex.EncodeToString(sum[:16])), nil
+}
+
+// current is what is published and proposed at one moment.
+type current struct {
+	store     *tufstore.Store
+	published *tufstore.Published
+	view      *tuf.View
+	pending   []*tuf.Proposal
+	stored    map[string]*tufstore.Proposal // by ID
+	refused   []string                      // why proposals are none
+}
+
+// store returns the repository's metadata, with the limits of one round.
+func (r *Repository) store() *tufstore.Store { return tufstore.New(r.Registries.Repository(r.Name)) }
+
+// read returns what is published and proposed. Proposals are read first: one that is published in between is then seen
+// twice, instead of not at all.
+func (r *Repository) read(ctx context.Context) (*current, error) {
+	c := &current{store: r.store(), stored: map[string]*tufstore.Proposal{}}
+	proposals, err := c.store.Proposals(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.readPublished(ctx, c); err != nil {
+		return nil, err
+	}
+	for _, stored := range proposals {
+		p, err := tuf.ReadProposal(stored.Tag, stored.Files)
+		if stored.Refused != nil {
+			err = stored.Refused
+		}
+		if err != nil {
+			c.refused = append(c.refused, stored.Tag+": "+err.Error())
+			continue
+		}
+		c.pending, c.stored[p.ID] = append(c.pending, p), stored
+	}
+	return c, nil
+}
+
+// readPublished reads what is published. Expired metadata count: who signs renews them.
+func (r *Repository) readPublished(ctx context.Context, c *current) (err error) {
+	if c.published, err = c.store.Published(ctx); err != nil {
+		return err
+	}
+	c.view, err = tuf.Client{Root: r.Root, Dir: r.Dir, Expired: true}.Update(ctx, c.published)
+	return err
+}
+
+// View returns what is published, for those who read. Expired metadata are refused unless expired is set.
+func (r *Repository) View(ctx context.Context, expired bool) (*tuf.View, *tufstore.Published, error) {
+	published, err := r.store().Published(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	v, err := tuf.Client{Root: r.Root, Dir: r.Dir, Expired: expired}.Update(ctx, published)
+	return v, published, err
+}
+
+// Report is what a publication did.
+type Report struct {
+	Published bool         `json:"published"` // false: nothing was new
+	Versions  tuf.Versions `json:"versions"`
+	Proposals int          `json:"proposals"`         // that are in it
+	Held      []string     `json:"held,omitempty"`    // why other proposals are not
+	Refused   []string     `json:"refused,omitempty"` // why what looks like a proposal is none
+	Kept      []string     `json:"kept,omitempty"`    // why published proposals were not deleted
+}
+
+// Publish publishes proposals, with a new snapshot and timestamp by signers. If nothing is new, it publishes only when
+// renew is set or half of their lifetime has passed. One publisher of this machine works at a time; there must be no
+// other machine's.
+func (r *Repository) Publish(ctx context.Context, signers []*tuf.Signer, renew bool) (*Report, error) {
+	unlock, err := state.Lock(ctx, filepath.Join(r.Dir, "publisher"))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	c, err := r.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	made, err := c.view.Publish(ctx, c.pending, signers, renew)
+	if err != nil {
+		return nil, err
+	}
+	report := &Report{Held: made.Held, Refused: c.refused, Proposals: len(made.In), Versions: c.view.Versions()}
+	if made.Files != nil {
+		if err := c.store.Publish(ctx, c.published, made.Files, made.Keep); err != nil {
+			return nil, err
+		}
+		report.Published = true
+		if err := r.readPublished(ctx, c); err != nil { // as everyone will
+			return nil, err
+		}
+		report.Versions = c.view.Versions()
+	}
+	for _, id := range made.In {
+		if err := c.store.Withdraw(ctx, c.stored[id]); err != nil {
+			report.Kept = append(report.Kept, err.Error())
+		}
+	}
+	return report, nil
+}
+
+// Result is what became of a change.
+type Result struct {
+	Role      string `json:"role"`
+	Published bool   `json:"published"`
+	Lacking   int    `json:"lacking,omitempty"` // signatures that the role still needs
+	Files     int    `json:"files"`             // that were signed
+}
+
+// maxRounds bounds how often a change is signed anew because others sign at the same time.
+const maxRounds = 50
+
+// change is a change that is signed, proposed and published.
+type change struct {
+	role    string
+	signers []*tuf.Signer
+	// amend signs the change on top of what is published and proposed.
+	amend func(*current) (*tuf.Amended, error)
+	// done reports whether the change is published, or is in a complete proposal with those of all others.
+	done func(*current) (published, proposed bool, err error)
+}
+
+// apply signs a change, proposes it, and publishes it if it can, or waits until it is published. It proposes it again as
+// long as others propose the same role without it. After wait it returns what there is: a proposal.
+func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (*Result, error) {
+	result := &Result{Role: ch.role}
+	deadline := time.Now().Add(wait)
+	pause := 200 * time.Millisecond
+	for round := 0; ; {
+		c, err := r.read(ctx)
+		if err != nil {
+			return nil, err
+		}
+		published, proposed, err := ch.done(c)
+		if err != nil || published {
+			result.Published = published
+			return result, err
+		}
+		if !proposed {
+			if round++; round > maxRounds {
+				return nil, failure.New(failure.Conflict, "cannot propose the change of role %s of %s: others change it all the time",
+					ch.role, r.Name).WithHint("run this again")
+			}
+			made, err := ch.amend(c)
+			if err != nil {
+				return nil, err
+			}
+			if _, err := c.store.Propose(ctx, made.Files); err != nil {
+				return nil, err
+			}
+			result.Files += len(made.Files)
+			if result.Lacking = made.Lacking; result.Lacking > 0 {
+				return result, nil
+			}
+			continue
+		}
+		if c.view.CanPublish(c.pending, ch.signers) {
+			if _, err := r.Publish(ctx, ch.signers, false); err != nil {
+				return nil, err
+			}
+			if round++; round > maxRounds {
+				return result, nil
+			}
+			if wait == 0 {
+				wait = time.Minute
+				deadline = time.Now().Add(wait)
+			}
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return result, nil
+		}
+		select {
+		case <-ctx.Done():
+			return result, failure.New(failure.Timeout, "interrupted while waiting for the publisher of %s", r.Name).
+				WithHint("the change stays proposed; see: hsm-image tag status")
+		case <-time.After(min(pause, left)):
+		}
+		pause = min(2*pause, 5*time.Second)
+	}
+}
