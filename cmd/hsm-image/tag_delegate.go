@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -71,7 +72,8 @@ not verify, unless a role before it has signed the tag.`,
 			if err != nil {
 				return err
 			}
-			return tellResult(c.OutOrStdout(), fmt.Sprintf("%s may sign %v of %s", args[1], paths, name), name, result, *wait)
+			return tellResult(c.OutOrStdout(), fmt.Sprintf("%s may sign %s of %s", args[1],
+				strings.Join(paths, ", "), name), name, result, *wait)
 		})
 	}
 	return c

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
@@ -66,8 +67,8 @@ func (v *View) Amend(ctx context.Context, pending []*Proposal, role string, c Ch
 	}
 	for tag := range want {
 		if ok, err := e.delegated.IsDelegatedPath(tag); err != nil || !ok && want[tag] != "" {
-			return nil, failure.New(failure.Denied, "the role %s may not sign tag %s: its paths are %v", role, tag,
-				e.delegated.Paths).WithHint("have another signer sign it, or change the delegation: hsm-image tag delegate add")
+			return nil, failure.New(failure.Denied, "the role %s may not sign tag %s: its paths are %s", role, tag,
+				strings.Join(e.delegated.Paths, ", ")).WithHint("have another signer sign it, or change the delegation: hsm-image tag delegate add")
 		}
 	}
 	if e.keys.threshold > 1 {
@@ -131,7 +132,8 @@ func (v *View) RoleOf(pending []*Proposal, tag string, signers []*Signer) (strin
 		}
 	}
 	if len(own) > 0 {
-		return "", failure.New(failure.Denied, "the key is one of the roles %v, which may not sign tag %s", own, tag).
+		return "", failure.New(failure.Denied, "the key is one of the role %s, which may not sign tag %s",
+			strings.Join(own, ", "), tag).
 			WithHint("have another signer sign it, or change the delegation: hsm-image tag delegate add")
 	}
 	return "", failure.New(failure.Denied, "the key is of no role that signs tags").

@@ -2,6 +2,7 @@ package tuf
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 
 	"github.com/secure-systems-lab/go-securesystemslib/cjson"
@@ -38,6 +39,9 @@ func parse[T metadata.Roles](name string, data []byte, size int64) (*metadata.Me
 
 // encode returns metadata with their signatures as JSON.
 func encode[T metadata.Roles](m *metadata.Metadata[T]) ([]byte, error) { return m.ToBytes(false) }
+
+// encodeRoot returns a root as indented JSON: people review it where it is pinned.
+func encodeRoot(m *rootFile) ([]byte, error) { return json.MarshalIndent(m, "", " ") }
 
 // payload returns what is signed of a role: its canonical JSON (OLPC).
 func payload[T metadata.Roles](m *metadata.Metadata[T]) ([]byte, error) {

@@ -93,7 +93,7 @@ func (v *View) Publish(ctx context.Context, pending []*Proposal, signers []*Sign
 	c := composer{signers: signers, root: n.root, files: map[string][]byte{}, meta: maps.Clone(snapshot.Signed.Meta)}
 	for role, p := range n.chosen {
 		if role == Root {
-			data, err := encode(p.root)
+			data, err := encodeRoot(p.root)
 			if err != nil {
 				return nil, err
 			}

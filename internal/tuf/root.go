@@ -134,8 +134,8 @@ func (r *RootFile) Lacking() int {
 	return n
 }
 
-// Encode returns the root as JSON.
-func (r *RootFile) Encode() ([]byte, error) { return encode(r.m) }
+// Encode returns the root as indented JSON.
+func (r *RootFile) Encode() ([]byte, error) { return encodeRoot(r.m) }
 
 // Name returns the name of the file in a set.
 func (r *RootFile) Name() string { return fileName(Root, r.m.Signed.Version) }
