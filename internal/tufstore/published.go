@@ -38,6 +38,9 @@ func (s *Store) Published(ctx context.Context) (*Published, error) {
 	return nil, failed
 }
 
+// lostBlob is the hint for a file that a manifest has and the registry does not have.
+const lostBlob = "restore the storage of the registry, which has lost a blob"
+
 // Names returns the names of the files, sorted.
 func (p *Published) Names() []string { return slices.Sorted(maps.Keys(p.files)) }
 
@@ -58,7 +61,7 @@ func (p *Published) Read(ctx context.Context, name string, limit int64) ([]byte,
 	if failed.Kind == failure.NotFound {
 		// The manifest has it. Who looks for the next version of root must not take it for the end of the chain.
 		failed.Kind = failure.Unavailable
-		return nil, failed.WithHint("restore the storage of the registry, which has lost a blob")
+		return nil, failed.WithHint(lostBlob)
 	}
 	return nil, failed
 }
@@ -79,22 +82,22 @@ func (s *Store) Publish(ctx context.Context, previous *Published, added map[stri
 			failed.Kind = failure.Conflict
 			return failed.WithHint("exempt the tag " + Tag + " from the registry's rule of immutable tags")
 		}
+		var code errcode.Error
+		if errors.As(err, &code) && code.Code == errcode.ErrorCodeManifestBlobUnknown { // a kept file's
+			failed.Kind = failure.Unavailable
+			return failed.WithHint(lostBlob)
+		}
 		return failed
 	}
 	return nil
 }
 
-// compose returns the manifest of new and kept files, and the blobs that previous does not have.
+// compose returns the manifest of added and kept files, and the blobs of the added ones.
 func compose(previous *Published, added map[string][]byte, keep []string) ([]byte, map[digest.Digest][]byte, error) {
 	if err := check(added); err != nil {
 		return nil, nil, err
 	}
-	f, blobs, known := files{}, map[digest.Digest][]byte{}, map[digest.Digest]bool{}
-	if previous != nil {
-		for _, d := range previous.files {
-			known[d.Digest] = true
-		}
-	}
+	f, blobs := files{}, map[digest.Digest][]byte{}
 	for _, name := range keep {
 		if previous == nil || previous.files[name].Digest == "" {
 			return nil, nil, errors.New("the file " + name + " was not published before")
@@ -110,9 +113,7 @@ func compose(previous *Published, added map[string][]byte, keep []string) ([]byt
 			d.Data = data
 		}
 		f[name] = d
-		if !known[d.Digest] {
-			blobs[d.Digest] = data
-		}
+		blobs[d.Digest] = data
 	}
 	manifest, err := f.encode(publishedType)
 	return manifest, blobs, err
