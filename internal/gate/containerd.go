@@ -28,7 +28,7 @@ import (
 // and the descriptor on standard input, and pulls only if the program exits with 0. Its output is the reason.
 type Node struct {
 	Options
-	StateDir  string        // the folder of the decision log and the revocation lists
+	StateDir  string        // the folder of the decision log, the revocation lists and what is remembered about tags
 	Timeout   time.Duration // for one image; containerd's timeout has to be longer
 	User      string        // the user that the verifier runs as; "" is the current one
 	AllowSkip bool          // images pass without verification if the trust policy says skip
@@ -50,6 +50,9 @@ const (
 )
 
 var descriptorLimits = bound.Limits{Bytes: maxDescriptor, Depth: bound.Depth, Elements: 2000}
+
+// tagsDir returns the folder of what is remembered about tags.
+func (n Node) tagsDir() string { return filepath.Join(n.StateDir, TagsFolder) }
 
 // LogFile returns the path of the decision log.
 func (n Node) LogFile() string { return filepath.Join(n.StateDir, "decisions.jsonl") }
@@ -91,7 +94,7 @@ func (n Node) verify(ctx context.Context, args []string, stdin io.Reader) Decisi
 	if n.TrustDir == "" {
 		return newRefusal(r.given, errors.New("no trust directory is set"))
 	}
-	n.CacheDir = filepath.Join(n.StateDir, "cache")
+	n.CacheDir, n.TagsDir = filepath.Join(n.StateDir, "cache"), n.tagsDir()
 	if n.AuthFile == "" {
 		n.AuthFile = noAuthFile
 	}
@@ -109,7 +112,16 @@ func (n Node) verify(ctx context.Context, args []string, stdin io.Reader) Decisi
 			s.close()
 		}
 	}()
-	decision := g.examine(ctx, r.scope, r.descriptor, sources...)
+	var tag *resolved
+	if pinned := g.tags[r.scope]; pinned != nil && r.tag != "" {
+		if tag, err = g.resolveTag(ctx, pinned, r.tag, r.descriptor.Digest, sources...); err == nil {
+			err = tag.checkSize(r.descriptor)
+		}
+		if err != nil {
+			return newRefusal(r.given, err)
+		}
+	}
+	decision := g.examine(ctx, r.scope, r.descriptor, tag, sources...)
 	decision.Reference = r.given
 	if decision.Passed() {
 		if decision = n.explain(decision); !decision.Passed() {
@@ -180,6 +192,7 @@ type request struct {
 	given      string // the name as containerd gives it
 	address    string // the repository with its registry, for connections
 	scope      string // the repository in its normal form, for the trust policy
+	tag        string // "" if the name has a digest alone
 	descriptor ocispec.Descriptor
 }
 
@@ -229,7 +242,7 @@ func parseName(name, sum string) (r *request, want digest.Digest, err error) {
 	if digested, ok := named.(reference.Digested); ok && digested.Digest() != want {
 		return nil, "", invalidRequest("the name says another digest than %s", want)
 	}
-	r = &request{given: name}
+	r = &request{given: name, tag: tagIn(name, named)}
 	if r.address, err = scope.Name(named.Name()); err == nil {
 		r.scope, err = scope.Canonical(named.Name())
 	}

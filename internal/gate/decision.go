@@ -24,12 +24,13 @@ const (
 type Decision struct {
 	Reference string      `json:"reference"` // the image, as it was named
 	Digest    string      `json:"digest,omitempty"`
+	Tag       *Tag        `json:"tag,omitempty"`       // if TUF metadata resolved the tag in the name
 	Verdict   string      `json:"verdict"`             // Pass or Refuse
 	Policy    string      `json:"policy,omitempty"`    // name of the statement of the trust policy
 	Level     string      `json:"level,omitempty"`     // verification level of the statement
 	Signature *Signature  `json:"signature,omitempty"` // the valid signature
 	Refused   []Signature `json:"refused,omitempty"`   // the signatures that were verified before and are not valid
-	Warnings  []string    `json:"warnings,omitempty"`  // checks that failed and are only logged at this level
+	Warnings  []string    `json:"warnings,omitempty"`  // checks that failed and are only logged, and remembered metadata
 	Reason    string      `json:"reason,omitempty"`    // why the image is refused, or passes without a verified signature
 }
 

@@ -16,11 +16,13 @@ import (
 )
 
 // examine verifies the signatures of an image in each source, until one is valid. repository is the scope that is
-// looked up in the trust policy; a signature is valid for the digest in it, in whichever source it was found. The
+// looked up in the trust policy; a signature is valid for the digest in it, in whichever source it was found. If the
+// image has a tag, the signer must be one who may sign it. The
 // sources share the time until the deadline, so that one that does not answer leaves time for the next.
-func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispec.Descriptor,
+func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispec.Descriptor, tag *resolved,
 	sources ...source) Decision {
 	decision := Decision{Digest: descriptor.Digest.String()}
+	tag.note(&decision)
 	reference := repository + "@" + decision.Digest
 	statement, err := g.policy.GetApplicableTrustPolicy(reference)
 	if err != nil {
@@ -32,7 +34,7 @@ func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispe
 	case err != nil:
 		return decision.refuse(err.Error())
 	case len(sources) == 0:
-		return decision.refuse("no registry is configured for it")
+		return decision.refuse(errNoRegistry.Error())
 	case skip:
 		decision.Verdict, decision.Reason = Pass, "the trust policy skips verification"
 		return decision
@@ -40,13 +42,14 @@ func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispe
 	var reasons []string
 	for i, s := range sources {
 		ctx, cancel := shareDeadline(ctx, len(sources)-i)
-		e := &examination{source: s, gate: g, statement: statement, reference: reference, descriptor: descriptor}
+		e := &examination{source: s, gate: g, statement: statement, reference: reference, descriptor: descriptor, tag: tag}
 		outcome, err := e.findValid(ctx)
 		cancel()
 		decision.Refused = append(decision.Refused, e.refused...)
 		if err == nil {
 			signature := e.describe(outcome)
-			decision.Verdict, decision.Signature, decision.Warnings = Pass, &signature, warnings(outcome)
+			decision.Verdict, decision.Signature = Pass, &signature
+			decision.Warnings = append(decision.Warnings, warnings(outcome)...)
 			return decision
 		}
 		reason := err.Error()
@@ -57,6 +60,8 @@ func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispe
 	}
 	return decision.refuse(strings.Join(reasons, "; "))
 }
+
+var errNoRegistry = errors.New("no registry is configured for it")
 
 // shareDeadline returns a context for the next of several steps, which ends after an equal share of the time that is
 // left.
@@ -75,6 +80,7 @@ type examination struct {
 	statement  *trustpolicy.TrustPolicy
 	reference  string // REPOSITORY@DIGEST
 	descriptor ocispec.Descriptor
+	tag        *resolved     // nil if anyone whom the trust policy accepts may sign
 	current    digest.Digest // of the manifest of the signature that is verified now
 	refused    []Signature
 }
@@ -124,8 +130,12 @@ func (e *examination) verifyEnvelope(ctx context.Context, mediaType string, enve
 	if err := checkEnvelope(mediaType, envelope); err != nil {
 		return nil, err
 	}
-	return e.gate.verifier.Verify(withTrust(ctx, e.trusts), e.descriptor, envelope,
+	outcome, err := e.gate.verifier.Verify(withTrust(ctx, e.trusts), e.descriptor, envelope,
 		notation.VerifierVerifyOptions{ArtifactReference: e.reference, SignatureMediaType: mediaType})
+	if err == nil {
+		err = e.tag.allows(outcome.EnvelopeContent.SignerInfo.CertificateChain)
+	}
+	return outcome, err
 }
 
 // explainRefusal returns why a signature is refused. For a signature of another image, Notation's error has no more

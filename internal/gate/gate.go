@@ -29,6 +29,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/registry"
 	"github.com/notation-hsm/notation-hsm/internal/scope"
+	"github.com/notation-hsm/notation-hsm/internal/trust"
 )
 
 // The timeouts for revocation are those of the notation command. With other ones, the two would not always decide the
@@ -46,6 +47,7 @@ type Options struct {
 	AuthFile  string // credentials of registries; "" is those of Notation, Podman and Docker
 	HostsDir  string // containerd's registry hosts (certs.d), for Node
 	PlainHTTP bool   // use plain HTTP for all registries
+	TagsDir   string // remembers the tag metadata that were seen, and is no cache; "" is in the user's configuration
 
 	VerificationPlugins []string // names of Notation plugins that signatures may name; no other plugin is run
 }
@@ -54,6 +56,7 @@ type Options struct {
 type Gate struct {
 	options    Options
 	policy     *trustpolicy.Document
+	tags       map[string]*trust.Pinned // the repositories whose tags have a root
 	verifier   notationVerifier
 	plugins    plugins
 	registries *registry.Registries
@@ -65,12 +68,12 @@ type notationVerifier interface {
 	SkipVerify(context.Context, notation.VerifierVerifyOptions) (bool, *trustpolicy.VerificationLevel, error)
 }
 
-// Open reads the trust policy and returns a gate, which has to be closed. It fails when the policy cannot be read or is
-// invalid, and when a listed plugin is not installed. The trust and cache directories are set for the whole process,
+// Open reads the trust policy and the roots of tags, and returns a gate, which has to be closed. It fails when these
+// cannot be read or are invalid, and when a listed plugin is not installed. The trust and cache directories are set for the whole process,
 // since Notation's library has one variable for each.
 func Open(options Options) (*Gate, error) {
 	for _, setting := range []struct{ path, folder *string }{{&options.TrustDir, &dir.UserConfigDir},
-		{&options.CacheDir, &dir.UserCacheDir}} {
+		{&options.CacheDir, &dir.UserCacheDir}, {&options.TagsDir, new(string)}} {
 		if err := makeAbsolute(setting.path); err != nil {
 			return nil, err
 		}
@@ -82,14 +85,9 @@ func Open(options Options) (*Gate, error) {
 	if err != nil {
 		return nil, err
 	}
-	policy, err := trustpolicy.LoadDocument()
+	policy, tags, err := readTrust(folder)
 	if err != nil {
-		kind := failure.Invalid
-		if _, err := os.Stat(filepath.Join(folder, dir.PathTrustPolicy)); err != nil {
-			kind = failure.FileKind(err)
-		}
-		return nil, failure.New(kind, "cannot read the trust policy in %s: %w", folder, err).
-			WithHint("write the policy with 'notation-hsm trust export', or name its folder with --trust-dir")
+		return nil, err
 	}
 	if err := normalizeScopes(policy); err != nil {
 		return nil, unusablePolicy(folder, err)
@@ -103,7 +101,16 @@ func Open(options Options) (*Gate, error) {
 		return nil, unusablePolicy(folder, err)
 	}
 	registries := registry.New(registry.Options{AuthFile: options.AuthFile, PlainHTTP: options.PlainHTTP})
-	return &Gate{options: options, policy: policy, verifier: v, plugins: listed, registries: registries}, nil
+	return &Gate{options: options, policy: policy, tags: tags, verifier: v, plugins: listed, registries: registries}, nil
+}
+
+func unreadablePolicy(folder string, err error) error {
+	kind := failure.Invalid
+	if _, err := os.Stat(filepath.Join(folder, dir.PathTrustPolicy)); err != nil {
+		kind = failure.FileKind(err)
+	}
+	return failure.New(kind, "cannot read the trust policy in %s: %w", folder, err).
+		WithHint("write the policy with 'notation-hsm trust export', or name its folder with --trust-dir")
 }
 
 func unusablePolicy(folder string, err error) error {
@@ -211,6 +218,14 @@ func (g *Gate) verify(ctx context.Context, reference, scope string) Decision {
 	if image.digest != "" && image.layout == "" {
 		from = listAhead(ctx, from, image.digest)
 	}
+	tag, err := g.tagOf(ctx, image, from)
+	if err != nil {
+		return newRefusal(reference, err)
+	}
+	if tag != nil && image.digest == "" {
+		image.digest, image.reference = tag.Digest, tag.Digest.String()
+		from = listAhead(ctx, from, image.digest)
+	}
 	// A tag is resolved once. Everything after that is about the digest, whatever the tag becomes.
 	descriptor, err := from.repository.Resolve(ctx, image.reference)
 	if err != nil {
@@ -219,13 +234,31 @@ func (g *Gate) verify(ctx context.Context, reference, scope string) Decision {
 	if image.digest != "" && image.digest != descriptor.Digest {
 		return newRefusal(reference, fmt.Errorf("%s returned %s for it", from.name, descriptor.Digest))
 	}
-	decision := g.examine(ctx, image.scope, descriptor, from)
+	if err := tag.checkSize(descriptor); err != nil {
+		return newRefusal(reference, err)
+	}
+	decision := g.examine(ctx, image.scope, descriptor, tag, from)
 	if image.layout != "" && decision.Passed() { // nobody pulls the image from a registry, which would check its digest
 		if err := checkManifest(ctx, descriptor, []source{from}); err != nil {
 			return decision.refuse(err.Error())
 		}
 	}
 	return decision
+}
+
+// tagOf resolves the tag in an image's name by TUF metadata, if the tags of its repository have a root. It returns nil
+// if they have none, and for an image that is named by its digest alone. It fails for a tag in an OCI layout, which has
+// no such metadata: whoever wrote the layout could have given any image the tag.
+func (g *Gate) tagOf(ctx context.Context, i image, from source) (*resolved, error) {
+	pinned := g.tags[i.scope]
+	switch {
+	case pinned != nil && i.layout != "" && i.digest == "":
+		return nil, fmt.Errorf("the tags of %s have a root, and an OCI layout has no tag metadata: name the image by its "+
+			"digest, oci:DIR@DIGEST", i.scope)
+	case pinned == nil || i.tag == "":
+		return nil, nil
+	}
+	return g.resolveTag(ctx, pinned, i.tag, i.digest, from)
 }
 
 // runWithTimeout returns the decision of job, or a refusal when job takes longer than timeout or panics.

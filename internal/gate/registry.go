@@ -34,6 +34,7 @@ type image struct {
 	address   string        // the repository with its registry, for connections; "" for an OCI layout
 	scope     string        // the repository in its normal form, for the trust policy
 	reference string        // the tag or the digest
+	tag       string        // "" in an OCI layout, and if it is named by its digest alone
 	digest    digest.Digest // "" if it is named by a tag
 	layout    string        // the folder of an OCI layout; "" for a registry
 }
@@ -47,11 +48,12 @@ func parseImage(text, repository string) (image, error) {
 		return image{}, fmt.Errorf("cannot verify images in %s: copy the image with its signatures to a registry or an "+
 			"OCI layout, oci:DIR:TAG", transport)
 	}
-	named, err := reference.ParseDockerRef(strings.TrimPrefix(text, "docker://")) // the prefix of the other commands
+	text = strings.TrimPrefix(text, "docker://") // the prefix of the other commands
+	named, err := reference.ParseDockerRef(text)
 	if err != nil {
 		return image{}, fmt.Errorf("it is not an image's name: %w", err)
 	}
-	i := image{}
+	i := image{tag: tagIn(text, named)}
 	if i.address, err = scope.Name(named.Name()); err == nil {
 		i.scope, err = scope.Canonical(named.Name())
 	}
@@ -115,7 +117,7 @@ func (g *Gate) source(i image) (source, error) {
 
 // remote returns the source of a repository in a registry.
 func (g *Gate) remote(r *remote.Repository) source {
-	return source{name: r.Reference.Registry, repository: r, manifests: r.Manifests(), blobs: r.Blobs()}
+	return source{name: r.Reference.Registry, repository: r, manifests: r.Manifests(), blobs: r.Blobs(), remote: r}
 }
 
 // pullSources returns the sources that containerd would pull a repository from, in its order: the mirrors in

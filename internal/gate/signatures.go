@@ -15,6 +15,7 @@ import (
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/errdef"
 	oras "oras.land/oras-go/v2/registry"
+	"oras.land/oras-go/v2/registry/remote"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/registry"
@@ -26,6 +27,7 @@ type source struct {
 	repository repository
 	manifests  content.Fetcher
 	blobs      content.Fetcher
+	remote     *remote.Repository   // nil for an OCI layout
 	pending    <-chan signatureList // the result of list, if listAhead asked for it
 	close      func()               // nil if there is nothing to close
 }
