@@ -161,7 +161,8 @@ func (n Node) chownState(user sandbox.User) error {
 		return fail(err)
 	}
 	for _, entry := range entries {
-		if name := entry.Name(); name != filepath.Base(n.CacheDir) && !strings.HasPrefix(name, filepath.Base(n.LogFile())) {
+		if name := entry.Name(); name != filepath.Base(n.CacheDir) && name != filepath.Base(n.tagsDir()) &&
+			!strings.HasPrefix(name, filepath.Base(n.LogFile())) {
 			return failure.New(failure.Invalid,
 				"cannot give the folder %s to the verifier's user: %s in it is not the verifier's", n.StateDir, name).
 				WithHint("name a folder for the verifier alone with --state-dir")

@@ -31,6 +31,7 @@ type entry struct {
 	Digest      string    `json:"digest,omitempty"`
 	Verdict     string    `json:"verdict"`
 	Policy      string    `json:"policy,omitempty"`
+	TagRole     string    `json:"tagRole,omitempty"`     // the role that signed the tag
 	Signer      string    `json:"signer,omitempty"`      // subject
 	Fingerprint string    `json:"fingerprint,omitempty"` // SHA-256 of the signer's certificate, in hex
 	Reason      string    `json:"reason,omitempty"`
@@ -42,6 +43,9 @@ type entry struct {
 func (l *Log) Append(ctx context.Context, d Decision) error {
 	e := entry{Time: time.Now().UTC(), Reference: sanitize(d.Reference), Digest: d.Digest, Verdict: d.Verdict,
 		Policy: d.Policy, Reason: d.Reason}
+	if d.Tag != nil {
+		e.TagRole = d.Tag.Role
+	}
 	if d.Signature != nil {
 		e.Signer, e.Fingerprint = d.Signature.Subject, d.Signature.Fingerprint
 	}
