@@ -1,6 +1,8 @@
 package gate
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -14,10 +16,12 @@ import (
 	"testing"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
+	"github.com/notation-hsm/notation-hsm/internal/tuf"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
@@ -40,6 +44,10 @@ func confine() error {
 	base := os.Getenv("GATE_TEST_BASE")
 	node := Node{Options: Options{TrustDir: base + "/trust", HostsDir: base + "/hosts", AuthFile: base + "/auth.json"},
 		StateDir: base + "/state", Timeout: 3 * time.Second, User: unprivileged}
+	name, descriptor := os.Getenv("GATE_TEST_NAME"), os.Getenv("GATE_TEST_DESCRIPTOR")
+	if name != "" {
+		node.Timeout = time.Minute
+	}
 	program, err := os.Executable()
 	if err != nil {
 		return err
@@ -65,6 +73,15 @@ func confine() error {
 			return err
 		}
 		fmt.Printf("%s: %d\n", name, limit.Max)
+	}
+	if name != "" {
+		var image ocispec.Descriptor
+		if err := json.Unmarshal([]byte(descriptor), &image); err != nil {
+			return err
+		}
+		d := node.Verify(context.Background(), []string{"-name", name, "-digest", image.Digest.String(), "-stdin-media-type",
+			ocispec.MediaTypeDescriptor}, strings.NewReader(descriptor))
+		fmt.Printf("decision: %s, tag %v: %s\n", d.Verdict, d.Tag, d.Reason)
 	}
 	return nil
 }
@@ -135,6 +152,35 @@ func TestConfineHelpers(t *testing.T) {
 	if got["run"] != "yes" || got["access"] != "<nil>" || got["write the policy"] != "no" {
 		t.Errorf("%+v", got)
 	}
+}
+
+// TestConfineTags verifies that a confined verifier remembers the tag metadata that it saw, from one run to the next.
+func TestConfineTags(t *testing.T) {
+	softhsmtest.NeedRoot(t)
+	a, base := newTagTest(t, 0), confinable(t, "{}")
+	a.node()
+	softhsmtest.Run(t, "rm", "-r", base+"/trust")
+	softhsmtest.Run(t, "cp", "-r", a.trustDir, base+"/trust")
+	softhsmtest.Run(t, "chmod", "-R", "go+rX", base+"/trust")
+	put(t, base+"/hosts/registry.example.com/hosts.toml", fmt.Sprintf("server = %q\n", "http://"+a.h.Address), 0o644)
+	expect := func(image ocispec.Descriptor, decision string) {
+		t.Helper()
+		descriptor, err := json.Marshal(image)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := runConfined(t, base, "GATE_TEST_NAME=registry.example.com/app:v1", "GATE_TEST_DESCRIPTOR="+string(descriptor))
+		if !strings.HasPrefix(got["decision"], decision) || got["fault"] != "<nil>" || got["access"] != "<nil>" {
+			t.Errorf("%+v", got)
+		}
+	}
+	expect(a.first, "pass, tag v1 (role tags")
+	old := a.published
+	a.sign(tuf.Tags, "v1", a.second)
+	a.serve(a.h, a.published)
+	expect(a.second, "pass, tag v1 (role tags")
+	a.serve(a.h, old)
+	expect(a.first, "refuse, tag <nil>: cannot verify the tag metadata: it went back to an older version")
 }
 
 // TestConfineFault verifies that a verifier whose files others can change reports it, and is still confined.

@@ -108,18 +108,20 @@ func TestParseImage(t *testing.T) {
 	sum := digest.FromString("image").String()
 	for text, want := range map[string]image{
 		"alpine": {address: "docker.io/library/alpine", scope: "docker.io/library/alpine",
-			reference: "latest"},
-		"docker://team/app:1": {address: "docker.io/team/app", scope: "docker.io/team/app", reference: "1"},
+			reference: "latest", tag: "latest"},
+		"docker://team/app:1": {address: "docker.io/team/app", scope: "docker.io/team/app", reference: "1", tag: "1"},
 		"registry.example.com/app": {address: "registry.example.com/app", scope: "registry.example.com/app",
-			reference: "latest"},
+			reference: "latest", tag: "latest"},
 		"127.0.0.1:5000/team/app:1@" + sum: {address: "127.0.0.1:5000/team/app", scope: "127.0.0.1:5000/team/app",
+			reference: sum, tag: "1", digest: digest.Digest(sum)},
+		"127.0.0.1:5000/team/app@" + sum: {address: "127.0.0.1:5000/team/app", scope: "127.0.0.1:5000/team/app",
 			reference: sum, digest: digest.Digest(sum)},
 		"REGISTRY.example.com:443/app": {address: "registry.example.com:443/app", scope: "registry.example.com/app",
-			reference: "latest"},
+			reference: "latest", tag: "latest"},
 		"registry-1.docker.io/team/app:1": {address: "registry-1.docker.io/team/app", scope: "docker.io/team/app",
-			reference: "1"},
+			reference: "1", tag: "1"},
 		"index.docker.io/library/alpine:3.20": {address: "docker.io/library/alpine", scope: "docker.io/library/alpine",
-			reference: "3.20"},
+			reference: "3.20", tag: "3.20"},
 	} {
 		if got, err := parseImage(text, ""); err != nil || got != want {
 			t.Errorf("%s is %+v, %v", text, got, err)

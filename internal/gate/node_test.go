@@ -358,7 +358,8 @@ func TestParseRequest(t *testing.T) {
 			t.Errorf("%s: %+v, %v; want an error with %q", name, r, err, c.reason)
 		}
 	}
-	if r, err := parseRequest(good, strings.NewReader(descriptor)); err != nil || r.given != app+":1" || r.scope != app {
+	if r, err := parseRequest(good, strings.NewReader(descriptor)); err != nil || r.given != app+":1" || r.scope != app ||
+		r.tag != "1" {
 		t.Errorf("%+v, %v", r, err)
 	}
 }

@@ -57,6 +57,7 @@ func TestInstallRefusesFiles(t *testing.T) {
 		"above-hosts/hosts", "above-hosts/hosts/registry.example.com/hosts.toml", "above-hosts",
 		"above-auth/auth/auth.json", "above-auth/auth", "above-auth",
 		"above-state/state", "above-state/state/decisions.jsonl", "above-state",
+		"above-state/state/tags", "above-state/state/tags/0123/timestamp.json",
 		"above-ca/ca/client.pem", "above-ca",
 		"above-helper/helper/docker-credential-example", "above-helper",
 	} {
@@ -72,8 +73,9 @@ func TestInstallRefusesFiles(t *testing.T) {
 				}
 				node, folder := newOwned(t)
 				program := filepath.Join(folder, "above-program/program/hsm-image")
-				if err := errors.Join(os.WriteFile(bin+"/another", nil, 0o600),
-					os.WriteFile(node.LogFile(), nil, 0o600)); err != nil {
+				if err := errors.Join(os.WriteFile(bin+"/another", nil, 0o600), os.WriteFile(node.LogFile(), nil, 0o600),
+					os.MkdirAll(filepath.Join(node.tagsDir(), "0123"), 0o700),
+					os.WriteFile(filepath.Join(node.tagsDir(), "0123", "timestamp.json"), nil, 0o600)); err != nil {
 					t.Fatal(err)
 				}
 				if err := errors.Join(node.CheckFiles(program, os.Geteuid()), change(path)); err != nil {
@@ -269,11 +271,11 @@ func TestChownState(t *testing.T) {
 		}
 		return info.Sys().(*syscall.Stat_t).Uid
 	}
-	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(node.CacheDir, 0o700),
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Mkdir(node.CacheDir, 0o700), os.Mkdir(node.tagsDir(), 0o700),
 		node.chownState(user)); err != nil {
 		t.Fatal(err)
 	}
-	if owner(folder) != 4242 || owner(file) != 4242 || owner(node.CacheDir) != 4242 {
+	if owner(folder) != 4242 || owner(file) != 4242 || owner(node.CacheDir) != 4242 || owner(node.tagsDir()) != 4242 {
 		t.Errorf("%d %d %d", owner(folder), owner(file), owner(node.CacheDir))
 	}
 	// Someone who owns the folder could have put a link to root's file there.

@@ -55,6 +55,13 @@ func (f *Hostile) Add(mediaType string, data []byte) ocispec.Descriptor {
 	return d
 }
 
+// Tag makes content available by a tag too, in place of what had the tag.
+func (f *Hostile) Tag(tag string, d ocispec.Descriptor) {
+	f.mutex.Lock()
+	defer f.mutex.Unlock()
+	f.types[tag], f.content[tag] = d.MediaType, f.content[d.Digest.String()]
+}
+
 // PushImage makes an image, which is no more than a name here.
 func (f *Hostile) PushImage(name string) ocispec.Descriptor {
 	return f.Add(ocispec.MediaTypeImageManifest,
