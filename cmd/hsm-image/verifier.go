@@ -135,6 +135,9 @@ func verifierCommand() *cobra.Command {
 		if d.Signature != nil {
 			reason = "signed by " + d.Signature.Subject
 		}
+		if d.Tag != nil {
+			reason += ", tag " + d.Tag.String()
+		}
 		fmt.Fprintf(c.OutOrStdout(), "%s (policy %s)\n", reason, d.Policy)
 		return nil
 	}
@@ -146,7 +149,7 @@ func addNodeFlags(c *cobra.Command, node *gate.Node) {
 	c.Flags().StringVar(&node.TrustDir, "trust-dir", "",
 		"folder with trustpolicy.json and truststore, written by 'notation-hsm trust export --to'")
 	c.Flags().StringVar(&node.StateDir, "state-dir", "/var/lib/hsm-image",
-		"folder for the decision log and revocation lists")
+		"folder for the decision log, the revocation lists and the tag metadata that were seen")
 	c.Flags().StringVar(&node.HostsDir, "hosts-dir", "",
 		"containerd's folder with a hosts.toml for each registry (certs.d)")
 	c.Flags().StringVar(&node.AuthFile, "auth-file", "",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 
 func verifyCommand() *cobra.Command {
 	var options gate.Options
-	var scope, logFile string
+	var scope, logFile, stateDir string
 	var timeout time.Duration
 	var asJSON bool
 	c := &cobra.Command{
@@ -29,7 +30,11 @@ The exit code is 0 only if every image passes.
 Name an image by tag or digest. Short names belong to Docker Hub: alpine is
 docker.io/library/alpine:latest. An image in an OCI layout is oci:DIR:TAG or oci:DIR@DIGEST, with
 the repository whose policy applies in --scope. A tag is resolved once: what passes is the digest
-that is printed. The signature of an index covers the images that it lists.`,
+that is printed. The signature of an index covers the images that it lists.
+
+Where the trust policy comes with a root for a repository's tags ('notation-hsm trust tags'), a tag
+is what the TUF metadata in the registry say, and the role that signed it is printed. --state-dir
+remembers their versions, so that no registry can go back to older ones: keep it.`,
 		Example: `  hsm-image verify registry.example.com/team/app:1.2
   hsm-image verify --trust-dir cluster/notation --json registry.example.com/team/app@sha256:...`,
 		Args: func(c *cobra.Command, args []string) error {
@@ -44,15 +49,21 @@ that is printed. The signature of an index covers the images that it lists.`,
 	c.Flags().BoolVar(&options.PlainHTTP, "plain-http", false, "use plain HTTP for the registries")
 	c.Flags().StringVar(&scope, "scope", "", "repository whose trust policy applies to images in OCI layouts")
 	addPluginFlag(c, &options)
+	c.Flags().StringVar(&stateDir, "state-dir", "",
+		"folder that remembers the tag metadata that were seen (default: notation-hsm/state in the user's configuration "+
+			"directory)")
 	c.Flags().StringVar(&logFile, "log", "", "decision log, to which a line of JSON is added for each image")
 	c.Flags().DurationVar(&timeout, "timeout", time.Minute, "timeout for one image")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, images []string) error {
-		if err := refuseEmpty(c, "trust-dir", "scope", "log"); err != nil {
+		if err := refuseEmpty(c, "trust-dir", "scope", "log", "state-dir"); err != nil {
 			return err
 		}
 		if timeout <= 0 {
 			return cli.Usage(c, failure.New(failure.Invalid, "--timeout has to be more than 0"))
+		}
+		if stateDir != "" {
+			options.TagsDir = filepath.Join(stateDir, gate.TagsFolder)
 		}
 		gate.LimitMemory()
 		// Few collections: they would take a twentieth of the time for ten images, and LimitMemory bounds the heap.
@@ -134,6 +145,9 @@ func printDecisions(w io.Writer, decisions []gate.Decision) error {
 		rows := [][]string{{"  digest", cli.OrDash(d.Digest)}, {"  policy", cli.OrDash(d.Policy)}}
 		if d.Policy != "" {
 			rows[1][1] += " (" + d.Level + ")"
+		}
+		if d.Tag != nil {
+			rows = append(rows, []string{"  tag", d.Tag.String()})
 		}
 		if s := d.Signature; s != nil {
 			rows = append(rows, []string{"  signer", s.Subject}, []string{"  issuer", s.Issuer},

@@ -119,6 +119,7 @@ func TestPrintDecisions(t *testing.T) {
 	var out bytes.Buffer
 	if err := printDecisions(&out, []gate.Decision{
 		{Reference: "a:1", Digest: "sha256:1", Verdict: gate.Pass, Policy: "all", Level: "strict",
+			Tag:       &gate.Tag{Name: "1", Role: "alice", Versions: gate.Versions{Timestamp: 12}},
 			Signature: signature(&gate.Timestamp{Time: at, Verified: true}), Warnings: []string{"revocation failed"}},
 		{Reference: "b:1", Verdict: gate.Pass, Policy: "all", Level: "audit",
 			Signature: signature(&gate.Timestamp{Time: at})},
@@ -130,6 +131,7 @@ func TestPrintDecisions(t *testing.T) {
 	want := `a:1: pass
   digest       sha256:1
   policy       all (strict)
+  tag          1 (role alice, timestamp 12)
   signer       CN=alice
   issuer       CN=ca
   fingerprint  sha256:0aa4
