@@ -12,11 +12,13 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/registry"
 	"github.com/notation-hsm/notation-hsm/internal/scope"
 	"github.com/notation-hsm/notation-hsm/internal/tags"
 	"github.com/notation-hsm/notation-hsm/internal/trust"
+	"github.com/notation-hsm/notation-hsm/internal/tuf"
 	"github.com/notation-hsm/notation-hsm/internal/tufstore"
 )
 
@@ -112,16 +114,12 @@ func (o *tagOptions) open(name string) (r *tags.Repository, closeAll func(), err
 
 // openWith returns a repository with a root.
 func (o *tagOptions) openWith(name string, root []byte) (*tags.Repository, func(), error) {
-	canonical, err := scope.Canonical(name)
-	if err != nil {
-		return nil, nil, failure.New(failure.Invalid, "%q is not the name of a repository: %w", name, err)
-	}
-	dir, err := tags.StateDir(canonical)
+	dir, err := folders.Tags()
 	if err != nil {
 		return nil, nil, err
 	}
 	registries := registry.New(registry.Options{AuthFile: o.authFile, PlainHTTP: o.plainHTTP, Limits: tufstore.Round})
-	return &tags.Repository{Name: name, Registries: registries, Root: root, Dir: dir}, registries.Close, nil
+	return &tags.Repository{Name: name, Registries: registries, Root: root, Dir: tuf.Folder(dir, name)}, registries.Close, nil
 }
 
 // withRepository calls do with the repository of a name.

@@ -68,7 +68,7 @@ type notationVerifier interface {
 	SkipVerify(context.Context, notation.VerifierVerifyOptions) (bool, *trustpolicy.VerificationLevel, error)
 }
 
-// Open reads the trust policy and the roots of tags, and returns a gate, which has to be closed. It fails when these
+// Open reads the trust policy and the roots of tags, and returns a gate, which has to be closed. It fails when they
 // cannot be read or are invalid, and when a listed plugin is not installed. The trust and cache directories are set for the whole process,
 // since Notation's library has one variable for each.
 func Open(options Options) (*Gate, error) {

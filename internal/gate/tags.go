@@ -3,9 +3,7 @@ package gate
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -83,12 +81,7 @@ func (o Options) findTagsDir() (string, error) {
 	if o.TagsDir != "" {
 		return o.TagsDir, nil
 	}
-	config, err := folders.Config()
-	if err != nil {
-		return "", failure.New(failure.Invalid, "cannot find the folder that remembers tag metadata: %w", err).
-			WithHint("name it with --state-dir")
-	}
-	return filepath.Join(config, "notation-hsm", "state", TagsFolder), nil
+	return folders.Tags()
 }
 
 // TagsFolder is the name of the folder of what is remembered about tags, in a folder for state.
@@ -159,8 +152,7 @@ func (g *Gate) resolveTag(ctx context.Context, pinned *trust.Pinned, tag string,
 	if len(sources) == 0 {
 		return nil, errNoRegistry
 	}
-	sum := sha256.Sum256([]byte(pinned.Scope))
-	client := tuf.Client{Root: pinned.Root, Dir: filepath.Join(folder, hex.EncodeToString(sum[:16])), Stale: pinned.Stale()}
+	client := tuf.Client{Root: pinned.Root, Dir: tuf.Folder(folder, pinned.Scope), Stale: pinned.Stale()}
 	r := &resolution{client: client, pinned: pinned, tag: tag, want: want}
 	for i, s := range sources {
 		ctx, cancel := shareDeadline(ctx, len(sources)-i+1) // the signatures need time as well

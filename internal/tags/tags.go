@@ -7,13 +7,10 @@ package tags
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"path/filepath"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/folders"
 	"github.com/notation-hsm/notation-hsm/internal/registry"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 	"github.com/notation-hsm/notation-hsm/internal/tuf"
@@ -26,18 +23,6 @@ type Repository struct {
 	Registries *registry.Registries
 	Root       []byte // the pinned root.json
 	Dir        string // the folder that remembers what was seen, of this repository alone
-}
-
-// StateDir returns the folder that remembers what was seen of a repository, below the user's configuration. It is no
-// cache: without it, a registry can go back to older metadata that have not expired.
-func StateDir(name string) (string, error) {
-	config, err := folders.Config()
-	if err != nil {
-		return "", failure.New(failure.Invalid, "cannot find the folder that remembers tags: %w", err).
-			WithHint("set XDG_CONFIG_HOME or HOME")
-	}
-	sum := sha256.Sum256([]byte(name))
-	return filepath.Join(config, "notation-hsm", "tags", hex.EncodeToString(sum[:16])), nil
 }
 
 // current is what is published and proposed at one moment.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/scope"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
@@ -31,6 +32,15 @@ type Client struct {
 	Expired bool
 	// Now is the time that metadata must not have expired at; the zero time is the current one.
 	Now time.Time
+}
+
+// Folder returns the folder of a client's memory of one repository, HOST/PATH, in a folder for all of them.
+func Folder(parent, repository string) string {
+	if name, err := scope.Canonical(repository); err == nil {
+		repository = name
+	}
+	sum := sha256.Sum256([]byte(repository))
+	return filepath.Join(parent, hex.EncodeToString(sum[:16]))
 }
 
 // Names of what a client remembers beside the metadata.
