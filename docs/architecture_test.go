@@ -27,7 +27,7 @@ var storeys = []struct {
 	{"commands", []string{"cmd/notation-hsm", "cmd/hsm-image", "cmd/hsm-broker", "cmd/sigstore-kms-hsm"}},
 	{"parts of commands", []string{"cli", "backends"}},
 	{"jobs", []string{"plugin", "custody", "keyprovider", "kms", "image", "gate", "agent", "broker/api", "tags"}},
-	{"below the jobs", []string{"ca", "trust", "signer", "layerkey", "broker", "brokerfile", "tuf", "tufstore"}},
+	{"below the jobs", []string{"ca", "trust", "signer", "layerkey", "broker", "brokerfile", "tuf", "tufstore", "notaryv1"}},
 	{"parts of the broker", []string{"httpapi", "held", "policy", "translog", "translog/feed", "identity",
 		"repository", "store/sqlite"}},
 	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
