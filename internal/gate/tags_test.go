@@ -174,7 +174,7 @@ func TestTagAttacks(t *testing.T) {
 				}
 			}
 			return mixed
-		}, "files of different versions are mixed"},
+		}, "a file is not the signed one"},
 		"wrong threshold": {func(a *tagTest) files {
 			a.publish(nil)
 			unsigned := maps.Clone(a.published)

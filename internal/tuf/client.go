@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"os"
@@ -115,7 +116,6 @@ func (c Client) newView(ctx context.Context, files Files, root []byte) (*View, e
 	if c.Expired {
 		now = time.Unix(0, 0)
 	}
-	v.now = now
 	v.updater.UnsafeSetRefTime(now.UTC())
 	return v, nil
 }
@@ -213,8 +213,8 @@ func (f *fetcher) DownloadFile(url string, length int64, _ time.Duration) ([]byt
 	case err == nil:
 	case failure.From(err).Kind == failure.NotFound:
 		return nil, &metadata.ErrDownloadHTTP{StatusCode: http.StatusNotFound, URL: name}
-	case failure.From(err).Kind == failure.Denied || failure.From(err).Kind == failure.Invalid: // not what is signed
-		return nil, err
+	case failure.From(err).Kind == failure.Invalid: // the registry sent something else
+		return nil, explain(fmt.Errorf("%w: %v", errChanged, err)) //nolint:errorlint // the kind is the client's own
 	default:
 		f.failed = err
 		return nil, err

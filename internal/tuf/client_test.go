@@ -3,7 +3,6 @@ package tuf
 import (
 	"context"
 	"maps"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,17 +36,17 @@ func (h *history) signTag(tag, content string) {
 	h.publish()
 }
 
-// mixed are the reasons for a file of another version: its length differs only if that of a signature does.
-const mixed = "files of different versions are mixed|longer than the signed length"
+// changed is the reason for a file that is not the signed one.
+const changed = "a file is not the signed one"
 
-// refused fails unless a client refuses files, with words in its reason; | separates alternatives.
+// refused fails unless a client refuses files, with words in its reason.
 func refused(t *testing.T, c Client, files Files, words string) {
 	t.Helper()
 	v, err := c.Update(t.Context(), files)
 	if err == nil {
 		_, err = v.Resolve(t.Context(), "v1")
 	}
-	if err == nil || failure.From(err).Kind != failure.Denied || !slices.ContainsFunc(strings.Split(words, "|"), func(w string) bool { return strings.Contains(err.Error(), w) }) {
+	if err == nil || failure.From(err).Kind != failure.Denied || !strings.Contains(err.Error(), words) {
 		t.Errorf("got %v, want a refusal with %q", err, words)
 	}
 }
@@ -86,13 +85,13 @@ func TestAttacks(t *testing.T) {
 		refused(t, c, h.published, "has expired")
 	})
 	t.Run("mix and match", func(t *testing.T) {
-		refused(t, Client{Root: h.pin, Dir: t.TempDir()}, with(map[string][]byte{"3.snapshot.json": h.old["2.snapshot.json"]}), mixed)
+		refused(t, Client{Root: h.pin, Dir: t.TempDir()}, with(map[string][]byte{"3.snapshot.json": h.old["2.snapshot.json"]}), changed)
 	})
 	t.Run("old tags under a new snapshot", func(t *testing.T) {
-		refused(t, Client{Root: h.pin, Dir: t.TempDir()}, with(map[string][]byte{"3.tags.json": h.old["2.tags.json"]}), mixed)
+		refused(t, Client{Root: h.pin, Dir: t.TempDir()}, with(map[string][]byte{"3.tags.json": h.old["2.tags.json"]}), changed)
 	})
 	t.Run("endless data", func(t *testing.T) {
-		refused(t, Client{Root: h.pin, Dir: t.TempDir()}, endless{h.published}, "longer than the signed length")
+		refused(t, Client{Root: h.pin, Dir: t.TempDir()}, endless{h.published}, changed)
 	})
 	t.Run("arbitrary software", func(t *testing.T) {
 		other := newHistory(t)

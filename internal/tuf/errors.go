@@ -14,6 +14,9 @@ func invalid(format string, args ...any) *failure.Error {
 	return failure.New(failure.Invalid, format, args...)
 }
 
+// errChanged is the cause for files that are not what the set says.
+var errChanged = errors.New("not the signed file")
+
 // explain returns why metadata are refused, for an error of go-tuf.
 func explain(err error) error {
 	var own *failure.Error
@@ -30,10 +33,10 @@ func explain(err error) error {
 		return refuse("it has expired, so that it may not be the newest", "have the publisher run: hsm-image tag refresh")
 	case errors.Is(err, &metadata.ErrBadVersionNumber{}):
 		return refuse("it went back to an older version", compare)
-	case errors.Is(err, &metadata.ErrDownloadLengthMismatch{}):
-		return refuse("a file is longer than the signed length", "check who can write to the repository")
-	case errors.Is(err, &metadata.ErrLengthOrHashMismatch{}):
-		return refuse("files of different versions are mixed", "check who can write to the repository")
+	case errors.Is(err, &metadata.ErrDownloadLengthMismatch{}), errors.Is(err, &metadata.ErrLengthOrHashMismatch{}),
+		errors.Is(err, errChanged):
+		return refuse("a file is not the signed one: it is of another version, or was changed",
+			"check who can write to the repository")
 	case errors.Is(err, &metadata.ErrUnsignedMetadata{}):
 		return refuse("it lacks signatures by enough of the role's keys", "check who can write to the repository")
 	case strings.Contains(err.Error(), "new snapshot is missing info"):
