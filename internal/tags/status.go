@@ -54,7 +54,10 @@ func (r *Repository) Export(ctx context.Context, to string) (*tuf.View, error) {
 		return nil, failure.New(failure.FileKind(err), "cannot make the folder %s: %w", folder, err).
 			WithHint("check the folder's permissions")
 	}
-	names := v.FileNames()
+	names, err := v.FileNames(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for version := int64(1); version < v.Versions().Root; version++ {
 		names = append(names, tuf.RootName(version))
 	}

@@ -143,7 +143,7 @@ func (v *View) RoleOf(pending []*Proposal, tag string, signers []*Signer) (strin
 // cosign adds signatures to the proposal that makes the same change and lacks some. It returns nil if there is none.
 func (e *edit) cosign(ctx context.Context, want items) (*Amended, error) {
 	for _, p := range e.pending {
-		if p.root != nil || !slices.Equal(p.Roles(), []string{e.role}) || !e.follows(p) {
+		if !slices.Contains(p.Roles(), e.role) || !e.follows(p) {
 			continue
 		}
 		same, err := e.sameChange(ctx, p, want)
@@ -153,7 +153,7 @@ func (e *edit) cosign(ctx context.Context, want items) (*Amended, error) {
 		if !same {
 			continue
 		}
-		for _, role := range slices.Sorted(maps.Keys(p.roles)) {
+		for _, role := range e.own(p) {
 			m := p.roles[role]
 			at, err := p.content(role)
 			if err != nil {
@@ -169,10 +169,22 @@ func (e *edit) cosign(ctx context.Context, want items) (*Amended, error) {
 	return nil, nil
 }
 
-// follows reports whether all files of a proposal are newer than the published ones.
+// own returns the roles of a proposal's files that are of the role: it and its bins.
+func (e *edit) own(p *Proposal) (roles []string) {
+	for role := range p.roles {
+		if owner(role) == e.role {
+			roles = append(roles, role)
+		}
+	}
+	slices.Sort(roles)
+	return roles
+}
+
+// follows reports whether all files of the role in a proposal are newer than the published ones.
 func (e *edit) follows(p *Proposal) bool {
-	for role, m := range p.roles {
-		if m.Signed.Version <= e.view.versionOf(role) || m.Signed.IsExpired(e.view.now) {
+	for _, role := range e.own(p) {
+		m := p.roles[role]
+		if m.Signed.Version <= e.view.versionOf(role) || m.Signed.IsExpired(time.Now()) {
 			return false
 		}
 	}
@@ -182,19 +194,20 @@ func (e *edit) follows(p *Proposal) bool {
 // sameChange reports whether a proposal of the role makes a change and no other.
 func (e *edit) sameChange(ctx context.Context, p *Proposal, want items) (bool, error) {
 	made := items{}
-	for role, m := range p.roles {
-		if role != Targets && checkTargets(m) != nil {
-			return false, nil //nolint:nilerr // another's file, which counts for nothing
+	for _, role := range e.own(p) {
+		if err := checkTargets(p.roles[role]); err != nil {
+			return false, nil //nolint:nilerr // it counts for nothing
 		}
 	}
 	if p.roles[e.role] != nil {
 		made = tagChanges(p, e.role, e.base)
 	}
 	if split(e.base) {
-		for role, m := range p.roles {
+		for _, role := range e.own(p) {
 			if role == e.role {
 				continue
 			}
+			m := p.roles[role]
 			old, err := e.published(ctx, role)
 			if err != nil {
 				return false, err

@@ -195,9 +195,16 @@ func (v *View) Renew(ctx context.Context, pending []*Proposal, signers []*Signer
 		if e.base == nil || !all && !halfway(e.base.Signed.Expires, targetsLifetime) {
 			continue
 		}
-		amended, err := e.renewed(ctx)
-		if err != nil {
-			return nil, err
+		var amended *Amended
+		if e.keys.threshold > 1 {
+			if amended, err = e.cosign(ctx, items{}); err != nil {
+				return nil, err
+			}
+		}
+		if amended == nil {
+			if amended, err = e.renewed(ctx); err != nil {
+				return nil, err
+			}
 		}
 		made = append(made, amended)
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
@@ -20,14 +21,16 @@ type next struct {
 	pool    pool
 	root    *rootFile
 	targets *targetsFile
-	chosen  map[string]*Proposal // by role: of the files that are new
-	held    []string             // why proposals are not chosen
+	chosen  map[string]*Proposal    // by role: of the files that are new
+	tops    map[string]*targetsFile // by role that lists tags: its file, new or published
+	held    []string                // why proposals are not chosen
 }
 
 // newNext returns the state that has only what is published.
 func (v *View) newNext(pending []*Proposal) *next {
 	return &next{view: v, pending: pending, pool: newPool(pending), root: v.trusted.Root,
-		targets: v.trusted.Targets[Targets], chosen: map[string]*Proposal{}}
+		targets: v.trusted.Targets[Targets], chosen: map[string]*Proposal{},
+		tops: map[string]*targetsFile{}}
 }
 
 // hold notes why proposals are not chosen.
@@ -101,7 +104,7 @@ func (n *next) completed(role string, keys keySet) (found []*Proposal) {
 			continue
 		}
 		at, err := p.content(role)
-		if err != nil || m.Signed.IsExpired(n.view.now) || !complete(m, n.pool[at], keys) {
+		if err != nil || m.Signed.IsExpired(time.Now()) || !complete(m, n.pool[at], keys) {
 			continue
 		}
 		if role != Targets && checkTargets(m) != nil {
@@ -159,12 +162,17 @@ func (n *next) chooseTags(ctx context.Context, role string) (bool, error) {
 	}
 	top := base
 	p := n.newest(role, keys, func(p *Proposal) items { return tagChanges(p, role, base) })
-	if p != nil {
+	switch {
+	case p != nil:
 		top, n.chosen[role] = p.roles[role], p
-	} else if base != nil && !verify(base, base.Signatures, keys) {
+	case base != nil && !verify(base, base.Signatures, keys):
 		n.hold("%s: its file is not signed by its new keys", role)
 		return false, nil
+	case base == nil && n.view.versionOf(role) > 0: // the snapshot goes on to name the file, which is gone
+		n.hold("%s: it was removed before, and its new keys have signed nothing yet", role)
+		return false, nil
 	}
+	n.tops[role] = top
 	if !split(top) {
 		return true, nil
 	}
@@ -172,7 +180,8 @@ func (n *next) chooseTags(ctx context.Context, role string) (bool, error) {
 	if err != nil || ok || p == nil || base == nil || !verify(base, base.Signatures, keys) {
 		return ok, err
 	}
-	delete(n.chosen, role) // what is published of the role still counts
+	n.tops[role] = base // what is published of the role still counts
+	delete(n.chosen, role)
 	for _, bin := range top.Signed.Delegations.SuccinctRoles.GetRoles() {
 		delete(n.chosen, bin)
 	}

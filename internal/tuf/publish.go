@@ -118,20 +118,24 @@ func (v *View) Publish(ctx context.Context, pending []*Proposal, signers []*Sign
 	for version := range v.trusted.Root.Signed.Version {
 		made.Keep = append(made.Keep, fileName(Root, version+1))
 	}
-	for _, r := range n.targets.Signed.Delegations.Roles {
-		made.Keep = append(made.Keep, kept(r.Name, c.meta)...)
+	for _, role := range append(n.roles(), Targets) {
+		made.Keep = append(made.Keep, fileName(role, c.meta[role+".json"].Version))
 	}
-	made.Keep = append(made.Keep, fileName(Targets, c.meta[Targets+".json"].Version))
 	made.Keep = slices.DeleteFunc(made.Keep, func(name string) bool { return c.files[name] != nil })
 	slices.Sort(made.Keep)
 	return n.publication(made), nil
 }
 
-// kept returns the files of a role and its bins that a state needs.
-func kept(role string, meta map[string]*metadata.MetaFiles) (names []string) {
-	for file, m := range meta {
-		if name := file[:len(file)-len(".json")]; owner(name) == role {
-			names = append(names, fileName(name, m.Version))
+// roles returns the roles that list tags and have a file, with their bins.
+func (n *next) roles() (names []string) {
+	for _, r := range n.targets.Signed.Delegations.Roles {
+		top := n.tops[r.Name]
+		if top == nil {
+			continue
+		}
+		names = append(names, r.Name)
+		if split(top) {
+			names = append(names, top.Signed.Delegations.SuccinctRoles.GetRoles()...)
 		}
 	}
 	return names
@@ -164,7 +168,15 @@ func (n *next) settled(p *Proposal, role string) bool {
 	if c := n.chosen[role]; c != nil {
 		version = c.roles[role].Signed.Version
 	}
-	return p.roles[role].Signed.Version <= version
+	return p.roles[role].Signed.Version <= version || role != Targets && !n.mayDelegate(owner(role))
+}
+
+// mayDelegate reports whether a role is delegated to, or proposed to be.
+func (n *next) mayDelegate(role string) bool {
+	return delegationItems(n.targets)[role] != "" || slices.ContainsFunc(n.pending, func(p *Proposal) bool {
+		m := p.roles[Targets]
+		return m != nil && m.Signed.Version > n.view.versionOf(Targets) && delegationItems(m)[role] != ""
+	})
 }
 
 // composer makes snapshot and timestamp for files.

@@ -2,8 +2,6 @@ package tuf
 
 import (
 	"context"
-	"maps"
-	"slices"
 )
 
 // Status returns the roles of the repository: root, targets, snapshot, timestamp, and those that list tags.
@@ -57,16 +55,25 @@ func (v *View) Delegations() ([]Delegation, error) {
 }
 
 // FileNames returns the names of the files that are the state, without those of earlier roots.
-func (v *View) FileNames() []string {
+func (v *View) FileNames(ctx context.Context) ([]string, error) {
 	names := []string{fileName(Timestamp, 0), fileName(Snapshot, v.trusted.Snapshot.Signed.Version),
-		fileName(Root, v.trusted.Root.Signed.Version)}
-	for _, file := range slices.Sorted(maps.Keys(v.trusted.Snapshot.Signed.Meta)) {
-		role := file[:len(file)-len(".json")]
-		if top := owner(role); top == Targets || top == Tags || v.delegation(top) != nil {
-			names = append(names, fileName(role, v.trusted.Snapshot.Signed.Meta[file].Version))
+		fileName(Root, v.trusted.Root.Signed.Version), fileName(Targets, v.versionOf(Targets))}
+	for _, r := range v.trusted.Targets[Targets].Signed.Delegations.Roles {
+		top, err := v.role(ctx, r.Name)
+		if isAbsent(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, fileName(r.Name, v.versionOf(r.Name)))
+		if split(top) {
+			for _, bin := range top.Signed.Delegations.SuccinctRoles.GetRoles() {
+				names = append(names, fileName(bin, v.versionOf(bin)))
+			}
 		}
 	}
-	return names
+	return names, nil
 }
 
 // RootName returns the name of the file of a version of the root.

@@ -184,7 +184,105 @@ func TestRotations(t *testing.T) {
 	if got := w.view().Root().m.Signed.Version; got != 5 {
 		t.Errorf("root version %d", got)
 	}
-	if !slices.ContainsFunc(w.view().FileNames(), func(name string) bool { return name == "5.root.json" }) {
-		t.Error(w.view().FileNames())
+	if names, err := w.view().FileNames(t.Context()); err != nil || !slices.Contains(names, "5.root.json") {
+		t.Error(names, err)
+	}
+}
+
+// TestComeBack has a delegation that was removed, with many tags, come back.
+func TestComeBack(t *testing.T) {
+	w := newWorld(t)
+	alice, again := newSigner(t), newSigner(t)
+	delegate := func(s *Signer, signers ...*Signer) {
+		t.Helper()
+		w.propose(w.view().AmendDelegations(t.Context(), w.pending, Delegation{Name: "alice", Paths: []string{"r-*"},
+			RoleKeys: one(s)}, append(signers, w.targets)))
+	}
+	delegate(alice, alice)
+	var c Change
+	for i := range 700 {
+		c.Set = append(c.Set, target(fmt.Sprintf("r-%d", i)))
+	}
+	w.propose(w.view().Amend(t.Context(), w.pending, "alice", c, []*Signer{alice}))
+	if held := w.publish(); len(held) > 0 {
+		t.Fatal(held)
+	}
+	late := w.propose(w.view().Amend(t.Context(), nil, "alice", Change{Set: []Target{target("r-late")}}, []*Signer{alice}))
+	w.pending = nil
+	w.propose(w.view().AmendDelegations(t.Context(), nil, Delegation{Name: "alice"}, []*Signer{w.targets}))
+	w.pending = append(w.pending, late)
+	if held := w.publish(); len(held) > 0 || len(w.pending) > 0 {
+		t.Fatal(held, len(w.pending)) // what it has proposed is withdrawn
+	}
+	delegate(again) // its key is elsewhere
+	if held := strings.Join(w.publish(), "\n"); !strings.Contains(held, "alice: it was removed before") {
+		t.Error(held)
+	}
+	w.propose(w.view().Amend(t.Context(), w.pending, "alice", Change{Set: []Target{target("r-new")}}, []*Signer{again}))
+	if held := w.publish(); len(held) > 0 || len(w.pending) > 0 {
+		t.Fatal(held, len(w.pending))
+	}
+	if _, err := w.resolve("r-new"); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.resolve("r-1"); err == nil || failure.From(err).Kind != failure.Denied {
+		t.Errorf("a tag of before: %v", err)
+	}
+	w.propose(w.view().Amend(t.Context(), nil, "alice", c, []*Signer{again})) // split again
+	if held := w.publish(); len(held) > 0 || len(w.pending) > 0 {
+		t.Fatal(held, len(w.pending))
+	}
+	if _, err := w.resolve("r-1"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestThreshold has two of three keys sign a delegation, one after the other.
+func TestThreshold(t *testing.T) {
+	w := newWorld(t)
+	keys := []*Signer{newSigner(t), newSigner(t), newSigner(t)}
+	d := Delegation{Name: "alice", Paths: []string{"r-*"}, RoleKeys: RoleKeys{Threshold: 2,
+		Keys: []*Key{keys[0].Key, keys[1].Key, keys[2].Key}}}
+	w.propose(w.view().AmendDelegations(t.Context(), nil, d, []*Signer{w.targets}))
+	w.publish()
+	together := func(sign func(*Signer) (*Amended, error)) {
+		t.Helper()
+		for i, want := range []int{1, 0} {
+			a, err := sign(keys[i])
+			w.propose(a, err)
+			if a.Lacking != want {
+				t.Errorf("lacks %d signatures, want %d", a.Lacking, want)
+			}
+			w.publish()
+		}
+		if len(w.pending) > 0 {
+			t.Errorf("%d proposals are left", len(w.pending))
+		}
+	}
+	c := Change{Set: []Target{target("r-1")}}
+	together(func(s *Signer) (*Amended, error) {
+		return w.view().Amend(t.Context(), w.pending, "alice", c, []*Signer{s})
+	})
+	if got, err := w.resolve("r-1"); err != nil || got.Role != "alice" {
+		t.Error(got, err)
+	}
+	together(func(s *Signer) (*Amended, error) {
+		all, err := w.view().Renew(t.Context(), w.pending, []*Signer{s}, true)
+		if err != nil || len(all) != 1 {
+			t.Fatal(all, err)
+		}
+		return all[0], nil
+	})
+	// one key twice is one signature
+	a, err := w.view().Amend(t.Context(), nil, "alice", Change{Set: []Target{target("r-2")}}, []*Signer{keys[2]})
+	w.propose(a, err)
+	a, err = w.view().Amend(t.Context(), w.pending, "alice", Change{Set: []Target{target("r-2")}}, []*Signer{keys[2]})
+	w.propose(a, err)
+	if a.Lacking != 1 {
+		t.Errorf("lacks %d signatures", a.Lacking)
+	}
+	w.publish()
+	if _, err := w.resolve("r-2"); err == nil {
+		t.Error("one of two keys was enough")
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/theupdateframework/go-tuf/v2/metadata"
@@ -28,7 +27,6 @@ type View struct {
 	files   Files
 	fetch   *fetcher
 	dir     string
-	now     time.Time
 	stale   bool
 }
 
