@@ -62,9 +62,10 @@ type fileMeta struct {
 	Hashes map[string][]byte `json:"hashes"`
 }
 
-// parse reads a metadata file of a role, without verifying it.
+// parse reads a metadata file of a role, without verifying it. It takes names in any case, and of two that differ in
+// their case the last, as Notary does.
 func parse(data []byte, role string, limit int) (*metadata, error) {
-	if err := bound.JSON(data, bound.Limits{Bytes: limit, Depth: bound.Depth, Elements: 4 << 20}); err != nil {
+	if err := bound.JSON(data, bound.Limits{Bytes: limit, Depth: bound.Depth, Elements: maxElements}); err != nil {
 		return nil, err
 	}
 	var envelope struct {

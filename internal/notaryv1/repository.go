@@ -78,11 +78,12 @@ const (
 	maxTargets     = 16 << 20
 	maxTotal       = 64 << 20 // bytes of all files
 	maxRoles       = 256
-	maxDepth       = 8      // of a delegation below targets
-	maxRoots       = 64     // root files that are read to find the pinned one
-	maxKeys        = 256    // in one file
-	maxSignatures  = 256    // in one file
-	maxTargetCount = 200000 // in all roles
+	maxDepth       = 8       // of a delegation below targets
+	maxRoots       = 64      // root files that are read to find the pinned one
+	maxKeys        = 256     // in one file
+	maxSignatures  = 256     // in one file
+	maxTargetCount = 100000  // in all roles
+	maxElements    = 1 << 20 // JSON values of one file; a tag has ten
 )
 
 var (
