@@ -47,6 +47,30 @@ type Options struct {
 	Tags        []Tag
 }
 
+// Team is a collection of a team that uses all of Docker Content Trust: three delegations, two of them with paths and
+// several keys, one with a threshold, and tags in turn of the repository, of alice (and of targets/releases, as 'docker
+// trust sign' signs them), of bob, and of the repository. manifest returns the digest and the size of the i-th tag's
+// manifest.
+func Team(count int, manifest func(i int) (digest.Digest, int64)) Options {
+	o := Options{Delegations: []Delegation{
+		{Role: "targets/releases", Keys: 1},
+		{Role: "targets/alice", Paths: []string{"release-"}, Keys: 3, Threshold: 2},
+		{Role: "targets/bob", Paths: []string{"dev-", "test-"}, Keys: 2},
+	}}
+	for i := range count {
+		tag := Tag{Name: fmt.Sprintf("v1.%d", i)}
+		tag.Digest, tag.Size = manifest(i)
+		switch i % 4 {
+		case 1:
+			tag.Name, tag.Roles = fmt.Sprintf("release-%d", i), []string{"targets/releases", "targets/alice"}
+		case 2:
+			tag.Name, tag.Roles = fmt.Sprintf("dev-%d", i), []string{"targets/bob"}
+		}
+		o.Tags = append(o.Tags, tag)
+	}
+	return o
+}
+
 // Collection is the trust data of one GUN, and the folder of the client that publishes it.
 type Collection struct {
 	GUN string

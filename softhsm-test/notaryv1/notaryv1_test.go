@@ -18,20 +18,19 @@ import (
 	notary "github.com/notation-hsm/notation-hsm/softhsm-test/notaryv1"
 )
 
+// gun is the repository.
+const gun = "registry.example.com/team/app"
+
 // TestNotary reads a repository of 200 tags, 3 delegations and a threshold that Notary's own client made, from its
 // server and from the client's folder, and follows what its owner does to it.
 func TestNotary(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it builds Notary")
-	}
 	softhsmtest.Parallel(t)
 	s := notary.Start(t)
-	tags := manyTags(200)
-	c := s.Make(t, gun, notary.Options{Tags: tags, Delegations: []notary.Delegation{
-		{Role: "targets/releases", Keys: 1},
-		{Role: "targets/alice", Paths: []string{"release-"}, Keys: 3, Threshold: 2},
-		{Role: "targets/bob", Paths: []string{"dev-", "test-"}, Keys: 2},
-	}})
+	options := notary.Team(200, func(i int) (digest.Digest, int64) {
+		return digest.FromString(fmt.Sprint(i)), int64(500 + i)
+	})
+	tags := options.Tags
+	c := s.Make(t, gun, options)
 	firstRoot := []byte(softhsmtest.Read(t, filepath.Join(c.Metadata(), "root.json")))
 	rootID := rootKeyID(t, c)
 
@@ -95,22 +94,6 @@ func TestNotary(t *testing.T) {
 		refused(t, err, failure.Unavailable, "cannot reach Notary server")
 		checkTags(t, fromFolder(t, c, pin), tags)
 	})
-}
-
-// manyTags are tags of the repository, of its three delegations, and of targets/releases as 'docker trust sign' makes
-// them: with each tag of a signer's, the same in targets/releases.
-func manyTags(count int) (tags []notary.Tag) {
-	for i := range count {
-		tag := notary.Tag{Name: fmt.Sprintf("v1.%d", i), Digest: digest.FromString(fmt.Sprint(i)), Size: int64(500 + i)}
-		switch i % 4 {
-		case 1:
-			tag.Name, tag.Roles = fmt.Sprintf("release-%d", i), []string{"targets/releases", "targets/alice"}
-		case 2:
-			tag.Name, tag.Roles = fmt.Sprintf("dev-%d", i), []string{"targets/bob"}
-		}
-		tags = append(tags, tag)
-	}
-	return tags
 }
 
 func server(s *notary.Server) notaryv1.Server { return notaryv1.Server{URL: s.URL, Client: s.Client} }
@@ -231,4 +214,22 @@ func certificatePin(t *testing.T, s *notary.Server, c *notary.Collection) notary
 		t.Fatal(err, pin, root.Keys[0])
 	}
 	return pin
+}
+
+// role returns a role of a repository.
+func role(t *testing.T, r *notaryv1.Repository, name string) notaryv1.Role {
+	t.Helper()
+	i := slices.IndexFunc(r.Roles, func(role notaryv1.Role) bool { return role.Name == name })
+	if i < 0 {
+		t.Fatalf("there is no role %s", name)
+	}
+	return r.Roles[i]
+}
+
+// refused verifies that err is of a kind and says something.
+func refused(t *testing.T, err error, kind failure.Kind, words string) {
+	t.Helper()
+	if err == nil || failure.From(err).Kind != kind || !strings.Contains(err.Error(), words) {
+		t.Errorf("%v is not %s with %q", err, kind, words)
+	}
 }
