@@ -31,16 +31,20 @@ func describe(name string, data []byte) ocispec.Descriptor {
 	return d
 }
 
+// newManifest returns a manifest with an empty config and no layers.
+func newManifest(artifactType string) ocispec.Manifest {
+	config := ocispec.DescriptorEmptyJSON
+	config.Data = nil
+	return ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		ArtifactType: artifactType, Config: config, Layers: []ocispec.Descriptor{}}
+}
+
 // encode returns the manifest with these files. The same files give the same bytes.
 func (f files) encode(artifactType string) ([]byte, error) {
 	if len(f) > maxFiles {
 		return nil, fmt.Errorf("it would have %d files, more than %d", len(f), maxFiles)
 	}
-	config := ocispec.DescriptorEmptyJSON
-	config.Data = nil
-	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageManifest, ArtifactType: artifactType, Config: config,
-		Layers: []ocispec.Descriptor{}}
+	manifest := newManifest(artifactType)
 	for _, name := range slices.Sorted(maps.Keys(f)) {
 		manifest.Layers = append(manifest.Layers, f[name])
 	}

@@ -4,18 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
-	"oras.land/oras-go/v2/registry/remote/auth"
-	"oras.land/oras-go/v2/registry/remote/errcode"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/registry"
@@ -75,19 +70,19 @@ func (s *Store) Propose(ctx context.Context, added map[string][]byte) (*Proposal
 	return p, nil
 }
 
-// Proposals returns the proposals that wait, by their tags. It fails when there are more than maxProposals of them, or
-// when they are too long together.
+// Proposals returns the proposals that wait, sorted by their tags, without those that were withdrawn. It fails when
+// there are more than maxProposals of them, or when they are too long together.
 //
 // A publisher publishes a proposal before it withdraws it. So who wants to know of all changes calls Proposals first,
 // and Published after it: in the other order, a change that is published in between is in neither.
 func (s *Store) Proposals(ctx context.Context) ([]*Proposal, error) {
-	tags, err := s.proposalTags(ctx)
+	tags, err := s.waiting(ctx)
 	if err != nil {
 		return nil, fail(err, "cannot list the proposals in %s: %w", s.name, err)
 	}
 	if len(tags) > maxProposals {
 		return nil, failure.New(failure.Invalid, "%s has more than %d proposals", s.name, maxProposals).
-			WithHint("delete tags that begin with " + proposalPrefix + " in the registry, oldest first")
+			WithHint("publish with 'hsm-image tag refresh', or delete tags that begin with " + proposalPrefix + ", oldest first")
 	}
 	var proposals []*Proposal
 	left := int64(maxPending)
@@ -163,15 +158,26 @@ var errEnough = errors.New("enough")
 // beforeTag sorts directly before Tag.
 const beforeTag = "tuf-metadat"
 
-// proposalTags returns the tags of proposals, sorted, up to one more than maxProposals.
+// waiting returns the tags of the proposals that were not withdrawn, sorted.
+func (s *Store) waiting(ctx context.Context) ([]string, error) {
+	tags, listed, err := s.proposalTags(ctx)
+	if err != nil || !listed {
+		return tags, err
+	}
+	withdrawn, err := s.withdrawn(ctx)
+	return slices.DeleteFunc(tags, func(tag string) bool { return withdrawn[tag] }), err
+}
+
+// proposalTags returns the tags of proposals, sorted, and whether there is a list of those that were withdrawn. It
+// returns one more than there may be, if there are more.
 //
 // The registry is asked for the tags after beforeTag. Some registries ignore that, or have another order. A list is
 // read to its end unless it begins with Tag and is sorted, which shows that the registry did as asked: then no proposal
 // follows the first tag that sorts after all of them.
-func (s *Store) proposalTags(ctx context.Context) ([]string, error) {
+func (s *Store) proposalTags(ctx context.Context) (tags []string, withdrawn bool, err error) {
 	found := map[string]bool{}
 	last, sorted := "", false
-	err := registry.Tags(ctx, s.repository, beforeTag, func(page []string) error {
+	err = registry.Tags(ctx, s.repository, beforeTag, func(page []string) error {
 		for _, tag := range page {
 			if last == "" {
 				sorted = tag == Tag
@@ -181,7 +187,8 @@ func (s *Store) proposalTags(ctx context.Context) ([]string, error) {
 			if isProposal(tag) {
 				found[tag] = true
 			}
-			if len(found) > maxProposals {
+			withdrawn = withdrawn || tag == withdrawnTag
+			if len(found) > maxProposals+maxWithdrawn {
 				return errEnough
 			}
 		}
@@ -191,61 +198,7 @@ func (s *Store) proposalTags(ctx context.Context) ([]string, error) {
 		return nil
 	})
 	if err != nil && !errors.Is(err, errEnough) && registry.Kind(err) != failure.NotFound { // a new repository
-		return nil, err
+		return nil, false, err
 	}
-	return slices.Sorted(maps.Keys(found)), nil
-}
-
-// Withdraw deletes a proposal, by its tag or else by the digest of its manifest. It does not fail if the proposal is
-// gone. It fails with Unsupported if the registry does not delete it, and with Invalid for what is not a proposal: a
-// tag may lead to the manifest of an image.
-func (s *Store) Withdraw(ctx context.Context, p *Proposal) error {
-	if p.Refused != nil || !isProposal(p.Tag) {
-		return failure.New(failure.Invalid, "cannot withdraw %s of %s: it is not a proposal", p.Tag, s.name).
-			WithHint("delete the tag in the registry")
-	}
-	err := s.delete(ctx, p.Tag)
-	if kind := registry.Kind(err); err != nil && (kind == failure.NotFound || kind == failure.Unsupported ||
-		kind == failure.Invalid) {
-		err = s.delete(ctx, p.Digest.String())
-	}
-	if err == nil || registry.Kind(err) == failure.NotFound {
-		return nil
-	}
-	failed := fail(err, "cannot delete the proposal %s of %s: %w", p.Tag, s.name, err)
-	if failed.Kind == failure.Unsupported || failed.Kind == failure.Invalid || immutable(err) {
-		failed.Kind = failure.Unsupported
-		return failed.WithHint("let the registry delete tags that begin with " + proposalPrefix + ", or delete them by hand")
-	}
-	return failed
-}
-
-// delete deletes a tag, or the manifest of a digest.
-func (s *Store) delete(ctx context.Context, reference string) error {
-	at := s.repository.Reference
-	scheme := "https"
-	if s.repository.PlainHTTP {
-		scheme = "http"
-	}
-	ctx = auth.AppendRepositoryScope(ctx, at, auth.ActionDelete)
-	request, err := http.NewRequestWithContext(ctx, http.MethodDelete, scheme+"://"+at.Host()+"/v2/"+at.Repository+
-		"/manifests/"+reference, http.NoBody)
-	if err != nil {
-		return err
-	}
-	response, err := s.repository.Client.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	if response.StatusCode == http.StatusAccepted || response.StatusCode == http.StatusOK ||
-		response.StatusCode == http.StatusNoContent {
-		return nil
-	}
-	refused := &errcode.ErrorResponse{Method: request.Method, URL: request.URL, StatusCode: response.StatusCode}
-	var body struct{ Errors errcode.Errors }
-	if data, err := io.ReadAll(io.LimitReader(response.Body, maxError)); err == nil && json.Unmarshal(data, &body) == nil {
-		refused.Errors = body.Errors
-	}
-	return refused
+	return slices.Sorted(maps.Keys(found)), withdrawn, nil
 }

@@ -42,6 +42,7 @@ const (
 	maxProposed  = 100       // files in a proposal
 	maxProposal  = 16 << 20  // bytes of the files of a proposal
 	maxProposals = 1000      // proposals that wait in a repository
+	maxWithdrawn = 5000      // proposals that were withdrawn and could not be deleted
 	maxPending   = 64 << 20  // bytes of the files of all proposals
 	maxError     = 8 << 10   // bytes of an error of a registry
 )

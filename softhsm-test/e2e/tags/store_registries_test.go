@@ -146,8 +146,35 @@ func TestDeletes(t *testing.T) {
 			t.Fatal(err)
 		}
 		expectHint(t, store.Withdraw(t.Context(), p), failure.Unsupported, "delete tags that begin with tuf-proposal-")
-		if proposals, err := store.Proposals(t.Context()); err != nil || len(proposals) != 1 {
+		if _, err := store.Propose(t.Context(), set("x", "2.alice.json")); err != nil {
+			t.Fatal(err)
+		}
+		proposals, err := store.Proposals(t.Context())
+		if err != nil || len(proposals) != 1 || proposals[0].Files["2.alice.json"] == nil {
 			t.Errorf("%d proposals: %v", len(proposals), err)
+		}
+	})
+	t.Run("not a proposal", func(t *testing.T) {
+		address := oci.StartRegistry(t)
+		store := openStore(t, address)
+		name := address + "/" + repository + ":tuf-proposal-" + strings.Repeat("0", 32)
+		if _, err := oci.PushImage(t.Context(), name, "image"); err != nil {
+			t.Fatal(err)
+		}
+		proposals, err := store.Proposals(t.Context())
+		if err != nil || len(proposals) != 1 || proposals[0].Refused == nil {
+			t.Fatalf("%d proposals: %v", len(proposals), err)
+		}
+		expectHint(t, store.Withdraw(t.Context(), proposals[0]), failure.Invalid, "delete it in the registry")
+		if proposals, err := store.Proposals(t.Context()); err != nil || len(proposals) > 0 {
+			t.Errorf("%d proposals: %v", len(proposals), err)
+		}
+		image, err := oci.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := image.Resolve(t.Context(), image.Reference.Reference); err != nil {
+			t.Errorf("the image is gone: %v", err)
 		}
 	})
 	for name, answer := range map[string]func(http.ResponseWriter){
