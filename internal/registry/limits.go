@@ -13,8 +13,11 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
 	oras "oras.land/oras-go/v2/registry"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 // Limits of what a registry may send, for one repository.
@@ -118,8 +121,21 @@ type listingKey struct{}
 
 // Tags lists the tags of a repository that follow another one in lexical order, if the registry supports that, or else
 // all tags. The pages are checked against the limits before they are parsed.
-func Tags(ctx context.Context, from oras.TagLister, last string, page func([]string) error) error {
-	return from.Tags(context.WithValue(ctx, listingKey{}, tags), last, page)
+func Tags(ctx context.Context, from *remote.Repository, last string, page func([]string) error) error {
+	ctx = context.WithValue(ctx, listingKey{}, tags)
+	begun := false
+	err := from.Tags(ctx, last, func(tags []string) error {
+		begun = true
+		return page(tags)
+	})
+	var refused *errcode.ErrorResponse
+	if kind := Kind(err); begun || !errors.As(err, &refused) || kind != failure.Invalid && kind != failure.Unsupported {
+		return err
+	}
+	// Some registries refuse pages of a size that they do not have, instead of sending smaller ones.
+	plain := &remote.Repository{Client: from.Client, PlainHTTP: from.PlainHTTP, Reference: from.Reference,
+		TagListMaxPages: from.TagListMaxPages, MaxMetadataBytes: from.MaxMetadataBytes}
+	return plain.Tags(ctx, "", page)
 }
 
 // Referrers lists the referrers of an image in a registry or an OCI layout. The pages of a registry are checked against

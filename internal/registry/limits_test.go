@@ -109,6 +109,29 @@ func TestTags(t *testing.T) {
 	}
 }
 
+// TestRefusedPages verifies that tags are listed as the registry likes where it refuses the size of pages.
+func TestRefusedPages(t *testing.T) {
+	for status, want := range map[int]int{http.StatusRequestEntityTooLarge: 2, http.StatusBadRequest: 2,
+		http.StatusMethodNotAllowed: 2, http.StatusNotFound: 1, http.StatusForbidden: 1, http.StatusTooManyRequests: 1,
+		http.StatusInternalServerError: 1} {
+		h := oci.NewHostile(t)
+		h.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.RawQuery == "" {
+				fmt.Fprint(w, `{"tags":["a","b"]}`)
+			} else {
+				w.WriteHeader(status)
+			}
+			return true
+		}
+		found := 0
+		err := Tags(t.Context(), New(Options{PlainHTTP: true}).Repository(h.Address+"/app"), "x",
+			func(page []string) error { found += len(page); return nil })
+		if n, _ := h.Count("/tags/list"); n != want || (err == nil) != (want == 2) || found != 2*(want-1) {
+			t.Errorf("%d: %d tags after %d requests, %v", status, found, n, err)
+		}
+	}
+}
+
 // TestLimitsAreARepositorys verifies that the limits count for a repository, and anew for another one.
 func TestLimitsAreARepositorys(t *testing.T) {
 	h := oci.NewHostile(t)
