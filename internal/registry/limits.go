@@ -23,8 +23,8 @@ import (
 // Limits of what a registry may send, for one repository.
 const (
 	MaxPages  = 20       // pages of a list of referrers
-	maxTags   = 300      // pages of a list of tags
-	pageSize  = 1000     // tags of a page, if the registry takes the wish
+	maxTags   = 1000     // pages of a list of tags
+	pageSize  = 100      // tags that a page is asked for; some registries have no larger ones
 	MaxPage   = 1 << 20  // bytes of a page
 	MaxHeader = 64 << 10 // bytes of the header of a reply
 	maxReply  = 5 << 20  // bytes of a reply; containerd's limit for manifests is a little lower

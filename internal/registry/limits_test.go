@@ -104,7 +104,7 @@ func TestTags(t *testing.T) {
 	err := Tags(t.Context(), New(Options{PlainHTTP: true, Limits: limits}).Repository(h.Address+"/app"), "x",
 		func([]string) error { return nil })
 	if n, _ := h.Count("/tags/list"); n != maxTags || Kind(err) != failure.Invalid || !strings.Contains(err.Error(),
-		"300 pages") {
+		"1000 pages") {
 		t.Errorf("%d pages: %v", n, err)
 	}
 }

@@ -210,11 +210,11 @@ func TestManyTags(t *testing.T) {
 		words    string
 		requests int
 	}{
-		"a million":   {func(page int) []string { return numbered(1000*page, 1000, "v%07d") }, "300 pages", 300},
-		"one by one":  {func(page int) []string { return numbered(page, 1, "v%07d") }, "300 pages", 300},
+		"a million":   {func(page int) []string { return numbered(1000*page, 1000, "v%07d") }, "1000 pages", 1000},
+		"one by one":  {func(page int) []string { return numbered(page, 1, "v%07d") }, "1000 pages", 1000},
 		"in one page": {func(int) []string { return numbered(0, 1000000, "v%07d") }, "the list is refused", 1},
-		"the same":    {func(int) []string { return []string{proposal(0)} }, "300 pages", 300},
-		"empty pages": {func(int) []string { return nil }, "300 pages", 300},
+		"the same":    {func(int) []string { return []string{proposal(0)} }, "1000 pages", 1000},
+		"empty pages": {func(int) []string { return nil }, "1000 pages", 1000},
 		"many proposals": {func(page int) []string { return numbered(500*page, 500, proposalPrefix+"%032x") },
 			"more than 1000 proposals", 13},
 	} {
