@@ -52,7 +52,7 @@ func containerdConfigCommand() *cobra.Command {
 		Example: "  hsm-image containerd-config > /etc/containerd/conf.d/hsm-image.toml",
 		Args:    cli.Exactly(0),
 		RunE: func(c *cobra.Command, _ []string) error {
-			if err := refuseEmpty(c, "user"); err != nil {
+			if err := cli.RefuseEmpty(c, "user"); err != nil {
 				return err
 			}
 			if _, err := sandbox.LookUp(image.DecoderUser); user == "" && err == nil {

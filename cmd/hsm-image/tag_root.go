@@ -127,7 +127,7 @@ func printRoot(c *cobra.Command, root *tuf.RootFile, asJSON bool) error {
 		return err
 	}
 	fmt.Fprintf(c.OutOrStdout(), "version %d, expires %s, signed by %s, lacks %d signatures\n", root.Version(),
-		formatTime(&roles[0].Expires), cli.OrDash(shortIDs(roles[0].Signed)), root.Lacking())
+		cli.FormatTime(&roles[0].Expires), cli.OrDash(shortIDs(roles[0].Signed)), root.Lacking())
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/gate"
 	"github.com/notation-hsm/notation-hsm/internal/sandbox"
+	"github.com/notation-hsm/notation-hsm/internal/verification"
 )
 
 func installVerifierCommand() *cobra.Command {
@@ -40,7 +41,7 @@ them. The verifier checks this each time that it runs, and otherwise refuses eve
 		if binDir == "" || node.TrustDir == "" {
 			return cli.Usage(c, failure.New(failure.Invalid, "--bin-dir and --trust-dir are needed"))
 		}
-		if err := refuseEmpty(c, "bin-dir", "trust-dir", "state-dir", "hosts-dir", "auth-file", "user"); err != nil {
+		if err := cli.RefuseEmpty(c, "bin-dir", "trust-dir", "state-dir", "hosts-dir", "auth-file", "user"); err != nil {
 			return err
 		}
 		program, err := ownPath()
@@ -154,7 +155,7 @@ func addNodeFlags(c *cobra.Command, node *gate.Node) {
 		"containerd's folder with a hosts.toml for each registry (certs.d)")
 	c.Flags().StringVar(&node.AuthFile, "auth-file", "",
 		"registry credentials, in the format of Docker's config.json (default: none)")
-	addPluginFlag(c, &node.Options)
+	verification.AddPluginFlag(c, &node.Options)
 	c.Flags().BoolVar(&node.AllowSkip, "allow-skip", false,
 		"let images pass without verification if the trust policy says skip; the decision log has each of them")
 	c.Flags().StringVar(&node.User, "user", "",

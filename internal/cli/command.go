@@ -32,6 +32,17 @@ func Required(c *cobra.Command, flag, example string) error {
 	return Usage(c, failure.New(failure.Invalid, "--%s is required", flag).WithHint("as in: --"+flag+" "+example))
 }
 
+// RefuseEmpty fails for flags with an empty value, such as an unset variable of a script: their defaults would be used
+// instead, for example another trust policy.
+func RefuseEmpty(c *cobra.Command, names ...string) error {
+	for _, name := range names {
+		if c.Flags().Changed(name) && c.Flags().Lookup(name).Value.String() == "" {
+			return Usage(c, failure.New(failure.Invalid, "--%s is empty", name))
+		}
+	}
+	return nil
+}
+
 // Exactly makes a command take n arguments.
 func Exactly(n int) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {

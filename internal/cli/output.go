@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 	"unicode"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -78,4 +79,12 @@ func OrDash(text string) string {
 		return "-"
 	}
 	return text
+}
+
+// FormatTime returns a time in RFC 3339, or a dash for nil.
+func FormatTime(t *time.Time) string {
+	if t == nil {
+		return "-"
+	}
+	return t.Format(time.RFC3339)
 }

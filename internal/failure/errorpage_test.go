@@ -28,7 +28,7 @@ var subjects = []struct {
 	{"CA", []string{"ca"}},
 	{"trust", []string{"trust", "scope"}},
 	{"images", []string{"image", "layerkey", "keyprovider", "hsm-image"}},
-	{"verification", []string{"gate", "sandbox"}},
+	{"verification", []string{"gate", "sandbox", "verification", "dockercli", "docker-hsm"}},
 	{"everywhere", nil},
 }
 
