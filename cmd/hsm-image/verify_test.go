@@ -106,6 +106,24 @@ func TestVerifyFails(t *testing.T) {
 	}
 }
 
+// TestResolveFails prints nothing on standard output for an image that is refused.
+func TestResolveFails(t *testing.T) {
+	trust, folder := trustDir(t), layout(t)
+	for reason, args := range map[string][]string{
+		"accepts 1 arg(s), received 0": {},
+		"accepts 1 arg(s), received 2": {"example.com/app", "example.com/app:2"},
+		"it is in no registry":         {"oci:" + folder + ":v1"},
+		"is not an image's name":       {"example.com/App:v1"},
+		"--log is empty":               {"--log", "", "example.com/app"},
+		"cannot find the image":        {"--plain-http", "127.0.0.1:1/other:v1"},
+	} {
+		if out, err := execute(t, append([]string{"resolve", "--trust-dir", trust}, args...)...); err == nil ||
+			!strings.Contains(err.Error(), reason) || out != "" {
+			t.Errorf("%v: %v: %s", args, err, out)
+		}
+	}
+}
+
 // TestPrintInstallation verifies that the installation warns of what weakens it.
 func TestPrintInstallation(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,8 @@ package verification
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"path/filepath"
 	"runtime/debug"
 	"time"
@@ -73,6 +75,31 @@ func (f *Flags) Verify(ctx context.Context, images []string, scope string) ([]ga
 		}
 	}
 	return decisions, nil
+}
+
+// Pin verifies an image in a registry and returns it as REPOSITORY@DIGEST: what is pulled by this name is what was
+// verified, whatever the tag becomes. It writes a line to warnings for each check that failed and that the policy's
+// level only logs, and if the image passes without a verified signature. It fails for an image that is refused.
+func (f *Flags) Pin(ctx context.Context, image string, warnings io.Writer) (string, error) {
+	repository, err := gate.Repository(image)
+	if err != nil {
+		return "", err
+	}
+	decisions, err := f.Verify(ctx, []string{image}, "")
+	if err != nil {
+		return "", err
+	}
+	d := decisions[0]
+	if !d.Passed() {
+		return "", failure.New(failure.Denied, "no valid trust data for %s: %s", d.Reference, d.Reason)
+	}
+	if d.Reason != "" {
+		fmt.Fprintf(warnings, "warning: %s: %s\n", d.Reference, d.Reason)
+	}
+	for _, warning := range d.Warnings {
+		fmt.Fprintf(warnings, "warning: %s: %s\n", d.Reference, warning)
+	}
+	return repository + "@" + d.Digest, nil
 }
 
 // appendDecisions adds decisions to a log.
