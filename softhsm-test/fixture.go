@@ -174,6 +174,9 @@ func Build(t testing.TB, name string) string {
 			filepath.Join(Root(), "bin", "tools", name)
 	case "notary", "notary-server", "notary-signer":
 		dir, out = filepath.Join(Root(), "tools", "notary"), filepath.Join(Root(), "bin", "tools", name)
+	case "docker": // the command line alone
+		pkg, dir, out = "github.com/docker/cli/cmd/docker", filepath.Join(Root(), "tools", "docker"),
+			filepath.Join(Root(), "bin", "tools", name)
 	case "skopeo": // which copies images with the library that skopeo is made of
 		pkg, out = "./softhsm-test/skopeo", filepath.Join(Root(), "bin", "tools", name)
 	case "image", "issuer": // of the demonstrations
