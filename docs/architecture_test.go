@@ -24,10 +24,12 @@ var storeys = []struct {
 	name  string
 	rooms []string
 }{
-	{"commands", []string{"cmd/notation-hsm", "cmd/hsm-image", "cmd/hsm-broker", "cmd/sigstore-kms-hsm"}},
+	{"commands", []string{"cmd/notation-hsm", "cmd/hsm-image", "cmd/docker-hsm", "cmd/hsm-broker",
+		"cmd/sigstore-kms-hsm"}},
 	{"commands that verify", []string{"verification"}},
 	{"parts of commands", []string{"cli", "backends"}},
-	{"jobs", []string{"plugin", "custody", "keyprovider", "kms", "image", "gate", "agent", "broker/api", "tags"}},
+	{"jobs", []string{"plugin", "custody", "keyprovider", "kms", "image", "gate", "dockercli", "agent", "broker/api",
+		"tags"}},
 	{"below the jobs", []string{"ca", "trust", "signer", "layerkey", "broker", "brokerfile", "tuf", "tufstore", "notaryv1"}},
 	{"parts of the broker", []string{"httpapi", "held", "policy", "translog", "translog/feed", "identity",
 		"repository", "store/sqlite"}},

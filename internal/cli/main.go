@@ -42,8 +42,8 @@ const (
 	exitUnavailable = 5
 )
 
-// exitCode returns the exit code of a failure.
-func exitCode(err error) int {
+// ExitCode returns the exit code of a failure.
+func ExitCode(err error) int {
 	var usage *usageError
 	switch {
 	case errors.As(err, &usage):
@@ -65,7 +65,7 @@ func Run(ctx context.Context, root *cobra.Command) int {
 	}
 	if err := deadline.Run(ctx, root.ExecuteContext); err != nil {
 		_, _ = os.Stderr.Write(FormatError(err)) // there is nowhere to report that writing has failed
-		return exitCode(err)
+		return ExitCode(err)
 	}
 	return 0
 }

@@ -21,7 +21,8 @@ func TestRepository(t *testing.T) {
 			t.Errorf("%s: %s, %v", image, got, err)
 		}
 	}
-	for _, image := range []string{"oci:dir:v1", "docker-daemon:app:v1", "Not A Name", "", "-it", digest[len("@sha256:"):]} {
+	for _, image := range []string{"oci:dir:v1", "docker-daemon:app:v1", "Not A Name", "", "-it",
+		digest[len("@sha256:"):]} {
 		if got, err := Repository(image); err == nil {
 			t.Errorf("%q: %s", image, got)
 		}
