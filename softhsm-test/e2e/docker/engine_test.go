@@ -21,10 +21,10 @@ import (
 // An engine stands in for Docker's: it answers the requests of docker's command line, records them, and runs nothing. A
 // container of it repeats its standard input, and then ends with a code.
 type engine struct {
-	socket string
-	onPull func(reference string) // is called before an image is looked up in its registry
-	code   int                    // of containers
-	waits  bool                   // containers end with the first signal only
+	socket  string
+	onPull  func(reference string) // is called before an image is looked up in its registry
+	code    int                    // of containers
+	endures int                    // signals after which containers end; 0 for those that end by themselves
 
 	mu       sync.Mutex
 	images   map[string]string // what the engine has: reference -> digest
@@ -164,13 +164,13 @@ func (e *engine) attach(w http.ResponseWriter, r *http.Request) {
 	defer connection.Close()
 	_, _ = connection.Write([]byte("HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\n" +
 		"Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n"))
-	if r.URL.Query().Get("stdin") == "1" && !e.waits {
+	if r.URL.Query().Get("stdin") == "1" && e.endures == 0 {
 		text, _ := io.ReadAll(buffered)
 		header := binary.BigEndian.AppendUint32([]byte{1, 0, 0, 0}, uint32(len(text))) //nolint:gosec // it is short
 		_, _ = connection.Write(slices.Concat(header, text))
 	}
 	<-e.started
-	if !e.waits {
+	if e.endures == 0 {
 		e.end()
 	}
 	<-e.ended
@@ -191,7 +191,9 @@ func (e *engine) wait(w http.ResponseWriter, r *http.Request) {
 func (e *engine) kill(w http.ResponseWriter, r *http.Request) {
 	e.record("kill %s", r.URL.Query().Get("signal"))
 	w.WriteHeader(http.StatusNoContent)
-	e.end()
+	if e.killed() >= e.endures {
+		e.end()
+	}
 }
 
 // asked returns the requests so far.
@@ -199,6 +201,16 @@ func (e *engine) asked() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return slices.Clone(e.requests)
+}
+
+// killed returns how many signals the container got.
+func (e *engine) killed() (count int) {
+	for _, request := range e.asked() {
+		if strings.HasPrefix(request, "kill") {
+			count++
+		}
+	}
+	return count
 }
 
 // holds gives the engine an image, as if it had been pulled or built before.
