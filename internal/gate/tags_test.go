@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"maps"
@@ -161,19 +162,19 @@ func TestTagAttacks(t *testing.T) {
 			return frozen
 		}, "it has expired, so that it may not be the newest"},
 		"mix and match": {func(a *tagTest) files {
-			old := a.published
-			a.sign(tuf.Tags, "v1", a.second)
-			mixed := maps.Clone(a.published)
-			for name := range mixed {
-				if strings.HasSuffix(name, ".snapshot.json") {
-					for other, data := range old {
-						if strings.HasSuffix(other, ".snapshot.json") {
-							mixed[name] = data
-						}
-					}
-				}
+			old := a.published[a.snapshotName()]
+			for a.sign(tuf.Tags, "v1", a.second); len(old) > len(a.published[a.snapshotName()]); { // an ECDSA signature has
+				a.publish(nil) // one or two bytes more at random, and a longer file is refused before it is read
 			}
+			mixed := maps.Clone(a.published)
+			mixed[a.snapshotName()] = old
 			return mixed
+		}, "a file is not the signed one"},
+		"endless data": {func(a *tagTest) files {
+			a.publish(nil)
+			long := maps.Clone(a.published)
+			long[a.snapshotName()] = append(bytes.Clone(long[a.snapshotName()]), ' ')
+			return long
 		}, "a file is not the signed one"},
 		"wrong threshold": {func(a *tagTest) files {
 			a.publish(nil)
@@ -437,7 +438,8 @@ func TestTagsOfMirrors(t *testing.T) {
 	}
 }
 
-// TestFrozenBehindMirror verifies that a mirror without metadata does not make frozen ones of the registry count.
+// TestFrozenBehindMirror verifies that a mirror without metadata does not make remembered ones count while the registry
+// has frozen ones, and that one that is down does.
 func TestFrozenBehindMirror(t *testing.T) {
 	a := newTagTest(t, 0)
 	node := a.node(oci.NewHostile(t))
@@ -449,6 +451,46 @@ func TestFrozenBehindMirror(t *testing.T) {
 	a.serve(a.h, a.published)
 	if d := ask(t, node, name, a.first); d.Passed() || !strings.Contains(d.Reason, "it has expired") ||
 		!strings.Contains(d.Reason, "tuf-metadata") {
+		t.Errorf("%+v", d)
+	}
+	down := oci.NewHostile(t)
+	down.Answer = func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	}
+	behind := a.node(down, oci.NewHostile(t))
+	behind.StateDir = node.StateDir
+	if d := ask(t, behind, name, a.first); !d.Passed() || !d.Tag.Stale {
+		t.Errorf("%+v", d)
+	}
+}
+
+// TestHalfReadMirror verifies that a mirror that gives no more than the manifest of the metadata leaves the decision to
+// the registry, although remembered metadata would count.
+func TestHalfReadMirror(t *testing.T) {
+	a, mirror := newTagTest(t, 0), oci.NewHostile(t)
+	node := a.node(mirror)
+	const name = "registry.example.com/app:v1"
+	if d := ask(t, node, name, a.first); !d.Passed() {
+		t.Errorf("%+v", d)
+	}
+	a.publish(nil)
+	a.serve(a.h, a.published)
+	a.serveWith(mirror, a.published, "")
+	mirror.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/blobs/") {
+			return false
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return true
+	}
+	if d := ask(t, node, name, a.first); !d.Passed() || d.Tag.Stale {
+		t.Errorf("%+v", d)
+	}
+	a.h.Answer = mirror.Answer // whose newer timestamp is known, so that what is remembered does not count
+	a.publish(nil)
+	a.serve(a.h, a.published)
+	if d := ask(t, node, name, a.first); d.Passed() || !strings.Contains(d.Reason, "503") {
 		t.Errorf("%+v", d)
 	}
 }

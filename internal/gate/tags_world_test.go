@@ -11,6 +11,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,6 +145,18 @@ func (w *tagged) delegate(d tuf.Delegation) {
 	w.publish(change)
 }
 
+// snapshotName returns the name of the published snapshot.
+func (w *tagged) snapshotName() string {
+	w.t.Helper()
+	for name := range w.published {
+		if strings.HasSuffix(name, ".snapshot.json") {
+			return name
+		}
+	}
+	w.t.Fatal("no snapshot is published")
+	return ""
+}
+
 // expire replaces the timestamp by the same, which has expired.
 func (w *tagged) expire() {
 	w.t.Helper()
@@ -163,14 +176,17 @@ func (w *tagged) expire() {
 }
 
 // serve makes a registry serve metadata.
-func (w *tagged) serve(h *oci.Hostile, published files) {
+func (w *tagged) serve(h *oci.Hostile, published files) { w.serveWith(h, published, "timestamp.json") }
+
+// serveWith is serve with one file embedded in the manifest.
+func (w *tagged) serveWith(h *oci.Hostile, published files, embedded string) {
 	w.t.Helper()
 	manifest := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
 		ArtifactType: "application/vnd.notation-hsm.tuf.v1+json", Config: ocispec.DescriptorEmptyJSON}
 	for _, name := range slices.Sorted(maps.Keys(published)) {
 		d := h.Add("application/vnd.tuf.metadata+json", published[name])
 		d.Annotations = map[string]string{ocispec.AnnotationTitle: name}
-		if name == "timestamp.json" {
+		if name == embedded {
 			d.Data = published[name]
 		}
 		manifest.Layers = append(manifest.Layers, d)
