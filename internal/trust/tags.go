@@ -73,10 +73,10 @@ func FormatStale(d time.Duration) string {
 
 const (
 	maxStale = 365 * 24 * time.Hour
-	maxRoot  = 64 << 10 // bytes; one with ten keys has some 8 KiB
+	maxRoot  = 256 << 10 // bytes; one with ten keys has some 10 KiB
 )
 
-var rootLimits = bound.Limits{Bytes: maxRoot, Depth: bound.Depth, Elements: 2000}
+var rootLimits = bound.Limits{Bytes: maxRoot, Depth: bound.Depth, Elements: 10_000}
 
 // rootRole is the part of a root.json that is read here.
 type rootRole struct {
