@@ -96,6 +96,12 @@ type Report struct {
 // renew is set or half of their lifetime has passed. One publisher of this machine works at a time; there must be no
 // other machine's.
 func (r *Repository) Publish(ctx context.Context, signers []*tuf.Signer, renew bool) (*Report, error) {
+	return r.publish(ctx, signers, renew, func(*current) error { return nil })
+}
+
+// publish is Publish with what add adds to the proposals.
+func (r *Repository) publish(ctx context.Context, signers []*tuf.Signer, renew bool, add func(*current) error) (*Report,
+	error) {
 	unlock, err := state.Lock(ctx, filepath.Join(r.Dir, "publisher"))
 	if err != nil {
 		return nil, err
@@ -103,6 +109,9 @@ func (r *Repository) Publish(ctx context.Context, signers []*tuf.Signer, renew b
 	defer unlock()
 	c, err := r.read(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := add(c); err != nil {
 		return nil, err
 	}
 	made, err := c.view.Publish(ctx, c.pending, signers, renew)
@@ -121,11 +130,37 @@ func (r *Repository) Publish(ctx context.Context, signers []*tuf.Signer, renew b
 		report.Versions = c.view.Versions()
 	}
 	for _, id := range made.In {
+		if c.stored[id] == nil {
+			continue // of add
+		}
 		if err := c.store.Withdraw(ctx, c.stored[id]); err != nil {
 			report.Kept = append(report.Kept, err.Error())
 		}
 	}
 	return report, nil
+}
+
+// own is the ID of the proposal that a publisher makes for itself, which is stored nowhere.
+const own = "own"
+
+// publishOwn publishes a change without storing it as a proposal, unless it needs more signatures or is held.
+func (r *Repository) publishOwn(ctx context.Context, ch change, result *Result) error {
+	_, err := r.publish(ctx, ch.signers, false, func(c *current) error {
+		if published, proposed, err := ch.done(c); err != nil || published || proposed {
+			return err
+		}
+		made, err := ch.amend(c)
+		if err != nil || made.Lacking > 0 {
+			return err
+		}
+		result.Files += len(made.Files)
+		proposal, err := tuf.ReadProposal(own, made.Files)
+		if err == nil {
+			c.pending = append(c.pending, proposal)
+		}
+		return err
+	})
+	return err
 }
 
 // Result is what became of a change.
@@ -155,6 +190,7 @@ func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (
 	result := &Result{Role: ch.role}
 	deadline := time.Now().Add(wait)
 	pause := 200 * time.Millisecond
+	tried := false
 	for round := 0; ; {
 		c, err := r.read(ctx)
 		if err != nil {
@@ -166,6 +202,13 @@ func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (
 			return result, err
 		}
 		if !proposed {
+			if !tried && c.view.CanPublish(c.pending, ch.signers) {
+				tried = true // if it is held, it is proposed
+				if err := r.publishOwn(ctx, ch, result); err != nil {
+					return nil, err
+				}
+				continue
+			}
 			if round++; round > maxRounds {
 				return nil, failure.New(failure.Conflict, "cannot propose the change of role %s of %s: others change it all the time",
 					ch.role, r.Name).WithHint("run this again")
