@@ -4,8 +4,9 @@ import (
 	"context"
 	"maps"
 	"path"
+	"regexp"
 	"slices"
-	"strings"
+	"sync"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
 
@@ -19,6 +20,9 @@ type Delegation struct {
 	RoleKeys
 }
 
+// pathPattern matches patterns of tags that all TUF clients read the same: without negated ranges and backslashes.
+var pathPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_.*?\[\]-]{1,256}$`) })
+
 // check verifies that a delegation can be made.
 func (d Delegation) check() error {
 	if err := CheckName(d.Name); err != nil {
@@ -29,7 +33,7 @@ func (d Delegation) check() error {
 			WithHint("name the tags that it may sign, as in --paths 'release-*'")
 	}
 	for _, pattern := range d.Paths {
-		if _, err := path.Match(pattern, "v1"); err != nil || pattern == "" || strings.Contains(pattern, "/") {
+		if _, err := path.Match(pattern, "v1"); err != nil || !pathPattern().MatchString(pattern) {
 			return invalid("the path %q of the delegation %s is not a pattern of tags", pattern, d.Name).
 				WithHint("use a tag with * or ?, as in 'release-*'")
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
 // targetsFile are the metadata of a role that lists tags, or delegates them.
@@ -102,6 +103,11 @@ func (v *View) Resolve(ctx context.Context, tag string) (Target, error) {
 	if err := CheckTag(tag); err != nil {
 		return Target{}, err
 	}
+	unlock, err := state.Lock(ctx, v.dir) // for files of roles, which are remembered
+	if err != nil {
+		return Target{}, err
+	}
+	defer unlock()
 	v.fetch.ctx = ctx
 	found, err := v.updater.GetTargetInfo(tag)
 	switch {
