@@ -92,8 +92,9 @@ const pluginSocket = "DOCKER_CLI_PLUGIN_SOCKET"
 // not forward the signals that it gets.
 func Interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
-	connection, err := net.Dial("unix", os.Getenv(pluginSocket)) //nolint:gosec // docker names its own socket
-	if err != nil {                                              // started by hand, or by a docker without the socket
+	var dialer net.Dialer
+	connection, err := dialer.DialContext(ctx, "unix", os.Getenv(pluginSocket))
+	if err != nil { // started by hand, or by a docker without the socket
 		return ctx, cancel
 	}
 	go func() {

@@ -35,7 +35,10 @@ func newUser(t *testing.T) *user {
 	u.repository = registry + "/team/app"
 	key, pem := softhsmtest.NewKey(t, token, u.Plugin, "EC-256", "release")
 	u.key = key
-	u.Trust(t, pem)
+	softhsmtest.Setenv(t, "NOTATION_HSM_TRUST", filepath.Join(t.TempDir(), "trust.yaml"))
+	softhsmtest.Run(t, u.Plugin, "trust", "init")
+	softhsmtest.Run(t, u.Plugin, "trust", "signer", "add", "release", "--scope", u.repository, "--cert", pem)
+	softhsmtest.Run(t, u.Plugin, "trust", "export")
 	settings := filepath.Join(softhsmtest.Getenv(t, "XDG_CONFIG_HOME"), "notation", "config.json")
 	softhsmtest.Write(t, settings, `{"insecureRegistries": ["`+registry+`"]}`)
 
@@ -217,6 +220,47 @@ func TestInspect(t *testing.T) {
 	}
 	if requests := u.asked(); len(requests) > 0 {
 		t.Errorf("the engine was asked: %q", requests)
+	}
+}
+
+// TestTags has the engine pull what a tag is by the signed tags of the repository. The registry goes back to an older
+// image under the tag, which is signed as well.
+func TestTags(t *testing.T) {
+	softhsmtest.Parallel(t)
+	u := newUser(t)
+	second := u.push(t, "signed", "the second")
+	u.sign(t, second)
+	var keys []string
+	for _, role := range []string{"root", "targets", "snapshot", "timestamp"} {
+		keys = append(keys, softhsmtest.NewCAKey(t, u.Plugin, "signing", "EC-256", role))
+	}
+	online := []string{"--snapshot", keys[2], "--timestamp", keys[3]}
+	softhsmtest.Run(t, u.image, slices.Concat([]string{"tag", "init", u.repository, "--to",
+		filepath.Join(t.TempDir(), "root.json"), "--root", keys[0], "--targets", keys[1]}, online)...)
+	softhsmtest.Run(t, u.image, slices.Concat([]string{"tag", "sign", u.repository + ":signed", "--key", keys[1]},
+		online)...)
+	softhsmtest.Run(t, u.Plugin, "trust", "export")
+
+	if first := u.push(t, "signed", "hello"); first != u.signed {
+		t.Fatalf("the registry has %s", first)
+	}
+	pinned := u.repository + "@" + second
+	want := []string{"pull " + pinned, "tag " + pinned + " " + u.repository + ":signed"}
+	_, stderr, code := u.call(t, "hsm", "pull", u.repository+":signed")
+	if got := u.asked(); code != 0 || !slices.Equal(got, want) {
+		t.Errorf("%d %s %q, want %q", code, stderr, got, want)
+	}
+	if stdout, stderr, code := u.call(t, "hsm", "inspect", u.repository+":signed"); code != 0 ||
+		!strings.Contains(stdout, "tag          signed (role tags, timestamp ") {
+		t.Errorf("%d %s%s", code, stdout, stderr)
+	}
+	u.push(t, "other", "hello") // whose digest is signed, and the tag is not
+	if _, stderr, code := u.call(t, "hsm", "run", u.repository+":other"); code != 125 ||
+		!strings.Contains(stderr, "no valid trust data for "+u.repository+":other: tag other is not signed") {
+		t.Errorf("%d %s", code, stderr)
+	}
+	if got := u.asked(); !slices.Equal(got, want) {
+		t.Errorf("%q", got)
 	}
 }
 
