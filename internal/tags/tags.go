@@ -7,6 +7,7 @@ package tags
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"time"
 
@@ -150,6 +151,9 @@ func (r *Repository) publishOwn(ctx context.Context, ch change, result *Result) 
 			return err
 		}
 		made, err := ch.amend(c)
+		if errors.Is(err, tuf.ErrPending) {
+			return nil // publish that first
+		}
 		if err != nil || made.Lacking > 0 {
 			return err
 		}
@@ -214,6 +218,12 @@ func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (
 					ch.role, r.Name).WithHint("run this again")
 			}
 			made, err := ch.amend(c)
+			if errors.Is(err, tuf.ErrPending) && time.Now().Before(deadline) { // the publisher has to be first
+				if err := pauseUntil(ctx, &pause, deadline); err != nil {
+					return nil, err
+				}
+				continue
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -238,16 +248,23 @@ func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (
 				deadline = time.Now().Add(wait)
 			}
 		}
-		left := time.Until(deadline)
-		if left <= 0 {
+		if !time.Now().Before(deadline) {
 			return result, nil
 		}
-		select {
-		case <-ctx.Done():
-			return result, failure.New(failure.Timeout, "interrupted while waiting for the publisher of %s", r.Name).
-				WithHint("the change stays proposed; see: hsm-image tag status")
-		case <-time.After(min(pause, left)):
+		if err := pauseUntil(ctx, &pause, deadline); err != nil {
+			return result, err
 		}
-		pause = min(2*pause, 5*time.Second)
 	}
+}
+
+// pauseUntil waits for a pause, which is longer each time, but not beyond a deadline.
+func pauseUntil(ctx context.Context, pause *time.Duration, deadline time.Time) error {
+	select {
+	case <-ctx.Done():
+		return failure.New(failure.Timeout, "interrupted while waiting for the publisher").
+			WithHint("the change stays proposed; see: hsm-image tag status")
+	case <-time.After(min(*pause, time.Until(deadline))):
+	}
+	*pause = min(2**pause, 5*time.Second)
+	return nil
 }

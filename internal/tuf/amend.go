@@ -224,9 +224,14 @@ func (e *edit) change(ctx context.Context, want items) (*Amended, error) {
 	slices.Reverse(others) // the highest version last
 	wasSplit := split(e.base)
 	if !wasSplit {
-		all, forced := tagItems(e.base), false
+		old := tagItems(e.base)
+		all, forced := old, false
 		for _, p := range others {
-			all, forced = all.with(tagChanges(p, e.role, e.base)), forced || split(p.roles[e.role])
+			changes := tagChanges(p, e.role, e.base)
+			if err := changes.undone(old, want); err != nil {
+				return nil, err
+			}
+			all, forced = all.with(changes), forced || split(p.roles[e.role])
 		}
 		return e.whole(ctx, all.with(want), forced)
 	}
@@ -289,7 +294,11 @@ func (e *edit) inBins(ctx context.Context, want items) (*Amended, error) {
 		others := e.completed(bin, e.keys)
 		slices.Reverse(others)
 		for _, p := range others {
-			all = all.with(tagItems(p.roles[bin]).changes(old))
+			changes := tagItems(p.roles[bin]).changes(old)
+			if err := changes.undone(old, touched[bin]); err != nil {
+				return nil, err
+			}
+			all = all.with(changes)
 		}
 		m := e.newFile(bin)
 		if m.Signed.Targets, err = all.with(touched[bin]).targets(); err != nil {
@@ -373,29 +382,24 @@ func (v *View) Has(ctx context.Context, pending []*Proposal, role string, c Chan
 			}
 			old = tagItems(file)
 		}
-		now := old[tag] == value
-		published = published && now
-		if len(n.completed(unit, e.keys)) == 0 {
-			proposed = proposed && now
-			continue
-		}
-		p := n.newest(unit, e.keys, func(p *Proposal) items {
+		changes := func(p *Proposal) items {
 			if unit == role {
 				return tagChanges(p, role, e.base)
 			}
 			return tagItems(p.roles[unit]).changes(old)
-		})
-		if p == nil {
-			proposed = false
-			continue
 		}
-		var said items
-		if unit == role {
-			said = tagChanges(p, role, e.base)
+		otherwise := false // a proposal makes it something else
+		for _, p := range n.completed(unit, e.keys) {
+			said, ok := changes(p)[tag]
+			otherwise = otherwise || ok && said != value
+		}
+		published = published && old[tag] == value && !otherwise
+		if p := n.newest(unit, e.keys, changes); p != nil {
+			said, ok := changes(p)[tag]
+			proposed = proposed && (ok && said == value || !ok && old[tag] == value && !otherwise)
 		} else {
-			said = tagItems(p.roles[unit]).changes(old)
+			proposed = proposed && old[tag] == value && !otherwise && len(n.completed(unit, e.keys)) == 0
 		}
-		proposed = proposed && old.with(said)[tag] == value
 	}
 	return published, proposed, nil
 }

@@ -94,7 +94,11 @@ func (e *edit) targetsFile(ctx context.Context, change items) error {
 	others := e.completed(Targets, e.keys)
 	slices.Reverse(others)
 	for _, p := range others {
-		all = all.with(delegationItems(p.roles[Targets]).changes(delegationItems(base)))
+		changes := delegationItems(p.roles[Targets]).changes(delegationItems(base))
+		if err := changes.undone(delegationItems(base), change); err != nil {
+			return err
+		}
+		all = all.with(changes)
 	}
 	m := e.newFile(Targets)
 	var err error
@@ -270,11 +274,18 @@ func (v *View) HasDelegation(pending []*Proposal, d Delegation) (published, prop
 		return false, false, err
 	}
 	n := v.ahead(pending)
-	now := delegationItems(v.trusted.Targets[Targets])
-	if len(n.held) > 0 && n.targets == v.trusted.Targets[Targets] {
-		return now[d.Name] == change[d.Name], false, nil
+	base := delegationItems(v.trusted.Targets[Targets])
+	for _, p := range n.completed(Targets, rootKeys(n.root, Targets)) {
+		said, ok := delegationItems(p.roles[Targets]).changes(base)[d.Name]
+		if ok && said != change[d.Name] && base[d.Name] == change[d.Name] {
+			return false, false, nil // it is to be changed back
+		}
 	}
-	return now[d.Name] == change[d.Name], delegationItems(n.targets)[d.Name] == change[d.Name], nil
+	now := base[d.Name] == change[d.Name]
+	if len(n.held) > 0 && n.targets == v.trusted.Targets[Targets] {
+		return now, false, nil
+	}
+	return now, delegationItems(n.targets)[d.Name] == change[d.Name], nil
 }
 
 // HasRoot reports whether a root is published, or in a complete proposal.

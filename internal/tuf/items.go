@@ -2,10 +2,13 @@ package tuf
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"slices"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 // items are what a targets file says, by name, each as JSON: tags of a role that lists tags, delegations of
@@ -96,6 +99,22 @@ func (i items) covers(others items) bool {
 		}
 	}
 	return true
+}
+
+// ErrPending is the cause when a change cannot be proposed before a proposal of the same item is published.
+var ErrPending = errors.New("it is proposed, and not published yet")
+
+// undone fails with ErrPending if the changes of a proposal are undone by what is wanted: if what is wanted of an item is
+// what is published, and the changes make it something else. A file shows no difference then, so that nobody could tell
+// whether its signer knew of the proposal.
+func (i items) undone(published, want items) error {
+	for name, value := range want {
+		if said, ok := i[name]; ok && said != value && published[name] == value {
+			return failure.New(failure.Conflict, "cannot change %s back: %w", name, ErrPending).
+				WithHint("wait until the publisher has published it: hsm-image tag status")
+		}
+	}
+	return nil
 }
 
 // targets returns the tags as targets.
