@@ -120,7 +120,7 @@ func (r *random) publisher() {
 		for _, name := range made.Keep {
 			next[name] = r.published[name]
 		}
-		r.world.published = next
+		r.published = next
 	}
 	r.pending = slices.DeleteFunc(r.pending, func(p *Proposal) bool { return slices.Contains(made.In, p.ID) })
 }
