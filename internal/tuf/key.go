@@ -91,12 +91,19 @@ type Signer struct {
 
 // NewSigner returns the signer of a private key.
 func NewSigner(private keystore.Key) (*Signer, error) {
-	k, err := NewKey(private.Public())
+	return NewSignerOf(private.Public(), private.SignMessage)
+}
+
+// NewSignerOf returns the signer of a public key whose private half a function signs with. The function gets what is to
+// be signed itself, and the padding and the hash of the key's scheme; its signatures are in ASN.1 DER for ECDSA.
+func NewSignerOf(public crypto.PublicKey,
+	sign func(ctx context.Context, payload []byte, opts crypto.SignerOpts) ([]byte, error)) (*Signer, error) {
+	k, err := NewKey(public)
 	if err != nil {
 		return nil, err
 	}
 	return &Signer{Key: k, sign: func(ctx context.Context, payload []byte) ([]byte, error) {
-		return private.SignMessage(ctx, payload, k.hash())
+		return sign(ctx, payload, k.hash())
 	}}, nil
 }
 

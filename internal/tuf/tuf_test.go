@@ -1,6 +1,12 @@
 package tuf
 
 import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"fmt"
 	"slices"
 	"strings"
@@ -284,5 +290,47 @@ func TestThreshold(t *testing.T) {
 	w.publish()
 	if _, err := w.resolve("r-2"); err == nil {
 		t.Error("one of two keys was enough")
+	}
+}
+
+// TestSignerOf verifies which padding and hash a function signs with, and that keys without a scheme are refused.
+func TestSignerOf(t *testing.T) {
+	t.Parallel()
+	keys := map[string]crypto.PublicKey{}
+	for name, curve := range map[string]elliptic.Curve{"SHA-256": elliptic.P256(), "SHA-384": elliptic.P384(),
+		"": elliptic.P521()} {
+		private, err := ecdsa.GenerateKey(curve, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys[name] = private.Public()
+	}
+	private, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys["PSS"] = private.Public()
+	for want, public := range keys {
+		got := ""
+		s, err := NewSignerOf(public, func(_ context.Context, _ []byte, opts crypto.SignerOpts) ([]byte, error) {
+			got = opts.HashFunc().String()
+			if o, ok := opts.(*rsa.PSSOptions); ok && o.SaltLength == rsa.PSSSaltLengthEqualsHash && o.Hash == crypto.SHA256 {
+				got = "PSS"
+			}
+			return []byte("signature"), nil
+		})
+		if want == "" {
+			if !failure.Is(err, failure.Unsupported) {
+				t.Errorf("P-521: %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if signature, err := s.Sign(t.Context(), []byte("payload")); err != nil || string(signature) != "signature" ||
+			got != want {
+			t.Errorf("%s: %q, %v, %s", want, signature, err, got)
+		}
 	}
 }

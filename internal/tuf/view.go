@@ -49,6 +49,15 @@ func (v *View) Versions() Versions {
 		v.trusted.Snapshot.Signed.Version, v.trusted.Targets[Targets].Signed.Version}
 }
 
+// Expiry are the times at which roles expire.
+type Expiry struct{ Root, Timestamp, Snapshot, Targets time.Time }
+
+// Expiry returns when the roles of the view expire.
+func (v *View) Expiry() Expiry {
+	return Expiry{v.trusted.Root.Signed.Expires, v.trusted.Timestamp.Signed.Expires, v.trusted.Snapshot.Signed.Expires,
+		v.trusted.Targets[Targets].Signed.Expires}
+}
+
 // remembered returns the versions of root and timestamp, as they are on the disk or as they were just read.
 func (v *View) remembered() [2]int64 {
 	if v.trusted.Timestamp != nil {
