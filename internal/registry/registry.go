@@ -78,12 +78,19 @@ func (r *Registries) Repository(name string) *remote.Repository {
 // Through returns a repository as Repository does, which is reached through a transport of the caller.
 func (r *Registries) Through(transport http.RoundTripper, host, path string, plain bool) *remote.Repository {
 	client := &auth.Client{
-		Client:     &http.Client{Transport: &limitedTransport{base: transport, limits: r.options.Limits}},
+		Client:     &http.Client{Transport: transport},
 		Cache:      auth.NewCache(),
 		ClientID:   userAgent,
 		Credential: func(ctx context.Context, host string) (auth.Credential, error) { return r.credential(ctx, host, path) },
 	}
 	client.SetUserAgent(userAgent)
+	return Limit(client, r.options.Limits, host, path, plain)
+}
+
+// Limit returns the repository at HOST/PATH that a client reaches, whose transport it limits. The limits are for all
+// requests of the client together.
+func Limit(client *auth.Client, limits Limits, host, path string, plain bool) *remote.Repository {
+	client.Client.Transport = &limitedTransport{base: client.Client.Transport, limits: limits}
 	return &remote.Repository{Client: client, PlainHTTP: plain,
 		Reference:            oras.Reference{Registry: host, Repository: path},
 		ReferrerListMaxPages: MaxPages, TagListMaxPages: maxTags, TagListPageSize: pageSize, MaxMetadataBytes: MaxPage}
