@@ -21,12 +21,18 @@ import (
 const (
 	IssuerMTLS = "mtls"
 	IssuerUnix = "unix"
+	// IssuerPublisher is that of the broker itself when it publishes the tags of a repository, which is the subject. No
+	// request from outside has it: issuers of tokens are URLs.
+	IssuerPublisher = "publisher"
 )
+
+// Publisher returns the caller that publishes the tags of a repository.
+func Publisher(repository string) Caller { return Caller{Issuer: IssuerPublisher, Subject: repository} }
 
 // Caller is who made a request, as it was authenticated.
 type Caller struct {
-	Issuer  string         // URL of an OIDC issuer, IssuerMTLS or IssuerUnix
-	Subject string         // OIDC sub; SPIFFE ID or subject (RFC 4514) of the certificate; decimal user id
+	Issuer  string         // URL of an OIDC issuer, IssuerMTLS, IssuerUnix or IssuerPublisher
+	Subject string         // OIDC sub; SPIFFE ID or subject (RFC 4514) of the certificate; user id; repository
 	Claims  map[string]any // values are string, bool, int64, float64, nil, []any or map[string]any
 	Token   *Token         // nil unless the caller has an OIDC token
 	Admin   bool           // listed under administrators
