@@ -11,17 +11,24 @@ import (
 	"path/filepath"
 	"time"
 
+	"oras.land/oras-go/v2/registry/remote"
+
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/registry"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 	"github.com/notation-hsm/notation-hsm/internal/tuf"
 	"github.com/notation-hsm/notation-hsm/internal/tufstore"
 )
 
+// Registries reach registries: as the user of a command does, or as the config of a broker says.
+type Registries interface {
+	// Repository returns a repository by its name, with limits for one round of work.
+	Repository(name string) *remote.Repository
+}
+
 // Repository is an image repository with the tags that are signed in it.
 type Repository struct {
 	Name       string // HOST/PATH
-	Registries *registry.Registries
+	Registries Registries
 	Root       []byte // the pinned root.json
 	Dir        string // the folder that remembers what was seen, of this repository alone
 }
@@ -87,6 +94,7 @@ func (r *Repository) View(ctx context.Context, expired bool) (*tuf.View, *tufsto
 type Report struct {
 	Published bool         `json:"published"` // false: nothing was new
 	Versions  tuf.Versions `json:"versions"`
+	Expiry    tuf.Expiry   `json:"expiry"`
 	Proposals int          `json:"proposals"`         // that are in it
 	Held      []string     `json:"held,omitempty"`    // why other proposals are not
 	Refused   []string     `json:"refused,omitempty"` // why what looks like a proposal is none
@@ -119,17 +127,22 @@ func (r *Repository) publish(ctx context.Context, signers []*tuf.Signer, renew b
 	if err != nil {
 		return nil, err
 	}
-	report := &Report{Held: made.Held, Refused: c.refused, Proposals: len(made.In), Versions: c.view.Versions()}
+	report := &Report{Held: made.Held, Refused: c.refused, Proposals: len(made.In)}
 	if made.Files != nil {
 		if err := c.store.Publish(ctx, c.published, made.Files, made.Keep); err != nil {
 			return nil, err
 		}
 		report.Published = true
+		before := c.view.Versions()
 		if err := r.readPublished(ctx, c); err != nil { // as everyone will
 			return nil, err
 		}
-		report.Versions = c.view.Versions()
+		if c.view.Versions().Timestamp <= before.Timestamp { // the next round would publish again, and so on
+			return nil, failure.New(failure.Conflict, "the registry does not serve what was published in %s", r.Name).
+				WithHint("check that the registry can overwrite the tag " + tufstore.Tag + ", and that nobody else publishes")
+		}
 	}
+	report.Versions, report.Expiry = c.view.Versions(), c.view.Expiry()
 	for _, id := range made.In {
 		if c.stored[id] == nil {
 			continue // of add
