@@ -10,20 +10,24 @@ import (
 	"cel.dev/cel-go/common/types/ref"
 )
 
-// Bounds of what a caller and a format may hand to conditions. Tokens of CI systems have some 30 claims in 2 KiB.
+// Bounds of what a caller and a format may hand to conditions. Tokens of CI systems have some 30 claims in 2 KiB. The
+// TUF metadata of 10,000 tags, which are 32 files and their snapshot, have some 1,300 annotations in 130 KiB a file.
 const (
 	maxClaims     = 1000      // values
 	maxClaimDepth = 8         // nesting
 	maxBytes      = 128 << 10 // of all names and texts
+
+	maxAnnotations      = 20000   // values of an artifact
+	maxAnnotationsBytes = 2 << 20 // of all names and texts of an artifact
 )
 
 // converter turns claims into values of CEL, within the bounds.
-type converter struct{ values, bytes int }
+type converter struct{ values, bytes, maxValues, maxBytes int }
 
 // claims returns the claims of a caller as a CEL map. It fails when they exceed a bound or have values that are not of
 // JSON.
 func claims(all map[string]any) (ref.Val, error) {
-	var c converter
+	c := converter{maxValues: maxClaims, maxBytes: maxBytes}
 	return c.convert(all, maxClaimDepth)
 }
 
@@ -31,11 +35,11 @@ func claims(all map[string]any) (ref.Val, error) {
 func (c *converter) count(text string) error {
 	c.values++
 	c.bytes += len(text)
-	if c.values > maxClaims {
-		return fmt.Errorf("there are more than %d values", maxClaims)
+	if c.values > c.maxValues {
+		return fmt.Errorf("there are more than %d values", c.maxValues)
 	}
-	if c.bytes > maxBytes {
-		return fmt.Errorf("they have more than %d bytes", maxBytes)
+	if c.bytes > c.maxBytes {
+		return fmt.Errorf("they have more than %d bytes", c.maxBytes)
 	}
 	return nil
 }
@@ -119,7 +123,7 @@ func number(n json.Number) (ref.Val, error) {
 
 // checkArtifact fails when what is known of an artifact exceeds a bound.
 func checkArtifact(a *Artifact) error {
-	var c converter
+	c := converter{maxValues: maxAnnotations, maxBytes: maxAnnotationsBytes}
 	for _, text := range []string{a.MediaType, a.Digest, a.Repository, a.Name} {
 		if err := c.count(text); err != nil {
 			return err

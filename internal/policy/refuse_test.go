@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -273,8 +274,22 @@ func TestHostileClaims(t *testing.T) {
 		}
 	}
 	in := github()
-	in.Key, in.Artifact.Annotations = "k", map[string]string{"a": strings.Repeat("a", 1<<20)}
-	if d := p.Decide(policy.Use, in); !strings.Contains(names(d), "too large") {
+	numbered := func(count int) map[string]string {
+		all := map[string]string{}
+		for i := range count {
+			all[strconv.Itoa(i)] = "a"
+		}
+		return all
+	}
+	for what, annotations := range map[string]map[string]string{"long": {"a": strings.Repeat("a", 2<<20)},
+		"too many": numbered(20001)} {
+		in.Key, in.Artifact.Annotations = "k", annotations
+		if d := p.Decide(policy.Use, in); !strings.Contains(names(d), "too large") {
+			t.Errorf("%s: %s", what, names(d))
+		}
+	}
+	in.Artifact.Annotations = numbered(19000)
+	if d := p.Decide(policy.Use, in); strings.Contains(names(d), "too large") {
 		t.Error(names(d))
 	}
 }
