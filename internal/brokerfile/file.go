@@ -45,6 +45,7 @@ type File struct {
 	Callers        identity.Config          `yaml:"callers"`
 	Administrators []identity.Administrator `yaml:"administrators"`
 	Registries     []repository.Registry    `yaml:"registries"`
+	Tags           []Tags                   `yaml:"tags"`   // repositories whose signed tags the broker publishes
 	Traces         string                   `yaml:"traces"` // URL of an OpenTelemetry collector (OTLP over HTTP), or ""
 
 	root *yaml.Node
@@ -251,6 +252,9 @@ func (f *File) Decisive() ([]byte, error) {
 	for _, r := range f.Registries {
 		believed = append(believed, r.CA)
 	}
+	for _, t := range f.Tags {
+		believed = append(believed, t.Root)
+	}
 	for _, path := range believed {
 		if path == "" {
 			continue
@@ -272,11 +276,15 @@ func (f *File) Decisive() ([]byte, error) {
 		}
 		modules = append(modules, kept)
 	}
-	return translog.Canonical(map[string]any{
+	all := map[string]any{
 		"modules": modules, "callers": f.Callers, "administrators": f.Administrators, "registries": f.Registries,
 		"files": files, "rp-id": f.RPID, "public-url": f.PublicURL,
 		"log": map[string]any{"key": f.Log.Key, "origin": f.Log.Origin},
-	})
+	}
+	if len(f.Tags) > 0 { // a broker without any has the config in force that it had before there were tags
+		all["tags"] = f.Tags
+	}
+	return translog.Canonical(all)
 }
 
 // absolute reports whether a path is one that does not depend on the folder where the broker starts.
