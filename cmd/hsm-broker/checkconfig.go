@@ -50,6 +50,7 @@ issuers for their keys.`,
 		if f != nil && p != nil {
 			found.compare(f, p)
 			found.files(f)
+			found.tags(f, p)
 			if online && found.mistakes == 0 {
 				found.modules(c.Context(), f, p)
 				found.issuers(c.Context(), f)

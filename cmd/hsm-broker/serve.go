@@ -90,6 +90,10 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	if err != nil {
 		return err
 	}
+	tagged, err := readRepositories(f)
+	if err != nil {
+		return err
+	}
 	s, err := sqlite.Open(ctx, f.StorePath())
 	if err != nil {
 		return err
@@ -151,6 +155,8 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 		return err
 	}
 	opened.add(func() error { stop(); return nil })
+	stopTags := publishTags(f, tagged, registries, b, use, metrics)
+	opened.add(func() error { stopTags(); return nil })
 	return listen(ctx, out, service, f, api.New(api.Options{Broker: b, Identity: callers, Keys: use,
 		PublicURL: strings.TrimSuffix(f.PublicURL, "/"), Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size),
 		Registerer: metrics, Tracer: tracer}),
