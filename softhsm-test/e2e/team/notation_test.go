@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -30,6 +31,16 @@ keys:
 type door struct {
 	address string
 	shut    atomic.Bool
+	passing sync.Map // the connections that pass
+}
+
+// close shuts the door, and ends all connections.
+func (d *door) close() {
+	d.shut.Store(true)
+	d.passing.Range(func(conn, _ any) bool {
+		conn.(net.Conn).Close()
+		return true
+	})
 }
 
 // openDoor listens on loopback, and passes connections on.
@@ -55,6 +66,8 @@ func openDoor(t testing.TB, to string) *door {
 
 func (d *door) pass(from net.Conn, to string) {
 	defer from.Close()
+	d.passing.Store(from, nil)
+	defer d.passing.Delete(from)
 	if d.shut.Load() {
 		return
 	}
