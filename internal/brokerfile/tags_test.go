@@ -62,9 +62,9 @@ func TestTagsDecide(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	decisive := func(old, new string) []byte {
+	decisive := func(old, replacement string) []byte {
 		t.Helper()
-		text := strings.Replace(valid+tagged, old, new, 1)
+		text := strings.Replace(valid+tagged, old, replacement, 1)
 		text = strings.Replace(text, "/etc/hsm-broker/ca.pem", ca, 1)
 		f := parse(t, strings.Replace(text, "/etc/hsm-broker/root-app.json", root, 1))
 		data, err := f.Decisive()
