@@ -1,6 +1,7 @@
 package tuf
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -87,12 +88,40 @@ func (c Client) open(ctx context.Context, files Files) (*View, error) {
 	if err := checkJSON("root.json", c.Root, maxRoot); err != nil {
 		return nil, err
 	}
-	root, err := bound.ReadFile(filepath.Join(c.Dir, Root+".json"), maxRoot)
-	if pin, pinErr := bound.ReadFile(filepath.Join(c.Dir, pinFile), 100); err != nil || pinErr != nil ||
-		string(pin) != c.pin() || checkJSON("root.json", root, maxRoot) != nil {
-		root = c.Root
+	pin, err := bound.ReadFile(filepath.Join(c.Dir, pinFile), 100)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, failure.New(failure.FileKind(err), "cannot read what is remembered of tags: %w", err).
+			WithHint("check the permissions of " + c.Dir)
 	}
-	return c.newView(ctx, files, root)
+	root, err := bound.ReadFile(filepath.Join(c.Dir, Root+".json"), maxRoot)
+	switch {
+	case string(pin) == c.pin() && err == nil && checkJSON("root.json", root, maxRoot) == nil:
+		return c.newView(ctx, files, root)
+	case string(pin) != c.pin() && !bytes.Equal(root, c.Root) && files != nil:
+		if err := c.forget(); err != nil {
+			return nil, err
+		}
+	}
+	return c.newView(ctx, files, c.Root)
+}
+
+// forget removes what is remembered of another pinned root. A repository whose root was lost begins anew with version 1
+// of all metadata, and often with the same keys for snapshot and timestamp.
+func (c Client) forget() error {
+	names, err := filepath.Glob(filepath.Join(c.Dir, "*.json"))
+	for _, name := range append(names, filepath.Join(c.Dir, refreshedFile)) {
+		if err == nil {
+			err = os.Remove(name)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	}
+	if err != nil {
+		return failure.New(failure.FileKind(err), "cannot remove what is remembered of another root: %w", err).
+			WithHint("check the permissions of " + c.Dir)
+	}
+	return nil
 }
 
 func (c Client) newView(ctx context.Context, files Files, root []byte) (*View, error) {

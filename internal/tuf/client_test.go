@@ -201,3 +201,31 @@ func TestPinIsChecked(t *testing.T) {
 	}
 	refused(t, Client{Root: data, Dir: t.TempDir()}, h.published, "lacks signatures by enough of the role's keys")
 }
+
+// TestOtherPin verifies that a client that gets another root forgets what it has seen of the one before, and that one
+// that gets the newest root of the same repository does not.
+func TestOtherPin(t *testing.T) {
+	h := newHistory(t)
+	c := Client{Root: h.pin, Dir: t.TempDir()}
+	accept(t, c, h.published)
+	c.Root = h.published["1.root.json"]
+	refused(t, c, h.old, "went back to an older version")
+
+	again := &world{t: t, root: newSigner(t), targets: h.targets, snapshot: h.snapshot, timestamp: h.timestamp,
+		dir: t.TempDir()}
+	root, err := NewRoot(one(again.root), one(again.targets), one(again.snapshot), one(again.timestamp))
+	h.must(err)
+	h.must(root.Sign(t.Context(), []*Signer{again.root}))
+	again.pin, err = root.Encode()
+	h.must(err)
+	first, err := Begin(t.Context(), root, []*Signer{again.targets, again.snapshot, again.timestamp})
+	h.must(err)
+	again.published = memory(first.Files)
+
+	refused(t, c, again.published, "went back to an older version")
+	c.Root = again.pin
+	refused(t, c, again.published, "tag v1 is not signed")
+	h.world = again
+	h.signTag("v1", "three")
+	accept(t, c, h.published)
+}
