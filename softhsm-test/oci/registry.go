@@ -39,7 +39,7 @@ func startRegistry(t testing.TB, program, dir string) (string, bool) {
 	listener.Close()
 	conf := filepath.Join(dir, "registry.yml")
 	text := fmt.Sprintf(
-		"version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %s}, "+
+		"version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: %q}, "+
 			"delete: {enabled: true}}\nhttp: {addr: %s}\n", filepath.Join(dir, "data"), address)
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
