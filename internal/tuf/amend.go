@@ -371,35 +371,62 @@ func (v *View) Has(ctx context.Context, pending []*Proposal, role string, c Chan
 	if e.base, err = n.published(ctx, role); err != nil {
 		return false, false, err
 	}
-	published, proposed = true, true
+	units := map[string]items{} // of the change, by the file that has the tags: that of the role, or of a bin
 	for tag, value := range want {
-		unit, old := role, tagItems(e.base)
+		unit := role
 		if split(e.base) {
 			unit = binOf(e.base, tag)
-			file, err := n.published(ctx, unit)
-			if err != nil {
-				return false, false, err
-			}
-			old = tagItems(file)
 		}
-		changes := func(p *Proposal) items {
-			if unit == role {
-				return tagChanges(p, role, e.base)
-			}
-			return tagItems(p.roles[unit]).changes(old)
+		if units[unit] == nil {
+			units[unit] = items{}
 		}
-		otherwise := false // a proposal makes it something else
-		for _, p := range n.completed(unit, e.keys) {
-			said, ok := changes(p)[tag]
-			otherwise = otherwise || ok && said != value
+		units[unit][tag] = value
+	}
+	published, proposed = true, true
+	for unit, some := range units {
+		now, next, err := e.unit(ctx, unit, some)
+		if err != nil {
+			return false, false, err
 		}
+		published, proposed = published && now, proposed && next
+	}
+	return published, proposed, nil
+}
+
+// unit reports whether changes of one file of the role are published, and whether they are proposed.
+func (e *edit) unit(ctx context.Context, unit string, want items) (published, proposed bool, err error) {
+	file := e.base
+	if unit != e.role {
+		if file, err = e.published(ctx, unit); err != nil {
+			return false, false, err
+		}
+	}
+	old := tagItems(file)
+	changes := func(p *Proposal) items {
+		if unit == e.role {
+			return tagChanges(p, e.role, e.base)
+		}
+		return tagItems(p.roles[unit]).changes(old)
+	}
+	var all []items // of complete proposals
+	for _, p := range e.completed(unit, e.keys) {
+		all = append(all, changes(p))
+	}
+	newest := items{}
+	if p := e.newest(unit, e.keys, changes); p != nil {
+		newest = changes(p)
+	} else if len(all) > 0 {
+		newest = nil
+	}
+	published, proposed = true, true
+	for tag, value := range want {
+		otherwise := slices.ContainsFunc(all, func(i items) bool { // a proposal makes it something else
+			said, ok := i[tag]
+			return ok && said != value
+		})
 		published = published && old[tag] == value && !otherwise
-		if p := n.newest(unit, e.keys, changes); p != nil {
-			said, ok := changes(p)[tag]
-			proposed = proposed && (ok && said == value || !ok && old[tag] == value && !otherwise)
-		} else {
-			proposed = proposed && old[tag] == value && !otherwise && len(n.completed(unit, e.keys)) == 0
-		}
+		said, ok := newest[tag]
+		proposed = proposed && newest != nil && (ok && said == value || !ok && old[tag] == value && !otherwise)
 	}
 	return published, proposed, nil
 }
