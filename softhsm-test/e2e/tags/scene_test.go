@@ -107,11 +107,23 @@ func (s *scene) init() {
 // push pushes an image under a tag.
 func (s *scene) push(tag string) digest.Digest {
 	s.t.Helper()
-	sum, err := oci.PushImage(s.t.Context(), s.name+":"+tag, tag)
+	return s.pushAs(tag, tag)
+}
+
+// pushAs pushes an image that holds text under a tag.
+func (s *scene) pushAs(tag, text string) digest.Digest {
+	s.t.Helper()
+	sum, err := oci.PushImage(s.t.Context(), s.name+":"+tag, text)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return sum
+}
+
+// forget has commands run for a user who has seen nothing of the repository yet.
+func (s *scene) forget() {
+	s.t.Helper()
+	softhsmtest.Setenv(s.t, "XDG_CONFIG_HOME", s.t.TempDir())
 }
 
 // sign pushes an image under a tag and signs the tag, which is published at once.

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
-	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
 // TestStory signs the tags of a repository as a team does: a root of which two of three custodians sign, each on a token
@@ -62,9 +61,7 @@ func TestStory(t *testing.T) {
 	s.fails("reserved for metadata", "sign", s.name+":tuf-metadata", "--key", s.uri("targets"))
 
 	// The registry has another image under a tag: the signed one counts. A digest of the repository can be signed instead.
-	if moved, err := oci.PushImage(t.Context(), s.name+":v1", "another image"); err != nil || moved == v1 {
-		t.Fatal(err)
-	}
+	s.pushAs("v1", "another image")
 	s.resolves("v1", v1, "tags")
 	s.tag("sign", s.name+":v2@"+v1.String(), "--key", s.uri("targets"), "--wait", patience)
 	s.resolves("v2", v1, "tags")
@@ -138,7 +135,7 @@ func TestCustodians(t *testing.T) {
 	v2 := s.sign("v2", s.uri("targets"))
 	s.resolves("v2", v2, "tags")
 	// the pin of the first root leads to the second also where nothing was seen before
-	softhsmtest.Setenv(t, "XDG_CONFIG_HOME", t.TempDir())
+	s.forget()
 	s.resolves("v2", v2, "tags")
 }
 
@@ -247,7 +244,7 @@ func TestRotations(t *testing.T) {
 		t.Errorf("%v", list)
 	}
 	// Whoever pins the first root, and has seen nothing since, follows all of it.
-	softhsmtest.Setenv(t, "XDG_CONFIG_HOME", t.TempDir())
+	s.forget()
 	check("all roles, for who was not there")
 	if versions := s.role("root"); versions.Version != 5 {
 		t.Errorf("the root has version %d after four rotations", versions.Version)
