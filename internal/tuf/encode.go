@@ -1,8 +1,11 @@
 package tuf
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"slices"
 
 	"github.com/secure-systems-lab/go-securesystemslib/cjson"
@@ -18,10 +21,25 @@ const maxDepth = 16
 // checkJSON verifies that metadata are within the limits that the parsers of JSON and go-tuf need.
 func checkJSON(name string, data []byte, size int64) error {
 	if err := bound.JSON(data, bound.Limits{Bytes: int(size), Depth: maxDepth, Elements: int(size) / 8}); err != nil {
-		return failure.New(failure.Denied, "cannot read the tag metadata %s: %w", name, err).
-			WithHint("check who can write to the repository")
+		return unreadable(name, err)
 	}
-	return nil
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	for {
+		token, err := decoder.Token()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return unreadable(name, err)
+		case token == nil: // go-tuf uses members that are null without a check, and crashes
+			return unreadable(name, errors.New("it has a null"))
+		}
+	}
+}
+
+func unreadable(name string, err error) error {
+	return failure.New(failure.Denied, "cannot read the tag metadata %s: %w", name, err).
+		WithHint("check who can write to the repository")
 }
 
 // parse reads the metadata of a role.
@@ -31,8 +49,7 @@ func parse[T metadata.Roles](name string, data []byte, size int64) (*metadata.Me
 	}
 	m, err := (&metadata.Metadata[T]{}).FromBytes(data)
 	if err != nil {
-		return nil, failure.New(failure.Denied, "cannot read the tag metadata %s: %w", name, err).
-			WithHint("check who can write to the repository")
+		return nil, unreadable(name, err)
 	}
 	return m, nil
 }
