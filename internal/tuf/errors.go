@@ -2,7 +2,6 @@ package tuf
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 
 	"github.com/theupdateframework/go-tuf/v2/metadata"
@@ -43,19 +42,6 @@ func explain(err error) error {
 		return refuse("a file was left out", "check who can write to the repository")
 	}
 	return refuse("it is not valid", "check who can write to the repository")
-}
-
-// notFound is the text of go-tuf's error for a target that no role lists.
-func notFound(tag string) string { return fmt.Sprintf("target %s not found", tag) }
-
-// missing returns the role in go-tuf's error for a role without a file, or "".
-func missing(err error) string {
-	rest, ok := strings.CutPrefix(err.Error(), "role ")
-	role, tail, found := strings.Cut(rest, " ")
-	if !ok || !found || tail != "not found in snapshot" {
-		return ""
-	}
-	return role
 }
 
 // isAbsent reports whether an error says that a role has signed nothing.

@@ -3,6 +3,7 @@ package tuf
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -109,6 +110,9 @@ func checkDelegations(targets *targetsFile) error {
 }
 
 // Resolve returns what a tag is. It fails with Denied if no role that may sign the tag has signed it.
+//
+// The search of TUF (section 5.6.7) ends in the bins of a role: succinct_roles are terminating. Here it goes on with the
+// next role, so that a role with many tags does not hide those after it.
 func (v *View) Resolve(ctx context.Context, tag string) (Target, error) {
 	if err := CheckTag(tag); err != nil {
 		return Target{}, err
@@ -118,31 +122,39 @@ func (v *View) Resolve(ctx context.Context, tag string) (Target, error) {
 		return Target{}, err
 	}
 	defer unlock()
-	v.fetch.ctx = ctx
-	found, err := v.updater.GetTargetInfo(tag)
-	switch {
-	case err == nil:
-	case err.Error() == notFound(tag):
-		return Target{}, v.unsigned(tag)
-	case missing(err) != "":
-		return Target{}, failure.New(failure.Denied, "tag %s is not signed: the delegation %s, which may sign it, has signed "+
-			"nothing yet", tag, missing(err)).WithHint("have it signed: hsm-image tag sign")
-	case v.fetch.failed != nil:
-		return Target{}, v.fetch.failed
-	default:
-		return Target{}, explain(err)
+	for _, r := range v.trusted.Targets[Targets].Signed.Delegations.Roles {
+		if ok, err := r.IsDelegatedPath(tag); err != nil || !ok {
+			continue
+		}
+		m, err := v.role(ctx, r.Name)
+		if err == nil && split(m) {
+			m, err = v.role(ctx, binOf(m, tag))
+		}
+		switch {
+		case isAbsent(err):
+			return Target{}, failure.New(failure.Denied, "tag %s is not signed: the delegation %s, which may sign it, has signed "+
+				"nothing yet", tag, r.Name).WithHint("have it signed: hsm-image tag sign")
+		case err != nil:
+			return Target{}, err
+		}
+		if found := m.Signed.Targets[tag]; found != nil {
+			return v.target(tag, r.Name, found)
+		}
+		if r.Terminating {
+			break
+		}
 	}
-	t := Target{Tag: tag, Size: found.Length, Stale: v.stale}
+	return Target{}, v.unsigned(tag)
+}
+
+// target returns what a role has signed of a tag.
+func (v *View) target(tag, role string, found *metadata.TargetFiles) (Target, error) {
+	t := Target{Tag: tag, Size: found.Length, Role: role, Stale: v.stale}
 	sum, ok := found.Hashes["sha256"]
 	if t.Digest = digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(sum)); !ok || t.Digest.Validate() != nil ||
 		found.Length <= 0 {
 		return Target{}, failure.New(failure.Denied, "tag %s is signed without the SHA-256 or the size of a manifest", tag).
 			WithHint("sign the tag again: hsm-image tag sign")
-	}
-	for name, role := range v.trusted.Targets {
-		if role.Signed.Targets[tag] == found {
-			t.Role = owner(name)
-		}
 	}
 	return t, nil
 }
@@ -191,7 +203,7 @@ func (v *View) delegation(name string) *metadata.DelegatedRole {
 // role that has signed nothing.
 func (v *View) role(ctx context.Context, name string) (*targetsFile, error) {
 	if m := v.trusted.Targets[name]; m != nil {
-		return m, nil
+		return m, checkBins(name, m)
 	}
 	parent := parentOf(name)
 	if parent != Targets {
@@ -203,6 +215,15 @@ func (v *View) role(ctx context.Context, name string) (*targetsFile, error) {
 	if meta == nil {
 		return nil, failure.New(failure.NotFound, "the role %s has signed nothing", name)
 	}
+	path := filepath.Join(v.dir, name+".json")
+	if data, err := bound.ReadFile(path, maxTargets); err == nil && checkJSON(name, data, maxTargets) == nil {
+		if m, err := v.trusted.UpdateDelegatedTargets(data, name, parent); err == nil {
+			return m, checkBins(name, m)
+		}
+	}
+	if v.files == nil {
+		return nil, failure.New(failure.Unavailable, "cannot read the tag metadata of %s: the registry cannot be reached", name)
+	}
 	v.fetch.ctx = ctx
 	length := meta.Length
 	if length == 0 {
@@ -210,13 +231,49 @@ func (v *View) role(ctx context.Context, name string) (*targetsFile, error) {
 	}
 	data, err := v.fetch.DownloadFile(fileName(name, meta.Version), length, 0)
 	if err != nil {
+		if v.fetch.failed != nil {
+			return nil, v.fetch.failed
+		}
 		return nil, explain(err)
 	}
 	m, err := v.trusted.UpdateDelegatedTargets(data, name, parent)
 	if err != nil {
 		return nil, explain(err)
 	}
-	return m, nil
+	if err := keep(path, data); err != nil {
+		return nil, failure.New(failure.FileKind(err), "cannot write %s: %w", path, err).
+			WithHint("check the folder's permissions and that the disk is not full")
+	}
+	return m, checkBins(name, m)
+}
+
+// checkBins verifies that a role other than targets delegates its tags to its own bins alone, if at all.
+func checkBins(name string, m *targetsFile) error {
+	d := m.Signed.Delegations
+	if name == Targets || d == nil {
+		return nil
+	}
+	if checkTargets(m) != nil || d.SuccinctRoles.NamePrefix != binsOf(name) {
+		return failure.New(failure.Denied, "cannot use the tag metadata of the role %s: it delegates tags to others", name).
+			WithHint("use the hsm-image that wrote it, or a newer one")
+	}
+	return nil
+}
+
+// keep remembers a file of a role. It need not be on the disk at once: the snapshot has its hash.
+func keep(path string, data []byte) error {
+	file, err := os.CreateTemp(filepath.Dir(path), "role")
+	if err != nil {
+		return err
+	}
+	_, err = file.Write(data)
+	if err = errors.Join(err, file.Close()); err == nil {
+		err = os.Rename(file.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(file.Name())
+	}
+	return err
 }
 
 // List returns the targets of every role that lists tags, in the order in which roles count, and tags by name. A tag of

@@ -2,6 +2,7 @@ package tags
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -56,6 +57,12 @@ func TestManyTags(t *testing.T) {
 		})
 	})
 
+	// The many tags of one role do not hide those of the roles after it.
+	s.keys("alice")
+	s.tag(slices.Concat([]string{"delegate", "add", s.name, "alice", "--paths", "release-*", "--key", s.uri("alice"),
+		"--targets", s.uri("targets"), "--wait", patience}, s.online())...)
+	s.resolves("release-1", s.sign("release-1", s.uri("alice")), "alice")
+
 	sum := s.push("v2")
 	signs := func(what string) {
 		t.Helper()
@@ -88,7 +95,7 @@ func TestManyTags(t *testing.T) {
 	resolve("of those that are still unknown", most, many, "v1.99.99", digest.FromString("9999"))
 	s.refresh()
 	resolve("after a new timestamp", most, many, "v1.99.99", digest.FromString("9999"))
-	if list := s.list(); len(list) != count+1 {
+	if list := s.list(); len(list) != count+2 {
 		t.Errorf("%d tags are listed", len(list))
 	}
 	readable(t, s.published())
