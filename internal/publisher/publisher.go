@@ -29,6 +29,7 @@ import (
 const (
 	interval = 5 * time.Second
 	maxPause = time.Minute
+	reread   = 5 * time.Minute // after which what is published is read, though nothing is proposed
 	timeout  = 5 * time.Minute // of one round, which moves at most 256 MiB
 )
 
@@ -66,6 +67,8 @@ type followed struct {
 	tags    *tags.Repository
 	signers []*tuf.Signer // nil until the keys were read
 	told    string        // what was logged last: why something is not published
+	report  *tags.Report  // of the last publication; nil after a failure
+	read    time.Time     // when report was made
 }
 
 // New returns a publisher, which has to be run.
@@ -119,18 +122,28 @@ func (p *Publisher) follow(ctx context.Context, r *followed) {
 	}
 }
 
-// round publishes what is proposed, or what half of its lifetime has passed of.
+// round publishes what is proposed, or what half of its lifetime has passed of. While nothing is proposed, it does not
+// read what is published in each round: registries that limit pulls count that as one.
 func (p *Publisher) round(ctx context.Context, r *followed) (report *tags.Report, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	if r.report != nil && time.Since(r.read) < reread {
+		if waiting, err := r.tags.Waiting(ctx); err != nil || !waiting {
+			report := *r.report
+			report.Published = false
+			return &report, err
+		}
+	}
+	r.report = nil
 	if r.signers == nil {
 		if r.signers, err = p.signers(ctx, r); err != nil {
 			return nil, err
 		}
 	}
-	report, err = r.tags.Publish(ctx, r.signers, false)
-	if err != nil {
+	if report, err = r.tags.Publish(ctx, r.signers, false); err != nil {
 		r.signers = nil // the policy may have other keys
+		return nil, err
 	}
-	return report, err
+	r.report, r.read = report, time.Now()
+	return report, nil
 }

@@ -183,6 +183,47 @@ func TestPublish(t *testing.T) {
 	}
 }
 
+// TestIdle reads what is published once while nothing is proposed, and again after a while.
+func TestIdle(t *testing.T) {
+	address := oci.StartRegistry(t)
+	w := newWorld(t, address+"/team/app")
+	target, err := url.Parse("http://" + address)
+	w.must(err)
+	var reads atomic.Int32
+	forward := httputil.NewSingleHostReverseProxy(target)
+	proxy := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet && path.Base(r.URL.Path) == tufstore.Tag {
+			reads.Add(1)
+		}
+		forward.ServeHTTP(out, r)
+	}))
+	t.Cleanup(proxy.Close)
+	through := strings.TrimPrefix(proxy.URL, "http://")
+	w.name = through + "/team/app"
+	p := w.publisher(through)
+	r := p.repositories[0]
+	idle := func(want int32) {
+		t.Helper()
+		for range 3 {
+			if report, err := p.round(t.Context(), r); err != nil || report.Published || report.Expiry.Timestamp.IsZero() {
+				t.Fatalf("%+v, %v", report, err)
+			}
+		}
+		if n := reads.Swap(0); n != want {
+			t.Errorf("what is published was read %d times, not %d", n, want)
+		}
+	}
+	idle(1)
+	r.read = r.read.Add(-reread)
+	idle(1)
+	w.propose("v1")
+	if report, err := p.round(t.Context(), r); err != nil || !report.Published || !w.tag("v1") {
+		t.Errorf("%+v, %v", report, err)
+	}
+	reads.Store(0)
+	idle(0)
+}
+
 // TestSameKey asks for one signature of each role if one key is both.
 func TestSameKey(t *testing.T) {
 	w := &world{t: t, name: "registry.example.com/app", keys: map[string]*ecdsa.PrivateKey{"one": newKey(t)}}

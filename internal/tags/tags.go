@@ -90,6 +90,9 @@ func (r *Repository) View(ctx context.Context, expired bool) (*tuf.View, *tufsto
 	return v, published, err
 }
 
+// Waiting reports whether proposals wait. It costs less than a publication in which nothing is new.
+func (r *Repository) Waiting(ctx context.Context) (bool, error) { return r.store().Waiting(ctx) }
+
 // Report is what a publication did.
 type Report struct {
 	Published bool         `json:"published"` // false: nothing was new

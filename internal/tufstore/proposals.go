@@ -70,6 +70,15 @@ func (s *Store) Propose(ctx context.Context, added map[string][]byte) (*Proposal
 	return p, nil
 }
 
+// Waiting reports whether proposals wait. It lists tags, and reads no manifest but that of withdrawn proposals.
+func (s *Store) Waiting(ctx context.Context) (bool, error) {
+	tags, err := s.waiting(ctx)
+	if err != nil {
+		return false, fail(err, "cannot list the proposals in %s: %w", s.name, err)
+	}
+	return len(tags) > 0, nil
+}
+
 // Proposals returns the proposals that wait, sorted by their tags, without those that were withdrawn. It fails when
 // there are more than maxProposals of them, or when they are too long together.
 //
