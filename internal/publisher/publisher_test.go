@@ -22,7 +22,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
@@ -158,8 +157,32 @@ func (w *world) publisher(address string, others ...Repository) *Publisher {
 	return p
 }
 
-func (p *Publisher) rounds(name, result string) float64 {
-	return testutil.ToFloat64(p.metrics.rounds.WithLabelValues(name, result))
+// metric returns the value of a metric of a repository, whose other label has a value.
+func (w *world) metric(p *Publisher, name, repository, value string) float64 {
+	w.t.Helper()
+	families, err := p.options.Registerer.(*prometheus.Registry).Gather()
+	w.must(err)
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			if l := m.GetLabel(); family.GetName() == name && l[0].GetValue() == repository && l[1].GetValue() == value {
+				return m.GetCounter().GetValue() + m.GetGauge().GetValue() // of which it is one
+			}
+		}
+	}
+	w.t.Fatalf("there is no %s of %s and %s", name, repository, value)
+	return 0
+}
+
+// rounds returns how often a repository had a result.
+func (w *world) rounds(p *Publisher, repository, result string) float64 {
+	w.t.Helper()
+	return w.metric(p, "hsm_broker_tag_rounds_total", repository, result)
+}
+
+// expires returns when the timestamp of a repository expires.
+func (w *world) expires(p *Publisher, repository string) float64 {
+	w.t.Helper()
+	return w.metric(p, "hsm_broker_tag_expiry_timestamp_seconds", repository, "timestamp")
 }
 
 // TestPublish publishes what is proposed, and signs nothing when nothing is.
@@ -177,8 +200,8 @@ func TestPublish(t *testing.T) {
 		t.Fatalf("%+v, %v, %v", report, err, w.signed)
 	}
 	p.metrics.count(w.name, report, nil)
-	if got := testutil.ToFloat64(p.metrics.expiry.WithLabelValues(w.name, "timestamp")); got !=
-		float64(report.Expiry.Timestamp.Unix()) || report.Expiry.Timestamp.IsZero() || p.rounds(w.name, "published") != 1 {
+	if got := w.expires(p, w.name); got !=
+		float64(report.Expiry.Timestamp.Unix()) || report.Expiry.Timestamp.IsZero() || w.rounds(p, w.name, "published") != 1 {
 		t.Errorf("%v, %v", got, report)
 	}
 }
@@ -297,12 +320,12 @@ func TestRun(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
-	for p.rounds("other.example.com/app", "failed") == 0 || p.rounds(address+"/none", "failed") == 0 {
+	for w.rounds(p, "other.example.com/app", "failed") == 0 || w.rounds(p, address+"/none", "failed") == 0 {
 		time.Sleep(10 * time.Millisecond)
 	}
 	cancel()
 	<-ended
-	if got := testutil.ToFloat64(p.metrics.expiry.WithLabelValues("other.example.com/app", "timestamp")); got != 0 {
+	if got := w.expires(p, "other.example.com/app"); got != 0 {
 		t.Errorf("a repository that was never read expires at %v", got)
 	}
 }
