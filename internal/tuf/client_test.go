@@ -191,7 +191,7 @@ func TestPinIsChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root.m.Signatures = nil
+	root.m.Signatures = []metadata.Signature{}
 	data, err := root.Encode()
 	if err != nil {
 		t.Fatal(err)

@@ -150,7 +150,8 @@ func (r *RootFile) Next(replaced map[string]RoleKeys) (*RootFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.Signatures, m.Signed.Version, m.Signed.Expires = nil, m.Signed.Version+1, expiry(rootLifetime)
+	m.Signatures = []metadata.Signature{} // not null, which is refused
+	m.Signed.Version, m.Signed.Expires = m.Signed.Version+1, expiry(rootLifetime)
 	for role, keys := range replaced {
 		if err := setKeys(m, role, keys); err != nil {
 			return nil, err

@@ -134,7 +134,15 @@ func TestCustodians(t *testing.T) {
 	s.resolves("v1", v1, "tags")
 	v2 := s.sign("v2", s.uri("targets"))
 	s.resolves("v2", v2, "tags")
-	// the pin of the first root leads to the second also where nothing was seen before
+	// All custodians are elsewhere.
+	last := s.root + ".3"
+	s.tag("rotate", s.name, "targets", "--new", s.public(s.uri("targets")), "--to", last)
+	for _, uri := range []string{uris[0], uris[1], uris[3]} {
+		s.tag("root", "sign", last, "--key", uri)
+	}
+	s.tag(slices.Concat([]string{"root", "push", s.name, last, "--targets", s.uri("targets"), "--wait", patience},
+		s.online())...)
+	// the pin of the first root leads to the third also where nothing was seen before
 	s.forget()
 	s.resolves("v2", v2, "tags")
 }
