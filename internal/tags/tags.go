@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"oras.land/oras-go/v2/registry/remote"
@@ -31,6 +32,9 @@ type Repository struct {
 	Registries Registries
 	Root       []byte // the pinned root.json
 	Dir        string // the folder that remembers what was seen, of this repository alone
+
+	mutex sync.Mutex
+	seen  []*tufstore.Proposal // of the last round, whose files are not read again
 }
 
 // current is what is published and proposed at one moment.
@@ -50,10 +54,16 @@ func (r *Repository) store() *tufstore.Store { return tufstore.New(r.Registries.
 // twice, instead of not at all.
 func (r *Repository) read(ctx context.Context) (*current, error) {
 	c := &current{store: r.store(), stored: map[string]*tufstore.Proposal{}}
+	r.mutex.Lock()
+	c.store.Reuse(r.seen)
+	r.mutex.Unlock()
 	proposals, err := c.store.Proposals(ctx)
 	if err != nil {
 		return nil, err
 	}
+	r.mutex.Lock()
+	r.seen = proposals
+	r.mutex.Unlock()
 	if err := r.readPublished(ctx, c); err != nil {
 		return nil, err
 	}
@@ -243,9 +253,13 @@ func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (
 			if err != nil {
 				return nil, err
 			}
-			if _, err := c.store.Propose(ctx, made.Files); err != nil {
+			p, err := c.store.Propose(ctx, made.Files)
+			if err != nil {
 				return nil, err
 			}
+			r.mutex.Lock()
+			r.seen = append(r.seen, p)
+			r.mutex.Unlock()
 			result.Files += len(made.Files)
 			if result.Lacking = made.Lacking; result.Lacking > 0 {
 				return result, nil

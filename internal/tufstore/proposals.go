@@ -125,6 +125,10 @@ func (s *Store) proposal(ctx context.Context, tag string, left *int64) (*Proposa
 		if *left -= d.Size; *left < 0 {
 			return nil, fmt.Errorf("all proposals have more than %d bytes", maxPending)
 		}
+		if data, ok := s.known[d.Digest]; ok && int64(len(data)) == d.Size {
+			p.Files[name] = data
+			continue
+		}
 		if p.Files[name], err = s.read(ctx, d, maxFile); err != nil {
 			return p, p.refuse(err)
 		}

@@ -65,13 +65,24 @@ func checkName(name string) error {
 // Store reads and writes the metadata of one repository. It may be used by several goroutines.
 type Store struct {
 	repository *remote.Repository
-	name       string // of the repository, for messages
+	name       string                   // of the repository, for messages
+	known      map[digest.Digest][]byte // files of proposals that were read before
 }
 
 // New returns the store of a repository.
 func New(repository *remote.Repository) *Store {
 	return &Store{repository: repository,
 		name: repository.Reference.Registry + "/" + repository.Reference.Repository}
+}
+
+// Reuse has the files of proposals that were read before not read again. It is called before the store is used.
+func (s *Store) Reuse(proposals []*Proposal) {
+	s.known = map[digest.Digest][]byte{}
+	for _, p := range proposals {
+		for _, data := range p.Files {
+			s.known[sum(data)] = data
+		}
+	}
 }
 
 // fail returns the failure of an operation because of an error of the registry, or of what it sent.

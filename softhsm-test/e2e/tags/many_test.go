@@ -76,7 +76,17 @@ func TestManyTags(t *testing.T) {
 	s.resolves("v2", sum, "tags")
 	sum = s.pushAs("v2", "another image")
 	signs("by someone who has signed before")
+	waits := s.repositoryAt(s.registry)
+	status := func() {
+		t.Helper()
+		if status, err := waits.Status(t.Context()); err != nil || len(status.Proposals) != 1 {
+			t.Errorf("%+v: %v", status, err)
+		}
+	}
+	status()
+	m.measure("looking again at what is proposed", 20_000, 4, status)
 	s.refresh()
+	s.resolves("v2", sum, "tags")
 
 	r := s.repositoryAt(s.registry)
 	resolve := func(what string, bytes int64, requests int, tag string, want digest.Digest) {

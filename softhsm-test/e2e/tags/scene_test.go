@@ -135,9 +135,9 @@ func (s *scene) sign(tag, key string) digest.Digest {
 }
 
 // refresh is one round of the publisher.
-func (s *scene) refresh() string {
+func (s *scene) refresh() {
 	s.t.Helper()
-	return s.tag(append([]string{"refresh", s.name}, s.online()...)...)
+	s.tag(append([]string{"refresh", s.name}, s.online()...)...)
 }
 
 // publisher starts the publisher, which ends with the test.
