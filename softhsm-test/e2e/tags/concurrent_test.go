@@ -28,7 +28,6 @@ type signing struct {
 // publisher runs or some of the signers are killed.
 func TestConcurrentSigners(t *testing.T) {
 	for name, test := range map[string]signing{
-		"one role":                     {publisher: true},
 		"delegations":                  {delegations: true, publisher: true},
 		"one role, published later":    {},
 		"delegations, published later": {delegations: true},
