@@ -80,6 +80,10 @@ var rootLimits = bound.Limits{Bytes: maxRoot, Depth: bound.Depth, Elements: 10_0
 
 // rootRole is the part of a root.json that is read here.
 type rootRole struct {
+	Signatures []struct {
+		KeyID string `json:"keyid"`
+		Sig   string `json:"sig"`
+	} `json:"signatures"`
 	Signed struct {
 		Type    string                     `json:"_type"`
 		Version int64                      `json:"version"`
@@ -125,12 +129,27 @@ func parseRoot(data []byte) (*rootRole, error) {
 	return r, nil
 }
 
+// lacking returns how many more root keys have to sign the root. Signatures are counted, and not verified.
+func (r *rootRole) lacking() int {
+	signed := map[string]bool{}
+	for _, s := range r.Signatures {
+		if s.Sig != "" && slices.Contains(r.Signed.Roles.Root.IDs, s.KeyID) {
+			signed[s.KeyID] = true
+		}
+	}
+	return max(r.Signed.Roles.Root.Threshold-len(signed), 0)
+}
+
 // describe sets what the root says.
 func (t *Tags) describe() error {
 	r, err := parseRoot(t.Root)
 	if err != nil {
 		return failure.New(failure.Invalid, "the root for the tags of %q is not a TUF root: %w", t.Scope, err).
 			WithHint("name a file with the root role's metadata, as in 1.root.json")
+	}
+	if n := r.lacking(); n > 0 {
+		return failure.New(failure.Invalid, "the root for the tags of %q lacks %d signatures by its own keys", t.Scope, n).
+			WithHint("have its custodians sign it: hsm-image tag root sign FILE --key KEY")
 	}
 	t.Fingerprint = fmt.Sprintf("sha256:%x", sha256.Sum256(t.Root))
 	t.Threshold, t.Keys = r.Signed.Roles.Root.Threshold, len(r.Signed.Roles.Root.IDs)

@@ -19,11 +19,12 @@ import (
 
 // root returns a root.json of these keys, laid out over several lines as TUF tools write it.
 func root(threshold int, keys ...string) Root {
-	known := map[string]any{}
+	known, signatures := map[string]any{}, []any{}
 	for _, key := range keys {
+		signatures = append(signatures, map[string]any{"keyid": key, "sig": "00"})
 		known[key] = map[string]any{"keytype": "ecdsa", "scheme": "ecdsa-sha2-nistp256"}
 	}
-	data, err := json.MarshalIndent(map[string]any{"signatures": []any{}, "signed": map[string]any{
+	data, err := json.MarshalIndent(map[string]any{"signatures": signatures, "signed": map[string]any{
 		"_type": "root", "version": 1, "expires": "2036-01-01T00:00:00Z", "keys": known,
 		"roles": map[string]any{"root": map[string]any{"keyids": keys, "threshold": threshold}},
 	}}, "", " ")
@@ -128,6 +129,12 @@ func TestRoots(t *testing.T) {
 	if _, err := parseRoot([]byte(good)); err != nil {
 		t.Error(err)
 	}
+	// one key of two has signed, twice
+	twice := Tags{Scope: app, Root: Root(strings.Replace(string(root(2, "a", "b")), `"keyid": "b"`, `"keyid": "a"`, 1))}
+	if _, err := AddTags(t.Context(), manifest(t), twice, false); err == nil || !strings.Contains(err.Error(),
+		"lacks 1 signatures") {
+		t.Errorf("a root that lacks a signature: %v", err)
+	}
 }
 
 // TestTagsByHand changes the entry of a manifest by hand. Roots of every layout are written as they were read.
@@ -143,7 +150,7 @@ func TestTagsByHand(t *testing.T) {
 		t.Errorf("the manifest is\n%s", good)
 	}
 	for name, c := range map[string]struct{ from, to, fails string }{
-		"another root":        {`"c"`, `"d"`, "does not have its key"},
+		"another root":        {`"c": {`, `"d": {`, "does not have its key"},
 		"another key":         {`ecdsa-sha2-nistp256`, `ecdsa-sha2-nistp384`, "does not have the fingerprint and the threshold"},
 		"another threshold":   {"threshold: 2\n", "threshold: 1\n", "does not have the fingerprint and the threshold"},
 		"another fingerprint": {"sha256:", "sha256:0", "does not have the fingerprint and the threshold"},
