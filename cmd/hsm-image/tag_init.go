@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path"
@@ -53,9 +54,10 @@ only the file is written: each custodian signs it with 'hsm-image tag root sign 
 				return cli.Required(c, flag, "pkcs11:token=signing;object="+flag)
 			}
 		}
-		if to == "" {
-			to = "root-" + path.Base(name) + ".json"
+		if threshold < 1 || targetsThreshold < 1 {
+			return cli.Usage(c, failure.New(failure.Invalid, "--threshold and --targets-threshold have to be 1 or more"))
 		}
+		to = cmp.Or(to, rootFileName(name, 1))
 		if err := o.notPinned(name); err != nil {
 			return err
 		}
@@ -68,6 +70,15 @@ only the file is written: each custodian signs it with 'hsm-image tag root sign 
 		if err := root.SignAny(c.Context(), signers); err != nil {
 			return err
 		}
+		n := root.Lacking()
+		if n == 0 {
+			if err := o.checkVacant(c.Context(), name); err != nil {
+				return err
+			}
+		}
+		if err := checkUnfinished(to); err != nil {
+			return err
+		}
 		data, err := root.Encode()
 		if err != nil {
 			return err
@@ -75,7 +86,7 @@ only the file is written: each custodian signs it with 'hsm-image tag root sign 
 		if err := state.Write(to, data, 0o644); err != nil {
 			return err
 		}
-		if n := root.Lacking(); n > 0 {
+		if n > 0 {
 			fmt.Fprintf(c.OutOrStdout(), "wrote %s, which lacks %d signatures: have its custodians run\n"+
 				"  hsm-image tag root sign %s --key KEY\nand then run\n  hsm-image tag root push %s %s --targets KEY "+
 				"--snapshot KEY --timestamp KEY\n", to, n, to, name, to)
@@ -84,6 +95,36 @@ only the file is written: each custodian signs it with 'hsm-image tag root sign 
 		return o.begin(c, name, root, to, signers)
 	}
 	return c
+}
+
+// rootFileName returns the name of the file of a root in the current folder: root-app.json for the first one of
+// example.com/app, and then root-app-2.json and so on, so that no root replaces the one that verifiers pin.
+func rootFileName(repository string, version int64) string {
+	name := "root-" + path.Base(repository)
+	if version > 1 {
+		name = fmt.Sprintf("%s-%d", name, version)
+	}
+	return name + ".json"
+}
+
+// checkUnfinished fails with Conflict if a file has a root that lacks signatures: those that it has would be lost.
+func checkUnfinished(file string) error {
+	root, err := readRoot(file, "")
+	if err != nil || root.Lacking() == 0 {
+		return nil //nolint:nilerr // what is no root can be replaced
+	}
+	return failure.New(failure.Conflict, "%s has a root that still lacks signatures", file).
+		WithHint("have it signed with 'hsm-image tag root sign', remove it, or name another file with --to")
+}
+
+// checkVacant fails with Conflict if a repository has signed tags, before a root is made that nobody can publish.
+func (o *tagOptions) checkVacant(ctx context.Context, name string) error {
+	r, closeAll, err := o.openWith(name, nil)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	return r.CheckVacant(ctx)
 }
 
 // notPinned fails with Conflict if the trust manifest has a root for a repository.

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/certs"
+	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/tuf"
@@ -31,6 +32,17 @@ func (k *keyFlags) all() []string {
 func (k *keyFlags) addOnline(c *cobra.Command) {
 	c.Flags().StringArrayVar(&k.snapshot, "snapshot", nil, "snapshot key, to publish without a publisher; "+keyForms)
 	c.Flags().StringArrayVar(&k.timestamp, "timestamp", nil, "timestamp key, to publish without a publisher; "+keyForms)
+}
+
+// checkOnline fails if only one of the keys with which a command publishes by itself is given: it would only propose.
+func (k *keyFlags) checkOnline(c *cobra.Command) error {
+	switch {
+	case len(k.snapshot) > 0 && len(k.timestamp) == 0:
+		return cli.Required(c, tuf.Timestamp, "pkcs11:token=online;object=timestamp")
+	case len(k.snapshot) == 0 && len(k.timestamp) > 0:
+		return cli.Required(c, tuf.Snapshot, "pkcs11:token=online;object=snapshot")
+	}
+	return nil
 }
 
 func (k *keyFlags) addTargets(c *cobra.Command) {
@@ -100,9 +112,9 @@ func (k *keyring) open(ctx context.Context, references []string) ([]*tuf.Signer,
 	return all, nil
 }
 
-// publics returns the public keys of a role, and opens those that are not in files. threshold 0 is one.
+// publics returns the public keys of a role, and opens those that are not in files.
 func (k *keyring) publics(ctx context.Context, references []string, threshold int) (tuf.RoleKeys, []*tuf.Signer, error) {
-	keys := tuf.RoleKeys{Threshold: max(threshold, 1)}
+	keys := tuf.RoleKeys{Threshold: threshold}
 	var signers []*tuf.Signer
 	for _, reference := range references {
 		if path, ok := strings.CutPrefix(reference, publicKey); ok {

@@ -1,13 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
-	"path"
 	"slices"
 
 	"github.com/spf13/cobra"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/state"
 	"github.com/notation-hsm/notation-hsm/internal/tags"
@@ -42,8 +43,8 @@ To publish new snapshot or timestamp keys, give all of the new ones.`,
 		Args: cli.Exactly(2),
 	}
 	c.Flags().StringArrayVar(&fresh, "new", nil, "new key of the role: "+publicForms)
-	c.Flags().IntVar(&threshold, "threshold", 1, "how many of the new keys have to sign")
-	c.Flags().StringVar(&to, "to", "", "file for a root that lacks signatures (default: root-NAME.json)")
+	c.Flags().IntVar(&threshold, "threshold", 0, "how many of the new keys have to sign (default: as many as before)")
+	c.Flags().StringVar(&to, "to", "", "file for a root that lacks signatures (default: root-NAME-VERSION.json)")
 	keys.addRoot(c)
 	keys.addTargets(c)
 	keys.addOnline(c)
@@ -56,8 +57,8 @@ To publish new snapshot or timestamp keys, give all of the new ones.`,
 		if len(fresh) == 0 {
 			return cli.Required(c, "new", "pkcs11:token=signing;object=new")
 		}
-		if to == "" {
-			to = "root-" + path.Base(name) + ".json"
+		if c.Flags().Changed("threshold") && threshold < 1 {
+			return cli.Usage(c, failure.New(failure.Invalid, "--threshold has to be 1 or more"))
 		}
 		ring := newKeyring(ks)
 		defer ring.Close()
@@ -72,13 +73,17 @@ To publish new snapshot or timestamp keys, give all of the new ones.`,
 			}
 			signers = append(signers, own...)
 			var result *tags.Result
+			if args[1] == tuf.Tags {
+				return failure.New(failure.Invalid, "the role %q has the keys of targets", tuf.Tags).
+					WithHint("run: hsm-image tag rotate " + name + " targets")
+			}
 			if slices.Contains([]string{tuf.Root, tuf.Targets, tuf.Snapshot, tuf.Timestamp}, args[1]) {
 				root, err := r.NextRoot(c.Context(), map[string]tuf.RoleKeys{args[1]: role}, signers)
 				if err != nil {
 					return err
 				}
 				if root.Lacking() > 0 {
-					return writeRoot(c, root, name, to)
+					return writeRoot(c, root, name, cmp.Or(to, rootFileName(name, root.Version())))
 				}
 				result, err = r.ProposeRoot(c.Context(), root, signers, *wait)
 				if err != nil {
@@ -89,6 +94,7 @@ To publish new snapshot or timestamp keys, give all of the new ones.`,
 				if err != nil {
 					return err
 				}
+				role.Threshold = cmp.Or(role.Threshold, d.Threshold)
 				d.RoleKeys = role
 				if result, err = r.Delegate(c.Context(), d, signers, *wait); err != nil {
 					return err
@@ -102,6 +108,9 @@ To publish new snapshot or timestamp keys, give all of the new ones.`,
 
 // writeRoot writes a root that lacks signatures to a file, and says what to do with it.
 func writeRoot(c *cobra.Command, root *tuf.RootFile, name, to string) error {
+	if err := checkUnfinished(to); err != nil {
+		return err
+	}
 	data, err := root.Encode()
 	if err != nil {
 		return err

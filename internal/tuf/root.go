@@ -65,7 +65,8 @@ func (r RoleKeys) read() ([]string, map[string]*metadata.Key, error) {
 		all[k.ID] = k.signed
 	}
 	if r.Threshold < 1 || r.Threshold > len(r.Keys) || len(r.Keys) > maxKeys {
-		return nil, nil, invalid("the threshold is %d of %d keys", r.Threshold, len(r.Keys))
+		return nil, nil, invalid("the threshold is %d of %d keys", r.Threshold, len(r.Keys)).
+			WithHint("name as many keys as the threshold needs, or another --threshold")
 	}
 	return slices.Sorted(maps.Keys(all)), all, nil
 }
@@ -140,7 +141,8 @@ func (r *RootFile) Encode() ([]byte, error) { return encodeRoot(r.m) }
 // Name returns the name of the file in a set.
 func (r *RootFile) Name() string { return fileName(Root, r.m.Signed.Version) }
 
-// Next returns the root that follows, without signatures, with the keys of some roles replaced.
+// Next returns the root that follows, without signatures, with the keys of some roles replaced. A threshold of 0 stays as
+// it was.
 func (r *RootFile) Next(replaced map[string]RoleKeys) (*RootFile, error) {
 	data, err := encode(r.m)
 	if err != nil {
@@ -153,6 +155,9 @@ func (r *RootFile) Next(replaced map[string]RoleKeys) (*RootFile, error) {
 	m.Signatures = []metadata.Signature{} // not null, which is refused
 	m.Signed.Version, m.Signed.Expires = m.Signed.Version+1, expiry(rootLifetime)
 	for role, keys := range replaced {
+		if keys.Threshold == 0 {
+			keys.Threshold = m.Signed.Roles[role].Threshold
+		}
 		if err := setKeys(m, role, keys); err != nil {
 			return nil, err
 		}
