@@ -55,6 +55,9 @@ not verify, unless a role before it has signed the tag.`,
 		case len(keys.targets) == 0:
 			return cli.Required(c, "targets", "pkcs11:token=signing;object=targets")
 		}
+		if err := keys.checkOnline(c); err != nil {
+			return err
+		}
 		ring := newKeyring(ks)
 		defer ring.Close()
 		return o.withRepository(name, func(r *tags.Repository) error {
@@ -100,6 +103,9 @@ tags that are still good with another key.`,
 		}
 		if len(keys.targets) == 0 {
 			return cli.Required(c, "targets", "pkcs11:token=signing;object=targets")
+		}
+		if err := keys.checkOnline(c); err != nil {
+			return err
 		}
 		if args[1] == tuf.Tags {
 			return failure.New(failure.Invalid, "%q is the role of the targets keys, which cannot be removed", tuf.Tags).

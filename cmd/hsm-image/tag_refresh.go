@@ -43,6 +43,9 @@ lifetime of 90 days has passed.`,
 		if len(keys.all()) == 0 {
 			return cli.Required(c, "timestamp", "pkcs11:token=online;object=timestamp")
 		}
+		if err := keys.checkOnline(c); err != nil {
+			return err
+		}
 		if c.Flags().Changed("every") && every < time.Second {
 			return cli.Usage(c, failure.New(failure.Invalid, "--every has to be one second or more"))
 		}

@@ -35,13 +35,19 @@ func readRoot(path, previous string) (*tuf.RootFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tuf.ParseRoot(data, before)
+	root, err := tuf.ParseRoot(data, before)
+	if err != nil && failure.From(err).Kind == failure.Denied {
+		return nil, failure.New(failure.Invalid, "%s is not a root: %w", path, err).
+			WithHint("name the file that 'hsm-image tag init' or 'hsm-image tag rotate' has written")
+	}
+	return root, err
 }
 
 func readFile(path string) ([]byte, error) {
 	data, err := bound.ReadFile(path, maxRootFile)
 	if err != nil {
-		return nil, failure.New(failure.FileKind(err), "cannot read the root: %w", err).WithHint("name the file root.json")
+		return nil, failure.New(failure.FileKind(err), "cannot read the root: %w", err).
+			WithHint("name the file that 'hsm-image tag init' or 'hsm-image tag rotate' has written")
 	}
 	return data, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -81,7 +82,7 @@ func tagRemoveCommand(ks *keystore.Keystore, o *tagOptions) *cobra.Command {
 // change signs a change of tags and says what became of it.
 func (o *tagOptions) change(c *cobra.Command, ks *keystore.Keystore, n tagName, keys keyFlags, wait time.Duration,
 	want func(context.Context, *tags.Repository) (tuf.Change, string, error)) error {
-	if err := tuf.CheckTag(n.tag); err != nil {
+	if err := cmp.Or(keys.checkOnline(c), tuf.CheckTag(n.tag)); err != nil {
 		return err
 	}
 	ring := newKeyring(ks)

@@ -2,6 +2,7 @@ package tuf
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -100,12 +101,26 @@ func (n *next) edit(ctx context.Context, role string, signers []*Signer) (*edit,
 	}
 	e.delegated = n.targets.Signed.Delegations.Roles[i]
 	if e.signers = ofRole(e.keys, signers); len(e.signers) == 0 {
-		return nil, failure.New(failure.Denied, "none of the keys is one of the role %s", role).
-			WithHint("list the keys of each role: hsm-image tag status")
+		return nil, wrongKeys(role, signers)
 	}
 	var err error
 	e.base, err = n.published(ctx, role)
 	return e, err
+}
+
+// wrongKeys is the failure of a change that none of the signers may make.
+func wrongKeys(role string, signers []*Signer) error {
+	return failure.New(failure.Denied, "cannot sign as role %s: key %s is not one of its keys", role, shortIDs(signers)).
+		WithHint("list the keys of each role: hsm-image tag status REPO")
+}
+
+// shortIDs returns the first digits of the keys' IDs, as 'hsm-image tag status' shows them.
+func shortIDs(signers []*Signer) string {
+	var ids []string
+	for _, s := range signers {
+		ids = append(ids, fmt.Sprintf("%.12s", s.ID))
+	}
+	return strings.Join(ids, ", ")
 }
 
 func ofRole(keys keySet, signers []*Signer) (some []*Signer) {
@@ -136,8 +151,8 @@ func (v *View) RoleOf(pending []*Proposal, tag string, signers []*Signer) (strin
 			strings.Join(own, ", "), tag).
 			WithHint("have another signer sign it, or change the delegation: hsm-image tag delegate add")
 	}
-	return "", failure.New(failure.Denied, "the key is of no role that signs tags").
-		WithHint("list the keys of each role: hsm-image tag status")
+	return "", failure.New(failure.Denied, "the key is of no role that signs tags: %s", shortIDs(signers)).
+		WithHint("list the keys of each role: hsm-image tag status REPO")
 }
 
 // cosign adds signatures to the proposal that makes the same change and lacks some. It returns nil if there is none.

@@ -57,8 +57,7 @@ func (v *View) AmendDelegations(ctx context.Context, pending []*Proposal, d Dele
 	}
 	a := &edit{next: n, role: Targets, keys: rootKeys(n.root, Targets), files: map[string][]byte{}}
 	if a.signers = ofRole(a.keys, signers); len(a.signers) == 0 {
-		return nil, failure.New(failure.Denied, "none of the keys is one of the role targets").
-			WithHint("list the keys of each role: hsm-image tag status")
+		return nil, wrongKeys(Targets, signers)
 	}
 	if err := a.targetsFile(ctx, change); err != nil {
 		return nil, err
