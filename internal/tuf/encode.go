@@ -58,7 +58,12 @@ func parse[T metadata.Roles](name string, data []byte, size int64) (*metadata.Me
 func encode[T metadata.Roles](m *metadata.Metadata[T]) ([]byte, error) { return m.ToBytes(false) }
 
 // encodeRoot returns a root as indented JSON: people review it where it is pinned.
-func encodeRoot(m *rootFile) ([]byte, error) { return json.MarshalIndent(m, "", " ") }
+func encodeRoot(m *rootFile) ([]byte, error) {
+	if m.Signatures == nil { // custodians have to be able to read a root that nobody has signed
+		m.Signatures = []metadata.Signature{}
+	}
+	return json.MarshalIndent(m, "", " ")
+}
 
 // payload returns what is signed of a role: its canonical JSON (OLPC).
 func payload[T metadata.Roles](m *metadata.Metadata[T]) ([]byte, error) {
