@@ -46,6 +46,11 @@ func ReadPublicKey(path string) (crypto.PublicKey, error) {
 	}
 	public, err := x509.ParsePKIXPublicKey(der)
 	if err != nil {
+		if _, err := x509.ParseCertificate(der); err == nil {
+			return nil, failure.New(failure.Invalid, "%s has a certificate, not a public key", path).
+				WithHint("name a file with the public key: notation-hsm cert export --public KEY, or openssl x509 -in " + path +
+					" -noout -pubkey")
+		}
 		if rsaKey, err := x509.ParsePKCS1PublicKey(der); err == nil {
 			return rsaKey, nil
 		}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/notaryproject/notation-go/config"
 	"github.com/notaryproject/notation-go/dir"
@@ -34,6 +35,8 @@ const (
 	userAgent     = "hsm-image"
 	maxConcurrent = 10      // idle connections to a host
 	maxConfig     = 1 << 20 // bytes of Notation's config.json
+	// patience is how long a registry may take until it begins to answer a request. Most callers have less.
+	patience = 2 * time.Minute
 )
 
 // Options say how registries are reached.
@@ -56,6 +59,7 @@ func New(options Options) *Registries {
 		options.Limits = OneImage
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone() // with proxies from the environment
+	transport.ResponseHeaderTimeout = patience
 	transport.MaxIdleConnsPerHost, transport.MaxResponseHeaderBytes = maxConcurrent, MaxHeader
 	return &Registries{options: options, insecure: insecureRegistries(), transport: transport}
 }

@@ -35,3 +35,12 @@ func put(t testing.TB, path, text string, mode os.FileMode) {
 		t.Fatal(err)
 	}
 }
+
+// TestPatience verifies that no request waits for ever for a registry that does not answer.
+func TestPatience(t *testing.T) {
+	registries := New(Options{})
+	defer registries.Close()
+	if registries.transport.ResponseHeaderTimeout <= 0 {
+		t.Error("a request to a registry that does not answer waits for ever")
+	}
+}

@@ -239,7 +239,7 @@ func RemoveTags(ctx context.Context, path, scope string) error {
 	return change(ctx, path, func(m *Manifest) error {
 		existing := m.findTags(scope)
 		if existing == nil {
-			return noTags(scope)
+			return noTags(scope).WithHint("list the repositories that have one: notation-hsm trust tags list")
 		}
 		gone := existing.Scope
 		m.Tags = slices.DeleteFunc(m.Tags, func(t Tags) bool { return t.Scope == gone })
@@ -247,7 +247,7 @@ func RemoveTags(ctx context.Context, path, scope string) error {
 	})
 }
 
-func noTags(scope string) error {
+func noTags(scope string) *failure.Error {
 	return failure.New(failure.NotFound, "the trust manifest has no root for the tags of %q", scope).
 		WithHint("add it with: notation-hsm trust tags add " + scope + " --root FILE")
 }

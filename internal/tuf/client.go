@@ -2,9 +2,11 @@ package tuf
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -73,13 +75,28 @@ func (c Client) Update(ctx context.Context, files Files) (*View, error) {
 	case v.fetch.failed != nil: // nothing is known of newer metadata
 		return c.stale(ctx, v.fetch.failed)
 	default:
-		return nil, explain(err)
+		return nil, cmp.Or(c.damaged(), explain(err))
 	}
 	v.trusted = v.updater.GetTrustedMetadataSet()
 	if err := v.check(); err != nil {
 		return nil, err
 	}
 	return v, c.remember(before != v.remembered())
+}
+
+// damaged returns an error if a remembered file is not JSON, as after a fault of the disk. It counts nevertheless: without
+// it, an older version would not be noticed.
+func (c Client) damaged() error {
+	for _, role := range []string{Root, Timestamp, Snapshot, Targets} {
+		path := filepath.Join(c.Dir, role+".json")
+		data, err := bound.ReadFile(path, maxTargets)
+		if err == nil && !json.Valid(data) {
+			return failure.New(failure.Invalid, "cannot read what is remembered of tags: %s is not JSON", path).
+				WithHint("restore it from a backup; or remove the folder " + c.Dir + ", after which this machine takes " +
+					"what the registry has now for the newest, as a new machine does")
+		}
+	}
+	return nil
 }
 
 // open returns a view without metadata but the root: the newest remembered one that was reached from the pinned root, or
