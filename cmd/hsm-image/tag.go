@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"time"
 
@@ -119,7 +120,8 @@ func (o *tagOptions) openWith(name string, root []byte) (*tags.Repository, func(
 		return nil, nil, err
 	}
 	registries := registry.New(registry.Options{AuthFile: o.authFile, PlainHTTP: o.plainHTTP, Limits: tufstore.Round})
-	return &tags.Repository{Name: name, Registries: registries, Root: root, Dir: tuf.Folder(dir, name)}, registries.Close, nil
+	waiting := func() { fmt.Fprintln(os.Stderr, "proposed; waiting for the publisher") }
+	return &tags.Repository{Name: name, Waiting: waiting, Registries: registries, Root: root, Dir: tuf.Folder(dir, name)}, registries.Close, nil
 }
 
 // withRepository calls do with the repository of a name.
@@ -148,9 +150,9 @@ func tellResult(w io.Writer, what, repository string, r *tags.Result, wait time.
 	case wait == 0:
 		fmt.Fprintf(w, "%s: proposed\n", what)
 	default:
-		return failure.New(failure.Timeout, "%s is proposed, and not published after %s", what, wait).
-			WithHint("start the publisher, or run: hsm-image tag refresh " + repository +
-				" --snapshot KEY --timestamp KEY; to see why: hsm-image tag status " + repository)
+		return failure.New(failure.Timeout, "not published within %s, but proposed: %s", wait, what).
+			WithHint("the change takes effect when the publisher publishes it: start the publisher, or run hsm-image tag refresh " +
+				repository + " --snapshot KEY --timestamp KEY; to see what waits, and why: hsm-image tag status " + repository)
 	}
 	return nil
 }

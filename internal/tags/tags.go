@@ -35,6 +35,7 @@ type Repository struct {
 
 	mutex sync.Mutex
 	seen  []*tufstore.Proposal // of the last round, whose files are not read again
+	Waiting    func() // called once, if not nil, when a change is proposed and is not published within seconds
 }
 
 // current is what is published and proposed at one moment.
@@ -220,7 +221,7 @@ func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (
 	result := &Result{Role: ch.role}
 	deadline := time.Now().Add(wait)
 	pause := 200 * time.Millisecond
-	tried := false
+	tried, told := false, false
 	for round := 0; ; {
 		c, err := r.read(ctx)
 		if err != nil {
@@ -280,6 +281,10 @@ func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (
 		}
 		if !time.Now().Before(deadline) {
 			return result, nil
+		}
+		if pause > time.Second && r.Waiting != nil && !told {
+			told = true
+			r.Waiting()
 		}
 		if err := pauseUntil(ctx, &pause, deadline); err != nil {
 			return result, err

@@ -105,6 +105,9 @@ func TestMistakesOfSigners(t *testing.T) {
 	sign := []string{"sign", v1, "--key", uri("targets")}
 	d.fails(2, "--timestamp is required", append(sign, "--snapshot", uri("snapshot"))...)
 	d.fails(2, "--snapshot is required", append(sign, "--timestamp", uri("timestamp"))...)
+	d.fails(5, "waiting for the publisher", append(sign, "--wait", "3s")...)
+	d.must(append([]string{"refresh", d.name}, d.online()...)...)
+	d.must(append([]string{"remove", v1, "--key", uri("targets")}, d.online()...)...)
 	d.fails(3, "the key is of no role that signs tags: ", "sign", v1, "--key", uri("other"))
 	d.fails(4, "push the image", "sign", d.name+":v2", "--key", uri("targets"))
 	d.fails(4, "does not sign v1", append([]string{"remove", v1, "--key", uri("targets")}, d.online()...)...)
@@ -141,6 +144,10 @@ func TestRotationsKeepThresholds(t *testing.T) {
 	}
 	second := d.file("root-app-2.json")
 	d.fails(1, "still lacks signatures", rotate...)
+	d.must("rotate", d.name, "timestamp", "--new", uri("other"), "--to", "unsigned.json")
+	if text := d.must("root", "show", "unsigned.json"); !strings.Contains(text, "signed by -") {
+		t.Errorf("a root that nobody has signed: %s", text)
+	}
 	if d.file("root-app-2.json") != second {
 		t.Error("a third root replaced the second one, and its signature")
 	}
