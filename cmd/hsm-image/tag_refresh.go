@@ -97,7 +97,11 @@ func (o *tagOptions) refresh(c *cobra.Command, name string, signers []*tuf.Signe
 		for _, result := range renewed {
 			fmt.Fprintf(c.OutOrStdout(), "%s: signed %d files of the role %s anew\n", name, result.Files, result.Role)
 		}
-		if !publishes {
+		switch {
+		case !publishes && renew && len(renewed) == 0:
+			return failure.New(failure.Denied, "cannot sign files of %s anew: no key is of a role that signs tags", name).
+				WithHint("list the keys of each role: hsm-image tag status " + name)
+		case !publishes:
 			return nil
 		}
 		report, err := r.Publish(c.Context(), signers, renew)

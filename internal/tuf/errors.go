@@ -25,8 +25,8 @@ func explain(err error) error {
 	refuse := func(reason, hint string) error {
 		return failure.New(failure.Denied, "cannot verify the tag metadata: %s: %w", reason, err).WithHint(hint)
 	}
-	const compare = "compare with another machine; if the registry was restored from a backup, publish again: " +
-		"hsm-image tag refresh"
+	const compare = "find out who can write to the repository; if the registry was restored from a backup, restore the " +
+		"newest manifest under the tag tuf-metadata as well"
 	switch {
 	case errors.Is(err, &metadata.ErrExpiredMetadata{}):
 		return refuse("it has expired, so that it may not be the newest", "have the publisher run: hsm-image tag refresh")

@@ -95,7 +95,7 @@ func fail(cause error, format string, args ...any) *failure.Error {
 	case failure.Unavailable, failure.Timeout, failure.Throttled:
 		return err.WithHint("check the registry and the network, and try again")
 	case failure.Invalid:
-		return err.WithHint("find out who can push to the repository, and publish with 'hsm-image tag refresh'")
+		return err.WithHint("find out who can push to the repository, and restore the newest manifest under its tag")
 	}
 	return err
 }

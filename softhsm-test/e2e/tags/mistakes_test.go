@@ -109,6 +109,7 @@ func TestMistakesOfSigners(t *testing.T) {
 	d.must(append([]string{"refresh", d.name}, d.online()...)...)
 	d.must(append([]string{"remove", v1, "--key", uri("targets")}, d.online()...)...)
 	d.fails(3, "the key is of no role that signs tags: ", "sign", v1, "--key", uri("other"))
+	d.fails(3, "no key is of a role that signs tags", "refresh", d.name, "--key", uri("other"))
 	d.fails(4, "push the image", "sign", d.name+":v2", "--key", uri("targets"))
 	d.fails(4, "does not sign v1", append([]string{"remove", v1, "--key", uri("targets")}, d.online()...)...)
 	d.must(append(sign, d.online()...)...)
