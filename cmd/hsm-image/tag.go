@@ -121,7 +121,8 @@ func (o *tagOptions) openWith(name string, root []byte) (*tags.Repository, func(
 	}
 	registries := registry.New(registry.Options{AuthFile: o.authFile, PlainHTTP: o.plainHTTP, Limits: tufstore.Round})
 	waiting := func() { fmt.Fprintln(os.Stderr, "proposed; waiting for the publisher") }
-	return &tags.Repository{Name: name, Waiting: waiting, Registries: registries, Root: root, Dir: tuf.Folder(dir, name)}, registries.Close, nil
+	return &tags.Repository{Name: name, OnWait: waiting, Registries: registries, Root: root, Dir: tuf.Folder(dir, name)},
+		registries.Close, nil
 }
 
 // withRepository calls do with the repository of a name.
@@ -151,8 +152,8 @@ func tellResult(w io.Writer, what, repository string, r *tags.Result, wait time.
 		fmt.Fprintf(w, "%s: proposed\n", what)
 	default:
 		return failure.New(failure.Timeout, "not published within %s, but proposed: %s", wait, what).
-			WithHint("the change takes effect when the publisher publishes it: start the publisher, or run hsm-image tag refresh " +
-				repository + " --snapshot KEY --timestamp KEY; to see what waits, and why: hsm-image tag status " + repository)
+			WithHint("start the publisher, or run: hsm-image tag refresh " + repository +
+				" --snapshot KEY --timestamp KEY; to see what waits, and why: hsm-image tag status " + repository)
 	}
 	return nil
 }

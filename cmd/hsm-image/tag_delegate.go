@@ -26,14 +26,14 @@ func delegateAddCommand(ks *keystore.Keystore, o *tagOptions) *cobra.Command {
 		Use:   "add REPO NAME --paths PATTERN --key KEY --targets KEY",
 		Short: "Let a signer sign tags, or change what it may sign",
 		Long: `Let a signer sign the tags that match its paths: * is any text, ? one character, [a-z] one of a range.
---key is the signer's key; of a signer elsewhere, its public key, as pubkey:FILE. An existing delegation
-of the name is replaced.
+--key is the signer's key. The key of a signer elsewhere is given as pubkey:FILE, a file that
+'notation-hsm cert export --public KEY' writes. An existing delegation of the name is replaced.
 
 Of several roles that sign a tag, the first counts: the targets keys, and then delegations in the order
 in which they were added. A tag that matches the paths of a delegation that has signed nothing yet does
 not verify, unless a role before it has signed the tag.`,
 		Example: `  hsm-image tag delegate add registry.example.com/team/app alice --paths 'release-*' \
-    --key pubkey:alice.pem --targets "pkcs11:token=signing;object=targets"`,
+    --key pubkey:alice-public.pem --targets "pkcs11:token=signing;object=targets"`,
 		Args: cli.Exactly(2),
 	}
 	c.Flags().StringArrayVar(&paths, "paths", nil, "pattern of the tags that the signer may sign; can be repeated")
@@ -51,7 +51,7 @@ not verify, unless a role before it has signed the tag.`,
 		case len(paths) == 0:
 			return cli.Required(c, "paths", "release-*")
 		case len(keys.key) == 0:
-			return cli.Required(c, "key", "pubkey:alice.pem")
+			return cli.Required(c, "key", "pubkey:alice-public.pem")
 		case len(keys.targets) == 0:
 			return cli.Required(c, "targets", "pkcs11:token=signing;object=targets")
 		}

@@ -56,8 +56,8 @@ func tagRemoveCommand(ks *keystore.Keystore, o *tagOptions) *cobra.Command {
 	var keys keyFlags
 	c := &cobra.Command{
 		Use:     "remove REPO:TAG --key KEY",
-		Short:   "Sign that a tag is no image any more",
-		Long:    `Remove a tag from the signed metadata. It then does not verify, whatever the registry has under it.`,
+		Short:   "Take a tag out of the signed metadata",
+		Long:    `Take a tag out of the signed metadata. It then does not verify, whatever the registry has under it.`,
 		Example: `  hsm-image tag remove registry.example.com/team/app:v1 --key "pkcs11:token=signing;object=targets"`,
 		Args:    cli.Exactly(1),
 	}

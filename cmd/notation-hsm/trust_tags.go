@@ -63,7 +63,7 @@ const maxRootFile = 1 << 20 // bytes; trust has a limit of its own for what is i
 // describeStale returns how long remembered metadata count.
 func describeStale(stale time.Duration) string {
 	if stale == 0 {
-		return "refused while the registry gives no metadata"
+		return "tags are refused while the registry gives no metadata"
 	}
 	return "remembered metadata count for " + trust.FormatStale(stale)
 }

@@ -32,10 +32,11 @@ type Repository struct {
 	Registries Registries
 	Root       []byte // the pinned root.json
 	Dir        string // the folder that remembers what was seen, of this repository alone
+	// OnWait is called once, if not nil, when a change is proposed and is not published within seconds.
+	OnWait func()
 
 	mutex sync.Mutex
 	seen  []*tufstore.Proposal // of the last round, whose files are not read again
-	Waiting    func() // called once, if not nil, when a change is proposed and is not published within seconds
 }
 
 // current is what is published and proposed at one moment.
@@ -282,9 +283,9 @@ func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (
 		if !time.Now().Before(deadline) {
 			return result, nil
 		}
-		if pause > time.Second && r.Waiting != nil && !told {
+		if pause > time.Second && r.OnWait != nil && !told {
 			told = true
-			r.Waiting()
+			r.OnWait()
 		}
 		if err := pauseUntil(ctx, &pause, deadline); err != nil {
 			return result, err
