@@ -174,7 +174,7 @@ func (e *edit) cosign(ctx context.Context, want items) (*Amended, error) {
 			if err != nil {
 				return nil, err
 			}
-			complete(m, e.pool[at], e.keys)
+			complete(m, e.pool.with(at, p), e.keys)
 			if err := e.add(ctx, role, m, e.keys); err != nil {
 				return nil, err
 			}
@@ -198,8 +198,7 @@ func (e *edit) own(p *Proposal) (roles []string) {
 // follows reports whether all files of the role in a proposal are newer than the published ones.
 func (e *edit) follows(p *Proposal) bool {
 	for _, role := range e.own(p) {
-		m := p.roles[role]
-		if m.Signed.Version <= e.view.versionOf(role) || m.Signed.IsExpired(time.Now()) {
+		if !e.next.follows(role, p.roles[role]) {
 			return false
 		}
 	}
@@ -210,7 +209,7 @@ func (e *edit) follows(p *Proposal) bool {
 func (e *edit) sameChange(ctx context.Context, p *Proposal, want items) (bool, error) {
 	made := items{}
 	for _, role := range e.own(p) {
-		if err := checkTargets(p.roles[role]); err != nil {
+		if err := checkTargets(role, p.roles[role], e.keys); err != nil {
 			return false, nil //nolint:nilerr // it counts for nothing
 		}
 	}
@@ -268,12 +267,7 @@ func (e *edit) whole(ctx context.Context, all items, forced bool) (*Amended, err
 		return e.done(e.add(ctx, e.role, m, e.keys))
 	}
 	m.Signed.Targets = map[string]*metadata.TargetFiles{}
-	m.Signed.Delegations = &metadata.Delegations{Keys: map[string]*metadata.Key{},
-		SuccinctRoles: &metadata.SuccinctRoles{KeyIDs: e.keys.ids, Threshold: e.keys.threshold, BitLength: bits,
-			NamePrefix: binsOf(e.role)}}
-	for _, id := range e.keys.ids {
-		m.Signed.Delegations.Keys[id] = e.keys.keys[id]
-	}
+	m.Signed.Delegations = toBins(e.role, e.keys)
 	if err := e.add(ctx, e.role, m, e.keys); err != nil {
 		return nil, err
 	}

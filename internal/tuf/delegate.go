@@ -84,7 +84,7 @@ func (e *edit) targetsFile(ctx context.Context, change items) error {
 			if err != nil {
 				return err
 			}
-			complete(m, e.pool[at], e.keys)
+			complete(m, e.pool.with(at, p), e.keys)
 			e.targets = m
 			return e.add(ctx, Targets, m, e.keys)
 		}
@@ -224,7 +224,7 @@ func (e *edit) renewed(ctx context.Context) (*Amended, error) {
 		return e.change(ctx, items{})
 	}
 	top := e.newFile(e.role)
-	top.Signed.Delegations = e.base.Signed.Delegations
+	top.Signed.Delegations = toBins(e.role, e.keys)
 	if err := e.add(ctx, e.role, top, e.keys); err != nil {
 		return nil, err
 	}

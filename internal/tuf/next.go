@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/theupdateframework/go-tuf/v2/metadata"
+
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
@@ -48,8 +50,11 @@ func (n *next) chooseRoot() bool {
 		if err != nil || checkRoot(p.root) != nil {
 			continue
 		}
-		if !complete(p.root, n.pool[at], rootKeys(n.view.trusted.Root, Root), rootKeys(p.root, Root)) {
+		if !complete(p.root, n.pool.with(at, p), rootKeys(n.view.trusted.Root, Root), rootKeys(p.root, Root)) {
 			n.hold("root version %d: not signed by enough keys", p.root.Signed.Version)
+			continue
+		}
+		if data, err := encodeRoot(p.root); err != nil || len(data) > maxRoot {
 			continue
 		}
 		n.root, n.chosen[Root] = p.root, p
@@ -100,14 +105,17 @@ func (n *next) newest(role string, keys keySet, changes func(*Proposal) items) *
 func (n *next) completed(role string, keys keySet) (found []*Proposal) {
 	for _, p := range n.pending {
 		m := p.roles[role]
-		if m == nil || m.Signed.Version <= n.view.versionOf(role) {
+		if m == nil || !n.follows(role, m) {
 			continue
 		}
 		at, err := p.content(role)
-		if err != nil || m.Signed.IsExpired(time.Now()) || !complete(m, n.pool[at], keys) {
+		if err != nil || !complete(m, n.pool.with(at, p), keys) {
 			continue
 		}
-		if role != Targets && checkTargets(m) != nil {
+		if data, err := encode(m); err != nil || len(data) > maxTargets { // it is stored as it is encoded here
+			continue
+		}
+		if role != Targets && checkTargets(role, m, keys) != nil {
 			continue
 		}
 		found = append(found, p)
@@ -118,10 +126,18 @@ func (n *next) completed(role string, keys keySet) (found []*Proposal) {
 	return found
 }
 
-// checkTargets verifies that the file of a role that lists tags is one that this package makes.
-func checkTargets(m *targetsFile) error {
-	d := m.Signed.Delegations
-	if d != nil && (d.SuccinctRoles == nil || len(d.Roles) > 0 || len(m.Signed.Targets) > 0 || d.SuccinctRoles.BitLength != bits) {
+// follows reports whether a file can be the one after the published file of its role.
+func (n *next) follows(role string, m *targetsFile) bool {
+	published := n.view.versionOf(role)
+	return m.Signed.Version > published && m.Signed.Version <= published+maxAhead && !m.Signed.IsExpired(time.Now())
+}
+
+// checkTargets verifies that the file of a role that lists tags, or of a bin, is one that this package makes. A role with
+// these keys delegates to nobody but its own bins, which the same keys sign: not to the bins of another role, nor to keys
+// that are not the role's, or no longer.
+func checkTargets(role string, m *targetsFile, keys keySet) error {
+	if d := m.Signed.Delegations; d != nil && (owner(role) != role || len(m.Signed.Targets) > 0 ||
+		mustJSON(d) != mustJSON(toBins(role, keys))) {
 		return invalid("it delegates tags to others")
 	}
 	for tag := range m.Signed.Targets {
@@ -130,6 +146,18 @@ func checkTargets(m *targetsFile) error {
 		}
 	}
 	return nil
+}
+
+// toBins returns the delegation of a role to its bins.
+func toBins(role string, keys keySet) *metadata.Delegations {
+	return &metadata.Delegations{Keys: keysOf(keys), SuccinctRoles: &metadata.SuccinctRoles{KeyIDs: keys.ids,
+		Threshold: keys.threshold, BitLength: bits, NamePrefix: binsOf(role)}}
+}
+
+// counts reports whether the published file of a role counts under keys: whether they have signed it, and its bins have
+// the same keys.
+func counts(role string, base *targetsFile, keys keySet) bool {
+	return base != nil && verify(base, base.Signatures, keys) && checkTargets(role, base, keys) == nil
 }
 
 // split returns whether the file of a role delegates its tags to bins.
@@ -165,7 +193,7 @@ func (n *next) chooseTags(ctx context.Context, role string) (bool, error) {
 	switch {
 	case p != nil:
 		top, n.chosen[role] = p.roles[role], p
-	case base != nil && !verify(base, base.Signatures, keys):
+	case base != nil && !counts(role, base, keys):
 		n.hold("%s: its file is not signed by its new keys", role)
 		return false, nil
 	case base == nil && n.view.versionOf(role) > 0: // the snapshot goes on to name the file, which is gone
@@ -177,15 +205,15 @@ func (n *next) chooseTags(ctx context.Context, role string) (bool, error) {
 		return true, nil
 	}
 	ok, err := n.chooseBins(ctx, role, base, top)
-	if err != nil || ok || p == nil || base == nil || !verify(base, base.Signatures, keys) {
+	if err != nil || ok || p == nil {
 		return ok, err
 	}
-	n.tops[role] = base // what is published of the role still counts
+	n.tops[role] = base // what is published of the role still counts, even if that is nothing
 	delete(n.chosen, role)
 	for _, bin := range top.Signed.Delegations.SuccinctRoles.GetRoles() {
 		delete(n.chosen, bin)
 	}
-	return true, nil
+	return n.view.versionOf(role) == 0 || counts(role, base, keys), nil
 }
 
 // chooseBins chooses the files of the bins of a role.

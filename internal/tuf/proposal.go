@@ -17,8 +17,9 @@ type rootFile = metadata.Metadata[metadata.RootType]
 type Proposal struct {
 	ID    string // where it is stored
 	root  *rootFile
-	roles map[string]*targetsFile // targets, roles that list tags, and bins
-	raw   map[string][]byte       // the file of each role
+	roles map[string]*targetsFile         // targets, roles that list tags, and bins
+	raw   map[string][]byte               // the file of each role
+	given map[string][]metadata.Signature // those in the file of each role, of which complete leaves the valid ones
 }
 
 var proposedFile = sync.OnceValue(func() *regexp.Regexp {
@@ -27,7 +28,8 @@ var proposedFile = sync.OnceValue(func() *regexp.Regexp {
 
 // ReadProposal reads the files of a proposal. It fails when one of them is not metadata of its role and version.
 func ReadProposal(id string, files map[string][]byte) (*Proposal, error) {
-	p := &Proposal{ID: id, roles: map[string]*targetsFile{}, raw: map[string][]byte{}}
+	p := &Proposal{ID: id, roles: map[string]*targetsFile{}, raw: map[string][]byte{},
+		given: map[string][]metadata.Signature{}}
 	for name, data := range files {
 		match := proposedFile().FindStringSubmatch(name)
 		if match == nil || match[2] == Snapshot || match[2] == Timestamp {
@@ -55,7 +57,7 @@ func ReadProposal(id string, files map[string][]byte) (*Proposal, error) {
 		if found != version {
 			return nil, invalid("the file %s of a proposal has version %d", name, found)
 		}
-		p.raw[role] = data
+		p.raw[role], p.given[role] = data, slices.Clone(*p.signatures(role))
 	}
 	return p, nil
 }

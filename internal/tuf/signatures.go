@@ -25,7 +25,7 @@ func newPool(pending []*Proposal) pool {
 	for _, p := range pending {
 		for role := range p.raw {
 			if at, err := p.content(role); err == nil {
-				all[at] = append(all[at], *p.signatures(role)...)
+				all[at] = append(all[at], p.given[role]...)
 			}
 		}
 	}
@@ -35,6 +35,12 @@ func newPool(pending []*Proposal) pool {
 func (p *Proposal) content(role string) (content, error) {
 	data, err := p.payload(role)
 	return content{role, sha256.Sum256(data)}, err
+}
+
+// with returns the signatures of what a proposal has of a role, its own first: those of others, which may be many and
+// worthless, must not keep it from being complete.
+func (all pool) with(at content, p *Proposal) []metadata.Signature {
+	return slices.Concat(p.given[at.role], all[at])
 }
 
 // keySet are the keys of a role, and how many have to sign.

@@ -46,6 +46,10 @@ const (
 	maxTargets   = 1 << 20
 	splitSize    = 64 << 10
 	bits         = 5 // a split role has 32 bins
+	// versions that a proposal may be ahead of what is published. Each proposal is one ahead of another, so honest ones
+	// are not more than there may be proposals. Without a limit, whoever has a key of a role once could use up the
+	// versions of the role for ever.
+	maxAhead = 2000
 )
 
 // Limits of one repository.

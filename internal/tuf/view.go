@@ -203,7 +203,7 @@ func (v *View) delegation(name string) *metadata.DelegatedRole {
 // role that has signed nothing.
 func (v *View) role(ctx context.Context, name string) (*targetsFile, error) {
 	if m := v.trusted.Targets[name]; m != nil {
-		return m, checkBins(name, m)
+		return m, v.checkBins(name, m)
 	}
 	parent := parentOf(name)
 	if parent != Targets {
@@ -218,7 +218,7 @@ func (v *View) role(ctx context.Context, name string) (*targetsFile, error) {
 	path := filepath.Join(v.dir, name+".json")
 	if data, err := bound.ReadFile(path, maxTargets); err == nil && checkJSON(name, data, maxTargets) == nil {
 		if m, err := v.trusted.UpdateDelegatedTargets(data, name, parent); err == nil {
-			return m, checkBins(name, m)
+			return m, v.checkBins(name, m)
 		}
 	}
 	if v.files == nil {
@@ -244,16 +244,16 @@ func (v *View) role(ctx context.Context, name string) (*targetsFile, error) {
 		return nil, failure.New(failure.FileKind(err), "cannot write %s: %w", path, err).
 			WithHint("check the folder's permissions and that the disk is not full")
 	}
-	return m, checkBins(name, m)
+	return m, v.checkBins(name, m)
 }
 
-// checkBins verifies that a role other than targets delegates its tags to its own bins alone, if at all.
-func checkBins(name string, m *targetsFile) error {
-	d := m.Signed.Delegations
-	if name == Targets || d == nil {
+// checkBins verifies that a role other than targets delegates its tags to its own bins alone, if at all, under its own
+// keys.
+func (v *View) checkBins(name string, m *targetsFile) error {
+	if name == Targets {
 		return nil
 	}
-	if checkTargets(m) != nil || d.SuccinctRoles.NamePrefix != binsOf(name) {
+	if checkTargets(name, m, delegatedKeys(v.trusted.Targets[parentOf(name)], name)) != nil {
 		return failure.New(failure.Denied, "cannot use the tag metadata of the role %s: it delegates tags to others", name).
 			WithHint("use the hsm-image that wrote it, or a newer one")
 	}
