@@ -96,6 +96,41 @@ func Sign(ctx context.Context, s *keystore.Reference, spec key.Spec, payload []b
 	}
 }
 
+// Chain returns the checked chain that Sign signs with, leaf first. It fails as Sign does.
+func Chain(ctx context.Context, s *keystore.Reference) ([]*x509.Certificate, error) {
+	file, err := readChainFile(s)
+	if err != nil {
+		return nil, err
+	}
+	store, err := s.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer store.Close()
+	j := job{store: store, file: file, settings: s}
+	var leaf *x509.Certificate
+	switch leaves := certs.Leaves(file); len(leaves) {
+	case 0:
+		leaf, err = store.Leaf(ctx)
+	case 1:
+		leaf = leaves[0]
+	}
+	if err != nil {
+		return nil, err
+	}
+	if leaf != nil {
+		public, err := store.Public(ctx)
+		if err != nil {
+			return nil, err
+		}
+		chain, err := certs.Chain(leaf, file, keystore.IssuerLookup(ctx, store), time.Now())
+		if err == nil && certs.SameKey(public, leaf.PublicKey) && certs.Check(chain, time.Now()) == nil {
+			return chain, nil
+		}
+	}
+	return j.findChain(ctx)
+}
+
 // checkSpec fails with Invalid unless a leaf's key is of the spec that Notation asked for.
 func checkSpec(leaf *x509.Certificate, want key.Spec) error {
 	spec, err := key.SpecOf(leaf.PublicKey)

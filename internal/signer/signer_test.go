@@ -408,3 +408,44 @@ func BenchmarkSign(b *testing.B) {
 		})
 	}
 }
+
+// TestChain returns the chain that Sign signs with, wherever the certificates are.
+func TestChain(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range map[string]func(f *fixture, leaf, renewed *x509.Certificate){
+		"in the file":            func(f *fixture, leaf, _ *x509.Certificate) { f.file(leaf, f.ca.Cert, f.root.Cert) },
+		"two leaves in the file": func(f *fixture, leaf, renewed *x509.Certificate) { f.file(leaf, renewed, f.ca.Cert, f.root.Cert) },
+		"on the token":           func(f *fixture, leaf, _ *x509.Certificate) { f.store(leaf, f.ca.Cert, f.root.Cert) },
+		"issuers on the token":   func(f *fixture, leaf, _ *x509.Certificate) { f.file(leaf); f.store(f.ca.Cert, f.root.Cert) },
+		"the older one in a file": func(f *fixture, leaf, renewed *x509.Certificate) {
+			f.file(leaf)
+			f.store(renewed, f.ca.Cert, f.root.Cert)
+		},
+		"the older one beside the key": func(f *fixture, leaf, renewed *x509.Certificate) {
+			f.store(leaf, f.ca.Cert, f.root.Cert)
+			f.module.Certificate(f.t, token, "other", renewed)
+		},
+		"another key's beside the key": func(f *fixture, leaf, _ *x509.Certificate) {
+			f.store(f.leafOf(f.root.Key.Public(), nil), f.ca.Cert, f.root.Cert)
+			f.module.Certificate(f.t, token, "other", leaf)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t, "EC-256")
+			prepare(f, f.leaf(nil), f.leaf(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(2 * time.Hour) }))
+			made, err := f.sign()
+			if err != nil {
+				t.Fatal(err)
+			}
+			chain, err := Chain(t.Context(), f.reference)
+			if err != nil || !slices.EqualFunc(made.Chain, chain, (*x509.Certificate).Equal) {
+				t.Errorf("the chain has %d certificates, %v", len(chain), err)
+			}
+			f.closed()
+		})
+	}
+	if _, err := Chain(t.Context(), newFixture(t, "EC-256").reference); !failure.Is(err, failure.NotFound) {
+		t.Errorf("without a certificate: %v", err)
+	}
+}
