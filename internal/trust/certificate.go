@@ -82,6 +82,11 @@ func FromKey(ctx context.Context, s *keystore.Reference) (*Certificate, error) {
 		"store the certificates of its issuers, up to the self-signed root, with 'notation-hsm cert import'")
 }
 
+// FromChain returns the certificate of a signer from the chain that it signs with, leaf first.
+func FromChain(chain []*x509.Certificate) (*Certificate, error) {
+	return fromLeaf(chain[0], chain[1:], "add the certificates of its issuers, up to the self-signed root")
+}
+
 // fromLeaf trusts one signing certificate: itself if it is self-signed, else its subject under the root. The
 // intermediates and the certificate may change then, as long as the root and the subject stay the same.
 func fromLeaf(leaf *x509.Certificate, known []*x509.Certificate, missing string) (*Certificate, error) {
