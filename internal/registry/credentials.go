@@ -13,6 +13,19 @@ import (
 	"oras.land/oras-go/v2/registry/remote/credentials"
 )
 
+// The host of Docker Hub's Notary server, which takes the credentials of Docker Hub.
+const notaryHub = "notary.docker.io"
+
+// Credentials returns the credentials for a service that takes those of registries, such as a Notary server.
+func (r *Registries) Credentials(path string) auth.CredentialFunc {
+	return func(ctx context.Context, host string) (auth.Credential, error) {
+		if host == notaryHub {
+			host = DockerHubHost
+		}
+		return r.credential(ctx, host, path)
+	}
+}
+
 // credential returns the credentials for a repository of a registry: those of Notation, or else those of Podman and
 // Docker. It fails when ctx ends before a credential helper has answered.
 func (r *Registries) credential(ctx context.Context, host, path string) (auth.Credential, error) {
