@@ -39,6 +39,12 @@ func (r *Repository) Change(ctx context.Context, c tuf.Change, signers []*tuf.Si
 				strings.Join(tagsIn(c), ", ")).WithHint("list the tags, and who signs them: hsm-image tag list " + r.Name)
 		}
 	}
+	return r.ChangeRole(ctx, role, c, signers, wait)
+}
+
+// ChangeRole signs a change of the tags of a role.
+func (r *Repository) ChangeRole(ctx context.Context, role string, c tuf.Change, signers []*tuf.Signer,
+	wait time.Duration) (*Result, error) {
 	return r.apply(ctx, change{role: role, signers: signers,
 		amend: func(now *current) (*tuf.Amended, error) { return now.view.Amend(ctx, now.pending, role, c, signers) },
 		done:  func(now *current) (bool, bool, error) { return now.view.Has(ctx, now.pending, role, c) },
