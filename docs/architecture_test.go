@@ -27,7 +27,7 @@ var storeys = []struct {
 	{"commands", []string{"cmd/notation-hsm", "cmd/hsm-image", "cmd/docker-hsm", "cmd/hsm-broker",
 		"cmd/sigstore-kms-hsm"}},
 	{"commands that verify", []string{"verification"}},
-	{"parts of commands", []string{"cli", "backends", "publisher"}},
+	{"parts of commands", []string{"cli", "backends", "publisher", "migrate"}},
 	{"jobs", []string{"plugin", "custody", "keyprovider", "kms", "image", "gate", "dockercli", "agent", "broker/api",
 		"tags"}},
 	{"below the jobs", []string{"ca", "trust", "signer", "layerkey", "broker", "brokerfile", "tuf", "tufstore", "notaryv1"}},
