@@ -28,7 +28,7 @@ func tagCommand(ks *keystore.Keystore) *cobra.Command {
 	c := cli.Group("tag", "Sign what tags are, so that a registry can neither move them nor take them back",
 		tagInitCommand(ks, &o), tagSignCommand(ks, &o), tagRemoveCommand(ks, &o), tagListCommand(&o), tagShowCommand(&o),
 		tagDelegateCommand(ks, &o), tagRotateCommand(ks, &o), tagRootCommand(ks, &o), tagRefreshCommand(ks, &o),
-		tagStatusCommand(&o), tagExportCommand(&o))
+		tagStatusCommand(&o), tagExportCommand(&o), tagImportCommand(ks, &o))
 	c.Long = `Sign what the tags of a repository are, with The Update Framework (TUF). A verifier that pins the
 repository's root learns from the signed metadata, and not from the registry, which digest a tag is.
 The metadata expire, and verifiers remember the versions that they saw.
