@@ -32,15 +32,15 @@ const (
 
 // Plan is what a repository has in Notary v1, and what becomes of it here.
 type Plan struct {
-	Repository string `json:"repository"`
-	GUN        string `json:"gun"`
-	Roles      []Role `json:"roles"`      // of Notary
-	Top        []Made `json:"top"`        // root, snapshot and timestamp here
-	Signers    []Made `json:"signers"`    // the roles that sign tags here
-	Tags       []Tag  `json:"tags"`       // that are signed here, or will be
-	Left       []Left `json:"left"`       // what is left out
-	Notes      []Note `json:"notes"`      // what is different here
-	Signatures int    `json:"signatures"` // of Notation, that the images get unless they have them
+	Repository string   `json:"repository"`
+	GUN        string   `json:"gun"`
+	Roles      []Role   `json:"roles"`      // of Notary
+	Top        []Made   `json:"top"`        // root, snapshot and timestamp here
+	Signers    []Made   `json:"signers"`    // the roles that sign tags here
+	Tags       []Tag    `json:"tags"`       // that are signed here, or will be
+	Left       []Left   `json:"left"`       // what is left out
+	Notes      []string `json:"notes"`      // what is different here
+	Signatures int      `json:"signatures"` // of Notation, that the images get unless they have them
 }
 
 // Role is a role of Notary v1.
@@ -94,9 +94,6 @@ type Left struct {
 	Lost   bool   `json:"lost"` // it is a tag that Notary has, and that will not verify here
 }
 
-// Note is something that is different here.
-type Note string
-
 // Given are the new keys, as the user has named them.
 type Given struct {
 	Signers   map[string][]string // of the delegations that shall exist here; nil: not decided yet
@@ -106,7 +103,7 @@ type Given struct {
 
 // New plans the migration of a repository. It fails with Invalid if a signer is given that Notary does not have.
 func New(from *notaryv1.Repository, repository string, given Given) (*Plan, error) {
-	p := &Plan{Repository: repository, GUN: from.GUN, Left: []Left{}, Notes: []Note{}, Tags: []Tag{}}
+	p := &Plan{Repository: repository, GUN: from.GUN, Left: []Left{}, Notes: []string{}, Tags: []Tag{}}
 	for _, r := range from.Roles {
 		p.addRole(r, from.Targets)
 		if r.Expired {
@@ -156,7 +153,7 @@ func (p *Plan) leave(lost bool, reason, what string, args ...any) {
 }
 
 func (p *Plan) note(format string, args ...any) {
-	p.Notes = append(p.Notes, Note(fmt.Sprintf(format, args...)))
+	p.Notes = append(p.Notes, fmt.Sprintf(format, args...))
 }
 
 // Lost returns how many tags of Notary will not verify here.
@@ -362,7 +359,7 @@ func (b *builder) addTags(targets []notaryv1.Target) {
 		b.Tags = append(b.Tags, made)
 	}
 	if unpulled > 0 {
-		b.note("%d tags are in delegations alone, where 'docker pull' does not look and 'notary list' does: here they verify",
+		b.note("tags of delegations alone, which 'docker pull' does not take and 'notary list' shows: %d; here they verify",
 			unpulled)
 	}
 }

@@ -3,9 +3,11 @@ package tags
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -42,15 +44,15 @@ type migration struct {
 	victim *exec.Cmd
 }
 
-// newMigration makes a repository with 200 tags, 3 delegations and a threshold in a registry and in Notary, and keys.
-func newMigration(t *testing.T) *migration {
+// newMigration makes a repository with tags, 3 delegations and a threshold in Notary, a registry, and keys.
+func newMigration(t *testing.T, count int) *migration {
 	t.Helper()
 	token := softhsmtest.NewToken(t, "signing")
 	m := &migration{t: t, plugin: softhsmtest.NewNotation(t, token).Plugin, image: softhsmtest.Build(t, "hsm-image"),
 		dir: t.TempDir(), notary: notary.Start(t)}
 	m.front = newProxy(t, oci.StartRegistry(t), m.request)
 	softhsmtest.Setenv(t, "NOTATION_HSM_TRUST", filepath.Join(m.dir, "trust.yaml"))
-	options := notary.Team(200, func(i int) (digest.Digest, int64) {
+	options := notary.Team(count, func(i int) (digest.Digest, int64) {
 		d := oci.Descriptor(ocispec.MediaTypeImageManifest, manifestOf(t, i))
 		return d.Digest, d.Size
 	})
@@ -209,7 +211,7 @@ func (m *migration) verify(name string, good, bad []notary.Tag) {
 // interruptions, and then once more from the trust folder alone.
 func TestImport(t *testing.T) {
 	softhsmtest.Parallel(t)
-	m := newMigration(t)
+	m := newMigration(t, 200)
 	m.push(m.name(), 200)
 
 	t.Run("the plan", func(t *testing.T) {
@@ -297,7 +299,9 @@ func TestImport(t *testing.T) {
 		arguments := m.arguments(moved, slices.Concat(m.keys(), []string{"--gun", m.name(), "--trust-folder",
 			m.from.Folder(t)})...)
 		stdout, stderr, err := softhsmtest.Try(t, "", m.image, arguments...)
-		if err == nil || !strings.Contains(stderr, "10 of the tags in Notary are not signed here") {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 4 ||
+			!strings.Contains(stderr, "10 of the tags in Notary are not signed here") {
 			t.Errorf("%v\n%s", err, stderr)
 		}
 		for _, tag := range m.tags[190:] {
@@ -307,4 +311,77 @@ func TestImport(t *testing.T) {
 		}
 		m.verify(moved, m.tags[:190], m.tags[190:])
 	})
+}
+
+// rootID returns the ID of the root key, which names its file.
+func rootID(t *testing.T, from *notary.Collection) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(from.Folder(t), "private", "*.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if strings.Contains(softhsmtest.Read(t, file), "role: root") {
+			return strings.TrimSuffix(filepath.Base(file), ".key")
+		}
+	}
+	t.Fatal("there is no root key")
+	return ""
+}
+
+// docker reads trust data as 'docker trust inspect' did until version 28: with Notary's client, into Docker's folder.
+const docker = `#!/bin/sh
+set -eu
+shift 2
+for name in "$@"; do :; done
+notary -s "$DOCKER_CONTENT_TRUST_SERVER" --tlscacert "$SSL_CERT_FILE" -d "$DOCKER_CONFIG/trust" list "$name" >&2
+echo '{"Name": "Root", "Keys": [{"ID": "'"$ROOT_ID"'"}]}'
+`
+
+// TestImportPage runs the commands of docs/leave-dct.md in their order.
+func TestImportPage(t *testing.T) {
+	softhsmtest.Parallel(t)
+	page := softhsmtest.Read(t, filepath.Join(softhsmtest.Root(), "docs", "leave-dct.md"))
+	var script strings.Builder
+	for i, part := range strings.Split(page, "```") {
+		if text, ok := strings.CutPrefix(part, "sh\n"); ok && i%2 == 1 {
+			script.WriteString(text)
+		}
+	}
+	token := softhsmtest.NewToken(t, "signing")
+	plugin := softhsmtest.NewNotation(t, token).Plugin
+	server := notary.Start(t)
+	_, port, _ := strings.Cut(oci.StartRegistry(t), ":")
+	name := "localhost:" + port + "/team/app" // which programs speak plain HTTP to
+	m := &migration{t: t}
+	m.push(name, 8)
+	from := server.Make(t, name, notary.Team(8, func(i int) (digest.Digest, int64) {
+		d := oci.Descriptor(ocispec.MediaTypeImageManifest, manifestOf(t, i))
+		return d.Digest, d.Size
+	}))
+	dir, programs := t.TempDir(), t.TempDir()
+	softhsmtest.Write(t, filepath.Join(programs, "docker"), docker)
+	if err := os.Chmod(filepath.Join(programs, "docker"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for variable, value := range map[string]string{"REPO": name, "DOCKER_CONFIG": filepath.Join(dir, "docker"),
+		"SSL_CERT_FILE": server.CA, "DOCKER_CONTENT_TRUST_SERVER": server.URL, "ROOT_ID": rootID(t, from),
+		"NOTATION_HSM_TRUST": filepath.Join(dir, "trust.yaml"),
+		"PATH": strings.Join([]string{programs, filepath.Dir(plugin), filepath.Dir(softhsmtest.Build(t, "notary")),
+			os.Getenv("PATH")}, string(filepath.ListSeparator))} {
+		softhsmtest.Setenv(t, variable, value)
+	}
+	softhsmtest.Build(t, "hsm-image")
+	output := softhsmtest.Run(t, "sh", "-euc", "cd "+dir+"\n"+script.String())
+	for _, words := range []string{"done: 8 tags of " + name, "localhost:" + port +
+		"/team/app:v1.0: pass", "next: notation-hsm trust export"} {
+		if !strings.Contains(output, words) {
+			t.Errorf("it does not print %q:\n%s", words, output)
+		}
+	}
+	var plan migrate.Plan
+	softhsmtest.ReadJSON(t, filepath.Join(dir, "plan.json"), &plan)
+	if len(plan.Tags) != 8 || plan.Todo() != 8 {
+		t.Errorf("%d tags, %d to do", len(plan.Tags), plan.Todo())
+	}
 }
