@@ -25,13 +25,16 @@ func (p *Plan) AddState(ctx context.Context, v *tuf.View) error {
 	for i := range p.Top {
 		p.Top[i].Exists = true
 	}
+	if own := p.signer(tuf.Tags); own != nil {
+		own.Exists = true
+	}
 	for _, d := range delegations {
 		made := p.signer(d.Name)
 		if made == nil {
 			continue
 		}
 		made.Exists = true
-		if d.Name != tuf.Tags && (d.Threshold != made.Threshold || !slices.Equal(d.Paths, made.Paths)) {
+		if d.Threshold != made.Threshold || !slices.Equal(d.Paths, made.Paths) {
 			p.note("the delegation %s exists with other paths or another threshold, and stays as it is", d.Name)
 		}
 	}

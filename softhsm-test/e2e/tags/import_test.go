@@ -313,6 +313,23 @@ func TestImport(t *testing.T) {
 	})
 }
 
+// TestImportWithPublisher moves tags into a repository that exists already, and whose snapshot and timestamp keys another
+// process has.
+func TestImportWithPublisher(t *testing.T) {
+	softhsmtest.Parallel(t)
+	m := newMigration(t, 8)
+	m.push(m.name(), 8)
+	online := []string{"--plain-http", "--snapshot", keyOf("snapshot"), "--timestamp", keyOf("timestamp")}
+	softhsmtest.Run(t, m.image, append([]string{"tag", "init", m.name(), "--root", keyOf("root"), "--targets",
+		keyOf("targets"), "--to", filepath.Join(m.dir, "root.json")}, online...)...)
+	softhsmtest.Start(t, m.image, append([]string{"tag", "refresh", m.name(), "--every", "1s"}, online...)...)
+	arguments := m.arguments(m.name(), slices.Concat(m.server(), []string{"--apply", "--wait", "1h", "--targets",
+		keyOf("targets"), "--signer", "alice=" + keyOf("alice"), "--signer", "alice=" + keyOf("alice-2"), "--signer",
+		"bob=" + keyOf("bob"), "--signer-cert", "bob=" + filepath.Join(m.dir, "bob.pem")})...)
+	softhsmtest.Run(t, m.image, arguments...)
+	m.verify(m.name(), m.tags, nil)
+}
+
 // rootID returns the ID of the root key, which names its file.
 func rootID(t *testing.T, from *notary.Collection) string {
 	t.Helper()
