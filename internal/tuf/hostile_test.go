@@ -46,14 +46,15 @@ func (w *world) pushed(files map[string][]byte) (*Proposal, error) {
 	return p, err
 }
 
-// delegate publishes a delegation.
-func (w *world) delegate(name, path string, s ...*Signer) {
+// delegate publishes the delegation alice, one of whose keys has to sign.
+func (w *world) delegate(s ...*Signer) {
 	w.t.Helper()
 	r := RoleKeys{Threshold: 1}
 	for _, k := range s {
 		r.Keys = append(r.Keys, k.Key)
 	}
-	w.propose(w.view().AmendDelegations(w.t.Context(), w.pending, Delegation{Name: name, Paths: []string{path}, RoleKeys: r}, []*Signer{w.targets}))
+	w.propose(w.view().AmendDelegations(w.t.Context(), w.pending,
+		Delegation{Name: "alice", Paths: []string{"r-*"}, RoleKeys: r}, []*Signer{w.targets}))
 	if held := w.publish(); len(held) > 0 {
 		w.t.Fatal(held)
 	}
@@ -69,7 +70,7 @@ func many(prefix string, n int) (c Change) {
 
 // succinct delegates to bins with one key.
 func succinct(prefix string, s *Signer) *metadata.Delegations {
-	return &metadata.Delegations{Keys: map[string]*metadata.Key{s.ID: s.Key.signed}, SuccinctRoles: &metadata.SuccinctRoles{
+	return &metadata.Delegations{Keys: map[string]*metadata.Key{s.ID: s.signed}, SuccinctRoles: &metadata.SuccinctRoles{
 		KeyIDs: []string{s.ID}, Threshold: 1, BitLength: bits, NamePrefix: prefix}}
 }
 
@@ -77,7 +78,7 @@ func succinct(prefix string, s *Signer) *metadata.Delegations {
 func TestForeignBins(t *testing.T) {
 	w := newWorld(t)
 	alice := newSigner(t)
-	w.delegate("alice", "r-*", alice)
+	w.delegate(alice)
 	w.propose(w.view().Amend(t.Context(), w.pending, Tags, many("v", 700), []*Signer{w.targets}))
 	w.publish()
 	top := metadata.Targets(expiry(day))
@@ -101,7 +102,7 @@ func TestForeignBins(t *testing.T) {
 func TestNoBins(t *testing.T) {
 	w := newWorld(t)
 	alice := newSigner(t)
-	w.delegate("alice", "r-*", alice)
+	w.delegate(alice)
 	top := metadata.Targets(expiry(day))
 	top.Signed.Delegations = succinct("alice-bin", alice)
 	_, err := w.pushed(map[string][]byte{"1.alice.json": w.file(top, alice)})
@@ -117,7 +118,7 @@ func TestNoBins(t *testing.T) {
 func TestRevokedBins(t *testing.T) {
 	w := newWorld(t)
 	alice, bob, carol := newSigner(t), newSigner(t), newSigner(t)
-	w.delegate("alice", "r-*", alice, bob)
+	w.delegate(alice, bob)
 	w.propose(w.view().Amend(t.Context(), w.pending, "alice", many("r-", 700), []*Signer{alice}))
 	w.publish()
 	w.propose(w.view().AmendDelegations(w.t.Context(), w.pending, Delegation{Name: "alice", Paths: []string{"r-*"},
@@ -190,7 +191,7 @@ func TestCosignForeignBins(t *testing.T) {
 func TestSplitThenOthers(t *testing.T) {
 	w := newWorld(t)
 	alice := newSigner(t)
-	w.delegate("alice", "r-*", alice)
+	w.delegate(alice)
 	w.propose(w.view().Amend(t.Context(), w.pending, Tags, many("v", 700), []*Signer{w.targets}))
 	w.propose(w.view().Amend(t.Context(), w.pending, "alice", Change{Set: []Target{target("r-1")}}, []*Signer{alice}))
 	w.publish()
@@ -205,7 +206,7 @@ func TestSplitThenOthers(t *testing.T) {
 func TestLongWhenEncoded(t *testing.T) {
 	w := newWorld(t)
 	alice := newSigner(t)
-	w.delegate("alice", "r-*", alice)
+	w.delegate(alice)
 	m := metadata.Targets(expiry(day))
 	m.Signed.UnrecognizedFields = map[string]any{"x": strings.Repeat("<", 900<<10)}
 	data := []byte(strings.ReplaceAll(string(w.file(m, alice)), `\u003c`, "<"))
@@ -223,7 +224,7 @@ func TestLongWhenEncoded(t *testing.T) {
 func TestFastForward(t *testing.T) {
 	w := newWorld(t)
 	alice := newSigner(t)
-	w.delegate("alice", "r-*", alice)
+	w.delegate(alice)
 	m := metadata.Targets(expiry(day))
 	m.Signed.Version = 999999999
 	_, err := w.pushed(map[string][]byte{"999999999.alice.json": w.file(m, alice)})
