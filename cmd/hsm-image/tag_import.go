@@ -372,7 +372,8 @@ func (k *keyring) role(ctx context.Context, references, certificates []string) (
 
 // newImportRoot makes the first root, writes it to a file and pins it. It is pinned before anything is published, so
 // that the command can go on after an interruption.
-func (o *tagOptions) newImportRoot(c *cobra.Command, ring *keyring, plan *migrate.Plan, a *migrate.Apply, f *importFlags) (
+func (o *tagOptions) newImportRoot(c *cobra.Command, ring *keyring, plan *migrate.Plan, a *migrate.Apply,
+	f *importFlags) (
 	[]byte, error) {
 	for flag, given := range map[string][]string{"root": f.keys.root, "targets": f.keys.targets,
 		"snapshot": f.keys.snapshot, "timestamp": f.keys.timestamp} {
@@ -441,7 +442,8 @@ func printPlan(w io.Writer, p *migrate.Plan) error {
 			cli.OrDash(strings.Join(m.Keys, ", "))})
 	}
 	fmt.Fprintf(w, "\n%s here:\n", p.Repository)
-	if err := cli.PrintTable(w, []string{"ROLE", "FROM", "PATHS", "THRESHOLD", "TAGS", "STATE", "NEW KEYS"}, rows); err != nil {
+	if err := cli.PrintTable(w, []string{"ROLE", "FROM", "PATHS", "THRESHOLD", "TAGS", "STATE", "NEW KEYS"},
+		rows); err != nil {
 		return err
 	}
 	rows = nil

@@ -162,7 +162,8 @@ func (k *keyring) newRoot(ctx context.Context, keys keyFlags, threshold, targets
 }
 
 // begin publishes the first metadata, and pins the root.
-func (o *tagOptions) begin(c *cobra.Command, name string, root *tuf.RootFile, file string, signers []*tuf.Signer) error {
+func (o *tagOptions) begin(c *cobra.Command, name string, root *tuf.RootFile, file string,
+	signers []*tuf.Signer) error {
 	data, err := root.Encode()
 	if err != nil {
 		return err

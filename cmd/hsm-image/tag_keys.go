@@ -113,7 +113,8 @@ func (k *keyring) open(ctx context.Context, references []string) ([]*tuf.Signer,
 }
 
 // publics returns the public keys of a role, and opens those that are not in files.
-func (k *keyring) publics(ctx context.Context, references []string, threshold int) (tuf.RoleKeys, []*tuf.Signer, error) {
+func (k *keyring) publics(ctx context.Context, references []string, threshold int) (tuf.RoleKeys, []*tuf.Signer,
+	error) {
 	keys := tuf.RoleKeys{Threshold: threshold}
 	var signers []*tuf.Signer
 	for _, reference := range references {

@@ -16,8 +16,8 @@ import (
 // publicKeyLimit is how much of a public key's file is read, in bytes. Such files have less than 2,000 bytes.
 const publicKeyLimit = 1 << 16
 
-// ReadPublicKey returns the public key in a file, in PEM or DER (SubjectPublicKeyInfo, or PKCS #1 for RSA). It refuses a
-// private key.
+// ReadPublicKey returns the public key in a file, in PEM or DER (SubjectPublicKeyInfo, or PKCS #1 for RSA). It refuses
+// a private key.
 func ReadPublicKey(path string) (crypto.PublicKey, error) {
 	unreadable := func(err error) error {
 		kind := failure.Invalid

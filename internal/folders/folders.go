@@ -17,8 +17,8 @@ import (
 // not an absolute path.
 func Config() (string, error) { return absolute(os.UserConfigDir()) }
 
-// Tags returns the folder of what the user's commands remember about tags. It is no cache: without it, a registry can go
-// back to older metadata that have not expired.
+// Tags returns the folder of what the user's commands remember about tags. It is no cache: without it, a registry can
+// go back to older metadata that have not expired.
 func Tags() (string, error) {
 	config, err := Config()
 	return filepath.Join(config, "notation-hsm", "state", "tags"), err

@@ -69,8 +69,8 @@ type notationVerifier interface {
 }
 
 // Open reads the trust policy and the roots of tags, and returns a gate, which has to be closed. It fails when they
-// cannot be read or are invalid, and when a listed plugin is not installed. The trust and cache directories are set for the whole process,
-// since Notation's library has one variable for each.
+// cannot be read or are invalid, and when a listed plugin is not installed. The trust and cache directories are set for
+// the whole process, since Notation's library has one variable for each.
 func Open(options Options) (*Gate, error) {
 	for _, setting := range []struct{ path, folder *string }{{&options.TrustDir, &dir.UserConfigDir},
 		{&options.CacheDir, &dir.UserCacheDir}, {&options.TagsDir, new(string)}} {

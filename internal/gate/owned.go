@@ -17,8 +17,8 @@ import (
 
 // CheckFiles verifies that only root and the current user, who runs containerd, can change the files that decide which
 // images a node runs: program, the trust directory, registry hosts, credentials and their helpers, verification
-// plugins, and the folders above the state directory. The state directory, and what it remembers about tags, may belong to
-// the user id owner, which the verifier runs as. An error of kind Denied names what others can change.
+// plugins, and the folders above the state directory. The state directory, and what it remembers about tags, may belong
+// to the user id owner, which the verifier runs as. An error of kind Denied names what others can change.
 //
 // It is called at the installation and each time that the verifier runs, before the process is confined.
 func (n Node) CheckFiles(program string, owner int) error {

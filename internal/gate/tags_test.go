@@ -31,8 +31,8 @@ func metadataPayload(m *metadata.Metadata[metadata.TimestampType]) ([]byte, erro
 	return cjson.EncodeCanonical(m.Signed)
 }
 
-// tagTest is a registry with metadata, and with two images that alice has signed: tag v1 is the first, by the role tags,
-// and release-1 the second, by the delegation alice.
+// tagTest is a registry with metadata, and with two images that alice has signed: tag v1 is the first, by the role
+// tags, and release-1 the second, by the delegation alice.
 type tagTest struct {
 	*tagged
 	h             *oci.Hostile
@@ -209,8 +209,8 @@ func TestTagAttacks(t *testing.T) {
 	}
 }
 
-// TestRevokedDelegation verifies that a tag of a removed delegation is refused, and that it passes when another role has
-// signed it.
+// TestRevokedDelegation verifies that a tag of a removed delegation is refused, and that it passes when another role
+// has signed it.
 func TestRevokedDelegation(t *testing.T) {
 	a := newTagTest(t, 0)
 	a.expect(":release-1", "")
@@ -234,8 +234,8 @@ func TestTagSize(t *testing.T) {
 	a.expect(":v1", fmt.Sprintf("its manifest has %d bytes, and %d in the tag metadata", a.first.Size, image.Size))
 }
 
-// TestStaleTags verifies that remembered metadata count while the registry gives none, as long as the root's entry says,
-// and say so.
+// TestStaleTags verifies that remembered metadata count while the registry gives none, as long as the root's entry
+// says, and say so.
 func TestStaleTags(t *testing.T) {
 	for name, answer := range map[string]func(http.ResponseWriter){
 		"down":    func(w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) },
@@ -389,8 +389,8 @@ func TestNodeTags(t *testing.T) {
 	}
 }
 
-// TestTagsOfMirrors verifies that a mirror without metadata, with older ones or with damaged ones leaves the decision to
-// the next source, and that remembered metadata count if no source can be read.
+// TestTagsOfMirrors verifies that a mirror without metadata, with older ones or with damaged ones leaves the decision
+// to the next source, and that remembered metadata count if no source can be read.
 func TestTagsOfMirrors(t *testing.T) {
 	const name = "registry.example.com/app:v1"
 	for what, serve := range map[string]func(a *tagTest, mirror *oci.Hostile){
@@ -495,8 +495,8 @@ func TestHalfReadMirror(t *testing.T) {
 	}
 }
 
-// TestExportMeanwhile reads trust while exports replace it: a policy that trusts bob is never read without the root that
-// limits bob to some tags.
+// TestExportMeanwhile reads trust while exports replace it: a policy that trusts bob is never read without the root
+// that limits bob to some tags.
 func TestExportMeanwhile(t *testing.T) {
 	const scope = "registry.example.com/app"
 	to, w := t.TempDir(), newTagged(t)
@@ -565,7 +565,8 @@ func TestExportMeanwhile(t *testing.T) {
 	}
 }
 
-// TestTagsUnreadable verifies that no image passes if the roots of tags cannot be read, or if nothing can be remembered.
+// TestTagsUnreadable verifies that no image passes if the roots of tags cannot be read, or if nothing can be
+// remembered.
 func TestTagsUnreadable(t *testing.T) {
 	a := newTagTest(t, 0)
 	file := filepath.Join(a.tagsDir, "file")

@@ -99,8 +99,8 @@ func (a *Apply) Run(ctx context.Context, p *Plan) error {
 	return a.signTags(ctx, p)
 }
 
-// begin publishes the first metadata, unless there are some. It does not if metadata of the repository were seen before:
-// then the registry has lost them, or hides them.
+// begin publishes the first metadata, unless there are some. It does not if metadata of the repository were seen
+// before: then the registry has lost them, or hides them.
 func (a *Apply) begin(ctx context.Context) error {
 	_, _, err := a.Repository.View(ctx, true)
 	if err == nil || failure.From(err).Kind != failure.NotFound || a.Root == nil {

@@ -270,7 +270,8 @@ func (b *builder) addDelegation(r notaryv1.Role) {
 			"to make it, give --signer %s=KEY", r.Name, tuf.Tags, name)
 		return
 	default:
-		b.note("%s is not made here: its tags belong to the role %s; to make it, give --signer %s=KEY", r.Name, tuf.Tags, name)
+		b.note("%s is not made here: its tags belong to the role %s; to make it, give --signer %s=KEY", r.Name, tuf.Tags,
+			name)
 		return
 	}
 	b.here[r.Name] = name

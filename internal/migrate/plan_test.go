@@ -117,7 +117,8 @@ func TestPriority(t *testing.T) {
 	}
 	for _, wrong := range []string{"carol", "tags", "targets/alice"} {
 		_, err := migrate.New(r, name, migrate.Given{Signers: map[string][]string{wrong: {"x"}}})
-		if err == nil || failure.From(err).Kind != failure.Invalid || !strings.Contains(failure.From(err).Hint, "alice, bob") {
+		if err == nil || failure.From(err).Kind != failure.Invalid || !strings.Contains(failure.From(err).Hint,
+			"alice, bob") {
 			t.Errorf("%s: %v", wrong, err)
 		}
 	}
@@ -148,7 +149,8 @@ func TestUnexpressible(t *testing.T) {
 	expect(t, "left", leftOf(p), "all tags of targets/: no signatures false", `"a/\x1b" of targets/: it is not a tag false`,
 		`tag tuf-metadata: the tag "tuf-metadata" is rese true`)
 	notes := fmt.Sprint(p.Notes)
-	for _, word := range []string{"targets/old expired on 2026-01-02", "targets/alice-ci is not made here, since there is another",
+	for _, word := range []string{"targets/old expired on 2026-01-02",
+		"targets/alice-ci is not made here, since there is another",
 		"targets/tags is not made here", "targets/_x is not made", "targets/none is not made here, since it may sign no tag",
 		"33 paths"} {
 		if !strings.Contains(notes, word) {
@@ -182,7 +184,8 @@ func TestThresholds(t *testing.T) {
 		!strings.Contains(fmt.Sprint(p.Notes), "the threshold of root is 1 here, and 2 in Notary") {
 		t.Errorf("%+v", p)
 	}
-	for roles, words := range map[string]string{"": "no key of the role alice", "alice": "targets/alice needs 3 of its keys"} {
+	for roles, words := range map[string]string{"": "no key of the role alice",
+		"alice": "targets/alice needs 3 of its keys"} {
 		a := migrate.Apply{Signers: map[string]migrate.Signer{}}
 		if roles != "" {
 			a.Signers[roles] = migrate.Signer{}

@@ -67,7 +67,8 @@ func (m module) GetMetadata(context.Context, *contract.GetMetadataRequest) (*con
 }
 
 // DescribeKey returns the spec of the key.
-func (m module) DescribeKey(ctx context.Context, r *contract.DescribeKeyRequest) (*contract.DescribeKeyResponse, error) {
+func (m module) DescribeKey(ctx context.Context, r *contract.DescribeKeyRequest) (*contract.DescribeKeyResponse,
+	error) {
 	spec, err := signer.Describe(ctx, m.reference)
 	return &contract.DescribeKeyResponse{KeyID: r.KeyID, KeySpec: spec.Name}, err
 }

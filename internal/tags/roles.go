@@ -8,8 +8,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/tuf"
 )
 
-// Delegate adds or replaces a delegation, or removes it if it has no paths and no keys. signers are those of the targets
-// keys, and of the delegation if they are there.
+// Delegate adds or replaces a delegation, or removes it if it has no paths and no keys. signers are those of the
+// targets keys, and of the delegation if they are there.
 func (r *Repository) Delegate(ctx context.Context, d tuf.Delegation, signers []*tuf.Signer, wait time.Duration) (
 	*Result, error) {
 	return r.apply(ctx, change{role: tuf.Targets, signers: signers,
@@ -39,8 +39,8 @@ func (r *Repository) Delegation(ctx context.Context, name string) (tuf.Delegatio
 		WithHint("list them: hsm-image tag status")
 }
 
-// NextRoot returns the root that follows the published one, with the keys of some roles replaced, signed by those of the
-// signers that are root keys. Without replaced roles, it only expires later.
+// NextRoot returns the root that follows the published one, with the keys of some roles replaced, signed by those of
+// the signers that are root keys. Without replaced roles, it only expires later.
 func (r *Repository) NextRoot(ctx context.Context, replaced map[string]tuf.RoleKeys, signers []*tuf.Signer) (
 	*tuf.RootFile, error) {
 	v, _, err := r.View(ctx, true)
@@ -98,8 +98,8 @@ func (r *Repository) ProposeRoot(ctx context.Context, root *tuf.RootFile, signer
 	}, wait)
 }
 
-// Renew signs the files of the signers' roles again, so that they expire later, and proposes them. Unless all is set, it
-// leaves out those that have more than half of their lifetime.
+// Renew signs the files of the signers' roles again, so that they expire later, and proposes them. Unless all is set,
+// it leaves out those that have more than half of their lifetime.
 func (r *Repository) Renew(ctx context.Context, signers []*tuf.Signer, all bool) ([]Result, error) {
 	now, err := r.read(ctx)
 	if err != nil {

@@ -10,9 +10,10 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/tuf"
 )
 
-// Change signs a change of tags by the role that the signers are of: the targets keys or those of a delegation. It fails
-// with NotFound if the change only removes tags that the role does not sign.
-func (r *Repository) Change(ctx context.Context, c tuf.Change, signers []*tuf.Signer, wait time.Duration) (*Result, error) {
+// Change signs a change of tags by the role that the signers are of: the targets keys or those of a delegation. It
+// fails with NotFound if the change only removes tags that the role does not sign.
+func (r *Repository) Change(ctx context.Context, c tuf.Change, signers []*tuf.Signer, wait time.Duration) (*Result,
+	error) {
 	now, err := r.read(ctx)
 	if err != nil {
 		return nil, err

@@ -1,8 +1,8 @@
 // Package tags signs what the tags of an image repository are, and publishes it in the registry.
 //
-// Whoever holds the key of a role signs the role's files, and proposes them (package tufstore). One publisher, who holds
-// the keys of snapshot and timestamp, verifies proposals and publishes them. A Repository is both: it publishes when it
-// is given these keys, and otherwise waits until the publisher has.
+// Whoever holds the key of a role signs the role's files, and proposes them (package tufstore). One publisher, who
+// holds the keys of snapshot and timestamp, verifies proposals and publishes them. A Repository is both: it publishes
+// when it is given these keys, and otherwise waits until the publisher has.
 package tags
 
 import (
@@ -216,8 +216,8 @@ type change struct {
 	done func(*current) (published, proposed bool, err error)
 }
 
-// apply signs a change, proposes it, and publishes it if it can, or waits until it is published. It proposes it again as
-// long as others propose the same role without it. After wait it returns what there is: a proposal.
+// apply signs a change, proposes it, and publishes it if it can, or waits until it is published. It proposes it again
+// as long as others propose the same role without it. After wait it returns what there is: a proposal.
 func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (*Result, error) {
 	result := &Result{Role: ch.role}
 	deadline := time.Now().Add(wait)

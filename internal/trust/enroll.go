@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// Enroll is Add for a signer that may have another name in the manifest. It returns the signer, and whether it was added
-// or got a scope. A signer with the same certificate, subject and paths gets the scopes of the grant, whatever its name.
-// If another signer has the name, the new one is named for its first scope as well, as in alice-team-app.
+// Enroll is Add for a signer that may have another name in the manifest. It returns the signer, and whether it was
+// added or got a scope. A signer with the same certificate, subject and paths gets the scopes of the grant, whatever
+// its name. If another signer has the name, the new one is named for its first scope as well, as in alice-team-app.
 func Enroll(ctx context.Context, path string, g Grant) (signer *Signer, added bool, err error) {
 	m, err := Load(path)
 	if err != nil {

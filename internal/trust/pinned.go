@@ -61,8 +61,8 @@ type PinnedSigner struct {
 // Stale returns StaleSeconds as a duration.
 func (p *Pinned) Stale() time.Duration { return time.Duration(p.StaleSeconds) * time.Second }
 
-// Allows fails unless a signer may sign the tag with a certificate chain, leaf first, that Notation has verified for the
-// repository. As in the trust policy, a self-signed certificate is the leaf; a CA is anywhere in the chain, and the
+// Allows fails unless a signer may sign the tag with a certificate chain, leaf first, that Notation has verified for
+// the repository. As in the trust policy, a self-signed certificate is the leaf; a CA is anywhere in the chain, and the
 // leaf's subject has the signer's attributes. One signer that may is enough, if several have the chain.
 func (p *Pinned) Allows(tag string, chain []*x509.Certificate) error {
 	if len(p.Signers) == 0 {
@@ -191,8 +191,8 @@ func (p *Pinned) read() error {
 	return nil
 }
 
-// identity returns the attributes that the subject of a signing certificate needs. A self-signed certificate is known by
-// its fingerprint, and its subject may lack what Notation needs in an identity.
+// identity returns the attributes that the subject of a signing certificate needs. A self-signed certificate is known
+// by its fingerprint, and its subject may lack what Notation needs in an identity.
 func (s PinnedSigner) identity() (identity, error) {
 	if s.Kind == SelfSigned {
 		return nil, nil

@@ -196,8 +196,8 @@ func checkStale(stale time.Duration) error {
 }
 
 // AddTags pins the tags of a repository to a root, of which t has the Scope, the Root and Stale, and returns the whole
-// entry. It fails with Conflict if the repository has another root already, or another Stale and t has one. With replace,
-// it replaces the whole entry.
+// entry. It fails with Conflict if the repository has another root already, or another Stale and t has one. With
+// replace, it replaces the whole entry.
 func AddTags(ctx context.Context, path string, t Tags, replace bool) (*Tags, error) {
 	if err := cmp.Or(checkTagsScope(t.Scope), checkStale(t.Stale)); err != nil {
 		return nil, err
@@ -252,8 +252,8 @@ func noTags(scope string) *failure.Error {
 		WithHint("add it with: notation-hsm trust tags add " + scope + " --root FILE")
 }
 
-// Pin returns the pinned root of a repository's tags from a manifest. It fails with NotFound if there is no manifest, or
-// no root in it.
+// Pin returns the pinned root of a repository's tags from a manifest. It fails with NotFound if there is no manifest,
+// or no root in it.
 func Pin(path, repository string) (*Tags, error) {
 	m, err := Load(path)
 	if err != nil {

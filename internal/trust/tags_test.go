@@ -66,14 +66,16 @@ func TestTags(t *testing.T) {
 	path = tagged(t)
 	for _, spelled := range []string{app, "REGISTRY.example.com/team/app", "registry.example.com:443/team/app"} {
 		pin, err := Pin(path, spelled)
-		if err != nil || string(pin.Root) != string(root(2, "a", "b", "c")) || pin.Stale != 72*time.Hour || pin.Threshold != 2 ||
+		if err != nil || string(pin.Root) != string(root(2, "a", "b",
+			"c")) || pin.Stale != 72*time.Hour || pin.Threshold != 2 ||
 			pin.Keys != 3 || pin.Version != 1 || pin.Until.Year() != 2036 || !strings.HasPrefix(pin.Fingerprint, "sha256:") {
 			t.Errorf("%s: %+v, %v", spelled, pin, err)
 		}
 	}
 	add := func(want failure.Kind, text string, tags Tags) {
 		t.Helper()
-		if _, err := AddTags(t.Context(), path, tags, false); !failure.Is(err, want) || !strings.Contains(err.Error(), text) ||
+		if _, err := AddTags(t.Context(), path, tags, false); !failure.Is(err, want) || !strings.Contains(err.Error(),
+			text) ||
 			failure.From(err).Hint == "" {
 			t.Errorf("the failure is %v, not %q", err, text)
 		}
@@ -157,7 +159,8 @@ func TestTagsByHand(t *testing.T) {
 		"no unit":             {"72h", "72", "cannot construct"},
 		"all repositories":    {"scope: " + app, `scope: "*"`, `the scope of tags is "*"`},
 		"an unknown field":    {"stale:", "fresh:", "fresh"},
-		"two roots":           {"tags:\n", good[strings.Index(good, "tags:\n"):strings.Index(good, "signers:")], "have two roots"},
+		"two roots": {"tags:\n", good[strings.Index(good, "tags:\n"):strings.Index(good, "signers:")],
+			"have two roots"},
 	} {
 		changed := strings.Replace(good, c.from, c.to, 1)
 		if _, err := parse([]byte(changed)); changed == good || err == nil || !strings.Contains(err.Error(), c.fails) {
@@ -201,7 +204,8 @@ func TestPaths(t *testing.T) {
 		"a negated class": {Grant{Scopes: []string{app}, Paths: []string{"v[!1]"}}, "is not a pattern"},
 		"an escape":       {Grant{Scopes: []string{app}, Paths: []string{`v\*`}}, "is not a pattern"},
 		"one twice":       {Grant{Scopes: []string{app}, Paths: []string{"v*", "v*"}}, "twice"},
-		"many":            {Grant{Scopes: []string{app}, Paths: strings.Split(strings.Repeat("v,", 99), ",")}, "more than 64"},
+		"many": {Grant{Scopes: []string{app}, Paths: strings.Split(strings.Repeat("v,", 99), ",")},
+			"more than 64"},
 	} {
 		c.grant.Name, c.grant.Cert = "bob", cert
 		if _, err := Add(t.Context(), path, c.grant); !failure.Is(err, failure.Invalid) ||
@@ -220,7 +224,8 @@ func TestPaths(t *testing.T) {
 		failure.Conflict) {
 		t.Errorf("other paths: %v", err)
 	}
-	if _, err := Add(t.Context(), path, Grant{Name: "alice", Scopes: []string{app}, Paths: []string{"v*"}}); !failure.Is(err,
+	if _, err := Add(t.Context(), path, Grant{Name: "alice", Scopes: []string{app},
+		Paths: []string{"v*"}}); !failure.Is(err,
 		failure.Conflict) {
 		t.Errorf("paths for a signer of all tags: %v", err)
 	}
@@ -270,7 +275,8 @@ func TestAllows(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(map[string]bool{"v1": true, "latest": true}, &pair{m.find("alice").cert, nil})
-	check(map[string]bool{"v1": true, "v12": false, "release-": true, "release-1.2": true, "latest": false, "xv1": false}, bob)
+	check(map[string]bool{"v1": true, "v12": false, "release-": true, "release-1.2": true, "latest": false,
+		"xv1": false}, bob)
 	check(map[string]bool{"v1": false}, stranger)
 
 	// A CA with paths for one subject, and with others for everyone under it.
@@ -343,8 +349,8 @@ func TestSignersOfTags(t *testing.T) {
 	}
 }
 
-// TestExportOrder stops an export at each of its steps: the roots in the file are those of the policy in force, and those
-// of the next one.
+// TestExportOrder stops an export at each of its steps: the roots in the file are those of the policy in force, and
+// those of the next one.
 func TestExportOrder(t *testing.T) {
 	t.Parallel()
 	path, to := tagged(t), t.TempDir()

@@ -56,7 +56,8 @@ func (c Change) items() (items, error) {
 // fails with Denied if no signer is of the role, or if the role may not sign a tag.
 //
 // Of a role that several keys sign together, it adds signatures to a proposal with the same change, if there is one.
-func (v *View) Amend(ctx context.Context, pending []*Proposal, role string, c Change, signers []*Signer) (*Amended, error) {
+func (v *View) Amend(ctx context.Context, pending []*Proposal, role string, c Change, signers []*Signer) (*Amended,
+	error) {
 	want, err := c.items()
 	if err != nil {
 		return nil, err
@@ -370,7 +371,8 @@ func (e *edit) done(err error) (*Amended, error) {
 
 // Has reports whether a change of a role is published, or in a complete proposal that follows what is published and has
 // the changes of all others. If not, it has to be amended again.
-func (v *View) Has(ctx context.Context, pending []*Proposal, role string, c Change) (published, proposed bool, err error) {
+func (v *View) Has(ctx context.Context, pending []*Proposal, role string, c Change) (published, proposed bool,
+	err error) {
 	want, err := c.items()
 	if err != nil {
 		return false, false, err

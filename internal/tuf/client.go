@@ -84,8 +84,8 @@ func (c Client) Update(ctx context.Context, files Files) (*View, error) {
 	return v, c.remember(before != v.remembered())
 }
 
-// damaged returns an error if a remembered file is not JSON, as after a fault of the disk. It counts nevertheless: without
-// it, an older version would not be noticed.
+// damaged returns an error if a remembered file is not JSON, as after a fault of the disk. It counts nevertheless:
+// without it, an older version would not be noticed.
 func (c Client) damaged() error {
 	for _, role := range []string{Root, Timestamp, Snapshot, Targets} {
 		path := filepath.Join(c.Dir, role+".json")
@@ -99,8 +99,8 @@ func (c Client) damaged() error {
 	return nil
 }
 
-// open returns a view without metadata but the root: the newest remembered one that was reached from the pinned root, or
-// the pinned one.
+// open returns a view without metadata but the root: the newest remembered one that was reached from the pinned root,
+// or the pinned one.
 func (c Client) open(ctx context.Context, files Files) (*View, error) {
 	if err := checkJSON("root.json", c.Root, maxRoot); err != nil {
 		return nil, err

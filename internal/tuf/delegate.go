@@ -111,8 +111,8 @@ func (e *edit) targetsFile(ctx context.Context, change items) error {
 	return e.add(ctx, Targets, m, e.keys)
 }
 
-// resign signs the files of a role again, under the keys that e.targets names. A role without files gets an empty one. It
-// does nothing if what is published is signed by these keys already, or if none of the signers is one of them.
+// resign signs the files of a role again, under the keys that e.targets names. A role without files gets an empty one.
+// It does nothing if what is published is signed by these keys already, or if none of the signers is one of them.
 func (e *edit) resign(ctx context.Context, role string, signers []*Signer) error {
 	keys := delegatedKeys(e.targets, role)
 	base, err := e.published(ctx, role)
@@ -144,14 +144,16 @@ func (e *edit) resign(ctx context.Context, role string, signers []*Signer) error
 	return err
 }
 
-// AmendTargetsKeys signs targets.json and the role of its tags by the targets keys of a root that is proposed with them.
+// AmendTargetsKeys signs targets.json and the role of its tags by the targets keys of a root that is proposed with
+// them.
 func (v *View) AmendTargetsKeys(ctx context.Context, root *RootFile, signers []*Signer) (*Amended, error) {
 	keys := rootKeys(root.m, Targets)
 	n := v.newNext(nil)
 	n.root = root.m
 	e := &edit{next: n, role: Targets, keys: keys, files: map[string][]byte{}, signers: ofRole(keys, signers)}
 	base := v.trusted.Targets[Targets]
-	change := items{Tags: mustJSON(delegation{Keys: keysOf(keys), Role: metadata.DelegatedRole{Name: Tags, KeyIDs: keys.ids,
+	change := items{Tags: mustJSON(delegation{Keys: keysOf(keys), Role: metadata.DelegatedRole{Name: Tags,
+		KeyIDs:    keys.ids,
 		Threshold: keys.threshold, Paths: []string{"*"}}})}
 	m := e.newFile(Targets)
 	var err error
@@ -177,8 +179,8 @@ func keysOf(s keySet) map[string]*metadata.Key {
 	return own
 }
 
-// Renew signs the files of the roles that signers are of again, so that they expire later, if half of their lifetime has
-// passed or all is asked for. It returns an amendment for each role.
+// Renew signs the files of the roles that signers are of again, so that they expire later, if half of their lifetime
+// has passed or all is asked for. It returns an amendment for each role.
 func (v *View) Renew(ctx context.Context, pending []*Proposal, signers []*Signer, all bool) ([]*Amended, error) {
 	n := v.ahead(pending)
 	var made []*Amended
@@ -265,8 +267,8 @@ func (d Delegation) item() (items, error) {
 	return change, nil
 }
 
-// HasDelegation reports whether a change of AmendDelegations is published, or is in a complete proposal with the changes
-// of all others.
+// HasDelegation reports whether a change of AmendDelegations is published, or is in a complete proposal with the
+// changes of all others.
 func (v *View) HasDelegation(pending []*Proposal, d Delegation) (published, proposed bool, err error) {
 	change, err := d.item()
 	if err != nil {

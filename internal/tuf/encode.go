@@ -72,7 +72,8 @@ func payload[T metadata.Roles](m *metadata.Metadata[T]) ([]byte, error) {
 
 // sign adds a signature by each signer that is one of the role's keys, and replaces earlier ones by the same keys. It
 // returns how many signers there were.
-func sign[T metadata.Roles](ctx context.Context, m *metadata.Metadata[T], ids []string, signers []*Signer) (int, error) {
+func sign[T metadata.Roles](ctx context.Context, m *metadata.Metadata[T], ids []string, signers []*Signer) (int,
+	error) {
 	data, err := payload(m)
 	if err != nil {
 		return 0, err

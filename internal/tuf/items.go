@@ -104,9 +104,9 @@ func (i items) covers(others items) bool {
 // ErrPending is the cause when a change cannot be proposed before a proposal of the same item is published.
 var ErrPending = errors.New("it is proposed, and not published yet")
 
-// undone fails with ErrPending if the changes of a proposal are undone by what is wanted: if what is wanted of an item is
-// what is published, and the changes make it something else. A file shows no difference then, so that nobody could tell
-// whether its signer knew of the proposal.
+// undone fails with ErrPending if the changes of a proposal are undone by what is wanted: if what is wanted of an item
+// is what is published, and the changes make it something else. A file shows no difference then, so that nobody could
+// tell whether its signer knew of the proposal.
 func (i items) undone(published, want items) error {
 	for name, value := range want {
 		if said, ok := i[name]; ok && said != value && published[name] == value {

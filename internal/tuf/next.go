@@ -100,8 +100,8 @@ func (n *next) newest(role string, keys keySet, changes func(*Proposal) items) *
 	return top
 }
 
-// completed returns the proposals of a role's file that follow the published one and have enough signatures, the highest
-// version first.
+// completed returns the proposals of a role's file that follow the published one and have enough signatures, the
+// highest version first.
 func (n *next) completed(role string, keys keySet) (found []*Proposal) {
 	for _, p := range n.pending {
 		m := p.roles[role]
@@ -132,9 +132,9 @@ func (n *next) follows(role string, m *targetsFile) bool {
 	return m.Signed.Version > published && m.Signed.Version <= published+maxAhead && !m.Signed.IsExpired(time.Now())
 }
 
-// checkTargets verifies that the file of a role that lists tags, or of a bin, is one that this package makes. A role with
-// these keys delegates to nobody but its own bins, which the same keys sign: not to the bins of another role, nor to keys
-// that are not the role's, or no longer.
+// checkTargets verifies that the file of a role that lists tags, or of a bin, is one that this package makes. A role
+// with these keys delegates to nobody but its own bins, which the same keys sign: not to the bins of another role, nor
+// to keys that are not the role's, or no longer.
 func checkTargets(role string, m *targetsFile, keys keySet) error {
 	if d := m.Signed.Delegations; d != nil && (owner(role) != role || len(m.Signed.Targets) > 0 ||
 		mustJSON(d) != mustJSON(toBins(role, keys))) {
@@ -291,8 +291,8 @@ func binOf(top *targetsFile, tag string) string {
 	return top.Signed.Delegations.SuccinctRoles.GetRolesForTarget(tag)[0].Name
 }
 
-// choose returns the newest consistent state that proposals lead to: with the proposed root and targets.json if all roles
-// are signed by the keys that these name, or else with the published ones.
+// choose returns the newest consistent state that proposals lead to: with the proposed root and targets.json if all
+// roles are signed by the keys that these name, or else with the published ones.
 func (v *View) choose(ctx context.Context, pending []*Proposal) (*next, error) {
 	var held []string
 	for _, attempt := range []struct{ root, targets bool }{{true, true}, {true, false}, {false, true}, {false, false}} {

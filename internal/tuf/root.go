@@ -141,8 +141,8 @@ func (r *RootFile) Encode() ([]byte, error) { return encodeRoot(r.m) }
 // Name returns the name of the file in a set.
 func (r *RootFile) Name() string { return fileName(Root, r.m.Signed.Version) }
 
-// Next returns the root that follows, without signatures, with the keys of some roles replaced. A threshold of 0 stays as
-// it was.
+// Next returns the root that follows, without signatures, with the keys of some roles replaced. A threshold of 0 stays
+// as it was.
 func (r *RootFile) Next(replaced map[string]RoleKeys) (*RootFile, error) {
 	data, err := encode(r.m)
 	if err != nil {

@@ -75,8 +75,8 @@ func delegatedKeys(parent *targetsFile, role string) keySet {
 	return keySet{}
 }
 
-// complete replaces the signatures of metadata by the valid ones of the pool, one for each key, and reports whether they
-// are enough for every set of keys.
+// complete replaces the signatures of metadata by the valid ones of the pool, one for each key, and reports whether
+// they are enough for every set of keys.
 func complete[T metadata.Roles](m *metadata.Metadata[T], all []metadata.Signature, sets ...keySet) bool {
 	valid := map[string]metadata.Signature{}
 	for i, s := range all {

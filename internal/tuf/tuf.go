@@ -61,8 +61,8 @@ const (
 
 // Files is one consistent set of metadata files.
 type Files interface {
-	// Read returns the file of a name, such as 3.snapshot.json or timestamp.json. It fails with NotFound if the set does not
-	// have it, and with Denied if it has more than limit bytes.
+	// Read returns the file of a name, such as 3.snapshot.json or timestamp.json. It fails with NotFound if the set does
+	// not have it, and with Denied if it has more than limit bytes.
 	Read(ctx context.Context, name string, limit int64) ([]byte, error)
 }
 

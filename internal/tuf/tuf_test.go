@@ -32,7 +32,8 @@ func TestStory(t *testing.T) {
 	w.propose(w.view().AmendDelegations(t.Context(), w.pending, Delegation{Name: "alice", Paths: []string{"release-*"},
 		RoleKeys: one(alice)}, []*Signer{w.targets}))
 	// alice can sign before the delegation is published
-	w.propose(w.view().Amend(t.Context(), w.pending, "alice", Change{Set: []Target{target("release-1")}}, []*Signer{alice}))
+	w.propose(w.view().Amend(t.Context(), w.pending, "alice", Change{Set: []Target{target("release-1")}},
+		[]*Signer{alice}))
 	if _, err := w.view().Amend(t.Context(), w.pending, "alice", Change{Set: []Target{target("v2")}},
 		[]*Signer{alice}); err == nil || failure.From(err).Kind != failure.Denied {
 		t.Errorf("a tag outside of the paths: %v", err)

@@ -111,8 +111,8 @@ func checkDelegations(targets *targetsFile) error {
 
 // Resolve returns what a tag is. It fails with Denied if no role that may sign the tag has signed it.
 //
-// The search of TUF (section 5.6.7) ends in the bins of a role: succinct_roles are terminating. Here it goes on with the
-// next role, so that a role with many tags does not hide those after it.
+// The search of TUF (section 5.6.7) ends in the bins of a role: succinct_roles are terminating. Here it goes on with
+// the next role, so that a role with many tags does not hide those after it.
 func (v *View) Resolve(ctx context.Context, tag string) (Target, error) {
 	if err := CheckTag(tag); err != nil {
 		return Target{}, err
@@ -222,7 +222,8 @@ func (v *View) role(ctx context.Context, name string) (*targetsFile, error) {
 		}
 	}
 	if v.files == nil {
-		return nil, failure.New(failure.Unavailable, "cannot read the tag metadata of %s: the registry cannot be reached", name)
+		return nil, failure.New(failure.Unavailable, "cannot read the tag metadata of %s: the registry cannot be reached",
+			name)
 	}
 	v.fetch.ctx = ctx
 	length := meta.Length

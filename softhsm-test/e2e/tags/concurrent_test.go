@@ -24,8 +24,8 @@ type signing struct {
 	killed      int  // signers that are killed, of as many more
 }
 
-// TestConcurrentSigners verifies that nothing is lost that was signed at the same time, whoever signs it, and whether the
-// publisher runs or some of the signers are killed.
+// TestConcurrentSigners verifies that nothing is lost that was signed at the same time, whoever signs it, and whether
+// the publisher runs or some of the signers are killed.
 func TestConcurrentSigners(t *testing.T) {
 	for name, test := range map[string]signing{
 		"delegations":                  {delegations: true, publisher: true},

@@ -35,8 +35,8 @@ func (k *killer) hit(r *http.Request) bool {
 	return true
 }
 
-// TestKilledPublisher verifies that a publisher that is killed at any of its writes leaves the old state or the new one,
-// and that the next run goes on.
+// TestKilledPublisher verifies that a publisher that is killed at any of its writes leaves the old state or the new
+// one, and that the next run goes on.
 func TestKilledPublisher(t *testing.T) {
 	s := newScene(t)
 	var next atomic.Pointer[killer]

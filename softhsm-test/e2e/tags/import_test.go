@@ -313,8 +313,8 @@ func TestImport(t *testing.T) {
 	})
 }
 
-// TestImportWithPublisher moves tags into a repository that exists already, and whose snapshot and timestamp keys another
-// process has.
+// TestImportWithPublisher moves tags into a repository that exists already, and whose snapshot and timestamp keys
+// another process has.
 func TestImportWithPublisher(t *testing.T) {
 	softhsmtest.Parallel(t)
 	m := newMigration(t, 8)

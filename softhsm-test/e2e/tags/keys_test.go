@@ -14,8 +14,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 )
 
-// TestKeys signs with a key of each kind that TUF has a scheme for, in every role, and with none of the others. All that
-// is signed is what a broker or an agent reads as TUF metadata, so that they sign it.
+// TestKeys signs with a key of each kind that TUF has a scheme for, in every role, and with none of the others. All
+// that is signed is what a broker or an agent reads as TUF metadata, so that they sign it.
 func TestKeys(t *testing.T) {
 	schemes := map[string]string{"RSA-2048": "rsassa-pss-sha256", "EC-256": "ecdsa-sha2-nistp256",
 		"EC-384": "ecdsa-sha2-nistp384"}

@@ -27,7 +27,8 @@ func newDesk(t *testing.T) *desk {
 	t.Helper()
 	softhsmtest.Parallel(t)
 	token := softhsmtest.NewToken(t, "signing")
-	d := &desk{Notation: softhsmtest.NewNotation(t, token), t: t, image: softhsmtest.Build(t, "hsm-image"), dir: t.TempDir(),
+	d := &desk{Notation: softhsmtest.NewNotation(t, token), t: t, image: softhsmtest.Build(t, "hsm-image"),
+		dir:  t.TempDir(),
 		name: oci.StartRegistry(t) + "/" + repository}
 	softhsmtest.Setenv(t, "NOTATION_HSM_TRUST", filepath.Join(d.dir, "trust.yaml"))
 	for _, label := range []string{"root-1", "root-2", "targets", "snapshot", "timestamp", "other"} {

@@ -17,8 +17,8 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// TestPython reads exported metadata with python-tuf, which is the reference implementation of TUF: signed with each kind
-// of key, over rotations of the root, of roles that are split and of those that are not.
+// TestPython reads exported metadata with python-tuf, which is the reference implementation of TUF: signed with each
+// kind of key, over rotations of the root, of roles that are split and of those that are not.
 func TestPython(t *testing.T) {
 	python := filepath.Join(softhsmtest.Root(), "bin", "tools", "python", "bin", "python")
 	if _, err := os.Stat(python); err != nil {
@@ -53,7 +53,8 @@ func testPython(t *testing.T, python, spec string) {
 	read := func(memory string) {
 		t.Helper()
 		s.tag("export", s.name, "--to", site)
-		arguments := []string{filepath.Join(softhsmtest.Root(), "softhsm-test", "e2e", "tags", "testdata", "resolve.py"), s.root,
+		arguments := []string{filepath.Join(softhsmtest.Root(), "softhsm-test", "e2e", "tags", "testdata", "resolve.py"),
+			s.root,
 			server.URL + "/metadata", memory}
 		for tag := range want {
 			arguments = append(arguments, tag)

@@ -8,8 +8,8 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// TestStory signs the tags of a repository as a team does: a root of which two of three custodians sign, each on a token
-// of their own, the team's targets key, and two signers with paths, of whom one is found to be compromised.
+// TestStory signs the tags of a repository as a team does: a root of which two of three custodians sign, each on a
+// token of their own, the team's targets key, and two signers with paths, of whom one is found to be compromised.
 func TestStory(t *testing.T) {
 	s := newScene(t)
 	var roots []string
@@ -225,7 +225,8 @@ func TestRotations(t *testing.T) {
 	s.push("v2")
 	s.fails("the key is of no role that signs tags", "sign", s.name+":v2", "--key", s.uri("targets"))
 
-	s.tag(slices.Concat([]string{"rotate", s.name, "alice", "--new", s.uri("alice-2"), "--targets", s.uri(targets), "--wait",
+	s.tag(slices.Concat([]string{"rotate", s.name, "alice", "--new", s.uri("alice-2"), "--targets", s.uri(targets),
+		"--wait",
 		patience}, online())...)
 	check("alice")
 	s.push("release-2")
@@ -239,7 +240,10 @@ func TestRotations(t *testing.T) {
 	}
 	s.tag(append([]string{"refresh", s.name}, online()...)...)
 	check("alice, which is proposed")
-	if held := s.status().Held; !slices.ContainsFunc(held, func(why string) bool { return strings.Contains(why, "alice") }) {
+	if held := s.status().Held; !slices.ContainsFunc(held, func(why string) bool {
+		return strings.Contains(why,
+			"alice")
+	}) {
 		t.Errorf("held: %q", held)
 	}
 	s.tag("refresh", s.name, "--key", s.uri("alice-3"))
@@ -267,7 +271,8 @@ func TestRootLost(t *testing.T) {
 	verifier := s.dir + "/verifier.yaml"
 	pin := func(arguments ...string) {
 		t.Helper()
-		softhsmtest.Run(t, s.Plugin, append([]string{"trust", "tags", "add", s.name, "--root", s.root, "--manifest", verifier},
+		softhsmtest.Run(t, s.Plugin, append([]string{"trust", "tags", "add", s.name, "--root", s.root, "--manifest",
+			verifier},
 			arguments...)...)
 	}
 	softhsmtest.Run(t, s.Plugin, "trust", "init", "--manifest", verifier)
