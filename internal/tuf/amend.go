@@ -169,13 +169,11 @@ func (e *edit) cosign(ctx context.Context, want items) (*Amended, error) {
 		if !same {
 			continue
 		}
+		if slices.ContainsFunc(e.own(p), func(role string) bool { return !e.mayCosign(p, role) }) {
+			continue
+		}
 		for _, role := range e.own(p) {
 			m := p.roles[role]
-			at, err := p.content(role)
-			if err != nil {
-				return nil, err
-			}
-			complete(m, e.pool.with(at, p), e.keys)
 			if err := e.add(ctx, role, m, e.keys); err != nil {
 				return nil, err
 			}
@@ -183,6 +181,26 @@ func (e *edit) cosign(ctx context.Context, want items) (*Amended, error) {
 		return e.amended(), nil
 	}
 	return nil, nil
+}
+
+// mayCosign reports whether another's file is as this package makes it, apart from its change, which the caller
+// compares: with a valid signature by one of the role's keys, the usual lifetime, and nothing else in it. It leaves the
+// valid signatures.
+func (e *edit) mayCosign(p *Proposal, role string) bool {
+	m := p.roles[role]
+	at, err := p.content(role)
+	if err != nil {
+		return false
+	}
+	complete(m, e.pool.with(at, p), e.keys)
+	plain := metadata.Targets(m.Signed.Expires)
+	plain.Signed.Version, plain.Signed.Targets = m.Signed.Version, m.Signed.Targets
+	plain.Signed.Delegations = m.Signed.Delegations
+	theirs, err := payload(m)
+	ours, plainErr := payload(plain)
+	left := time.Until(m.Signed.Expires)
+	return err == nil && plainErr == nil && string(theirs) == string(ours) && len(m.Signatures) > 0 &&
+		left > targetsLifetime/2 && left <= targetsLifetime+time.Hour // clocks differ
 }
 
 // own returns the roles of a proposal's files that are of the role: it and its bins.

@@ -80,11 +80,9 @@ func (e *edit) targetsFile(ctx context.Context, change items) error {
 			if m == nil || !e.follows(p) || !maps.Equal(delegationItems(m).changes(delegationItems(base)), change) {
 				continue
 			}
-			at, err := p.content(Targets)
-			if err != nil {
-				return err
+			if !e.mayCosign(p, Targets) || checkDelegations(m) != nil {
+				continue
 			}
-			complete(m, e.pool.with(at, p), e.keys)
 			e.targets = m
 			return e.add(ctx, Targets, m, e.keys)
 		}
