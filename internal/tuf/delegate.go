@@ -75,12 +75,16 @@ func (v *View) AmendDelegations(ctx context.Context, pending []*Proposal, d Dele
 func (e *edit) targetsFile(ctx context.Context, change items) error {
 	base := e.view.trusted.Targets[Targets]
 	if e.keys.threshold > 1 {
+		same, err := delegationItems(base).with(change).delegations(base) // in this order: the first of several roles counts
+		if err != nil {
+			return err
+		}
 		for _, p := range e.pending {
 			m := p.roles[Targets]
 			if m == nil || !e.follows(p) || !maps.Equal(delegationItems(m).changes(delegationItems(base)), change) {
 				continue
 			}
-			if !e.mayCosign(p, Targets) || checkDelegations(m) != nil {
+			if !e.mayCosign(p, Targets) || checkDelegations(m) != nil || mustJSON(m.Signed.Delegations) != mustJSON(same) {
 				continue
 			}
 			e.targets = m
