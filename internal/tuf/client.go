@@ -268,5 +268,12 @@ func (f *fetcher) DownloadFile(url string, length int64, _ time.Duration) ([]byt
 	if int64(len(data)) > length {
 		return nil, &metadata.ErrDownloadLengthMismatch{Msg: name + " is longer than signed"}
 	}
-	return data, checkJSON(name, data, length)
+	if name != Timestamp+".json" {
+		return data, checkJSON(name, data, length)
+	}
+	m, err := parse[metadata.TimestampType](name, data, length)
+	if err == nil && m.Signed.Meta[Snapshot+".json"] == nil { // which go-tuf takes for granted
+		err = unreadable(name, errors.New("it names no snapshot"))
+	}
+	return data, err
 }
