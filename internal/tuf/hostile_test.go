@@ -282,3 +282,37 @@ func TestPendingRoot(t *testing.T) {
 		t.Error("the delegation is not published")
 	}
 }
+
+// TestTimestampWithoutSnapshot has a stolen timestamp key sign a timestamp that names no snapshot.
+func TestTimestampWithoutSnapshot(t *testing.T) {
+	w := newWorld(t)
+	m := metadata.Timestamp(expiry(day))
+	m.Signed.Version, m.Signed.Meta = 2, map[string]*metadata.MetaFiles{}
+	_, err := sign(t.Context(), m, []string{w.timestamp.ID}, []*Signer{w.timestamp})
+	w.must(err)
+	w.published["timestamp.json"], err = encode(m)
+	w.must(err)
+	if _, err := w.resolve("v1"); err == nil || failure.From(err).Kind != failure.Denied {
+		t.Error(err)
+	}
+}
+
+// TestRootOfOtherPublisher has a root with a timestamp key that the publisher does not have. The publisher goes on under
+// the root before it.
+func TestRootOfOtherPublisher(t *testing.T) {
+	w := newWorld(t)
+	root, err := w.view().Root().Next(map[string]RoleKeys{Timestamp: one(newSigner(t))})
+	w.must(err)
+	w.must(root.SignAny(t.Context(), []*Signer{w.root}))
+	data, err := root.Encode()
+	w.must(err)
+	_, err = w.pushed(map[string][]byte{root.Name(): data})
+	w.must(err)
+	w.propose(w.view().Amend(t.Context(), nil, Tags, Change{Set: []Target{target("v1")}}, []*Signer{w.targets}))
+	if held := strings.Join(w.publish(), "; "); !strings.Contains(held, "the publisher lacks its snapshot or timestamp keys") {
+		t.Error(held)
+	}
+	if _, err := w.resolve("v1"); err != nil {
+		t.Error(err)
+	}
+}

@@ -293,7 +293,10 @@ func binOf(top *targetsFile, tag string) string {
 
 // choose returns the newest consistent state that proposals lead to: with the proposed root and targets.json if all
 // roles are signed by the keys that these name, or else with the published ones.
-func (v *View) choose(ctx context.Context, pending []*Proposal) (*next, error) {
+//
+// A root whose snapshot and timestamp keys are not those of usable is not chosen, if usable is not nil: nothing could be
+// published under it.
+func (v *View) choose(ctx context.Context, pending []*Proposal, usable func(*rootFile) bool) (*next, error) {
 	var held []string
 	for _, attempt := range []struct{ root, targets bool }{{true, true}, {true, false}, {false, true}, {false, false}} {
 		n := v.newNext(pending)
@@ -302,6 +305,10 @@ func (v *View) choose(ctx context.Context, pending []*Proposal) (*next, error) {
 			continue
 		}
 		ok := verify(n.targets, n.targets.Signatures, rootKeys(n.root, Targets))
+		if attempt.root && usable != nil && !usable(n.root) {
+			n.hold("root version %d: the publisher lacks its snapshot or timestamp keys", n.root.Signed.Version)
+			ok = false
+		}
 		for _, r := range n.targets.Signed.Delegations.Roles {
 			if !ok {
 				break

@@ -69,15 +69,21 @@ func lacks(role string, n int) error {
 func (v *View) CanPublish(pending []*Proposal, signers []*Signer) bool {
 	n := v.newNext(pending)
 	for {
-		enough := true
-		for _, role := range []string{Snapshot, Timestamp} {
-			keys := rootKeys(n.root, role)
-			enough = enough && len(ofRole(keys, signers)) >= keys.threshold
-		}
+		enough := online(n.root, signers)
 		if enough || n.root != v.trusted.Root || !n.chooseRoot() {
 			return enough
 		}
 	}
+}
+
+// online reports whether signers are enough for snapshot and timestamp under a root.
+func online(root *rootFile, signers []*Signer) bool {
+	for _, role := range []string{Snapshot, Timestamp} {
+		if keys := rootKeys(root, role); len(ofRole(keys, signers)) < keys.threshold {
+			return false
+		}
+	}
+	return true
 }
 
 // Publish returns the state that follows the view with the proposals that can be in it, signed anew by snapshot and
@@ -85,7 +91,7 @@ func (v *View) CanPublish(pending []*Proposal, signers []*Signer) bool {
 // passed. The proposals are verified: nothing that lacks signatures, goes back, or leaves a role inconsistent is
 // published.
 func (v *View) Publish(ctx context.Context, pending []*Proposal, signers []*Signer, renew bool) (*Publication, error) {
-	n, err := v.choose(ctx, pending)
+	n, err := v.choose(ctx, pending, func(root *rootFile) bool { return online(root, signers) })
 	if err != nil {
 		return nil, err
 	}

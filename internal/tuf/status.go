@@ -81,7 +81,7 @@ func RootName(version int64) string { return fileName(Root, version) }
 
 // Held returns why proposals cannot be published as they are.
 func (v *View) Held(ctx context.Context, pending []*Proposal) ([]string, error) {
-	n, err := v.choose(ctx, pending)
+	n, err := v.choose(ctx, pending, nil)
 	if err != nil {
 		return nil, err
 	}
