@@ -36,7 +36,8 @@ lifetime of 90 days has passed.`,
 			return nil
 		},
 	}
-	c.Flags().StringArrayVar(&keys.key, "key", nil, "targets key, or that of a delegation, to sign its files anew; "+keyForms)
+	c.Flags().StringArrayVar(&keys.key, "key", nil,
+		"targets key, or that of a delegation, to sign its files anew; "+keyForms)
 	keys.addOnline(c)
 	c.Flags().DurationVar(&every, "every", 0, "go on, and look for proposals this often (default: once)")
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -67,7 +68,7 @@ lifetime of 90 days has passed.`,
 		for first := true; ; first = false {
 			var failed error
 			for _, name := range names {
-				if err := o.refresh(c, name, signers, publishes, first && every == 0); err != nil {
+				if err := o.refresh(c, name, signers, len(keys.key) > 0, publishes, first && every == 0); err != nil {
 					failed = err
 					if every > 0 {
 						_, _ = c.ErrOrStderr().Write(cli.FormatError(err))
@@ -87,30 +88,27 @@ lifetime of 90 days has passed.`,
 	return c
 }
 
-// refresh signs anew what expires, and publishes.
-func (o *tagOptions) refresh(c *cobra.Command, name string, signers []*tuf.Signer, publishes, renew bool) error {
+// refresh signs anew what expires of the signers' roles, and publishes. once is the only round.
+func (o *tagOptions) refresh(c *cobra.Command, name string, signers []*tuf.Signer, renews, publishes, once bool) error {
 	return o.withRepository(name, func(r *tags.Repository) error {
-		renewed, err := r.Renew(c.Context(), signers, !publishes && renew)
-		if err != nil {
-			return err
+		if renews {
+			if err := renew(c, r, signers, !publishes && once); err != nil {
+				return err
+			}
 		}
-		for _, result := range renewed {
-			fmt.Fprintf(c.OutOrStdout(), "%s: signed %d files of the role %s anew\n", name, result.Files, result.Role)
-		}
-		switch {
-		case !publishes && renew && len(renewed) == 0:
-			return failure.New(failure.Denied, "cannot sign files of %s anew: no key is of a role that signs tags", name).
-				WithHint("list the keys of each role: hsm-image tag status " + name)
-		case !publishes:
+		if !publishes {
 			return nil
 		}
-		report, err := r.Publish(c.Context(), signers, renew)
+		report, err := r.Publish(c.Context(), signers, once)
 		if err != nil {
 			return err
 		}
 		if report.Published {
 			fmt.Fprintf(c.OutOrStdout(), "%s: published version %d with %d proposals\n", name, report.Versions.Timestamp,
 				report.Proposals)
+		}
+		if report.Restored {
+			fmt.Fprintf(c.ErrOrStderr(), "warning: %s: %s\n", name, tags.RestoredTag)
 		}
 		for _, why := range report.Held {
 			fmt.Fprintf(c.ErrOrStderr(), "warning: %s: not published: %s\n", name, why)
@@ -120,4 +118,21 @@ func (o *tagOptions) refresh(c *cobra.Command, name string, signers []*tuf.Signe
 		}
 		return nil
 	})
+}
+
+// renew signs the files of the signers' roles anew: all, or those that half of their lifetime has passed of. It fails if
+// all are asked for and there are none.
+func renew(c *cobra.Command, r *tags.Repository, signers []*tuf.Signer, all bool) error {
+	renewed, err := r.Renew(c.Context(), signers, all)
+	if err != nil {
+		return err
+	}
+	for _, result := range renewed {
+		fmt.Fprintf(c.OutOrStdout(), "%s: signed %d files of the role %s anew\n", r.Name, result.Files, result.Role)
+	}
+	if all && len(renewed) == 0 {
+		return failure.New(failure.Denied, "cannot sign files of %s anew: no key is of a role that signs tags", r.Name).
+			WithHint("list the keys of each role: hsm-image tag status " + r.Name)
+	}
+	return nil
 }

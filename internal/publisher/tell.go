@@ -26,6 +26,9 @@ func (r *followed) tell(report *tags.Report, err error) {
 		slog.Info("published tags", "repository", r.Name, "version", report.Versions.Timestamp, "proposals",
 			report.Proposals)
 	}
+	if report.Restored {
+		slog.Warn("restored published tags", "repository", r.Name, "reason", tags.RestoredTag)
+	}
 	reasons := slices.Concat(report.Held, report.Refused, report.Kept)
 	if now := strings.Join(reasons, "\n"); now != r.told {
 		if r.told = now; now != "" {

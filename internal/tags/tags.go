@@ -110,10 +110,11 @@ type Report struct {
 	Published bool         `json:"published"` // false: nothing was new
 	Versions  tuf.Versions `json:"versions"`
 	Expiry    tuf.Expiry   `json:"expiry"`
-	Proposals int          `json:"proposals"`         // that are in it
-	Held      []string     `json:"held,omitempty"`    // why other proposals are not
-	Refused   []string     `json:"refused,omitempty"` // why what looks like a proposal is none
-	Kept      []string     `json:"kept,omitempty"`    // why published proposals were not deleted
+	Proposals int          `json:"proposals"`          // that are in it
+	Held      []string     `json:"held,omitempty"`     // why other proposals are not
+	Refused   []string     `json:"refused,omitempty"`  // why what looks like a proposal is none
+	Restored  bool         `json:"restored,omitempty"` // someone else had overwritten or deleted the reserved tag
+	Kept      []string     `json:"kept,omitempty"`     // why published proposals were not deleted
 }
 
 // Publish publishes proposals, with a new snapshot and timestamp by signers. If nothing is new, it publishes only when
@@ -131,7 +132,7 @@ func (r *Repository) publish(ctx context.Context, signers []*tuf.Signer, renew b
 		return nil, err
 	}
 	defer unlock()
-	c, err := r.read(ctx)
+	c, restored, err := r.readOrRestore(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -142,7 +143,7 @@ func (r *Repository) publish(ctx context.Context, signers []*tuf.Signer, renew b
 	if err != nil {
 		return nil, err
 	}
-	report := &Report{Held: made.Held, Refused: c.refused, Proposals: len(made.In)}
+	report := &Report{Held: made.Held, Refused: c.refused, Proposals: len(made.In), Restored: restored}
 	if made.Files != nil {
 		if err := c.store.Publish(ctx, c.published, made.Files, made.Keep); err != nil {
 			return nil, err
@@ -156,6 +157,9 @@ func (r *Repository) publish(ctx context.Context, signers []*tuf.Signer, renew b
 			return nil, failure.New(failure.Conflict, "the registry does not serve what was published in %s", r.Name).
 				WithHint("check that the registry can overwrite the tag " + tufstore.Tag + ", and that nobody else publishes")
 		}
+	}
+	if err := r.rememberPublished(c.published); err != nil {
+		return nil, err
 	}
 	report.Versions, report.Expiry = c.view.Versions(), c.view.Expiry()
 	for _, id := range made.In {

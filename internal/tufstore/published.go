@@ -66,6 +66,19 @@ func (p *Published) Read(ctx context.Context, name string, limit int64) ([]byte,
 	return nil, failed
 }
 
+// Restore has the reserved tag lead to a manifest that was published before, by its digest: someone else has overwritten
+// or deleted the tag. It fails with NotFound if the registry has the manifest no more.
+func (s *Store) Restore(ctx context.Context, published digest.Digest) error {
+	manifest, err := s.repository.Resolve(ctx, published.String())
+	if err == nil {
+		err = s.repository.Tag(ctx, manifest, Tag)
+	}
+	if err != nil {
+		return fail(err, "cannot restore the tag %s of %s: %w", Tag, s.name, err)
+	}
+	return nil
+}
+
 // Publish writes the published metadata: added files, and the named ones to keep of those that were published before,
 // which are nil if there were none. Only the publisher calls it. Files are uploaded before the tag changes, so an
 // interruption leaves what was published before. It fails with Conflict if the registry does not let the tag be
