@@ -5,11 +5,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"io"
 	"net/http"
 	"path"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -19,7 +17,6 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/migrate"
@@ -58,7 +55,8 @@ each image by the signer of its tag, and the signed tags. The keys are new ones,
 signer signs images with its first key, whose certificate is beside the key or in --signer-cert.
 
 Run the same command again after an interruption: it goes on. It changes nothing when all is done.`,
-		Example: `  hsm-image tag import-dct registry.example.com/team/app --server https://notary.example.com --pin root-ca.pem
+		Example: `  hsm-image tag import-dct registry.example.com/team/app --server https://notary.example.com \
+    --pin root-ca.pem
   hsm-image tag import-dct registry.example.com/team/app --trust-folder ~/.docker/trust --pin root.json --apply \
     --root "pkcs11:token=root-1;object=root" --targets "pkcs11:token=signing;object=targets" \
     --snapshot "pkcs11:token=online;object=snapshot" --timestamp "pkcs11:token=online;object=timestamp" \
@@ -66,7 +64,8 @@ Run the same command again after an interruption: it goes on. It changes nothing
 		Args: cli.Exactly(1),
 	}
 	c.Flags().StringVar(&f.server, "server", "", "URL of the Notary server, as in https://notary.docker.io")
-	c.Flags().StringVar(&f.serverCA, "server-ca", "", "PEM file with the CA of the Notary server (default: the system's CAs)")
+	c.Flags().StringVar(&f.serverCA, "server-ca", "",
+		"PEM file with the CA of the Notary server (default: the system's CAs)")
 	c.Flags().StringVar(&f.folder, "trust-folder", "", "trust folder of Docker or Notary, as in ~/.docker/trust")
 	c.Flags().StringVar(&f.gun, "gun", "", "name of the repository in Notary (default: REPO as Docker spells it)")
 	c.Flags().StringArrayVar(&f.pins, "pin", nil,
@@ -318,58 +317,6 @@ func (o *tagOptions) apply(c *cobra.Command, ks *keystore.Keystore, plan *migrat
 	return nil
 }
 
-// private leaves out the keys elsewhere.
-func private(references []string) []string {
-	return slices.DeleteFunc(references, func(r string) bool { return strings.HasPrefix(r, publicKey) })
-}
-
-// roles opens the keys of the roles that sign tags.
-func (k *keyring) roles(ctx context.Context, a *migrate.Apply, targets []string,
-	signers, certificates map[string][]string) error {
-	for name, files := range certificates {
-		if signers[name] == nil && (name != tuf.Targets || len(targets) == 0) || len(files) > 1 {
-			return failure.New(failure.Invalid, "--signer-cert %s=... needs keys of %s, and can be given once", name, name).
-				WithHint("give the certificate of the first key of each signer, with its issuers in the same file")
-		}
-	}
-	for name, references := range signers {
-		s, err := k.role(ctx, references, certificates[name])
-		if err != nil {
-			return err
-		}
-		a.Signers[name] = s
-	}
-	if len(targets) == 0 {
-		return nil
-	}
-	s, err := k.role(ctx, targets, certificates[tuf.Targets])
-	a.Signers[tuf.Tags] = s
-	return err
-}
-
-// role opens the keys of a role, of which the first signs images.
-func (k *keyring) role(ctx context.Context, references, certificates []string) (migrate.Signer, error) {
-	var s migrate.Signer
-	var err error
-	if s.Keys, s.Signers, err = k.publics(ctx, references, 1); err != nil {
-		return s, err
-	}
-	here := private(slices.Clone(references))
-	if len(here) == 0 {
-		return s, nil
-	}
-	var settings map[string]string
-	if len(certificates) > 0 {
-		settings = map[string]string{config.CertificateChain: certificates[0]}
-	}
-	at, err := k.ks.Resolve(here[0], settings, config.Flags)
-	if err != nil {
-		return s, err
-	}
-	s.Notation, err = migrate.NewNotation(ctx, at, version)
-	return s, err
-}
-
 // newImportRoot makes the first root, writes it to a file and pins it. It is pinned before anything is published, so
 // that the command can go on after an interruption.
 func (o *tagOptions) newImportRoot(c *cobra.Command, ring *keyring, plan *migrate.Plan, a *migrate.Apply,
@@ -421,94 +368,4 @@ func (o *tagOptions) newImportRoot(c *cobra.Command, ring *keyring, plan *migrat
 	}
 	a.Tell("wrote the root to %s, and pinned it in %s, fingerprint %s", to, a.Manifest, pin.Fingerprint)
 	return data, nil
-}
-
-// printPlan prints a plan in parts: what Notary has, and what becomes of it.
-func printPlan(w io.Writer, p *migrate.Plan) error {
-	var rows [][]string
-	for _, r := range p.Roles {
-		rows = append(rows, []string{r.Name, fmt.Sprintf("%d of %d", r.Threshold, len(r.Keys)), quoted(r.Paths),
-			fmt.Sprint(r.Version), expiry(r.Expires, r.Expired), fmt.Sprint(r.Tags), notaryKeys(r)})
-	}
-	fmt.Fprintf(w, "%s in Notary:\n", p.GUN)
-	if err := cli.PrintTable(w, []string{"ROLE", "KEYS", "PATHS", "VERSION", "EXPIRES", "TAGS", "KEY IDS (* SIGNED)"},
-		rows); err != nil {
-		return err
-	}
-	rows = nil
-	for _, m := range slices.Concat(p.Top, p.Signers) {
-		rows = append(rows, []string{m.Name, m.From, cli.OrDash(strings.Join(m.Paths, ", ")), fmt.Sprint(m.Threshold),
-			fmt.Sprint(m.Tags), map[bool]string{true: "exists", false: "new"}[m.Exists],
-			cli.OrDash(strings.Join(m.Keys, ", "))})
-	}
-	fmt.Fprintf(w, "\n%s here:\n", p.Repository)
-	if err := cli.PrintTable(w, []string{"ROLE", "FROM", "PATHS", "THRESHOLD", "TAGS", "STATE", "NEW KEYS"},
-		rows); err != nil {
-		return err
-	}
-	rows = nil
-	for _, t := range p.Tags {
-		rows = append(rows, []string{t.Tag, t.Digest.String(), strings.Join(t.From, ", "), t.Role,
-			map[bool]string{true: "signed", false: "new"}[t.Signed]})
-	}
-	fmt.Fprintln(w)
-	if err := cli.PrintTable(w, []string{"TAG", "DIGEST", "SIGNED IN NOTARY BY", "ROLE", "STATE"}, rows); err != nil {
-		return err
-	}
-	rows = nil
-	for _, l := range p.Left {
-		rows = append(rows, []string{l.What, l.Reason})
-	}
-	if len(rows) > 0 {
-		fmt.Fprintln(w)
-		if err := cli.PrintTable(w, []string{"LEFT OUT", "REASON"}, rows); err != nil {
-			return err
-		}
-	}
-	fmt.Fprintln(w)
-	for _, n := range p.Notes {
-		fmt.Fprintf(w, "note: %s\n", n)
-	}
-	fmt.Fprintf(w, "plan: %d tags to sign, %d signed already, %d lost; %d Notation signatures, but for those that are there\n",
-		p.Todo(), len(p.Tags)-p.Todo(), p.Lost(), p.Signatures)
-	return nil
-}
-
-// quoted returns the paths of a role of Notary, which nobody has checked.
-func quoted(paths []string) string {
-	var all []string
-	for _, path := range paths {
-		all = append(all, fmt.Sprintf("%.140q", path))
-	}
-	return cli.OrDash(strings.Join(all, ", "))
-}
-
-// expiry returns when something expires, and whether it has.
-func expiry(at time.Time, expired bool) string {
-	switch {
-	case at.IsZero():
-		return "-"
-	case expired:
-		return at.Format(time.DateOnly) + " (expired)"
-	}
-	return at.Format(time.DateOnly)
-}
-
-// notaryKeys lists the keys of a role; those that signed its metadata are marked.
-func notaryKeys(r migrate.Role) string {
-	var all []string
-	for _, k := range r.Keys {
-		text := k.ID[:min(len(k.ID), 12)]
-		if slices.Contains(r.SignedBy, k.ID) {
-			text += "*"
-		}
-		switch {
-		case k.Unusable != "":
-			text += " (unusable)"
-		case k.Expired:
-			text += " (certificate expired)"
-		}
-		all = append(all, text)
-	}
-	return cli.OrDash(strings.Join(all, ", "))
 }
