@@ -64,7 +64,8 @@ that only the root before had, name that root's file with --previous.`,
 		Args:    cli.Exactly(1),
 	}
 	c.Flags().StringArrayVar(&keys.root, "key", nil, "root key; "+keyForms)
-	c.Flags().StringVar(&previous, "previous", "", "file of the root before, whose keys sign the change of the root's keys")
+	c.Flags().StringVar(&previous, "previous", "",
+		"file of the root before, whose keys sign the change of the root's keys")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		if len(keys.root) == 0 {
 			return cli.Required(c, "key", "pkcs11:token=root-2;object=root")

@@ -35,7 +35,8 @@ signed is signed again by the new keys. With a new key as pubkey:FILE, its holde
 'hsm-image tag refresh REPO --key KEY'; the change is published with it.
 
 To publish new snapshot or timestamp keys, give all of the new ones.`,
-		Example: `  hsm-image tag rotate registry.example.com/team/app timestamp --new "pkcs11:token=online;object=timestamp-2" \
+		Example: `  hsm-image tag rotate registry.example.com/team/app timestamp \
+    --new "pkcs11:token=online;object=timestamp-2" \
     --root "pkcs11:token=root-1;object=root" --root "pkcs11:token=root-2;object=root" \
     --snapshot "pkcs11:token=online;object=snapshot"
   hsm-image tag rotate registry.example.com/team/app alice --new pubkey:alice-2-public.pem \

@@ -246,7 +246,8 @@ func (r *Repository) apply(ctx context.Context, ch change, wait time.Duration) (
 				continue
 			}
 			if round++; round > maxRounds {
-				return nil, failure.New(failure.Conflict, "cannot propose the change of role %s of %s: others change it all the time",
+				return nil, failure.New(failure.Conflict,
+					"cannot propose the change of role %s of %s: others change it all the time",
 					ch.role, r.Name).WithHint("run this again")
 			}
 			made, err := ch.amend(c)

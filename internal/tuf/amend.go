@@ -70,7 +70,8 @@ func (v *View) Amend(ctx context.Context, pending []*Proposal, role string, c Ch
 	for tag := range want {
 		if ok, err := e.delegated.IsDelegatedPath(tag); err != nil || !ok && want[tag] != "" {
 			return nil, failure.New(failure.Denied, "the role %s may not sign tag %s: its paths are %s", role, tag,
-				strings.Join(e.delegated.Paths, ", ")).WithHint("have another signer sign it, or change the delegation: hsm-image tag delegate add")
+				strings.Join(e.delegated.Paths, ", ")).
+				WithHint("have another signer sign it, or change the delegation: hsm-image tag delegate add")
 		}
 	}
 	if e.keys.threshold > 1 {
@@ -95,7 +96,8 @@ type edit struct {
 
 func (n *next) edit(ctx context.Context, role string, signers []*Signer) (*edit, error) {
 	e := &edit{next: n, role: role, keys: delegatedKeys(n.targets, role), files: map[string][]byte{}}
-	i := slices.IndexFunc(n.targets.Signed.Delegations.Roles, func(r metadata.DelegatedRole) bool { return r.Name == role })
+	i := slices.IndexFunc(n.targets.Signed.Delegations.Roles,
+		func(r metadata.DelegatedRole) bool { return r.Name == role })
 	if i < 0 {
 		return nil, failure.New(failure.NotFound, "there is no delegation %q", role).
 			WithHint("list them: hsm-image tag status")

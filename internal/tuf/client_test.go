@@ -87,7 +87,8 @@ func TestAttacks(t *testing.T) {
 		refused(t, c, h.published, "has expired")
 	})
 	t.Run("mix and match", func(t *testing.T) {
-		refused(t, Client{Root: h.pin, Dir: t.TempDir()}, with(map[string][]byte{"3.snapshot.json": h.old["2.snapshot.json"]}), changed)
+		refused(t, Client{Root: h.pin, Dir: t.TempDir()},
+			with(map[string][]byte{"3.snapshot.json": h.old["2.snapshot.json"]}), changed)
 	})
 	t.Run("old tags under a new snapshot", func(t *testing.T) {
 		refused(t, Client{Root: h.pin, Dir: t.TempDir()}, with(map[string][]byte{"3.tags.json": h.old["2.tags.json"]}),

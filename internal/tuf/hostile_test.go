@@ -17,7 +17,8 @@ func TestNull(t *testing.T) {
 		`"expires":"2040-01-01T00:00:00Z",`
 	for _, text := range []string{begin + `"targets":{"v1":null}}}`, begin + `"targets":{},"delegations":null}}`,
 		`{"signatures":[],"signed":null}`, `null`} {
-		if _, err := ReadProposal("x", map[string][]byte{"2.tags.json": []byte(text)}); failure.From(err).Kind != failure.Denied {
+		_, err := ReadProposal("x", map[string][]byte{"2.tags.json": []byte(text)})
+		if failure.From(err).Kind != failure.Denied {
 			t.Errorf("%s: %v", text, err)
 		}
 	}

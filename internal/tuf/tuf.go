@@ -77,7 +77,9 @@ func fileName(role string, version int64) string {
 var (
 	delegationName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`) })
 	binSuffix      = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`-bin-[0-9a-f]+$`) })
-	tagName        = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`) })
+	tagName        = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+	})
 )
 
 // reservedTags is the prefix of the tags that metadata are stored under.

@@ -132,8 +132,9 @@ func (v *View) Resolve(ctx context.Context, tag string) (Target, error) {
 		}
 		switch {
 		case isAbsent(err):
-			return Target{}, failure.New(failure.Denied, "tag %s is not signed: the delegation %s, which may sign it, has signed "+
-				"nothing yet", tag, r.Name).WithHint("have it signed: hsm-image tag sign")
+			return Target{}, failure.New(failure.Denied,
+				"tag %s is not signed: the delegation %s, which may sign it, has signed "+
+					"nothing yet", tag, r.Name).WithHint("have it signed: hsm-image tag sign")
 		case err != nil:
 			return Target{}, err
 		}

@@ -91,7 +91,8 @@ func fail(cause error, format string, args ...any) *failure.Error {
 	err := failure.New(kind, format, args...)
 	switch kind {
 	case failure.Denied:
-		return err.WithHint("use credentials that may do this in the repository: 'notation login', or those in a broker's config")
+		return err.WithHint("use credentials that may do this in the repository: 'notation login', or those in a broker's " +
+			"config")
 	case failure.Unavailable, failure.Timeout, failure.Throttled:
 		return err.WithHint("check the registry and the network, and try again")
 	case failure.Invalid:
