@@ -15,7 +15,6 @@ import (
 )
 
 func tagSignCommand(ks *keystore.Keystore, o *tagOptions) *cobra.Command {
-	var keys keyFlags
 	c := &cobra.Command{
 		Use:   "sign REPO:TAG[@DIGEST] --key KEY",
 		Short: "Sign which image a tag is",
@@ -29,31 +28,17 @@ snapshot and timestamp keys it publishes by itself.`,
   hsm-image tag sign registry.example.com/team/app:release-1@sha256:... --key alice --wait 0`,
 		Args: cli.Exactly(1),
 	}
-	c.Flags().StringArrayVar(&keys.key, "key", nil, "key to sign with: a targets key, or that of a delegation; "+keyForms)
-	keys.addOnline(c)
-	wait := addWait(c)
-	c.RunE = func(c *cobra.Command, args []string) error {
-		if len(keys.key) == 0 {
-			return cli.Required(c, "key", "pkcs11:token=signing;object=targets")
+	return o.changes(c, ks, true, func(ctx context.Context, r *tags.Repository, n tagName) (tuf.Change, string, error) {
+		wanted := n.tag
+		if n.digest != "" {
+			wanted = n.digest.String()
 		}
-		n, err := parseTag(args[0], true)
-		if err != nil {
-			return err
-		}
-		return o.change(c, ks, n, keys, *wait, func(ctx context.Context, r *tags.Repository) (tuf.Change, string, error) {
-			wanted := n.tag
-			if n.digest != "" {
-				wanted = n.digest.String()
-			}
-			target, err := r.Find(ctx, n.tag, wanted)
-			return tuf.Change{Set: []tuf.Target{target}}, fmt.Sprintf("%s:%s is %s", n.repository, n.tag, target.Digest), err
-		})
-	}
-	return c
+		target, err := r.Find(ctx, n.tag, wanted)
+		return tuf.Change{Set: []tuf.Target{target}}, fmt.Sprintf("%s:%s is %s", n.repository, n.tag, target.Digest), err
+	})
 }
 
 func tagRemoveCommand(ks *keystore.Keystore, o *tagOptions) *cobra.Command {
-	var keys keyFlags
 	c := &cobra.Command{
 		Use:     "remove REPO:TAG --key KEY",
 		Short:   "Take a tag out of the signed metadata",
@@ -61,6 +46,15 @@ func tagRemoveCommand(ks *keystore.Keystore, o *tagOptions) *cobra.Command {
 		Example: `  hsm-image tag remove registry.example.com/team/app:v1 --key "pkcs11:token=signing;object=targets"`,
 		Args:    cli.Exactly(1),
 	}
+	return o.changes(c, ks, false, func(_ context.Context, _ *tags.Repository, n tagName) (tuf.Change, string, error) {
+		return tuf.Change{Remove: []string{n.tag}}, fmt.Sprintf("%s:%s is removed", n.repository, n.tag), nil
+	})
+}
+
+// changes has a command sign a change of the tag that its argument names, of which want says what it is.
+func (o *tagOptions) changes(c *cobra.Command, ks *keystore.Keystore, digestAllowed bool,
+	want func(context.Context, *tags.Repository, tagName) (tuf.Change, string, error)) *cobra.Command {
+	var keys keyFlags
 	c.Flags().StringArrayVar(&keys.key, "key", nil, "key to sign with: a targets key, or that of a delegation; "+keyForms)
 	keys.addOnline(c)
 	wait := addWait(c)
@@ -68,12 +62,12 @@ func tagRemoveCommand(ks *keystore.Keystore, o *tagOptions) *cobra.Command {
 		if len(keys.key) == 0 {
 			return cli.Required(c, "key", "pkcs11:token=signing;object=targets")
 		}
-		n, err := parseTag(args[0], false)
+		n, err := parseTag(args[0], digestAllowed)
 		if err != nil {
 			return err
 		}
-		return o.change(c, ks, n, keys, *wait, func(context.Context, *tags.Repository) (tuf.Change, string, error) {
-			return tuf.Change{Remove: []string{n.tag}}, fmt.Sprintf("%s:%s is removed", n.repository, n.tag), nil
+		return o.change(c, ks, n, keys, *wait, func(ctx context.Context, r *tags.Repository) (tuf.Change, string, error) {
+			return want(ctx, r, n)
 		})
 	}
 	return c
