@@ -215,11 +215,7 @@ func signerListCommand(manifest *string) *cobra.Command {
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		path, err := trust.Path(*manifest)
-		if err != nil {
-			return err
-		}
-		m, err := trust.Load(path)
+		m, err := loadManifest(*manifest)
 		if err != nil {
 			return err
 		}
@@ -317,4 +313,13 @@ func exportYAML(c *cobra.Command, export func(manifest string) ([]byte, error), 
 	}
 	fmt.Fprintf(c.ErrOrStderr(), "wrote %s\nnext: kubectl apply -f %s\n", to, to)
 	return nil
+}
+
+// loadManifest reads the trust manifest of a flag, or the default one.
+func loadManifest(manifest string) (*trust.Manifest, error) {
+	path, err := trust.Path(manifest)
+	if err != nil {
+		return nil, err
+	}
+	return trust.Load(path)
 }

@@ -100,11 +100,7 @@ func tagsListCommand(manifest *string) *cobra.Command {
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		path, err := trust.Path(*manifest)
-		if err != nil {
-			return err
-		}
-		m, err := trust.Load(path)
+		m, err := loadManifest(*manifest)
 		if err != nil {
 			return err
 		}
