@@ -69,6 +69,11 @@ type NewRequest struct {
 	Artifact   Target `json:"artifact"`
 	Expiry     int64  `json:"expiry,omitempty"`     // seconds from the signing time until the signature expires; 0: never
 	Repository string `json:"repository,omitempty"` // which the broker checks: it fetches the digest there
+	// Platforms asks for the manifests of an index as well: one request, and a signature of each.
+	Platforms bool `json:"platforms,omitempty"`
+	// Rule names a rule that is for emergencies, which is used only when it is named, with a reason.
+	Rule   string `json:"rule,omitempty"`
+	Reason string `json:"reason,omitempty"` // of the requester, up to 1000 bytes; approvers see it, and the log has it
 }
 
 // Request is the wish to sign one artifact with one key, or to change the policy.
@@ -80,8 +85,13 @@ type Request struct {
 	Artifact   *Target    `json:"artifact,omitempty"`
 	Expiry     int64      `json:"expiry,omitempty"`
 	Repository string     `json:"repository,omitempty"`
-	Claims     *Claims    `json:"claims,omitempty"` // what the image says of itself
-	Policy     string     `json:"policy,omitempty"` // sha256:HEX of the policy that is proposed
+	Claims     *Claims    `json:"claims,omitempty"`     // what the image says of itself
+	More       []Target   `json:"more,omitempty"`       // artifacts that the request is for as well
+	What       string     `json:"what,omitempty"`       // is changed: policy, config, block, unblock, epoch, enrol, remove
+	Policy     string     `json:"policy,omitempty"`     // sha256:HEX of the policy that is proposed
+	Credential string     `json:"credential,omitempty"` // sha256:HEX of the one that is added or removed
+	Person     string     `json:"person,omitempty"`     // whose credential it is
+	Why        string     `json:"why,omitempty"`        // the requester's reason
 	Requester  Requester  `json:"requester"`
 	Created    time.Time  `json:"created"`
 	Changed    time.Time  `json:"changed"`
@@ -91,6 +101,9 @@ type Request struct {
 	Reason     string     `json:"reason,omitempty"`     // why it waits, or has ended without a signature
 	URL        string     `json:"url,omitempty"`        // of the request
 	Proof      *Proof     `json:"proof,omitempty"`      // once a checkpoint covers its entries; not in lists
+	Needs      []Need     `json:"needs,omitempty"`      // who must agree; while it is open, and not in lists
+	Approvals  []Approval `json:"approvals,omitempty"`  // and who has; not in lists
+	Waiting    bool       `json:"waiting,omitempty"`    // for the caller's approval
 }
 
 // Requester is who made a request, as the broker authenticated it.
