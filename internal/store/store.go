@@ -21,6 +21,7 @@ type Batch struct {
 	Snapshot   *Snapshot // all older ones but one are deleted
 	Requests   []Request // replace those with the same ID
 	Documents  [][]byte  // kept by their SHA-256
+	Notices    []Notice  // are queued; one whose ID was queued before is left as it is
 	Meta       map[string][]byte
 }
 
@@ -54,15 +55,35 @@ type Request struct {
 
 // Query says which requests are listed. An empty field does not count.
 type Query struct {
-	Before    string // ID: older ones alone
-	Limit     int    // 1 to MaxLimit
-	Key       string
-	State     string
-	Requester string
+	IDs        []string // these alone, MaxLimit at most; nil does not count, and an empty list lists nothing
+	Before     string   // ID: older ones alone
+	Limit      int      // 1 to MaxLimit; with IDs, 0 is their number
+	Key        string
+	State      string
+	Requester  string
+	Repository string
+	Digest     string
 }
 
-// MaxLimit is the largest number of requests on a page.
+// MaxLimit is the largest number of requests or notices on a page.
 const MaxLimit = 1000
+
+// Notice is a message to one recipient that waits to be delivered.
+type Notice struct {
+	ID        string // of the event and its recipient
+	Channel   string // that delivers it
+	Recipient string // for channels with several recipients
+	Created   time.Time
+	Due       time.Time // it is delivered then, or later
+	Attempts  int       // to deliver it, the one that is being made included
+	Body      []byte    // MaxNotice bytes at most
+}
+
+// MaxNotice is the size of the largest body of a notice, in bytes.
+const MaxNotice = 64 << 10
+
+// KeepNotices is how long the ID of a notice is kept after its end.
+const KeepNotices = 90 * 24 * time.Hour
 
 // Store keeps the data of one broker. It is safe for concurrent use. A failure is Unavailable when the engine may work
 // again later.
@@ -86,6 +107,14 @@ type Store interface {
 	Requests(ctx context.Context, q Query) ([]Request, error)
 	// Document returns the document with a SHA-256. It fails with NotFound.
 	Document(ctx context.Context, sha256 [32]byte) ([]byte, error)
+	// Notices lists notices of a channel ("" for all) that wait and are due at a time: first those due first.
+	Notices(ctx context.Context, channel string, due time.Time, limit int) ([]Notice, error)
+	// Postpone claims a notice for its attempt number attempts, and makes it due at a time: then it is delivered again
+	// unless Noticed was called. It fails with Conflict if this attempt was made before or the notice does not wait.
+	Postpone(ctx context.Context, id string, due time.Time, attempts int) error
+	// Noticed ends a notice at a time: it was delivered, or is given up. Its ID is kept for KeepNotices, so that it is not
+	// queued again, and its body is not.
+	Noticed(ctx context.Context, id string, at time.Time) error
 	// Secret returns 32 random bytes that were made with the store.
 	Secret(ctx context.Context) ([]byte, error)
 	// Meta returns a value of Batch.Meta, or nil.

@@ -116,12 +116,25 @@ func (s *Store) Request(ctx context.Context, id string) (*store.Request, error) 
 	return &found[0], nil
 }
 
-// Requests lists requests, newest first.
+// Requests lists requests, newest first. It fails with Invalid for more than MaxLimit IDs.
 func (s *Store) Requests(ctx context.Context, q store.Query) ([]store.Request, error) {
 	var conditions []string
 	var args []any
+	if q.IDs != nil {
+		if len(q.IDs) > store.MaxLimit {
+			return nil, failure.New(failure.Invalid, "cannot list %d requests, more than %d", len(q.IDs), store.MaxLimit)
+		}
+		conditions = append(conditions, "id IN ("+strings.TrimPrefix(strings.Repeat(", ?", len(q.IDs)), ", ")+")")
+		for _, id := range q.IDs {
+			args = append(args, id)
+		}
+		if q.Limit == 0 {
+			q.Limit = len(q.IDs)
+		}
+	}
 	for _, one := range []struct{ condition, value string }{
 		{"id < ?", q.Before}, {"key = ?", q.Key}, {"state = ?", q.State}, {"requester = ?", q.Requester},
+		{"repository = ?", q.Repository}, {"digest = ?", q.Digest},
 	} {
 		if one.value != "" {
 			conditions, args = append(conditions, one.condition), append(args, one.value)

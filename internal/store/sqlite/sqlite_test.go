@@ -128,10 +128,11 @@ func TestMigrate(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
+	newest := len(embedded())
 	second := append(embedded(), "CREATE TABLE later (x);")
 	broken := append(embedded(), "CREATE TABLE other (x); SELECT * FROM none;")
 	_, err := openWith(t.Context(), path, broken)
-	failsWith(t, err, failure.Unavailable, "migrate to version 2")
+	failsWith(t, err, failure.Unavailable, fmt.Sprintf("migrate to version %d", newest+1))
 	next, err := openWith(t.Context(), path, second)
 	if err != nil {
 		t.Fatal(err)
@@ -140,13 +141,75 @@ func TestMigrate(t *testing.T) {
 		t.Errorf("%d entries, %v", n, err)
 	}
 	next.Close()
-	backups, err := filepath.Glob(path + ".version-1.*")
+	backups, err := filepath.Glob(fmt.Sprintf("%s.version-%d.*", path, newest))
 	if err != nil || len(backups) == 0 {
 		t.Fatalf("backups %q, %v", backups, err)
 	}
 	open(t, backups[0]).Close()
 	_, err = Open(t.Context(), path)
-	failsWith(t, err, failure.Unsupported, "is of version 2, and this program knows 1")
+	failsWith(t, err, failure.Unsupported, fmt.Sprintf("is of version %d, and this program knows %d", newest+1, newest))
+}
+
+// TestMigrateFirst brings a database of the first version forward, which keeps its requests.
+func TestMigrateFirst(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "broker.db")
+	db, err := database(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{string(embedded()[0]), "PRAGMA user_version = 1", `INSERT INTO requests VALUES ('one', 1,
+		2, 'key', 'signed', 'who', 'rule', 'sha256:aa', 'registry.example.com/app', x'7b7d', NULL)`} {
+		if _, err := db.ExecContext(t.Context(), text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, path)
+	for _, q := range []store.Query{{Digest: "sha256:aa"}, {Repository: "registry.example.com/app"}} {
+		if got, err := s.Requests(t.Context(), q); err != nil || len(got) != 1 || got[0].ID != "one" {
+			t.Errorf("%+v: %+v, %v", q, got, err)
+		}
+	}
+	if err := s.Commit(t.Context(), &store.Batch{Notices: []store.Notice{{ID: "one"}}}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestIndexes has SQLite search with an index for each list that is long.
+func TestIndexes(t *testing.T) {
+	t.Parallel()
+	s := open(t, filepath.Join(t.TempDir(), "broker.db"))
+	for query, want := range map[string]string{
+		"SELECT id FROM requests WHERE repository = 'a' ORDER BY id DESC LIMIT 9":          "requests_by_repository",
+		"SELECT id FROM requests WHERE digest = 'a' ORDER BY id DESC LIMIT 9":              "requests_by_digest",
+		"SELECT id FROM requests WHERE id IN ('a', 'b') ORDER BY id DESC LIMIT 9":          "sqlite_autoindex_requests_1",
+		"SELECT id FROM notices WHERE channel = 'a' AND due <= 9 ORDER BY due, id LIMIT 9": "notices_by_channel",
+		"SELECT id FROM notices WHERE due <= 9 ORDER BY due, id LIMIT 9":                   "notices_due",
+		"SELECT id FROM notices WHERE done < 9 ORDER BY done LIMIT 9":                      "notices_done",
+	} {
+		rows, err := s.read.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan := ""
+		for rows.Next() {
+			var id, parent, unused int
+			var step string
+			if err := rows.Scan(&id, &parent, &unused, &step); err != nil {
+				t.Fatal(err)
+			}
+			plan += step + "\n"
+		}
+		if err := rows.Err(); err != nil || !strings.Contains(plan, "SEARCH") || !strings.Contains(plan, "INDEX "+want) {
+			t.Errorf("%s: %v\n%s", query, err, plan)
+		}
+	}
 }
 
 // TestBackup copies a database while it is written, and makes another of the copy.

@@ -14,7 +14,7 @@ import (
 )
 
 // statements are those of Commit.
-type statements struct{ size, entry, tile, request, document, snapshot, forget, meta *sql.Stmt }
+type statements struct{ size, entry, tile, request, document, snapshot, forget, notice, meta *sql.Stmt }
 
 func prepare(ctx context.Context, db *sql.DB) (s statements, err error) {
 	for text, into := range map[string]**sql.Stmt{
@@ -24,6 +24,7 @@ func prepare(ctx context.Context, db *sql.DB) (s statements, err error) {
 		`INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET changed = excluded.changed,
 			state = excluded.state, rule = excluded.rule, body = excluded.body, signature = excluded.signature`: &s.request,
 		"INSERT INTO documents VALUES (?, ?) ON CONFLICT DO NOTHING":                          &s.document,
+		`INSERT INTO notices VALUES (?, ?, ?, ?, ?, NULL, ?, ?) ON CONFLICT (id) DO NOTHING`:  &s.notice,
 		"INSERT INTO snapshots VALUES (?, ?)":                                                 &s.snapshot,
 		"DELETE FROM snapshots WHERE size < (SELECT max(size) FROM snapshots WHERE size < ?)": &s.forget,
 		"INSERT INTO meta VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value":     &s.meta,
@@ -93,6 +94,15 @@ func (s *Store) fill(ctx context.Context, tx *sql.Tx, b *store.Batch) (err error
 	for _, data := range b.Documents {
 		hash := sha256.Sum256(data)
 		put(s.put.document, hash[:], data)
+	}
+	for i := range b.Notices {
+		n := &b.Notices[i]
+		if len(n.Body) > store.MaxNotice {
+			return failure.New(failure.Invalid, "the notice %.200q has %d bytes, more than %d", n.ID, len(n.Body),
+				store.MaxNotice)
+		}
+		put(s.put.notice, n.ID, n.Channel, n.Recipient, n.Created.UnixMilli(), n.Due.UnixMilli(), n.Attempts,
+			append([]byte{}, n.Body...))
 	}
 	if b.Snapshot != nil {
 		put(s.put.snapshot, b.Snapshot.Size, b.Snapshot.Data)

@@ -21,6 +21,7 @@ func Run(t *testing.T, open func(*testing.T) store.Store) {
 	c := &contract{T: t, open: open, Store: open(t)}
 	for name, test := range map[string]func(*contract){
 		"batches": batches, "requests": requests, "snapshots": snapshots, "documents": documents, "readers": readers,
+		"notices": notices,
 	} {
 		c.Close()
 		c.Store = open(t)
@@ -144,8 +145,8 @@ func requests(c *contract) {
 	var all []store.Request
 	for i := range 30 {
 		all = append(all, store.Request{ID: fmt.Sprintf("r%02d", i), Created: at, Changed: at, Key: fmt.Sprint("key", i%2),
-			State: []string{"signed", "pending", "lost"}[i%3], Requester: fmt.Sprint("who", i%5), Rule: "rule", Digest: "d",
-			Repository: "r", Body: []byte(`{}`)})
+			State: []string{"signed", "pending", "lost"}[i%3], Requester: fmt.Sprint("who", i%5), Rule: "rule",
+			Digest: fmt.Sprint("d", i%7), Repository: fmt.Sprint("repository", i%6), Body: []byte(`{}`)})
 	}
 	c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Requests: all}))
 	changed := all[4]
@@ -168,6 +169,13 @@ func requests(c *contract) {
 		{store.Query{Limit: 2, State: "signed", Key: "key0", Before: "r20"}, "[r18 r12]"},
 		{store.Query{Limit: 100, Requester: "who4", State: "pending"}, "[r19]"},
 		{store.Query{Limit: 100, Requester: "nobody"}, "[]"},
+		{store.Query{Limit: 100, Digest: "d6"}, "[r27 r20 r13 r06]"},
+		{store.Query{Limit: 2, Repository: "repository5"}, "[r29 r23]"},
+		{store.Query{Limit: 100, Repository: "repository5", Digest: "d1", Before: "r29"}, "[]"},
+		{store.Query{IDs: []string{"r03", "none", "r11", "r05"}}, "[r11 r05 r03]"},
+		{store.Query{IDs: []string{"r03", "r11", "r05"}, Limit: 1, Before: "r11"}, "[r05]"},
+		{store.Query{IDs: []string{"r03", "r11", "r05"}, State: "lost"}, "[r11 r05]"},
+		{store.Query{IDs: []string{}, Limit: 9}, "[]"},
 	} {
 		page, err := c.Requests(c.Context(), one.q)
 		c.must(err)
@@ -179,6 +187,71 @@ func requests(c *contract) {
 			c.Errorf("%+v lists %v, not %s", one.q, ids, one.want)
 		}
 	}
+	_, err = c.Requests(c.Context(), store.Query{IDs: make([]string, store.MaxLimit+1)})
+	c.fails(err, failure.Invalid)
+	_, err = c.Requests(c.Context(), store.Query{IDs: make([]string, store.MaxLimit)})
+	c.must(err)
+}
+
+// notices tests that a notice is queued once, is listed while it waits, and is claimed once for each attempt.
+func notices(c *contract) {
+	at := time.UnixMilli(1_800_000_000_123).UTC()
+	one := store.Notice{ID: "one", Channel: "mail", Recipient: "alice", Created: at, Due: at.Add(time.Second),
+		Body: []byte("body")}
+	two := store.Notice{ID: "two", Channel: "hook", Created: at, Due: at, Body: []byte{}}
+	c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Notices: []store.Notice{one, two}}))
+	other := one
+	other.Body = []byte("other")
+	c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Notices: []store.Notice{other, other}}))
+	c.fails(c.Commit(c.Context(), &store.Batch{First: c.size(), Entries: [][]byte{{1}},
+		Notices: []store.Notice{{ID: "large", Body: make([]byte, store.MaxNotice+1)}}}), failure.Invalid)
+	c.fails(c.Commit(c.Context(), &store.Batch{First: c.size() + 1, Notices: []store.Notice{{ID: "three"}}}),
+		failure.Conflict)
+	c.reopen()
+	want := func(channel string, due time.Time, limit int, want ...store.Notice) {
+		c.Helper()
+		got, err := c.Notices(c.Context(), channel, due, limit)
+		c.must(err)
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			c.Errorf("channel %q, limit %d, has %v due at %v, not %v", channel, limit, got, due, want)
+		}
+	}
+	want("", one.Due, 10, two, one)
+	want("", one.Due, 1, two)
+	want("mail", one.Due, 10, one)
+	want("mail", at, 10)
+	claims := make(chan error)
+	for range 4 {
+		go func() { claims <- c.Postpone(c.Context(), "one", at.Add(time.Hour), 1) }()
+	}
+	made := 0
+	for range 4 {
+		if err := <-claims; err == nil {
+			made++
+		} else {
+			c.fails(err, failure.Conflict)
+		}
+	}
+	if made != 1 {
+		c.Errorf("%d claims of one attempt", made)
+	}
+	one.Due, one.Attempts = at.Add(time.Hour), 1
+	want("mail", one.Due.Add(-time.Millisecond), 10)
+	want("mail", one.Due, 10, one)
+	c.must(c.Noticed(c.Context(), "one", at))
+	c.must(c.Noticed(c.Context(), "one", at.Add(store.KeepNotices))) // it has ended before
+	c.must(c.Noticed(c.Context(), "none", at))
+	c.fails(c.Postpone(c.Context(), "one", at, 2), failure.Conflict)
+	queue := func() { c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Notices: []store.Notice{other}})) }
+	queue()
+	want("", at.Add(time.Hour), 10, two)
+	c.must(c.Noticed(c.Context(), "two", at.Add(store.KeepNotices)))
+	queue()
+	want("", at.Add(time.Hour), 10)
+	c.must(c.Noticed(c.Context(), "two", at.Add(store.KeepNotices+time.Millisecond))) // now one is forgotten
+	queue()
+	want("", at.Add(time.Hour), 10, other)
+	c.must(c.Noticed(c.Context(), "one", at))
 }
 
 // snapshots tests that the newest one is found, and that old ones are deleted.
