@@ -9,107 +9,119 @@ import (
 )
 
 const (
-	remembered  = 5 * time.Minute // how long a success counts
-	maxSuccess  = 1000            // successes that are remembered
-	maxUnderWay = 256             // checks that run or wait for a slot
+	remembered  = 5 * time.Minute // how long a success of a check counts
+	maxSuccess  = 1000            // successes of checks that are remembered
+	maxUnderWay = 256             // flights that run or wait for a slot
 )
 
-// flights joins simultaneous checks of the same artifact, and remembers successes. Failures are not remembered: an
+// flights joins simultaneous questions for the same artifact, and remembers answers. Failures are not remembered: an
 // image may be pushed, or a registry come back, at any time.
-type flights struct {
+type flights[K comparable, V any] struct {
+	timeout    time.Duration  // of a flight, waiting for a slot included
+	remembered time.Duration  // how long an answer counts
+	most       int            // answers that are remembered
+	name       func(K) string // of the repository that is asked
+	clone      func(V) V      // returns a copy that shares nothing
+	now        func() time.Time
+
 	mutex    sync.Mutex
-	underWay map[artifact]*flight
-	success  map[artifact]success
-	order    []artifact // keys of success, oldest first
-	now      func() time.Time
+	underWay map[K]*flight[V]
+	answers  map[K]answer[V]
+	order    []K // keys of answers, oldest first
 }
 
-// flight is a check that runs.
-type flight struct {
-	waiting int // callers; the check is cancelled when the last has gone
+// flight is a question that is being answered.
+type flight[V any] struct {
+	waiting int // callers; the flight is cancelled when the last has gone
 	cancel  context.CancelFunc
-	done    chan struct{} // closed once claims and err are set
-	claims  *Claims
+	done    chan struct{} // closed once value and err are set
+	value   V
 	err     error
 }
 
-type success struct {
-	claims *Claims
-	until  time.Time
+type answer[V any] struct {
+	value V
+	until time.Time
 }
 
-func newFlights() flights {
-	return flights{underWay: map[artifact]*flight{}, success: map[artifact]success{}, now: time.Now}
+func newFlights[K comparable, V any](timeout, remembered time.Duration, most int,
+	name func(K) string, clone func(V) V) *flights[K, V] {
+	return &flights[K, V]{timeout: timeout, remembered: remembered, most: most, name: name,
+		clone: clone, now: time.Now, underWay: map[K]*flight[V]{}, answers: map[K]answer[V]{}}
 }
 
-// do returns the remembered result for an artifact, or that of check, which it calls at most once at a time.
-func (f *flights) do(ctx context.Context, a artifact, check func(context.Context) (*Claims, error)) (*Claims, error) {
+// do returns the remembered answer for a key, or that of ask, which it calls at most once at a time.
+func (f *flights[K, V]) do(ctx context.Context, key K, ask func(context.Context) (V, error)) (V, error) {
+	var none V
 	f.mutex.Lock()
-	if s, ok := f.success[a]; ok && f.now().Before(s.until) {
+	if a, ok := f.answers[key]; ok && f.now().Before(a.until) {
 		f.mutex.Unlock()
-		return s.claims.clone(), nil
+		return f.clone(a.value), nil
 	}
-	one := f.underWay[a]
+	one := f.underWay[key]
 	if one == nil {
 		if len(f.underWay) >= maxUnderWay {
 			f.mutex.Unlock()
-			return nil, failure.New(failure.Throttled, "cannot check repository %s: %d checks are under way", a.repository,
+			return none, failure.New(failure.Throttled, "cannot check repository %s: %d checks are under way", f.name(key),
 				maxUnderWay).WithHint("try again later")
 		}
-		one = f.start(ctx, a, check)
+		one = f.start(ctx, key, ask)
 	}
 	one.waiting++
 	f.mutex.Unlock()
 
 	select {
 	case <-one.done:
-		return one.claims.clone(), one.err
+		if one.err != nil {
+			return none, one.err
+		}
+		return f.clone(one.value), nil
 	case <-ctx.Done():
 	}
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	if one.waiting--; one.waiting == 0 {
 		one.cancel()
-		f.end(a, one)
+		f.end(key, one)
 	}
-	return nil, failure.New(failure.Timeout, "stopped waiting for repository %s: %w", a.repository, ctx.Err()).
+	return none, failure.New(failure.Timeout, "stopped waiting for repository %s: %w", f.name(key), ctx.Err()).
 		WithHint("try again later")
 }
 
-// start begins a check, which has the values of ctx and a deadline of its own. f.mutex is locked.
-func (f *flights) start(ctx context.Context, a artifact, check func(context.Context) (*Claims, error)) *flight {
-	one := &flight{done: make(chan struct{})}
-	ctx, one.cancel = context.WithTimeout(context.WithoutCancel(ctx), timeout)
-	f.underWay[a] = one
+// start begins a flight, which has the values of ctx and a deadline of its own. f.mutex is locked.
+func (f *flights[K, V]) start(ctx context.Context, key K, ask func(context.Context) (V, error)) *flight[V] {
+	one := &flight[V]{done: make(chan struct{})}
+	ctx, one.cancel = context.WithTimeout(context.WithoutCancel(ctx), f.timeout)
+	f.underWay[key] = one
 	go func() {
 		defer one.cancel()
-		one.claims, one.err = check(ctx)
+		one.value, one.err = ask(ctx)
 		f.mutex.Lock()
 		defer f.mutex.Unlock()
 		if one.err == nil {
-			f.remember(a, one.claims)
+			f.remember(key, one.value)
 		}
-		f.end(a, one)
+		f.end(key, one)
 		close(one.done)
 	}()
 	return one
 }
 
-// end forgets a flight, unless another has begun for the same artifact.
-func (f *flights) end(a artifact, one *flight) {
-	if f.underWay[a] == one {
-		delete(f.underWay, a)
+// end forgets a flight, unless another has begun for the same key.
+func (f *flights[K, V]) end(key K, one *flight[V]) {
+	if f.underWay[key] == one {
+		delete(f.underWay, key)
 	}
 }
 
-// remember adds a success, in place of the oldest one if there are too many.
-func (f *flights) remember(a artifact, claims *Claims) {
-	if _, known := f.success[a]; !known {
-		f.order = append(f.order, a)
+// remember adds an answer, in place of the oldest one if there are too many.
+func (f *flights[K, V]) remember(key K, value V) {
+	if _, known := f.answers[key]; !known {
+		f.order = append(f.order, key)
 	}
-	f.success[a] = success{claims, f.now().Add(remembered)}
-	if len(f.order) > maxSuccess {
-		delete(f.success, f.order[0])
+	f.answers[key] = answer[V]{value, f.now().Add(f.remembered)}
+	if len(f.order) > f.most {
+		delete(f.answers, f.order[0])
 		f.order = f.order[1:]
 	}
 }

@@ -24,7 +24,7 @@ import (
 // Registries are the registries of a configuration. It is safe for concurrent use.
 type Registries struct {
 	byName map[string]*registry
-	flights
+	checks *flights[artifact, *Claims]
 }
 
 // New returns the registries of a configuration. The error joins every mistake.
@@ -33,7 +33,8 @@ func New(c Config) (*Registries, error) {
 	if len(mistakes) > 0 {
 		return nil, errors.Join(mistakes...)
 	}
-	return &Registries{byName: registries, flights: newFlights()}, nil
+	return &Registries{byName: registries,
+		checks: newFlights(timeout, remembered, maxSuccess, artifact.name, (*Claims).clone)}, nil
 }
 
 const (
@@ -78,6 +79,8 @@ type artifact struct {
 	size       int64
 }
 
+func (a artifact) name() string { return a.repository }
+
 // Check fetches the manifest with this digest in a repository, and returns what it claims. It fails unless the manifest
 // is there with this media type and size in bytes, if they are not "" and 0: with Denied if it is not, or if the
 // repository's registry is not listed; with Unavailable, Throttled or Timeout if the registry gives no answer. A
@@ -97,7 +100,7 @@ func (r *Registries) Check(ctx context.Context, repository, sum, mediaType strin
 		return nil, failure.New(failure.Denied, "cannot check repository %s: the registry %s is not listed", name, host).
 			WithHint("list the registry under registries in the broker's config file")
 	}
-	return r.do(ctx, a, func(ctx context.Context) (*Claims, error) { return registry.check(ctx, a) })
+	return r.checks.do(ctx, a, func(ctx context.Context) (*Claims, error) { return registry.check(ctx, a) })
 }
 
 // check verifies that the artifact can be a manifest.
