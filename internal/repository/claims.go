@@ -102,6 +102,10 @@ func isIndex(mediaType string) bool {
 	return mediaType == ocispec.MediaTypeImageIndex || mediaType == dockerList
 }
 
+func isImageConfig(mediaType string) bool {
+	return mediaType == ocispec.MediaTypeImageConfig || mediaType == dockerImage
+}
+
 // claims reads what a manifest or an index claims. Of an index it fetches the manifests, if they are not too many, for
 // their size; the first one with a platform says what the index does not. What the repository does not have is left
 // out. Artifacts of other kinds claim nothing.
@@ -171,7 +175,7 @@ func (s *session) children(ctx context.Context, c *Claims, list []ocispec.Descri
 
 // image adds what the configuration of an image claims. Other artifacts have none that can be read.
 func (s *session) image(ctx context.Context, c *Claims, d *document) error {
-	if d.Config == nil || d.Config.MediaType != ocispec.MediaTypeImageConfig && d.Config.MediaType != dockerImage {
+	if d.Config == nil || !isImageConfig(d.Config.MediaType) {
 		return nil
 	}
 	data, err := s.fetchChild(ctx, blobs, *d.Config, maxImage)
@@ -241,16 +245,24 @@ func (c *Claims) created(text string) {
 func known(p *ocispec.Platform) bool { return p != nil && p.OS != "" && p.OS != "unknown" }
 
 func (c *Claims) platform(p *ocispec.Platform) {
-	if !known(p) || len(c.Platforms) >= maxPlatforms {
+	if len(c.Platforms) >= maxPlatforms {
 		return
+	}
+	if text := platformText(p); text != "" && !slices.Contains(c.Platforms, text) {
+		c.Platforms = append(c.Platforms, text)
+	}
+}
+
+// platformText returns a platform as OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, or "" if it is not one of an image.
+func platformText(p *ocispec.Platform) string {
+	if !known(p) {
+		return ""
 	}
 	text := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
 		text += "/" + p.Variant
 	}
-	if text = printable(text); !slices.Contains(c.Platforms, text) {
-		c.Platforms = append(c.Platforms, text)
-	}
+	return printable(text)
 }
 
 // printable returns a claim for display: cut after maxClaim characters, with a replacement for characters that could

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 type Registries struct {
 	byName map[string]*registry
 	checks *flights[artifact, *Claims]
+	lists  *flights[artifact, []Manifest]
 }
 
 // New returns the registries of a configuration. The error joins every mistake.
@@ -34,7 +36,8 @@ func New(c Config) (*Registries, error) {
 		return nil, errors.Join(mistakes...)
 	}
 	return &Registries{byName: registries,
-		checks: newFlights(timeout, remembered, maxSuccess, artifact.name, (*Claims).clone)}, nil
+		checks: newFlights(timeout, remembered, maxSuccess, artifact.name, (*Claims).clone),
+		lists:  newFlights(timeout, remembered, maxSuccess, artifact.name, slices.Clone[[]Manifest])}, nil
 }
 
 const (
@@ -86,21 +89,30 @@ func (a artifact) name() string { return a.repository }
 // repository's registry is not listed; with Unavailable, Throttled or Timeout if the registry gives no answer. A
 // success is remembered for some minutes; simultaneous checks of the same manifest are one.
 func (r *Registries) Check(ctx context.Context, repository, sum, mediaType string, size int64) (*Claims, error) {
-	name, err := Name(repository)
+	a, registry, err := r.find(repository, sum, mediaType, size)
 	if err != nil {
 		return nil, err
 	}
-	a := artifact{name, digest.Digest(sum), mediaType, size}
+	return r.checks.do(ctx, a, func(ctx context.Context) (*Claims, error) { return registry.check(ctx, a) })
+}
+
+// find returns what is looked for, and the registry that may have it. It fails for what cannot be a manifest, and if the
+// registry is not listed.
+func (r *Registries) find(repository, sum, mediaType string, size int64) (a artifact, from *registry, err error) {
+	name, err := Name(repository)
+	if err != nil {
+		return a, nil, err
+	}
+	a = artifact{name, digest.Digest(sum), mediaType, size}
 	if err := a.check(); err != nil {
-		return nil, err
+		return a, nil, err
 	}
 	host, _, _ := strings.Cut(name, "/")
-	registry := r.byName[host]
-	if registry == nil {
-		return nil, failure.New(failure.Denied, "cannot check repository %s: the registry %s is not listed", name, host).
-			WithHint("list the registry under registries in the broker's config file")
+	if from = r.byName[host]; from == nil {
+		return a, nil, failure.New(failure.Denied, "cannot check repository %s: the registry %s is not listed", name,
+			host).WithHint("list the registry under registries in the broker's config file")
 	}
-	return r.checks.do(ctx, a, func(ctx context.Context) (*Claims, error) { return registry.check(ctx, a) })
+	return a, from, nil
 }
 
 // check verifies that the artifact can be a manifest.
@@ -124,34 +136,46 @@ func (a artifact) check() error {
 
 // check is Check without the cache.
 func (r *registry) check(ctx context.Context, a artifact) (*Claims, error) {
+	return inSession(ctx, r, a, func(s *session) (*Claims, error) {
+		data, served, err := s.get(ctx, manifests, a.mediaType, a.digest, a.size)
+		if err != nil {
+			return nil, err
+		}
+		a.mediaType = served
+		claims, err := s.claims(ctx, a, data)
+		if err != nil {
+			return nil, err
+		}
+		claims.ManifestSize = int64(len(data))
+		return claims, nil
+	})
+}
+
+// inSession calls ask once one of the registry's slots is free. Errors of ask are those of fetching the artifact.
+func inSession[V any](ctx context.Context, r *registry, a artifact, ask func(*session) (V, error)) (V, error) {
+	var none V
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
 	case <-ctx.Done():
-		return nil, failure.New(failure.Throttled, "registry %s: %d checks are under way", r.name, maxChecks).
+		return none, failure.New(failure.Throttled, "registry %s: %d checks are under way", r.name, maxChecks).
 			WithHint("try again later")
 	}
 	_, path, _ := strings.Cut(a.repository, "/")
-	s := session{registry: r, client: r.client(), repository: a.repository, path: path}
-	data, served, err := s.get(ctx, manifests, a.mediaType, a.digest, a.size)
-	if errors.Is(err, errAbsent) {
-		return nil, failure.New(failure.Denied, "the repository %s has no manifest %s", a.repository, a.digest).
-			WithHint("push the image to the repository before it is signed")
-	}
+	s := &session{registry: r, client: r.client(), repository: a.repository, path: path}
+	value, err := ask(s)
 	if err != nil {
-		return nil, s.explain(ctx, a.digest, err)
+		return none, s.explain(ctx, a.digest, err)
 	}
-	a.mediaType = served
-	claims, err := s.claims(ctx, a, data)
-	if err != nil {
-		return nil, s.explain(ctx, a.digest, err)
-	}
-	claims.ManifestSize = int64(len(data))
-	return claims, nil
+	return value, nil
 }
 
 // explain returns the failure for an error of fetching a manifest or what belongs to it.
 func (s *session) explain(ctx context.Context, sum digest.Digest, err error) error {
+	if errors.Is(err, errAbsent) {
+		return failure.New(failure.Denied, "the repository %s has no manifest %s", s.repository, sum).
+			WithHint("push the image to the repository before it is signed")
+	}
 	var refused *refusal
 	var status statusError
 	var bad *contentError
