@@ -33,7 +33,7 @@ var storeys = []struct {
 	{"below the jobs", []string{"ca", "trust", "signer", "layerkey", "broker", "brokerfile", "tuf", "tufstore",
 		"notaryv1"}},
 	{"parts of the broker", []string{"httpapi", "held", "policy", "translog", "translog/feed", "identity",
-		"repository", "store/sqlite"}},
+		"broker/session", "repository", "store/sqlite"}},
 	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi", "store"}},
 	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry", "registry"}},

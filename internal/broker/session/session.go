@@ -1,0 +1,99 @@
+// Package session has the sessions of approvers: tokens that only the broker can make, which it keeps nothing of, and a
+// bounded memory of what can be used once.
+package session
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+// Life is how long a session lasts.
+const Life = 15 * time.Minute
+
+// maxToken is the length of the longest token, in bytes.
+const maxToken = 2048
+
+// Sessions makes and reads tokens. It is safe for concurrent use.
+type Sessions struct {
+	key []byte
+	now func() time.Time
+}
+
+// Session is what a token says.
+type Session struct {
+	Person     string // name
+	Credential string // sha256:HEX of the one that the person signed in with
+	Issued     time.Time
+	Expires    time.Time
+	CSRF       string // of forms of this session; nobody can tell it by the token
+}
+
+// content is the encoding of a session in a token.
+type content struct {
+	Person     string `json:"person"`
+	Credential string `json:"credential"`
+	Issued     int64  `json:"issued"`  // Unix time
+	Expires    int64  `json:"expires"` // Unix time
+	Random     string `json:"random"`  // so that no two sessions are the same
+}
+
+// New returns Sessions whose tokens are authenticated with a key of 32 bytes, which has no other use.
+func New(key []byte, now func() time.Time) *Sessions { return &Sessions{key: key, now: now} }
+
+// Issue returns a new token of a person who signed in with a credential: base64url(content) "." base64url(HMAC), and
+// when it expires.
+func (s *Sessions) Issue(person, credential string) (token string, expires time.Time) {
+	now := s.now().UTC().Truncate(time.Second)
+	expires = now.Add(Life)
+	data, err := json.Marshal(content{Person: person, Credential: credential, Issued: now.Unix(),
+		Expires: expires.Unix(), Random: rand.Text()})
+	if err != nil {
+		panic(err) // strings and numbers do not fail
+	}
+	encoded := base64.RawURLEncoding.EncodeToString(data)
+	return encoded + "." + s.mac("token", encoded), expires
+}
+
+// Read returns what a token says. It fails with Denied for a token that these Sessions did not make, or that is out of
+// its time. Whether the credential is still enrolled is up to the caller.
+func (s *Sessions) Read(token string) (Session, error) {
+	encoded, mac, found := strings.Cut(token, ".")
+	if len(token) > maxToken || !found || !hmac.Equal([]byte(mac), []byte(s.mac("token", encoded))) {
+		return Session{}, denied("the token is not one of this broker")
+	}
+	var read content
+	data, err := base64.RawURLEncoding.DecodeString(encoded)
+	if err == nil {
+		err = json.Unmarshal(data, &read)
+	}
+	if err != nil { // nobody else can have made it
+		return Session{}, denied("the token is of another version of the broker")
+	}
+	session := Session{Person: read.Person, Credential: read.Credential, Issued: time.Unix(read.Issued, 0).UTC(),
+		Expires: time.Unix(read.Expires, 0).UTC(), CSRF: s.mac("csrf", encoded)}
+	switch now := s.now(); {
+	case !now.Before(session.Expires):
+		return Session{}, denied("it has expired")
+	case now.Before(session.Issued.Add(-Life)): // the clock was set back: the token would last longer than it may
+		return Session{}, denied("it begins in the future")
+	}
+	return session, nil
+}
+
+// mac returns the HMAC-SHA-256 of a text for one purpose, in base64url.
+func (s *Sessions) mac(purpose, text string) string {
+	h := hmac.New(sha256.New, s.key)
+	h.Write([]byte("notation-hsm session v1 " + purpose + "\x00" + text))
+	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
+}
+
+func denied(why string) error {
+	return failure.New(failure.Denied, "cannot accept the session: %s", why).WithHint("sign in again")
+}

@@ -1,0 +1,130 @@
+package session
+
+import (
+	"encoding/base64"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+)
+
+const credential = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+// clock is a clock that tests set.
+type clock struct{ time atomic.Int64 }
+
+func (c *clock) now() time.Time          { return time.Unix(c.time.Load(), 0) }
+func (c *clock) add(after time.Duration) { c.time.Add(int64(after / time.Second)) }
+
+func newSessions(key string) (*Sessions, *clock) {
+	c := &clock{}
+	c.time.Store(1_800_000_000)
+	return New([]byte(strings.Repeat(key, 32)), c.now), c
+}
+
+// TestSession reads what was issued, until it expires.
+func TestSession(t *testing.T) {
+	t.Parallel()
+	s, c := newSessions("a")
+	token, expires := s.Issue("alice", credential)
+	read, err := s.Read(token)
+	if err != nil || read.Person != "alice" || read.Credential != credential || !read.Expires.Equal(expires) ||
+		!read.Issued.Equal(c.now()) || expires.Sub(read.Issued) != Life {
+		t.Fatalf("%+v, %v", read, err)
+	}
+	other, _ := s.Issue("alice", credential)
+	second, err := s.Read(other)
+	if err != nil || other == token || second.CSRF == read.CSRF || strings.Contains(token, read.CSRF) {
+		t.Errorf("%+v, %v", second, err)
+	}
+	for _, step := range []struct {
+		after time.Duration
+		valid bool
+	}{{Life - time.Second, true}, {time.Second, false}, {time.Hour, false}, {-time.Hour - 3*Life, false}} {
+		c.add(step.after)
+		if _, err := s.Read(token); (err == nil) != step.valid || err != nil && !failure.Is(err, failure.Denied) {
+			t.Errorf("after %s more: %v", step.after, err)
+		}
+	}
+}
+
+// TestForged refuses every token that the key did not make.
+func TestForged(t *testing.T) {
+	t.Parallel()
+	s, _ := newSessions("a")
+	other, _ := newSessions("b")
+	foreign, _ := other.Issue("alice", credential)
+	token, _ := s.Issue("alice", credential)
+	read, err := s.Read(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, mac, _ := strings.Cut(token, ".")
+	plain, err := base64.RawURLEncoding.DecodeString(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	carol := base64.RawURLEncoding.EncodeToString([]byte(strings.Replace(string(plain), "alice", "carol", 1)))
+	forged := []string{"", ".", "..", body, body + ".", "." + mac, token + ".", token + "=", token + "\n", " " + token,
+		foreign, carol + "." + mac, body + "." + read.CSRF, body + "." + strings.ToUpper(mac),
+		strings.Repeat("a", 1<<20) + "." + mac, body + "." + strings.Repeat("a", 1<<20)}
+	for i := range token {
+		changed := []byte(token)
+		changed[i] ^= 1
+		forged = append(forged, string(changed))
+	}
+	for _, f := range forged {
+		if read, err := s.Read(f); !failure.Is(err, failure.Denied) {
+			t.Errorf("%.100q is read as %+v, %v", f, read, err)
+		}
+	}
+	long, _ := s.Issue(strings.Repeat("a", maxToken), credential)
+	if _, err := s.Read(long); !failure.Is(err, failure.Denied) {
+		t.Errorf("a long token: %v", err)
+	}
+}
+
+// TestOnce lets each thing be used once until its time is over, and nothing while the memory is full.
+func TestOnce(t *testing.T) {
+	t.Parallel()
+	_, c := newSessions("a")
+	m := NewMemory(3, c.now)
+	until := c.now().Add(2 * time.Minute)
+	for _, step := range []struct {
+		id    byte
+		after time.Duration
+		want  bool
+	}{{1, 0, true}, {1, 0, false}, {2, 0, true}, {3, 0, true}, {4, 0, false}, {1, time.Minute, false}, {4, 0, false},
+		{1, time.Minute, false}} { // the last one is over: the memory would forget it at once
+		c.add(step.after)
+		if used := m.Once([32]byte{step.id}, until); used != step.want {
+			t.Errorf("%d after %s more: %t", step.id, step.after, used)
+		}
+	}
+	until = c.now().Add(time.Minute)
+	if !m.Once([32]byte{4}, until) || len(m.used) != 1 {
+		t.Errorf("%d are remembered, and none is valid", len(m.used)-1)
+	}
+}
+
+// TestOnceTogether lets one of many at once use a thing.
+func TestOnceTogether(t *testing.T) {
+	t.Parallel()
+	_, c := newSessions("a")
+	m := NewMemory(100, c.now)
+	var group sync.WaitGroup
+	var first atomic.Int32
+	for range 50 {
+		group.Go(func() {
+			if m.Once([32]byte{1}, c.now().Add(time.Minute)) {
+				first.Add(1)
+			}
+		})
+	}
+	if group.Wait(); first.Load() != 1 {
+		t.Errorf("%d were the first", first.Load())
+	}
+}
