@@ -31,10 +31,11 @@ type WebAuthn struct {
 	RPID           string   `json:"rp_id"`
 }
 
-// Encode returns a credential as canonical JSON, with its type set.
+// Encode returns a credential as canonical JSON, with its type.
 func (c *Credential) Encode() ([]byte, error) {
-	c.Type = credentialType
-	return canonical(c)
+	typed := *c // so that many can encode one at a time
+	typed.Type = credentialType
+	return canonical(typed)
 }
 
 // DecodeCredential reads a credential. It fails with Invalid for bytes that are not the one encoding of a credential.

@@ -26,10 +26,11 @@ type Member struct {
 	Name        string   `json:"name"`
 }
 
-// Encode returns a rule as canonical JSON, with its type set.
+// Encode returns a rule as canonical JSON, with its type.
 func (r *Rule) Encode() ([]byte, error) {
-	r.Type = ruleType
-	return canonical(r)
+	typed := *r
+	typed.Type = ruleType
+	return canonical(typed)
 }
 
 // resolved is what of a resolved rule says who must agree.

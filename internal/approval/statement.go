@@ -100,10 +100,11 @@ type Opening struct {
 // Encode returns an opening as canonical JSON.
 func (o *Opening) Encode() ([]byte, error) { return canonical(o) }
 
-// Encode returns a statement as canonical JSON, with its types set.
+// Encode returns a statement as canonical JSON, with its types.
 func (s *Statement) Encode() ([]byte, error) {
-	s.Type, s.PredicateType = statementType, predicateType
-	return canonical(s)
+	typed := *s
+	typed.Type, typed.PredicateType = statementType, predicateType
+	return canonical(typed)
 }
 
 // DecodeStatement reads a statement. It fails with Invalid for bytes that are not the one encoding of a statement.
