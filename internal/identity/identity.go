@@ -24,10 +24,16 @@ const (
 	// IssuerPublisher is that of the broker itself when it publishes the tags of a repository, which is the subject. No
 	// request from outside has it: issuers of tokens are URLs.
 	IssuerPublisher = "publisher"
+	// IssuerApprover is that of a person of the policy who has signed in with what they approve with. The subject is the
+	// person's name. No request from outside has it without a session.
+	IssuerApprover = "approver"
 )
 
 // Publisher returns the caller that publishes the tags of a repository.
 func Publisher(repository string) Caller { return Caller{Issuer: IssuerPublisher, Subject: repository} }
+
+// Approver returns the caller who is a person of the policy, by name.
+func Approver(name string) Caller { return Caller{Issuer: IssuerApprover, Subject: name} }
 
 // Caller is who made a request, as it was authenticated.
 type Caller struct {

@@ -14,6 +14,8 @@ type Input struct {
 	Artifact Artifact // zero, but for Use
 	Key      string   // name of the key; "" for what belongs to no single key
 	Time     time.Time
+	// BreakGlass is the name of the rule for emergencies that the requester asks for; "" for none.
+	BreakGlass string
 }
 
 // Caller is who makes a request, as it was authenticated.

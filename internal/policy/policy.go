@@ -101,6 +101,9 @@ type Rule struct {
 	After     After         // from when TimeLock counts; "" without one
 	Timeout   time.Duration // counted from the request; 0 without one
 
+	Uses       int  // how often each artifact of a request may be signed; 0 means 1
+	BreakGlass bool // it applies only to a request that names it
+
 	condition *condition // nil if the rule always applies
 	resolved  []byte
 	digest    [sha256.Size]byte
@@ -119,6 +122,9 @@ type Approval struct {
 	Members []Person
 	Quorum  int
 	Kinds   []Kind // that count; never empty
+
+	Attested    bool // passkeys count only if a manufacturer has attested their authenticator
+	DeviceBound bool // passkeys count only if they cannot leave their authenticator
 }
 
 // Source returns the bytes that the policy was read from.
@@ -132,6 +138,9 @@ func (p *Policy) Keys() []*Key { return slices.Clone(p.keys) }
 
 // Key returns the key with a name, and nil if there is none.
 func (p *Policy) Key(name string) *Key { return p.byName[name] }
+
+// Groups returns the groups in the order of the file.
+func (p *Policy) Groups() []Group { return slices.Clone(p.groups) }
 
 // Person returns the name of the person with an identity, and "" if the policy has none.
 func (p *Policy) Person(i Identity) string { return p.person[i] }
