@@ -13,10 +13,10 @@ import (
 	"github.com/secure-systems-lab/go-securesystemslib/dsse"
 )
 
-// Sizes of RSA moduli, in bits. The largest is the largest that OpenSSH makes, and bounds what a hostile key costs.
+// Sizes of RSA moduli, in bits. The largest bounds what a hostile key costs.
 const (
 	minRSA = 2048
-	maxRSA = 16384
+	maxRSA = 8192
 )
 
 // pss is how an RSA key in a module signs.

@@ -33,18 +33,89 @@ func (r *Rule) Encode() ([]byte, error) {
 	return canonical(typed)
 }
 
-// resolved is what of a resolved rule says who must agree.
-type resolved struct {
-	Approvals []struct {
-		Attestation string `json:"attestation"`
-		DeviceBound bool   `json:"device_bound"`
-		Group       string `json:"group"`
-		Kinds       []Kind `json:"kinds"`
-		Members     []struct {
-			Name string `json:"name"`
-		} `json:"members"`
-		Quorum int `json:"quorum"`
-	} `json:"approvals"`
+// Demands is what a rule demands, as policy.Rule.Resolved encodes it. Its fields are in the order of their names.
+type Demands struct {
+	Action     string    `json:"action"`
+	Approvals  []Demand  `json:"approvals"`
+	BreakGlass bool      `json:"break_glass,omitempty"`
+	Limit      *Limit    `json:"limit,omitempty"`
+	Same       []string  `json:"same"`
+	TimeLock   *TimeLock `json:"time_lock,omitempty"`
+	Timeout    int64     `json:"timeout"` // seconds from the request; 0 without one
+	Type       string    `json:"type"`
+	Uses       int       `json:"uses,omitempty"` // of each digest; 0 for one
+	When       string    `json:"when"`           // condition; "" if the rule always applies
+}
+
+// Demand is how many people of a group must agree.
+type Demand struct {
+	Attestation string   `json:"attestation,omitempty"` // required, or ""
+	DeviceBound bool     `json:"device_bound,omitempty"`
+	Group       string   `json:"group"`
+	Kinds       []Kind   `json:"kinds"`
+	Members     []Person `json:"members"`
+	Quorum      int      `json:"quorum"`
+}
+
+// Person is someone who can approve, with their identities besides.
+type Person struct {
+	Identities []Identity `json:"identities"`
+	Name       string     `json:"name"`
+}
+
+// Identity is who a caller is.
+type Identity struct {
+	Issuer  string `json:"issuer"`
+	Subject string `json:"subject"`
+}
+
+// Limit is how often a rule may be used.
+type Limit struct {
+	Count int   `json:"count"`
+	Per   int64 `json:"per"` // seconds
+}
+
+// TimeLock is how long nothing is signed.
+type TimeLock struct {
+	After   string `json:"after"` // request, or approvals: the last of them
+	Seconds int64  `json:"seconds"`
+}
+
+// demandsType is the type of Demands.
+const demandsType = "rule/v1"
+
+// Bounds of a rule: those of a policy.
+const (
+	maxGroups  = 8
+	maxMembers = 500 // of a group
+)
+
+// Demands returns what a rule demands. It fails for bytes that are not the one encoding of it, so that nothing in it
+// can be read in two ways.
+func (r *Rule) Demands() (*Demands, error) {
+	d := &Demands{}
+	if err := strict(r.Rule, maxDocument, d); err != nil {
+		return nil, err
+	}
+	switch again, err := canonical(d); {
+	case d.Type != demandsType:
+		return nil, fmt.Errorf("what it demands is of type %.40q", d.Type)
+	case err != nil || string(again) != string(r.Rule):
+		return nil, errors.New("what it demands is not in its canonical form")
+	case len(d.Approvals) > maxGroups:
+		return nil, fmt.Errorf("it has more than %d groups", maxGroups)
+	}
+	for _, a := range d.Approvals {
+		switch {
+		case len(a.Members) > maxMembers:
+			return nil, fmt.Errorf("the group %.40q has more than %d members", a.Group, maxMembers)
+		case a.Quorum < 1 || a.Quorum > len(a.Members):
+			return nil, fmt.Errorf("the quorum of the group %.40q is not from 1 to %d", a.Group, len(a.Members))
+		case a.Attestation != "" && a.Attestation != "required":
+			return nil, fmt.Errorf("the attestation %.40q is unknown", a.Attestation)
+		}
+	}
+	return d, nil
 }
 
 // DecodeRule reads a rule document, and returns its groups. It fails with Invalid for bytes that are not the one
@@ -60,16 +131,16 @@ func DecodeRule(data []byte) (*Rule, []Group, error) {
 	if again, err := r.Encode(); err != nil || string(again) != string(data) {
 		return nil, nil, invalid("rule", errors.New("it is not in its canonical form"))
 	}
-	var read resolved
-	if err := json.Unmarshal(r.Rule, &read); err != nil {
+	demands, err := r.Demands()
+	if err != nil {
 		return nil, nil, invalid("rule", err)
 	}
-	ids := map[string]string{}
-	for _, m := range r.Members {
-		ids[m.Name] = m.ID
+	ids, err := r.ids()
+	if err != nil {
+		return nil, nil, invalid("rule", err)
 	}
 	var groups []Group
-	for _, a := range read.Approvals {
+	for _, a := range demands.Approvals {
 		g := Group{Name: a.Group, Quorum: a.Quorum, Kinds: a.Kinds, Attested: a.Attestation != "",
 			DeviceBound: a.DeviceBound}
 		for _, m := range a.Members {
@@ -82,6 +153,25 @@ func DecodeRule(data []byte) (*Rule, []Group, error) {
 		groups = append(groups, g)
 	}
 	return r, groups, nil
+}
+
+// ids returns the ids of the members by name. It fails unless the members are in the order of their names, each person
+// once.
+func (r *Rule) ids() (map[string]string, error) {
+	ids, names := map[string]string{}, map[string]string{}
+	last := ""
+	for _, m := range r.Members {
+		switch {
+		case m.Name <= last:
+			return nil, errors.New("its members are not in the order of their names, each once")
+		case m.ID == "" || names[m.ID] != "":
+			return nil, fmt.Errorf("the member %.40q has no id of their own", m.Name)
+		case !slices.IsSorted(m.Credentials):
+			return nil, fmt.Errorf("the credentials of %.40q are not in their order", m.Name)
+		}
+		ids[m.Name], names[m.ID], last = m.ID, m.Name, m.Name
+	}
+	return ids, nil
 }
 
 // Has reports whether a person had a credential when the rule was resolved.
