@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
 )
 
 // Types of events.
@@ -25,24 +26,42 @@ const (
 	snapshot   = "snapshot/v1"  // the state after the entries before, by its SHA-256
 	voided     = "void/v1"      // the entries before it, from an index on, permit nothing
 	epochBegun = "epoch/v1"     // the log begins anew after entries were lost
+	approved   = "approved/v1"  // a person agrees to a request
+	withdrawn  = "withdrawn/v1" // a person takes that back
+	rejected   = "rejected/v1"  // a person refuses, which ends the request
+	enrolled   = "enrolled/v1"  // a person has a credential to sign approvals with
+	removed    = "removed/v1"   // a credential counts no more
+	invited    = "invited/v1"   // a person may enrol a passkey with a link
 )
 
 // Event is an entry of the log: canonical JSON (RFC 8785) of one fact. Its fields are in the order of their names,
 // which are those of the encoding. People and callers are in it by pseudonyms.
 type Event struct {
+	Approval   string   `json:"approval,omitempty"`   // sha256:HEX of an approval with its signature
+	Approver   string   `json:"approver,omitempty"`   // id of a person
+	Attested   bool     `json:"attested,omitempty"`   // a credential: see approval.WebAuthn
+	Base       string   `json:"base,omitempty"`       // sha256:HEX of the policy that a proposal changes
 	Caller     string   `json:"caller,omitempty"`     // pseudonym of issuer and subject
 	Config     string   `json:"config,omitempty"`     // sha256:HEX
+	Counter    int64    `json:"counter,omitempty"`    // of a passkey's signatures
+	Credential string   `json:"credential,omitempty"` // sha256:HEX of its document
+	Device     bool     `json:"device,omitempty"`     // a passkey cannot leave its authenticator
 	Digest     string   `json:"digest,omitempty"`     // of the artifact
 	Epoch      int64    `json:"epoch,omitempty"`      // of the log
 	Format     string   `json:"format,omitempty"`     // of the payload
 	Index      int64    `json:"index,omitempty"`      // of another entry
+	Invitation string   `json:"invitation,omitempty"` // sha256:HEX of its token
 	Key        string   `json:"key,omitempty"`        // its name in the policy
+	Kind       string   `json:"kind,omitempty"`       // of a credential
 	Leaf       string   `json:"leaf,omitempty"`       // sha256:HEX of its certificate in DER
+	Needs      []need   `json:"needs,omitempty"`      // of a request: what must be allowed
 	NotAfter   int64    `json:"not_after,omitempty"`  // Unix time
 	NotBefore  int64    `json:"not_before,omitempty"` // Unix time
 	Origin     string   `json:"origin,omitempty"`     // of the log
 	Payload    string   `json:"payload,omitempty"`    // sha256:HEX of the bytes that are signed
+	Person     string   `json:"person,omitempty"`     // id of the requester, if it is a person of the policy
 	Policy     string   `json:"policy,omitempty"`     // sha256:HEX
+	Public     string   `json:"public,omitempty"`     // pseudonym of a public key
 	Reason     string   `json:"reason,omitempty"`     // kind of a failure
 	Repository string   `json:"repository,omitempty"` // that was checked
 	Request    string   `json:"request,omitempty"`    // ID
@@ -54,19 +73,35 @@ type Event struct {
 	Signature  string   `json:"signature,omitempty"` // sha256:HEX
 	Snapshot   string   `json:"snapshot,omitempty"`  // sha256:HEX
 	State      string   `json:"state,omitempty"`     // of the request
-	Statement  string   `json:"statement,omitempty"` // sha256:HEX of what is agreed to
+	Statement  string   `json:"statement,omitempty"` // sha256:HEX of what people agree to
+	Subjects   []string `json:"subjects,omitempty"`  // sha256:HEX of what is signed, one for each artifact
 	Time       string   `json:"time"`                // RFC 3339, in UTC, with milliseconds
 	Token      string   `json:"token,omitempty"`     // sha256:HEX of a token that was used
 	TokenEnds  int64    `json:"token_ends,omitempty"`
 	Type       string   `json:"type"`
-	What       string   `json:"what,omitempty"` // what a request changes: policy, config, block, unblock, epoch
+	Uses       int64    `json:"uses,omitempty"` // of each artifact; 0 means 1
+	What       string   `json:"what,omitempty"` // what a request changes: see the Change constants
+	Why        string   `json:"why,omitempty"`  // the requester's reason, in an emergency
+}
+
+// need is an action that must be allowed: any one of its rules is enough. Its fields are in the order of their names.
+type need struct {
+	Action policy.Action `json:"action"`
+	Key    string        `json:"key,omitempty"` // none for what belongs to no single key
+	Rules  []ruleName    `json:"rules"`
+}
+
+// ruleName names a rule as the policy had it when a request was made.
+type ruleName struct {
+	Digest string `json:"digest"` // sha256:HEX of the resolved rule
+	Name   string `json:"name"`
 }
 
 // permits reports whether an event allows what was not allowed before it. Such an event counts once a signed checkpoint
 // covers it. A snapshot stands for all events, and one that is void allows what the other has ended.
 func (e *Event) permits() bool {
 	switch e.Type {
-	case policySet, configSet, requested, unblocked, epochBegun, snapshot, voided:
+	case policySet, configSet, requested, unblocked, epochBegun, snapshot, voided, approved, enrolled, invited:
 		return true
 	}
 	return false

@@ -2,14 +2,11 @@ package broker
 
 import (
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 )
-
-// retryWindow is how long after its first signature a request is signed again for its requester: a rerun of notation
-// sign has other bytes, of another signing time.
-const retryWindow = 15 * time.Minute
 
 // state is what the entries of the log add up to. Everything in it is derived from them. It is encoded as JSON in
 // snapshots.
@@ -28,37 +25,15 @@ type state struct {
 	Callers  map[string]*window   `json:"callers"`  // requests by caller
 	Open     map[string]int       `json:"open"`     // open requests by caller
 
+	Credentials map[string]*credential `json:"credentials"` // by sha256:HEX: those that are enrolled
+	Invitations map[string]*invitation `json:"invitations"` // by sha256:HEX of the token, until they are used or expire
+
 	callerPeriod time.Duration // of the limit of requests of a caller
 
-	byPayload   map[string]*request            // by caller and payload
-	byStatement map[string]map[string]*request // by statement, then by ID
-	swept       time.Time
-}
-
-// request is what decides about a request.
-type request struct {
-	ID         string          `json:"id"`
-	State      brokerapi.State `json:"state"`
-	What       string          `json:"what,omitempty"`
-	Key        string          `json:"key,omitempty"`
-	Rule       string          `json:"rule,omitempty"`
-	RuleDigest string          `json:"rule_digest,omitempty"`
-	Statement  string          `json:"statement,omitempty"`
-	Requester  string          `json:"requester"`
-	Same       []string        `json:"same,omitempty"`
-	Caller     string          `json:"caller"`
-	Payload    string          `json:"payload,omitempty"` // of the signature that was asked for last
-	Signature  string          `json:"signature,omitempty"`
-	Policy     string          `json:"policy,omitempty"` // that is proposed
-	Config     string          `json:"config,omitempty"`
-	Repository string          `json:"repository,omitempty"`
-	Direct     bool            `json:"direct,omitempty"` // made by its first signature
-	Bare       bool            `json:"bare,omitempty"`   // no checkpoint covered it at a start: it permits nothing
-	Created    time.Time       `json:"created"`
-	First      time.Time       `json:"first,omitzero"` // of the first signature
-	NotBefore  int64           `json:"not_before,omitempty"`
-	NotAfter   int64           `json:"not_after,omitempty"`
-	Entries    []int64         `json:"entries"`
+	byPayload map[string]*request            // by caller and payload
+	bySubject map[string]map[string]*request // by subject, then by ID
+	changes   map[string]bool                // IDs of requests that change something
+	swept     time.Time
 }
 
 // token is a token that callers have used.
@@ -70,28 +45,34 @@ type token struct {
 func newState(callerPeriod time.Duration) *state {
 	s := &state{callerPeriod: callerPeriod, Blocked: map[string]time.Time{},
 		Requests: map[string]*request{}, Tokens: map[string]*token{},
-		Uses: map[string]*window{}, Callers: map[string]*window{}, Open: map[string]int{}}
+		Uses: map[string]*window{}, Callers: map[string]*window{}, Open: map[string]int{},
+		Credentials: map[string]*credential{}, Invitations: map[string]*invitation{}}
 	s.index()
 	return s
 }
 
 // index makes what is not in snapshots.
 func (s *state) index() {
-	s.byPayload, s.byStatement = map[string]*request{}, map[string]map[string]*request{}
+	s.byPayload, s.bySubject = map[string]*request{}, map[string]map[string]*request{}
+	s.changes = map[string]bool{}
 	for _, r := range s.Requests {
 		s.link(r)
 	}
 }
 
 func (s *state) link(r *request) {
-	if r.Payload != "" {
-		s.byPayload[r.Caller+r.Payload] = r
+	if r.What != "" {
+		s.changes[r.ID] = true
 	}
-	if r.Statement != "" {
-		of := s.byStatement[r.Statement]
+	for i := range r.Targets {
+		t := &r.Targets[i]
+		if t.Payload != "" {
+			s.byPayload[r.Caller+t.Payload] = r
+		}
+		of := s.bySubject[t.Subject]
 		if of == nil {
 			of = map[string]*request{}
-			s.byStatement[r.Statement] = of
+			s.bySubject[t.Subject] = of
 		}
 		of[r.ID] = r
 	}
@@ -104,12 +85,14 @@ func (s *state) own(id string) *request {
 		return nil
 	}
 	r := *old
+	r.Targets = slices.Clone(r.Targets)
 	s.Requests[id] = &r
-	if s.byPayload[r.Caller+r.Payload] == old {
-		s.byPayload[r.Caller+r.Payload] = &r
-	}
-	if r.Statement != "" {
-		s.byStatement[r.Statement][id] = &r
+	for i := range r.Targets {
+		t := &r.Targets[i]
+		if s.byPayload[r.Caller+t.Payload] == old {
+			s.byPayload[r.Caller+t.Payload] = &r
+		}
+		s.bySubject[t.Subject][id] = &r
 	}
 	return &r
 }
@@ -117,7 +100,8 @@ func (s *state) own(id string) *request {
 // clone returns a copy that does not change, to be encoded while the state goes on.
 func (s *state) clone() *state {
 	c := *s
-	c.byPayload, c.byStatement = nil, nil
+	c.byPayload, c.bySubject, c.changes = nil, nil, nil
+	c.Credentials, c.Invitations = maps.Clone(s.Credentials), maps.Clone(s.Invitations)
 	c.Blocked, c.Requests, c.Tokens = maps.Clone(s.Blocked), maps.Clone(s.Requests), maps.Clone(s.Tokens)
 	c.Open, c.Uses, c.Callers = maps.Clone(s.Open), map[string]*window{}, map[string]*window{}
 	for name, w := range s.Uses {
@@ -132,12 +116,16 @@ func (s *state) clone() *state {
 // forget drops a request about which nothing is decided any more.
 func (s *state) forget(r *request) {
 	delete(s.Requests, r.ID)
-	if s.byPayload[r.Caller+r.Payload] == r {
-		delete(s.byPayload, r.Caller+r.Payload)
-	}
-	if of := s.byStatement[r.Statement]; of != nil {
-		if delete(of, r.ID); len(of) == 0 {
-			delete(s.byStatement, r.Statement)
+	delete(s.changes, r.ID)
+	for i := range r.Targets {
+		t := &r.Targets[i]
+		if s.byPayload[r.Caller+t.Payload] == r {
+			delete(s.byPayload, r.Caller+t.Payload)
+		}
+		if of := s.bySubject[t.Subject]; of != nil {
+			if delete(of, r.ID); len(of) == 0 {
+				delete(s.bySubject, t.Subject)
+			}
 		}
 	}
 }
@@ -163,7 +151,7 @@ func (s *state) apply(e *Event, covered bool) {
 		s.Epoch = e.Epoch
 		s.settle(e.Request, index)
 		for id, r := range s.Requests { // open grants expire
-			if r.State == brokerapi.Pending || r.State == brokerapi.Approved || r.State == brokerapi.Signed {
+			if r.open() || r.State == brokerapi.Signed {
 				s.end(s.own(id), brokerapi.Expired)
 			}
 		}
@@ -175,11 +163,21 @@ func (s *state) apply(e *Event, covered bool) {
 		s.settle(e.Request, index)
 	case requested:
 		r := s.begin(e, index, brokerapi.State(e.State))
-		r.What, r.Policy, r.Config, r.Bare = e.What, e.Policy, e.Config, !covered
+		r.Bare = !covered
+		delete(s.Invitations, e.Invitation)
 		s.Open[r.Caller]++
 		s.countCaller(e)
 	case intended:
 		s.intend(e, index, covered)
+	case approved, withdrawn, rejected:
+		s.vote(e, index)
+	case enrolled:
+		s.enrol(e, index)
+	case removed:
+		delete(s.Credentials, e.Credential)
+		s.settle(e.Request, index)
+	case invited:
+		s.Invitations[e.Invitation] = &invitation{Person: e.Approver, Ends: e.NotAfter, First: e.State != ""}
 	case signed, failed, lost:
 		s.outcome(e, index)
 	case ended:
@@ -189,100 +187,6 @@ func (s *state) apply(e *Event, covered bool) {
 		}
 	}
 	s.sweep()
-}
-
-// begin adds a request.
-func (s *state) begin(e *Event, index int64, now brokerapi.State) *request {
-	r := &request{ID: e.Request, State: now, Key: e.Key, Rule: e.Rule, RuleDigest: e.RuleDigest, Statement: e.Statement,
-		Requester: e.Requester, Same: e.Same, Caller: e.Caller, Created: e.at(), NotBefore: e.NotBefore,
-		NotAfter: e.NotAfter, Repository: e.Repository, Entries: []int64{index}}
-	s.Requests[r.ID] = r
-	s.link(r)
-	return r
-}
-
-// intend takes an intent to sign into account: the first of a request, or of a request that is signed again.
-func (s *state) intend(e *Event, index int64, covered bool) {
-	r := s.own(e.Request)
-	if r == nil {
-		r = s.begin(e, index, brokerapi.Signing)
-		r.Direct, r.Bare = true, !covered
-	} else {
-		r.Entries = append(r.Entries, index)
-		r.Bare = r.Bare || !covered && r.State == brokerapi.Pending // only who decides knows that it waits no more
-		r.State = brokerapi.Signing
-	}
-	if !e.Retry {
-		w := s.Uses[e.Key+"\x00"+e.Rule]
-		if w == nil {
-			w = &window{}
-			s.Uses[e.Key+"\x00"+e.Rule] = w
-		}
-		w.add(e.at())
-	}
-	r.Payload = e.Payload
-	s.link(r)
-	s.countCaller(e)
-}
-
-// outcome takes the end of an intent into account.
-func (s *state) outcome(e *Event, index int64) {
-	if r := s.Requests[e.Request]; r == nil || r.State != brokerapi.Signing {
-		return
-	}
-	r := s.own(e.Request)
-	r.Entries = append(r.Entries, index)
-	switch {
-	case e.Type == signed:
-		if r.First.IsZero() {
-			r.First = e.at()
-			s.close(r)
-		}
-		r.State, r.Signature = brokerapi.Signed, e.Signature
-	case !r.First.IsZero(): // another signature failed
-		r.State = brokerapi.Signed
-		s.unlinkPayload(r)
-	case r.Direct && e.Type == failed:
-		s.end(r, brokerapi.Failed)
-	case r.Direct:
-		s.end(r, brokerapi.Lost)
-	default: // the grant is as good as before
-		r.State = brokerapi.Approved
-		s.unlinkPayload(r)
-	}
-}
-
-// unlinkPayload has the same bytes signed anew when they are asked for again.
-func (s *state) unlinkPayload(r *request) {
-	delete(s.byPayload, r.Caller+r.Payload)
-	r.Payload, r.Signature = "", ""
-}
-
-// settle ends a request whose wish is fulfilled.
-func (s *state) settle(id string, index int64) {
-	if r := s.own(id); r != nil {
-		r.Entries = append(r.Entries, index)
-		s.end(r, brokerapi.Signed)
-	}
-}
-
-// end ends a request for ever.
-func (s *state) end(r *request, as brokerapi.State) {
-	if r.First.IsZero() {
-		s.close(r)
-	}
-	r.State = as
-	s.forget(r)
-}
-
-// close counts an open request off. One that was made by its first signature has waited for nobody.
-func (s *state) close(r *request) {
-	if r.Direct {
-		return
-	}
-	if s.Open[r.Caller]--; s.Open[r.Caller] <= 0 {
-		delete(s.Open, r.Caller)
-	}
 }
 
 // countCaller counts a request of a caller, and the use of its token.
@@ -309,7 +213,11 @@ func triple(e *Event) string {
 	if e.Payload != "" {
 		return e.Key + " " + e.Payload
 	}
-	return e.Key + " " + e.Statement + e.Policy + e.Config + e.What
+	subject := ""
+	if len(e.Subjects) > 0 {
+		subject = e.Subjects[0]
+	}
+	return e.Key + " " + subject + e.Policy + e.Config + e.Credential + e.What
 }
 
 // sweep forgets, once in a minute, what decides nothing any more: it is cheap, as it is seldom.
@@ -319,8 +227,13 @@ func (s *state) sweep() {
 	}
 	s.swept = s.Last
 	for _, r := range s.Requests {
-		if r.State == brokerapi.Signed && s.Last.Sub(r.First) > retryWindow {
+		if r.State == brokerapi.Signed && !slices.ContainsFunc(r.Targets, func(t target) bool { return t.retries(s.Last) }) {
 			s.forget(r)
+		}
+	}
+	for id, i := range s.Invitations {
+		if s.Last.Unix() > i.Ends {
+			delete(s.Invitations, id)
 		}
 	}
 	for id, t := range s.Tokens {
