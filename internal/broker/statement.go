@@ -1,0 +1,122 @@
+package broker
+
+import (
+	"cmp"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"github.com/notation-hsm/notation-hsm/internal/approval"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
+)
+
+// state a request: the statement that people agree to, with the documents that it names. It sets the event's hash of it.
+func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller, rules [][]*policy.Rule) error {
+	opening := &approval.Opening{Issuer: caller.Issuer, Subject: caller.Subject, Salt: randomHex()}
+	for _, name := range e.Same {
+		if value, exists := caller.Claims[name]; exists {
+			if opening.Claims == nil {
+				opening.Claims = map[string]string{}
+			}
+			text, err := json.Marshal(value)
+			if err != nil {
+				return err
+			}
+			opening.Claims[name] = string(text)
+		}
+	}
+	opened, err := opening.Encode()
+	if err != nil {
+		return failure.New(failure.Invalid, "cannot name the requester in a statement: %w", err).
+			WithHint("call with claims of printable characters")
+	}
+	in := d.b.inForce.Load()
+	p := &s.Predicate
+	p.Broker, p.Log, p.Request, p.Created, p.NotAfter = d.b.options.PublicURL, d.b.origin(), e.Request, d.now.Unix(), e.NotAfter
+	p.Nonce, p.Policy, p.Reason = randomHex(), in.digest, e.Why
+	p.Requester = approval.Requester{Commitment: approval.Hash(opened), ID: e.Requester}
+	for i, n := range e.Needs {
+		made := approval.Need{Action: string(n.Action), Key: n.Key}
+		for j, name := range n.Rules {
+			document, err := d.ruleDocument(rules[i][j])
+			if err != nil {
+				return err
+			}
+			made.Rules = append(made.Rules, approval.RuleRef{Digest: approval.Hash(document), Name: name.Name})
+		}
+		p.Needs = append(p.Needs, made)
+	}
+	data, err := s.Encode()
+	if err != nil {
+		return failure.New(failure.Invalid, "cannot write the statement of the request: %w", err).
+			WithHint("use names and annotations of printable characters")
+	}
+	d.document(opened)
+	d.document(data)
+	e.Statement = approval.Hash(data)
+	return nil
+}
+
+// ruleDocument returns a rule with the credentials of its members, and keeps it.
+func (d *decision) ruleDocument(r *policy.Rule) ([]byte, error) {
+	document := &approval.Rule{Members: []approval.Member{}, Rule: r.Resolved(), Salt: d.b.pseudonym("rule")}
+	known := map[string]*approval.Member{}
+	for _, a := range r.Approvals {
+		for _, p := range a.Members {
+			known[d.b.personID(p.Name)] = &approval.Member{ID: d.b.personID(p.Name), Name: p.Name}
+		}
+	}
+	for id, c := range d.Credentials {
+		if m := known[c.Person]; m != nil {
+			m.Credentials = append(m.Credentials, id)
+		}
+	}
+	for _, m := range known {
+		slices.Sort(m.Credentials)
+		document.Members = append(document.Members, *m)
+	}
+	slices.SortFunc(document.Members, func(a, b approval.Member) int { return strings.Compare(a.Name, b.Name) })
+	data, err := document.Encode()
+	if err != nil {
+		return nil, err
+	}
+	d.document(data)
+	return data, nil
+}
+
+// statementOf returns the statement of a request for signatures.
+func (d *decision) statementOf(ws []*wish) *approval.Statement {
+	first := ws[0]
+	s := &approval.Statement{Predicate: approval.Predicate{Action: string(policy.Use), Expiry: first.Expiry,
+		Repository: first.Repository, Key: &approval.KeyName{Name: first.Key, Leaf: first.Leaf, Formats: []string{}}}}
+	if key := d.b.Key(first.Key); key != nil {
+		for _, f := range key.Formats {
+			s.Predicate.Key.Formats = append(s.Predicate.Key.Formats, string(f))
+		}
+	}
+	for _, w := range ws {
+		s.Predicate.Targets = append(s.Predicate.Targets, w.target())
+		digest := cmp.Or(w.Target.Digest, w.digest) // some payloads have none
+		algorithm, digits, _ := strings.Cut(digest, ":")
+		name := cmp.Or(w.Repository, w.Name, digest)
+		s.Subjects = append(s.Subjects, approval.Subject{Name: name, Digest: map[string]string{algorithm: digits}})
+	}
+	return s
+}
+
+// target returns an artifact as statements have it.
+func (s *subject) target() approval.Target {
+	return approval.Target{Annotations: s.Target.Annotations, Digest: s.Target.Digest, Format: string(s.Target.Format),
+		MediaType: s.Target.MediaType, Name: s.Name, Size: s.Target.Size}
+}
+
+// randomHex returns 32 random bytes in hexadecimal digits.
+func randomHex() string {
+	var random [32]byte
+	_, _ = rand.Read(random[:]) // never fails
+	return hex.EncodeToString(random[:])
+}
