@@ -92,7 +92,7 @@ func noKey(key string) error {
 func (w *wish) input(now time.Time) policy.Input {
 	return policy.Input{
 		Caller: policy.Caller{Issuer: w.caller.Issuer, Subject: w.caller.Subject, Claims: w.caller.Claims},
-		Key:    w.Key, Time: now,
+		Key:    w.Key, Time: now, BreakGlass: w.breakGlass,
 		Artifact: policy.Artifact{Format: w.Target.Format, MediaType: w.Target.MediaType, Digest: w.Target.Digest,
 			Size: w.Target.Size, Annotations: w.Target.Annotations, Repository: w.Repository, Name: w.Name, Expiry: w.Expiry},
 	}
@@ -104,7 +104,6 @@ func (w *wish) body(id string, now time.Time) *brokerapi.Request {
 	return &brokerapi.Request{
 		ID: id, Key: w.Key, Artifact: &target, Expiry: w.Expiry, Repository: w.Repository, Claims: w.claims,
 		Requester: brokerapi.Requester{Issuer: w.caller.Issuer, Subject: w.caller.Subject}, Created: now, Changed: now,
-		Statement: w.digest,
 	}
 }
 

@@ -1,0 +1,179 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/approval"
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/store"
+	"github.com/notation-hsm/notation-hsm/internal/translog"
+)
+
+// Request returns a request of a caller. It fails with NotFound for those of others, but an administrator sees all.
+func (b *Broker) Request(ctx context.Context, caller identity.Caller, id string) (*brokerapi.Request, error) {
+	r, err := b.row(ctx, caller, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.look(ctx, func(d *decision) { d.judge(r, b.callerOf(caller)) }); err != nil {
+		return nil, err
+	}
+	answer := b.show(r)
+	answer.Proof, err = b.prove(ctx, r.Entries)
+	return &answer, err
+}
+
+// judge adds to the row of an open request what people are asked, and which of their approvals count, at this moment.
+func (d *decision) judge(kept *row, caller string) {
+	answer := &kept.Request
+	r := d.Requests[answer.ID]
+	if r == nil || r.Statement == "" || !r.open() {
+		return
+	}
+	d.fill(r, kept)
+	in := d.b.inForce.Load()
+	answer.Needs = d.needsOf(r)
+	answer.Waiting = in.callers[caller] != "" && d.waitsFor(r, d.standing(r), in.callers[caller])
+	answer.Approvals = slices.Clone(answer.Approvals)
+	for i := range answer.Approvals {
+		a := &answer.Approvals[i]
+		if a.Decision != string(approval.Approve) {
+			continue
+		}
+		person := d.b.personID(a.Person)
+		a.Why = "it was withdrawn"
+		if slices.ContainsFunc(r.Votes, func(v vote) bool { return v.Person == person && v.Credential == a.Credential }) {
+			a.Why = d.discounted(r, person, a.Credential)
+		}
+		a.Counts = a.Why == ""
+	}
+}
+
+func (b *Broker) row(ctx context.Context, caller identity.Caller, id string) (*row, error) {
+	missing := failure.New(failure.NotFound, "the caller has no request %.60q", id).
+		WithHint("use the ID that the broker gave, and call as its requester did")
+	kept, err := b.options.Store.Request(ctx, id)
+	if failure.Is(err, failure.NotFound) {
+		return nil, missing
+	}
+	if err != nil {
+		return nil, err
+	}
+	var r row
+	if err := json.Unmarshal(kept.Body, &r); err != nil {
+		return nil, failure.New(failure.Internal, "cannot read request %s: %w", id, err)
+	}
+	if !caller.Admin && b.Person(caller) == "" && kept.Requester != b.callerOf(caller) && r.Requester != b.requesterOf(caller, r.Same) {
+		return nil, missing
+	}
+	return &r, nil
+}
+
+// show returns a request as it is now.
+func (b *Broker) show(r *row) brokerapi.Request {
+	answer := r.Request
+	answer.State = settledBy(b.clock.now(time.Time{}), &answer, r.People)
+	if answer.State == brokerapi.Approved {
+		answer.Reason = ""
+	}
+	return answer
+}
+
+// Query says which requests are listed. An empty field does not count.
+type Query struct {
+	State, Key, Before, Repository, Digest string
+	Mine                                   bool // those that wait for the approval of the caller
+	Limit                                  int
+}
+
+// Requests lists requests, newest first: those of a caller, or all for an administrator and for people of the policy.
+func (b *Broker) Requests(ctx context.Context, caller identity.Caller, q Query) (*brokerapi.Requests, error) {
+	in := store.Query{Before: q.Before, Limit: q.Limit, Key: q.Key, State: q.State, Repository: q.Repository,
+		Digest: q.Digest}
+	if !caller.Admin && b.Person(caller) == "" {
+		in.Requester = b.callerOf(caller)
+	}
+	if q.Mine {
+		var err error
+		if in.IDs, err = b.waiting(ctx, caller, q); err != nil || len(in.IDs) == 0 {
+			return &brokerapi.Requests{Requests: []brokerapi.Request{}}, err
+		}
+	}
+	rows, err := b.options.Store.Requests(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	all := &brokerapi.Requests{Requests: []brokerapi.Request{}}
+	for _, kept := range rows {
+		var r row
+		if err := json.Unmarshal(kept.Body, &r); err != nil {
+			return nil, failure.New(failure.Internal, "cannot read request %s: %w", kept.ID, err)
+		}
+		one := b.show(&r)
+		one.Approvals, one.Waiting = nil, q.Mine
+		all.Requests = append(all.Requests, one)
+	}
+	if len(rows) == q.Limit && q.Limit > 0 {
+		all.Before = rows[len(rows)-1].ID
+	}
+	return all, nil
+}
+
+// waiting returns the IDs of requests that wait for the approval of a caller, newest first.
+func (b *Broker) waiting(ctx context.Context, caller identity.Caller, q Query) (ids []string, err error) {
+	person := b.inForce.Load().callers[b.callerOf(caller)]
+	if person == "" {
+		return nil, nil
+	}
+	err = b.look(ctx, func(d *decision) {
+		for id := range d.Requests {
+			if (q.Before == "" || id < q.Before) && (q.Key == "" || d.Requests[id].Key == q.Key) {
+				ids = append(ids, id)
+			}
+		}
+		slices.Sort(ids)
+		slices.Reverse(ids)
+		found := 0
+		for _, id := range ids {
+			if r := d.Requests[id]; found < q.Limit && d.waitsFor(r, d.standing(r), person) {
+				ids[found] = id
+				found++
+			}
+		}
+		ids = ids[:found]
+	})
+	return ids, err
+}
+
+// prove returns proofs of the entries of a request, once a checkpoint covers them all.
+func (b *Broker) prove(ctx context.Context, entries []int64) (*brokerapi.Proof, error) {
+	newest := b.published.Load()
+	if len(entries) == 0 || newest == nil || newest.Size <= entries[len(entries)-1] {
+		return nil, nil
+	}
+	p := &brokerapi.Proof{Checkpoint: string(newest.note)}
+	for _, index := range entries {
+		one := brokerapi.ProvenEntry{Index: index}
+		err := b.options.Store.Entries(ctx, index, index+1, func(_ int64, entry []byte) error {
+			one.Entry = entry
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		hashes, err := translog.ProveEntry(ctx, b.tiles, newest.Size, index)
+		if err != nil {
+			return nil, err
+		}
+		for _, hash := range hashes {
+			one.Hashes = append(one.Hashes, hash[:])
+		}
+		p.Entries = append(p.Entries, one)
+	}
+	return p, nil
+}
