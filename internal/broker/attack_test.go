@@ -13,7 +13,7 @@ import (
 )
 
 // target is image number n as a request beforehand names it.
-func target(n byte) brokerapi.NewRequest {
+func newTarget(n byte) brokerapi.NewRequest {
 	return brokerapi.NewRequest{Key: "release", Artifact: brokerapi.Target{Format: "notation",
 		MediaType: "application/vnd.oci.image.manifest.v1+json", Size: 500,
 		Digest: "sha256:" + strings.Repeat("0", 63) + string('0'+n)}}
@@ -24,7 +24,7 @@ func TestSealed(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.start()
-	r, err := f.Create(t.Context(), caller("people"), target(1))
+	r, err := f.Create(t.Context(), caller("people"), newTarget(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestGrantOfAnother(t *testing.T) {
 	f := newFixture(t)
 	f.policy = strings.Replace(f.policy, `caller.subject == "ci"`, `caller.subject in ["ci", "other"]`, 1)
 	f.start()
-	r, err := f.Create(t.Context(), caller("ci"), target(1))
+	r, err := f.Create(t.Context(), caller("ci"), newTarget(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,7 +205,7 @@ func TestOpenCount(t *testing.T) {
 		`caller.subject == "ci" && !artifact.digest.matches("[789]$")`, 1)
 	f.start()
 	for n := byte(8); n <= 9; n++ {
-		if _, err := f.Create(t.Context(), caller("ci"), target(n)); err != nil {
+		if _, err := f.Create(t.Context(), caller("ci"), newTarget(n)); err != nil {
 			t.Fatal(err)
 		}
 		if n == 8 {
@@ -213,6 +213,6 @@ func TestOpenCount(t *testing.T) {
 			f.signs("ci", 2)
 		}
 	}
-	_, err := f.Create(t.Context(), caller("ci"), target(7))
+	_, err := f.Create(t.Context(), caller("ci"), newTarget(7))
 	failsWith(t, err, failure.Throttled, "2 open requests")
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
@@ -32,12 +33,20 @@ type Options struct {
 	// Policy and Config are the files' contents as they are now: a proposal, unless the log is empty. Config is the part
 	// of the config file that decides: keys, modules, callers, administrators, registries.
 	Policy, Config []byte
-	Keys           Keys
-	Log            Log
-	Limits         identity.Limits
+	// First are the first approvers: they are enrolled if the log is empty.
+	First []FirstApprover
+	// PublicURL is that of the broker, without a slash at its end: statements name it.
+	PublicURL string
+	Keys      Keys
+	Log       Log
+	Limits    identity.Limits
 	// Check fails unless a repository has an artifact. It fills in what the registry knows of it.
 	Check func(ctx context.Context, name, digest, mediaType string, size int64) (*repository.Claims, error)
-	Clock Clock
+	// Manifests returns the manifests of an index that a repository has, for a request that is for all platforms.
+	Manifests func(ctx context.Context, name, digest string) ([]repository.Manifest, error)
+	// Notices returns what is put into the outbox of the store when people are told of an event; nil for nothing.
+	Notices func(Notice) []store.Notice
+	Clock   Clock
 	// Registerer gets the broker's metrics; nil for none.
 	Registerer prometheus.Registerer
 
@@ -100,8 +109,9 @@ type Broker struct {
 	counts     []transition              // of the batch
 	rows       map[string]*store.Request // of requests that are being signed
 
-	live      map[string]bool // requests whose intent somebody fulfils
-	unsettled *unsettled      // nil unless the last transaction has failed
+	live      map[string]bool  // requests whose intent somebody fulfils
+	reminded  map[string]int64 // days after which people were reminded of a request
+	unsettled *unsettled       // nil unless the last transaction has failed
 
 	snapshotting  bool // one is being made
 	snapshotEvery int64
@@ -113,6 +123,13 @@ type inForce struct {
 	digest string // sha256:HEX
 	since  time.Time
 	index  int64
+
+	rules    map[ruleID]*policy.Rule
+	groups   map[*policy.Rule][]approval.Group
+	names    map[string]string                // of people, by id
+	callers  map[string]string                // ids of people, by the pseudonyms of their identities
+	inGroups map[string][]string              // groups by name of a person
+	asked    map[string]map[*policy.Rule]bool // rules that name a person, by id
 }
 
 // Open starts a broker. The caller closes it.
@@ -121,7 +138,8 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Broker{options: o, rows: map[string]*store.Request{}, live: map[string]bool{}, secret: secret,
+	b := &Broker{options: o, rows: map[string]*store.Request{}, live: map[string]bool{},
+		reminded: map[string]int64{}, secret: secret,
 		clock: newWatch(o.Clock), jobs: make(chan *job, 1024),
 		urgent: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}),
 		snapshotEvery: cmp.Or(o.snapshotEvery, snapshotEntries)}
@@ -133,6 +151,7 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 		return nil, err
 	}
 	b.group.Go(b.publish)
+	b.group.Go(b.ripen)
 	go func() {
 		defer close(b.ended)
 		b.snapshot() // a start that has read many entries spares the next one

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,31 +93,37 @@ type rule struct{ *policy.Rule }
 // waits reports whether a request by a rule waits, for people or for a time.
 func (r rule) waits() bool { return len(r.Approvals) > 0 || r.TimeLock > 0 }
 
-// choose returns the rule by which a wish is allowed: the first that allows it now, or else the first by which it
-// waits. It fails with Denied, and says of each rule why it does not apply.
-func (d *decision) choose(w *wish) (rule, error) {
-	decided := d.b.inForce.Load().policy.Decide(policy.Use, w.input(d.now))
-	var waiting *policy.Rule
+// choose returns the rules by which wishes are allowed: the first that allows them now, or else all by which they wait.
+// It fails with Denied, and says of each rule why it does not apply.
+func (d *decision) choose(ws []*wish) ([]*policy.Rule, error) {
+	decided := d.b.inForce.Load().policy.Decide(policy.Use, ws[0].input(d.now))
+	rules := decided.Rules
+	for _, w := range ws[1:] { // what applies to all of them
+		other := d.b.inForce.Load().policy.Decide(policy.Use, w.input(d.now)).Rules
+		rules = slices.DeleteFunc(slices.Clone(rules), func(r *policy.Rule) bool { return !slices.Contains(other, r) })
+	}
+	var waiting []*policy.Rule
 	var exhausted error
-	for _, r := range decided.Rules {
-		if err := d.checkLimit(w.Key, r); err != nil {
+	for _, r := range rules {
+		if err := d.checkLimit(ws[0].Key, r); err != nil {
 			exhausted = err
 			continue
 		}
-		if one := (rule{r}); !one.waits() {
-			return one, nil
+		if !(rule{r}).waits() {
+			return []*policy.Rule{r}, nil
 		}
-		if waiting == nil {
-			waiting = r
-		}
+		waiting = append(waiting, r)
 	}
 	switch {
-	case waiting != nil:
-		return rule{waiting}, nil
+	case len(waiting) > 0:
+		return waiting, nil
 	case exhausted != nil:
-		return rule{}, exhausted
+		return nil, exhausted
+	case len(decided.Rules) > 0:
+		return nil, failure.New(failure.Denied, "cannot sign with key %q: no rule of the policy allows it for all platforms",
+			ws[0].Key).WithHint("make a request for each, or have the policy changed")
 	}
-	return rule{}, refused(fmt.Sprintf("sign with key %q", w.Key), decided.Refused)
+	return nil, refused(fmt.Sprintf("sign with key %q", ws[0].Key), decided.Refused)
 }
 
 // refused returns the failure of what no rule allows.
@@ -133,60 +140,32 @@ func refused(what string, reasons []policy.Reason) error {
 		WithHint("have the policy changed, or call as someone whom it allows; see 'hsm-broker policy test'")
 }
 
-// current returns the rule of a request as the policy in force has it. It fails when it has changed.
-func (d *decision) current(r *request) (*policy.Rule, error) {
-	for _, now := range d.b.inForce.Load().policy.Rules(policy.Use, r.Key) {
-		if now.Name == r.Rule && ruleDigest(now) == r.RuleDigest {
-			return now, nil
+// applying returns the rules of a request that apply to a wish, as the policy in force has them.
+func (d *decision) applying(r *request, w *wish) (rules []*policy.Rule) {
+	in := d.b.inForce.Load()
+	for _, n := range r.Needs {
+		for _, name := range n.Rules {
+			current := in.rules[ruleID{n.Action, n.Key, name.Digest}]
+			if current == nil {
+				continue
+			}
+			input := w.input(d.now)
+			input.BreakGlass = ""
+			if current.BreakGlass {
+				input.BreakGlass = current.Name
+			}
+			if slices.Contains(in.policy.Decide(policy.Use, input).Rules, current) {
+				rules = append(rules, current)
+			}
 		}
 	}
-	return nil, failure.New(failure.Denied, "the rule %q of key %q has changed since the request was made", r.Rule, r.Key).
-		WithHint("make the request again")
+	return rules
 }
 
-// applies fails unless the rule of a request applies to a wish.
-func (d *decision) applies(r *request, w *wish) error {
-	current, err := d.current(r)
-	if err != nil {
-		return err
-	}
-	for _, one := range d.b.inForce.Load().policy.Decide(policy.Use, w.input(d.now)).Rules {
-		if one == current {
-			return nil
-		}
-	}
-	return failure.New(failure.Denied, "the rule %q of request %s does not apply to this caller", r.Rule, r.ID)
-}
+// applies reports whether a rule of a request applies to a wish.
+func (d *decision) applies(r *request, w *wish) bool { return len(d.applying(r, w)) > 0 }
 
-// needs returns the groups of a rule whose approvals a request lacks. People cannot approve yet: all are lacking.
-func (d *decision) needs(r *request) []policy.Approval {
-	current, err := d.current(r)
-	if err != nil {
-		return nil
-	}
-	return current.Approvals
-}
-
-// timeLock fails while the time of a request has not come. It does not come while the clock is wrong.
-func (d *decision) timeLock(r *request) error {
-	if r.NotAfter > 0 && d.now.Unix() >= r.NotAfter {
-		return failure.New(failure.Denied, "the request %s has expired", r.ID).WithHint("make the request again")
-	}
-	if r.NotBefore == 0 {
-		return nil
-	}
-	if jump := d.b.clock.frozen(d.Last); jump != 0 {
-		return failure.New(failure.Unavailable, "time locks stay closed: the broker's clock has jumped by %s", jump).
-			WithHint("set the broker's clock right")
-	}
-	if at := time.Unix(r.NotBefore, 0).UTC(); d.now.Before(at) {
-		return failure.New(failure.Unavailable, "the request %s waits for its time lock until %s", r.ID,
-			at.Format(time.RFC3339)).WithHint("try again then")
-	}
-	return nil
-}
-
-// settled returns the state that a request has for its requester: one whose time lock is over is a grant.
+// settledBy returns the state that a request has for its requester: one whose time lock is over is a grant.
 func settledBy(now time.Time, r *brokerapi.Request, waitsForPeople bool) brokerapi.State {
 	switch {
 	case r.State != brokerapi.Pending && r.State != brokerapi.Approved:

@@ -64,6 +64,8 @@ type fixture struct {
 	unpublished int64
 	snapshots   int64       // entries between them
 	noLog       atomic.Bool // the log's key is unavailable
+	people      map[string]*ecdsa.PrivateKey
+	notices     func(Notice) []store.Notice
 }
 
 // testClock is a clock that a test sets.
@@ -166,7 +168,7 @@ func (f *fixture) open() error {
 func (f *fixture) options(s store.Store) Options {
 	return Options{
 		Store: s, Policy: []byte(f.policy), Config: []byte(f.config), Keys: f.keys, Clock: f.clock.clock(), Limits: f.limits,
-		snapshotEvery: f.snapshots,
+		snapshotEvery: f.snapshots, First: f.first(), PublicURL: "https://broker.example.com", Notices: f.notices,
 		Check: func(_ context.Context, _, _, mediaType string, size int64) (*repository.Claims, error) {
 			return &repository.Claims{MediaType: mediaType, ManifestSize: size}, nil
 		},

@@ -22,16 +22,13 @@ type published struct {
 
 // publish signs checkpoints until the broker ends.
 func (b *Broker) publish() {
-	tick, minute := time.NewTicker(publishInterval), time.NewTicker(sweepInterval)
+	tick := time.NewTicker(publishInterval)
 	defer tick.Stop()
-	defer minute.Stop()
 	failed := false
 	for {
 		select {
 		case <-tick.C:
 		case <-b.urgent:
-		case <-minute.C:
-			b.expire()
 		case <-b.running.Done():
 			return
 		}

@@ -47,7 +47,7 @@ func TestManyAtOnce(t *testing.T) {
 				case 0, 1:
 					_, err = b.Sign(t.Context(), who, "release", f.image(i%7))
 				case 2:
-					r, failed := b.Create(t.Context(), who, target(byte(i%7)))
+					r, failed := b.Create(t.Context(), who, newTarget(byte(i%7)))
 					if err = failed; err == nil {
 						_, err = b.Cancel(t.Context(), who, r.ID)
 					}

@@ -95,7 +95,7 @@ func TestTimeLock(t *testing.T) {
 	f.clock.pass(time.Minute, 2*time.Hour) // the wall clock jumps
 	jumped, err := f.Sign(t.Context(), slow, "release", imageAt(1, f.clock.now().Add(-2*time.Hour)))
 	if err != nil || jumped.Request == nil || !strings.Contains(jumped.Request.Reason, "clock has jumped by 2h0m0s") {
-		t.Fatalf("%+v, %v", jumped, err)
+		t.Fatalf("%+v, %v", jumped.Request, err)
 	}
 	f.clock.pass(0, -2*time.Hour)
 	f.later(time.Hour)

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"slices"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/held"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
 	"github.com/notation-hsm/notation-hsm/internal/telemetry"
 )
 
@@ -35,6 +37,10 @@ type wish struct {
 	payload  string // sha256:HEX of the bytes
 	claims   *brokerapi.Claims
 	rule     string // by which it is allowed
+
+	breakGlass string  // name of a rule for emergencies that the requester asks for
+	why        string  // and the reason
+	proven     *proven // what has been verified of the grant
 }
 
 // Sign signs bytes with a key of the policy, if they are understood, and if the policy in force allows it to the
@@ -50,16 +56,36 @@ func (b *Broker) Sign(ctx context.Context, caller identity.Caller, key string, r
 	if err != nil {
 		return nil, err
 	}
-	for {
+	for range maxTries {
 		outcome, again, err := b.signOnce(ctx, w, r)
-		if err != nil || again == "" {
+		var unproven *unprovenError
+		switch {
+		case errors.As(err, &unproven):
+			if err := b.verifyApprovals(ctx, unproven.proven, w.fits); err != nil {
+				return nil, err
+			}
+			w.proven = unproven.proven
+		case err != nil || again == "":
 			return outcome, err
-		}
-		if _, err := b.waitUntilSettled(ctx, again); err != nil { // the same bytes are being signed
-			return nil, err
+		default:
+			if _, err := b.waitUntilSettled(ctx, again); err != nil { // the same bytes are being signed
+				return nil, err
+			}
 		}
 	}
+	return nil, failure.New(failure.Unavailable, "the request for the signature changes all the time").
+		WithHint("try again")
 }
+
+// maxTries bounds how often a decision is taken again: when other signatures of the same request are made before, and
+// when its approvals change.
+const maxTries = 1000
+
+// unprovenError is the failure of a grant whose approvals have to be verified before it is used.
+type unprovenError struct{ proven *proven }
+
+// Error says what has to be done.
+func (*unprovenError) Error() string { return "the approvals have to be verified" }
 
 // read reads what is to be signed, and checks what needs no state.
 func (b *Broker) read(ctx context.Context, caller identity.Caller, key string, r brokerapi.SignatureRequest) (
@@ -104,30 +130,36 @@ func (b *Broker) read(ctx context.Context, caller identity.Caller, key string, r
 // signOnce decides about a wish, and fulfils it. It returns the ID of the request that signs the same bytes already.
 func (b *Broker) signOnce(ctx context.Context, w *wish, r brokerapi.SignatureRequest) (_ *Outcome, again string,
 	err error) {
-	var found, released *request
+	var found, busy *request
+	var released *target
 	var created *brokerapi.Request
 	err = b.do(ctx, func(d *decision) error {
-		found, released, again, created = nil, nil, "", nil
+		found, busy, released, created = nil, nil, nil, nil
 		var err error
-		switch same := d.byPayload[b.callerOf(w.caller)+w.payload]; {
-		case same != nil && same.Key == w.Key && same.State == brokerapi.Signed && same.Signature != "":
-			released = same
-			return nil
-		case same != nil && same.Key == w.Key && same.State == brokerapi.Signing:
-			again = same.ID
-			return nil
+		if same := d.byPayload[b.callerOf(w.caller)+w.payload]; same != nil && same.Key == w.Key {
+			if t := same.signing(w.payload); t != nil && t.Signature != "" {
+				one := *t
+				found, released = same, &one
+				return nil
+			}
+			if same.State == brokerapi.Signing {
+				busy = same
+				return nil
+			}
 		}
 		_, span := telemetry.Start(d.ctx, "policy")
-		found, created, err = d.allow(w)
+		found, busy, created, err = d.allow(w)
 		span.Set("rule", w.rule)
 		span.End(kindOf(err))
 		return err
 	})
 	switch {
-	case err != nil || again != "":
-		return nil, again, err
+	case err != nil:
+		return nil, "", err
+	case busy != nil:
+		return nil, busy.ID, nil
 	case released != nil:
-		s, err := b.released(ctx, released, w, r)
+		s, err := b.released(ctx, found.ID, released, w, r)
 		return &Outcome{Signature: s}, "", err
 	case found == nil:
 		return &Outcome{Request: created}, "", nil
@@ -136,55 +168,53 @@ func (b *Broker) signOnce(ctx context.Context, w *wish, r brokerapi.SignatureReq
 	return &Outcome{Signature: s}, "", err
 }
 
-// allow decides about a wish. It returns the request whose intent to sign it logged, or the request that waits.
-func (d *decision) allow(w *wish) (*request, *brokerapi.Request, error) {
+// allow decides about a wish. It returns the request whose intent to sign it logged, or the one that is being signed,
+// or what the caller is told of the request that waits.
+func (d *decision) allow(w *wish) (found, busy *request, waits *brokerapi.Request, err error) {
 	if err := d.check(); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if err := d.checkKey(w); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	e := Event{Type: intended, Key: w.Key, Payload: w.payload, Statement: w.digest, Leaf: w.Leaf,
-		Format: string(w.Target.Format), Digest: w.Target.Digest, Caller: d.b.callerOf(w.caller),
-		Repository: w.Repository, Policy: d.b.inForce.Load().digest}
-	grant, waits := d.grant(w)
-	if waits != nil {
-		body, err := d.waiting(waits)
-		return nil, body, err
+	ws := []*wish{w}
+	e := d.eventOf(ws)
+	e.Type, e.Payload = intended, w.payload
+	g, err := d.grant(w)
+	switch {
+	case err != nil:
+		return nil, nil, nil, err
+	case g.busy != nil:
+		return nil, g.busy, nil, nil
+	case g.waits != nil:
+		body, err := d.waiting(g.waits)
+		return nil, nil, body, err
 	}
 	if err := d.spend(w.caller, &e); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	if grant != nil {
-		// Requests count towards the limit of a rule when they are signed: there can be more of them than it allows.
-		current, err := d.current(grant)
-		if err == nil && grant.First.IsZero() {
-			err = d.checkLimit(w.Key, current)
-		}
-		if err != nil {
-			return nil, nil, err
-		}
-		e.Request, e.Rule, e.RuleDigest, e.Requester = grant.ID, grant.Rule, grant.RuleDigest, grant.Requester
-		e.Retry = !grant.First.IsZero()
-		return grant, nil, d.intend(&e, w, nil)
+	if g.request != nil {
+		r := g.request
+		e.Request, e.Rule, e.RuleDigest, e.Requester = r.ID, g.by.rule.Name, g.by.name.Digest, r.Requester
+		e.Retry, e.Statement = g.retry, r.Statement
+		return r, nil, nil, d.intend(&e, w, nil)
 	}
-	rule, err := d.choose(w)
+	rules, err := d.choose(ws)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	e.Rule, e.RuleDigest, e.Same = rule.Name, ruleDigest(rule.Rule), rule.Same
-	e.Requester = d.b.requesterOf(w.caller, rule.Same)
-	e.Request = newID(d.now)
-	if rule.waits() {
-		body, err := d.create(&e, w, rule)
-		return nil, body, err
+	if (rule{rules[0]}).waits() {
+		body, err := d.create(&e, ws, rules)
+		return nil, nil, body, err
 	}
+	d.bind(&e, w, rules)
+	e.Needs = []need{needOf(policy.Use, w.Key, rules)}
 	body := w.body(e.Request, d.now)
-	body.Rule, body.State = rule.Name, brokerapi.Signing
+	body.Rule, body.State = e.Rule, brokerapi.Signing
 	if err := d.intend(&e, w, body); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	return d.Requests[e.Request], nil, nil
+	return d.Requests[e.Request], nil, nil, nil
 }
 
 // intend logs an intent, with the row of a request that is new.
@@ -228,16 +258,16 @@ func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.Sig
 	}
 	logged := b.do(ctx, func(d *decision) error {
 		delete(b.live, id)
+		if _, is := d.Blocked[w.Key]; is && err == nil { // it was blocked while the module signed: nothing is released
+			err = d.checkKey(w)
+			e.Type, e.Signature, e.Reason = lost, "", failure.Denied.String()
+		}
 		if err := d.event(e); err != nil {
 			return err
 		}
 		switch now := d.Requests[id]; {
 		case err == nil:
-			index := d.Size - 1
-			d.update(id, signature, func(r *row) {
-				r.Request.State, r.Request.Reason = brokerapi.Signed, ""
-				r.Entries = append(r.Entries, index)
-			})
+			d.release(id, signature)
 		case now != nil: // the grant is as good as before
 			d.finish(id, now.State, failure.From(err).What)
 		case e.Type == lost:
@@ -279,49 +309,99 @@ func (b *Broker) lose(id string) {
 	}
 }
 
+// release keeps a signature that is in the log. One request for several artifacts has several.
+func (d *decision) release(id string, signature []byte) {
+	index, now := d.Size-1, d.Requests[id]
+	as, several := brokerapi.Signed, now != nil && (len(now.Targets) > 1 || now.Uses > 1)
+	if now != nil {
+		as = now.State
+	}
+	if several {
+		d.document(signature)
+	}
+	d.update(id, signature, func(r *row) {
+		r.Request.State, r.Request.Reason = as, ""
+		r.Entries = append(r.Entries, index)
+	})
+	if now != nil && now.Statement != "" {
+		d.notify(NoticeSigned, id)
+	}
+}
+
 // released returns a signature that was made before. Its SHA-256 is in the log.
-func (b *Broker) released(ctx context.Context, of *request, w *wish, r brokerapi.SignatureRequest) (
+func (b *Broker) released(ctx context.Context, id string, of *target, w *wish, r brokerapi.SignatureRequest) (
 	*brokerapi.Signature, error) {
-	row, err := b.options.Store.Request(ctx, of.ID)
+	row, err := b.options.Store.Request(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	if hashOf(row.Signature) != of.Signature {
-		return nil, failure.New(failure.Internal, "the signature of request %s in the store is not the one of the log", of.ID).
+	signature := row.Signature
+	if hashOf(signature) != of.Signature { // another artifact of the request was signed since
+		signature, err = b.Document(ctx, of.Signature)
+	}
+	if err != nil {
+		return nil, failure.New(failure.Internal, "the signature of request %s in the store is not the one of the log", id).
 			WithHint("sign again, which makes another signing time and another signature")
 	}
-	return &brokerapi.Signature{Signature: row.Signature, Algorithm: r.Algorithm, Artifact: *w.artifact,
-		Request: of.ID}, nil
+	return &brokerapi.Signature{Signature: signature, Algorithm: r.Algorithm, Artifact: *w.artifact, Request: id}, nil
 }
 
-// grant returns a request that lets its requester have the signature: one that is approved, or one that was signed a
-// short while ago; or else one that waits for people or a time.
-func (d *decision) grant(w *wish) (best, waits *request) {
-	for _, id := range sortedIDs(d.byStatement[w.digest]) {
+// granted is what there is for a wish: a request that lets its requester have the signature, by a rule, or one that is
+// being signed, or one that waits.
+type granted struct {
+	request, busy, waits *request
+	by                   alternative
+	retry                bool // it was signed a short while ago
+}
+
+// grant looks for a request for a wish. It fails with unprovenError for one whose approvals have to be verified first.
+func (d *decision) grant(w *wish) (g granted, err error) {
+	for _, id := range sortedIDs(d.bySubject[w.digest]) {
 		r := d.Requests[id]
 		if r.Bare || r.What != "" || r.Requester != d.b.requesterOf(w.caller, r.Same) {
 			continue
 		}
-		if d.applies(r, w) != nil {
+		rules := d.applying(r, w)
+		if len(rules) == 0 {
 			continue
 		}
+		t := r.of(w.digest)
+		retry := t.retries(d.now)
 		switch {
-		case r.State == brokerapi.Signed && d.now.Sub(r.First) <= retryWindow:
-			return r, nil
-		case r.State == brokerapi.Approved && (r.NotAfter == 0 || d.now.Unix() < r.NotAfter):
-			best = r
-		case r.State == brokerapi.Pending && (r.NotAfter == 0 || d.now.Unix() < r.NotAfter):
-			if len(d.needs(r)) == 0 && d.timeLock(r) == nil {
-				best = r
-			} else {
-				waits = r
+		case r.State == brokerapi.Signing && (t.Count < r.Uses || retry):
+			return granted{busy: r}, nil
+		case r.State == brokerapi.Signed && !retry, t.Count >= r.Uses && !retry, !retry && d.now.Unix() >= r.NotAfter:
+			continue
+		}
+		chosen, lacking := d.allowed(r, retry)
+		switch {
+		case lacking != nil:
+			if !retry && g.request == nil && r.open() {
+				g.waits = r
+			}
+			continue
+		case len(chosen) != 1 || !slices.Contains(rules, chosen[0].rule):
+			continue
+		}
+		if !retry { // requests count towards the limit of a rule when they are signed: there can be more than it allows
+			if err := d.checkLimit(w.Key, chosen[0].rule); err != nil {
+				return g, err
 			}
 		}
+		if r.Statement != "" {
+			if p := d.toProve(r, chosen); !p.same(w.proven) {
+				return g, &unprovenError{p}
+			}
+		}
+		g = granted{request: r, by: chosen[0], retry: retry}
+		if retry {
+			break
+		}
 	}
-	if best != nil {
-		return best, nil
+	if g.request != nil {
+		g.waits = nil
 	}
-	return nil, waits
+	return g, nil
 }
 
 // waiting returns what callers are told of a request that waits.
@@ -334,9 +414,7 @@ func (d *decision) waiting(r *request) (*brokerapi.Request, error) {
 	if err := json.Unmarshal(kept.Body, &body); err != nil {
 		return nil, failure.New(failure.Internal, "cannot read request %s: %w", r.ID, err)
 	}
-	if err := d.timeLock(r); len(d.needs(r)) == 0 && err != nil {
-		body.Request.Reason = failure.From(err).What
-	}
+	d.fill(r, &body)
 	return &body.Request, nil
 }
 

@@ -43,9 +43,11 @@ func (b *Broker) start(ctx context.Context) error {
 		if err := b.begin(); err != nil {
 			return err
 		}
-		size = 1
+		if size, err = b.options.Store.Size(ctx); err != nil {
+			return err
+		}
 	}
-	if size == 1 {
+	if size == int64(1+len(b.options.First)) {
 		if err := b.signFirst(ctx); err != nil { // also after a start that ended before it did
 			return err
 		}
@@ -88,48 +90,75 @@ func (b *Broker) begin() error {
 		return failure.New(failure.Conflict, "the database is empty, but %s has a checkpoint of its log", b.options.Log.File).
 			WithHint("restore the database; to begin a new log, move the checkpoint's file away")
 	}
-	if _, err := policy.Parse(b.options.Policy); err != nil {
+	p, err := policy.Parse(b.options.Policy)
+	if err != nil {
 		return err
+	}
+	named := func(name string) bool {
+		return slices.ContainsFunc(p.Groups(), func(g policy.Group) bool {
+			return slices.ContainsFunc(g.Members, func(m policy.Person) bool { return m.Name == name })
+		})
 	}
 	b.state, b.tree = newState(b.options.Limits.Requests.Per), emptyTree()
 	batch := &store.Batch{Documents: [][]byte{b.options.Policy, b.options.Config}}
 	d := &decision{state: b.state, b: b, now: b.clock.now(time.Time{}), batch: batch}
-	err := d.event(Event{Type: opened, Origin: b.options.Log.Origin, Policy: hashOf(b.options.Policy),
+	err = d.event(Event{Type: opened, Origin: b.options.Log.Origin, Policy: hashOf(b.options.Policy),
 		Config: hashOf(b.options.Config)})
+	if err == nil {
+		err = d.first(b.options.First, named)
+	}
 	if err != nil {
 		return err
 	}
 	return b.save(batch)
 }
 
-// signFirst signs the checkpoint of a log with one entry, unless there is one.
+// signFirst signs the checkpoint of a log that has its first entries alone, unless there is one.
 func (b *Broker) signFirst(ctx context.Context) error {
 	if _, err := os.Stat(b.options.Log.File); err == nil {
 		return nil
 	}
-	err := b.options.Store.Entries(ctx, 0, 1, func(_ int64, entry []byte) error {
+	size := int64(1 + len(b.options.First))
+	err := b.options.Store.Entries(ctx, 0, size, func(index int64, entry []byte) error {
 		e, err := decodeEvent(entry)
-		if err != nil || e.Type != opened || e.Policy != hashOf(b.options.Policy) || e.Config != hashOf(b.options.Config) {
-			return failure.New(failure.Conflict, "cannot begin the log: the database has another policy or config than the files").
-				WithHint("nothing was signed with it: move the database away, and start the broker again")
+		if err != nil || !b.isFirst(ctx, index, e) {
+			return failure.New(failure.Conflict, "cannot begin the log: the database has another policy, config or first approver "+
+				"than the files").WithHint("nothing was signed with it: move the database away, and start the broker again")
 		}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	tree, err := translog.NewTree(ctx, 1, b.tiles)
+	tree, err := translog.NewTree(ctx, size, b.tiles)
 	if err != nil {
 		return err
 	}
-	note, err := b.options.Log.Sign(ctx, translog.Checkpoint{Origin: b.options.Log.Origin, Size: 1, Root: tree.Root()})
+	note, err := b.options.Log.Sign(ctx, translog.Checkpoint{Origin: b.options.Log.Origin, Size: size, Root: tree.Root()})
 	if err != nil {
 		return failure.From(err).WithHint("the broker begins its log with a first checkpoint: its key must be within reach")
 	}
 	if err := writeFile(b.options.Log.File, note); err != nil {
 		return err
 	}
-	return b.options.Store.Commit(ctx, &store.Batch{First: 1, Checkpoint: note})
+	return b.options.Store.Commit(ctx, &store.Batch{First: size, Checkpoint: note})
+}
+
+// isFirst reports whether an entry is the one with which the files begin the log, at an index.
+func (b *Broker) isFirst(ctx context.Context, index int64, e *Event) bool {
+	if index == 0 {
+		return e.Type == opened && e.Policy == hashOf(b.options.Policy) && e.Config == hashOf(b.options.Config)
+	}
+	p := b.options.First[index-1]
+	if e.Approver != b.personID(p.Name) {
+		return false
+	}
+	if p.Credential == nil {
+		return e.Type == invited && e.Invitation == p.Invitation
+	}
+	c, err := b.credential(ctx, e.Credential)
+	return err == nil && e.Type == enrolled && c.Approver == e.Approver && c.Kind == p.Credential.Kind &&
+		bytes.Equal(c.Public, p.Credential.Public) && c.Passkey == nil
 }
 
 func emptyTree() *translog.Tree {
@@ -353,6 +382,11 @@ func (d *decision) void(first, end int64) error {
 	if err := d.event(Event{Type: voided, Index: first}); err != nil {
 		return err
 	}
+	for id, r := range d.Requests { // approvals may have been among them
+		if len(r.Votes) > 0 || r.State == brokerapi.Pending {
+			d.refresh(id)
+		}
+	}
 	for _, id := range requests {
 		d.finish(id, brokerapi.Expired, "the broker stopped before the log had a signed checkpoint of it: try again")
 	}
@@ -420,7 +454,9 @@ func (b *Broker) load(s *state) (*inForce, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &inForce{policy: p, digest: s.Policy, since: s.Since, index: s.Index}, nil
+	in := &inForce{policy: p, digest: s.Policy, since: s.Since, index: s.Index}
+	b.people(in)
+	return in, nil
 }
 
 // origin returns the name of the log: another one in each epoch but the first.

@@ -103,7 +103,7 @@ func TestCommitFailsUnpublished(t *testing.T) {
 	f, broken := newFaulty(t)
 	f.publishAll()
 	f.noLog.Store(true)
-	r, err := f.Create(t.Context(), caller("ci"), target(1))
+	r, err := f.Create(t.Context(), caller("ci"), newTarget(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,13 +121,13 @@ func TestCommitFailsUnpublished(t *testing.T) {
 		func(func() error) error { return store.ErrUnknown },
 	} {
 		broken.next.Store(&fails)
-		if _, err := f.Create(t.Context(), caller("ci"), target(2)); err == nil {
+		if _, err := f.Create(t.Context(), caller("ci"), newTarget(2)); err == nil {
 			t.Fatal("it is durable")
 		}
 	}
 	written := func(commit func() error) error { return errors.Join(store.ErrUnknown, commit()) }
 	broken.next.Store(&written)
-	other, err := f.Create(t.Context(), caller("ci"), target(3))
+	other, err := f.Create(t.Context(), caller("ci"), newTarget(3))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +153,7 @@ func TestCommitLate(t *testing.T) {
 		return errors.Join(store.ErrUnknown, err)
 	}
 	broken.next.Store(&late)
-	if _, err := f.Create(t.Context(), caller("ci"), target(1)); err == nil {
+	if _, err := f.Create(t.Context(), caller("ci"), newTarget(1)); err == nil {
 		t.Fatal("it was told to be durable")
 	}
 	broken.down.Store(false)

@@ -111,7 +111,7 @@ func TestAppendedIntent(t *testing.T) {
 	f := newFixture(t)
 	f.start()
 	people := caller("people")
-	waiting, err := f.Create(t.Context(), people, target(1))
+	waiting, err := f.Create(t.Context(), people, newTarget(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,17 +120,18 @@ func TestAppendedIntent(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.publishAll()
-	var digest string
+	var digest, first string
 	for _, r := range f.state.Requests {
-		digest = r.RuleDigest
+		digest, first = r.Needs[0].Rules[0].Digest, r.Targets[0].Subject
 	}
 	policy, pseudonym := f.Policy().SHA256, f.callerOf(people)
 	f.stop()
 	payload := hashOf([]byte("x"))
 	made := Event{Type: intended, Request: newID(f.clock.now()), Key: "release", Rule: "people", RuleDigest: digest,
-		Statement: w.digest, Requester: pseudonym, Caller: pseudonym, Payload: payload, Policy: policy}
+		Subjects:  []string{w.digest},
+		Requester: pseudonym, Caller: pseudonym, Payload: payload, Policy: policy}
 	again := Event{Type: intended, Request: waiting.ID, Key: "release", Rule: "people", RuleDigest: digest, Payload: payload,
-		Caller: pseudonym, Policy: policy}
+		Subjects: []string{first}, Caller: pseudonym, Policy: policy}
 	outcome := func(what, id string) Event { return Event{Type: what, Request: id, Key: "release", Payload: payload} }
 	for _, events := range [][]Event{
 		{made, outcome(signed, made.Request)},
@@ -185,7 +186,7 @@ func TestSnapshotOfVoid(t *testing.T) {
 	f.start()
 	f.publishAll()
 	f.noLog.Store(true)
-	r, err := f.Create(t.Context(), caller("ci"), target(1))
+	r, err := f.Create(t.Context(), caller("ci"), newTarget(1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +214,7 @@ func TestFirstEntry(t *testing.T) {
 	loose := []byte(strings.Replace(testPolicy, `caller.subject == "ci" && `, "", 1))
 	f.append(&store.Batch{Documents: [][]byte{loose, []byte(f.config)}}, Event{Type: opened, Policy: hashOf(loose),
 		Origin: "broker.example.com/log", Config: hashOf([]byte(f.config))})
-	failsWith(t, f.open(), failure.Conflict, "another policy or config")
+	failsWith(t, f.open(), failure.Conflict, "another policy, config or first approver")
 }
 
 // TestAppendedOpening does not begin the log a second time.
@@ -296,7 +297,7 @@ func TestKilledOften(t *testing.T) {
 	f.start()
 	f.publishAll()
 	f.noLog.Store(true)
-	r, err := f.Create(t.Context(), caller("ci"), target(1))
+	r, err := f.Create(t.Context(), caller("ci"), newTarget(1))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,229 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/approval"
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
+)
+
+// remindEvery is how often people are told again of a request that waits for them.
+const remindEvery = 24 * time.Hour
+
+// ripen makes changes as soon as they are allowed, and ends requests whose time is over, until the broker ends.
+func (b *Broker) ripen() {
+	tick, minute := time.NewTicker(publishInterval), time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	defer minute.Stop()
+	policy := b.inForce.Load()
+	for {
+		select {
+		case <-tick.C:
+			if now := b.inForce.Load(); now != policy {
+				policy = now
+				b.expire()
+			}
+			b.mature(b.running)
+		case <-minute.C:
+			b.expire()
+		case <-b.running.Done():
+			return
+		}
+	}
+}
+
+// mature makes the changes whose approvals are enough and whose time locks are over. Each is verified before it is made.
+// A change that cannot be made now is tried again.
+func (b *Broker) mature(ctx context.Context) {
+	var ready []*proven
+	err := b.look(ctx, func(d *decision) {
+		if b.sealed.Load() || d.Index != b.inForce.Load().index {
+			return
+		}
+		for id := range d.changes {
+			if p := d.ready(id); p != nil {
+				ready = append(ready, p)
+			}
+		}
+	})
+	if err != nil {
+		return
+	}
+	for _, p := range ready {
+		if err := b.make(ctx, p); err != nil && b.running.Err() == nil {
+			slog.Error("cannot make a change that was approved", "request", p.request.ID, "change", p.request.What, "error", err)
+		}
+	}
+}
+
+// ready returns what has to be proven of a change that is allowed at this moment, and nil for one that is not.
+func (d *decision) ready(id string) *proven {
+	r := d.Requests[id]
+	if r == nil || !r.open() || r.Bare || r.What == "" {
+		return nil
+	}
+	if _, dead := d.dead(r); dead || r.What == ChangeConfig && r.Config != hashOf(d.b.options.Config) {
+		return nil // the latter when the broker was started with another config again
+	}
+	chosen, err := d.allowed(r, false)
+	if err != nil {
+		return nil
+	}
+	return d.toProve(r, chosen)
+}
+
+// make verifies the approvals of a change, makes it, and waits until it counts.
+func (b *Broker) make(ctx context.Context, p *proven) error {
+	if p.request.Statement != "" {
+		if err := b.verifyApprovals(ctx, p, p.request.fits); err != nil {
+			return err
+		}
+	}
+	var next *policy.Policy
+	if p.request.What == ChangePolicy {
+		data, err := b.Document(ctx, p.request.Policy)
+		if err == nil {
+			next, err = policy.Parse(data)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	index := int64(-1)
+	err := b.do(ctx, func(d *decision) error {
+		id := p.request.ID
+		if d.Index != b.inForce.Load().index || !p.same(d.ready(id)) {
+			return nil // it has changed meanwhile, and is looked at again
+		}
+		r := d.Requests[id]
+		if next != nil && !d.covers(r, policy.Compare(b.inForce.Load().policy, next).Modify) {
+			return failure.New(failure.Conflict, "the request %s changes what its approvals do not cover", id)
+		}
+		e := Event{Type: changeEvents[r.What], What: r.What, Request: id, Key: r.Key, Caller: r.Caller, Requester: r.Requester,
+			Person: r.Person, Rule: p.chosen[0].rule.Name, RuleDigest: p.chosen[0].name.Digest, Config: r.Config,
+			Credential: r.Credential, Statement: r.Statement}
+		if r.What == ChangePolicy {
+			e.Policy = r.Policy
+		}
+		if c := r.Enrol; c != nil {
+			if d.known(c.Public) {
+				return d.endAs(id, brokerapi.Expired, "the key was enrolled meanwhile")
+			}
+			e.Approver, e.Kind, e.Public, e.Attested, e.Device = c.Person, string(c.Kind), c.Public, c.Attested, c.Device
+		}
+		index = d.Size
+		if err := d.event(e); err != nil {
+			return err
+		}
+		d.finish(id, brokerapi.Signed, "")
+		d.notify(NoticeApproved, id)
+		d.discount(e)
+		return nil
+	})
+	if err == nil && index >= 0 {
+		err = b.inEffect(ctx, index)
+	}
+	return err
+}
+
+// discount has the rows of requests say what they wait for after a credential was removed.
+func (d *decision) discount(e Event) {
+	if e.Type != removed {
+		return
+	}
+	for id, r := range d.Requests {
+		if slices.ContainsFunc(r.Votes, func(v vote) bool { return v.Credential == e.Credential }) {
+			d.refresh(id)
+		}
+	}
+}
+
+// covers reports whether the needs of a request have the modify rules of all keys that a change needs.
+func (d *decision) covers(r *request, keys []string) bool {
+	return !slices.ContainsFunc(keys, func(key string) bool {
+		return !slices.ContainsFunc(r.Needs, func(n need) bool { return n.Action == policy.Modify && n.Key == key })
+	})
+}
+
+// fits reports whether a statement is for a change.
+func (r *request) fits(s *approval.Statement) bool {
+	p := &s.Predicate
+	key := ""
+	if p.Key != nil {
+		key = p.Key.Name
+	}
+	change := approval.Change{What: r.What, Config: r.Config, Credential: r.Credential}
+	if r.What == ChangePolicy {
+		change.Policy = r.Policy
+	}
+	return p.Change != nil && *p.Change == change && key == r.Key && p.Action == string(r.Needs[0].Action)
+}
+
+// endAs ends an open request, and tells why.
+func (d *decision) endAs(id string, as brokerapi.State, why string) error {
+	if err := d.event(Event{Type: ended, Request: id, Key: d.Requests[id].Key, State: string(as)}); err != nil {
+		return err
+	}
+	d.finish(id, as, why)
+	d.notify(map[brokerapi.State]string{brokerapi.Expired: NoticeExpired, brokerapi.Cancelled: NoticeCancelled}[as], id)
+	return nil
+}
+
+// expire ends requests that are open and whose time is over, and those whose rules have changed. It has people
+// reminded of those that wait for them, and rows say what they wait for when credentials were removed. It is called
+// once in a minute, and when another policy has come into force.
+func (b *Broker) expire() {
+	if b.sealed.Load() {
+		return
+	}
+	err := b.do(b.running, func(d *decision) error {
+		n := 0
+		for id, r := range d.Requests {
+			if !r.open() {
+				continue
+			}
+			why, dead := d.dead(r)
+			switch {
+			case r.NotAfter > 0 && d.now.Unix() >= r.NotAfter:
+				why, dead = "it was not used in time", true
+				if d.stage(r) == brokerapi.Pending && r.Statement != "" {
+					why = "it was not approved in time"
+				}
+			case !dead:
+				d.remind(r)
+				continue
+			}
+			if n++; n > maxExpired {
+				break
+			}
+			if err := d.endAs(id, brokerapi.Expired, why); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil && b.running.Err() == nil {
+		slog.Error("cannot end requests that have expired", "error", err)
+	}
+}
+
+// maxExpired is the largest number of requests that expire in one transaction.
+const maxExpired = 1000
+
+// remind has those told again, once a day, for whose approval a request waits.
+func (d *decision) remind(r *request) {
+	days := int64(d.now.Sub(r.Created) / remindEvery)
+	if r.Statement == "" || days < 1 || d.b.options.Notices == nil || d.b.reminded[r.ID] >= days {
+		return
+	}
+	d.b.reminded[r.ID] = days
+	if len(d.actors(r)) > 0 {
+		d.notifyAs(NoticeReminder, fmt.Sprintf("%s-reminder-%d", r.ID, days), r.ID)
+	}
+}
