@@ -1,0 +1,199 @@
+package broker
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/approval"
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/identity"
+)
+
+// waits asks for a signature of image number n that waits for people.
+func (f *fixture) waits(subject string, n int) *brokerapi.Request {
+	f.t.Helper()
+	o, err := f.Sign(f.t.Context(), caller(subject), "release", f.image(n))
+	if err != nil || o.Request == nil || o.Request.State != brokerapi.Pending {
+		f.t.Fatalf("%+v, %v", o, err)
+	}
+	return o.Request
+}
+
+// TestApproved signs once enough people have agreed, each counted for one group, and after a start as well.
+func TestApproved(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	f.start()
+	r := f.waits("pipeline", 1)
+	if !strings.Contains(r.Reason, "2 of managers, 1 of security; or 1 of directors") {
+		t.Error(r.Reason)
+	}
+	if now := f.approves(r.ID, "alice", "carol"); now.State != brokerapi.Pending || len(now.Needs) != 1 {
+		t.Errorf("%+v", now) // carol counts for one group
+	}
+	f.waits("pipeline", 1)
+	f.stop()
+	f.start()
+	f.waits("pipeline", 1)
+	if now := f.approves(r.ID, "dave"); now.State != brokerapi.Approved || len(now.Approvals) != 3 {
+		t.Errorf("%+v", now)
+	}
+	f.stop()
+	f.start()
+	if s := f.signs("pipeline", 1); s.Request != r.ID {
+		t.Errorf("signed by request %s", s.Request)
+	}
+	if now, err := f.Request(t.Context(), caller("pipeline"), r.ID); err != nil || now.State != brokerapi.Signed {
+		t.Errorf("%+v, %v", now, err)
+	}
+	f.later(retryWindow + time.Minute)
+	f.waits("pipeline", 1) // it was for one signature
+}
+
+// TestSay has no decision of people count who have no say, nor one that is not theirs.
+func TestSay(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	f.start()
+	r, other := f.waits("pipeline", 1), f.waits("pipeline", 2)
+	own := f.waits("alice", 3)
+	_, err := f.decide("alice", own.ID, approval.Approve)
+	failsWith(t, err, failure.Denied, "nobody approves their own request")
+	_, err = f.decide("erin", own.ID, approval.Approve)
+	failsWith(t, err, failure.Denied, "asks for this person")
+	_, err = f.Approve(t.Context(), identity.Approver("alice"), r.ID, f.envelope("alice", other.ID, approval.Approve, ""))
+	failsWith(t, err, failure.Denied, "another request")
+	once := f.envelope("alice", r.ID, approval.Approve, "")
+	for _, want := range []string{"", "given before"} {
+		_, err := f.Approve(t.Context(), identity.Approver("alice"), r.ID, once)
+		if want != "" || err != nil {
+			failsWith(t, err, failure.Conflict, want)
+		}
+	}
+	_, err = f.decide("alice", r.ID, approval.Approve)
+	failsWith(t, err, failure.Conflict, "already")
+	f.clock.pass(0, 10*time.Minute)
+	_, err = f.decide("bob", r.ID, approval.Approve)
+	failsWith(t, err, failure.Denied, "is not the broker's")
+}
+
+// TestReject ends a request, with a reason, and TestWithdraw takes an approval back until the signature is made.
+func TestReject(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	f.start()
+	r := f.waits("pipeline", 1)
+	f.approves(r.ID, "alice", "bob", "dave")
+	now, err := f.decide("erin", r.ID, approval.Reject)
+	if err != nil || now.State != brokerapi.Rejected || now.Reason != "erin has rejected it: because" {
+		t.Fatalf("%+v, %v", now, err)
+	}
+	_, err = f.decide("carol", r.ID, approval.Approve)
+	failsWith(t, err, failure.Conflict, "not open")
+	if again := f.waits("pipeline", 1); again.ID == r.ID {
+		t.Error("the request goes on")
+	}
+}
+
+// TestWithdraw has an approval not count that was taken back.
+func TestWithdraw(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	f.start()
+	r := f.waits("pipeline", 1)
+	f.approves(r.ID, "alice", "bob", "dave")
+	if now, err := f.decide("bob", r.ID, approval.Withdraw); err != nil || now.State != brokerapi.Pending {
+		t.Fatalf("%+v, %v", now, err)
+	}
+	_, err := f.decide("bob", r.ID, approval.Withdraw)
+	failsWith(t, err, failure.Conflict, "to withdraw")
+	f.waits("pipeline", 1)
+	f.approves(r.ID, "bob")
+	f.signs("pipeline", 1)
+}
+
+// TestLockAfterApprovals counts a time lock from the last approval that was needed.
+func TestLockAfterApprovals(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	f.start()
+	r := f.waits("pipeline", 1)
+	f.later(5 * time.Hour)
+	now := f.approves(r.ID, "erin")
+	if now.State != brokerapi.Pending || now.NotBefore == nil || now.NotBefore.Sub(f.clock.now()) < 59*time.Minute {
+		t.Fatalf("%+v", now)
+	}
+	f.waits("pipeline", 1)
+	f.later(time.Hour + 2*time.Second)
+	f.signs("pipeline", 1)
+}
+
+// TestChanges makes changes when people have agreed to them: a policy, a key that is not blocked any more, an enrolment
+// and a removal.
+func TestChanges(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	f.start()
+	r := f.waits("pipeline", 1)
+	f.approves(r.ID, "alice", "bob")
+	if _, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangeBlock, Key: "release"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := f.Sign(t.Context(), caller("ci"), "release", f.image(9))
+	failsWith(t, err, failure.Denied, "is blocked")
+	unblock, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangeUnblock, Key: "release"})
+	if err != nil || unblock.State != brokerapi.Pending {
+		t.Fatalf("%+v, %v", unblock, err)
+	}
+	if now := f.approves(unblock.ID, "dave"); now.State != brokerapi.Signed {
+		t.Fatalf("%+v", now)
+	}
+	f.signs("ci", 9)
+
+	frank := generate(t)
+	enrol, err := f.Enrol(t.Context(), caller("admin"), "frank", *keyCredential(t, frank), "")
+	failsWith(t, err, failure.NotFound, `no person "frank"`)
+	next := strings.Replace(peoplePolicy, "security: [carol, dave]", "security: [carol, dave, frank]", 1)
+	change, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangePolicy, Policy: []byte(next)})
+	if err != nil || change.State != brokerapi.Pending {
+		t.Fatalf("%+v, %v", change, err)
+	}
+	if now := f.approves(change.ID, "alice", "bob"); now.State != brokerapi.Signed {
+		t.Fatalf("%+v", now)
+	}
+	if f.Policy().Policy != next {
+		t.Error("the policy is not in force")
+	}
+	f.expire()
+	if now, err := f.Request(t.Context(), caller("pipeline"), r.ID); err != nil || now.State != brokerapi.Pending {
+		t.Errorf("its second rule is as before: %+v, %v", now, err)
+	}
+
+	if enrol, err = f.Enrol(t.Context(), caller("admin"), "frank", *keyCredential(t, frank), ""); err != nil {
+		t.Fatal(err)
+	}
+	r = f.waits("pipeline", 2)
+	f.approves(enrol.ID, "carol", "bob")
+	f.people["frank"] = frank
+	_, err = f.decide("frank", r.ID, approval.Approve)
+	failsWith(t, err, failure.Denied, "enrolled after the request")
+	r = f.waits("pipeline", 3)
+	if now := f.approves(r.ID, "alice", "bob", "frank"); now.State != brokerapi.Approved {
+		t.Fatalf("%+v", now)
+	}
+	remove, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangeRemove, Credential: f.credentialOf("frank")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.approves(remove.ID, "alice", "bob")
+	f.waits("pipeline", 3)
+	if now, err := f.Request(t.Context(), caller("pipeline"), r.ID); err != nil || now.State != brokerapi.Pending {
+		t.Errorf("%+v, %v", now, err)
+	}
+	f.stop()
+	delete(f.people, "frank")
+	f.start()
+	f.waits("pipeline", 3)
+}
