@@ -90,6 +90,10 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	if err != nil {
 		return err
 	}
+	first, err := firstApprovers(f)
+	if err != nil {
+		return err
+	}
 	tagged, err := readRepositories(f)
 	if err != nil {
 		return err
@@ -127,7 +131,8 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	}}
 	b, err = broker.Open(ctx, broker.Options{
 		Store: s, Policy: text, Config: decisive, Keys: use, Limits: f.Callers.Limits.WithDefaults(),
-		Check: registries.Check, Registerer: metrics,
+		Check: registries.Check, Manifests: registries.Manifests, Registerer: metrics, First: first,
+		PublicURL: strings.TrimSuffix(f.PublicURL, "/"),
 		Log: broker.Log{
 			Origin: f.Log.Origin, Public: signing.Public, File: f.Log.CheckpointFile,
 			MaxUnpublished: f.Log.MaxUnpublished.Time, MaxUnpublishedEntries: f.Log.MaxUnpublished.Entries,

@@ -34,6 +34,12 @@ func (f *File) check() (all Mistakes) {
 	if !absolute(f.Policy) {
 		add("policy", "name the file by its absolute path", "%q is not an absolute path", f.Policy)
 	}
+	for name, path := range map[string]string{"approvers": f.Approvers,
+		"passkeys.attestation-roots": f.Passkeys.AttestationRoots} {
+		if path != "" && !absolute(path) {
+			add(name, "name the file by its absolute path", "%q is not an absolute path", path)
+		}
+	}
 	f.checkModules(add)
 	for name, k := range f.Keys {
 		if k.CertificateChain != "" && !absolute(k.CertificateChain) {

@@ -37,8 +37,10 @@ type File struct {
 	PublicURL      string                   `yaml:"public-url"` // by which callers and people reach the broker
 	RPID           string                   `yaml:"rp-id"`      // domain of passkeys (WebAuthn); it never changes
 	Listen         Listen                   `yaml:"listen"`
-	Store          string                   `yaml:"store"`   // sqlite:PATH
-	Policy         string                   `yaml:"policy"`  // file of the policy that is proposed
+	Store          string                   `yaml:"store"`     // sqlite:PATH
+	Policy         string                   `yaml:"policy"`    // file of the policy that is proposed
+	Approvers      string                   `yaml:"approvers"` // file with the first approvers, or ""
+	Passkeys       Passkeys                 `yaml:"passkeys"`
 	Modules        []Module                 `yaml:"modules"` // where keys are
 	Keys           map[string]Key           `yaml:"keys"`    // by their names in the policy: what the policy does not say
 	Log            Log                      `yaml:"log"`
@@ -50,6 +52,11 @@ type File struct {
 
 	root *yaml.Node
 	path string
+}
+
+// Passkeys says which passkeys are attested.
+type Passkeys struct {
+	AttestationRoots string `yaml:"attestation-roots"` // PEM file of manufacturers' CAs, or ""
 }
 
 // Listen says where the broker listens.
@@ -255,6 +262,7 @@ func (f *File) Decisive() ([]byte, error) {
 	for _, t := range f.Tags {
 		believed = append(believed, t.Root)
 	}
+	believed = append(believed, f.Passkeys.AttestationRoots)
 	for _, path := range believed {
 		if path == "" {
 			continue
@@ -283,6 +291,9 @@ func (f *File) Decisive() ([]byte, error) {
 	}
 	if len(f.Tags) > 0 { // a broker without any has the config in force that it had before there were tags
 		all["tags"] = f.Tags
+	}
+	if f.Passkeys.AttestationRoots != "" {
+		all["passkeys"] = f.Passkeys
 	}
 	return translog.Canonical(all)
 }
