@@ -21,8 +21,11 @@ type Vote struct {
 }
 
 // Counts reports whether a vote counts for a group.
-func (g *Group) Counts(v Vote) bool {
-	if !slices.Contains(g.Kinds, v.Kind) || !slices.Contains(g.Members, v.Person) {
+func (g *Group) Counts(v Vote) bool { return slices.Contains(g.Members, v.Person) && g.accepts(v) }
+
+// accepts reports whether a vote of a member counts for a group.
+func (g *Group) accepts(v Vote) bool {
+	if !slices.Contains(g.Kinds, v.Kind) {
 		return false
 	}
 	return v.Kind != Passkey || (v.Attested || !g.Attested) && (v.DeviceBound || !g.DeviceBound)
@@ -31,11 +34,17 @@ func (g *Group) Counts(v Vote) bool {
 // Lacking returns how many people each group lacks, when each person counts for one group: the fewest in all. It finds
 // a largest matching of people and the places of groups by augmenting paths.
 func Lacking(groups []Group, votes []Vote) []int {
-	able := map[string][]int{} // groups by person
+	member := map[string][]int{} // groups by person
+	for i, g := range groups {
+		for _, person := range g.Members {
+			member[person] = append(member[person], i)
+		}
+	}
+	able := map[string][]int{} // groups that a person's votes count for
 	var people []string
 	for _, v := range votes {
-		for i := range groups {
-			if groups[i].Counts(v) && !slices.Contains(able[v.Person], i) {
+		for _, i := range member[v.Person] {
+			if groups[i].accepts(v) && !slices.Contains(able[v.Person], i) {
 				if able[v.Person] == nil {
 					people = append(people, v.Person)
 				}
