@@ -30,7 +30,7 @@ type Evidence struct {
 // Agreement is who agreed to a request, as their signatures show.
 type Agreement struct {
 	Statement *Statement
-	Decisions []Decided // the last one of each person, in the order of the evidence
+	Decisions []Decided // that stand, in the order of the evidence: a withdrawal takes all earlier ones of its person
 	Needs     []Outcome // in the order of the statement
 	Rejected  bool      // someone has refused, which ends a request
 }
@@ -40,7 +40,7 @@ type Decided struct {
 	*Approval
 	Credential *Credential
 	Hash       string // sha256:HEX of the credential
-	// Why says why it counts for no rule; "" for an approval that counts for those rules that name its credential.
+	// Why says why it counts for no rule; "" for an approval that counts for those rules that list its credential.
 	Why string
 }
 
@@ -98,7 +98,7 @@ func Verify(e Evidence) (*Agreement, error) {
 		for _, ref := range need.Rules {
 			rule := rules[ref.Digest]
 			outcome.Alternatives = append(outcome.Alternatives, Alternative{Name: ref.Name, Demands: rule.demands,
-				Groups: rule.groups, Lacking: Lacking(rule.groups, a.votes(rule.document))})
+				Groups: rule.groups, Lacking: Lacking(rule.groups, a.votes(rule))})
 		}
 		a.Needs = append(a.Needs, outcome)
 	}
@@ -107,10 +107,13 @@ func Verify(e Evidence) (*Agreement, error) {
 
 // ruleRead is a rule document that was read.
 type ruleRead struct {
-	document *Rule
-	demands  *Demands
-	groups   []Group
+	demands *Demands
+	groups  []Group
+	listed  map[listing]bool
 }
+
+// listing is a credential of a person that a rule lists.
+type listing struct{ person, credential string }
 
 // rules reads the rules of a statement, by their names.
 func (e *Evidence) rules(s *Statement) (map[string]*ruleRead, error) {
@@ -138,13 +141,19 @@ func (e *Evidence) rules(s *Statement) (map[string]*ruleRead, error) {
 			if demands.Action != need.Action {
 				return nil, wrong(fmt.Errorf("a rule for %.40q is an alternative for %.40q", demands.Action, need.Action))
 			}
-			rules[ref.Digest] = &ruleRead{rule, demands, groups}
+			read := &ruleRead{demands, groups, map[listing]bool{}}
+			for _, m := range rule.Members {
+				for _, c := range m.Credentials {
+					read.listed[listing{m.ID, c}] = true
+				}
+			}
+			rules[ref.Digest] = read
 		}
 	}
 	return rules, nil
 }
 
-// decide verifies the envelopes, and keeps the last decision of each person.
+// decide verifies the envelopes, and keeps the decisions that stand.
 func (a *Agreement) decide(e Evidence, rules map[string]*ruleRead) error {
 	if len(e.Approvals) > maxEnvelopes {
 		return wrong(fmt.Errorf("it has more than %d approvals", maxEnvelopes))
@@ -174,7 +183,7 @@ func (a *Agreement) decide(e Evidence, rules map[string]*ruleRead) error {
 		}
 		listed := false
 		for _, rule := range rules {
-			listed = listed || rule.document.Has(decision.Approver, envelope.Credential)
+			listed = listed || rule.listed[listing{decision.Approver, envelope.Credential}]
 		}
 		switch name := Hash(envelope.Approval); {
 		case decision.Statement != statement:
@@ -191,11 +200,13 @@ func (a *Agreement) decide(e Evidence, rules map[string]*ruleRead) error {
 	return nil
 }
 
-// add adds a decision. It replaces an earlier one with the same credential; a withdrawal replaces all of the person.
+// add adds a decision. Several approvals of one person stand beside each other: they can be by credentials of different
+// kinds, and the person counts once in a rule whatever they are.
 func (a *Agreement) add(d Decided, e Evidence) {
 	switch {
 	case d.Decision == Withdraw:
-		d.Why = "it was withdrawn"
+		a.Decisions = slices.DeleteFunc(a.Decisions, func(other Decided) bool { return other.Approver == d.Approver })
+		return
 	case d.Decision == Reject:
 		d.Why, a.Rejected = "it is a rejection", true
 	case slices.Contains(e.Never, d.Approver):
@@ -203,17 +214,14 @@ func (a *Agreement) add(d Decided, e Evidence) {
 	case e.Counts != nil && !e.Counts(d.Hash):
 		d.Why = "its credential was removed"
 	}
-	a.Decisions = slices.DeleteFunc(a.Decisions, func(other Decided) bool {
-		return other.Approver == d.Approver && (d.Decision != Approve || other.Hash == d.Hash || other.Decision != Approve)
-	})
 	a.Decisions = append(a.Decisions, d)
 }
 
 // votes returns the decisions that count for a rule: those by credentials that it lists.
-func (a *Agreement) votes(r *Rule) []Vote {
+func (a *Agreement) votes(r *ruleRead) []Vote {
 	var votes []Vote
 	for _, d := range a.Decisions {
-		if d.Why == "" && r.Has(d.Approver, d.Hash) {
+		if d.Why == "" && r.listed[listing{d.Approver, d.Hash}] {
 			votes = append(votes, d.Credential.Vote())
 		}
 	}
