@@ -28,13 +28,22 @@ type registry struct {
 	roots     *x509.CertPool      // nil for those of the system
 	lookup    func(ctx context.Context, host string) ([]netip.Addr, error)
 	transport *http.Transport
-	slots     chan struct{} // one element for each check under way
+	checks    lane // before something is decided
+	looks     lane // for people
+}
+
+// lane limits how many questions of a kind are under way at once, and how long each may take. Those of one lane keep no
+// other waiting.
+type lane struct {
+	slots   chan struct{} // an element for each question under way
+	timeout time.Duration
 }
 
 const (
 	maxHeader    = 64 << 10 // bytes of the header of a response
 	maxRedirects = 5
 	maxChecks    = 8 // at once, of one registry
+	maxLooks     = 4
 	dialTimeout  = 10 * time.Second
 )
 
@@ -50,11 +59,12 @@ func lookup(ctx context.Context, host string) ([]netip.Addr, error) {
 // open makes the transport. It uses no proxy: a proxy would resolve host names by itself, without the check in dial.
 // Responses are not decompressed.
 func (r *registry) open() {
-	r.slots = make(chan struct{}, maxChecks)
+	r.checks = lane{make(chan struct{}, maxChecks), timeout}
+	r.looks = lane{make(chan struct{}, maxLooks), lookTimeout}
 	r.transport = &http.Transport{
 		DialContext: r.dial, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
 		TLSClientConfig:     &tls.Config{RootCAs: r.roots, MinVersion: tls.VersionTLS12},
-		TLSHandshakeTimeout: dialTimeout, MaxIdleConnsPerHost: maxChecks, IdleConnTimeout: time.Minute,
+		TLSHandshakeTimeout: dialTimeout, MaxIdleConnsPerHost: maxChecks + maxLooks, IdleConnTimeout: time.Minute,
 	}
 }
 

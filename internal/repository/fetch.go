@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -30,6 +31,7 @@ type session struct {
 	client     *auth.Client
 	repository string // in normal form
 	path       string // the repository without its registry
+	timeout    time.Duration
 }
 
 // errAbsent is the error of fetch if the registry answers that there is no such content.

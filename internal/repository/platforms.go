@@ -33,7 +33,7 @@ func (r *Registries) Manifests(ctx context.Context, repository, sum string) ([]M
 		return nil, err
 	}
 	return r.lists.do(ctx, a, func(ctx context.Context) ([]Manifest, error) {
-		return inSession(ctx, from, a, func(s *session) ([]Manifest, error) { return s.platforms(ctx, a) })
+		return inSession(ctx, from, from.checks, a, func(s *session) ([]Manifest, error) { return s.platforms(ctx, a) })
 	})
 }
 
@@ -47,28 +47,41 @@ func (s *session) platforms(ctx context.Context, a artifact) ([]Manifest, error)
 	if err != nil {
 		return nil, err
 	}
+	var found []Manifest
+	err = s.images(ctx, a, index, func(m Manifest, _ *document) error {
+		found = append(found, m)
+		return nil
+	})
+	return found, err
+}
+
+// images calls each with the images of an index that the repository has.
+func (s *session) images(ctx context.Context, a artifact, index *document, each func(Manifest, *document) error) error {
 	listed, err := s.listed(a, index)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var found []Manifest
 	for _, d := range listed {
 		data, err := s.fetchChild(ctx, manifests, d, maxManifest)
 		if errors.Is(err, errAbsent) {
 			continue // copied without this platform
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		m, err := parse(data, d.MediaType)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if known(d.Platform) || m.Config != nil && isImageConfig(m.Config.MediaType) {
-			found = append(found, Manifest{d.Digest.String(), d.MediaType, int64(len(data)), platformText(d.Platform)})
+		if !known(d.Platform) && (m.Config == nil || !isImageConfig(m.Config.MediaType)) {
+			continue
+		}
+		found := Manifest{d.Digest.String(), d.MediaType, int64(len(data)), platformText(d.Platform)}
+		if err := each(found, m); err != nil {
+			return err
 		}
 	}
-	return found, nil
+	return nil
 }
 
 // listed returns the manifests of an index that may be images, each once.

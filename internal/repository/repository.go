@@ -27,6 +27,8 @@ type Registries struct {
 	byName map[string]*registry
 	checks *flights[artifact, *Claims]
 	lists  *flights[artifact, []Manifest]
+	looks  *flights[artifact, *Details]
+	diffs  *flights[comparison, *Changes]
 }
 
 // New returns the registries of a configuration. The error joins every mistake.
@@ -37,11 +39,14 @@ func New(c Config) (*Registries, error) {
 	}
 	return &Registries{byName: registries,
 		checks: newFlights(timeout, remembered, maxSuccess, artifact.name, (*Claims).clone),
-		lists:  newFlights(timeout, remembered, maxSuccess, artifact.name, slices.Clone[[]Manifest])}, nil
+		lists:  newFlights(timeout, remembered, maxSuccess, artifact.name, slices.Clone[[]Manifest]),
+		looks:  newFlights(lookTimeout, lookedAt, maxLooked, artifact.name, (*Details).clone),
+		diffs:  newFlights(lookTimeout, lookedAt, maxLooked, comparison.name, (*Changes).clone)}, nil
 }
 
 const (
 	timeout       = 30 * time.Second // of one check, waiting included
+	lookTimeout   = 5 * time.Second  // of what people look at
 	maxName       = 255              // bytes of the name of a repository
 	maxMediaType  = 255              // bytes, as in RFC 6838
 	namingExample = "registry.example.com/team/app"
@@ -96,8 +101,8 @@ func (r *Registries) Check(ctx context.Context, repository, sum, mediaType strin
 	return r.checks.do(ctx, a, func(ctx context.Context) (*Claims, error) { return registry.check(ctx, a) })
 }
 
-// find returns what is looked for, and the registry that may have it. It fails for what cannot be a manifest, and if the
-// registry is not listed.
+// find returns what is looked for, and the registry that may have it. It fails for what cannot be a manifest, and if
+// the registry is not listed.
 func (r *Registries) find(repository, sum, mediaType string, size int64) (a artifact, from *registry, err error) {
 	name, err := Name(repository)
 	if err != nil {
@@ -136,7 +141,7 @@ func (a artifact) check() error {
 
 // check is Check without the cache.
 func (r *registry) check(ctx context.Context, a artifact) (*Claims, error) {
-	return inSession(ctx, r, a, func(s *session) (*Claims, error) {
+	return inSession(ctx, r, r.checks, a, func(s *session) (*Claims, error) {
 		data, served, err := s.get(ctx, manifests, a.mediaType, a.digest, a.size)
 		if err != nil {
 			return nil, err
@@ -151,18 +156,18 @@ func (r *registry) check(ctx context.Context, a artifact) (*Claims, error) {
 	})
 }
 
-// inSession calls ask once one of the registry's slots is free. Errors of ask are those of fetching the artifact.
-func inSession[V any](ctx context.Context, r *registry, a artifact, ask func(*session) (V, error)) (V, error) {
+// inSession calls ask once one of the lane's slots is free. Errors of ask are those of fetching the artifact.
+func inSession[V any](ctx context.Context, r *registry, l lane, a artifact, ask func(*session) (V, error)) (V, error) {
 	var none V
 	select {
-	case r.slots <- struct{}{}:
-		defer func() { <-r.slots }()
+	case l.slots <- struct{}{}:
+		defer func() { <-l.slots }()
 	case <-ctx.Done():
-		return none, failure.New(failure.Throttled, "registry %s: %d checks are under way", r.name, maxChecks).
+		return none, failure.New(failure.Throttled, "registry %s: %d checks are under way", r.name, cap(l.slots)).
 			WithHint("try again later")
 	}
 	_, path, _ := strings.Cut(a.repository, "/")
-	s := &session{registry: r, client: r.client(), repository: a.repository, path: path}
+	s := &session{registry: r, client: r.client(), repository: a.repository, path: path, timeout: l.timeout}
 	value, err := ask(s)
 	if err != nil {
 		return none, s.explain(ctx, a.digest, err)
@@ -176,28 +181,35 @@ func (s *session) explain(ctx context.Context, sum digest.Digest, err error) err
 		return failure.New(failure.Denied, "the repository %s has no manifest %s", s.repository, sum).
 			WithHint("push the image to the repository before it is signed")
 	}
+	kind, hint, cause := s.cause(ctx, err)
+	return failure.New(kind, "cannot fetch manifest %s from repository %s: %w", sum, s.repository, cause).WithHint(hint)
+}
+
+// cause returns what an error of a request means to people. It has no URLs of the registry, which may hold secrets.
+func (s *session) cause(ctx context.Context, err error) (kind failure.Kind, hint string, cause error) {
 	var refused *refusal
 	var status statusError
 	var bad *contentError
 	var own *failure.Error
-	kind, cause, hint := failure.Unavailable, innermost(err), "check that the registry can be reached from the broker"
 	switch {
 	case errors.As(err, &refused):
-		kind, cause, hint = failure.Denied, refused, refused.hint
+		return failure.Denied, refused.hint, refused
 	case errors.As(err, &bad):
-		kind, cause, hint = failure.Denied, bad, "compare the image in the repository with the one to be signed"
-	case errors.As(err, &own): // of the credentials file
-		kind, cause, hint = own.Kind, own, own.Hint
+		return failure.Denied, "compare the image in the repository with the one to be signed", bad
+	case errors.As(err, &own): // of the credentials file, or of an index
+		return own.Kind, own.Hint, own
 	case errors.As(err, &status):
-		cause = status
 		switch status {
 		case http.StatusUnauthorized, http.StatusForbidden:
-			kind, hint = failure.Denied, "check the repository's name, and credentials of "+s.registry.name
+			return failure.Denied, "check the repository's name, and credentials of " + s.registry.name, status
 		case http.StatusTooManyRequests:
-			kind, hint = failure.Throttled, "try again later"
+			return failure.Throttled, "try again later", status
 		}
+		return failure.Unavailable, reachable, status
 	case ctx.Err() != nil:
-		kind, cause, hint = failure.Timeout, fmt.Errorf("no answer within %s", timeout), "try again later"
+		return failure.Timeout, "try again later", fmt.Errorf("no answer within %s", s.timeout)
 	}
-	return failure.New(kind, "cannot fetch manifest %s from repository %s: %w", sum, s.repository, cause).WithHint(hint)
+	return failure.Unavailable, reachable, innermost(err)
 }
+
+const reachable = "check that the registry can be reached from the broker"
