@@ -19,9 +19,13 @@ PYTHON := cmp -s tools/python/requirements.txt bin/tools/python/requirements.txt
 	python3 -m venv --clear bin/tools/python && bin/tools/python/bin/pip --disable-pip-version-check install -q \
 	--require-hashes --only-binary :all: -r tools/python/requirements.txt && \
 	cp tools/python/requirements.txt bin/tools/python/; }
+AXE := cmp -s tools/axe/package-lock.json bin/tools/axe/package-lock.json || { \
+	rm -rf bin/tools/axe bin/tools/axe.new && cp -r tools/axe bin/tools/axe.new && \
+	npm ci --prefix bin/tools/axe.new --ignore-scripts --no-audit --no-fund --silent && mv bin/tools/axe.new bin/tools/axe; }
 BUILD := go build -tags $(TAGS) -trimpath $(HARDENED) -o bin/
 PACKAGES := softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl opencryptoki swtpm libtpm2-pkcs11-1 p11-kit \
-	p11-kit-modules libnss3 libnss3-tools etcd-server etcd-client curl dbus-daemon systemd podman python3-venv
+	p11-kit-modules libnss3 libnss3-tools etcd-server etcd-client curl dbus-daemon systemd podman python3-venv chromium \
+	$(if $(shell command -v npm),,npm)
 
 .PHONY: help build compiler demo demo-programs demo-broker demo-broker-programs check test explain-test fuzz kubernetes lint bench tools testtools packages clean
 
@@ -60,7 +64,7 @@ test: explain-test packages tools testtools ## install what the tests need, and 
 
 explain-test:
 	@echo "make test installs what is missing of these Debian packages: $(PACKAGES)."
-	@echo "Then it builds notation, a registry, containerd, cosign, docker, Notary v1 and python-tuf into bin/tools/, and runs" \
+	@echo "Then it builds notation, a registry, containerd, cosign, docker, Notary v1, python-tuf and axe into bin/tools/, and runs" \
 		"$(if $(PKG),the end-to-end tests of $(PKG),all tests)."
 	@echo "On 2 cores, the first build takes about 12 minutes, later ones seconds, and all tests take about 20 minutes."
 
@@ -85,12 +89,13 @@ bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.
 tools: ## build the notation command and a registry, as pinned below tools/
 	$(NOTATION_AND_REGISTRY)
 
-testtools: ## build what the tests need besides: containerd, cosign, docker, Notary v1 and python-tuf, as pinned below tools/
+testtools: ## build what the tests need besides: containerd, cosign, docker, Notary v1, python-tuf and axe, as pinned below tools/
 	go build -C tools/containerd -tags $(TAGS) -o ../../bin/tools/ github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr ./cri
 	go build -C tools/cosign -tags $(TAGS) -o ../../bin/tools/ github.com/sigstore/cosign/v3/cmd/cosign
 	go build -C tools/docker -o ../../bin/tools/ github.com/docker/cli/cmd/docker
 	go run -C tools/notary ./build ../../bin/tools
 	$(PYTHON)
+	$(AXE)
 
 $(LINT): tools/lint/go.mod tools/lint/go.sum
 	go build -C tools/lint -o ../../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint
