@@ -52,6 +52,8 @@ type TeamOptions struct {
 	Listen, Log string
 	// Module replaces the token's module, such as by the shim.
 	Module string
+	// Host is the host of the URL and the RP ID; 127.0.0.1 by default. Browsers register passkeys for localhost alone.
+	Host string
 	// Timeout is that of the module; one that no machine is too slow for by default.
 	Timeout string
 }
@@ -70,8 +72,8 @@ func StartTeam(t testing.TB, token *Token, o TeamOptions) *TeamBroker {
 		"EC-256", "--label", "log"))
 	server := NewCA(t, "server", nil)
 	b.CA = b.file("ca.pem", server.PEM())
-	template := Template("127.0.0.1")
-	template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	template := Template("broker")
+	template.IPAddresses, template.DNSNames = []net.IP{net.IPv4(127, 0, 0, 1)}, []string{"localhost"}
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
 	chain, key := pair(t, server, template)
 	b.file("tls.pem", chain)
@@ -79,7 +81,11 @@ func StartTeam(t testing.TB, token *Token, o TeamOptions) *TeamBroker {
 	b.file("callers.pem", b.Callers.PEM())
 	b.file("pin", PIN)
 	b.WritePolicy(o.Policy)
-	b.URL = "https://" + freeAddress(t)
+	if b.settings.Host == "" {
+		b.settings.Host = "127.0.0.1"
+	}
+	_, port, _ := net.SplitHostPort(freeAddress(t))
+	b.URL = "https://" + net.JoinHostPort(b.settings.Host, port)
 	b.writeConfig()
 	b.Start()
 	return b
@@ -144,7 +150,7 @@ func (b *TeamBroker) writeConfig() {
 	}
 	b.file("config.yaml", fmt.Sprintf(`version: 1
 public-url: %[1]s
-rp-id: 127.0.0.1
+rp-id: %[18]s
 listen:
   https:
     address: %[2]s
@@ -167,9 +173,9 @@ callers:
 administrators: [{unix: "%[12]d"}]
 %[13]s
 %[14]s
-`, b.URL, strings.TrimPrefix(b.URL, "https://"), b.Dir, b.Socket, b.token.Label, module, timeout, b.LogKey,
+`, b.URL, b.Address(), b.Dir, b.Socket, b.token.Label, module, timeout, b.LogKey,
 		b.Issuer.URL, kind, b.Issuer.CA, os.Geteuid(), b.settings.Registries, b.settings.Config, b.settings.Limits,
-		b.settings.Listen, b.settings.Log))
+		b.settings.Listen, b.settings.Log, b.settings.Host))
 }
 
 // Start starts the broker, and waits until it is ready.

@@ -47,4 +47,6 @@ func (b *TeamBroker) ExportLog(flags []string) string {
 }
 
 // Address returns the address that the broker listens on.
-func (b *TeamBroker) Address() string { return strings.TrimPrefix(b.URL, "https://") }
+func (b *TeamBroker) Address() string {
+	return strings.Replace(strings.TrimPrefix(b.URL, "https://"), "localhost:", "127.0.0.1:", 1)
+}
