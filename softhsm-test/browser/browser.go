@@ -1,0 +1,67 @@
+// Package browser is a person at a web browser: Debian's Chromium, headless, with passkeys of a virtual authenticator.
+package browser
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+)
+
+// Browser is a Chromium that runs until the test ends. It is one process, which the people of a test share.
+type Browser struct {
+	ctx context.Context
+}
+
+// flags keep Chromium from the hosts that it asks of its own accord, which a machine without the Internet refuses.
+var flags = []string{"disable-background-networking", "disable-component-update", "disable-sync", "disable-quic",
+	"disable-gpu", "disable-default-apps", "disable-extensions", "disable-breakpad", "disable-dev-shm-usage",
+	"disable-background-timer-throttling", "disable-renderer-backgrounding", "disable-backgrounding-occluded-windows",
+	"metrics-recording-only", "no-pings"}
+
+// Start starts Chromium for a new user, who trusts the CA in a PEM file beside those that every user trusts.
+func Start(t testing.TB, ca string) *Browser {
+	t.Helper()
+	program := softhsmtest.Program(t, "chromium")
+	home := trusting(t, ca)
+	options := []chromedp.ExecAllocatorOption{chromedp.ExecPath(program), chromedp.Headless, chromedp.NoFirstRun,
+		chromedp.NoDefaultBrowserCheck, chromedp.UserDataDir(filepath.Join(home, "chromium")),
+		chromedp.Env("HOME=" + home), chromedp.CombinedOutput(io.Discard)}
+	for _, flag := range flags {
+		options = append(options, chromedp.Flag(flag, true))
+	}
+	if os.Geteuid() == 0 {
+		options = append(options, chromedp.NoSandbox)
+	}
+	// Not t.Context(), which ends before the cleanup.
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	ctx, end := chromedp.NewContext(allocator, chromedp.WithErrorf(func(string, ...any) {}))
+	t.Cleanup(func() {
+		_ = chromedp.Cancel(ctx) // which waits until it has ended
+		end()
+		stop()
+	})
+	if err := chromedp.Do(ctx); err != nil {
+		t.Fatalf("cannot start %s: %v", program, err)
+	}
+	return &Browser{ctx: ctx}
+}
+
+// trusting makes the home of a user who trusts a CA, as Chromium reads it: a database of NSS.
+func trusting(t testing.TB, ca string) (home string) {
+	t.Helper()
+	home = t.TempDir()
+	database := filepath.Join(home, ".pki", "nssdb")
+	if err := os.MkdirAll(database, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	certutil := softhsmtest.Program(t, "certutil")
+	softhsmtest.Run(t, certutil, "-N", "-d", "sql:"+database, "--empty-password")
+	softhsmtest.Run(t, certutil, "-A", "-d", "sql:"+database, "-n", "test", "-t", "C,,", "-i", ca)
+	return home
+}
