@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -15,10 +16,30 @@ import (
 type Service struct {
 	cancel  context.CancelFunc
 	process *os.Process
-	Output  bytes.Buffer  // of both streams; complete when ended is closed
+	Output  Output        // of both streams; complete when ended is closed
 	Ended   chan struct{} // closed when the program has ended
 
 	succeeded bool
+}
+
+// Output is what a program has printed until now.
+type Output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+// Write adds to the output.
+func (o *Output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+// String returns the output.
+func (o *Output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
 }
 
 // Start starts a program with the environment of the test.
