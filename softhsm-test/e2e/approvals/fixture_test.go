@@ -1,0 +1,168 @@
+// Package approvals tests requests that people agree to, from the outside: the programs, tokens, a registry, an issuer
+// and a browser are real.
+package approvals
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/identity/identitytest"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
+)
+
+// site is a broker with a key for releases, a registry, and people.
+type site struct {
+	*softhsmtest.TeamBroker
+	t        testing.TB
+	token    *softhsmtest.Token
+	notation *softhsmtest.Notation
+	registry string
+	people   map[string]*person
+	program  string // notation-hsm
+}
+
+// options are what tests choose of a site.
+type options struct {
+	policy string   // REGISTRY in it becomes the registry, ISSUER that of the jobs' tokens
+	people []person // enrolled from the start
+}
+
+// start starts a site on a token of its own.
+func start(t testing.TB, o options) *site {
+	t.Helper()
+	token := softhsmtest.NewToken(t, "prod")
+	token.Init(t, "cards")
+	return startOn(t, token, oci.StartRegistry(t), o)
+}
+
+// startOn does so for a token and a registry that exist.
+func startOn(t testing.TB, token *softhsmtest.Token, registry string, o options) *site {
+	t.Helper()
+	s := &site{t: t, token: token, registry: registry, people: map[string]*person{},
+		notation: softhsmtest.NewNotation(t, token), program: softhsmtest.Build(t, "notation-hsm")}
+	_, chain := softhsmtest.NewKey(t, token, s.program, "EC-256", "release")
+	dir := t.TempDir()
+	var approvers []map[string]string
+	for _, p := range o.people {
+		p.make(t, s, dir)
+		s.people[p.name] = &p
+		approvers = append(approvers, p.approver())
+	}
+	file, err := json.Marshal(map[string]any{"version": 1, "approvers": approvers}) // which is YAML
+	if err != nil {
+		t.Fatal(err)
+	}
+	softhsmtest.Write(t, filepath.Join(dir, "approvers.yaml"), string(file))
+	s.TeamBroker = softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Host: "localhost",
+		Limits:     "requests: 100000 per hour, requests-per-token: 1000",
+		Policy:     strings.ReplaceAll(o.policy, "REGISTRY", registry),
+		Registries: `registries: [{host: "` + registry + `", plain-http: true, loopback: true}]`,
+		Config:     "approvers: " + filepath.Join(dir, "approvers.yaml")})
+	s.notation.Trust(t, chain)
+	return s
+}
+
+// job returns variables of a job of example/app on a ref.
+func (s *site) job(ref string) []string {
+	s.t.Helper()
+	path := filepath.Join(s.t.TempDir(), "token")
+	softhsmtest.Write(s.t, path, s.Issuer.Mint(s.t, identitytest.GitHub(s.URL, "example/app", ref)))
+	return append(s.caller(), "NOTATION_HSM_BROKER_TOKEN=file:"+path)
+}
+
+// caller returns variables of a caller who has neither a module nor a credential for the broker.
+func (s *site) caller() []string {
+	variables := []string{"NOTATION_HSM_BROKER=" + s.URL, "NOTATION_HSM_BROKER_CA=" + s.CA}
+	for _, name := range []string{"PIN", "PIN_SOURCE", "MODULE_PATH", "BROKER_TOKEN", "BROKER_CERTIFICATE",
+		"BROKER_KEY"} {
+		variables = append(variables, "NOTATION_HSM_"+name+"=")
+	}
+	return variables
+}
+
+// run runs a program with variables, and returns what it prints and its exit code.
+func (s *site) run(variables []string, name string, args ...string) (stdout, stderr string, code int) {
+	s.t.Helper()
+	cmd := softhsmtest.Command(s.t, name, args...)
+	cmd.Env = append(cmd.Env, variables...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		s.t.Fatal(err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// ends runs a program that ends with an exit code and prints words, and returns its standard output.
+func (s *site) ends(code int, words string, variables []string, name string, args ...string) string {
+	s.t.Helper()
+	stdout, stderr, got := s.run(variables, name, args...)
+	if got != code || !strings.Contains(stdout+stderr, words) {
+		s.t.Fatalf("%s %s: exit code %d, not %d with %q\n%s%s", filepath.Base(name), strings.Join(args, " "), got, code,
+			words, stdout, stderr)
+	}
+	return stdout
+}
+
+// image pushes an image, and returns its repository and its digest.
+func (s *site) image(repository, content string) (name, digest string) {
+	s.t.Helper()
+	name = s.registry + "/" + repository
+	pushed, err := oci.PushImage(s.t.Context(), name+":latest", content)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return name, pushed.String()
+}
+
+// create makes a request for an image, and returns it.
+func (s *site) create(job []string, image string, args ...string) brokerapi.Request {
+	s.t.Helper()
+	var r brokerapi.Request
+	out := s.ends(0, "", job, s.program, append([]string{"request", "create", "--key", "broker:release", "--image", image,
+		"--json"}, args...)...)
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		s.t.Fatalf("%v\n%s", err, out)
+	}
+	return r
+}
+
+// sign signs an image with the notation command, and returns what it prints and whether it has signed.
+func (s *site) sign(job []string, image string) (output string, signed bool) {
+	s.t.Helper()
+	repository, _, _ := strings.Cut(image, "@")
+	stdout, stderr, code := s.run(job, s.notation.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id",
+		"broker:release", "--plugin-config", "repository="+repository, image)
+	return stdout + stderr, code == 0
+}
+
+// signs signs and verifies an image.
+func (s *site) signs(job []string, image string) {
+	s.t.Helper()
+	if output, signed := s.sign(job, image); !signed {
+		s.t.Fatalf("%s is not signed:\n%s", image, output)
+	}
+	softhsmtest.Run(s.t, s.notation.Program, "verify", "--insecure-registry", image)
+}
+
+// refuses checks that an image is not signed, and that the requester is told words.
+func (s *site) refuses(job []string, image, words string) {
+	s.t.Helper()
+	if output, signed := s.sign(job, image); signed || !strings.Contains(output, words) {
+		s.t.Errorf("%s: signed %v, or not told %q:\n%s", image, signed, words, output)
+	}
+	if output, _, code := s.run(job, s.notation.Program, "list", "--insecure-registry", image); code != 0 ||
+		strings.Contains(output, "application/vnd.cncf.notary.signature") && strings.Contains(output, "sha256:") &&
+			strings.Contains(output, "└── sha256") {
+		s.t.Errorf("%s has a signature:\n%s", image, output)
+	}
+}
