@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net/http"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -26,6 +27,7 @@ type site struct {
 	registry string
 	people   map[string]*person
 	program  string // notation-hsm
+	clients  map[string]*http.Client
 }
 
 // options are what tests choose of a site.
@@ -45,13 +47,13 @@ func start(t testing.TB, o options) *site {
 // startOn does so for a token and a registry that exist.
 func startOn(t testing.TB, token *softhsmtest.Token, registry string, o options) *site {
 	t.Helper()
-	s := &site{t: t, token: token, registry: registry, people: map[string]*person{},
+	s := &site{t: t, token: token, registry: registry, people: map[string]*person{}, clients: map[string]*http.Client{},
 		notation: softhsmtest.NewNotation(t, token), program: softhsmtest.Build(t, "notation-hsm")}
 	_, chain := softhsmtest.NewKey(t, token, s.program, "EC-256", "release")
 	dir := t.TempDir()
 	var approvers []map[string]string
 	for _, p := range o.people {
-		p.make(t, s, dir)
+		p.make(t, dir)
 		s.people[p.name] = &p
 		approvers = append(approvers, p.approver())
 	}
