@@ -36,7 +36,7 @@ var storeys = []struct {
 		"broker/session", "repository", "store/sqlite"}},
 	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi", "store"}},
-	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry", "registry"}},
+	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry", "registry", "webhook"}},
 	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox"}},
 	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "peercred", "stdio", "crashreport"}},
 }

@@ -6,7 +6,6 @@ package feed
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/url"
 	"path/filepath"
@@ -116,19 +115,6 @@ func New(c Config, log Log, version string) (*Feed, error) {
 		return nil, invalid("%w", err)
 	}
 	return feed, nil
-}
-
-// parseURL parses a URL of one of the schemes, with a host and nothing that could hold a secret.
-func parseURL(text string, schemes ...string) (*url.URL, error) {
-	u, err := url.Parse(text)
-	if err == nil {
-		for _, scheme := range schemes {
-			if u.Scheme == scheme && u.Hostname() != "" && u.User == nil && u.Fragment == "" {
-				return u, nil
-			}
-		}
-	}
-	return nil, fmt.Errorf("%.200q is not a URL with one of the schemes %v", text, schemes)
 }
 
 // Name returns where the feed delivers to.

@@ -3,7 +3,6 @@ package feed
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -13,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	webhooks "github.com/notation-hsm/notation-hsm/internal/webhook"
 )
 
 // syslog sends messages of RFC 5424: over UDP (RFC 5426), or over TCP (RFC 6587) or TLS (RFC 5425) with their lengths
@@ -33,7 +32,7 @@ const (
 )
 
 func newSyslog(c Config, f formatter) (*syslog, error) {
-	u, err := parseURL(c.Syslog, "udp", "tcp", "tls")
+	u, err := webhooks.ParseURL(c.Syslog, "udp", "tcp", "tls")
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +48,7 @@ func newSyslog(c Config, f formatter) (*syslog, error) {
 		s.host = printable(name, 255)
 	}
 	if u.Scheme == "tls" {
-		roots, err := readCA(c.CA)
+		roots, err := webhooks.ReadCA(c.CA)
 		if err != nil {
 			return nil, err
 		}
@@ -58,22 +57,6 @@ func newSyslog(c Config, f formatter) (*syslog, error) {
 		return nil, fmt.Errorf("ca is for tls:// and https:// alone")
 	}
 	return s, nil
-}
-
-// readCA returns the certificate authorities of a file; nil are those of the system.
-func readCA(path string) (*x509.CertPool, error) {
-	if path == "" {
-		return nil, nil
-	}
-	data, err := bound.ReadFile(path, 1<<20)
-	if err != nil {
-		return nil, fmt.Errorf("cannot read %s: %w", path, err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(data) {
-		return nil, fmt.Errorf("%s has no certificate", path)
-	}
-	return roots, nil
 }
 
 // printable returns a field of the header: printable ASCII without spaces, "-" for nothing.
