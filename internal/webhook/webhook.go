@@ -59,7 +59,8 @@ func New(address, secret, ca string) (*Receiver, error) {
 	return r, err
 }
 
-// ParseURL parses a URL of one of the schemes, with a host and nothing that could hold a secret.
+// ParseURL parses a URL of one of the schemes, with a host, and without a user and a fragment. Its error does not have
+// the URL, whose path may be a secret.
 func ParseURL(text string, schemes ...string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	if err == nil {
@@ -69,7 +70,7 @@ func ParseURL(text string, schemes ...string) (*url.URL, error) {
 			}
 		}
 	}
-	return nil, fmt.Errorf("%.200q is not a URL with one of the schemes %v", text, schemes)
+	return nil, fmt.Errorf("it is not a URL with a host and one of the schemes %v", schemes)
 }
 
 // ReadCA returns the certificate authorities of a PEM file; nil are those of the system.
@@ -113,6 +114,17 @@ type Message struct {
 	Body  []byte
 }
 
+// StatusError is in the chain of the failure of Send when the receiver answered with a status that confirms nothing.
+type StatusError struct {
+	Code       int
+	RetryAfter time.Duration // that the receiver asks for; 0 for none
+
+	text string
+}
+
+// Error returns the status.
+func (e *StatusError) Error() string { return e.text }
+
 // Send posts a message. It fails with Unavailable unless the receiver answers with a status from 200 to 299. Redirects
 // are not followed.
 func (r *Receiver) Send(ctx context.Context, m Message) error {
@@ -122,7 +134,7 @@ func (r *Receiver) Send(ctx context.Context, m Message) error {
 	}
 	request, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url, bytes.NewReader(m.Body))
 	if err != nil {
-		return failure.New(failure.Invalid, "cannot send to the webhook at %s: %w", r.host, err)
+		return failure.New(failure.Invalid, "cannot send to the webhook at %s: %w", r.host, withoutURL(err))
 	}
 	timestamp := strconv.FormatInt(time.Now().Unix(), 10)
 	request.Header.Set("Content-Type", m.Media)
@@ -136,16 +148,23 @@ func (r *Receiver) Send(ctx context.Context, m Message) error {
 	}
 	response, err := r.client.Do(request) //nolint:gosec // the config names the host, and redirects are not followed
 	if err != nil {
-		var withURL *url.Error
-		if errors.As(err, &withURL) {
-			err = withURL.Err
-		}
-		return failure.New(failure.Unavailable, "cannot send to the webhook at %s: %w", r.host, err)
+		return failure.New(failure.Unavailable, "cannot send to the webhook at %s: %w", r.host, withoutURL(err))
 	}
 	defer response.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 64<<10)) // so that the connection can be used again
 	if response.StatusCode < 200 || response.StatusCode > 299 {
-		return failure.New(failure.Unavailable, "the webhook at %s answered %s", r.host, response.Status)
+		seconds, _ := strconv.ParseUint(response.Header.Get("Retry-After"), 10, 16)
+		return failure.New(failure.Unavailable, "the webhook at %s answered %w", r.host, &StatusError{Code: response.StatusCode,
+			RetryAfter: time.Duration(seconds) * time.Second, text: fmt.Sprintf("%.100q", response.Status)})
 	}
 	return nil
+}
+
+// withoutURL returns the cause of an error, without the URL that it names.
+func withoutURL(err error) error {
+	var withURL *url.Error
+	if errors.As(err, &withURL) {
+		return withURL.Err
+	}
+	return err
 }
