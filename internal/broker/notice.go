@@ -19,10 +19,11 @@ const (
 
 // Notice is news of a request.
 type Notice struct {
-	ID       string // unique: the same event has the same ID, however often it is told
-	Type     string
-	Time     time.Time
-	Request  brokerapi.Request
-	People   []string // names of those who can act on it
-	Everyone bool     // it is an emergency: all people of the policy are told
+	ID        string // unique: the same event has the same ID, however often it is told
+	Type      string
+	Time      time.Time
+	Request   brokerapi.Request
+	Requester string   // name of the person who asked; "" for a caller whom the policy does not name
+	People    []string // names of those who can act on it
+	Everyone  bool     // it is an emergency: all people of the policy are told
 }
