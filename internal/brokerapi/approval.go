@@ -88,9 +88,12 @@ type Evidence struct {
 	You string `json:"you,omitempty"`
 }
 
-// Login asks for a session of an approver.
+// Login asks for a session of an approver. The key that signed it is named by itself: only the broker knows which
+// credential it is enrolled as.
 type Login struct {
-	Envelope Bytes `json:"envelope"` // approval.LoginEnvelope
+	Envelope Bytes  `json:"envelope"` // approval.Envelope of a login, without a credential
+	Kind     string `json:"kind"`     // key or ssh; a passkey signs in on the page
+	Public   Bytes  `json:"public"`   // as approval.Credential has it
 }
 
 // Session is a credential of an approver for a short time: a bearer token.

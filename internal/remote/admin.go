@@ -2,12 +2,9 @@ package remote
 
 import (
 	"context"
-	"encoding/json"
-	"net/http"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/config"
-	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 // Policy returns the policy in force.
@@ -31,14 +28,10 @@ func (b *Backend) read(ctx context.Context, s *config.Settings, path string, int
 
 // ProposePolicy proposes a policy, in YAML, and returns the request.
 func (b *Backend) ProposePolicy(ctx context.Context, s *config.Settings, policy []byte) (brokerapi.Request, error) {
-	body, err := json.Marshal(brokerapi.NewPolicy{Policy: string(policy)})
-	if err != nil {
-		return brokerapi.Request{}, failure.New(failure.Internal, "cannot encode a request to the broker: %w", err)
-	}
-	return b.request(ctx, s, call{method: http.MethodPost, path: brokerapi.PolicyPath, body: body}, "")
+	return b.propose(ctx, s, brokerapi.PolicyPath, brokerapi.NewPolicy{Policy: string(policy)}, "")
 }
 
 // Propose proposes the change to which a path of the API belongs, and returns the request.
 func (b *Backend) Propose(ctx context.Context, s *config.Settings, path string) (brokerapi.Request, error) {
-	return b.request(ctx, s, call{method: http.MethodPost, path: path}, "")
+	return b.propose(ctx, s, path, nil, "")
 }

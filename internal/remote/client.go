@@ -44,9 +44,10 @@ const signingWindow = 5 * time.Minute
 
 // connections are those of a Backend, by their broker.
 type connections struct {
-	mu     sync.Mutex
-	known  map[endpoint]*connection
-	github *http.Client // nil until a token is needed
+	mu       sync.Mutex
+	known    map[endpoint]*connection
+	github   *http.Client      // nil until a token is needed
+	sessions map[string]string // bearer tokens of sessions, by the address of their broker
 }
 
 // An endpoint is a broker, and the files that authenticate it and this process.
@@ -96,6 +97,7 @@ func (c *connections) to(s *config.Settings) (*client, error) {
 		c.github = newGitHub()
 	}
 	shared.used++
+	to.session = c.sessions[s.Broker]
 	to.http, to.github, to.release = shared.http, c.github, sync.OnceFunc(func() { c.release(shared) })
 	return to, nil
 }
@@ -123,6 +125,7 @@ type client struct {
 	address      string
 	base         string              // of URLs
 	credentials  *config.Credentials // of an https broker, else nil
+	session      string              // bearer token that is used instead of one that credentials name; "" for none
 	trace        string              // header traceparent; "" for none
 	timeout      time.Duration       // of an answer, with all tries
 	attempts     int                 // tries of one call
@@ -225,16 +228,18 @@ func (c *client) once(ctx context.Context, r call) error {
 	if r.idempotency != "" {
 		request.Header.Set("Idempotency-Key", `"`+r.idempotency+`"`)
 	}
-	token := ""
+	token := c.session
 	if c.credentials != nil {
 		request.Header.Set("Traceparent", c.trace)
 		request.GetBody = nil // only do tries again, with another token
-		if token, err = c.readToken(ctx); err != nil {
-			return err
+		if token == "" {
+			if token, err = c.readToken(ctx); err != nil {
+				return err
+			}
 		}
-		if token != "" {
-			request.Header.Set("Authorization", "Bearer "+token)
-		}
+	}
+	if token != "" {
+		request.Header.Set("Authorization", "Bearer "+token)
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
