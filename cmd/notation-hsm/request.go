@@ -177,16 +177,8 @@ func printRequests(c *cobra.Command, page brokerapi.Requests, asJSON bool) error
 	if asJSON {
 		return cli.PrintJSON(c.OutOrStdout(), page)
 	}
-	rows := make([][]string, len(page.Requests))
-	for i, r := range page.Requests {
-		digest := ""
-		if r.Artifact != nil {
-			digest = r.Artifact.Digest
-		}
-		rows[i] = []string{r.ID, string(r.State), cli.OrDash(r.Key), cli.OrDash(digest), r.Requester.Subject,
-			r.Created.UTC().Format(time.RFC3339)}
-	}
-	err := cli.PrintTable(c.OutOrStdout(), []string{"ID", "STATE", "KEY", "DIGEST", "REQUESTER", "CREATED"}, rows)
+	rows := remote.List(page)
+	err := cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:])
 	if err == nil && page.Before != "" {
 		notifier(c)("older ones: --before %s", strings.ToValidUTF8(strconv.Quote(page.Before), ""))
 	}

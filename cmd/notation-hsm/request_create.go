@@ -16,25 +16,37 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/remote"
 )
 
+// maxReason is the length of the longest reason, in bytes.
+const maxReason = 1000
+
 func requestCreateCommand() *cobra.Command {
-	var key, image string
+	var key, image, rule, reason string
 	var metadata []string
 	var expiry, limit time.Duration
-	var wait, asJSON bool
+	var wait, platforms, asJSON bool
 	c := &cobra.Command{
 		Use:   "create",
 		Short: "Ask for a signature of an image by 'notation sign'",
 		Long: `Ask for a signature of an image, which 'notation sign' makes afterwards with the same key, image,
 --user-metadata and --expiry. The broker fetches the image's manifest from its registry, and its rules
-see the repository that it comes from.`,
-		Example: `  notation-hsm request create --key broker:release --image registry.example.com/team/app@sha256:... --wait`,
-		Args:    cli.Exactly(0),
+see the repository that it comes from.
+
+A rule for emergencies (break-glass in the policy) is used only when --rule names it, with a --reason,
+which is in the log for ever and which all approvers are told.`,
+		Example: `  notation-hsm request create --key broker:release --image registry.example.com/team/app@sha256:... --wait
+  notation-hsm request create --key broker:release --image registry.example.com/team/app@sha256:... \
+    --rule emergency --reason "fixes the outage of 1 May"`,
+		Args: cli.Exactly(0),
 	}
 	given := cli.AddSettings(c, requestSettings...)
 	c.Flags().StringVar(&key, "key", "", "key, such as broker:release, or its alias (required)")
 	c.Flags().StringVar(&image, "image", "", "image with its digest: registry.example.com/team/app@sha256:... (required)")
 	c.Flags().StringArrayVar(&metadata, "user-metadata", nil, "KEY=VALUE that notation gets as well (can be repeated)")
 	c.Flags().DurationVar(&expiry, "expiry", 0, "validity of the signature, as notation gets it (default: for ever)")
+	c.Flags().BoolVar(&platforms, "platforms", false,
+		"for an index: ask for the signatures of the images of its platforms as well, in one request")
+	c.Flags().StringVar(&rule, "rule", "", "rule of the policy for emergencies that is to be used")
+	c.Flags().StringVar(&reason, "reason", "", "why you ask, for those who approve (required with --rule)")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until it is approved or has ended otherwise")
 	addWait(c, &limit)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -44,11 +56,17 @@ see the repository that it comes from.`,
 			return cli.Required(c, "key", "broker:release")
 		case image == "":
 			return cli.Required(c, "image", "registry.example.com/team/app@sha256:...")
+		case rule != "" && reason == "":
+			return cli.Required(c, "reason", `"fixes the outage of 1 May"`)
+		case len(reason) > maxReason:
+			return cli.Usage(c, failure.New(failure.Invalid, "--reason has %d bytes, and %d are the most", len(reason),
+				maxReason))
 		}
 		n, err := newRequest(image, metadata, expiry)
 		if err != nil {
 			return cli.Usage(c, err)
 		}
+		n.Platforms, n.Rule, n.Reason = platforms, rule, reason
 		return ask(c, key, given(), func(ctx context.Context, a asker) error {
 			if n.Key, err = remote.NameOf(a.settings.Key); err != nil {
 				return err

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/spf13/cobra"
@@ -24,7 +23,7 @@ func finish(c *cobra.Command, r brokerapi.Request, asJSON bool) error {
 
 // printRequest prints a request, and adds it to the summary of the job on GitHub.
 func printRequest(c *cobra.Command, r brokerapi.Request, asJSON bool) error {
-	rows := describe(r)
+	rows := remote.Describe(r)
 	if err := summarize(rows); err != nil {
 		notifier(c)("warning: cannot write the job's summary: %v", err)
 	}
@@ -32,35 +31,6 @@ func printRequest(c *cobra.Command, r brokerapi.Request, asJSON bool) error {
 		return cli.PrintJSON(c.OutOrStdout(), r)
 	}
 	return cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:])
-}
-
-// describe returns what people want to know of a request.
-func describe(r brokerapi.Request) [][]string {
-	rows := [][]string{{"REQUEST", r.ID}, {"state", string(r.State)}}
-	add := func(name, value string) {
-		if value != "" {
-			rows = append(rows, []string{name, value})
-		}
-	}
-	at := func(name string, t *time.Time) {
-		if t != nil {
-			add(name, t.UTC().Format(time.RFC3339))
-		}
-	}
-	add("reason", r.Reason)
-	add("url", r.URL)
-	add("key", r.Key)
-	add("rule", r.Rule)
-	if r.Artifact != nil {
-		add("digest", r.Artifact.Digest)
-	}
-	add("repository", r.Repository)
-	add("policy", r.Policy)
-	add("requester", r.Requester.Subject)
-	at("created", &r.Created)
-	at("not before", r.NotBefore)
-	at("not after", r.NotAfter)
-	return rows
 }
 
 // summarize appends a table to the file that GITHUB_STEP_SUMMARY names, which GitHub shows with the job.

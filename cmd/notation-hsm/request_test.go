@@ -108,6 +108,39 @@ func TestRequestCreate(t *testing.T) {
 	}
 }
 
+// TestRequestPeople asks for the platforms of an index by a rule for emergencies, and says who has to agree.
+func TestRequestPeople(t *testing.T) {
+	c := newCommandLine(t)
+	summary := filepath.Join(t.TempDir(), "summary")
+	t.Setenv("GITHUB_STEP_SUMMARY", summary)
+	groups := []brokerapi.GroupNeed{{Group: "release-managers", Members: []string{"alice", "bob"}, Quorum: 2, Lacking: 1},
+		{Group: "security", Members: []string{"dave"}, Quorum: 1}}
+	created := team(t, &brokerapi.Request{ID: "r-1", Key: "release", URL: "https://broker.example.com/r/r-1",
+		More: []brokerapi.Target{{Digest: "sha256:" + strings.Repeat("a", 64)}}, Why: "an outage",
+		Needs: []brokerapi.Need{{Action: "use", Alternatives: []brokerapi.Alternative{
+			{Rule: "emergency", Groups: groups}, {Rule: "old", Groups: groups, Reason: "it has changed"}}}},
+		Approvals: []brokerapi.Approval{{Person: "dave", Decision: "approve", Kind: "ssh"}}})
+	code, out, errors := c.run("request", "create", "--key", "broker:release", "--image", image, "--platforms", "--rule",
+		"emergency", "--reason", "an outage")
+	if code != 0 || !created.Platforms || created.Rule != "emergency" || created.Reason != "an outage" {
+		t.Errorf("%d, %s: %+v", code, errors, created)
+	}
+	text, err := os.ReadFile(summary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"1 of release-managers (alice, bob) by rule emergency", "dave", "approve (ssh)",
+		strings.Repeat("a", 64), "an outage"} {
+		plain := strings.NewReplacer("&#40;", "(", "&#41;", ")", "&#58;", ":").Replace(string(text))
+		if !strings.Contains(out, want) || !strings.Contains(plain, want) {
+			t.Errorf("%q is missing in\n%s\n%s", want, out, plain)
+		}
+	}
+	if strings.Contains(out, "security") || strings.Contains(out, "rule old") {
+		t.Errorf("it names those who are not needed: %s", out)
+	}
+}
+
 // TestRequestWrong refuses images without a digest, and what notation could not sign.
 func TestRequestWrong(t *testing.T) {
 	c := newCommandLine(t)
@@ -121,7 +154,9 @@ func TestRequestWrong(t *testing.T) {
 		"--image " + image + " --expiry 1500ms":                         "whole seconds",
 		"--image " + image + " --user-metadata build":                   "KEY=VALUE",
 		"--image " + image + " --user-metadata a=1 --user-metadata a=2": "KEY=VALUE",
-		"": "--image is required",
+		"":                                       "--image is required",
+		"--image " + image + " --rule emergency": "--reason is required",
+		"--image " + image + " --reason " + strings.Repeat("x", 1001):          "1000 are the most",
 		"--image registry.example.com:5000/team/app:v1@" + digest + " --key= ": "--key is required",
 	} {
 		code, _, errors := c.run(append([]string{"request", "create", "--key", "broker:release"},
