@@ -29,6 +29,7 @@ var storeys = []struct {
 	{"commands that verify", []string{"verification"}},
 	{"parts of commands", []string{"cli", "backends", "publisher", "migrate"}},
 	{"jobs", []string{"plugin", "custody", "keyprovider", "kms", "image", "gate", "dockercli", "agent", "broker/api",
+		"notice", "approver",
 		"tags"}},
 	{"below the jobs", []string{"ca", "trust", "signer", "layerkey", "broker", "brokerfile", "tuf", "tufstore",
 		"notaryv1"}},
@@ -36,7 +37,8 @@ var storeys = []struct {
 		"broker/session", "repository", "store/sqlite"}},
 	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi", "store"}},
-	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry", "registry", "webhook"}},
+	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry", "registry", "webhook",
+		"approval"}},
 	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox"}},
 	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "peercred", "stdio", "crashreport"}},
 }
