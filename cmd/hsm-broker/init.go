@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/template"
 	"time"
@@ -35,16 +36,21 @@ var (
 	initConfig string
 	//go:embed init-policy.yaml
 	initPolicy string
+	//go:embed init-approvers.yaml
+	initApprovers string
 )
 
 // setup is what init fills the files with.
 type setup struct {
 	Dir, URL, Host, Address, Module, Token, PINSource, Key, LogKey, Repository, Image, Registry string
 	UID                                                                                         int
+	Approvers                                                                                   []firstApprover
+	Quorum                                                                                      int
 }
 
 func initCommand() *cobra.Command {
 	s := setup{UID: os.Geteuid()}
+	var people []string
 	c := &cobra.Command{
 		Use:   "init DIR",
 		Short: "Write a config, a policy and TLS certificates for a new broker, and say what follows",
@@ -53,7 +59,7 @@ broker and of callers that have no tokens of their own. It replaces no file. The
 are made in the module, by the commands that it prints.`,
 		Example: `  hsm-broker init /etc/hsm-broker --public-url https://broker.example.com:8443 \
     --module-path /usr/lib/softhsm/libsofthsm2.so --token signing --pin-source file:/etc/hsm-broker/pin \
-    --repository example/app --image registry.example.com/app`,
+    --repository example/app --image registry.example.com/app --approver alice=alice.pub --approver bob`,
 		Args: cli.Exactly(1),
 	}
 	c.Flags().StringVar(&s.URL, "public-url", "https://127.0.0.1:8443", "the URL by which callers reach the broker")
@@ -64,7 +70,17 @@ are made in the module, by the commands that it prints.`,
 	c.Flags().StringVar(&s.LogKey, "log-key", "broker-log", "label of the key that signs the log")
 	c.Flags().StringVar(&s.Repository, "repository", "example/app", "repository on GitHub whose tags are signed")
 	c.Flags().StringVar(&s.Image, "image", "registry.example.com/app", "repository of the images")
+	c.Flags().StringArrayVar(&people, "approver", nil,
+		"first approver: NAME=FILE with an SSH or PEM public key, or NAME for a passkey (can be repeated)")
 	c.RunE = func(c *cobra.Command, args []string) error {
+		for _, person := range people {
+			a, err := readFirst(person)
+			if err != nil {
+				return err
+			}
+			s.Approvers = append(s.Approvers, a)
+		}
+		s.Quorum = min(2, len(s.Approvers))
 		dir, err := filepath.Abs(args[0])
 		if err != nil {
 			return err
@@ -88,6 +104,12 @@ Notation needs a certificate for %[2]s: make one with 'notation-hsm cert self-si
 and your CA, and store it with 'notation-hsm cert import'.
 %[1]s/ca/ca.key issues certificates for TLS: move it to another machine.
 `, dir, s.Key, s.LogKey, s.Module, s.Token, s.PINSource)
+		for i := range s.Approvers {
+			if link := s.Approvers[i].Link(s.URL); link != "" {
+				fmt.Fprintf(c.OutOrStdout(), "\nSend this link to %s, who registers a passkey with it within 7 days of the first "+
+					"start:\n  %s\n", s.Approvers[i].Name, link)
+			}
+		}
 		return nil
 	}
 	return c
@@ -113,12 +135,24 @@ func (s *setup) write() error {
 	if port := u.Port(); port != "" {
 		s.Address = net.JoinHostPort("0.0.0.0", port)
 	}
-	if ip := net.ParseIP(s.Host); ip != nil && ip.IsLoopback() {
+	ip := net.ParseIP(s.Host)
+	switch {
+	case ip != nil && ip.IsLoopback():
 		s.Address = u.Host
+	case s.Host == "localhost":
+		s.Address = "127.0.0.1" + strings.TrimPrefix(s.Address, "0.0.0.0")
+	}
+	if ip != nil && slices.ContainsFunc(s.Approvers, func(a firstApprover) bool { return a.Token != "" }) {
+		return failure.New(failure.Invalid, "browsers have passkeys for names alone, and the host of %s is an address", s.URL).
+			WithHint("name the host, as in --public-url https://broker.example.com:8443, or https://localhost:8443")
 	}
 	s.Registry, _, _ = strings.Cut(s.Image, "/")
 	files := map[string][]byte{}
-	for name, text := range map[string]string{"config.yaml": initConfig, "policy.yaml": initPolicy} {
+	templates := map[string]string{"config.yaml": initConfig, "policy.yaml": initPolicy}
+	if len(s.Approvers) > 0 {
+		templates["approvers.yaml"] = initApprovers
+	}
+	for name, text := range templates {
 		var out bytes.Buffer
 		if err := template.Must(template.New(name).Parse(text)).Execute(&out, s); err != nil {
 			return err

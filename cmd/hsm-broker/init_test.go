@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"io/fs"
 	"maps"
 	"os"
@@ -15,6 +19,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
 // runs runs a command of hsm-broker, and returns its standard output.
@@ -174,4 +179,53 @@ func TestInitRefuses(t *testing.T) {
 		strings.Contains(err.Error(), "it exists") {
 		t.Error(err)
 	}
+}
+
+// TestInitApprovers writes the file with the first approvers, and a policy that has them agree.
+func TestInitApprovers(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	pem := filepath.Join(dir, "dave.pem")
+	softhsmtest.Write(t, pem, publicPEM(t))
+	run := func(into string, args ...string) (string, error) {
+		c := initCommand()
+		var out bytes.Buffer
+		c.SetOut(&out)
+		c.SetErr(&out)
+		c.SetArgs(append([]string{filepath.Join(dir, into)}, args...))
+		err := c.Execute()
+		return out.String(), err
+	}
+	out, err := run("good", "--public-url", "https://localhost:8443", "--approver", "dave="+pem, "--approver", "bob")
+	if err != nil || !strings.Contains(out, "https://localhost:8443/enrol#") {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	people, err := brokerfile.ReadApprovers(filepath.Join(dir, "good", "approvers.yaml"))
+	if err != nil || len(people) != 2 || people[1].Name != "bob" || people[1].Invitation == "" {
+		t.Errorf("%+v, %v", people, err)
+	}
+	p, err := readPolicy(filepath.Join(dir, "good", "policy.yaml"))
+	if err != nil || p.Rules(policy.Modify, "")[0].Approvals[0].Quorum != 2 {
+		t.Errorf("%v", err)
+	}
+	for _, args := range [][]string{{"--approver", "bob"}, {"--approver", "a b"}, {"--approver", "dave=" + dir + "/none"},
+		{"--approver", "dave=" + filepath.Join(dir, "good", "policy.yaml")}} {
+		if out, err := run("bad", args...); err == nil {
+			t.Errorf("%q: %s", args, out)
+		}
+	}
+}
+
+// publicPEM returns a public key in PEM.
+func publicPEM(t *testing.T) string {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(private.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 }

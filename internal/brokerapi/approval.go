@@ -26,6 +26,10 @@ func InvitationsPath(person string) string {
 	return ApproversPath + "/" + url.PathEscape(person) + "/invitations"
 }
 
+// EnrolPath returns the path of the page on which an invited person enrols a passkey. The token is in the fragment,
+// which browsers do not send: no log has it.
+func EnrolPath(token string) string { return "/enrol#" + token }
+
 // Need is an action that must be allowed: any one of its alternatives is enough.
 type Need struct {
 	Action       string        `json:"action"` // use, block, unblock, modify
