@@ -86,13 +86,11 @@ func (s *scene) rule(rule *policy.Rule) string {
 func (s *scene) state(statement *Statement) { s.evidence.Statement = encode(s.t, statement) }
 
 // decide adds a decision of a person.
-func (s *scene) decide(person string, d Decision) *Envelope {
+func (s *scene) decide(person string, d Decision) {
 	s.t.Helper()
 	a := exampleApproval(person, Hash(s.evidence.Statement))
 	a.Decision = d
-	e := s.people[person].approve(s.t, a)
-	s.evidence.Approvals = append(s.evidence.Approvals, encode(s.t, e))
-	return e
+	s.evidence.Approvals = append(s.evidence.Approvals, encode(s.t, s.people[person].approve(s.t, a)))
 }
 
 // verify returns the agreement, which there must be.

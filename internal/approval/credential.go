@@ -6,7 +6,7 @@ import (
 )
 
 // credentialType is the type of a Credential.
-const credentialType = "credential/v1"
+const credentialType = "credential/v1" //nolint:gosec // no credential itself
 
 // Credential is what a person signs approvals with. Its fields are in the order of their names. It is named by the
 // SHA-256 of its encoding, which nobody can guess, because of its salt.

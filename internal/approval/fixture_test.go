@@ -182,19 +182,19 @@ var keys = sync.OnceValue(func() map[string]crypto.Signer {
 	return made
 })
 
-// signers returns one signer of each kind and algorithm, all of one person.
-func signers(t testing.TB, person string) map[string]*signer {
+// signers returns one signer of each kind and algorithm, all of alice.
+func signers(t testing.TB) map[string]*signer {
 	t.Helper()
 	all := map[string]*signer{}
 	for _, name := range []string{"P-256", "P-384", "P-521", "Ed25519", "RSA-2048"} {
-		all["key "+name] = moduleSigner(t, person, keys()[name])
-		all["ssh "+name] = sshSigner(t, person, newSSH(t, keys()[name]), sshsig.HashSHA512)
+		all["key "+name] = moduleSigner(t, alice, keys()[name])
+		all["ssh "+name] = sshSigner(t, alice, newSSH(t, keys()[name]), sshsig.HashSHA512)
 	}
-	all["ssh sha256"] = sshSigner(t, person, newSSH(t, keys()["Ed25519"]), sshsig.HashSHA256)
-	all["ssh sk-ed25519"] = sshSigner(t, person, &sk{key: keys()["Ed25519"], flags: 1}, sshsig.HashSHA512)
-	all["ssh sk-ecdsa"] = sshSigner(t, person, &sk{key: keys()["P-256"], flags: 5}, sshsig.HashSHA512)
-	all["passkey ES256"] = newPasskey(virtualwebauthn.KeyTypeEC2).signer(t, person)
-	all["passkey RS256"] = newPasskey(virtualwebauthn.KeyTypeRSA).signer(t, person)
+	all["ssh sha256"] = sshSigner(t, alice, newSSH(t, keys()["Ed25519"]), sshsig.HashSHA256)
+	all["ssh sk-ed25519"] = sshSigner(t, alice, &sk{key: keys()["Ed25519"], flags: 1}, sshsig.HashSHA512)
+	all["ssh sk-ecdsa"] = sshSigner(t, alice, &sk{key: keys()["P-256"], flags: 5}, sshsig.HashSHA512)
+	all["passkey ES256"] = newPasskey(virtualwebauthn.KeyTypeEC2).signer(t, alice)
+	all["passkey RS256"] = newPasskey(virtualwebauthn.KeyTypeRSA).signer(t, alice)
 	return all
 }
 

@@ -33,7 +33,7 @@ var statement = Hash([]byte("statement"))
 // verify as the other.
 func TestEachKind(t *testing.T) {
 	t.Parallel()
-	for name, s := range signers(t, alice) {
+	for name, s := range signers(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a, l := exampleApproval(alice, statement), exampleLogin()
@@ -79,7 +79,7 @@ func TestFlip(t *testing.T) {
 		"ssh sk-ed25519", "ssh sk-ecdsa", "passkey ES256"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := signers(t, alice)[name]
+			s := signers(t)[name]
 			e := s.approve(t, exampleApproval(alice, statement))
 			for part, data := range map[string]*[]byte{"approval": &e.Approval, "authenticator data": &e.AuthenticatorData,
 				"client data": &e.ClientData, "signature": &e.Signature, "public key": &s.credential.Public} {
@@ -113,7 +113,7 @@ func TestFlip(t *testing.T) {
 // TestReplay checks that an approval counts for what it was made for alone.
 func TestReplay(t *testing.T) {
 	t.Parallel()
-	for name, s := range signers(t, alice) {
+	for name, s := range signers(t) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			a := exampleApproval(alice, statement)
@@ -339,7 +339,7 @@ func TestAuthenticator(t *testing.T) {
 func TestPossession(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"key P-256", "ssh Ed25519"} {
-		s := signers(t, alice)[name]
+		s := signers(t)[name]
 		l := exampleLogin()
 		e := s.login(t, l)
 		if _, err := e.VerifyPossession(s.credential.Kind, s.credential.Public); err == nil {
