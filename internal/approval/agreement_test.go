@@ -44,10 +44,10 @@ func newScene(t testing.TB) *scene {
 	t.Helper()
 	s := &scene{t: t, evidence: Evidence{Rules: map[string][]byte{}, Credentials: map[string][]byte{}},
 		people: map[string]*signer{
-			alice: newPasskey(virtualwebauthn.KeyTypeEC2).signer(t, alice),
+			alice: fixedPasskey(t, 2).signer(t, alice),
 			bob:   sshSigner(t, bob, newSSH(t, keys()["Ed25519"]), sshsig.HashSHA512),
 			carol: moduleSigner(t, carol, keys()["P-256"]),
-			dave:  newPasskey(virtualwebauthn.KeyTypeEC2).signer(t, dave),
+			dave:  fixedPasskey(t, 3).signer(t, dave),
 		}}
 	for _, p := range s.people {
 		s.evidence.Credentials[p.hash(t)] = encode(t, &p.credential)
@@ -353,4 +353,20 @@ func TestResolvedRules(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestOpening checks that a statement's requester is the one of its commitment alone.
+func TestOpening(t *testing.T) {
+	t.Parallel()
+	o := &Opening{Issuer: "mtls", Subject: "ci", Salt: salt(), Claims: map[string]string{"ref": "main", "a": "b"}}
+	data := encode(t, o)
+	if again, err := DecodeOpening(data); err != nil || again.Claims["ref"] != "main" {
+		t.Fatal(again, err)
+	}
+	s := &Statement{Predicate: Predicate{Requester: Requester{Commitment: Hash(data)}}}
+	if err := s.Opens(data); err != nil {
+		t.Error(err)
+	}
+	o.Subject = "another"
+	refused(t, s.Opens(encode(t, o)), "requester")
 }

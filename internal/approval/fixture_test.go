@@ -128,6 +128,33 @@ func newPasskey(kind virtualwebauthn.KeyType) *passkey {
 	}
 }
 
+// fixedPasskey returns an authenticator whose key is the same in each process.
+func fixedPasskey(t testing.TB, number byte) *passkey {
+	t.Helper()
+	p := newPasskey(virtualwebauthn.KeyTypeEC2)
+	data, err := x509.MarshalPKCS8PrivateKey(fixedKey(elliptic.P256(), number))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.key = virtualwebauthn.NewCredentialWithImportedKey(virtualwebauthn.KeyTypeEC2, data)
+	p.key.ID = []byte{number}
+	if err := checkCOSE(p.key.Key.AttestationData()); err != nil {
+		t.Fatalf("take another number than %d: %v", number, err)
+	}
+	return p
+}
+
+// fixedKey returns the key of a number on a curve.
+func fixedKey(curve elliptic.Curve, number byte) *ecdsa.PrivateKey {
+	scalar := make([]byte, (curve.Params().BitSize+7)/8)
+	scalar[len(scalar)-1], scalar[1] = number, 1
+	key, err := ecdsa.ParseRawPrivateKey(curve, scalar)
+	if err != nil {
+		panic(err)
+	}
+	return key
+}
+
 // signer returns what signs with the authenticator as it is by then.
 func (p *passkey) signer(t testing.TB, person string) *signer {
 	t.Helper()
@@ -160,7 +187,7 @@ func (p *passkey) signer(t testing.TB, person string) *signer {
 	}}
 }
 
-// keys makes the keys of tests once: those of RSA take a while.
+// keys makes the keys of tests once. Those of elliptic curves are the same in each process, which fuzzing needs.
 var keys = sync.OnceValue(func() map[string]crypto.Signer {
 	made := map[string]crypto.Signer{}
 	must := func(name string, key crypto.Signer, err error) {
@@ -170,11 +197,9 @@ var keys = sync.OnceValue(func() map[string]crypto.Signer {
 		made[name] = key
 	}
 	for _, curve := range []elliptic.Curve{elliptic.P224(), elliptic.P256(), elliptic.P384(), elliptic.P521()} {
-		key, err := ecdsa.GenerateKey(curve, rand.Reader)
-		must(curve.Params().Name, key, err)
+		must(curve.Params().Name, fixedKey(curve, 1), nil)
 	}
-	_, ed, err := ed25519.GenerateKey(rand.Reader)
-	must("Ed25519", ed, err)
+	must("Ed25519", ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), nil)
 	strong, err := rsa.GenerateKey(rand.Reader, 2048)
 	must("RSA-2048", strong, err)
 	weak, err := rsa.GenerateKey(rand.Reader, 1536)
@@ -193,7 +218,7 @@ func signers(t testing.TB) map[string]*signer {
 	all["ssh sha256"] = sshSigner(t, alice, newSSH(t, keys()["Ed25519"]), sshsig.HashSHA256)
 	all["ssh sk-ed25519"] = sshSigner(t, alice, &sk{key: keys()["Ed25519"], flags: 1}, sshsig.HashSHA512)
 	all["ssh sk-ecdsa"] = sshSigner(t, alice, &sk{key: keys()["P-256"], flags: 5}, sshsig.HashSHA512)
-	all["passkey ES256"] = newPasskey(virtualwebauthn.KeyTypeEC2).signer(t, alice)
+	all["passkey ES256"] = fixedPasskey(t, 2).signer(t, alice)
 	all["passkey RS256"] = newPasskey(virtualwebauthn.KeyTypeRSA).signer(t, alice)
 	return all
 }

@@ -100,6 +100,26 @@ type Opening struct {
 // Encode returns an opening as canonical JSON.
 func (o *Opening) Encode() ([]byte, error) { return canonical(o) }
 
+// DecodeOpening reads an opening. It fails with Invalid for bytes that are not the one encoding of an opening.
+func DecodeOpening(data []byte) (*Opening, error) {
+	o := &Opening{}
+	if err := strict(data, 64<<10, o); err != nil {
+		return nil, invalid("opening", err)
+	}
+	if again, err := o.Encode(); err != nil || string(again) != string(data) {
+		return nil, invalid("opening", errors.New("it is not in its canonical form"))
+	}
+	return o, nil
+}
+
+// Opens fails with Denied unless an opening, in its encoding, is who asked for the statement.
+func (s *Statement) Opens(opening []byte) error {
+	if Hash(opening) != s.Predicate.Requester.Commitment {
+		return wrong(errors.New("the requester is another than the statement's"))
+	}
+	return nil
+}
+
 // Encode returns a statement as canonical JSON, with its types.
 func (s *Statement) Encode() ([]byte, error) {
 	typed := *s
