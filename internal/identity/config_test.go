@@ -106,6 +106,8 @@ func TestCheck(t *testing.T) {
 	for _, test := range []struct{ text, want string }{
 		{`oidc: [{audience: a, type: github}]`, "callers.oidc[0].issuer: is empty"},
 		{`oidc: [{issuer: issuer.example.com, audience: a, type: github}]`, "is not a URL"},
+		{`oidc: [{issuer: approver, audience: a, type: other}]`, "is not a URL"},
+		{`oidc: [{issuer: publisher, audience: a, type: other}]`, "is not a URL"},
 		{`oidc: [{issuer: "https:issuer.example.com", audience: a, type: github}]`, "is not a URL"},
 		{`oidc: [{issuer: "ftp://example.com", audience: a, type: github}]`, "is not an https URL"},
 		{`oidc: [{issuer: "http://127.0.0.1", audience: a, type: github}]`, "is not an https URL"},
