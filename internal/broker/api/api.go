@@ -5,8 +5,6 @@ package api
 import (
 	"context"
 	"net/http"
-	"slices"
-	"strings"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -39,7 +37,8 @@ type API struct {
 	limits  *httpapi.Limits
 	log     http.Handler
 	mux     *http.ServeMux
-	polls   atomic.Int64 // requests that wait for a change
+	all     map[string]operation // by pattern of mux
+	polls   atomic.Int64         // requests that wait for a change
 	ready   readiness
 	metrics *metrics
 }
@@ -48,68 +47,63 @@ type API struct {
 func New(o Options) *API {
 	a := &API{options: o, limits: httpapi.NewLimits("caller"), mux: http.NewServeMux(),
 		log: http.StripPrefix(brokerapi.LogPath+"/", translog.Handler(o.Broker.Log().File, httpapi.WriteProblem))}
-	for operation, handler := range a.operations() {
-		a.mux.Handle(operation, handler)
+	a.all = a.operations()
+	for pattern, one := range a.all {
+		a.mux.Handle(pattern, one.answer)
 	}
 	a.metrics = newMetrics(o.Registerer, a.limits)
 	return a
 }
 
+// operation is one of the API.
+type operation struct {
+	answer http.HandlerFunc
+	body   bool     // it takes one
+	query  []string // the names of the query parameters that it takes
+	open   bool     // it needs no credential
+}
+
 // operations are the operations of the API, by method and path.
-func (a *API) operations() map[string]http.HandlerFunc {
+func (a *API) operations() map[string]operation {
 	key, request := brokerapi.KeysPath+"/{key}", brokerapi.RequestsPath+"/{id}"
-	return map[string]http.HandlerFunc{
-		"GET " + brokerapi.KeysPath:               httpapi.Answer(a.getKeys),
-		"GET " + key:                              httpapi.Answer(a.getKey),
-		"POST " + key + "/signatures":             a.postSignature,
-		"POST " + key + "/block":                  httpapi.Answer(a.change(broker.ChangeBlock)),
-		"POST " + key + "/unblock":                httpapi.Answer(a.change(broker.ChangeUnblock)),
-		"POST " + brokerapi.RequestsPath:          httpapi.Answer(a.postRequest),
-		"GET " + brokerapi.RequestsPath:           httpapi.Answer(a.getRequests),
-		"GET " + request:                          httpapi.Answer(a.getRequest),
-		"POST " + request + "/cancel":             httpapi.Answer(a.cancelRequest),
-		"GET " + brokerapi.PolicyPath:             httpapi.Answer(a.getPolicy),
-		"POST " + brokerapi.PolicyPath:            httpapi.Answer(a.postPolicy),
-		"POST " + brokerapi.ConfigPath:            httpapi.Answer(a.change(broker.ChangeConfig)),
-		"POST " + brokerapi.EpochPath:             httpapi.Answer(a.change(broker.ChangeEpoch)),
-		"GET " + brokerapi.VersionPath:            httpapi.Answer(a.getVersion),
-		"GET " + brokerapi.HealthPath:             httpapi.Answer(a.getHealth),
-		"GET " + brokerapi.ReadyPath:              httpapi.Answer(a.getReadiness),
-		"GET " + brokerapi.LogPath + "/{file...}": a.log.ServeHTTP,
+	return map[string]operation{
+		"GET " + brokerapi.KeysPath:      {answer: httpapi.Answer(a.getKeys)},
+		"GET " + key:                     {answer: httpapi.Answer(a.getKey)},
+		"POST " + key + "/signatures":    {answer: a.postSignature, body: true},
+		"POST " + key + "/block":         {answer: httpapi.Answer(a.change(broker.ChangeBlock))},
+		"POST " + key + "/unblock":       {answer: httpapi.Answer(a.change(broker.ChangeUnblock))},
+		"POST " + brokerapi.RequestsPath: {answer: httpapi.Answer(a.postRequest), body: true},
+		"GET " + brokerapi.RequestsPath: {answer: httpapi.Answer(a.getRequests),
+			query: []string{"state", "key", "before", "limit"}},
+		"GET " + request:                          {answer: httpapi.Answer(a.getRequest), query: []string{"wait"}},
+		"POST " + request + "/cancel":             {answer: httpapi.Answer(a.cancelRequest)},
+		"GET " + brokerapi.PolicyPath:             {answer: httpapi.Answer(a.getPolicy)},
+		"POST " + brokerapi.PolicyPath:            {answer: httpapi.Answer(a.postPolicy), body: true},
+		"POST " + brokerapi.ConfigPath:            {answer: httpapi.Answer(a.change(broker.ChangeConfig))},
+		"POST " + brokerapi.EpochPath:             {answer: httpapi.Answer(a.change(broker.ChangeEpoch))},
+		"GET " + brokerapi.VersionPath:            {answer: httpapi.Answer(a.getVersion), open: true},
+		"GET " + brokerapi.HealthPath:             {answer: httpapi.Answer(a.getHealth), open: true},
+		"GET " + brokerapi.ReadyPath:              {answer: httpapi.Answer(a.getReadiness), open: true},
+		"GET " + brokerapi.LogPath + "/{file...}": {answer: a.log.ServeHTTP, open: true},
 	}
+}
+
+// operation returns the operation of a request; none of its fields is set if there is none.
+func (a *API) operation(r *http.Request) operation {
+	_, pattern := a.mux.Handler(r)
+	return a.all[pattern]
 }
 
 // Handler returns the HTTP API.
 func (a *API) Handler() http.Handler {
-	guard := &httpapi.Guard{Operations: a.mux, Limits: a.limits, TakesBody: takesBody, Query: query, Size: a.options.Size,
-		Identify: a.identify, Caller: func(r *http.Request) string {
+	guard := &httpapi.Guard{Operations: a.mux, Limits: a.limits, Size: a.options.Size, Identify: a.identify,
+		TakesBody: func(r *http.Request) bool { return a.operation(r).body },
+		Query:     func(r *http.Request) []string { return a.operation(r).query },
+		Caller: func(r *http.Request) string {
 			c, _ := callerIn(r.Context())
 			return c.Issuer + " " + c.Subject
 		}}
-	return identified(a.observe(guard.Handler(logged(a.mux))))
-}
-
-func takesBody(r *http.Request) bool {
-	return r.Method == http.MethodPost && (strings.HasSuffix(r.URL.Path, "/signatures") ||
-		r.URL.Path == brokerapi.RequestsPath || r.URL.Path == brokerapi.PolicyPath)
-}
-
-// query returns the query parameters that an operation takes.
-func query(r *http.Request) []string {
-	switch {
-	case r.Method != http.MethodGet:
-	case r.URL.Path == brokerapi.RequestsPath:
-		return []string{"state", "key", "before", "limit"}
-	case strings.HasPrefix(r.URL.Path, brokerapi.RequestsPath+"/"):
-		return []string{"wait"}
-	}
-	return nil
-}
-
-// open reports whether an operation needs no credential: what says that the broker works, and the log.
-func open(r *http.Request) bool {
-	return strings.HasPrefix(r.URL.Path, brokerapi.LogPath+"/") ||
-		slices.Contains([]string{brokerapi.HealthPath, brokerapi.ReadyPath, brokerapi.VersionPath}, r.URL.Path)
+	return identified(a.observe(guard.Handler(a.logged(a.mux))))
 }
 
 type callerKey struct{}
@@ -122,7 +116,7 @@ func callerIn(ctx context.Context) (identity.Caller, bool) {
 
 // identify authenticates the caller of a request.
 func (a *API) identify(r *http.Request) (context.Context, error) {
-	if open(r) {
+	if a.operation(r).open {
 		return r.Context(), nil
 	}
 	c, err := a.options.Identity.Caller(r)

@@ -31,9 +31,9 @@ func identified(next http.Handler) http.Handler {
 }
 
 // logged logs each request of a caller that is not refused. Neither its credential nor what it sends is logged.
-func logged(next http.Handler) http.Handler {
+func (a *API) logged(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if open(r) {
+		if a.operation(r).open {
 			next.ServeHTTP(w, r)
 			return
 		}
