@@ -1,5 +1,5 @@
-// Package session has the sessions of approvers: tokens that only the broker can make, which it keeps nothing of, and a
-// bounded memory of what can be used once.
+// Package session has the sessions of approvers: tokens that only the broker can make, which it keeps nothing of; a
+// bounded memory of what can be used once; and a bound of attempts to sign in.
 package session
 
 import (
