@@ -26,6 +26,8 @@ type Options struct {
 	PublicURL string // of the broker, without a slash at its end
 	Version   string
 	Size      int64 // bytes of the largest body of a request; 0 means what brokerapi allows
+	// Page answers requests that are not of the API, and authenticates them itself; nil refuses them.
+	Page http.Handler
 	// Registerer gets the server's metrics; nil for none.
 	Registerer prometheus.Registerer
 	Tracer     *telemetry.Tracer // nil for none
@@ -103,7 +105,7 @@ func (a *API) Handler() http.Handler {
 			c, _ := callerIn(r.Context())
 			return c.Issuer + " " + c.Subject
 		}}
-	return identified(a.observe(guard.Handler(a.logged(a.mux))))
+	return identified(a.observe(a.orPage(guard.Handler(a.logged(a.mux)))))
 }
 
 type callerKey struct{}
@@ -114,8 +116,13 @@ func callerIn(ctx context.Context) (identity.Caller, bool) {
 	return c, ok
 }
 
-// identify authenticates the caller of a request.
+// identify authenticates the caller of a request. It refuses what a browser sends for another site: the browser may
+// have a client certificate.
 func (a *API) identify(r *http.Request) (context.Context, error) {
+	if err := new(http.CrossOriginProtection).Check(r); err != nil {
+		return nil, failure.New(failure.Denied, "cannot accept the request: %w", err).
+			WithHint("send it from a program, or from the broker's own page")
+	}
 	if a.operation(r).open {
 		return r.Context(), nil
 	}

@@ -106,6 +106,13 @@ func (f *fixture) refusals() {
 				f.Errorf("%s: %v", name, answer.Header)
 			}
 		}
+		if r.method == http.MethodPost {
+			foreign := r
+			foreign.header = http.Header{"Content-Type": {"application/json"}, "Sec-Fetch-Site": {"cross-site"}}
+			admin.want(403, foreign)
+			foreign.header = http.Header{"Content-Type": {"text/plain"}, "Origin": {"https://example.com"}}
+			admin.want(403, foreign)
+		}
 		wrong := r
 		wrong.path += "?all=1"
 		admin.want(400, wrong)

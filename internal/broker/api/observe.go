@@ -17,8 +17,11 @@ type metrics struct {
 	latency  *prometheus.HistogramVec // by operation
 }
 
-// noOperation is the operation of requests that no operation of the API takes.
-const noOperation = "none"
+// The operations of requests that no operation of the API takes.
+const (
+	noOperation   = "none"
+	pageOperation = "page" // the page takes them
+)
 
 func newMetrics(to prometheus.Registerer, limits *httpapi.Limits) *metrics {
 	m := &metrics{
@@ -46,6 +49,8 @@ func (a *API) observe(next http.Handler) http.Handler {
 		operation := noOperation
 		if _, pattern := a.mux.Handler(r); pattern != "" {
 			operation = pattern
+		} else if a.isPage(r) {
+			operation = pageOperation
 		}
 		ctx, span := a.options.Tracer.Request(r.Context(), r.Header.Get("Traceparent"), operation)
 		ctx = httpapi.WithCaller(ctx, "operation", operation)

@@ -3,7 +3,10 @@ package api
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
@@ -12,6 +15,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
@@ -129,6 +133,46 @@ func TestWish(t *testing.T) {
 	}
 	if page := read[brokerapi.Requests](t, f.admin().want(200, get(brokerapi.RequestsPath))); len(page.Requests) != 0 {
 		t.Errorf("%+v", page)
+	}
+}
+
+// TestPage leaves to the page what is not of the API, with all that came.
+func TestPage(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	f.api.options.Page = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "page %s %s %s", r.Method, r.URL, body)
+	})
+	for _, path := range []string{"/", "/requests/r-1", "/login?next=%2Fv1", "/V1/keys", "//v1/keys", "/healthz/", "/v1x"} {
+		r := httptest.NewRequestWithContext(t.Context(), "POST", "https://broker.example.com"+path, strings.NewReader("a=b"))
+		w := httptest.NewRecorder()
+		f.api.Handler().ServeHTTP(w, r)
+		if got := w.Body.String(); w.Code != 200 || !strings.HasPrefix(got, "page POST ") || !strings.HasSuffix(got, path+" a=b") {
+			t.Errorf("%s: %d %s", path, w.Code, got)
+		}
+	}
+	ci := f.token("ci")
+	for path, status := range map[string]int{"/v1": 404, "/v1/": 404, "/v1/requests/": 404, "/v1/../requests": 404,
+		brokerapi.KeysPath: 200, brokerapi.HealthPath: 200, brokerapi.ReadyPath: 200} {
+		ci.want(status, get(path))
+	}
+	ends := []func(){}
+	for range httpapi.MaxRequestsOfOne {
+		end, err := f.api.limits.Begin(t.Context(), "page 192.0.2.1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends = append(ends, end)
+	}
+	w := httptest.NewRecorder()
+	f.api.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)) // from 192.0.2.1
+	if w.Code != http.StatusTooManyRequests {
+		t.Errorf("one address more than its share: %d", w.Code)
+	}
+	ci.want(200, get(brokerapi.KeysPath))
+	for _, end := range ends {
+		end()
 	}
 }
 
