@@ -1,6 +1,7 @@
 package approval
 
 import (
+	"bytes"
 	"crypto/x509"
 	"errors"
 )
@@ -17,7 +18,13 @@ func CheckPublic(kind Kind, public []byte) error {
 		if err == nil {
 			_, err = hashOf(parsed)
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		if again, err := x509.MarshalPKIXPublicKey(parsed); err != nil || !bytes.Equal(again, public) {
+			return errors.New("it is not in the one encoding of its key") // or one key could be enrolled twice
+		}
+		return nil
 	case Passkey:
 		return checkCOSE(public)
 	}
