@@ -26,6 +26,9 @@ func InvitationsPath(person string) string {
 	return ApproversPath + "/" + url.PathEscape(person) + "/invitations"
 }
 
+// PagePath returns the path of the page of a request, for people.
+func PagePath(id string) string { return "/requests/" + url.PathEscape(id) }
+
 // EnrolPath returns the path of the page on which an invited person enrols a passkey. The token is in the fragment,
 // which browsers do not send: no log has it.
 func EnrolPath(token string) string { return "/enrol#" + token }
@@ -41,7 +44,7 @@ type Need struct {
 type Alternative struct {
 	Rule      string      `json:"rule"`
 	Groups    []GroupNeed `json:"groups,omitempty"`
-	NotBefore *time.Time  `json:"not_before,omitempty"` // its time lock; none before the last approval if it counts from there
+	NotBefore *time.Time  `json:"not_before,omitempty"` // its time lock, once it is known
 	NotAfter  *time.Time  `json:"not_after,omitempty"`  // its timeout
 	TimeLock  int64       `json:"time_lock,omitempty"`  // seconds after the last approval
 	Allowed   bool        `json:"allowed"`              // it lacks nothing

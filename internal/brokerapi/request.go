@@ -99,7 +99,7 @@ type Request struct {
 	NotAfter   *time.Time `json:"not_after,omitempty"`  // it expires then
 	Statement  string     `json:"statement,omitempty"`  // sha256:HEX of the statement that people agree to
 	Reason     string     `json:"reason,omitempty"`     // why it waits, or has ended without a signature
-	URL        string     `json:"url,omitempty"`        // of the request
+	URL        string     `json:"url,omitempty"`        // of its page
 	Proof      *Proof     `json:"proof,omitempty"`      // once a checkpoint covers its entries; not in lists
 	Needs      []Need     `json:"needs,omitempty"`      // who must agree; while it is open, and not in lists
 	Approvals  []Approval `json:"approvals,omitempty"`  // and who has; not in lists

@@ -6,10 +6,12 @@ import (
 	"context"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/notation-hsm/notation-hsm/internal/broker"
+	"github.com/notation-hsm/notation-hsm/internal/broker/session"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/httpapi"
@@ -28,27 +30,44 @@ type Options struct {
 	Size      int64 // bytes of the largest body of a request; 0 means what brokerapi allows
 	// Page answers requests that are not of the API, and authenticates them itself; nil refuses them.
 	Page http.Handler
+	// Sessions are those of the page as well; nil makes some of their own.
+	Sessions *session.Sessions
 	// Registerer gets the server's metrics; nil for none.
 	Registerer prometheus.Registerer
 	Tracer     *telemetry.Tracer // nil for none
+
+	now func() time.Time // in tests; nil is time.Now
 }
 
 // API is a server.
 type API struct {
-	options Options
-	limits  *httpapi.Limits
-	log     http.Handler
-	mux     *http.ServeMux
-	all     map[string]operation // by pattern of mux
-	polls   atomic.Int64         // requests that wait for a change
-	ready   readiness
-	metrics *metrics
+	options  Options
+	limits   *httpapi.Limits
+	log      http.Handler
+	mux      *http.ServeMux
+	all      map[string]operation // by pattern of mux
+	polls    atomic.Int64         // requests that wait for a change
+	sessions *session.Sessions
+	logins   *session.Memory   // login documents that were used
+	attempts *session.Attempts // to sign in, and to propose credentials
+	now      func() time.Time
+	ready    readiness
+	metrics  *metrics
 }
 
 // New returns a server.
 func New(o Options) *API {
-	a := &API{options: o, limits: httpapi.NewLimits("caller"), mux: http.NewServeMux(),
-		log: http.StripPrefix(brokerapi.LogPath+"/", translog.Handler(o.Broker.Log().File, httpapi.WriteProblem))}
+	a := &API{options: o, limits: httpapi.NewLimits("caller"), mux: http.NewServeMux(), now: time.Now,
+		sessions: o.Sessions,
+		log:      http.StripPrefix(brokerapi.LogPath+"/", translog.Handler(o.Broker.Log().File, httpapi.WriteProblem))}
+	if o.now != nil {
+		a.now = o.now
+	}
+	if a.sessions == nil {
+		a.sessions = session.New(o.Broker.Derive("session"), a.now)
+	}
+	a.logins = session.NewMemory(maxLogins, a.now)
+	a.attempts = session.NewAttempts(loginAttempts, time.Minute, a.now)
 	a.all = a.operations()
 	for pattern, one := range a.all {
 		a.mux.Handle(pattern, one.answer)
@@ -68,6 +87,7 @@ type operation struct {
 // operations are the operations of the API, by method and path.
 func (a *API) operations() map[string]operation {
 	key, request := brokerapi.KeysPath+"/{key}", brokerapi.RequestsPath+"/{id}"
+	person, credential := brokerapi.ApproversPath+"/{name}", brokerapi.CredentialsPath+"/{id}"
 	return map[string]operation{
 		"GET " + brokerapi.KeysPath:      {answer: httpapi.Answer(a.getKeys)},
 		"GET " + key:                     {answer: httpapi.Answer(a.getKey)},
@@ -76,16 +96,26 @@ func (a *API) operations() map[string]operation {
 		"POST " + key + "/unblock":       {answer: httpapi.Answer(a.change(broker.ChangeUnblock))},
 		"POST " + brokerapi.RequestsPath: {answer: httpapi.Answer(a.postRequest), body: true},
 		"GET " + brokerapi.RequestsPath: {answer: httpapi.Answer(a.getRequests),
-			query: []string{"state", "key", "before", "limit"}},
-		"GET " + request:                          {answer: httpapi.Answer(a.getRequest), query: []string{"wait"}},
-		"POST " + request + "/cancel":             {answer: httpapi.Answer(a.cancelRequest)},
-		"GET " + brokerapi.PolicyPath:             {answer: httpapi.Answer(a.getPolicy)},
-		"POST " + brokerapi.PolicyPath:            {answer: httpapi.Answer(a.postPolicy), body: true},
-		"POST " + brokerapi.ConfigPath:            {answer: httpapi.Answer(a.change(broker.ChangeConfig))},
-		"POST " + brokerapi.EpochPath:             {answer: httpapi.Answer(a.change(broker.ChangeEpoch))},
-		"GET " + brokerapi.VersionPath:            {answer: httpapi.Answer(a.getVersion), open: true},
-		"GET " + brokerapi.HealthPath:             {answer: httpapi.Answer(a.getHealth), open: true},
-		"GET " + brokerapi.ReadyPath:              {answer: httpapi.Answer(a.getReadiness), open: true},
+			query: []string{"state", "key", "repository", "digest", "mine", "before", "limit"}},
+		"GET " + request:                 {answer: httpapi.Answer(a.getRequest), query: []string{"wait"}},
+		"POST " + request + "/cancel":    {answer: httpapi.Answer(a.cancelRequest)},
+		"GET " + request + "/evidence":   {answer: httpapi.Answer(a.getEvidence)},
+		"POST " + request + "/approvals": {answer: httpapi.Answer(a.postApproval), body: true},
+
+		"POST " + brokerapi.SessionsPath:    {answer: httpapi.Answer(a.postSession), body: true, open: true},
+		"GET " + brokerapi.ApproversPath:    {answer: httpapi.Answer(a.getApprovers), query: []string{"after", "limit"}},
+		"POST " + person + "/invitations":   {answer: httpapi.Answer(a.postInvitation)},
+		"POST " + brokerapi.CredentialsPath: {answer: httpapi.Answer(a.postCredential), body: true},
+		"POST " + credential + "/remove":    {answer: httpapi.Answer(a.removeCredential)},
+
+		"GET " + brokerapi.PolicyPath:  {answer: httpapi.Answer(a.getPolicy)},
+		"POST " + brokerapi.PolicyPath: {answer: httpapi.Answer(a.postPolicy), body: true},
+		"POST " + brokerapi.ConfigPath: {answer: httpapi.Answer(a.change(broker.ChangeConfig))},
+		"POST " + brokerapi.EpochPath:  {answer: httpapi.Answer(a.change(broker.ChangeEpoch))},
+		"GET " + brokerapi.VersionPath: {answer: httpapi.Answer(a.getVersion), open: true},
+		"GET " + brokerapi.HealthPath:  {answer: httpapi.Answer(a.getHealth), open: true},
+		"GET " + brokerapi.ReadyPath:   {answer: httpapi.Answer(a.getReadiness), open: true},
+
 		"GET " + brokerapi.LogPath + "/{file...}": {answer: a.log.ServeHTTP, open: true},
 	}
 }
@@ -126,7 +156,7 @@ func (a *API) identify(r *http.Request) (context.Context, error) {
 	if a.operation(r).open {
 		return r.Context(), nil
 	}
-	c, err := a.options.Identity.Caller(r)
+	c, err := a.caller(r)
 	if failure.Is(err, failure.Denied) {
 		return nil, httpapi.WithStatus(http.StatusUnauthorized, err)
 	}

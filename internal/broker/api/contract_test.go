@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/httpapi"
@@ -17,13 +18,20 @@ import (
 
 // unanswered are statuses that are described and that this test does not reach: each has its reason.
 var unanswered = map[string]string{
-	"408":                             "takes 20 seconds on a connection; the handler's test in internal/httpapi has it",
-	"500":                             "needs a defect of the broker, and is answered wherever Guard recovers from a panic",
-	"POST /v1/keys/{key}/block 504":   noCheckpoint,
-	"POST /v1/keys/{key}/unblock 504": noCheckpoint,
-	"POST /v1/policy 504":             noCheckpoint,
-	"POST /v1/config 504":             noCheckpoint,
-	"POST /v1/epoch 504":              noCheckpoint,
+	"408": "takes 20 seconds on a connection; the handler's test in internal/httpapi has it",
+	"500": "needs a defect of the broker, and is answered wherever Guard recovers from a panic",
+
+	"POST /v1/sessions 503": "needs a broker that stops, and then nobody reaches it",
+
+	"POST /v1/keys/{key}/block 504":             noCheckpoint,
+	"POST /v1/keys/{key}/unblock 504":           noCheckpoint,
+	"POST /v1/policy 504":                       noCheckpoint,
+	"POST /v1/config 504":                       noCheckpoint,
+	"POST /v1/epoch 504":                        noCheckpoint,
+	"POST /v1/requests/{id}/approvals 504":      noCheckpoint,
+	"POST /v1/credentials 504":                  noCheckpoint,
+	"POST /v1/credentials/{id}/remove 504":      noCheckpoint,
+	"POST /v1/approvers/{name}/invitations 504": noCheckpoint,
 }
 
 const noCheckpoint = "takes changeTime, when the log's key is away"
@@ -49,18 +57,19 @@ func TestContract(t *testing.T) {
 	slow.want(200, get(brokerapi.RequestPath(made.ID)))
 	slow.want(200, post(brokerapi.CancelPath(made.ID), nil))
 	timed := f.token("timed")
-	timed.want(501, post(brokerapi.KeyPath("release")+"/block", nil))
+	timed.want(201, post(brokerapi.KeyPath("release")+"/block", nil))
 	admin.want(201, post(brokerapi.KeyPath("release")+"/block", nil))
 	admin.want(409, post(brokerapi.KeyPath("release")+"/block", nil))
-	timed.want(501, post(brokerapi.KeyPath("release")+"/unblock", nil))
+	timed.want(201, post(brokerapi.KeyPath("release")+"/unblock", nil))
 	ci.want(403, post(brokerapi.KeyPath("release")+"/unblock", nil))
 	ci.want(403, sign(5))
 	admin.want(201, post(brokerapi.KeyPath("release")+"/unblock", nil))
 	policy := strings.Replace(testPolicy, "1 per day", "2 per day", 1)
-	timed.want(501, post(brokerapi.PolicyPath, brokerapi.NewPolicy{Policy: policy}))
+	timed.want(201, post(brokerapi.PolicyPath, brokerapi.NewPolicy{Policy: policy}))
 	admin.want(201, post(brokerapi.PolicyPath, brokerapi.NewPolicy{Policy: policy}))
 	admin.want(409, post(brokerapi.PolicyPath, brokerapi.NewPolicy{Policy: policy}))
 
+	f.approvals()
 	f.refusals()
 	f.problems()
 	f.changes()
@@ -79,7 +88,7 @@ func TestContract(t *testing.T) {
 }
 
 // openOperations are the operations that need no credential.
-var openOperations = []string{"getVersion", "getHealth", "getReadiness", "getLogFile"}
+var openOperations = []string{"getVersion", "getHealth", "getReadiness", "getLogFile", "createSession"}
 
 // all returns one request of each operation, by its name in the description.
 func (f *fixture) all() map[string]request {
@@ -92,8 +101,51 @@ func (f *fixture) all() map[string]request {
 		"proposePolicy": post(brokerapi.PolicyPath, brokerapi.NewPolicy{Policy: testPolicy}),
 		"proposeEpoch":  post(brokerapi.EpochPath, nil), "getVersion": get(brokerapi.VersionPath),
 		"getHealth": get(brokerapi.HealthPath), "getReadiness": get(brokerapi.ReadyPath),
-		"getLogFile": get(brokerapi.LogPath + "/checkpoint"),
+		"getLogFile":  get(brokerapi.LogPath + "/checkpoint"),
+		"getEvidence": get(one + "/evidence"), "listApprovers": get(brokerapi.ApproversPath),
+		"createApproval":    post(one+"/approvals", brokerapi.SignedApproval{Envelope: []byte("{}")}),
+		"createSession":     post(brokerapi.SessionsPath, f.people["alice"].login(newLogin())),
+		"createInvitation":  post(brokerapi.InvitationsPath("carol"), nil),
+		"proposeCredential": post(brokerapi.CredentialsPath, newPerson(f.T, approval.Key).possession("carol")),
+		"removeCredential":  post(brokerapi.CredentialPath(approval.Hash(nil))+"/remove", nil),
 	}
+}
+
+// approvals has people approve, and changes who can.
+func (f *fixture) approvals() {
+	f.Helper()
+	admin, ci := f.admin(), f.token("ci")
+	made := read[brokerapi.Request](f.T, f.token("people").want(201, wish(30)))
+	approves := f.decision("alice", made.ID, approval.Approve)
+	if got := read[brokerapi.Request](f.T, admin.want(201, approves)); len(got.Approvals) != 1 || len(got.Needs) != 1 {
+		f.Errorf("%+v", got)
+	}
+	admin.want(409, approves)
+	admin.want(403, post(brokerapi.ApprovalsPath(made.ID), brokerapi.SignedApproval{
+		Envelope: f.people["alice"].sign(encode(f.T, newLogin()), f.id("alice"))}))
+	admin.want(404, get(brokerapi.EvidencePath(read[brokerapi.Request](f.T, ci.want(201, wish(31))).ID)))
+	ci.want(404, approves)
+	f.signedIn("bob").want(200, get(brokerapi.RequestsPath+"?mine=true"))
+
+	admin.want(200, get(brokerapi.ApproversPath))
+	ci.want(403, get(brokerapi.ApproversPath))
+	admin.want(400, get(brokerapi.ApproversPath+"?limit=0"))
+	stranger := newPerson(f.T, approval.SSH)
+	f.open().want(403, post(brokerapi.SessionsPath, stranger.login(newLogin())))
+	admin.want(201, post(brokerapi.InvitationsPath("carol"), nil))
+	admin.want(404, post(brokerapi.InvitationsPath("mallory"), nil))
+	ci.want(403, post(brokerapi.InvitationsPath("carol"), nil))
+	ci.want(403, post(brokerapi.CredentialsPath, stranger.possession("carol")))
+	admin.want(404, post(brokerapi.CredentialsPath, stranger.possession("mallory")))
+	admin.want(409, post(brokerapi.CredentialsPath, f.people["bob"].possession("carol")))
+	enrolled := read[brokerapi.Request](f.T,
+		admin.want(201, post(brokerapi.CredentialsPath, stranger.possession("carol"))))
+	if enrolled.State != brokerapi.Signed || enrolled.Person != "carol" {
+		f.Errorf("%+v", enrolled)
+	}
+	ci.want(403, post(brokerapi.CredentialPath(enrolled.Credential)+"/remove", nil))
+	admin.want(201, post(brokerapi.CredentialPath(enrolled.Credential)+"/remove", nil))
+	admin.want(404, post(brokerapi.CredentialPath(enrolled.Credential)+"/remove", nil))
 }
 
 // refusals has operations refuse requests that are wrong whatever the state of the broker is.
@@ -207,7 +259,7 @@ func (f *fixture) problems() {
 	}
 	f.store.fail(failure.New(failure.Unavailable, "cannot read the store"))
 	defer f.store.fail(nil)
-	for _, name := range []string{"listRequests", "getRequest", "cancelRequest"} {
+	for _, name := range []string{"listRequests", "getRequest", "cancelRequest", "getEvidence", "createApproval"} {
 		admin.want(503, f.all()[name])
 	}
 	admin.want(503, get(brokerapi.LogPath+"/tile/0/000.p/1"))
@@ -224,7 +276,7 @@ func (f *fixture) changes() {
 	f.start(`{"other":true}`)
 	propose := func(path string) {
 		f.Helper()
-		f.token("timed").want(501, post(path, nil))
+		f.token("timed").want(map[string]int{brokerapi.ConfigPath: 201, brokerapi.EpochPath: 501}[path], post(path, nil))
 		f.token("ci").want(403, post(path, nil))
 		f.admin().want(201, post(path, nil))
 	}

@@ -21,9 +21,11 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi/brokerapitest"
@@ -65,7 +67,7 @@ keys:
     - {name: admins, when: caller.subject == "CN=admin"}
     - {name: timed, when: caller.subject == "timed", time-lock: 1h}
 groups:
-  managers: [alice, bob]
+  managers: [alice, bob, carol]
 `
 
 const audience = "https://broker.example.com"
@@ -86,6 +88,8 @@ type fixture struct {
 	socket      string
 	database    string
 	log         *ecdsa.PrivateKey
+	people      map[string]*person
+	late        atomic.Int64 // nanoseconds that the server's clock is ahead
 	stop        func()
 
 	mu   sync.Mutex
@@ -187,6 +191,7 @@ func newFixture(t *testing.T) *fixture {
 		ClientCA: filepath.Join(dir, "callers.pem")}
 	softhsmtest.Write(t, f.certificate.ClientCA, f.callers.PEM())
 	f.writeCertificate()
+	f.people = map[string]*person{"alice": newPerson(t, approval.Key), "bob": newPerson(t, approval.SSH)}
 	f.database, f.log = filepath.Join(dir, "broker.db"), generate(t)
 	f.start("{}")
 	return f
@@ -201,7 +206,9 @@ func (f *fixture) start(config string) {
 	}
 	f.store = &failingStore{Store: opened}
 	b, err := broker.Open(f.Context(), broker.Options{
-		Store: f.store, Policy: []byte(testPolicy), Config: []byte(config), Keys: f.keys,
+		Store: f.store, Policy: []byte(testPolicy), Config: []byte(config), Keys: f.keys, PublicURL: audience,
+		First: []broker.FirstApprover{{Name: "alice", Credential: f.people["alice"].credential()},
+			{Name: "bob", Credential: f.people["bob"].credential()}},
 		Limits: identity.Limits{Open: 1000, Requests: identity.Rate{Count: 1000, Per: time.Minute}},
 		Check: func(_ context.Context, name, _, mediaType string, size int64) (*repository.Claims, error) {
 			if name == "registry.example.com/slow" {
@@ -233,7 +240,8 @@ func (f *fixture) serve(b *broker.Broker) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.api = New(Options{Broker: b, Identity: callers, Keys: f.keys, PublicURL: audience, Version: "1.2.3", Size: 4096})
+	f.api = New(Options{Broker: b, Identity: callers, Keys: f.keys, PublicURL: audience, Version: "1.2.3", Size: 4096,
+		now: func() time.Time { return time.Now().Add(time.Duration(f.late.Load())) }})
 	secure, err := ListenTLS(f.Context(), "127.0.0.1:0", f.certificate)
 	if err != nil {
 		f.Fatal(err)

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"time"
@@ -81,10 +82,10 @@ func (a *API) postSignature(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// link sets the URL of a request.
+// link sets the URL of the page of a request.
 func (a *API) link(r *brokerapi.Request) *brokerapi.Request {
 	if r != nil {
-		r.URL = a.options.PublicURL + brokerapi.RequestPath(r.ID)
+		r.URL = a.options.PublicURL + brokerapi.PagePath(r.ID)
 	}
 	return r
 }
@@ -105,41 +106,66 @@ func (a *API) postRequest(r *http.Request) (*brokerapi.Request, int, error) {
 // maxPolls is the largest number of requests that wait for a change at once: others always find a place.
 const maxPolls = httpapi.MaxRequests / 3
 
-// maxPage is the largest number of requests on a page.
-const maxPage = 100
+// How many requests, or people, are on a page.
+const (
+	defaultPage = 20
+	maxPage     = 100
+)
 
-// maxName is the largest number of characters in the name of a key, and in the ID of a request.
+// maxName is the largest number of characters in the name of a key or a person, and in the ID of a request.
 const maxName = 100
+
+// maxRepository is the largest number of characters in the name of a repository.
+const maxRepository = 512
 
 func (a *API) getRequests(r *http.Request) (*brokerapi.Requests, int, error) {
 	values := r.URL.Query()
-	q := broker.Query{State: values.Get("state"), Key: values.Get("key"), Before: values.Get("before"), Limit: 20}
-	if q.State != "" && !slices.Contains(brokerapi.States, brokerapi.State(q.State)) {
-		return nil, 0, failure.New(failure.Invalid, "there is no state %.30q", q.State).
-			WithHint("see the description of the API")
-	}
-	for name, value := range map[string]string{"key": q.Key, "before": q.Before} {
-		if utf8.RuneCountInString(value) > maxName {
-			return nil, 0, failure.New(failure.Invalid, "%s has more than %d characters", name, maxName).
-				WithHint("see the description of the API")
-		}
-	}
-	if values.Has("limit") {
-		n, err := number("limit", values.Get("limit"), maxPage)
-		if err != nil {
-			return nil, 0, err
-		}
-		q.Limit = n
-	}
-	caller, _ := callerIn(r.Context())
-	page, err := a.options.Broker.Requests(r.Context(), caller, q)
+	before, limit, err := page(values, "before")
 	if err != nil {
 		return nil, 0, err
 	}
-	for i := range page.Requests {
-		a.link(&page.Requests[i])
+	q := broker.Query{State: values.Get("state"), Key: values.Get("key"), Before: before, Limit: limit,
+		Repository: values.Get("repository"), Digest: values.Get("digest"), Mine: values.Get("mine") == "true"}
+	wrong := ""
+	switch {
+	case q.State != "" && !slices.Contains(brokerapi.States, brokerapi.State(q.State)):
+		wrong = "state"
+	case utf8.RuneCountInString(q.Key) > maxName:
+		wrong = "key"
+	case utf8.RuneCountInString(q.Repository) > maxRepository:
+		wrong = "repository"
+	case q.Digest != "" && !digestFormat.MatchString(q.Digest):
+		wrong = "digest"
+	case values.Has("mine") && !q.Mine && values.Get("mine") != "false":
+		wrong = "mine"
 	}
-	return page, http.StatusOK, nil
+	if wrong != "" {
+		return nil, 0, failure.New(failure.Invalid, "cannot list requests: %s is %.30q", wrong, values.Get(wrong)).
+			WithHint("see the description of the API")
+	}
+	caller, _ := callerIn(r.Context())
+	found, err := a.options.Broker.Requests(r.Context(), caller, q)
+	if err != nil {
+		return nil, 0, err
+	}
+	for i := range found.Requests {
+		a.link(&found.Requests[i])
+	}
+	return found, http.StatusOK, nil
+}
+
+// page reads the query parameters of a list: after which element its page begins, in the parameter of a name, and how
+// many elements it has at most.
+func page(values url.Values, name string) (begin string, limit int, err error) {
+	begin, limit = values.Get(name), defaultPage
+	if utf8.RuneCountInString(begin) > maxName {
+		return "", 0, failure.New(failure.Invalid, "%s has more than %d characters", name, maxName).
+			WithHint("see the description of the API")
+	}
+	if values.Has("limit") {
+		limit, err = number("limit", values.Get("limit"), maxPage)
+	}
+	return begin, limit, err
 }
 
 // number reads a query parameter: a number from 1 to the largest.

@@ -67,7 +67,7 @@ func (a *API) getReadiness(r *http.Request) (*brokerapi.Readiness, int, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	if _, err := a.options.Identity.Caller(r); err != nil {
+	if _, err := a.caller(r); err != nil {
 		found = &brokerapi.Readiness{Ready: found.Ready, Parts: slices.Clone(found.Parts)}
 		for i := range found.Parts {
 			found.Parts[i].Detail = ""

@@ -24,7 +24,7 @@ func TestLongPoll(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	made := read[brokerapi.Request](t, f.token("people").want(201, wish(1)))
-	if made.State != brokerapi.Pending || made.URL != audience+brokerapi.RequestPath(made.ID) {
+	if made.State != brokerapi.Pending || made.URL != audience+"/requests/"+made.ID {
 		t.Errorf("%+v", made)
 	}
 	waiting := get(brokerapi.RequestPath(made.ID) + "?wait=60")

@@ -13,6 +13,7 @@ const (
 	maxMediaType   = 255               // characters
 	maxAnnotations = 64 << 10          // bytes of their names and values
 	maxExpiry      = 100 * 366 * 86400 // seconds
+	maxReason      = 1000              // bytes
 )
 
 var digestFormat = regexp.MustCompile(`^(sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})$`)
@@ -33,6 +34,12 @@ func checkWish(n brokerapi.NewRequest) error {
 		wrong = "size is negative"
 	case total > maxAnnotations:
 		wrong = "annotations are too long"
+	case utf8.RuneCountInString(n.Rule) > maxName:
+		wrong = "rule is too long"
+	case len(n.Reason) > maxReason:
+		wrong = "reason is too long"
+	case utf8.RuneCountInString(n.Repository) > maxRepository:
+		wrong = "repository is too long"
 	case n.Expiry < 0 || n.Expiry > maxExpiry:
 		wrong = "expiry is not between 0 and 100 years"
 	}
