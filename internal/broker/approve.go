@@ -50,14 +50,14 @@ func (b *Broker) Approve(ctx context.Context, caller identity.Caller, id string,
 	}
 	index := int64(-1)
 	err = b.do(ctx, func(d *decision) error {
-		if err := d.decides(id, a, e.Credential, approval.Hash(envelope), counter); err != nil {
+		if err := d.decides(id, a, e.Credential, approval.Hash(e.Approval), counter); err != nil {
 			return err
 		}
 		index = d.Size
 		r := d.Requests[id]
 		event := Event{Type: map[approval.Decision]string{approval.Approve: approved, approval.Reject: rejected,
 			approval.Withdraw: withdrawn}[a.Decision], Request: id, Key: r.Key, Approver: a.Approver, Credential: e.Credential,
-			Approval: approval.Hash(envelope), Statement: a.Statement, Counter: counter}
+			Approval: approval.Hash(envelope), Signed: approval.Hash(e.Approval), Statement: a.Statement, Counter: counter}
 		before := d.stage(r)
 		if err := d.event(event); err != nil {
 			return err
@@ -94,8 +94,10 @@ func (d *decision) refusal(a *approval.Approval) string {
 	return text
 }
 
-// decides fails unless a decision, whose signature has verified, counts for a request at this moment.
-func (d *decision) decides(id string, a *approval.Approval, credential, envelope string, counter int64) error {
+// decides fails unless a decision, whose signature has verified, counts for a request at this moment. A decision is
+// known by the hash of its document: a signature has several encodings, so a hash of both would let anyone give a
+// decision again that was withdrawn.
+func (d *decision) decides(id string, a *approval.Approval, credential, document string, counter int64) error {
 	r, c := d.Requests[id], d.Credentials[credential]
 	switch {
 	case r == nil || !r.open():
@@ -108,7 +110,7 @@ func (d *decision) decides(id string, a *approval.Approval, credential, envelope
 	case a.Time.Sub(d.now).Abs() > maxSkew:
 		return failure.New(failure.Denied, "the time of the approval, %s, is not the broker's: %s",
 			a.Time.UTC().Format(time.RFC3339), d.now.UTC().Format(time.RFC3339)).WithHint("set the clock right, and sign again")
-	case slices.Contains(r.Seen, envelope):
+	case slices.Contains(r.Seen, document):
 		return failure.New(failure.Conflict, "this approval of request %s was given before", id).WithHint("sign a new one")
 	case counter > 0 && counter <= c.Counter:
 		return failure.New(failure.Denied, "the signature counter of the passkey is %d after %d: there may be a copy of it",

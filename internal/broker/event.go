@@ -71,6 +71,7 @@ type Event struct {
 	RuleDigest string   `json:"rule_digest,omitempty"`
 	Same       []string `json:"same,omitempty"`      // claims of the requester
 	Signature  string   `json:"signature,omitempty"` // sha256:HEX
+	Signed     string   `json:"signed,omitempty"`    // sha256:HEX of an approval without its signature
 	Snapshot   string   `json:"snapshot,omitempty"`  // sha256:HEX
 	State      string   `json:"state,omitempty"`     // of the request
 	Statement  string   `json:"statement,omitempty"` // sha256:HEX of what people agree to

@@ -25,7 +25,7 @@ type request struct {
 	Statement  string          `json:"statement,omitempty"`
 	Payload    string          `json:"payload,omitempty"` // that is being signed
 	Votes      []vote          `json:"votes,omitempty"`   // approvals that stand, in the order of the log
-	Seen       []string        `json:"seen,omitempty"`    // approvals that were given, also those withdrawn
+	Seen       []string        `json:"seen,omitempty"`    // documents of decisions that were given, also those withdrawn
 	Requester  string          `json:"requester"`
 	Person     string          `json:"person,omitempty"` // id of the requester
 	Same       []string        `json:"same,omitempty"`

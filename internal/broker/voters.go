@@ -50,7 +50,7 @@ func (s *state) vote(e *Event, index int64) {
 		return
 	}
 	r.Entries = append(r.Entries, index)
-	r.Seen = append(slices.Clip(r.Seen), e.Approval)
+	r.Seen = append(slices.Clip(r.Seen), e.Signed)
 	if c := s.Credentials[e.Credential]; c != nil && e.Counter > c.Counter {
 		counted := *c
 		counted.Counter = e.Counter
