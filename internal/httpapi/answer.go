@@ -65,6 +65,15 @@ func (e *statusError) Unwrap() error { return e.err }
 // WithStatus returns a failure that WriteProblem answers with another status of HTTP than its kind has.
 func WithStatus(status int, err error) error { return &statusError{status, err} }
 
+// Status returns the status of HTTP that a failure is answered with.
+func Status(err error) int {
+	var other *statusError
+	if errors.As(err, &other) {
+		return other.status
+	}
+	return statuses[failure.From(err).Kind]
+}
+
 type callerKey struct{}
 
 // WithCaller returns a context for the requests of a caller, with more attributes for Attributes, as slog.Log takes
@@ -98,11 +107,7 @@ func WriteProblem(w http.ResponseWriter, r *http.Request, err error) {
 	if kind, ok := r.Context().Value(problemKey{}).(*string); ok {
 		*kind = f.Kind.String()
 	}
-	status := statuses[f.Kind]
-	var other *statusError
-	if errors.As(err, &other) {
-		status = other.status
-	}
+	status := Status(err)
 	slog.Info("refused", append([]any{"kind", f.Kind.String(), "status", status, "error", err},
 		Attributes(r.Context())...)...)
 	if status == http.StatusUnauthorized {
