@@ -1,0 +1,115 @@
+package web
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/broker/session"
+)
+
+// TestSession ends a session when its time is over, when its credential is removed, when its person is in the policy no
+// more, and when the person signs out.
+func TestSession(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(*fixture, *person){
+		"expired":     func(f *fixture, _ *person) { f.pass(session.Life) },
+		"removed":     func(f *fixture, p *person) { delete(f.broker.credentials, p.id) },
+		"other owner": func(f *fixture, p *person) { f.broker.owners[p.id] = "bob" },
+		"no person":   func(f *fixture, _ *person) { f.broker.policy = strings.ReplaceAll(f.broker.policy, "alice", "zoe") },
+		"signed out": func(_ *fixture, p *person) {
+			kept := *p.cookie
+			if to := p.post("/signout", http.StatusSeeOther); to != "/signin?done=signed-out" {
+				t.Errorf("signed out to %s", to)
+			}
+			p.cookie = &kept // somebody has a copy of it
+		},
+		"forged": func(_ *fixture, p *person) { p.cookie.Value += "0" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFixture(t)
+			r := f.add(1)
+			p := f.signIn("alice")
+			p.get("/requests/"+r.ID, http.StatusOK)
+			end(f, p)
+			answer, _ := p.do(p.request(http.MethodGet, "/requests/"+r.ID, "", nil))
+			want := "/signin?next=" + url.QueryEscape("/requests/"+r.ID)
+			if answer.StatusCode != http.StatusSeeOther || answer.Header.Get("Location") != want {
+				t.Errorf("status %d to %s", answer.StatusCode, answer.Header.Get("Location"))
+			}
+			p.script("/requests/"+r.ID+"/begin", deciding{"approve", "", r.Statement}, http.StatusUnauthorized)
+		})
+	}
+}
+
+// TestCSRF refuses forms and requests of the script without the token of the session.
+func TestCSRF(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	r := f.add(1)
+	p, other := f.signIn("alice"), f.signIn("bob")
+	theirs, err := f.web.options.Sessions.Read(other.cookie.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, token := range []string{"", "x", theirs.CSRF} {
+		for _, path := range []string{"/keys/release/block", "/requests/" + r.ID + "/cancel", "/approvers/bob/invite",
+			"/credentials/" + other.id + "/remove", "/signout"} {
+			form := url.Values{csrfField: {token}}.Encode()
+			answer, body := p.do(p.request(http.MethodPost, path, "application/x-www-form-urlencoded", []byte(form)))
+			if answer.StatusCode != http.StatusForbidden || !strings.Contains(body, "not come from a page of your session") {
+				t.Errorf("%s with %q: %d", path, token, answer.StatusCode)
+			}
+		}
+		for _, step := range []string{"begin", "finish"} {
+			q := p.request(http.MethodPost, "/requests/"+r.ID+"/"+step, "application/json",
+				mustJSON(deciding{"approve", "", r.Statement}))
+			q.Header.Set(csrfHeader, token)
+			if answer, _ := p.do(q); answer.StatusCode != http.StatusForbidden {
+				t.Errorf("%s with %q: %d", step, token, answer.StatusCode)
+			}
+		}
+	}
+	if len(f.broker.changes) > 0 || len(f.broker.invitations) > 0 || len(f.broker.approved) > 0 {
+		t.Error("something was done")
+	}
+}
+
+// TestLocal goes on to pages of the broker alone.
+func TestLocal(t *testing.T) {
+	t.Parallel()
+	for next, want := range map[string]string{"/requests/1?x=y": "/requests/1?x=y", "/": "/", "": "/",
+		"https://evil.example.com": "/", "//evil.example.com": "/", `/\evil.example.com`: "/", "javascript:alert(1)": "/",
+		"/a\nb": "/", "\t//evil.example.com": "/", "requests": "/", "/" + strings.Repeat("a", 2000): "/"} {
+		if got := local(next); got != want {
+			t.Errorf("%q: %q", next, got)
+		}
+	}
+	f := newFixture(t)
+	p := f.enrol("alice")
+	body := p.get("/signin?next="+url.QueryEscape("https://evil.example.com"), http.StatusOK)
+	if !strings.Contains(body, `data-next="/"`) {
+		t.Error("the page leads elsewhere")
+	}
+	answer := p.answer(read[question](f, p.script("/signin/begin", struct{}{}, http.StatusOK)))
+	answer.Next = "//evil.example.com"
+	if to := read[going](f, p.script("/signin/finish", answer, http.StatusOK)); to.Location != "/" {
+		t.Errorf("on to %s", to.Location)
+	}
+}
+
+// TestRates bounds how often one address begins something, and lets it begin again later.
+func TestRates(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	p := f.enrol("alice")
+	for range burst {
+		p.script("/signin/begin", struct{}{}, http.StatusOK)
+	}
+	p.script("/signin/begin", struct{}{}, http.StatusTooManyRequests)
+	f.pass(time.Minute)
+	p.script("/signin/begin", struct{}{}, http.StatusOK)
+}
