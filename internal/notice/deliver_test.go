@@ -65,6 +65,13 @@ func (r *receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	}
 }
 
+// count returns the number of requests.
+func (r *receiver) count() int {
+	r.Lock()
+	defer r.Unlock()
+	return len(r.order)
+}
+
 // status answers with a status.
 func status(code int) func(http.ResponseWriter, *http.Request) {
 	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
@@ -82,8 +89,8 @@ func TestWebhook(t *testing.T) {
 	}
 	f.queue(event("r1", broker.NoticePending))
 	f.drain(t.Context(), f.channels[0])
-	if len(r.order) != 1 || len(f.waiting()) != 0 {
-		t.Fatalf("%d requests, %d rows", len(r.order), len(f.waiting()))
+	if r.count() != 1 || len(f.waiting()) != 0 {
+		t.Fatalf("%d requests, %d rows", r.count(), len(f.waiting()))
 	}
 	var m map[string]any
 	if err := json.Unmarshal([]byte(r.bodies[r.order[0]]), &m); err != nil {
@@ -104,16 +111,20 @@ func TestReceiverFails(t *testing.T) { // alone: it replaces the log
 	old := slog.Default()
 	slog.SetDefault(slog.New(slog.NewTextHandler(&logged, nil)))
 	defer slog.SetDefault(old)
-	hang := make(chan struct{})
-	defer close(hang)
+	arrived := make(chan struct{}, 10)
 	for name, answer := range map[string]func(http.ResponseWriter, *http.Request){
 		"500": status(500), "410": status(410), "204 after 429": func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "120")
-			w.WriteHeader(429)
+			w.WriteHeader(http.StatusTooManyRequests)
 		},
-		"redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 307) },
-		"close":    func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
-		"hang":     func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		},
+		"close": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"hang": func(_ http.ResponseWriter, r *http.Request) {
+			arrived <- struct{}{}
+			<-r.Context().Done()
+		},
 	} {
 		r := newReceiver(t)
 		r.answer = answer
@@ -121,11 +132,11 @@ func TestReceiverFails(t *testing.T) { // alone: it replaces the log
 		f.queue(event("r1", broker.NoticePending))
 		c := f.channels[0]
 		if name == "hang" {
-			c.sender = impatient{c.sender}
+			c.sender = impatient{c.sender, arrived}
 		}
 		for attempt, want := range []time.Duration{0, time.Minute, 2 * time.Minute, 4 * time.Minute} {
 			f.clock.advance(want - time.Millisecond)
-			if f.drain(t.Context(), c); len(r.order) != attempt {
+			if f.drain(t.Context(), c); r.count() != attempt {
 				t.Fatalf("%s: attempt %d came too early", name, attempt+1)
 			}
 			f.clock.advance(time.Millisecond)
@@ -137,8 +148,8 @@ func TestReceiverFails(t *testing.T) { // alone: it replaces the log
 			case "204 after 429":
 				wantPause = 2 * time.Minute
 			}
-			if len(r.order) != attempt+1 || pause != wantPause {
-				t.Fatalf("%s: %d attempts, then a pause of %s", name, len(r.order), pause)
+			if r.count() != attempt+1 || pause != wantPause {
+				t.Fatalf("%s: %d attempts, then a pause of %s", name, r.count(), pause)
 			}
 		}
 		r.Lock()
@@ -147,8 +158,8 @@ func TestReceiverFails(t *testing.T) { // alone: it replaces the log
 		f.clock.advance(8 * time.Minute)
 		f.drain(t.Context(), c)
 		f.drain(t.Context(), c)
-		if len(r.order) != 5 || len(f.waiting()) != 0 || c.failures != 0 {
-			t.Errorf("%s: %d attempts, %d rows wait", name, len(r.order), len(f.waiting()))
+		if r.count() != 5 || len(f.waiting()) != 0 || c.failures != 0 {
+			t.Errorf("%s: %d attempts, %d rows wait", name, r.count(), len(f.waiting()))
 		}
 	}
 	if text := logged.String(); strings.Contains(text, "secret-of-the-path") || !strings.Contains(text, "attempts=4") {
@@ -156,13 +167,34 @@ func TestReceiverFails(t *testing.T) { // alone: it replaces the log
 	}
 }
 
-// impatient gives up at once, as sendTimeout would later.
-type impatient struct{ sender }
+// impatient gives up once the request has arrived, as sendTimeout would later.
+type impatient struct {
+	sender
+	arrived <-chan struct{}
+}
 
 func (i impatient) send(ctx context.Context, n *store.Notice) error {
-	ctx, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	sent := make(chan struct{})
+	defer close(sent)
+	go func() {
+		select {
+		case <-i.arrived:
+		case <-sent:
+		}
+		cancel()
+	}()
 	return i.sender.send(ctx, n)
+}
+
+// limited records how long a delivery may take.
+type limited struct{ left time.Duration }
+
+func (l *limited) send(ctx context.Context, _ *store.Notice) error {
+	deadline, _ := ctx.Deadline()
+	l.left = time.Until(deadline)
+	return nil
 }
 
 // TestTimes compares how long is waited.
@@ -172,6 +204,14 @@ func TestTimes(t *testing.T) {
 		if got := backoff(attempt); got != want {
 			t.Errorf("attempt %d: %s", attempt, got)
 		}
+	}
+	f := newFixture(t, Config{Channels: []Channel{mailChannel("mail")}, Contacts: map[string]string{"alice": "a@example.com"}})
+	f.queue(event("r1", broker.NoticePending))
+	l := &limited{}
+	f.channels[0].sender = l
+	f.drain(t.Context(), f.channels[0])
+	if l.left <= 0 || l.left > sendTimeout {
+		t.Errorf("a delivery may take %s", l.left)
 	}
 	if firstBackoff <= sendTimeout {
 		t.Error("a notice that is being sent is due again")
@@ -199,7 +239,7 @@ func TestGiveUp(t *testing.T) {
 	if len(f.waiting()) != 0 || len(r.got) != 1 {
 		t.Errorf("%d rows wait, %v", len(f.waiting()), r.got)
 	}
-	if n := len(r.order); n < 7*24 || n > 8*24 {
+	if n := r.count(); n < 7*24 || n > 8*24 {
 		t.Errorf("%d attempts in a week", n)
 	}
 }
@@ -231,17 +271,17 @@ func TestCrash(t *testing.T) {
 	ctx, end := context.WithCancel(t.Context())
 	f.Notices = f.another(config, &halting{Store: f.store, fails: true, ends: end})
 	f.drain(ctx, f.channels[0])
-	if len(r.order) != 1 || len(f.waiting()) != 1 {
-		t.Fatalf("%d requests, %d rows", len(r.order), len(f.waiting()))
+	if r.count() != 1 || len(f.waiting()) != 1 {
+		t.Fatalf("%d requests, %d rows", r.count(), len(f.waiting()))
 	}
 	f.Notices = f.another(config, f.store)
 	f.drain(t.Context(), f.channels[0])
-	if len(r.order) != 1 {
+	if r.count() != 1 {
 		t.Error("it was delivered again at once")
 	}
 	f.clock.advance(firstBackoff)
 	f.drain(t.Context(), f.channels[0])
-	if len(r.order) != 2 || r.order[0] != r.order[1] || len(f.waiting()) != 0 {
+	if r.count() != 2 || r.order[0] != r.order[1] || len(f.waiting()) != 0 {
 		t.Errorf("%v, %d rows", r.order, len(f.waiting()))
 	}
 }
@@ -262,8 +302,8 @@ func TestMarkFails(t *testing.T) {
 	}
 	f.drain(t.Context(), f.channels[0])
 	f.drain(t.Context(), f.channels[0])
-	if len(r.order) != 1 || len(f.waiting()) != 0 {
-		t.Errorf("%d requests, %d rows", len(r.order), len(f.waiting()))
+	if r.count() != 1 || len(f.waiting()) != 0 {
+		t.Errorf("%d requests, %d rows", r.count(), len(f.waiting()))
 	}
 }
 
@@ -285,8 +325,8 @@ func TestTwoSenders(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if len(r.order) != count || len(r.got) != count {
-		t.Errorf("%d deliveries of %d notices", len(r.order), len(r.got))
+	if r.count() != count || len(r.got) != count {
+		t.Errorf("%d deliveries of %d notices", r.count(), len(r.got))
 	}
 }
 
@@ -304,7 +344,7 @@ func TestHangs(t *testing.T) {
 	f.queue(numbered(50)...)
 	delivered := make(chan struct{}, 100)
 	r.answer = func(http.ResponseWriter, *http.Request) { delivered <- struct{}{} }
-	f.Notices.wait = func(ctx context.Context, _ time.Duration) { <-ctx.Done() }
+	f.wait = func(ctx context.Context, _ time.Duration) { <-ctx.Done() }
 	ctx, end := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {
@@ -360,6 +400,6 @@ func TestMany(t *testing.T) {
 		continue
 	}
 	if !slices.Equal(r.order, want) || c.most > batchRows || c.reads != count/batchRows+1 {
-		t.Errorf("%d deliveries, %d reads of up to %d rows", len(r.order), c.reads, c.most)
+		t.Errorf("%d deliveries, %d reads of up to %d rows", r.count(), c.reads, c.most)
 	}
 }

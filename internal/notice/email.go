@@ -71,7 +71,8 @@ func (s *emailSender) send(ctx context.Context, n *store.Notice) error {
 func (m *message) mail(id, from, to string) []byte {
 	var mail bytes.Buffer
 	_, domain, _ := strings.Cut(from, "@")
-	subject := strings.ReplaceAll(mime.QEncoding.Encode("utf-8", m.title()), "?= =?", "?=\r\n =?")
+	title := strings.ReplaceAll(m.title(), "=?", "=\ufffd") // or what is in it could be read as an encoded word
+	subject := strings.ReplaceAll(mime.QEncoding.Encode("utf-8", title), "?= =?", "?=\r\n =?")
 	for _, header := range []string{
 		"Date: " + m.Time.Format(time.RFC1123Z), "From: " + from, "To: " + to, "Subject: " + subject,
 		"Message-ID: <" + id + "@" + domain + ">", // the same when the same is sent again

@@ -53,10 +53,15 @@ type fixture struct {
 	clock *clock
 }
 
-// open returns the store of a new database.
+// open returns the store of a new database, in memory if the system has a file system for that.
 func open(t *testing.T) *sqlite.Store {
 	t.Helper()
-	s, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "broker.db"))
+	dir, err := os.MkdirTemp("/dev/shm", "notices")
+	if err != nil {
+		dir = t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	s, err := sqlite.Open(t.Context(), filepath.Join(dir, "broker.db"))
 	if err != nil {
 		t.Fatal(err)
 	}
