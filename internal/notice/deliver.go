@@ -136,8 +136,8 @@ func pauseAfter(failures int, err error) time.Duration {
 	return pause
 }
 
-// mark ends a notice that was delivered. It tries until the store works or ctx ends, so that the notice is not delivered
-// again.
+// mark ends a notice that was delivered. It tries until the store works or ctx ends, so that the notice is not
+// delivered again.
 func (n *Notices) mark(ctx context.Context, row *store.Notice) {
 	for {
 		marking, cancel := context.WithTimeout(context.WithoutCancel(ctx), markTimeout)

@@ -200,12 +200,13 @@ func (l *limited) send(ctx context.Context, _ *store.Notice) error {
 // TestTimes compares how long is waited.
 func TestTimes(t *testing.T) {
 	t.Parallel()
-	for attempt, want := range map[int]time.Duration{1: time.Minute, 2: 2 * time.Minute, 7: time.Hour, 1 << 30: time.Hour} {
+	for attempt, want := range map[int]time.Duration{1: time.Minute, 2: 2 * time.Minute, 7: time.Hour,
+		1 << 30: time.Hour} {
 		if got := backoff(attempt); got != want {
 			t.Errorf("attempt %d: %s", attempt, got)
 		}
 	}
-	f := newFixture(t, Config{Channels: []Channel{mailChannel("mail")}, Contacts: map[string]string{"alice": "a@example.com"}})
+	f := newFixture(t, Config{Channels: []Channel{mailChannel("mail")}, Contacts: contacts})
 	f.queue(event("r1", broker.NoticePending))
 	l := &limited{}
 	f.channels[0].sender = l

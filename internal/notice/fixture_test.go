@@ -119,7 +119,8 @@ func (f *fixture) waiting() []store.Notice {
 // event returns an event of a request.
 func event(id, kind string) broker.Notice {
 	until := start.Add(72 * time.Hour)
-	return broker.Notice{ID: id + "/" + kind, Type: kind, Time: start, Requester: "carol", People: []string{"bob", "alice"},
+	return broker.Notice{ID: id + "/" + kind, Type: kind, Time: start, Requester: "carol",
+		People: []string{"bob", "alice"},
 		Request: brokerapi.Request{ID: id, State: brokerapi.Pending, Key: "release", Rule: "release",
 			Artifact: &brokerapi.Target{Format: payload.Notation, MediaType: "application/vnd.oci.image.manifest.v1+json",
 				Digest: "sha256:aa", Size: 1234},

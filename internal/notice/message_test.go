@@ -84,8 +84,10 @@ func TestRows(t *testing.T) {
 
 // hostile are texts that try to be more than texts.
 var hostile = []string{
-	"<!channel> & <https://evil.example.com|the page> <@U1>", "`code` *bold* _it_ ~no~", "a\r\nBcc: eve@example.com\r\n\r\nx",
-	"\u202eevil\u202c \u2066x\u2069 \u200b \u2028 \u0085 \x00 \x1b[31m \xff\xfe", "@channel @here https://evil.example.com",
+	"<!channel> & <https://evil.example.com|the page> <@U1>", "`code` *bold* _it_ ~no~",
+	"a\r\nBcc: eve@example.com\r\n\r\nx",
+	"\u202eevil\u202c \u2066x\u2069 \u200b \u2028 \u0085 \x00 \x1b[31m \xff\xfe",
+	"@channel @here https://evil.example.com",
 	"=?utf-8?q?evil?=", ".\r\n.\r\nMAIL FROM:<eve@example.com>", strings.Repeat("<&>", 100_000),
 	strings.Repeat("\u202e", 100_000), strings.Repeat("🔑`", 10_000),
 }
@@ -301,7 +303,8 @@ func TestPeople(t *testing.T) {
 // TestClean compares texts before and after.
 func TestClean(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]string{"": "", "a": "a", "abcde": "abcde", "abcdef": "abcd…", "a\nb": "a�b", "\xff": "�",
+	for text, want := range map[string]string{"": "", "a": "a", "abcde": "abcde", "abcdef": "abcd…",
+		"a\nb": "a�b", "\xff": "�",
 		"é\u202eü": "é�ü", "🔑🔑🔑🔑🔑🔑": "🔑🔑🔑🔑…"} {
 		if got := clean(text, 5); got != want {
 			t.Errorf("%q: %q", text, got)

@@ -1,5 +1,5 @@
-// Package notice tells people and other systems of requests: through webhooks, chat and e-mail. What is told was decided
-// before; nothing that a notice has or that a receiver answers decides.
+// Package notice tells people and other systems of requests: through webhooks, chat and e-mail. What is told was
+// decided before; nothing that a notice has or that a receiver answers decides.
 //
 // The broker writes notices to the store in the transaction of its decision. This package makes them, and delivers what
 // the store has: each at least once, and twice only if the broker ends between a delivery and its mark in the store. A

@@ -15,8 +15,8 @@ import (
 
 const maxSecret = 4096 // bytes of a file with a secret
 
-// readSecret reads a file with a secret. Only root and the user of this process may be able to change it, and others may
-// not read it.
+// readSecret reads a file with a secret. Only root and the user of this process may be able to change it, and others
+// may not read it.
 func readSecret(path string) ([]byte, error) {
 	if err := ownership.Check(path, os.Geteuid()); err != nil {
 		return nil, err

@@ -80,6 +80,7 @@ func TestConfig(t *testing.T) {
 		change(&c)
 		return c
 	}
+	withURL := func(url string) Channel { return with(hook, func(c *Channel) { c.Webhook = url }) }
 	for want, c := range map[string]Channel{
 		"notices[0].name: \"\" is not":                        with(hook, func(c *Channel) { c.Name = "" }),
 		"notices[0].name: \"A b\" is not":                     with(hook, func(c *Channel) { c.Name = "A b" }),
@@ -90,22 +91,24 @@ func TestConfig(t *testing.T) {
 		"notices[0].secret: cannot be used: cannot":           with(hook, func(c *Channel) { c.Secret = "/none" }),
 		"notices[0].secret: cannot be used: other":            with(hook, func(c *Channel) { c.Secret = open }),
 		"does not have whsec_":                                with(hook, func(c *Channel) { c.Secret = url }),
-		"notices[0].webhook: cannot be used: it is not":       with(hook, func(c *Channel) { c.Webhook = "ftp://127.0.0.1/secret-of" }),
-		"notices[0].webhook: cannot be used: the":             with(hook, func(c *Channel) { c.Webhook = "http://example.com/secret-of" }),
+		"notices[0].webhook: cannot be used: it is not":       withURL("ftp://127.0.0.1/secret-of"),
+		"notices[0].webhook: cannot be used: the":             withURL("http://example.com/secret-of"),
 		"notices[0].webhook: cannot be used: cannot":          with(hook, func(c *Channel) { c.CA = "/none" }),
-		"notices[0].webhook: cannot be used: it is not a URL": with(hook, func(c *Channel) { c.Webhook = "https://secret-of:x@127.0.0.1/" }),
-		"notices[0].events[1]: \"signed\" is no type":         with(hook, func(c *Channel) { c.Events = []string{"request.signed", "signed"} }),
-		"notices[0].slack: cannot be used: other users":       {Name: "chat", Slack: open},
-		"notices[0].slack: cannot be used: cannot use":        {Name: "chat", Slack: key},
-		"notices[0].secret: this channel":                     {Name: "chat", Slack: url, Secret: key},
-		"notices[0].email: it is not a URL":                   with(mail, func(c *Channel) { c.Email = "127.0.0.1:465" }),
-		"notices[0].email: it has more":                       with(mail, func(c *Channel) { c.Email += "/path" }),
-		"notices[0].from: \"\" is not an address":             with(mail, func(c *Channel) { c.From = "" }),
-		"notices[0].from: \"A <a@example.com>\" is":           with(mail, func(c *Channel) { c.From = "A <a@example.com>" }),
-		"notices[0].ca: cannot be used":                       with(mail, func(c *Channel) { c.CA = "/none" }),
-		"notices[0].credentials: cannot be used":              with(mail, func(c *Channel) { c.Credentials = url }),
-		"notices[0].from: this channel":                       with(hook, func(c *Channel) { c.From = "a@example.com" }),
-		"notices[0].credentials: this channel":                with(hook, func(c *Channel) { c.Credentials = key }),
+		"notices[0].webhook: cannot be used: it is not a URL": withURL("https://secret-of:x@127.0.0.1/"),
+		"notices[0].events[1]: \"signed\" is no type": with(hook, func(c *Channel) {
+			c.Events = []string{"request.signed", "signed"}
+		}),
+		"notices[0].slack: cannot be used: other users": {Name: "chat", Slack: open},
+		"notices[0].slack: cannot be used: cannot use":  {Name: "chat", Slack: key},
+		"notices[0].secret: this channel":               {Name: "chat", Slack: url, Secret: key},
+		"notices[0].email: it is not a URL":             with(mail, func(c *Channel) { c.Email = "127.0.0.1:465" }),
+		"notices[0].email: it has more":                 with(mail, func(c *Channel) { c.Email += "/path" }),
+		"notices[0].from: \"\" is not an address":       with(mail, func(c *Channel) { c.From = "" }),
+		"notices[0].from: \"A <a@example.com>\" is":     with(mail, func(c *Channel) { c.From = "A <a@example.com>" }),
+		"notices[0].ca: cannot be used":                 with(mail, func(c *Channel) { c.CA = "/none" }),
+		"notices[0].credentials: cannot be used":        with(mail, func(c *Channel) { c.Credentials = url }),
+		"notices[0].from: this channel":                 with(hook, func(c *Channel) { c.From = "a@example.com" }),
+		"notices[0].credentials: this channel":          with(hook, func(c *Channel) { c.Credentials = key }),
 	} {
 		mistakes := Config{Channels: []Channel{c}}.Check()
 		found := false
@@ -123,7 +126,8 @@ func TestConfig(t *testing.T) {
 			t.Errorf("%s: %v", want, err)
 		}
 	}
-	twice := Config{Channels: []Channel{hook, mail, hook}, Contacts: map[string]string{"alice": "alice", "bob": "b@example.com",
+	twice := Config{Channels: []Channel{hook, mail, hook}, Contacts: map[string]string{"alice": "alice",
+		"bob":   "b@example.com",
 		"carol": "c@example.com\r\nBcc: eve@example.com", "dave": "Dave <d@example.com>", "erin": "\"e e\"@example.com",
 		"frank": "f@exämple.com"}}
 	if mistakes := twice.Check(); len(mistakes) != 6 || !strings.Contains(mistakes[0].Error(), "notices[2].name: ") {
@@ -133,7 +137,8 @@ func TestConfig(t *testing.T) {
 		"has 21 channels") {
 		t.Errorf("%v", mistakes)
 	}
-	good := Config{Channels: []Channel{hook, mail, {Name: "chat", Slack: url}}, Contacts: map[string]string{"bob": "b@example.com"}}
+	good := Config{Channels: []Channel{hook, mail, {Name: "chat", Slack: url}},
+		Contacts: map[string]string{"bob": "b@example.com"}}
 	if mistakes := good.Check(); len(mistakes) != 0 {
 		t.Errorf("%v", mistakes)
 	}

@@ -50,8 +50,8 @@ func newMailbox(t *testing.T, change func(*mailbox)) *mailbox {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &mailbox{t: t, web: web, listener: listener, extends: "AUTH PLAIN LOGIN", plain: "STARTTLS", password: "pass word",
-		hang: func(string) {}, replies: map[string]string{}}
+	b := &mailbox{t: t, web: web, listener: listener, extends: "AUTH PLAIN LOGIN", plain: "STARTTLS",
+		password: "pass word", hang: func(string) {}, replies: map[string]string{}}
 	if change != nil {
 		change(b)
 	}
@@ -280,16 +280,17 @@ func TestMailFails(t *testing.T) {
 		"starttls refused": {func(b *mailbox) { b.replies["STARTTLS"] = "454 no" }, nil, "454"},
 		"untrusted":        {nil, func(c *Channel) { c.CA = "" }, "certificate"},
 		"untrusted tls":    {func(b *mailbox) { b.implicit = true }, func(c *Channel) { c.CA = "" }, "certificate"},
-		"another host":     {nil, func(c *Channel) { c.Email = strings.Replace(c.Email, "127.0.0.1", "localhost", 1) }, "localhost"},
-		"password":         {func(b *mailbox) { b.password = "other" }, nil, "535"},
-		"mechanisms":       {func(b *mailbox) { b.extends = "AUTH XOAUTH2" }, nil, "neither of the mechanisms"},
-		"busy":             {func(b *mailbox) { b.replies[""] = "421 busy" }, nil, "421"},
-		"sender":           {func(b *mailbox) { b.replies["MAIL"] = "550 who?" }, nil, "550"},
-		"data":             {func(b *mailbox) { b.replies["DATA"] = "554 no" }, nil, "554"},
-		"body":             {func(b *mailbox) { b.replies["BODY"] = "552 too large" }, nil, "552"},
-		"endless reply":    {func(b *mailbox) { b.replies[""] = strings.Repeat("220-x\r\n", 1<<19) }, nil, "sent too much"},
-		"endless line":     {func(b *mailbox) { b.replies[""] = "220 " + strings.Repeat("x", 4<<20) }, nil, "sent too much"},
-		"nobody listens":   {nil, func(c *Channel) { c.Email = "smtps://127.0.0.1:1" }, "refused"},
+		"another host": {nil, func(c *Channel) { c.Email = strings.Replace(c.Email, "127.0.0.1", "localhost", 1) },
+			"localhost"},
+		"password":       {func(b *mailbox) { b.password = "other" }, nil, "535"},
+		"mechanisms":     {func(b *mailbox) { b.extends = "AUTH XOAUTH2" }, nil, "neither of the mechanisms"},
+		"busy":           {func(b *mailbox) { b.replies[""] = "421 busy" }, nil, "421"},
+		"sender":         {func(b *mailbox) { b.replies["MAIL"] = "550 who?" }, nil, "550"},
+		"data":           {func(b *mailbox) { b.replies["DATA"] = "554 no" }, nil, "554"},
+		"body":           {func(b *mailbox) { b.replies["BODY"] = "552 too large" }, nil, "552"},
+		"endless reply":  {func(b *mailbox) { b.replies[""] = strings.Repeat("220-x\r\n", 1<<19) }, nil, "sent too much"},
+		"endless line":   {func(b *mailbox) { b.replies[""] = "220 " + strings.Repeat("x", 4<<20) }, nil, "sent too much"},
+		"nobody listens": {nil, func(c *Channel) { c.Email = "smtps://127.0.0.1:1" }, "refused"},
 	} {
 		b := newMailbox(t, one.change)
 		c := b.channel()

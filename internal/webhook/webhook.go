@@ -154,8 +154,9 @@ func (r *Receiver) Send(ctx context.Context, m Message) error {
 	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 64<<10)) // so that the connection can be used again
 	if response.StatusCode < 200 || response.StatusCode > 299 {
 		seconds, _ := strconv.ParseUint(response.Header.Get("Retry-After"), 10, 16)
-		return failure.New(failure.Unavailable, "the webhook at %s answered %w", r.host, &StatusError{Code: response.StatusCode,
-			RetryAfter: time.Duration(seconds) * time.Second, text: fmt.Sprintf("%.100q", response.Status)})
+		return failure.New(failure.Unavailable, "the webhook at %s answered %w", r.host, &StatusError{
+			Code: response.StatusCode, RetryAfter: time.Duration(seconds) * time.Second,
+			text: fmt.Sprintf("%.100q", response.Status)})
 	}
 	return nil
 }
