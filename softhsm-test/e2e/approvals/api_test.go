@@ -1,7 +1,6 @@
 package approvals
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/base64"
@@ -141,13 +140,7 @@ func (s *site) show(name, id string) *brokerapi.Request {
 func (s *site) envelope(name, id string, decision approval.Decision) *approval.Envelope {
 	s.t.Helper()
 	e := s.evidence(name, id)
-	a := approval.Approval{Approver: e.You, Decision: decision, Statement: approval.Hash(e.Statement), Time: time.Now()}
-	_, _ = rand.Read(a.Random[:])
-	document, err := a.Encode()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	signed, err := s.people[name].sign(document, s.credential(name, e))
+	signed, err := s.people[name].signs(decision, e.You, s.credential(name, e), approval.Hash(e.Statement))
 	if err != nil {
 		s.t.Fatal(err)
 	}

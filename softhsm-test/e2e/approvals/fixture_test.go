@@ -34,6 +34,7 @@ type site struct {
 type options struct {
 	policy string   // REGISTRY in it becomes the registry, ISSUER that of the jobs' tokens
 	people []person // enrolled from the start
+	keys   []string // of the token, beside the key release
 }
 
 // start starts a site on a token of its own.
@@ -50,6 +51,9 @@ func startOn(t testing.TB, token *softhsmtest.Token, registry string, o options)
 	s := &site{t: t, token: token, registry: registry, people: map[string]*person{}, clients: map[string]*http.Client{},
 		notation: softhsmtest.NewNotation(t, token), program: softhsmtest.Build(t, "notation-hsm")}
 	_, chain := softhsmtest.NewKey(t, token, s.program, "EC-256", "release")
+	for _, name := range o.keys {
+		softhsmtest.NewKey(t, token, s.program, "EC-256", name)
+	}
 	dir := t.TempDir()
 	var approvers []map[string]string
 	for _, p := range o.people {
@@ -63,7 +67,7 @@ func startOn(t testing.TB, token *softhsmtest.Token, registry string, o options)
 	}
 	softhsmtest.Write(t, filepath.Join(dir, "approvers.yaml"), string(file))
 	s.TeamBroker = softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Host: "localhost",
-		Limits:     "requests: 100000 per hour, requests-per-token: 1000",
+		Limits:     "requests: 100000 per hour, open: 1000",
 		Policy:     strings.ReplaceAll(o.policy, "REGISTRY", registry),
 		Registries: `registries: [{host: "` + registry + `", plain-http: true, loopback: true}]`,
 		Config:     "approvers: " + filepath.Join(dir, "approvers.yaml")})

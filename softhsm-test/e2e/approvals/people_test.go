@@ -6,11 +6,14 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hiddeco/sshsig"
 	"golang.org/x/crypto/ssh"
@@ -28,6 +31,9 @@ type person struct {
 	uri  string // of the key in the module
 	text string // what the ceremony file has of the key
 
+	public     []byte // as a credential has it
+	invitation string // token of the link by which the person enrols a passkey
+
 	sign func(document []byte, credential string) (*approval.Envelope, error) // with the key, unless it is in a module
 	page *browser.Page                                                        // of one who has a passkey
 }
@@ -36,10 +42,6 @@ type person struct {
 func (p *person) make(t testing.TB, dir string) {
 	t.Helper()
 	p.file = filepath.Join(dir, p.name)
-	pem := func(text string) {
-		p.text = p.file + ".pem"
-		softhsmtest.Write(t, p.text, text)
-	}
 	switch p.kind {
 	case "ssh":
 		p.makeSSH(t)
@@ -47,7 +49,7 @@ func (p *person) make(t testing.TB, dir string) {
 		program := softhsmtest.Build(t, "notation-hsm")
 		p.uri = strings.TrimSpace(softhsmtest.Run(t, program, "key", "generate", "--token", "cards", "--spec", "EC-256",
 			"--label", p.name))
-		pem(softhsmtest.Run(t, program, "cert", "export", "--public", p.uri))
+		p.text = softhsmtest.Run(t, program, "cert", "export", "--public", p.uri)
 	case "memory":
 		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 		if err != nil {
@@ -57,17 +59,15 @@ func (p *person) make(t testing.TB, dir string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		pem(encodePEM("PUBLIC KEY", public))
+		p.public = public
+		p.text = string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: public}))
 		p.sign = func(document []byte, credential string) (*approval.Envelope, error) {
 			return approval.SignKey(document, credential, key)
 		}
 	case "passkey":
-		p.text = "invite"
+		p.invitation = rand.Text()
+		p.text = fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(p.invitation)))
 	}
-}
-
-func encodePEM(kind string, der []byte) string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
 
 func (p *person) makeSSH(t testing.TB) {
@@ -106,4 +106,15 @@ func (p *person) approver() map[string]string {
 		kind = "key"
 	}
 	return map[string]string{"name": p.name, kind: p.text}
+}
+
+// signs signs a decision of an approver about a statement.
+func (p *person) signs(decision approval.Decision, approver, credential, statement string) (*approval.Envelope, error) {
+	a := approval.Approval{Approver: approver, Decision: decision, Statement: statement, Time: time.Now()}
+	_, _ = rand.Read(a.Random[:]) // never fails
+	document, err := a.Encode()
+	if err != nil {
+		return nil, err
+	}
+	return p.sign(document, credential)
 }
