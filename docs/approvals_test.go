@@ -3,16 +3,19 @@ package docs
 import (
 	"bytes"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"strings"
 	"testing"
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
+	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
 )
 
 // TestApprovalDocuments verifies that the examples of a statement and an approval can be read, belong together, and
-// that the page explains each of their fields.
+// that the page explains each of their fields; and that the file with the first approvers can be read.
 func TestApprovalDocuments(t *testing.T) {
 	t.Parallel()
 	page := read(t, "approvals.md")
@@ -33,6 +36,17 @@ func TestApprovalDocuments(t *testing.T) {
 	a, err := approval.Decode(examples[1])
 	if err != nil || a.Statement != approval.Hash(examples[0]) {
 		t.Errorf("%+v, %v: the approval is not of the statement", a, err)
+	}
+	first := regexp.MustCompile("(?s)```yaml\n(version: 1\napprovers:.*?)```").FindStringSubmatch(page)
+	if first == nil {
+		t.Fatal("the page has no example of a file with the first approvers")
+	}
+	path := filepath.Join(t.TempDir(), "approvers.yaml")
+	if err := os.WriteFile(path, []byte(first[1]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if people, err := brokerfile.ReadApprovers(path); err != nil || len(people) != 3 {
+		t.Errorf("%+v, %v", people, err)
 	}
 	for field := range reflect.TypeFor[approval.Predicate]().Fields() {
 		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
