@@ -90,6 +90,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	if err != nil {
 		return err
 	}
+	url := strings.TrimSuffix(f.PublicURL, "/")
 	first, err := firstApprovers(f)
 	if err != nil {
 		return err
@@ -132,7 +133,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	b, err = broker.Open(ctx, broker.Options{
 		Store: s, Policy: text, Config: decisive, Keys: use, Limits: f.Callers.Limits.WithDefaults(),
 		Check: registries.Check, Manifests: registries.Manifests, Registerer: metrics, First: first,
-		PublicURL: strings.TrimSuffix(f.PublicURL, "/"),
+		PublicURL: url,
 		Log: broker.Log{
 			Origin: f.Log.Origin, Public: signing.Public, File: f.Log.CheckpointFile,
 			MaxUnpublished: f.Log.MaxUnpublished.Time, MaxUnpublishedEntries: f.Log.MaxUnpublished.Entries,
@@ -162,10 +163,13 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	opened.add(func() error { stop(); return nil })
 	stopTags := publishTags(f, tagged, registries, b, use, metrics)
 	opened.add(func() error { stopTags(); return nil })
-	return listen(ctx, out, service, f, api.New(api.Options{Broker: b, Identity: callers, Keys: use,
-		PublicURL: strings.TrimSuffix(f.PublicURL, "/"), Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size),
-		Registerer: metrics, Tracer: tracer}),
-		metrics)
+	page, sessions, err := newPage(f, b, use, registries, url)
+	if err != nil {
+		return err
+	}
+	return listen(ctx, out, service, f, api.New(api.Options{Broker: b, Identity: callers, Keys: use, PublicURL: url,
+		Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size), Page: page.Handler(), Sessions: sessions,
+		Registerer: metrics, Tracer: tracer}), metrics)
 }
 
 // listen serves on all listeners of a config file until ctx ends or one of them fails.
