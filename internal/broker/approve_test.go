@@ -197,3 +197,35 @@ func TestChanges(t *testing.T) {
 	f.start()
 	f.waits("pipeline", 3)
 }
+
+// TestEpoch begins a new epoch of a log that lacks entries when people have agreed to it, and nothing else before.
+func TestEpoch(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	f.start()
+	copied := f.dir + "/copy.db"
+	if err := f.store.Backup(t.Context(), copied); err != nil {
+		t.Fatal(err)
+	}
+	f.signs("ci", 1)
+	f.publishAll()
+	f.stop()
+	f.restore(copied)
+	f.start()
+	_, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangeBlock, Key: "release"})
+	failsWith(t, err, failure.Unavailable, "cannot change anything")
+	r, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangeEpoch})
+	if err != nil || r.State != brokerapi.Pending {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	f.approves(r.ID, "alice")
+	_, err = f.Sign(t.Context(), caller("ci"), "release", f.image(2))
+	failsWith(t, err, failure.Unavailable, "signs nothing")
+	if now := f.approves(r.ID, "bob"); now.State != brokerapi.Signed {
+		t.Fatalf("%+v", now)
+	}
+	f.signs("ci", 2)
+	f.stop()
+	f.start()
+	f.signs("ci", 3)
+}

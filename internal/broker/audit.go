@@ -7,19 +7,22 @@ import (
 )
 
 // Audit checks the entries of a broker's log in their order, as anyone can who has the log: that every use of a key has
-// an intent before it and one outcome, that a policy of the log allowed it, and that its key was not blocked.
+// an intent before it and one outcome, that a policy of the log allowed it, that its key was not blocked, and that
+// approvals are of requests that were open, by credentials that were enrolled.
 type Audit struct {
 	next     int64
 	policies map[string]bool
 	blocked  map[string]bool
 	intents  map[string]string // payload by request: intents without an outcome
+	asked    map[string]string // statement by request: open requests that people have to agree to
+	enrolled map[string]string // person by credential
 	Uses     map[string]int64  // signatures by key; those that are lost count as well
 }
 
 // NewAudit returns an Audit of a log from its first entry.
 func NewAudit() *Audit {
 	return &Audit{policies: map[string]bool{}, blocked: map[string]bool{}, intents: map[string]string{},
-		Uses: map[string]int64{}}
+		asked: map[string]string{}, enrolled: map[string]string{}, Uses: map[string]int64{}}
 }
 
 // Entry checks the next entry. It fails with Conflict for one that no broker logs.
@@ -56,6 +59,9 @@ func (a *Audit) check(index int64, e *Event) error {
 			return fmt.Errorf("the policy %s was not in force", e.Policy)
 		}
 		if e.Type == requested {
+			if e.Statement != "" {
+				a.asked[e.Request] = e.Statement
+			}
 			break
 		}
 		if a.blocked[e.Key] {
@@ -74,9 +80,33 @@ func (a *Audit) check(index int64, e *Event) error {
 		if e.Type != failed {
 			a.Uses[e.Key]++
 		}
-	case ended, configSet, snapshot, epochBegun:
+	case approved, withdrawn, rejected:
+		return a.decision(e)
+	case enrolled:
+		a.enrolled[e.Credential] = e.Approver
+	case removed:
+		delete(a.enrolled, e.Credential)
+	case ended, configSet, snapshot, epochBegun, invited:
 	default:
 		return fmt.Errorf("its type %.40q is unknown", e.Type)
+	}
+	switch e.Type { // what ends a request, or makes the change that it asks for
+	case ended, policySet, configSet, blocked, unblocked, enrolled, removed, epochBegun:
+		delete(a.asked, e.Request)
+	}
+	return nil
+}
+
+// decision checks what a person has decided.
+func (a *Audit) decision(e *Event) error {
+	switch {
+	case e.Statement == "" || a.asked[e.Request] != e.Statement:
+		return fmt.Errorf("request %s asks nobody for an approval of this statement", e.Request)
+	case a.enrolled[e.Credential] != e.Approver:
+		return fmt.Errorf("the credential of the approval is not enrolled for its person")
+	}
+	if e.Type == rejected {
+		delete(a.asked, e.Request)
 	}
 	return nil
 }

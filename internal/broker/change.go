@@ -159,10 +159,6 @@ func (d *decision) keep(c *Change) {
 // wait makes the request of a change that people have to agree to, or that a time lock holds back.
 func (d *decision) wait(e *Event, body *brokerapi.Request, rules [][]*policy.Rule, caller identity.Caller,
 	c Change) error {
-	if c.What == ChangeEpoch {
-		return failure.New(failure.Unsupported, "the rules for modify ask for approvals or a time lock, which a log without all "+
-			"its entries has no place for").WithHint("restore the entries with 'hsm-broker restore FILE LOG'")
-	}
 	if err := d.checkOpen(e.Caller); err != nil {
 		return err
 	}

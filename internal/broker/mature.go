@@ -43,10 +43,13 @@ func (b *Broker) ripen() {
 func (b *Broker) mature(ctx context.Context) {
 	var ready []*proven
 	err := b.look(ctx, func(d *decision) {
-		if b.sealed.Load() || d.Index != b.inForce.Load().index {
+		if d.Index != b.inForce.Load().index {
 			return
 		}
 		for id := range d.changes {
+			if b.sealed.Load() != (d.Requests[id].What == ChangeEpoch) {
+				continue
+			}
 			if p := d.ready(id); p != nil {
 				ready = append(ready, p)
 			}
@@ -108,8 +111,11 @@ func (b *Broker) make(ctx context.Context, p *proven) error {
 		e := Event{Type: changeEvents[r.What], What: r.What, Request: id, Key: r.Key, Caller: r.Caller, Requester: r.Requester,
 			Person: r.Person, Rule: p.chosen[0].rule.Name, RuleDigest: p.chosen[0].name.Digest, Config: r.Config,
 			Credential: r.Credential, Statement: r.Statement}
-		if r.What == ChangePolicy {
+		switch r.What {
+		case ChangePolicy:
 			e.Policy = r.Policy
+		case ChangeEpoch:
+			e.Epoch = d.Epoch + 1
 		}
 		if c := r.Enrol; c != nil {
 			if d.known(c.Public) {
@@ -126,6 +132,9 @@ func (b *Broker) make(ctx context.Context, p *proven) error {
 		d.discount(e)
 		return nil
 	})
+	if err == nil && index >= 0 && p.request.What == ChangeEpoch {
+		err = b.unseal(ctx, index)
+	}
 	if err == nil && index >= 0 {
 		err = b.inEffect(ctx, index)
 	}

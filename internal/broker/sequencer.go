@@ -222,7 +222,7 @@ func (b *Broker) settle() error {
 
 // event adds an event to the log, and applies it.
 func (d *decision) event(e Event) error {
-	if d.b.sealed.Load() && e.Type != epochBegun {
+	if d.b.sealed.Load() && !d.ofEpoch(&e) {
 		return failure.New(failure.Unavailable, "nothing is added to the log: %s", *d.b.readOnly.Load()).
 			WithHint("restore them with 'hsm-broker restore FILE LOG', or run 'hsm-broker log new-epoch'")
 	}
@@ -242,6 +242,13 @@ func (d *decision) event(e Event) error {
 		d.names = append(d.names, e.Request)
 	}
 	return nil
+}
+
+// ofEpoch reports whether an event begins a new epoch, or is about the request for one: nothing else is added to a log
+// that lacks entries.
+func (d *decision) ofEpoch(e *Event) bool {
+	r := d.Requests[e.Request]
+	return e.Type == epochBegun || e.What == ChangeEpoch || r != nil && r.What == ChangeEpoch
 }
 
 // document keeps a document by its SHA-256.

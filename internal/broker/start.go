@@ -364,6 +364,7 @@ func (b *Broker) recover() error {
 func (d *decision) void(first, end int64) error {
 	found := false
 	var requests []string
+	epochs := map[string]bool{} // requests for a new epoch that has begun
 	err := d.b.options.Store.Entries(context.Background(), first, end, func(_ int64, entry []byte) error {
 		e, err := decodeEvent(entry)
 		if err != nil {
@@ -371,7 +372,8 @@ func (d *decision) void(first, end int64) error {
 		}
 		alive := d.Requests[e.Request]
 		found = found || e.permits() || e.Type == intended && alive != nil && alive.Bare
-		if e.permits() && e.Request != "" && alive == nil {
+		epochs[e.Request] = epochs[e.Request] || e.What == ChangeEpoch
+		if e.permits() && e.Request != "" && alive == nil && !epochs[e.Request] {
 			requests = append(requests, e.Request)
 		}
 		return nil
