@@ -37,7 +37,7 @@ var storeys = []struct {
 	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi", "store"}},
 	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry", "registry", "webhook",
-		"approval", "approval/sshkey"}},
+		"approval/sshkey"}},
 	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox", "approval"}},
 	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "peercred", "stdio", "crashreport"}},
 }
