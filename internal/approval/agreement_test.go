@@ -167,6 +167,31 @@ func TestAgreement(t *testing.T) {
 	}
 }
 
+// TestListedByRule checks that an approval counts for those rules alone that list its credential: another rule was
+// resolved when the person did not have it yet.
+func TestListedByRule(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	statement, err := DecodeStatement(s.evidence.Statement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule, _, err := DecodeRule(s.evidence.Rules[statement.Predicate.Needs[0].Rules[1].Digest])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range rule.Members {
+		rule.Members[i].Credentials = nil
+	}
+	data := encode(t, rule)
+	s.evidence.Rules[Hash(data)] = data
+	statement.Predicate.Needs[0].Rules[1].Digest = Hash(data)
+	s.state(statement)
+	s.decide(carol, Approve)
+	s.decide(dave, Approve)
+	s.want(false, 2, 2)
+}
+
 // TestSeveralCredentials checks that a person who approves twice counts once, by either credential.
 func TestSeveralCredentials(t *testing.T) {
 	t.Parallel()

@@ -77,8 +77,8 @@ func moduleSigner(t testing.TB, person string, key crypto.Signer) *signer {
 		t.Fatal(err)
 	}
 	return &signer{Credential{Approver: person, Kind: Key, Public: public, Salt: salt()},
-		func(document []byte, _ purpose) *Envelope {
-			e, err := SignKey(document, "", key)
+		func(document []byte, p purpose) *Envelope {
+			e, err := signKey(document, p, "", key)
 			if err != nil {
 				t.Fatal(err)
 			}

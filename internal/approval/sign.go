@@ -38,6 +38,10 @@ func SignKey(document []byte, credential string, signer crypto.Signer) (*Envelop
 	if err != nil {
 		return nil, err
 	}
+	return signKey(document, p, credential, signer)
+}
+
+func signKey(document []byte, p purpose, credential string, signer crypto.Signer) (*Envelope, error) {
 	hash, err := hashOf(signer.Public())
 	if err != nil {
 		return nil, err

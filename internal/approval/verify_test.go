@@ -63,11 +63,13 @@ func TestEachKind(t *testing.T) {
 				return // its challenge has the type of the document in it
 			}
 			swapped := s.sign(approved.Approval, signingIn)
-			if s.credential.Kind == SSH {
-				swapped.Credential = approved.Credential
-				_, err = swapped.Verify(credential)
-				refused(t, err, "namespace")
-			}
+			swapped.Credential = approved.Credential
+			_, err = swapped.Verify(credential)
+			refused(t, err, map[Kind]string{Key: "not that of the key", SSH: "namespace"}[s.credential.Kind])
+			swapped = s.sign(signedIn.Approval, approving)
+			swapped.Credential = approved.Credential
+			_, err = swapped.VerifyLogin(credential)
+			refused(t, err, map[Kind]string{Key: "not that of the key", SSH: "namespace"}[s.credential.Kind])
 		})
 	}
 }
@@ -319,6 +321,23 @@ func TestRefusedClientData(t *testing.T) {
 		t.Log(what)
 		refused(t, err, c.text)
 	}
+}
+
+// TestRegistration checks that authenticator data of a registration, which has the key in it, is no assertion.
+func TestRegistration(t *testing.T) {
+	t.Parallel()
+	key := keys()["Ed25519"].(ed25519.PrivateKey)
+	s := ed25519Passkey(t, key, `{"type":"webauthn.get","challenge":"%","origin":"https://broker.example.com"}`)
+	e := s.approve(t, exampleApproval(alice, statement))
+	if _, err := e.Verify(&s.credential); err != nil {
+		t.Fatal(err)
+	}
+	registered := slices.Concat(e.AuthenticatorData, make([]byte, 16), []byte{0, 1, 7}, s.credential.Public)
+	registered[32] |= 0x40
+	hash := sha256.Sum256(e.ClientData)
+	e.AuthenticatorData, e.Signature = registered, ed25519.Sign(key, slices.Concat(registered, hash[:]))
+	_, err := e.Verify(&s.credential)
+	refused(t, err, "registration")
 }
 
 // TestAuthenticator checks what the broker watches of passkeys.
