@@ -89,6 +89,8 @@ type fixture struct {
 	database    string
 	log         *ecdsa.PrivateKey
 	people      map[string]*person
+	policy      string // in force at the first start
+	limits      identity.Limits
 	late        atomic.Int64 // nanoseconds that the server's clock is ahead
 	stop        func()
 
@@ -126,11 +128,12 @@ func (k *testKeys) Sign(_ context.Context, _ string, data []byte, _ string) ([]b
 	return signature, errors.Join(err, k.failure())
 }
 
-// failingStore is a store that fails when it is told to.
+// failingStore is a store that fails when it is told to, and counts how often it is read.
 type failingStore struct {
 	store.Store
-	mu  sync.Mutex
-	err error
+	reads atomic.Int64 // of requests, documents and entries; tiles are as many as the log is high
+	mu    sync.Mutex
+	err   error
 }
 
 // fail has all that the API reads from the store fail, or nothing with nil.
@@ -147,6 +150,7 @@ func (s *failingStore) failure() error {
 }
 
 func (s *failingStore) Request(ctx context.Context, id string) (*store.Request, error) {
+	s.reads.Add(1)
 	if err := s.failure(); err != nil {
 		return nil, err
 	}
@@ -154,6 +158,7 @@ func (s *failingStore) Request(ctx context.Context, id string) (*store.Request, 
 }
 
 func (s *failingStore) Requests(ctx context.Context, q store.Query) ([]store.Request, error) {
+	s.reads.Add(1)
 	if err := s.failure(); err != nil {
 		return nil, err
 	}
@@ -167,6 +172,16 @@ func (s *failingStore) Tile(ctx context.Context, level int, index int64) ([]byte
 	return s.Store.Tile(ctx, level, index)
 }
 
+func (s *failingStore) Document(ctx context.Context, sha256 [32]byte) ([]byte, error) {
+	s.reads.Add(1)
+	return s.Store.Document(ctx, sha256)
+}
+
+func (s *failingStore) Entries(ctx context.Context, first, end int64, each func(int64, []byte) error) error {
+	s.reads.Add(1)
+	return s.Store.Entries(ctx, first, end, each)
+}
+
 func generate(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -177,6 +192,14 @@ func generate(t testing.TB) *ecdsa.PrivateKey {
 }
 
 func newFixture(t *testing.T) *fixture {
+	t.Helper()
+	f := prepare(t)
+	f.start("{}")
+	return f
+}
+
+// prepare returns a fixture that is not started.
+func prepare(t *testing.T) *fixture {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "api") // the path of a socket is short
 	if err != nil {
@@ -193,7 +216,7 @@ func newFixture(t *testing.T) *fixture {
 	f.writeCertificate()
 	f.people = map[string]*person{"alice": newPerson(t, approval.Key), "bob": newPerson(t, approval.SSH)}
 	f.database, f.log = filepath.Join(dir, "broker.db"), generate(t)
-	f.start("{}")
+	f.policy, f.limits = testPolicy, identity.Limits{Open: 1000, Requests: identity.Rate{Count: 1000, Per: time.Minute}}
 	return f
 }
 
@@ -206,10 +229,8 @@ func (f *fixture) start(config string) {
 	}
 	f.store = &failingStore{Store: opened}
 	b, err := broker.Open(f.Context(), broker.Options{
-		Store: f.store, Policy: []byte(testPolicy), Config: []byte(config), Keys: f.keys, PublicURL: audience,
-		First: []broker.FirstApprover{{Name: "alice", Credential: f.people["alice"].credential()},
-			{Name: "bob", Credential: f.people["bob"].credential()}},
-		Limits: identity.Limits{Open: 1000, Requests: identity.Rate{Count: 1000, Per: time.Minute}},
+		Store: f.store, Policy: []byte(f.policy), Config: []byte(config), Keys: f.keys, PublicURL: audience,
+		First: f.first(), Limits: f.limits,
 		Check: func(_ context.Context, name, _, mediaType string, size int64) (*repository.Claims, error) {
 			if name == "registry.example.com/slow" {
 				return nil, failure.New(failure.Timeout, "the registry did not answer").WithHint("try again")

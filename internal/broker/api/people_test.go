@@ -6,6 +6,8 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
+	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 )
 
@@ -98,6 +101,14 @@ func (p *person) possession(name string) brokerapi.NewCredential {
 	p.Helper()
 	return brokerapi.NewCredential{Person: name, Kind: string(p.kind), Public: p.public,
 		Possession: p.sign(encode(p.T, newLogin()), "")}
+}
+
+// first returns the first approvers: all people of the fixture, by name.
+func (f *fixture) first() (all []broker.FirstApprover) {
+	for _, name := range slices.Sorted(maps.Keys(f.people)) {
+		all = append(all, broker.FirstApprover{Name: name, Credential: f.people[name].credential()})
+	}
+	return all
 }
 
 // signedIn returns a client in a session of a person.
