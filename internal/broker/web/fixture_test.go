@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -58,7 +59,7 @@ type fakeBroker struct {
 	mu          sync.Mutex
 	calls       int // of what reads or writes the store
 	policy      string
-	requests    []brokerapi.Request // newest first
+	requests    []brokerapi.Request // oldest first
 	evidence    map[string]*brokerapi.Evidence
 	credentials map[string]*approval.Credential
 	owners      map[string]string // of credentials
@@ -108,7 +109,7 @@ func (b *fakeBroker) Request(_ context.Context, _ identity.Caller, id string) (*
 func (b *fakeBroker) Requests(_ context.Context, _ identity.Caller, q broker.Query) (*brokerapi.Requests, error) {
 	defer b.count()()
 	page := &brokerapi.Requests{}
-	for _, r := range b.requests {
+	for _, r := range slices.Backward(b.requests) {
 		if q.Before != "" && r.ID >= q.Before || q.State != "" && q.State != string(r.State) || q.Mine && !r.Waiting ||
 			q.Key != "" && q.Key != r.Key || q.Repository != "" && q.Repository != r.Repository ||
 			q.Digest != "" && (r.Artifact == nil || q.Digest != r.Artifact.Digest) {
@@ -154,7 +155,7 @@ func (b *fakeBroker) Propose(_ context.Context, c identity.Caller, change broker
 	b.changes = append(b.changes, change)
 	r := brokerapi.Request{ID: fmt.Sprintf("%032x", 1<<40+len(b.changes)), What: change.What, Key: change.Key,
 		Requester: brokerapi.Requester{Issuer: c.Issuer, Subject: c.Subject}, State: brokerapi.Pending}
-	b.requests = append([]brokerapi.Request{r}, b.requests...)
+	b.requests = append(b.requests, r)
 	return &r, nil
 }
 
@@ -353,7 +354,7 @@ func (f *fixture) add(n int, change ...func(*brokerapi.Request)) *brokerapi.Requ
 		c(&r)
 	}
 	f.broker.evidence[r.ID] = &brokerapi.Evidence{Statement: document, Opening: opened}
-	f.broker.requests = append([]brokerapi.Request{r}, f.broker.requests...)
+	f.broker.requests = append(f.broker.requests, r)
 	return &r
 }
 
@@ -370,13 +371,23 @@ type person struct {
 // enrol returns a person whose passkey is enrolled.
 func (f *fixture) enrol(name string) *person {
 	f.Helper()
-	p := &person{fixture: f, name: name, passkey: virtualwebauthn.NewCredential(virtualwebauthn.KeyTypeEC2)}
+	p := &person{fixture: f, name: name, passkey: newPasskey()}
 	p.authenticator = virtualwebauthn.NewAuthenticatorWithOptions(virtualwebauthn.AuthenticatorOptions{
 		UserHandle: f.web.handleOf(name)})
 	p.id = f.broker.add(name, &approval.Credential{Kind: approval.Passkey, Public: p.passkey.Key.AttestationData(),
 		Passkey: &approval.WebAuthn{AAGUID: uuid(p.authenticator.Aaguid[:]), ID: p.passkey.ID, Origins: []string{base},
 			RPID: "broker.example.com"}})
 	return p
+}
+
+// newPasskey returns a new passkey. virtualwebauthn leaves out zeros before coordinates, which are then too short.
+func newPasskey() virtualwebauthn.Credential {
+	const size = 77 // of a COSE key for P-256
+	for {
+		if c := virtualwebauthn.NewCredential(virtualwebauthn.KeyTypeEC2); len(c.Key.AttestationData()) == size {
+			return c
+		}
+	}
 }
 
 // signIn returns a person who has signed in.
@@ -470,12 +481,12 @@ func (p *person) request(method, path, kind string, body []byte) *http.Request {
 	return r
 }
 
-// get fetches a page that has this status.
-func (p *person) get(path string, status int) string {
+// get fetches a page.
+func (p *person) get(path string) string {
 	p.Helper()
 	answer, body := p.do(p.request(http.MethodGet, path, "", nil))
-	if answer.StatusCode != status {
-		p.Fatalf("GET %s: status %d, want %d: %s", path, answer.StatusCode, status, body)
+	if answer.StatusCode != http.StatusOK {
+		p.Fatalf("GET %s: status %d: %s", path, answer.StatusCode, body)
 	}
 	return body
 }
