@@ -25,13 +25,18 @@ import (
 // enrolling is a person with a new authenticator and an invitation.
 func enrolling(f *fixture, name string) *person {
 	f.broker.invitations["token"] = name
+	return newcomer(f, name)
+}
+
+// newcomer is a person with a new authenticator.
+func newcomer(f *fixture, name string) *person {
 	return &person{fixture: f, name: name, passkey: newPasskey(),
 		authenticator: virtualwebauthn.NewAuthenticatorWithOptions(virtualwebauthn.AuthenticatorOptions{
 			UserHandle: f.web.handleOf(name)})}
 }
 
-// make makes a passkey for a question.
-func (p *person) make(asked question) made {
+// make makes a passkey for the question of an invitation.
+func (p *person) make(token string, asked question) made {
 	p.Helper()
 	options := read[createOptions](p.fixture, mustJSON(asked.Options))
 	response := read[struct {
@@ -46,7 +51,7 @@ func (p *person) make(asked question) made {
 		}
 		return data
 	}
-	return made{Token: "token", Document: asked.Document, Seal: asked.Seal, ID: decode(response.RawID),
+	return made{Token: token, Document: asked.Document, Seal: asked.Seal, ID: decode(response.RawID),
 		ClientData: decode(response.Response.ClientDataJSON), Attestation: decode(response.Response.AttestationObject)}
 }
 
@@ -62,7 +67,7 @@ func TestEnrol(t *testing.T) {
 		strings.Contains(string(o.User.ID), "alice") {
 		t.Errorf("%s: %+v", asked.Person, o)
 	}
-	answer := p.make(asked)
+	answer := p.make("token", asked)
 	to := read[going](f, p.script("/enrol/finish", answer, http.StatusOK))
 	if to.Location != "/enrol/done?state=pending" || !strings.Contains(p.get(to.Location), "once other") {
 		t.Errorf("on to %s", to.Location)
@@ -115,7 +120,7 @@ func TestRefuseEnrolment(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t)
 			p := enrolling(f, "alice")
-			m := p.make(read[question](f, p.script("/enrol/begin", invited{"token"}, http.StatusOK)))
+			m := p.make("token", read[question](f, p.script("/enrol/begin", invited{"token"}, http.StatusOK)))
 			c.change(f, p, &m)
 			p.script("/enrol/finish", m, c.status)
 			if len(f.broker.credentials) > 0 {
@@ -132,7 +137,7 @@ func remake(change func(*person)) func(*fixture, *person, *made) {
 		change(p)
 		var o createOptions
 		o.Challenge = m.Document
-		*m = p.make(question{Document: m.Document, Seal: m.Seal, Options: o})
+		*m = p.make("token", question{Document: m.Document, Seal: m.Seal, Options: o})
 		f.rp = before
 	}
 }
@@ -152,7 +157,7 @@ func TestAttested(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t, func(o *Options) { o.AttestationRoots = c.roots })
 			p := enrolling(f, "alice")
-			m := p.make(read[question](f, p.script("/enrol/begin", invited{"token"}, http.StatusOK)))
+			m := p.make("token", read[question](f, p.script("/enrol/begin", invited{"token"}, http.StatusOK)))
 			m.Attestation = c.by.attest(t, m.Attestation, m.ClientData)
 			p.script("/enrol/finish", m, http.StatusOK)
 			for _, credential := range f.broker.credentials {

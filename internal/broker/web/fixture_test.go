@@ -299,11 +299,16 @@ func newFixture(t *testing.T, change ...func(*Options)) *fixture {
 	for _, c := range change {
 		c(&o)
 	}
+	f.serve(o)
+	return f
+}
+
+// serve serves a page until the test ends.
+func (f *fixture) serve(o Options) {
 	f.rp = virtualwebauthn.RelyingParty{Name: "broker", ID: o.RPID, Origin: base}
 	f.web = New(o)
 	f.server = httptest.NewTLSServer(f.web.Handler())
-	t.Cleanup(f.server.Close)
-	return f
+	f.Cleanup(f.server.Close)
 }
 
 func (f *fixture) clock() time.Time {
@@ -394,12 +399,18 @@ func newPasskey() virtualwebauthn.Credential {
 func (f *fixture) signIn(name string) *person {
 	f.Helper()
 	p := f.enrol(name)
-	asked := read[question](f, p.script("/signin/begin", struct{}{}, http.StatusOK))
+	p.signIn()
+	return p
+}
+
+// signIn begins a session.
+func (p *person) signIn() {
+	p.Helper()
+	asked := read[question](p.fixture, p.script("/signin/begin", struct{}{}, http.StatusOK))
 	p.script("/signin/finish", p.answer(asked), http.StatusOK)
 	if p.cookie == nil {
-		f.Fatal("there is no session")
+		p.Fatal("there is no session")
 	}
-	return p
 }
 
 // read decodes JSON.
