@@ -30,8 +30,8 @@ func TestSignIn(t *testing.T) {
 		}
 		answer(w, brokerapi.Evidence{Statement: []byte("s"), You: "id"})
 	}
-	session, err := b.SignIn(t.Context(), s, brokerapi.Login{Envelope: []byte("e")})
-	if err != nil || session.Person != "alice\ufffd[2J" || sent != `{"envelope":"ZQ=="}` {
+	session, err := b.SignIn(t.Context(), s, brokerapi.Login{Envelope: []byte("e"), Kind: "ssh", Public: []byte("p")})
+	if err != nil || session.Person != "alice\ufffd[2J" || sent != `{"envelope":"ZQ==","kind":"ssh","public":"cA=="}` {
 		t.Fatalf("%+v, %v, sent %s", session, err, sent)
 	}
 	if e, err := b.Evidence(t.Context(), s, "r-1"); err != nil || string(e.Statement) != "s" || e.You != "id" {

@@ -57,10 +57,13 @@ func Describe(r brokerapi.Request) [][]string {
 // maxNames is how many people of a group are named.
 const maxNames = 12
 
-// needed says who has to agree still, for any one of the alternatives.
+// needed says who has to agree still, for any one of the alternatives; "" if one of them is allowed.
 func needed(n brokerapi.Need) string {
 	var all []string
 	for _, a := range n.Alternatives {
+		if a.Allowed {
+			return ""
+		}
 		var parts []string
 		for _, g := range a.Groups {
 			if g.Lacking == 0 {
@@ -85,7 +88,7 @@ func needed(n brokerapi.Need) string {
 		all = append(all, text+" by rule "+a.Rule)
 	}
 	text := strings.Join(all, ", or ")
-	if n.Action != "use" {
+	if n.Action != "use" && text != "" {
 		text = strings.TrimSpace(n.Action+" "+n.Key) + ": " + text
 	}
 	return text
