@@ -120,10 +120,10 @@ type manifest struct {
 func (a *Artifact) read(ctx context.Context, repository *remote.Repository, data []byte, config bool) error {
 	var m manifest
 	if err := bound.JSON(data, manifestLimits); err != nil {
-		return fmt.Errorf("its manifest cannot be read: %v", err)
+		return fmt.Errorf("its manifest cannot be read: %w", err)
 	}
 	if err := json.Unmarshal(data, &m); err != nil {
-		return fmt.Errorf("its manifest cannot be read: %v", err)
+		return fmt.Errorf("its manifest cannot be read: %w", err)
 	}
 	a.Layers = len(m.Layers)
 	for _, one := range m.Manifests {
@@ -156,10 +156,10 @@ func (a *Artifact) readConfig(ctx context.Context, repository *remote.Repository
 		} `json:"config"`
 	}
 	if err := bound.JSON(data, manifestLimits); err != nil {
-		return fmt.Errorf("its config cannot be read: %v", err)
+		return fmt.Errorf("its config cannot be read: %w", err)
 	}
 	if err := json.Unmarshal(data, &image); err != nil {
-		return fmt.Errorf("its config cannot be read: %v", err)
+		return fmt.Errorf("its config cannot be read: %w", err)
 	}
 	if name := platformOf(&image.Platform); name != "" {
 		a.Platforms = append(a.Platforms, Platform{Name: name})

@@ -38,11 +38,10 @@ keys:
 
 // scene is a request with its evidence, as a broker makes it.
 type scene struct {
-	t          *testing.T
-	statement  approval.Statement
-	evidence   brokerapi.Evidence
-	people     map[string]*person
-	repository string
+	t         *testing.T
+	statement approval.Statement
+	evidence  brokerapi.Evidence
+	people    map[string]*person
 }
 
 // person is one who approves.

@@ -64,6 +64,9 @@ func (s *Seen) asked(person string) Table {
 		t.add("expires", "%s", unix(p.NotAfter))
 	}
 	t.add("statement", "%s", s.Hash)
+	if name := s.names[s.You]; name != "" {
+		t.add("you are", "%s", name)
+	}
 	return t
 }
 
@@ -143,38 +146,43 @@ func (s *Seen) needed() Table {
 			what += " of " + n.Need.Key
 		}
 		for _, a := range n.Alternatives {
-			var lacks []string
-			for i, g := range a.Groups {
-				if a.Lacking[i] > 0 {
-					lacks = append(lacks, fmt.Sprintf("%d of %s", a.Lacking[i], g.Name))
-				}
-			}
-			t.Rows = append(t.Rows, []string{what, a.Name, s.demands(&a), orText(strings.Join(lacks, ", "), "nobody")})
+			rows := s.demands(&a)
+			rows[0][0], rows[0][1] = what, a.Name
+			t.Rows = append(t.Rows, rows...)
 		}
 	}
 	return t
 }
 
-// demands says what a rule demands besides its condition.
-func (s *Seen) demands(a *approval.Alternative) string {
-	var parts []string
-	for _, g := range a.Groups {
-		parts = append(parts, fmt.Sprintf("%d of %s (%s) by %s", g.Quorum, g.Name, s.people(g.Members), kinds(g)))
+// demands says what a rule demands besides its condition, in a row each.
+func (s *Seen) demands(a *approval.Alternative) (rows [][]string) {
+	add := func(lacks, format string, args ...any) {
+		rows = append(rows, []string{"", "", fmt.Sprintf(format, args...), lacks})
+	}
+	for i, g := range a.Groups {
+		lacks := "nobody"
+		if a.Lacking[i] > 0 {
+			lacks = strconv.Itoa(a.Lacking[i])
+		}
+		add(lacks, "%d of %s (%s)%s", g.Quorum, g.Name, s.people(g.Members), kinds(g))
 	}
 	if lock := a.Demands.TimeLock; lock != nil {
 		from := "the request"
 		if lock.After == string(policy.AfterApprovals) {
 			from = "the last approval"
 		}
-		parts = append(parts, fmt.Sprintf("%s after %s", time.Duration(lock.Seconds)*time.Second, from))
+		add("", "%s after %s", time.Duration(lock.Seconds)*time.Second, from)
 	}
 	if a.Demands.Uses > 1 {
-		parts = append(parts, fmt.Sprintf("up to %d signatures of each", a.Demands.Uses))
+		add("", "up to %d signatures of each", a.Demands.Uses)
 	}
 	if a.Demands.BreakGlass {
-		parts = append(parts, "for emergencies")
+		add("", "for emergencies")
 	}
-	return orText(strings.Join(parts, "; "), "nothing")
+	if len(rows) == 0 {
+		add("", "nothing")
+	}
+	return rows
 }
 
 // maxNames is how many people of a group are named.
@@ -192,7 +200,7 @@ func (s *Seen) people(ids []string) string {
 	return strings.Join(names, ", ")
 }
 
-// kinds says which approvals a group counts.
+// kinds says which approvals a group counts; "" for all.
 func kinds(g approval.Group) string {
 	var all []string
 	for _, k := range g.Kinds {
@@ -205,7 +213,10 @@ func kinds(g approval.Group) string {
 		}
 		all = append(all, text)
 	}
-	return strings.Join(all, ", ")
+	if len(all) == len(policy.Kinds) && !g.Attested && !g.DeviceBound {
+		return ""
+	}
+	return " by " + strings.Join(all, ", ")
 }
 
 // decided says who has decided.
