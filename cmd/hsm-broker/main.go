@@ -73,6 +73,6 @@ is to be signed, and signs what a key is allowed to sign. 'hsm-broker agent' doe
 on one machine; 'hsm-broker serve' for a team, as a policy says.`,
 		Version: version,
 	}, agentCommand(), initCommand(), checkConfigCommand(), serveCommand(), policyCommand(),
-		requestCommand(), approveCommand(), rejectCommand(), configCommand(), keyCommand(),
+		requestCommand(), approveCommand(), rejectCommand(), approverCommand(), configCommand(), keyCommand(),
 		logCommand(), backupCommand(), restoreCommand(), pinCommand())
 }
