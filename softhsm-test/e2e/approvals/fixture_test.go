@@ -172,3 +172,23 @@ func (s *site) refuses(job []string, image, words string) {
 		s.t.Errorf("%s has a signature:\n%s", image, output)
 	}
 }
+
+// flags returns the flags of hsm-broker that name the person's key.
+func (p *person) flags() []string {
+	if p.kind == "ssh" {
+		return []string{"--ssh", p.file}
+	}
+	return []string{"--key", p.uri}
+}
+
+// variables returns those of a person at their own machine, who has the module of their key.
+func (s *site) variables() []string {
+	pin := filepath.Join(s.Dir, "pin")
+	return append(s.caller(), "NOTATION_HSM_MODULE_PATH="+s.token.Module, "NOTATION_HSM_PIN_SOURCE=file:"+pin)
+}
+
+// runAs runs hsm-broker with the key of a person. It ends with an exit code, prints words, and returns what it prints.
+func (s *site) runAs(name string, code int, words string, args ...string) string {
+	s.t.Helper()
+	return s.ends(code, words, s.variables(), s.Program, append(args, s.people[name].flags()...)...)
+}

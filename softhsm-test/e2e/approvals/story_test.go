@@ -1,0 +1,151 @@
+package approvals
+
+import (
+	"testing"
+
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
+	"github.com/notation-hsm/notation-hsm/softhsm-test/browser"
+)
+
+// storyPolicy has a rule for releases, and others whose time runs out or does not come.
+const storyPolicy = `version: 1
+groups:
+  release-managers: [alice, bob]
+  security: [carol]
+  cards: [dave]
+  shells: [erin]
+keys:
+  release:
+    key: pkcs11:token=prod;object=release
+    formats: [notation]
+    use:
+    - name: release
+      when: caller.issuer == "ISSUER" && artifact.repository == "REGISTRY/app"
+      approvals:
+      - {group: release-managers, quorum: 2, kinds: [passkey]}
+      - {group: security, quorum: 1, kinds: [passkey]}
+      - {group: cards, quorum: 1, kinds: [key]}
+      - {group: shells, quorum: 1, kinds: [ssh]}
+      same: [repository, ref]
+      timeout: 72h
+    - name: short
+      when: caller.issuer == "ISSUER" && artifact.repository == "REGISTRY/short"
+      approvals: [{group: shells, quorum: 1}]
+      timeout: 1s
+    - name: locked
+      when: caller.issuer == "ISSUER" && artifact.repository == "REGISTRY/locked"
+      approvals: [{group: shells, quorum: 1}]
+      time-lock: 700h
+      timeout: 2000h
+    block: [{name: security, approvals: [{group: security, quorum: 1}]}]
+    unblock: [{name: security, approvals: [{group: security, quorum: 1}]}]
+    modify: [{name: security, approvals: [{group: security, quorum: 1}]}]
+`
+
+// TestStory is a release from beginning to end: two release managers and one of security approve in the browser with
+// passkeys, one with a key in a module, one with an SSH key, and the signature is made. Where one is missing or has
+// refused, where a time has passed or has not come, and where the key is blocked, there is none, and the job is told why.
+func TestStory(t *testing.T) {
+	softhsmtest.Parallel(t)
+	s := start(t, options{policy: storyPolicy, people: []person{{name: "alice", kind: "passkey"},
+		{name: "bob", kind: "passkey"}, {name: "carol", kind: "passkey"}, {name: "dave", kind: "key"},
+		{name: "erin", kind: "ssh"}}})
+	b := browser.Start(t, s.CA)
+	for _, name := range []string{"alice", "bob", "carol"} {
+		s.enrol(b, name)
+		s.signIn(name, "/")
+	}
+	job := s.job("refs/tags/v1")
+	name, digest := s.image("app", "release")
+	image := name + "@" + digest
+	made := s.create(job, image)
+	if made.State != brokerapi.Pending {
+		t.Fatalf("the request is %s", made.State)
+	}
+
+	// Each of them approves; until the last has, nothing is signed.
+	s.refuses(job, image, "lacks approvals")
+	s.refuses(s.job("refs/tags/v1"), image, made.ID)
+	s.approve("alice", made.ID)
+	s.approve("carol", made.ID)
+	s.runAs("dave", 0, digest, "approve", made.ID, "--yes", "--plain-http")
+	s.runAs("erin", 0, digest, "approve", made.ID, "--yes", "--plain-http")
+	s.refuses(job, image, "release-managers")
+	s.ends(5, "release-managers", job, s.program, "request", "wait", made.ID, "--for", "1ms")
+	s.approve("bob", made.ID)
+	s.ends(0, "", job, s.program, "request", "wait", made.ID)
+	s.refuses(s.job("refs/tags/v2"), image, "release-managers") // another ref has no share in the grant
+	s.signs(job, image)
+
+	s.rejected(job)
+	s.expired(job)
+	s.timeLocked(job)
+	s.blocked(job)
+}
+
+// rejected refuses a release in the browser.
+func (s *site) rejected(job []string) {
+	s.t.Helper()
+	name, digest := s.image("app", "refused")
+	made := s.create(job, name+"@"+digest)
+	s.approve("alice", made.ID)
+	s.open("bob", "/requests/"+made.ID)
+	page := s.people["bob"].page
+	page.Fill("#reason-text", "not tested on arm64")
+	page.Click("Reject")
+	page.WaitURL("done=reject")
+	s.ends(3, "not tested on arm64", job, s.program, "request", "wait", made.ID)
+	s.ends(0, "not tested on arm64", job, s.program, "request", "show", made.ID)
+	s.runAs("dave", 0, "rejected", "request", "show", made.ID)
+	s.refuses(s.job("refs/tags/v1"), name+"@"+digest, "lacks approvals") // by another request
+}
+
+// expired lets the time of a request pass.
+func (s *site) expired(job []string) {
+	s.t.Helper()
+	name, digest := s.image("short", "late")
+	made := s.create(job, name+"@"+digest)
+	s.ends(5, "expired", job, s.program, "request", "wait", made.ID)
+	s.runAs("erin", 6, "expired", "approve", made.ID, "--yes", "--plain-http")
+}
+
+// timeLocked has everybody approve a request whose time has not come.
+func (s *site) timeLocked(job []string) {
+	s.t.Helper()
+	name, digest := s.image("locked", "early")
+	made := s.create(job, name+"@"+digest)
+	s.runAs("erin", 0, digest, "approve", made.ID, "--yes", "--plain-http")
+	s.refuses(job, name+"@"+digest, "time lock")
+	s.ends(5, "time lock", job, s.program, "request", "wait", made.ID, "--for", "1ms")
+}
+
+// blocked blocks the key once everybody has approved, and unblocks it.
+func (s *site) blocked(job []string) {
+	s.t.Helper()
+	name, digest := s.image("app", "blocked")
+	made := s.create(job, name+"@"+digest)
+	for _, person := range []string{"alice", "bob", "carol"} {
+		s.approve(person, made.ID)
+	}
+	s.runAs("dave", 0, digest, "approve", made.ID, "--yes", "--plain-http")
+	s.runAs("erin", 0, digest, "approve", made.ID, "--yes", "--plain-http")
+	s.change("alice", "block", "Block", "Block the key")
+	s.refuses(job, name+"@"+digest, "blocked")
+	s.change("alice", "unblock", "Unblock", "Unblock the key")
+	s.signs(job, name+"@"+digest)
+}
+
+// change has a person ask for a change of the key in the browser, and carol approve it there.
+func (s *site) change(asks, what, button, confirm string) {
+	s.t.Helper()
+	s.open(asks, "/keys")
+	page := s.people[asks].page
+	page.Click(button + " the key release")
+	page.WaitURL("/keys/release/" + what)
+	page.Click(confirm)
+	page.WaitURL("/requests/")
+	id := browser.Evaluate[string](page, `document.getElementById("request-id").innerText`)
+	s.approve("carol", id)
+	s.people["carol"].page.WaitText("Done")
+}
