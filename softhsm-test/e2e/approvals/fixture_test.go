@@ -75,7 +75,7 @@ func startOn(t testing.TB, token *softhsmtest.Token, registry string, o options)
 	return s
 }
 
-// job returns variables of a job of example/app on a ref.
+// job returns variables of a job of example/app on a ref, with a token for one use.
 func (s *site) job(ref string) []string {
 	s.t.Helper()
 	path := filepath.Join(s.t.TempDir(), "token")
@@ -130,11 +130,11 @@ func (s *site) image(repository, content string) (name, digest string) {
 	return name, pushed.String()
 }
 
-// create makes a request for an image, and returns it.
-func (s *site) create(job []string, image string, args ...string) brokerapi.Request {
+// create makes a request for an image as a job on a ref, and returns it.
+func (s *site) create(ref, image string, args ...string) brokerapi.Request {
 	s.t.Helper()
 	var r brokerapi.Request
-	out := s.ends(0, "", job, s.program, append([]string{"request", "create", "--key", "broker:release", "--image", image,
+	out := s.ends(0, "", s.job(ref), s.program, append([]string{"request", "create", "--key", "broker:release", "--image", image,
 		"--json"}, args...)...)
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		s.t.Fatalf("%v\n%s", err, out)
@@ -142,31 +142,31 @@ func (s *site) create(job []string, image string, args ...string) brokerapi.Requ
 	return r
 }
 
-// sign signs an image with the notation command, and returns what it prints and whether it has signed.
-func (s *site) sign(job []string, image string) (output string, signed bool) {
+// sign signs an image with the notation command as a job on a ref, and returns what it prints and whether it has signed.
+func (s *site) sign(ref, image string) (output string, signed bool) {
 	s.t.Helper()
 	repository, _, _ := strings.Cut(image, "@")
-	stdout, stderr, code := s.run(job, s.notation.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id",
+	stdout, stderr, code := s.run(s.job(ref), s.notation.Program, "sign", "--insecure-registry", "--plugin", "hsm", "--id",
 		"broker:release", "--plugin-config", "repository="+repository, image)
 	return stdout + stderr, code == 0
 }
 
 // signs signs and verifies an image.
-func (s *site) signs(job []string, image string) {
+func (s *site) signs(ref, image string) {
 	s.t.Helper()
-	if output, signed := s.sign(job, image); !signed {
+	if output, signed := s.sign(ref, image); !signed {
 		s.t.Fatalf("%s is not signed:\n%s", image, output)
 	}
 	softhsmtest.Run(s.t, s.notation.Program, "verify", "--insecure-registry", image)
 }
 
 // refuses checks that an image is not signed, and that the requester is told words.
-func (s *site) refuses(job []string, image, words string) {
+func (s *site) refuses(ref, image, words string) {
 	s.t.Helper()
-	if output, signed := s.sign(job, image); signed || !strings.Contains(output, words) {
+	if output, signed := s.sign(ref, image); signed || !strings.Contains(output, words) {
 		s.t.Errorf("%s: signed %v, or not told %q:\n%s", image, signed, words, output)
 	}
-	if output, _, code := s.run(job, s.notation.Program, "list", "--insecure-registry", image); code != 0 ||
+	if output, _, code := s.run(nil, s.notation.Program, "list", "--insecure-registry", image); code != 0 ||
 		strings.Contains(output, "application/vnd.cncf.notary.signature") && strings.Contains(output, "sha256:") &&
 			strings.Contains(output, "└── sha256") {
 		s.t.Errorf("%s has a signature:\n%s", image, output)

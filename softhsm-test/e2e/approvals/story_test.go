@@ -56,84 +56,84 @@ func TestStory(t *testing.T) {
 		s.enrol(b, name)
 		s.signIn(name, "/")
 	}
-	job := s.job("refs/tags/v1")
+	const ref = "refs/tags/v1"
 	name, digest := s.image("app", "release")
 	image := name + "@" + digest
-	made := s.create(job, image)
+	made := s.create(ref, image)
 	if made.State != brokerapi.Pending {
 		t.Fatalf("the request is %s", made.State)
 	}
 
 	// Each of them approves; until the last has, nothing is signed.
-	s.refuses(job, image, "lacks approvals")
-	s.refuses(s.job("refs/tags/v1"), image, made.ID)
+	s.refuses(ref, image, "waits for approvals")
+	s.refuses(ref, image, made.ID)
 	s.approve("alice", made.ID)
 	s.approve("carol", made.ID)
 	s.runAs("dave", 0, digest, "approve", made.ID, "--yes", "--plain-http")
 	s.runAs("erin", 0, digest, "approve", made.ID, "--yes", "--plain-http")
-	s.refuses(job, image, "release-managers")
-	s.ends(5, "release-managers", job, s.program, "request", "wait", made.ID, "--for", "1ms")
+	s.refuses(ref, image, "release-managers")
+	s.ends(5, "release-managers", s.job(ref), s.program, "request", "wait", made.ID, "--for", "1ms")
 	s.approve("bob", made.ID)
-	s.ends(0, "", job, s.program, "request", "wait", made.ID)
-	s.refuses(s.job("refs/tags/v2"), image, "release-managers") // another ref has no share in the grant
-	s.signs(job, image)
+	s.ends(0, "", s.job(ref), s.program, "request", "wait", made.ID)
+	s.refuses("refs/tags/v2", image, "release-managers") // another ref has no share in the grant
+	s.signs(ref, image)
 
-	s.rejected(job)
-	s.expired(job)
-	s.timeLocked(job)
-	s.blocked(job)
+	s.rejected(ref)
+	s.expired(ref)
+	s.timeLocked(ref)
+	s.blocked(ref)
 }
 
 // rejected refuses a release in the browser.
-func (s *site) rejected(job []string) {
+func (s *site) rejected(ref string) {
 	s.t.Helper()
 	name, digest := s.image("app", "refused")
-	made := s.create(job, name+"@"+digest)
+	made := s.create(ref, name+"@"+digest)
 	s.approve("alice", made.ID)
 	s.open("bob", "/requests/"+made.ID)
 	page := s.people["bob"].page
 	page.Fill("#reason-text", "not tested on arm64")
 	page.Click("Reject")
 	page.WaitURL("done=reject")
-	s.ends(3, "not tested on arm64", job, s.program, "request", "wait", made.ID)
-	s.ends(0, "not tested on arm64", job, s.program, "request", "show", made.ID)
+	s.ends(3, "not tested on arm64", s.job(ref), s.program, "request", "wait", made.ID)
+	s.ends(0, "not tested on arm64", s.job(ref), s.program, "request", "show", made.ID)
 	s.runAs("dave", 0, "rejected", "request", "show", made.ID)
-	s.refuses(s.job("refs/tags/v1"), name+"@"+digest, "lacks approvals") // by another request
+	s.refuses(ref, name+"@"+digest, "waits for approvals") // by another request
 }
 
 // expired lets the time of a request pass.
-func (s *site) expired(job []string) {
+func (s *site) expired(ref string) {
 	s.t.Helper()
 	name, digest := s.image("short", "late")
-	made := s.create(job, name+"@"+digest)
-	s.ends(5, "expired", job, s.program, "request", "wait", made.ID)
+	made := s.create(ref, name+"@"+digest)
+	s.ends(5, "expired", s.job(ref), s.program, "request", "wait", made.ID)
 	s.runAs("erin", 6, "expired", "approve", made.ID, "--yes", "--plain-http")
 }
 
 // timeLocked has everybody approve a request whose time has not come.
-func (s *site) timeLocked(job []string) {
+func (s *site) timeLocked(ref string) {
 	s.t.Helper()
 	name, digest := s.image("locked", "early")
-	made := s.create(job, name+"@"+digest)
+	made := s.create(ref, name+"@"+digest)
 	s.runAs("erin", 0, digest, "approve", made.ID, "--yes", "--plain-http")
-	s.refuses(job, name+"@"+digest, "time lock")
-	s.ends(5, "time lock", job, s.program, "request", "wait", made.ID, "--for", "1ms")
+	s.refuses(ref, name+"@"+digest, "time lock")
+	s.ends(5, "time lock", s.job(ref), s.program, "request", "wait", made.ID, "--for", "1ms")
 }
 
 // blocked blocks the key once everybody has approved, and unblocks it.
-func (s *site) blocked(job []string) {
+func (s *site) blocked(ref string) {
 	s.t.Helper()
 	name, digest := s.image("app", "blocked")
-	made := s.create(job, name+"@"+digest)
+	made := s.create(ref, name+"@"+digest)
 	for _, person := range []string{"alice", "bob", "carol"} {
 		s.approve(person, made.ID)
 	}
 	s.runAs("dave", 0, digest, "approve", made.ID, "--yes", "--plain-http")
 	s.runAs("erin", 0, digest, "approve", made.ID, "--yes", "--plain-http")
 	s.change("alice", "block", "Block", "Block the key")
-	s.refuses(job, name+"@"+digest, "blocked")
+	s.refuses(ref, name+"@"+digest, "blocked")
 	s.change("alice", "unblock", "Unblock", "Unblock the key")
-	s.signs(job, name+"@"+digest)
+	s.signs(ref, name+"@"+digest)
 }
 
 // change has a person ask for a change of the key in the browser, and carol approve it there.
