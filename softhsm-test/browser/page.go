@@ -189,7 +189,9 @@ func (p *Page) Has(name string) bool {
 // Fill types a text into the field with a CSS selector, in place of what it holds.
 func (p *Page) Fill(selector, text string) {
 	p.t.Helper()
-	p.do("filling in "+selector, chromedp.SetValue(chromedp.CSS(selector), ""), chromedp.SendKeys(chromedp.CSS(selector), text))
+	p.do("filling in "+selector, chromedp.Click(chromedp.CSS(selector)))
+	Evaluate[any](p, fmt.Sprintf("document.querySelector(%s).select()", quote(selector)))
+	p.Press(text)
 }
 
 // Press presses keys, such as those of package kb.
