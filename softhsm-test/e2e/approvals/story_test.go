@@ -107,7 +107,7 @@ func (s *site) expired(ref string) {
 	name, digest := s.image("short", "late")
 	made := s.create(ref, name+"@"+digest)
 	s.ends(5, "expired", s.job(ref), s.program, "request", "wait", made.ID)
-	s.runAs("erin", 6, "expired", "approve", made.ID, "--yes", "--plain-http")
+	s.runAs("erin", 1, "has expired", "approve", made.ID, "--yes", "--plain-http")
 }
 
 // timeLocked has everybody approve a request whose time has not come.
