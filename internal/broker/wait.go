@@ -60,10 +60,10 @@ func (b *Broker) Wait(ctx context.Context, caller identity.Caller, id string, at
 			done()
 			return r, err
 		}
-		unlocked := untilUnlocked(r, b.clock.now(time.Time{}))
+		due := untilDue(r, b.clock.now(time.Time{}))
 		select {
 		case <-changed:
-		case <-unlocked.C:
+		case <-due.C:
 		case <-end.C:
 			atMost = 0
 		case <-b.running.Done():
@@ -72,17 +72,20 @@ func (b *Broker) Wait(ctx context.Context, caller identity.Caller, id string, at
 			done()
 			return nil, context.Cause(ctx)
 		}
-		unlocked.Stop()
+		due.Stop()
 		done()
 	}
 }
 
-// untilUnlocked returns a timer for the end of a request's time lock.
-func untilUnlocked(r *brokerapi.Request, now time.Time) *time.Timer {
-	if r.NotBefore == nil {
-		return time.NewTimer(time.Hour)
+// untilDue returns a timer for when a request changes by itself: its time lock ends, or it expires.
+func untilDue(r *brokerapi.Request, now time.Time) *time.Timer {
+	next := time.Hour
+	for _, at := range []*time.Time{r.NotBefore, r.NotAfter} {
+		if at != nil {
+			next = min(next, at.Sub(now))
+		}
 	}
-	return time.NewTimer(max(r.NotBefore.Sub(now), time.Second))
+	return time.NewTimer(max(next, time.Second))
 }
 
 // waitUntilSettled returns the state of a request that is being signed, once that has ended.
