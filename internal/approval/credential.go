@@ -1,6 +1,8 @@
 package approval
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 )
@@ -65,4 +67,11 @@ func (c *Credential) Vote() Vote {
 		v.Attested, v.DeviceBound = c.Passkey.Attested, !c.Passkey.BackupEligible
 	}
 	return v
+}
+
+// Fingerprint returns a text by which people compare public keys: SHA256: and the SHA-256 of the public key in base64
+// without padding, as OpenSSH writes it for its keys.
+func (c *Credential) Fingerprint() string {
+	hash := sha256.Sum256(c.Public)
+	return "SHA256:" + base64.RawStdEncoding.EncodeToString(hash[:])
 }

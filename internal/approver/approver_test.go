@@ -25,7 +25,7 @@ func TestRead(t *testing.T) {
 		"annotation build=7", "24h0m0s from the signing time", "repo:example/app at https://issuer.example.com",
 		`ref: "refs/tags/v1"`, "broker | " + broker, "expires | 2030-03-20T17:46:40Z", "statement | " + seen.Hash,
 		"use of release | release | 2 of managers (alice, bob, carol) | 1", " |  | 1 of security (dave) by key | nobody",
-		" |  | 1h0m0s after the last approval | ", "bob | approve | key | key sha256:", "you are | alice"} {
+		" |  | 1h0m0s after the last approval | ", "bob | approve | key SHA256:", "you are | alice"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("%q is missing in\n%s", want, all)
 		}
@@ -151,7 +151,7 @@ func TestChanges(t *testing.T) {
 			added := s.newPerson("id-alice")
 			s.evidence.Documents[added.hash] = encode(s.t, &added.credential)
 			return &approval.Change{What: "enrol", Credential: added.hash}
-		}, []string{"a credential to be added", "person | alice", "credential | key sha256:"}},
+		}, []string{"a credential to be added", "person | alice", "credential | key SHA256:"}},
 		"remove": {func(s *scene) *approval.Change {
 			other := s.newPerson("id-mallory")
 			s.evidence.Documents[other.hash] = encode(s.t, &other.credential)
@@ -188,12 +188,12 @@ func TestChanges(t *testing.T) {
 // TestCredentialText names credentials as the tools of their kind do.
 func TestCredentialText(t *testing.T) {
 	t.Parallel()
-	passkey := &approval.Credential{Kind: approval.Passkey, Passkey: &approval.WebAuthn{AAGUID: "00-11", ID: []byte{1, 2, 3},
-		BackupEligible: true}}
+	passkey := &approval.Credential{Kind: approval.Passkey, Passkey: &approval.WebAuthn{AAGUID: "00-11", Attested: true,
+		BackupEligible: true}, Public: []byte("abc")}
 	for want, c := range map[string]*approval.Credential{
-		"SSH key SHA256:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0":                  {Kind: approval.SSH, Public: []byte("abc")},
-		"key sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad": {Kind: approval.Key, Public: []byte("abc")},
-		"passkey AQID, authenticator 00-11, can be copied to other devices":           passkey,
+		"ssh SHA256:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0": {Kind: approval.SSH, Public: []byte("abc")},
+		"passkey SHA256:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0, authenticator 00-11, attested, " +
+			"can be copied to other devices": passkey,
 	} {
 		if got := CredentialText(c); got != want {
 			t.Errorf("%s, not %s", got, want)

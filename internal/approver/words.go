@@ -1,9 +1,6 @@
 package approver
 
 import (
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -221,10 +218,9 @@ func kinds(g approval.Group) string {
 
 // decided says who has decided.
 func (s *Seen) decided() Table {
-	t := Table{Header: []string{"PERSON", "DECISION", "KIND", "CREDENTIAL", "TIME", "REASON"}}
+	t := Table{Header: []string{"PERSON", "DECISION", "CREDENTIAL", "TIME", "REASON"}}
 	for _, d := range s.Decisions {
-		t.Rows = append(t.Rows, []string{s.Name(d.Approver), string(d.Decision), string(d.Credential.Kind),
-			CredentialText(d.Credential), d.Time.UTC().Format(time.RFC3339), orText(d.Reason, "-")})
+		t.Rows = append(t.Rows, []string{s.Name(d.Approver), string(d.Decision), CredentialText(d.Credential), d.Time.UTC().Format(time.RFC3339), orText(d.Reason, "-")})
 	}
 	return t
 }
@@ -270,25 +266,20 @@ func (a *Artifact) Table() Table {
 	return t
 }
 
-// CredentialText names a credential as the tools of its kind do: an SSH key by its fingerprint, a key in a module by
-// the SHA-256 of its SubjectPublicKeyInfo, a passkey by its model and its credential ID.
+// CredentialText names a credential by its kind and its fingerprint, and says what is known of a passkey.
 func CredentialText(c *approval.Credential) string {
-	hash := sha256.Sum256(c.Public)
-	switch {
-	case c.Passkey != nil:
-		text := fmt.Sprintf("passkey %s, authenticator %s", base64.RawURLEncoding.EncodeToString(c.Passkey.ID),
-			c.Passkey.AAGUID)
-		if c.Passkey.Attested {
-			text += ", attested"
-		}
-		if c.Passkey.BackupEligible {
-			return text + ", can be copied to other devices"
-		}
-		return text + ", device-bound"
-	case c.Kind == approval.SSH:
-		return "SSH key SHA256:" + base64.RawStdEncoding.EncodeToString(hash[:])
+	text := string(c.Kind) + " " + c.Fingerprint()
+	if c.Passkey == nil {
+		return text
 	}
-	return "key sha256:" + hex.EncodeToString(hash[:])
+	text += ", authenticator " + c.Passkey.AAGUID
+	if c.Passkey.Attested {
+		text += ", attested"
+	}
+	if c.Passkey.BackupEligible {
+		return text + ", can be copied to other devices"
+	}
+	return text + ", device-bound"
 }
 
 func unix(seconds int64) string { return time.Unix(seconds, 0).UTC().Format(time.RFC3339) }

@@ -98,6 +98,7 @@ type Broker struct {
 	ahead     atomic.Int64              // time since boot when the log got ahead of its newest checkpoint
 	blocked   atomic.Pointer[map[string]time.Time]
 
+	labels  sync.Map // fingerprints of credentials, by their IDs
 	waiters waiters
 	metrics *metrics
 

@@ -130,10 +130,28 @@ func (b *Broker) Approvers(ctx context.Context, after string, limit int) (*broke
 		if a.Credentials == nil {
 			a.Credentials = []brokerapi.Credential{}
 		}
+		for i := range a.Credentials {
+			if err == nil {
+				a.Credentials[i].Label, err = b.label(ctx, a.Credentials[i].ID)
+			}
+		}
 		slices.SortFunc(a.Credentials, func(x, y brokerapi.Credential) int { return x.Enrolled.Compare(y.Enrolled) })
 		page.Approvers = append(page.Approvers, a)
 	}
 	return page, err
+}
+
+// label returns the fingerprint of a credential, whose document is read once.
+func (b *Broker) label(ctx context.Context, id string) (string, error) {
+	if known, exists := b.labels.Load(id); exists {
+		return known.(string), nil
+	}
+	c, err := b.credential(ctx, id)
+	if err != nil {
+		return "", err
+	}
+	b.labels.Store(id, c.Fingerprint())
+	return c.Fingerprint(), nil
 }
 
 // Enrol proposes a credential of a person, under the top-level rules for modify. With the invitation of a first
