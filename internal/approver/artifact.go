@@ -26,6 +26,9 @@ const maxManifest = 4 << 20
 // maxPlatforms is how many manifests of an index are shown.
 const maxPlatforms = 64
 
+// maxConfigs is how many configs of images are fetched: those of the first targets.
+const maxConfigs = 16
+
 // manifestLimits are the limits of the structure of a manifest.
 var manifestLimits = bound.Limits{Bytes: maxManifest, Depth: bound.Depth, Elements: 50000}
 
@@ -59,7 +62,7 @@ func (s *Seen) Fetch(ctx context.Context, registries *registry.Registries) ([]Ar
 	repository := registries.Repository(name)
 	all := make([]Artifact, len(p.Targets))
 	for i, t := range p.Targets {
-		a, err := fetch(ctx, repository, t, i == 0)
+		a, err := fetch(ctx, repository, t, i < maxConfigs)
 		if err != nil {
 			return nil, fetchFailure(p.Repository, t.Digest, err)
 		}
