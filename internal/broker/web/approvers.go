@@ -3,6 +3,7 @@ package web
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"net/http"
 	"net/url"
 	"time"
@@ -52,8 +53,9 @@ func (w *Web) invite(_ http.ResponseWriter, r *http.Request, p *who) (*view, err
 	if err != nil {
 		return nil, err
 	}
-	return &view{Template: "invited", Title: "Invitation of " + visible(person), Section: "approvers", Data: &invitation{
-		Person: person, URL: w.options.PublicURL + EnrolPath + "#" + token, Expires: expires, You: person == p.Person}}, nil
+	link := w.options.PublicURL + brokerapi.EnrolPath(token)
+	return &view{Template: "invited", Title: "Invitation of " + visible(person), Section: "approvers",
+		Data: &invitation{Person: person, URL: link, Expires: expires, You: person == p.Person}}, nil
 }
 
 // removal is a credential that a person is about to have removed.
@@ -84,8 +86,8 @@ func (w *Web) confirmRemove(r *http.Request, p *who) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &view{Template: "confirm-remove", Title: "Remove a credential of " + visible(found.Person), Section: "approvers",
-		Data: found}, nil
+	return &view{Template: "confirm-remove", Title: "Remove a credential of " + visible(found.Person),
+		Section: "approvers", Data: found}, nil
 }
 
 // removeCredential makes the request to remove a credential.
@@ -97,8 +99,15 @@ func (w *Web) removeCredential(_ http.ResponseWriter, r *http.Request, p *who) (
 	return w.propose(r.Context(), p, broker.Change{What: broker.ChangeRemove, Credential: found.ID})
 }
 
-// labelOf returns a fingerprint of the public key of a credential, as SSH writes it for its keys.
+// labelOf returns a fingerprint of a credential, as the tools of its kind write it: the SHA-256 of an SSH key, and of
+// the SubjectPublicKeyInfo of a key in a module; the credential ID of a passkey.
 func labelOf(c *approval.Credential) string {
 	hash := sha256.Sum256(c.Public)
-	return "SHA256:" + base64.RawStdEncoding.EncodeToString(hash[:])
+	switch {
+	case c.Passkey != nil:
+		return base64.RawURLEncoding.EncodeToString(c.Passkey.ID)
+	case c.Kind == approval.SSH:
+		return "SHA256:" + base64.RawStdEncoding.EncodeToString(hash[:])
+	}
+	return "sha256:" + hex.EncodeToString(hash[:])
 }

@@ -121,7 +121,8 @@ func TestBroker(t *testing.T) {
 		t.Fatal("the enrolment does not wait for carol")
 	}
 	enrolment := idOf(row[1])
-	contains(t, carol.get("/requests/"+enrolment), "Enrol a credential of dave", "not attested", uuid(dave.authenticator.Aaguid[:]))
+	contains(t, carol.get("/requests/"+enrolment), "Enrol a credential of dave", "not attested",
+		uuid(dave.authenticator.Aaguid[:]))
 	carol.decide(enrolment, approval.Approve, "")
 	dave.signIn()
 	contains(t, dave.get("/approvers"), `id="person-dave"`, "(you)")

@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 )
@@ -128,5 +129,5 @@ func (w *Web) finishDecision(r *http.Request, p *who) (any, error) {
 	if _, err := w.options.Broker.Approve(r.Context(), p.caller(), id, data); err != nil {
 		return nil, err
 	}
-	return &going{"/requests/" + pathEscape(id) + "?done=" + string(signed.Decision)}, nil
+	return &going{brokerapi.PagePath(id) + "?done=" + string(signed.Decision)}, nil
 }

@@ -18,10 +18,6 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 )
 
-// EnrolPath is the page where a person enrols a passkey by an invitation: PublicURL, EnrolPath, "#", the token. A browser
-// sends nothing of what follows the number sign, so no log has it.
-const EnrolPath = "/enrol"
-
 // createOptions are the options of navigator.credentials.create.
 type createOptions struct {
 	RP struct {
@@ -127,7 +123,7 @@ func (w *Web) finishEnrol(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	slog.Info("a passkey was enrolled", "person", person, "request", enrolled.ID)
-	return &going{EnrolPath + "/done?state=" + string(enrolled.State)}, nil
+	return &going{"/enrol/done?state=" + string(enrolled.State)}, nil
 }
 
 // enrolledPage says what comes after an enrolment.

@@ -291,8 +291,8 @@ func newFixture(t *testing.T, change ...func(*Options)) *fixture {
 	f := &fixture{T: t, now: testTime, broker: &fakeBroker{policy: testPolicy, evidence: map[string]*brokerapi.Evidence{},
 		credentials: map[string]*approval.Credential{}, owners: map[string]string{}, invitations: map[string]string{},
 		blocked: map[string]bool{}}}
-	o := Options{Broker: f.broker, Keys: testKeys{}, RPID: "broker.example.com", PublicURL: base, Version: "1.2.3", Now: f.clock,
-		Sessions: session.New(f.broker.Derive("session"), f.clock),
+	o := Options{Broker: f.broker, Keys: testKeys{}, RPID: "broker.example.com", PublicURL: base, Version: "1.2.3",
+		Now: f.clock, Sessions: session.New(f.broker.Derive("session"), f.clock),
 		Checkpoint: func(context.Context) ([]byte, error) {
 			return []byte("broker.example.com/log\n42\nAAAA\n\n— broker.example.com/log signature\n"), nil
 		}}
@@ -341,7 +341,8 @@ func (f *fixture) add(n int, change ...func(*brokerapi.Request)) *brokerapi.Requ
 			}}}}},
 		Waiting: true,
 	}
-	statement := approval.Statement{Subjects: []approval.Subject{{Name: r.Repository, Digest: map[string]string{"sha256": "00"}}},
+	statement := approval.Statement{
+		Subjects: []approval.Subject{{Name: r.Repository, Digest: map[string]string{"sha256": "00"}}},
 		Predicate: approval.Predicate{Action: "use", Broker: base, Request: r.ID,
 			Needs: []approval.Need{{Action: "use", Rules: []approval.RuleRef{}}}}}
 	document, err := statement.Encode()

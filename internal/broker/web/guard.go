@@ -24,12 +24,12 @@ const (
 
 // header are the headers of every answer.
 var header = map[string]string{
-	"Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; " +
-		"form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+	"Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; " +
+		"connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
 	"Cross-Origin-Opener-Policy":   "same-origin",
 	"Cross-Origin-Resource-Policy": "same-origin",
-	"Permissions-Policy": "publickey-credentials-get=(self), publickey-credentials-create=(self), camera=(), geolocation=(), " +
-		"microphone=(), payment=(), usb=()",
+	"Permissions-Policy": "publickey-credentials-get=(self), publickey-credentials-create=(self), camera=(), " +
+		"geolocation=(), microphone=(), payment=(), usb=()",
 	"Referrer-Policy":           "no-referrer",
 	"Strict-Transport-Security": "max-age=31536000",
 	"X-Content-Type-Options":    "nosniff",

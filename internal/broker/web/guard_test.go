@@ -13,8 +13,8 @@ func TestHeaders(t *testing.T) {
 	f := newFixture(t)
 	r := f.add(1)
 	p := f.signIn("alice")
-	for _, path := range []string{"/", "/signin", "/requests", "/requests/" + r.ID, "/requests/" + r.ID + "/proof", "/keys",
-		"/keys/release/block", "/policy", "/approvers", "/log", "/enrol", "/enrol/done", "/favicon.ico", "/nothing",
+	for _, path := range []string{"/", "/signin", "/requests", "/requests/" + r.ID, "/requests/" + r.ID + "/proof",
+		"/keys", "/keys/release/block", "/policy", "/approvers", "/log", "/enrol", "/enrol/done", "/favicon.ico", "/nothing",
 		f.web.pages.named["style.css"], f.web.pages.named["passkey.js"], "/static/x", "//evil", "/requests/"} {
 		answer, body := p.do(p.request(http.MethodGet, path, "", nil))
 		for name, value := range header {

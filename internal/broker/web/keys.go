@@ -4,11 +4,11 @@ import (
 	"context"
 	"crypto/x509"
 	"net/http"
-	"net/url"
 	"sync"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/broker"
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
 )
@@ -95,7 +95,8 @@ func (w *Web) readChange(r *http.Request) (*change, error) {
 	}
 	c := &change{Key: r.PathValue("key"), What: r.PathValue("change")}
 	if current.policy.Key(c.Key) == nil || c.What != broker.ChangeBlock && c.What != broker.ChangeUnblock {
-		return nil, failure.New(failure.NotFound, "the policy has no key %.60q", visible(c.Key)).WithHint("choose one of the list")
+		return nil, failure.New(failure.NotFound, "the policy has no key %.60q", visible(c.Key)).
+			WithHint("choose one of the list")
 	}
 	c.Rules = current.policy.Rules(policy.Action(c.What), c.Key)
 	return c, nil
@@ -131,7 +132,7 @@ func (w *Web) propose(ctx context.Context, p *who, c broker.Change) (*view, erro
 	if err != nil {
 		return nil, err
 	}
-	return &view{Location: "/requests/" + url.PathEscape(made.ID) + "?done=proposed"}, nil
+	return &view{Location: brokerapi.PagePath(made.ID) + "?done=proposed"}, nil
 }
 
 // policyPage shows the policy in force.

@@ -46,7 +46,8 @@ func (w *Web) waiting(r *http.Request, p *who) (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	page, err := w.options.Broker.Requests(r.Context(), p.caller(), broker.Query{Mine: true, Before: before, Limit: perPage})
+	page, err := w.options.Broker.Requests(r.Context(), p.caller(), broker.Query{Mine: true, Before: before,
+		Limit: perPage})
 	if err != nil {
 		return nil, err
 	}

@@ -66,7 +66,7 @@ var kinds = map[string]string{".css": "text/css; charset=utf-8", ".js": "text/ja
 // readPages reads the embedded files. It panics if one of them is broken, which tests find.
 func readPages() pages {
 	p := pages{templates: map[string]*template.Template{}, static: map[string]file{}, named: map[string]string{}}
-	base := template.Must(template.New("base").Funcs(functions).ParseFS(files, "templates/base.tmpl", "templates/parts.tmpl"))
+	base := template.Must(template.New("base").Funcs(functions).ParseFS(files, "templates/*.tmpl"))
 	names, err := fs.Glob(files, "templates/*.html")
 	if err != nil {
 		panic(err)
@@ -193,8 +193,8 @@ func send(out http.ResponseWriter, status int, kind string, data []byte) {
 
 // notices are what a page says after something was done, by the parameter done.
 var notices = map[string]string{
-	"approve":    "Your approval counts from now on.",
-	"reject":     "You have rejected the request. It has ended.",
+	"approve":    "Your approval was recorded.",
+	"reject":     "You have rejected the request.",
 	"withdraw":   "Your approval was withdrawn.",
 	"cancelled":  "The request was cancelled.",
 	"proposed":   "The request was made.",

@@ -139,19 +139,22 @@ func TestHostile(t *testing.T) {
 		r.Claims = &brokerapi.Claims{Created: hostile, Source: "javascript:alert(1)", Revision: hostile, Version: hostile,
 			Platforms: []string{hostile}, Size: 1}
 		r.Why, r.Reason, r.Rule = hostile, hostile, hostile
-		r.Approvals = []brokerapi.Approval{{Person: hostile, Decision: "approve", Kind: hostile, Reason: hostile, Why: hostile}}
+		r.Approvals = []brokerapi.Approval{{Person: hostile, Decision: "approve", Kind: hostile, Reason: hostile,
+			Why: hostile}}
 		r.Needs[0].Key, r.Needs[0].Alternatives[0].Rule, r.Needs[0].Alternatives[0].Reason = hostile, hostile, hostile
 		r.Needs[0].Alternatives[0].Groups[0].Group = hostile
 		r.Needs[0].Alternatives[0].Groups[0].Members = []string{hostile}
 		r.Proof = &brokerapi.Proof{Checkpoint: hostile, Entries: []brokerapi.ProvenEntry{{Entry: []byte(hostile)}}}
 	})
-	opening := approval.Opening{Issuer: "javascript:alert(1)", Claims: map[string]string{"repository": `"a/b"`, "x": hostile}}
+	opening := approval.Opening{Issuer: "javascript:alert(1)",
+		Claims: map[string]string{"repository": `"a/b"`, "x": hostile}}
 	f.broker.evidence[r.ID].Opening, _ = opening.Encode()
 	p := f.signIn("alice")
 	for _, path := range []string{"/requests/" + r.ID, "/", "/requests"} {
 		body := p.get(path)
 		checkPage(t, path, body)
-		for _, raw := range []string{"<script>alert", "<img src=x", "\u202e", "\u200b", "\x1b", "javascript:alert(1)\"", long} {
+		for _, raw := range []string{"<script>alert", "<img src=x", "\u202e", "\u200b", "\x1b",
+			"javascript:alert(1)\"", long} {
 			if strings.Contains(body, raw) {
 				t.Errorf("%s has %q", path, raw[:min(len(raw), 30)])
 			}
@@ -264,7 +267,8 @@ func TestChange(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	after := strings.Replace(testPolicy, "[dave, erin]", "[dave, erin, mallory]", 1)
-	statement := approval.Statement{Subjects: []approval.Subject{{Name: "policy", Digest: map[string]string{"sha256": "00"}}},
+	statement := approval.Statement{
+		Subjects: []approval.Subject{{Name: "policy", Digest: map[string]string{"sha256": "00"}}},
 		Predicate: approval.Predicate{Action: "modify", Policy: approval.Hash([]byte(testPolicy)),
 			Change: &approval.Change{What: broker.ChangePolicy, Policy: approval.Hash([]byte(after))},
 			Needs:  []approval.Need{{Action: "modify", Rules: []approval.RuleRef{}}}}}
@@ -280,7 +284,8 @@ func TestChange(t *testing.T) {
 		approval.Hash([]byte(after)): []byte(after)}
 	p := f.signIn("alice")
 	body := p.get("/requests/" + r.ID)
-	for _, want := range []string{"Change the policy", "groups.<wbr>security", "mallory is added", "[dave, erin, mallory]"} {
+	for _, want := range []string{"Change the policy", "groups.<wbr>security", "mallory is added",
+		"[dave, erin, mallory]"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the page lacks %q", want)
 		}

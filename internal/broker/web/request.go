@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"maps"
 	"net/http"
-	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -309,7 +308,7 @@ func (w *Web) cancel(_ http.ResponseWriter, r *http.Request, p *who) (*view, err
 	if _, err := w.options.Broker.Cancel(r.Context(), p.caller(), id); err != nil {
 		return nil, err
 	}
-	return &view{Location: "/requests/" + url.PathEscape(id) + "?done=cancelled"}, nil
+	return &view{Location: brokerapi.PagePath(id) + "?done=cancelled"}, nil
 }
 
 // proof returns the entries of a request with their proofs, as a file.

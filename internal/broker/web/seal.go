@@ -26,7 +26,8 @@ const (
 	forEnrol    = "enrol"
 )
 
-// seal returns what shows later that the broker made a document, for one purpose and for whom it is bound to: EXPIRES.MAC.
+// seal returns what shows later that the broker made a document, for one purpose and for whom it is bound to:
+// EXPIRES.MAC.
 func (w *Web) seal(purpose, bound string, document []byte, life time.Duration) string {
 	expires := strconv.FormatInt(w.options.Now().Add(life).Unix(), 10)
 	return expires + "." + w.mac(expires, purpose, bound, document)
@@ -42,7 +43,7 @@ func (w *Web) mac(expires, purpose, bound string, document []byte) string {
 // unseal fails with Denied unless the broker made a document for this purpose and for whom it is bound to, a short time
 // ago. It returns when the seal expires.
 func (w *Web) unseal(seal, purpose, bound string, document []byte) (time.Time, error) {
-	refuse := failure.New(failure.Denied, "cannot accept the answer: it is not to a question of this page, or came too late").
+	refuse := failure.New(failure.Denied, "cannot accept the answer: it is to no question of this page, or came too late").
 		WithHint("load the page again and try again")
 	expires, mac, _ := strings.Cut(seal, ".")
 	if !hmac.Equal([]byte(mac), []byte(w.mac(expires, purpose, bound, document))) {

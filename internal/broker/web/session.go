@@ -152,7 +152,7 @@ func (w *Web) form(do func(http.ResponseWriter, *http.Request, *who) (*view, err
 			err = checkToken(p, r.PostForm.Get(csrfField))
 		}
 		if err == nil {
-			err = w.rates.take("person " + p.Person)
+			err = w.attempt(r)
 		}
 		if err == nil {
 			v, err = do(out, r, p)
@@ -161,10 +161,18 @@ func (w *Web) form(do func(http.ResponseWriter, *http.Request, *who) (*view, err
 	}
 }
 
+// attempt fails with Throttled when an address has begun too much.
+func (w *Web) attempt(r *http.Request) error {
+	if w.attempts.Allow(r.RemoteAddr) {
+		return nil
+	}
+	return failure.New(failure.Throttled, "there were too many attempts from here").WithHint("try again in a minute")
+}
+
 // ceremony returns a handler for the script, which needs no session.
 func (w *Web) ceremony(do func(http.ResponseWriter, *http.Request) (any, error)) http.HandlerFunc {
 	return func(out http.ResponseWriter, r *http.Request) {
-		err := w.rates.take("address " + addressOf(r))
+		err := w.attempt(r)
 		var body any
 		if err == nil {
 			body, err = do(out, r)
@@ -181,7 +189,7 @@ func (w *Web) decision(do func(*http.Request, *who) (any, error)) http.HandlerFu
 			err = checkToken(p, r.Header.Get(csrfHeader))
 		}
 		if err == nil {
-			err = w.rates.take("person " + p.Person)
+			err = w.attempt(r)
 		}
 		var body any
 		if err == nil {

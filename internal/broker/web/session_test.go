@@ -106,7 +106,7 @@ func TestRates(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	p := f.enrol("alice")
-	for range burst {
+	for range maxAttempts {
 		p.script("/signin/begin", struct{}{}, http.StatusOK)
 	}
 	p.script("/signin/begin", struct{}{}, http.StatusTooManyRequests)

@@ -169,8 +169,8 @@ type counters struct {
 	seen map[string]uint32 // by credential
 }
 
-// check fails with Denied when a counter went back: somebody else has a copy of the passkey. Passkeys that can be copied
-// on purpose have none, and say 0.
+// check fails with Denied when a counter went back: somebody else has a copy of the passkey. Passkeys that can be
+// copied on purpose have none, and say 0.
 func (c *counters) check(credential string, authenticatorData []byte) error {
 	const at = 33 // after the hash of the RP ID, and the flags
 	if len(authenticatorData) < at+4 {

@@ -102,6 +102,7 @@ func TestCounter(t *testing.T) {
 		status  int
 	}{{5, 200}, {6, 200}, {6, 403}, {3, 403}, {0, 403}, {7, 200}} {
 		p.passkey.Counter = step.counter
-		p.script("/signin/finish", p.answer(read[question](f, p.script("/signin/begin", struct{}{}, http.StatusOK))), step.status)
+		asked := read[question](f, p.script("/signin/begin", struct{}{}, http.StatusOK))
+		p.script("/signin/finish", p.answer(asked), step.status)
 	}
 }

@@ -24,9 +24,9 @@ const (
 
 // functions are those of the templates.
 var functions = template.FuncMap{
-	"visible": visible, "lines": lines, "time": timeOf, "unix": unixOf, "until": until, "bytes": bytesOf, "https": https, "commit": commit,
-	"path": pathEscape, "query": url.QueryEscape, "join": strings.Join, "base64": base64.StdEncoding.EncodeToString,
-	"short": short, "plural": plural[int], "seconds": secondsOf, "issuer": issuerOf, "needed": needed, "dotted": dotted, "sentence": sentence,
+	"visible": visible, "lines": lines, "time": timeOf, "until": until, "bytes": bytesOf, "https": https, "commit": commit,
+	"path": pathEscape, "join": strings.Join, "base64": base64.StdEncoding.EncodeToString,
+	"short": short, "seconds": secondsOf, "issuer": issuerOf, "needed": needed, "dotted": dotted, "sentence": sentence,
 }
 
 // visible returns a line of a text from outside, cut after maxShown characters. What could hide, or change how other
@@ -92,15 +92,8 @@ func timeOf(at any) template.HTML {
 		return "–"
 	}
 	t = t.UTC()
-	return template.HTML(`<time datetime="` + t.Format(time.RFC3339) + `">` + t.Format(timeLayout) + `</time>`) //nolint:gosec // digits
-}
-
-// unixOf returns a Unix time as an element.
-func unixOf(seconds int64) template.HTML {
-	if seconds == 0 {
-		return "–"
-	}
-	return timeOf(time.Unix(seconds, 0))
+	text := `<time datetime="` + t.Format(time.RFC3339) + `">` + t.Format(timeLayout) + `</time>`
+	return template.HTML(text) //nolint:gosec // it has digits alone
 }
 
 // until returns how far away a time is, in words.
@@ -165,7 +158,8 @@ func bytesOf(size int64) string {
 // https returns a link from outside if it is one that a person may follow: a URL of https with a host name and no
 // credentials. It returns "" for all others.
 func https(text string) string {
-	if len(text) > 500 || strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r > '~' }) || strings.ContainsAny(text, "\\\"<>`") {
+	odd := func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("\\\"<>`", r) }
+	if len(text) > 500 || strings.ContainsFunc(text, odd) {
 		return ""
 	}
 	u, err := url.Parse(text)

@@ -1,12 +1,8 @@
 package web
 
 import (
-	"fmt"
-	"net/http/httptest"
 	"testing"
 	"time"
-
-	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 // TestVisible shows what hides.
@@ -97,8 +93,9 @@ func TestWords(t *testing.T) {
 			t.Errorf("%d: %s", size, got)
 		}
 	}
-	for d, want := range map[time.Duration]string{0: "0 seconds", time.Second: "1 second", 90 * time.Second: "1 minute 30 seconds",
-		25 * time.Hour: "1 day 1 hour", 72 * time.Hour: "3 days", time.Hour + time.Second: "1 hour"} {
+	for d, want := range map[time.Duration]string{0: "0 seconds", time.Second: "1 second",
+		90 * time.Second: "1 minute 30 seconds",
+		25 * time.Hour:   "1 day 1 hour", 72 * time.Hour: "3 days", time.Hour + time.Second: "1 hour"} {
 		if got := durationOf(d); got != want {
 			t.Errorf("%s: %s", d, got)
 		}
@@ -107,31 +104,5 @@ func TestWords(t *testing.T) {
 	later, earlier := now.Add(time.Minute), now.Add(-time.Minute)
 	if until(&later, now) != "in 1 minute" || until(&earlier, now) != "1 minute ago" || until(nil, now) != "" {
 		t.Error(until(&later, now), until(&earlier, now))
-	}
-}
-
-// TestAddresses counts networks, and lets one more address share with others when there are too many.
-func TestAddresses(t *testing.T) {
-	t.Parallel()
-	for remote, want := range map[string]string{"192.0.2.1:1234": "192.0.2.1", "[::ffff:192.0.2.1]:1": "192.0.2.1",
-		"[2001:db8:1:2:3:4:5:6]:1": "2001:db8:1:2::/64", "[fe80::1%eth0]:1": "fe80::/64", "@": "unix", "": "unix"} {
-		r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
-		r.RemoteAddr = remote
-		if got := addressOf(r); got != want {
-			t.Errorf("%q: %q", remote, got)
-		}
-	}
-	now := testTime
-	rates := newRates(func() time.Time { return now })
-	for i := range maxRates + burst {
-		if err := rates.take(fmt.Sprint(i)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := rates.take("one more"); !failure.Is(err, failure.Throttled) {
-		t.Errorf("one more: %v", err)
-	}
-	if now = now.Add(burst * refill); rates.take("one more") != nil || len(rates.buckets) > 2 {
-		t.Errorf("%d buckets are left", len(rates.buckets))
 	}
 }

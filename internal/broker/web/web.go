@@ -75,11 +75,14 @@ type Web struct {
 	handles   []byte          // key of the names that authenticators keep
 	used      *session.Memory // challenges that were answered
 	signedOut ended
-	rates     *rates
+	attempts  *session.Attempts
 	counters  counters
 	pages     pages
 	parsed    atomic.Pointer[parsed]
 }
+
+// maxAttempts is how often one address may begin or finish something in a minute: a sign-in takes two.
+const maxAttempts = 60
 
 // maxUsed is the number of challenges that are remembered. Only owners of passkeys and invitations add to them.
 const maxUsed = 20000
@@ -91,7 +94,7 @@ func New(o Options) *Web {
 	}
 	w := &Web{options: o, origin: originOf(o.PublicURL), secret: o.Broker.Derive("page challenge"),
 		handles: o.Broker.Derive("page user handle"), used: session.NewMemory(maxUsed, o.Now),
-		rates: newRates(o.Now), pages: readPages()}
+		attempts: session.NewAttempts(maxAttempts, time.Minute, o.Now), pages: readPages()}
 	return w
 }
 
