@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -251,8 +252,13 @@ func (d *decision) ofEpoch(e *Event) bool {
 	return e.Type == epochBegun || e.What == ChangeEpoch || r != nil && r.What == ChangeEpoch
 }
 
-// document keeps a document by its SHA-256.
-func (d *decision) document(data []byte) { d.batch.Documents = append(d.batch.Documents, data) }
+// document keeps a document by its SHA-256, once in a batch.
+func (d *decision) document(data []byte) {
+	same := func(other []byte) bool { return len(other) > 0 && len(data) > 0 && &other[0] == &data[0] }
+	if !slices.ContainsFunc(d.batch.Documents, same) {
+		d.batch.Documents = append(d.batch.Documents, data)
+	}
+}
 
 // check fails while nothing may be signed.
 func (d *decision) check() error {

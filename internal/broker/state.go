@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
 )
 
 // state is what the entries of the log add up to. Everything in it is derived from them. It is encoded as JSON in
@@ -34,6 +35,14 @@ type state struct {
 	bySubject map[string]map[string]*request // by subject, then by ID
 	changes   map[string]bool                // IDs of requests that change something
 	swept     time.Time
+
+	ruleDocuments map[*policy.Rule]ruleDocument // made since a credential or the policy has changed
+}
+
+// ruleDocument is a rule with the credentials of its members.
+type ruleDocument struct {
+	data   []byte
+	digest string // sha256:HEX
 }
 
 // token is a token that callers have used.
@@ -142,7 +151,7 @@ func (s *state) apply(e *Event, covered bool) {
 		s.Policy, s.Config, s.Epoch = e.Policy, e.Config, 1
 		s.Since, s.Index = at, index
 	case policySet:
-		s.Policy, s.Since, s.Index = e.Policy, at, index
+		s.Policy, s.Since, s.Index, s.ruleDocuments = e.Policy, at, index, nil
 		s.settle(e.Request, index)
 	case configSet:
 		s.Config = e.Config
@@ -174,6 +183,7 @@ func (s *state) apply(e *Event, covered bool) {
 	case enrolled:
 		s.enrol(e, index)
 	case removed:
+		s.ruleDocuments = nil
 		delete(s.Credentials, e.Credential)
 		s.settle(e.Request, index)
 	case invited:

@@ -42,11 +42,11 @@ func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller
 	for i, n := range e.Needs {
 		made := approval.Need{Action: string(n.Action), Key: n.Key}
 		for j, name := range n.Rules {
-			document, err := d.ruleDocument(rules[i][j])
+			digest, err := d.ruleDocument(rules[i][j])
 			if err != nil {
 				return err
 			}
-			made.Rules = append(made.Rules, approval.RuleRef{Digest: approval.Hash(document), Name: name.Name})
+			made.Rules = append(made.Rules, approval.RuleRef{Digest: digest, Name: name.Name})
 		}
 		p.Needs = append(p.Needs, made)
 	}
@@ -61,8 +61,13 @@ func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller
 	return nil
 }
 
-// ruleDocument returns a rule with the credentials of its members, and keeps it.
-func (d *decision) ruleDocument(r *policy.Rule) ([]byte, error) {
+// ruleDocument keeps a rule with the credentials of its members, and returns its SHA-256 as sha256:HEX. All requests
+// share it until a credential or the policy changes: it has many people, and it is made while others wait.
+func (d *decision) ruleDocument(r *policy.Rule) (string, error) {
+	if made, exists := d.ruleDocuments[r]; exists {
+		d.document(made.data)
+		return made.digest, nil
+	}
 	document := &approval.Rule{Members: []approval.Member{}, Rule: r.Resolved(), Salt: d.b.pseudonym("rule")}
 	known := map[string]*approval.Member{}
 	for _, a := range r.Approvals {
@@ -82,10 +87,15 @@ func (d *decision) ruleDocument(r *policy.Rule) ([]byte, error) {
 	slices.SortFunc(document.Members, func(a, b approval.Member) int { return strings.Compare(a.Name, b.Name) })
 	data, err := document.Encode()
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	d.document(data)
-	return data, nil
+	made := ruleDocument{data: data, digest: approval.Hash(data)}
+	if d.ruleDocuments == nil {
+		d.ruleDocuments = map[*policy.Rule]ruleDocument{}
+	}
+	d.ruleDocuments[r] = made
+	return made.digest, nil
 }
 
 // statementOf returns the statement of a request for signatures.

@@ -37,6 +37,7 @@ type vote struct {
 
 // enrol adds a credential.
 func (s *state) enrol(e *Event, index int64) {
+	s.ruleDocuments = nil
 	s.Credentials[e.Credential] = &credential{Person: e.Approver, Kind: approval.Kind(e.Kind), Attested: e.Attested,
 		Device: e.Device, Public: e.Public, Counter: e.Counter, Enrolled: e.at(), Index: index}
 	delete(s.Invitations, e.Invitation)
