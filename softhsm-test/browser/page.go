@@ -164,6 +164,7 @@ func quote(text string) string {
 // Click clicks the first button or link with a name that can be seen. It waits for it.
 func (p *Page) Click(name string) {
 	p.t.Helper()
+	p.Wait(control(name))
 	p.do("clicking "+name, chromedp.Click(chromedp.JSPath(control(name))))
 }
 
@@ -176,7 +177,8 @@ func (p *Page) ClickOn(selector string) {
 // control is a JavaScript expression for the first button or link with a name.
 func control(name string) string {
 	return fmt.Sprintf(`[...document.querySelectorAll("button, a, summary, input[type=submit]")].find(e =>
-		(e.getAttribute("aria-label") || e.innerText || e.value || "").trim() === %s && e.checkVisibility()) || null`,
+		(e.getAttribute("aria-label") || e.innerText || e.value || "").trim().replace(/\s+/g, " ") === %s &&
+		e.checkVisibility()) || null`,
 		quote(name))
 }
 
