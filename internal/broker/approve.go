@@ -374,8 +374,8 @@ func (d *decision) notify(what, id string) {
 }
 
 func (d *decision) notifyAs(what, name, id string) {
-	make := d.b.options.Notices
-	if make == nil {
+	rows := d.b.options.Notices
+	if rows == nil {
 		return
 	}
 	kept, err := d.kept(id)
@@ -390,5 +390,5 @@ func (d *decision) notifyAs(what, name, id string) {
 	if now := d.Requests[id]; now != nil && (what == NoticePending || what == NoticeReminder) {
 		n.People = d.actors(now)
 	}
-	d.batch.Notices = append(d.batch.Notices, make(n)...)
+	d.batch.Notices = append(d.batch.Notices, rows(n)...)
 }

@@ -153,7 +153,7 @@ func TestChanges(t *testing.T) {
 	f.signs("ci", 9)
 
 	frank := generate(t)
-	enrol, err := f.Enrol(t.Context(), caller("admin"), "frank", *keyCredential(t, frank), "")
+	_, err = f.Enrol(t.Context(), caller("admin"), "frank", *keyCredential(t, frank), "")
 	failsWith(t, err, failure.NotFound, `no person "frank"`)
 	next := strings.Replace(peoplePolicy, "security: [carol, dave]", "security: [carol, dave, frank]", 1)
 	change, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangePolicy, Policy: []byte(next)})
@@ -171,7 +171,8 @@ func TestChanges(t *testing.T) {
 		t.Errorf("its second rule is as before: %+v, %v", now, err)
 	}
 
-	if enrol, err = f.Enrol(t.Context(), caller("admin"), "frank", *keyCredential(t, frank), ""); err != nil {
+	enrol, err := f.Enrol(t.Context(), caller("admin"), "frank", *keyCredential(t, frank), "")
+	if err != nil {
 		t.Fatal(err)
 	}
 	r = f.waits("pipeline", 2)

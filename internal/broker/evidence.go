@@ -188,7 +188,7 @@ func (w *wish) fits(s *approval.Statement) bool {
 	p := &s.Predicate
 	return p.Action == "use" && p.Key != nil && p.Key.Name == w.Key && p.Key.Leaf == w.Leaf && p.Expiry == w.Expiry &&
 		p.Repository == w.Repository && slices.ContainsFunc(p.Targets, func(t approval.Target) bool {
-		own := w.subject.target()
+		own := w.target()
 		if len(own.Annotations) == 0 {
 			own.Annotations = nil
 		}

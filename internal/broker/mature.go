@@ -200,8 +200,8 @@ func (b *Broker) expire() {
 			why, dead := d.dead(r)
 			switch {
 			case r.NotAfter > 0 && d.now.Unix() >= r.NotAfter:
-				why, dead = "it was not used in time", true
-				if d.stage(r) == brokerapi.Pending && r.Statement != "" {
+				why = "it was not used in time"
+				if !d.agreed(r) {
 					why = "it was not approved in time"
 				}
 			case !dead:

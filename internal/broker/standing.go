@@ -131,6 +131,13 @@ func (d *decision) allowed(r *request, late bool) ([]alternative, error) {
 	return chosen, nil
 }
 
+// agreed reports whether enough people have agreed to a request, whatever its times are.
+func (d *decision) agreed(r *request) bool {
+	return !slices.ContainsFunc(d.standing(r), func(all []alternative) bool {
+		return !slices.ContainsFunc(all, func(a alternative) bool { return a.agreed() })
+	})
+}
+
 // lacks returns the failure of a need of a request that is not allowed.
 func (d *decision) lacks(r *request, n need, all []alternative) error {
 	var waits, locked []string

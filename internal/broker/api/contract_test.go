@@ -276,7 +276,7 @@ func (f *fixture) changes() {
 	f.start(`{"other":true}`)
 	propose := func(path string) {
 		f.Helper()
-		f.token("timed").want(map[string]int{brokerapi.ConfigPath: 201, brokerapi.EpochPath: 501}[path], post(path, nil))
+		f.token("timed").want(201, post(path, nil))
 		f.token("ci").want(403, post(path, nil))
 		f.admin().want(201, post(path, nil))
 	}
