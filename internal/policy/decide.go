@@ -71,6 +71,9 @@ func (p *Policy) Decide(action Action, in Input) Decision {
 	if len(rules) == 0 {
 		return refuse("the policy has no rule for %s", action)
 	}
+	if name := in.BreakGlass; name != "" && !slices.ContainsFunc(rules, func(r *Rule) bool { return r.Name == name }) {
+		return refuse("the policy has no rule %.100q for %s", name, action)
+	}
 	if action != Use {
 		in.Artifact = Artifact{}
 	}
@@ -84,6 +87,10 @@ func (p *Policy) Decide(action Action, in Input) Decision {
 	}
 	var d Decision
 	for _, rule := range rules {
+		if why := emergency(rule, in.BreakGlass); why != "" {
+			d.Refused = append(d.Refused, Reason{rule.Name, why})
+			continue
+		}
 		if rule.condition != nil {
 			if ok, why := rule.condition.holds(a); !ok {
 				d.Refused = append(d.Refused, Reason{rule.Name, why})
@@ -93,4 +100,18 @@ func (p *Policy) Decide(action Action, in Input) Decision {
 		d.Rules = append(d.Rules, rule)
 	}
 	return d
+}
+
+// emergency returns why a rule does not apply to a request that asks for a rule for emergencies, or for none; "" if it
+// may.
+func emergency(rule *Rule, asked string) string {
+	switch {
+	case asked == "" && rule.BreakGlass:
+		return "it is for emergencies: name it, with a reason"
+	case asked != "" && asked != rule.Name:
+		return "the request asks for another rule"
+	case asked != "" && !rule.BreakGlass:
+		return "it is not for emergencies: do not name it"
+	}
+	return ""
 }

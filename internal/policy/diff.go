@@ -176,9 +176,11 @@ func compareRule(note noting, key, path string, before, after *Rule) {
 		{"when", orNone(before.When, "always"), orNone(after.When, "always")},
 		{"limit", before.Limit.String(), after.Limit.String()},
 		{"approvals", approvalsOf(before), approvalsOf(after)},
+		{"uses", before.uses(), after.uses()},
 		{"same", orNone(strings.Join(before.Same, ", "), "none"), orNone(strings.Join(after.Same, ", "), "none")},
 		{"time-lock", before.lock(), after.lock()},
 		{"timeout", before.ends(), after.ends()},
+		{"break-glass", fmt.Sprint(before.BreakGlass), fmt.Sprint(after.BreakGlass)},
 	} {
 		if part.before != part.after {
 			note(key, path+"."+part.name, "%s becomes %s", part.before, part.after)

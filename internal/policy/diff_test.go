@@ -44,6 +44,13 @@ modify: [{approvals: [{group: security, quorum: 2}]}]
 		{"time-lock: 1h", "time-lock: 90m\n      after: approvals",
 			"keys.release.use.release.time-lock: 1h after the request " +
 				"becomes 1h30m after the last approval\nneeds: release"},
+		{"quorum: 1, kinds: [ssh, key]", "quorum: 1, attestation: required",
+			"keys.release.use.release.approvals: 2 of release-managers, 1 of security (key, ssh) becomes 2 of " +
+				"release-managers, 1 of security (passkeys attested)\nneeds: release"},
+		{"time-lock: 1h", "time-lock: 1h\n      uses: 2",
+			"keys.release.use.release.uses: 1 becomes 2\nneeds: release"},
+		{"time-lock: 1h", "time-lock: 1h\n      break-glass: true",
+			"keys.release.use.release.break-glass: false becomes true\nneeds: release"},
 		{"      timeout: 72h\n", "", "keys.release.use.release.timeout: 72h becomes none\nneeds: release"},
 		{"      same: [repository, ref, sha]\n", "", "keys.release.use.release.same: repository, ref, sha becomes " +
 			"none\nneeds: release"},

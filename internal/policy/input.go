@@ -18,7 +18,7 @@ var inputLimits = bound.Limits{Bytes: 256 << 10, Depth: bound.Depth, Elements: 1
 
 // inputNames are the names in a request, by the path of their object. caller.claims and artifact.annotations have any.
 var inputNames = map[string][]string{
-	"":         {"key", "action", "caller", "artifact", "time"},
+	"":         {"key", "action", "caller", "artifact", "time", "break_glass"},
 	"caller":   {"issuer", "subject", "claims"},
 	"artifact": {"format", "media_type", "digest", "size", "annotations", "repository", "name", "expiry"},
 }
@@ -51,7 +51,8 @@ func ParseInput(data []byte, now time.Time) (Action, Input, error) {
 			Name        string            `json:"name"`
 			Expiry      int64             `json:"expiry"`
 		} `json:"artifact"`
-		Time time.Time `json:"time"`
+		Time       time.Time `json:"time"`
+		BreakGlass string    `json:"break_glass"`
 	}
 	decoder := json.NewDecoder(bytes.NewReader(data))
 	decoder.UseNumber()
@@ -69,7 +70,7 @@ func ParseInput(data []byte, now time.Time) (Action, Input, error) {
 		r.Time = now
 	}
 	return r.Action, Input{
-		Key: r.Key, Time: r.Time, Artifact: Artifact(r.Artifact),
+		Key: r.Key, Time: r.Time, BreakGlass: r.BreakGlass, Artifact: Artifact(r.Artifact),
 		Caller: Caller{Issuer: r.Caller.Issuer, Subject: r.Caller.Subject, Claims: r.Caller.Claims},
 	}, nil
 }

@@ -23,13 +23,15 @@ func page(t *testing.T) string {
 	return string(text)
 }
 
-// block returns the only block of code in a language on the page.
-func block(t *testing.T, language string) string {
+// block returns the only block of code in a language in the section of the page with a heading.
+func block(t *testing.T, heading, language string) string {
 	t.Helper()
-	_, rest, found := strings.Cut(page(t), "```"+language+"\n")
+	_, section, headed := strings.Cut(page(t), "\n"+heading+"\n")
+	section, _, _ = strings.Cut(section, "\n#")
+	_, rest, found := strings.Cut(section, "```"+language+"\n")
 	text, after, closed := strings.Cut(rest, "```\n")
-	if !found || !closed || strings.Contains(after, "```"+language+"\n") {
-		t.Fatalf("the page has not one block of %s", language)
+	if !headed || !found || !closed || strings.Contains(after, "```"+language+"\n") {
+		t.Fatalf("the section %q has not one block of %s", heading, language)
 	}
 	return text
 }
@@ -37,11 +39,11 @@ func block(t *testing.T, language string) string {
 // TestPageExample tries the policy of the page on the request of the page.
 func TestPageExample(t *testing.T) {
 	t.Parallel()
-	p := parse(t, block(t, "yaml"))
+	p := parse(t, block(t, "## An example", "yaml"))
 	if w := p.Warnings(); len(w) > 0 {
 		t.Error(w)
 	}
-	action, in, err := policy.ParseInput([]byte(block(t, "json")), time.Now())
+	action, in, err := policy.ParseInput([]byte(block(t, "## Requests for `policy test`", "json")), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,12 +52,39 @@ func TestPageExample(t *testing.T) {
 	}
 }
 
+// TestPageEmergency adds the rule for emergencies of the page to its policy.
+func TestPageEmergency(t *testing.T) {
+	t.Parallel()
+	p := parse(t, strings.Replace(block(t, "## An example", "yaml"), "    block: ",
+		block(t, "### Emergencies", "yaml")+"    block: ", 1))
+	if w := p.Warnings(); len(w) > 0 {
+		t.Error(w)
+	}
+	action, in, err := policy.ParseInput([]byte(block(t, "## Requests for `policy test`", "json")), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := names(p.Decide(action, in)); got !=
+		"nightly\nrelease\nemergency: it is for emergencies: name it, with a reason" {
+		t.Error(got)
+	}
+	in.BreakGlass = "emergency"
+	if got := names(p.Decide(action, in)); got !=
+		"emergency\nnightly: the request asks for another rule\nrelease: the request asks for another rule" {
+		t.Error(got)
+	}
+	in.Caller.Issuer = "mtls"
+	if d := p.Decide(action, in); len(d.Rules) > 0 {
+		t.Error("the condition of a rule for emergencies does not count")
+	}
+}
+
 // TestPageTable runs each row of the table of examples.
 func TestPageTable(t *testing.T) {
 	t.Parallel()
 	row := regexp.MustCompile("(?m)^\\| `(\\{name.*?)` \\| `(\\{.*?)` \\| (.*) \\|$")
 	rows := row.FindAllStringSubmatch(page(t), -1)
-	if len(rows) < 18 {
+	if len(rows) < 24 {
 		t.Fatalf("%d rows", len(rows))
 	}
 	for _, cells := range rows {

@@ -23,7 +23,11 @@ const (
 	maxTimeLock = 30 * 24 * time.Hour
 	maxTimeout  = 90 * 24 * time.Hour
 	maxCount    = 1_000_000
+	maxUses     = 1000
 )
+
+// issuerApprover is the issuer of people who have signed in to approve: who they are, is what they enrolled.
+const issuerApprover = "approver"
 
 // parser reads a policy.
 type parser struct {
@@ -135,6 +139,11 @@ func (p *parser) readPeople(node *yaml.Node) {
 				complete = complete && ok
 			}
 			if !complete {
+				continue
+			}
+			if identity.Issuer == issuerApprover {
+				p.report(item.Line, index(path, i), "leave it out: the broker knows who has signed in to approve",
+					"the issuer %s is reserved", issuerApprover)
 				continue
 			}
 			if other, exists := p.policy.person[identity]; exists {
@@ -257,7 +266,7 @@ func (p *parser) readRules(node *yaml.Node, path string, action Action, key stri
 
 // readRule reads one alternative.
 func (p *parser) readRule(node *yaml.Node, path string, rule *Rule) *Rule {
-	known := []string{"name", "when", "limit", "approvals", "same", "time-lock", "after", "timeout"}
+	known := []string{"name", "when", "limit", "approvals", "same", "time-lock", "after", "timeout", "uses", "break-glass"}
 	if rule.Action != Use {
 		known = []string{"name", "when", "approvals", "time-lock", "after", "timeout"}
 	}
@@ -278,6 +287,17 @@ func (p *parser) readRule(node *yaml.Node, path string, rule *Rule) *Rule {
 	}
 	if same := values["same"]; same != nil {
 		p.readSame(same, path+".same", rule)
+	}
+	if uses := values["uses"]; uses != nil {
+		if n, ok := p.number(uses, path+".uses", 1, maxUses); ok && n > 1 {
+			rule.Uses = n
+		}
+	}
+	if node := values["break-glass"]; node != nil {
+		rule.BreakGlass = p.flag(node, path+".break-glass")
+		if rule.BreakGlass && values["approvals"] == nil {
+			p.report(node.Line, path+".break-glass", "add approvals", "nobody must agree to this rule for emergencies")
+		}
 	}
 	p.readLocks(values, path, rule)
 	return rule
@@ -341,7 +361,7 @@ func (p *parser) readApprovals(node *yaml.Node, path string, rule *Rule) {
 }
 
 func (p *parser) readApproval(node *yaml.Node, path string, rule *Rule) {
-	values := p.fields(node, path, "group", "quorum", "kinds")
+	values := p.fields(node, path, "group", "quorum", "kinds", "attestation", "device-bound")
 	if node.Kind != yaml.MappingNode {
 		return
 	}
@@ -350,6 +370,7 @@ func (p *parser) readApproval(node *yaml.Node, path string, rule *Rule) {
 		given := several(&p.reader, kinds, path+".kinds", "kind", Kinds)
 		a.Kinds = slices.DeleteFunc(slices.Clone(Kinds), func(k Kind) bool { return !slices.Contains(given, k) })
 	}
+	p.readPasskeys(values, path, &a)
 	quorum := values["quorum"]
 	if quorum == nil {
 		p.report(node.Line, path, "add quorum", "there is no quorum")
@@ -379,6 +400,22 @@ func (p *parser) readApproval(node *yaml.Node, path string, rule *Rule) {
 	}
 	a.Group, a.Members = name, found.Members
 	rule.Approvals = append(rule.Approvals, a)
+}
+
+// readPasskeys reads what a group demands of passkeys.
+func (p *parser) readPasskeys(values map[string]*yaml.Node, path string, a *Approval) {
+	if node := values["attestation"]; node != nil {
+		_, a.Attested = one(&p.reader, node, path+".attestation", "attestation", []string{"required"})
+	}
+	if node := values["device-bound"]; node != nil {
+		a.DeviceBound = p.flag(node, path+".device-bound")
+	}
+	for _, name := range []string{"attestation", "device-bound"} {
+		if node := values[name]; node != nil && (a.Attested || a.DeviceBound) && !slices.Contains(a.Kinds, Passkey) {
+			p.report(node.Line, path+"."+name, "remove it, or add passkey to kinds",
+				"it is a demand on passkeys, and none count")
+		}
+	}
 }
 
 // checkQuorums reports quorums that cannot be reached together, since a person counts for one group of a rule. They can

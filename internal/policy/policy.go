@@ -102,7 +102,7 @@ type Rule struct {
 	Timeout   time.Duration // counted from the request; 0 without one
 
 	Uses       int  // how often each artifact of a request may be signed; 0 means 1
-	BreakGlass bool // it applies only to a request that names it
+	BreakGlass bool // it is for emergencies: it applies only to a request that names it
 
 	condition *condition // nil if the rule always applies
 	resolved  []byte
@@ -164,7 +164,8 @@ func (p *Policy) Rules(action Action, key string) []*Rule {
 func (p *Policy) Warnings() []Problem { return slices.Clone(p.warnings) }
 
 // Resolved returns what the rule demands as canonical JSON (RFC 8785): its condition, its groups with their members,
-// quorums, kinds, limit, locks, and the claims of same. The name of the rule is not part of it.
+// quorums, kinds and demands on passkeys, limit, locks, uses, and the claims of same. The name of the rule is not part
+// of it.
 func (r *Rule) Resolved() []byte { return slices.Clone(r.resolved) }
 
 // Digest returns the SHA-256 of Resolved.

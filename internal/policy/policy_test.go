@@ -186,6 +186,35 @@ func TestRule(t *testing.T) {
 	}
 }
 
+// TestNewDemands checks that what a rule can demand besides changes its digest, and that a rule without is as it was.
+func TestNewDemands(t *testing.T) {
+	t.Parallel()
+	const plain = "approvals: [{group: team, quorum: 1}]"
+	was := parse(t, rule(plain)).Rules(policy.Use, "k")[0]
+	for fields, want := range map[string]string{
+		"uses: 1, " + plain: "", "break-glass: false, " + plain: "",
+		"approvals: [{group: team, quorum: 1, device-bound: false}]": "",
+		"uses: 2, " + plain:           `"uses":2`,
+		"break-glass: true, " + plain: `"break_glass":true`,
+		"approvals: [{group: team, quorum: 1, attestation: required}]": `{"attestation":"required","group":"team"`,
+		"approvals: [{group: team, quorum: 1, device-bound: true}]":    `{"device_bound":true,"group":"team"`,
+	} {
+		r := parse(t, rule(fields)).Rules(policy.Use, "k")[0]
+		if (r.Digest() == was.Digest()) != (want == "") || !strings.Contains(string(r.Resolved()), want) {
+			t.Errorf("%s: %s", fields, r.Resolved())
+		}
+	}
+	r := parse(t, rule("uses: 3, break-glass: true, approvals: [{group: team, quorum: 2, kinds: [ssh, passkey], "+
+		"attestation: required, device-bound: true}]")).Rules(policy.Use, "k")[0]
+	if got := r.String(); got != "always applies; approvals by 2 of team (ssh, passkey; passkeys attested; passkeys "+
+		"device-bound); uses 3; for emergencies: a request must name it, with a reason" {
+		t.Error(got)
+	}
+	if r.Uses != 3 || !r.BreakGlass || !r.Approvals[0].Attested || !r.Approvals[0].DeviceBound {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestPeople(t *testing.T) {
 	t.Parallel()
 	p := parse(t, `{version: 1, people: {alice: [{issuer: unix, subject: "1000"}, {issuer: mtls, subject: "CN=alice"}]},
@@ -214,6 +243,15 @@ func TestWarnings(t *testing.T) {
 			"    - {name: s, when: 'caller.issuer == \"unix\" && artifact.repository.startsWith(\"b\")'}\n"+
 				"    - {", 1): "share the " +
 			"key: a, b",
+		rule(`break-glass: true, approvals: [{group: team, quorum: 1}]`): "line 8: keys.k.use[0]: the rule for emergencies " +
+			"is alone",
+		rule(`approvals: [{group: team, quorum: 1}]}` + "\n    - " +
+			`{name: e, break-glass: true, approvals: [{group: security, quorum: 1}]`): "line 9: keys.k.use[1]: the rule for " +
+			"emergencies needs as many people",
+		rule(`approvals: [{group: team, quorum: 2}]}` + "\n    - " +
+			`{name: e, break-glass: true, approvals: [{group: security, quorum: 1}]`): "",
+		rule(`time-lock: 2h, approvals: [{group: team, quorum: 1}]}` + "\n    - " +
+			`{name: e, break-glass: true, time-lock: 1h, approvals: [{group: security, quorum: 1}]`): "",
 	} {
 		var lines []string
 		for _, w := range parse(t, text).Warnings() {

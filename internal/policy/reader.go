@@ -234,6 +234,15 @@ func (r *reader) number(node *yaml.Node, path string, low, high int) (int, bool)
 	return 0, false
 }
 
+// flag returns true or false, and false after a mistake.
+func (r *reader) flag(node *yaml.Node, path string) bool {
+	var value bool
+	if node.Kind != yaml.ScalarNode || node.ShortTag() != "!!bool" || node.Decode(&value) != nil {
+		r.report(node.Line, path, "write true or false", "it is %s, not true or false", kindOf(node))
+	}
+	return value
+}
+
 // one returns a text that is one of the values of a type.
 func one[T ~string](r *reader, node *yaml.Node, path, what string, known []T) (T, bool) {
 	text, ok := r.text(node, path, maxText)

@@ -85,6 +85,29 @@ func TestRefuseRules(t *testing.T) {
 		"approvals: [{group: team, quorum: 3}, {group: security, quorum: 2}]": at +
 			".approvals: the groups team and security need 5 people and have 4",
 		"approvals: [{group: team, quorum: 2}, {group: security, quorum: 2}]": "",
+		"approvals: [{group: team, quorum: 1, attestation: true}]": at +
+			".approvals[0].attestation: it is true or false, not a text",
+		"approvals: [{group: team, quorum: 1, attestation: none}]": at +
+			`.approvals[0].attestation: unknown attestation "none"`,
+		"approvals: [{group: team, quorum: 1, device-bound: 1}]": at +
+			".approvals[0].device-bound: it is a number, not true or false",
+		"approvals: [{group: team, quorum: 1, device_bound: true}]": at +
+			`.approvals[0]: unknown field "device_bound"`,
+		"approvals: [{group: team, quorum: 1, kinds: [key, ssh], attestation: required}]": at +
+			".approvals[0].attestation: it is a demand on passkeys, and none count",
+		"approvals: [{group: team, quorum: 1, kinds: [ssh], device-bound: true}]": at +
+			".approvals[0].device-bound: it is a demand on passkeys, and none count",
+		"approvals: [{group: team, quorum: 1, kinds: [ssh], device-bound: false}]":                           "",
+		"approvals: [{group: team, quorum: 1, kinds: [passkey], device-bound: true, attestation: required}]": "",
+		"uses: 0":           at + ".uses: 0 is not from 1 to 1000",
+		"uses: 1001":        at + ".uses: 1001 is not from 1 to 1000",
+		"uses: many":        at + ".uses: it is a text, not a decimal number",
+		"uses: 1":           "",
+		"break-glass: true": at + ".break-glass: nobody must agree to this rule for emergencies",
+		"break-glass: yes":  at + ".break-glass: it is a text, not true or false",
+		"break-glass: []":   at + ".break-glass: it is a list, not true or false",
+		"break-glass: true, approvals: [{group: team, quorum: 1}]": "",
+		"break-glass: false":              "",
 		"same: []":                        at + ".same: it is empty",
 		"same: ['a b']":                   at + `.same[0]: invalid claim "a b"`,
 		"same: ['']":                      at + `.same[0]: it is empty`,
@@ -124,10 +147,12 @@ func TestRefuseFiles(t *testing.T) {
 	const key = "keys: {k: {key: 'nethsm:k', formats: [notation]}}\n"
 	for text, want := range map[string]string{
 		"": "it is empty", "# only a comment": "it is empty", "[]": "line 1: it is a list, not a mapping",
-		"version: 1\n" + key:                       "",
-		key:                                        "line 1: there is no version",
-		"version: 2\n" + key:                       "line 1: version: unknown version 2",
-		"version: '1'\n" + key:                     "line 1: version: it is a text, not a decimal number",
+		"version: 1\n" + key:   "",
+		key:                    "line 1: there is no version",
+		"version: 2\n" + key:   "line 1: version: unknown version 2",
+		"version: '1'\n" + key: "line 1: version: it is a text, not a decimal number",
+		"version: 1\npeople: {a: [{issuer: approver, subject: a}]}\n" + key: "line 2: people.a[0]: the issuer approver is " +
+			"reserved",
 		"version: 1\n":                             "line 1: keys: there is no key",
 		"version: 1\nversion: 1\n" + key:           `line 2: `,
 		"version: 1\nrules: []\n" + key:            `line 2: unknown field "rules"`,

@@ -28,7 +28,14 @@ func (r *Rule) resolve() error {
 			}
 			members[j] = map[string]any{"identities": identities, "name": person.Name}
 		}
-		approvals[i] = map[string]any{"group": a.Group, "kinds": a.Kinds, "members": members, "quorum": a.Quorum}
+		approval := map[string]any{"group": a.Group, "kinds": a.Kinds, "members": members, "quorum": a.Quorum}
+		if a.Attested {
+			approval["attestation"] = "required"
+		}
+		if a.DeviceBound {
+			approval["device_bound"] = true
+		}
+		approvals[i] = approval
 	}
 	same := append([]string{}, r.Same...)
 	slices.Sort(same)
@@ -41,6 +48,12 @@ func (r *Rule) resolve() error {
 	}
 	if r.TimeLock > 0 {
 		value["time_lock"] = map[string]any{"after": r.After, "seconds": seconds(r.TimeLock)}
+	}
+	if r.Uses > 1 {
+		value["uses"] = r.Uses
+	}
+	if r.BreakGlass {
+		value["break_glass"] = true
 	}
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)

@@ -24,6 +24,9 @@ func (p *Policy) warn() {
 			case !rule.condition.issuer:
 				note("the condition reads no caller.issuer, so claims of every issuer count", "compare caller.issuer in when")
 			}
+			if rule.BreakGlass {
+				warnBreakGlass(note, rule, key.rules[Use])
+			}
 		}
 		slices.Sort(repositories)
 		if repositories = slices.Compact(repositories); len(repositories) > 1 {
@@ -35,4 +38,23 @@ func (p *Policy) warn() {
 		}
 	}
 	p.warnings = sorted(p.warnings)
+}
+
+// warnBreakGlass notes a rule for emergencies that saves nothing: no other rule needs more people or a longer wait.
+func warnBreakGlass(note func(what, hint string), rule *Rule, all []*Rule) {
+	people := func(r *Rule) (n int) {
+		for _, a := range r.Approvals {
+			n += a.Quorum
+		}
+		return n
+	}
+	others := slices.DeleteFunc(slices.Clone(all), func(r *Rule) bool { return r.BreakGlass })
+	switch {
+	case len(others) == 0:
+		note("the rule for emergencies is alone: nothing can be signed otherwise", "add a rule without break-glass")
+	case !slices.ContainsFunc(others, func(r *Rule) bool {
+		return people(r) > people(rule) || r.TimeLock > rule.TimeLock
+	}):
+		note("the rule for emergencies needs as many people and as long as the others", "lower its quorums, or remove it")
+	}
 }

@@ -24,6 +24,9 @@ func (r *Rule) Demands() (parts []string) {
 	if len(r.Approvals) > 0 {
 		parts = append(parts, "approvals by "+approvalsOf(r))
 	}
+	if r.Uses > 1 {
+		parts = append(parts, "uses "+r.uses())
+	}
 	if len(r.Same) > 0 {
 		parts = append(parts, "same "+strings.Join(r.Same, ", "))
 	}
@@ -32,6 +35,9 @@ func (r *Rule) Demands() (parts []string) {
 	}
 	if r.Timeout > 0 {
 		parts = append(parts, "timeout "+r.ends())
+	}
+	if r.BreakGlass {
+		parts = append(parts, "for emergencies: a request must name it, with a reason")
 	}
 	return parts
 }
@@ -54,12 +60,25 @@ func approvalsOf(r *Rule) string {
 	all := make([]string, len(r.Approvals))
 	for i, a := range r.Approvals {
 		all[i] = fmt.Sprintf("%d of %s", a.Quorum, a.Group)
+		var demands []string
 		if !slices.Equal(a.Kinds, Kinds) {
-			all[i] += " (" + join(a.Kinds) + ")"
+			demands = append(demands, join(a.Kinds))
+		}
+		if a.Attested {
+			demands = append(demands, "passkeys attested")
+		}
+		if a.DeviceBound {
+			demands = append(demands, "passkeys device-bound")
+		}
+		if len(demands) > 0 {
+			all[i] += " (" + strings.Join(demands, "; ") + ")"
 		}
 	}
 	return orNone(strings.Join(all, ", "), "nobody")
 }
+
+// uses returns how often each artifact may be signed.
+func (r *Rule) uses() string { return fmt.Sprint(max(r.Uses, 1)) }
 
 func (r *Rule) lock() string {
 	switch {
