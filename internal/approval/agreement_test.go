@@ -32,6 +32,15 @@ keys:
     - {name: second, when: 'caller.issuer == "<&>"', approvals: [{group: security, quorum: 2}]}
 `
 
+// emergency is a rule with all that a rule can demand besides.
+const emergency = `    - name: emergency
+      break-glass: true
+      uses: 3
+      approvals: [{group: managers, quorum: 1, attestation: required, device-bound: true}]
+      time-lock: 1h
+      after: approvals
+`
+
 // scene is a request, and people who can agree to it.
 type scene struct {
 	t        testing.TB
@@ -359,7 +368,7 @@ func TestRuleDocument(t *testing.T) {
 // TestResolvedRules checks that each rule of a policy can be read as what it demands.
 func TestResolvedRules(t *testing.T) {
 	t.Parallel()
-	p, err := policy.Parse([]byte(team))
+	p, err := policy.Parse([]byte(team + emergency))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -370,8 +379,13 @@ func TestResolvedRules(t *testing.T) {
 			t.Errorf("%s: %v", rule.Resolved(), err)
 			continue
 		}
-		if demands.When != rule.When || len(demands.Approvals) != len(rule.Approvals) {
+		if demands.BreakGlass != rule.BreakGlass || demands.Uses != rule.Uses || demands.When != rule.When || len(demands.Approvals) != len(rule.Approvals) {
 			t.Errorf("%s became %+v", rule.Resolved(), demands)
+		}
+		for i, a := range rule.Approvals {
+			if got := demands.Approvals[i]; got.DeviceBound != a.DeviceBound || (got.Attestation != "") != a.Attested {
+				t.Errorf("%+v became %+v", a, got)
+			}
 		}
 		data, err := json.Marshal(document.Rule)
 		if sum := rule.Digest(); err != nil || sha256.Sum256(rule.Resolved()) != sum || len(data) == 0 {
