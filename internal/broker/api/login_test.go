@@ -263,6 +263,7 @@ func TestHostileBodies(t *testing.T) {
 	}
 	for _, path := range []string{brokerapi.ApproversPath + "?after=" + strings.Repeat("a", maxName+1),
 		brokerapi.ApproversPath + "?before=a", brokerapi.ApproversPath + "?limit=101", brokerapi.RequestsPath + "?mine=yes",
+		brokerapi.RequestsPath + "?mine=true&state=pending",
 		brokerapi.RequestsPath + "?mine=", brokerapi.RequestsPath + "?digest=sha256:1",
 		brokerapi.RequestsPath + "?repository=" + strings.Repeat("a", maxRepository+1),
 		brokerapi.EvidencePath(made.ID) + "?wait=1"} {

@@ -143,6 +143,10 @@ func (a *API) getRequests(r *http.Request) (*brokerapi.Requests, int, error) {
 		return nil, 0, failure.New(failure.Invalid, "cannot list requests: %s is %.30q", wrong, values.Get(wrong)).
 			WithHint("see the description of the API")
 	}
+	if q.Mine && q.State+q.Repository+q.Digest != "" { // its page would be cut before these apply
+		return nil, 0, failure.New(failure.Invalid, "cannot list requests: mine goes with key, before and limit alone").
+			WithHint("leave out state, repository and digest")
+	}
 	caller, _ := callerIn(r.Context())
 	found, err := a.options.Broker.Requests(r.Context(), caller, q)
 	if err != nil {
