@@ -34,10 +34,15 @@ func (g *Group) accepts(v Vote) bool {
 // Lacking returns how many people each group lacks, when each person counts for one group: the fewest in all. It finds
 // a largest matching of people and the places of groups by augmenting paths.
 func Lacking(groups []Group, votes []Vote) []int {
-	member := map[string][]int{} // groups by person
+	member := map[string][]int{} // groups of those who have voted; groups may have many members
+	for _, v := range votes {
+		member[v.Person] = nil
+	}
 	for i, g := range groups {
 		for _, person := range g.Members {
-			member[person] = append(member[person], i)
+			if of, voted := member[person]; voted {
+				member[person] = append(of, i)
+			}
 		}
 	}
 	able := map[string][]int{} // groups that a person's votes count for
