@@ -238,7 +238,7 @@ func (f *fixture) start(config string) {
 			return &repository.Claims{MediaType: mediaType, ManifestSize: size}, nil
 		},
 		Log: broker.Log{Origin: "broker.example.com/log", Public: f.log.Public(),
-			File: filepath.Join(filepath.Dir(f.database), "checkpoint"), MaxUnpublished: time.Hour, MaxUnpublishedEntries: 1000,
+			File: filepath.Join(filepath.Dir(f.database), "checkpoint"), MaxUnpublished: time.Hour, MaxUnpublishedEntries: 20000,
 			Sign: func(_ context.Context, c translog.Checkpoint) ([]byte, error) { return c.Sign(f.log) }},
 	})
 	if err != nil {
