@@ -53,6 +53,11 @@ func TestSession(t *testing.T) {
 	local.auth = f.signedIn("alice").auth
 	local.want(200, get(brokerapi.RequestPath(made.ID)))
 
+	left := f.signedIn("alice")
+	left.want(200, get(brokerapi.KeysPath))
+	f.api.sessions.End(strings.TrimPrefix(left.auth, "Bearer hsm-session."))
+	left.want(401, get(brokerapi.KeysPath))
+
 	c := f.signedIn("alice")
 	f.late.Store(int64(session.Life - time.Minute))
 	c.want(200, get(brokerapi.KeysPath))

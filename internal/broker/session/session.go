@@ -8,7 +8,9 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -24,6 +26,9 @@ const maxToken = 2048
 type Sessions struct {
 	key []byte
 	now func() time.Time
+
+	mu    sync.Mutex
+	ended map[[sha256.Size]byte]time.Time // tokens that were ended before they expire, and when they do
 }
 
 // Session is what a token says.
@@ -45,7 +50,9 @@ type content struct {
 }
 
 // New returns Sessions whose tokens are authenticated with a key of 32 bytes, which has no other use.
-func New(key []byte, now func() time.Time) *Sessions { return &Sessions{key: key, now: now} }
+func New(key []byte, now func() time.Time) *Sessions {
+	return &Sessions{key: key, now: now, ended: map[[sha256.Size]byte]time.Time{}}
+}
 
 // Issue returns a new token of a person who signed in with a credential: base64url(content) "." base64url(HMAC), and
 // when it expires.
@@ -84,7 +91,25 @@ func (s *Sessions) Read(token string) (Session, error) {
 	case now.Before(session.Issued.Add(-Life)): // the clock was set back: the token would last longer than it may
 		return Session{}, denied("it begins in the future")
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, ended := s.ended[sha256.Sum256([]byte(token))]; ended {
+		return Session{}, denied("it was ended")
+	}
 	return session, nil
+}
+
+// End ends a session before it expires: its person has signed out. It does nothing for a token that Read refuses, so
+// only people who sign in make it remember something.
+func (s *Sessions) End(token string) {
+	session, err := s.Read(token)
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.ended, func(_ [sha256.Size]byte, expires time.Time) bool { return !s.now().Before(expires) })
+	s.ended[sha256.Sum256([]byte(token))] = session.Expires
 }
 
 // mac returns the HMAC-SHA-256 of a text for one purpose, in base64url.

@@ -51,6 +51,28 @@ func TestSession(t *testing.T) {
 	}
 }
 
+// TestEnd ends one session, and forgets it once it would have expired.
+func TestEnd(t *testing.T) {
+	t.Parallel()
+	s, c := newSessions("a")
+	token, _ := s.Issue("alice", credential)
+	other, _ := s.Issue("alice", credential)
+	s.End(token)
+	s.End("a.b")
+	if _, err := s.Read(token); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "was ended") {
+		t.Errorf("the session goes on: %v", err)
+	}
+	if _, err := s.Read(other); err != nil || len(s.ended) != 1 {
+		t.Errorf("another session: %v; %d were ended", err, len(s.ended))
+	}
+	c.add(Life)
+	third, _ := s.Issue("alice", credential)
+	s.End(third)
+	if _, err := s.Read(third); err == nil || len(s.ended) != 1 {
+		t.Errorf("%v; %d are remembered", err, len(s.ended))
+	}
+}
+
 // TestForged refuses every token that the key did not make.
 func TestForged(t *testing.T) {
 	t.Parallel()

@@ -1,13 +1,10 @@
 package web
 
 import (
-	"crypto/sha256"
 	"crypto/subtle"
-	"maps"
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -43,7 +40,7 @@ func (w *Web) signedIn(r *http.Request) (*who, error) {
 		return nil, unauthorized("you have not signed in")
 	}
 	read, err := w.options.Sessions.Read(set.Value)
-	if err != nil || w.signedOut.has(set.Value) {
+	if err != nil {
 		return nil, unauthorized("your session has ended")
 	}
 	_, person, err := w.options.Broker.Credential(r.Context(), read.Credential)
@@ -70,35 +67,10 @@ func (w *Web) setSession(out http.ResponseWriter, person, credential string) {
 
 // signOut ends a session.
 func (w *Web) signOut(out http.ResponseWriter, _ *http.Request, p *who) (*view, error) {
-	w.signedOut.add(p.token, p.Expires, w.options.Now())
+	w.options.Sessions.End(p.token)
 	http.SetCookie(out, &http.Cookie{Name: cookie, Path: "/", MaxAge: -1, Secure: true, HttpOnly: true,
 		SameSite: http.SameSiteStrictMode})
 	return &view{Location: "/signin?done=signed-out"}, nil
-}
-
-// ended are sessions that people have left before they expired. A token itself cannot be taken back.
-type ended struct {
-	mu     sync.Mutex
-	tokens map[[sha256.Size]byte]time.Time // when they expire
-}
-
-// add adds a token, and forgets those that have expired.
-func (e *ended) add(token string, expires, now time.Time) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.tokens == nil {
-		e.tokens = map[[sha256.Size]byte]time.Time{}
-	}
-	maps.DeleteFunc(e.tokens, func(_ [sha256.Size]byte, at time.Time) bool { return !now.Before(at) })
-	e.tokens[sha256.Sum256([]byte(token))] = expires
-}
-
-// has reports whether a session was left.
-func (e *ended) has(token string) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	_, left := e.tokens[sha256.Sum256([]byte(token))]
-	return left
 }
 
 // checkToken fails unless a request has the token of its session against requests of other sites.

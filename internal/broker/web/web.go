@@ -69,16 +69,15 @@ type Options struct {
 
 // Web is a page that is served.
 type Web struct {
-	options   Options
-	origin    string          // of PublicURL
-	secret    []byte          // for challenges
-	handles   []byte          // key of the names that authenticators keep
-	used      *session.Memory // challenges that were answered
-	signedOut ended
-	attempts  *session.Attempts
-	counters  counters
-	pages     pages
-	parsed    atomic.Pointer[parsed]
+	options  Options
+	origin   string          // of PublicURL
+	secret   []byte          // for challenges
+	handles  []byte          // key of the names that authenticators keep
+	used     *session.Memory // challenges that were answered
+	attempts *session.Attempts
+	counters counters
+	pages    pages
+	parsed   atomic.Pointer[parsed]
 }
 
 // maxAttempts is how often one address may begin or finish something in a minute: a sign-in takes two.
