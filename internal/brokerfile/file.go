@@ -20,6 +20,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/notice"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 	"github.com/notation-hsm/notation-hsm/internal/translog/feed"
@@ -47,8 +48,10 @@ type File struct {
 	Callers        identity.Config          `yaml:"callers"`
 	Administrators []identity.Administrator `yaml:"administrators"`
 	Registries     []repository.Registry    `yaml:"registries"`
-	Tags           []Tags                   `yaml:"tags"`   // repositories whose signed tags the broker publishes
-	Traces         string                   `yaml:"traces"` // URL of an OpenTelemetry collector (OTLP over HTTP), or ""
+	Tags           []Tags                   `yaml:"tags"`     // repositories whose signed tags the broker publishes
+	Notices        []notice.Channel         `yaml:"notices"`  // who is told of requests
+	Contacts       map[string]string        `yaml:"contacts"` // addresses of mail, by the names of people in the policy
+	Traces         string                   `yaml:"traces"`   // URL of an OpenTelemetry collector (OTLP over HTTP), or ""
 
 	root *yaml.Node
 	path string
@@ -246,7 +249,8 @@ const sqliteScheme = "sqlite:"
 
 // Decisive returns what of the file decides who may do what, as canonical JSON: a change of it is proposed like a
 // change of the policy. Of files that say whom to believe, their SHA-256 is in it. Addresses, PINs, timeouts, and the
-// certificates of keys and of the server are not. It fails for a file that cannot be read.
+// certificates of keys and of the server are not. Who is told of requests is not either: a notice decides nothing, and
+// nobody acts on one without the broker's page or commands. It fails for a file that cannot be read.
 func (f *File) Decisive() ([]byte, error) {
 	files := map[string]string{}
 	believed := []string{}

@@ -1,12 +1,14 @@
 package notice
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"mime"
 	"mime/quotedprintable"
 	"net/mail"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -308,6 +310,32 @@ func TestClean(t *testing.T) {
 		"é\u202eü": "é�ü", "🔑🔑🔑🔑🔑🔑": "🔑🔑🔑🔑…"} {
 		if got := clean(text, 5); got != want {
 			t.Errorf("%q: %q", text, got)
+		}
+	}
+}
+
+// TestPage reads the examples of the page as a broker writes them.
+func TestPage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/notices.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, text, _ := strings.Cut(string(page), "```json\n")
+	text, _, _ = strings.Cut(text, "```")
+	decoder := json.NewDecoder(strings.NewReader(text))
+	decoder.DisallowUnknownFields()
+	var m message
+	if err := decoder.Decode(&m); err != nil {
+		t.Fatal(err)
+	}
+	var short bytes.Buffer
+	if err := json.Compact(&short, []byte(text)); err != nil || short.String() != string(m.encode()) {
+		t.Errorf("%v\n%s\n%s", err, short.String(), m.encode())
+	}
+	for _, event := range Events {
+		if !strings.Contains(string(page), "| `"+event+"` |") {
+			t.Errorf("the page does not have %s", event)
 		}
 	}
 }

@@ -174,7 +174,7 @@ func (c *channel) tells(event string) bool {
 // Options are what notices are made of and delivered with.
 type Options struct {
 	Config
-	PublicURL string // of the broker, without a slash at its end
+	PublicURL string // of the broker
 	Version   string
 	Store     store.Store
 	// Registerer gets metrics; nil for none.
@@ -199,7 +199,7 @@ func New(o Options) (*Notices, error) {
 		return nil, failure.New(failure.Invalid, "cannot set up notices: %w", errors.Join(mistakes...)).
 			WithHint("run 'hsm-broker check-config'")
 	}
-	n := &Notices{contacts: o.Contacts, url: o.PublicURL, store: o.Store, now: time.Now, wait: wait}
+	n := &Notices{contacts: o.Contacts, url: strings.TrimSuffix(o.PublicURL, "/"), store: o.Store, now: time.Now, wait: wait}
 	for _, settings := range o.Channels {
 		opened, mistakes := settings.open(o)
 		if len(mistakes) > 0 { // a file has changed since Check

@@ -55,9 +55,9 @@ func (m *message) asked() string {
 		return "unblocking the key " + d.Key
 	case broker.ChangeEpoch:
 		return "a new epoch of the log"
-	case "enrol":
+	case broker.ChangeEnrol:
 		return "a new credential of " + d.Person
-	case "remove":
+	case broker.ChangeRemove:
 		return "the removal of a credential of " + d.Person
 	}
 	return "a change: " + d.What
