@@ -51,6 +51,7 @@ issuers for their keys.`,
 			found.compare(f, p)
 			found.files(f)
 			found.tags(f, p)
+			found.notices(f, p)
 			if online && found.mistakes == 0 {
 				found.modules(c.Context(), f, p)
 				found.issuers(c.Context(), f)

@@ -67,6 +67,13 @@ func TestCheckConfigFindings(t *testing.T) {
 		"policy": {"policy.yaml", "per hour", "per week", "DIR/policy.yaml: line 12: keys.release.use[0].limit: "},
 		"module": {"policy.yaml", "pkcs11:token=signing", "pkcs11:token=other",
 			"DIR/policy.yaml: keys.release: no module of the config file has the token of pkcs11:token=other;object=release"},
+		"contacts alone": {"config.yaml", "log:\n", "contacts: {alice: a@example.com}\nlog:\n",
+			"warning: DIR/config.yaml: contacts has no effect: notices has no channel with email"},
+		"unknown contact": {"config.yaml", "log:\n", "notices: [{name: mail, email: \"smtps://mail.example.com\", " +
+			"from: b@example.com}]\ncontacts: {alice: a@example.com}\nlog:\n",
+			"warning: DIR/config.yaml: contacts has people whom the policy does not name: alice"},
+		"notices": {"config.yaml", "log:\n", "notices:\n- {name: hook, webhook: \"https://example.com/x\"}\nlog:\n",
+			"notices[0].secret: is missing (name the file of the secret that signs requests)"},
 		"log's key": {"policy.yaml", "object=release", "object=broker-log",
 			"DIR/policy.yaml: keys.release: it is the log's key (make a key of its own for the log)"},
 	} {
@@ -81,6 +88,22 @@ func TestCheckConfigFindings(t *testing.T) {
 				t.Errorf("%v\n%s", err, out)
 			}
 		})
+	}
+}
+
+// TestCheckConfigContacts finds people of the policy who get no mail.
+func TestCheckConfigContacts(t *testing.T) {
+	t.Parallel()
+	dir := initialised(t)
+	edit(t, filepath.Join(dir, "policy.yaml"), "\nkeys:\n", "\ngroups: {security: [erin, dave, carol]}\nkeys:\n")
+	edit(t, filepath.Join(dir, "config.yaml"), "log:\n", `notices:
+- {name: mail, email: "smtp://mail.example.com", from: hsm-broker@example.com}
+contacts: {dave: dave@example.com}
+log:
+`)
+	out, err := runs("check-config", "--config", filepath.Join(dir, "config.yaml"))
+	if err != nil || !strings.Contains(out, "contacts does not have people of the policy, who get no mail: carol, erin\n") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
