@@ -57,31 +57,32 @@ var names = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
 
 // Check returns every mistake. A message begins with the path of the setting: notices[0].webhook or contacts.NAME.
 func (c Config) Check() (all []error) {
-	add := func(path, hint, format string, args ...any) {
-		all = append(all, failure.New(failure.Invalid, path+": "+format, args...).WithHint(hint))
+	add := func(path, hint string, err error) {
+		all = append(all, failure.New(failure.Invalid, "%s: %w", path, err).WithHint(hint))
 	}
-	if len(c.Channels) > maxChannels {
-		add("notices", "let one webhook tell the others", "has %d channels, more than %d", len(c.Channels), maxChannels)
+	if n := len(c.Channels); n > maxChannels {
+		add("notices", "let one webhook tell the others", fmt.Errorf("has %d channels, more than %d", n, maxChannels))
 	}
 	seen := map[string]int{}
 	for i, channel := range c.Channels {
 		at := fmt.Sprintf("notices[%d]", i)
 		if _, mistakes := channel.open(Options{}); len(mistakes) > 0 {
 			for _, m := range mistakes {
-				add(at+m.field, m.hint, "%w", m.err)
+				add(at+m.field, m.hint, m.err)
 			}
 		}
 		if first, exists := seen[channel.Name]; exists {
-			add(at+".name", "give each channel a name of its own", "%.100q is notices[%d], too", channel.Name, first)
+			add(at+".name", "give each channel a name of its own",
+				fmt.Errorf("%.100q is notices[%d], too", channel.Name, first))
 		}
 		seen[channel.Name] = i
 	}
-	if len(c.Contacts) > maxContacts {
-		add("contacts", "list those who approve", "has %d people, more than %d", len(c.Contacts), maxContacts)
+	if n := len(c.Contacts); n > maxContacts {
+		add("contacts", "list those who approve", fmt.Errorf("has %d people, more than %d", n, maxContacts))
 	}
 	for name, address := range c.Contacts {
 		if !isAddress(address) {
-			add("contacts."+name, "write it like alice@example.com", "%.100q is not an address of mail", address)
+			add("contacts."+name, "write it like alice@example.com", fmt.Errorf("%.100q is not an address of mail", address))
 		}
 	}
 	return all
