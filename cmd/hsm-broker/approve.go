@@ -122,13 +122,17 @@ func (s *signer) decide(ctx context.Context, seen *approver.Seen, credential str
 	return envelope.Encode()
 }
 
-// printTables prints tables with an empty line between two.
+// printTables prints tables with an empty line between two. Beside JSON, they go to standard error.
 func printTables(c *cobra.Command, tables []approver.Table) error {
+	w := c.OutOrStdout()
+	if asJSON(c) {
+		w = c.ErrOrStderr()
+	}
 	for i, t := range tables {
 		if i > 0 {
-			fmt.Fprintln(c.OutOrStdout())
+			fmt.Fprintln(w)
 		}
-		if err := cli.PrintTable(c.OutOrStdout(), t.Header, t.Rows); err != nil {
+		if err := cli.PrintTable(w, t.Header, t.Rows); err != nil {
 			return err
 		}
 	}

@@ -33,6 +33,7 @@ type fakeBroker struct {
 	answers  map[string]any // by method and path, besides
 	keys     map[string]string
 	token    string
+	stdout   string // of the last command
 
 	mu       sync.Mutex
 	calls    []string          // method, path and query
@@ -210,8 +211,8 @@ func (f *fakeBroker) body(path string, into any) {
 	}
 }
 
-// run runs a command.
-func (f *fakeBroker) run(args ...string) (stdout string, err error) {
+// run runs a command, and returns what it prints.
+func (f *fakeBroker) run(args ...string) (output string, err error) {
 	f.t.Helper()
 	var out, errors bytes.Buffer
 	c := command()
@@ -219,5 +220,6 @@ func (f *fakeBroker) run(args ...string) (stdout string, err error) {
 	c.SetOut(&out)
 	c.SetErr(&errors)
 	err = c.ExecuteContext(f.t.Context())
-	return out.String() + errors.String(), err
+	f.stdout = out.String()
+	return f.stdout + errors.String(), err
 }

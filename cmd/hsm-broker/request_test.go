@@ -45,13 +45,16 @@ func TestDecide(t *testing.T) {
 		reason   string
 	}{
 		{[]string{"approve", "r-1"}, approval.Approve, ""},
-		{[]string{"request", "approve", "r-1"}, approval.Approve, ""},
+		{[]string{"request", "approve", "r-1", "--json"}, approval.Approve, ""},
 		{[]string{"reject", "r-1", "--reason", "not tested"}, approval.Reject, "not tested"},
 		{[]string{"request", "withdraw", "r-1"}, approval.Withdraw, ""},
 	} {
 		out, err := f.run(append(c.args, "--ssh", f.keys["alice"], "--yes")...)
 		if err != nil || !strings.Contains(out, `blocking the key "release"`) {
 			t.Fatalf("%q: %v\n%s", c.args, err, out)
+		}
+		if slices.Contains(c.args, "--json") != json.Valid([]byte(f.stdout)) {
+			t.Errorf("%q prints %s", c.args, f.stdout)
 		}
 		var posted brokerapi.SignedApproval
 		f.body(brokerapi.ApprovalsPath("r-1"), &posted)
