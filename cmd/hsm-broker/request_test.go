@@ -38,7 +38,7 @@ func TestRequestCommands(t *testing.T) {
 // TestDecide signs a decision after a look at the evidence, in a session of its own.
 func TestDecide(t *testing.T) {
 	f := newFakeBroker(t)
-	t.Setenv("NOTATION_HSM_BROKER_TOKEN", "")
+	f.token = "" // which the settings name, and which is not sent
 	for _, c := range []struct {
 		args     []string
 		decision approval.Decision

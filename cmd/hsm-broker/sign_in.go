@@ -143,12 +143,16 @@ func anonymous(s *config.Settings) bool {
 	return c != nil && c.Certificate == "" && c.Token == (config.TokenSource{})
 }
 
-// signIn gets a session for the owner of a key, unless something else authenticates this process to the broker.
+// signIn gets a session for the owner of a key, and makes all further calls in it: neither the certificate nor the token
+// that the settings name is used. On the Unix socket, the user id is all that authenticates.
 func (a *asker) signIn(ctx context.Context) error {
-	if !anonymous(a.settings) {
+	if a.settings.Credentials == nil {
 		return nil
 	}
-	envelope, err := a.signer.login(ctx, a.settings.Broker)
+	own := *a.settings
+	own.Credentials = &config.Credentials{CA: a.settings.Credentials.CA}
+	a.settings = &own
+	envelope, err := a.signer.login(ctx, own.Broker)
 	if err != nil {
 		return err
 	}

@@ -68,7 +68,7 @@ func TestNew(t *testing.T) {
 	if seen, err = s.read(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := seen.Mine(approval.Key, s.people["alice"].credential.Public, approval.Approve); !failure.Is(err, failure.NotFound) {
+	if _, err := seen.Mine(approval.Key, s.people["alice"].credential.Public, approval.Approve); !failure.Is(err, failure.Denied) {
 		t.Error(err)
 	}
 }

@@ -206,11 +206,15 @@ func (s *Seen) Name(id string) string {
 }
 
 // Mine returns the id of the credential with a public key, of the person whom the broker takes the caller for. It fails
-// with NotFound if the caller has no such credential, and with Denied if no rule of the request lists it, or, for an
-// approval, if none counts its kind.
+// with NotFound if the caller has no such credential, and with Denied if the caller is no person, if no rule of the
+// request lists the credential, or, for an approval, if none counts its kind.
 func (s *Seen) Mine(kind approval.Kind, public []byte, decision approval.Decision) (string, error) {
+	if s.You == "" {
+		return "", failure.New(failure.Denied, "cannot decide about request %s: the caller is no person of the policy", s.ID).
+			WithHint("name the broker by its https URL, to sign in with the key")
+	}
 	for id, c := range s.credentials {
-		if s.You == "" || c.Approver != s.You || c.Kind != kind || string(c.Public) != string(public) {
+		if c.Approver != s.You || c.Kind != kind || string(c.Public) != string(public) {
 			continue
 		}
 		if !slices.ContainsFunc(s.rules, func(r *approval.Rule) bool { return r.Has(s.You, id) }) {
