@@ -159,10 +159,11 @@ func TestChanges(t *testing.T) {
 		}, []string{"to be removed", "person | erin, as the broker says"}},
 		"block": {func(*scene) *approval.Change { return &approval.Change{What: "block"} },
 			[]string{`blocking the key "release"`}},
-		"unknown": {func(*scene) *approval.Change { return &approval.Change{What: "burn"} }, []string{"do not approve it"}},
 	} {
 		s := newScene(t)
 		s.statement.Predicate.Change = c.change(s)
+		s.statement.Predicate.Needs = []approval.Need{{Action: "modify", Key: "release"}}
+		s.rule("modify-1", policy.Modify)
 		s.seal()
 		seen, err := s.read()
 		if err != nil {
@@ -182,6 +183,26 @@ func TestChanges(t *testing.T) {
 			}
 			break
 		}
+	}
+}
+
+// TestChangesRefused refuses a change that it does not know, and a policy without all rules for modify.
+func TestChangesRefused(t *testing.T) {
+	t.Parallel()
+	s := newScene(t)
+	s.statement.Predicate.Change = &approval.Change{What: "burn"}
+	s.seal()
+	if _, err := s.read(); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), `the change "burn"`) {
+		t.Error(err)
+	}
+	after := strings.Replace(inForce, "quorum: 2", "quorum: 1", 1)
+	for _, data := range []string{inForce, after} {
+		s.evidence.Documents[approval.Hash([]byte(data))] = []byte(data)
+	}
+	s.statement.Predicate.Change = &approval.Change{What: "policy", Policy: approval.Hash([]byte(after))}
+	s.seal()
+	if _, err := s.read(); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "lacks the rules for modify") {
+		t.Error(err)
 	}
 }
 

@@ -151,6 +151,9 @@ func readCredential(id string, data []byte) (*approval.Credential, error) {
 	return approval.DecodeCredential(data)
 }
 
+// changes are what a request can change.
+var changes = []string{"policy", "config", "block", "unblock", "epoch", "enrol", "remove"}
+
 // readChange reads what the request changes.
 func (s *Seen) readChange(e *brokerapi.Evidence) error {
 	change := s.Statement.Predicate.Change
@@ -171,12 +174,18 @@ func (s *Seen) readChange(e *brokerapi.Evidence) error {
 		}
 		return policy.Parse(data)
 	}
+	if !slices.Contains(changes, change.What) {
+		return fmt.Errorf("it is for the change %.40q, which this version does not know", change.What)
+	}
 	var err error
 	if change.Policy != "" {
 		if s.Before, err = parse("policy in force", s.Statement.Predicate.Policy); err != nil {
 			return err
 		}
 		if s.After, err = parse("proposed policy", change.Policy); err != nil {
+			return err
+		}
+		if err := s.checkModify(); err != nil {
 			return err
 		}
 	}
@@ -192,6 +201,18 @@ func (s *Seen) readChange(e *brokerapi.Evidence) error {
 		}
 		if s.Credential, err = readCredential(change.Credential, data); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// checkModify checks that a proposed policy needs all rules for modify that the policy in force demands for it.
+func (s *Seen) checkModify() error {
+	for _, key := range policy.Compare(s.Before, s.After).Modify {
+		if !slices.ContainsFunc(s.Needs, func(o approval.Outcome) bool {
+			return o.Need.Action == string(policy.Modify) && o.Need.Key == key
+		}) {
+			return fmt.Errorf("it lacks the rules for modify of %s, which the policy changes", orText(key, "the top level"))
 		}
 	}
 	return nil

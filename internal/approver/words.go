@@ -109,16 +109,13 @@ func (s *Seen) changes(t *Table, person string) {
 	if p.Key != nil {
 		name = p.Key.Name
 	}
-	what, known := map[string]string{
+	what := map[string]string{
 		"policy": "another policy, see below", "config": "another config, see below",
 		"block":   fmt.Sprintf("blocking the key %q", name),
 		"unblock": fmt.Sprintf("unblocking the key %q", name),
 		"epoch":   "a new epoch of the log: entries were lost",
 		"enrol":   "a credential to be added", "remove": "a credential to be removed",
 	}[p.Change.What]
-	if !known {
-		what = fmt.Sprintf("the change %q, which this version does not know: do not approve it", p.Change.What)
-	}
 	t.add("asks for", "%s", what)
 	if p.Change.Policy != "" {
 		t.add("policy", "%s", p.Change.Policy)

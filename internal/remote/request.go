@@ -127,7 +127,7 @@ func (c *client) checked(r brokerapi.Request, id string) (brokerapi.Request, err
 	if !isPage(r.URL) {
 		r.URL = ""
 	}
-	r.Reason = plain(r.Reason)
+	r.Reason, r.Rule, r.Policy = plain(r.Reason), plain(r.Rule), plain(r.Policy)
 	return r, nil
 }
 
