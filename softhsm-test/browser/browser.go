@@ -24,11 +24,11 @@ var flags = []string{"disable-background-networking", "disable-component-update"
 	"disable-background-timer-throttling", "disable-renderer-backgrounding", "disable-backgrounding-occluded-windows",
 	"metrics-recording-only", "no-pings"}
 
-// Start starts Chromium for a new user, who trusts the CA in a PEM file beside those that every user trusts.
-func Start(t testing.TB, ca string) *Browser {
+// Start starts Chromium for a new user, who trusts CAs in PEM files beside those that every user trusts.
+func Start(t testing.TB, cas ...string) *Browser {
 	t.Helper()
 	program := softhsmtest.Program(t, "chromium")
-	home := trusting(t, ca)
+	home := trusting(t, cas)
 	options := []chromedp.ExecAllocatorOption{chromedp.ExecPath(program), chromedp.Headless, chromedp.NoFirstRun,
 		chromedp.NoDefaultBrowserCheck, chromedp.UserDataDir(filepath.Join(home, "chromium")),
 		chromedp.Env("HOME=" + home), chromedp.CombinedOutput(io.Discard)}
@@ -52,8 +52,8 @@ func Start(t testing.TB, ca string) *Browser {
 	return &Browser{ctx: ctx}
 }
 
-// trusting makes the home of a user who trusts a CA, as Chromium reads it: a database of NSS.
-func trusting(t testing.TB, ca string) (home string) {
+// trusting makes the home of a user who trusts CAs, as Chromium reads it: a database of NSS.
+func trusting(t testing.TB, cas []string) (home string) {
 	t.Helper()
 	home = t.TempDir()
 	database := filepath.Join(home, ".pki", "nssdb")
@@ -62,6 +62,8 @@ func trusting(t testing.TB, ca string) (home string) {
 	}
 	certutil := softhsmtest.Program(t, "certutil")
 	softhsmtest.Run(t, certutil, "-N", "-d", "sql:"+database, "--empty-password")
-	softhsmtest.Run(t, certutil, "-A", "-d", "sql:"+database, "-n", "test", "-t", "C,,", "-i", ca)
+	for _, ca := range cas {
+		softhsmtest.Run(t, certutil, "-A", "-d", "sql:"+database, "-n", ca, "-t", "C,,", "-i", ca)
+	}
 	return home
 }

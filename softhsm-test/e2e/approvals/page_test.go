@@ -10,7 +10,9 @@ import (
 func (s *site) enrol(b *browser.Browser, name string) {
 	s.t.Helper()
 	p := s.people[name]
-	p.page = b.Person(s.t)
+	if p.page == nil {
+		p.page = b.Person(s.t)
+	}
 	p.page.Open(s.URL + "/enrol#" + p.invitation)
 	p.page.WaitText("This invitation is for " + name)
 	p.page.Click("Make a passkey")
