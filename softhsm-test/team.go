@@ -50,6 +50,8 @@ type TeamOptions struct {
 	Type string
 	// Listen and Log are appended to these sections of the config: "metrics: ADDRESS", "feeds: [...]".
 	Listen, Log string
+	// Program replaces hsm-broker.
+	Program string
 	// Module replaces the token's module, such as by the shim.
 	Module string
 	// Host is the host of the URL and the RP ID; 127.0.0.1 by default. Browsers register passkeys for localhost alone.
@@ -66,7 +68,10 @@ func StartTeam(t testing.TB, token *Token, o TeamOptions) *TeamBroker {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	b := &TeamBroker{Program: Build(t, "hsm-broker"), Dir: dir, Socket: filepath.Join(dir, "socket"),
+	if o.Program == "" {
+		o.Program = Build(t, "hsm-broker")
+	}
+	b := &TeamBroker{Program: o.Program, Dir: dir, Socket: filepath.Join(dir, "socket"),
 		Issuer: identitytest.New(t), Callers: NewCA(t, "callers", nil), t: t, token: token, settings: o}
 	b.LogKey = strings.TrimSpace(Run(t, Build(t, "notation-hsm"), "key", "generate", "--token", token.Label, "--spec",
 		"EC-256", "--label", "log"))

@@ -37,6 +37,8 @@ type options struct {
 	policy string   // REGISTRY in it becomes the registry, ISSUER that of the jobs' tokens
 	people []person // enrolled from the start; those of another site keep their keys
 	keys   []string // of the token, beside the key release
+	// program replaces hsm-broker.
+	program string
 }
 
 // start starts a site on tokens of its own.
@@ -64,7 +66,7 @@ func start(t testing.TB, o options) *site {
 		t.Fatal(err)
 	}
 	softhsmtest.Write(t, filepath.Join(dir, "approvers.yaml"), string(file))
-	s.TeamBroker = softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Host: "localhost",
+	s.TeamBroker = softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Host: "localhost", Program: o.program,
 		Limits:     "requests: 100000 per hour, open: 1000",
 		Policy:     strings.ReplaceAll(o.policy, "REGISTRY", registry),
 		Registries: `registries: [{host: "` + registry + `", plain-http: true, loopback: true}]`,
