@@ -35,6 +35,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/held"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/notice"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
 	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
 	"github.com/notation-hsm/notation-hsm/internal/telemetry"
@@ -121,6 +122,10 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	}
 	metrics := prometheus.NewRegistry()
 	registerProcess(metrics, f.StorePath())
+	told, err := notice.New(notice.Options{Config: f.Told(), Store: s, PublicURL: url, Version: version, Registerer: metrics})
+	if err != nil {
+		return err
+	}
 	var b *broker.Broker
 	known := &references{known: map[string]*keystore.Reference{}}
 	use := &broker.HeldKeys{Held: keys, Reference: func(name string) (*keystore.Reference, error) {
@@ -133,7 +138,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	b, err = broker.Open(ctx, broker.Options{
 		Store: s, Policy: text, Config: decisive, Keys: use, Limits: f.Callers.Limits.WithDefaults(),
 		Check: registries.Check, Manifests: registries.Manifests, Registerer: metrics, First: first,
-		PublicURL: url,
+		PublicURL: url, Notices: told.Rows,
 		Log: broker.Log{
 			Origin: f.Log.Origin, Public: signing.Public, File: f.Log.CheckpointFile,
 			MaxUnpublished: f.Log.MaxUnpublished.Time, MaxUnpublishedEntries: f.Log.MaxUnpublished.Entries,
@@ -156,6 +161,10 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 			return err
 		}
 	}
+	telling, stopTelling := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	group.Go(func() { told.Run(telling) })
+	opened.add(func() error { stopTelling(); group.Wait(); return nil })
 	stop, err := follow(f, b, tracer, metrics)
 	if err != nil {
 		return err
