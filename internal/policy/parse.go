@@ -289,7 +289,7 @@ func (p *parser) readRule(node *yaml.Node, path string, rule *Rule) *Rule {
 		p.readSame(same, path+".same", rule)
 	}
 	if uses := values["uses"]; uses != nil {
-		if n, ok := p.number(uses, path+".uses", 1, maxUses); ok && n > 1 {
+		if n, ok := p.number(uses, path+".uses", 1, maxUses); ok {
 			rule.Uses = n
 		}
 	}
