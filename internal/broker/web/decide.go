@@ -50,9 +50,14 @@ func (w *Web) beginDecision(r *http.Request, p *who) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	allowed := passkeysOf(all)
+	rules, err := rulesOf(evidence)
+	if err != nil {
+		return nil, err
+	}
+	allowed := passkeysOf(listed(rules, all))
 	if len(allowed) == 0 {
-		return nil, failure.New(failure.Denied, "you have no passkey").WithHint("approve by the command that the page shows")
+		return nil, failure.New(failure.Denied, "you had no passkey when the request was made").
+			WithHint("approve by the command that the page shows")
 	}
 	a := approval.Approval{Approver: evidence.You, Decision: body.Decision, Reason: body.Reason, Statement: body.Statement,
 		Time: w.options.Now()}

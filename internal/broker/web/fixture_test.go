@@ -45,6 +45,9 @@ keys:
     use:
     - name: release
       approvals: [{group: release-managers, quorum: 2}, {group: security, quorum: 1, kinds: [key, ssh]}]
+    - name: emergency
+      break-glass: true
+      approvals: [{group: release-managers, quorum: 2}, {group: security, quorum: 1}]
     block: [{name: security, approvals: [{group: security, quorum: 1}]}]
     unblock: [{name: security, approvals: [{group: security, quorum: 2}]}]
     modify: [{name: all, approvals: [{group: release-managers, quorum: 2}]}]
@@ -63,6 +66,8 @@ type fakeBroker struct {
 	evidence    map[string]*brokerapi.Evidence
 	credentials map[string]*approval.Credential
 	owners      map[string]string // of credentials
+	rule        int               // of the policy, which evidence has
+	late        map[string]bool   // credentials that were enrolled after all requests
 	invitations map[string]string
 	blocked     map[string]bool
 	approved    []*approval.Envelope
@@ -131,6 +136,26 @@ func (b *fakeBroker) Evidence(_ context.Context, c identity.Caller, id string) (
 	}
 	copied := *found
 	copied.You = "id-of-" + c.Subject
+	read, err := policy.Parse([]byte(testPolicy))
+	if err != nil {
+		return nil, err
+	}
+	rule := approval.Rule{Rule: read.Rules(policy.Use, "release")[b.rule].Resolved(), Salt: strings.Repeat("0", 64)}
+	for _, name := range []string{"alice", "bob", "carol", "dave", "erin"} {
+		m := approval.Member{ID: "id-of-" + name, Name: name}
+		for id, owner := range b.owners {
+			if owner == name && !b.late[id] {
+				m.Credentials = append(m.Credentials, id)
+			}
+		}
+		slices.Sort(m.Credentials)
+		rule.Members = append(rule.Members, m)
+	}
+	document, err := rule.Encode()
+	if err != nil {
+		return nil, err
+	}
+	copied.Rules = map[string][]byte{approval.Hash(document): document}
 	return &copied, nil
 }
 

@@ -332,38 +332,41 @@ func TestYou(t *testing.T) {
 	f.broker.add("erin", &approval.Credential{Kind: approval.SSH, Public: []byte("ssh")})
 	f.broker.add("erin", &approval.Credential{Kind: approval.Key, Public: []byte("key")})
 	page := "/requests/" + r.ID
-	for name, c := range map[string]struct {
-		p          *person
-		has, lacks []string
-	}{
-		"passkey":        {alice, []string{`id="decide"`, `id="approve"`}, []string{`id="command-`}},
-		"nothing counts": {dave, []string{"enrolled nothing that counts"}, []string{`id="decide"`, `id="command-`}},
-		"keys": {erin, []string{`hsm-broker approve ` + r.ID + ` --ssh KEY`, `hsm-broker approve ` + r.ID + ` --key`},
-			[]string{`id="decide"`}},
-	} {
-		body := c.p.get(page)
-		for _, want := range c.has {
-			if !strings.Contains(body, want) {
-				t.Errorf("%s: the page lacks %s", name, want)
-			}
-		}
-		for _, unwanted := range c.lacks {
-			if strings.Contains(body, unwanted) {
-				t.Errorf("%s: the page has %s", name, unwanted)
-			}
-		}
-	}
+	contains(t, alice.get(page), `id="decide"`, `id="approve"`, `id="reject"`)
+	lacks(t, alice.get(page), `id="command-`, `id="not-asked"`, `id="withdraw"`)
+	contains(t, dave.get(page), "enrolled nothing that counts", `id="reject"`)
+	lacks(t, dave.get(page), `id="approve"`, `id="command-`)
+	contains(t, erin.get(page), `hsm-broker approve `+r.ID+` --ssh KEY`, `hsm-broker approve `+r.ID+` --key`, `id="reject"`)
+	lacks(t, erin.get(page), `id="approve"`)
+	f.broker.late = map[string]bool{alice.id: true}
+	contains(t, alice.get(page), "counts for requests that are made afterwards")
+	lacks(t, alice.get(page), `id="decide"`)
+	f.broker.late, f.broker.rule = nil, 1
+	contains(t, alice.get(page), `id="emergency"`, `id="approve"`)
+	f.broker.rule = 0
+	lacks(t, alice.get(page), `id="emergency"`)
+
 	found := f.broker.find(r.ID)
 	found.Waiting = false
 	found.Approvals = []brokerapi.Approval{{Person: "alice", Decision: "approve", Kind: "passkey", Counts: true}}
-	if body := alice.get(page); !strings.Contains(body, `id="withdraw"`) || strings.Contains(body, `id="decide"`) {
-		t.Error("alice cannot withdraw")
-	}
-	if body := dave.get(page); !strings.Contains(body, "approval is not needed") {
-		t.Error("dave is asked")
-	}
+	contains(t, alice.get(page), "You have agreed", `id="withdraw"`, `id="reject"`)
+	lacks(t, alice.get(page), `id="approve"`)
+	contains(t, dave.get(page), "approval is not needed", `id="reject"`)
+	lacks(t, dave.get(page), `id="approve"`, `id="withdraw"`)
 	found.State = brokerapi.Signed
-	if body := alice.get(page); strings.Contains(body, `id="withdraw"`) {
-		t.Error("alice can withdraw what was used")
+	contains(t, alice.get(page), "nothing is left to decide")
+	lacks(t, alice.get(page), `id="decide"`)
+	found.State, found.Requester = brokerapi.Pending, brokerapi.Requester{Issuer: "approver", Subject: "dave"}
+	contains(t, dave.get(page), "others have to agree", `id="cancel"`)
+	lacks(t, dave.get(page), `id="decide"`)
+}
+
+// lacks fails for a page that has a text.
+func lacks(t *testing.T, body string, all ...string) {
+	t.Helper()
+	for _, text := range all {
+		if strings.Contains(body, text) {
+			t.Errorf("the page has %s", text)
+		}
 	}
 }

@@ -30,6 +30,7 @@ type requestView struct {
 	Passkey   *credentialView     // or another credential that is added or removed
 	Config    string              // that is proposed
 	Registry  *registryView
+	Emergency bool // by a rule for emergencies
 	You       *you
 }
 
@@ -68,37 +69,40 @@ func (w *Web) request(r *http.Request, p *who) (*view, error) {
 	if found.Artifact != nil {
 		v.Targets = append([]brokerapi.Target{*found.Artifact}, found.More...)
 	}
-	if found.Statement != "" {
-		if err := w.addEvidence(r.Context(), p, v); err != nil {
-			return nil, err
-		}
-	}
-	if v.Registry, err = w.registryOf(r.Context(), p, found); err != nil {
-		return nil, err
-	}
 	all, err := w.options.Broker.CredentialsOf(r.Context(), p.Person)
 	if err != nil {
 		return nil, err
 	}
-	v.You = youOf(p.Person, found, all)
+	var rules []*approval.Rule
+	if found.Statement != "" {
+		evidence, err := w.addEvidence(r.Context(), p, v)
+		if err != nil {
+			return nil, err
+		}
+		if rules, err = rulesOf(evidence); err != nil {
+			return nil, err
+		}
+		v.Emergency = emergency(rules)
+	}
+	if v.Registry, err = w.registryOf(r.Context(), p, found); err != nil {
+		return nil, err
+	}
+	v.You = youOf(p.Person, found, all, listed(rules, all))
 	return &view{Template: "request", Title: titleOf(found), Section: "requests", Data: v}, nil
 }
 
-// addEvidence adds what the statement and the documents beside it say.
-func (w *Web) addEvidence(ctx context.Context, p *who, v *requestView) error {
+// addEvidence adds what the statement and the documents beside it say, and returns them.
+func (w *Web) addEvidence(ctx context.Context, p *who, v *requestView) (*brokerapi.Evidence, error) {
 	evidence, err := w.options.Broker.Evidence(ctx, p.caller(), v.ID)
-	if failure.Is(err, failure.NotFound) { // a request that nobody has to agree to
-		return nil
-	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	statement, err := approval.DecodeStatement(evidence.Statement)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if hash := approval.Hash(evidence.Statement); hash != v.Statement {
-		return failure.New(failure.Internal, "the statement of request %s is not the one of the log", v.ID)
+		return nil, failure.New(failure.Internal, "the statement of request %s is not the one of the log", v.ID)
 	}
 	v.Document, v.Predicate = evidence.Statement, &statement.Predicate
 	var opening approval.Opening
@@ -108,7 +112,7 @@ func (w *Web) addEvidence(ctx context.Context, p *who, v *requestView) error {
 	if c := statement.Predicate.Change; c != nil {
 		v.addChange(c, statement.Predicate.Policy, evidence.Documents)
 	}
-	return nil
+	return evidence, nil
 }
 
 // addChange adds what is proposed.
@@ -224,67 +228,110 @@ func titleOf(r *brokerapi.Request) string {
 
 // you is what a person can do about a request.
 type you struct {
-	Decide   bool   // with a passkey, on the page
+	Approve  bool   // with a passkey, on the page
+	Reject   bool   // likewise
 	Withdraw bool   // likewise
 	Cancel   bool   // it is the person's own
 	Key, SSH bool   // with a command
-	Lacks    bool   // a credential that counts
-	Why      string // nothing is asked of the person; "" otherwise
+	Lacks    bool   // a credential that counts, although one is asked for
+	Late     bool   // credentials, but none that was enrolled before the request
+	Why      string // no approval is asked of the person; "" otherwise
 }
 
-// youOf returns what a person with these credentials can do about a request.
-func youOf(person string, r *brokerapi.Request, all map[string]*approval.Credential) *you {
+// youOf returns what a person can do about a request. all are their credentials, and those of them that count for this
+// request are listed.
+func youOf(person string, r *brokerapi.Request, all, listed map[string]*approval.Credential) *you {
 	y := &you{}
-	open := r.State == brokerapi.Pending || r.State == brokerapi.Approved
-	own := r.Requester.Issuer == callerOf(person).Issuer && r.Requester.Subject == person
-	y.Cancel = open && own
-	if !open {
+	if r.State != brokerapi.Pending && r.State != brokerapi.Approved {
 		return y
 	}
+	own := r.Requester.Issuer == callerOf(person).Issuer && r.Requester.Subject == person
+	if own {
+		y.Cancel, y.Why = true, "You have asked for it: others have to agree."
+		return y
+	}
+	asked := groupsOf(person, r)
+	if len(asked) == 0 {
+		y.Why = "Your approval is not needed."
+		return y
+	}
+	y.Late = len(listed) == 0 && len(all) > 0
+	y.Reject = has(listed, approval.Passkey)
+	y.Key, y.SSH = has(listed, approval.Key), has(listed, approval.SSH)
 	agreed := slices.ContainsFunc(r.Approvals, func(a brokerapi.Approval) bool {
 		return a.Person == person && a.Decision == string(approval.Approve) && a.Counts
 	})
-	hasPasskey := slices.ContainsFunc(values(all), func(c *approval.Credential) bool { return c.Kind == approval.Passkey })
-	y.Withdraw = agreed && hasPasskey
+	y.Withdraw = agreed && y.Reject
 	switch {
 	case agreed:
 		y.Why = "You have agreed."
-		y.Key, y.SSH = has(all, approval.Key), has(all, approval.SSH)
-	case own:
-		y.Why = "You have asked for it: others have to agree."
 	case r.State == brokerapi.Approved:
 		y.Why = "Enough people have agreed."
 	case !r.Waiting:
 		y.Why = "Your approval is not needed."
 	default:
-		y.choose(person, r, all)
+		y.choose(asked, listed)
 	}
 	return y
 }
 
-// choose finds what a person can sign with, so that it counts for a group that still lacks someone.
-func (y *you) choose(person string, r *brokerapi.Request, all map[string]*approval.Credential) {
+// groupsOf returns the groups of a person in the rules by which a request can still be allowed.
+func groupsOf(person string, r *brokerapi.Request) (groups []brokerapi.GroupNeed) {
 	for _, need := range r.Needs {
 		for _, alternative := range need.Alternatives {
-			if alternative.Reason != "" {
-				continue
-			}
 			for _, g := range alternative.Groups {
-				if !slices.Contains(g.Members, person) {
-					continue
-				}
-				for _, c := range all {
-					if !counts(&g, c) {
-						continue
-					}
-					y.Decide = y.Decide || c.Kind == approval.Passkey
-					y.Key = y.Key || c.Kind == approval.Key
-					y.SSH = y.SSH || c.Kind == approval.SSH
+				if alternative.Reason == "" && slices.Contains(g.Members, person) {
+					groups = append(groups, g)
 				}
 			}
 		}
 	}
-	y.Lacks = !y.Decide && !y.Key && !y.SSH
+	return groups
+}
+
+// choose finds what a person can sign with, so that it counts for one of their groups.
+func (y *you) choose(groups []brokerapi.GroupNeed, listed map[string]*approval.Credential) {
+	y.Key, y.SSH = false, false
+	for _, c := range listed {
+		if !slices.ContainsFunc(groups, func(g brokerapi.GroupNeed) bool { return counts(&g, c) }) {
+			continue
+		}
+		y.Approve = y.Approve || c.Kind == approval.Passkey
+		y.Key = y.Key || c.Kind == approval.Key
+		y.SSH = y.SSH || c.Kind == approval.SSH
+	}
+	y.Lacks = !y.Approve && !y.Key && !y.SSH
+}
+
+// listed returns those credentials of a person that the rules of a request list: the ones enrolled before it was made.
+func listed(rules []*approval.Rule, all map[string]*approval.Credential) map[string]*approval.Credential {
+	found := map[string]*approval.Credential{}
+	for id, c := range all {
+		if slices.ContainsFunc(rules, func(r *approval.Rule) bool { return r.Has(c.Approver, id) }) {
+			found[id] = c
+		}
+	}
+	return found
+}
+
+// rulesOf returns the rules of a request.
+func rulesOf(e *brokerapi.Evidence) (all []*approval.Rule, err error) {
+	for _, document := range e.Rules {
+		rule, _, err := approval.DecodeRule(document)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, rule)
+	}
+	return all, nil
+}
+
+// emergency reports whether one of the rules of a request is for emergencies.
+func emergency(rules []*approval.Rule) bool {
+	return slices.ContainsFunc(rules, func(r *approval.Rule) bool {
+		demands, err := r.Demands()
+		return err == nil && demands.BreakGlass
+	})
 }
 
 // counts reports whether approvals with a credential count for a group.

@@ -11,6 +11,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
@@ -26,7 +27,7 @@ const (
 var functions = template.FuncMap{
 	"visible": visible, "lines": lines, "time": timeOf, "until": until, "bytes": bytesOf, "https": https, "commit": commit,
 	"path": pathEscape, "join": strings.Join, "base64": base64.StdEncoding.EncodeToString,
-	"short": short, "seconds": secondsOf, "issuer": issuerOf, "needed": needed, "dotted": dotted, "sentence": sentence,
+	"short": short, "seconds": secondsOf, "issuer": issuerOf, "needed": needed, "kind": kindOf, "kinds": kindsOf, "dotted": dotted, "sentence": sentence,
 }
 
 // visible returns a line of a text from outside, cut after maxShown characters. What could hide, or change how other
@@ -209,6 +210,26 @@ func issuerOf(issuer string) string {
 		return "at GitHub Actions"
 	}
 	return "at " + visible(issuer)
+}
+
+// kindOf names a kind of credentials.
+func kindOf(kind string) string {
+	switch approval.Kind(kind) {
+	case approval.Key:
+		return "key in a module"
+	case approval.SSH:
+		return "SSH key"
+	}
+	return visible(kind)
+}
+
+// kindsOf names kinds of credentials, any one of which is enough.
+func kindsOf(all []string) string {
+	names := make([]string, len(all))
+	for i, kind := range all {
+		names[i] = kindOf(kind)
+	}
+	return strings.Join(names, " or ")
 }
 
 // needed says what a need is for.
