@@ -73,7 +73,7 @@ func TestBroker(t *testing.T) {
 	people := map[string]*person{}
 	for _, name := range []string{"alice", "bob", "carol"} {
 		people[name] = newcomer(f, name)
-		if to := people[name].enrolBy("first " + name); to != "/enrol/done?state=signed" {
+		if to := people[name].enrolBy("first " + name); !strings.Contains(to, "state=signed") {
 			t.Fatalf("%s is enrolled: %s", name, to)
 		}
 		people[name].signIn()
@@ -113,7 +113,7 @@ func TestBroker(t *testing.T) {
 	_, token, _ := strings.Cut(invited, base+"/enrol#")
 	token, _, _ = strings.Cut(token, `"`)
 	dave := newcomer(f, "dave")
-	if to := dave.enrolBy(token); to != "/enrol/done?state=pending" {
+	if to := dave.enrolBy(token); !strings.Contains(to, "state=pending") {
 		t.Errorf("dave is enrolled: %s", to)
 	}
 	row := regexp.MustCompile(`href="(/requests/[0-9a-f]+)">Enrol a credential of dave`).FindStringSubmatch(carol.get("/"))

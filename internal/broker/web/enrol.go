@@ -8,12 +8,14 @@ import (
 	"encoding/hex"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"slices"
 
 	"github.com/go-webauthn/webauthn/protocol"
 	"github.com/go-webauthn/webauthn/protocol/webauthncose"
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/httpapi"
 )
@@ -123,13 +125,23 @@ func (w *Web) finishEnrol(_ http.ResponseWriter, r *http.Request) (any, error) {
 		return nil, err
 	}
 	slog.Info("a passkey was enrolled", "person", person, "request", enrolled.ID)
-	return &going{"/enrol/done?state=" + string(enrolled.State)}, nil
+	label := labelOf(credential)
+	said := url.Values{"state": {string(enrolled.State)}, "passkey": {label},
+		"seal": {w.seal(forEnrolled, "", []byte(label), enrolTime)}}
+	return &going{"/enrol/done?" + said.Encode()}, nil
 }
 
-// enrolledPage says what comes after an enrolment.
+// enrolledPage says what comes after an enrolment, and names the passkey, as others see it who approve it.
 func (w *Web) enrolledPage(r *http.Request) (*view, error) {
-	return &view{Template: "enrolled", Title: "Your passkey is registered",
-		Data: struct{ Counts bool }{r.URL.Query().Get("state") == "signed"}}, nil
+	values := r.URL.Query()
+	label := values.Get("passkey")
+	if _, err := w.unseal(values.Get("seal"), forEnrolled, "", []byte(label)); err != nil {
+		label = "" // nobody else can have the page name a passkey
+	}
+	return &view{Template: "enrolled", Title: "Your passkey is registered", Data: struct {
+		Counts  bool
+		Passkey string
+	}{values.Get("state") == string(brokerapi.Signed), label}}, nil
 }
 
 // verifyPasskey returns the credential of a new passkey, whose authenticator has answered the challenge.

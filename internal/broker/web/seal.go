@@ -24,6 +24,7 @@ const (
 	forSignIn   = "sign-in"
 	forDecision = "decision"
 	forEnrol    = "enrol"
+	forEnrolled = "enrolled"
 )
 
 // seal returns what shows later that the broker made a document, for one purpose and for whom it is bound to:
