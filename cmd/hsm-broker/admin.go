@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -26,6 +27,7 @@ type asker struct {
 	settings *config.Settings
 	given    map[string]string // flags for settings
 	signer   *signer           // nil unless flags name a key of an approver
+	expires  time.Time         // when the session ends; zero without one
 }
 
 // asking gives a command the settings of a broker, and has it ask there, in the name of the owner of a key if --ssh or

@@ -86,6 +86,9 @@ func decideCommand(decision approval.Decision, c *cobra.Command) *cobra.Command 
 			if err != nil {
 				return err
 			}
+			if err := a.stay(ctx); err != nil {
+				return err
+			}
 			if r, err = a.Decide(ctx, a.settings, r.ID, envelope); err != nil {
 				return err
 			}

@@ -33,7 +33,8 @@ type fakeBroker struct {
 	answers  map[string]any // by method and path, besides
 	keys     map[string]string
 	token    string
-	stdout   string // of the last command
+	stdout   string    // of the last command
+	expires  time.Time // of sessions
 
 	mu       sync.Mutex
 	calls    []string          // method, path and query
@@ -67,6 +68,7 @@ func newFakeBroker(t *testing.T) *fakeBroker {
 	}
 	t.Setenv("TEAM_TOKEN", f.token)
 	t.Setenv("SSH_AUTH_SOCK", "")
+	f.expires = time.Now().Add(15 * time.Minute)
 	f.fill()
 	return f
 }
@@ -198,7 +200,7 @@ func (f *fakeBroker) signIn(body []byte) any {
 		return nil
 	}
 	f.sessions = append(f.sessions, read)
-	return brokerapi.Session{Token: "s1", Person: "alice"}
+	return brokerapi.Session{Token: "s1", Person: "alice", Expires: f.expires}
 }
 
 // body returns what was posted to a path at last.

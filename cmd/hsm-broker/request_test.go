@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
@@ -74,6 +75,10 @@ func TestDecide(t *testing.T) {
 	}
 	if len(f.sessions) != 4 || f.sessions[0].Broker != f.URL || f.bearer != "Bearer hsm-session.s1" {
 		t.Errorf("the sessions are %+v, the last call was with %q", f.sessions, f.bearer)
+	}
+	f.expires = time.Now() // as if the answer had taken long
+	if _, err := f.run("approve", "r-1", "--ssh", f.keys["alice"], "--yes"); err != nil || len(f.sessions) != 6 {
+		t.Errorf("%v; there are %d sessions", err, len(f.sessions))
 	}
 }
 

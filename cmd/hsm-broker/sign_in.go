@@ -156,7 +156,16 @@ func (a *asker) signIn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = a.SignIn(ctx, a.settings, brokerapi.Login{Envelope: envelope, Kind: string(a.signer.kind),
+	session, err := a.SignIn(ctx, a.settings, brokerapi.Login{Envelope: envelope, Kind: string(a.signer.kind),
 		Public: a.signer.public})
+	a.expires = session.Expires
 	return err
+}
+
+// stay signs in again if the session is about to end: people take their time before they answer a question.
+func (a *asker) stay(ctx context.Context) error {
+	if a.expires.IsZero() || time.Until(a.expires) > time.Minute {
+		return nil
+	}
+	return a.signIn(ctx)
 }
