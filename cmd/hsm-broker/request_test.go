@@ -39,7 +39,9 @@ func TestRequestCommands(t *testing.T) {
 // TestDecide signs a decision after a look at the evidence, in a session of its own.
 func TestDecide(t *testing.T) {
 	f := newFakeBroker(t)
-	f.token = "" // which the settings name, and which is not sent
+	f.token = "" // the settings name one, and a certificate, and neither is used
+	t.Setenv("NOTATION_HSM_BROKER_CERTIFICATE", "/none.pem")
+	t.Setenv("NOTATION_HSM_BROKER_KEY", "/none.key")
 	for _, c := range []struct {
 		args     []string
 		decision approval.Decision

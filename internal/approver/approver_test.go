@@ -73,6 +73,29 @@ func TestNew(t *testing.T) {
 	}
 }
 
+// TestKinds lets a person whose kind of key does not count reject, and not approve.
+func TestKinds(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, target(manifestType, []byte("one")))
+	dave := s.people["dave"]
+	dave.credential.Kind = approval.SSH
+	dave.hash = approval.Hash(encode(t, &dave.credential))
+	s.statement.Predicate.Needs[0].Rules = nil
+	s.rule("release", policy.Use)
+	s.you("dave")
+	s.evidence.Statement, s.evidence.Approvals = encode(t, &s.statement), nil
+	seen, err := s.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := seen.Mine(approval.SSH, dave.credential.Public, approval.Approve); !failure.Is(err, failure.Denied) {
+		t.Error(err)
+	}
+	if id, err := seen.Mine(approval.SSH, dave.credential.Public, approval.Reject); err != nil || id != dave.hash {
+		t.Errorf("%s, %v", id, err)
+	}
+}
+
 // TestForged refuses evidence that does not hold together.
 func TestForged(t *testing.T) {
 	t.Parallel()

@@ -21,6 +21,7 @@ type shelf struct {
 	host   string
 	files  map[string][]byte
 	types  map[string]string
+	digest string // that replies claim
 	status int
 }
 
@@ -36,6 +37,9 @@ func newShelf(t *testing.T) *shelf {
 			w.WriteHeader(http.StatusNotFound)
 		default:
 			w.Header().Set("Content-Type", s.types[r.URL.Path])
+			if s.digest != "" {
+				w.Header().Set("Docker-Content-Digest", s.digest)
+			}
 			_, _ = w.Write(data)
 		}
 	}))
@@ -136,7 +140,11 @@ func TestFetchRefuses(t *testing.T) {
 		want   string
 	}{
 		"other bytes": {func(s *shelf, _ *scene, path string) { s.files[path] = []byte(`{}`) }, failure.Denied, ""},
-		"absent":      {func(s *shelf, _ *scene, path string) { delete(s.files, path) }, failure.Denied, "not found"},
+		"claims the digest": {func(s *shelf, sc *scene, path string) {
+			s.digest = sc.statement.Predicate.Targets[0].Digest
+			s.files[path] = append(s.files[path][:len(s.files[path])-1:len(s.files[path])-1], ' ')
+		}, failure.Denied, "something else"},
+		"absent": {func(s *shelf, _ *scene, path string) { delete(s.files, path) }, failure.Denied, "not found"},
 		"other type": {func(s *shelf, _ *scene, path string) { s.types[path] = ocispec.MediaTypeImageIndex }, failure.Denied,
 			"it is of type"},
 		"other size": {func(_ *shelf, sc *scene, _ string) { sc.statement.Predicate.Targets[0].Size++ }, failure.Denied,
