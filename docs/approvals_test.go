@@ -12,10 +12,12 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
 )
 
 // TestApprovalDocuments verifies that the examples of a statement and an approval can be read, belong together, and
-// that the page explains each of their fields; and that the file with the first approvers can be read.
+// that the page explains each of their fields; and that the file with the first approvers and the rule for emergencies
+// can be read.
 func TestApprovalDocuments(t *testing.T) {
 	t.Parallel()
 	page := read(t, "approvals.md")
@@ -47,6 +49,15 @@ func TestApprovalDocuments(t *testing.T) {
 	}
 	if people, err := brokerfile.ReadApprovers(path); err != nil || len(people) != 3 {
 		t.Errorf("%+v, %v", people, err)
+	}
+	rule := regexp.MustCompile("(?s)```yaml\n(- name: emergency.*?)```").FindStringSubmatch(page)
+	if rule == nil {
+		t.Fatal("the page has no example of a rule for emergencies")
+	}
+	policed := "version: 1\ngroups: {on-call: [erin]}\nkeys:\n  release:\n    key: pkcs11:token=t;object=o\n" +
+		"    formats: [notation]\n    use:\n    " + strings.ReplaceAll(rule[1], "\n", "\n    ")
+	if _, err := policy.Parse([]byte(policed)); err != nil {
+		t.Errorf("%v\n%s", err, policed)
 	}
 	for field := range reflect.TypeFor[approval.Predicate]().Fields() {
 		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
