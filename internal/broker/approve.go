@@ -70,7 +70,8 @@ func (b *Broker) Approve(ctx context.Context, caller identity.Caller, id string,
 			return nil
 		}
 		d.refresh(id)
-		if d.stage(d.Requests[id]) == brokerapi.Approved && before != brokerapi.Approved {
+		// A change is told of when it is made.
+		if r.What == "" && d.stage(d.Requests[id]) == brokerapi.Approved && before != brokerapi.Approved {
 			d.notify(NoticeApproved, id)
 		}
 		return nil
@@ -112,7 +113,7 @@ func (d *decision) decides(id string, a *approval.Approval, credential, document
 			a.Time.UTC().Format(time.RFC3339), d.now.UTC().Format(time.RFC3339)).WithHint("set the clock right, and sign again")
 	case slices.Contains(r.Seen, document):
 		return failure.New(failure.Conflict, "this approval of request %s was given before", id).WithHint("sign a new one")
-	case counter > 0 && counter <= c.Counter:
+	case (counter > 0 || c.Counter > 0) && counter <= c.Counter: // WebAuthn Level 3 section 7.2, step 22
 		return failure.New(failure.Denied, "the signature counter of the passkey is %d after %d: there may be a copy of it",
 			counter, c.Counter).WithHint("have the credential removed, and enrol another one")
 	}
@@ -386,7 +387,7 @@ func (d *decision) notifyAs(what, name, id string) {
 	if json.Unmarshal(kept.Body, &r) != nil {
 		return
 	}
-	n := Notice{ID: name, Type: what, Time: d.now, Request: r.Request, Everyone: r.Request.Why != ""}
+	n := Notice{ID: name, Type: what, Time: d.now, Request: r.Request, Everyone: r.Request.Emergency}
 	if now := d.Requests[id]; now != nil && (what == NoticePending || what == NoticeReminder) {
 		n.People = d.actors(now)
 	}

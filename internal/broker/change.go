@@ -173,7 +173,7 @@ func (d *decision) wait(e *Event, body *brokerapi.Request, rules [][]*policy.Rul
 		}
 	}
 	until := d.now.Add(life).Truncate(time.Second)
-	body.NotAfter, e.NotAfter, e.Why = &until, until.Unix(), c.Reason
+	body.NotAfter, e.NotAfter = &until, until.Unix()
 	if people {
 		digest := cmp.Or(e.Policy, e.Config, e.Credential)
 		if digest == "" {
@@ -185,7 +185,7 @@ func (d *decision) wait(e *Event, body *brokerapi.Request, rules [][]*policy.Rul
 		if c.Key != "" {
 			s.Predicate.Key = &approval.KeyName{Name: c.Key, Formats: []string{}}
 		}
-		if err := d.write(s, e, caller, rules); err != nil {
+		if err := d.write(s, e, caller, c.Reason, rules); err != nil {
 			return err
 		}
 		body.Statement = e.Statement

@@ -136,7 +136,7 @@ func (d *decision) alike(ws []*wish, breakGlass string) string {
 func (d *decision) eventOf(ws []*wish) Event {
 	w := ws[0]
 	e := Event{Key: w.Key, Leaf: w.Leaf, Format: string(w.Target.Format), Digest: w.Target.Digest,
-		Caller: d.b.callerOf(w.caller), Repository: w.Repository, Policy: d.b.inForce.Load().digest, Why: w.why}
+		Caller: d.b.callerOf(w.caller), Repository: w.Repository, Policy: d.b.inForce.Load().digest}
 	for _, w := range ws {
 		e.Subjects = append(e.Subjects, w.digest)
 	}
@@ -158,6 +158,9 @@ func (d *decision) create(e *Event, ws []*wish, rules []*policy.Rule) (*brokerap
 	e.Needs = []need{needOf(policy.Use, w.Key, rules)}
 	body := w.body(e.Request, d.now)
 	body.Rule, body.State, body.Why = e.Rule, brokerapi.Approved, w.why
+	if body.Emergency = w.breakGlass != ""; body.Emergency {
+		e.Why = w.why // in the log, for everyone to see
+	}
 	for _, other := range ws[1:] {
 		body.More = append(body.More, other.Target)
 	}
@@ -178,7 +181,7 @@ func (d *decision) create(e *Event, ws []*wish, rules []*policy.Rule) (*brokerap
 	body.NotAfter, e.NotAfter = &until, until.Unix()
 	e.State = string(body.State)
 	if people {
-		if err := d.write(d.statementOf(ws), e, w.caller, [][]*policy.Rule{rules}); err != nil {
+		if err := d.write(d.statementOf(ws), e, w.caller, w.why, [][]*policy.Rule{rules}); err != nil {
 			return nil, err
 		}
 		body.Statement = e.Statement

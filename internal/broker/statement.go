@@ -15,7 +15,8 @@ import (
 )
 
 // state a request: the statement that people agree to, with the documents that it names. It sets the event's hash of it.
-func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller, rules [][]*policy.Rule) error {
+func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller, why string,
+	rules [][]*policy.Rule) error {
 	opening := &approval.Opening{Issuer: caller.Issuer, Subject: caller.Subject, Salt: randomHex()}
 	for _, name := range e.Same {
 		if value, exists := caller.Claims[name]; exists {
@@ -37,7 +38,7 @@ func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller
 	in := d.b.inForce.Load()
 	p := &s.Predicate
 	p.Broker, p.Log, p.Request, p.Created, p.NotAfter = d.b.options.PublicURL, d.b.origin(), e.Request, d.now.Unix(), e.NotAfter
-	p.Nonce, p.Policy, p.Reason = randomHex(), in.digest, e.Why
+	p.Nonce, p.Policy, p.Reason = randomHex(), in.digest, why
 	p.Requester = approval.Requester{Commitment: approval.Hash(opened), ID: e.Requester}
 	for i, n := range e.Needs {
 		made := approval.Need{Action: string(n.Action), Key: n.Key}

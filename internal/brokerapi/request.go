@@ -92,6 +92,7 @@ type Request struct {
 	Credential string     `json:"credential,omitempty"` // sha256:HEX of the one that is added or removed
 	Person     string     `json:"person,omitempty"`     // whose credential it is
 	Why        string     `json:"why,omitempty"`        // the requester's reason
+	Emergency  bool       `json:"emergency,omitempty"`  // it asks for a rule for emergencies
 	Requester  Requester  `json:"requester"`
 	Created    time.Time  `json:"created"`
 	Changed    time.Time  `json:"changed"`
