@@ -29,6 +29,9 @@ type Guard struct {
 	TakesBody func(*http.Request) bool
 	// Size is the number of bytes of the largest body; 0 means as many as brokerapi reads.
 	Size int64
+	// Small reports whether a request has a body of at most 64 KiB: one that anybody may send. Such bodies do not count as
+	// large ones, whatever length they have, so that nobody keeps those of others away; nil is for none.
+	Small func(*http.Request) bool
 	// Query returns the names of the query parameters that the operation of a request takes; nil is no operation with any.
 	Query func(*http.Request) []string
 	// Identify returns the context of a request with who made it, before the body is read; nil leaves the context.
@@ -71,11 +74,15 @@ func (g *Guard) accept(w http.ResponseWriter, r *http.Request) (_ *http.Request,
 		}
 		r = r.WithContext(ctx)
 	}
-	release, err := g.Limits.Reserve(r.ContentLength)
-	if err != nil {
+	size, release := g.Size, func() {}
+	if g.Small != nil && g.Small(r) {
+		if size = smallBody; g.Size > 0 {
+			size = min(size, g.Size)
+		}
+	} else if release, err = g.Limits.Reserve(r.ContentLength); err != nil {
 		return r, nil, err
 	}
-	body, err := readBody(w, r, g.Size)
+	body, err := readBody(w, r, size)
 	if err != nil {
 		release()
 		return r, nil, err

@@ -130,6 +130,41 @@ func TestIdentifyFirst(t *testing.T) {
 	}
 }
 
+// TestSmall reads bodies that anybody may send, of unknown length as well, while there are as many large ones as there
+// may be, and refuses those that are large themselves.
+func TestSmall(t *testing.T) {
+	t.Parallel()
+	mux, limits := http.NewServeMux(), NewLimits("caller")
+	mux.HandleFunc("POST /open", Answer(func(r *http.Request) (*int, int, error) {
+		data, err := io.ReadAll(r.Body)
+		n := len(data)
+		return &n, http.StatusCreated, err
+	}))
+	always := func(*http.Request) bool { return true }
+	g := &Guard{Operations: mux, Limits: limits, Caller: caller, TakesBody: always, Small: always}
+	for range MaxLarge {
+		if _, err := limits.Reserve(-1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for size, status := range map[int]int{1: http.StatusCreated, smallBody: http.StatusCreated,
+		smallBody + 1: http.StatusRequestEntityTooLarge} {
+		for _, chunked := range []bool{false, true} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/open", strings.NewReader(strings.Repeat("a", size)))
+			if chunked {
+				r.ContentLength = -1
+			}
+			w := httptest.NewRecorder()
+			if g.Handler(mux).ServeHTTP(w, r); w.Code != status {
+				t.Errorf("%d bytes: %d, %s", size, w.Code, w.Body)
+			}
+		}
+	}
+	if use := limits.Use(); use != (Use{Large: MaxLarge}) {
+		t.Errorf("%+v", use)
+	}
+}
+
 // TestLogCaller logs who made a request that failed.
 func TestLogCaller(t *testing.T) { // not beside other tests: it changes the logger of the process
 	lines, before := &bytes.Buffer{}, slog.Default()

@@ -130,6 +130,7 @@ func (a *API) operation(r *http.Request) operation {
 func (a *API) Handler() http.Handler {
 	guard := &httpapi.Guard{Operations: a.mux, Limits: a.limits, Size: a.options.Size, Identify: a.identify,
 		TakesBody: func(r *http.Request) bool { return a.operation(r).body },
+		Small:     func(r *http.Request) bool { return a.operation(r).open },
 		Query:     func(r *http.Request) []string { return a.operation(r).query },
 		Caller: func(r *http.Request) string {
 			c, _ := callerIn(r.Context())
