@@ -174,6 +174,9 @@ func (s *failingStore) Tile(ctx context.Context, level int, index int64) ([]byte
 
 func (s *failingStore) Document(ctx context.Context, sha256 [32]byte) ([]byte, error) {
 	s.reads.Add(1)
+	if err := s.failure(); err != nil {
+		return nil, err
+	}
 	return s.Store.Document(ctx, sha256)
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/broker/session"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
 // TestSession has people sign in, who see what all people of the policy see, until the session ends.
@@ -59,6 +60,9 @@ func TestSession(t *testing.T) {
 	left.want(401, get(brokerapi.KeysPath))
 
 	c := f.signedIn("alice")
+	f.store.fail(failure.New(failure.Unavailable, "cannot read the store"))
+	c.want(503, get(brokerapi.KeysPath)) // nobody knows whether the credential is enrolled
+	f.store.fail(nil)
 	f.late.Store(int64(session.Life - time.Minute))
 	c.want(200, get(brokerapi.KeysPath))
 	f.late.Store(int64(session.Life + time.Second))
