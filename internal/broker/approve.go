@@ -95,6 +95,10 @@ func (d *decision) refusal(a *approval.Approval) string {
 	return text
 }
 
+// maxDecisions is the number of decisions after which a request takes no more approvals: one who approves and withdraws
+// without an end would have it grow without an end. It can still be rejected, and approvals of it withdrawn.
+const maxDecisions = 1000
+
 // decides fails unless a decision, whose signature has verified, counts for a request at this moment. A decision is
 // known by the hash of its document: a signature has several encodings, so a hash of both would let anyone give a
 // decision again that was withdrawn.
@@ -133,6 +137,10 @@ func (d *decision) decides(id string, a *approval.Approval, credential, document
 		}
 		return nil
 	case approval.Approve:
+		if len(r.Seen) >= maxDecisions {
+			return failure.New(failure.Conflict, "the request %s has %d decisions, which are the most", id, len(r.Seen)).
+				WithHint("have it made again")
+		}
 		if slices.ContainsFunc(r.Votes, func(v vote) bool { return own(v) && v.Credential == credential }) {
 			return failure.New(failure.Conflict, "the request %s has an approval with this credential already", id).
 				WithHint("nothing has to be done")

@@ -234,3 +234,27 @@ func TestEpoch(t *testing.T) {
 	f.start()
 	f.signs("ci", 3)
 }
+
+// TestManyDecisions takes no more approvals of a request that has many decisions, and still refusals and withdrawals.
+func TestManyDecisions(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	f.start()
+	r := f.waits("pipeline", 1)
+	f.approves(r.ID, "alice")
+	err := f.do(t.Context(), func(d *decision) error {
+		d.own(r.ID).Seen = make([]string, maxDecisions)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.decide("bob", r.ID, approval.Approve)
+	failsWith(t, err, failure.Conflict, "has 1000 decisions")
+	if _, err := f.decide("alice", r.ID, approval.Withdraw); err != nil {
+		t.Error(err)
+	}
+	if now, err := f.decide("bob", r.ID, approval.Reject); err != nil || now.State != brokerapi.Rejected {
+		t.Errorf("%+v, %v", now, err)
+	}
+}
