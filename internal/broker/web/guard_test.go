@@ -7,6 +7,17 @@ import (
 	"testing"
 )
 
+// wanted are the headers that every answer has.
+var wanted = map[string]string{
+	"Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; " +
+		"connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+	"Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
+	"Permissions-Policy": "publickey-credentials-get=(self), publickey-credentials-create=(self), camera=(), " +
+		"geolocation=(), microphone=(), payment=(), usb=()",
+	"Referrer-Policy": "no-referrer", "Strict-Transport-Security": "max-age=31536000",
+	"X-Content-Type-Options": "nosniff", "X-Frame-Options": "DENY", "Cache-Control": "no-store",
+}
+
 // TestHeaders sets the headers of security on every answer: pages, files, answers to the script, and failures.
 func TestHeaders(t *testing.T) {
 	t.Parallel()
@@ -17,7 +28,7 @@ func TestHeaders(t *testing.T) {
 		"/keys", "/keys/release/block", "/policy", "/approvers", "/log", "/enrol", "/enrol/done", "/favicon.ico", "/nothing",
 		f.web.pages.named["style.css"], f.web.pages.named["passkey.js"], "/static/x", "//evil", "/requests/"} {
 		answer, body := p.do(p.request(http.MethodGet, path, "", nil))
-		for name, value := range header {
+		for name, value := range wanted {
 			want := value
 			if name == "Cache-Control" && answer.StatusCode == http.StatusOK && strings.HasPrefix(path, "/static/") {
 				want = "public, max-age=31536000, immutable"
@@ -31,7 +42,7 @@ func TestHeaders(t *testing.T) {
 		}
 	}
 	answer, _ := p.do(p.request(http.MethodPost, "/signin/begin", "application/json", []byte("{}")))
-	for name, value := range header {
+	for name, value := range wanted {
 		if got := answer.Header.Get(name); got != value {
 			t.Errorf("the script: %s: %s", name, got)
 		}

@@ -336,7 +336,8 @@ func TestYou(t *testing.T) {
 	lacks(t, alice.get(page), `id="command-`, `id="not-asked"`, `id="withdraw"`)
 	contains(t, dave.get(page), "enrolled nothing that counts", `id="reject"`)
 	lacks(t, dave.get(page), `id="approve"`, `id="command-`)
-	contains(t, erin.get(page), `hsm-broker approve `+r.ID+` --ssh KEY`, `hsm-broker approve `+r.ID+` --key`, `id="reject"`)
+	contains(t, erin.get(page), `hsm-broker approve `+r.ID+` --ssh KEY`, `hsm-broker approve `+r.ID+` --key`,
+		`id="reject"`)
 	lacks(t, erin.get(page), `id="approve"`)
 	f.broker.late = map[string]bool{alice.id: true}
 	contains(t, alice.get(page), "counts for requests that are made afterwards")
@@ -353,6 +354,9 @@ func TestYou(t *testing.T) {
 	lacks(t, alice.get(page), `id="approve"`)
 	contains(t, dave.get(page), "approval is not needed", `id="reject"`)
 	lacks(t, dave.get(page), `id="approve"`, `id="withdraw"`)
+	found.Needs[0].Alternatives[0].Reason = "its rule has changed"
+	lacks(t, alice.get(page), `id="decide"`)
+	found.Needs[0].Alternatives[0].Reason = ""
 	found.State = brokerapi.Signed
 	contains(t, alice.get(page), "nothing is left to decide")
 	lacks(t, alice.get(page), `id="decide"`)

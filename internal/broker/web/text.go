@@ -25,9 +25,10 @@ const (
 
 // functions are those of the templates.
 var functions = template.FuncMap{
-	"visible": visible, "lines": lines, "time": timeOf, "until": until, "bytes": bytesOf, "https": https, "commit": commit,
-	"path": pathEscape, "join": strings.Join, "base64": base64.StdEncoding.EncodeToString,
-	"short": short, "seconds": secondsOf, "issuer": issuerOf, "needed": needed, "kind": kindOf, "kinds": kindsOf, "dotted": dotted, "sentence": sentence,
+	"visible": visible, "lines": lines, "time": timeOf, "until": until, "bytes": bytesOf, "https": https,
+	"commit": commit, "path": pathEscape, "join": strings.Join, "base64": base64.StdEncoding.EncodeToString,
+	"short": short, "seconds": secondsOf, "issuer": issuerOf, "needed": needed, "kind": kindOf, "kinds": kindsOf,
+	"dotted": dotted, "sentence": sentence,
 }
 
 // visible returns a line of a text from outside, cut after maxShown characters. What could hide, or change how other
@@ -65,14 +66,14 @@ func readable(text string, most int, many bool) string {
 	return b.String()
 }
 
-// hidden reports whether a character is not seen, although it is graphic: fillers, joiners of emoji, and marks that
-// stack.
+// hidden reports whether a character is not seen, although it is graphic: fillers, selectors of variants, and marks
+// that stack.
 func hidden(r rune) bool {
 	switch r {
 	case 0x115F, 0x1160, 0x3164, 0xFFA0, 0x034F, 0x17B4, 0x17B5, 0x2800:
 		return true
 	}
-	return unicode.Is(unicode.Variation_Selector, r) || unicode.Is(unicode.Mn, r) || unicode.Is(unicode.Me, r)
+	return unicode.Is(unicode.Mn, r) || unicode.Is(unicode.Me, r)
 }
 
 // timeLayout is how times are shown.
