@@ -72,7 +72,8 @@ type fakeBroker struct {
 	blocked     map[string]bool
 	approved    []*approval.Envelope
 	changes     []broker.Change
-	people      int // approvers besides
+	people      int                                 // approvers besides
+	known       func(issuer, subject string) string // nil knows no identities
 }
 
 func (b *fakeBroker) count() func() {
@@ -84,6 +85,9 @@ func (b *fakeBroker) count() func() {
 func (b *fakeBroker) Person(c identity.Caller) string {
 	if c.Issuer == identity.IssuerApprover && strings.Contains(b.policy, c.Subject) {
 		return c.Subject
+	}
+	if b.known != nil {
+		return b.known(c.Issuer, c.Subject)
 	}
 	return ""
 }

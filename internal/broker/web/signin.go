@@ -103,9 +103,7 @@ func (w *Web) finishSignIn(out http.ResponseWriter, r *http.Request) (any, error
 	if err := w.once(body.Document, until); err != nil {
 		return nil, err
 	}
-	w.setSession(out, person, id)
-	slog.Info("signed in", "person", person, "credential", id)
-	return &going{local(body.Next)}, nil
+	return w.nextOf(out, person, id, body.Next)
 }
 
 // verifySignIn returns whose passkey has signed a login document, and the name of that credential.

@@ -63,6 +63,8 @@ type Options struct {
 	// Details and Since ask the registry about an image, as repository.Registries do; nil without registries.
 	Details func(ctx context.Context, repository, digest string) (*repository.Details, error)
 	Since   func(ctx context.Context, repository, digest, previous string) (*repository.Changes, error)
+	// OIDC is where people sign in beside their passkey; nil for nowhere.
+	OIDC    *OIDC
 	Version string
 	Now     func() time.Time // nil for time.Now
 }
@@ -76,6 +78,7 @@ type Web struct {
 	used     *session.Memory // challenges that were answered
 	attempts *session.Attempts
 	counters counters
+	company  company
 	pages    pages
 	parsed   atomic.Pointer[parsed]
 }
@@ -142,6 +145,10 @@ func (w *Web) Handler() http.Handler {
 		"GET /log":                      w.page(w.log),
 	} {
 		mux.Handle(pattern, handler)
+	}
+	if w.options.OIDC != nil {
+		mux.HandleFunc("GET "+companyPath, w.public(w.toCompany))
+		mux.HandleFunc("GET "+callbackPath, w.fromCompany)
 	}
 	return w.guard(mux)
 }
