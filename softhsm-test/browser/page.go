@@ -217,8 +217,7 @@ type Look struct {
 }
 
 // Looks are those that a page has to be right in.
-var Looks = []Look{{"light", 1280, 900, false}, {"dark", 1280, 900, true}, {"phone", 360, 740, false},
-	{"phone-dark", 360, 740, true}}
+var Looks = []Look{{"light", 1280, 900, false}, {"dark", 1280, 900, true}, {"phone", 360, 740, false}}
 
 // Look has the person look at pages in another way from now on.
 func (p *Page) Look(look Look) {

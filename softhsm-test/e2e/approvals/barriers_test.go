@@ -120,6 +120,7 @@ func (s *site) looks(page *browser.Page, paths ...string) {
 // look looks at the page as it is.
 func (s *site) look(page *browser.Page, what string) {
 	s.t.Helper()
+	browser.Evaluate[any](page, `document.querySelectorAll("details").forEach(e => { e.open = true })`)
 	for _, finding := range page.Axe() {
 		s.t.Errorf("%s: %s", what, finding)
 	}

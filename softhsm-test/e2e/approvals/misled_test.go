@@ -76,8 +76,9 @@ func buildLiar(t *testing.T) (program string) {
 	}
 	softhsmtest.WriteJSON(t, filepath.Join(dir, "overlay.json"), map[string]any{"Replace": overlay})
 	program = filepath.Join(dir, "hsm-broker")
-	cmd := softhsmtest.Go(softhsmtest.Root(), "build", "-tags", softhsmtest.Tags, "-overlay",
-		filepath.Join(dir, "overlay.json"), "-o", program, "./cmd/hsm-broker")
+	flags := append([]string{"build", "-tags", softhsmtest.Tags, "-overlay", filepath.Join(dir, "overlay.json"), "-o",
+		program}, softhsmtest.Hardened...) // as Build, whose packages are in Go's cache
+	cmd := softhsmtest.Go(softhsmtest.Root(), append(flags, "./cmd/hsm-broker")...)
 	if output, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
