@@ -288,10 +288,10 @@ func (e *edited) rowEdits() []edit {
 
 // documentEdits change documents that the log names by their SHA-256.
 func (e *edited) documentEdits() []edit {
-	replace := func(old, new string) func(t *testing.T) {
+	replace := func(old, other string) func(t *testing.T) {
 		return func(t *testing.T) {
 			e.sql(t, `UPDATE documents SET data = CAST(replace(CAST(data AS TEXT), ?, ?) AS BLOB)
-				WHERE instr(CAST(data AS TEXT), ?)`, old, new, old)
+				WHERE instr(CAST(data AS TEXT), ?)`, old, other, old)
 		}
 	}
 	return []edit{

@@ -131,11 +131,10 @@ func (s *site) image(repository, content string) (name, digest string) {
 }
 
 // create makes a request for an image as a job on a ref, and returns it.
-func (s *site) create(ref, image string, args ...string) brokerapi.Request {
+func (s *site) create(ref, image string) brokerapi.Request {
 	s.t.Helper()
 	var r brokerapi.Request
-	out := s.ends(0, "", s.job(ref), s.program, append([]string{"request", "create", "--key", "broker:release", "--image", image,
-		"--json"}, args...)...)
+	out := s.ends(0, "", s.job(ref), s.program, "request", "create", "--key", "broker:release", "--image", image, "--json")
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		s.t.Fatalf("%v\n%s", err, out)
 	}
@@ -210,8 +209,8 @@ func (s *site) variables() []string {
 	return append(s.caller(), "NOTATION_HSM_MODULE_PATH="+s.token.Module, "NOTATION_HSM_PIN_SOURCE=file:"+pin)
 }
 
-// runAs runs hsm-broker with the key of a person. It ends with an exit code, prints words, and returns what it prints.
-func (s *site) runAs(name string, code int, words string, args ...string) string {
+// runAs runs hsm-broker with the key of a person. It ends with an exit code, and prints words.
+func (s *site) runAs(name string, code int, words string, args ...string) {
 	s.t.Helper()
-	return s.ends(code, words, s.variables(), s.Program, append(args, s.people[name].flags()...)...)
+	s.ends(code, words, s.variables(), s.Program, append(args, s.people[name].flags()...)...)
 }

@@ -105,7 +105,7 @@ func TestMisledByThePage(t *testing.T) {
 
 	const open, held = "refs/heads/any", "refs/heads/tools"
 	good, bad := artifact("good of "+open).Digest, artifact("bad of "+open).Digest
-	shown, signed := pair(open)
+	shown, _ := pair(open)
 	s.open("alice", "/requests/"+shown)
 	page := s.people["alice"].page
 	if text := page.Text(); !strings.Contains(text, good) || strings.Contains(text, bad) {
@@ -119,12 +119,19 @@ func TestMisledByThePage(t *testing.T) {
 		t.Errorf("the passkey has not signed the other request: the test misleads nobody: %s", refusal)
 	}
 
-	// With the rule for tools, the passkey's owner is not even asked; if asked by force, the approval does not count.
-	shown, signed = pair(held)
+	// With the rule for tools, a passkey's owner is not asked. Misled by a request that asks for passkeys, the owner signs
+	// an approval that does not count.
+	shown, signed := pair(held)
 	good, bad = artifact("good of "+held).Digest, artifact("bad of "+held).Digest
 	if s.open("alice", "/requests/"+shown); page.Has("Approve") {
 		t.Error("the page takes the approval of a kind that does not count")
 	}
+	bait := s.asks(open, "release", "bait")
+	softhsmtest.Write(t, file, bait+" "+signed)
+	s.open("alice", "/requests/"+bait)
+	page.Click("Approve")
+	page.WaitText("it is by passkey")
+	softhsmtest.Write(t, file, shown+" "+signed)
 	// The tool is given the evidence of the other request, and the ID of the other request.
 	for id, words := range map[string]string{shown: "the statement is of request", signed: bad} {
 		stdout, stderr, code := s.run(s.variables(), honest, append([]string{"approve", id, "--offline"},
