@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A team's broker from beginning to end, in the folder demo-broker/: CI jobs sign images without a PIN and without a module, a
-# policy decides who signs what, and anyone verifies the log. Everything of yours (home, configuration, tokens) stays as it is.
+# policy decides who signs what and who must agree, and anyone verifies the log. Everything of yours (home, configuration, tokens) stays as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,13 +8,13 @@ folder=${DEMO_FOLDER:-$PWD/demo-broker/run} # the test has one of its own, and h
 . softhsm-test/demo-common.sh
 
 cat <<'END'
-make demo-broker starts a broker that signs container images for CI jobs as its policy says, shows what it signs and what
-it refuses, and verifies its log. It installs softhsm2, gcc, libc6-dev and curl if they are missing, and builds
-notation-hsm, hsm-broker, notation and a registry. On 2 cores the first run takes about 3 minutes and downloads about
-250 MB; later runs take seconds. It writes to bin/, demo-broker/ and Go's caches.
+make demo-broker starts a broker that signs container images for CI jobs as its policy says, shows what it signs, what it
+refuses and what people approve, and verifies its log. It installs softhsm2, gcc, libc6-dev, curl and openssh-client if they
+are missing, and builds notation-hsm, hsm-broker, notation and a registry. On 2 cores the first run takes about 3 minutes and
+downloads about 250 MB; later runs take seconds. It writes to bin/, demo-broker/ and Go's caches.
 END
 command -v go >/dev/null || { echo "error: go is missing: install Go 1.26 or later, from https://go.dev/dl" >&2; exit 1; }
-[ -n "${DEMO_FOLDER:-}" ] || ./softhsm-test/packages.sh softhsm2 gcc libc6-dev curl
+[ -n "${DEMO_FOLDER:-}" ] || ./softhsm-test/packages.sh softhsm2 gcc libc6-dev curl openssh-client
 isolate
 export PATH=$PWD/bin:$PWD/bin/tools:$PATH
 if [ -z "${DEMO_FOLDER:-}" ]; then
@@ -46,14 +46,18 @@ echo "pushed $nightly@$nightly_digest"
 
 step "Who calls: jobs with tokens of a CI system (OpenID Connect), and a build machine with a certificate"
 for name in issuer broker builder; do issuer certificate "$state" "$name"; done
+for name in alice bob; do ssh-keygen -q -t ed25519 -N "" -C "$name" -f "$state/$name"; done
 no_config() { :; }
 serve issuer no_config issuer serve "$state" 127.0.0.1:PORT
 issuer=$started issuer_address=127.0.0.1:$port
 echo "the CI system issues tokens at https://$issuer_address; the build machine has the certificate CN=builder"
+echo "alice and bob, who approve releases, have SSH keys"
 
 step "What the policy allows"
 cat >"$state/policy.yaml" <<END
 version: 1
+groups:
+  release-managers: [alice, bob]
 keys:
   release:
     key: pkcs11:token=prod;object=release
@@ -62,6 +66,12 @@ keys:
     - name: release
       when: caller.issuer == "https://$issuer_address" && caller.claims.repository == "example/app"
         && caller.claims.ref == "refs/heads/main" && artifact.repository == "$app"
+    - name: tagged
+      when: caller.issuer == "https://$issuer_address" && caller.claims.repository == "example/app"
+        && caller.claims.ref.startsWith("refs/tags/v") && artifact.repository == "$app"
+      approvals: [{group: release-managers, quorum: 2, kinds: [ssh]}]
+      same: [repository, ref]
+      timeout: 24h
   nightly:
     key: pkcs11:token=prod;object=nightly
     formats: [notation]
@@ -73,6 +83,15 @@ END
 cat "$state/policy.yaml"
 run hsm-broker policy check "$state/policy.yaml"
 
+step "The first people who approve: the broker enrols them when it starts for the first time"
+cat >"$state/approvers.yaml" <<END
+version: 1
+approvers:
+- {name: alice, ssh: "$(cat "$state/alice.pub")"}
+- {name: bob, ssh: "$(cat "$state/bob.pub")"}
+END
+cat "$state/approvers.yaml"
+
 step "The broker: it alone has the PIN and the module"
 configure() {
 	cat >"$state/config.yaml" <<END
@@ -83,6 +102,7 @@ listen:
   https: {address: "127.0.0.1:$1", certificate: $state/broker.pem, key: $state/broker.key, client-ca: $state/ca.pem}
 store: sqlite:$state/store/broker.db
 policy: $state/policy.yaml
+approvers: $state/approvers.yaml
 modules:
 - {token: "pkcs11:token=prod", module-path: $NOTATION_HSM_MODULE_PATH, pin-source: "env:DEMO_PIN"}
 keys:
@@ -167,6 +187,24 @@ step "Refused: a bare hash"
 job example/app refs/heads/main
 refused 'a bare hash is never signed' ask "$(head -c 32 /dev/urandom | base64 -w0)"
 
+step "A release waits for two people"
+job example/app refs/tags/v2
+refused 'it waits for approvals: 2 of release-managers' sign release "$app" "$next_digest"
+run notation-hsm request list
+request=$(notation-hsm request list --json | sed -n 's/.*"id": "\([0-9a-f]*\)".*/\1/p' | head -1)
+
+step "They look at it, and approve it with their SSH keys; the requester signs"
+# approve approves the request as a person, who has no token of the CI system.
+approve() { (unset NOTATION_HSM_BROKER_TOKEN && run hsm-broker approve "$request" --ssh "$state/$1" --plain-http --yes); }
+approve alice
+job example/app refs/tags/v2
+refused 'it waits for approvals: 1 of release-managers' sign release "$app" "$next_digest"
+approve bob
+run notation-hsm request wait "$request"
+job example/app refs/tags/v2
+sign release "$app" "$next_digest"
+run notation verify --insecure-registry "$app@$next_digest"
+
 step "Signed for the build machine, by its certificate"
 unset NOTATION_HSM_BROKER_TOKEN
 run export NOTATION_HSM_BROKER_CERTIFICATE="$state/builder.pem" NOTATION_HSM_BROKER_KEY="$state/builder.key"
@@ -178,7 +216,7 @@ run notation-hsm request list
 
 step "The log: anyone can verify it"
 verify=(hsm-broker log verify "$url/v1/log" --key "$folder/log.key" --ca "$state/ca.pem")
-until "${verify[@]}" --json | grep -q '"signed/v1": *2'; do sleep 0.1; done # it is signed once in a second
+until "${verify[@]}" --json | grep -q '"signed/v1": *3'; do sleep 0.1; done # it is signed once in a second
 run "${verify[@]}"
 run hsm-broker log export "$url/v1/log" "$folder/log" --key "$folder/log.key" --ca "$state/ca.pem" >"$folder/export.log"
 head -1 "$folder/export.log"
@@ -190,4 +228,4 @@ printf "\\x$(printf '%02x' $((0x$byte ^ 1)))" | dd of="$entries" bs=1 seek=300 c
 echo "byte 300 of ${entries#"$PWD/"}: $byte became $(od -An -tx1 -j 300 -N 1 "$entries" | tr -d ' ')"
 refused "does not have the hash" run hsm-broker log verify "$folder/log" --key "$folder/log.key"
 
-step "CI signed what the policy allows and nothing else, and each use of the key is in the log"
+step "CI signed what the policy allows and people approved, and nothing else; each use of the key is in the log"

@@ -15,6 +15,7 @@ func TestDemo(t *testing.T) {
 	softhsmtest.Parallel(t)
 	softhsmtest.Module(t)
 	softhsmtest.Program(t, "curl")
+	softhsmtest.Program(t, "ssh-keygen")
 	for _, name := range []string{"notation-hsm", "hsm-broker", "notation", "registry", "image", "issuer"} {
 		softhsmtest.Build(t, name)
 	}
@@ -25,9 +26,9 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, output)
 	}
-	for words, times := range map[string]int{"Successfully signed ": 2, "Successfully verified signature for ": 2,
-		"== Refused: ": 6, `rule "release": `: 4, "token was used as often as it may be: 1": 1, "type signed/v1  2": 1,
-		"does not have the hash": 1} {
+	for words, times := range map[string]int{"Successfully signed ": 3, "Successfully verified signature for ": 3,
+		"== Refused: ": 6, `rule "release": `: 4, "token was used as often as it may be: 1": 1, "type signed/v1    3": 1,
+		"the broker does not sign yet": 2, "does not have the hash": 1} {
 		if got := strings.Count(string(output), words); got != times {
 			t.Errorf("%q is printed %d times, not %d", words, got, times)
 		}
