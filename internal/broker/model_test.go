@@ -35,7 +35,7 @@ import (
 const (
 	modelRuns   = 144
 	modelSteps  = 60
-	modelShards = 8 // runs at once: most of the time they wait for the disk
+	modelShards = 16 // runs at once: most of the time they wait for the disk
 )
 
 // TestModel has many people, callers, clocks, faults and crashes act on a broker and its store at random, and checks
@@ -733,20 +733,20 @@ func (m *model) fault(rt *rapid.T) {
 func (m *model) unsigned(rt *rapid.T) {
 	m.publishes()
 	m.noLog.Store(true)
+	defer m.noLog.Store(false) // also when there is nothing to do
 	for range rapid.IntRange(1, 3).Draw(rt, "actions") {
 		m.some(rt)
 		m.settled()
 	}
-	if chance(rt, 3) {
-		m.noLog.Store(false)
-		return
+	if !chance(rt, 3) {
+		m.crash(rt)
 	}
-	m.crash(rt)
 }
 
 // module has something happen while the module signs.
 func (m *model) module(rt *rapid.T) {
 	crash := false
+	defer func() { m.hook = nil }()
 	m.hook = pick(rt, []func() error{
 		func() error { return failure.New(failure.Denied, "the module refuses") },
 		func() error { return failure.New(failure.Unavailable, "the module is gone") },
