@@ -33,7 +33,7 @@ import (
 
 // What TestModel does if no flag of rapid says otherwise.
 const (
-	modelRuns   = 144
+	modelRuns   = 96
 	modelSteps  = 60
 	modelShards = 16 // runs at once: most of the time they wait for the disk
 )
@@ -50,10 +50,14 @@ func TestModel(t *testing.T) {
 	var mu sync.Mutex
 	counts := map[string]int{}
 	t.Run("shards", func(t *testing.T) {
+		all := t
 		for n := range modelShards {
 			t.Run(strconv.Itoa(n), func(t *testing.T) {
 				t.Parallel()
 				rapid.Check(t, func(rt *rapid.T) {
+					if all.Failed() { // another shard has found something
+						return
+					}
 					m := newModel(t, rt)
 					defer m.end()
 					rt.Repeat(m.actions())
@@ -349,8 +353,12 @@ func (m *model) sign(rt *rapid.T) {
 	m.clock.pass(time.Second, 0)
 	p := sentPayload{caller: pick(rt, modelCallers), key: pick(rt, []string{"release", "release", "nightly"}),
 		image: rapid.IntRange(0, 5).Draw(rt, "image")}
-	if waiting := m.open(func(r *worldRequest) bool { return r.what == "" && len(r.votes) > 0 }); len(waiting) > 0 && !chance(rt, 3) {
-		r := pick(rt, waiting)
+	signed := m.open(func(r *worldRequest) bool { return r.windows > 0 })
+	if waiting := m.open(func(r *worldRequest) bool { return r.what == "" && len(r.votes) > 0 }); len(waiting) > 0 && !chance(rt, 4) {
+		signed = waiting
+	}
+	if len(signed) > 0 && !chance(rt, 3) {
+		r := pick(rt, signed)
 		n, err := strconv.ParseInt(r.digest[len(r.digest)-1:], 16, 0)
 		if err != nil {
 			m.t.Fatal(err)
