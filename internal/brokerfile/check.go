@@ -40,6 +40,7 @@ func (f *File) check() (all Mistakes) {
 			add(name, "name the file by its absolute path", "%q is not an absolute path", path)
 		}
 	}
+	f.checkWeb(add)
 	f.checkModules(add)
 	for name, k := range f.Keys {
 		if k.CertificateChain != "" && !absolute(k.CertificateChain) {

@@ -42,6 +42,7 @@ type File struct {
 	Policy         string                   `yaml:"policy"`    // file of the policy that is proposed
 	Approvers      string                   `yaml:"approvers"` // file with the first approvers, or ""
 	Passkeys       Passkeys                 `yaml:"passkeys"`
+	Web            Web                      `yaml:"web"`
 	Modules        []Module                 `yaml:"modules"` // where keys are
 	Keys           map[string]Key           `yaml:"keys"`    // by their names in the policy: what the policy does not say
 	Log            Log                      `yaml:"log"`
@@ -267,6 +268,9 @@ func (f *File) Decisive() ([]byte, error) {
 		believed = append(believed, t.Root)
 	}
 	believed = append(believed, f.Passkeys.AttestationRoots)
+	if f.Web.OIDC != nil {
+		believed = append(believed, f.Web.OIDC.CA)
+	}
 	for _, path := range believed {
 		if path == "" {
 			continue
@@ -298,6 +302,9 @@ func (f *File) Decisive() ([]byte, error) {
 	}
 	if f.Passkeys.AttestationRoots != "" {
 		all["passkeys"] = f.Passkeys
+	}
+	if o := f.Web.OIDC; o != nil {
+		all["web"] = map[string]any{"oidc": map[string]string{"issuer": o.Issuer, "client-id": o.ClientID}}
 	}
 	return translog.Canonical(all)
 }

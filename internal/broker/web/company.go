@@ -8,6 +8,7 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"encoding/json"
+	"io"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -28,7 +29,7 @@ type OIDC struct {
 	ClientID string
 	// Secret returns the client's secret; nil for a public client.
 	Secret func(context.Context) (string, error)
-	Client *http.Client // that reaches the provider, with a timeout
+	Client *http.Client // that reaches the provider, with a transport and a timeout
 }
 
 const (
@@ -43,6 +44,29 @@ const (
 type company struct {
 	mu       sync.Mutex
 	provider *oidc.Provider
+	failed   error     // why it was not found
+	at       time.Time // when that was
+}
+
+// again is how long nobody looks for a provider that was not found, so that those who wait do not wait in turns.
+const again = 5 * time.Second
+
+// maxAnswer is the number of bytes that are read of an answer of the provider.
+const maxAnswer = 1 << 20
+
+// shortAnswers is a transport whose answers are cut after maxAnswer bytes.
+type shortAnswers struct{ http.RoundTripper }
+
+// RoundTrip sends a request.
+func (s shortAnswers) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := s.RoundTripper.RoundTrip(r)
+	if err == nil {
+		answer.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(answer.Body, maxAnswer), answer.Body}
+	}
+	return answer, err
 }
 
 // ticket says who has signed in with a passkey, and has to sign in at the provider still.
@@ -60,8 +84,8 @@ func (w *Web) part(t *ticket, purpose string) string {
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
 }
 
-// setTicket has the browser keep a ticket. Browsers send its cookie when the provider leads back, which they do not with
-// that of a session.
+// setTicket has the browser keep a ticket. Browsers send its cookie when the provider leads back, which they do not
+// with that of a session.
 func (w *Web) setTicket(out http.ResponseWriter, person, credential, next string) error {
 	data, err := json.Marshal(ticket{person, credential, next, rand.Text()})
 	if err != nil {
@@ -100,10 +124,15 @@ func (w *Web) client(ctx context.Context) (*oidc.Provider, *oauth2.Config, error
 	defer w.company.mu.Unlock()
 	o := w.options.OIDC
 	if w.company.provider == nil {
+		now := w.options.Now()
+		if since := now.Sub(w.company.at); w.company.failed != nil && since >= 0 && since < again {
+			return nil, nil, w.company.failed
+		}
 		// The provider fetches keys with this context later.
 		found, err := oidc.NewProvider(oidc.ClientContext(context.Background(), o.Client), o.Issuer)
 		if err != nil {
-			return nil, nil, unavailable(err)
+			w.company.failed, w.company.at = unavailable(err), w.options.Now()
+			return nil, nil, w.company.failed
 		}
 		w.company.provider = found
 	}

@@ -117,7 +117,8 @@ func TestCompany(t *testing.T) {
 	p := f.enrol("alice")
 	set, asked := p.begin(t)
 	if asked.Get("client_id") != "broker" || asked.Get("redirect_uri") != base+callbackPath ||
-		asked.Get("response_type") != "code" || asked.Get("scope") != "openid" || asked.Get("code_challenge_method") != "S256" {
+		asked.Get("response_type") != "code" || asked.Get("scope") != "openid" ||
+		asked.Get("code_challenge_method") != "S256" {
 		t.Errorf("asked: %v", asked)
 	}
 	provider.claims = map[string]any{"sub": "alice-1", "aud": "broker", "nonce": asked.Get("nonce")}
@@ -146,7 +147,9 @@ func TestRefuseCompany(t *testing.T) {
 		"other nonce":  func(_ *fixture, p *provider, _ url.Values, _ **http.Cookie) { p.claims["nonce"] = "x" },
 		"no nonce":     func(_ *fixture, p *provider, _ url.Values, _ **http.Cookie) { delete(p.claims, "nonce") },
 		"audience":     func(_ *fixture, p *provider, _ url.Values, _ **http.Cookie) { p.claims["aud"] = "another" },
-		"issuer":       func(_ *fixture, p *provider, _ url.Values, _ **http.Cookie) { p.claims["iss"] = "https://example.com" },
+		"issuer": func(_ *fixture, p *provider, _ url.Values, _ **http.Cookie) {
+			p.claims["iss"] = "https://example.com"
+		},
 		"expired": func(_ *fixture, p *provider, _ url.Values, _ **http.Cookie) {
 			p.claims["exp"] = testTime.Add(-time.Hour).Unix()
 		},
@@ -183,7 +186,7 @@ func TestRefuseCompany(t *testing.T) {
 func TestCompanyDown(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t, func(o *Options) {
-		o.OIDC = &OIDC{Issuer: "https://127.0.0.1:1", ClientID: "broker", Client: &http.Client{Timeout: 10 * time.Second}}
+		o.OIDC = &OIDC{Issuer: "https://127.0.0.1:1", ClientID: "broker", Client: newProvider(t).client()}
 	})
 	p := f.enrol("alice")
 	asked := read[question](f, p.script("/signin/begin", struct{}{}, http.StatusOK))
@@ -195,6 +198,7 @@ func TestCompanyDown(t *testing.T) {
 		if got, body := p.do(r); got.StatusCode != status {
 			t.Errorf("status %d, want %d: %s", got.StatusCode, status, body)
 		}
+		f.pass(again)
 		f.web.options.OIDC = &OIDC{Issuer: provider.URL, ClientID: "broker", Client: provider.client()}
 	}
 }

@@ -94,6 +94,11 @@ func New(o Options) *Web {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.OIDC != nil {
+		client := *o.OIDC.Client
+		client.Transport = shortAnswers{client.Transport}
+		o.OIDC = &OIDC{Issuer: o.OIDC.Issuer, ClientID: o.OIDC.ClientID, Secret: o.OIDC.Secret, Client: &client}
+	}
 	w := &Web{options: o, origin: originOf(o.PublicURL), secret: o.Broker.Derive("page challenge"),
 		handles: o.Broker.Derive("page user handle"), used: session.NewMemory(maxUsed, o.Now),
 		attempts: session.NewAttempts(maxAttempts, time.Minute, o.Now), pages: readPages()}
