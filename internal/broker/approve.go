@@ -395,9 +395,11 @@ func (d *decision) notifyAs(what, name, id string) {
 	if json.Unmarshal(kept.Body, &r) != nil {
 		return
 	}
-	n := Notice{ID: name, Type: what, Time: d.now, Request: r.Request, Everyone: r.Request.Emergency}
+	in := d.b.inForce.Load()
+	n := Notice{ID: name, Type: what, Time: d.now, Request: r.Request, Requester: in.names[in.callers[kept.Requester]],
+		Everyone: r.Request.Emergency}
 	if now := d.Requests[id]; now != nil && (what == NoticePending || what == NoticeReminder) {
-		n.People = d.actors(now)
+		n.People, n.Request.Needs = d.actors(now), d.needsOf(now)
 	}
 	d.batch.Notices = append(d.batch.Notices, rows(n)...)
 }

@@ -137,7 +137,8 @@ func (b *Broker) commit(jobs []*job) {
 func (b *Broker) save(batch *store.Batch) error {
 	counts := b.counts
 	b.counts = nil
-	if len(batch.Entries) == 0 && batch.Checkpoint == nil && len(batch.Requests) == 0 && len(batch.Meta) == 0 {
+	if len(batch.Entries) == 0 && batch.Checkpoint == nil && len(batch.Requests) == 0 && len(batch.Meta) == 0 &&
+		len(batch.Notices) == 0 {
 		return nil
 	}
 	err := b.write(batch)
