@@ -18,6 +18,7 @@ const (
 	pollInterval  = 2 * time.Second // between looks at the store
 	batchRows     = 100             // rows that are read at once
 	sendTimeout   = 30 * time.Second
+	stopTimeout   = 5 * time.Second  // of a delivery, once the broker stops
 	markTimeout   = 10 * time.Second // of the mark of a delivery, also when the broker stops
 	firstBackoff  = time.Minute      // longer than sendTimeout: a notice that is being sent is not due
 	maxBackoff    = time.Hour
@@ -83,9 +84,7 @@ func (n *Notices) deliver(ctx context.Context, c *channel, row *store.Notice) ti
 		}
 		return pollInterval
 	}
-	sending, cancel := context.WithTimeout(ctx, sendTimeout)
-	err = c.sender.send(sending, row)
-	cancel()
+	err = n.send(ctx, c, row)
 	if err == nil {
 		n.mark(ctx, row)
 		n.metrics.delivered.WithLabelValues(c.name).Inc()
@@ -112,6 +111,18 @@ func (n *Notices) deliver(ctx context.Context, c *channel, row *store.Notice) ti
 	}
 	c.failures++
 	return pauseAfter(c.failures, err)
+}
+
+// send has a channel deliver a notice. When the broker stops, what has begun may still end in order, so that it is not
+// delivered again.
+func (n *Notices) send(ctx context.Context, c *channel, row *store.Notice) error {
+	sending, cancel := context.WithTimeout(context.WithoutCancel(ctx), sendTimeout)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		n.wait(sending, stopTimeout)
+		cancel()
+	})()
+	return c.sender.send(sending, row)
 }
 
 // neverError is the failure of a notice that no later attempt delivers.

@@ -308,6 +308,24 @@ func TestMarkFails(t *testing.T) {
 	}
 }
 
+// TestStops ends a delivery that has begun in order when the broker stops.
+func TestStops(t *testing.T) {
+	t.Parallel()
+	r := newReceiver(t)
+	f := newFixture(t, Config{Channels: []Channel{serve(t, "hook", r.ServeHTTP)}})
+	f.queue(numbered(3)...)
+	ctx, stop := context.WithCancel(t.Context())
+	r.answer = func(w http.ResponseWriter, _ *http.Request) {
+		stop()
+		w.WriteHeader(http.StatusNoContent)
+	}
+	f.wait = func(ctx context.Context, _ time.Duration) { <-ctx.Done() }
+	f.drain(ctx, f.channels[0])
+	if r.count() != 1 || len(f.waiting()) != 2 {
+		t.Errorf("%d requests, %d rows wait", r.count(), len(f.waiting()))
+	}
+}
+
 // TestTwoSenders delivers each notice once though two senders work on one store.
 func TestTwoSenders(t *testing.T) {
 	t.Parallel()
@@ -345,7 +363,11 @@ func TestHangs(t *testing.T) {
 	f.queue(numbered(50)...)
 	delivered := make(chan struct{}, 100)
 	r.answer = func(http.ResponseWriter, *http.Request) { delivered <- struct{}{} }
-	f.wait = func(ctx context.Context, _ time.Duration) { <-ctx.Done() }
+	f.wait = func(ctx context.Context, d time.Duration) {
+		if d != stopTimeout {
+			<-ctx.Done()
+		}
+	}
 	ctx, end := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() {

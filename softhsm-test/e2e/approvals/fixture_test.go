@@ -37,6 +37,7 @@ type options struct {
 	policy string   // REGISTRY in it becomes the registry, ISSUER that of the jobs' tokens
 	people []person // enrolled from the start; those of another site keep their keys
 	keys   []string // of the token, beside the key release
+	config string   // is appended to the config
 	// program replaces hsm-broker.
 	program string
 }
@@ -70,7 +71,7 @@ func start(t testing.TB, o options) *site {
 		Limits:     "requests: 100000 per hour, open: 1000",
 		Policy:     strings.ReplaceAll(o.policy, "REGISTRY", registry),
 		Registries: `registries: [{host: "` + registry + `", plain-http: true, loopback: true}]`,
-		Config:     "approvers: " + filepath.Join(dir, "approvers.yaml")})
+		Config:     "approvers: " + filepath.Join(dir, "approvers.yaml") + "\n" + o.config})
 	s.notation.Trust(t, chain)
 	return s
 }
