@@ -388,18 +388,18 @@ func (d *decision) grant(w *wish) (g granted, err error) {
 				return g, err
 			}
 		}
-		if r.Statement != "" {
-			if p := d.toProve(r, chosen); !p.same(w.proven) {
-				return g, &unprovenError{p}
-			}
-		}
 		g = granted{request: r, by: chosen[0], retry: retry}
 		if retry {
 			break
 		}
 	}
-	if g.request != nil {
+	if r := g.request; r != nil {
 		g.waits = nil
+		if r.Statement != "" { // of this one alone: there can be several that are allowed
+			if p := d.toProve(r, []alternative{g.by}); !p.same(w.proven) {
+				return g, &unprovenError{p}
+			}
+		}
 	}
 	return g, nil
 }
