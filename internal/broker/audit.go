@@ -16,7 +16,14 @@ type Audit struct {
 	intents  map[string]string // payload by request: intents without an outcome
 	asked    map[string]string // statement by request: open requests that people have to agree to
 	enrolled map[string]string // person by credential
-	Uses     map[string]int64  // signatures by key; those that are lost count as well
+	made     []madeChange
+	Uses     map[string]int64 // signatures by key; those that are lost count as well
+}
+
+// madeChange is a change whose request is open again if its entry becomes void.
+type madeChange struct {
+	index              int64
+	request, statement string
 }
 
 // NewAudit returns an Audit of a log from its first entry.
@@ -53,6 +60,12 @@ func (a *Audit) check(index int64, e *Event) error {
 	case voided:
 		if e.Index >= index {
 			return fmt.Errorf("it voids entry %d, which comes later", e.Index)
+		}
+		for n := len(a.made); n > 0 && a.made[n-1].index >= e.Index; n-- {
+			if made := a.made[n-1]; made.statement != "" {
+				a.asked[made.request] = made.statement
+			}
+			a.made = a.made[:n-1]
 		}
 	case requested, intended:
 		if e.What == "" && !a.policies[e.Policy] {
@@ -92,6 +105,9 @@ func (a *Audit) check(index int64, e *Event) error {
 	}
 	switch e.Type { // what ends a request, or makes the change that it asks for
 	case ended, policySet, configSet, blocked, unblocked, enrolled, removed, epochBegun:
+		if e.permits() && e.Request != "" {
+			a.made = append(a.made, madeChange{index, e.Request, a.asked[e.Request]})
+		}
 		delete(a.asked, e.Request)
 	}
 	return nil
