@@ -76,6 +76,11 @@ func (b *Broker) Propose(ctx context.Context, caller identity.Caller, c Change) 
 		if err := b.inEffect(ctx, index); err != nil {
 			return nil, err
 		}
+		if c.What == ChangeRemove {
+			if err := b.discount(ctx, c.Credential); err != nil {
+				return nil, err
+			}
+		}
 	}
 	return b.Request(ctx, caller, body.ID)
 }
@@ -130,7 +135,6 @@ func (d *decision) propose(caller identity.Caller, c Change) (*brokerapi.Request
 		return nil, -1, err
 	}
 	d.keep(&c)
-	d.discount(e)
 	d.put(&row{Request: *body, Requester: e.Requester, Entries: []int64{index}}, e.Caller, nil)
 	return body, index, nil
 }

@@ -129,7 +129,6 @@ func (b *Broker) make(ctx context.Context, p *proven) error {
 		}
 		d.finish(id, brokerapi.Signed, "")
 		d.notify(NoticeApproved, id)
-		d.discount(e)
 		return nil
 	})
 	if err == nil && index >= 0 && p.request.What == ChangeEpoch {
@@ -138,19 +137,26 @@ func (b *Broker) make(ctx context.Context, p *proven) error {
 	if err == nil && index >= 0 {
 		err = b.inEffect(ctx, index)
 	}
+	if err == nil && index >= 0 && p.request.What == ChangeRemove {
+		err = b.discount(ctx, p.request.Credential)
+	}
 	return err
 }
 
 // discount has the rows of requests say what they wait for after a credential was removed.
-func (d *decision) discount(e Event) {
-	if e.Type != removed {
-		return
-	}
-	for id, r := range d.Requests {
-		if slices.ContainsFunc(r.Votes, func(v vote) bool { return v.Credential == e.Credential }) {
-			d.refresh(id)
+func (b *Broker) discount(ctx context.Context, credential string) error {
+	var ids []string
+	err := b.look(ctx, func(d *decision) {
+		for id, r := range d.Requests {
+			if slices.ContainsFunc(r.Votes, func(v vote) bool { return v.Credential == credential }) {
+				ids = append(ids, id)
+			}
 		}
+	})
+	if err != nil {
+		return err
 	}
+	return b.inParts(ctx, ids, func(d *decision, id string) error { d.refresh(id); return nil })
 }
 
 // covers reports whether the needs of a request have the modify rules of all keys that a change needs.
@@ -185,54 +191,96 @@ func (d *decision) endAs(id string, as brokerapi.State, why string) error {
 }
 
 // expire ends requests that are open and whose time is over, and those whose rules have changed. It has people
-// reminded of those that wait for them, and rows say what they wait for when credentials were removed. It is called
-// once in a minute, and when another policy has come into force.
+// reminded of those that wait for them. It is called once in a minute, and when another policy has come into force.
 func (b *Broker) expire() {
 	if b.sealed.Load() {
 		return
 	}
-	err := b.do(b.running, func(d *decision) error {
-		n := 0
+	var ids []string
+	err := b.look(b.running, func(d *decision) {
 		for id, r := range d.Requests {
-			if !r.open() {
-				continue
-			}
-			why, dead := d.dead(r)
-			switch {
-			case r.NotAfter > 0 && d.now.Unix() >= r.NotAfter:
-				why = "it was not used in time"
-				if !d.agreed(r) {
-					why = "it was not approved in time"
-				}
-			case !dead:
-				d.remind(r)
-				continue
-			}
-			if n++; n > maxExpired {
-				break
-			}
-			if err := d.endAs(id, brokerapi.Expired, why); err != nil {
-				return err
+			if d.isOver(r) || d.reminds(r) > 0 {
+				ids = append(ids, id)
 			}
 		}
-		return nil
 	})
+	if err == nil {
+		err = b.inParts(b.running, ids, func(d *decision, id string) error {
+			r := d.Requests[id]
+			switch {
+			case r == nil:
+				return nil
+			case d.isOver(r):
+				return d.endAs(id, brokerapi.Expired, d.whyOver(r))
+			}
+			d.remind(r)
+			return nil
+		})
+	}
 	if err != nil && b.running.Err() == nil {
 		slog.Error("cannot end requests that have expired", "error", err)
 	}
 }
 
-// maxExpired is the largest number of requests that expire in one transaction.
-const maxExpired = 1000
+// isOver reports whether a request that is open can never be allowed any more.
+func (d *decision) isOver(r *request) bool {
+	if !r.open() {
+		return false
+	}
+	_, dead := d.dead(r)
+	return dead || r.NotAfter > 0 && d.now.Unix() >= r.NotAfter
+}
+
+// whyOver returns why a request is over, for those who look at it.
+func (d *decision) whyOver(r *request) string {
+	why, _ := d.dead(r)
+	if r.NotAfter > 0 && d.now.Unix() >= r.NotAfter {
+		why = "it was not used in time"
+		if !d.agreed(r) {
+			why = "it was not approved in time"
+		}
+	}
+	return why
+}
+
+// inParts does something for each of many requests, a few in a transaction: others are decided about meanwhile.
+func (b *Broker) inParts(ctx context.Context, ids []string, each func(*decision, string) error) error {
+	for part := range slices.Chunk(ids, maxPart) {
+		err := b.do(ctx, func(d *decision) error {
+			for _, id := range part {
+				if err := each(d, id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxPart is the largest number of requests that are changed in one of the transactions of inParts.
+const maxPart = 50
 
 // remind has those told again, once a day, for whose approval a request waits.
 func (d *decision) remind(r *request) {
-	days := int64(d.now.Sub(r.Created) / remindEvery)
-	if r.Statement == "" || days < 1 || d.b.options.Notices == nil || d.b.reminded[r.ID] >= days {
+	days := d.reminds(r)
+	if days == 0 {
 		return
 	}
 	d.b.reminded[r.ID] = days
 	if len(d.actors(r)) > 0 {
 		d.notifyAs(NoticeReminder, fmt.Sprintf("%s-reminder-%d", r.ID, days), r.ID)
 	}
+}
+
+// reminds returns the number of days after which people are to be reminded of a request now, and 0 if they are not.
+func (d *decision) reminds(r *request) int64 {
+	days := int64(d.now.Sub(r.Created) / remindEvery)
+	if r.Statement == "" || days < 1 || d.b.options.Notices == nil || !r.open() || d.b.reminded[r.ID] >= days {
+		return 0
+	}
+	return days
 }
