@@ -252,6 +252,7 @@ func (m *model) begin(people []FirstApprover) {
 	if people != nil {
 		m.options = m.fixture.options(m.store)
 		m.options.First = people
+		m.options.Log.MaxUnpublished = 10_000 * time.Hour // time passes faster than checkpoints are signed
 	}
 	m.options.Store = m.store
 	if m.Broker, err = Open(m.t.Context(), m.options); err != nil {
@@ -278,7 +279,9 @@ func (m *model) catchUp() {
 		m.t.Fatal(err)
 	}
 	err = m.store.Entries(m.t.Context(), int64(len(m.book.entries)), size, func(index int64, data []byte) error {
-		if err := m.audit.Entry(index, data); err != nil {
+		if m.book.forged[index] {
+			m.audit.next++ // an auditor would say that nobody logs such an entry
+		} else if err := m.audit.Entry(index, data); err != nil {
 			m.book.fail(promiseLogged, "%v", err)
 		}
 		m.book.read(data)

@@ -73,7 +73,7 @@ func (k knobs) book() *ruleBook {
 	team := &bookRule{name: "team", callers: []string{"p1", "p2", "alice", "alice2"}, groups: []bookGroup{
 		{"managers", 1 + k.QuorumManagers, nil},
 		{"security", 1 + k.QuorumSecurity, [][]string{nil, {"ssh"}, {"key"}}[k.Kinds]}},
-		timeout: []time.Duration{0, 3 * time.Hour, 72 * time.Hour}[k.Timeout], uses: []int{0, 0}[k.Uses], same: k.Same == 1}
+		timeout: []time.Duration{0, 3 * time.Hour, 72 * time.Hour}[k.Timeout], uses: []int{0, 2}[k.Uses], same: k.Same == 1}
 	if k.Managers == 2 && k.Security == 0 { // three people in all
 		team.groups[1].quorum = 1
 	}
@@ -84,7 +84,7 @@ func (k knobs) book() *ruleBook {
 	}
 	ci := &bookRule{name: "ci", callers: [][]string{{"ci"}, {"ci", "p2"}}[k.CI], digits: "01"}
 	use := []*bookRule{ci, team, director, {name: "slow", callers: []string{"slow"}, lock: time.Hour, timeout: 5 * time.Hour},
-		{name: "emergency", callers: []string{"bob"}, groups: []bookGroup{{"security", 1, nil}}}}
+		{name: "emergency", callers: []string{"p1", "p2", "bob"}, groups: []bookGroup{{"security", 1, nil}}, glass: true}}
 	if k.Order == 1 {
 		use[1], use[2] = use[2], use[1]
 	}

@@ -36,7 +36,7 @@ var seeds = map[string]seed{
 	"a key is blocked while the module signs": {promise: "I6:", file: "sign.go",
 		right: "if _, is := d.Blocked[w.Key]; is && err == nil {", mistaken: "if _, is := d.Blocked[w.Key]; is && err != nil {"},
 	"an approval is acknowledged too early": {promise: "I7:", file: "approve.go",
-		right: "if err := b.covered(ctx, index); err != nil {", mistaken: "if err := b.covered(ctx, -1); err != nil {"},
+		right: "if err := b.covered(ctx, index); err != nil {", mistaken: "if err := b.covered(ctx, min(index, 0)-1); err != nil {"},
 	"a rejection ends nothing": {promise: "I8:", file: "voters.go", right: "s.end(r, brokerapi.Rejected)",
 		mistaken: "_ = brokerapi.Rejected"},
 	"a credential is enrolled without approvals": {promise: "I9:", file: "change.go", each: true,
