@@ -98,7 +98,7 @@ func (d *decision) propose(caller identity.Caller, c Change) (*brokerapi.Request
 	e := Event{What: c.What, Key: c.Key, Caller: d.b.callerOf(caller), Requester: d.b.callerOf(caller),
 		Person: d.b.inForce.Load().callers[d.b.callerOf(caller)]}
 	body := &brokerapi.Request{What: c.What, Key: c.Key, Created: d.now, Changed: d.now, State: brokerapi.Signed,
-		Requester: brokerapi.Requester{Issuer: caller.Issuer, Subject: caller.Subject}, Why: c.Reason}
+		Requester: shownRequester(caller), Why: c.Reason}
 	needed, err := d.neededBy(&c, &e, body)
 	if err != nil {
 		return nil, -1, err

@@ -9,6 +9,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/payload"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
@@ -103,8 +104,31 @@ func (w *wish) body(id string, now time.Time) *brokerapi.Request {
 	target := w.Target
 	return &brokerapi.Request{
 		ID: id, Key: w.Key, Artifact: &target, Expiry: w.Expiry, Repository: w.Repository, Claims: w.claims,
-		Requester: brokerapi.Requester{Issuer: w.caller.Issuer, Subject: w.caller.Subject}, Created: now, Changed: now,
+		Requester: shownRequester(w.caller), Created: now, Changed: now,
 	}
+}
+
+// runClaims are the claims of CI systems that tell people from which workflow run or job a request comes.
+var runClaims = []string{"actor", "event_name", "job_id", "pipeline_id", "project_path", "ref", "repository",
+	"run_attempt", "run_id", "sha", "user_login", "workflow"}
+
+// maxRunClaim is the length of the longest of these claims that is kept, in bytes.
+const maxRunClaim = 300
+
+// shownRequester returns who makes a request, as people are told.
+func shownRequester(c identity.Caller) brokerapi.Requester {
+	r := brokerapi.Requester{Issuer: c.Issuer, Subject: c.Subject}
+	for _, name := range runClaims {
+		text, _ := c.Claims[name].(string)
+		if text == "" || len(text) > maxRunClaim {
+			continue
+		}
+		if r.Claims == nil {
+			r.Claims = map[string]string{}
+		}
+		r.Claims[name] = text
+	}
+	return r
 }
 
 // ruleDigest returns the digest of what a rule demands as sha256:HEX.

@@ -109,8 +109,10 @@ type Request struct {
 
 // Requester is who made a request, as the broker authenticated it.
 type Requester struct {
-	Issuer  string `json:"issuer"` // URL of an OIDC issuer, "mtls" or "unix"
+	Issuer  string `json:"issuer"` // URL of an OIDC issuer, "mtls", "unix" or "approver"
 	Subject string `json:"subject"`
+	// Claims are those of its token that tell people from which workflow run or job it called. They decide nothing.
+	Claims map[string]string `json:"claims,omitempty"`
 }
 
 // Claims are what an image says of itself. Nobody has verified them.

@@ -80,7 +80,8 @@ func TestBroker(t *testing.T) {
 	}
 	alice, bob, carol := people["alice"], people["bob"], people["carol"]
 
-	made, err := b.Create(t.Context(), identity.Caller{Issuer: "https://ci.example.com", Subject: "pipeline"},
+	made, err := b.Create(t.Context(), identity.Caller{Issuer: "https://ci.example.com", Subject: "pipeline",
+		Claims: map[string]any{"project_path": "team/app", "job_id": "77", "secret": "not shown"}},
 		brokerapi.NewRequest{Key: "release", Repository: "registry.example.com/team/app", Artifact: brokerapi.Target{
 			Format: "notation", MediaType: "application/vnd.oci.image.manifest.v1+json", Size: 525,
 			Digest: fmt.Sprintf("sha256:%064x", 7)}})
@@ -95,7 +96,8 @@ func TestBroker(t *testing.T) {
 	bob.decide(made.ID, approval.Approve, "good")
 	bob.decide(made.ID, approval.Withdraw, "too early")
 	contains(t, carol.get(page), "Pending", `<strong>managers</strong>: 1 of 2 still needed`, "The image claims", "1.4.0",
-		"withdrew the approval", `id="approve"`, `href="`+page+`/proof"`)
+		"withdrew the approval", `href="https://ci.example.com/team/app/-/jobs/77"`, `id="approve"`, `href="`+page+`/proof"`)
+	lacks(t, carol.get(page), "not shown")
 	carol.decide(made.ID, approval.Approve, "")
 	contains(t, bob.get(page), "Approved", "Enough people have agreed")
 	if strings.Contains(bob.get("/"), page) {

@@ -361,7 +361,7 @@ func (f *fixture) add(n int, change ...func(*brokerapi.Request)) *brokerapi.Requ
 			Digest: fmt.Sprintf("sha256:%064x", n), Size: 1234},
 		Repository: "registry.example.com/team/app", Created: testTime, Changed: testTime, NotAfter: &until,
 		Requester: brokerapi.Requester{Issuer: "https://token.actions.githubusercontent.com",
-			Subject: "repo:example/app:ref:refs/tags/v1.4.0"},
+			Subject: "repo:example/app:ref:refs/tags/v1.4.0", Claims: map[string]string{"run_id": "123456"}},
 		Needs: []brokerapi.Need{{Action: "use", Key: "release", Alternatives: []brokerapi.Alternative{{Rule: "release",
 			NotAfter: &until, Groups: []brokerapi.GroupNeed{
 				{Group: "release-managers", Members: []string{"alice", "bob", "carol"}, Quorum: 2, Lacking: 2,
@@ -379,7 +379,7 @@ func (f *fixture) add(n int, change ...func(*brokerapi.Request)) *brokerapi.Requ
 		f.Fatal(err)
 	}
 	opening := approval.Opening{Issuer: r.Requester.Issuer, Subject: r.Requester.Subject,
-		Claims: map[string]string{"repository": `"example/app"`, "run_id": `"123456"`, "ref": `"refs/tags/v1.4.0"`}}
+		Claims: map[string]string{"repository": `"example/app"`, "ref": `"refs/tags/v1.4.0"`}}
 	opened, err := opening.Encode()
 	if err != nil {
 		f.Fatal(err)

@@ -1,7 +1,6 @@
 package web
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"maps"
@@ -25,7 +24,7 @@ type requestView struct {
 	Document  []byte              // the statement; nil if nobody has to agree
 	Predicate *approval.Predicate // of the statement
 	Run       link                // from which the requester called
-	Shared    []named             // claims of the requester
+	Shared    []named             // claims of the requester, by name
 	Policy    *policyView         // that is proposed
 	Passkey   *credentialView     // or another credential that is added or removed
 	Config    string              // that is proposed
@@ -74,7 +73,9 @@ func (w *Web) request(r *http.Request, p *who) (*view, error) {
 		return nil, err
 	}
 	var rules []*approval.Rule
-	if found.Statement != "" {
+	if found.Statement == "" {
+		v.addClaims(&approval.Opening{})
+	} else {
 		evidence, err := w.addEvidence(r.Context(), p, v)
 		if err != nil {
 			return nil, err
@@ -107,7 +108,7 @@ func (w *Web) addEvidence(ctx context.Context, p *who, v *requestView) (*brokera
 	v.Document, v.Predicate = evidence.Statement, &statement.Predicate
 	var opening approval.Opening
 	if json.Unmarshal(evidence.Opening, &opening) == nil {
-		v.Shared, v.Run = claimsOf(&opening)
+		v.addClaims(&opening)
 	}
 	if c := statement.Predicate.Change; c != nil {
 		v.addChange(c, statement.Predicate.Policy, evidence.Documents)
@@ -145,19 +146,24 @@ func comparePolicies(before, after []byte) *policyView {
 	return v
 }
 
-// claimsOf returns the claims of a requester, and a link to where they come from.
-func claimsOf(o *approval.Opening) (all []named, run link) {
-	values := map[string]string{}
+// addClaims adds the claims of the requester: those of its token that tell where it comes from, and those that the
+// statement binds.
+func (v *requestView) addClaims(o *approval.Opening) {
+	values := maps.Clone(v.Requester.Claims)
+	if values == nil {
+		values = map[string]string{}
+	}
 	for name, text := range o.Claims {
 		var plain string
 		if json.Unmarshal([]byte(text), &plain) != nil {
 			plain = text
 		}
 		values[name] = plain
-		all = append(all, named{name, plain})
 	}
-	slices.SortFunc(all, func(a, b named) int { return cmp.Compare(a.Name, b.Name) })
-	return all, runOf(o.Issuer, values)
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		v.Shared = append(v.Shared, named{name, values[name]})
+	}
+	v.Run = runOf(v.Requester.Issuer, values)
 }
 
 // What links to workflow runs are made of.
