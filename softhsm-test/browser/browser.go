@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
 
@@ -55,7 +56,20 @@ func Start(t testing.TB, cas ...string) *Browser {
 // trusting makes the home of a user who trusts CAs, as Chromium reads it: a database of NSS.
 func trusting(t testing.TB, cas []string) (home string) {
 	t.Helper()
-	home = t.TempDir()
+	// Not t.TempDir(), which has the test fail when a process of Chromium outlives the one that was started, and still
+	// writes.
+	home, err := os.MkdirTemp("", "browser")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for range 100 {
+			if os.RemoveAll(home) == nil {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
 	database := filepath.Join(home, ".pki", "nssdb")
 	if err := os.MkdirAll(database, 0o700); err != nil {
 		t.Fatal(err)

@@ -98,12 +98,15 @@ func (p *Page) do(what string, steps ...chromedp.Action[chromedp.Void]) {
 	}
 }
 
-// Open opens a URL and returns the HTTP status.
+// Open opens a URL and returns the HTTP status; 0 for another part of the same page.
 func (p *Page) Open(url string) int {
 	p.t.Helper()
 	response, err := chromedp.RunResponse(p.ctx, chromedp.Navigate(url))
 	if err != nil {
 		p.t.Fatalf("opening %s: %v", url, err)
+	}
+	if response == nil {
+		return 0
 	}
 	return int(response.Status)
 }

@@ -47,9 +47,9 @@ func TestPages(t *testing.T) {
 	b := browser.Start(t, s.CA)
 	s.enrol(b, "alice")
 	alice := s.people["alice"].page
-	s.looks(alice, "/enrol/done?state=signed", "/enrol", "/signin")
+	s.looks("/enrol/done?state=signed", "/enrol", "/signin")
 	s.signIn("alice", "/")
-	s.looks(alice, "/")
+	s.looks("/")
 
 	const ref = "refs/tags/v1"
 	name, digest := s.image("app", "one")
@@ -90,7 +90,7 @@ func TestPages(t *testing.T) {
 	for _, id := range []string{byKeyboard, refused, open, locked, change.ID, enrolment.ID} {
 		paths = append(paths, "/requests/"+id)
 	}
-	s.looks(alice, paths...)
+	s.looks(paths...)
 	s.open("alice", "/approvers")
 	alice.Click("Invite bob to enrol a passkey")
 	alice.WaitURL("/invite")
@@ -98,19 +98,22 @@ func TestPages(t *testing.T) {
 	if errors := alice.Errors(); len(errors) != 0 {
 		t.Errorf("the console shows %q", errors)
 	}
-	s.looks(alice, "/requests/none", "/none")
+	s.looks("/requests/none", "/none")
 	if others := alice.Elsewhere(s.URL); len(others) != 0 {
 		t.Errorf("the pages asked for %q", others)
 	}
 }
 
-// looks looks at pages in each way that people do.
-func (s *site) looks(page *browser.Page, paths ...string) {
+// looks has alice look at pages in each way that people do.
+func (s *site) looks(paths ...string) {
 	s.t.Helper()
+	page := s.people["alice"].page
 	for _, look := range browser.Looks {
 		page.Look(look)
 		for _, path := range paths {
-			page.Open(s.URL + path)
+			if page.Open(s.URL + path); strings.Contains(page.URL(), "/signin?") { // the session is over
+				s.signIn("alice", path)
+			}
 			s.look(page, path+" ("+look.Name+")")
 		}
 	}
