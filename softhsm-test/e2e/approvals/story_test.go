@@ -73,8 +73,15 @@ func TestStory(t *testing.T) {
 	s.runAs("erin", 0, digest, "approve", made.ID, "--yes", "--plain-http")
 	s.refuses(ref, image, "release-managers")
 	s.ends(5, "release-managers", s.job(ref), s.program, "request", "wait", made.ID, "--for", "1ms")
+	waits := softhsmtest.Command(t, s.program, "request", "wait", made.ID, "--for", "24h")
+	waits.Env = append(waits.Env, s.job(ref)...)
+	if err := waits.Start(); err != nil {
+		t.Fatal(err)
+	}
 	s.approve("bob", made.ID)
-	s.ends(0, "", s.job(ref), s.program, "request", "wait", made.ID)
+	if err := waits.Wait(); err != nil {
+		t.Errorf("whoever waits for the request: %v", err)
+	}
 	s.refuses("refs/tags/v2", image, "release-managers") // another ref has no share in the grant
 	s.signs(ref, image)
 
