@@ -210,8 +210,9 @@ func (s *site) variables() []string {
 	return append(s.caller(), "NOTATION_HSM_MODULE_PATH="+s.token.Module, "NOTATION_HSM_PIN_SOURCE=file:"+pin)
 }
 
-// runAs runs hsm-broker with the key of a person. It ends with an exit code, and prints words.
-func (s *site) runAs(name string, code int, words string, args ...string) {
+// runAs runs hsm-broker with the key of a person. It ends with an exit code, prints words, and returns its standard
+// output.
+func (s *site) runAs(name string, code int, words string, args ...string) string {
 	s.t.Helper()
-	s.ends(code, words, s.variables(), s.Program, append(args, s.people[name].flags()...)...)
+	return s.ends(code, words, s.variables(), s.Program, append(args, s.people[name].flags()...)...)
 }

@@ -1,6 +1,7 @@
 package approvals
 
 import (
+	"regexp"
 	"testing"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
@@ -89,6 +90,7 @@ func TestStory(t *testing.T) {
 	s.expired(ref)
 	s.timeLocked(ref)
 	s.blocked(ref)
+	s.removed(ref)
 }
 
 // rejected refuses a release in the browser.
@@ -155,4 +157,26 @@ func (s *site) change(asks, what, button, confirm string) {
 	id := browser.Evaluate[string](page, `document.getElementById("request-id").innerText`)
 	s.approve("carol", id)
 	s.people["carol"].page.WaitText("Done")
+}
+
+// removed has somebody who has approved lose the passkey: once the credential is removed, the approval counts no more.
+func (s *site) removed(ref string) {
+	s.t.Helper()
+	name, digest := s.image("app", "lost")
+	made := s.create(ref, name+"@"+digest)
+	for _, person := range []string{"alice", "bob", "carol"} {
+		s.approve(person, made.ID)
+	}
+	s.runAs("dave", 0, digest, "approve", made.ID, "--yes", "--plain-http")
+	removal := regexp.MustCompile(`\b[0-9a-f]{32}\b`).FindString(s.runAs("erin", 0, "pending", "approver", "remove", "alice"))
+	s.approve("carol", removal)
+	s.people["carol"].page.WaitText("Done")
+	s.runAs("erin", 0, digest, "approve", made.ID, "--yes", "--plain-http")
+	s.refuses(ref, name+"@"+digest, "1 of release-managers")
+	s.ends(5, "1 of release-managers", s.job(ref), s.program, "request", "wait", made.ID, "--for", "1ms")
+	// Whoever has the passkey cannot sign in with it any more.
+	page := s.people["alice"].page
+	page.Open(s.URL + "/")
+	page.Click("Sign in with a passkey")
+	page.WaitText("does not know this passkey")
 }
