@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A team's broker from beginning to end, in the folder demo-broker/: CI jobs sign images without a PIN and without a module, a
-# policy decides who signs what and who must agree, and anyone verifies the log. Everything of yours (home, configuration, tokens) stays as it is.
+# A team's broker from beginning to end, in the folder demo-broker/: CI jobs sign images without a PIN and without a
+# module, a policy decides who signs what and who must agree, and anyone verifies the log. Everything of yours (home,
+# configuration, tokens) stays as it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,10 +9,10 @@ folder=${DEMO_FOLDER:-$PWD/demo-broker/run} # the test has one of its own, and h
 . softhsm-test/demo-common.sh
 
 cat <<'END'
-make demo-broker starts a broker that signs container images for CI jobs as its policy says, shows what it signs, what it
-refuses and what people approve, and verifies its log. It installs softhsm2, gcc, libc6-dev, curl and openssh-client if they
-are missing, and builds notation-hsm, hsm-broker, notation and a registry. On 2 cores the first run takes about 3 minutes and
-downloads about 250 MB; later runs take seconds. It writes to bin/, demo-broker/ and Go's caches.
+make demo-broker starts a broker that signs container images for CI jobs as its policy says, shows what it signs, what
+it refuses and what people approve, and verifies its log. It installs softhsm2, gcc, libc6-dev, curl and openssh-client
+if they are missing, and builds notation-hsm, hsm-broker, notation and a registry. On 2 cores the first run takes about
+3 minutes and downloads about 250 MB; later runs take seconds. It writes to bin/, demo-broker/ and Go's caches.
 END
 command -v go >/dev/null || { echo "error: go is missing: install Go 1.26 or later, from https://go.dev/dl" >&2; exit 1; }
 [ -n "${DEMO_FOLDER:-}" ] || ./softhsm-test/packages.sh softhsm2 gcc libc6-dev curl openssh-client
@@ -195,7 +196,10 @@ request=$(notation-hsm request list --json | sed -n 's/.*"id": "\([0-9a-f]*\)".*
 
 step "They look at it, and approve it with their SSH keys; the requester signs"
 # approve approves the request as a person, who has no token of the CI system.
-approve() { (unset NOTATION_HSM_BROKER_TOKEN && run hsm-broker approve "$request" --ssh "$state/$1" --plain-http --yes); }
+approve() (
+	unset NOTATION_HSM_BROKER_TOKEN
+	run hsm-broker approve "$request" --ssh "$state/$1" --plain-http --yes
+)
 approve alice
 job example/app refs/tags/v2
 refused 'it waits for approvals: 1 of release-managers' sign release "$app" "$next_digest"

@@ -117,8 +117,8 @@ func (p *Page) URL() string { return Evaluate[string](p, "location.href") }
 // Text returns the text of the page, as a person sees it.
 func (p *Page) Text() string { return Evaluate[string](p, "document.body.innerText") }
 
-// Evaluate returns the value of a JavaScript expression, which may be a promise. The Content-Security-Policy of the page
-// does not apply to it.
+// Evaluate returns the value of a JavaScript expression, which may be a promise. The Content-Security-Policy of the
+// page does not apply to it.
 func Evaluate[T any](p *Page, expression string) T {
 	p.t.Helper()
 	value, err := chromedp.Run(p.ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
@@ -208,8 +208,8 @@ func (p *Page) Press(keys string) {
 // Focused returns the name of what has the keyboard's focus: its text, its label, or its placeholder.
 func (p *Page) Focused() string {
 	p.t.Helper()
-	return Evaluate[string](p, `(e => (e.getAttribute("aria-label") || e.labels?.[0]?.innerText || e.innerText || "").trim())
-		(document.activeElement)`)
+	return Evaluate[string](p, `(e => e.getAttribute("aria-label") || e.labels?.[0]?.innerText || e.innerText || "")
+		(document.activeElement).trim()`)
 }
 
 // Look is how a person looks at a page.

@@ -104,10 +104,12 @@ func (s *site) asks(ref, key, text string) string {
 	return r.ID
 }
 
-// signature asks for the signature of an artifact as a job on a ref. It returns what the broker says if it does not sign.
+// signature asks for the signature of an artifact as a job on a ref. It returns what the broker says if it does not
+// sign.
 func (s *site) signature(ref, key, text string) (refusal string, signed bool) {
 	s.t.Helper()
-	header := `{"alg":"ES256","crit":["io.cncf.notary.signingScheme"],"cty":"application/vnd.cncf.notary.payload.v1+json",` +
+	header := `{"alg":"ES256","crit":["io.cncf.notary.signingScheme"],` +
+		`"cty":"application/vnd.cncf.notary.payload.v1+json",` +
 		`"io.cncf.notary.signingScheme":"notary.x509","io.cncf.notary.signingTime":"` +
 		time.Now().UTC().Format(time.RFC3339) + `"}`
 	body := fmt.Sprintf(`{"targetArtifact":{"digest":"%s","mediaType":"application/vnd.oci.image.manifest.v1+json",`+

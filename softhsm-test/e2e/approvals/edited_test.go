@@ -391,8 +391,8 @@ func (e *edited) entryEdits() []edit {
 			e.add(t, nil, strings.Replace(entry, `"blocked/v1"`, `"unblocked/v1"`, 1))
 		}},
 		{"a policy is added to the log", func(t *testing.T) {
-			next := []byte(strings.ReplaceAll(strings.ReplaceAll(softhsmtest.Read(t, filepath.Join(e.Dir, "policy.yaml")), "quorum: 2", "quorum: 1"), "time-lock: 700h",
-				""))
+			text := softhsmtest.Read(t, filepath.Join(e.Dir, "policy.yaml"))
+			next := []byte(strings.NewReplacer("quorum: 2", "quorum: 1", "time-lock: 700h", "").Replace(text))
 			_, entry := e.entry(t, "blocked/v1", "")
 			e.add(t, [][]byte{next}, `{"policy":"`+approval.Hash(next)+`","time":"`+timeOf(t, entry)+`","type":"policy/v1"}`)
 		}},

@@ -142,7 +142,8 @@ func (s *site) create(ref, image string) brokerapi.Request {
 	return r
 }
 
-// sign signs an image with the notation command as a job on a ref, and returns what it prints and whether it has signed.
+// sign signs an image with the notation command as a job on a ref. It returns what the command prints, and whether it
+// has signed.
 func (s *site) sign(ref, image string) (output string, signed bool) {
 	s.t.Helper()
 	repository, _, _ := strings.Cut(image, "@")

@@ -27,13 +27,19 @@ keys:
     key: pkcs11:token=prod;object=release
     formats: [notation]
     use:
-    - {name: all, when: caller.claims.repository == "example/app", approvals: [{group: signers, quorum: 3}], timeout: 72h}
+    - name: all
+      when: caller.claims.repository == "example/app"
+      approvals: [{group: signers, quorum: 3}]
+      timeout: 72h
     modify: [{when: caller.subject == "CN=operator"}]
   other:
     key: pkcs11:token=prod;object=other
     formats: [notation]
     use:
-    - {name: all, when: caller.claims.repository == "example/app", approvals: [{group: signers, quorum: 3}], timeout: 72h}
+    - name: all
+      when: caller.claims.repository == "example/app"
+      approvals: [{group: signers, quorum: 3}]
+      timeout: 72h
     modify: [{when: caller.subject == "CN=operator"}]
 `
 

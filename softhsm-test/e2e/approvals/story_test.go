@@ -45,8 +45,9 @@ keys:
 `
 
 // TestStory is a release from beginning to end: two release managers and one of security approve in the browser with
-// passkeys, one with a key in a module, one with an SSH key, and the signature is made. Where one is missing or has
-// refused, where a time has passed or has not come, and where the key is blocked, there is none, and the job is told why.
+// passkeys, one with a key in a module, one with an SSH key, and the signature is made. Where one is missing, has
+// refused or has lost the passkey, where a time has passed or has not come, and where the key is blocked, there is none,
+// and the job is told why.
 func TestStory(t *testing.T) {
 	softhsmtest.Parallel(t)
 	s := start(t, options{policy: storyPolicy, people: []person{{name: "alice", kind: "passkey"},
@@ -168,8 +169,8 @@ func (s *site) removed(ref string) {
 		s.approve(person, made.ID)
 	}
 	s.runAs("dave", 0, digest, "approve", made.ID, "--yes", "--plain-http")
-	removal := regexp.MustCompile(`\b[0-9a-f]{32}\b`).FindString(s.runAs("erin", 0, "pending", "approver", "remove", "alice"))
-	s.approve("carol", removal)
+	output := s.runAs("erin", 0, "pending", "approver", "remove", "alice")
+	s.approve("carol", regexp.MustCompile(`\b[0-9a-f]{32}\b`).FindString(output))
 	s.people["carol"].page.WaitText("Done")
 	s.runAs("erin", 0, digest, "approve", made.ID, "--yes", "--plain-http")
 	s.refuses(ref, name+"@"+digest, "1 of release-managers")
