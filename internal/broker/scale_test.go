@@ -125,6 +125,9 @@ func TestScale(t *testing.T) {
 	}
 	few, many := measure(t, 10, 10), measure(t, people, requests)
 	for _, name := range slices.Sorted(maps.Keys(many)) {
+		if few[name] == nil {
+			continue
+		}
 		for what, n := range many[name] {
 			// A proof is as long as the tree is high.
 			if most := few[name][what]; n > most && (what != "tile" || n > 6*most+6) {
@@ -205,6 +208,39 @@ func measure(t *testing.T, people, requests int) map[string]map[string]int {
 		}
 	}
 	longest("look at times", func() error { f.expire(); return nil })
+	removed := f.credentialOf("person0001")
+	err := f.do(t.Context(), func(d *decision) error { // approvals of one person, who does not sign each of them here
+		for id, r := range d.Requests {
+			err := d.event(Event{Type: approved, Request: id, Key: r.Key, Approver: f.personID("person0001"), Credential: removed,
+				Approval: hashOf([]byte(id)), Signed: hashOf([]byte(id)), Statement: r.Statement})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	longest("list for whom nothing waits", func() error {
+		all, err := f.Requests(t.Context(), identity.Approver("person0001"), Query{Mine: true, Limit: 5})
+		if err == nil && len(all.Requests) > 0 {
+			t.Errorf("%d requests wait", len(all.Requests))
+		}
+		return err
+	})
+	remove, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangeRemove, Credential: removed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := fmt.Sprintf("person%04d", people-1)
+	longest("removal", func() error {
+		now, err := f.decide(last, remove.ID, approval.Approve)
+		if err == nil && now.State != brokerapi.Signed {
+			t.Errorf("%+v", now)
+		}
+		return err
+	})
 	f.later(73 * time.Hour)
 	longest("expiry", func() error { f.expire(); return nil })
 	return calls

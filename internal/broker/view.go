@@ -130,25 +130,33 @@ func (b *Broker) waiting(ctx context.Context, caller identity.Caller, q Query) (
 	if person == "" {
 		return nil, nil
 	}
+	var all []string
 	err = b.look(ctx, func(d *decision) {
-		for id := range d.Requests {
-			if (q.Before == "" || id < q.Before) && (q.Key == "" || d.Requests[id].Key == q.Key) {
-				ids = append(ids, id)
+		for id, r := range d.Requests {
+			if (q.Before == "" || id < q.Before) && (q.Key == "" || r.Key == q.Key) {
+				all = append(all, id)
 			}
 		}
-		slices.Sort(ids)
-		slices.Reverse(ids)
-		found := 0
-		for _, id := range ids {
-			if r := d.Requests[id]; found < q.Limit && d.waitsFor(r, d.standing(r), person) {
-				ids[found] = id
-				found++
-			}
-		}
-		ids = ids[:found]
 	})
+	slices.Sort(all)
+	slices.Reverse(all)
+	for part := range slices.Chunk(all, maxJudged) { // others are decided about between them
+		if err != nil || len(ids) >= q.Limit {
+			break
+		}
+		err = b.look(ctx, func(d *decision) {
+			for _, id := range part {
+				if r := d.Requests[id]; r != nil && len(ids) < q.Limit && d.waitsFor(r, d.standing(r), person) {
+					ids = append(ids, id)
+				}
+			}
+		})
+	}
 	return ids, err
 }
+
+// maxJudged is the largest number of requests of which waiting looks at who has agreed in one step.
+const maxJudged = 500
 
 // prove returns proofs of the entries of a request, once a checkpoint covers them all.
 func (b *Broker) prove(ctx context.Context, entries []int64) (*brokerapi.Proof, error) {
