@@ -27,7 +27,7 @@ PACKAGES := softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl opencryptoki swt
 	p11-kit-modules libnss3 libnss3-tools openssh-client etcd-server etcd-client curl dbus-daemon systemd podman python3-venv chromium \
 	openssh-client $(if $(shell command -v npm),,npm)
 
-.PHONY: help build compiler demo demo-programs demo-broker demo-broker-programs check test explain-test fuzz kubernetes lint bench tools testtools packages clean
+.PHONY: help build compiler demo demo-programs demo-broker demo-broker-programs check test explain-test fuzz seeded kubernetes lint bench tools testtools packages clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ explain-test:
 
 fuzz: ## run each fuzz target for FUZZTIME (20s)
 	$(PRIVATE) ./softhsm-test/fuzz.sh $(FUZZTIME)
+
+seeded: ## plant mistakes into the broker, and have the model of its tests find each of them
+	$(PRIVATE) SEEDED=1 go test -count=1 -tags $(TAGS) -timeout 30m -run TestSeeded ./internal/broker
 
 kubernetes: tools ## ask Kyverno and Ratify about signed images, at a real API server (first builds them: half an hour)
 	./softhsm-test/packages.sh softhsm2 etcd-server

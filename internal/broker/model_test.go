@@ -104,11 +104,9 @@ type model struct {
 	last    *Broker // also when none runs
 	audit   *Audit
 	options Options
-	ended   bool
 
 	knobs     map[string]knobs                        // by the hash of the policy
 	signers   map[string]func(document []byte) []byte // signatures by the pseudonym of the public key
-	publics   []*approval.Credential                  // of the first approvers
 	envelopes []sentEnvelope
 	payloads  []sentPayload
 	jumped    time.Duration
@@ -162,7 +160,6 @@ func newModel(t *testing.T, rt *rapid.T) *model {
 		*k.field(n) = rapid.IntRange(0, choices[n]-1).Draw(rt, "knob")
 	}
 	m.policy = m.write(k).text
-	m.fixture.policy = m.policy
 	var people []FirstApprover
 	made := make([]func([]byte) []byte, len(firstCredentials))
 	for i, own := range firstCredentials {
@@ -279,12 +276,12 @@ func (m *model) catchUp() {
 		m.t.Fatal(err)
 	}
 	err = m.store.Entries(m.t.Context(), int64(len(m.book.entries)), size, func(index int64, data []byte) error {
+		m.book.read(data)
 		if m.book.forged[index] {
 			m.audit.next++ // an auditor would say that nobody logs such an entry
 		} else if err := m.audit.Entry(index, data); err != nil {
 			m.book.fail(promiseLogged, "%v", err)
 		}
-		m.book.read(data)
 		return nil
 	})
 	if err != nil {

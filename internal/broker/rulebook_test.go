@@ -56,7 +56,8 @@ func (k *knobs) field(n int) *int {
 
 // book returns the rule book of knobs.
 func (k knobs) book() *ruleBook {
-	b := &ruleBook{people: map[string][]string{"alice": {"alice", "alice2"}, "bob": {"bob"}, "carol": {}, "dave": {}, "erin": {}}}
+	b := &ruleBook{people: map[string][]string{"alice": {"alice", "alice2"}, "bob": {"bob"}, "carol": {}, "dave": {},
+		"erin": {}}}
 	switch k.Identity {
 	case 1:
 		b.people["bob"] = append(b.people["bob"], "p1")
@@ -83,7 +84,8 @@ func (k knobs) book() *ruleBook {
 		director.after = "approvals"
 	}
 	ci := &bookRule{name: "ci", callers: [][]string{{"ci"}, {"ci", "p2"}}[k.CI], digits: "01"}
-	use := []*bookRule{ci, team, director, {name: "slow", callers: []string{"slow"}, lock: time.Hour, timeout: 5 * time.Hour},
+	use := []*bookRule{ci, team, director,
+		{name: "slow", callers: []string{"slow"}, lock: time.Hour, timeout: 5 * time.Hour},
 		{name: "emergency", callers: []string{"p1", "p2", "bob"}, groups: []bookGroup{{"security", 1, nil}}, glass: true}}
 	if k.Order == 1 {
 		use[1], use[2] = use[2], use[1]
@@ -230,8 +232,8 @@ func (b *ruleBook) touched(next *ruleBook) (keys []string) {
 		}
 		return all
 	}
-	if !slices.Equal(asString(b.people), asString(next.people)) || !slices.Equal(asString(b.groups), asString(next.groups)) ||
-		!same("", "modify") {
+	if !slices.Equal(asString(b.people), asString(next.people)) ||
+		!slices.Equal(asString(b.groups), asString(next.groups)) || !same("", "modify") {
 		keys = append(keys, "")
 	}
 	for _, key := range []string{"release", "nightly"} {

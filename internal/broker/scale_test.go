@@ -211,8 +211,8 @@ func measure(t *testing.T, people, requests int) map[string]map[string]int {
 	removed := f.credentialOf("person0001")
 	err := f.do(t.Context(), func(d *decision) error { // approvals of one person, who does not sign each of them here
 		for id, r := range d.Requests {
-			err := d.event(Event{Type: approved, Request: id, Key: r.Key, Approver: f.personID("person0001"), Credential: removed,
-				Approval: hashOf([]byte(id)), Signed: hashOf([]byte(id)), Statement: r.Statement})
+			err := d.event(Event{Type: approved, Request: id, Key: r.Key, Approver: f.personID("person0001"),
+				Credential: removed, Approval: hashOf([]byte(id)), Signed: hashOf([]byte(id)), Statement: r.Statement})
 			if err != nil {
 				return err
 			}

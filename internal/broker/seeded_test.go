@@ -29,14 +29,17 @@ var seeds = map[string]seed{
 		mistaken: "_ = e.Credential"},
 	"a person counts once for each group": {promise: "I3:", file: "../approval/quorum.go",
 		right: "if able[v.Person] == nil {", mistaken: "if v.Person != \"\" {"},
-	"a time lock is open": {promise: "I4:", file: "standing.go", right: "return !now.Before(a.notBefore) && now.Before(a.notAfter)",
+	"a time lock is open": {promise: "I4:", file: "standing.go",
+		right:    "return !now.Before(a.notBefore) && now.Before(a.notAfter)",
 		mistaken: "return now.Before(a.notAfter)"},
 	"a signature can be repeated for hours": {promise: "I5:", file: "grant.go", each: true,
 		right: "const retryWindow = 15 * time.Minute", mistaken: "const retryWindow = 15 * time.Hour"},
 	"a key is blocked while the module signs": {promise: "I6:", file: "sign.go",
-		right: "if _, is := d.Blocked[w.Key]; is && err == nil {", mistaken: "if _, is := d.Blocked[w.Key]; is && err != nil {"},
+		right:    "if _, is := d.Blocked[w.Key]; is && err == nil {",
+		mistaken: "if _, is := d.Blocked[w.Key]; is && err != nil {"},
 	"an approval is acknowledged too early": {promise: "I7:", file: "approve.go",
-		right: "if err := b.covered(ctx, index); err != nil {", mistaken: "if err := b.covered(ctx, min(index, 0)-1); err != nil {"},
+		right:    "if err := b.covered(ctx, index); err != nil {",
+		mistaken: "if err := b.covered(ctx, min(index, 0)-1); err != nil {"},
 	"a rejection ends nothing": {promise: "I8:", file: "voters.go", right: "s.end(r, brokerapi.Rejected)",
 		mistaken: "_ = brokerapi.Rejected"},
 	"a credential is enrolled without approvals": {promise: "I9:", file: "change.go", each: true,
@@ -89,8 +92,8 @@ func (s *seed) plant(t *testing.T, mistaken string) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-tags", "containers_image_openpgp", "-count=1",
-		"-run", "^TestModel$", ".", "-rapid.checks=2000", "-rapid.shrinktime=0s", "-rapid.nofailfile", "-failfast")
+	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-tags", "containers_image_openpgp",
+		"-count=1", "-run", "^TestModel$", ".", "-rapid.checks=2000", "-rapid.shrinktime=0s", "-rapid.nofailfile", "-failfast")
 	output, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {

@@ -101,8 +101,8 @@ func blob(hash string) string { return "x'" + strings.TrimPrefix(hash, hashPrefi
 // replaces has a document be another one, under its old name.
 func (x *tampered) replaces(hash, old, replacement string) {
 	x.t.Helper()
-	x.edit(fmt.Sprintf("update documents set data=cast(replace(cast(data as text), '%s', '%s') as blob) where sha256=%s", old,
-		replacement, blob(hash)))
+	x.edit(fmt.Sprintf("update documents set data=cast(replace(cast(data as text), '%s', '%s') as blob) where sha256=%s",
+		old, replacement, blob(hash)))
 }
 
 // snapshotWith replaces the newest snapshot by an edited one. With an entry, the log has it as well.
@@ -149,8 +149,8 @@ func (x *tampered) loosen(s *state) {
 	s.Uses = map[string]*window{}
 }
 
-// TestTampered edits the database of a broker that does not run. It signs nothing afterwards that people did not approve:
-// it reads what decides from the log, and verifies the approvals' own signatures.
+// TestTampered edits the database of a broker that does not run. It signs nothing afterwards that people did not
+// approve: it reads what decides from the log, and verifies the approvals' own signatures.
 func TestTampered(t *testing.T) {
 	t.Parallel()
 	for name, one := range map[string]struct {
@@ -215,7 +215,9 @@ func TestTampered(t *testing.T) {
 			loose := []byte(strings.ReplaceAll(x.fixture.policy, "quorum: 2", "quorum: 1"))
 			x.append(&store.Batch{Documents: [][]byte{loose}}, Event{Type: policySet, Policy: hashOf(loose)})
 		}, true},
-		"an end of a block, appended": {func(x *tampered) { x.append(&store.Batch{}, Event{Type: unblocked, Key: "sealed"}) }, true},
+		"an end of a block, appended": {func(x *tampered) {
+			x.append(&store.Batch{}, Event{Type: unblocked, Key: "sealed"})
+		}, true},
 		"a request, appended": {func(x *tampered) {
 			r := x.still.Requests[x.requests[1]]
 			x.append(&store.Batch{}, Event{Type: requested, Request: newID(x.clock.now()), Key: "release", Caller: r.Caller,
