@@ -33,7 +33,7 @@ import (
 
 // What TestModel does if no flag of rapid says otherwise.
 const (
-	modelRuns   = 96
+	modelRuns   = 64
 	modelSteps  = 60
 	modelShards = 16 // runs at once: most of the time they wait for the disk
 )
@@ -130,7 +130,8 @@ var (
 	proposers    = []string{"admin", "alice", "alice2", "bob", "p1", "approver/bob"}
 	passes       = []time.Duration{time.Second, 30 * time.Second, 6 * time.Minute, 16 * time.Minute, 21 * time.Minute,
 		61 * time.Minute, 3 * time.Hour, 25 * time.Hour}
-	firstCredentials = []ownCredential{{"alice", "key"}, {"alice", "ssh"}, {"bob", "key"}, {"carol", "key"}, {"carol", "ssh"},
+	firstCredentials = []ownCredential{{"alice", "key"}, {"alice", "ssh"}, {"bob", "key"}, {"carol", "key"},
+		{"carol", "ssh"},
 		{"dave", "key"}, {"dave", "ssh"}, {"erin", "key"}}
 )
 
@@ -345,8 +346,8 @@ func (m *model) actions() map[string]func(*rapid.T) {
 
 // some does one thing that changes something.
 func (m *model) some(rt *rapid.T) {
-	pick(rt, []func(*rapid.T){m.sign, m.sign, m.approve, m.approve, m.approve, m.create, m.propose, m.enrol, m.remove, m.block,
-		m.cancel, func(rt *rapid.T) { m.decision(rt, approval.Withdraw) }})(rt)
+	pick(rt, []func(*rapid.T){m.sign, m.sign, m.approve, m.approve, m.approve, m.create, m.propose, m.enrol, m.remove,
+		m.block, m.cancel, func(rt *rapid.T) { m.decision(rt, approval.Withdraw) }})(rt)
 }
 
 func (m *model) sign(rt *rapid.T) {
@@ -354,7 +355,8 @@ func (m *model) sign(rt *rapid.T) {
 	p := sentPayload{caller: pick(rt, modelCallers), key: pick(rt, []string{"release", "release", "nightly"}),
 		image: rapid.IntRange(0, 5).Draw(rt, "image")}
 	signed := m.open(func(r *worldRequest) bool { return r.windows > 0 })
-	if waiting := m.open(func(r *worldRequest) bool { return r.what == "" && len(r.votes) > 0 }); len(waiting) > 0 && !chance(rt, 4) {
+	waiting := m.open(func(r *worldRequest) bool { return r.what == "" && len(r.votes) > 0 })
+	if len(waiting) > 0 && !chance(rt, 4) {
 		signed = waiting
 	}
 	if len(signed) > 0 && !chance(rt, 3) {
@@ -389,7 +391,8 @@ func (m *model) signs(p sentPayload) {
 	m.catchUp()
 	if err != nil || o.Signature == nil {
 		if must {
-			m.book.fail(promiseKept, "%s may sign %s with %s, and the broker does not: %+v, %v", p.caller, digest, p.key, o, err)
+			m.book.fail(promiseKept, "%s may sign %s with %s, and the broker does not: %+v, %v", p.caller, digest, p.key, o,
+				err)
 		}
 		return
 	}

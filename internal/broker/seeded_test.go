@@ -93,7 +93,8 @@ func (s *seed) plant(t *testing.T, mistaken string) {
 		}
 	}
 	cmd := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-tags", "containers_image_openpgp",
-		"-count=1", "-run", "^TestModel$", ".", "-rapid.checks=2000", "-rapid.shrinktime=0s", "-rapid.nofailfile", "-failfast")
+		"-count=1", "-run", "^TestModel$", ".", "-rapid.checks=2000", "-rapid.shrinktime=0s",
+		"-rapid.nofailfile", "-failfast")
 	output, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if !errors.As(err, &exit) {
