@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -256,5 +257,36 @@ func TestManyDecisions(t *testing.T) {
 	}
 	if now, err := f.decide("bob", r.ID, approval.Reject); err != nil || now.State != brokerapi.Rejected {
 		t.Errorf("%+v, %v", now, err)
+	}
+}
+
+// TestEditedRow shows approvers what they agree to, whatever somebody writes into the row of a request.
+func TestEditedRow(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	f.start()
+	other := f.waits("pipeline", 1)
+	key := generate(t)
+	enrol, err := f.Enrol(t.Context(), caller("admin"), "erin", *keyCredential(t, key), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, made := range []*brokerapi.Request{f.waits("pipeline", 2), enrol} {
+		before, err := f.Request(t.Context(), identity.Approver("alice"), made.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.edit(`UPDATE requests SET body = CAST(json_set(CAST(body AS TEXT), '$.request.artifact.digest',
+			'` + other.Artifact.Digest + `', '$.request.repository', 'registry.example.com/other', '$.request.requester.subject',
+			'nobody', '$.request.person', 'alice', '$.request.credential', 'sha256:00', '$.request.why', 'tested',
+			'$.request.statement', '` + other.Statement + `', '$.request.expiry', 1) AS BLOB) WHERE id = '` + made.ID + `'`)
+		after, err := f.Request(t.Context(), identity.Approver("alice"), made.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before.Proof, after.Proof = nil, nil
+		if !reflect.DeepEqual(after, before) {
+			t.Errorf("%+v, want %+v", after, before)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/payload"
 	"github.com/notation-hsm/notation-hsm/internal/store"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
@@ -20,22 +21,34 @@ func (b *Broker) Request(ctx context.Context, caller identity.Caller, id string)
 	if err != nil {
 		return nil, err
 	}
-	if err := b.look(ctx, func(d *decision) { d.judge(r, b.callerOf(caller)) }); err != nil {
+	judged := false
+	if err := b.look(ctx, func(d *decision) { judged = d.judge(r, b.callerOf(caller)) }); err != nil {
 		return nil, err
+	}
+	if judged {
+		if err := b.restate(ctx, &r.Request); err != nil {
+			return nil, err
+		}
 	}
 	answer := b.show(r)
 	answer.Proof, err = b.prove(ctx, r.Entries)
 	return &answer, err
 }
 
-// judge adds to the row of an open request what people are asked, and which of their approvals count, at this moment.
-func (d *decision) judge(kept *row, caller string) {
+// judge adds to the row of an open request what people are asked, and which of their approvals count, at this moment. It
+// reports whether people are asked: what they agree to is then what the log says, whatever the row does.
+func (d *decision) judge(kept *row, caller string) bool {
 	answer := &kept.Request
 	r := d.Requests[answer.ID]
 	if r == nil || r.Statement == "" || !r.open() {
-		return
+		return false
 	}
 	d.fill(r, kept)
+	kept.Entries = r.Entries
+	answer.Statement, answer.What, answer.Key, answer.Person = r.Statement, r.What, r.Key, d.personOf(r)
+	answer.Emergency = slices.ContainsFunc(d.standing(r), func(all []alternative) bool {
+		return slices.ContainsFunc(all, func(a alternative) bool { return a.rule != nil && a.rule.BreakGlass })
+	})
 	in := d.b.inForce.Load()
 	answer.Needs = d.needsOf(r)
 	answer.Waiting = in.callers[caller] != "" && d.waitsFor(r, d.standing(r), in.callers[caller])
@@ -52,6 +65,59 @@ func (d *decision) judge(kept *row, caller string) {
 		}
 		a.Counts = a.Why == ""
 	}
+	return true
+}
+
+// personOf returns the name of the person whose credential a request adds or removes, and "" for another request.
+func (d *decision) personOf(r *request) string {
+	names := d.b.inForce.Load().names
+	if r.Enrol != nil {
+		return names[r.Enrol.Person]
+	}
+	if c := d.Credentials[r.Credential]; c != nil && r.What == ChangeRemove {
+		return names[c.Person]
+	}
+	return ""
+}
+
+// restate has a request say what its statement says, which the log names: approvers see what they agree to, also when
+// somebody has edited rows of the database.
+func (b *Broker) restate(ctx context.Context, r *brokerapi.Request) error {
+	data, err := b.Document(ctx, r.Statement)
+	if err != nil {
+		return err
+	}
+	s, err := approval.DecodeStatement(data)
+	if err != nil {
+		return err
+	}
+	p := &s.Predicate
+	opened, err := b.Document(ctx, p.Requester.Commitment)
+	if err != nil {
+		return err
+	}
+	o, err := approval.DecodeOpening(opened)
+	if err != nil {
+		return err
+	}
+	until := time.Unix(p.NotAfter, 0).UTC()
+	r.Requester = brokerapi.Requester{Issuer: o.Issuer, Subject: o.Subject}
+	r.Expiry, r.Repository, r.Why, r.NotAfter = p.Expiry, p.Repository, p.Reason, &until
+	r.Policy, r.Credential = "", ""
+	if c := p.Change; c != nil {
+		r.Policy, r.Credential = c.Policy, c.Credential
+	}
+	r.Artifact, r.More = nil, nil
+	for i, t := range p.Targets {
+		target := brokerapi.Target{Format: payload.Format(t.Format), MediaType: t.MediaType, Digest: t.Digest, Size: t.Size,
+			Annotations: t.Annotations}
+		if i == 0 {
+			r.Artifact = &target
+		} else {
+			r.More = append(r.More, target)
+		}
+	}
+	return nil
 }
 
 func (b *Broker) row(ctx context.Context, caller identity.Caller, id string) (*row, error) {
