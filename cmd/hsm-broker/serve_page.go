@@ -22,7 +22,7 @@ func newPage(f *brokerfile.File, b *broker.Broker, keys broker.Keys, registries 
 	if err != nil {
 		return nil, nil, err
 	}
-	sessions := session.New(b.Derive("session"), time.Now)
+	sessions := session.New(session.NewKey(), time.Now)
 	page := web.New(web.Options{Broker: b, Keys: keys, Sessions: sessions, RPID: f.RPID, PublicURL: url,
 		AttestationRoots: roots, Details: registries.Details, Since: registries.Since, Version: version, OIDC: company,
 		Checkpoint: func(ctx context.Context) ([]byte, error) { return b.Log().Checkpoint(ctx) }})

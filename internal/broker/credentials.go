@@ -25,7 +25,8 @@ type FirstApprover struct {
 	Invitation string
 }
 
-// Derive returns a key of 32 bytes for a purpose, which nobody can compute without the store.
+// Derive returns a key of 32 bytes for a purpose, the same one at each start. Everyone can compute it who has a copy of
+// the store: it must not authenticate anybody.
 func (b *Broker) Derive(purpose string) []byte {
 	mac := hmac.New(sha256.New, b.secret)
 	mac.Write([]byte("derive:" + purpose))

@@ -64,7 +64,7 @@ func New(o Options) *API {
 		a.now = o.now
 	}
 	if a.sessions == nil {
-		a.sessions = session.New(o.Broker.Derive("session"), a.now)
+		a.sessions = session.New(session.NewKey(), a.now)
 	}
 	a.logins = session.NewMemory(maxLogins, a.now)
 	a.attempts = session.NewAttempts(loginAttempts, time.Minute, a.now)

@@ -49,6 +49,14 @@ type content struct {
 	Random     string `json:"random"`  // so that no two sessions are the same
 }
 
+// NewKey returns a key for New. It is random, and nowhere but in the memory of this process: whoever has a copy of the
+// database cannot make sessions. So sessions end with the process.
+func NewKey() []byte {
+	key := make([]byte, sha256.Size)
+	_, _ = rand.Read(key) // never fails
+	return key
+}
+
 // New returns Sessions whose tokens are authenticated with a key of 32 bytes, which has no other use.
 func New(key []byte, now func() time.Time) *Sessions {
 	return &Sessions{key: key, now: now, ended: map[[sha256.Size]byte]time.Time{}}

@@ -99,7 +99,7 @@ func New(o Options) *Web {
 		client.Transport = shortAnswers{client.Transport}
 		o.OIDC = &OIDC{Issuer: o.OIDC.Issuer, ClientID: o.OIDC.ClientID, Secret: o.OIDC.Secret, Client: &client}
 	}
-	w := &Web{options: o, origin: originOf(o.PublicURL), secret: o.Broker.Derive("page challenge"),
+	w := &Web{options: o, origin: originOf(o.PublicURL), secret: session.NewKey(),
 		handles: o.Broker.Derive("page user handle"), used: session.NewMemory(maxUsed, o.Now),
 		attempts: session.NewAttempts(maxAttempts, time.Minute, o.Now), pages: readPages()}
 	return w
