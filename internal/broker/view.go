@@ -35,8 +35,8 @@ func (b *Broker) Request(ctx context.Context, caller identity.Caller, id string)
 	return &answer, err
 }
 
-// judge adds to the row of an open request what people are asked, and which of their approvals count, at this moment. It
-// reports whether people are asked: what they agree to is then what the log says, whatever the row does.
+// judge adds to the row of an open request what people are asked, and which of their approvals count, at this moment.
+// It reports whether people are asked: what they agree to is then what the log says, whatever the row does.
 func (d *decision) judge(kept *row, caller string) bool {
 	answer := &kept.Request
 	r := d.Requests[answer.ID]
