@@ -10,6 +10,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
 	"github.com/notation-hsm/notation-hsm/internal/telemetry"
+	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
 // maxBatch is the largest number of decisions that are made durable together.
@@ -149,8 +150,9 @@ func (b *Broker) save(batch *store.Batch) error {
 	slog.Error("cannot write to the store", "error", err)
 	clear(b.rows)
 	unknown := errors.Is(err, store.ErrUnknown)
+	grown, _ := b.tree.Append(batch.Entries)
 	b.unsettled = &unsettled{unknown: unknown, first: batch.First,
-		own: batch.First + int64(len(batch.Entries))}
+		own: batch.First + int64(len(batch.Entries)), trees: []*translog.Tree{b.tree, grown}}
 	if b.settle() == nil && unknown && b.state.Size == batch.First+int64(len(batch.Entries)) {
 		b.metrics.count(counts)
 		return nil
@@ -186,7 +188,12 @@ type unsettled struct {
 	late    bool  // callers were told that it failed
 	first   int64 // entries before it
 	own     int64 // entries that this process has added, and that callers were not told to have failed
+	// trees are those that the log can have, of entries of this process. Another one has entries of somebody else.
+	trees []*translog.Tree
 }
+
+// maxTrees is the largest number of trees that the log is known to be able to have.
+const maxTrees = 256
 
 // settle reads the state again after a transaction has failed. If it is unknown whether that is durable, it writes to
 // the store: what is read is durable only once another transaction is, and what is not can then not come back.
@@ -195,7 +202,7 @@ func (b *Broker) settle() error {
 	if u == nil {
 		return nil
 	}
-	err := b.reload(context.Background(), u.own)
+	err := b.reload(context.Background(), u.own, u.trees...)
 	if err == nil && u.unknown {
 		batch := &store.Batch{First: b.state.Size, Meta: map[string][]byte{"settled": {1}}}
 		d := &decision{state: b.state, b: b, now: b.clock.now(b.state.Last), batch: batch}
@@ -206,6 +213,12 @@ func (b *Broker) settle() error {
 			err = d.void(max(u.own, b.published.Load().Size), batch.First)
 		}
 		if err == nil {
+			if grown, _ := b.tree.Append(batch.Entries); len(batch.Entries) > 0 {
+				u.trees = append(u.trees, grown)
+			}
+			if len(u.trees) > maxTrees {
+				u.trees = slices.Delete(u.trees, 2, 3) // the oldest of those that a later attempt was to make
+			}
 			err = b.write(batch)
 		}
 		if err == nil {

@@ -232,8 +232,9 @@ var errEdited = failure.New(failure.Conflict, "the database was edited: it does 
 	WithHint("restore a backup; the broker does not start with an edited database")
 
 // reload makes the state of what is durable: the newest snapshot that a checkpoint covers, and the entries after it.
-// The first entries, as many as own, are this process's: they count before a checkpoint covers them.
-func (b *Broker) reload(ctx context.Context, own int64) error {
+// The first entries, as many as own, are this process's: they count before a checkpoint covers them. It fails with
+// Conflict if the log has none of some trees.
+func (b *Broker) reload(ctx context.Context, own int64, trees ...*translog.Tree) error {
 	size, err := b.options.Store.Size(ctx)
 	if err != nil {
 		return err
@@ -241,6 +242,10 @@ func (b *Broker) reload(ctx context.Context, own int64) error {
 	tree, err := translog.NewTree(ctx, size, b.tiles)
 	if err != nil {
 		return err
+	}
+	known := func(t *translog.Tree) bool { return t.Size() == size && t.Root() == tree.Root() }
+	if len(trees) > 0 && !slices.ContainsFunc(trees, known) {
+		return errEdited
 	}
 	checkpoint := b.published.Load()
 	s, err := b.restore(ctx, checkpoint.Checkpoint)
