@@ -93,7 +93,8 @@ type Requester struct {
 type Opening struct {
 	Claims  map[string]string `json:"claims,omitempty"` // those that whoever uses the grant shares, as JSON texts
 	Issuer  string            `json:"issuer"`
-	Salt    string            `json:"salt"` // 32 random bytes, hex
+	Run     map[string]string `json:"run,omitempty"` // claims that tell people from which workflow run or job it came
+	Salt    string            `json:"salt"`          // 32 random bytes, hex
 	Subject string            `json:"subject"`
 }
 

@@ -278,7 +278,7 @@ func TestEditedRow(t *testing.T) {
 		}
 		f.edit(`UPDATE requests SET body = CAST(json_set(CAST(body AS TEXT), '$.request.artifact.digest',
 			'` + other.Artifact.Digest + `', '$.request.repository', 'registry.example.com/other', '$.request.requester.subject',
-			'nobody', '$.request.person', 'alice', '$.request.credential', 'sha256:00', '$.request.why', 'tested',
+			'nobody', '$.request.requester.claims', json('{"run_id": "1"}'), '$.request.person', 'alice', '$.request.credential', 'sha256:00', '$.request.why', 'tested',
 			'$.request.statement', '` + other.Statement + `', '$.request.expiry', 1) AS BLOB) WHERE id = '` + made.ID + `'`)
 		after, err := f.Request(t.Context(), identity.Approver("alice"), made.ID)
 		if err != nil {

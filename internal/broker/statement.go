@@ -17,7 +17,8 @@ import (
 // state a request: the statement that people agree to, with the documents that it names. It sets the event's hash of it.
 func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller, why string,
 	rules [][]*policy.Rule) error {
-	opening := &approval.Opening{Issuer: caller.Issuer, Subject: caller.Subject, Salt: randomHex()}
+	opening := &approval.Opening{Issuer: caller.Issuer, Subject: caller.Subject, Salt: randomHex(),
+		Run: shownRequester(caller).Claims}
 	for _, name := range e.Same {
 		if value, exists := caller.Claims[name]; exists {
 			if opening.Claims == nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
@@ -120,7 +121,7 @@ func shownRequester(c identity.Caller) brokerapi.Requester {
 	r := brokerapi.Requester{Issuer: c.Issuer, Subject: c.Subject}
 	for _, name := range runClaims {
 		text, _ := c.Claims[name].(string)
-		if text == "" || len(text) > maxRunClaim {
+		if text == "" || len(text) > maxRunClaim || strings.ContainsAny(text, "\u2028\u2029\ufffd") { // no document has these
 			continue
 		}
 		if r.Claims == nil {

@@ -101,7 +101,7 @@ func (b *Broker) restate(ctx context.Context, r *brokerapi.Request) error {
 		return err
 	}
 	until := time.Unix(p.NotAfter, 0).UTC()
-	r.Requester = brokerapi.Requester{Issuer: o.Issuer, Subject: o.Subject}
+	r.Requester = brokerapi.Requester{Issuer: o.Issuer, Subject: o.Subject, Claims: o.Run}
 	r.Expiry, r.Repository, r.Why, r.NotAfter = p.Expiry, p.Repository, p.Reason, &until
 	r.Policy, r.Credential = "", ""
 	if c := p.Change; c != nil {
