@@ -209,6 +209,8 @@ func TestEpoch(t *testing.T) {
 	t.Parallel()
 	f := approvers(t)
 	f.start()
+	old := f.waits("pipeline", 9)
+	f.publishAll()
 	copied := f.dir + "/copy.db"
 	if err := f.store.Backup(t.Context(), copied); err != nil {
 		t.Fatal(err)
@@ -231,9 +233,15 @@ func TestEpoch(t *testing.T) {
 		t.Fatalf("%+v", now)
 	}
 	f.signs("ci", 2)
-	f.stop()
-	f.start()
-	f.signs("ci", 3)
+	for range 2 {
+		if f.state.Epoch != 2 || f.state.Requests[old.ID] != nil {
+			t.Errorf("epoch %d, and the request of before is %+v", f.state.Epoch, f.state.Requests[old.ID])
+		}
+		f.publishAll()
+		f.stop()
+		f.start()
+		f.signs("ci", 3)
+	}
 }
 
 // TestManyDecisions takes no more approvals of a request that has many decisions, and still refusals and withdrawals.

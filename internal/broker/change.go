@@ -68,7 +68,7 @@ func (b *Broker) Propose(ctx context.Context, caller identity.Caller, c Change) 
 		return nil, err
 	}
 	if c.What == ChangeEpoch && index >= 0 {
-		if err := b.unseal(ctx, index); err != nil {
+		if err := b.unseal(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -123,14 +123,17 @@ func (d *decision) propose(caller identity.Caller, c Change) (*brokerapi.Request
 		e.Rule = rules[0][0].Name
 	}
 	body.Rule = e.Rule
-	index := d.Size
 	if waits {
 		return body, -1, d.wait(&e, body, rules, caller, c)
 	}
 	e.Type, e.Needs = changeEvents[c.What], nil
 	if c.What == ChangeEpoch {
 		e.Epoch = d.Epoch + 1
+		if err := d.voidBefore(); err != nil {
+			return nil, -1, err
+		}
 	}
+	index := d.Size
 	if err := d.event(e); err != nil {
 		return nil, -1, err
 	}
@@ -203,9 +206,12 @@ func (d *decision) wait(e *Event, body *brokerapi.Request, rules [][]*policy.Rul
 	return nil
 }
 
+// voidBefore logs, before a new epoch begins, that the entries that no checkpoint covers permit nothing. It would void
+// the entry of the new epoch if it followed it.
+func (d *decision) voidBefore() error { return d.void(d.b.published.Load().Size, d.batch.First) }
+
 // unseal lets the log grow again, in its new epoch. The checkpoint of the old one is kept: it proves what was lost.
-// index is that of the entry of the new epoch.
-func (b *Broker) unseal(ctx context.Context, index int64) error {
+func (b *Broker) unseal(ctx context.Context) error {
 	return b.do(ctx, func(d *decision) error {
 		if data, err := bound.ReadFile(b.options.Log.File, maxFile); err == nil {
 			if err := writeFile(fmt.Sprintf("%s.epoch-%d", b.options.Log.File, d.Epoch-1), data); err != nil {
@@ -214,10 +220,7 @@ func (b *Broker) unseal(ctx context.Context, index int64) error {
 		}
 		b.sealed.Store(false)
 		b.readOnly.Store(nil)
-		if err := d.loseAll(); err != nil {
-			return err
-		}
-		return d.void(b.published.Load().Size, index)
+		return d.loseAll()
 	})
 }
 

@@ -116,6 +116,9 @@ func (b *Broker) make(ctx context.Context, p *proven) error {
 			e.Policy = r.Policy
 		case ChangeEpoch:
 			e.Epoch = d.Epoch + 1
+			if err := d.voidBefore(); err != nil {
+				return err
+			}
 		}
 		if c := r.Enrol; c != nil {
 			if d.known(c.Public) {
@@ -132,7 +135,7 @@ func (b *Broker) make(ctx context.Context, p *proven) error {
 		return nil
 	})
 	if err == nil && index >= 0 && p.request.What == ChangeEpoch {
-		err = b.unseal(ctx, index)
+		err = b.unseal(ctx)
 	}
 	if err == nil && index >= 0 {
 		err = b.inEffect(ctx, index)
