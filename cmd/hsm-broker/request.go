@@ -91,7 +91,8 @@ who has signed. The signatures are verified here, and the artifacts are fetched 
 			return cli.PrintJSON(c.OutOrStdout(), r)
 		}
 		rows := remote.Describe(r)
-		if err := cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:]); err != nil || r.Statement == "" || len(r.Needs) == 0 {
+		err = cli.PrintTable(c.OutOrStdout(), rows[0], rows[1:])
+		if err != nil || r.Statement == "" || len(r.Needs)+len(r.Approvals) == 0 { // no person had to agree
 			return err
 		}
 		seen, err := a.evidence(ctx, r.ID)

@@ -34,6 +34,12 @@ func TestRequestCommands(t *testing.T) {
 	if _, err := f.run("request", "show", "r-2"); !failure.Is(err, failure.NotFound) {
 		t.Error(err)
 	}
+	f.request.State, f.request.Needs = brokerapi.Rejected, nil // an ended request lacks nobody
+	f.request.Approvals = []brokerapi.Approval{{Person: "alice", Kind: "ssh", Decision: "reject"}}
+	out, err := f.run("request", "show", "r-1")
+	if err != nil || !strings.Contains(out, "2 of security (alice, bob)") {
+		t.Errorf("the evidence of an ended request is not shown: %v\n%s", err, out)
+	}
 }
 
 // TestDecide signs a decision after a look at the evidence, in a session of its own.

@@ -3,8 +3,10 @@ package approver
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -78,9 +80,12 @@ func fetchFailure(repository, digest string, err error) error {
 		return failure.New(failure.Denied, "the repository %s does not have the artifact %s as the statement says: %w",
 			repository, digest, err).WithHint("do not approve it")
 	}
-	return failure.New(kind, "cannot fetch %s@%s: %w", repository, digest, err).
-		WithHint("log in to the registry with 'notation login' or 'docker login', or look at the artifact yourself and " +
-			"use --offline")
+	failed := failure.New(kind, "cannot fetch %s@%s: %w", repository, digest, err)
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		return failed.WithHint("use --plain-http, if you trust the network between this machine and the registry")
+	}
+	return failed.WithHint("log in to the registry with 'notation login' or 'docker login', or look at the artifact " +
+		"yourself and use --offline")
 }
 
 // fetch fetches a target. With config, it also reads the config of an image.

@@ -167,3 +167,19 @@ func TestFetchRefuses(t *testing.T) {
 		})
 	}
 }
+
+// TestPlainRegistry names the flag for a registry that speaks plain HTTP.
+func TestPlainRegistry(t *testing.T) {
+	t.Parallel()
+	s := newShelf(t)
+	seen, err := s.scene(s.image("amd64")).read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	registries := registry.New(registry.Options{AuthFile: filepath.Join(t.TempDir(), "none.json")})
+	defer registries.Close()
+	_, err = seen.Fetch(t.Context(), registries)
+	if !strings.Contains(failure.From(err).Hint, "--plain-http") {
+		t.Errorf("%v, hint %q", err, failure.From(err).Hint)
+	}
+}

@@ -106,7 +106,8 @@ func (d *decision) decides(id string, a *approval.Approval, credential, document
 	r, c := d.Requests[id], d.Credentials[credential]
 	switch {
 	case r == nil || !r.open():
-		return failure.New(failure.Conflict, "the request %s is not open", id).WithHint("look at its state: it was decided")
+		return failure.New(failure.Conflict, "the request %s is not open", id).
+			WithHint("see its state with 'hsm-broker request show'")
 	case r.Statement == "" || a.Statement != r.Statement:
 		return failure.New(failure.Denied, "the approval is of another request than %s", id).
 			WithHint("sign the statement of this request")
