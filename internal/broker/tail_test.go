@@ -244,7 +244,7 @@ func TestTwoPolicies(t *testing.T) {
 	for f.durable.Load() < 2 {
 		time.Sleep(time.Millisecond)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	_, err := f.Propose(ctx, caller("admin"), Change{What: ChangePolicy, Policy: append([]byte(testPolicy), '\n')})
 	failsWith(t, err, failure.Unavailable, "about to be in force")
