@@ -76,6 +76,9 @@ func (b *Broker) Approve(ctx context.Context, caller identity.Caller, id string,
 		}
 		return nil
 	})
+	if failure.Is(err, failure.Conflict) {
+		return nil, b.sayEnded(ctx, id, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -93,6 +96,29 @@ func (d *decision) refusal(a *approval.Approval) string {
 		text += ": " + a.Reason
 	}
 	return text
+}
+
+// sayEnded returns the failure of a decision about a request that has ended, with the state that it ended in, and
+// another failure as it is.
+func (b *Broker) sayEnded(ctx context.Context, id string, failed error) error {
+	kept, err := b.options.Store.Request(ctx, id)
+	if err != nil {
+		return failed
+	}
+	switch state := brokerapi.State(kept.State); state {
+	case brokerapi.Pending, brokerapi.Approved:
+		return failed
+	case brokerapi.Expired:
+		return hasExpired(id)
+	default:
+		return failure.New(failure.Conflict, "the request %s is not open: it is %s", id, state).
+			WithHint("see why with 'hsm-broker request show'")
+	}
+}
+
+// hasExpired returns the failure of a decision about a request whose time is over, whether it was ended already or not.
+func hasExpired(id string) error {
+	return failure.New(failure.Conflict, "the request %s has expired", id).WithHint("have it made again")
 }
 
 // maxDecisions is the number of decisions after which a request takes no more approvals: one who approves and withdraws
@@ -123,7 +149,7 @@ func (d *decision) decides(id string, a *approval.Approval, credential, document
 			counter, c.Counter).WithHint("have the credential removed, and enrol another one")
 	}
 	if d.now.Unix() >= r.NotAfter {
-		return failure.New(failure.Conflict, "the request %s has expired", id).WithHint("have it made again")
+		return hasExpired(id)
 	}
 	if why := d.discounted(r, a.Approver, credential); why != "" {
 		return failure.New(failure.Denied, "the approval does not count for request %s: %s", id, why).

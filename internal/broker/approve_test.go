@@ -92,7 +92,14 @@ func TestReject(t *testing.T) {
 		t.Fatalf("%+v, %v", now, err)
 	}
 	_, err = f.decide("carol", r.ID, approval.Approve)
-	failsWith(t, err, failure.Conflict, "not open")
+	failsWith(t, err, failure.Conflict, "not open: it is rejected")
+	old := f.waits("pipeline", 2)
+	f.later(100 * time.Hour)
+	for range 2 { // before and after the broker ends it
+		_, err = f.decide("carol", old.ID, approval.Approve)
+		failsWith(t, err, failure.Conflict, "has expired")
+		f.expire()
+	}
 	if again := f.waits("pipeline", 1); again.ID == r.ID {
 		t.Error("the request goes on")
 	}
