@@ -310,6 +310,9 @@ func (d *decision) fill(r *request, kept *row) {
 			kept.Request.Reason = fmt.Sprintf("time locks stay closed: the broker's clock has jumped by %s", jump)
 		}
 	}
+	if r.NotAfter > 0 && d.now.Unix() >= r.NotAfter { // as it says once it was ended
+		kept.Request.Reason = d.whyOver(r)
+	}
 }
 
 // reasonOf returns why a request waits, for those who look at it.

@@ -96,6 +96,10 @@ func TestReject(t *testing.T) {
 	old := f.waits("pipeline", 2)
 	f.later(100 * time.Hour)
 	for range 2 { // before and after the broker ends it
+		now, err := f.Request(t.Context(), caller("pipeline"), old.ID)
+		if err != nil || now.State != brokerapi.Expired || now.Reason != "it was not approved in time" {
+			t.Errorf("%+v, %v", now, err)
+		}
 		_, err = f.decide("carol", old.ID, approval.Approve)
 		failsWith(t, err, failure.Conflict, "has expired")
 		f.expire()

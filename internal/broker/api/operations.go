@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -126,10 +127,10 @@ func (a *API) getRequests(r *http.Request) (*brokerapi.Requests, int, error) {
 	}
 	q := broker.Query{State: values.Get("state"), Key: values.Get("key"), Before: before, Limit: limit,
 		Repository: values.Get("repository"), Digest: values.Get("digest"), Mine: values.Get("mine") == "true"}
-	wrong := ""
+	wrong, hint := "", "see the description of the API"
 	switch {
 	case q.State != "" && !slices.Contains(brokerapi.States, brokerapi.State(q.State)):
-		wrong = "state"
+		wrong, hint = "state", fmt.Sprintf("use one of %v", brokerapi.States)
 	case utf8.RuneCountInString(q.Key) > maxName:
 		wrong = "key"
 	case utf8.RuneCountInString(q.Repository) > maxRepository:
@@ -140,8 +141,7 @@ func (a *API) getRequests(r *http.Request) (*brokerapi.Requests, int, error) {
 		wrong = "mine"
 	}
 	if wrong != "" {
-		return nil, 0, failure.New(failure.Invalid, "cannot list requests: %s is %.30q", wrong, values.Get(wrong)).
-			WithHint("see the description of the API")
+		return nil, 0, failure.New(failure.Invalid, "cannot list requests: %s is %.30q", wrong, values.Get(wrong)).WithHint(hint)
 	}
 	if q.Mine && q.State+q.Repository+q.Digest != "" { // its page would be cut before these apply
 		return nil, 0, failure.New(failure.Invalid, "cannot list requests: mine goes with key, before and limit alone").
