@@ -32,6 +32,8 @@ type Hostile struct {
 	Dial        func() net.Conn  // connects as a caller who may sign with the key release
 	Public      *ecdsa.PublicKey // of that key
 	Description *brokerapitest.Description
+	// Page reports whether a path is of a page for people, which is not described; nil for none.
+	Page func(path string) bool
 }
 
 // Storm sends 500 malformed requests.
@@ -78,7 +80,7 @@ func (h *Hostile) try(m malformed) {
 	status, body := h.read(conn, sent)
 	switch {
 	case status == 0 || status/100 == 4: // closed or refused
-	case m.mutant && status/100 == 2:
+	case m.mutant && (status/100 == 2 || status/100 == 3):
 	default:
 		h.Errorf("%s: status %d (%s): %.300q", m.name, status, body, m.text)
 	}
@@ -103,7 +105,7 @@ func (h *Hostile) read(conn net.Conn, sent *http.Request) (status int, text stri
 			return 0, ""
 		}
 	}
-	if sent != nil {
+	if sent != nil && (h.Page == nil || !h.Page(sent.URL.Path)) {
 		_, err = h.Description.Check(sent, brokerapitest.Answer{Status: answer.StatusCode, Header: answer.Header, Body: body})
 		if err != nil {
 			h.Errorf("%s %s: %v", sent.Method, sent.URL, err)

@@ -42,7 +42,8 @@ func approverListCommand() *cobra.Command {
 					credential.Enrolled.UTC().Format(time.RFC3339), credential.ID})
 			}
 		}
-		return cli.PrintTable(c.OutOrStdout(), []string{"PERSON", "GROUPS", "KIND", "FINGERPRINT", "ENROLLED", "CREDENTIAL"}, rows)
+		return cli.PrintTable(c.OutOrStdout(), []string{"PERSON", "GROUPS", "KIND", "FINGERPRINT", "ENROLLED",
+			"CREDENTIAL"}, rows)
 	}))
 }
 

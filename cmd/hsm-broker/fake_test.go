@@ -63,7 +63,8 @@ func newFakeBroker(t *testing.T) *fakeBroker {
 	t.Cleanup(server.Close)
 	f.URL = server.URL
 	ca := f.file("ca.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
-	for name, value := range map[string]string{"BROKER": server.URL, "BROKER_CA": ca, "BROKER_TOKEN": "gitlab:TEAM_TOKEN"} {
+	for name, value := range map[string]string{"BROKER": server.URL, "BROKER_CA": ca,
+		"BROKER_TOKEN": "gitlab:TEAM_TOKEN"} {
 		t.Setenv("NOTATION_HSM_"+name, value)
 	}
 	t.Setenv("TEAM_TOKEN", f.token)

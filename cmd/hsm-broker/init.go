@@ -143,7 +143,8 @@ func (s *setup) write() error {
 		s.Address = "127.0.0.1" + strings.TrimPrefix(s.Address, "0.0.0.0")
 	}
 	if ip != nil && slices.ContainsFunc(s.Approvers, func(a firstApprover) bool { return a.Token != "" }) {
-		return failure.New(failure.Invalid, "browsers have passkeys for names alone, and the host of %s is an address", s.URL).
+		return failure.New(failure.Invalid, "browsers have passkeys for names alone, and the host of %s is an address",
+			s.URL).
 			WithHint("name the host, as in --public-url https://broker.example.com:8443, or https://localhost:8443")
 	}
 	s.Registry, _, _ = strings.Cut(s.Image, "/")

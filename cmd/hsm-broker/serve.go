@@ -122,7 +122,8 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	}
 	metrics := prometheus.NewRegistry()
 	registerProcess(metrics, f.StorePath())
-	told, err := notice.New(notice.Options{Config: f.Told(), Store: s, PublicURL: url, Version: version, Registerer: metrics})
+	told, err := notice.New(notice.Options{Config: f.Told(), Store: s, PublicURL: url, Version: version,
+		Registerer: metrics})
 	if err != nil {
 		return err
 	}

@@ -143,8 +143,8 @@ func anonymous(s *config.Settings) bool {
 	return c != nil && c.Certificate == "" && c.Token == (config.TokenSource{})
 }
 
-// signIn gets a session for the owner of a key, and makes all further calls in it: neither the certificate nor the token
-// that the settings name is used. On the Unix socket, the user id is all that authenticates.
+// signIn gets a session for the owner of a key, and makes all further calls in it: neither the certificate nor the
+// token that the settings name is used. On the Unix socket, the user id is all that authenticates.
 func (a *asker) signIn(ctx context.Context) error {
 	if a.settings.Credentials == nil {
 		return nil

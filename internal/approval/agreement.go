@@ -74,9 +74,9 @@ func (a *Agreement) Agreed() bool {
 	return !a.Rejected && len(a.Needs) > 0 && !slices.ContainsFunc(a.Needs, func(o Outcome) bool { return !o.Agreed() })
 }
 
-// Verify returns who agreed to a request. It needs no server, and believes nothing but signatures: it verifies that each
-// document has its name, that each envelope is signed for this statement by a credential that a rule of it lists for
-// that person, and that no approval is there twice. It fails for evidence of which anything is missing or wrong.
+// Verify returns who agreed to a request. It needs no server, and believes nothing but signatures: it verifies that
+// each document has its name, that each envelope is signed for this statement by a credential that a rule of it lists
+// for that person, and that no approval is there twice. It fails for evidence of which anything is missing or wrong.
 //
 // What it cannot see is what is left out: a withdrawal that the evidence lacks, and the removal of a credential, which
 // Counts tells. The log of the broker has both.

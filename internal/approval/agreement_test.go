@@ -70,7 +70,8 @@ func newScene(t testing.TB) *scene {
 		refs = append(refs, RuleRef{Digest: s.rule(rule), Name: rule.Name})
 	}
 	s.state(&Statement{Predicate: Predicate{Action: "use", Broker: origin,
-		Needs: []Need{{Action: "use", Key: "release", Rules: refs}}}, Subjects: []Subject{{Name: "registry.example.com/app"}}})
+		Needs: []Need{{Action: "use", Key: "release", Rules: refs}}},
+		Subjects: []Subject{{Name: "registry.example.com/app"}}})
 	return s
 }
 
@@ -146,7 +147,8 @@ func TestAgreement(t *testing.T) {
 	}
 	s.decide(bob, Approve)
 	s.want(true, 0, 0)
-	if a = s.verify(); len(a.Decisions) != 4 || a.Decisions[0].Approver != alice || a.Decisions[0].Credential.Kind != Passkey ||
+	if a = s.verify(); len(a.Decisions) != 4 || a.Decisions[0].Approver != alice ||
+		a.Decisions[0].Credential.Kind != Passkey ||
 		a.Needs[0].Alternatives[0].Name != "release" || a.Needs[0].Alternatives[0].Demands.TimeLock.Seconds != 3600 {
 		t.Errorf("%+v", a)
 	}
@@ -341,7 +343,8 @@ func TestRuleDocument(t *testing.T) {
 	document := func(demands, members string) []byte {
 		return []byte(`{"members":` + members + `,"rule":` + demands + `,"salt":"","type":"resolved-rule/v1"}`)
 	}
-	if _, groups, err := DecodeRule(document(demands, members)); err != nil || len(groups) != 1 || groups[0].Members[0] != "1" {
+	if _, groups, err := DecodeRule(document(demands, members)); err != nil || len(groups) != 1 ||
+		groups[0].Members[0] != "1" {
 		t.Fatal(groups, err)
 	}
 	for what, changed := range map[string][2]string{
@@ -379,7 +382,8 @@ func TestResolvedRules(t *testing.T) {
 			t.Errorf("%s: %v", rule.Resolved(), err)
 			continue
 		}
-		if demands.BreakGlass != rule.BreakGlass || demands.Uses != rule.Uses || demands.When != rule.When || len(demands.Approvals) != len(rule.Approvals) {
+		if demands.BreakGlass != rule.BreakGlass || demands.Uses != rule.Uses || demands.When != rule.When ||
+			len(demands.Approvals) != len(rule.Approvals) {
 			t.Errorf("%s became %+v", rule.Resolved(), demands)
 		}
 		for i, a := range rule.Approvals {

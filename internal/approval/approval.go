@@ -1,10 +1,10 @@
 // Package approval has what people sign when they agree to a request of a broker, and verifies it without a server: the
 // statement of a request, the approvals of it, and the credentials that they were signed with.
 //
-// A statement binds what is signed or changed, and the rules that say who must agree. An approval names the statement by
-// its SHA-256, and is signed with a key in a module (DSSE), an SSH key (SSHSIG) or a passkey (WebAuthn). Each document
-// is canonical JSON (RFC 8785) and is named by its SHA-256 as sha256:HEX. People are in it by ids that only the broker
-// can tell the names of.
+// A statement binds what is signed or changed, and the rules that say who must agree. An approval names the statement
+// by its SHA-256, and is signed with a key in a module (DSSE), an SSH key (SSHSIG) or a passkey (WebAuthn). Each
+// document is canonical JSON (RFC 8785) and is named by its SHA-256 as sha256:HEX. People are in it by ids that only
+// the broker can tell the names of.
 package approval
 
 import (

@@ -9,8 +9,8 @@ type Envelope struct {
 	AuthenticatorData []byte `json:"authenticator_data,omitempty"` // of a passkey
 	ClientData        []byte `json:"client_data,omitempty"`        // JSON, of a passkey
 	Credential        string `json:"credential"`                   // sha256:HEX of the credential's document
-	// Signature is that of a module's key over the DSSE's PAE (ECDSA in DER, RSA-PSS with SHA-256, or Ed25519), an armoured
-	// SSHSIG, or the signature of a WebAuthn assertion.
+	// Signature is that of a module's key over the DSSE's PAE (ECDSA in DER, RSA-PSS with SHA-256, or Ed25519), an
+	// armoured SSHSIG, or the signature of a WebAuthn assertion.
 	Signature []byte `json:"signature"`
 }
 

@@ -20,7 +20,8 @@ func TestRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := text(seen.Tables(""))
-	for _, want := range []string{"REQUEST | " + request, "a signature of 2 artifacts", "key | release, certificate sha256:",
+	for _, want := range []string{"REQUEST | " + request, "a signature of 2 artifacts",
+		"key | release, certificate sha256:",
 		"repository | registry.example.com/app", approval.Hash([]byte("two")), manifestType + ", 3 bytes, format notation",
 		"annotation build=7", "24h0m0s from the signing time", "repo:example/app at https://issuer.example.com",
 		`ref: "refs/tags/v1"`, "broker | " + broker, "expires | 2030-03-20T17:46:40Z", "statement | " + seen.Hash,
@@ -37,7 +38,8 @@ func TestRead(t *testing.T) {
 	if _, err := seen.Mine(approval.SSH, alice.credential.Public, approval.Approve); !failure.Is(err, failure.NotFound) {
 		t.Error(err)
 	}
-	if _, err := seen.Mine(approval.Key, s.people["bob"].credential.Public, approval.Approve); !failure.Is(err, failure.NotFound) {
+	if _, err := seen.Mine(approval.Key, s.people["bob"].credential.Public, approval.Approve); !failure.Is(err,
+		failure.NotFound) {
 		t.Error(err)
 	}
 	s.decide("bob", approval.Withdraw)
@@ -68,7 +70,8 @@ func TestNew(t *testing.T) {
 	if seen, err = s.read(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := seen.Mine(approval.Key, s.people["alice"].credential.Public, approval.Approve); !failure.Is(err, failure.Denied) {
+	if _, err := seen.Mine(approval.Key, s.people["alice"].credential.Public, approval.Approve); !failure.Is(err,
+		failure.Denied) {
 		t.Error(err)
 	}
 }
@@ -224,7 +227,8 @@ func TestChangesRefused(t *testing.T) {
 	}
 	s.statement.Predicate.Change = &approval.Change{What: "policy", Policy: approval.Hash([]byte(after))}
 	s.seal()
-	if _, err := s.read(); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "lacks the rules for modify") {
+	if _, err := s.read(); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(),
+		"lacks the rules for modify") {
 		t.Error(err)
 	}
 }

@@ -124,7 +124,8 @@ func TestFetch(t *testing.T) {
 		t.Fatal(err)
 	}
 	got = text([]Table{all[0].Table()})
-	for _, want := range []string{"platform | linux/amd64", "claims created | 2030-01-01T00:00:00Z", "claims revision | c0ffee"} {
+	for _, want := range []string{"platform | linux/amd64", "claims created | 2030-01-01T00:00:00Z",
+		"claims revision | c0ffee"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in\n%s", want, got)
 		}
@@ -150,7 +151,8 @@ func TestFetchRefuses(t *testing.T) {
 		"other size": {func(_ *shelf, sc *scene, _ string) { sc.statement.Predicate.Targets[0].Size++ }, failure.Denied,
 			"bytes, not"},
 		"no credentials": {func(s *shelf, _ *scene, _ string) { s.status = http.StatusForbidden }, failure.Denied, "403"},
-		"broken":         {func(s *shelf, _ *scene, _ string) { s.status = http.StatusInternalServerError }, failure.Unavailable, "500"},
+		"broken": {func(s *shelf, _ *scene, _ string) { s.status = http.StatusInternalServerError },
+			failure.Unavailable, "500"},
 		"no repository": {func(_ *shelf, sc *scene, _ string) { sc.statement.Predicate.Repository = "" }, failure.Invalid,
 			"names no repository"},
 	} {

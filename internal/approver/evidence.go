@@ -1,6 +1,6 @@
-// Package approver shows an approver what a request is before they sign: it verifies the evidence that a broker gives of
-// a request, fetches the artifacts from their registry, and puts both into words. It believes a broker in nothing that
-// the statement or the registry says otherwise.
+// Package approver shows an approver what a request is before they sign: it verifies the evidence that a broker gives
+// of a request, fetches the artifacts from their registry, and puts both into words. It believes a broker in nothing
+// that the statement or the registry says otherwise.
 package approver
 
 import (
@@ -39,8 +39,9 @@ func Read(e *brokerapi.Evidence, id, broker string) (*Seen, error) {
 	s := &Seen{ID: id, Hash: approval.Hash(e.Statement), You: e.You, names: map[string]string{},
 		credentials: map[string]*approval.Credential{}}
 	var err error
-	s.Agreement, err = approval.Verify(approval.Evidence{Statement: e.Statement, Rules: e.Rules, Credentials: e.Credentials,
-		Approvals: e.Approvals})
+	s.Agreement, err = approval.Verify(approval.Evidence{Statement: e.Statement, Rules: e.Rules,
+		Credentials: e.Credentials,
+		Approvals:   e.Approvals})
 	if err != nil {
 		return nil, s.refuse(err)
 	}
@@ -52,7 +53,8 @@ func Read(e *brokerapi.Evidence, id, broker string) (*Seen, error) {
 		return nil, failure.New(failure.Denied, "cannot trust the evidence of request %s: the statement is of the broker "+
 			"%.100q, not of %s", id, p.Broker, broker).WithHint("name the broker by its public-url, if that is " + p.Broker)
 	}
-	for _, read := range []func(*brokerapi.Evidence) error{s.checkSubjects, s.readRequester, s.readRules, s.readCredentials,
+	for _, read := range []func(*brokerapi.Evidence) error{s.checkSubjects, s.readRequester, s.readRules,
+		s.readCredentials,
 		s.readChange} {
 		if err := read(e); err != nil {
 			return nil, s.refuse(err)
@@ -248,7 +250,8 @@ func (s *Seen) Mine(kind approval.Kind, public []byte, decision approval.Decisio
 		}
 		return id, nil
 	}
-	return "", failure.New(failure.NotFound, "cannot decide about request %s: this key is not enrolled for the caller", s.ID).
+	return "", failure.New(failure.NotFound, "cannot decide about request %s: this key is not enrolled for the caller",
+		s.ID).
 		WithHint("enrol it with 'hsm-broker approver add'; see 'hsm-broker approver list'")
 }
 

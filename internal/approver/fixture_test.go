@@ -85,7 +85,8 @@ func newScene(t *testing.T, targets ...approval.Target) *scene {
 		Claims: map[string]string{"ref": `"refs/tags/v1"`}}
 	s.evidence.Opening = encode(t, opening)
 	s.statement = approval.Statement{Predicate: approval.Predicate{
-		Action: "use", Broker: broker, Created: 1900000000, NotAfter: 1900259200, Expiry: 86400, Log: "broker.example.com/log",
+		Action: "use", Broker: broker, Created: 1900000000, NotAfter: 1900259200, Expiry: 86400,
+		Log:   "broker.example.com/log",
 		Key:   &approval.KeyName{Name: "release", Formats: []string{"notation"}, Leaf: approval.Hash([]byte("leaf"))},
 		Needs: []approval.Need{{Action: "use", Key: "release"}},
 		Nonce: salt(t), Policy: approval.Hash([]byte(inForce)), Request: request, Repository: "registry.example.com/app",

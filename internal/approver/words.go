@@ -217,7 +217,8 @@ func kinds(g approval.Group) string {
 func (s *Seen) decided() Table {
 	t := Table{Header: []string{"PERSON", "DECISION", "CREDENTIAL", "TIME", "REASON"}}
 	for _, d := range s.Decisions {
-		t.Rows = append(t.Rows, []string{s.Name(d.Approver), string(d.Decision), CredentialText(d.Credential), d.Time.UTC().Format(time.RFC3339), orText(d.Reason, "-")})
+		t.Rows = append(t.Rows, []string{s.Name(d.Approver), string(d.Decision), CredentialText(d.Credential),
+			d.Time.UTC().Format(time.RFC3339), orText(d.Reason, "-")})
 	}
 	return t
 }

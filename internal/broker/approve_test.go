@@ -197,7 +197,8 @@ func TestChanges(t *testing.T) {
 		t.Fatalf("%+v", now)
 	}
 	all, err := f.Approvers(t.Context(), "erin", 10)
-	if err != nil || len(all.Approvers) != 1 || all.Approvers[0].Credentials[0].Label != keyCredential(t, frank).Fingerprint() {
+	if err != nil || len(all.Approvers) != 1 || all.Approvers[0].Credentials[0].Label != keyCredential(t,
+		frank).Fingerprint() {
 		t.Errorf("%+v, %v", all, err)
 	}
 	remove, err := f.Propose(t.Context(), caller("admin"), Change{What: ChangeRemove, Credential: f.credentialOf("frank")})

@@ -285,7 +285,8 @@ func (d *decision) first(people []FirstApprover, named func(string) bool) error 
 			e = Event{Type: enrolled, Approver: c.Approver, Credential: approval.Hash(document), Kind: string(c.Kind),
 				Public: d.b.pseudonym("public", string(c.Public))}
 			if d.known(e.Public) {
-				return failure.New(failure.Invalid, "two first approvers have the same key").WithHint("give each a key of their own")
+				return failure.New(failure.Invalid, "two first approvers have the same key").
+					WithHint("give each a key of their own")
 			}
 		}
 		if err := d.event(e); err != nil {

@@ -83,7 +83,8 @@ func TestPlatforms(t *testing.T) {
 	f := approvers(t)
 	f.start()
 	f.Broker.options.Manifests = func(context.Context, string, string) ([]repository.Manifest, error) {
-		return []repository.Manifest{{Digest: newTarget(2).Artifact.Digest, MediaType: newTarget(2).Artifact.MediaType, Size: 500},
+		return []repository.Manifest{{Digest: newTarget(2).Artifact.Digest, MediaType: newTarget(2).Artifact.MediaType,
+			Size: 500},
 			{Digest: newTarget(3).Artifact.Digest, MediaType: newTarget(3).Artifact.MediaType, Size: 500}}, nil
 	}
 	n := newTarget(1)

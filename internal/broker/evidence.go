@@ -44,8 +44,9 @@ func (b *Broker) Evidence(ctx context.Context, caller identity.Caller, id string
 	if err != nil {
 		return nil, err
 	}
-	answer := &brokerapi.Evidence{Statement: e.Statement, Rules: e.Rules, Credentials: e.Credentials, Approvals: e.Approvals,
-		You: you}
+	answer := &brokerapi.Evidence{Statement: e.Statement, Rules: e.Rules, Credentials: e.Credentials,
+		Approvals: e.Approvals,
+		You:       you}
 	if answer.Opening, err = b.Document(ctx, s.Predicate.Requester.Commitment); err != nil {
 		return nil, err
 	}
@@ -137,10 +138,10 @@ func (p *proven) same(other *proven) bool {
 	})
 }
 
-// verifyApprovals reads the statement, the rules, the credentials and the approvals of a request again, by the hashes that the
-// log has, and verifies them as anyone can: that people agreed to this very statement, by signatures of their own, and
-// that they are enough for the rules in force that were chosen. fits checks that the statement is for what is about to
-// be done.
+// verifyApprovals reads the statement, the rules, the credentials and the approvals of a request again, by the hashes
+// that the log has, and verifies them as anyone can: that people agreed to this very statement, by signatures of their
+// own, and that they are enough for the rules in force that were chosen. fits checks that the statement is for what is
+// about to be done.
 func (b *Broker) verifyApprovals(ctx context.Context, p *proven, fits func(*approval.Statement) bool) error {
 	of := evidenceOf{statement: p.request.Statement, credentials: map[string]bool{}}
 	for _, v := range p.request.Votes {

@@ -10,8 +10,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 )
 
-// TestMalleated has an approval that was withdrawn not count again, when someone else has changed its signature into the
-// other one that ECDSA has for it.
+// TestMalleated has an approval that was withdrawn not count again, when someone else has changed its signature into
+// the other one that ECDSA has for it.
 func TestMalleated(t *testing.T) {
 	t.Parallel()
 	f := approvers(t)

@@ -38,8 +38,8 @@ func (b *Broker) ripen() {
 	}
 }
 
-// mature makes the changes whose approvals are enough and whose time locks are over. Each is verified before it is made.
-// A change that cannot be made now is tried again.
+// mature makes the changes whose approvals are enough and whose time locks are over. Each is verified before it is
+// made. A change that cannot be made now is tried again.
 func (b *Broker) mature(ctx context.Context) {
 	var ready []*proven
 	err := b.look(ctx, func(d *decision) {
@@ -108,8 +108,9 @@ func (b *Broker) make(ctx context.Context, p *proven) error {
 		if next != nil && !d.covers(r, policy.Compare(b.inForce.Load().policy, next).Modify) {
 			return failure.New(failure.Conflict, "the request %s changes what its approvals do not cover", id)
 		}
-		e := Event{Type: changeEvents[r.What], What: r.What, Request: id, Key: r.Key, Caller: r.Caller, Requester: r.Requester,
-			Person: r.Person, Rule: p.chosen[0].rule.Name, RuleDigest: p.chosen[0].name.Digest, Config: r.Config,
+		e := Event{Type: changeEvents[r.What], What: r.What, Request: id, Key: r.Key, Caller: r.Caller,
+			Requester: r.Requester,
+			Person:    r.Person, Rule: p.chosen[0].rule.Name, RuleDigest: p.chosen[0].name.Digest, Config: r.Config,
 			Credential: r.Credential, Statement: r.Statement}
 		switch r.What {
 		case ChangePolicy:

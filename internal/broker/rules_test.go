@@ -140,7 +140,8 @@ func TestGrant(t *testing.T) {
 	f := newFixture(t)
 	f.start()
 	n := brokerapi.NewRequest{Key: "release", Artifact: brokerapi.Target{Format: "notation",
-		MediaType: "application/vnd.oci.image.manifest.v1+json", Digest: "sha256:" + strings.Repeat("0", 63) + "1", Size: 500}}
+		MediaType: "application/vnd.oci.image.manifest.v1+json", Digest: "sha256:" + strings.Repeat("0", 63) + "1",
+		Size: 500}}
 	r, err := f.Create(t.Context(), caller("ci"), n)
 	if err != nil || r.State != brokerapi.Approved {
 		t.Fatalf("%+v, %v", r, err)

@@ -259,8 +259,8 @@ func (d *decision) event(e Event) error {
 	return nil
 }
 
-// ofEpoch reports whether an event begins a new epoch, voids entries before it, or is about the request for one: nothing
-// else is added to a log that lacks entries.
+// ofEpoch reports whether an event begins a new epoch, voids entries before it, or is about the request for one:
+// nothing else is added to a log that lacks entries.
 func (d *decision) ofEpoch(e *Event) bool {
 	r := d.Requests[e.Request]
 	return e.Type == epochBegun || e.Type == voided || e.What == ChangeEpoch || r != nil && r.What == ChangeEpoch

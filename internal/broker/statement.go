@@ -14,7 +14,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/policy"
 )
 
-// state a request: the statement that people agree to, with the documents that it names. It sets the event's hash of it.
+// state a request: the statement that people agree to, with the documents that it names. It sets the event's hash of
+// it.
 func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller, why string,
 	rules [][]*policy.Rule) error {
 	opening := &approval.Opening{Issuer: caller.Issuer, Subject: caller.Subject, Salt: randomHex(),
@@ -38,7 +39,8 @@ func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller
 	}
 	in := d.b.inForce.Load()
 	p := &s.Predicate
-	p.Broker, p.Log, p.Request, p.Created, p.NotAfter = d.b.options.PublicURL, d.b.origin(), e.Request, d.now.Unix(), e.NotAfter
+	p.Broker, p.Log, p.Request, p.Created, p.NotAfter = d.b.options.PublicURL, d.b.origin(), e.Request, d.now.Unix(),
+		e.NotAfter
 	p.Nonce, p.Policy, p.Reason = randomHex(), in.digest, why
 	p.Requester = approval.Requester{Commitment: approval.Hash(opened), ID: e.Requester}
 	for i, n := range e.Needs {

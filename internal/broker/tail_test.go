@@ -130,7 +130,8 @@ func TestAppendedIntent(t *testing.T) {
 	made := Event{Type: intended, Request: newID(f.clock.now()), Key: "release", Rule: "people", RuleDigest: digest,
 		Subjects:  []string{w.digest},
 		Requester: pseudonym, Caller: pseudonym, Payload: payload, Policy: policy}
-	again := Event{Type: intended, Request: waiting.ID, Key: "release", Rule: "people", RuleDigest: digest, Payload: payload,
+	again := Event{Type: intended, Request: waiting.ID, Key: "release", Rule: "people", RuleDigest: digest,
+		Payload:  payload,
 		Subjects: []string{first}, Caller: pseudonym, Policy: policy}
 	outcome := func(what, id string) Event { return Event{Type: what, Request: id, Key: "release", Payload: payload} }
 	for _, events := range [][]Event{

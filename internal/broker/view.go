@@ -134,7 +134,8 @@ func (b *Broker) row(ctx context.Context, caller identity.Caller, id string) (*r
 	if err := json.Unmarshal(kept.Body, &r); err != nil {
 		return nil, failure.New(failure.Internal, "cannot read request %s: %w", id, err)
 	}
-	if !caller.Admin && b.Person(caller) == "" && kept.Requester != b.callerOf(caller) && r.Requester != b.requesterOf(caller, r.Same) {
+	if !caller.Admin && b.Person(caller) == "" && kept.Requester != b.callerOf(caller) &&
+		r.Requester != b.requesterOf(caller, r.Same) {
 		return nil, missing
 	}
 	return &r, nil

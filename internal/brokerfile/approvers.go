@@ -81,7 +81,8 @@ func parseApprovers(data []byte) (all []FirstApprover, mistakes Mistakes) {
 	seen := map[string]bool{}
 	for i, one := range file.Approvers {
 		refuse := func(hint, format string, args ...any) {
-			mistakes = append(mistakes, Mistake{What: fmt.Sprintf("approvers[%d]: ", i) + fmt.Sprintf(format, args...), Hint: hint})
+			mistakes = append(mistakes, Mistake{What: fmt.Sprintf("approvers[%d]: ", i) + fmt.Sprintf(format, args...),
+				Hint: hint})
 		}
 		given := 0
 		for _, text := range []string{one.SSH, one.Key, one.Passkey} {

@@ -150,7 +150,8 @@ func TestSmall(t *testing.T) {
 	for size, status := range map[int]int{1: http.StatusCreated, smallBody: http.StatusCreated,
 		smallBody + 1: http.StatusRequestEntityTooLarge} {
 		for _, chunked := range []bool{false, true} {
-			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/open", strings.NewReader(strings.Repeat("a", size)))
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/open", strings.NewReader(strings.Repeat("a",
+				size)))
 			if chunked {
 				r.ContentLength = -1
 			}

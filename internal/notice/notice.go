@@ -200,7 +200,8 @@ func New(o Options) (*Notices, error) {
 		return nil, failure.New(failure.Invalid, "cannot set up notices: %w", errors.Join(mistakes...)).
 			WithHint("run 'hsm-broker check-config'")
 	}
-	n := &Notices{contacts: o.Contacts, url: strings.TrimSuffix(o.PublicURL, "/"), store: o.Store, now: time.Now, wait: wait}
+	n := &Notices{contacts: o.Contacts, url: strings.TrimSuffix(o.PublicURL, "/"), store: o.Store, now: time.Now,
+		wait: wait}
 	for _, settings := range o.Channels {
 		opened, mistakes := settings.open(o)
 		if len(mistakes) > 0 { // a file has changed since Check

@@ -15,8 +15,8 @@ import (
 // sessionPrefix begins the bearer token of a session, which tells it from a token of an OIDC issuer.
 const sessionPrefix = "hsm-session."
 
-// SignIn gets a session for an approver from a broker. All further calls to this broker are made in the session, instead
-// of with the token that the settings name.
+// SignIn gets a session for an approver from a broker. All further calls to this broker are made in the session,
+// instead of with the token that the settings name.
 func (b *Backend) SignIn(ctx context.Context, s *config.Settings, l brokerapi.Login) (session brokerapi.Session,
 	err error) {
 	if err := b.post(ctx, s, brokerapi.SessionsPath, l, &session); err != nil {

@@ -15,8 +15,8 @@ import (
 // errNoAgentKey says that there is no agent that has the key.
 var errNoAgentKey = errors.New("no agent has its private key")
 
-// askAgent has the agent sign. It fails with errNoAgentKey if there is no agent, or it does not have the key. It returns
-// when ctx ends, since an agent waits for its user.
+// askAgent has the agent sign. It fails with errNoAgentKey if there is no agent, or it does not have the key. It
+// returns when ctx ends, since an agent waits for its user.
 func (k *Key) askAgent(ctx context.Context, document []byte, namespace string) ([]byte, error) {
 	if k.options.Agent == "" {
 		return nil, fmt.Errorf("%w: SSH_AUTH_SOCK is not set", errNoAgentKey)

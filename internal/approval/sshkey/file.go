@@ -16,8 +16,8 @@ import (
 
 func isPrivate(data []byte) bool { return bytes.HasPrefix(bytes.TrimSpace(data), []byte("-----BEGIN")) }
 
-// publicOf returns the public key of the file of a private key, which OpenSSH's format has in the clear, also beside the
-// handle of a security key.
+// publicOf returns the public key of the file of a private key, which OpenSSH's format has in the clear, also beside
+// the handle of a security key.
 func publicOf(data []byte) (ssh.PublicKey, error) {
 	block, _ := pem.Decode(data)
 	if block == nil {

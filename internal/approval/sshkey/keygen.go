@@ -17,7 +17,8 @@ func (k *Key) runKeygen(ctx context.Context, document []byte, namespace string) 
 	program.Stdin, program.Stdout, program.Stderr = bytes.NewReader(document), &signature, k.options.Messages
 	program.WaitDelay = time.Second // it may leave its helper behind, which has its descriptors
 	if err := program.Run(); err != nil {
-		return nil, failure.New(failure.Denied, "cannot sign with the security key of %s: ssh-keygen failed: %w", k.path, err).
+		return nil, failure.New(failure.Denied, "cannot sign with the security key of %s: ssh-keygen failed: %w", k.path,
+			err).
 			WithHint("plug the security key in, and touch it when it blinks")
 	}
 	return signature.Bytes(), nil

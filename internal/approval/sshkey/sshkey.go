@@ -1,5 +1,5 @@
-// Package sshkey signs approvals and logins with an SSH key: one in a file, in an SSH agent, or in a security key, which
-// OpenSSH itself asks.
+// Package sshkey signs approvals and logins with an SSH key: one in a file, in an SSH agent, or in a security key,
+// which OpenSSH itself asks.
 package sshkey
 
 import (
@@ -42,8 +42,8 @@ type Key struct {
 }
 
 // Open opens the key of a file: a private key in OpenSSH's format, or a public key whose private half is in the agent
-// or in the file of the same name without .pub. It asks nobody anything. It fails with Unsupported for a key that cannot
-// sign approvals.
+// or in the file of the same name without .pub. It asks nobody anything. It fails with Unsupported for a key that
+// cannot sign approvals.
 func Open(path string, o Options) (*Key, error) {
 	k := &Key{path: path, options: o}
 	data, err := bound.ReadFile(path, maxFile)
@@ -90,8 +90,8 @@ func (k *Key) findPrivate() error {
 }
 
 // Sign signs an approval or a login, in its encoding. The credential is the sha256:HEX of the one that the key is
-// enrolled as; "" to show that one has a new key. It fails for other bytes. A private key in a file without a passphrase
-// signs by itself; for others, the agent is asked first.
+// enrolled as; "" to show that one has a new key. It fails for other bytes. A private key in a file without a
+// passphrase signs by itself; for others, the agent is asked first.
 func (k *Key) Sign(ctx context.Context, document []byte, credential string) (*approval.Envelope, error) {
 	namespace, err := approval.Namespace(document)
 	if err != nil {

@@ -376,8 +376,8 @@ func TestSecurityKeyInAgent(t *testing.T) {
 	}
 }
 
-// TestSecurityKeyByKeygen checks that ssh-keygen is asked to sign with a security key, and that what it says reaches the
-// user. No security key is there, so that a program in its place gives a signature that the test has made.
+// TestSecurityKeyByKeygen checks that ssh-keygen is asked to sign with a security key, and that what it says reaches
+// the user. No security key is there, so that a program in its place gives a signature that the test has made.
 func TestSecurityKeyByKeygen(t *testing.T) {
 	s := newSecurityKey(t)
 	dir := t.TempDir()
@@ -388,7 +388,8 @@ func TestSecurityKeyByKeygen(t *testing.T) {
 	write(t, filepath.Join(dir, "signature"), signature)
 	script := fmt.Sprintf("#!/bin/sh\necho \"$*\" >%[1]s/args\ncat >%[1]s/stdin\necho 'Confirm user presence' >&2\n"+
 		"cat %[1]s/signature\n", dir)
-	if err := os.WriteFile(filepath.Join(dir, "ssh-keygen"), []byte(script), 0o700); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(filepath.Join(dir, "ssh-keygen"), []byte(script),
+		0o700); err != nil { //nolint:gosec // a program
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
@@ -438,9 +439,10 @@ func TestRefused(t *testing.T) {
 		kind failure.Kind
 		text string
 	}{
-		"empty":     {"", failure.Invalid, "no key"},
-		"text":      {"ssh-ed25519 AAAA", failure.Invalid, "no key"},
-		"pem":       {"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n", failure.Invalid, "no key"},
+		"empty": {"", failure.Invalid, "no key"},
+		"text":  {"ssh-ed25519 AAAA", failure.Invalid, "no key"},
+		"pem": {"-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n", failure.Invalid,
+			"no key"},
 		"large.pub": {strings.Repeat("a", maxFile+1), failure.Invalid, "larger"},
 	} {
 		path := filepath.Join(dir, name)

@@ -211,7 +211,8 @@ func (f *fixture) refusals() {
 		post(brokerapi.CancelPath(made.ID), nil)} {
 		ci.want(404, r)
 	}
-	if page := read[brokerapi.Requests](f.T, ci.want(200, get(brokerapi.RequestsPath+"?state=pending"))); len(page.Requests) != 0 {
+	if page := read[brokerapi.Requests](f.T, ci.want(200,
+		get(brokerapi.RequestsPath+"?state=pending"))); len(page.Requests) != 0 {
 		f.Errorf("requests of others are listed: %+v", page)
 	}
 	admin.want(200, get(brokerapi.RequestPath(made.ID)))

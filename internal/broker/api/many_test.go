@@ -50,7 +50,8 @@ func newCrowd(t *testing.T, people, requests int) *crowd {
 		names = append(names, fmt.Sprintf("person-%04d", i))
 		f.people[names[i]] = newPerson(t, approval.SSH)
 	}
-	f.policy = strings.NewReplacer("{group: managers, quorum: 2}", "{group: managers, quorum: 2}, {group: others, quorum: 1}",
+	f.policy = strings.NewReplacer("{group: managers, quorum: 2}",
+		"{group: managers, quorum: 2}, {group: others, quorum: 1}",
 		"[alice, bob, carol]", fmt.Sprintf("[%s]\n  others: [%s]", strings.Join(names[:people/2], ", "),
 			strings.Join(names[people/2:], ", "))).Replace(testPolicy)
 	f.limits = identity.Limits{Open: requests, Requests: identity.Rate{Count: 10 * requests, Per: time.Minute}}

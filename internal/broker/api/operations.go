@@ -141,7 +141,8 @@ func (a *API) getRequests(r *http.Request) (*brokerapi.Requests, int, error) {
 		wrong = "mine"
 	}
 	if wrong != "" {
-		return nil, 0, failure.New(failure.Invalid, "cannot list requests: %s is %.30q", wrong, values.Get(wrong)).WithHint(hint)
+		return nil, 0, failure.New(failure.Invalid, "cannot list requests: %s is %.30q", wrong,
+			values.Get(wrong)).WithHint(hint)
 	}
 	if q.Mine && q.State+q.Repository+q.Digest != "" { // its page would be cut before these apply
 		return nil, 0, failure.New(failure.Invalid, "cannot list requests: mine goes with key, before and limit alone").

@@ -76,7 +76,8 @@ func TestRequest(t *testing.T) {
 	list, one := brokerapi.RequestsPath, brokerapi.RequestPath("r-1")
 	long := strings.Repeat("a", maxName+1)
 	for _, path := range []string{list + "?state=other", list + "?state=signed&state=lost", list + "?limit=",
-		list + "?limit=01", list + "?limit=101", list + "?limit=-1", list + "?limit=1.5", list + "?wait=1", list + "?State=signed",
+		list + "?limit=01", list + "?limit=101", list + "?limit=-1", list + "?limit=1.5", list + "?wait=1",
+		list + "?State=signed",
 		list + "?key=" + long, list + "?before=" + long, list + "?state=%zz", list + "?state=signed;limit=1", one + "?wait=",
 		one + "?wait=0", one + "?wait=1s", one + "?wait=1&wait=2", one + "?limit=1", brokerapi.KeysPath + "?limit=1",
 		brokerapi.ReadyPath + "?verbose", brokerapi.LogPath + "/checkpoint?x=1"} {
@@ -144,11 +145,13 @@ func TestPage(t *testing.T) {
 		body, _ := io.ReadAll(r.Body)
 		fmt.Fprintf(w, "page %s %s %s", r.Method, r.URL, body)
 	})
-	for _, path := range []string{"/", "/requests/r-1", "/login?next=%2Fv1", "/V1/keys", "//v1/keys", "/healthz/", "/v1x"} {
+	for _, path := range []string{"/", "/requests/r-1", "/login?next=%2Fv1", "/V1/keys", "//v1/keys", "/healthz/",
+		"/v1x"} {
 		r := httptest.NewRequestWithContext(t.Context(), "POST", "https://broker.example.com"+path, strings.NewReader("a=b"))
 		w := httptest.NewRecorder()
 		f.api.Handler().ServeHTTP(w, r)
-		if got := w.Body.String(); w.Code != 200 || !strings.HasPrefix(got, "page POST ") || !strings.HasSuffix(got, path+" a=b") {
+		if got := w.Body.String(); w.Code != 200 || !strings.HasPrefix(got, "page POST ") || !strings.HasSuffix(got,
+			path+" a=b") {
 			t.Errorf("%s: %d %s", path, w.Code, got)
 		}
 	}
@@ -278,7 +281,8 @@ func TestListenUnix(t *testing.T) {
 		t.Errorf("a second listener: %v", err)
 	}
 	softhsmtest.Write(t, f.database+".file", "kept")
-	if _, err := ListenUnix(t.Context(), f.database+".file"); err == nil || softhsmtest.Read(t, f.database+".file") != "kept" {
+	if _, err := ListenUnix(t.Context(), f.database+".file"); err == nil || softhsmtest.Read(t,
+		f.database+".file") != "kept" {
 		t.Errorf("a file was replaced: %v", err)
 	}
 	if info, err := os.Stat(f.socket); err != nil || info.Mode().Perm() != 0o666 {

@@ -150,7 +150,8 @@ func requests(c *contract) {
 	}
 	c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Requests: all}))
 	changed := all[4]
-	changed.State, changed.Signature, changed.Changed, changed.Body = "signed", []byte("s"), at.Add(time.Second), []byte("[]")
+	changed.State, changed.Signature, changed.Changed, changed.Body = "signed", []byte("s"), at.Add(time.Second),
+		[]byte("[]")
 	c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Requests: []store.Request{changed}}))
 	c.reopen()
 	got, err := c.Request(c.Context(), "r04")

@@ -58,5 +58,6 @@ func (w *webhook) send(ctx context.Context, records []record) error {
 	}
 	hash := sha256.Sum256(body)
 	id := "msg_" + hex.EncodeToString(hash[:16]) // the same when the same is sent again
-	return w.receiver.Send(ctx, webhooks.Message{ID: id, Media: media, Agent: "hsm-broker/" + w.format.version, Body: body})
+	return w.receiver.Send(ctx, webhooks.Message{ID: id, Media: media, Agent: "hsm-broker/" + w.format.version,
+		Body: body})
 }

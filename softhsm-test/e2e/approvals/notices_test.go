@@ -79,7 +79,8 @@ func TestNotices(t *testing.T) {
 	secret, url := filepath.Join(dir, "secret"), filepath.Join(dir, "url")
 	softhsmtest.Write(t, secret, "whsec_"+base64.StdEncoding.EncodeToString(key))
 	softhsmtest.Write(t, url, server.URL+"/chat")
-	s := start(t, options{policy: noticesPolicy, people: []person{{name: "erin", kind: "ssh"}, {name: "frank", kind: "ssh"}},
+	s := start(t, options{policy: noticesPolicy, people: []person{{name: "erin", kind: "ssh"}, {name: "frank",
+		kind: "ssh"}},
 		config: "notices:\n- {name: hook, webhook: \"" + server.URL + "\", secret: " + secret + "}\n" +
 			"- {name: chat, slack: " + url + ", events: [request.pending]}\n"})
 	const ref = "refs/tags/v1"

@@ -46,8 +46,8 @@ keys:
 
 // TestStory is a release from beginning to end: two release managers and one of security approve in the browser with
 // passkeys, one with a key in a module, one with an SSH key, and the signature is made. Where one is missing, has
-// refused or has lost the passkey, where a time has passed or has not come, and where the key is blocked, there is none,
-// and the job is told why.
+// refused or has lost the passkey, where a time has passed or has not come, and where the key is blocked, there is
+// none, and the job is told why.
 func TestStory(t *testing.T) {
 	softhsmtest.Parallel(t)
 	s := start(t, options{policy: storyPolicy, people: []person{{name: "alice", kind: "passkey"},

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi/brokerapitest"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
@@ -35,6 +36,9 @@ func TestHostile(t *testing.T) {
 	settings.Certificates = []tls.Certificate{pair}
 	address := strings.TrimPrefix(s.URL, "https://")
 	h := softhsmtest.Hostile{TB: t, Public: s.public.(*ecdsa.PublicKey), Description: brokerapitest.LoadTeam(t),
+		Page: func(path string) bool {
+			return !strings.HasPrefix(path, "/v1/") && path != brokerapi.HealthPath && path != brokerapi.ReadyPath
+		},
 		Dial: func() net.Conn {
 			conn, err := tls.Dial("tcp", address, settings) //nolint:noctx // loopback
 			if err != nil {
