@@ -55,6 +55,9 @@ func (w *Web) guard(mux *http.ServeMux) http.Handler {
 		for name, value := range header {
 			out.Header().Set(name, value)
 		}
+		if w.options.RPID == "localhost" { // it would have browsers refuse other servers of the same machine
+			out.Header().Del("Strict-Transport-Security")
+		}
 		ctx, cancel := context.WithTimeout(r.Context(), pageTime)
 		defer cancel()
 		r = r.WithContext(ctx)

@@ -117,3 +117,15 @@ func TestPanic(t *testing.T) {
 		t.Errorf("%d: %s", answer.StatusCode, body)
 	}
 }
+
+// TestLocalhost does not have browsers ask other servers of the same machine by TLS alone.
+func TestLocalhost(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	p := f.signIn("alice")
+	f.web.options.RPID = "localhost"
+	answer, _ := p.do(p.request(http.MethodGet, "/", "", nil))
+	if got := answer.Header.Get("Strict-Transport-Security"); got != "" {
+		t.Error(got)
+	}
+}
