@@ -80,7 +80,8 @@ func requestShowCommand() *cobra.Command {
 		Use:   "show ID",
 		Short: "Show a request and who agreed to it, with the signatures verified",
 		Long: `Show a request: first what the broker says of it, then what its statement says, which people sign, and
-who has signed. The signatures are verified here, and the artifacts are fetched from their registry.`,
+who has signed. The signatures are verified here, and the artifacts of a request that is open are fetched
+from their registry.`,
 		Args: cli.Exactly(1),
 	}, func(ctx context.Context, c *cobra.Command, a *asker, args []string) error {
 		r, err := a.Request(ctx, a.settings, args[0], 0)
@@ -100,6 +101,9 @@ who has signed. The signatures are verified here, and the artifacts are fetched 
 			return err
 		}
 		fmt.Fprintln(c.OutOrStdout())
+		if r.State.Settled() && r.State != brokerapi.Approved { // nothing is decided any more, and its artifacts can be gone
+			from.offline = true
+		}
 		return from.show(ctx, c, seen, r)
 	}))
 	from.add(c)
