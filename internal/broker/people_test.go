@@ -75,6 +75,26 @@ func keyCredential(t testing.TB, key *ecdsa.PrivateKey) *approval.Credential {
 	return &approval.Credential{Kind: approval.Key, Public: public}
 }
 
+// TestStuck tells when too few people are enrolled to change anything.
+func TestStuck(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	for _, name := range []string{"bob", "carol"} {
+		delete(f.people, name)
+	}
+	f.start()
+	parts := f.Parts(t.Context())
+	if last := parts[len(parts)-1]; last.Name != "approvers" || last.Ready || last.Needed || last.Detail == "" {
+		t.Errorf("%+v", last)
+	}
+	g := approvers(t)
+	g.start()
+	parts = g.Parts(t.Context())
+	if last := parts[len(parts)-1]; !last.Ready || last.Detail != "" {
+		t.Errorf("%+v", last)
+	}
+}
+
 // credentialOf returns the name of the only credential of a person.
 func (f *fixture) credentialOf(name string) string {
 	f.t.Helper()

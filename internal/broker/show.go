@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
@@ -54,7 +56,33 @@ func (b *Broker) Parts(ctx context.Context) []brokerapi.Part {
 	if why := b.readOnly.Load(); why != nil {
 		parts[3].Ready, parts[3].Detail = false, *why
 	}
-	return parts
+	approvers := brokerapi.Part{Name: "approvers", Ready: true}
+	if err := b.look(ctx, func(d *decision) { approvers.Detail = d.stuck() }); err != nil {
+		approvers.Detail = failure.From(err).What
+	}
+	approvers.Ready = approvers.Detail == ""
+	return append(parts, approvers)
+}
+
+// stuck says that the people whose credentials are enrolled are too few to change anything: nobody could enrol others
+// or change the policy. It is "" if they are enough for one of the top-level rules for modify.
+func (d *decision) stuck() string {
+	in := d.b.inForce.Load()
+	rules := in.policy.Rules(policy.Modify, "")
+	if len(rules) == 0 { // it is meant
+		return ""
+	}
+	var votes []approval.Vote
+	for _, c := range d.Credentials {
+		votes = append(votes, approval.Vote{Person: c.Person, Kind: c.Kind, Attested: c.Attested, DeviceBound: c.Device})
+	}
+	for _, r := range rules {
+		lacking := approval.Lacking(in.groups[r], votes)
+		if !slices.ContainsFunc(lacking, func(n int) bool { return n > 0 }) {
+			return ""
+		}
+	}
+	return "too few people have credentials for the rules for modify: nobody can change the policy, nor who approves"
 }
 
 func storeFailure(_ int64, err error) error { return err }
