@@ -4,6 +4,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -202,13 +203,16 @@ func TestTwoAgents(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(shortDir(t), "new", "socket")
 	const many = 20
-	errs := make(chan error, many)
+	errs, kept := make(chan error, many), make(chan any, 2*many)
 	for range many {
 		go func() {
 			s, err := Reserve(path)
 			if err == nil {
-				_, err = s.Listen()
+				var l net.Listener
+				l, err = s.Listen()
+				kept <- l
 			}
+			kept <- s // or the garbage collector gives its lock to the next one
 			errs <- err
 		}()
 	}
@@ -223,4 +227,5 @@ func TestTwoAgents(t *testing.T) {
 	if won != 1 {
 		t.Errorf("%d agents listen", won)
 	}
+	runtime.KeepAlive(kept)
 }
