@@ -38,7 +38,7 @@ var storeys = []struct {
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi", "store"}},
 	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry", "registry", "webhook",
 		"approval/sshkey"}},
-	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox", "approval"}},
+	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox", "approval", "broker/entry"}},
 	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "peercred", "stdio", "crashreport"}},
 }
 

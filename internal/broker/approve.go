@@ -327,7 +327,7 @@ func reasonOf(r *request, err error) string {
 // needsOf returns what a request still needs, for those who look at it.
 func (d *decision) needsOf(r *request) (all []brokerapi.Need) {
 	for i, alternatives := range d.standing(r) {
-		n := brokerapi.Need{Action: string(r.Needs[i].Action), Key: r.Needs[i].Key}
+		n := brokerapi.Need{Action: r.Needs[i].Action, Key: r.Needs[i].Key}
 		for j := range alternatives {
 			n.Alternatives = append(n.Alternatives, d.alternativeOf(&alternatives[j]))
 		}

@@ -105,7 +105,7 @@ func (a *Audit) check(index int64, e *Event) error {
 	}
 	switch e.Type { // what ends a request, or makes the change that it asks for
 	case ended, policySet, configSet, blocked, unblocked, enrolled, removed, epochBegun:
-		if e.permits() && e.Request != "" {
+		if e.Permits() && e.Request != "" {
 			a.made = append(a.made, madeChange{index, e.Request, a.asked[e.Request]})
 		}
 		delete(a.asked, e.Request)

@@ -24,8 +24,8 @@ const (
 	promiseRestarted = "I11: the broker starts again after any crash"
 )
 
-// entry is what the model reads of an entry of the log.
-type entry struct {
+// bookEntry is what the model reads of an entry of the log.
+type bookEntry struct {
 	Type, Approval, Approver, Base, Caller, Credential, Digest, Key, Payload, Policy, Public, Request, Signature, State,
 	Statement, Time, What string
 	Index int64
@@ -37,13 +37,13 @@ type entry struct {
 	Same     []string
 }
 
-func (e *entry) at() time.Time {
+func (e *bookEntry) at() time.Time {
 	at, _ := time.Parse(time.RFC3339, e.Time)
 	return at
 }
 
 // permits reports whether an entry is one that a crash makes void if no checkpoint covers it.
-func (e *entry) permits() bool {
+func (e *bookEntry) permits() bool {
 	return slices.Contains([]string{"policy/v1", "config/v1", "request/v1", "unblocked/v1", "epoch/v1", "snapshot/v1",
 		"void/v1", "approved/v1", "enrolled/v1", "invited/v1"}, e.Type)
 }
@@ -95,7 +95,7 @@ type (
 		blocked     map[string]bool
 		credentials map[string]*worldCredential
 		requests    map[string]*worldRequest
-		intents     map[string]entry
+		intents     map[string]bookEntry
 	}
 )
 
@@ -111,30 +111,30 @@ type book struct {
 	forged  map[int64]bool    // indexes of entries that the test has put into the database
 	first   int64             // entries of the start
 
-	entries []entry
+	entries []bookEntry
 	world   *world
 	sure    int64             // entries that a checkpoint covered before this step
 	kept    map[string]bool   // hashes of envelopes that were acknowledged
 	made    map[string]string // changes that were acknowledged: their requests, by the type of the entry
 	intents int64             // in the log
-	signed  map[string]*entry // by the hash of the signature
+	signed  map[string]*bookEntry // by the hash of the signature
 	counts  map[string]int    // what has happened, to see that the model sees anything
 }
 
 func newBook() *book {
 	return &book{books: map[string]*ruleBook{}, callers: map[string]string{}, persons: map[string]string{},
 		publics: map[string]ownCredential{}, given: map[string]*given{}, forged: map[int64]bool{}, world: newWorld(),
-		kept: map[string]bool{}, made: map[string]string{}, signed: map[string]*entry{}, counts: map[string]int{}}
+		kept: map[string]bool{}, made: map[string]string{}, signed: map[string]*bookEntry{}, counts: map[string]int{}}
 }
 
 func newWorld() *world {
 	return &world{blocked: map[string]bool{}, credentials: map[string]*worldCredential{},
-		requests: map[string]*worldRequest{}, intents: map[string]entry{}}
+		requests: map[string]*worldRequest{}, intents: map[string]bookEntry{}}
 }
 
 // read takes the next entry of the log into account.
 func (b *book) read(data []byte) {
-	var e entry
+	var e bookEntry
 	if err := json.Unmarshal(data, &e); err != nil {
 		b.fail(promiseLogged, "entry %d: %v", len(b.entries), err)
 	}
@@ -166,7 +166,7 @@ func (b *book) rebuild() {
 	for i := range b.entries {
 		e := &b.entries[i]
 		index := int64(i)
-		void := e.permits() && (b.forged[index] || slices.ContainsFunc(b.entries[i+1:], func(v entry) bool {
+		void := e.permits() && (b.forged[index] || slices.ContainsFunc(b.entries[i+1:], func(v bookEntry) bool {
 			return v.Type == "void/v1" && v.Index <= index
 		}))
 		if void {
@@ -193,11 +193,11 @@ func (b *book) rebuild() {
 
 // has reports whether the log has an entry of a type for a request.
 func (b *book) has(what, request string) bool {
-	return slices.ContainsFunc(b.entries, func(e entry) bool { return e.Type == what && e.Request == request })
+	return slices.ContainsFunc(b.entries, func(e bookEntry) bool { return e.Type == what && e.Request == request })
 }
 
 // apply has the world be as an entry says.
-func (b *book) apply(index int64, e *entry) {
+func (b *book) apply(index int64, e *bookEntry) {
 	w := b.world
 	r := w.requests[e.Request]
 	settle := func() {
@@ -266,7 +266,7 @@ func (b *book) apply(index int64, e *entry) {
 }
 
 // request returns a request as its first entry has it.
-func (b *book) request(index int64, e *entry) *worldRequest {
+func (b *book) request(index int64, e *bookEntry) *worldRequest {
 	r := &worldRequest{id: e.Request, what: e.What, key: e.Key, digest: e.Digest, caller: b.callers[e.Caller],
 		statement: e.Statement, policy: e.Policy, credential: e.Credential, same: e.Same, index: index, created: e.at(),
 		uses: 99}
@@ -304,7 +304,7 @@ func (b *book) inForce() []worldPolicy {
 }
 
 // check fails for an entry that breaks a promise.
-func (b *book) check(index int64, e *entry) {
+func (b *book) check(index int64, e *bookEntry) {
 	w := b.world
 	r := w.requests[e.Request]
 	switch e.Type {
@@ -362,7 +362,7 @@ func (b *book) check(index int64, e *entry) {
 	}
 }
 
-func (b *book) failed(err error, index int64, e *entry) {
+func (b *book) failed(err error, index int64, e *bookEntry) {
 	promise, rest, _ := strings.Cut(err.Error(), "\n")
 	b.fail(promise, "%s at %d, request %s: %s", e.Type, index, e.Request, rest)
 }
@@ -373,7 +373,7 @@ func broken(promise, format string, args ...any) error {
 }
 
 // mayUse fails unless an intent is as the policy in force and the people who agreed allow.
-func (b *book) mayUse(r *worldRequest, e *entry) (err error) {
+func (b *book) mayUse(r *worldRequest, e *bookEntry) (err error) {
 	err = broken(promiseAllowed, "the policy %s is not in force", e.Policy)
 	for _, p := range b.inForce() {
 		if p.hash == e.Policy {
@@ -383,7 +383,7 @@ func (b *book) mayUse(r *worldRequest, e *entry) (err error) {
 	return err
 }
 
-func (b *book) mayUseBy(p *ruleBook, r *worldRequest, e *entry) error {
+func (b *book) mayUseBy(p *ruleBook, r *worldRequest, e *bookEntry) error {
 	caller := b.callers[e.Caller]
 	retry := r.windows > 0 && e.at().Sub(r.window) <= 15*time.Minute
 	switch {
@@ -408,7 +408,7 @@ func mayShare(r *worldRequest, caller string) bool {
 }
 
 // mayChange fails unless a change is as the modify, block and unblock rules of the policy in force ask.
-func (b *book) mayChange(r *worldRequest, e *entry) (err error) {
+func (b *book) mayChange(r *worldRequest, e *bookEntry) (err error) {
 	for _, p := range b.inForce() {
 		if err = b.mayChangeBy(b.books[p.hash], r, e); err == nil {
 			return nil
@@ -417,7 +417,7 @@ func (b *book) mayChange(r *worldRequest, e *entry) (err error) {
 	return err
 }
 
-func (b *book) mayChangeBy(p *ruleBook, r *worldRequest, e *entry) error {
+func (b *book) mayChangeBy(p *ruleBook, r *worldRequest, e *bookEntry) error {
 	type wanted struct{ action, key string }
 	all := []wanted{{"modify", ""}}
 	what := map[string]string{"policy/v1": "policy", "enrolled/v1": "enrol", "removed/v1": "remove", "blocked/v1": "block",

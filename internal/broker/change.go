@@ -115,7 +115,7 @@ func (d *decision) propose(caller identity.Caller, c Change) (*brokerapi.Request
 		}
 		waits = waits || (rule{some[0]}).waits()
 		rules = append(rules, some)
-		e.Needs = append(e.Needs, needOf(n.Action, n.Key, some))
+		e.Needs = append(e.Needs, needOf(policy.Action(n.Action), n.Key, some))
 	}
 	e.Request = newID(d.now)
 	body.ID = e.Request
@@ -144,7 +144,7 @@ func (d *decision) propose(caller identity.Caller, c Change) (*brokerapi.Request
 
 // needOf returns a need of a request.
 func needOf(action policy.Action, key string, rules []*policy.Rule) need {
-	n := need{Action: action, Key: key}
+	n := need{Action: string(action), Key: key}
 	for _, r := range rules {
 		n.Rules = append(n.Rules, ruleName{Digest: ruleDigest(r), Name: r.Name})
 	}
@@ -187,7 +187,7 @@ func (d *decision) wait(e *Event, body *brokerapi.Request, rules [][]*policy.Rul
 			digest = hashOf([]byte(c.What + " " + c.Key))
 		}
 		s := &approval.Statement{Subjects: []approval.Subject{{Name: c.What, Digest: map[string]string{
-			"sha256": strings.TrimPrefix(digest, hashPrefix)}}}, Predicate: approval.Predicate{Action: string(e.Needs[0].Action),
+			"sha256": strings.TrimPrefix(digest, hashPrefix)}}}, Predicate: approval.Predicate{Action: e.Needs[0].Action,
 			Change: &approval.Change{What: c.What, Policy: e.Policy, Config: e.Config, Credential: e.Credential}}}
 		if c.Key != "" {
 			s.Predicate.Key = &approval.KeyName{Name: c.Key, Formats: []string{}}
@@ -251,10 +251,10 @@ func (d *decision) neededBy(c *Change, e *Event, body *brokerapi.Request) ([]nee
 		}
 		var all []need
 		for _, key := range policy.Compare(current, c.next).Modify {
-			all = append(all, need{Action: policy.Modify, Key: key})
+			all = append(all, need{Action: string(policy.Modify), Key: key})
 		}
 		if len(all) == 0 { // comments
-			all = append(all, need{Action: policy.Modify})
+			all = append(all, need{Action: string(policy.Modify)})
 		}
 		return all, nil
 	case ChangeConfig:
@@ -262,17 +262,17 @@ func (d *decision) neededBy(c *Change, e *Event, body *brokerapi.Request) ([]nee
 			return nil, failure.New(failure.Conflict, "the config is in force already").
 				WithHint("start the broker with the changed file before it is applied")
 		}
-		return []need{{Action: policy.Modify}}, nil
+		return []need{{Action: string(policy.Modify)}}, nil
 	case ChangeEpoch:
-		return []need{{Action: policy.Modify}}, nil
+		return []need{{Action: string(policy.Modify)}}, nil
 	case ChangeEnrol:
 		free, err := d.enrolment(c, e)
 		if err != nil || free {
 			return nil, err
 		}
-		return []need{{Action: policy.Modify}}, nil
+		return []need{{Action: string(policy.Modify)}}, nil
 	case ChangeRemove:
-		return []need{{Action: policy.Modify}}, nil
+		return []need{{Action: string(policy.Modify)}}, nil
 	case ChangeBlock, ChangeUnblock:
 		if current.Key(c.Key) == nil {
 			return nil, noKey(c.Key)
@@ -283,9 +283,9 @@ func (d *decision) neededBy(c *Change, e *Event, body *brokerapi.Request) ([]nee
 				WithHint("nothing has to be done")
 		}
 		if c.What == ChangeBlock {
-			return []need{{Action: policy.Block, Key: c.Key}}, nil
+			return []need{{Action: string(policy.Block), Key: c.Key}}, nil
 		}
-		return []need{{Action: policy.Unblock, Key: c.Key}}, nil
+		return []need{{Action: string(policy.Unblock), Key: c.Key}}, nil
 	}
 	return nil, failure.New(failure.Invalid, "there is no change %.30q", c.What)
 }
@@ -316,7 +316,7 @@ func (d *decision) describe(c *Change, e *Event, body *brokerapi.Request) error 
 // permit returns the rules that let a caller do something: the first one that does so at once, or else all by which it
 // waits.
 func (d *decision) permit(caller identity.Caller, n need) ([]*policy.Rule, error) {
-	decided := d.b.inForce.Load().policy.Decide(n.Action, policy.Input{
+	decided := d.b.inForce.Load().policy.Decide(policy.Action(n.Action), policy.Input{
 		Caller: policy.Caller{Issuer: caller.Issuer, Subject: caller.Subject, Claims: caller.Claims},
 		Key:    n.Key, Time: d.now,
 	})

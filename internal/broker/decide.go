@@ -145,7 +145,7 @@ func (d *decision) applying(r *request, w *wish) (rules []*policy.Rule) {
 	in := d.b.inForce.Load()
 	for _, n := range r.Needs {
 		for _, name := range n.Rules {
-			current := in.rules[ruleID{n.Action, n.Key, name.Digest}]
+			current := in.rules[ruleID{policy.Action(n.Action), n.Key, name.Digest}]
 			if current == nil {
 				continue
 			}

@@ -1,164 +1,40 @@
 package broker
 
-import (
-	"bytes"
-	"encoding/json"
-	"errors"
-	"time"
+import "github.com/notation-hsm/notation-hsm/internal/broker/entry"
 
-	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/policy"
+// The events of the log, under the names that they have in this package.
+type (
+	Event    = entry.Event
+	need     = entry.Need
+	ruleName = entry.RuleName
 )
 
 // Types of events.
 const (
-	opened     = "open/v1"      // the first entry: policy and config that are in force from the start
-	policySet  = "policy/v1"    // a policy is in force
-	configSet  = "config/v1"    // a config is in force
-	requested  = "request/v1"   // a request was made: it is a grant, or waits for people or a time
-	intended   = "intent/v1"    // a module is about to sign
-	signed     = "signed/v1"    // it has signed
-	failed     = "failed/v1"    // it has not signed
-	lost       = "lost/v1"      // nobody knows whether it has signed
-	ended      = "ended/v1"     // a request has ended without a signature: its state says how
-	blocked    = "blocked/v1"   // a key signs nothing
-	unblocked  = "unblocked/v1" // it signs again
-	snapshot   = "snapshot/v1"  // the state after the entries before, by its SHA-256
-	voided     = "void/v1"      // the entries before it, from an index on, permit nothing
-	epochBegun = "epoch/v1"     // the log begins anew after entries were lost
-	approved   = "approved/v1"  // a person agrees to a request
-	withdrawn  = "withdrawn/v1" // a person takes that back
-	rejected   = "rejected/v1"  // a person refuses, which ends the request
-	enrolled   = "enrolled/v1"  // a person has a credential to sign approvals with
-	removed    = "removed/v1"   // a credential counts no more
-	invited    = "invited/v1"   // a person may enrol a passkey with a link
+	opened     = entry.Opened
+	policySet  = entry.PolicySet
+	configSet  = entry.ConfigSet
+	requested  = entry.Requested
+	intended   = entry.Intended
+	signed     = entry.Signed
+	failed     = entry.Failed
+	lost       = entry.Lost
+	ended      = entry.Ended
+	blocked    = entry.Blocked
+	unblocked  = entry.Unblocked
+	snapshot   = entry.Snapshot
+	voided     = entry.Voided
+	epochBegun = entry.EpochBegun
+	approved   = entry.Approved
+	withdrawn  = entry.Withdrawn
+	rejected   = entry.Rejected
+	enrolled   = entry.Enrolled
+	removed    = entry.Removed
+	invited    = entry.Invited
 )
 
-// Event is an entry of the log: canonical JSON (RFC 8785) of one fact. Its fields are in the order of their names,
-// which are those of the encoding. People and callers are in it by pseudonyms.
-type Event struct {
-	Approval   string   `json:"approval,omitempty"`   // sha256:HEX of an approval with its signature
-	Approver   string   `json:"approver,omitempty"`   // id of a person
-	Attested   bool     `json:"attested,omitempty"`   // a credential: see approval.WebAuthn
-	Base       string   `json:"base,omitempty"`       // sha256:HEX of the policy that a proposal changes
-	Caller     string   `json:"caller,omitempty"`     // pseudonym of issuer and subject
-	Config     string   `json:"config,omitempty"`     // sha256:HEX
-	Counter    int64    `json:"counter,omitempty"`    // of a passkey's signatures
-	Credential string   `json:"credential,omitempty"` // sha256:HEX of its document
-	Device     bool     `json:"device,omitempty"`     // a passkey cannot leave its authenticator
-	Digest     string   `json:"digest,omitempty"`     // of the artifact
-	Epoch      int64    `json:"epoch,omitempty"`      // of the log
-	Format     string   `json:"format,omitempty"`     // of the payload
-	Index      int64    `json:"index,omitempty"`      // of another entry
-	Invitation string   `json:"invitation,omitempty"` // sha256:HEX of its token
-	Key        string   `json:"key,omitempty"`        // its name in the policy
-	Kind       string   `json:"kind,omitempty"`       // of a credential
-	Leaf       string   `json:"leaf,omitempty"`       // sha256:HEX of its certificate in DER
-	Needs      []need   `json:"needs,omitempty"`      // of a request: what must be allowed
-	NotAfter   int64    `json:"not_after,omitempty"`  // Unix time
-	NotBefore  int64    `json:"not_before,omitempty"` // Unix time
-	Origin     string   `json:"origin,omitempty"`     // of the log
-	Payload    string   `json:"payload,omitempty"`    // sha256:HEX of the bytes that are signed
-	Person     string   `json:"person,omitempty"`     // id of the requester, if it is a person of the policy
-	Policy     string   `json:"policy,omitempty"`     // sha256:HEX
-	Public     string   `json:"public,omitempty"`     // pseudonym of a public key
-	Reason     string   `json:"reason,omitempty"`     // kind of a failure
-	Repository string   `json:"repository,omitempty"` // that was checked
-	Request    string   `json:"request,omitempty"`    // ID
-	Requester  string   `json:"requester,omitempty"`  // pseudonym of issuer and of the claims in same
-	Retry      bool     `json:"retry,omitempty"`      // another signature of the same use
-	Rule       string   `json:"rule,omitempty"`       // name
-	RuleDigest string   `json:"rule_digest,omitempty"`
-	Same       []string `json:"same,omitempty"`      // claims of the requester
-	Signature  string   `json:"signature,omitempty"` // sha256:HEX
-	Signed     string   `json:"signed,omitempty"`    // sha256:HEX of an approval without its signature
-	Snapshot   string   `json:"snapshot,omitempty"`  // sha256:HEX
-	State      string   `json:"state,omitempty"`     // of the request
-	Statement  string   `json:"statement,omitempty"` // sha256:HEX of what people agree to
-	Subjects   []string `json:"subjects,omitempty"`  // sha256:HEX of what is signed, one for each artifact
-	Time       string   `json:"time"`                // RFC 3339, in UTC, with milliseconds
-	Token      string   `json:"token,omitempty"`     // sha256:HEX of a token that was used
-	TokenEnds  int64    `json:"token_ends,omitempty"`
-	Type       string   `json:"type"`
-	Uses       int64    `json:"uses,omitempty"` // of each artifact; 0 means 1
-	What       string   `json:"what,omitempty"` // what a request changes: see the Change constants
-	Why        string   `json:"why,omitempty"`  // the requester's reason, in an emergency
-}
-
-// need is an action that must be allowed: any one of its rules is enough. Its fields are in the order of their names.
-type need struct {
-	Action policy.Action `json:"action"`
-	Key    string        `json:"key,omitempty"` // none for what belongs to no single key
-	Rules  []ruleName    `json:"rules"`
-}
-
-// ruleName names a rule as the policy had it when a request was made.
-type ruleName struct {
-	Digest string `json:"digest"` // sha256:HEX of the resolved rule
-	Name   string `json:"name"`
-}
-
-// permits reports whether an event allows what was not allowed before it. Such an event counts once a signed checkpoint
-// covers it. A snapshot stands for all events, and one that is void allows what the other has ended.
-func (e *Event) permits() bool {
-	switch e.Type {
-	case policySet, configSet, requested, unblocked, epochBegun, snapshot, voided, approved, enrolled, invited:
-		return true
-	}
-	return false
-}
-
-// maxEvent is the length of the longest entry, in bytes.
-const maxEvent = 16 << 10
-
-// encode returns the entry of an event.
-func (e *Event) encode() ([]byte, error) {
-	var buffer bytes.Buffer
-	encoder := json.NewEncoder(&buffer)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(e); err != nil {
-		return nil, err
-	}
-	data := bytes.TrimSuffix(buffer.Bytes(), []byte("\n"))
-	// Go escapes these two characters, which RFC 8785 does not, and writes the third for bytes that are not UTF-8.
-	for _, escaped := range []string{`\u2028`, `\u2029`, `\ufffd`} {
-		if bytes.Contains(data, []byte(escaped)) {
-			return nil, failure.New(failure.Invalid, "cannot log the request: it has a line separator or is not UTF-8").
-				WithHint("use names of printable characters")
-		}
-	}
-	if len(data) > maxEvent {
-		return nil, failure.New(failure.Invalid, "cannot log the request: it is longer than %d bytes", maxEvent).
-			WithHint("use shorter names")
-	}
-	return data, nil
-}
+// eventTime is the layout of times in events.
+const eventTime = entry.TimeLayout
 
 // decodeEvent reads an entry.
-func decodeEvent(entry []byte) (*Event, error) {
-	if len(entry) > maxEvent {
-		return nil, errors.New("the entry is too long")
-	}
-	decoder := json.NewDecoder(bytes.NewReader(entry))
-	decoder.DisallowUnknownFields()
-	e := &Event{}
-	if err := decoder.Decode(e); err != nil {
-		return nil, err
-	}
-	if _, err := time.Parse(eventTime, e.Time); err != nil {
-		return nil, err
-	}
-	if again, err := e.encode(); err != nil || !bytes.Equal(again, entry) {
-		return nil, errors.New("the entry is not in its canonical form")
-	}
-	return e, nil
-}
-
-// eventTime is the layout of times in events.
-const eventTime = "2006-01-02T15:04:05.000Z"
-
-// at returns the time of an event. decodeEvent has checked it.
-func (e *Event) at() time.Time {
-	at, _ := time.Parse(eventTime, e.Time)
-	return at
-}
+func decodeEvent(data []byte) (*Event, error) { return entry.Decode(data) }

@@ -92,7 +92,7 @@ func (t *target) retries(now time.Time) bool {
 // begin adds a request.
 func (s *state) begin(e *Event, index int64, now brokerapi.State) *request {
 	r := &request{ID: e.Request, State: now, What: e.What, Key: e.Key, Rule: e.Rule, Needs: e.Needs, Uses: max(e.Uses, 1),
-		Statement: e.Statement, Requester: e.Requester, Person: e.Person, Same: e.Same, Caller: e.Caller, Created: e.at(),
+		Statement: e.Statement, Requester: e.Requester, Person: e.Person, Same: e.Same, Caller: e.Caller, Created: e.At(),
 		NotAfter: e.NotAfter, Repository: e.Repository, Base: e.Base, Config: e.Config, Credential: e.Credential,
 		Entries: []int64{index}}
 	if r.What == ChangePolicy {
@@ -127,7 +127,7 @@ func (s *state) intend(e *Event, index int64, covered bool) {
 			w = &window{}
 			s.Uses[e.Key+"\x00"+e.Rule] = w
 		}
-		w.add(e.at())
+		w.add(e.At())
 	}
 	for _, subject := range e.Subjects {
 		if t := r.of(subject); t != nil {
@@ -158,7 +158,7 @@ func (s *state) outcome(e *Event, index int64) {
 		return
 	case e.Type == signed:
 		if t.First.IsZero() {
-			t.First = e.at()
+			t.First = e.At()
 		}
 		t.Signature = e.Signature
 	default:

@@ -31,7 +31,7 @@ func TestIntruder(t *testing.T) {
 				invite()
 			}
 			e := Event{Type: unblocked, Key: "release", Time: f.clock.now().UTC().Format(eventTime)}
-			entry, err := e.encode()
+			entry, err := e.Encode()
 			if err != nil {
 				t.Fatal(err)
 			}

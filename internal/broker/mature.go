@@ -166,7 +166,7 @@ func (b *Broker) discount(ctx context.Context, credential string) error {
 // covers reports whether the needs of a request have the modify rules of all keys that a change needs.
 func (d *decision) covers(r *request, keys []string) bool {
 	return !slices.ContainsFunc(keys, func(key string) bool {
-		return !slices.ContainsFunc(r.Needs, func(n need) bool { return n.Action == policy.Modify && n.Key == key })
+		return !slices.ContainsFunc(r.Needs, func(n need) bool { return n.Action == string(policy.Modify) && n.Key == key })
 	})
 }
 
@@ -181,7 +181,7 @@ func (r *request) fits(s *approval.Statement) bool {
 	if r.What == ChangePolicy {
 		change.Policy = r.Policy
 	}
-	return p.Change != nil && *p.Change == change && key == r.Key && p.Action == string(r.Needs[0].Action)
+	return p.Change != nil && *p.Change == change && key == r.Key && p.Action == r.Needs[0].Action
 }
 
 // endAs ends an open request, and tells why.

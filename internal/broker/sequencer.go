@@ -242,7 +242,7 @@ func (d *decision) event(e Event) error {
 			WithHint("restore them with 'hsm-broker restore FILE LOG', or run 'hsm-broker log new-epoch'")
 	}
 	e.Time = d.now.UTC().Format(eventTime)
-	entry, err := e.encode()
+	entry, err := e.Encode()
 	if err != nil {
 		return err
 	}

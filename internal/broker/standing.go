@@ -42,7 +42,7 @@ func (d *decision) standing(r *request) [][]alternative {
 }
 
 func (d *decision) alternative(r *request, n need, name ruleName) alternative {
-	a := alternative{name: name, rule: d.b.inForce.Load().rules[ruleID{n.Action, n.Key, name.Digest}]}
+	a := alternative{name: name, rule: d.b.inForce.Load().rules[ruleID{policy.Action(n.Action), n.Key, name.Digest}]}
 	if a.rule == nil {
 		return a
 	}
@@ -199,7 +199,7 @@ func (d *decision) dead(r *request) (why string, is bool) {
 	}
 	for _, n := range r.Needs {
 		alive := slices.ContainsFunc(n.Rules, func(name ruleName) bool {
-			return in.rules[ruleID{n.Action, n.Key, name.Digest}] != nil
+			return in.rules[ruleID{policy.Action(n.Action), n.Key, name.Digest}] != nil
 		})
 		if !alive {
 			return fmt.Sprintf("the rule %q has changed since the request was made", ruleNames(n)), true

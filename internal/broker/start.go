@@ -338,7 +338,7 @@ func (b *Broker) replay(ctx context.Context, s *state, in translog.Checkpoint, c
 			return failure.New(failure.Internal, "cannot read entry %d of the log: %w", index, err).
 				WithHint("was it written by a newer version?")
 		}
-		if e.permits() && (index >= covered || void.has(index)) {
+		if e.Permits() && (index >= covered || void.has(index)) {
 			s.Size++
 			continue
 		}
@@ -376,9 +376,9 @@ func (d *decision) void(first, end int64) error {
 			return err
 		}
 		alive := d.Requests[e.Request]
-		found = found || e.permits() || e.Type == intended && alive != nil && alive.Bare
+		found = found || e.Permits() || e.Type == intended && alive != nil && alive.Bare
 		epochs[e.Request] = epochs[e.Request] || e.What == ChangeEpoch
-		if e.permits() && e.Request != "" && alive == nil && !epochs[e.Request] {
+		if e.Permits() && e.Request != "" && alive == nil && !epochs[e.Request] {
 			requests = append(requests, e.Request)
 		}
 		return nil

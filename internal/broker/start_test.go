@@ -236,7 +236,7 @@ func TestUnsignedPermission(t *testing.T) {
 	}
 	loose := []byte(strings.Replace(testPolicy, `caller.subject == "ci" && `, "", 1))
 	e := Event{Type: policySet, Policy: hashOf(loose), Time: f.clock.now().Format(eventTime)}
-	entry, err := e.encode()
+	entry, err := e.Encode()
 	if err != nil {
 		t.Fatal(err)
 	}

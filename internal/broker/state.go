@@ -141,7 +141,7 @@ func (s *state) forget(r *request) {
 
 // apply takes an entry into account. covered tells whether a signed checkpoint covered it.
 func (s *state) apply(e *Event, covered bool) {
-	index, at := s.Size, e.at()
+	index, at := s.Size, e.At()
 	s.Size++
 	if at.After(s.Last) {
 		s.Last = at
@@ -206,7 +206,7 @@ func (s *state) countCaller(e *Event) {
 		w = &window{}
 		s.Callers[e.Caller] = w
 	}
-	w.add(e.at())
+	w.add(e.At())
 	if e.Token == "" {
 		return
 	}

@@ -44,7 +44,7 @@ func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller
 	p.Nonce, p.Policy, p.Reason = randomHex(), in.digest, why
 	p.Requester = approval.Requester{Commitment: approval.Hash(opened), ID: e.Requester}
 	for i, n := range e.Needs {
-		made := approval.Need{Action: string(n.Action), Key: n.Key}
+		made := approval.Need{Action: n.Action, Key: n.Key}
 		for j, name := range n.Rules {
 			digest, err := d.ruleDocument(rules[i][j]) //nolint:gosec // the needs were made of the rules
 			if err != nil {

@@ -32,7 +32,7 @@ func (f *fixture) append(batch *store.Batch, events ...Event) {
 		if e.Time == "" {
 			e.Time = f.clock.now().Format(eventTime)
 		}
-		entry, err := e.encode()
+		entry, err := e.Encode()
 		if err != nil {
 			f.t.Fatal(err)
 		}
@@ -258,12 +258,12 @@ func TestTwoPolicies(t *testing.T) {
 // TestEncode logs nothing that would not be read again.
 func TestEncode(t *testing.T) {
 	t.Parallel()
-	for _, text := range []string{"\xff", "\u2028", strings.Repeat("x", maxEvent)} {
-		_, err := (&Event{Type: requested, Digest: text}).encode()
+	for _, text := range []string{"\xff", "\u2028", strings.Repeat("x", 16<<10)} {
+		_, err := (&Event{Type: requested, Digest: text}).Encode()
 		failsWith(t, err, failure.Invalid, "cannot log the request")
 	}
 	for _, text := range []string{"\x00\b\f\x7f<&>", "\ufffd", `\n"`, "é\U0001f600"} {
-		entry, err := (&Event{Type: requested, Digest: text, Time: "2026-11-27T12:00:00.000Z"}).encode()
+		entry, err := (&Event{Type: requested, Digest: text, Time: "2026-11-27T12:00:00.000Z"}).Encode()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -39,7 +39,7 @@ type vote struct {
 func (s *state) enrol(e *Event, index int64) {
 	s.ruleDocuments = nil
 	s.Credentials[e.Credential] = &credential{Person: e.Approver, Kind: approval.Kind(e.Kind), Attested: e.Attested,
-		Device: e.Device, Public: e.Public, Counter: e.Counter, Enrolled: e.at(), Index: index}
+		Device: e.Device, Public: e.Public, Counter: e.Counter, Enrolled: e.At(), Index: index}
 	delete(s.Invitations, e.Invitation)
 	s.settle(e.Request, index)
 }
@@ -60,7 +60,7 @@ func (s *state) vote(e *Event, index int64) {
 	switch e.Type {
 	case approved:
 		r.Votes = append(slices.Clip(r.Votes), vote{Person: e.Approver, Credential: e.Credential, Envelope: e.Approval,
-			At: e.at()})
+			At: e.At()})
 	case withdrawn:
 		r.Votes = slices.DeleteFunc(slices.Clone(r.Votes), func(v vote) bool { return v.Person == e.Approver })
 	case rejected:
