@@ -113,12 +113,12 @@ type book struct {
 
 	entries []bookEntry
 	world   *world
-	sure    int64             // entries that a checkpoint covered before this step
-	kept    map[string]bool   // hashes of envelopes that were acknowledged
-	made    map[string]string // changes that were acknowledged: their requests, by the type of the entry
-	intents int64             // in the log
+	sure    int64                 // entries that a checkpoint covered before this step
+	kept    map[string]bool       // hashes of envelopes that were acknowledged
+	made    map[string]string     // changes that were acknowledged: their requests, by the type of the entry
+	intents int64                 // in the log
 	signed  map[string]*bookEntry // by the hash of the signature
-	counts  map[string]int    // what has happened, to see that the model sees anything
+	counts  map[string]int        // what has happened, to see that the model sees anything
 }
 
 func newBook() *book {

@@ -15,6 +15,9 @@ const (
 // EvidencePath returns the path of all that shows who agrees to a request.
 func EvidencePath(id string) string { return RequestPath(id) + "/evidence" }
 
+// BundlePath returns the path of the bundle of approvals of a request.
+func BundlePath(id string) string { return RequestPath(id) + "/bundle" }
+
 // ApprovalsPath returns the path to which a SignedApproval is posted.
 func ApprovalsPath(id string) string { return RequestPath(id) + "/approvals" }
 
@@ -93,6 +96,11 @@ type Evidence struct {
 	Proof     *Proof            `json:"proof,omitempty"`
 	// You is the id of the caller, as approvals have it; "" for one who cannot approve.
 	You string `json:"you,omitempty"`
+}
+
+// Bundle is what shows to others that people agreed to the signatures of a request.
+type Bundle struct {
+	Bundle []byte `json:"bundle"` // proof.Bundle in its encoding
 }
 
 // Login asks for a session of an approver. The key that signed it is named by itself: only the broker knows which

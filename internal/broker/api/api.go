@@ -100,6 +100,7 @@ func (a *API) operations() map[string]operation {
 		"GET " + request:                 {answer: httpapi.Answer(a.getRequest), query: []string{"wait"}},
 		"POST " + request + "/cancel":    {answer: httpapi.Answer(a.cancelRequest)},
 		"GET " + request + "/evidence":   {answer: httpapi.Answer(a.getEvidence)},
+		"GET " + request + "/bundle":     {answer: httpapi.Answer(a.getBundle)},
 		"POST " + request + "/approvals": {answer: httpapi.Answer(a.postApproval), body: true},
 
 		"POST " + brokerapi.SessionsPath:    {answer: httpapi.Answer(a.postSession), body: true, open: true},

@@ -21,6 +21,12 @@ func (a *API) getEvidence(r *http.Request) (*brokerapi.Evidence, int, error) {
 	return evidence, http.StatusOK, err
 }
 
+func (a *API) getBundle(r *http.Request) (*brokerapi.Bundle, int, error) {
+	caller, _ := callerIn(r.Context())
+	bundle, err := a.options.Broker.Bundle(r.Context(), caller, r.PathValue("id"))
+	return &brokerapi.Bundle{Bundle: bundle}, http.StatusOK, err
+}
+
 func (a *API) postApproval(r *http.Request) (*brokerapi.Request, int, error) {
 	var body brokerapi.SignedApproval
 	if err := httpapi.ReadJSON(r, &body); err != nil {

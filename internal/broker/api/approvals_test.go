@@ -7,13 +7,19 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"math/big"
+	"net/http"
+	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
+	"github.com/notation-hsm/notation-hsm/internal/broker/entry"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi/brokerapitest"
+	"github.com/notation-hsm/notation-hsm/internal/proof"
 )
 
 // TestWithdrawn lets nobody give an approval again that was withdrawn: not in the encoding that was given, and not in
@@ -125,5 +131,38 @@ func TestApprovals(t *testing.T) {
 		Credentials: evidence.Credentials, Approvals: evidence.Approvals})
 	if err != nil || !agreed.Needs[0].Alternatives[0].Agreed() || evidence.You != "" {
 		t.Errorf("%+v, %v", agreed, err)
+	}
+	f.bundle(ci, made.ID, evidence.Statement)
+}
+
+// bundle gets the bundle of a signed request, as soon as a checkpoint covers it: all entries of the request are in it.
+func (f *fixture) bundle(c *client, id string, statement []byte) {
+	f.Helper()
+	b, err := proof.Decode(read[brokerapi.Bundle](f.T, c.covered(id)).Bundle)
+	if err != nil {
+		f.Fatal(err)
+	}
+	var types []string
+	for _, e := range b.Entries {
+		one, err := entry.Decode(e.Entry)
+		if err != nil {
+			f.Fatal(err)
+		}
+		types = append(types, one.Type)
+	}
+	want := []string{entry.Requested, entry.Approved, entry.Approved, entry.Intended, entry.Signed}
+	if !slices.Equal(types, want) || len(b.Approvals) != 2 || len(b.Rules) != 1 || !bytes.Equal(b.Statement, statement) {
+		f.Errorf("entries %v, %d approvals, %d rules", types, len(b.Approvals), len(b.Rules))
+	}
+}
+
+// covered returns the answer with the bundle of a request, once a checkpoint covers it.
+func (c *client) covered(id string) brokerapitest.Answer {
+	c.Helper()
+	for {
+		if answer := c.do(get(brokerapi.BundlePath(id))); answer.Status != http.StatusServiceUnavailable {
+			return answer
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }

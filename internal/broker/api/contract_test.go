@@ -103,6 +103,7 @@ func (f *fixture) all() map[string]request {
 		"getHealth": get(brokerapi.HealthPath), "getReadiness": get(brokerapi.ReadyPath),
 		"getLogFile":  get(brokerapi.LogPath + "/checkpoint"),
 		"getEvidence": get(one + "/evidence"), "listApprovers": get(brokerapi.ApproversPath),
+		"getBundle":         get(one + "/bundle"),
 		"createApproval":    post(one+"/approvals", brokerapi.SignedApproval{Envelope: []byte("{}")}),
 		"createSession":     post(brokerapi.SessionsPath, f.people["alice"].login(newLogin())),
 		"createInvitation":  post(brokerapi.InvitationsPath("carol"), nil),
@@ -124,6 +125,10 @@ func (f *fixture) approvals() {
 	admin.want(403, post(brokerapi.ApprovalsPath(made.ID), brokerapi.SignedApproval{
 		Envelope: f.people["alice"].sign(encode(f.T, newLogin()), f.id("alice"))}))
 	admin.want(404, get(brokerapi.EvidencePath(read[brokerapi.Request](f.T, ci.want(201, wish(31))).ID)))
+	ci.want(404, get(brokerapi.BundlePath(made.ID)))
+	if answer := admin.covered(made.ID); answer.Status != 200 {
+		f.Errorf("%d: %s", answer.Status, answer.Body)
+	}
 	ci.want(404, approves)
 	f.signedIn("bob").want(200, get(brokerapi.RequestsPath+"?mine=true"))
 
@@ -260,7 +265,8 @@ func (f *fixture) problems() {
 	}
 	f.store.fail(failure.New(failure.Unavailable, "cannot read the store"))
 	defer f.store.fail(nil)
-	for _, name := range []string{"listRequests", "getRequest", "cancelRequest", "getEvidence", "createApproval"} {
+	for _, name := range []string{"listRequests", "getRequest", "cancelRequest", "getEvidence", "getBundle",
+		"createApproval"} {
 		admin.want(503, f.all()[name])
 	}
 	admin.want(503, get(brokerapi.LogPath+"/tile/0/000.p/1"))
