@@ -12,6 +12,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"golang.org/x/mod/sumdb/note"
@@ -121,8 +122,7 @@ type Verifier struct {
 // NewVerifier returns a verifier for a log's public key: ECDSA with P-256, P-384 or P-521, or Ed25519. It fails with
 // Unsupported for other keys, and with Invalid for an origin that a note cannot name.
 func NewVerifier(origin string, public crypto.PublicKey) (*Verifier, error) {
-	if origin == "" || !utf8.ValidString(origin) || strings.Contains(origin, "+") ||
-		len(strings.Fields(origin)) != 1 || strings.TrimSpace(origin) != origin {
+	if !validName(origin) {
 		return nil, failure.New(failure.Invalid, "%.100q cannot be the origin of a log", origin).
 			WithHint("use its URL without https://, such as broker.example.com/log")
 	}
@@ -142,8 +142,7 @@ func NewVerifier(origin string, public crypto.PublicKey) (*Verifier, error) {
 		}
 	case ed25519.PublicKey:
 		v.kind, v.encoded = kindEd25519, key
-		hash := sha256.Sum256(identified(origin, kindEd25519, key))
-		v.id = binary.BigEndian.Uint32(hash[:])
+		v.id = keyID(origin, kindEd25519, key)
 		v.verify = func(text, signature []byte) bool { return ed25519.Verify(key, text, signature) }
 	default:
 		return nil, failure.New(failure.Unsupported, "a key of type %T cannot sign a log's checkpoints", public).
@@ -152,9 +151,16 @@ func NewVerifier(origin string, public crypto.PublicKey) (*Verifier, error) {
 	return v, nil
 }
 
-// identified returns what the identifier of a key is the hash of.
-func identified(origin string, kind byte, key []byte) []byte {
-	return append(append([]byte(origin), '\n', kind), key...)
+// validName reports whether a note can name a signer so.
+func validName(name string) bool {
+	control := func(r rune) bool { return r < ' ' || unicode.IsSpace(r) }
+	return name != "" && utf8.ValidString(name) && !strings.Contains(name, "+") && !strings.ContainsFunc(name, control)
+}
+
+// keyID returns the identifier of a key, for all types but 2: a hash of name, type and key.
+func keyID(name string, kind byte, key []byte) uint32 {
+	hash := sha256.Sum256(append(append([]byte(name), '\n', kind), key...))
+	return binary.BigEndian.Uint32(hash[:])
 }
 
 // ParseVerifier returns the verifier of a verifier key: NAME+ID+KEY, as String returns it. It fails with Invalid.
@@ -168,14 +174,9 @@ func ParseVerifier(vkey string) (*Verifier, error) {
 }
 
 func parseVerifier(vkey string) (*Verifier, error) {
-	const limit = 4096
-	parts := strings.SplitN(vkey, "+", 3)
-	if len(parts) != 3 || len(vkey) > limit {
-		return nil, fmt.Errorf("it does not have three parts")
-	}
-	data, err := base64.StdEncoding.Strict().DecodeString(parts[2])
-	if err != nil || len(data) < 2 {
-		return nil, fmt.Errorf("its key is not in base64")
+	name, id, data, err := splitVerifierKey(vkey)
+	if err != nil {
+		return nil, err
 	}
 	var public crypto.PublicKey
 	switch data[0] {
@@ -194,21 +195,37 @@ func parseVerifier(vkey string) (*Verifier, error) {
 	default:
 		return nil, fmt.Errorf("signature type %d is not supported", data[0])
 	}
-	v, err := NewVerifier(parts[0], public)
+	v, err := NewVerifier(name, public)
 	if err != nil {
 		return nil, err
 	}
 	if v.String() != vkey {
-		return nil, fmt.Errorf("its identifier %.20q or encoding is not that of the key", parts[1])
+		return nil, fmt.Errorf("its identifier %.20q or encoding is not that of the key", id)
 	}
 	return v, nil
 }
 
-// String returns the verifier key: ORIGIN+ID+KEY, with ID in 8 hexadecimal digits and KEY in base64.
-func (v *Verifier) String() string {
-	key := base64.StdEncoding.EncodeToString(append([]byte{v.kind}, v.encoded...))
-	return fmt.Sprintf("%s+%08x+%s", v.origin, v.id, key)
+// splitVerifierKey returns the parts of a verifier key. data is the type, in one byte, and at least one byte of the key.
+func splitVerifierKey(vkey string) (name, id string, data []byte, err error) {
+	const limit = 4096
+	parts := strings.SplitN(vkey, "+", 3)
+	if len(parts) != 3 || len(vkey) > limit {
+		return "", "", nil, fmt.Errorf("it does not have three parts")
+	}
+	data, err = base64.StdEncoding.Strict().DecodeString(parts[2])
+	if err != nil || len(data) < 2 {
+		return "", "", nil, fmt.Errorf("its key is not in base64")
+	}
+	return parts[0], parts[1], data, nil
 }
+
+// verifierKey returns NAME+ID+KEY, with ID in 8 hexadecimal digits and KEY, after its type, in base64.
+func verifierKey(name string, id uint32, kind byte, key []byte) string {
+	return fmt.Sprintf("%s+%08x+%s", name, id, base64.StdEncoding.EncodeToString(append([]byte{kind}, key...)))
+}
+
+// String returns the verifier key: ORIGIN+ID+KEY, with ID in 8 hexadecimal digits and KEY in base64.
+func (v *Verifier) String() string { return verifierKey(v.origin, v.id, v.kind, v.encoded) }
 
 // Name returns the origin of the log.
 func (v *Verifier) Name() string { return v.origin }
