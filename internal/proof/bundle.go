@@ -43,7 +43,7 @@ type Bundle struct {
 	Approvals  [][]byte `json:"approvals"`  // envelopes (approval.Envelope) in their encoding, in the order of the log
 	Checkpoint string   `json:"checkpoint"` // a signed note (C2SP tlog-checkpoint), with the cosignatures of witnesses
 	Entries    []Entry  `json:"entries"`    // of the request, by index
-	Rules      [][]byte `json:"rules"`      // rule documents (approval.Rule) of the statement, in their encoding
+	Rules      [][]byte `json:"rules"`      // rule documents (approval.Rule) of the statement; any can be left out
 	Statement  []byte   `json:"statement"`  // approval.Statement in its encoding
 	Type       string   `json:"type"`
 }
@@ -60,11 +60,25 @@ type Entry struct {
 func (b *Bundle) Encode() ([]byte, error) {
 	typed := *b
 	typed.Type = bundleType
+	typed.Approvals, typed.Rules = listed(b.Approvals), listed(b.Rules) // [] and null would be two encodings
+	typed.Entries = make([]Entry, len(b.Entries))
+	for i, e := range b.Entries {
+		e.Hashes = listed(e.Hashes)
+		typed.Entries[i] = e
+	}
 	data, err := translog.Canonical(typed)
 	if err == nil && len(data) > MaxBundle {
 		err = failure.New(failure.Invalid, "the bundle of approvals has %d bytes, and %d are the most", len(data), MaxBundle)
 	}
 	return data, err
+}
+
+// listed returns a list that is encoded as [] if it is empty.
+func listed(list [][]byte) [][]byte {
+	if list == nil {
+		return [][]byte{}
+	}
+	return list
 }
 
 // Decode reads a bundle. It fails with Invalid for bytes that are not the one encoding of a bundle, or that are larger

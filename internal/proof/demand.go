@@ -46,16 +46,17 @@ type Shown struct {
 	Rule       string     // name of the rule that the broker applied
 	BreakGlass bool       // the rule is for emergencies
 	Reason     string     // the requester's
-	Approvers  []Approver // whose approvals have verified, in the order of the log
+	Approvers  []Approver // those who agreed, in the order of the log
 	Witnesses  []string   // names of those that cosigned the checkpoint
 }
 
-// Approver is a person who agreed.
+// Approver is a person who agreed. The demand may not have the credential of their approval: then Kind is "", and there
+// is no more than the log's word for it.
 type Approver struct {
 	ID     string        // pseudonym in the log
 	Name   string        // as the demand has it; "" if it has none
 	Kind   approval.Kind // how they signed
-	Time   time.Time     // of the approver's clock
+	Time   time.Time     // of the approver's clock; of the log's entry if Kind is ""
 	Reason string
 	Counts bool // for a group of the demand
 }
