@@ -116,19 +116,26 @@ func (f *fakeBroker) sshKey(name string) (path string, public []byte) {
 func (f *fakeBroker) fill() {
 	f.t.Helper()
 	salt := strings.Repeat("00", 32)
-	e := brokerapi.Evidence{Rules: map[string][]byte{}, Credentials: map[string][]byte{}, You: "id-alice"}
+	e := brokerapi.Evidence{Rules: map[string][]byte{}, Names: map[string][]byte{}, Credentials: map[string][]byte{}, You: "id-alice"}
 	parsed, err := policy.Parse([]byte(fakePolicy))
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	rule := &approval.Rule{Rule: parsed.Rules(policy.Block, "release")[0].Resolved(), Salt: salt}
+	names := &approval.Names{Rule: parsed.Rules(policy.Block, "release")[0].Resolved(), Salt: salt,
+		People: map[string]string{}}
+	credentials := map[string][]string{}
 	for _, name := range []string{"alice", "bob"} {
 		path, public := f.sshKey(name)
 		c := &approval.Credential{Approver: "id-" + name, Kind: approval.SSH, Public: public, Salt: salt}
 		data, hash := f.document(c)
 		f.keys[name], e.Credentials[hash] = path, data
-		rule.Members = append(rule.Members, approval.Member{ID: "id-" + name, Name: name, Credentials: []string{hash}})
+		names.People["id-"+name], credentials["id-"+name] = name, []string{hash}
 	}
+	rule, encoded, err := names.Publish(credentials)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	e.Names[rule.Names] = encoded
 	data, ruleHash := f.document(rule)
 	e.Rules[ruleHash] = data
 	var opening string

@@ -53,7 +53,7 @@ type Outcome struct {
 // Alternative is a rule, and what it lacks.
 type Alternative struct {
 	Name    string // of the rule, for information
-	Demands *Demands
+	Rule    *Rule
 	Groups  []Group
 	Lacking []int // people, by group
 }
@@ -97,7 +97,7 @@ func Verify(e Evidence) (*Agreement, error) {
 		outcome := Outcome{Need: need}
 		for _, ref := range need.Rules {
 			rule := rules[ref.Digest]
-			outcome.Alternatives = append(outcome.Alternatives, Alternative{Name: ref.Name, Demands: rule.demands,
+			outcome.Alternatives = append(outcome.Alternatives, Alternative{Name: ref.Name, Rule: rule.rule,
 				Groups: rule.groups, Lacking: Lacking(rule.groups, a.votes(rule))})
 		}
 		a.Needs = append(a.Needs, outcome)
@@ -107,9 +107,9 @@ func Verify(e Evidence) (*Agreement, error) {
 
 // ruleRead is a rule document that was read.
 type ruleRead struct {
-	demands *Demands
-	groups  []Group
-	listed  map[listing]bool
+	rule   *Rule
+	groups []Group
+	listed map[listing]bool
 }
 
 // listing is a credential of a person that a rule lists.
@@ -134,14 +134,10 @@ func (e *Evidence) rules(s *Statement) (map[string]*ruleRead, error) {
 			if err != nil {
 				return nil, err
 			}
-			demands, err := rule.Demands()
-			if err != nil {
-				return nil, invalid("rule", err)
+			if rule.Action != need.Action {
+				return nil, wrong(fmt.Errorf("a rule for %.40q is an alternative for %.40q", rule.Action, need.Action))
 			}
-			if demands.Action != need.Action {
-				return nil, wrong(fmt.Errorf("a rule for %.40q is an alternative for %.40q", demands.Action, need.Action))
-			}
-			read := &ruleRead{demands, groups, map[listing]bool{}}
+			read := &ruleRead{rule, groups, map[listing]bool{}}
 			for _, m := range rule.Members {
 				for _, c := range m.Credentials {
 					read.listed[listing{m.ID, c}] = true

@@ -10,7 +10,8 @@ func TestOneEncoding(t *testing.T) {
 	t.Parallel()
 	s := newScene(t)
 	s.decide(carol, Approve)
-	rule := s.evidence.Rules[s.verify().Needs[0].Need.Rules[0].Digest]
+	need := s.verify().Needs[0]
+	rule, names := s.evidence.Rules[need.Need.Rules[0].Digest], need.Alternatives[0].Rule.Names
 	for name, c := range map[string]struct {
 		data   []byte
 		decode func([]byte) error
@@ -40,6 +41,10 @@ func TestOneEncoding(t *testing.T) {
 			_, _, err := DecodeRule(data)
 			return err
 		}, "members"},
+		"names": {s.names[names], func(data []byte) error {
+			_, err := DecodeNames(data)
+			return err
+		}, "people"},
 		"opening": {encode(t, &Opening{Issuer: "mtls", Subject: "ci"}), func(data []byte) error {
 			_, err := DecodeOpening(data)
 			return err

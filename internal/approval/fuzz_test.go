@@ -10,7 +10,7 @@ import (
 func FuzzDecode(f *testing.F) {
 	scene := newScene(f)
 	scene.decide(carol, Approve)
-	for _, seeds := range []map[string][]byte{scene.evidence.Rules, scene.evidence.Credentials} {
+	for _, seeds := range []map[string][]byte{scene.evidence.Rules, scene.names, scene.evidence.Credentials} {
 		for _, data := range seeds {
 			f.Add(data)
 		}
@@ -41,6 +41,15 @@ func FuzzDecode(f *testing.F) {
 		read(s, err)
 		o, err := DecodeOpening(data)
 		read(o, err)
+		n, err := DecodeNames(data)
+		read(n, err)
+		if err == nil {
+			if rule, names, err := n.Publish(nil); err == nil {
+				if _, err := rule.Open(names); err != nil || !bytes.Equal(names, data) {
+					t.Fatalf("%q does not open its rule: %v", data, err)
+				}
+			}
+		}
 		r, groups, err := DecodeRule(data)
 		read(r, err)
 		for _, g := range groups {

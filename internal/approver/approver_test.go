@@ -141,6 +141,22 @@ func TestForged(t *testing.T) {
 			s.statement.Subjects = append(s.statement.Subjects, s.statement.Subjects[0])
 			s.seal()
 		},
+		"names of the people of rule \"release\" are missing": func(s *scene) { clear(s.evidence.Names) },
+		"are other ones": func(s *scene) {
+			name := first(s.evidence.Names)
+			s.evidence.Names[name] = []byte(strings.ReplaceAll(string(s.evidence.Names[name]), "carol", "erin"))
+		},
+		"are those of another one": func(s *scene) {
+			rule, _, err := approval.DecodeRule(s.evidence.Rules[first(s.evidence.Rules)])
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			rule.Groups[0].Quorum = 1
+			data := encode(s.t, rule)
+			s.evidence.Rules = map[string][]byte{approval.Hash(data): data}
+			s.statement.Predicate.Needs[0].Rules[0].Digest = approval.Hash(data)
+			s.seal()
+		},
 		"name one person": func(s *scene) {
 			s.people["alice"].id, s.people["carol"].id = s.people["carol"].id, s.people["alice"].id
 			s.rule("other", policy.Use)

@@ -115,21 +115,26 @@ func (s *Seen) readRequester(e *brokerapi.Evidence) error {
 	return nil
 }
 
-// readRules reads the names of people from the rules, which approval.Verify has verified.
+// readRules reads the names of the people of the rules, which approval.Verify has verified. A rule is what its names
+// demand, with ids for names: who approves is shown the people whose ids the rule has.
 func (s *Seen) readRules(e *brokerapi.Evidence) error {
-	for _, n := range s.Statement.Predicate.Needs {
-		for _, r := range n.Rules {
-			document, _, err := approval.DecodeRule(e.Rules[r.Digest])
+	for _, n := range s.Needs {
+		for _, a := range n.Alternatives {
+			data, exists := e.Names[a.Rule.Names]
+			if !exists {
+				return fmt.Errorf("the names of the people of rule %.40q are missing", a.Name)
+			}
+			names, err := a.Rule.Open(data)
 			if err != nil {
 				return err
 			}
-			for _, m := range document.Members {
-				if name, known := s.names[m.ID]; known && name != m.Name {
-					return fmt.Errorf("the rules name one person %.50q and %.50q", name, m.Name)
+			for id, name := range names.People {
+				if other, known := s.names[id]; known && other != name {
+					return fmt.Errorf("the rules name one person %.50q and %.50q", other, name)
 				}
-				s.names[m.ID] = m.Name
+				s.names[id] = name
 			}
-			s.rules = append(s.rules, document)
+			s.rules = append(s.rules, a.Rule)
 		}
 	}
 	return nil

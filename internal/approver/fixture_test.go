@@ -33,7 +33,7 @@ keys:
       time-lock: 1h
       after: approvals
       timeout: 72h
-    modify: [{approvals: [{group: security, quorum: 1}]}]
+    modify: [{approvals: [{group: managers, quorum: 1}, {group: security, quorum: 1}]}]
 `
 
 // scene is a request with its evidence, as a broker makes it.
@@ -76,8 +76,8 @@ func salt(t *testing.T) string {
 func newScene(t *testing.T, targets ...approval.Target) *scene {
 	t.Helper()
 	s := &scene{t: t, people: map[string]*person{}}
-	s.evidence = brokerapi.Evidence{Rules: map[string][]byte{}, Credentials: map[string][]byte{},
-		Documents: map[string][]byte{}}
+	s.evidence = brokerapi.Evidence{Rules: map[string][]byte{}, Names: map[string][]byte{},
+		Credentials: map[string][]byte{}, Documents: map[string][]byte{}}
 	for _, name := range []string{"alice", "bob", "carol", "dave"} {
 		s.people[name] = s.newPerson("id-" + name)
 	}
@@ -127,7 +127,7 @@ func (s *scene) newPerson(id string) *person {
 	return p
 }
 
-// rule adds the rule of an action on the key to the needs, with the members that the scene has.
+// rule adds the rule of an action on the key to the needs, with the credentials of its members.
 func (s *scene) rule(name string, action policy.Action) {
 	s.t.Helper()
 	parsed, err := policy.Parse([]byte(inForce))
@@ -135,13 +135,20 @@ func (s *scene) rule(name string, action policy.Action) {
 		s.t.Fatal(err)
 	}
 	rule := parsed.Rules(action, "release")[0]
-	d := &approval.Rule{Rule: rule.Resolved(), Salt: salt(s.t)}
-	for _, name := range []string{"alice", "bob", "carol", "dave"} {
-		p := s.people[name]
-		d.Members = append(d.Members, approval.Member{ID: p.id, Name: name, Credentials: []string{p.hash}})
+	n := &approval.Names{People: map[string]string{}, Rule: rule.Resolved(), Salt: salt(s.t)}
+	credentials := map[string][]string{}
+	for _, a := range rule.Approvals {
+		for _, m := range a.Members {
+			p := s.people[m.Name]
+			n.People[p.id], credentials[p.id] = m.Name, []string{p.hash}
+		}
+	}
+	d, names, err := n.Publish(credentials)
+	if err != nil {
+		s.t.Fatal(err)
 	}
 	data := encode(s.t, d)
-	s.evidence.Rules[approval.Hash(data)] = data
+	s.evidence.Rules[approval.Hash(data)], s.evidence.Names[d.Names] = data, names
 	need := &s.statement.Predicate.Needs[0]
 	need.Rules = append(need.Rules, approval.RuleRef{Name: name, Digest: approval.Hash(data)})
 }

@@ -160,17 +160,17 @@ func (s *Seen) demands(a *approval.Alternative) (rows [][]string) {
 		}
 		add(lacks, "%d of %s (%s)%s", g.Quorum, g.Name, s.people(g.Members), kinds(g))
 	}
-	if lock := a.Demands.TimeLock; lock != nil {
+	if lock := a.Rule.TimeLock; lock != nil {
 		from := "the request"
 		if lock.After == string(policy.AfterApprovals) {
 			from = "the last approval"
 		}
 		add("", "%s after %s", time.Duration(lock.Seconds)*time.Second, from)
 	}
-	if a.Demands.Uses > 1 {
-		add("", "up to %d signatures of each", a.Demands.Uses)
+	if a.Rule.Uses > 1 {
+		add("", "up to %d signatures of each", a.Rule.Uses)
 	}
-	if a.Demands.BreakGlass {
+	if a.Rule.BreakGlass {
 		add("", "for emergencies")
 	}
 	if len(rows) == 0 {

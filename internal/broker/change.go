@@ -115,7 +115,7 @@ func (d *decision) propose(caller identity.Caller, c Change) (*brokerapi.Request
 		}
 		waits = waits || (rule{some[0]}).waits()
 		rules = append(rules, some)
-		e.Needs = append(e.Needs, needOf(policy.Action(n.Action), n.Key, some))
+		e.Needs = append(e.Needs, d.b.needOf(policy.Action(n.Action), n.Key, some))
 	}
 	e.Request = newID(d.now)
 	body.ID = e.Request
@@ -143,10 +143,10 @@ func (d *decision) propose(caller identity.Caller, c Change) (*brokerapi.Request
 }
 
 // needOf returns a need of a request.
-func needOf(action policy.Action, key string, rules []*policy.Rule) need {
+func (b *Broker) needOf(action policy.Action, key string, rules []*policy.Rule) need {
 	n := need{Action: string(action), Key: key}
 	for _, r := range rules {
-		n.Rules = append(n.Rules, ruleName{Digest: ruleDigest(r), Name: r.Name})
+		n.Rules = append(n.Rules, ruleName{Digest: b.ruleDigest(r), Name: r.Name})
 	}
 	return n
 }

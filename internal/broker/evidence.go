@@ -11,6 +11,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
 )
 
 // Evidence returns all that shows what a request is and who agreed to it. It fails with NotFound for a request of
@@ -44,9 +45,17 @@ func (b *Broker) Evidence(ctx context.Context, caller identity.Caller, id string
 	if err != nil {
 		return nil, err
 	}
-	answer := &brokerapi.Evidence{Statement: e.Statement, Rules: e.Rules, Credentials: e.Credentials,
-		Approvals: e.Approvals,
-		You:       you}
+	answer := &brokerapi.Evidence{Statement: e.Statement, Rules: e.Rules, Names: map[string][]byte{},
+		Credentials: e.Credentials, Approvals: e.Approvals, You: you}
+	for _, data := range e.Rules {
+		rule, _, err := approval.DecodeRule(data)
+		if err != nil {
+			return nil, err
+		}
+		if answer.Names[rule.Names], err = b.Document(ctx, rule.Names); err != nil {
+			return nil, err
+		}
+	}
 	if answer.Opening, err = b.Document(ctx, s.Predicate.Requester.Commitment); err != nil {
 		return nil, err
 	}
@@ -167,13 +176,13 @@ func (b *Broker) verifyApprovals(ctx context.Context, p *proven, fits func(*appr
 	}
 	for i, a := range p.chosen {
 		satisfied := false
-		for j, ref := range s.Predicate.Needs[i].Rules {
-			document, _, err := approval.DecodeRule(e.Rules[ref.Digest])
+		for _, stated := range agreement.Needs[i].Alternatives {
+			same, err := b.isRule(ctx, stated.Rule, a.rule)
 			if err != nil {
 				return err
 			}
-			if bytes.Equal(document.Rule, a.rule.Resolved()) {
-				satisfied = agreement.Needs[i].Alternatives[j].Agreed()
+			if same {
+				satisfied = stated.Agreed()
 				break
 			}
 		}
@@ -182,6 +191,17 @@ func (b *Broker) verifyApprovals(ctx context.Context, p *proven, fits func(*appr
 		}
 	}
 	return nil
+}
+
+// isRule reports whether a rule document is of a rule of the policy: it has the hash of names that have the very rule,
+// and demands nothing else.
+func (b *Broker) isRule(ctx context.Context, document *approval.Rule, r *policy.Rule) (bool, error) {
+	data, err := b.Document(ctx, document.Names)
+	if err != nil {
+		return false, err
+	}
+	names, err := document.Open(data)
+	return err == nil && bytes.Equal(names.Rule, r.Resolved()), err
 }
 
 // fits reports whether a statement is for a signature.

@@ -155,7 +155,7 @@ func (d *decision) create(e *Event, ws []*wish, rules []*policy.Rule) (*brokerap
 	w := ws[0]
 	d.bind(e, w, rules)
 	e.Type, e.Payload, e.RuleDigest = requested, "", ""
-	e.Needs = []need{needOf(policy.Use, w.Key, rules)}
+	e.Needs = []need{d.b.needOf(policy.Use, w.Key, rules)}
 	body := w.body(e.Request, d.now)
 	body.Rule, body.State, body.Why = e.Rule, brokerapi.Approved, w.why
 	if body.Emergency = w.breakGlass != ""; body.Emergency {
@@ -199,7 +199,7 @@ func (d *decision) create(e *Event, ws []*wish, rules []*policy.Rule) (*brokerap
 // bind fills in what an event says of the rules that allow it, and who may use it: whoever has all claims that any of
 // them lists.
 func (d *decision) bind(e *Event, w *wish, rules []*policy.Rule) {
-	e.Request, e.Rule, e.RuleDigest = newID(d.now), rules[0].Name, ruleDigest(rules[0])
+	e.Request, e.Rule, e.RuleDigest = newID(d.now), rules[0].Name, d.b.ruleDigest(rules[0])
 	e.Same = nil
 	for _, r := range rules {
 		for _, claim := range r.Same {

@@ -208,7 +208,7 @@ func (d *decision) allow(w *wish) (found, busy *request, waits *brokerapi.Reques
 		return nil, nil, body, err
 	}
 	d.bind(&e, w, rules)
-	e.Needs = []need{needOf(policy.Use, w.Key, rules)}
+	e.Needs = []need{d.b.needOf(policy.Use, w.Key, rules)}
 	body := w.body(e.Request, d.now)
 	body.Rule, body.State = e.Rule, brokerapi.Signing
 	if err := d.intend(&e, w, body); err != nil {

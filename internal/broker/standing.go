@@ -222,7 +222,7 @@ func (b *Broker) people(in *inForce) {
 	in.asked = map[string]map[*policy.Rule]bool{}
 	add := func(key string, rules []*policy.Rule) {
 		for _, r := range rules {
-			in.rules[ruleID{r.Action, key, ruleDigest(r)}] = r
+			in.rules[ruleID{r.Action, key, b.ruleDigest(r)}] = r
 			in.groups[r] = b.groupsOf(r)
 			for _, g := range in.groups[r] {
 				for _, person := range g.Members {
@@ -243,7 +243,7 @@ func (b *Broker) people(in *inForce) {
 		if in.groups[r] == nil {
 			add("", []*policy.Rule{r})
 		}
-		in.rules[ruleID{policy.Modify, "", ruleDigest(r)}] = r
+		in.rules[ruleID{policy.Modify, "", b.ruleDigest(r)}] = r
 	}
 	for _, g := range in.policy.Groups() {
 		for _, p := range g.Members {

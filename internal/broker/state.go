@@ -39,9 +39,10 @@ type state struct {
 	ruleDocuments map[*policy.Rule]ruleDocument // made since a credential or the policy has changed
 }
 
-// ruleDocument is a rule with the credentials of its members.
+// ruleDocument is a rule with the credentials of its members, and its names.
 type ruleDocument struct {
 	data   []byte
+	names  []byte
 	digest string // sha256:HEX
 }
 

@@ -65,41 +65,53 @@ func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller
 	return nil
 }
 
-// ruleDocument keeps a rule with the credentials of its members, and returns its SHA-256 as sha256:HEX. All requests
-// share it until a credential or the policy changes: it has many people, and it is made while others wait.
+// ruleDocument keeps a rule with the credentials of its members, and its names, and returns the SHA-256 of the rule as
+// sha256:HEX. All requests share them until a credential or the policy changes: they have many people, and they are made
+// while others wait.
 func (d *decision) ruleDocument(r *policy.Rule) (string, error) {
 	if made, exists := d.ruleDocuments[r]; exists {
+		d.document(made.names)
 		d.document(made.data)
 		return made.digest, nil
 	}
-	document := &approval.Rule{Members: []approval.Member{}, Rule: r.Resolved(), Salt: d.b.pseudonym("rule")}
-	known := map[string]*approval.Member{}
+	names := &approval.Names{People: map[string]string{}, Rule: r.Resolved(), Salt: d.b.ruleSalt(r)}
 	for _, a := range r.Approvals {
 		for _, p := range a.Members {
-			known[d.b.personID(p.Name)] = &approval.Member{ID: d.b.personID(p.Name), Name: p.Name}
+			names.People[d.b.personID(p.Name)] = p.Name
 		}
 	}
+	credentials := map[string][]string{}
 	for id, c := range d.Credentials {
-		if m := known[c.Person]; m != nil {
-			m.Credentials = append(m.Credentials, id)
+		if names.People[c.Person] != "" {
+			credentials[c.Person] = append(credentials[c.Person], id)
 		}
 	}
-	for _, m := range known {
-		slices.Sort(m.Credentials)
-		document.Members = append(document.Members, *m)
+	for _, all := range credentials {
+		slices.Sort(all)
 	}
-	slices.SortFunc(document.Members, func(a, b approval.Member) int { return strings.Compare(a.Name, b.Name) })
-	data, err := document.Encode()
+	rule, encoded, err := names.Publish(credentials)
 	if err != nil {
 		return "", err
 	}
-	d.document(data)
-	made := ruleDocument{data: data, digest: approval.Hash(data)}
+	data, err := rule.Encode()
+	if err != nil {
+		return "", err
+	}
+	made := ruleDocument{data: data, names: encoded, digest: approval.Hash(data)}
+	d.document(made.names)
+	d.document(made.data)
 	if d.ruleDocuments == nil {
 		d.ruleDocuments = map[*policy.Rule]ruleDocument{}
 	}
 	d.ruleDocuments[r] = made
 	return made.digest, nil
+}
+
+// ruleSalt returns the salt of the names of a rule: the same one each time, so that requests share the document, and
+// another one for each rule, so that whoever has the names of one cannot guess those of others by their hashes.
+func (b *Broker) ruleSalt(r *policy.Rule) string {
+	digest := r.Digest()
+	return b.pseudonym("rule", string(digest[:]))
 }
 
 // statementOf returns the statement of a request for signatures.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 )
 
@@ -24,11 +25,23 @@ func TestRuleDocuments(t *testing.T) {
 		}
 		for hash, document := range e.Rules {
 			hashes, text = append(hashes, hash), append(text, document...)
+			rule, _, err := approval.DecodeRule(document)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := rule.Open(e.Names[rule.Names]); err != nil {
+				t.Errorf("its names do not open the rule %s: %v", document, err)
+			}
 		}
 		slices.Sort(hashes)
 		return hashes, text
 	}
-	first, _ := rules()
+	first, text := rules()
+	for _, name := range []string{"alice", "bob", "carol", "dave", "caller.", "issuer"} {
+		if bytes.Contains(text, []byte(name)) {
+			t.Errorf("the rules have %s:\n%s", name, text)
+		}
+	}
 	if again, _ := rules(); !slices.Equal(again, first) || len(first) != 2 {
 		t.Errorf("%v, then %v", first, again)
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
@@ -132,8 +133,9 @@ func shownRequester(c identity.Caller) brokerapi.Requester {
 	return r
 }
 
-// ruleDigest returns the digest of what a rule demands as sha256:HEX.
-func ruleDigest(r *policy.Rule) string {
+// ruleDigest returns what the log has of a rule as sha256:HEX: approval.Commitment. It is the same for rules that demand
+// the same, and tells nothing of the people without the secret of the store.
+func (b *Broker) ruleDigest(r *policy.Rule) string {
 	digest := r.Digest()
-	return fmt.Sprintf("%s%x", hashPrefix, digest[:])
+	return approval.Commitment(b.ruleSalt(r), fmt.Sprintf("%s%x", hashPrefix, digest[:]))
 }

@@ -22,6 +22,7 @@ type tampered struct {
 	policy    string   // sha256:HEX
 	envelopes []string // of request 5, sha256:HEX
 	rule      string   // of request 5, its document
+	names     string   // of its people
 	still     *state
 }
 
@@ -78,6 +79,14 @@ func newTampered(t *testing.T) *tampered {
 		t.Fatal(err)
 	}
 	x.rule = s.Predicate.Needs[0].Rules[0].Digest
+	if data, err = f.Document(t.Context(), x.rule); err != nil {
+		t.Fatal(err)
+	}
+	rule, _, err := approval.DecodeRule(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.names = rule.Names
 	f.stop()
 	return x
 }
@@ -170,7 +179,8 @@ func TestTampered(t *testing.T) {
 		"the statement": {func(x *tampered) {
 			x.replaces(x.still.Requests[x.requests[5]].Statement, strings.Repeat("0", 62)+"05", strings.Repeat("0", 62)+"01")
 		}, false},
-		"the rule": {func(x *tampered) { x.replaces(x.rule, `"quorum":2`, `"quorum":1`) }, false},
+		"the rule":  {func(x *tampered) { x.replaces(x.rule, `"quorum":2`, `"quorum":1`) }, false},
+		"the names": {func(x *tampered) { x.replaces(x.names, `"quorum":2`, `"quorum":1`) }, false},
 		"an approval": {func(x *tampered) {
 			x.edit(fmt.Sprintf("update documents set data=(select data from documents where sha256=%s) where sha256=%s",
 				blob(x.envelopes[0]), blob(x.envelopes[1])))

@@ -88,6 +88,7 @@ type Evidence struct {
 	Statement   []byte            `json:"statement"`
 	Opening     []byte            `json:"opening"`     // of the requester's commitment
 	Rules       map[string][]byte `json:"rules"`       // by sha256:HEX
+	Names       map[string][]byte `json:"names"`       // of the rules: who their people are; by sha256:HEX
 	Credentials map[string][]byte `json:"credentials"` // of those who decided, and of the caller; by sha256:HEX
 	Approvals   [][]byte          `json:"approvals"`   // envelopes, in the order of the log
 	// Documents are what the request changes: policies (the proposed one and that in force), configs, the credential; by

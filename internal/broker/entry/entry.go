@@ -94,7 +94,7 @@ type Need struct {
 
 // RuleName names a rule as the policy had it when a request was made.
 type RuleName struct {
-	Digest string `json:"digest"` // sha256:HEX of the resolved rule
+	Digest string `json:"digest"` // sha256:HEX: approval.Commitment
 	Name   string `json:"name"`
 }
 

@@ -144,22 +144,32 @@ func (b *fakeBroker) Evidence(_ context.Context, c identity.Caller, id string) (
 	if err != nil {
 		return nil, err
 	}
-	rule := approval.Rule{Rule: read.Rules(policy.Use, "release")[b.rule].Resolved(), Salt: strings.Repeat("0", 64)}
-	for _, name := range []string{"alice", "bob", "carol", "dave", "erin"} {
-		m := approval.Member{ID: "id-of-" + name, Name: name}
-		for id, owner := range b.owners {
-			if owner == name && !b.late[id] {
-				m.Credentials = append(m.Credentials, id)
-			}
+	demanded := read.Rules(policy.Use, "release")[b.rule]
+	names := approval.Names{Rule: demanded.Resolved(), Salt: strings.Repeat("0", 64), People: map[string]string{}}
+	credentials := map[string][]string{}
+	for _, a := range demanded.Approvals {
+		for _, m := range a.Members {
+			names.People["id-of-"+m.Name] = m.Name
 		}
-		slices.Sort(m.Credentials)
-		rule.Members = append(rule.Members, m)
+	}
+	for id, owner := range b.owners {
+		if !b.late[id] {
+			credentials["id-of-"+owner] = append(credentials["id-of-"+owner], id)
+		}
+	}
+	for _, all := range credentials {
+		slices.Sort(all)
+	}
+	rule, encoded, err := names.Publish(credentials)
+	if err != nil {
+		return nil, err
 	}
 	document, err := rule.Encode()
 	if err != nil {
 		return nil, err
 	}
 	copied.Rules = map[string][]byte{approval.Hash(document): document}
+	copied.Names = map[string][]byte{rule.Names: encoded}
 	return &copied, nil
 }
 

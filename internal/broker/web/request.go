@@ -334,10 +334,7 @@ func rulesOf(e *brokerapi.Evidence) (all []*approval.Rule, err error) {
 
 // emergency reports whether one of the rules of a request is for emergencies.
 func emergency(rules []*approval.Rule) bool {
-	return slices.ContainsFunc(rules, func(r *approval.Rule) bool {
-		demands, err := r.Demands()
-		return err == nil && demands.BreakGlass
-	})
+	return slices.ContainsFunc(rules, func(r *approval.Rule) bool { return r.BreakGlass })
 }
 
 // counts reports whether approvals with a credential count for a group.
