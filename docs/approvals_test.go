@@ -15,9 +15,9 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/policy"
 )
 
-// TestApprovalDocuments verifies that the examples of a statement and an approval can be read, belong together, and
-// that the page explains each of their fields; and that the file with the first approvers and the rule for emergencies
-// can be read.
+// TestApprovalDocuments verifies that the examples of a statement, a rule with its names, and an approval can be read,
+// belong together, and that the page explains each of their fields; and that the file with the first approvers and the
+// rule for emergencies can be read.
 func TestApprovalDocuments(t *testing.T) {
 	t.Parallel()
 	page := read(t, "approvals.md")
@@ -29,13 +29,21 @@ func TestApprovalDocuments(t *testing.T) {
 		}
 		examples = append(examples, compact.Bytes())
 	}
-	if len(examples) != 2 {
-		t.Fatalf("the page has %d examples, not a statement and an approval", len(examples))
+	if len(examples) != 4 {
+		t.Fatalf("the page has %d examples, not a statement, a rule, names and an approval", len(examples))
 	}
-	if _, err := approval.DecodeStatement(examples[0]); err != nil {
+	statement, err := approval.DecodeStatement(examples[0])
+	if err != nil || statement.Predicate.Needs[0].Rules[0].Digest != approval.Hash(examples[1]) {
+		t.Errorf("%+v, %v: the rule is not that of the statement", statement, err)
+	}
+	document, _, err := approval.DecodeRule(examples[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := document.Open(examples[2]); err != nil {
 		t.Error(err)
 	}
-	a, err := approval.Decode(examples[1])
+	a, err := approval.Decode(examples[3])
 	if err != nil || a.Statement != approval.Hash(examples[0]) {
 		t.Errorf("%+v, %v: the approval is not of the statement", a, err)
 	}
@@ -59,10 +67,12 @@ func TestApprovalDocuments(t *testing.T) {
 	if _, err := policy.Parse([]byte(policed)); err != nil {
 		t.Errorf("%v\n%s", err, policed)
 	}
-	for field := range reflect.TypeFor[approval.Predicate]().Fields() {
-		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-		if !regexp.MustCompile("(?m)^\\| [^|]*`" + name + "`").MatchString(page) {
-			t.Errorf("the page does not explain %s", name)
+	for _, of := range []reflect.Type{reflect.TypeFor[approval.Predicate](), reflect.TypeFor[approval.Rule]()} {
+		for field := range of.Fields() {
+			name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+			if name != "type" && !regexp.MustCompile("(?m)^\\| [^|]*`"+name+"`").MatchString(page) {
+				t.Errorf("the page does not explain %s", name)
+			}
 		}
 	}
 }

@@ -100,7 +100,7 @@ func decideCommand(decision approval.Decision, c *cobra.Command) *cobra.Command 
 	} else {
 		from.offline = true
 	}
-	what := "why, which the requester and all approvers see"
+	what := "why: the requester and all approvers see it, and it can be published with the approvals, so name no people"
 	if decision == approval.Reject {
 		what += " (required)"
 	}
