@@ -22,12 +22,14 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Manifest is the trust manifest: every signer, by name, with certificates, and the repositories whose tags have a
-// root. It is one file, to be reviewed and replaced as a whole.
+// Manifest is the trust manifest: every signer, by name, with certificates, the repositories whose tags have a root, and
+// those whose signatures need approvals. It is one file, to be reviewed and replaced as a whole.
 type Manifest struct {
-	Version int      `yaml:"version"`
-	Tags    []Tags   `yaml:"tags,omitempty"` // one for each repository
-	Signers []Signer `yaml:"signers"`
+	Version   int         `yaml:"version"`
+	Tags      []Tags      `yaml:"tags,omitempty"`      // one for each repository
+	Approvals []Approvals `yaml:"approvals,omitempty"` // one for each scope
+	Approvers []Approver  `yaml:"approvers,omitempty"`
+	Signers   []Signer    `yaml:"signers"`
 }
 
 const (
@@ -115,6 +117,12 @@ func parse(data []byte) (*Manifest, error) {
 				WithHint("remove one of the two entries")
 		}
 	}
+	if err := readApprovers(m.Approvers); err != nil {
+		return nil, err
+	}
+	if err := readApprovals(m.Approvals, m.Approvers); err != nil {
+		return nil, err
+	}
 	return m, m.check()
 }
 
@@ -123,7 +131,7 @@ func (m *Manifest) check() error {
 	if _, err := m.statements(); err != nil {
 		return err
 	}
-	return m.checkPaths()
+	return cmp.Or(m.checkPaths(), m.checkApprovals())
 }
 
 // change reads a manifest, changes it and writes it back, with the manifest locked. It fails, and writes nothing, when
@@ -150,11 +158,12 @@ func change(ctx context.Context, path string, how func(*Manifest) error) error {
 	return m.save(path)
 }
 
-// save writes the manifest with signers, scopes, paths and tags sorted, so that a diff of two versions shows only the
-// change. The file is readable for everyone: nothing in it is secret.
+// save writes the manifest with its lists sorted, so that a diff of two versions shows only the change. The file is readable for everyone: nothing in it is secret.
 func (m *Manifest) save(path string) error {
 	slices.SortFunc(m.Signers, func(a, b Signer) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(m.Tags, func(a, b Tags) int { return cmp.Compare(a.Scope, b.Scope) })
+	slices.SortFunc(m.Approvals, func(a, b Approvals) int { return cmp.Compare(a.Scope, b.Scope) })
+	slices.SortFunc(m.Approvers, func(a, b Approver) int { return cmp.Compare(a.Name, b.Name) })
 	for _, s := range m.Signers {
 		slices.Sort(s.Scopes)
 		slices.Sort(s.Paths)
