@@ -23,8 +23,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// The order of an export: create the new trust stores, add the roots of tags, replace the policy, remove the roots of
-// tags that are no more, remove the old stores. The name of a store has a part of its certificate's fingerprint, so a
+// The order of an export: create the new trust stores, add the approvals and the roots of tags, replace the policy,
+// remove the approvals and the roots of tags that are no more, remove the old stores. The name of a store has a part of its certificate's fingerprint, so a
 // store is created once and never changed, and the replacement of the policy changes everything at one moment. An
 // export that is killed leaves the complete old or new policy with all its stores; the next export removes the rest.
 //
@@ -32,6 +32,9 @@ import (
 // until after a policy that needed them: a reader that finds the same policy before and after it reads the tags has
 // every root that was exported with this policy. For a repository that had a root before, it may have the new root and
 // the new signers already; then a signature counts only if the old policy and the new signers accept it.
+//
+// Approvals only ever restrict, too. While the policy is replaced, both the old and the new ones are in force: the old
+// policy with the new approvals could be less than either export says.
 
 // Exported is the result of an export.
 type Exported struct {
@@ -41,7 +44,9 @@ type Exported struct {
 	Removed    bool   // the file was removed, as it had no statement left
 	Tags       int    // number of repositories whose tags have a root
 
-	Restricted []string // names of signers with paths, which Notation's own command does not know
+	// what Notation's own command does not know
+	Restricted []string // names of signers with paths
+	Approvals  []string // scopes whose signatures need approvals
 }
 
 // document is Notation's trust policy with its statements unparsed, so that other statements are kept unchanged.
@@ -114,12 +119,16 @@ func (m *Manifest) export(ctx context.Context, target folder) (*Exported, error)
 		return nil, err
 	}
 	var tags []*Pinned
+	var required *exportApprovals
 	if data != nil {
 		if tags, err = m.pinned(others); err != nil {
 			return nil, err
 		}
+		if required, err = m.required(); err != nil {
+			return nil, err
+		}
 	}
-	removed, err := target.write(ctx, m, data, tags)
+	removed, err := target.write(ctx, m, data, tags, required)
 	if err != nil {
 		return nil, err
 	}
@@ -136,13 +145,27 @@ func (m *Manifest) export(ctx context.Context, target folder) (*Exported, error)
 			done.Restricted = append(done.Restricted, s.Name)
 		}
 	}
+	for _, a := range m.Approvals {
+		done.Approvals = append(done.Approvals, a.Scope)
+	}
 	return done, nil
 }
 
-// write creates the trust stores, and replaces the trust policy and the roots of tags.
-func (f folder) write(ctx context.Context, m *Manifest, policy []byte, tags []*Pinned) (removed bool, err error) {
+// write creates the trust stores, and replaces the trust policy, the approvals and the roots of tags.
+func (f folder) write(ctx context.Context, m *Manifest, policy []byte, tags []*Pinned, required *exportApprovals,
+) (removed bool, err error) {
 	old, err := f.readPinned()
 	if err != nil {
+		return false, err
+	}
+	before, err := readExports(filepath.Join(filepath.Dir(f.policy), approvalsFile))
+	if err != nil {
+		return false, err
+	}
+	if before, err = withBefore(before, required); err != nil {
+		return false, err
+	}
+	if err := f.writeExports(before); err != nil {
 		return false, err
 	}
 	for _, s := range m.Signers {
@@ -156,7 +179,11 @@ func (f folder) write(ctx context.Context, m *Manifest, policy []byte, tags []*P
 	if removed, err = f.replace(policy); err != nil {
 		return false, err
 	}
-	return removed, f.writePinned(tags)
+	var after []exportApprovals
+	if required != nil {
+		after = append(after, *required)
+	}
+	return removed, cmp.Or(f.writePinned(tags), f.writeExports(after))
 }
 
 // readDocument reads a trust policy without the statements that came from a manifest, and returns the other statements

@@ -390,7 +390,7 @@ func TestExportOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := target.write(t.Context(), m, []byte("{}"), tags); err == nil {
+	if _, err := target.write(t.Context(), m, []byte("{}"), tags, nil); err == nil {
 		t.Fatal("the policy was replaced")
 	}
 	if got := scopes(); !slices.Equal(got, []string{app, tools}) {
