@@ -26,9 +26,9 @@ import (
 // those whose signatures need approvals. It is one file, to be reviewed and replaced as a whole.
 type Manifest struct {
 	Version   int         `yaml:"version"`
-	Tags      []Tags      `yaml:"tags,omitempty"`      // one for each repository
-	Approvals []Approvals `yaml:"approvals,omitempty"` // one for each scope
+	Tags      []Tags      `yaml:"tags,omitempty"` // one for each repository
 	Approvers []Approver  `yaml:"approvers,omitempty"`
+	Approvals []Approvals `yaml:"approvals,omitempty"` // one for each scope
 	Signers   []Signer    `yaml:"signers"`
 }
 
@@ -117,13 +117,18 @@ func parse(data []byte) (*Manifest, error) {
 				WithHint("remove one of the two entries")
 		}
 	}
-	if err := readApprovers(m.Approvers); err != nil {
-		return nil, err
-	}
-	if err := readApprovals(m.Approvals, m.Approvers); err != nil {
+	if err := m.readApprovals(); err != nil {
 		return nil, err
 	}
 	return m, m.check()
+}
+
+// readApprovals validates approvers and approvals.
+func (m *Manifest) readApprovals() error {
+	if err := readApprovers(m.Approvers); err != nil {
+		return err
+	}
+	return readApprovals(m.Approvals, m.Approvers)
 }
 
 // check verifies what entries of the manifest require of others.

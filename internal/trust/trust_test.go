@@ -432,6 +432,14 @@ func FuzzManifest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(data)
+	demanding := people(f)
+	if err := AddApprovals(f.Context(), demanding, twoOf(f), false); err != nil {
+		f.Fatal(err)
+	}
+	if data, err = os.ReadFile(demanding); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
 	path := filepath.Join(f.TempDir(), "trust.yaml")
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var m *Manifest
