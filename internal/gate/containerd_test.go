@@ -236,7 +236,8 @@ func TestMirrorBelowAPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if found, err := sources[0].list(t.Context(), ocispec.Descriptor{Digest: sum}); err != nil || len(found.found) != 2 {
+	if found, err := sources[0].list(t.Context(), ocispec.Descriptor{Digest: sum}, false); err != nil ||
+		len(found.found) != 2 {
 		t.Errorf("%d signatures, %v", len(found.found), err)
 	}
 }
@@ -251,7 +252,7 @@ func TestReferenceIsALine(t *testing.T) {
 
 // TestPanicInGoroutine verifies that a panic in a goroutine of its own is an error.
 func TestPanicInGoroutine(t *testing.T) {
-	if _, err := listAhead(t.Context(), source{}, "").list(t.Context(), ocispec.Descriptor{}); err == nil ||
+	if _, err := listAhead(t.Context(), source{}, "", false).list(t.Context(), ocispec.Descriptor{}, false); err == nil ||
 		!strings.Contains(err.Error(), "internal error: ") {
 		t.Errorf("signatures: %v", err)
 	}

@@ -29,6 +29,7 @@ type Decision struct {
 	Policy    string      `json:"policy,omitempty"`    // name of the statement of the trust policy
 	Level     string      `json:"level,omitempty"`     // verification level of the statement
 	Signature *Signature  `json:"signature,omitempty"` // the valid signature
+	Approvals *Approvals  `json:"approvals,omitempty"` // of it, if the trust directory demands them
 	Refused   []Signature `json:"refused,omitempty"`   // the signatures that were verified before and are not valid
 	Warnings  []string    `json:"warnings,omitempty"`  // checks that failed and are only logged, and remembered metadata
 	Reason    string      `json:"reason,omitempty"`    // why the image is refused, or passes without a verified signature

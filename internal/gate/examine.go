@@ -13,6 +13,8 @@ import (
 	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/notation-hsm/notation-hsm/internal/proof"
 )
 
 // examine verifies the signatures of an image in each source, until one is valid. repository is the scope that is
@@ -29,12 +31,18 @@ func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispe
 		return decision.refuse(fmt.Sprintf("no statement of the trust policy is for %s", repository))
 	}
 	decision.Policy, decision.Level = statement.Name, statement.SignatureVerification.VerificationLevel
+	demands, demandsErr := g.demands.of(repository)
 	skip, _, err := g.verifier.SkipVerify(ctx, notation.VerifierVerifyOptions{ArtifactReference: reference})
 	switch {
 	case err != nil:
 		return decision.refuse(err.Error())
+	case demandsErr != nil:
+		return decision.refuse(demandsErr.Error())
 	case len(sources) == 0:
 		return decision.refuse(errNoRegistry.Error())
+	case len(demands) > 0 && !authentic(statement):
+		return decision.refuse(fmt.Sprintf("%s, and statement %q of the trust policy accepts images without a trusted signer",
+			demandsApprovals(repository), statement.Name))
 	case skip:
 		decision.Verdict, decision.Reason = Pass, "the trust policy skips verification"
 		return decision
@@ -42,13 +50,14 @@ func (g *Gate) examine(ctx context.Context, repository string, descriptor ocispe
 	var reasons []string
 	for i, s := range sources {
 		ctx, cancel := shareDeadline(ctx, len(sources)-i)
-		e := &examination{source: s, gate: g, statement: statement, reference: reference, descriptor: descriptor, tag: tag}
+		e := &examination{source: s, gate: g, statement: statement, reference: reference, descriptor: descriptor, tag: tag,
+			repository: repository, demands: demands}
 		outcome, err := e.findValid(ctx)
 		cancel()
 		decision.Refused = append(decision.Refused, e.refused...)
 		if err == nil {
 			signature := e.describe(outcome)
-			decision.Verdict, decision.Signature = Pass, &signature
+			decision.Verdict, decision.Signature, decision.Approvals = Pass, &signature, e.approvals
 			decision.Warnings = append(decision.Warnings, warnings(outcome)...)
 			return decision
 		}
@@ -78,21 +87,27 @@ type examination struct {
 	source     source
 	gate       *Gate
 	statement  *trustpolicy.TrustPolicy
+	repository string // the scope
 	reference  string // REPOSITORY@DIGEST
 	descriptor ocispec.Descriptor
 	tag        *resolved     // nil if anyone whom the trust policy accepts may sign
 	current    digest.Digest // of the manifest of the signature that is verified now
 	refused    []Signature
+	demands    []*proof.Demand  // of approvals; a signature has to meet all with one bundle
+	bundles    []bundleManifest // of the image, newest first
+	fetched    fetched
+	approvals  *Approvals // of the valid signature
 }
 
 // findValid verifies the signatures of the image one by one, newest first, until one is valid, and returns its outcome.
 // A signature that cannot be read is refused like an invalid one, and the next is verified. The error says why there is
 // no valid signature.
 func (e *examination) findValid(ctx context.Context) (*notation.VerificationOutcome, error) {
-	found, err := e.source.list(ctx, e.descriptor)
+	found, err := e.source.list(ctx, e.descriptor, len(e.demands) > 0)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list its signatures: %w", err)
 	}
+	e.bundles = found.bundles
 	for _, manifest := range found.newest() {
 		e.current = manifest.Digest
 		outcome, err := e.verify(ctx, manifest)
@@ -135,12 +150,19 @@ func (e *examination) verifyEnvelope(ctx context.Context, mediaType string, enve
 	if err == nil {
 		err = e.tag.allows(outcome.EnvelopeContent.SignerInfo.CertificateChain)
 	}
+	if err == nil && len(e.demands) > 0 {
+		err = e.checkApprovals(ctx, mediaType, envelope, outcome.EnvelopeContent.SignerInfo.CertificateChain[0])
+	}
 	return outcome, err
 }
 
 // explainRefusal returns why a signature is refused. For a signature of another image, Notation's error has no more
 // than "content descriptor mismatch".
 func (e *examination) explainRefusal(outcome *notation.VerificationOutcome, err error) string {
+	var lacking *unapproved
+	if errors.As(err, &lacking) { // whose text is of a bundle
+		return err.Error()
+	}
 	if refusal := e.gate.plugins.refusal(outcome); refusal != "" {
 		return refusal
 	}
@@ -158,7 +180,7 @@ func (e *examination) explainRefusal(outcome *notation.VerificationOutcome, err 
 }
 
 // summarize returns why a source has no valid signature.
-func (e *examination) summarize(found signatureList) string {
+func (e *examination) summarize(found listing) string {
 	rest := ""
 	if found.hasMore() {
 		rest = fmt.Sprintf("; there are more than %d, and only the newest are verified", len(e.refused))

@@ -57,6 +57,8 @@ type Gate struct {
 	options    Options
 	policy     *trustpolicy.Document
 	tags       map[string]*trust.Pinned // the repositories whose tags have a root
+	demands    *demands                 // of approvals
+	deciding   chan struct{}            // has an element while a bundle of approvals is verified
 	verifier   notationVerifier
 	plugins    plugins
 	registries *registry.Registries
@@ -68,9 +70,9 @@ type notationVerifier interface {
 	SkipVerify(context.Context, notation.VerifierVerifyOptions) (bool, *trustpolicy.VerificationLevel, error)
 }
 
-// Open reads the trust policy and the roots of tags, and returns a gate, which has to be closed. It fails when they
-// cannot be read or are invalid, and when a listed plugin is not installed. The trust and cache directories are set for
-// the whole process, since Notation's library has one variable for each.
+// Open reads the trust policy, the roots of tags and the approvals that signatures need, and returns a gate, which has to be
+// closed. It fails when they cannot be read or are invalid, and when a listed plugin is not installed. The trust and
+// cache directories are set for the whole process, since Notation's library has one variable for each.
 func Open(options Options) (*Gate, error) {
 	for _, setting := range []struct{ path, folder *string }{{&options.TrustDir, &dir.UserConfigDir},
 		{&options.CacheDir, &dir.UserCacheDir}, {&options.TagsDir, new(string)}} {
@@ -85,23 +87,24 @@ func Open(options Options) (*Gate, error) {
 	if err != nil {
 		return nil, err
 	}
-	policy, tags, err := readTrust(folder)
+	trusted, err := readTrust(folder)
 	if err != nil {
 		return nil, err
 	}
-	if err := normalizeScopes(policy); err != nil {
+	if err := normalizeScopes(trusted.policy); err != nil {
 		return nil, unusablePolicy(folder, err)
 	}
 	listed, err := checkPlugins(options.VerificationPlugins)
 	if err != nil {
 		return nil, err
 	}
-	v, err := newVerifier(policy, listed)
+	v, err := newVerifier(trusted.policy, listed)
 	if err != nil {
 		return nil, unusablePolicy(folder, err)
 	}
 	registries := registry.New(registry.Options{AuthFile: options.AuthFile, PlainHTTP: options.PlainHTTP})
-	return &Gate{options: options, policy: policy, tags: tags, verifier: v, plugins: listed, registries: registries}, nil
+	return &Gate{options: options, policy: trusted.policy, tags: trusted.tags, demands: &demands{required: trusted.approvals},
+		deciding: make(chan struct{}, 1), verifier: v, plugins: listed, registries: registries}, nil
 }
 
 func unreadablePolicy(folder string, err error) error {
@@ -216,7 +219,7 @@ func (g *Gate) verify(ctx context.Context, reference, scope string) Decision {
 		return newRefusal(reference, err)
 	}
 	if image.digest != "" && image.layout == "" {
-		from = listAhead(ctx, from, image.digest)
+		from = listAhead(ctx, from, image.digest, g.demands.has(image.scope))
 	}
 	tag, err := g.tagOf(ctx, image, from)
 	if err != nil {
@@ -224,7 +227,7 @@ func (g *Gate) verify(ctx context.Context, reference, scope string) Decision {
 	}
 	if tag != nil && image.digest == "" {
 		image.digest, image.reference = tag.Digest, tag.Digest.String()
-		from = listAhead(ctx, from, image.digest)
+		from = listAhead(ctx, from, image.digest, g.demands.has(image.scope))
 	}
 	// A tag is resolved once. Everything after that is about the digest, whatever the tag becomes.
 	descriptor, err := from.repository.Resolve(ctx, image.reference)

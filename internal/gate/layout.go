@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	notationregistry "github.com/notaryproject/notation-go/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -18,6 +19,7 @@ import (
 	"oras.land/oras-go/v2/errdef"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
+	"github.com/notation-hsm/notation-hsm/internal/proof"
 	"github.com/notation-hsm/notation-hsm/internal/registry"
 )
 
@@ -103,32 +105,37 @@ func (l *layout) Fetch(_ context.Context, blob ocispec.Descriptor) (io.ReadClose
 		blob.Digest.Encoded()))
 }
 
-// signatureCandidates returns the entries of an index that may be the manifest of a signature, or another index. It
-// drops annotations and other fields, which may be long in an index with many entries.
-func signatureCandidates(index []ocispec.Descriptor) (found []ocispec.Descriptor) {
+// referrerCandidates returns the entries of an index that may be the manifest of a referrer of at most largest bytes,
+// or another index. It drops annotations and other fields, which may be long in an index with many entries.
+func referrerCandidates(index []ocispec.Descriptor, largest int64) (found []ocispec.Descriptor) {
 	types := []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, mediaTypeArtifact}
 	for _, d := range index {
-		if slices.Contains(types, d.MediaType) && d.Digest.Validate() == nil && d.Size >= 0 && d.Size <= maxSize(d) {
+		if slices.Contains(types, d.MediaType) && d.Digest.Validate() == nil && d.Size >= 0 &&
+			d.Size <= maxSize(d, largest) {
 			found = append(found, ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size})
 		}
 	}
 	return found
 }
 
-// maxSize returns the largest size of an entry of an index, in bytes.
-func maxSize(d ocispec.Descriptor) int64 {
+// maxSize returns the largest size of an entry of an index in bytes, which is largest for a manifest.
+func maxSize(d ocispec.Descriptor, largest int64) int64 {
 	if d.MediaType == ocispec.MediaTypeImageIndex {
 		return maxIndex
 	}
-	return maxManifest
+	return largest
 }
 
 // Referrers calls fn for each manifest of the artifact type whose subject is the image, in the index and in the indexes
-// that it contains. It ignores manifests that are missing, damaged or too large, and fails if the layout exceeds the
-// limits.
+// that it contains; without an artifact type, for each signature and each bundle of approvals. It ignores manifests
+// that are missing, damaged or too large, and fails if the layout exceeds the limits.
 func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifactType string,
 	fn func([]ocispec.Descriptor) error) error {
-	queue := signatureCandidates(l.index)
+	largest := int64(maxManifest)
+	if artifactType == "" {
+		largest = maxBundleManifest
+	}
+	queue := referrerCandidates(l.index, largest)
 	seen := map[digest.Digest]bool{}
 	left := int64(maxBytes)
 	for len(queue) > 0 {
@@ -144,7 +151,7 @@ func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifa
 			return errLimitReached
 		}
 		seen[node.Digest] = true
-		data, err := registry.Fetch(ctx, l, node, maxSize(node))
+		data, err := registry.Fetch(ctx, l, node, maxSize(node, largest))
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			return err
@@ -156,18 +163,18 @@ func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifa
 			if err != nil {
 				continue
 			}
-			children := signatureCandidates(index)
+			children := referrerCandidates(index, largest)
 			if len(queue)+len(children) > maxNodes {
 				return errLimitReached
 			}
 			queue = append(queue, children...)
 			continue
 		}
-		annotations, ok := parseReferrer(data, image, artifactType)
-		if !ok {
+		referrer, ok := parseReferrer(data, image)
+		if !ok || artifactType != "" && referrer.ArtifactType != artifactType {
 			continue
 		}
-		node.Annotations = annotations
+		node.ArtifactType, node.Annotations = referrer.ArtifactType, referrer.Annotations
 		if err := fn([]ocispec.Descriptor{node}); err != nil {
 			return err
 		}
@@ -175,18 +182,27 @@ func (l *layout) Referrers(ctx context.Context, image ocispec.Descriptor, artifa
 	return nil
 }
 
-// parseReferrer returns the annotations of a manifest, and whether it has the artifact type and refers to the image.
-func parseReferrer(data []byte, image ocispec.Descriptor, artifactType string) (annotations map[string]string,
-	ok bool) {
+// parseReferrer returns the artifact type and the annotations of a manifest, and whether it is of a signature or a
+// bundle of approvals that refers to the image, and within the limits of its type.
+func parseReferrer(data []byte, image ocispec.Descriptor) (referrer ocispec.Descriptor, ok bool) {
 	var m struct {
 		ArtifactType string
 		Config       struct{ MediaType string }
 		Subject      *ocispec.Descriptor
 		Annotations  map[string]string
 	}
-	if bound.JSON(data, manifestLimits) != nil || json.Unmarshal(data, &m) != nil || m.Subject == nil ||
+	if bound.JSON(data, bundleLimits) != nil || json.Unmarshal(data, &m) != nil || m.Subject == nil ||
 		!content.Equal(*m.Subject, image) {
-		return nil, false
+		return ocispec.Descriptor{}, false
 	}
-	return m.Annotations, m.ArtifactType == artifactType || m.Config.MediaType == artifactType
+	referrer.Annotations = m.Annotations
+	switch signature := notationregistry.ArtifactTypeNotation; {
+	case m.ArtifactType == signature || m.Config.MediaType == signature:
+		referrer.ArtifactType = signature
+		return referrer, len(data) <= maxManifest
+	case m.ArtifactType == proof.MediaType:
+		referrer.ArtifactType = proof.MediaType
+		return referrer, true
+	}
+	return ocispec.Descriptor{}, false
 }

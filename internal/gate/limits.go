@@ -16,11 +16,16 @@ const (
 	maxEnvelope   = 1 << 20  // bytes of the envelope of a signature
 	maxBytes      = 64 << 20 // bytes of all manifests of an OCI layout
 	maxNodes      = 10000    // manifests in an OCI layout
+
+	maxBundles        = 20      // bundles of approvals that are fetched from one source
+	maxOtherBundles   = 10      // of these, those that do not claim to be for the signature that is verified
+	maxBundleManifest = 3 << 19 // bytes of the manifest of a bundle, which has the bundle in base64
 )
 
 // Limits of the structure of JSON.
 var (
 	manifestLimits = bound.Limits{Bytes: maxManifest, Depth: bound.Depth, Elements: 2000}
+	bundleLimits   = bound.Limits{Bytes: maxBundleManifest, Depth: bound.Depth, Elements: 2000}
 	// an OCI layout may have many images
 	indexLimits = bound.Limits{Bytes: maxIndex, Depth: bound.Depth, Elements: 50000}
 )

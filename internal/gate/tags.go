@@ -1,18 +1,13 @@
 package gate
 
 import (
-	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/distribution/reference"
-	"github.com/notaryproject/notation-go/dir"
-	"github.com/notaryproject/notation-go/verifier/trustpolicy"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -50,30 +45,6 @@ func (t *Tag) String() string {
 		stale = ", remembered"
 	}
 	return fmt.Sprintf("%s (role %s, timestamp %d%s)", t.Name, t.Role, t.Versions.Timestamp, stale)
-}
-
-// readTrust reads the trust policy and the roots of tags. If an export replaces the policy meanwhile, it reads both
-// again: a policy without the roots that it was exported with would accept more than the policy before or after it.
-func readTrust(folder string) (*trustpolicy.Document, map[string]*trust.Pinned, error) {
-	const attempts = 10
-	path := filepath.Join(folder, dir.PathTrustPolicy)
-	for range attempts {
-		before, beforeErr := os.Stat(path)
-		policy, err := trustpolicy.LoadDocument()
-		if err = cmp.Or(err, beforeErr); err != nil {
-			return nil, nil, unreadablePolicy(folder, err)
-		}
-		tags, err := trust.ReadTags(folder)
-		if err != nil {
-			return nil, nil, err
-		}
-		after, err := os.Stat(path)
-		if err == nil && os.SameFile(before, after) && before.ModTime().Equal(after.ModTime()) {
-			return policy, tags, nil
-		}
-	}
-	return nil, nil, failure.New(failure.Conflict, "cannot read the trust policy in %s: it changes meanwhile", folder).
-		WithHint("try again when it is exported")
 }
 
 // findTagsDir returns the folder of what is remembered about tags: that of the options, or the user's.

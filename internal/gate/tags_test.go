@@ -539,14 +539,14 @@ func TestExportMeanwhile(t *testing.T) {
 	}()
 	limited, free := 0, 0
 	for {
-		policy, tags, err := readTrust(to)
+		read, err := readTrust(to)
 		if err != nil && !failure.Is(err, failure.Conflict) {
 			t.Error(err)
 		}
 		if err == nil {
-			if strings.Contains(policy.TrustPolicies[0].TrustStores[0], "bob") {
+			if strings.Contains(read.policy.TrustPolicies[0].TrustStores[0], "bob") {
 				limited++
-				if tags[scope] == nil {
+				if read.tags[scope] == nil {
 					t.Error("bob may sign every tag")
 				}
 			} else {

@@ -82,10 +82,15 @@ func (f *Hostile) Hang(t testing.TB, envelope, image ocispec.Descriptor, created
 
 // List lists a signature's manifest, which need not be there.
 func (f *Hostile) List(image, manifest ocispec.Descriptor, created time.Time) {
-	f.mutex.Lock()
-	defer f.mutex.Unlock()
 	manifest.ArtifactType, manifest.Annotations = notationregistry.ArtifactTypeNotation,
 		map[string]string{ocispec.AnnotationCreated: created.UTC().Format(time.RFC3339)}
+	f.Refer(image, manifest)
+}
+
+// Refer lists a manifest as a referrer of an image, with its artifact type and annotations.
+func (f *Hostile) Refer(image, manifest ocispec.Descriptor) {
+	f.mutex.Lock()
+	defer f.mutex.Unlock()
 	f.referrers[image.Digest.String()] = append(f.referrers[image.Digest.String()], manifest)
 }
 
