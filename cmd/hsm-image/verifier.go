@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -138,6 +139,9 @@ func verifierCommand() *cobra.Command {
 		}
 		if d.Tag != nil {
 			reason += ", tag " + d.Tag.String()
+		}
+		if d.Approvals != nil {
+			reason += ", approved by " + strings.Join(d.Approvals.Names(), ", ")
 		}
 		fmt.Fprintf(c.OutOrStdout(), "%s (policy %s)\n", reason, d.Policy)
 		return nil

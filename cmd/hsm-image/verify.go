@@ -24,6 +24,10 @@ docker.io/library/alpine:latest. An image in an OCI layout is oci:DIR:TAG or oci
 the repository whose policy applies in --scope. A tag is resolved once: what passes is the digest
 that is printed. The signature of an index covers the images that it lists.
 
+Where the trust policy comes with approvals for a repository ('notation-hsm trust approvals'), a
+signature counts only with a bundle of approvals of the image ('hsm-image approvals attach') that
+shows that the demanded people agreed to it. They are printed.
+
 Where the trust policy comes with a root for a repository's tags ('notation-hsm trust tags'), a tag
 is what the TUF metadata in the registry say, and the role that signed it is printed. --state-dir
 remembers their versions, so that no registry can go back to older ones: keep it.`,

@@ -54,6 +54,16 @@ func (a Approver) String() string {
 	return a.Name
 }
 
+// Names returns the names, or else the ids, of the people whose approvals count.
+func (a *Approvals) Names() (names []string) {
+	for _, p := range a.Approvers {
+		if p.Counts {
+			names = append(names, p.String())
+		}
+	}
+	return names
+}
+
 // demands says who must have agreed to signatures. It may be used by several goroutines.
 type demands struct {
 	required trust.Required

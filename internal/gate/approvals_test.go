@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -370,5 +372,29 @@ func TestTwoDemands(t *testing.T) {
 		if d := g.verify(t); d.Passed() != (c.reason == "") || !strings.Contains(d.Reason, c.reason) {
 			t.Errorf("%s: %+v", name, d)
 		}
+	}
+}
+
+// TestApprovalTexts verifies that texts of a bundle are single lines, and that the log names those who count.
+func TestApprovalTexts(t *testing.T) {
+	t.Parallel()
+	evil := "a\x1b[2J\nb"
+	a := describeApprovals(bundleManifest{}, &proof.Shown{Request: evil, Key: evil, Log: evil, Repository: evil, Rule: evil,
+		Reason: evil, Witnesses: []string{evil}, BreakGlass: true, Approvers: []proof.Approver{
+			{ID: "1f", Name: "ann", Counts: true}, {ID: evil, Kind: approval.Kind(evil), Reason: evil}, {ID: "3f", Counts: true}}})
+	for _, text := range []string{a.Request, a.Key, a.Log, a.Repository, a.Rule, a.Reason, a.Witnesses[0],
+		a.Approvers[1].ID, a.Approvers[1].Kind, a.Approvers[1].Reason} {
+		if text != "a?[2J b" {
+			t.Errorf("%q", text)
+		}
+	}
+	path := filepath.Join(t.TempDir(), "decisions.jsonl")
+	if err := NewLog(path).Append(t.Context(), Decision{Reference: "a", Verdict: Pass, Approvals: a}); err != nil {
+		t.Fatal(err)
+	}
+	line, err := os.ReadFile(path)
+	if want := `"request":"a?[2J b","approvers":["ann","3f"],"breakGlass":true`; err != nil ||
+		!strings.Contains(string(line), want) {
+		t.Errorf("%s %v", line, err)
 	}
 }

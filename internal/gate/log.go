@@ -34,6 +34,9 @@ type entry struct {
 	TagRole     string    `json:"tagRole,omitempty"`     // the role that signed the tag
 	Signer      string    `json:"signer,omitempty"`      // subject
 	Fingerprint string    `json:"fingerprint,omitempty"` // SHA-256 of the signer's certificate, in hex
+	Request     string    `json:"request,omitempty"`     // ID of the request that people approved
+	Approvers   []string  `json:"approvers,omitempty"`   // names, or else ids, of those whose approvals count
+	BreakGlass  bool      `json:"breakGlass,omitempty"`  // the request was for an emergency
 	Reason      string    `json:"reason,omitempty"`
 }
 
@@ -48,6 +51,9 @@ func (l *Log) Append(ctx context.Context, d Decision) error {
 	}
 	if d.Signature != nil {
 		e.Signer, e.Fingerprint = d.Signature.Subject, d.Signature.Fingerprint
+	}
+	if a := d.Approvals; a != nil {
+		e.Request, e.Approvers, e.BreakGlass = a.Request, a.Names(), a.BreakGlass
 	}
 	line, err := json.Marshal(e)
 	if err != nil {

@@ -3,6 +3,7 @@ package verification
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/gate"
@@ -27,6 +28,7 @@ func PrintDecisions(w io.Writer, decisions []gate.Decision) error {
 				[]string{"  signed", cli.FormatTime(s.SigningTime)}, []string{"  expires", cli.FormatTime(s.Expiry)},
 				[]string{"  timestamp", formatTimestamp(s.Timestamp)})
 		}
+		rows = append(rows, approvalRows(d.Approvals)...)
 		for _, s := range d.Refused {
 			rows = append(rows, []string{"  refused", s.Digest + ": " + s.String()})
 		}
@@ -41,6 +43,34 @@ func PrintDecisions(w io.Writer, decisions []gate.Decision) error {
 		}
 	}
 	return nil
+}
+
+// approvalRows returns the rows about approvals, none for nil.
+func approvalRows(a *gate.Approvals) (rows [][]string) {
+	if a == nil {
+		return nil
+	}
+	for _, p := range a.Approvers {
+		text := fmt.Sprintf("by %s, %s, %s", p, cli.OrDash(p.Kind), cli.FormatTime(&p.Time))
+		if !p.Counts {
+			text += " (does not count)"
+		}
+		rows = append(rows, []string{"  approved", text})
+	}
+	rule := a.Rule
+	if a.BreakGlass {
+		rule += " (for an emergency)"
+	}
+	request := a.Request + ", key " + a.Key
+	if a.Reason != "" {
+		request += ": " + a.Reason
+	}
+	rows = append(rows, []string{"  request", request}, []string{"  rule", cli.OrDash(rule)},
+		[]string{"  log", fmt.Sprintf("%s, entry %d, %s", a.Log, a.Index, cli.FormatTime(&a.Signed))})
+	if len(a.Witnesses) > 0 {
+		rows = append(rows, []string{"  witnesses", strings.Join(a.Witnesses, ", ")})
+	}
+	return rows
 }
 
 // formatTimestamp returns the time of a timestamp and whether it was verified, or a dash for nil.

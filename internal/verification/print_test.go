@@ -20,7 +20,10 @@ func TestPrintDecisions(t *testing.T) {
 	var out bytes.Buffer
 	if err := PrintDecisions(&out, []gate.Decision{
 		{Reference: "a:1", Digest: "sha256:1", Verdict: gate.Pass, Policy: "all", Level: "strict",
-			Tag:       &gate.Tag{Name: "1", Role: "alice", Versions: gate.Versions{Timestamp: 12}},
+			Tag: &gate.Tag{Name: "1", Role: "alice", Versions: gate.Versions{Timestamp: 12}},
+			Approvals: &gate.Approvals{Request: "r1", Key: "release", Log: "broker.example.com/log", Index: 7, Signed: at,
+				Rule: "urgent", BreakGlass: true, Reason: "fix", Witnesses: []string{"w1", "w2"}, Approvers: []gate.Approver{
+					{Name: "ann", ID: "1f", Kind: "ssh", Time: at, Counts: true}, {ID: "2f", Time: at}}},
 			Signature: signature(&gate.Timestamp{Time: at, Verified: true}), Warnings: []string{"revocation failed"}},
 		{Reference: "b:1", Verdict: gate.Pass, Policy: "all", Level: "audit",
 			Signature: signature(&gate.Timestamp{Time: at})},
@@ -39,6 +42,12 @@ func TestPrintDecisions(t *testing.T) {
   signed       2026-11-22T01:07:12Z
   expires      -
   timestamp    2026-11-22T01:07:12Z (verified)
+  approved     by ann, ssh, 2026-11-22T01:07:12Z
+  approved     by 2f, -, 2026-11-22T01:07:12Z (does not count)
+  request      r1, key release: fix
+  rule         urgent (for an emergency)
+  log          broker.example.com/log, entry 7, 2026-11-22T01:07:12Z
+  witnesses    w1, w2
   warning      revocation failed
 
 b:1: pass
