@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/notaryproject/notation-core-go/signature/cose"
 	"github.com/notaryproject/notation-core-go/signature/jws"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -396,5 +398,79 @@ func TestApprovalTexts(t *testing.T) {
 	if want := `"request":"a?[2J b","approvers":["ann","3f"],"breakGlass":true`; err != nil ||
 		!strings.Contains(string(line), want) {
 		t.Errorf("%s %v", line, err)
+	}
+}
+
+// TestApprovalsInLayout verifies that bundles are found in an OCI layout, also ones that are longer than a signature's
+// manifest may be.
+func TestApprovalsInLayout(t *testing.T) {
+	c, alice := newCouncil(t), newForger(t)
+	g := openGate(t, Options{TrustDir: trusting(t, "strict", alice)})
+	g.demands = &demands{known: map[string][]*proof.Demand{"example.com/app": {c.demand()}}}
+	for padding, passes := range map[int]bool{0: true, maxManifest: true, maxBundleManifest: false} {
+		folder := writeLayout(t, func(add func(string, []byte) ocispec.Descriptor,
+			image ocispec.Descriptor) []ocispec.Descriptor {
+			image.Annotations = nil
+			envelope, err := alice.Sign(jws.MediaTypeEnvelope, image, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			manifest, err := oci.SignatureManifest(add(jws.MediaTypeEnvelope, envelope), image, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := c.signature(alice, image, jws.MediaTypeEnvelope, envelope)
+			bundle := c.bundle([]*prooftest.Person{c.ann, c.ben}, s)
+			layer := oci.Descriptor(proof.MediaType, bundle)
+			layer.Data = bundle
+			layer.Annotations = map[string]string{"padding": strings.Repeat("x", padding)}
+			data, _ := bundleReferrer(t, layer, image, s.Payload)
+			return []ocispec.Descriptor{add(ocispec.MediaTypeImageManifest, manifest),
+				add(ocispec.MediaTypeImageManifest, data)}
+		})
+		d := g.Verify(t.Context(), []string{"oci:" + folder + ":v1"}, "example.com/app", time.Minute)[0]
+		if d.Passed() != passes || passes && d.Approvals == nil || !passes &&
+			!strings.Contains(d.Reason, "the image has no bundle of approvals") {
+			t.Errorf("with %d bytes more: %+v", padding, d)
+		}
+		if d := g.Verify(t.Context(), []string{"oci:" + folder + ":v1"}, "example.com/other", time.Minute)[0]; !d.Passed() {
+			t.Errorf("where nothing is demanded: %+v", d)
+		}
+	}
+}
+
+// TestApprovalsByTag verifies that bundles are found by the tag of a registry that lists no referrers.
+func TestApprovalsByTag(t *testing.T) {
+	g := newGuarded(t)
+	s := g.sign(t, jws.MediaTypeEnvelope, time.Now())
+	g.attach(t, g.council.bundle(g.both(), s), s.Payload, true)
+	index := g.Referrers(t, g.image)
+	g.Tag(strings.Replace(g.image.Digest.String(), ":", "-", 1), g.Add(ocispec.MediaTypeImageIndex, index))
+	g.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "/referrers/") {
+			http.NotFound(w, r)
+			return true
+		}
+		return false
+	}
+	if d := g.verify(t); !d.Passed() || d.Approvals == nil {
+		t.Errorf("%+v", d)
+	}
+}
+
+// TestOtherReferrers verifies that neither other referrers nor many bundles hide signatures.
+func TestOtherReferrers(t *testing.T) {
+	g := newGuarded(t)
+	for i := range maxListed + 500 {
+		artifactType := proof.MediaType
+		if i%4 == 0 {
+			artifactType = "application/spdx+json"
+		}
+		g.Refer(g.image, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest,
+			Digest: digest.FromString(fmt.Sprint(i)), Size: 7, ArtifactType: artifactType})
+	}
+	g.sign(t, jws.MediaTypeEnvelope, time.Now())
+	if d := g.verify(t); d.Passed() || len(d.Refused) != 1 || d.Refused[0].Subject == "" {
+		t.Errorf("%+v", d)
 	}
 }

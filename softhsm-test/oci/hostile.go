@@ -13,6 +13,7 @@ import (
 
 	notationregistry "github.com/notaryproject/notation-go/registry"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
 )
@@ -92,6 +93,19 @@ func (f *Hostile) Refer(image, manifest ocispec.Descriptor) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	f.referrers[image.Digest.String()] = append(f.referrers[image.Digest.String()], manifest)
+}
+
+// Referrers returns the index of an image's referrers.
+func (f *Hostile) Referrers(t testing.TB, image ocispec.Descriptor) []byte {
+	t.Helper()
+	f.mutex.Lock()
+	defer f.mutex.Unlock()
+	data, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageIndex, Manifests: append([]ocispec.Descriptor{}, f.referrers[image.Digest.String()]...)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
 }
 
 // Sign hangs a signature on an image.
