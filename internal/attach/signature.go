@@ -1,0 +1,54 @@
+package attach
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/notaryproject/notation-core-go/signature"
+	_ "github.com/notaryproject/notation-core-go/signature/cose" // so that it can be read
+	_ "github.com/notaryproject/notation-core-go/signature/jws"
+
+	"github.com/notation-hsm/notation-hsm/internal/proof"
+)
+
+// Claims are what the envelope of a Notation signature says, after its signature has been verified with the key of its
+// own certificate. Whether that is a trusted one is not.
+type Claims struct {
+	proof.Signature
+	Chain  []*x509.Certificate // from the signing certificate on; each is signed by the next
+	Signed time.Time           // as the envelope says
+}
+
+// Verify returns what an envelope says. It fails for an envelope whose signature is not valid. The caller has checked
+// that the envelope is within limits (gate.CheckEnvelope).
+func Verify(mediaType string, envelope []byte) (*Claims, error) {
+	parsed, err := signature.ParseEnvelope(mediaType, envelope)
+	if err != nil {
+		return nil, err
+	}
+	content, err := parsed.Verify()
+	if err != nil {
+		return nil, err
+	}
+	var payload struct {
+		Target struct {
+			Digest string `json:"digest"`
+		} `json:"targetArtifact"`
+	}
+	if err := json.Unmarshal(content.Payload.Content, &payload); err != nil {
+		return nil, err
+	}
+	if payload.Target.Digest == "" {
+		return nil, errors.New("it is of no artifact")
+	}
+	c := &Claims{Chain: content.SignerInfo.CertificateChain, Signed: content.SignerInfo.SignedAttributes.SigningTime}
+	c.Digest = payload.Target.Digest
+	leaf := sha256.Sum256(c.Chain[0].Raw)
+	c.Leaf = "sha256:" + hex.EncodeToString(leaf[:])
+	c.Payload, c.Signature.Signature, err = proof.OfEnvelope(mediaType, envelope)
+	return c, err
+}
