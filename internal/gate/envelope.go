@@ -32,9 +32,9 @@ var (
 	certificateLimits = bound.Limits{Bytes: maxCertificate, Depth: bound.Depth, Elements: 2000}
 )
 
-// checkEnvelope verifies that an envelope is within the limits, before Notation's parsers read it and before anything
+// CheckEnvelope verifies that an envelope is within the limits, before Notation's parsers read it and before anything
 // in it is authenticated. It does not verify that the envelope is valid.
-func checkEnvelope(mediaType string, data []byte) error {
+func CheckEnvelope(mediaType string, data []byte) error {
 	var err error
 	switch mediaType {
 	case jws.MediaTypeEnvelope:

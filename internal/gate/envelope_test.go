@@ -382,7 +382,7 @@ func BenchmarkEnvelope(b *testing.B) {
 		b.Run(name+"/limits", func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := checkEnvelope(mediaType, envelope); err != nil {
+				if err := CheckEnvelope(mediaType, envelope); err != nil {
 					b.Fatal(err)
 				}
 			}

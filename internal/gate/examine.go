@@ -142,7 +142,7 @@ func (e *examination) verify(ctx context.Context, manifest ocispec.Descriptor) (
 // verifyEnvelope checks the limits of an envelope and verifies it.
 func (e *examination) verifyEnvelope(ctx context.Context, mediaType string, envelope []byte) (
 	*notation.VerificationOutcome, error) {
-	if err := checkEnvelope(mediaType, envelope); err != nil {
+	if err := CheckEnvelope(mediaType, envelope); err != nil {
 		return nil, err
 	}
 	outcome, err := e.gate.verifier.Verify(withTrust(ctx, e.trusts), e.descriptor, envelope,
