@@ -41,8 +41,9 @@ const mediaTypeArtifact = "application/vnd.oci.artifact.manifest.v1+json"
 // errEnough ends a list that is long enough.
 var errEnough = errors.New("enough")
 
-// List returns the referrers of an image that have an artifact type, each once and at most limit, in the order of the
-// registry, and whether there may be more. Of the annotations, it returns those of the payload and the time.
+// List returns the referrers of an image that have an artifact type, or all if it is "", each once and at most limit,
+// in the order of the registry, and whether there may be more. Of the annotations, it returns those of the payload and
+// the time.
 func List(ctx context.Context, from oras.ReferrerLister, image ocispec.Descriptor, artifactType string, limit int) (
 	found []ocispec.Descriptor, more bool, err error) {
 	seen := map[digest.Digest]bool{}
@@ -55,7 +56,7 @@ func List(ctx context.Context, from oras.ReferrerLister, image ocispec.Descripto
 				return errEnough
 			}
 			kept := ocispec.Descriptor{MediaType: truncate(d.MediaType), Digest: digest.Digest(truncate(string(d.Digest))),
-				Size: d.Size, ArtifactType: artifactType, Annotations: map[string]string{}}
+				Size: d.Size, ArtifactType: truncate(d.ArtifactType), Annotations: map[string]string{}}
 			for _, name := range []string{proof.AnnotationPayload, ocispec.AnnotationCreated} {
 				if text, exists := d.Annotations[name]; exists {
 					kept.Annotations[name] = truncate(text)

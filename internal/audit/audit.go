@@ -1,0 +1,128 @@
+// Package audit compares the Notation signatures in a repository with the log of a broker: a signature by a key of the
+// broker that is not in its log is an incident.
+//
+// It reads the repository first, into one record for each signature, and then the log once, from its beginning. Its
+// memory grows with the signatures of the repository and not with the log. Whoever can push to the repository controls
+// what is read there: all of it is within limits, and where a limit does not let the audit see everything, it fails.
+package audit
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"time"
+
+	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/registry"
+	"github.com/notation-hsm/notation-hsm/internal/translog"
+)
+
+// Limits are those of a registry for the audit of one repository.
+var Limits = registry.Limits{Requests: 10_000_000, Bytes: 64 << 30}
+
+// Options say what is audited.
+type Options struct {
+	Registries *registry.Registries // with Limits
+	Repository string               // HOST/PATH
+	// Certificates say whose signatures are audited: those with the key of one of them in their chain. None: all.
+	Certificates []*x509.Certificate
+	// Check checks that an envelope is within limits, before it is parsed.
+	Check func(mediaType string, envelope []byte) error
+	// Log verifies the log, and calls opts.Each with its entries.
+	Log func(ctx context.Context, opts translog.Options) (*translog.Report, error)
+	// Settle is how long the audit waits between the repository and the log: as long as a broker takes to publish what
+	// it has signed.
+	Settle time.Duration
+}
+
+// Report is the result of an audit.
+type Report struct {
+	Repository string     `json:"repository"`
+	Images     int        `json:"images"`     // manifests whose signatures were listed
+	Signatures int        `json:"signatures"` // that were looked up in the log
+	Others     int        `json:"others"`     // signatures by other keys
+	Invalid    int        `json:"invalid"`    // envelopes whose signature is not valid
+	Origin     string     `json:"origin"`     // of the log
+	Size       int64      `json:"size"`       // entries of the log
+	Incidents  []Incident `json:"incidents"`  // signatures that are not in the log
+	// Absent are signatures of the log for this repository that are not in it, the first maxAbsent of them.
+	Absent      []Absent `json:"absent"`
+	AbsentCount int      `json:"absentCount"` // all of them
+}
+
+// Incident is a signature that is not in the log.
+type Incident struct {
+	Image     string    `json:"image"` // digest
+	Tag       string    `json:"tag,omitempty"`
+	Signature string    `json:"signature"` // digest of its manifest
+	Subject   string    `json:"subject"`   // of the signing certificate
+	Leaf      string    `json:"leaf"`      // sha256:HEX of the signing certificate in DER
+	Signed    time.Time `json:"signed"`    // as the signature says
+	Reason    string    `json:"reason"`
+}
+
+// Absent is a signature that the log has, and the repository has not.
+type Absent struct {
+	Index int64     `json:"index"` // of the entry
+	Time  time.Time `json:"time"`  // of the entry
+	Key   string    `json:"key"`
+	Image string    `json:"image"` // digest
+}
+
+// Run audits a repository. It fails if it could not see all tags, images and signatures, or if the log does not verify.
+// Incidents are in the report, and no failure.
+func Run(ctx context.Context, o Options) (*Report, error) {
+	w := newWalk(o)
+	if err := w.run(ctx); err != nil {
+		return nil, err
+	}
+	report := w.report()
+	found := w.sorted()
+	select {
+	case <-ctx.Done():
+	case <-time.After(o.Settle):
+	}
+	c := &comparison{found: found, repository: o.Repository, asked: map[string]bool{}, open: map[string]string{},
+		report: report}
+	log, err := o.Log(ctx, translog.Options{Each: c.each})
+	if err != nil {
+		return nil, err
+	}
+	report.Origin, report.Size = log.Origin, log.Size
+	c.finish()
+	return report, nil
+}
+
+// keys are the public keys whose signatures are audited, by the SHA-256 of their encoding.
+type keys map[[sha256.Size]byte]bool
+
+func keysOf(certificates []*x509.Certificate) keys {
+	k := keys{}
+	for _, c := range certificates {
+		k[sha256.Sum256(c.RawSubjectPublicKeyInfo)] = true
+	}
+	return k
+}
+
+// have reports whether a chain has one of the keys, or whether there are none. The key counts and not its certificate:
+// whoever has the PIN of a key can make another certificate of it.
+func (k keys) have(chain []*x509.Certificate) bool {
+	for _, c := range chain {
+		if k[sha256.Sum256(c.RawSubjectPublicKeyInfo)] {
+			return true
+		}
+	}
+	return len(k) == 0
+}
+
+func fail(cause error, format string, args ...any) error {
+	kind := registry.Kind(cause)
+	err := failure.New(kind, format, args...)
+	switch kind {
+	case failure.Denied:
+		return err.WithHint("use credentials that may read the repository: 'notation login'")
+	case failure.Unavailable, failure.Timeout, failure.Throttled:
+		return err.WithHint("check the registry and the network, and try again")
+	}
+	return err.WithHint("find out who can push to the repository, and delete what is larger than a registry allows")
+}
