@@ -43,14 +43,14 @@ type state uint8
 const (
 	unknown  state = iota // nothing
 	intended              // an intent to sign these bytes, without a signature that was released
-	other                 // another signature of these bytes
+	another               // another signature of these bytes
 	logged
 )
 
 var reasons = map[state]string{
 	unknown:  "the log has nothing about it",
 	intended: "the log has an intent to sign these bytes, and the broker has released no signature of them",
-	other:    "the log has another signature of the same bytes",
+	another:  "the log has another signature of the same bytes",
 }
 
 func compareSignatures(a, b signature) int {
@@ -112,7 +112,7 @@ func (c *comparison) mark(e *entry.Event, as state) (exists bool) {
 	for i := from; i < len(c.found) && c.found[i].payload == payload; i++ {
 		is := as
 		if as == logged && c.found[i].value != value {
-			is = other
+			is = another
 		}
 		exists = exists || is == logged
 		c.found[i].state = max(c.found[i].state, is)
