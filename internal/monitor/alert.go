@@ -21,6 +21,7 @@ const (
 	BreakGlass  = "break-glass" // a use by a rule for emergencies
 	Unlogged    = "unlogged"    // a signature whose request, intent or policy is not in the log
 	Rejected    = "rejected"    // a use after its request was rejected or ended
+	Spent       = "spent"       // a use beyond those that its request allows, or of another artifact
 	BlockedKey  = "blocked-key" // a use of a key that is blocked
 	OutsideHour = "hours"       // a use outside the hours of the key
 	UnlistedKey = "key"         // a use of a key that the config does not list
@@ -32,8 +33,8 @@ const (
 )
 
 // Classes are all classes of alerts.
-var Classes = []string{Fork, Damaged, Stale, Malformed, Clock, Approvals, BreakGlass, Unlogged, Rejected, BlockedKey,
-	OutsideHour, UnlistedKey, Policy, ConfigSet, Credentials, Blocks, Epoch}
+var Classes = []string{Fork, Damaged, Stale, Malformed, Clock, Approvals, BreakGlass, Unlogged, Rejected, Spent,
+	BlockedKey, OutsideHour, UnlistedKey, Policy, ConfigSet, Credentials, Blocks, Epoch}
 
 // Alert is something in a log, or about it, that people have to look at. Texts of the log in it are clean and bounded.
 type Alert struct {
