@@ -21,10 +21,10 @@ type kept struct {
 	Since      time.Time `json:"since"`          // when the monitor has seen it first
 	Facts      *facts    `json:"facts"`
 	Outbox     []*Alert  `json:"outbox"`              // alerts that the webhook does not have yet
-	Forks      []string  `json:"forks"`               // IDs of alerts of forks: each is told once
+	Forks      []string  `json:"forks"`               // IDs of their alerts: each is told once
+	Forked     []string  `json:"forked,omitempty"`    // who shows another log: a view, or "" for the log itself
 	Stale      bool      `json:"stale,omitempty"`     // an alert says so
 	Damaged    bool      `json:"damaged,omitempty"`   // an alert says so
-	Shrunk     bool      `json:"shrunk,omitempty"`    // an alert says that the log has fewer entries than before
 	Evidences  int       `json:"evidences,omitempty"` // number of files
 }
 

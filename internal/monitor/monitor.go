@@ -1,8 +1,8 @@
 package monitor
 
 import (
-	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -28,9 +28,9 @@ type Options struct {
 
 // View is another place where checkpoints of the log are found: another vantage point, a mirror, or a file.
 type View struct {
-	Name       string
-	Checkpoint func(ctx context.Context) ([]byte, error)
-	Files      translog.Files // nil if it has a checkpoint alone
+	Name   string
+	Newest func(ctx context.Context) ([]byte, error) // returns a signed checkpoint
+	Files  translog.Files                            // nil if it has a checkpoint alone
 }
 
 // Monitor follows a log. It is used by one goroutine.
@@ -44,11 +44,12 @@ type Monitor struct {
 	receiver *webhook.Receiver   // nil without a webhook
 	metrics  *metrics
 	once     bool
-	found    int            // alerts of this run
-	behind   map[string]int // looks in a row that found fewer entries than a signed checkpoint has, by whose it is
-	failures int            // of the webhook, in a row
-	nextTry  time.Time      // of the webhook
-	lastErr  error          // of the last look
+	found    int             // alerts of this run
+	standing map[string]bool // alerts of earlier runs whose causes were found again
+	behind   map[string]int  // looks in a row that found fewer entries than a signed checkpoint has, by whose it is
+	failures int             // of the webhook, in a row
+	nextTry  time.Time       // of the webhook
+	lastErr  error           // of the last look
 
 	now  func() time.Time
 	wait func(ctx context.Context, d time.Duration)
@@ -65,7 +66,7 @@ const (
 // Open returns the monitor of a log, which goes on where it was. It holds the lock of its folder until Close, and fails
 // with Timeout when another monitor has it.
 func Open(ctx context.Context, o Options) (*Monitor, error) {
-	m := &Monitor{options: o, config: o.Config, dir: o.Config.State, behind: map[string]int{}, now: time.Now,
+	m := &Monitor{options: o, config: o.Config, dir: o.Config.State, behind: map[string]int{}, standing: map[string]bool{}, now: time.Now,
 		wait: wait}
 	if m.dir == "" {
 		return nil, failure.New(failure.Invalid, "the monitor has no folder for its state").WithHint("set state in the config")
@@ -138,31 +139,33 @@ func (m *Monitor) Run(ctx context.Context) error {
 // maxAttempts is how often Once tries to reach the webhook.
 const maxAttempts = 4
 
-// Once reads the log up to its newest checkpoint, and returns the number of alerts that it has found. It fails with
-// Unavailable when there is no answer, also of the webhook: what it does not have is delivered by the next run.
+// Once reads the log up to its newest checkpoint, and returns the number of alerts that it has found, also of those that
+// an earlier run has told and whose causes are still there. It fails with Unavailable when there is no answer, also of
+// the webhook: what that does not have is delivered by the next run.
 func (m *Monitor) Once(ctx context.Context) (found int, err error) {
 	m.once = true
-	for {
-		if err := m.look(ctx); err != nil {
-			return m.found, err
+	for done := false; !done && err == nil; {
+		if err = m.look(ctx); err == nil {
+			err = m.deliverAll(ctx)
 		}
-		for attempt := 1; ; attempt++ {
-			if err := m.deliver(ctx); err != nil {
-				return m.found, err
-			}
-			if len(m.kept.Outbox) == 0 {
-				break
-			}
-			if attempt == maxAttempts || ctx.Err() != nil {
-				return m.found, failure.New(failure.Unavailable, "the webhook does not take %d alerts", len(m.kept.Outbox)).
-					WithHint("see why in the log lines, and run this again: they are kept")
-			}
-			m.wait(ctx, m.nextTry.Sub(m.now()))
-		}
-		if m.lastErr != nil || m.kept.Facts.Next >= m.newest.Size {
-			return m.found, m.lastErr
+		done = m.lastErr != nil || m.kept.Facts.Next >= m.newest.Size
+	}
+	if err == nil {
+		err = m.lastErr
+	}
+	return m.found + len(m.standing), err
+}
+
+// deliverAll tries a few times to deliver all alerts.
+func (m *Monitor) deliverAll(ctx context.Context) error {
+	for range maxAttempts {
+		m.wait(ctx, m.nextTry.Sub(m.now()))
+		if err := m.deliver(ctx); err != nil || len(m.kept.Outbox) == 0 {
+			return err
 		}
 	}
+	return failure.New(failure.Unavailable, "the webhook does not take %d alerts", len(m.kept.Outbox)).
+		WithHint("see why in the log lines, and run this again: they are kept")
 }
 
 // look reads what is new. Its error is that of the monitor's own files alone; lastErr has why the log was not read.
@@ -173,14 +176,16 @@ func (m *Monitor) look(ctx context.Context) error {
 		return local
 	}
 	if reading == nil {
-		reading = m.compare(ctx, seen)
+		if reading, local = m.compare(ctx, seen); local != nil {
+			return local
+		}
 	}
 	if reading != nil && ctx.Err() == nil {
 		slog.Warn("cannot verify the log", "error", clean(reading.Error()))
 		m.metrics.errors.Inc()
 	}
 	m.lastErr = reading
-	if reading == nil {
+	if reading == nil && m.kept.Facts.Next == m.newest.Size {
 		m.metrics.success.Set(float64(m.now().Unix()))
 	}
 	m.stale(reading)
@@ -200,23 +205,23 @@ func (m *Monitor) follow(ctx context.Context) (reading, local error) {
 	}
 	c, err := translog.Open(signed, m.options.Verifiers)
 	if err != nil {
-		return nil, m.damaged(signed, err)
+		return err, m.damaged(signed, err)
 	}
+	now := shown{c, signed}
 	reader := translog.NewReader(m.options.Files, c)
 	if m.kept.Checkpoint != nil && c != m.newest {
-		goesOn, err := m.continues(fetching, reader, c, signed)
-		switch {
-		case failure.Is(err, failure.Invalid):
-			return nil, m.damaged(signed, err)
-		case err != nil || !goesOn:
-			return err, m.save()
+		reading, local := m.continues(fetching, reader, now)
+		if failure.Is(reading, failure.Invalid) {
+			local = m.damaged(signed, reading)
+		}
+		if reading != nil || local != nil {
+			return reading, local
 		}
 	}
 	if c != m.newest || m.kept.Checkpoint == nil {
 		m.newest, m.kept.Checkpoint, m.kept.Since, m.kept.Stale = c, signed, m.now().UTC(), false
 	}
-	m.kept.Shrunk = false
-	delete(m.behind, "")
+	m.agrees("")
 	return m.read(ctx, reader)
 }
 
@@ -224,17 +229,17 @@ func (m *Monitor) follow(ctx context.Context) (reading, local error) {
 func (m *Monitor) read(ctx context.Context, reader *translog.Reader) (reading, local error) {
 	for bundles := 1; m.kept.Facts.Next < m.newest.Size; bundles++ {
 		if len(m.kept.Outbox) >= maxOutbox {
-			return failure.New(failure.Unavailable, "the webhook does not take %d alerts: no more entries are read",
-				len(m.kept.Outbox)).WithHint("see why the webhook fails"), m.save()
+			slog.Warn("no more entries are read before the webhook takes alerts", "waiting", len(m.kept.Outbox))
+			return nil, nil
 		}
 		fetching, cancel := context.WithTimeout(ctx, fetchTimeout)
 		entries, err := reader.Entries(fetching, m.kept.Facts.Next)
 		cancel()
 		switch {
 		case failure.Is(err, failure.Invalid), failure.Is(err, failure.Conflict):
-			return nil, m.damaged(m.kept.Checkpoint, err)
+			return err, m.damaged(m.kept.Checkpoint, err)
 		case err != nil:
-			return err, m.save()
+			return err, nil
 		}
 		var alerts []*Alert
 		for _, entry := range entries {
@@ -253,7 +258,7 @@ func (m *Monitor) read(ctx context.Context, reader *translog.Reader) (reading, l
 		slog.Info("the log's files fit its checkpoint again")
 	}
 	m.kept.Damaged = false
-	return nil, m.save()
+	return nil, nil
 }
 
 // condense replaces many alerts of one class and key by the first ones and a number.
@@ -305,7 +310,11 @@ func (m *Monitor) off(class string) bool { return slices.Contains(m.config.Off, 
 // stale alerts when there was no new checkpoint for too long.
 func (m *Monitor) stale(why error) {
 	now := m.now().UTC()
-	if m.kept.Stale || m.off(Stale) || now.Sub(m.kept.Since) <= m.config.stale() {
+	if m.off(Stale) || now.Sub(m.kept.Since) <= m.config.stale() {
+		return
+	}
+	if m.kept.Stale {
+		m.again(Stale, "")
 		return
 	}
 	m.kept.Stale = true
@@ -326,10 +335,17 @@ func (m *Monitor) name() string {
 	return m.newest.Origin
 }
 
+// again notes an alert that was told before and whose cause is still there.
+func (m *Monitor) again(class, who string) { m.standing[class+" "+who] = true }
+
 // damaged alerts, once until it is over, that what the log's server shows is not signed or does not fit.
 func (m *Monitor) damaged(signed []byte, why error) error {
-	if m.kept.Damaged || m.off(Damaged) {
-		return m.save()
+	if m.off(Damaged) {
+		return nil
+	}
+	if m.kept.Damaged {
+		m.again(Damaged, "")
+		return nil
 	}
 	m.kept.Damaged = true
 	a := &Alert{Class: Damaged, Log: m.name(), Found: m.now().UTC(), What: clean(why.Error())}
@@ -342,29 +358,38 @@ func (m *Monitor) damaged(signed []byte, why error) error {
 		a.Evidence = []string{path}
 	}
 	m.raise(a)
-	return m.save()
+	return nil
 }
 
-// fork alerts of two signed checkpoints, and keeps both. Each two are told once.
-func (m *Monitor) fork(class, what string, one, other []byte) error {
-	a := &Alert{Class: class, Log: m.name(), Found: m.now().UTC(), What: what}
-	if bytes.Compare(one, other) > 0 {
-		a.identify(string(other), string(one))
-	} else {
-		a.identify(string(one), string(other))
-	}
-	if m.off(class) || slices.Contains(m.kept.Forks, a.ID) {
+// shown is a checkpoint whose signature was verified.
+type shown struct {
+	translog.Checkpoint
+
+	signed []byte
+}
+
+// fork alerts of a signed checkpoint that contradicts the newest one, and keeps both. It is told once for whoever shows
+// it, until that agrees again, and once for each checkpoint.
+func (m *Monitor) fork(who string, other shown, format string, args ...any) error {
+	a := &Alert{Class: Fork, Log: m.name(), Found: m.now().UTC(), What: fmt.Sprintf(format, args...)}
+	a.identify(other.Origin, other.Size, other.Root)
+	if slices.Contains(m.kept.Forked, who) || slices.Contains(m.kept.Forks, a.ID) {
+		m.again(Fork, who)
 		return nil
 	}
+	m.kept.Forked = append(m.kept.Forked, who)
 	if len(m.kept.Forks) >= maxForks {
-		slog.Error("the log has more forks than are told", "forks", maxForks)
-		m.metrics.alerts.WithLabelValues(class).Inc()
-		m.found++
+		slog.Error("the log has more forks than are told", "told", maxForks)
+		m.metrics.alerts.WithLabelValues(Fork).Inc()
+		m.again(Fork, who)
 		return nil
 	}
 	m.kept.Forks = append(m.kept.Forks, a.ID)
-	for i, data := range [][]byte{one, other} {
-		path, err := m.kept.keepEvidence(m.dir, a.ID+[]string{"-seen", "-shown"}[i]+".checkpoint", data)
+	for _, one := range []struct {
+		name string
+		data []byte
+	}{{"seen", m.kept.Checkpoint}, {"other", other.signed}} {
+		path, err := m.kept.keepEvidence(m.dir, a.ID+"-"+one.name+".checkpoint", one.data)
 		if err != nil {
 			return err
 		}
@@ -374,4 +399,13 @@ func (m *Monitor) fork(class, what string, one, other []byte) error {
 	}
 	m.raise(a)
 	return nil
+}
+
+// agrees notes that a view, or the log itself for "", shows the log that was seen.
+func (m *Monitor) agrees(who string) {
+	if slices.Contains(m.kept.Forked, who) {
+		slog.Info("the log is one again", "with", who)
+	}
+	m.kept.Forked = slices.DeleteFunc(m.kept.Forked, func(other string) bool { return other == who })
+	delete(m.behind, who)
 }

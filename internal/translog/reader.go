@@ -33,6 +33,9 @@ func (r *Reader) tile(ctx context.Context, level int, index int64) ([]byte, erro
 		return data, nil
 	}
 	data, err := (&verification{files: r.files}).read(ctx, level, index, widthAt(r.in.Size, level, index))
+	if failure.Is(err, failure.Conflict) { // of a file that is damaged
+		err = failure.New(failure.Invalid, "%w", err)
+	}
 	if err != nil {
 		r.err = err
 		return nil, err

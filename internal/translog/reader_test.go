@@ -90,6 +90,16 @@ func TestReaderContinues(t *testing.T) {
 		return data, err
 	}
 	check(damaged, now, older, failure.Invalid, "do not fit")
-	away := func(context.Context, string) ([]byte, error) { return nil, failure.New(failure.Unavailable, "no answer") }
+	cut := func(ctx context.Context, name string) ([]byte, error) {
+		data, err := source.File(ctx, name)
+		if strings.HasPrefix(name, "tile/1/") {
+			data = data[:32]
+		}
+		return data, err
+	}
+	check(cut, now, older, failure.Invalid, "32 bytes instead of 96")
+	away := func(context.Context, string) ([]byte, error) {
+		return nil, failure.New(failure.Unavailable, "no answer")
+	}
 	check(away, now, older, failure.Unavailable, "no answer")
 }
