@@ -74,7 +74,7 @@ func (a *Alert) message() []byte {
 	return data
 }
 
-// maxText is the length of the longest text of the log that is kept or shown, in bytes.
+// maxText is the length of the longest text of the log that is shown, in bytes.
 const maxText = 128
 
 // clean returns a text of the log to be shown, in one line: without characters that cannot be seen or that change how
@@ -90,15 +90,6 @@ func clean(text string) string {
 		text = strings.ToValidUTF8(text[:maxText], "") + "…"
 	}
 	return text
-}
-
-// short returns a text of the log to be kept: a long one by its SHA-256.
-func short(text string) string {
-	if len(text) <= maxText {
-		return text
-	}
-	hash := sha256.Sum256([]byte(text))
-	return "sha256-of-" + hex.EncodeToString(hash[:])
 }
 
 // mark returns 32 characters that stand for a text of the log in what is kept.

@@ -1,5 +1,5 @@
-// Package monitor follows the log of a broker, as anyone can who has the log's public key: it verifies that the log only
-// grows, and alerts when its entries show what nobody agreed to.
+// Package monitor follows the log of a broker, as anyone can who has the log's public key: it verifies that the log
+// only grows, and alerts when its entries show what nobody agreed to.
 //
 // The log is the input of somebody who may be hostile. So an entry counts once a signed checkpoint covers it, and what
 // is kept of all entries has bounds: where a bound is reached, the monitor forgets the oldest, which can make an alert

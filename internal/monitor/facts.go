@@ -115,8 +115,8 @@ func (f *facts) bound() {
 	trim(f.Credentials, maxCredentials, func(c credential) int64 { return c.Index })
 }
 
-// remember remembers that a key is blocked, or is not any more. It reports false when there is no place for it: no key
-// that is blocked is forgotten.
+// remember remembers that a key is blocked, or is not any more. It reports false when there is no place for it: no
+// key that is blocked is forgotten.
 func (f *facts) remember(key string, b block) bool {
 	if _, kept := f.Blocked[key]; !kept && len(f.Blocked) >= maxKept {
 		maps.DeleteFunc(f.Blocked, func(_ string, other block) bool { return !other.Now })

@@ -69,12 +69,14 @@ func Open(ctx context.Context, o Options) (*Monitor, error) {
 	m := &Monitor{options: o, config: o.Config, dir: o.Config.State, behind: map[string]int{}, standing: map[string]bool{}, now: time.Now,
 		wait: wait}
 	if m.dir == "" {
-		return nil, failure.New(failure.Invalid, "the monitor has no folder for its state").WithHint("set state in the config")
+		return nil, failure.New(failure.Invalid, "the monitor has no folder for its state").
+			WithHint("set state in the config")
 	}
 	if c := o.Config.Webhook; c.URL != "" {
 		var err error
 		if m.receiver, err = webhook.New(c.URL, c.Secret, c.CA); err != nil {
-			return nil, failure.New(failure.Invalid, "cannot use the webhook: %w", err).WithHint("correct webhook in the config")
+			return nil, failure.New(failure.Invalid, "cannot use the webhook: %w", err).
+				WithHint("correct webhook in the config")
 		}
 	}
 	locking, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -139,9 +141,9 @@ func (m *Monitor) Run(ctx context.Context) error {
 // maxAttempts is how often Once tries to reach the webhook.
 const maxAttempts = 4
 
-// Once reads the log up to its newest checkpoint, and returns the number of alerts that it has found, also of those that
-// an earlier run has told and whose causes are still there. It fails with Unavailable when there is no answer, also of
-// the webhook: what that does not have is delivered by the next run.
+// Once reads the log up to its newest checkpoint, and returns the number of alerts that it has found, also of those
+// that an earlier run has told and whose causes are still there. It fails with Unavailable when there is no answer,
+// also of the webhook: what that does not have is delivered by the next run.
 func (m *Monitor) Once(ctx context.Context) (found int, err error) {
 	m.once = true
 	for done := false; !done && err == nil; {

@@ -116,12 +116,13 @@ func (r *reading) fits(one *request) {
 		statement = mark(e.Statement)
 	}
 	if one.Key != mark(e.Key) || one.Leaf != mark(e.Leaf) || !one.Direct && one.Statement != statement {
-		r.alert(Unlogged, "the key %q is used for another key, certificate or statement than the request %s has", clean(e.Key),
-			clean(e.Request))
+		r.alert(Unlogged, "the key %q is used for another key, certificate or statement than the request %s has",
+			clean(e.Key), clean(e.Request))
 	}
 	for _, name := range e.Subjects {
 		if _, asked := one.Subjects[mark(name)]; !asked {
-			r.alert(Spent, "the key %q is used for an artifact that request %s does not have", clean(e.Key), clean(e.Request))
+			r.alert(Spent, "the key %q is used for an artifact that request %s does not have", clean(e.Key),
+				clean(e.Request))
 			return
 		}
 	}
@@ -139,8 +140,8 @@ func (r *reading) expected(one *request) {
 		return
 	}
 	if agreed := r.agreed(one); agreed < key.Approvals {
-		r.alert(Approvals, "the key %q is used without approvals: %d of %d people agreed to request %s", clean(e.Key), agreed,
-			key.Approvals, clean(e.Request))
+		r.alert(Approvals, "the key %q is used without approvals: %d of %d people agreed to request %s", clean(e.Key),
+			agreed, key.Approvals, clean(e.Request))
 	}
 	if key.Hours != nil && !key.Hours.has(e.At()) {
 		r.alert(OutsideHour, "the key %q is used outside its hours, at %s", clean(e.Key),
@@ -170,8 +171,8 @@ func (r *reading) use(one *request) {
 			s.Count++
 			s.First = 0
 			if s.Count > one.Uses {
-				r.alert(Spent, "the key %q is used %d times for an artifact of request %s, which allows %d", clean(e.Key), s.Count,
-					clean(e.Request), one.Uses)
+				r.alert(Spent, "the key %q is used %d times for an artifact of request %s, which allows %d", clean(e.Key),
+					s.Count, clean(e.Request), one.Uses)
 			}
 		}
 		one.Subjects[id] = s

@@ -43,8 +43,9 @@ func (m *Monitor) newEpoch(ctx context.Context, reader *translog.Reader, now sho
 		return err, nil
 	}
 	if err != nil {
-		if local := m.fork("", now, "the log begins anew as %q, without entries that were seen: it is read from its beginning",
-			clean(now.Origin)); local != nil {
+		local := m.fork("", now, "the log begins anew as %q, without entries that were seen: it is read from its beginning",
+			clean(now.Origin))
+		if local != nil {
 			return nil, local
 		}
 		m.kept.Facts = newFacts()
@@ -92,8 +93,8 @@ func (m *Monitor) views(ctx context.Context) (all []seen) {
 	return all
 }
 
-// compare compares the log with what others see of it. It fails when that could not be done. local is the failure of the
-// monitor's own files.
+// compare compares the log with what others see of it. It fails when that could not be done. local is the failure of
+// the monitor's own files.
 func (m *Monitor) compare(ctx context.Context, all []seen) (reading, local error) {
 	if m.kept.Checkpoint == nil {
 		return nil, nil
@@ -129,8 +130,9 @@ func (m *Monitor) compareWith(ctx context.Context, one seen) (reading, local err
 		if m.behind[one.Name]++; m.behind[one.Name] < patience && !m.once {
 			return nil, nil
 		}
-		return nil, m.fork(one.Name, one.shown, "the log has %d entries, fewer than the %d of a checkpoint that its key signed: %s",
-			m.newest.Size, one.Size, clean(one.Name))
+		return nil, m.fork(one.Name, one.shown,
+			"the log has %d entries, fewer than the %d of a checkpoint that its key signed: %s", m.newest.Size, one.Size,
+			clean(one.Name))
 	}
 	err := translog.NewReader(files, newer).Continues(ctx, older)
 	switch {
