@@ -37,7 +37,8 @@ type Options struct {
 	// Each is called with each entry of the log, in order. Its error ends the report.
 	Each func(index int64, raw []byte) error
 
-	size int64 // entries of the log that the report is of; 0 for all
+	// since is the checkpoint that the report is of, which the log must continue; nil is the newest.
+	since *translog.Checkpoint
 }
 
 // Report is a report of a verified log. It is in temporary files until Close.
@@ -50,6 +51,7 @@ type Report struct {
 	spool      *spool
 	exceptions []int64            // places of lines, in the order of the log
 	groups     map[Group][]placed // signatures
+	without    map[Group]int64    // signatures without approvals
 	oldest     string
 }
 
@@ -85,14 +87,14 @@ func New(ctx context.Context, files translog.Files, verifiers []*translog.Verifi
 	}
 	r.About.Checkpoint = string(signed)
 	c := newCollector(o.From, o.To)
-	found, err := translog.Verify(ctx, pinned, verifiers, translog.Options{
+	found, err := translog.Verify(ctx, pinned, verifiers, translog.Options{Since: o.since,
 		Each: func(index int64, _ translog.Event, raw []byte) error {
 			if o.Each != nil {
 				if err := o.Each(index, raw); err != nil {
 					return err
 				}
 			}
-			if o.size > 0 && index >= o.size {
+			if o.since != nil && index >= o.since.Size {
 				return nil
 			}
 			return r.add(c, index, raw)
@@ -107,7 +109,7 @@ func New(ctx context.Context, files translog.Files, verifiers []*translog.Verifi
 
 // empty returns a report without lines.
 func empty(o Options) (*Report, error) {
-	r := &Report{groups: map[Group][]placed{},
+	r := &Report{groups: map[Group][]placed{}, without: map[Group]int64{},
 		About: About{Type: reportType, From: text(o.From), To: text(o.To)}}
 	var err error
 	if r.tree, err = newTree(); err == nil {
@@ -154,6 +156,9 @@ func (r *Report) keep(l *Line) error {
 		group := Group{l.Key, l.Rule}
 		r.groups[group] = append(r.groups[group], placed{at, l.Exception != ""})
 		r.About.Signatures++
+		if l.Exception == NoApprovals {
+			r.without[group]++
+		}
 	}
 	if l.Exception != "" {
 		r.exceptions = append(r.exceptions, at)
