@@ -29,8 +29,8 @@ var storeys = []struct {
 	{"commands that verify", []string{"verification"}},
 	{"parts of commands", []string{"cli", "backends", "publisher", "migrate", "brokerfile"}},
 	{"jobs", []string{"plugin", "custody", "keyprovider", "kms", "image", "gate", "dockercli", "agent", "broker/api",
-		"broker/web", "notice", "approver", "tags"}},
-	{"below the jobs", []string{"ca", "trust/demand", "signer", "layerkey", "broker", "tuf", "tufstore",
+		"broker/web", "notice", "approver", "tags", "audit", "monitor", "report"}},
+	{"below the jobs", []string{"ca", "trust/demand", "signer", "layerkey", "broker", "attach", "tuf", "tufstore",
 		"notaryv1"}},
 	{"proofs and trust", []string{"proof", "trust"}},
 	{"parts of the broker", []string{"httpapi", "held", "policy", "translog", "translog/feed", "identity",
@@ -48,7 +48,8 @@ const drawn = 9
 
 // testRooms hold what tests need, and no other package imports them.
 var testRooms = []string{"bound/boundtest", "brokerapi/brokerapitest", "identity/identitytest",
-	"store/storetest", "nethsm/nethsmtest", "keystore/keystoretest", "proof/prooftest"}
+	"store/storetest", "nethsm/nethsmtest", "keystore/keystoretest", "proof/prooftest",
+	"translog/witnesstest"}
 
 // TestArrows checks that imports point down, and that the page draws every arrow there is and no other. With
 // UPDATE_DOCS=1 it draws them.
