@@ -54,6 +54,12 @@ var wrongDemands = []attack{
 	demanding("another signature", "does not have this signature", func(s *scene) {
 		s.wanted.Signature = prooftest.Signature("b").Signature
 	}),
+	demanding("other annotations", "other annotations", func(s *scene) {
+		s.wanted.Annotations = map[string]string{"approved": "yes"}
+	}),
+	demanding("another expiry", "another expiry", func(s *scene) { s.wanted.Expiry = 3600 }),
+	demanding("another media type", "another media type", func(s *scene) { s.wanted.MediaType = "text/plain" }),
+	demanding("another size", "another media type or size", func(s *scene) { s.wanted.Size = 1 }),
 	demanding("no digest", "of no artifact", func(s *scene) { s.wanted.Digest = "" }),
 	demanding("no leaf", "not the SHA-256", func(s *scene) { s.wanted.Leaf = "" }),
 	demanding("no payload", "not the SHA-256", func(s *scene) { s.wanted.Payload = "" }),
@@ -282,6 +288,13 @@ var wickedLogs = []attack{
 		approve(r, s.alice, s.bob)
 		r.Sign(s.wanted, func(e *entry.Event) { e.Key = "other" })
 	}),
+	during("an intent of another payload", "without its intent", func(s *scene, r *prooftest.Request) {
+		approve(r, s.alice, s.bob)
+		r.Event(entry.Intended, func(e *entry.Event) {
+			e.Leaf, e.Digest, e.Payload, e.Statement = s.wanted.Leaf, s.wanted.Digest, approval.Hash(nil), approval.Hash(r.Statement)
+		})
+		r.Event(entry.Signed, func(e *entry.Event) { e.Payload, e.Signature = s.wanted.Payload, s.wanted.Signature })
+	}),
 	during("an intent that failed", "without its intent", func(s *scene, r *prooftest.Request) {
 		approve(r, s.alice, s.bob)
 		r.Event(entry.Intended, func(e *entry.Event) { e.Payload = s.wanted.Payload })
@@ -323,6 +336,13 @@ var wickedLogs = []attack{
 		func(s *approval.Statement, _ *entry.Event) { s.Predicate.Change = &approval.Change{What: "policy"} }),
 	requesting("a statement of another log", "a request of another log",
 		func(s *approval.Statement, _ *entry.Event) { s.Predicate.Log = "other.example.com/log" }),
+	requesting("annotations", "other annotations", func(s *approval.Statement, _ *entry.Event) {
+		s.Predicate.Targets[0].Annotations = map[string]string{"approved": "yes"}
+	}),
+	requesting("an expiry", "another expiry", func(s *approval.Statement, _ *entry.Event) { s.Predicate.Expiry = 60 }),
+	requesting("a subject less", "other artifacts", func(s *approval.Statement, _ *entry.Event) {
+		s.Subjects = []approval.Subject{{Name: "other", Digest: map[string]string{"sha256": ""}}}
+	}),
 	requesting("a subject that is not the target", "other artifacts", func(s *approval.Statement, _ *entry.Event) {
 		s.Subjects[0].Digest = map[string]string{"sha256": strings.Repeat("0", 64)}
 	}),
@@ -345,7 +365,7 @@ func requesting(name, words string, change func(*approval.Statement, *entry.Even
 func TestAttacks(t *testing.T) {
 	t.Parallel()
 	seen := map[string]bool{}
-	for _, a := range slices.Concat(wrongDemands, forgedBundles, wickedLogs, forgedApprovals) {
+	for _, a := range slices.Concat(wrongDemands, forgedBundles, wickedLogs, forgedApprovals, witnessed) {
 		if seen[a.name] {
 			t.Errorf("the name %q is there twice", a.name)
 		}

@@ -11,7 +11,7 @@ import (
 // log is the state of the log that a bundle shows.
 type log struct {
 	translog.Checkpoint
-	cosigned []translog.Cosignature
+	cosigned []translog.Cosignature // one of each witness
 }
 
 // openCheckpoint verifies the checkpoint: that it is of the log that counts, of which the statement speaks, and that
@@ -38,12 +38,8 @@ func (v *verification) openCheckpoint() error {
 	if v.log.cosigned, err = translog.Cosigned([]byte(note), v.demand.Witnesses); err != nil {
 		return err
 	}
-	witnesses := map[string]bool{}
-	for _, w := range v.log.cosigned {
-		witnesses[w.Witness] = true
-	}
-	if len(witnesses) < v.demand.Cosigned {
-		return v.denied("%d of %d witnesses have cosigned the checkpoint", len(witnesses), v.demand.Cosigned).
+	if n := len(v.log.cosigned); n < v.demand.Cosigned {
+		return v.denied("%d of %d witnesses have cosigned the checkpoint", n, v.demand.Cosigned).
 			WithHint("attach the bundle again once witnesses have cosigned the log")
 	}
 	return nil

@@ -1,7 +1,5 @@
 package proof
 
-import "slices"
-
 // shown returns what a bundle that has verified shows.
 func (v *verification) shown() *Shown {
 	p, f := &v.statement.Predicate, &v.found
@@ -17,9 +15,7 @@ func (v *verification) shown() *Shown {
 		s.Approvers = append(s.Approvers, a)
 	}
 	for _, c := range v.log.cosigned {
-		if !slices.Contains(s.Witnesses, c.Witness) {
-			s.Witnesses = append(s.Witnesses, c.Witness)
-		}
+		s.Witnesses = append(s.Witnesses, c.Witness)
 	}
 	return s
 }
