@@ -32,6 +32,13 @@ type Signature struct {
 	Leaf      string // sha256:HEX of the signing certificate in DER
 	Payload   string // sha256:HEX of the bytes that were signed
 	Signature string // sha256:HEX of the signature value; ECDSA as raw r||s
+
+	// What else was signed, which people have agreed to. A broker could sign an artifact they approved with other
+	// annotations.
+	Annotations map[string]string // of the artifact, as Notation's user metadata
+	Expiry      int64             // seconds from the signing time to the expiry; 0 without an end
+	MediaType   string            // of the artifact; "" does not compare it: the digest binds it
+	Size        int64             // of the artifact in bytes; 0 does not compare it, either
 }
 
 // Shown is what a bundle shows after it has verified.

@@ -67,8 +67,10 @@ var histories = []history{
 			s.log.Now = s.log.Now.Add(time.Hour)
 			r.Sign(one, nil)
 		}
+		third := again(s.wanted, "third")
+		r.Sign(third, retried)
 		r.Event(entry.Ended, func(e *entry.Event) { e.State = "expired" })
-		return r, []proof.Signature{s.wanted, other, second}
+		return r, []proof.Signature{s.wanted, other, second, third}
 	}},
 	{"withdrawn and approved anew", func(s *scene) (*prooftest.Request, []proof.Signature) {
 		r := s.request(nil)
@@ -90,6 +92,20 @@ var histories = []history{
 		r.Decide(s.alice, approval.Approve, 1)
 		r.Sign(s.wanted, nil)
 		return r, []proof.Signature{s.wanted}
+	}},
+	{"of one artifact with two annotations", func(s *scene) (*prooftest.Request, []proof.Signature) {
+		r := s.log.NewRequest("release", s.wanted.Leaf, []string{s.wanted.Digest, s.wanted.Digest},
+			func(st *approval.Statement, _ *entry.Event) {
+				st.Predicate.Targets[1].Annotations = map[string]string{"channel": "beta"}
+				st.Predicate.Expiry = 3600
+			})
+		approve(r, s.alice, s.bob)
+		s.wanted.Expiry, s.wanted.MediaType, s.wanted.Size = 3600, "application/vnd.oci.image.manifest.v1+json", 528
+		beta := again(s.wanted, "beta")
+		s.wanted.Annotations, beta.Annotations = map[string]string{}, map[string]string{"channel": "beta"}
+		r.Sign(s.wanted, nil)
+		r.Sign(beta, nil)
+		return r, []proof.Signature{s.wanted, beta}
 	}},
 	{"by a requester who is no approver of it", func(s *scene) (*prooftest.Request, []proof.Signature) {
 		r := s.request(func(_ *approval.Statement, e *entry.Event) { e.Person = s.carol.ID })

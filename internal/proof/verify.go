@@ -2,7 +2,9 @@ package proof
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
@@ -86,25 +88,34 @@ func (v *verification) readStatement() error {
 	switch {
 	case p.Action != "use" || p.Key == nil || p.Change != nil:
 		return v.otherImage("people agreed to a change of the broker, not to a signature")
-	case !v.covers(s):
-		return v.otherImage("people agreed to other artifacts than %.100q", v.wanted.Digest)
 	case p.Key.Leaf != v.wanted.Leaf:
 		return v.otherImage("people agreed to a signature with another certificate")
 	}
 	v.statement = s
-	return nil
+	return v.readTargets()
 }
 
-// covers reports whether the artifact is a target of a statement, and is so for those too who read subjects alone.
-func (v *verification) covers(s *approval.Statement) bool {
-	for i, t := range s.Predicate.Targets {
-		if t.Digest == v.wanted.Digest && i < len(s.Subjects) {
-			for algorithm, digits := range s.Subjects[i].Digest {
-				return len(s.Subjects[i].Digest) == 1 && algorithm+":"+digits == t.Digest
-			}
+// readTargets verifies that the artifact is a target of the statement, as it was signed, and that it is a subject for
+// those too who read subjects alone.
+func (v *verification) readTargets() error {
+	p, w := &v.statement.Predicate, &v.wanted
+	why := fmt.Sprintf("other artifacts than %.100q", w.Digest)
+	for i, t := range p.Targets {
+		algorithm, digits, _ := strings.Cut(t.Digest, ":")
+		switch {
+		case t.Digest != w.Digest || i >= len(v.statement.Subjects) ||
+			!maps.Equal(v.statement.Subjects[i].Digest, map[string]string{algorithm: digits}):
+		case !maps.Equal(t.Annotations, w.Annotations):
+			why = "other annotations"
+		case p.Expiry != w.Expiry:
+			why = "another expiry"
+		case w.MediaType != "" && t.MediaType != w.MediaType, w.Size != 0 && t.Size != w.Size:
+			why = "another media type or size"
+		default:
+			return nil
 		}
 	}
-	return false
+	return v.otherImage("people agreed to %s", why)
 }
 
 // readRules verifies that each rule document is one that the statement names.
