@@ -100,7 +100,7 @@ func (v *verification) discounted(d decision) string {
 	groups := v.demand.Groups
 	switch {
 	case d.missing:
-		return "the bundle lacks the approval of " + who
+		return "the bundle lacks an approval of " + who
 	case d.approval == nil && v.demand.Names[d.Approver] == "":
 		return who + " is not in the trust manifest"
 	case d.approval == nil:

@@ -118,7 +118,7 @@ var forgedBundles = []attack{
 	after("the statement of another request", "another request", func(s *scene, b *proof.Bundle) {
 		b.Statement = s.request(nil).Statement
 	}),
-	after("an approval less", `1 of 2 people of group "release-managers" agreed; the bundle lacks the approval of "bob"`,
+	after("an approval less", `1 of 2 people of group "release-managers" agreed; the bundle lacks an approval of "bob"`,
 		func(_ *scene, b *proof.Bundle) { b.Approvals = b.Approvals[:1] }),
 	after("approvals in another order", "not in its order", func(_ *scene, b *proof.Bundle) {
 		b.Approvals = [][]byte{b.Approvals[1], b.Approvals[0]}
