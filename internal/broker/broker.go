@@ -50,7 +50,8 @@ type Options struct {
 	// Registerer gets the broker's metrics; nil for none.
 	Registerer prometheus.Registerer
 
-	snapshotEvery int64 // less than snapshotEntries in tests
+	snapshotEvery int64         // less than snapshotEntries in tests
+	witnessEvery  time.Duration // less than witnessInterval in tests
 }
 
 // Keys use the keys of modules by their names in the policy.
@@ -73,6 +74,8 @@ type Log struct {
 	// MaxUnpublished and MaxUnpublishedEntries bound how far the log may be ahead of its newest checkpoint.
 	MaxUnpublished        time.Duration
 	MaxUnpublishedEntries int64
+	// Witnesses are asked to cosign checkpoints. Their names differ, and so do their keys.
+	Witnesses []*translog.WitnessClient
 }
 
 // Broker is a broker that runs.
@@ -98,9 +101,10 @@ type Broker struct {
 	ahead     atomic.Int64              // time since boot when the log got ahead of its newest checkpoint
 	blocked   atomic.Pointer[map[string]time.Time]
 
-	labels  sync.Map // fingerprints of credentials, by their IDs
-	waiters waiters
-	metrics *metrics
+	labels    sync.Map // fingerprints of credentials, by their IDs
+	waiters   waiters
+	metrics   *metrics
+	witnesses *witnesses
 
 	// Of the sequencer alone.
 	state      *state
@@ -143,15 +147,23 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 		reminded: map[string]int64{}, secret: secret,
 		clock: newWatch(o.Clock), jobs: make(chan *job, 1024),
 		urgent: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}),
-		snapshotEvery: cmp.Or(o.snapshotEvery, snapshotEntries)}
+		snapshotEvery: cmp.Or(o.snapshotEvery, snapshotEntries), witnesses: newWitnesses(o)}
 	b.metrics = newMetrics(o.Registerer, b)
+	b.witnesses.register(o.Registerer, b)
 	b.ahead.Store(int64(b.clock.clock.Boot()))
 	b.running, b.stop = context.WithCancel(context.Background())
-	if err := b.start(ctx); err != nil {
+	err = b.start(ctx)
+	if err == nil {
+		err = b.loadCosigned(ctx)
+	}
+	if err != nil {
 		b.stop()
 		return nil, err
 	}
 	b.group.Go(b.publish)
+	if len(o.Log.Witnesses) > 0 {
+		b.group.Go(b.cosign)
+	}
 	b.group.Go(b.ripen)
 	go func() {
 		defer close(b.ended)

@@ -66,6 +66,7 @@ type fixture struct {
 	noLog       atomic.Bool // the log's key is unavailable
 	people      map[string]*ecdsa.PrivateKey
 	notices     func(Notice) []store.Notice
+	witnesses   []*translog.WitnessClient
 }
 
 // testClock is a clock that a test sets.
@@ -168,12 +169,12 @@ func (f *fixture) open() error {
 func (f *fixture) options(s store.Store) Options {
 	return Options{
 		Store: s, Policy: []byte(f.policy), Config: []byte(f.config), Keys: f.keys, Clock: f.clock.clock(), Limits: f.limits,
-		snapshotEvery: f.snapshots, First: f.first(), PublicURL: "https://broker.example.com", Notices: f.notices,
+		snapshotEvery: f.snapshots, witnessEvery: 10 * time.Millisecond, First: f.first(), PublicURL: "https://broker.example.com", Notices: f.notices,
 		Check: func(_ context.Context, _, _, mediaType string, size int64) (*repository.Claims, error) {
 			return &repository.Claims{MediaType: mediaType, ManifestSize: size}, nil
 		},
 		Log: Log{Origin: "broker.example.com/log", Public: f.log.Public(), File: f.checkpointFile(),
-			MaxUnpublished: time.Hour, MaxUnpublishedEntries: f.unpublished,
+			MaxUnpublished: time.Hour, MaxUnpublishedEntries: f.unpublished, Witnesses: f.witnesses,
 			Sign: func(_ context.Context, c translog.Checkpoint) ([]byte, error) {
 				if f.noLog.Load() {
 					return nil, failure.New(failure.Unavailable, "the log's key is away")

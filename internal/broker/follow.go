@@ -35,10 +35,15 @@ func (b *Broker) Position(ctx context.Context, follower string) (int64, error) {
 // SetPosition keeps the position of a follower with the next decisions.
 func (b *Broker) SetPosition(ctx context.Context, follower string, position int64) error {
 	return b.do(ctx, func(d *decision) error {
-		if d.batch.Meta == nil {
-			d.batch.Meta = map[string][]byte{}
-		}
-		d.batch.Meta[followerPrefix+follower] = strconv.AppendInt(nil, position, 10)
+		d.meta(followerPrefix+follower, strconv.AppendInt(nil, position, 10))
 		return nil
 	})
+}
+
+// meta keeps a value in the store, under a name.
+func (d *decision) meta(name string, value []byte) {
+	if d.batch.Meta == nil {
+		d.batch.Meta = map[string][]byte{}
+	}
+	d.batch.Meta[name] = value
 }

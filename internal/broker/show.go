@@ -37,11 +37,7 @@ func (b *Broker) Blocked(name string) bool {
 func (b *Broker) Log() translog.Source {
 	return translog.Source{Tile: b.tiles, Entries: b.options.Store.Entries,
 		Checkpoint: func(context.Context) ([]byte, error) {
-			newest := b.published.Load()
-			if newest == nil {
-				return nil, nil
-			}
-			return newest.note, nil
+			return b.newestNote(), nil
 		}}
 }
 
@@ -61,7 +57,7 @@ func (b *Broker) Parts(ctx context.Context) []brokerapi.Part {
 		approvers.Detail = failure.From(err).What
 	}
 	approvers.Ready = approvers.Detail == ""
-	return append(parts, approvers)
+	return append(append(parts, approvers), b.witnesses.parts()...)
 }
 
 // stuck says that the people whose credentials are enrolled are too few to change anything: nobody could enrol others
