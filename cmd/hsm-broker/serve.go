@@ -120,6 +120,10 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	if _, err := translog.NewVerifier(f.Log.Origin, signing.Public); err != nil {
 		return err
 	}
+	witnesses, err := f.WitnessClients()
+	if err != nil {
+		return err
+	}
 	metrics := prometheus.NewRegistry()
 	registerProcess(metrics, f.StorePath())
 	told, err := notice.New(notice.Options{Config: f.Told(), Store: s, PublicURL: url, Version: version,
@@ -143,6 +147,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 		Log: broker.Log{
 			Origin: f.Log.Origin, Public: signing.Public, File: f.Log.CheckpointFile,
 			MaxUnpublished: f.Log.MaxUnpublished.Time, MaxUnpublishedEntries: f.Log.MaxUnpublished.Entries,
+			Witnesses: witnesses,
 			Sign: func(ctx context.Context, c translog.Checkpoint) ([]byte, error) {
 				k, err := keys.Find(ctx, logKey)
 				if err != nil {

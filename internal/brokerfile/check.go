@@ -50,6 +50,7 @@ func (f *File) check() (all Mistakes) {
 	}
 	f.checkLog(add)
 	f.checkFollowers(add)
+	f.checkWitnesses(add)
 	f.checkTags(add)
 	all = append(all, f.checkNotices()...)
 	if len(f.Callers.OIDC) == 0 && f.Callers.MTLS == nil && f.Callers.Unix == nil {

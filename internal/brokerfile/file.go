@@ -98,7 +98,8 @@ type Log struct {
 	Origin         string        `yaml:"origin"`          // name of the log: a URL without its scheme; it never changes
 	CheckpointFile string        `yaml:"checkpoint-file"` // on another disk than the store, at best
 	MaxUnpublished Unpublished   `yaml:"max-unpublished"`
-	Feeds          []feed.Config `yaml:"feeds"` // who is told of the entries
+	Feeds          []feed.Config `yaml:"feeds"`     // who is told of the entries
+	Witnesses      []Witness     `yaml:"witnesses"` // who cosigns the checkpoints
 }
 
 // Unpublished bounds how far the log may be ahead of its newest signed checkpoint.
@@ -251,7 +252,8 @@ const sqliteScheme = "sqlite:"
 // Decisive returns what of the file decides who may do what, as canonical JSON: a change of it is proposed like a
 // change of the policy. Of files that say whom to believe, their SHA-256 is in it. Addresses, PINs, timeouts, and the
 // certificates of keys and of the server are not. Who is told of requests is not either: a notice decides nothing, and
-// nobody acts on one without the broker's page or commands. It fails for a file that cannot be read.
+// nobody acts on one without the broker's page or commands. Witnesses allow nothing: verifiers say which they demand. It
+// fails for a file that cannot be read.
 func (f *File) Decisive() ([]byte, error) {
 	files := map[string]string{}
 	believed := []string{}

@@ -73,6 +73,9 @@ func (w *Witness) String() string { return verifierKey(w.name, w.id, kindCosigna
 // Name returns the name of the witness.
 func (w *Witness) Name() string { return w.name }
 
+// SameKey reports whether another witness has the same key, under any name.
+func (w *Witness) SameKey(other *Witness) bool { return w.key.Equal(other.key) }
+
 // KeyHash returns the identifier of the key, which is short and not unique.
 func (w *Witness) KeyHash() uint32 { return w.id }
 
