@@ -186,6 +186,9 @@ func Build(t testing.TB, name string) string {
 	case "zlint":
 		pkg, dir, out = "github.com/zmap/zlint/v3/cmd/zlint", filepath.Join(Root(), "tools", "zlint"),
 			filepath.Join(Root(), "bin", "tools", name)
+	case "omniwitness": // cosigns checkpoints of logs
+		pkg, dir, out = "github.com/transparency-dev/witness/cmd/omniwitness", filepath.Join(Root(), "tools", "witness"),
+			filepath.Join(Root(), "bin", "tools", name)
 	}
 	build, _ := built.LoadOrStore(name, sync.OnceValue(func() error {
 		if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {

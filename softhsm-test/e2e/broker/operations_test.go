@@ -164,13 +164,14 @@ func get(t *testing.T, url string) string {
 	return string(data)
 }
 
-// documentedMetrics returns the names in the table of metrics, sorted, without those of a broker that publishes tags or
-// has notices.
+// documentedMetrics returns the names in the table of metrics, sorted, without those of a broker that publishes tags, or
+// has notices or witnesses.
 func documentedMetrics(t *testing.T) (names []string) {
 	t.Helper()
 	page := softhsmtest.Read(t, filepath.Join(softhsmtest.Root(), "docs", "broker-operations.md"))
 	for _, match := range regexp.MustCompile("(?m)^\\| `(hsm_broker_\\w+)").FindAllStringSubmatch(page, -1) {
-		if !strings.HasPrefix(match[1], "hsm_broker_tag_") && !strings.HasPrefix(match[1], "hsm_broker_notice") {
+		if !strings.HasPrefix(match[1], "hsm_broker_tag_") && !strings.HasPrefix(match[1], "hsm_broker_notice") &&
+			!strings.HasPrefix(match[1], "hsm_broker_witness_") {
 			names = append(names, match[1])
 		}
 	}
