@@ -2,6 +2,8 @@ package brokerfile
 
 import (
 	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -16,6 +18,23 @@ func keyOf(t *testing.T, name string, filler byte) string {
 		t.Fatal(err)
 	}
 	return vkey
+}
+
+// TestWitnessesPage reads the example of the documentation.
+func TestWitnessesPage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/log.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example := regexp.MustCompile("(?s)```yaml\nlog:\n(  witnesses:\n.*?)```").FindSubmatch(page)
+	if example == nil {
+		t.Fatal("the page has no example")
+	}
+	f := parse(t, replaced(t, "  origin:", string(example[1])+"  origin:"))
+	if clients, err := f.WitnessClients(); err != nil || len(clients) != 1 {
+		t.Errorf("%v: %v", clients, err)
+	}
 }
 
 // TestWitnesses accepts witnesses, and finds mistakes in them, each with its line.

@@ -108,6 +108,48 @@ func TestWitnessOfOthers(t *testing.T) {
 	}
 }
 
+// vector is a checkpoint of an Ed25519 key that litewitness v0.9.0 (filippo.io/torchwood) has cosigned.
+const (
+	vectorLog     = "broker.example.com/log+ee33d24e+Ad5RxQcpVsp4xHFSubhaCyBwkifH8enKqFTgtFtecOP6"
+	vectorWitness = "lite.example.com+77e42a54+BAGB0GahOn38U3bNJssNsS/LW98H3wmOFB/HFAexvKEP"
+	vector        = `broker.example.com/log
+7
+mMl/C6MXXNCLAx3QhLncTmSbZNGijm6mlGRlAxc6tYc=
+
+— broker.example.com/log 7jPSTlin9aIA5HF8rQ5mTxmYGyPy/8a3J74J+f5wKZFgnurxkwYlEMOYGd6vmqYOSe9Livja9jQaOo8EaI+d+IkhTAM=
+— lite.example.com d+QqVAAAAABrCW6cSAOwMl40O4QS6t6/rVpdOIp9pF04urTwKmxUuFtaNXgRfzSBilXTiyP+b3ykWxIk5sRf7APsHN9zHx+txHLiCg==
+`
+)
+
+// TestCosignedVector verifies the vector, and none of its variants with another byte.
+func TestCosignedVector(t *testing.T) {
+	t.Parallel()
+	w, err := ParseWitness(vectorWitness)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := ParseVerifier(vectorLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := Cosigned([]byte(vector), []*Witness{w})
+	if err != nil || len(all) != 1 || all[0].Witness != "lite.example.com" || all[0].Time.Unix() != 1795780252 {
+		t.Fatalf("%v: %v", all, err)
+	}
+	if c, err := Open([]byte(vector), []*Verifier{v}); err != nil || c.Size != 7 {
+		t.Fatalf("%v: %v", c, err)
+	}
+	for i := range vector {
+		changed := []byte(vector)
+		changed[i] ^= 1
+		all, err := Cosigned(changed, []*Witness{w})
+		ofLog := strings.HasPrefix(vector[strings.LastIndex(vector[:i+1], "\n")+1:], "— broker.example.com/log ")
+		if err == nil && len(all) > 0 && !ofLog { // which Open verifies
+			t.Errorf("byte %d can be changed: %s", i, changed)
+		}
+	}
+}
+
 // TestCosigned counts cosignatures of a checkpoint.
 func TestCosigned(t *testing.T) {
 	t.Parallel()
