@@ -229,3 +229,24 @@ func TestParseWitness(t *testing.T) {
 		t.Errorf("ML-DSA-44: %v", err)
 	}
 }
+
+// FuzzCosigned has no cosignature that golang.org/x/mod/sumdb/note does not verify.
+func FuzzCosigned(f *testing.F) {
+	w, err := ParseWitness(vectorWitness)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(vector))
+	f.Add([]byte(vector + strings.Repeat("— lite.example.com AAAAAAA=\n", 3)))
+	f.Add([]byte(strings.Replace(vector, "\n\n", "\nextension\n\n", 1)))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		all, err := Cosigned(data, []*Witness{w, w})
+		if err != nil || len(all) == 0 {
+			return
+		}
+		opened, err := note.Open(data, note.VerifierList(w))
+		if err != nil || len(opened.Sigs) != 1 || len(all) != 1 {
+			t.Errorf("%d cosignatures: %v\n%q", len(all), err, data)
+		}
+	})
+}
