@@ -16,8 +16,9 @@ import (
 )
 
 func approverCommand() *cobra.Command {
-	return cli.Group("approver", "List, add, invite and remove those who approve, and what they sign with",
-		approverListCommand(), approverAddCommand(), approverInviteCommand(), approverRemoveCommand())
+	return cli.Group("approver", "List, add, invite, remove and export those who approve, and what they sign with",
+		approverListCommand(), approverAddCommand(), approverInviteCommand(), approverRemoveCommand(),
+		approverExportCommand())
 }
 
 func approverListCommand() *cobra.Command {
@@ -144,6 +145,30 @@ func approverRemoveCommand() *cobra.Command {
 		return nil
 	})
 	c.Flags().StringVar(&credential, "credential", "", "ID of the credential, as 'hsm-broker approver list' shows it")
+	return c
+}
+
+func approverExportCommand() *cobra.Command {
+	var removed bool
+	c := asking(&cobra.Command{
+		Use:   "export",
+		Short: "Print who approves with their credentials as JSON, for the trust manifests of those who verify",
+		Long: `Print those whose credentials are enrolled as JSON: names, ids and the documents of the credentials.
+'notation-hsm trust approver add --from FILE' reads it. Compare the fingerprints with the people before you
+trust them: the broker says whose they are. Somebody whom the policy does not have any more has the id for
+a name.`,
+		Example: `  hsm-broker approver export > approvers.json
+  hsm-broker approver export --removed > approvers-of-all-times.json`,
+		Args: cli.Exactly(0),
+	}, func(ctx context.Context, c *cobra.Command, a *asker, _ []string) error {
+		all, err := a.Export(ctx, a.settings, removed)
+		if err != nil {
+			return err
+		}
+		return cli.PrintJSON(c.OutOrStdout(), all)
+	})
+	c.Flags().BoolVar(&removed, "removed", false,
+		"with credentials that were removed: approvals that were given before go on verifying")
 	return c
 }
 

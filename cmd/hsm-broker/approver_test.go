@@ -16,10 +16,14 @@ func TestApproverCommands(t *testing.T) {
 		{Name: "alice", Groups: []string{"security"}, Credentials: []brokerapi.Credential{
 			{ID: "sha256:01", Kind: "ssh", Label: "SHA256:abc"}, {ID: "sha256:02", Kind: "passkey", Label: "phone"}}},
 		{Name: "bob"}}}
+	f.answers["GET "+brokerapi.CredentialsPath] = brokerapi.Export{Approvers: []brokerapi.Exported{{Name: "alice",
+		ID: "id-alice", Credentials: [][]byte{[]byte("document")}}}}
 	f.answers["POST /v1/approvers/bob/invitations"] = brokerapi.Invitation{URL: "https://broker.example.com/enrol#x"}
 	for _, c := range []struct{ args, call, want string }{
 		{"approver list", "GET /v1/approvers", "alice   security  passkey  phone"},
 		{"approver list --json", "GET /v1/approvers", `"SHA256:abc"`},
+		{"approver export", "GET /v1/credentials", `"ZG9jdW1lbnQ="`},
+		{"approver export --removed", "GET /v1/credentials?removed=true", `"id": "id-alice"`},
 		{"approver invite bob", "POST /v1/approvers/bob/invitations", "https://broker.example.com/enrol#x"},
 		{"approver remove --credential sha256:03", "POST /v1/credentials/sha256:03/remove", f.request.URL},
 		{"approver remove alice", "POST /v1/credentials/sha256:02/remove", "request r-1 is pending"},

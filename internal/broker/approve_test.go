@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"crypto/ecdsa"
 	"reflect"
 	"strings"
 	"testing"
@@ -214,6 +215,44 @@ func TestChanges(t *testing.T) {
 	delete(f.people, "frank")
 	f.start()
 	f.waits("pipeline", 3)
+	f.exports(frank)
+}
+
+// exports checks which credentials are exported, after that of frank was removed.
+func (f *fixture) exports(frank *ecdsa.PrivateKey) {
+	f.t.Helper()
+	all := map[string]map[string][]*approval.Credential{} // by the query, then by name
+	for _, query := range []string{"", "removed"} {
+		all[query] = map[string][]*approval.Credential{}
+		for after := ""; ; {
+			page, err := f.Export(f.t.Context(), after, 2, query != "")
+			if err != nil {
+				f.t.Fatal(err)
+			}
+			for _, p := range page.Approvers {
+				for _, data := range p.Credentials {
+					c, err := approval.DecodeCredential(data)
+					if err != nil || c.Approver != p.ID || p.ID != f.personID(p.Name) {
+						f.t.Errorf("%s: %+v, %v", p.Name, c, err)
+					}
+					all[query][p.Name] = append(all[query][p.Name], c)
+				}
+			}
+			if after = page.After; after == "" {
+				break
+			}
+		}
+	}
+	for name := range f.people {
+		if len(all[""][name]) != 1 || len(all["removed"][name]) != 1 {
+			f.t.Errorf("%s: %v", name, all)
+		}
+	}
+	removed := all["removed"]["frank"]
+	if len(all[""]["frank"]) != 0 || len(removed) != 1 ||
+		removed[0].Fingerprint() != keyCredential(f.t, frank).Fingerprint() {
+		f.t.Errorf("of frank: %v", all)
+	}
 }
 
 // TestEpoch begins a new epoch of a log that lacks entries when people have agreed to it, and nothing else before.

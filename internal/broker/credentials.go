@@ -1,11 +1,13 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
@@ -140,6 +142,47 @@ func (b *Broker) Approvers(ctx context.Context, after string, limit int) (*broke
 		page.Approvers = append(page.Approvers, a)
 	}
 	return page, err
+}
+
+// Export returns the people whose credentials are enrolled by name, after a name, with the documents of these. With
+// removed, it has the credentials as well that were removed. The name of somebody whom the policy in force does not have
+// is the id.
+func (b *Broker) Export(ctx context.Context, after string, limit int, removed bool) (*brokerapi.Export, error) {
+	names, of := b.inForce.Load().names, map[string][]string{} // credentials by id of the person
+	err := b.look(ctx, func(d *decision) {
+		for id, c := range d.Credentials {
+			of[c.Person] = append(of[c.Person], id)
+		}
+		for id, person := range d.Removed {
+			if removed {
+				of[person] = append(of[person], id)
+			}
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	page := &brokerapi.Export{Approvers: []brokerapi.Exported{}}
+	for id := range of {
+		if name := cmp.Or(names[id], id); name > after {
+			page.Approvers = append(page.Approvers, brokerapi.Exported{Name: name, ID: id, Credentials: [][]byte{}})
+		}
+	}
+	slices.SortFunc(page.Approvers, func(x, y brokerapi.Exported) int { return strings.Compare(x.Name, y.Name) })
+	if len(page.Approvers) > limit {
+		page.Approvers, page.After = page.Approvers[:limit], page.Approvers[limit-1].Name
+	}
+	for i := range page.Approvers {
+		p := &page.Approvers[i]
+		for _, hash := range slices.Sorted(slices.Values(of[p.ID])) {
+			document, err := b.Document(ctx, hash)
+			if err != nil {
+				return nil, err
+			}
+			p.Credentials = append(p.Credentials, document)
+		}
+	}
+	return page, nil
 }
 
 // label returns the fingerprint of a credential, whose document is read once.

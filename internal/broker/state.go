@@ -27,6 +27,7 @@ type state struct {
 	Open     map[string]int       `json:"open"`     // open requests by caller
 
 	Credentials map[string]*credential `json:"credentials"` // by sha256:HEX: those that are enrolled
+	Removed     map[string]string      `json:"removed"`     // ids of people by sha256:HEX of credentials that were removed
 	Invitations map[string]*invitation `json:"invitations"` // by sha256:HEX of the token, until they are used or expire
 
 	callerPeriod time.Duration // of the limit of requests of a caller
@@ -56,7 +57,7 @@ func newState(callerPeriod time.Duration) *state {
 	s := &state{callerPeriod: callerPeriod, Blocked: map[string]time.Time{},
 		Requests: map[string]*request{}, Tokens: map[string]*token{},
 		Uses: map[string]*window{}, Callers: map[string]*window{}, Open: map[string]int{},
-		Credentials: map[string]*credential{}, Invitations: map[string]*invitation{}}
+		Credentials: map[string]*credential{}, Removed: map[string]string{}, Invitations: map[string]*invitation{}}
 	s.index()
 	return s
 }
@@ -112,6 +113,7 @@ func (s *state) clone() *state {
 	c := *s
 	c.byPayload, c.bySubject, c.changes = nil, nil, nil
 	c.Credentials, c.Invitations = maps.Clone(s.Credentials), maps.Clone(s.Invitations)
+	c.Removed = maps.Clone(s.Removed)
 	c.Blocked, c.Requests, c.Tokens = maps.Clone(s.Blocked), maps.Clone(s.Requests), maps.Clone(s.Tokens)
 	c.Open, c.Uses, c.Callers = maps.Clone(s.Open), map[string]*window{}, map[string]*window{}
 	for name, w := range s.Uses {
@@ -185,6 +187,9 @@ func (s *state) apply(e *Event, covered bool) {
 		s.enrol(e, index)
 	case removed:
 		s.ruleDocuments = nil
+		if c := s.Credentials[e.Credential]; c != nil {
+			s.Removed[e.Credential] = c.Person
+		}
 		delete(s.Credentials, e.Credential)
 		s.settle(e.Request, index)
 	case invited:

@@ -9,7 +9,7 @@ import (
 const (
 	ApproversPath   = "/v1/approvers"
 	SessionsPath    = "/v1/sessions"    // to which a Login is posted, without a credential besides
-	CredentialsPath = "/v1/credentials" // to which a NewCredential is posted
+	CredentialsPath = "/v1/credentials" // to which a NewCredential is posted, and from which an Export is got
 )
 
 // EvidencePath returns the path of all that shows who agrees to a request.
@@ -141,6 +141,19 @@ type Credential struct {
 	Enrolled    time.Time `json:"enrolled"`
 	Attested    bool      `json:"attested,omitempty"`
 	DeviceBound bool      `json:"device_bound,omitempty"`
+}
+
+// Exported is a person with the documents of credentials: what verifiers need who trust the person's approvals.
+type Exported struct {
+	Name        string   `json:"name"` // the id if the policy in force does not have the person
+	ID          string   `json:"id"`   // as approvals have it
+	Credentials [][]byte `json:"credentials"`
+}
+
+// Export is a page of people with their credentials, by name.
+type Export struct {
+	Approvers []Exported `json:"approvers"`
+	After     string     `json:"after,omitempty"` // parameter after of the next page; none on the last
 }
 
 // NewCredential proposes a credential of a person: what the person made with the private key shows that they have it.

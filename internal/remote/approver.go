@@ -61,11 +61,43 @@ func (b *Backend) Approvers(ctx context.Context, s *config.Settings) ([]brokerap
 		case page.After == "":
 			return all, nil
 		case len(page.Approvers) == 0 || len(all) > answerLimits.Elements:
-			return nil, failure.New(failure.Internal, "the broker at %s sent an invalid answer: its approvers have no end",
-				s.Broker).WithHint("check that an hsm-broker of the same version listens there")
+			return nil, noEnd(s)
 		}
 		path = brokerapi.ApproversPath + "?" + url.Values{"after": {page.After}}.Encode()
 	}
+}
+
+// Export returns the people whose credentials are enrolled, with the documents of these; removed adds the credentials
+// that were removed.
+func (b *Backend) Export(ctx context.Context, s *config.Settings, removed bool) ([]brokerapi.Exported, error) {
+	all, values := []brokerapi.Exported{}, url.Values{}
+	if removed {
+		values.Set("removed", "true")
+	}
+	for {
+		path := brokerapi.CredentialsPath
+		if len(values) > 0 {
+			path += "?" + values.Encode()
+		}
+		var page brokerapi.Export
+		if err := b.read(ctx, s, path, &page); err != nil {
+			return nil, err
+		}
+		all = append(all, page.Approvers...)
+		switch {
+		case page.After == "":
+			return all, nil
+		case len(page.Approvers) == 0 || len(all) > answerLimits.Elements:
+			return nil, noEnd(s)
+		}
+		values.Set("after", page.After)
+	}
+}
+
+// noEnd is the failure of a list whose pages do not end.
+func noEnd(s *config.Settings) error {
+	return failure.New(failure.Internal, "the broker at %s sent an invalid answer: its approvers have no end", s.Broker).
+		WithHint("check that an hsm-broker of the same version listens there")
 }
 
 // Enrol proposes a credential of a person, and returns the request.

@@ -95,6 +95,19 @@ func TestApprovers(t *testing.T) {
 	pages["after=alice"] = brokerapi.Approvers{After: "alice"}
 	_, err = b.Approvers(t.Context(), s)
 	failsWith(t, err, failure.Internal, "no end")
+	exported := map[string]brokerapi.Export{
+		"removed=true":             {Approvers: []brokerapi.Exported{{Name: "alice"}}, After: "alice"},
+		"after=alice&removed=true": {Approvers: []brokerapi.Exported{{Name: "bob", Credentials: [][]byte{[]byte("c")}}}},
+		"":                         {After: "alice"}}
+	f.answers[brokerapi.CredentialsPath] = func(w http.ResponseWriter, r *http.Request) {
+		answer(w, exported[r.URL.RawQuery])
+	}
+	people, err := b.Export(t.Context(), s, true)
+	if err != nil || len(people) != 2 || string(people[1].Credentials[0]) != "c" {
+		t.Errorf("%+v, %v", people, err)
+	}
+	_, err = b.Export(t.Context(), s, false)
+	failsWith(t, err, failure.Internal, "no end")
 	link := "https://broker.example.com/invitations/x"
 	f.answers["/v1/approvers/bob/invitations"] = func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, brokerapi.Invitation{URL: link})

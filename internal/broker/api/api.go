@@ -103,8 +103,10 @@ func (a *API) operations() map[string]operation {
 		"GET " + request + "/bundle":     {answer: httpapi.Answer(a.getBundle)},
 		"POST " + request + "/approvals": {answer: httpapi.Answer(a.postApproval), body: true},
 
-		"POST " + brokerapi.SessionsPath:    {answer: httpapi.Answer(a.postSession), body: true, open: true},
-		"GET " + brokerapi.ApproversPath:    {answer: httpapi.Answer(a.getApprovers), query: []string{"after", "limit"}},
+		"POST " + brokerapi.SessionsPath: {answer: httpapi.Answer(a.postSession), body: true, open: true},
+		"GET " + brokerapi.ApproversPath: {answer: httpapi.Answer(a.getApprovers), query: []string{"after", "limit"}},
+		"GET " + brokerapi.CredentialsPath: {answer: httpapi.Answer(a.getCredentials),
+			query: []string{"after", "limit", "removed"}},
 		"POST " + person + "/invitations":   {answer: httpapi.Answer(a.postInvitation)},
 		"POST " + brokerapi.CredentialsPath: {answer: httpapi.Answer(a.postCredential), body: true},
 		"POST " + credential + "/remove":    {answer: httpapi.Answer(a.removeCredential)},

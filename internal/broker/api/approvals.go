@@ -45,12 +45,37 @@ func (a *API) getApprovers(r *http.Request) (*brokerapi.Approvers, int, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	if caller, _ := callerIn(r.Context()); !caller.Admin && a.options.Broker.Person(caller) == "" {
-		return nil, 0, failure.New(failure.Denied, "cannot list the approvers: the caller is none of them").
-			WithHint("sign in as an approver, or call as an administrator")
+	if err := a.maySeeApprovers(r); err != nil {
+		return nil, 0, err
 	}
 	people, err := a.options.Broker.Approvers(r.Context(), after, limit)
 	return people, http.StatusOK, err
+}
+
+// maySeeApprovers fails with Denied unless the caller is an administrator or a person of the policy.
+func (a *API) maySeeApprovers(r *http.Request) error {
+	if caller, _ := callerIn(r.Context()); caller.Admin || a.options.Broker.Person(caller) != "" {
+		return nil
+	}
+	return failure.New(failure.Denied, "cannot list the approvers: the caller is none of them").
+		WithHint("sign in as an approver, or call as an administrator")
+}
+
+// getCredentials returns the documents of credentials.
+func (a *API) getCredentials(r *http.Request) (*brokerapi.Export, int, error) {
+	values := r.URL.Query()
+	after, limit, err := page(values, "after")
+	if err != nil {
+		return nil, 0, err
+	}
+	if removed := values.Get("removed"); values.Has("removed") && removed != "true" {
+		return nil, 0, failure.New(failure.Invalid, "removed is %.20q", removed).WithHint("use true, or leave it out")
+	}
+	if err := a.maySeeApprovers(r); err != nil {
+		return nil, 0, err
+	}
+	export, err := a.options.Broker.Export(r.Context(), after, limit, values.Has("removed"))
+	return export, http.StatusOK, err
 }
 
 func (a *API) postInvitation(r *http.Request) (*brokerapi.Invitation, int, error) {

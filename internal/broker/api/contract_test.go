@@ -104,6 +104,7 @@ func (f *fixture) all() map[string]request {
 		"getLogFile":  get(brokerapi.LogPath + "/checkpoint"),
 		"getEvidence": get(one + "/evidence"), "listApprovers": get(brokerapi.ApproversPath),
 		"getBundle":         get(one + "/bundle"),
+		"exportCredentials": get(brokerapi.CredentialsPath),
 		"createApproval":    post(one+"/approvals", brokerapi.SignedApproval{Envelope: []byte("{}")}),
 		"createSession":     post(brokerapi.SessionsPath, f.people["alice"].login(newLogin())),
 		"createInvitation":  post(brokerapi.InvitationsPath("carol"), nil),
@@ -135,6 +136,10 @@ func (f *fixture) approvals() {
 	admin.want(200, get(brokerapi.ApproversPath))
 	ci.want(403, get(brokerapi.ApproversPath))
 	admin.want(400, get(brokerapi.ApproversPath+"?limit=0"))
+	admin.want(200, get(brokerapi.CredentialsPath+"?removed=true"))
+	f.signedIn("bob").want(200, get(brokerapi.CredentialsPath))
+	ci.want(403, get(brokerapi.CredentialsPath))
+	admin.want(400, get(brokerapi.CredentialsPath+"?limit=0"))
 	stranger := newPerson(f.T, approval.SSH)
 	f.open().want(403, post(brokerapi.SessionsPath, stranger.login(newLogin())))
 	admin.want(201, post(brokerapi.InvitationsPath("carol"), nil))

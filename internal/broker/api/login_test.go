@@ -273,6 +273,7 @@ func TestHostileBodies(t *testing.T) {
 		admin.want(201, post(path, message))
 	}
 	for _, path := range []string{brokerapi.ApproversPath + "?after=" + strings.Repeat("a", maxName+1),
+		brokerapi.CredentialsPath + "?removed=false", brokerapi.CredentialsPath + "?removed=",
 		brokerapi.ApproversPath + "?before=a", brokerapi.ApproversPath + "?limit=101", brokerapi.RequestsPath + "?mine=yes",
 		brokerapi.RequestsPath + "?mine=true&state=pending",
 		brokerapi.RequestsPath + "?mine=", brokerapi.RequestsPath + "?digest=sha256:1",
@@ -280,7 +281,7 @@ func TestHostileBodies(t *testing.T) {
 		brokerapi.EvidencePath(made.ID) + "?wait=1"} {
 		admin.want(400, get(path))
 	}
-	for _, path := range []string{brokerapi.CredentialsPath, brokerapi.CredentialPath("a"), brokerapi.SessionsPath,
+	for _, path := range []string{brokerapi.CredentialPath("a"), brokerapi.SessionsPath,
 		brokerapi.ApproversPath + "/alice", "/v1/documents/" + approval.Hash(nil)} {
 		if answer := admin.do(get(path)); answer.Status != 404 && answer.Status != 405 {
 			t.Errorf("%s: %d", path, answer.Status)

@@ -25,7 +25,8 @@ func TestMany(t *testing.T) {
 		brokerapi.RequestsPath + "?state=pending&key=release&mine=false", brokerapi.RequestsPath + "?state=signed",
 		brokerapi.RequestsPath + "?repository=registry.example.com/app",
 		brokerapi.RequestsPath + "?digest=" + newRequest(3).Artifact.Digest, brokerapi.RequestPath(few.one),
-		brokerapi.EvidencePath(few.one), brokerapi.ApproversPath, brokerapi.ApproversPath + "?limit=5&after=person-0003"} {
+		brokerapi.EvidencePath(few.one), brokerapi.ApproversPath, brokerapi.ApproversPath + "?limit=5&after=person-0003",
+		brokerapi.CredentialsPath + "?limit=5&removed=true"} {
 		least, most := few.reads(path), many.reads(strings.Replace(path, few.one, many.one, 1))
 		if least == 0 && !strings.HasPrefix(path, brokerapi.ApproversPath) || most > least {
 			t.Errorf("%s reads the store %d times, and with many %d times", path, least, most)
