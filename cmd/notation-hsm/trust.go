@@ -237,7 +237,7 @@ func signerListCommand(manifest *string) *cobra.Command {
 }
 
 func trustExportCommand(manifest *string) *cobra.Command {
-	var to, format string
+	var to, format, attestor string
 	c := &cobra.Command{
 		Use:   "export",
 		Short: "Write the trust policy for Notation, Kyverno or Ratify",
@@ -250,25 +250,35 @@ func trustExportCommand(manifest *string) *cobra.Command {
   --format kyverno   policy for a cluster with Kyverno, as YAML
   --format ratify    resources for a cluster with Ratify and Gatekeeper, as YAML
 
-A manifest that a format cannot express exactly is refused.`,
+A manifest that a format cannot express exactly is refused, but for two things that the command then
+says: 'notation verify' knows neither the paths of signers nor approvals, and Kyverno trusts an
+attestor for approvals if you name one. The attestor verifies bundles of approvals with 'hsm-image
+approvals verify', and signs those that pass with Notation.`,
 		Example: `  notation-hsm trust export
   notation-hsm trust export --to cluster/notation
-  notation-hsm trust export --format kyverno | kubectl apply -f -`,
+  notation-hsm trust export --format kyverno | kubectl apply -f -
+  notation-hsm trust export --format kyverno --approvals-attestor attestor.pem --to kyverno.yaml`,
 		Args: cli.Exactly(0),
 	}
 	c.Flags().StringVar(&to, "to", "",
 		"notation: folder to write to (default: Notation's configuration directory); else: file (default: standard output)")
 	c.Flags().StringVar(&format, "format", "notation", "notation, kyverno or ratify")
+	c.Flags().StringVar(&attestor, "approvals-attestor", "",
+		"kyverno: PEM file with the certificate of who verifies approvals in place of Kyverno, and signs their bundles")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		path, err := trust.Path(*manifest)
 		if err != nil {
 			return err
 		}
+		if attestor != "" && format != "kyverno" {
+			return cli.Usage(c, failure.New(failure.Invalid, "--approvals-attestor needs --format kyverno").
+				WithHint("remove one of the two"))
+		}
 		switch format {
 		case "notation":
 			return exportNotation(c, path, to)
 		case "kyverno":
-			return exportYAML(c, trust.Kyverno, path, to)
+			return exportYAML(c, func(path string) ([]byte, error) { return trust.Kyverno(path, attestor) }, path, to)
 		case "ratify":
 			return exportYAML(c, trust.Ratify, path, to)
 		}
@@ -295,6 +305,10 @@ func exportNotation(c *cobra.Command, manifest, to string) error {
 	for _, name := range done.Restricted {
 		fmt.Fprintf(out, "warning: signer %q has paths, which 'notation verify' does not know: it accepts the signer for "+
 			"every tag, unlike 'hsm-image verify' and containerd's gate\n", name)
+	}
+	for _, scope := range done.Approvals {
+		fmt.Fprintf(out, "warning: signatures in %s need approvals, which 'notation verify' does not check, unlike "+
+			"'hsm-image verify' and containerd's gate\n", scope)
 	}
 	return nil
 }

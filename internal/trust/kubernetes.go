@@ -54,19 +54,32 @@ func forCluster(path string) (*Manifest, []group, error) {
 			WithHint("add one with: notation-hsm trust signer add")
 	}
 	for _, g := range groups {
-		name := clusterName(g.scope)
-		if g.scope != anyone {
-			if name, err = repository(name); err != nil {
-				return nil, nil, err
-			}
+		if err := checkClusterScope(g.scope, fmt.Sprintf("signer %q", g.signers[0].Name)); err != nil {
+			return nil, nil, err
 		}
-		if g.scope != anyone && name != g.scope {
-			return nil, nil, failure.New(failure.Invalid,
-				"a cluster calls the repository %q of signer %q %q", g.scope, g.signers[0].Name, name).
-				WithHint(fmt.Sprintf("change the scope of the signers to %s", name))
+	}
+	for _, a := range m.Approvals {
+		if err := checkClusterScope(a.Scope, "the approvals"); err != nil {
+			return nil, nil, err
 		}
 	}
 	return m, groups, nil
+}
+
+// checkClusterScope fails with Invalid for a scope of somebody that a cluster calls by another name.
+func checkClusterScope(scope, of string) error {
+	if scope == anyone {
+		return nil
+	}
+	name, err := repository(clusterName(scope))
+	if err != nil {
+		return err
+	}
+	if name != scope {
+		return failure.New(failure.Invalid, "a cluster calls the repository %q of %s %q", scope, of, name).
+			WithHint(fmt.Sprintf("change the scope to %s", name))
+	}
+	return nil
 }
 
 // clusterName returns the full name of a repository, as Kubernetes completes the name in a Pod: a first part without a

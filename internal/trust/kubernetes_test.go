@@ -77,6 +77,9 @@ func TestKyvernoExact(t *testing.T) {
 }
 
 // TestClusterNames refuses the scopes that a cluster would never look up, so that the repository had other signers than
+// noAttestor exports a manifest for Kyverno that needs no approvals.
+func noAttestor(manifest string) ([]byte, error) { return Kyverno(manifest, "") }
+
 // the manifest says.
 func TestClusterNames(t *testing.T) {
 	for scope, want := range map[string]string{
@@ -102,7 +105,7 @@ func TestClusterNames(t *testing.T) {
 		if _, err := Add(t.Context(), path, Grant{Name: "alice", Scopes: []string{scope}}); err != nil {
 			t.Fatal(err)
 		}
-		for format, export := range map[string]func(string) ([]byte, error){"kyverno": Kyverno, "ratify": Ratify} {
+		for format, export := range map[string]func(string) ([]byte, error){"kyverno": noAttestor, "ratify": Ratify} {
 			data, err := export(path)
 			if (err == nil) != (scope == want) || err != nil && !strings.Contains(failure.From(err).Hint, want) {
 				t.Errorf("%s for %s: the failure is %v", scope, format, err)
@@ -198,7 +201,7 @@ func TestRatify(t *testing.T) {
 // see change. TestKubernetesExample in softhsm-test/e2e/kubernetes writes them.
 func TestExportedExample(t *testing.T) {
 	folder := filepath.Join("..", "..", "deploy", "kubernetes")
-	for name, export := range map[string]func(string) ([]byte, error){"kyverno.yaml": Kyverno, "ratify.yaml": Ratify} {
+	for name, export := range map[string]func(string) ([]byte, error){"kyverno.yaml": noAttestor, "ratify.yaml": Ratify} {
 		got, err := export(filepath.Join(folder, "trust.yaml"))
 		if err != nil {
 			t.Fatal(err)
@@ -213,5 +216,48 @@ func TestExportedExample(t *testing.T) {
 		if name == "kyverno.yaml" && bytes.Count(got, []byte("\n  - Deny\n")) != 1 {
 			t.Error("docs/kubernetes.md replaces the one line '- Deny'")
 		}
+	}
+}
+
+// TestAttestor refuses to leave approvals out, and attestors whom Kyverno would take for others.
+func TestAttestor(t *testing.T) {
+	t.Parallel()
+	path := people(t)
+	attestor := issue(t, name("attestor"), false, nil)
+	if _, err := Kyverno(path, file(t, attestor)); !failure.Is(err, failure.Invalid) {
+		t.Errorf("an attestor without approvals: %v", err)
+	}
+	if err := AddApprovals(t.Context(), path, twoOf(t), false); err != nil {
+		t.Fatal(err)
+	}
+	for format, export := range map[string]func(string) ([]byte, error){"kyverno": noAttestor, "ratify": Ratify} {
+		if _, err := export(path); !failure.Is(err, failure.Unsupported) || !strings.Contains(err.Error(), app) {
+			t.Errorf("%s without an attestor: %v", format, err)
+		}
+	}
+	data, err := Kyverno(path, file(t, attestor))
+	if err != nil || !strings.Contains(string(data), kyvernoApprovalsHeader) ||
+		!strings.Contains(string(data), `"`+app+`"`) {
+		t.Errorf("%s: %v", data, err)
+	}
+	ca := issue(t, name("CA"), true, nil)
+	if _, err := Kyverno(path, file(t, issue(t, name("attestor"), false, ca), ca)); !failure.Is(err, failure.Unsupported) {
+		t.Errorf("a subject under a CA: %v", err)
+	}
+	if _, err := Kyverno(path, file(t, ca)); err != nil {
+		t.Errorf("a CA: %v", err)
+	}
+	addSigner(t, path, Grant{Name: "bot", Scopes: []string{app}}, attestor, "")
+	if _, err := Kyverno(path, file(t, attestor)); !failure.Is(err, failure.Invalid) {
+		t.Errorf("a signer: %v", err)
+	}
+	other := twoOf(t)
+	other.Scope = "index.docker.io/team/app"
+	if err := AddApprovals(t.Context(), path, other, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Kyverno(path, file(t, issue(t, name("attestor"), false, nil))); !failure.Is(err, failure.Invalid) ||
+		!strings.Contains(failure.From(err).Hint, "docker.io/team/app") {
+		t.Errorf("another name of a repository: %v", err)
 	}
 }

@@ -31,6 +31,7 @@ type kyvernoSpec struct {
 	Images                   []expression      `json:"images"` // besides those of containers
 	ValidationConfigurations map[string]bool   `json:"validationConfigurations"`
 	Attestors                []kyvernoAttestor `json:"attestors"`
+	Attestations             []any             `json:"attestations,omitempty"`
 	Variables                []expression      `json:"variables"`
 	Validations              []validation      `json:"validations"`
 }
@@ -59,8 +60,16 @@ type kyvernoNotary struct {
 // Kyverno returns the manifest as one ImageValidatingPolicy in YAML. Kyverno verifies with Notation's level strict and
 // accepts any subject under a certificate; it fails with Unsupported for a manifest that needs more. Kyverno admits an
 // image that no policy matches, which Notation does not, so the policy matches all images.
-func Kyverno(manifest string) ([]byte, error) {
+//
+// Kyverno cannot verify approvals. For a manifest that needs some, the file attestor has the certificate of who
+// verifies them in its place, and signs bundles of approvals as attestations; without it, Kyverno fails with
+// Unsupported.
+func Kyverno(manifest, attestor string) ([]byte, error) {
 	m, groups, err := forCluster(manifest)
+	if err != nil {
+		return nil, err
+	}
+	trusted, err := m.attestor(attestor)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +116,12 @@ func Kyverno(manifest string) ([]byte, error) {
 		attestor.Notary.Certs.Value = s.Certificate
 		spec.Attestors = append(spec.Attestors, attestor)
 	}
-	return encode(kyvernoHeader, object{APIVersion: "policies.kyverno.io/v1", Kind: "ImageValidatingPolicy",
+	header := kyvernoHeader
+	if trusted != nil {
+		spec.demandApprovals(m.Approvals, trusted)
+		header += kyvernoApprovalsHeader
+	}
+	return encode(header, object{APIVersion: "policies.kyverno.io/v1", Kind: "ImageValidatingPolicy",
 		Metadata: named("notation-hsm"), Spec: spec})
 }
 
@@ -136,10 +150,13 @@ func checkKyverno(g group) error {
 // parseImageReference completes a name as Kubernetes does, and calls Docker Hub index.docker.io; the rest of the
 // expression gives the registry its one name. A port that begins with a zero has none, and is refused.
 const kyvernoRefused = `variables.images.filter(image, image.matches("^[^/@]*:0[0-9]*/") || verifyImageSignatures(image,
-  variables.signers[?("/" + parseImageReference(image).registry().lowerAscii() + "/")` +
+  variables.signers[?` + kyvernoRepository + `].orValue(variables.others)) == 0)`
+
+// kyvernoRepository is CEL for the name of an image's repository.
+const kyvernoRepository = `("/" + parseImageReference(image).registry().lowerAscii() + "/")` +
 	`.replace(":443/", "/").replace(":80/", "/")
     .replace("/registry-1.docker.io/", "/index.docker.io/").substring(1)` +
-	` + parseImageReference(image).repository()].orValue(variables.others)) == 0)`
+	` + parseImageReference(image).repository()`
 
 // kyvernoMap is CEL for a map from repositories to those who may sign there.
 func kyvernoMap(groups []group) string {
@@ -148,13 +165,17 @@ func kyvernoMap(groups []group) string {
 	}
 	var lines []string
 	for _, g := range groups {
-		name := g.scope
-		if repository, ok := strings.CutPrefix(name, "docker.io/"); ok {
-			name = "index.docker.io/" + repository
-		}
-		lines = append(lines, fmt.Sprintf("  %s: %s", strconv.Quote(name), kyvernoAttestors(g)))
+		lines = append(lines, fmt.Sprintf("  %s: %s", strconv.Quote(kyvernoName(g.scope)), kyvernoAttestors(g)))
 	}
 	return "{\n" + strings.Join(lines, ",\n") + "\n}"
+}
+
+// kyvernoName returns the name that kyvernoRepository has for a scope.
+func kyvernoName(scope string) string {
+	if repository, ok := strings.CutPrefix(scope, "docker.io/"); ok {
+		return "index.docker.io/" + repository
+	}
+	return scope
 }
 
 func kyvernoAttestors(g group) string {

@@ -75,6 +75,12 @@ func Ratify(manifest string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(m.Approvals) > 0 {
+		return nil, failure.New(failure.Unsupported, "signatures in %q need approvals: Ratify can check neither who agreed "+
+			"nor that the broker's log has the signature", m.Approvals[0].Scope).
+			WithHint("verify on the nodes, with hsm-image install-verifier; or export a manifest without approvals: " +
+				"--manifest FILE")
+	}
 	var verifier ratifyVerifier
 	verifier.Name, verifier.Type, verifier.ArtifactTypes = "notation", "notation", notationSignature
 	verifier.Parameters.Policy.Version = documentVersion

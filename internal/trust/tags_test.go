@@ -232,7 +232,7 @@ func TestPaths(t *testing.T) {
 	if err := RemoveTags(t.Context(), path, app); !failure.Is(err, failure.Invalid) {
 		t.Errorf("a root that paths need: %v", err)
 	}
-	for _, export := range []func(string) ([]byte, error){Kyverno, Ratify} {
+	for _, export := range []func(string) ([]byte, error){noAttestor, Ratify} {
 		if _, err := export(path); !failure.Is(err, failure.Unsupported) || !strings.Contains(err.Error(), app) {
 			t.Errorf("a cluster: %v", err)
 		}
