@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -138,6 +140,11 @@ func TestWrongCalls(t *testing.T) {
 		{"trust signer add a --scope s --key k --subject CN=a", "--subject needs --ca or --cert"},
 		{"trust signer add a --scope s --cert c --token t", "the settings of a token need --key"},
 		{"trust signer add a --scope s --threshold 2", "Notation always accepts one valid signature"},
+		{"trust approver add alice", "--from is required"},
+		{"trust approvals add a --kinds key --log l", "--group is required"},
+		{"trust approvals add a --group g=alice:1 --log l", "--kinds is required"},
+		{"trust approvals add a --group g=alice:1 --kinds key", "--log is required"},
+		{"trust approvals add a --group g=alice --kinds key --log l", `"g=alice" is not a group`},
 		{"trust export --format helm", `unknown --format "helm"`},
 		{"nethsm setup", "--key is required"},
 		{"nethsm setup --key a --usage decrypt --subject CN=a", "--subject needs --usage sign"},
@@ -353,8 +360,60 @@ func TestTrustCommands(t *testing.T) {
 	if _, out, _ := c.run("doctor", uri); !strings.Contains(out, "accepted by statement") {
 		t.Error(out)
 	}
+	approvalCommands(t, c, scope)
 	if code, _, stderr := c.run("trust", "signer", "remove", "release"); code != 0 ||
 		!strings.Contains(stderr, "is removed") {
 		t.Errorf("%d, %s", code, stderr)
+	}
+}
+
+// approvalCommands adds approvers and approvals of a scope, exports them, and removes them.
+func approvalCommands(t *testing.T, c *commandLine, scope string) {
+	t.Helper()
+	const (
+		id    = "00112233445566778899aabbccddeeff"
+		alice = `{"approver":"` + id + `","kind":"ssh",` +
+			`"public":"AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f",` +
+			`"salt":"5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a","type":"credential/v1"}`
+		log = "broker.example.com/log+71307029+AQABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
+	)
+	document := base64.StdEncoding.EncodeToString([]byte(alice))
+	from := c.file(`[{"name":"alice","id":"` + id + `","credentials":["` + document + `"]}]`)
+	add := []string{"trust", "approvals", "add", scope, "--kinds", "ssh", "--log", log, "--max-age", "2160h", "--group"}
+	for _, test := range []struct {
+		args []string
+		ok   bool
+		want string
+	}{
+		{[]string{"trust", "approver", "add", "--from", from, "bob"}, false, `no approver "bob"`},
+		{[]string{"trust", "approver", "add", "--from", from, "alice"}, true, "ssh SHA256:"},
+		{append(slices.Clone(add), "release=alice:2"), false, "2 of 1"},
+		{append(slices.Clone(add), "release=alice:1"), true, "1 of 1 release"},
+		{[]string{"trust", "export"}, true, "need approvals, which 'notation verify' does not check"},
+		{[]string{"trust", "export", "--format", "ratify"}, false, "approvals"},
+		{[]string{"trust", "approver", "remove", "alice"}, false, "is in a group"},
+	} {
+		if code, _, stderr := c.run(test.args...); (code == 0) != test.ok || !strings.Contains(stderr, test.want) {
+			t.Errorf("%v: %d, %s", test.args, code, stderr)
+		}
+	}
+	if out := c.ok("trust", "approver", "list"); !strings.Contains(out, id) || !strings.Contains(out, "SHA256:") {
+		t.Error(out)
+	}
+	if out := c.ok("trust", "approver", "list", "--json"); !strings.Contains(out, `"id": "`+id) {
+		t.Error(out)
+	}
+	out := c.ok("trust", "approvals", "list")
+	if !strings.Contains(out, "1 of alice") || !strings.Contains(out, "broker.example.com/log") ||
+		!strings.Contains(out, "2160h") {
+		t.Error(out)
+	}
+	if out := c.ok("trust", "approvals", "list", "--json"); !strings.Contains(out, `"maxAge": "2160h"`) {
+		t.Error(out)
+	}
+	for _, args := range [][]string{{"trust", "approvals", "remove", scope}, {"trust", "approver", "remove", "alice"}} {
+		if code, _, stderr := c.run(args...); code != 0 || !strings.Contains(stderr, "removed") {
+			t.Errorf("%d, %s", code, stderr)
+		}
 	}
 }

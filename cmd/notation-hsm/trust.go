@@ -25,6 +25,10 @@ func trustCommand(ks *keystore.Keystore) *cobra.Command {
 			signerAddCommand(ks, &manifest), signerRemoveCommand(&manifest), signerListCommand(&manifest)),
 		cli.Group("tags", "Name the repositories whose tags TUF metadata define",
 			tagsAddCommand(&manifest), tagsRemoveCommand(&manifest), tagsListCommand(&manifest)),
+		cli.Group("approver", "Add, remove and list people whose approvals count",
+			approverAddCommand(&manifest), approverRemoveCommand(&manifest), approverListCommand(&manifest)),
+		cli.Group("approvals", "Name the repositories whose signatures need approvals",
+			approvalsAddCommand(&manifest), approvalsRemoveCommand(&manifest), approvalsListCommand(&manifest)),
 		trustExportCommand(&manifest))
 	c.PersistentFlags().StringVar(&manifest, "manifest", "",
 		"trust manifest: the file with all signers (default: NOTATION_HSM_TRUST, else notation-hsm/trust.yaml in the "+

@@ -9,16 +9,19 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
-// Approvals are what a signature needs in a scope besides a signer: a bundle of approvals that shows that people agreed.
-// Notation does not know them; hsm-image verify and containerd's gate do.
+// Approvals are what a signature needs in a scope besides a signer: a bundle of approvals, which shows that people
+// agreed. Notation does not know them; hsm-image verify and containerd's gate do.
 type Approvals struct {
 	// one repository, or "*": those that have no approvals of their own
-	Scope     string          `yaml:"scope" json:"scope"`
-	Groups    []ApprovalGroup `yaml:"groups" json:"groups"`                               // all are needed
-	Log       []string        `yaml:"log" json:"log"`                                     // verifier keys of the log's signers
-	Witnesses []string        `yaml:"witnesses,omitempty" json:"witnesses,omitempty"`     // verifier keys
-	Cosigned  int             `yaml:"cosigned,omitempty" json:"cosigned,omitempty"`       // number of witnesses that are needed
-	MaxAge    Span            `yaml:"max-age,omitempty" json:"maxAge,omitempty,omitzero"` // since the log has the signature
+	Scope  string          `yaml:"scope" json:"scope"`
+	Groups []ApprovalGroup `yaml:"groups" json:"groups"` // all are needed
+	// verifier keys (C2SP signed-note) of the log's signers and of witnesses
+	Log       []string `yaml:"log" json:"log"`
+	Witnesses []string `yaml:"witnesses,omitempty" json:"witnesses,omitempty"`
+	// number of witnesses that must have cosigned the log
+	Cosigned int `yaml:"cosigned,omitempty" json:"cosigned,omitempty"`
+	// how long a signature counts since the log has it; 0: without an end
+	MaxAge Span `yaml:"max-age,omitempty" json:"maxAge,omitzero"`
 
 	Approvers []Approver `yaml:"-" json:"-"` // members of the groups
 }
@@ -74,9 +77,9 @@ func (a *Approvals) read(approvers []Approver) error {
 	if err := a.readLog(); err != nil {
 		return failure.New(failure.Invalid, "the approvals of %q: %w", a.Scope, err).WithHint(failure.From(err).Hint)
 	}
-	if a.MaxAge < 0 || a.MaxAge > maxMaxAge {
+	if a.MaxAge < 0 || a.MaxAge > maxMaxAge || a.MaxAge%Span(time.Second) != 0 {
 		return failure.New(failure.Invalid, "the approvals of %q have the max-age %s", a.Scope,
-			FormatStale(time.Duration(a.MaxAge))).WithHint("write it as in 2160h, or leave it out for no limit")
+			time.Duration(a.MaxAge)).WithHint("write whole seconds, as in 2160h, or leave it out for no limit")
 	}
 	return nil
 }

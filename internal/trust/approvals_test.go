@@ -201,14 +201,16 @@ func TestApprovers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := ParseApprovers(exported(t, map[string][]*approval.Credential{"alice": {enrol(t, id("alice"), approval.Passkey)}}))
+	other, err := ParseApprovers(exported(t, map[string][]*approval.Credential{
+		"alice": {enrol(t, id("alice"), approval.Passkey)}}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := AddApprovers(t.Context(), path, other, false); !failure.Is(err, failure.Conflict) {
 		t.Errorf("another credential: %v", err)
 	}
-	if err := AddApprovers(t.Context(), path, other, true); err == nil || !strings.Contains(err.Error(), "only 1 members") {
+	err = AddApprovers(t.Context(), path, other, true)
+	if err == nil || !strings.Contains(err.Error(), "only 1 members") {
 		t.Errorf("a quorum that nobody can reach: %v", err)
 	}
 	if after, err := os.ReadFile(path); err != nil || string(after) != string(before) {
@@ -344,7 +346,8 @@ func TestRequired(t *testing.T) {
 		}
 	}
 	export()
-	for repository, want := range map[string]string{app: app + " release-managers 2 alice", tools: "* release-managers 1 bob"} {
+	for repository, want := range map[string]string{
+		app: app + " release-managers 2 alice", tools: "* release-managers 1 bob"} {
 		if got := of(repository); len(got) != 1 || !strings.HasPrefix(got[0], want) {
 			t.Errorf("%s needs %v", repository, got)
 		}
@@ -356,7 +359,8 @@ func TestRequired(t *testing.T) {
 	if got := of(tools); got != nil {
 		t.Errorf("%s needs %v", tools, got)
 	}
-	if data, err := os.ReadFile(filepath.Join(to, approvalsFile)); err != nil || strings.Count(string(data), `"id": "`) != 4 {
+	data, err := os.ReadFile(filepath.Join(to, approvalsFile))
+	if err != nil || strings.Count(string(data), `"id": "`) != 4 {
 		t.Errorf("%s does not have the three approvers and a passkey alone: %v", data, err)
 	}
 	if err := RemoveApprovals(t.Context(), path, app); err != nil {
@@ -368,8 +372,8 @@ func TestRequired(t *testing.T) {
 	}
 }
 
-// TestApprovalsOrder stops exports before they replace the policy: the approvals of the policy in force and those of the
-// next one are both needed, whatever is exported next.
+// TestApprovalsOrder stops exports before they replace the policy: the approvals of the policy in force and those of
+// the next one are both needed, whatever is exported next.
 func TestApprovalsOrder(t *testing.T) {
 	t.Parallel()
 	path, to := people(t), t.TempDir()

@@ -37,7 +37,8 @@ func (a *Approver) read() error {
 		return failure.New(failure.Invalid, "%.128q is not the name of an approver", a.Name).
 			WithHint("use letters, digits, '.', '_', '@', '+' and '-', as in alice")
 	case !approverIDs().MatchString(a.ID):
-		return failure.New(failure.Invalid, "the id of approver %q is %.80q, and not 32 to 64 hexadecimal digits", a.Name, a.ID).
+		return failure.New(failure.Invalid, "the id of approver %q is %.80q, and not 32 to 64 hexadecimal digits", a.Name,
+			a.ID).
 			WithHint("copy it from: hsm-broker approver export")
 	case len(a.Credentials) == 0 || len(a.Credentials) > maxCredentials:
 		return failure.New(failure.Invalid, "approver %q has %d credentials instead of 1 to %d", a.Name, len(a.Credentials),

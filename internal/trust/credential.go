@@ -128,7 +128,8 @@ func encodeDocument(d credentialDocument) ([]byte, error) {
 	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), err
 }
 
-// readPublic returns a public key as a document has it, and a text that is the same for one key of the kinds key and ssh.
+// readPublic returns a public key as a document has it, and a text that is the same for one key of the kinds key and
+// ssh.
 func readPublic(kind, text string) (public []byte, key string, err error) {
 	switch kind {
 	case kindKey:

@@ -71,7 +71,8 @@ func AddApprovers(ctx context.Context, path string, list []Approver, replace boo
 			case replace:
 				m.Approvers[i] = a
 			case !a.equal(m.Approvers[i]):
-				return failure.New(failure.Conflict, "there is already an approver %q with another id or other credentials", a.Name).
+				return failure.New(failure.Conflict, "there is already an approver %q with another id or other credentials",
+					a.Name).
 					WithHint("compare the fingerprints with: notation-hsm trust approver list; then give --replace")
 			}
 		}

@@ -24,9 +24,10 @@ import (
 )
 
 // The order of an export: create the new trust stores, add the approvals and the roots of tags, replace the policy,
-// remove the approvals and the roots of tags that are no more, remove the old stores. The name of a store has a part of its certificate's fingerprint, so a
-// store is created once and never changed, and the replacement of the policy changes everything at one moment. An
-// export that is killed leaves the complete old or new policy with all its stores; the next export removes the rest.
+// remove the approvals and the roots of tags that are no more, remove the old stores. The name of a store has a part of
+// its certificate's fingerprint, so a store is created once and never changed, and the replacement of the policy
+// changes everything at one moment. An export that is killed leaves the complete old or new policy with all its stores;
+// the next export removes the rest.
 //
 // Roots of tags only ever restrict what the policy accepts. So they are in force before a policy that needs them, and
 // until after a policy that needed them: a reader that finds the same policy before and after it reads the tags has

@@ -22,8 +22,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
-// Manifest is the trust manifest: every signer, by name, with certificates, the repositories whose tags have a root, and
-// those whose signatures need approvals. It is one file, to be reviewed and replaced as a whole.
+// Manifest is the trust manifest: every signer, by name, with certificates, the repositories whose tags have a root,
+// and those whose signatures need approvals. It is one file, to be reviewed and replaced as a whole.
 type Manifest struct {
 	Version   int         `yaml:"version"`
 	Tags      []Tags      `yaml:"tags,omitempty"` // one for each repository
@@ -163,7 +163,8 @@ func change(ctx context.Context, path string, how func(*Manifest) error) error {
 	return m.save(path)
 }
 
-// save writes the manifest with its lists sorted, so that a diff of two versions shows only the change. The file is readable for everyone: nothing in it is secret.
+// save writes the manifest with its lists sorted, so that a diff of two versions shows only the change. The file is
+// readable for everyone: nothing in it is secret.
 func (m *Manifest) save(path string) error {
 	slices.SortFunc(m.Signers, func(a, b Signer) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(m.Tags, func(a, b Tags) int { return cmp.Compare(a.Scope, b.Scope) })

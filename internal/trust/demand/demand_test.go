@@ -69,8 +69,8 @@ func TestOf(t *testing.T) {
 		t.Fatal(demands, err)
 	}
 	d := demands[0]
-	if len(d.Groups) != 1 || d.Cosigned != 1 || d.MaxAge != time.Hour || demands[1].MaxAge != 0 || d.Names[id] != "alice" ||
-		len(d.Log) != 1 || d.Log[0].String() != log.String() || len(d.Witnesses) != 1 ||
+	if len(d.Groups) != 1 || d.Cosigned != 1 || d.MaxAge != time.Hour || demands[1].MaxAge != 0 ||
+		d.Names[id] != "alice" || len(d.Log) != 1 || d.Log[0].String() != log.String() || len(d.Witnesses) != 1 ||
 		d.Witnesses[0].Name() != log.Name() {
 		t.Errorf("%+v", d)
 	}
@@ -79,10 +79,12 @@ func TestOf(t *testing.T) {
 		!slices.Equal(g.Kinds, []approval.Kind{approval.SSH, approval.Passkey}) {
 		t.Errorf("%+v", g)
 	}
-	if c, err := approval.DecodeCredential(d.Credentials[hash]); err != nil || len(d.Credentials) != 1 || c.Approver != id {
+	c, err := approval.DecodeCredential(d.Credentials[hash])
+	if err != nil || len(d.Credentials) != 1 || c.Approver != id {
 		t.Errorf("%v %v", d.Credentials, err)
 	}
-	if demands, err := Of(trust.Required{{first.Scope: first}}, "registry.example.com/other"); err != nil || demands != nil {
+	demands, err = Of(trust.Required{{first.Scope: first}}, "registry.example.com/other")
+	if err != nil || demands != nil {
 		t.Errorf("a repository without approvals: %v %v", demands, err)
 	}
 	second.Log = []string{"broken"}
