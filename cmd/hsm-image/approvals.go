@@ -18,7 +18,8 @@ import (
 func approvalsCommand() *cobra.Command {
 	var o approvalsOptions
 	c := cli.Group("approvals", "Put the approvals of a signature beside its image, and show and verify them",
-		approvalsAttachCommand(&o), approvalsGetCommand(), approvalsShowCommand(&o))
+		approvalsAttachCommand(&o), approvalsGetCommand(), approvalsShowCommand(&o),
+		approvalsVerifyCommand(&o))
 	c.Long = `Take the bundle of approvals of a signature from the broker that made the signature, put it into the
 registry beside the image, and show or verify it there. A bundle shows without the broker who agreed to
 the signature, and that the broker's log has it.`

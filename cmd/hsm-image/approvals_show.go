@@ -85,7 +85,8 @@ type shownApprover struct {
 	Kind   string    `json:"kind,omitempty"`
 	Time   time.Time `json:"time"`
 	Reason string    `json:"reason,omitempty"`
-	Counts bool      `json:"counts"` // for a group of the trust directory
+	// Discounted approvals have verified, or are known from the log alone, and count for no group that is demanded.
+	Discounted bool `json:"discounted,omitempty"`
 }
 
 // refusedBundle is a bundle that does not show what is demanded.
@@ -95,14 +96,14 @@ type refusedBundle struct {
 	Reason    string `json:"reason"`
 }
 
-func newShown(bundle ocispec.Descriptor, of imageSignature, s *proof.Shown) shownApprovals {
+func newShown(bundle ocispec.Descriptor, of imageSignature, s *proof.Shown, verified bool) shownApprovals {
 	a := shownApprovals{Bundle: bundle.Digest.String(), Signature: of.manifest.Digest.String(),
 		Subject: of.Chain[0].Subject.String(), Request: s.Request, Key: s.Key, Log: s.Log, Index: s.Index,
 		Signed: s.Signed.UTC(), Repository: s.Repository, Rule: s.Rule, BreakGlass: s.BreakGlass, Reason: s.Reason,
 		Approvers: []shownApprover{}, Witnesses: s.Witnesses}
 	for _, p := range s.Approvers {
 		a.Approvers = append(a.Approvers, shownApprover{Name: p.Name, ID: p.ID, Kind: string(p.Kind), Time: p.Time.UTC(),
-			Reason: p.Reason, Counts: p.Counts})
+			Reason: p.Reason, Discounted: verified && !p.Counts})
 	}
 	return a
 }
@@ -167,7 +168,7 @@ func (i *approvedImage) show(ctx context.Context, c *cobra.Command) ([]shownAppr
 				fmt.Fprintf(c.ErrOrStderr(), "warning: the approvals %s are left out: %.500q\n", b.Digest, err.Error())
 				continue
 			}
-			shown = append(shown, newShown(b.Descriptor, s, described))
+			shown = append(shown, newShown(b.Descriptor, s, described, false))
 		}
 		if !found {
 			fmt.Fprintf(c.ErrOrStderr(), "warning: the approvals %s are of no signature of the image\n", b.Digest)
@@ -209,6 +210,9 @@ func (p shownApprover) String() string {
 	text := fmt.Sprintf("%s, %s, %s", who, p.Time.Format(time.RFC3339), cli.OrDash(p.Kind))
 	if p.Reason != "" {
 		text += fmt.Sprintf(", %q", p.Reason)
+	}
+	if p.Discounted {
+		text += " (does not count)"
 	}
 	return text
 }
