@@ -45,5 +45,6 @@ docker://registry.example.com/app:1, oci:DIR:TAG, oci-archive:FILE, docker-archi
 		containerdDecoderCommand(ks), containerdConfigCommand(),
 		encryptCommand(ks), decryptCommand(ks), layersCommand(ks), recipientsCommand(ks),
 		verifyCommand(), resolveCommand(), installVerifierCommand(), verifierCommand(), tagCommand(ks), approvalsCommand(),
+		auditCommand(),
 	)
 }

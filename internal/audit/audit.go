@@ -14,6 +14,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/registry"
+	"github.com/notation-hsm/notation-hsm/internal/scope"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
@@ -72,6 +73,10 @@ type Absent struct {
 // Run audits a repository. It fails if it could not see all tags, images and signatures, or if the log does not verify.
 // Incidents are in the report, and no failure.
 func Run(ctx context.Context, o Options) (*Report, error) {
+	name, err := scope.Canonical(o.Repository) // as brokers log it
+	if err != nil {
+		return nil, err
+	}
 	w := newWalk(o)
 	if err := w.run(ctx); err != nil {
 		return nil, err
@@ -82,7 +87,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	case <-ctx.Done():
 	case <-time.After(o.Settle):
 	}
-	c := &comparison{found: found, repository: o.Repository, asked: map[string]bool{}, open: map[string]string{},
+	c := &comparison{found: found, repository: name, asked: map[string]bool{}, open: map[string]string{},
 		report: report}
 	log, err := o.Log(ctx, translog.Options{Each: c.each})
 	if err != nil {
