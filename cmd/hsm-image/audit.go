@@ -19,8 +19,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/trust"
 )
 
-// settle is how long an audit waits for signatures that were just made to be in the log. Brokers take a second.
-const settle = 3 * time.Second
+// settle is how long a broker takes to publish a signature: a second, and some more.
+const settle = 2 * time.Second
 
 // auditFlags are the flags of audit.
 type auditFlags struct {
@@ -86,11 +86,15 @@ func (f *auditFlags) run(c *cobra.Command, text string) error {
 	if err != nil {
 		return err
 	}
+	wait := settle
+	if !isLogURL(f.log) { // a folder does not change
+		wait = 0
+	}
 	registries := registry.New(registry.Options{AuthFile: f.registry.authFile, PlainHTTP: f.registry.plainHTTP,
 		Limits: audit.Limits})
 	defer registries.Close()
 	report, err := audit.Run(c.Context(), audit.Options{Registries: registries, Repository: repository,
-		Certificates: certificates, Check: gate.CheckEnvelope, Log: verify, Settle: settle})
+		Certificates: certificates, Check: gate.CheckEnvelope, Log: verify, Settle: wait})
 	if err != nil {
 		return err
 	}
@@ -137,6 +141,8 @@ func (f *auditFlags) certificates() (all []*x509.Certificate, err error) {
 	return all, nil
 }
 
+func isLogURL(log string) bool { return strings.Contains(log, "://") }
+
 // verifyLog returns what verifies the log.
 func (f *auditFlags) verifyLog() (func(context.Context, translog.Options) (*translog.Report, error), error) {
 	var keys []*translog.Verifier
@@ -147,7 +153,7 @@ func (f *auditFlags) verifyLog() (func(context.Context, translog.Options) (*tran
 		}
 		keys = append(keys, v)
 	}
-	if !strings.Contains(f.log, "://") {
+	if !isLogURL(f.log) {
 		return func(ctx context.Context, opts translog.Options) (*translog.Report, error) {
 			return translog.VerifyDir(ctx, f.log, keys, opts)
 		}, nil

@@ -1,7 +1,7 @@
 // Package audit compares the Notation signatures in a repository with the log of a broker: a signature by a key of the
 // broker that is not in its log is an incident.
 //
-// It reads the repository first, into one record for each signature, and then the log once, from its beginning. Its
+// It reads the repository first, into one record for each signature, and then the log from its beginning. Its
 // memory grows with the signatures of the repository and not with the log. Whoever can push to the repository controls
 // what is read there: all of it is within limits, and where a limit does not let the audit see everything, it fails.
 package audit
@@ -31,8 +31,8 @@ type Options struct {
 	Check func(mediaType string, envelope []byte) error
 	// Log verifies the log, and calls opts.Each with its entries.
 	Log func(ctx context.Context, opts translog.Options) (*translog.Report, error)
-	// Settle is how long the audit waits between the repository and the log: as long as a broker takes to publish what
-	// it has signed.
+	// Settle is how long the audit waits before it reads the log again for signatures that were not in it: as long as a
+	// broker takes to publish what it has signed. 0: it does not read it again.
 	Settle time.Duration
 }
 
@@ -81,15 +81,25 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	if err := w.run(ctx); err != nil {
 		return nil, err
 	}
-	report := w.report()
 	found := w.sorted()
+	report, err := w.compare(ctx, found, name)
+	if err != nil || len(report.Incidents) == 0 || o.Settle == 0 {
+		return report, err
+	}
+	// The log may have the newest signatures now.
 	select {
 	case <-ctx.Done():
+		return nil, failure.New(failure.Unavailable, "cannot audit %s: %w", o.Repository, context.Cause(ctx))
 	case <-time.After(o.Settle):
 	}
-	c := &comparison{found: found, repository: name, asked: map[string]bool{}, open: map[string]string{},
-		report: report}
-	log, err := o.Log(ctx, translog.Options{Each: c.each})
+	return w.compare(ctx, found, name)
+}
+
+// compare compares the signatures with the log, which has the repository under a name.
+func (w *walk) compare(ctx context.Context, found []signature, name string) (*Report, error) {
+	report := w.report()
+	c := &comparison{found: found, repository: name, asked: map[string]bool{}, open: map[string]string{}, report: report}
+	log, err := w.Log(ctx, translog.Options{Each: c.each})
 	if err != nil {
 		return nil, err
 	}
