@@ -1,7 +1,7 @@
 // Command bench measures what the plugin costs beside others: calls to the module, time and memory for one signature,
 // and signatures a second in one process. It prints one table; with UPDATE_DOCS=1 it also writes it to
 // docs/performance.md, with a plot. A goal that is not met is no failure, for the machine may be busy: bench fails only
-// when it cannot measure. "bench team" measures a team's broker alone. "bench soak COUNT" makes so many signatures
+// when it cannot measure. "bench team" measures a team's broker alone, and "bench audit" audits. "bench soak COUNT" makes so many signatures
 // through one agent instead, and "bench log COUNT" fills a broker's log.
 package main
 
@@ -47,11 +47,13 @@ func main() {
 			run = func() { b.biglog(int64(count)) }
 		}
 	}
-	if len(os.Args) == 2 && os.Args[1] == "team" {
-		run = func() {
-			b.parts = b.prepare()
-			b.team()
-			fmt.Print(table(b.rows))
+	if len(os.Args) == 2 {
+		if one := map[string]func(){"team": b.team, "audit": b.audit}[os.Args[1]]; one != nil {
+			run = func() {
+				b.parts = b.prepare()
+				one()
+				fmt.Print(table(b.rows))
+			}
 		}
 	}
 	if err := b.guard(run); err != nil {
@@ -79,6 +81,7 @@ func (b *bench) measure() {
 	delays := b.delays()
 	b.agent()
 	b.team()
+	b.audit()
 	b.verify()
 	fmt.Print(table(b.rows))
 	if os.Getenv("UPDATE_DOCS") != "" {
