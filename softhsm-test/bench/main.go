@@ -1,8 +1,8 @@
 // Command bench measures what the plugin costs beside others: calls to the module, time and memory for one signature,
 // and signatures a second in one process. It prints one table; with UPDATE_DOCS=1 it also writes it to
 // docs/performance.md, with a plot. A goal that is not met is no failure, for the machine may be busy: bench fails only
-// when it cannot measure. "bench team" measures a team's broker alone, and "bench audit" audits. "bench soak COUNT" makes so many signatures
-// through one agent instead, and "bench log COUNT" fills a broker's log.
+// when it cannot measure. "bench team" measures a team's broker alone, and "bench audit" the audit of a repository.
+// "bench soak COUNT" makes so many signatures through one agent instead, and "bench log COUNT" fills a broker's log.
 package main
 
 import (
