@@ -24,8 +24,8 @@ const settle = 2 * time.Second
 
 // auditFlags are the flags of audit.
 type auditFlags struct {
-	log, ca, manifest string
-	keys, certs       []string
+	ca, manifest      string
+	logs, keys, certs []string
 	registry          approvalsOptions
 	asJSON            bool
 }
@@ -51,7 +51,8 @@ are deleted.`,
 		Args: cli.Exactly(1),
 	}
 	f.registry.add(c)
-	c.Flags().StringVar(&f.log, "log", "", "URL of the log, or the folder that it was exported to (required)")
+	c.Flags().StringArrayVar(&f.logs, "log", nil,
+		"URL of the log, or the folder that it was exported to; again for copies of earlier epochs (required)")
 	c.Flags().StringArrayVar(&f.keys, "key", nil,
 		"the log's public key, ORIGIN+ID+KEY; again for each key that signed checkpoints (required)")
 	c.Flags().StringVar(&f.ca, "ca", "",
@@ -65,11 +66,11 @@ are deleted.`,
 }
 
 func (f *auditFlags) run(c *cobra.Command, text string) error {
-	if err := cli.RefuseEmpty(c, "log", "ca", "manifest"); err != nil {
+	if err := cli.RefuseEmpty(c, "ca", "manifest"); err != nil {
 		return err
 	}
 	switch {
-	case f.log == "":
+	case len(f.logs) == 0:
 		return cli.Required(c, "log", "https://broker.example.com/v1/log")
 	case len(f.keys) == 0:
 		return cli.Required(c, "key", "broker.example.com/log+1234abcd+AQ...")
@@ -82,19 +83,19 @@ func (f *auditFlags) run(c *cobra.Command, text string) error {
 	if err != nil {
 		return err
 	}
-	verify, err := f.verifyLog()
+	verify, err := f.verifyLogs()
 	if err != nil {
 		return err
 	}
 	wait := settle
-	if !isLogURL(f.log) { // a folder does not change
+	if !isLogURL(f.logs[0]) { // a folder does not change
 		wait = 0
 	}
 	registries := registry.New(registry.Options{AuthFile: f.registry.authFile, PlainHTTP: f.registry.plainHTTP,
 		Limits: audit.Limits})
 	defer registries.Close()
 	report, err := audit.Run(c.Context(), audit.Options{Registries: registries, Repository: repository,
-		Certificates: certificates, Check: gate.CheckEnvelope, Log: verify, Settle: wait})
+		Certificates: certificates, Check: gate.CheckEnvelope, Logs: verify, Settle: wait})
 	if err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func (f *auditFlags) run(c *cobra.Command, text string) error {
 	}
 	if n := len(report.Incidents); err == nil && n > 0 {
 		err = failure.New(failure.Conflict, "%d of %d signatures in %s are not in the log %s", n, report.Signatures,
-			repository, report.Origin).
+			repository, report.Logs[0].Origin).
 			WithHint("block the key with 'hsm-broker block', change its PIN, and find out who has signed")
 	}
 	return err
@@ -143,8 +144,8 @@ func (f *auditFlags) certificates() (all []*x509.Certificate, err error) {
 
 func isLogURL(log string) bool { return strings.Contains(log, "://") }
 
-// verifyLog returns what verifies the log.
-func (f *auditFlags) verifyLog() (func(context.Context, translog.Options) (*translog.Report, error), error) {
+// verifyLogs returns what verifies the logs.
+func (f *auditFlags) verifyLogs() (all []func(context.Context, translog.Options) (*translog.Report, error), err error) {
 	var keys []*translog.Verifier
 	for _, text := range f.keys {
 		v, err := translog.ParseVerifier(text)
@@ -152,11 +153,6 @@ func (f *auditFlags) verifyLog() (func(context.Context, translog.Options) (*tran
 			return nil, err
 		}
 		keys = append(keys, v)
-	}
-	if !isLogURL(f.log) {
-		return func(ctx context.Context, opts translog.Options) (*translog.Report, error) {
-			return translog.VerifyDir(ctx, f.log, keys, opts)
-		}, nil
 	}
 	var roots *x509.CertPool
 	if f.ca != "" {
@@ -169,17 +165,26 @@ func (f *auditFlags) verifyLog() (func(context.Context, translog.Options) (*tran
 			roots.AddCert(one)
 		}
 	}
-	return func(ctx context.Context, opts translog.Options) (*translog.Report, error) {
-		return translog.VerifyURL(ctx, f.log, roots, keys, opts)
-	}, nil
+	for _, log := range f.logs {
+		all = append(all, func(ctx context.Context, opts translog.Options) (*translog.Report, error) {
+			if isLogURL(log) {
+				return translog.VerifyURL(ctx, log, roots, keys, opts)
+			}
+			return translog.VerifyDir(ctx, log, keys, opts)
+		})
+	}
+	return all, nil
 }
 
 func printAudit(c *cobra.Command, r *audit.Report) error {
 	w := c.OutOrStdout()
-	rows := [][]string{{"  log", fmt.Sprintf("%s, %d entries", r.Origin, r.Size)}, {"  images", fmt.Sprint(r.Images)},
-		{"  signatures", fmt.Sprint(r.Signatures)}, {"  by other keys", fmt.Sprint(r.Others)},
-		{"  not valid", fmt.Sprint(r.Invalid)}, {"  only in the log", fmt.Sprint(r.AbsentCount)},
-		{"  incidents", fmt.Sprint(len(r.Incidents))}}
+	var rows [][]string
+	for _, log := range r.Logs {
+		rows = append(rows, []string{"  log", fmt.Sprintf("%s, %d entries", log.Origin, log.Size)})
+	}
+	rows = append(rows, []string{"  images", fmt.Sprint(r.Images)}, []string{"  signatures", fmt.Sprint(r.Signatures)},
+		[]string{"  by other keys", fmt.Sprint(r.Others)}, []string{"  not valid", fmt.Sprint(r.Invalid)},
+		[]string{"  only in the log", fmt.Sprint(r.AbsentCount)}, []string{"  incidents", fmt.Sprint(len(r.Incidents))})
 	if err := cli.PrintTable(w, []string{r.Repository}, rows); err != nil {
 		return err
 	}

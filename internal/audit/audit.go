@@ -29,8 +29,9 @@ type Options struct {
 	Certificates []*x509.Certificate
 	// Check checks that an envelope is within limits, before it is parsed.
 	Check func(mediaType string, envelope []byte) error
-	// Log verifies the log, and calls opts.Each with its entries.
-	Log func(ctx context.Context, opts translog.Options) (*translog.Report, error)
+	// Logs verify the logs, and call opts.Each with their entries. The first is the log as it is now; others are copies
+	// of it that have entries of an earlier epoch, which the first has lost. A signature has to be in one of them.
+	Logs []func(ctx context.Context, opts translog.Options) (*translog.Report, error)
 	// Settle is how long the audit waits before it reads the log again for signatures that were not in it: as long as a
 	// broker takes to publish what it has signed. 0: it does not read it again.
 	Settle time.Duration
@@ -43,12 +44,17 @@ type Report struct {
 	Signatures int        `json:"signatures"` // that were looked up in the log
 	Others     int        `json:"others"`     // signatures by other keys
 	Invalid    int        `json:"invalid"`    // envelopes whose signature is not valid
-	Origin     string     `json:"origin"`     // of the log
-	Size       int64      `json:"size"`       // entries of the log
-	Incidents  []Incident `json:"incidents"`  // signatures that are not in the log
-	// Absent are signatures of the log for this repository that are not in it, the first maxAbsent of them.
+	Logs       []Log      `json:"logs"`
+	Incidents  []Incident `json:"incidents"` // signatures that are in no log
+	// Absent are signatures of the first log for this repository that are not in it, the first maxAbsent of them.
 	Absent      []Absent `json:"absent"`
 	AbsentCount int      `json:"absentCount"` // all of them
+}
+
+// Log is a log that was read.
+type Log struct {
+	Origin string `json:"origin"`
+	Size   int64  `json:"size"` // entries
 }
 
 // Incident is a signature that is not in the log.
@@ -98,13 +104,18 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 // compare compares the signatures with the log, which has the repository under a name.
 func (w *walk) compare(ctx context.Context, found []signature, name string) (*Report, error) {
 	report := w.report()
-	c := &comparison{found: found, repository: name, asked: map[string]bool{}, open: map[string]string{}, report: report}
-	log, err := w.Log(ctx, translog.Options{Each: c.each})
-	if err != nil {
-		return nil, err
+	for i, verify := range w.Logs {
+		c := &comparison{found: found, repository: name, asked: map[string]bool{}, open: map[string]string{}}
+		log, err := verify(ctx, translog.Options{Each: c.each})
+		if err != nil {
+			return nil, err
+		}
+		report.Logs = append(report.Logs, Log{log.Origin, log.Size})
+		if i == 0 {
+			report.Absent, report.AbsentCount = append(report.Absent, c.missing...), c.count
+		}
 	}
-	report.Origin, report.Size = log.Origin, log.Size
-	c.finish()
+	report.add(found)
 	return report, nil
 }
 

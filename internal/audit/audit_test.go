@@ -113,16 +113,26 @@ func (w *world) logged(c *attach.Claims, outcome string, grant bool) {
 
 // audit audits the repository.
 func (w *world) audit(certificates ...*x509.Certificate) (*Report, error) {
+	return w.auditWith([]verifyLog{verifies(w.log)}, certificates...)
+}
+
+func (w *world) auditWith(logs []verifyLog, certificates ...*x509.Certificate) (*Report, error) {
 	registries := registry.New(registry.Options{PlainHTTP: true, Limits: Limits})
 	defer registries.Close()
 	return Run(w.Context(), Options{Registries: registries, Repository: w.memory.Address + "/app", Check: gate.CheckEnvelope,
-		Certificates: certificates, Log: func(ctx context.Context, opts translog.Options) (*translog.Report, error) {
-			v, err := w.log.Verifier()
-			if err != nil {
-				return nil, err
-			}
-			return translog.Verify(ctx, w.log.File, []*translog.Verifier{v}, opts)
-		}})
+		Certificates: certificates, Logs: logs})
+}
+
+type verifyLog = func(context.Context, translog.Options) (*translog.Report, error)
+
+func verifies(log *signedlog.Log) verifyLog {
+	return func(ctx context.Context, opts translog.Options) (*translog.Report, error) {
+		v, err := log.Verifier()
+		if err != nil {
+			return nil, err
+		}
+		return translog.Verify(ctx, log.File, []*translog.Verifier{v}, opts)
+	}
 }
 
 // TestAudit verifies that each signature by a key that is not in the log is an incident, wherever it is in the
@@ -224,6 +234,27 @@ func TestAbsent(t *testing.T) {
 	}
 }
 
+// TestEpochs verifies that a signature counts that an older copy of the log has.
+func TestEpochs(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.logged(w.sign(w.us, jws.MediaTypeEnvelope, w.image("v1")), entry.Signed, true)
+	older := w.log
+	var err error
+	if w.log, err = signedlog.New(); err != nil {
+		t.Fatal(err)
+	}
+	w.append(entry.Event{Type: entry.Opened, Origin: signedlog.Origin})
+	w.logged(w.sign(w.us, jws.MediaTypeEnvelope, w.image("v2")), entry.Signed, true)
+	if report, err := w.audit(); err != nil || len(report.Incidents) != 1 || report.Incidents[0].Tag != "v1" {
+		t.Errorf("the newer log alone: %+v, %v", report, err)
+	}
+	report, err := w.auditWith([]verifyLog{verifies(w.log), verifies(older)})
+	if err != nil || len(report.Incidents) != 0 || len(report.Logs) != 2 {
+		t.Errorf("both: %+v, %v", report, err)
+	}
+}
+
 // TestHidden verifies that the same key under another certificate is ours, and so are certificates of our CA.
 func TestHidden(t *testing.T) {
 	t.Parallel()
@@ -276,10 +307,10 @@ func TestIncomplete(t *testing.T) {
 			registries := registry.New(registry.Options{PlainHTTP: true, Limits: Limits})
 			defer registries.Close()
 			_, err := Run(t.Context(), Options{Registries: registries, Repository: h.Address + "/app",
-				Check: gate.CheckEnvelope, Log: func(context.Context, translog.Options) (*translog.Report, error) {
+				Check: gate.CheckEnvelope, Logs: []verifyLog{func(context.Context, translog.Options) (*translog.Report, error) {
 					t.Error("the log is read")
 					return &translog.Report{}, nil
-				}})
+				}}})
 			if !failure.Is(err, c.kind) {
 				t.Errorf("got %v", err)
 			}

@@ -63,7 +63,8 @@ type comparison struct {
 	repository string
 	asked      map[string]bool   // requests for this repository
 	open       map[string]string // digests of images of this repository that it is about to sign, by request
-	report     *Report
+	missing    []Absent
+	count      int // of those that are missing
 }
 
 // each takes the next entry of the log.
@@ -121,21 +122,21 @@ func (c *comparison) mark(e *entry.Event, as state) (exists bool) {
 }
 
 func (c *comparison) absent(index int64, e *entry.Event, image string) {
-	c.report.AbsentCount++
-	if len(c.report.Absent) < maxAbsent {
-		c.report.Absent = append(c.report.Absent, Absent{Index: index, Time: e.At(), Key: e.Key, Image: image})
+	c.count++
+	if len(c.missing) < maxAbsent {
+		c.missing = append(c.missing, Absent{Index: index, Time: e.At(), Key: e.Key, Image: image})
 	}
 }
 
-// finish adds the incidents to the report.
-func (c *comparison) finish() {
-	for _, s := range c.found {
+// add adds the incidents among the signatures.
+func (r *Report) add(found []signature) {
+	for _, s := range found {
 		if s.state != logged {
 			s.Reason = reasons[s.state]
-			c.report.Incidents = append(c.report.Incidents, s.Incident)
+			r.Incidents = append(r.Incidents, s.Incident)
 		}
 	}
-	slices.SortFunc(c.report.Incidents, func(a, b Incident) int {
+	slices.SortFunc(r.Incidents, func(a, b Incident) int {
 		return cmp.Or(cmp.Compare(a.Tag, b.Tag), cmp.Compare(a.Image, b.Image), cmp.Compare(a.Signature, b.Signature))
 	})
 }
