@@ -40,7 +40,8 @@ image has already is not added again.
 Where no machine reaches both the broker and the registry, take the bundle to a file with 'hsm-image
 approvals get', and give it with --file.
 
-A bundle has no names of people and no public keys. Everyone who can read the image can read it.`,
+Everyone who can read the image can read the bundle. It has no names of people, but the reasons that they
+gave, and the public keys of those who approved with SSH keys.`,
 		Example: `  hsm-image approvals attach registry.example.com/team/app@sha256:... --broker https://broker.example.com
   hsm-image approvals attach registry.example.com/team/app:1.2 --file approvals.json`,
 		Args: cli.Exactly(1),

@@ -107,7 +107,7 @@ func (f *auditFlags) run(c *cobra.Command, text string) error {
 	if n := len(report.Incidents); err == nil && n > 0 {
 		err = failure.New(failure.Conflict, "%d of %d signatures in %s are not in the log %s", n, report.Signatures,
 			repository, report.Logs[0].Origin).
-			WithHint("block the key with 'hsm-broker block', change its PIN, and find out who has signed")
+			WithHint("block the key with 'hsm-broker key block', change its PIN, and find out who has signed")
 	}
 	return err
 }
