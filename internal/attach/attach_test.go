@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -232,4 +235,42 @@ func entryTime(t testing.TB) time.Time {
 		t.Fatal(err)
 	}
 	return Signed(b, hash("a")).At()
+}
+
+// TestOverwritten verifies that a bundle is listed although another writer has overwritten the list of referrers, in a
+// registry without the referrers API.
+func TestOverwritten(t *testing.T) {
+	t.Parallel()
+	m := oci.StartMemory()
+	t.Cleanup(m.Close)
+	lists, dropped := 0, 1
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/referrers/") {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		answer := httptest.NewRecorder()
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/sha256-") {
+			if lists++; lists <= dropped { // another writer has put its list there since
+				w.WriteHeader(http.StatusCreated)
+				return
+			}
+		}
+		m.ServeHTTP(answer, r)
+		answer.Header().Del("OCI-Subject")
+		maps.Copy(w.Header(), answer.Header())
+		w.WriteHeader(answer.Code)
+		_, _ = w.Write(answer.Body.Bytes())
+	}))
+	t.Cleanup(server.Close)
+	repository, image := pushed(t, strings.TrimPrefix(server.URL, "http://"))
+	_, added, err := Push(t.Context(), repository, image, newBundle(t, hash("a"), 32, 1), hash("a"))
+	if err != nil || !added || lists != 2 || len(count(t, repository, image)) != 1 {
+		t.Errorf("added %v after %d lists: %v", added, lists, err)
+	}
+	dropped = 1000
+	_, _, err = Push(t.Context(), repository, image, newBundle(t, hash("c"), 32, 1), hash("c"))
+	if err == nil || !strings.Contains(err.Error(), "does not list it after 3 attempts") {
+		t.Errorf("a registry that loses lists: %v", err)
+	}
 }

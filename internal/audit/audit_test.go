@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -315,6 +316,34 @@ func TestIncomplete(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// TestBusy verifies that an audit goes on when a registry refuses a request for a while.
+func TestBusy(t *testing.T) {
+	t.Parallel()
+	h := oci.NewHostile(t)
+	h.Tag("v1", h.PushImage("a"))
+	var refused atomic.Int32
+	h.Answer = func(w http.ResponseWriter, r *http.Request) bool {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/tags/list"):
+			fmt.Fprint(w, `{"tags":["v1"]}`)
+		case strings.Contains(r.URL.Path, "/referrers/") && refused.Add(1) == 1:
+			w.WriteHeader(http.StatusTooManyRequests)
+		default:
+			return false
+		}
+		return true
+	}
+	registries := registry.New(registry.Options{PlainHTTP: true, Limits: Limits})
+	defer registries.Close()
+	report, err := Run(t.Context(), Options{Registries: registries, Repository: h.Address + "/app",
+		Check: gate.CheckEnvelope, Logs: []verifyLog{func(context.Context, translog.Options) (*translog.Report, error) {
+			return &translog.Report{}, nil
+		}}})
+	if err != nil || report.Images != 1 || refused.Load() != 2 {
+		t.Errorf("%+v after %d requests: %v", report, refused.Load(), err)
 	}
 }
 

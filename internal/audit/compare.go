@@ -15,6 +15,7 @@ import (
 const (
 	maxAbsent   = 1000      // signatures that are listed although the repository does not have them
 	maxFollowed = 1_000_000 // requests for the repository, and intents without an outcome
+	maxID       = 128       // bytes of the ID of a request that is followed
 )
 
 // hash is a SHA-256.
@@ -78,13 +79,14 @@ func (c *comparison) each(index int64, event translog.Event, data []byte) error 
 	if err != nil {
 		return err
 	}
+	followed := len(e.Request) <= maxID
 	switch e.Type {
 	case entry.Requested:
-		if e.Repository == c.repository && len(c.asked) < maxFollowed {
+		if followed && e.Repository == c.repository && len(c.asked) < maxFollowed {
 			c.asked[e.Request] = true
 		}
 	case entry.Intended:
-		if (e.Repository == c.repository || c.asked[e.Request]) && len(c.open) < maxFollowed {
+		if followed && (e.Repository == c.repository || c.asked[e.Request]) && len(c.open) < maxFollowed {
 			c.open[e.Request] = e.Digest
 		}
 		c.mark(e, intended)
