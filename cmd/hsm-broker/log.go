@@ -21,7 +21,7 @@ import (
 
 func logCommand() *cobra.Command {
 	return cli.Group("log", "Verify, export and compare the log of a broker", logVerifyCommand(), logExportCommand(),
-		logReconcileCommand(), logKeyCommand(), newEpochCommand())
+		logReconcileCommand(), logMonitorCommand(), logKeyCommand(), newEpochCommand())
 }
 
 // logFlags say which log is read, and how it is verified.

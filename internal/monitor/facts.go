@@ -88,8 +88,8 @@ func newFacts() *facts {
 		Requests: map[string]*request{}, Keys: map[string]int64{}}
 }
 
-// trim forgets what is the oldest of a map that has more than limit values, a quarter at once. It returns how many it
-// has forgotten.
+// trim forgets what is the oldest of a map that has more than limit values, a quarter at once. It returns the number
+// of what it has forgotten.
 func trim[V any](all map[string]V, limit int, index func(V) int64) int64 {
 	if len(all) <= limit {
 		return 0

@@ -46,7 +46,7 @@ type Monitor struct {
 	once     bool
 	found    int             // alerts of this run
 	standing map[string]bool // alerts of earlier runs whose causes were found again
-	behind   map[string]int  // looks in a row that found fewer entries than a signed checkpoint has, by whose it is
+	behind   map[string]int  // looks in a row that found fewer entries than a checkpoint, by who showed it
 	failures int             // of the webhook, in a row
 	nextTry  time.Time       // of the webhook
 	lastErr  error           // of the last look
@@ -66,8 +66,8 @@ const (
 // Open returns the monitor of a log, which goes on where it was. It holds the lock of its folder until Close, and fails
 // with Timeout when another monitor has it.
 func Open(ctx context.Context, o Options) (*Monitor, error) {
-	m := &Monitor{options: o, config: o.Config, dir: o.Config.State, behind: map[string]int{}, standing: map[string]bool{}, now: time.Now,
-		wait: wait}
+	m := &Monitor{options: o, config: o.Config, dir: o.Config.State, behind: map[string]int{},
+		standing: map[string]bool{}, now: time.Now, wait: wait}
 	if m.dir == "" {
 		return nil, failure.New(failure.Invalid, "the monitor has no folder for its state").
 			WithHint("set state in the config")

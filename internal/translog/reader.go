@@ -9,8 +9,8 @@ import (
 )
 
 // Reader reads a log below one signed checkpoint. What it returns was verified against that checkpoint, so that a
-// server that does not have the log's key can show nothing of its own. It reads any part without reading what is before.
-// It is used by one goroutine at a time.
+// server that does not have the log's key can show nothing of its own. It reads any part without reading what is
+// before. It is used by one goroutine at a time.
 type Reader struct {
 	files Files
 	in    Checkpoint
