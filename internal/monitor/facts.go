@@ -41,8 +41,7 @@ type request struct {
 	Statement string             `json:"statement,omitempty"`
 	Person    string             `json:"person,omitempty"`
 	Emergency bool               `json:"emergency,omitempty"`
-	Direct    bool               `json:"direct,omitempty"` // made by its intent
-	Uses      int64              `json:"uses"`             // of each subject
+	Uses      int64              `json:"uses"` // of each subject
 	Subjects  map[string]subject `json:"subjects"`
 	Votes     []vote             `json:"votes,omitempty"`
 	State     string             `json:"state,omitempty"`  // how it has ended

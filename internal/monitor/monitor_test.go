@@ -189,6 +189,30 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// TestFlapping tells of a fork that comes and goes once for each of its checkpoints.
+func TestFlapping(t *testing.T) {
+	t.Parallel()
+	l, s := begin(t)
+	l.grow(t, 50)
+	w := watch(t, l, s, listed)
+	shown := l.branch(t, 90)
+	shown.grow(t, 10)
+	fork := shown.signed
+	w.options.Views = []View{{Name: "other", Newest: func(context.Context) ([]byte, error) { return shown.signed, nil }}}
+	w.restart()
+	w.once = true
+	w.sees(Fork)
+	w.sees()
+	shown.signed = l.signed
+	w.sees()
+	shown.signed = fork
+	w.sees()
+	shown.signed = l.signed
+	w.sees()
+	shown.grow(t, 1)
+	w.sees(Fork)
+}
+
 // TestDamaged tells files that prove nothing from a fork.
 func TestDamaged(t *testing.T) {
 	t.Parallel()

@@ -292,3 +292,19 @@ func TestRules(t *testing.T) {
 		})
 	}
 }
+
+// TestCredentials alerts of each change of credentials, unless the config turns it off.
+func TestCredentials(t *testing.T) {
+	t.Parallel()
+	s := begun().plus(entry.Event{Type: entry.Removed, Credential: digest(100)},
+		entry.Event{Type: entry.Invited, Approver: "dave", NotAfter: noon.Unix()})
+	alerts := s.alerts(t, `policies: ["`+digest(1)+`"]`)
+	for i, text := range []string{"alice", "bob", "carol", digest(100)[:60], "dave was invited"} {
+		if len(alerts) != 5 || alerts[i].Class != Credentials || !strings.Contains(alerts[i].What, text) {
+			t.Fatalf("%s", textOf(alerts))
+		}
+	}
+	if alerts := s.alerts(t, listed); len(alerts) > 0 {
+		t.Errorf("%s", textOf(alerts))
+	}
+}

@@ -86,7 +86,6 @@ func (r *reading) intent() {
 		one = r.begin()
 	case one == nil:
 		one = r.begin()
-		one.Direct = true
 	default:
 		r.fits(one)
 	}
@@ -115,7 +114,7 @@ func (r *reading) fits(one *request) {
 	if e.Statement != "" {
 		statement = mark(e.Statement)
 	}
-	if one.Key != mark(e.Key) || one.Leaf != mark(e.Leaf) || !one.Direct && one.Statement != statement {
+	if one.Key != mark(e.Key) || one.Leaf != mark(e.Leaf) || one.Statement != statement {
 		r.alert(Unlogged, "the key %q is used for another key, certificate or statement than the request %s has",
 			clean(e.Key), clean(e.Request))
 	}
@@ -164,7 +163,7 @@ func (r *reading) use(one *request) {
 			continue
 		}
 		switch {
-		case e.Retry && (s.First == 0 || e.At().Unix()-s.First > int64(retryWindow.Seconds())+1):
+		case e.Retry && e.At().Unix()-s.First > int64(retryWindow.Seconds())+1:
 			r.alert(Spent, "the key %q is used again for request %s, more than %s after the first signature", clean(e.Key),
 				clean(e.Request), retryWindow)
 		case !e.Retry:
