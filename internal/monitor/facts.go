@@ -20,6 +20,7 @@ type facts struct {
 	Keys        map[string]int64      `json:"keys"`        // that the config does not list: index of the first use
 	Unknown     int64                 `json:"unknown"`     // number of entries of unknown types
 	Forgotten   int64                 `json:"forgotten"`   // number of requests forgotten because there were too many
+	Weight      int64                 `json:"weight"`      // of all requests
 }
 
 // block says whether a key is blocked.
@@ -70,16 +71,16 @@ type intent struct {
 
 // Bounds of what is kept of a log.
 const (
-	maxRequests    = 4096
-	maxSubjects    = 256 // of a request: more do not fit into an entry
-	maxVotes       = 32  // of a request
+	maxWeight      = 65_536 // of all requests
+	maxSubjects    = 256    // of a request: more do not fit into an entry
+	maxVotes       = 32     // of a request
 	maxCredentials = 10_000
 	maxKept        = 10_000 // policies, and keys
 )
 
 const (
 	retryWindow = 15 * time.Minute // in which a broker signs the same artifact again for the same use
-	grace       = time.Hour        // for which a request is remembered after its end
+	grace       = 20 * time.Minute // for which a request is remembered after its end
 )
 
 func newFacts() *facts {
@@ -87,26 +88,54 @@ func newFacts() *facts {
 		Requests: map[string]*request{}, Keys: map[string]int64{}}
 }
 
-// trim forgets what is the oldest of a map that has more than limit values, a quarter at once. It returns the number
-// of what it has forgotten.
-func trim[V any](all map[string]V, limit int, index func(V) int64) int64 {
+// weight returns what a request weighs: about the number of its texts.
+func (r *request) weight() int64 { return int64(2 + len(r.Subjects) + len(r.Votes)) }
+
+// boundRequests forgets requests that are over. If the others weigh too much, it forgets the oldest, and first those
+// that nobody has to agree to, of which a busy broker has many.
+func (f *facts) boundRequests() {
+	now := f.Last.Unix()
+	maps.DeleteFunc(f.Requests, func(_ string, r *request) bool { return r.Ends < now })
+	f.Weight = 0
+	for _, r := range f.Requests {
+		f.Weight += r.weight()
+	}
+	if f.Weight <= maxWeight {
+		return
+	}
+	oldest := slices.SortedFunc(maps.Keys(f.Requests), func(a, b string) int {
+		one, other := f.Requests[a], f.Requests[b]
+		if one.Statement == "" != (other.Statement == "") {
+			return map[bool]int{true: -1, false: 1}[one.Statement == ""]
+		}
+		return cmp.Compare(one.Index, other.Index)
+	})
+	for _, id := range oldest {
+		if f.Weight <= maxWeight*3/4 {
+			return
+		}
+		f.Weight -= f.Requests[id].weight()
+		delete(f.Requests, id)
+		f.Forgotten++
+	}
+}
+
+// trim forgets what is the oldest of a map that has more than limit values, a quarter at once.
+func trim[V any](all map[string]V, limit int, index func(V) int64) {
 	if len(all) <= limit {
-		return 0
+		return
 	}
 	oldest := slices.SortedFunc(maps.Keys(all), func(a, b string) int { return cmp.Compare(index(all[a]), index(all[b])) })
 	oldest = oldest[:len(all)-limit*3/4]
 	for _, name := range oldest {
 		delete(all, name)
 	}
-	return int64(len(oldest))
 }
 
 // bound forgets what is over, and what is beyond the bounds.
 func (f *facts) bound() {
-	if len(f.Requests) > maxRequests || f.Next%1024 == 0 {
-		now := f.Last.Unix()
-		maps.DeleteFunc(f.Requests, func(_ string, r *request) bool { return r.Ends < now })
-		f.Forgotten += trim(f.Requests, maxRequests, func(r *request) int64 { return r.Index })
+	if f.Weight > maxWeight || f.Next%1024 == 0 {
+		f.boundRequests()
 	}
 	same := func(index int64) int64 { return index }
 	trim(f.Policies, maxKept, same)

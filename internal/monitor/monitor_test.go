@@ -263,24 +263,45 @@ func TestHostile(t *testing.T) {
 	if w.kept.Facts.Unknown != 1 || w.Size() != l.tree.Size() {
 		t.Errorf("%d unknown, %d read", w.kept.Facts.Unknown, w.Size())
 	}
-	var events []entry.Event
-	for n := range maxRequests + 100 {
-		e := asks()
-		e.Request, e.Time = digest(1000+n), at
-		events = append(events, e)
+}
+
+// TestForgets keeps a bounded number of requests, and rather those that people have to agree to. It counts what it
+// forgets, and alerts of a use of what it has forgotten.
+func TestForgets(t *testing.T) {
+	t.Parallel()
+	l, s := begin(t)
+	var subjects []string
+	for n := range 150 {
+		subjects = append(subjects, digest(2000+n))
 	}
-	l.add(t, events...)
+	many := func(e entry.Event, n int) (all []entry.Event) {
+		for i := range n {
+			e.Request, e.Subjects, e.Time = digest(l.salt+len(l.entries)+i), subjects, noon.Format(entry.TimeLayout)
+			all = append(all, e)
+		}
+		return all
+	}
+	w := watch(t, l, s, listed)
+	l.add(t, asks(), approves("alice"), approves("bob"))
+	first := digest(len(l.entries))
+	l.add(t, many(nightly(""), maxWeight/152-1)...)
 	w.sees()
-	if n := len(w.kept.Facts.Requests); n > maxRequests {
-		t.Errorf("%d requests are kept", n)
+	f := w.kept.Facts
+	if f.Weight > maxWeight || f.Forgotten > 0 {
+		t.Errorf("weight %d, %d forgotten", f.Weight, f.Forgotten)
 	}
-	if w.kept.Facts.Forgotten == 0 {
-		t.Error("requests were forgotten, and not counted")
+	l.add(t, many(asks(), maxWeight/152*2/3)...)
+	w.sees()
+	if f.Weight > maxWeight || f.Forgotten == 0 || len(f.Requests) < maxWeight/152*2/3 {
+		t.Errorf("weight %d, %d forgotten, %d kept", f.Weight, f.Forgotten, len(f.Requests))
 	}
-	use := intends(20)
-	use.Request, use.Time = digest(1000), at
+	use, retry := intends(20), nightly(first)
+	use.Time = noon.Format(entry.TimeLayout)
 	l.add(t, use)
-	w.sees(Unlogged, Approvals)
+	w.sees() // it is the oldest, but people agreed to it
+	retry.Needs, retry.Retry, retry.Time = nil, true, use.Time
+	l.add(t, retry)
+	w.sees(Unlogged, Spent)
 }
 
 // TestCondense bounds the alerts of a bundle that are alike.

@@ -22,6 +22,7 @@ func (r *reading) begin() *request {
 		one.Subjects[mark(name)] = subject{}
 	}
 	r.Requests[mark(e.Request)] = one
+	r.Weight += one.weight()
 	return one
 }
 
@@ -59,6 +60,7 @@ func (r *reading) decision() {
 			return
 		}
 		one.Votes = append(one.Votes, v)
+		r.Weight++
 	case entry.Withdrawn:
 		one.Votes = slices.DeleteFunc(one.Votes, func(other vote) bool { return other.Person == v.Person })
 	case entry.Rejected:
