@@ -3,9 +3,6 @@ package monitor
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"fmt"
 	"io"
 	"net/http"
@@ -38,12 +35,9 @@ type ledger struct {
 
 func newLedger(t testing.TB) *ledger {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	l := &ledger{origin: origin, key: key, tiles: map[string][]byte{}, at: noon}
+	l := &ledger{origin: origin, key: newKey(t), tiles: map[string][]byte{}, at: noon}
 	l.verifier = l.verifies(t, origin)
+	var err error
 	if l.tree, err = translog.NewTree(t.Context(), 0, nil); err != nil {
 		t.Fatal(err)
 	}
