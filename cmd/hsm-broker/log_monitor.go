@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/monitor"
+	"github.com/notation-hsm/notation-hsm/internal/proof"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
@@ -41,7 +43,7 @@ when it has alerts, and 5 when the log or the webhook does not answer. It goes o
 	c.Flags().StringVar(&config, "config", "", "file that says what is expected of the log, and who is told of the rest")
 	c.Flags().StringVar(&state, "state", "", "folder of what is kept between runs (default: state in the config)")
 	c.Flags().StringArrayVar(&compare, "compare", nil,
-		"URL of the log as others see it, or file with a checkpoint of it; can be given again")
+		"URL of the log as others see it, or file with a checkpoint of it or a bundle of approvals; can be given again")
 	c.Flags().BoolVar(&once, "once", false, "read up to the newest checkpoint, and end")
 	c.RunE = func(c *cobra.Command, args []string) error {
 		logToStderr()
@@ -95,7 +97,8 @@ func monitorOptions(c *cobra.Command, flags *logFlags, log, config, state string
 	return o, nil
 }
 
-// viewOf returns the log as others see it: at a URL, or as a checkpoint in a file, which is read now to find mistakes.
+// viewOf returns the log as others see it: at a URL, or as a checkpoint in a file, or in a bundle of approvals. A file is
+// read now to find mistakes, and again at each look.
 func viewOf(flags *logFlags, name string, verifiers []*translog.Verifier) (monitor.View, error) {
 	v := monitor.View{Name: name}
 	if isURL(name) {
@@ -107,12 +110,25 @@ func viewOf(flags *logFlags, name string, verifiers []*translog.Verifier) (monit
 		v.Newest = func(ctx context.Context) ([]byte, error) { return files(ctx, translog.CheckpointPath) }
 		return v, nil
 	}
-	v.Newest = func(context.Context) ([]byte, error) { return readFile(name) }
-	data, err := readFile(name)
+	v.Newest = func(context.Context) ([]byte, error) { return readCheckpoint(name) }
+	data, err := v.Newest(context.Background())
 	if err == nil {
 		_, err = translog.Open(data, verifiers)
 	}
 	return v, err
+}
+
+// readCheckpoint returns the checkpoint in a file, or that of the bundle in it.
+func readCheckpoint(path string) ([]byte, error) {
+	data, err := readFile(path)
+	if err != nil || !bytes.HasPrefix(data, []byte("{")) {
+		return data, err
+	}
+	b, err := proof.Decode(data)
+	if err != nil {
+		return nil, err
+	}
+	return []byte(b.Checkpoint), nil
 }
 
 // monitorOnce reads the log up to its newest checkpoint.

@@ -19,7 +19,8 @@ func TestLogMonitor(t *testing.T) {
 	state, config := t.TempDir(), filepath.Join(t.TempDir(), "monitor.yaml")
 	run := func(log string, want int, args ...string) string {
 		t.Helper()
-		out, err := runLog(t, append([]string{"monitor", log, "--once", "--key", public, "--origin", logOrigin}, args...)...)
+		all := append([]string{"monitor", log, "--once", "--key", public, "--origin", logOrigin}, args...)
+		out, err := runLog(t, all...)
 		code := 0
 		if err != nil {
 			code = cli.ExitCode(err)

@@ -197,8 +197,8 @@ func TestBroker(t *testing.T) {
 	t.Parallel()
 	b := newRealBroker(t)
 	hash := sha256.Sum256([]byte(realPolicy))
-	c, err := ParseConfig("monitor.yaml", []byte(fmt.Sprintf("version: 1\nstate: %s\nwebhook: {url: http://127.0.0.1:9/}\n"+
-		"policies: [\"sha256:%x\"]\nkeys: {release: {approvals: 2}}\noff: [credentials]\n", t.TempDir(), hash)))
+	c, err := ParseConfig("monitor.yaml", []byte(fmt.Sprintf("version: 1\nstate: %s\n"+
+		"webhook: {url: http://127.0.0.1:9/}\npolicies: [\"sha256:%x\"]\nkeys: {release: {approvals: 2}}\noff: [credentials]\n", t.TempDir(), hash)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,8 @@ func TestBroker(t *testing.T) {
 	if a := sees(Approvals)[0]; !strings.Contains(a.What, "0 of 2") {
 		t.Error(a.What)
 	}
-	if _, err := b.Propose(t.Context(), caller("admin"), broker.Change{What: broker.ChangeBlock, Key: "release"}); err != nil {
+	block := broker.Change{What: broker.ChangeBlock, Key: "release"}
+	if _, err := b.Propose(t.Context(), caller("admin"), block); err != nil {
 		t.Fatal(err)
 	}
 	sees(Blocks)

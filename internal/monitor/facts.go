@@ -125,7 +125,9 @@ func trim[V any](all map[string]V, limit int, index func(V) int64) {
 	if len(all) <= limit {
 		return
 	}
-	oldest := slices.SortedFunc(maps.Keys(all), func(a, b string) int { return cmp.Compare(index(all[a]), index(all[b])) })
+	oldest := slices.SortedFunc(maps.Keys(all), func(a, b string) int {
+		return cmp.Compare(index(all[a]), index(all[b]))
+	})
 	oldest = oldest[:len(all)-limit*3/4]
 	for _, name := range oldest {
 		delete(all, name)

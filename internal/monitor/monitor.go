@@ -96,6 +96,10 @@ func Open(ctx context.Context, o Options) (*Monitor, error) {
 		unlock()
 		return nil, err
 	}
+	if n := len(m.kept.Outbox); n > 0 && m.receiver == nil {
+		slog.Warn("alerts are dropped: the config has no webhook any more", "alerts", n)
+		m.kept.Outbox = nil
+	}
 	m.metrics = newMetrics(o.Registerer)
 	m.show()
 	return m, nil

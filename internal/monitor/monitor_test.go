@@ -406,6 +406,13 @@ func TestDelivery(t *testing.T) {
 	if len(w.kept.Outbox) != 0 {
 		t.Error("a delivered alert waits again")
 	}
+	l.add(t, entry.Event{Type: entry.ConfigSet, Config: digest(7)})
+	w.sees(ConfigSet)
+	w.options.Config.Webhook = Webhook{}
+	w.restart()
+	if found, err := w.Once(t.Context()); found != 0 || err != nil {
+		t.Errorf("without a webhook: %d, %v", found, err)
+	}
 }
 
 // TestCrash delivers an alert again, with the same ID, when the monitor ends between a delivery and the state.
