@@ -35,11 +35,11 @@ func (r *Report) WriteJSON(w io.Writer) error {
 		if err != nil {
 			return err
 		}
-		if !first {
+		_ = to.WriteByte('\n')
+		if !first { // at the beginning, so that a line of the text does not depend on what follows
 			_ = to.WriteByte(',')
 		}
 		first = false
-		_ = to.WriteByte('\n')
 		_, _ = to.Write(data)
 	}
 	_, _ = to.WriteString("\n" + jsonLast + "\n")
