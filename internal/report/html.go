@@ -21,7 +21,7 @@ var words = map[string]string{Signature: "Signature", Lost: "Signature lost", Op
 	Policy: "Policy changed", Config: "Config changed", Block: "Key blocked", Unblock: "Key unblocked",
 	Enrol: "Credential enrolled", Remove: "Credential removed", Invite: "Invitation to enrol a passkey",
 	Epoch: "New epoch of the log", Void: "Entries voided", BreakGlass: "Break-glass signature",
-	NoApprovals: "Signature without approvals"}
+	NoApprovals: "Signature without approvals", Missing: "Signature whose approvals are missing"}
 
 // when returns a time for people, to the second.
 func when(text string) string {

@@ -31,7 +31,8 @@ const (
 // Exceptions of a signature. What other lines are about is their exception.
 const (
 	BreakGlass  = "break-glass"  // by a rule for emergencies
-	NoApprovals = "no-approvals" // nobody has agreed: the rule asks nobody
+	NoApprovals = "no-approvals" // nobody was asked
+	Missing     = "missing"      // people were asked, and no approval stood: a broker makes no such signature
 )
 
 // whats says what a line is about whose last entry has a type.
@@ -185,6 +186,9 @@ func (l *Line) add(e evidence, last, request *entry.Event) (stage int, err error
 		l.Certificate, l.Digest, l.Format, l.Policy = e.event.Leaf, e.event.Digest, e.event.Format, e.event.Policy
 		l.Repository, l.Requester, l.Retry = e.event.Repository, e.event.Requester, e.event.Retry
 		l.Rule, l.RuleDigest = e.event.Rule, e.event.RuleDigest
+		if e.event.Statement != "" && len(l.Approvals) == 0 {
+			l.Exception = Missing
+		}
 		return stageIntent, nil
 	}
 	return 0, other
