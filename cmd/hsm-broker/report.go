@@ -121,7 +121,7 @@ func parsePeriod(c *cobra.Command, flag, text string) (time.Time, error) {
 		at, err = time.Parse(time.RFC3339, text)
 	}
 	if err != nil {
-		return time.Time{}, cli.Usage(c, failure.New(failure.Invalid, "--%s %q is no day and no time of RFC 3339", flag, text).
+		return time.Time{}, cli.Usage(c, failure.New(failure.Invalid, "--%s %q is no day or time of RFC 3339", flag, text).
 			WithHint("as in: --"+flag+" 2026-01-01"))
 	}
 	return at.UTC(), nil

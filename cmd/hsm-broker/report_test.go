@@ -30,7 +30,8 @@ func TestReport(t *testing.T) {
 	dir, public, v := writeLog(t)
 	file := filepath.Join(t.TempDir(), "report.json")
 	of := []string{"--log", dir, "--key", v.String(), "--from", "2026-01-01", "--to", "2026-02-01T00:00:00+01:00"}
-	for format, want := range map[string]string{"html": "Signature lost", "csv": "lost,lost,2026-01-02T03:04:05.000Z,release",
+	for format, want := range map[string]string{"html": "Signature lost",
+		"csv":  "lost,lost,2026-01-02T03:04:05.000Z,release",
 		"json": `"exception":"no-approvals"`} {
 		out, err := runReport(t, append(of, "--format", format)...)
 		if err != nil || !strings.Contains(out, want) {
@@ -43,8 +44,9 @@ func TestReport(t *testing.T) {
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
-	for want, args := range map[string][]string{"not verified: give --log": nil, "yes: the log makes these lines": {"--log", dir},
-		`"complete": true`: {"--log", dir, "--json"}} {
+	for want, args := range map[string][]string{"not verified: give --log": nil,
+		"yes: the log makes these lines": {"--log", dir},
+		`"complete": true`:               {"--log", dir, "--json"}} {
 		out, err := runReport(t, append([]string{"verify", file, "--key", public, "--origin", logOrigin}, args...)...)
 		if err != nil || !strings.Contains(out, want) {
 			t.Errorf("%v: %v\n%s", args, err, out)
@@ -67,7 +69,7 @@ func TestReport(t *testing.T) {
 		"--from is required":             {"--log", dir},
 		"--to is required":               {"--log", dir, "--from", "2026-01-01"},
 		"--key is required":              {"--log", dir, "--from", "2026-01-01", "--to", "2026-02-01"},
-		"is no day and no time":          append([]string{"--from", "January"}, of[:4]...),
+		"is no day or time":              append([]string{"--from", "January"}, of[:4]...),
 		"is not html, csv or json":       append([]string{"--format", "pdf"}, of...),
 		"before it begins":               {"--log", dir, "--key", v.String(), "--from", "2026-02-01", "--to", "2026-01-01"},
 		"cannot read missing.json":       {"verify", "missing.json", "--key", v.String()},

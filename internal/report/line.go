@@ -40,7 +40,7 @@ var whats = map[string]string{entry.Signed: Signature, entry.Lost: Lost, entry.O
 	entry.ConfigSet: Config, entry.Blocked: Block, entry.Unblocked: Unblock, entry.Enrolled: Enrol, entry.Removed: Remove,
 	entry.Invited: Invite, entry.EpochBegun: Epoch, entry.Voided: Void}
 
-// Line is a line of a report. All but Told is what its entries say. People and requesters are in it by their pseudonyms.
+// Line is a line of a report. All but Told is what its entries say. It has pseudonyms of people and requesters.
 type Line struct {
 	Approvals   []Approval `json:"approvals,omitempty"`   // that stood, in the order of the log
 	Certificate string     `json:"certificate,omitempty"` // sha256:HEX of the signing certificate in DER

@@ -33,7 +33,8 @@ func story(t *testing.T) *madeLog {
 	l.add(entry.Event{Type: entry.ConfigSet, Config: hash("config", 1), Request: "request-5"})
 	l.add(entry.Event{Type: entry.Intended, Key: "release", Request: "request-4", Payload: hash("payload", 4),
 		Digest: hash("image", 4), Rule: "nightly"})
-	l.add(entry.Event{Type: entry.Lost, Key: "release", Request: "request-4", Payload: hash("payload", 4), Reason: "timeout"})
+	l.add(entry.Event{Type: entry.Lost, Key: "release", Request: "request-4", Payload: hash("payload", 4),
+		Reason: "timeout"})
 	l.add(entry.Event{Type: entry.Voided, Index: int64(len(l.entries) - 1)})
 	l.add(entry.Event{Type: entry.EpochBegun, Epoch: 2, Request: "request-3"})
 	return l
@@ -128,8 +129,10 @@ func TestStanding(t *testing.T) {
 		meanwhile func(*madeLog)
 		want      []string
 	}{
-		"all":       {func(*madeLog) {}, []string{"alice", "bob"}},
-		"withdrawn": {func(l *madeLog) { l.add(entry.Event{Type: entry.Withdrawn, Request: "r", Approver: "bob"}) }, []string{"alice"}},
+		"all": {func(*madeLog) {}, []string{"alice", "bob"}},
+		"withdrawn": {func(l *madeLog) {
+			l.add(entry.Event{Type: entry.Withdrawn, Request: "r", Approver: "bob"})
+		}, []string{"alice"}},
 		"given again": {func(l *madeLog) {
 			l.add(entry.Event{Type: entry.Withdrawn, Request: "r", Approver: "alice"})
 			approve(l, "alice", 1)

@@ -34,8 +34,9 @@ type Verified struct {
 	Complete bool
 }
 
-// Verify verifies a report in JSON: that its checkpoint is signed by one of the verifiers, that the entries of each line
-// are in the log under it, and that each line says what its entries say. It shows nothing of lines that are missing.
+// Verify verifies a report in JSON: that its checkpoint is signed by one of the verifiers, that the entries of each
+// line are in the log under it, and that each line says what its entries say. It shows nothing of lines that are
+// missing.
 func Verify(from io.Reader, verifiers []*translog.Verifier) (*Verified, error) {
 	r := newReader(from)
 	if err := r.open(verifiers); err != nil {
