@@ -3,14 +3,16 @@ package gate
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/notaryproject/notation-core-go/signature"
 	"github.com/notaryproject/notation-go/verifier/trustpolicy"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/notation-hsm/notation-hsm/internal/proof"
 	"github.com/notation-hsm/notation-hsm/internal/trust"
@@ -122,22 +124,20 @@ func (u *unapproved) Error() string {
 }
 
 // checkApprovals fails unless the source has a bundle of approvals that verifies for the signature in an envelope.
-func (e *examination) checkApprovals(ctx context.Context, mediaType string, envelope []byte, leaf *x509.Certificate,
-) error {
-	payload, value, err := proof.OfEnvelope(mediaType, envelope)
+func (e *examination) checkApprovals(ctx context.Context, mediaType string, envelope []byte,
+	valid *signature.EnvelopeContent) error {
+	wanted, err := provable(mediaType, envelope, valid)
 	if err != nil {
 		return &unapproved{e.repository, err.Error()}
 	}
-	signature := proof.Signature{Digest: e.descriptor.Digest.String(), Payload: payload, Signature: value,
-		Leaf: fmt.Sprintf("sha256:%x", sha256.Sum256(leaf.Raw))}
 	var reasons []string
-	for _, b := range sortBundles(e.bundles, payload) {
-		if !e.fetched.count(b.payload == payload) {
+	for _, b := range sortBundles(e.bundles, wanted.Payload) {
+		if !e.fetched.count(b.payload == wanted.Payload) {
 			reasons = append(reasons, fmt.Sprintf("the image has %d bundles of approvals, and only %d are read",
 				len(e.bundles), e.fetched.all))
 			break
 		}
-		shown, err := e.verifyBundle(ctx, b, signature)
+		shown, err := e.verifyBundle(ctx, b, wanted)
 		if err == nil {
 			e.approvals = describeApprovals(b, shown)
 			return nil
@@ -150,6 +150,26 @@ func (e *examination) checkApprovals(ctx context.Context, mediaType string, enve
 		}
 	}
 	return &unapproved{e.repository, strings.Join(reasons, "; ")}
+}
+
+// provable returns what people must have agreed to, of a valid signature.
+func provable(mediaType string, envelope []byte, valid *signature.EnvelopeContent) (s proof.Signature, err error) {
+	if s.Payload, s.Signature, err = proof.OfEnvelope(mediaType, envelope); err != nil {
+		return s, err
+	}
+	var payload struct {
+		TargetArtifact ocispec.Descriptor `json:"targetArtifact"`
+	}
+	if err := json.Unmarshal(valid.Payload.Content, &payload); err != nil {
+		return s, fmt.Errorf("cannot read the signature's payload: %w", err)
+	}
+	target, times := payload.TargetArtifact, valid.SignerInfo.SignedAttributes
+	s.Digest, s.MediaType, s.Size, s.Annotations = target.Digest.String(), target.MediaType, target.Size, target.Annotations
+	s.Leaf = fmt.Sprintf("sha256:%x", sha256.Sum256(valid.SignerInfo.CertificateChain[0].Raw))
+	if !times.Expiry.IsZero() {
+		s.Expiry = int64(times.Expiry.Sub(times.SigningTime) / time.Second)
+	}
+	return s, nil
 }
 
 // verifyBundle fetches a bundle and verifies it. One is verified at a time: it takes much more memory than a signature,

@@ -19,6 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
+	logentry "github.com/notation-hsm/notation-hsm/internal/broker/entry"
 	"github.com/notation-hsm/notation-hsm/internal/proof"
 	"github.com/notation-hsm/notation-hsm/internal/proof/prooftest"
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
@@ -50,13 +51,18 @@ func (c *council) signature(by *oci.Forger, image ocispec.Descriptor, mediaType 
 		c.t.Fatal(err)
 	}
 	return proof.Signature{Digest: image.Digest.String(), Leaf: fmt.Sprintf("sha256:%x", sha256.Sum256(by.Certificate.Raw)),
-		Payload: payload, Signature: value}
+		Payload: payload, Signature: value, MediaType: image.MediaType, Size: image.Size}
 }
 
 // bundle returns the bundle of a request that people approved, and that the signatures are of.
 func (c *council) bundle(people []*prooftest.Person, signatures ...proof.Signature) []byte {
 	c.t.Helper()
-	r := c.log.NewRequest("release", signatures[0].Leaf, []string{signatures[0].Digest}, nil)
+	r := c.log.NewRequest("release", signatures[0].Leaf, []string{signatures[0].Digest},
+		func(st *approval.Statement, _ *logentry.Event) {
+			target := &st.Predicate.Targets[0]
+			target.MediaType, target.Size, target.Annotations = signatures[0].MediaType, signatures[0].Size,
+				signatures[0].Annotations
+		})
 	for _, p := range people {
 		r.Decide(p, approval.Approve, 0)
 	}
@@ -198,8 +204,8 @@ func TestUnapproved(t *testing.T) {
 			g.attach(t, g.council.bundle(g.both()[:1], s), s.Payload, true)
 		}, "1 of 2 people"},
 		"another signature": {func(t *testing.T, g *guarded, s proof.Signature) {
-			other := prooftest.Signature("other")
-			other.Digest, other.Leaf = s.Digest, s.Leaf
+			other := s
+			other.Payload = prooftest.Signature("other").Payload
 			g.attach(t, g.council.bundle(g.both(), other), s.Payload, true)
 		}, "the log does not have this signature"},
 		"another image": {func(t *testing.T, g *guarded, s proof.Signature) {
@@ -207,6 +213,16 @@ func TestUnapproved(t *testing.T) {
 			other.Digest = prooftest.Signature("other").Digest
 			g.attach(t, g.council.bundle(g.both(), other), s.Payload, true)
 		}, "people agreed to other artifacts"},
+		"other annotations": {func(t *testing.T, g *guarded, s proof.Signature) {
+			other := s
+			other.Annotations = map[string]string{"channel": "stable"}
+			g.attach(t, g.council.bundle(g.both(), other), s.Payload, true)
+		}, "people agreed to other annotations"},
+		"another size": {func(t *testing.T, g *guarded, s proof.Signature) {
+			other := s
+			other.Size++
+			g.attach(t, g.council.bundle(g.both(), other), s.Payload, true)
+		}, "people agreed to another media type or size"},
 		"an approver who was removed": {func(t *testing.T, g *guarded, s proof.Signature) {
 			cem := prooftest.KeyPerson(t, "cem", prooftest.Key(elliptic.P256(), 3))
 			g.attach(t, g.council.bundle([]*prooftest.Person{g.council.ann, cem}, s), s.Payload, true)

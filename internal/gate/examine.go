@@ -151,7 +151,7 @@ func (e *examination) verifyEnvelope(ctx context.Context, mediaType string, enve
 		err = e.tag.allows(outcome.EnvelopeContent.SignerInfo.CertificateChain)
 	}
 	if err == nil && len(e.demands) > 0 {
-		err = e.checkApprovals(ctx, mediaType, envelope, outcome.EnvelopeContent.SignerInfo.CertificateChain[0])
+		err = e.checkApprovals(ctx, mediaType, envelope, outcome.EnvelopeContent)
 	}
 	return outcome, err
 }
