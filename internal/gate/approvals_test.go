@@ -3,7 +3,6 @@ package gate
 import (
 	"crypto/elliptic"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"github.com/notaryproject/notation-core-go/signature/cose"
 	"github.com/notaryproject/notation-core-go/signature/jws"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
@@ -72,20 +70,6 @@ func (c *council) bundle(people []*prooftest.Person, signatures ...proof.Signatu
 	return prooftest.Encode(c.t, r.Bundle())
 }
 
-// bundleReferrer returns the manifest of a bundle and its annotations.
-func bundleReferrer(t testing.TB, layer, image ocispec.Descriptor, payload string) ([]byte, map[string]string) {
-	t.Helper()
-	annotations := map[string]string{proof.AnnotationPayload: payload,
-		ocispec.AnnotationCreated: time.Now().Add(-time.Minute).UTC().Format(time.RFC3339)}
-	data, err := json.Marshal(ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageManifest, ArtifactType: proof.MediaType, Config: ocispec.DescriptorEmptyJSON,
-		Layers: []ocispec.Descriptor{layer}, Subject: &image, Annotations: annotations})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return data, annotations
-}
-
 // guarded is an attack on an image whose signatures need approvals.
 type guarded struct {
 	*attack
@@ -130,7 +114,10 @@ func (g *guarded) attach(t testing.TB, bundle []byte, payload string, embed bool
 // hang hangs the manifest of a bundle on the image.
 func (g *guarded) hang(t testing.TB, layer ocispec.Descriptor, payload string) ocispec.Descriptor {
 	t.Helper()
-	data, annotations := bundleReferrer(t, layer, g.image, payload)
+	data, annotations, err := oci.BundleManifest(layer, g.image, payload)
+	if err != nil {
+		t.Fatal(err)
+	}
 	d := g.Add(ocispec.MediaTypeImageManifest, data)
 	listed := d
 	listed.ArtifactType, listed.Annotations = proof.MediaType, annotations
@@ -440,7 +427,10 @@ func TestApprovalsInLayout(t *testing.T) {
 			layer := oci.Descriptor(proof.MediaType, bundle)
 			layer.Data = bundle
 			layer.Annotations = map[string]string{"padding": strings.Repeat("x", padding)}
-			data, _ := bundleReferrer(t, layer, image, s.Payload)
+			data, _, err := oci.BundleManifest(layer, image, s.Payload)
+			if err != nil {
+				t.Fatal(err)
+			}
 			return []ocispec.Descriptor{add(ocispec.MediaTypeImageManifest, manifest),
 				add(ocispec.MediaTypeImageManifest, data)}
 		})

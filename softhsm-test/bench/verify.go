@@ -39,4 +39,5 @@ func (b *bench) verify() {
 		name: "`hsm-image verify`, 10 images, ms", ours: spread(r[2].milliseconds),
 		other: "one image: " + spread(r[0].milliseconds),
 	}.ratio(r[2].milliseconds.ratio(r[0].milliseconds), "one image", atMost(3)))
+	b.approved(f, ours, registry)
 }
