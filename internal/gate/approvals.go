@@ -132,7 +132,7 @@ func (e *examination) checkApprovals(ctx context.Context, mediaType string, enve
 	}
 	var reasons []string
 	for _, b := range sortBundles(e.bundles, wanted.Payload) {
-		if !e.fetched.count(b.payload == wanted.Payload) {
+		if e.ahead.manifest != b.Digest && !e.fetched.count(b.payload == wanted.Payload) {
 			reasons = append(reasons, fmt.Sprintf("the image has %d bundles of approvals, and only %d are read",
 				len(e.bundles), e.fetched.all))
 			break
@@ -175,7 +175,7 @@ func provable(mediaType string, envelope []byte, valid *signature.EnvelopeConten
 // verifyBundle fetches a bundle and verifies it. One is verified at a time: it takes much more memory than a signature,
 // and there is no network to wait for.
 func (e *examination) verifyBundle(ctx context.Context, b bundleManifest, s proof.Signature) (*proof.Shown, error) {
-	bundle, err := e.source.fetchBundle(ctx, b.Descriptor)
+	bundle, err := e.fetchBundle(ctx, b.Descriptor)
 	if err != nil {
 		return nil, err
 	}

@@ -283,7 +283,7 @@ func TestManyBundles(t *testing.T) {
 	}{
 		{maxBundles - 1, 0, maxBundles, true},
 		{maxBundles, 0, maxBundles, false},
-		{0, 200, 1, true},
+		{0, 200, 2, true}, // with the newest, which is fetched ahead
 		{1000, 200, maxBundles, false},
 	} {
 		g := newGuarded(t)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
 
@@ -51,6 +52,41 @@ func (f *fetched) count(claimed bool) bool {
 		f.others++
 	}
 	return true
+}
+
+// bundleAhead is a bundle that is fetched while the newest signature is, which it is usually for: this saves a round
+// trip.
+type bundleAhead struct {
+	manifest digest.Digest
+	done     chan struct{}
+	bundle   []byte
+	err      error
+}
+
+// fetchAhead begins to fetch a bundle of approvals.
+func (s source) fetchAhead(ctx context.Context, manifest ocispec.Descriptor) *bundleAhead {
+	a := &bundleAhead{manifest: manifest.Digest, done: make(chan struct{})}
+	go func() {
+		defer close(a.done)
+		if err := catchPanic(func() { a.bundle, a.err = s.fetchBundle(ctx, manifest) }); err != nil {
+			a.err = err
+		}
+	}()
+	return a
+}
+
+// fetchBundle returns a bundle of approvals, once it is fetched.
+func (e *examination) fetchBundle(ctx context.Context, manifest ocispec.Descriptor) ([]byte, error) {
+	a := e.ahead
+	if a.manifest != manifest.Digest {
+		return e.source.fetchBundle(ctx, manifest)
+	}
+	select {
+	case <-a.done:
+		return a.bundle, a.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // fetchBundle fetches a bundle of approvals. Sizes in descriptors are checked before anything is fetched. The manifest

@@ -96,7 +96,8 @@ type examination struct {
 	demands    []*proof.Demand  // of approvals; a signature has to meet all with one bundle
 	bundles    []bundleManifest // of the image, newest first
 	fetched    fetched
-	approvals  *Approvals // of the valid signature
+	ahead      *bundleAhead // the newest bundle, which is being fetched
+	approvals  *Approvals   // of the valid signature
 }
 
 // findValid verifies the signatures of the image one by one, newest first, until one is valid, and returns its outcome.
@@ -108,6 +109,9 @@ func (e *examination) findValid(ctx context.Context) (*notation.VerificationOutc
 		return nil, fmt.Errorf("cannot list its signatures: %w", err)
 	}
 	e.bundles = found.bundles
+	if len(e.bundles) > 0 {
+		e.ahead, e.fetched.all = e.source.fetchAhead(ctx, e.bundles[0].Descriptor), 1
+	}
 	for _, manifest := range found.newest() {
 		e.current = manifest.Digest
 		outcome, err := e.verify(ctx, manifest)
