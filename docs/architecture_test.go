@@ -49,7 +49,7 @@ const drawn = 9
 // testRooms hold what tests need, and no other package imports them.
 var testRooms = []string{"bound/boundtest", "brokerapi/brokerapitest", "identity/identitytest",
 	"store/storetest", "nethsm/nethsmtest", "keystore/keystoretest", "proof/prooftest",
-	"translog/witnesstest"}
+	"translog/witnesstest", "trust/trusttest"}
 
 // TestArrows checks that imports point down, and that the page draws every arrow there is and no other. With
 // UPDATE_DOCS=1 it draws them.

@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/elliptic"
 	"crypto/sha256"
-	"encoding/json"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/proof"
 	"github.com/notation-hsm/notation-hsm/internal/proof/prooftest"
 	"github.com/notation-hsm/notation-hsm/internal/trust"
+	"github.com/notation-hsm/notation-hsm/internal/trust/trusttest"
 	"github.com/notation-hsm/notation-hsm/softhsm-test/oci"
 )
 
@@ -35,11 +35,17 @@ func (b *bench) approved(f fixture, ours, registry string) {
 		prooftest.SSHPerson(f, "ben", prooftest.Ed25519(2)), prooftest.KeyPerson(f, "cem", prooftest.Key(elliptic.P384(), 3))}
 	repository := registry + "/approved"
 	image := b.pushApproved(f, repository, forger, log, people)
-	command := func(demand bool) contender {
-		return contender{command: []string{ours, "verify", "--plain-http", "--trust-dir",
-			b.trustDir(f, repository, forger, log, people, demand), image}}
+	manifest := trusttest.Manifest(f, repository, forger.PEM(), people...)
+	export := func() contender {
+		to := filepath.Join(f.TempDir(), "notation")
+		if _, err := trust.Export(b.ctx, manifest, to); err != nil {
+			f.Fatal(err)
+		}
+		return contender{command: []string{ours, "verify", "--plain-http", "--trust-dir", to, image}}
 	}
-	r := b.race(50, command(true), command(false))
+	without := export()
+	trusttest.Require(f, manifest, repository, log, 2, people...)
+	r := b.race(50, export(), without)
 	b.add(row{
 		name: "`hsm-image verify` with a bundle of approvals, ms", ours: spread(r[0].milliseconds),
 		other: "without: " + spread(r[1].milliseconds),
@@ -79,38 +85,4 @@ func (b *bench) pushApproved(f fixture, repository string, forger *oci.Forger, l
 		f.Fatal(err)
 	}
 	return repository + "@" + s.Digest
-}
-
-// trustDir exports a trust manifest in which the forger may sign. With demand, two of the people have to approve.
-func (b *bench) trustDir(f fixture, repository string, forger *oci.Forger, log *prooftest.Log,
-	people []*prooftest.Person, demand bool) (to string) {
-	folder := f.TempDir()
-	path, to := filepath.Join(folder, "trust.yaml"), filepath.Join(folder, "notation")
-	check := func(_ any, err error) {
-		if err != nil {
-			f.Fatal(err)
-		}
-	}
-	check(trust.Init(b.ctx, path))
-	write(f, filepath.Join(folder, "cert.pem"), string(forger.PEM()))
-	cert, err := trust.FromFile(filepath.Join(folder, "cert.pem"), "")
-	check(nil, err)
-	check(trust.Add(b.ctx, path, trust.Grant{Name: "release", Scopes: []string{repository}, Cert: cert}))
-	if demand {
-		var exported []any
-		group := trust.ApprovalGroup{Name: "release-managers", Quorum: 2, Kinds: []string{"key", "ssh"}}
-		for _, p := range people {
-			exported = append(exported, map[string]any{"name": p.Name, "id": p.ID, "credentials": [][]byte{p.Document()}})
-			group.Members = append(group.Members, p.Name)
-		}
-		data, err := json.Marshal(exported)
-		check(nil, err)
-		approvers, err := trust.ParseApprovers(data)
-		check(nil, err)
-		check(nil, trust.AddApprovers(b.ctx, path, approvers, false))
-		check(nil, trust.AddApprovals(b.ctx, path, trust.Approvals{Scope: repository, Groups: []trust.ApprovalGroup{group},
-			Log: []string{log.Verifier().String()}}, false))
-	}
-	check(trust.Export(b.ctx, path, to))
-	return to
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ type fixture struct {
 
 var errMissing = errors.New("a part is missing")
 
+func (f fixture) Context() context.Context          { return f.bench.ctx }
 func (f fixture) Helper()                           {}
 func (f fixture) Fatal(args ...any)                 { panic(errors.New(strings.TrimSpace(fmt.Sprintln(args...)))) }
 func (f fixture) Fatalf(format string, args ...any) { panic(fmt.Errorf(format, args...)) }
