@@ -2,7 +2,9 @@ package broker
 
 import (
 	"context"
+	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/proof"
@@ -10,7 +12,8 @@ import (
 
 // Bundle returns the bundle of approvals of a request, in its encoding: what shows to others that people agreed to its
 // signatures. It fails with NotFound for a request of others, and for one that nobody has to agree to; and with
-// Unavailable as long as no checkpoint of the log covers all entries of the request.
+// Unavailable as long as no checkpoint of the log, that a witness has cosigned if there are any, covers all entries of
+// the request.
 func (b *Broker) Bundle(ctx context.Context, caller identity.Caller, id string) ([]byte, error) {
 	kept, err := b.row(ctx, caller, id)
 	if err != nil {
@@ -28,7 +31,7 @@ func (b *Broker) Bundle(ctx context.Context, caller identity.Caller, id string) 
 	if err != nil {
 		return nil, err
 	}
-	proven, err := b.prove(ctx, kept.Entries)
+	proven, err := b.proveToOthers(ctx, kept)
 	if err != nil {
 		return nil, err
 	}
@@ -53,4 +56,22 @@ func (b *Broker) Bundle(ctx context.Context, caller identity.Caller, id string) 
 		}
 	}
 	return bundle.Encode()
+}
+
+// witnessPatience is how long after a change of a request its bundle waits for the cosignature of a witness.
+const witnessPatience = time.Minute
+
+// proveToOthers returns proofs of the entries of a request under the newest checkpoint that witnesses have cosigned: a
+// verifier may demand it. While the witnesses do not answer, the proofs are under a checkpoint without cosignatures. It
+// returns nil if no checkpoint covers the entries yet.
+func (b *Broker) proveToOthers(ctx context.Context, kept *row) (*brokerapi.Proof, error) {
+	if len(b.witnesses.all) == 0 {
+		return b.prove(ctx, kept.Entries)
+	}
+	cosigned, note := b.Cosigned()
+	proven, err := b.proveUnder(ctx, &published{Checkpoint: cosigned, note: note}, kept.Entries)
+	if proven != nil || err != nil || b.clock.now(time.Time{}).Before(kept.Request.Changed.Add(witnessPatience)) {
+		return proven, err
+	}
+	return b.prove(ctx, kept.Entries)
 }

@@ -227,7 +227,11 @@ const maxJudged = 500
 
 // prove returns proofs of the entries of a request, once a checkpoint covers them all.
 func (b *Broker) prove(ctx context.Context, entries []int64) (*brokerapi.Proof, error) {
-	newest := b.published.Load()
+	return b.proveUnder(ctx, b.published.Load(), entries)
+}
+
+// proveUnder returns proofs under a checkpoint, nil if it does not cover them all.
+func (b *Broker) proveUnder(ctx context.Context, newest *published, entries []int64) (*brokerapi.Proof, error) {
 	if len(entries) == 0 || newest == nil || newest.Size <= entries[len(entries)-1] {
 		return nil, nil
 	}
