@@ -185,7 +185,6 @@ func (b *Broker) cosignNow(ctx context.Context) {
 		}
 	}
 	next.note = translog.Merge(newest.note, all)
-	ws.newest.Store(next)
 	err := b.do(ctx, func(d *decision) error {
 		d.meta(cosignedMeta, next.note)
 		return nil
@@ -193,6 +192,7 @@ func (b *Broker) cosignNow(ctx context.Context) {
 	if err != nil && b.running.Err() == nil {
 		slog.Error("cannot keep the cosigned checkpoint", "error", err)
 	}
+	ws.newest.Store(next)
 }
 
 // answered notes the outcome of a request for a checkpoint of a size. The first failure in a row is logged.
