@@ -103,13 +103,14 @@ func (c *testClock) now() time.Time {
 
 // testKeys are keys in memory.
 type testKeys struct {
+	chain   []*x509.Certificate // may be empty
 	private *ecdsa.PrivateKey
 	uses    atomic.Int64
 	before  func() error // is called before a signature
 }
 
 func (k *testKeys) Describe(context.Context, string) (crypto.PublicKey, []*x509.Certificate, error) {
-	return k.private.Public(), nil, nil
+	return k.private.Public(), k.chain, nil
 }
 
 func (k *testKeys) Sign(_ context.Context, _ string, data []byte, _ string) ([]byte, error) {
