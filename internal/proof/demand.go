@@ -31,7 +31,7 @@ type Signature struct {
 	Digest    string // of the artifact, as ALGORITHM:HEX
 	Leaf      string // sha256:HEX of the signing certificate in DER
 	Payload   string // sha256:HEX of the bytes that were signed
-	Signature string // sha256:HEX of the signature value; ECDSA as raw r||s
+	Signature string // sha256:HEX of the signature value, as the log has it: ECDSA in DER
 
 	// What else was signed, which people have agreed to. A broker could sign an artifact they approved with other
 	// annotations.

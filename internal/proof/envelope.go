@@ -1,10 +1,12 @@
 package proof
 
 import (
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/big"
 	"strings"
 
 	"github.com/fxamacker/cbor/v2"
@@ -24,8 +26,8 @@ const (
 var envelopeLimits = bound.Limits{Bytes: 4 << 20, Depth: bound.Depth, Elements: 2000}
 
 // OfEnvelope returns what names the signature of an envelope, of a Notary Project signature in JWS or COSE: sha256:HEX
-// of the bytes that were signed, and of the signature value, in which ECDSA has r||s. It fails with Invalid for an
-// envelope that it cannot read in one way alone, and verifies nothing.
+// of the bytes that were signed, and of the signature value as a broker logs it: ECDSA in DER, where the envelope has
+// r||s. It fails with Invalid for an envelope that it cannot read in one way alone, and verifies nothing.
 func OfEnvelope(mediaType string, envelope []byte) (payload, signature string, err error) {
 	var signed, value []byte
 	switch mediaType {
@@ -36,14 +38,26 @@ func OfEnvelope(mediaType string, envelope []byte) (payload, signature string, e
 	default:
 		err = fmt.Errorf("its media type is %.100q", mediaType)
 	}
-	if err == nil && len(value) == 0 {
-		err = errors.New("it has no signature")
+	if err == nil {
+		value, err = logged(value)
 	}
 	if err != nil {
 		return "", "", failure.New(failure.Invalid, "cannot read the signature's envelope: %w", err).
 			WithHint("sign the image again")
 	}
 	return approval.Hash(signed), approval.Hash(value), nil
+}
+
+// logged returns a signature value as a broker logs it: ECDSA in DER (RFC 3279 section 2.2.3). Notation signs with P-256,
+// P-384 and P-521, whose r||s have their very lengths, and with RSA, whose signatures are longer.
+func logged(value []byte) ([]byte, error) {
+	switch n := len(value); n {
+	case 0:
+		return nil, errors.New("it has no signature")
+	case 64, 96, 132:
+		return asn1.Marshal(struct{ R, S *big.Int }{new(big.Int).SetBytes(value[:n/2]), new(big.Int).SetBytes(value[n/2:])})
+	}
+	return value, nil
 }
 
 // readJWS returns the JWS signing input (RFC 7515) and the signature value. Its fields have their very names: Notation's

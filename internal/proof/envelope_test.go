@@ -2,12 +2,13 @@ package proof_test
 
 import (
 	"bytes"
-	"crypto/ecdsa"
+	"crypto"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
 	"maps"
@@ -26,16 +27,17 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/proof/prooftest"
 )
 
-// recorder signs for notation-core-go, and keeps what it was given and what it made.
+// recorder signs for notation-core-go, and keeps what it was given and what a module made of it.
 type recorder struct {
-	key           *ecdsa.PrivateKey
+	key           crypto.Signer
+	spec          signature.KeySpec
 	cert          *x509.Certificate
-	signed, value []byte
+	signed, value []byte // ECDSA in DER, as brokers log it
 }
 
-func newRecorder(t testing.TB) *recorder {
+func newRecorder(t testing.TB, key crypto.Signer, spec signature.KeySpec) *recorder {
 	t.Helper()
-	r := &recorder{key: prooftest.Key(elliptic.P256(), 20)}
+	r := &recorder{key: key, spec: spec}
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "release",
 		Organization: []string{"Example"}, Country: []string{"CH"}}, NotBefore: time.Now().Add(-time.Hour),
 		NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
@@ -50,20 +52,37 @@ func newRecorder(t testing.TB) *recorder {
 	return r
 }
 
-// KeySpec says what the key is.
-func (r *recorder) KeySpec() (signature.KeySpec, error) {
-	return signature.KeySpec{Type: signature.KeyTypeEC, Size: 256}, nil
+// ecRecorder returns a recorder with a P-256 key.
+func ecRecorder(t testing.TB) *recorder {
+	t.Helper()
+	return newRecorder(t, prooftest.Key(elliptic.P256(), 20), signature.KeySpec{Type: signature.KeyTypeEC, Size: 256})
 }
 
-// Sign signs as a module does: ECDSA as r||s.
+// KeySpec says what the key is.
+func (r *recorder) KeySpec() (signature.KeySpec, error) { return r.spec, nil }
+
+// Sign signs as a broker does, and returns what the plugin makes of it: ECDSA as r||s.
 func (r *recorder) Sign(data []byte) ([]byte, []*x509.Certificate, error) {
-	digest := sha256.Sum256(data)
-	a, b, err := ecdsa.Sign(rand.Reader, r.key, digest[:])
-	if err != nil {
+	hash := r.spec.SignatureAlgorithm().Hash()
+	options := crypto.SignerOpts(hash)
+	if r.spec.Type == signature.KeyTypeRSA {
+		options = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: hash}
+	}
+	var err error
+	r.signed = data
+	if r.value, err = crypto.SignMessage(r.key, rand.Reader, data, options); err != nil {
 		return nil, nil, err
 	}
-	r.signed, r.value = data, append(a.FillBytes(make([]byte, 32)), b.FillBytes(make([]byte, 32))...)
-	return r.value, []*x509.Certificate{r.cert}, nil
+	raw := r.value
+	if r.spec.Type == signature.KeyTypeEC {
+		var pair struct{ R, S *big.Int }
+		if _, err := asn1.Unmarshal(r.value, &pair); err != nil {
+			return nil, nil, err
+		}
+		size := (r.spec.Size + 7) / 8
+		raw = append(pair.R.FillBytes(make([]byte, size)), pair.S.FillBytes(make([]byte, size))...)
+	}
+	return raw, []*x509.Certificate{r.cert}, nil
 }
 
 // envelope returns an envelope that notation-core-go makes.
@@ -91,15 +110,26 @@ func (r *recorder) envelope(t testing.TB, mediaType string) []byte {
 // TestOfEnvelope names signatures by what their key was given, and by what it made of it.
 func TestOfEnvelope(t *testing.T) {
 	t.Parallel()
-	for _, mediaType := range []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope} {
-		r := newRecorder(t)
-		data := r.envelope(t, mediaType)
-		if _, err := payload.Read(r.signed); err != nil {
-			t.Errorf("%s: %v", mediaType, err)
-		}
-		signed, value, err := proof.OfEnvelope(mediaType, data)
-		if err != nil || signed != approval.Hash(r.signed) || value != approval.Hash(r.value) {
-			t.Errorf("%s: %s, %s, %v", mediaType, signed, value, err)
+	recorders := []*recorder{}
+	for _, curve := range []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()} {
+		recorders = append(recorders, newRecorder(t, prooftest.Key(curve, 20), signature.KeySpec{Type: signature.KeyTypeEC,
+			Size: curve.Params().BitSize}))
+	}
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recorders = append(recorders, newRecorder(t, key, signature.KeySpec{Type: signature.KeyTypeRSA, Size: 2048}))
+	for _, r := range recorders {
+		for _, mediaType := range []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope} {
+			data := r.envelope(t, mediaType)
+			if _, err := payload.Read(r.signed); err != nil {
+				t.Errorf("%s: %v", mediaType, err)
+			}
+			signed, value, err := proof.OfEnvelope(mediaType, data)
+			if err != nil || signed != approval.Hash(r.signed) || value != approval.Hash(r.value) {
+				t.Errorf("%s: %s, %s, %v", mediaType, signed, value, err)
+			}
 		}
 	}
 }
@@ -108,7 +138,7 @@ func TestOfEnvelope(t *testing.T) {
 func TestOfEnvelopeRefuses(t *testing.T) {
 	t.Parallel()
 	var good map[string]any
-	text := newRecorder(t).envelope(t, jws.MediaTypeEnvelope)
+	text := ecRecorder(t).envelope(t, jws.MediaTypeEnvelope)
 	if err := json.Unmarshal(text, &good); err != nil {
 		t.Fatal(err)
 	}

@@ -94,7 +94,7 @@ func FuzzVerify(f *testing.F) {
 
 // FuzzOfEnvelope verifies that what is read of an envelope is there, in one way.
 func FuzzOfEnvelope(f *testing.F) {
-	recorder := newRecorder(f)
+	recorder := ecRecorder(f)
 	for _, mediaType := range []string{jws.MediaTypeEnvelope, cose.MediaTypeEnvelope} {
 		f.Add(mediaType == jws.MediaTypeEnvelope, recorder.envelope(f, mediaType))
 	}
