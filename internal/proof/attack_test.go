@@ -341,7 +341,7 @@ var wickedLogs = []attack{
 	}),
 	requesting("an expiry", "another expiry", func(s *approval.Statement, _ *entry.Event) { s.Predicate.Expiry = 60 }),
 	requesting("a subject less", "other artifacts", func(s *approval.Statement, _ *entry.Event) {
-		s.Subjects = []approval.Subject{{Name: "other", Digest: map[string]string{"sha256": ""}}}
+		s.Predicate.Targets = append([]approval.Target{{Digest: approval.Hash(nil)}}, s.Predicate.Targets...)
 	}),
 	requesting("a subject that is not the target", "other artifacts", func(s *approval.Statement, _ *entry.Event) {
 		s.Subjects[0].Digest = map[string]string{"sha256": strings.Repeat("0", 64)}
