@@ -125,7 +125,10 @@ var attacksOfVectors = []string{"another image", "another signature", "other ann
 	"wrong kind", "one person in two groups", "too old", "another log", "an approval less", "no intent entry",
 	"the proof of another entry", "a fork", "two approvals of one person", "approval after the intent",
 	"a withdrawn approval", "signed after the approvals expired", "a retry without a signature",
-	"the requester's own approval", "a signature of another key", "one cosignature of two"}
+	"the requester's own approval", "a signature of another key", "an ssh signature of another approval",
+	"a passkey's signature of another approval", "a key's signature of another approval",
+	"a passkey's signature with another counter", "an artifact that nobody agreed to", "another key of the log",
+	"one cosignature of two"}
 
 // historiesOfVectors are the histories that are vectors, each with its last signature.
 var historiesOfVectors = []string{"one signature", "signed again", "several artifacts and uses",
