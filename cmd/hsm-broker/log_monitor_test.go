@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
+	"github.com/notation-hsm/notation-hsm/internal/proof"
 )
 
 // TestLogMonitor has an exit code for no alert, for alerts, and for a log that does not answer.
@@ -47,6 +48,21 @@ func TestLogMonitor(t *testing.T) {
 	write("state: " + t.TempDir() + "\nkeys: {release: {}}\noff: [policy, unlogged]\n")
 	run(dir, 4, "--config", config, "--compare", filepath.Join(dir, "missing"))
 	run(dir, 0, "--config", config, "--compare", filepath.Join(dir, "checkpoint"), "--compare", server.URL)
+	checkpoint, err := os.ReadFile(filepath.Join(dir, "checkpoint"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle, err := (&proof.Bundle{Checkpoint: string(checkpoint)}).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "bundle.json")
+	for text, want := range map[string]int{string(bundle): 0, string(bundle[1:]): 3, "{}": 1} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		run(dir, want, "--config", config, "--compare", file)
+	}
 	write("stat: " + t.TempDir() + "\n")
 	run(dir, 1, "--config", config)
 	run(server.URL+"/none", 5, "--state", state)
