@@ -139,7 +139,7 @@ func (b *Broker) save(batch *store.Batch) error {
 	counts := b.counts
 	b.counts = nil
 	if len(batch.Entries) == 0 && batch.Checkpoint == nil && len(batch.Requests) == 0 && len(batch.Meta) == 0 &&
-		len(batch.Notices) == 0 {
+		len(batch.Notices) == 0 && len(batch.Erased) == 0 {
 		return nil
 	}
 	err := b.write(batch)

@@ -14,14 +14,15 @@ var ErrUnknown = errors.New("nobody knows whether the transaction is durable")
 
 // Batch is what a transaction writes.
 type Batch struct {
-	First      int64     // index of the first entry: the number of entries before
-	Entries    [][]byte  // of the log
-	Tiles      []Tile    // that the entries change
-	Checkpoint []byte    // the newest one, a signed note; nil leaves the old one
-	Snapshot   *Snapshot // all older ones but one are deleted
-	Requests   []Request // replace those with the same ID
-	Documents  [][]byte  // kept by their SHA-256
-	Notices    []Notice  // are queued; one whose ID was queued before is left as it is
+	First      int64      // index of the first entry: the number of entries before
+	Entries    [][]byte   // of the log
+	Tiles      []Tile     // that the entries change
+	Checkpoint []byte     // the newest one, a signed note; nil leaves the old one
+	Snapshot   *Snapshot  // all older ones but one are deleted
+	Requests   []Request  // replace those with the same ID
+	Documents  [][]byte   // kept by their SHA-256
+	Erased     [][32]byte // SHA-256 of documents that are deleted, those of the batch as well
+	Notices    []Notice   // are queued; one whose ID was queued before is left as it is
 	Meta       map[string][]byte
 }
 
@@ -119,6 +120,9 @@ type Store interface {
 	Secret(ctx context.Context) ([]byte, error)
 	// Meta returns a value of Batch.Meta, or nil.
 	Meta(ctx context.Context, name string) ([]byte, error)
+	// Purge has the files of the store be without what was deleted or replaced. It takes as long as writing all that is
+	// kept, and as much room; nothing is committed meanwhile.
+	Purge(ctx context.Context) error
 	// Backup writes a consistent copy to a new file, while the store is used.
 	Backup(ctx context.Context, path string) error
 	// Close ends all calls.

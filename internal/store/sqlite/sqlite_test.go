@@ -1,7 +1,9 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -209,6 +211,48 @@ func TestIndexes(t *testing.T) {
 		if err := rows.Err(); err != nil || !strings.Contains(plan, "SEARCH") || !strings.Contains(plan, "INDEX "+want) {
 			t.Errorf("%s: %v\n%s", query, err, plan)
 		}
+	}
+}
+
+// TestPurge looks for what was deleted and replaced in the files of the database.
+func TestPurge(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "broker.db")
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	has := func(text string) bool {
+		t.Helper()
+		for _, suffix := range []string{"", "-wal"} {
+			data, err := os.ReadFile(path + suffix)
+			if err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Fatal(err)
+			}
+			if bytes.Contains(data, []byte(text)) {
+				return true
+			}
+		}
+		return false
+	}
+	document := []byte("the document of mallory")
+	for _, b := range []*store.Batch{
+		{Documents: [][]byte{document}, Requests: []store.Request{{ID: "r", Body: []byte("asked by mallory")}}},
+		{Erased: [][32]byte{sha256.Sum256(document)}, Requests: []store.Request{{ID: "r", Body: []byte("asked by somebody")}}},
+	} {
+		if err := s.Commit(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !has("mallory") {
+		t.Error("nothing is left of what was deleted: the test sees nothing")
+	}
+	if err := s.Purge(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if has("mallory") || !has("asked by somebody") {
+		t.Error("the files have what was deleted")
 	}
 }
 

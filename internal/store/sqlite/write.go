@@ -14,7 +14,7 @@ import (
 )
 
 // statements are those of Commit.
-type statements struct{ size, entry, tile, request, document, snapshot, forget, notice, meta *sql.Stmt }
+type statements struct{ size, entry, tile, request, document, erase, snapshot, forget, notice, meta *sql.Stmt }
 
 func prepare(ctx context.Context, db *sql.DB) (s statements, err error) {
 	for text, into := range map[string]**sql.Stmt{
@@ -24,6 +24,7 @@ func prepare(ctx context.Context, db *sql.DB) (s statements, err error) {
 		`INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET changed = excluded.changed,
 			state = excluded.state, rule = excluded.rule, body = excluded.body, signature = excluded.signature`: &s.request,
 		"INSERT INTO documents VALUES (?, ?) ON CONFLICT DO NOTHING":                          &s.document,
+		"DELETE FROM documents WHERE sha256 = ?":                                              &s.erase,
 		`INSERT INTO notices VALUES (?, ?, ?, ?, ?, NULL, ?, ?) ON CONFLICT (id) DO NOTHING`:  &s.notice,
 		"INSERT INTO snapshots VALUES (?, ?)":                                                 &s.snapshot,
 		"DELETE FROM snapshots WHERE size < (SELECT max(size) FROM snapshots WHERE size < ?)": &s.forget,
@@ -95,6 +96,9 @@ func (s *Store) fill(ctx context.Context, tx *sql.Tx, b *store.Batch) (err error
 		hash := sha256.Sum256(data)
 		put(s.put.document, hash[:], data)
 	}
+	for _, hash := range b.Erased {
+		put(s.put.erase, hash[:])
+	}
 	for i := range b.Notices {
 		n := &b.Notices[i]
 		if len(n.Body) > store.MaxNotice {
@@ -115,4 +119,22 @@ func (s *Store) fill(ctx context.Context, tx *sql.Tx, b *store.Batch) (err error
 		put(s.put.meta, metaPrefix+name, value)
 	}
 	return err
+}
+
+// Purge writes the database anew, and empties its write-ahead log. It fails with Unavailable while somebody reads for
+// long.
+func (s *Store) Purge(ctx context.Context) error {
+	if _, err := s.write.ExecContext(ctx, "VACUUM"); err != nil {
+		return s.explain("purge", err)
+	}
+	var busy, pages, moved int
+	err := s.write.QueryRowContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, &pages, &moved)
+	switch {
+	case err != nil:
+		return s.explain("purge", err)
+	case busy != 0:
+		return failure.New(failure.Unavailable, "cannot empty the write-ahead log of the database: it is being read").
+			WithHint("try again when nobody lists requests or makes a backup")
+	}
+	return nil
 }

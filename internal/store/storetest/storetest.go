@@ -20,7 +20,7 @@ func Run(t *testing.T, open func(*testing.T) store.Store) {
 	t.Helper()
 	c := &contract{T: t, open: open, Store: open(t)}
 	for name, test := range map[string]func(*contract){
-		"batches": batches, "requests": requests, "snapshots": snapshots, "documents": documents, "readers": readers,
+		"batches": batches, "requests": requests, "snapshots": snapshots, "documents": documents, "erased": erased, "readers": readers,
 		"notices": notices,
 	} {
 		c.Close()
@@ -279,6 +279,30 @@ func documents(c *contract) {
 	}
 	_, err = c.Document(c.Context(), [32]byte{})
 	c.fails(err, failure.NotFound)
+}
+
+// erased tests that documents are deleted with a batch or not at all, and that what is kept outlives a purge.
+func erased(c *contract) {
+	kept, gone, both := []byte("kept"), []byte("gone"), []byte("both")
+	c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Documents: [][]byte{kept, gone}}))
+	c.fails(c.Commit(c.Context(), &store.Batch{First: c.size() + 1, Erased: [][32]byte{sha256.Sum256(gone)}}),
+		failure.Conflict)
+	if got, err := c.Document(c.Context(), sha256.Sum256(gone)); err != nil || !bytes.Equal(got, gone) {
+		c.Errorf("%q, %v", got, err)
+	}
+	c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Entries: [][]byte{{1}}, Documents: [][]byte{both},
+		Erased: [][32]byte{sha256.Sum256(gone), sha256.Sum256(both), {}}}))
+	size := c.size()
+	c.must(c.Purge(c.Context()))
+	c.reopen()
+	for _, data := range [][]byte{gone, both} {
+		_, err := c.Document(c.Context(), sha256.Sum256(data))
+		c.fails(err, failure.NotFound)
+	}
+	if got, err := c.Document(c.Context(), sha256.Sum256(kept)); err != nil || !bytes.Equal(got, kept) ||
+		c.size() != size {
+		c.Errorf("%q, %v, %d entries", got, err, c.size())
+	}
 }
 
 // readers tests that those who read see whole batches while others are written.
