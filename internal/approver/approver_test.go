@@ -141,7 +141,6 @@ func TestForged(t *testing.T) {
 			s.statement.Subjects = append(s.statement.Subjects, s.statement.Subjects[0])
 			s.seal()
 		},
-		"names of the people of rule \"release\" are missing": func(s *scene) { clear(s.evidence.Names) },
 		"are other ones": func(s *scene) {
 			name := first(s.evidence.Names)
 			s.evidence.Names[name] = []byte(strings.ReplaceAll(string(s.evidence.Names[name]), "carol", "erin"))
@@ -167,6 +166,40 @@ func TestForged(t *testing.T) {
 		forge(s)
 		if _, err := s.read(); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
+		}
+	}
+}
+
+// TestErased shows requests of which the broker has erased names, and has nobody approve them.
+func TestErased(t *testing.T) {
+	t.Parallel()
+	for want, erase := range map[string]func(*scene){
+		"who asked": func(s *scene) { s.evidence.Opening = nil },
+		"the names of the people of rule release": func(s *scene) { clear(s.evidence.Names) },
+		"a policy": func(s *scene) {
+			s.statement.Predicate.Change = &approval.Change{What: "policy", Policy: approval.Hash([]byte("after"))}
+			s.seal()
+		},
+	} {
+		s := newScene(t)
+		s.statement.Predicate.Change = &approval.Change{What: "block"}
+		s.seal()
+		erase(s)
+		seen, err := s.read()
+		if err != nil {
+			t.Errorf("%s: %v", want, err)
+			continue
+		}
+		if all := text(seen.Tables("")); !strings.Contains(all, "not shown | "+want) {
+			t.Errorf("%s: %s", want, all)
+		}
+		public := s.people["alice"].credential.Public
+		if _, err := seen.Mine(approval.Key, public, approval.Approve); !failure.Is(err, failure.Denied) ||
+			!strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", want, err)
+		}
+		if id, err := seen.Mine(approval.Key, public, approval.Reject); err != nil || id != s.people["alice"].hash {
+			t.Errorf("%s: %s, %v", want, id, err)
 		}
 	}
 }

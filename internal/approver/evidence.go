@@ -27,6 +27,7 @@ type Seen struct {
 	Credential    *approval.Credential // that is added or removed; nil for none
 	You           string               // id of the caller; "" for one who cannot approve
 
+	erased      string // what the broker does not show any more; "" if it shows all
 	rules       []*approval.Rule
 	credentials map[string]*approval.Credential
 	names       map[string]string // by id, as the rules name people
@@ -102,6 +103,10 @@ func (s *Seen) subject(i int) string {
 
 // readRequester opens the commitment to the requester.
 func (s *Seen) readRequester(e *brokerapi.Evidence) error {
+	if len(e.Opening) == 0 {
+		s.erased, s.Requester = "who asked", &approval.Opening{}
+		return nil
+	}
 	if approval.Hash(e.Opening) != s.Statement.Predicate.Requester.Commitment {
 		return fmt.Errorf("the requester that it names is not that of the statement")
 	}
@@ -120,9 +125,11 @@ func (s *Seen) readRequester(e *brokerapi.Evidence) error {
 func (s *Seen) readRules(e *brokerapi.Evidence) error {
 	for _, n := range s.Needs {
 		for _, a := range n.Alternatives {
+			s.rules = append(s.rules, a.Rule)
 			data, exists := e.Names[a.Rule.Names]
 			if !exists {
-				return fmt.Errorf("the names of the people of rule %.40q are missing", a.Name)
+				s.erased = "the names of the people of rule " + a.Name
+				continue
 			}
 			names, err := a.Rule.Open(data)
 			if err != nil {
@@ -134,7 +141,6 @@ func (s *Seen) readRules(e *brokerapi.Evidence) error {
 				}
 				s.names[id] = name
 			}
-			s.rules = append(s.rules, a.Rule)
 		}
 	}
 	return nil
@@ -186,13 +192,7 @@ func (s *Seen) readChange(e *brokerapi.Evidence) error {
 	}
 	var err error
 	if change.Policy != "" {
-		if s.Before, err = parse("policy in force", s.Statement.Predicate.Policy); err != nil {
-			return err
-		}
-		if s.After, err = parse("proposed policy", change.Policy); err != nil {
-			return err
-		}
-		if err := s.checkModify(); err != nil {
+		if err := s.readPolicies(e, parse); err != nil {
 			return err
 		}
 	}
@@ -211,6 +211,22 @@ func (s *Seen) readChange(e *brokerapi.Evidence) error {
 		}
 	}
 	return nil
+}
+
+// readPolicies reads the policy in force and the proposed one.
+func (s *Seen) readPolicies(e *brokerapi.Evidence, parse func(what, hash string) (*policy.Policy, error)) (err error) {
+	before, after := s.Statement.Predicate.Policy, s.Statement.Predicate.Change.Policy
+	if e.Documents[before] == nil || e.Documents[after] == nil {
+		s.erased = "a policy"
+		return nil
+	}
+	if s.Before, err = parse("policy in force", before); err != nil {
+		return err
+	}
+	if s.After, err = parse("proposed policy", after); err != nil {
+		return err
+	}
+	return s.checkModify()
 }
 
 // checkModify checks that a proposed policy needs all rules for modify that the policy in force demands for it.
@@ -240,6 +256,10 @@ func (s *Seen) Mine(kind approval.Kind, public []byte, decision approval.Decisio
 	if s.You == "" {
 		return "", failure.New(failure.Denied, "cannot decide about request %s: the caller is no person of the policy", s.ID).
 			WithHint("name the broker by its https URL, to sign in with the key")
+	}
+	if s.erased != "" && decision == approval.Approve {
+		return "", failure.New(failure.Denied, "cannot approve request %s: the broker does not show %s", s.ID, s.erased).
+			WithHint("have the request made again: names are erased of requests that have ended")
 	}
 	for id, c := range s.credentials {
 		if c.Approver != s.You || c.Kind != kind || string(c.Public) != string(public) {

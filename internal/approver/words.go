@@ -48,7 +48,12 @@ func (s *Seen) asked(person string) Table {
 	} else {
 		s.signs(&t)
 	}
-	t.add("requester", "%s at %s", s.Requester.Subject, s.Requester.Issuer)
+	if s.erased != "" {
+		t.add("not shown", "%s: the broker has erased it, so that nobody can approve the request", s.erased)
+	}
+	if s.Requester.Subject != "" {
+		t.add("requester", "%s at %s", s.Requester.Subject, s.Requester.Issuer)
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.Requester.Claims)) {
 		t.add("", "%s: %s", name, s.Requester.Claims[name])
 	}

@@ -52,26 +52,40 @@ func (b *Broker) Evidence(ctx context.Context, caller identity.Caller, id string
 		if err != nil {
 			return nil, err
 		}
-		if answer.Names[rule.Names], err = b.Document(ctx, rule.Names); err != nil {
+		if names, err := b.erasable(ctx, rule.Names); err != nil {
 			return nil, err
+		} else if names != nil {
+			answer.Names[rule.Names] = names
 		}
 	}
-	if answer.Opening, err = b.Document(ctx, s.Predicate.Requester.Commitment); err != nil {
+	if answer.Opening, err = b.erasable(ctx, s.Predicate.Requester.Commitment); err != nil {
 		return nil, err
 	}
+	answer.Opening = append([]byte{}, answer.Opening...) // JSON has null for nil
 	if c := s.Predicate.Change; c != nil {
 		answer.Documents = map[string][]byte{}
 		for _, hash := range []string{c.Policy, s.Predicate.Policy, c.Config, c.Credential} {
 			if hash == "" || hash == s.Predicate.Policy && c.Policy == "" {
 				continue
 			}
-			if answer.Documents[hash], err = b.Document(ctx, hash); err != nil {
+			if document, err := b.erasable(ctx, hash); err != nil {
 				return nil, err
+			} else if document != nil {
+				answer.Documents[hash] = document
 			}
 		}
 	}
 	answer.Proof, err = b.prove(ctx, kept.Entries)
 	return answer, err
+}
+
+// erasable returns a document, and nil for one that Forget may have erased.
+func (b *Broker) erasable(ctx context.Context, hash string) ([]byte, error) {
+	data, err := b.Document(ctx, hash)
+	if failure.Is(err, failure.NotFound) {
+		return nil, nil
+	}
+	return data, err
 }
 
 // evidenceOf names the documents that show who agreed to a request.
@@ -196,8 +210,8 @@ func (b *Broker) verifyApprovals(ctx context.Context, p *proven, fits func(*appr
 // isRule reports whether a rule document is of a rule of the policy: it has the hash of names that have the very rule,
 // and demands nothing else.
 func (b *Broker) isRule(ctx context.Context, document *approval.Rule, r *policy.Rule) (bool, error) {
-	data, err := b.Document(ctx, document.Names)
-	if err != nil {
+	data, err := b.erasable(ctx, document.Names)
+	if err != nil || data == nil {
 		return false, err
 	}
 	names, err := document.Open(data)
