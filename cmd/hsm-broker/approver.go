@@ -16,9 +16,9 @@ import (
 )
 
 func approverCommand() *cobra.Command {
-	return cli.Group("approver", "List, add, invite, remove and export those who approve, and what they sign with",
+	return cli.Group("approver", "List, add, invite, remove, export and forget those who approve, and what they sign with",
 		approverListCommand(), approverAddCommand(), approverInviteCommand(), approverRemoveCommand(),
-		approverExportCommand())
+		approverExportCommand(), approverForgetCommand())
 }
 
 func approverListCommand() *cobra.Command {
@@ -170,6 +170,31 @@ a name.`,
 	c.Flags().BoolVar(&removed, "removed", false,
 		"with credentials that were removed: approvals that were given before go on verifying")
 	return c
+}
+
+func approverForgetCommand() *cobra.Command {
+	return addJSON(asking(&cobra.Command{
+		Use:   "forget PERSON",
+		Short: "Erase the name of a person who has left from the broker's database",
+		Long: `Erase the name and the identities of a person who has left from the broker's database. The person is in no
+group of the policy, and has no credentials any more. Requests then show the id of the person. The log,
+approvals and bundles verify as before. For administrators.
+
+The database is written anew, which needs as much room again; nothing is signed meanwhile. Backups and
+copies of the policy keep the name: delete them yourself.`,
+		Args: cli.Exactly(1),
+	}, func(ctx context.Context, c *cobra.Command, a *asker, args []string) error {
+		f, err := a.Forget(ctx, a.settings, args[0])
+		if err != nil {
+			return err
+		}
+		if asJSON(c) {
+			return cli.PrintJSON(c.OutOrStdout(), f)
+		}
+		fmt.Fprintf(c.OutOrStdout(), "erased: %d documents; %d requests show the id instead of %s\n", f.Documents,
+			f.Requests, args[0])
+		return nil
+	}))
 }
 
 // credentialsOf returns the IDs of the credentials of a person. It fails with NotFound if there is none.

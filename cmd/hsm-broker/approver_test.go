@@ -18,12 +18,15 @@ func TestApproverCommands(t *testing.T) {
 		{Name: "bob"}}}
 	f.answers["GET "+brokerapi.CredentialsPath] = brokerapi.Export{Approvers: []brokerapi.Exported{{Name: "alice",
 		ID: "id-alice", Credentials: [][]byte{[]byte("document")}}}}
+	f.answers["POST /v1/approvers/carol/forget"] = brokerapi.Forgotten{Documents: 3, Requests: 2}
 	f.answers["POST /v1/approvers/bob/invitations"] = brokerapi.Invitation{URL: "https://broker.example.com/enrol#x"}
 	for _, c := range []struct{ args, call, want string }{
 		{"approver list", "GET /v1/approvers", "alice   security  passkey  phone"},
 		{"approver list --json", "GET /v1/approvers", `"SHA256:abc"`},
 		{"approver export", "GET /v1/credentials", `"ZG9jdW1lbnQ="`},
 		{"approver export --removed", "GET /v1/credentials?removed=true", `"id": "id-alice"`},
+		{"approver forget carol", "POST /v1/approvers/carol/forget", "3 documents; 2 requests show the id instead of carol"},
+		{"approver forget carol --json", "POST /v1/approvers/carol/forget", `"requests": 2`},
 		{"approver invite bob", "POST /v1/approvers/bob/invitations", "https://broker.example.com/enrol#x"},
 		{"approver remove --credential sha256:03", "POST /v1/credentials/sha256:03/remove", f.request.URL},
 		{"approver remove alice", "POST /v1/credentials/sha256:02/remove", "request r-1 is pending"},

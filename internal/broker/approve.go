@@ -89,9 +89,12 @@ func (b *Broker) Approve(ctx context.Context, caller identity.Caller, id string,
 	return b.Request(ctx, caller, id)
 }
 
+// hasRejected follows the name of who has rejected a request.
+const hasRejected = " has rejected it"
+
 // refusal says who has refused a request, and why.
 func (d *decision) refusal(a *approval.Approval) string {
-	text := d.b.inForce.Load().names[a.Approver] + " has rejected it"
+	text := d.b.inForce.Load().names[a.Approver] + hasRejected
 	if a.Reason != "" {
 		text += ": " + a.Reason
 	}

@@ -29,6 +29,11 @@ func InvitationsPath(person string) string {
 	return ApproversPath + "/" + url.PathEscape(person) + "/invitations"
 }
 
+// ForgetPath returns the path to which an empty body is posted to erase the name of a person who has left.
+func ForgetPath(person string) string {
+	return ApproversPath + "/" + url.PathEscape(person) + "/forget"
+}
+
 // PagePath returns the path of the page of a request, for people.
 func PagePath(id string) string { return "/requests/" + url.PathEscape(id) }
 
@@ -86,9 +91,9 @@ type SignedApproval struct {
 // internal/approval.
 type Evidence struct {
 	Statement   []byte            `json:"statement"`
-	Opening     []byte            `json:"opening"`     // of the requester's commitment
+	Opening     []byte            `json:"opening"`     // of the requester's commitment; empty if it was erased
 	Rules       map[string][]byte `json:"rules"`       // by sha256:HEX
-	Names       map[string][]byte `json:"names"`       // of the rules: who their people are; by sha256:HEX
+	Names       map[string][]byte `json:"names"`       // of the rules, but those that were erased; by sha256:HEX
 	Credentials map[string][]byte `json:"credentials"` // of those who decided, and of the caller; by sha256:HEX
 	Approvals   [][]byte          `json:"approvals"`   // envelopes, in the order of the log
 	// Documents are what the request changes: policies (the proposed one and that in force), configs, the credential; by
@@ -154,6 +159,12 @@ type Exported struct {
 type Export struct {
 	Approvers []Exported `json:"approvers"`
 	After     string     `json:"after,omitempty"` // parameter after of the next page; none on the last
+}
+
+// Forgotten is what was erased of a person.
+type Forgotten struct {
+	Documents int `json:"documents"` // with names of people, and policies
+	Requests  int `json:"requests"`  // that named the person
 }
 
 // NewCredential proposes a credential of a person: what the person made with the private key shows that they have it.

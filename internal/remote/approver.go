@@ -118,6 +118,12 @@ func (b *Backend) Invite(ctx context.Context, s *config.Settings, person string)
 	return i, nil
 }
 
+// Forget erases the name of a person who has left from what the broker keeps.
+func (b *Backend) Forget(ctx context.Context, s *config.Settings, person string) (f brokerapi.Forgotten, err error) {
+	err = b.post(ctx, s, brokerapi.ForgetPath(person), nil, &f)
+	return f, err
+}
+
 // propose posts a message whose answer is a request: that of an ID, if one is given.
 func (b *Backend) propose(ctx context.Context, s *config.Settings, path string, message any, id string) (
 	brokerapi.Request, error) {

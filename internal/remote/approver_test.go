@@ -108,6 +108,12 @@ func TestApprovers(t *testing.T) {
 	}
 	_, err = b.Export(t.Context(), s, false)
 	failsWith(t, err, failure.Internal, "no end")
+	f.answers["/v1/approvers/carol/forget"] = func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, brokerapi.Forgotten{Documents: 3})
+	}
+	if done, err := b.Forget(t.Context(), s, "carol"); err != nil || done.Documents != 3 {
+		t.Errorf("%+v, %v", done, err)
+	}
 	link := "https://broker.example.com/invitations/x"
 	f.answers["/v1/approvers/bob/invitations"] = func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, brokerapi.Invitation{URL: link})

@@ -108,6 +108,7 @@ func (a *API) operations() map[string]operation {
 		"GET " + brokerapi.CredentialsPath: {answer: httpapi.Answer(a.getCredentials),
 			query: []string{"after", "limit", "removed"}},
 		"POST " + person + "/invitations":   {answer: httpapi.Answer(a.postInvitation)},
+		"POST " + person + "/forget":        {answer: httpapi.Answer(a.forget)},
 		"POST " + brokerapi.CredentialsPath: {answer: httpapi.Answer(a.postCredential), body: true},
 		"POST " + credential + "/remove":    {answer: httpapi.Answer(a.removeCredential)},
 

@@ -90,6 +90,13 @@ func (a *API) postInvitation(r *http.Request) (*brokerapi.Invitation, int, error
 		http.StatusCreated, nil
 }
 
+// forget erases the name of a person who has left.
+func (a *API) forget(r *http.Request) (*brokerapi.Forgotten, int, error) {
+	caller, _ := callerIn(r.Context())
+	done, err := a.options.Broker.Forget(r.Context(), caller, r.PathValue("name"))
+	return done, http.StatusOK, err
+}
+
 func (a *API) removeCredential(r *http.Request) (*brokerapi.Request, int, error) {
 	return a.propose(r, broker.Change{What: broker.ChangeRemove, Credential: r.PathValue("id")})
 }

@@ -104,6 +104,7 @@ func (f *fixture) all() map[string]request {
 		"getLogFile":  get(brokerapi.LogPath + "/checkpoint"),
 		"getEvidence": get(one + "/evidence"), "listApprovers": get(brokerapi.ApproversPath),
 		"getBundle":         get(one + "/bundle"),
+		"forgetApprover":    post(brokerapi.ForgetPath("carol"), nil),
 		"exportCredentials": get(brokerapi.CredentialsPath),
 		"createApproval":    post(one+"/approvals", brokerapi.SignedApproval{Envelope: []byte("{}")}),
 		"createSession":     post(brokerapi.SessionsPath, f.people["alice"].login(newLogin())),
@@ -137,6 +138,9 @@ func (f *fixture) approvals() {
 	ci.want(403, get(brokerapi.ApproversPath))
 	admin.want(400, get(brokerapi.ApproversPath+"?limit=0"))
 	admin.want(200, get(brokerapi.CredentialsPath+"?removed=true"))
+	admin.want(409, post(brokerapi.ForgetPath("alice"), nil))
+	ci.want(403, post(brokerapi.ForgetPath("somebody"), nil))
+	admin.want(200, post(brokerapi.ForgetPath("somebody"), nil))
 	f.signedIn("bob").want(200, get(brokerapi.CredentialsPath))
 	ci.want(403, get(brokerapi.CredentialsPath))
 	admin.want(400, get(brokerapi.CredentialsPath+"?limit=0"))
