@@ -136,9 +136,9 @@ func (f *fixture) checkReport(data []byte, lines []*report.Line) {
 			f.t.Errorf("%s: %v", name, err)
 		}
 	}
-	edit := func(n int, old, new string) func([]string) []string {
+	edit := func(n int, was, is string) func([]string) []string {
 		return func(text []string) []string {
-			text[n] = strings.Replace(text[n], old, new, 1)
+			text[n] = strings.Replace(text[n], was, is, 1)
 			return text
 		}
 	}
