@@ -9,7 +9,8 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// TestReport looks at the page of a report for auditors: it has no barriers for people, and needs nothing from elsewhere.
+// TestReport looks at the page of a report for auditors: it has no barriers for people, and needs nothing from
+// elsewhere.
 func TestReport(t *testing.T) {
 	t.Parallel()
 	page := filepath.Join(softhsmtest.Root(), "internal", "report", "testdata", "report.html")
