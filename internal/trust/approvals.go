@@ -118,7 +118,7 @@ func (a *Approvals) readGroups(approvers []Approver) error {
 
 func (g *ApprovalGroup) read() error {
 	switch {
-	case !approverNames().MatchString(g.Name):
+	case !isName(g.Name):
 		return failure.New(failure.Invalid, "%.128q is not the name of a group", g.Name).
 			WithHint("use letters, digits, '.', '_', '@', '+' and '-', as in release-managers")
 	case len(g.Members) > maxApprovers:

@@ -19,12 +19,16 @@ type Approver struct {
 // Bounds of approvers.
 const (
 	maxApprovers   = 1000
-	maxCredentials = 16 // of one approver
+	maxCredentials = 16  // of one approver
+	maxName        = 128 // bytes of the name of an approver or a group
 )
 
 var approverNames = sync.OnceValue(func() *regexp.Regexp { // not at the start, which every signature pays for
-	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$`)
+	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@+-]*$`) // a bound of 128 would take half a millisecond
 })
+
+// isName reports whether a text is the name of an approver or a group.
+func isName(text string) bool { return len(text) <= maxName && approverNames().MatchString(text) }
 
 var approverIDs = sync.OnceValue(func() *regexp.Regexp {
 	return regexp.MustCompile(`^[0-9a-f]{32,64}$`)
@@ -33,7 +37,7 @@ var approverIDs = sync.OnceValue(func() *regexp.Regexp {
 // read validates an approver, without regard to others.
 func (a *Approver) read() error {
 	switch {
-	case !approverNames().MatchString(a.Name):
+	case !isName(a.Name):
 		return failure.New(failure.Invalid, "%.128q is not the name of an approver", a.Name).
 			WithHint("use letters, digits, '.', '_', '@', '+' and '-', as in alice")
 	case !approverIDs().MatchString(a.ID):
