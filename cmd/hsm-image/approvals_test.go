@@ -19,6 +19,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/approval"
 	"github.com/notation-hsm/notation-hsm/internal/attach"
+	"github.com/notation-hsm/notation-hsm/internal/broker/entry"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/proof"
@@ -53,7 +54,8 @@ func newApproved(t *testing.T) *approved {
 		a.people = append(a.people, prooftest.KeyPerson(t, name, prooftest.Key(elliptic.P256(), byte(i+1))))
 	}
 	claims := a.sign()
-	a.request = a.log.NewRequest("release", claims.Leaf, []string{claims.Digest}, nil)
+	a.request = a.log.NewRequest("release", claims.Leaf, []string{claims.Digest},
+		func(s *approval.Statement, _ *entry.Event) { s.Predicate.Targets[0].Size = a.image.Size })
 	for i, p := range a.people {
 		a.request.Decide(p, approval.Approve, byte(i))
 	}

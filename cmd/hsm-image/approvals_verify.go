@@ -101,11 +101,16 @@ func (i *approvedImage) verify(ctx context.Context, c *cobra.Command, demands []
 	for _, b := range bundles {
 		matched := false
 		for _, s := range i.signatures {
-			if attach.Signed(b.decoded, s.Payload) == nil {
+			signed := attach.Signed(b.decoded, s.Payload)
+			if signed == nil {
 				continue
 			}
 			matched = true
-			shown, err := verifyAll(b.data, s.Signature, demands, now)
+			wanted := s.Signature
+			if s.Is(signed.Signature) { // in the encoding that the log has
+				wanted.Signature = signed.Signature
+			}
+			shown, err := verifyAll(b.data, wanted, demands, now)
 			if err != nil {
 				report.Refused = append(report.Refused, refusedBundle{b.Digest.String(), s.manifest.Digest.String(),
 					err.Error()})
