@@ -105,7 +105,7 @@ func (i *approvedImage) attach(ctx context.Context, c *cobra.Command, bundles []
 		}
 		for n, s := range i.signatures {
 			signed := attach.Signed(decoded, s.Payload)
-			if signed == nil || !s.Is(signed.Signature) {
+			if signed == nil || signed.Signature != s.Signature.Signature {
 				continue
 			}
 			d, added, err := attach.Push(ctx, i.repository, i.descriptor, b.data, s.Payload)

@@ -106,11 +106,7 @@ func (i *approvedImage) verify(ctx context.Context, c *cobra.Command, demands []
 				continue
 			}
 			matched = true
-			wanted := s.Signature
-			if s.Is(signed.Signature) { // in the encoding that the log has
-				wanted.Signature = signed.Signature
-			}
-			shown, err := verifyAll(b.data, wanted, demands, now)
+			shown, err := verifyAll(b.data, s.Signature, demands, now)
 			if err != nil {
 				report.Refused = append(report.Refused, refusedBundle{b.Digest.String(), s.manifest.Digest.String(),
 					err.Error()})

@@ -1,14 +1,11 @@
 package attach
 
 import (
-	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
-	"encoding/asn1"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"math/big"
 	"time"
 
 	"github.com/notaryproject/notation-core-go/signature"
@@ -24,13 +21,6 @@ type Claims struct {
 	proof.Signature
 	Chain  []*x509.Certificate // from the signing certificate on; each is signed by the next
 	Signed time.Time           // as the envelope says
-	// DER is sha256:HEX of an ECDSA signature in ASN.1 DER, as brokers get it from modules; "" for other keys.
-	DER string
-}
-
-// Is reports whether a hash of a log is that of the signature, in one of its encodings.
-func (c *Claims) Is(hash string) bool {
-	return hash != "" && (hash == c.Signature.Signature || hash == c.DER)
 }
 
 // Verify returns what an envelope says. It fails for an envelope whose signature is not valid. The caller has checked
@@ -64,24 +54,8 @@ func Verify(mediaType string, envelope []byte) (*Claims, error) {
 	if attributes := content.SignerInfo.SignedAttributes; !attributes.Expiry.IsZero() {
 		c.Expiry = int64(attributes.Expiry.Sub(attributes.SigningTime) / time.Second)
 	}
-	if _, is := c.Chain[0].PublicKey.(*ecdsa.PublicKey); is {
-		if c.DER, err = derOf(content.SignerInfo.Signature); err != nil {
-			return nil, err
-		}
-	}
 	leaf := sha256.Sum256(c.Chain[0].Raw)
 	c.Leaf = "sha256:" + hex.EncodeToString(leaf[:])
 	c.Payload, c.Signature.Signature, err = proof.OfEnvelope(mediaType, envelope)
 	return c, err
-}
-
-// derOf returns sha256:HEX of the DER of an ECDSA signature r||s.
-func derOf(raw []byte) (string, error) {
-	r, s := new(big.Int).SetBytes(raw[:len(raw)/2]), new(big.Int).SetBytes(raw[len(raw)/2:])
-	der, err := asn1.Marshal(struct{ R, S *big.Int }{r, s})
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(der)
-	return "sha256:" + hex.EncodeToString(sum[:]), nil
 }

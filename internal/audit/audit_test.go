@@ -107,9 +107,6 @@ func (w *world) logged(c *attach.Claims, outcome string, grant bool) {
 	end := entry.Event{Type: outcome, Request: id, Key: "release", Payload: c.Payload}
 	if outcome == entry.Signed {
 		end.Signature = c.Signature.Signature
-		if grant && c.DER != "" { // as brokers get it from modules
-			end.Signature = c.DER
-		}
 	}
 	w.append(entry.Event{Type: entry.Intended, Request: id, Key: "release", Payload: c.Payload, Digest: c.Digest,
 		Repository: named}, end)
@@ -154,7 +151,7 @@ func TestAudit(t *testing.T) {
 	w.logged(w.sign(w.us, jws.MediaTypeEnvelope, w.image("lost")), entry.Lost, true)
 	again := w.sign(w.us, jws.MediaTypeEnvelope, w.image("again"))
 	other := *again
-	other.DER = "sha256:" + strings.Repeat("1", 64)
+	other.Signature.Signature = "sha256:" + strings.Repeat("1", 64)
 	w.logged(&other, entry.Signed, true)
 
 	platform := w.image("") // has no tag of its own

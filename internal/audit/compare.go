@@ -34,7 +34,6 @@ func parseHash(text string) (h hash, ok bool) {
 // signature is a signature in the repository.
 type signature struct {
 	payload, value hash // of the bytes that were signed, and of the signature value
-	der            hash // of an ECDSA signature in DER; value for others
 	state          state
 	Incident
 }
@@ -115,7 +114,7 @@ func (c *comparison) mark(e *entry.Event, as state) (exists bool) {
 	from := sort.Search(len(c.found), func(i int) bool { return bytes.Compare(c.found[i].payload[:], payload[:]) >= 0 })
 	for i := from; i < len(c.found) && c.found[i].payload == payload; i++ {
 		is := as
-		if as == logged && c.found[i].value != value && c.found[i].der != value {
+		if as == logged && c.found[i].value != value {
 			is = another
 		}
 		exists = exists || is == logged

@@ -348,10 +348,6 @@ func (w *walk) signature(ctx context.Context, d, image ocispec.Descriptor, tag s
 func (w *walk) add(c *attach.Claims, d, image ocispec.Descriptor, tag string) {
 	payload, _ := parseHash(c.Payload)
 	value, _ := parseHash(c.Signature.Signature)
-	der, isDER := parseHash(c.DER)
-	if !isDER {
-		der = value
-	}
 	subject := c.Chain[0].Subject.String()
 	subject = strings.Clone(subject[:min(len(subject), maxSubject)])
 	if known, exists := w.subjects[subject]; exists {
@@ -359,6 +355,6 @@ func (w *walk) add(c *attach.Claims, d, image ocispec.Descriptor, tag string) {
 	} else {
 		w.subjects[subject] = subject
 	}
-	w.found = append(w.found, signature{payload: payload, value: value, der: der, Incident: Incident{Image: image.Digest.String(),
+	w.found = append(w.found, signature{payload: payload, value: value, Incident: Incident{Image: image.Digest.String(),
 		Tag: tag, Signature: d.Digest.String(), Subject: subject, Leaf: c.Leaf, Signed: c.Signed.UTC()}})
 }
