@@ -71,7 +71,7 @@ func (f *forgetting) check(d *decision) error {
 		}
 	}
 	for _, r := range d.Requests {
-		if !r.open() {
+		if _, dead := d.dead(r); dead || !r.open() { // what is dead expires in a moment, and permits nothing
 			continue
 		}
 		old := slices.ContainsFunc(r.Needs, func(n need) bool {
