@@ -29,6 +29,7 @@ type site struct {
 	registry string
 	people   map[string]*person
 	program  string // notation-hsm
+	chain    string // PEM file with the certificate of the key release
 	clients  map[string]*http.Client
 }
 
@@ -38,6 +39,7 @@ type options struct {
 	people []person // enrolled from the start; those of another site keep their keys
 	keys   []string // of the token, beside the key release
 	config string   // is appended to the config
+	log    string   // is appended to its section log
 	// program replaces hsm-broker.
 	program string
 }
@@ -49,7 +51,7 @@ func start(t testing.TB, o options) *site {
 	token.Init(t, "cards")
 	s := &site{t: t, token: token, registry: registry, people: map[string]*person{}, clients: map[string]*http.Client{},
 		notation: softhsmtest.NewNotation(t, token), program: softhsmtest.Build(t, "notation-hsm")}
-	_, chain := softhsmtest.NewKey(t, token, s.program, "EC-256", "release")
+	_, s.chain = softhsmtest.NewKey(t, token, s.program, "EC-256", "release")
 	for _, name := range o.keys {
 		softhsmtest.NewKey(t, token, s.program, "EC-256", name)
 	}
@@ -67,12 +69,12 @@ func start(t testing.TB, o options) *site {
 		t.Fatal(err)
 	}
 	softhsmtest.Write(t, filepath.Join(dir, "approvers.yaml"), string(file))
-	s.TeamBroker = softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Host: "localhost", Program: o.program,
+	s.TeamBroker = softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Host: "localhost", Program: o.program, Log: o.log,
 		Limits:     "requests: 100000 per hour, open: 1000",
 		Policy:     strings.ReplaceAll(o.policy, "REGISTRY", registry),
 		Registries: `registries: [{host: "` + registry + `", plain-http: true, loopback: true}]`,
 		Config:     "approvers: " + filepath.Join(dir, "approvers.yaml") + "\n" + o.config})
-	s.notation.Trust(t, chain)
+	s.notation.Trust(t, s.chain)
 	return s
 }
 
