@@ -21,8 +21,9 @@ import (
 // brokerSettings are the settings of commands that ask a broker.
 var brokerSettings = append([]string{config.Broker, config.Timeout}, config.BrokerCredentials...)
 
-// bundleWait is how long a command waits until the log of a broker covers a signature. Brokers take a second.
-const bundleWait = 15 * time.Second
+// bundleWait is how long a command waits until the log of a broker covers a signature. Brokers take a second, and a
+// minute while no witness cosigns.
+const bundleWait = 90 * time.Second
 
 // maxBundles is the number of requests whose bundles are taken for one image, newest first.
 const maxBundles = 50

@@ -35,6 +35,11 @@ func (b *Broker) Bundle(ctx context.Context, caller identity.Caller, id string) 
 	if err != nil {
 		return nil, err
 	}
+	if proven == nil && len(b.witnesses.all) > 0 {
+		return nil, failure.New(failure.Unavailable,
+			"no checkpoint of the log that a witness has cosigned covers the request %s yet", id).
+			WithHint("try again in a minute, or see why the witnesses do not cosign")
+	}
 	if proven == nil {
 		return nil, failure.New(failure.Unavailable, "no checkpoint of the log covers the request %s yet", id).
 			WithHint("try again in a second")

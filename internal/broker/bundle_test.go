@@ -3,6 +3,8 @@ package broker
 import (
 	"crypto/x509"
 	"fmt"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/proof"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
+	"github.com/notation-hsm/notation-hsm/internal/translog/witnesstest"
 )
 
 // demands returns a demand for people of the fixture.
@@ -71,5 +74,39 @@ func TestBundle(t *testing.T) {
 	}
 	if now, err := f.Request(t.Context(), caller("pipeline"), r.ID); err != nil || now.State != brokerapi.Signed {
 		t.Errorf("%+v, %v", now, err)
+	}
+}
+
+// TestBundleWithoutWitness has the only witness refuse: the bundle is late, whoever asks is told why, and then it comes
+// without a cosignature.
+func TestBundleWithoutWitness(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	f.keys.chain = []*x509.Certificate{{Raw: []byte("leaf")}}
+	server := witnesstest.New(t, "a.example.com")
+	server.Answer(func(to http.ResponseWriter, _ *http.Request) { http.NotFound(to, nil) })
+	named, err := translog.ParseWitness(server.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := translog.NewWitnessClient(named, server.Server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.witnesses = []*translog.WitnessClient{client}
+	f.start()
+	r := f.waits("pipeline", 1)
+	f.approves(r.ID, "alice", "bob", "dave")
+	f.signs("pipeline", 1)
+	if _, err := f.Bundle(t.Context(), caller("pipeline"), r.ID); !failure.Is(err, failure.Unavailable) ||
+		!strings.Contains(err.Error(), "that a witness has cosigned") {
+		t.Errorf("before a witness has cosigned: %v", err)
+	}
+	f.later(witnessPatience)
+	for f.Published() < f.durable.Load() {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := f.Bundle(t.Context(), caller("pipeline"), r.ID); err != nil {
+		t.Error(err)
 	}
 }
