@@ -49,40 +49,19 @@ func misled(id string) string {
 }
 `
 
-// buildLiar builds a broker that has people sign another request than the one that it shows: its page asks for a
-// signature of the other one's challenge, and its API answers with the other one's evidence.
-func buildLiar(t *testing.T) (program string) {
-	t.Helper()
-	dir, overlay := t.TempDir(), map[string]string{}
-	replace := func(file string, changes ...string) {
-		path := filepath.Join(softhsmtest.Root(), file)
-		text := softhsmtest.Read(t, path)
-		for i := 0; i < len(changes); i += 2 {
-			if !strings.Contains(text, changes[i]) {
-				t.Fatalf("%s has no %q to replace", file, changes[i])
-			}
-			text = strings.ReplaceAll(text, changes[i], changes[i+1])
-		}
-		overlay[path] = filepath.Join(dir, strings.ReplaceAll(file, "/", "-"))
-		softhsmtest.Write(t, overlay[path], text)
-	}
-	replace("internal/broker/web/decide.go", `r.PathValue("id")`, `misled(r.PathValue("id"))`,
-		`if statement := approval.Hash(evidence.Statement); statement != body.Statement {`,
-		`if body.Statement = approval.Hash(evidence.Statement); body.Statement == "" {`)
-	replace("internal/broker/api/approvals.go", `r.PathValue("id")`, `misled(r.PathValue("id"))`)
-	for _, room := range []string{"web", "api"} {
-		overlay[filepath.Join(softhsmtest.Root(), "internal/broker", room, "misled.go")] = filepath.Join(dir, room+".go")
-		softhsmtest.Write(t, filepath.Join(dir, room+".go"), "package "+room+"\n"+misled)
-	}
-	softhsmtest.WriteJSON(t, filepath.Join(dir, "overlay.json"), map[string]any{"Replace": overlay})
-	program = filepath.Join(dir, "hsm-broker")
-	flags := append([]string{"build", "-tags", softhsmtest.Tags, "-overlay", filepath.Join(dir, "overlay.json"), "-o",
-		program}, softhsmtest.Hardened...) // as Build, whose packages are in Go's cache
-	cmd := softhsmtest.Go(softhsmtest.Root(), append(flags, "./cmd/hsm-broker")...)
-	if output, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, output)
-	}
-	return program
+// misleads is a broker that has people sign another request than the one that it shows: its page asks for a signature
+// of the other one's challenge, and its API answers with the other one's evidence.
+var misleads = liar{
+	changes: map[string][]string{
+		"internal/broker/web/decide.go": {`r.PathValue("id")`, `misled(r.PathValue("id"))`,
+			`if statement := approval.Hash(evidence.Statement); statement != body.Statement {`,
+			`if body.Statement = approval.Hash(evidence.Statement); body.Statement == "" {`},
+		"internal/broker/api/approvals.go": {`r.PathValue("id")`, `misled(r.PathValue("id"))`},
+	},
+	added: map[string]string{
+		"internal/broker/web/misled.go": "package web\n" + misled,
+		"internal/broker/api/misled.go": "package api\n" + misled,
+	},
 }
 
 // TestMisledByThePage has a broker whose page shows one request, and has a passkey sign another. The person cannot see
@@ -92,7 +71,7 @@ func TestMisledByThePage(t *testing.T) {
 	softhsmtest.Parallel(t)
 	file := filepath.Join(t.TempDir(), "misled")
 	softhsmtest.Setenv(t, "TEST_MISLED", file)
-	s := start(t, options{policy: misledPolicy, program: buildLiar(t), people: []person{{name: "alice", kind: "passkey"},
+	s := start(t, options{policy: misledPolicy, program: misleads.build(t), people: []person{{name: "alice", kind: "passkey"},
 		{name: "bob", kind: "ssh"}}})
 	honest := softhsmtest.Build(t, "hsm-broker")
 	s.enrol(browser.Start(t, s.CA), "alice")
