@@ -106,7 +106,8 @@ func malBroker(t *testing.T) (program string) {
 			return nil
 		}
 		of := evidenceOf{statement: p.request.Statement, `}
-	l.changes["internal/broker/approve.go"] = []string{`d.refresh(id)`, `if err := d.forge(id, event, envelope); err != nil {
+	l.changes["internal/broker/approve.go"] = []string{`d.refresh(id)`,
+		`if err := d.forge(id, event, envelope); err != nil {
 			return err
 		}
 		d.refresh(id)`}
@@ -121,10 +122,10 @@ func malBroker(t *testing.T) (program string) {
 // malSite is a site with a malicious broker, and those who watch it with honest programs.
 type malSite struct {
 	*site
-	broker, image string // hsm-broker and hsm-image as they are
-	logKey        string // verifier key of the log
-	cert          string // PEM file of the key release
-	lie           string // file that names the lie that the broker tells
+	hsmBroker, hsmImage string // programs that do not lie
+	logKey              string // verifier key of the log
+	cert                string // PEM file of the key release
+	lie                 string // file that names the lie that the broker tells
 }
 
 // TestMaliciousBroker has a broker sign what people did not agree to. It says for each way what the gate, the monitor
@@ -132,32 +133,40 @@ type malSite struct {
 func TestMaliciousBroker(t *testing.T) {
 	softhsmtest.Parallel(t)
 	dir := t.TempDir()
-	m := &malSite{broker: softhsmtest.Build(t, "hsm-broker"), image: softhsmtest.Build(t, "hsm-image"),
+	m := &malSite{hsmBroker: softhsmtest.Build(t, "hsm-broker"), hsmImage: softhsmtest.Build(t, "hsm-image"),
 		lie: filepath.Join(dir, "lie"), cert: filepath.Join(dir, "release.pem")}
 	misled := filepath.Join(dir, "misled")
 	softhsmtest.Setenv(t, "TEST_LIE", m.lie)
 	softhsmtest.Setenv(t, "TEST_MISLED", misled)
 	m.site = start(t, options{policy: malPolicy, program: malBroker(t), people: []person{{name: "alice", kind: "ssh"},
 		{name: "bob", kind: "ssh"}, {name: "carol", kind: "passkey"}}})
-	m.logKey = strings.TrimSpace(m.ends(0, "", nil, m.broker, "log", "key", "--config", m.Config()))
+	m.logKey = strings.TrimSpace(m.ends(0, "", nil, m.hsmBroker, "log", "key", "--config", m.Config()))
 	softhsmtest.Write(t, m.cert, softhsmtest.Run(t, m.program, "cert", "export", "pkcs11:token=prod;object=release"))
 	kept := t.TempDir() // what a monitor has seen
 	m.watches(kept, 2)
 
-	// Nobody, or too few people, agreed.
+	// Nobody, or one person of two, agreed.
 	image, request := m.asksFor("skip", "nobody")
-	m.lieAbout("skip", image)
+	m.lieAbout("skip", image, "waits for approvals: 2 of signers")
 	m.attach(malTwo, image, request)
 	trust := m.trust("signers=alice,bob:2", "key,ssh")
-	m.gateRefuses(trust, image, "0 of 2 people of group \"signers\" agreed")
+	m.gateRefuses(trust, image, `0 of 2 people of group "signers" agreed`)
 	m.watches(kept, 2, "used without approvals: 0 of 2 people agreed to request "+request)
+	m.audits("skip", "")
+
+	image, request = m.asksFor("skip", "one")
+	m.approves("alice", request)
+	m.lieAbout("skip", image, "waits for approvals: 1 of signers")
+	m.attach(malTwo, image, request)
+	m.gateRefuses(trust, image, `1 of 2 people of group "signers" agreed`)
+	m.watches(kept, 2, "used without approvals: 1 of 2 people agreed to request "+request)
 	m.audits("skip", "")
 
 	// One approval is logged for two people: the signature is of one of them.
 	image, request = m.asksFor("twice", "twice")
 	m.tells("twice")
 	m.approves("alice", request)
-	m.lieAbout("twice", image)
+	m.lieAbout("twice", image, "waits for approvals: 1 of signers")
 	m.attach(malTwo, image, request)
 	m.gateRefuses(trust, image, "is of another decision than its approval")
 	m.watches(kept, 2, "used without approvals: 1 of 2 people agreed to request "+request)
@@ -167,7 +176,7 @@ func TestMaliciousBroker(t *testing.T) {
 	image, request = m.asksFor("forge", "forged")
 	m.tells("forge")
 	m.approves("alice", request)
-	m.lieAbout("forge", image)
+	m.lieAbout("forge", image, "cannot verify the approval")
 	m.attach(malTwo, image, request)
 	m.gateRefuses(trust, image, "cannot verify the approval: public key does not match")
 	m.watches(kept, 2)
@@ -175,7 +184,7 @@ func TestMaliciousBroker(t *testing.T) {
 
 	// The broker signs in secret: nothing is in the log, and there is no bundle.
 	image, _ = m.asksFor("secret", "secret")
-	m.lieAbout("secret", image)
+	m.lieAbout("secret", image, "waits for approvals: 2 of signers")
 	m.gateRefuses(trust, image, "the image has no bundle of approvals")
 	m.watches(kept, 2)
 	m.audits("secret", "the log has nothing about it")
@@ -193,7 +202,7 @@ func (m *malSite) tells(lie string) {
 // asksFor pushes an image into a repository, and asks for its signature by two people.
 func (m *malSite) asksFor(repository, content string) (image, request string) {
 	m.t.Helper()
-	name, digest := m.site.image(repository, content)
+	name, digest := m.image(repository, content)
 	image = name + "@" + digest
 	return image, m.create(malTwo, image).ID
 }
@@ -201,17 +210,16 @@ func (m *malSite) asksFor(repository, content string) (image, request string) {
 // approves has a person approve a request with a program that does not lie.
 func (m *malSite) approves(name, request string) {
 	m.t.Helper()
-	m.ends(0, "", m.variables(), m.broker, append([]string{"approve", request, "--yes", "--plain-http"},
+	m.ends(0, "", m.variables(), m.hsmBroker, append([]string{"approve", request, "--yes", "--plain-http"},
 		m.people[name].flags()...)...)
 }
 
-// lieAbout has the broker sign an image by a lie, which it refuses without it.
-func (m *malSite) lieAbout(lie, image string) {
+// lieAbout has the broker sign an image by a lie. Without it, the broker refuses and says why, also after it has logged
+// what is not true.
+func (m *malSite) lieAbout(lie, image, refusal string) {
 	m.t.Helper()
 	m.tells("")
-	if lie != "forge" { // where the broker trusts its log, it would sign
-		m.refuses(malTwo, image, "waits for approvals")
-	}
+	m.refuses(malTwo, image, refusal)
 	m.tells(lie)
 	m.signs(malTwo, image)
 	m.tells("")
@@ -220,7 +228,7 @@ func (m *malSite) lieAbout(lie, image string) {
 // attach puts the bundle of a request beside its image. The log has the signature then.
 func (m *malSite) attach(ref, image, request string) {
 	m.t.Helper()
-	m.ends(0, "attached", m.job(ref), m.image, "approvals", "attach", "--plain-http", "--request", request, image)
+	m.ends(0, "attached", m.job(ref), m.hsmImage, "approvals", "attach", "--plain-http", "--request", request, image)
 }
 
 // trust returns a trust directory that demands approvals of a group by kinds in all repositories.
@@ -229,7 +237,7 @@ func (m *malSite) trust(group, kinds string) (dir string) {
 	work := m.t.TempDir()
 	dir = filepath.Join(work, "notation")
 	manifest, approvers := filepath.Join(work, "trust.yaml"), filepath.Join(work, "approvers.json")
-	softhsmtest.Write(m.t, approvers, m.ends(0, "", m.variables(), m.broker, append([]string{"approver",
+	softhsmtest.Write(m.t, approvers, m.ends(0, "", m.variables(), m.hsmBroker, append([]string{"approver",
 		"export"}, m.people["alice"].flags()...)...))
 	for _, args := range [][]string{{"init"}, {"signer", "add", "release", "--scope", "*", "--cert", m.cert},
 		{"approver", "add", "--from", approvers},
@@ -242,13 +250,13 @@ func (m *malSite) trust(group, kinds string) (dir string) {
 // gatePasses checks that the gate passes an image.
 func (m *malSite) gatePasses(trust, image string) {
 	m.t.Helper()
-	m.ends(0, "", nil, m.image, "verify", "--plain-http", "--trust-dir", trust, image)
+	m.ends(0, "", nil, m.hsmImage, "verify", "--plain-http", "--trust-dir", trust, image)
 }
 
 // gateRefuses checks that the gate refuses an image, and says why.
 func (m *malSite) gateRefuses(trust, image, words string) {
 	m.t.Helper()
-	m.ends(3, words, nil, m.image, "verify", "--plain-http", "--trust-dir", trust, image)
+	m.ends(3, words, nil, m.hsmImage, "verify", "--plain-http", "--trust-dir", trust, image)
 }
 
 // watches has a monitor read the log up to its newest checkpoint, and checks that it alerts of all of these words, and
@@ -270,7 +278,7 @@ func (m *malSite) compares(state string, approvals int, views []string, alerts .
 	for _, view := range views {
 		args = append(args, "--compare", view)
 	}
-	stdout, stderr, code := m.run(nil, m.broker, args...)
+	stdout, stderr, code := m.run(nil, m.hsmBroker, args...)
 	if (code != 0) != (len(alerts) > 0) || code > 1 {
 		m.t.Errorf("the monitor ends with exit code %d:\n%s%s", code, stdout, stderr)
 	}
@@ -288,7 +296,7 @@ func (m *malSite) audits(repository, reason string) {
 	if reason != "" {
 		code = 1
 	}
-	m.ends(code, reason, nil, m.image, "audit", m.registry+"/"+repository, "--plain-http", "--log", m.URL+"/v1/log",
+	m.ends(code, reason, nil, m.hsmImage, "audit", m.registry+"/"+repository, "--plain-http", "--log", m.URL+"/v1/log",
 		"--key", m.logKey, "--ca", m.CA, "--cert", m.cert)
 }
 
@@ -309,22 +317,23 @@ func (m *malSite) splits(t *testing.T, trust, kept string) {
 	m.watches(kept, 2)
 	m.audits("split", "")
 	bundle := filepath.Join(t.TempDir(), "bundle.json")
-	m.ends(0, "", m.job(malTwo), m.image, "approvals", "get", request, "--to", bundle)
+	m.ends(0, "", m.job(malTwo), m.hsmImage, "approvals", "get", request, "--to", bundle)
 
 	m.Stop()
 	before.restore(t)
 	m.Start()
 	fresh := t.TempDir()
-	m.watches(fresh, 2, "approvals") // of before: nothing tells this monitor of another history
-	m.compares(fresh, 2, []string{bundle}, "fork", "fewer than the")
+	m.watches(fresh, 2, `"class":"approvals"`) // of before: nothing tells this monitor of another history
+	m.compares(fresh, 2, []string{bundle}, `"class":"fork"`, "fewer than the")
+	m.asksFor("split", "third") // so that the second history has more entries than the first one
 	second, request := m.asksFor("split", "second")
 	for _, name := range []string{"alice", "bob"} {
 		m.approves(name, request)
 	}
 	m.signs(malTwo, second)
 	m.attach(malTwo, second, request)
-	m.watches(kept, 2, "fork")
-	m.compares(t.TempDir(), 2, []string{bundle}, "fork", "are not the same")
+	m.watches(kept, 2, `"class":"fork"`, "does not continue the one of")
+	m.compares(t.TempDir(), 2, []string{bundle}, `"class":"fork"`, "are not the same")
 	m.audits("split", "the log has nothing about it")
 	// People agreed to both images, and the log's key signed both histories.
 	m.gatePasses(trust, image)
@@ -338,10 +347,10 @@ func (m *malSite) misleads(t *testing.T, file string) {
 	m.enrol(browser.Start(t, m.CA), "carol")
 	m.signIn("carol", "/")
 	seen := t.TempDir()
-	m.watches(seen, 1, "approvals") // of before
+	m.watches(seen, 1, `"class":"approvals"`) // of before
 	var images, requests []string
 	for _, content := range []string{"shown", "signed"} {
-		name, digest := m.site.image("page", content)
+		name, digest := m.image("page", content)
 		images = append(images, name+"@"+digest)
 		requests = append(requests, m.create(malPage, name+"@"+digest).ID)
 	}

@@ -71,8 +71,8 @@ func TestMisledByThePage(t *testing.T) {
 	softhsmtest.Parallel(t)
 	file := filepath.Join(t.TempDir(), "misled")
 	softhsmtest.Setenv(t, "TEST_MISLED", file)
-	s := start(t, options{policy: misledPolicy, program: misleads.build(t), people: []person{{name: "alice", kind: "passkey"},
-		{name: "bob", kind: "ssh"}}})
+	s := start(t, options{policy: misledPolicy, program: misleads.build(t),
+		people: []person{{name: "alice", kind: "passkey"}, {name: "bob", kind: "ssh"}}})
 	honest := softhsmtest.Build(t, "hsm-broker")
 	s.enrol(browser.Start(t, s.CA), "alice")
 	s.signIn("alice", "/")
