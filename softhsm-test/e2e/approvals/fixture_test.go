@@ -69,7 +69,8 @@ func start(t testing.TB, o options) *site {
 		t.Fatal(err)
 	}
 	softhsmtest.Write(t, filepath.Join(dir, "approvers.yaml"), string(file))
-	s.TeamBroker = softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Host: "localhost", Program: o.program, Log: o.log,
+	s.TeamBroker = softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Host: "localhost", Program: o.program,
+		Log:        o.log,
 		Limits:     "requests: 100000 per hour, open: 1000",
 		Policy:     strings.ReplaceAll(o.policy, "REGISTRY", registry),
 		Registries: `registries: [{host: "` + registry + `", plain-http: true, loopback: true}]`,

@@ -348,7 +348,7 @@ func (p *proofs) forked() {
 		t.Error("the witness was not asked to cosign the second history")
 	}
 	p.refused("a fork", second, "witness")
-	p.ends(1, "fork", p.caller(), p.Program, monitor...)
+	p.ends(1, `"class":"fork"`, p.caller(), p.Program, monitor...)
 	p.passes(first, "alice", "carol")
 
 	// By its log's signature alone, the bundle of the second history holds.
