@@ -41,28 +41,42 @@ const mediaTypeArtifact = "application/vnd.oci.artifact.manifest.v1+json"
 // errEnough ends a list that is long enough.
 var errEnough = errors.New("enough")
 
+// ErrLimit is the failure of a signature that is beyond the limits of what is read here. Other verifiers may accept it.
+var ErrLimit = errors.New("it is beyond the limits of what is read")
+
+// listed is what a list says of a referrer.
+type listed struct {
+	mediaType, artifactType, digest string
+	size                            int64
+}
+
 // List returns the referrers of an image that have an artifact type, or all if it is "", each once and at most limit,
 // in the order of the registry, and whether there may be more. Of the annotations, it returns those of the payload and
-// the time.
+// the time. A referrer is there once more where the list says something else of it: whoever can push can write the list
+// of a registry without the referrers API, and verifiers take the entry that they understand.
 func List(ctx context.Context, from oras.ReferrerLister, image ocispec.Descriptor, artifactType string, limit int) (
 	found []ocispec.Descriptor, more bool, err error) {
-	seen := map[digest.Digest]bool{}
+	seen := map[listed]bool{}
 	err = registry.Referrers(ctx, from, image, artifactType, func(page []ocispec.Descriptor) error {
 		for _, d := range page {
-			if d.Digest.Validate() != nil || seen[d.Digest] {
+			if d.Digest.Validate() != nil {
+				continue
+			}
+			kept := ocispec.Descriptor{MediaType: truncate(d.MediaType), Digest: digest.Digest(truncate(string(d.Digest))),
+				Size: d.Size, ArtifactType: truncate(d.ArtifactType), Annotations: map[string]string{}}
+			one := listed{kept.MediaType, kept.ArtifactType, string(kept.Digest), kept.Size}
+			if seen[one] {
 				continue
 			}
 			if len(found) == limit {
 				return errEnough
 			}
-			kept := ocispec.Descriptor{MediaType: truncate(d.MediaType), Digest: digest.Digest(truncate(string(d.Digest))),
-				Size: d.Size, ArtifactType: truncate(d.ArtifactType), Annotations: map[string]string{}}
 			for _, name := range []string{proof.AnnotationPayload, ocispec.AnnotationCreated} {
 				if text, exists := d.Annotations[name]; exists {
 					kept.Annotations[name] = truncate(text)
 				}
 			}
-			seen[kept.Digest] = true
+			seen[one] = true
 			found = append(found, kept)
 		}
 		return nil
@@ -111,7 +125,8 @@ func Signatures(ctx context.Context, from oras.ReferrerLister, image ocispec.Des
 }
 
 // FetchEnvelope returns the envelope of a Notation signature and its media type, by the descriptor of its manifest. It
-// verifies the sizes and digests, and nothing of the envelope.
+// verifies the sizes and digests, and nothing of the envelope. It fails with ErrLimit for a signature that is too large,
+// or whose manifest other verifiers read although it is beyond the limits.
 func FetchEnvelope(ctx context.Context, from content.Fetcher, manifest ocispec.Descriptor) (mediaType string,
 	envelope []byte, err error) {
 	if manifest.MediaType != ocispec.MediaTypeImageManifest && manifest.MediaType != mediaTypeArtifact {
@@ -128,6 +143,9 @@ func FetchEnvelope(ctx context.Context, from content.Fetcher, manifest ocispec.D
 	if len(blobs) != 1 {
 		return "", nil, fmt.Errorf("the manifest of the signature has %d envelopes, not 1", len(blobs))
 	}
+	if blobs[0].Size > maxEnvelope {
+		return "", nil, fmt.Errorf("%w: its envelope has %d bytes, more than %d", ErrLimit, blobs[0].Size, maxEnvelope)
+	}
 	if envelope, err = registry.Fetch(ctx, from, blobs[0], maxEnvelope); err != nil {
 		return "", nil, fmt.Errorf("cannot read the envelope of the signature: %w", err)
 	}
@@ -137,9 +155,14 @@ func FetchEnvelope(ctx context.Context, from content.Fetcher, manifest ocispec.D
 // fetchManifest reads a manifest within limits.
 func fetchManifest(ctx context.Context, from content.Fetcher, d ocispec.Descriptor, limits bound.Limits,
 	into any) error {
+	if d.Size > int64(limits.Bytes) {
+		return fmt.Errorf("%w: it has %d bytes, more than %d", ErrLimit, d.Size, limits.Bytes)
+	}
 	data, err := registry.Fetch(ctx, from, d, int64(limits.Bytes))
 	if err == nil {
-		err = bound.JSON(data, limits)
+		if err = bound.JSON(data, limits); err != nil && json.Valid(data) {
+			err = fmt.Errorf("%w: %w", ErrLimit, err)
+		}
 	}
 	if err == nil {
 		err = json.Unmarshal(data, into)

@@ -3,6 +3,7 @@ package attach
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -10,7 +11,7 @@ import (
 
 	"github.com/notaryproject/notation-core-go/signature"
 	_ "github.com/notaryproject/notation-core-go/signature/cose" // so that it can be read
-	_ "github.com/notaryproject/notation-core-go/signature/jws"
+	"github.com/notaryproject/notation-core-go/signature/jws"
 
 	"github.com/notation-hsm/notation-hsm/internal/proof"
 )
@@ -23,8 +24,10 @@ type Claims struct {
 	Signed time.Time           // as the envelope says
 }
 
-// Verify returns what an envelope says. It fails for an envelope whose signature is not valid. The caller has checked
-// that the envelope is within limits (gate.CheckEnvelope).
+// Verify returns what an envelope says. It fails for an envelope whose signature is not valid, and returns no claims
+// then. It fails, and returns the claims without Payload and Signature, if the signature is valid and the envelope can be
+// read in several ways: other verifiers accept it. The caller has checked that the envelope is within limits
+// (gate.CheckEnvelope).
 func Verify(mediaType string, envelope []byte) (*Claims, error) {
 	parsed, err := signature.ParseEnvelope(mediaType, envelope)
 	if err != nil {
@@ -58,4 +61,32 @@ func Verify(mediaType string, envelope []byte) (*Claims, error) {
 	c.Leaf = "sha256:" + hex.EncodeToString(leaf[:])
 	c.Payload, c.Signature.Signature, err = proof.OfEnvelope(mediaType, envelope)
 	return c, err
+}
+
+// Readable reports whether Notation could read an envelope that exceeds the limits of gate.CheckEnvelope: it has all
+// that a signature needs. It is no more than 1 MiB (FetchEnvelope), and nothing of it is verified.
+func Readable(mediaType string, envelope []byte) bool {
+	if _, err := signature.ParseEnvelope(mediaType, envelope); err != nil {
+		return false
+	}
+	if mediaType != jws.MediaTypeEnvelope {
+		return true
+	}
+	var parts struct { // as Notation's parser matches them
+		Payload   string `json:"payload"`
+		Protected string `json:"protected"`
+		Signature string `json:"signature"`
+		Header    struct {
+			Chain [][]byte `json:"x5c"`
+		} `json:"header"`
+	}
+	if err := json.Unmarshal(envelope, &parts); err != nil || len(parts.Header.Chain) == 0 || parts.Signature == "" {
+		return false
+	}
+	for _, text := range []string{parts.Payload, parts.Protected} {
+		if decoded, err := base64.RawURLEncoding.DecodeString(text); err != nil || !json.Valid(decoded) {
+			return false
+		}
+	}
+	return true
 }

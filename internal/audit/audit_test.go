@@ -215,6 +215,105 @@ func (w *world) untagged() {
 	w.memory.Put(ocispec.MediaTypeImageIndex, list, "sha256-"+image.Digest.Encoded())
 }
 
+// TestOtherReadings verifies that a signature that Notation accepts is an incident, also if its envelope has more than a
+// broker's.
+func TestOtherReadings(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	image := w.image("v1")
+	envelope, err := w.us.Sign(jws.MediaTypeEnvelope, image, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{strings.Replace(string(envelope), "{", `{"x":1,`, 1),
+		strings.Replace(string(envelope), `"signature"`, `"Signature"`, 1)} {
+		w.hang(jws.MediaTypeEnvelope, []byte(text), image)
+	}
+	report, err := w.audit(w.us.Certificate)
+	if err != nil || report.Invalid != 0 || len(report.Incidents) != 2 || report.Incidents[0].Reason != reasons[ambiguous] {
+		t.Errorf("%+v, %v", report, err)
+	}
+}
+
+// TestListedOtherwise verifies that a signature is found that an index, or the list of referrers of a registry without
+// the referrers API, has as something else before.
+func TestListedOtherwise(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	image := w.image("")
+	envelope, err := w.us.Sign(jws.MediaTypeEnvelope, image, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signed := w.hang(jws.MediaTypeEnvelope, envelope, image)
+	index := func(list ...ocispec.Descriptor) []byte {
+		data, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2},
+			MediaType: ocispec.MediaTypeImageIndex, Manifests: list})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	w.memory.Put(ocispec.MediaTypeImageIndex, index(signed, image), "index")
+
+	untagged := oci.Descriptor(ocispec.MediaTypeImageManifest, []byte("untagged"))
+	if envelope, err = w.us.Sign(jws.MediaTypeEnvelope, untagged, nil); err != nil {
+		t.Fatal(err)
+	}
+	right := w.hang(jws.MediaTypeEnvelope, envelope, untagged)
+	other, wrong := right, right
+	other.ArtifactType, right.ArtifactType, wrong.ArtifactType = "text/sbom", notationType, notationType
+	wrong.Size++
+	w.memory.Put(ocispec.MediaTypeImageIndex, index(other, wrong, right), "sha256-"+untagged.Digest.Encoded())
+	report, err := w.audit(w.us.Certificate)
+	if err != nil || len(report.Incidents) != 2 {
+		t.Errorf("%+v, %v", report, err)
+	}
+}
+
+// notationType is the artifact type of signatures.
+const notationType = "application/vnd.cncf.notary.signature"
+
+// TestBeyondLimits verifies that an audit fails when a signature is beyond its limits, and not beyond Notation's.
+func TestBeyondLimits(t *testing.T) {
+	t.Parallel()
+	for name, hang := range map[string]func(w *world, envelope string, image ocispec.Descriptor){
+		"large manifest": func(w *world, envelope string, image ocispec.Descriptor) {
+			blob := w.memory.Put(jws.MediaTypeEnvelope, []byte(envelope), "")
+			data, err := json.Marshal(ocispec.Manifest{MediaType: ocispec.MediaTypeImageManifest, Subject: &image,
+				ArtifactType: notationType, Layers: []ocispec.Descriptor{blob},
+				Annotations: map[string]string{"padding": strings.Repeat("x", 64<<10)}})
+			if err != nil {
+				t.Error(err)
+			}
+			w.memory.Put(ocispec.MediaTypeImageManifest, data, "")
+		},
+		"large envelope": func(w *world, envelope string, image ocispec.Descriptor) {
+			w.hang(jws.MediaTypeEnvelope, []byte(strings.Replace(envelope, `"header":{`,
+				`"header":{"io.cncf.notary.signingAgent":"`+strings.Repeat("x", 1<<20)+`",`, 1)), image)
+		},
+		"large structure": func(w *world, envelope string, image ocispec.Descriptor) {
+			w.hang(jws.MediaTypeEnvelope, []byte(strings.Replace(envelope, `"header":{`,
+				`"header":{"x":[`+strings.Repeat("1,", 3000)+`1],`, 1)), image)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			image := w.image("v1")
+			envelope, err := w.us.Sign(jws.MediaTypeEnvelope, image, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			hang(w, string(envelope), image)
+			report, err := w.audit()
+			if !failure.Is(err, failure.Invalid) || !strings.Contains(err.Error(), "beyond the limits") {
+				t.Errorf("%+v, %v", report, err)
+			}
+		})
+	}
+}
+
 // TestAbsent verifies that signatures of the log that the repository does not have are told, of this repository alone.
 func TestAbsent(t *testing.T) {
 	t.Parallel()

@@ -46,12 +46,15 @@ const (
 	intended              // an intent to sign these bytes, without a signature that was released
 	another               // another signature of these bytes
 	logged
+	ambiguous // whatever the log has: the envelope can be read in several ways
 )
 
 var reasons = map[state]string{
 	unknown:  "the log has nothing about it",
 	intended: "the log has an intent to sign these bytes, and the broker has released no signature of them",
 	another:  "the log has another signature of the same bytes",
+
+	ambiguous: "its envelope can be read in several ways, so that the log cannot be searched for it",
 }
 
 func compareSignatures(a, b signature) int {

@@ -51,7 +51,7 @@ type walk struct {
 	from *remote.Repository
 
 	mutex    sync.Mutex
-	seen     map[digest.Digest]bool
+	seen     map[read]bool
 	subjects map[string]string // of certificates, each once
 	found    []signature
 	others   int
@@ -61,7 +61,7 @@ type walk struct {
 
 func newWalk(o Options) *walk {
 	return &walk{Options: o, keys: keysOf(o.Certificates), from: o.Registries.Repository(o.Repository),
-		seen: map[digest.Digest]bool{}, subjects: map[string]string{}}
+		seen: map[read]bool{}, subjects: map[string]string{}}
 }
 
 // report returns the report without what the log says.
@@ -259,8 +259,17 @@ func (w *walk) referrers(ctx context.Context, list []ocispec.Descriptor, image o
 	return nil
 }
 
-// first reports whether a manifest is read for the first time. It fails when there are too many.
-func (w *walk) first(sum digest.Digest) (bool, error) {
+// read is what was read: the referrers of a manifest, or a signature, whose descriptor says how it is read. The list
+// of an index can have a signature as an image, too: whoever can push writes it.
+type read struct {
+	digest    digest.Digest
+	signature bool
+	mediaType string // of a signature
+	size      int64  // of a signature
+}
+
+// first reports whether something is read for the first time. It fails when there is too much.
+func (w *walk) first(sum read) (bool, error) {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
 	if w.seen[sum] {
@@ -273,8 +282,8 @@ func (w *walk) first(sum digest.Digest) (bool, error) {
 	return true, nil
 }
 
-// forget has a manifest read again, after an error.
-func (w *walk) forget(sum digest.Digest, err error) error {
+// forget has something read again, after an error.
+func (w *walk) forget(sum read, err error) error {
 	if err != nil {
 		w.mutex.Lock()
 		defer w.mutex.Unlock()
@@ -285,12 +294,13 @@ func (w *walk) forget(sum digest.Digest, err error) error {
 
 // image reads what refers to an image, an index or another artifact.
 func (w *walk) image(ctx context.Context, d ocispec.Descriptor, tag string, depth int) error {
-	if first, err := w.first(d.Digest); err != nil || !first {
+	this := read{digest: d.Digest}
+	if first, err := w.first(this); err != nil || !first {
 		return err
 	}
 	err := w.readReferrers(ctx, d, tag, depth)
 	if err != nil {
-		return w.forget(d.Digest, err)
+		return w.forget(this, err)
 	}
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
@@ -314,19 +324,26 @@ func (w *walk) readReferrers(ctx context.Context, d ocispec.Descriptor, tag stri
 	return w.referrers(ctx, list, d, tag, depth)
 }
 
-// signature reads a signature, by the descriptor of its manifest. What is no valid signature is counted.
+// signature reads a signature, by the descriptor of its manifest. What is no valid signature is counted. It fails for
+// one that exceeds the limits, which other verifiers may accept.
 func (w *walk) signature(ctx context.Context, d, image ocispec.Descriptor, tag string) error {
-	if first, err := w.first(d.Digest); err != nil || !first {
+	this := read{d.Digest, true, d.MediaType, d.Size}
+	if first, err := w.first(this); err != nil || !first {
 		return err
 	}
 	mediaType, envelope, err := attach.FetchEnvelope(ctx, w.from, d)
 	if kind := registry.Kind(err); err != nil && (kind != failure.Invalid && kind != failure.NotFound ||
 		registry.Exhausted(err) || ctx.Err() != nil) {
-		return w.forget(d.Digest, err)
+		return w.forget(this, err)
 	}
 	var claims *attach.Claims
 	if err == nil {
-		err = w.Check(mediaType, envelope)
+		if err = w.Check(mediaType, envelope); err != nil && attach.Readable(mediaType, envelope) {
+			err = fmt.Errorf("%w: %w", attach.ErrLimit, err)
+		}
+	}
+	if errors.Is(err, attach.ErrLimit) {
+		return w.forget(this, fmt.Errorf("cannot read the signature %s: %w", d.Digest, err))
 	}
 	if err == nil {
 		claims, err = attach.Verify(mediaType, envelope)
@@ -334,18 +351,22 @@ func (w *walk) signature(ctx context.Context, d, image ocispec.Descriptor, tag s
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
 	switch {
-	case err != nil:
+	case claims == nil:
 		w.invalid++
 	case !w.keys.have(claims.Chain):
 		w.others++
 	default:
-		w.add(claims, d, image, tag)
+		state := unknown
+		if err != nil { // it is valid for others
+			state = ambiguous
+		}
+		w.add(claims, d, image, tag, state)
 	}
 	return nil
 }
 
 // add keeps a signature that is looked up in the log.
-func (w *walk) add(c *attach.Claims, d, image ocispec.Descriptor, tag string) {
+func (w *walk) add(c *attach.Claims, d, image ocispec.Descriptor, tag string, as state) {
 	payload, _ := parseHash(c.Payload)
 	value, _ := parseHash(c.Signature.Signature)
 	subject := c.Chain[0].Subject.String()
@@ -355,6 +376,7 @@ func (w *walk) add(c *attach.Claims, d, image ocispec.Descriptor, tag string) {
 	} else {
 		w.subjects[subject] = subject
 	}
-	w.found = append(w.found, signature{payload: payload, value: value, Incident: Incident{Image: image.Digest.String(),
-		Tag: tag, Signature: d.Digest.String(), Subject: subject, Leaf: c.Leaf, Signed: c.Signed.UTC()}})
+	w.found = append(w.found, signature{payload: payload, value: value, state: as, Incident: Incident{
+		Image: image.Digest.String(), Tag: tag, Signature: d.Digest.String(), Subject: subject, Leaf: c.Leaf,
+		Signed: c.Signed.UTC()}})
 }
