@@ -125,16 +125,25 @@ type keys map[[sha256.Size]byte]bool
 func keysOf(certificates []*x509.Certificate) keys {
 	k := keys{}
 	for _, c := range certificates {
-		k[sha256.Sum256(c.RawSubjectPublicKeyInfo)] = true
+		k[keyOf(c)] = true
 	}
 	return k
+}
+
+// keyOf returns the SHA-256 of the encoding of a certificate's key. It is not that in the certificate, where one key can
+// have several.
+func keyOf(c *x509.Certificate) [sha256.Size]byte {
+	if der, err := x509.MarshalPKIXPublicKey(c.PublicKey); err == nil {
+		return sha256.Sum256(der)
+	}
+	return sha256.Sum256(c.RawSubjectPublicKeyInfo)
 }
 
 // have reports whether a chain has one of the keys, or whether there are none. The key counts and not its certificate:
 // whoever has the PIN of a key can make another certificate of it.
 func (k keys) have(chain []*x509.Certificate) bool {
 	for _, c := range chain {
-		if k[sha256.Sum256(c.RawSubjectPublicKeyInfo)] {
+		if k[keyOf(c)] {
 			return true
 		}
 	}

@@ -3,8 +3,10 @@ package audit
 import (
 	"context"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/json"
 	"fmt"
+	"math/big"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -372,6 +374,33 @@ func TestHidden(t *testing.T) {
 		if err != nil || len(report.Incidents) != c.want {
 			t.Errorf("%s: %+v, %v", name, report, err)
 		}
+	}
+}
+
+// TestEncodedOtherwise verifies that a key is ours whose encoding in a certificate begins at another bit, as Go reads it.
+func TestEncodedOtherwise(t *testing.T) {
+	t.Parallel()
+	us := newWorld(t).us.Certificate
+	var info struct {
+		Algorithm asn1.RawValue
+		Key       asn1.BitString
+	}
+	if _, err := asn1.Unmarshal(us.RawSubjectPublicKeyInfo, &info); err != nil {
+		t.Fatal(err)
+	}
+	shifted := new(big.Int).Lsh(new(big.Int).SetBytes(info.Key.Bytes), 1)
+	info.Key = asn1.BitString{Bytes: shifted.Bytes(), BitLength: len(info.Key.Bytes)*8 - 1}
+	encoded, err := asn1.Marshal(info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	public, err := x509.ParsePKIXPublicKey(encoded)
+	if err != nil {
+		t.Fatal(err) // nobody can make such a certificate then
+	}
+	other := &x509.Certificate{PublicKey: public, RawSubjectPublicKeyInfo: encoded}
+	if !keysOf([]*x509.Certificate{us}).have([]*x509.Certificate{other}) {
+		t.Error("the key is another's")
 	}
 }
 
