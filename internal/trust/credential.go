@@ -37,7 +37,7 @@ type Credential struct {
 	approver string // id
 	document []byte
 	public   []byte // as the document has it
-	key      string // the same for one key of several kinds, where its bytes tell
+	key      string // the same for one key of several kinds, or in several encodings
 }
 
 // Passkey is what is known of a passkey since it was enrolled.
@@ -128,8 +128,7 @@ func encodeDocument(d credentialDocument) ([]byte, error) {
 	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), err
 }
 
-// readPublic returns a public key as a document has it, and a text that is the same for one key of the kinds key and
-// ssh.
+// readPublic returns a public key as a document has it, and a text that is the same for one key of any kind.
 func readPublic(kind, text string) (public []byte, key string, err error) {
 	switch kind {
 	case kindKey:
@@ -159,7 +158,7 @@ func readPublic(kind, text string) (public []byte, key string, err error) {
 	if err != nil || len(public) == 0 {
 		return nil, "", errors.New("it is not a COSE key in base64")
 	}
-	return public, string(public), nil
+	return public, sameCOSE(public), nil
 }
 
 func sameKey(parsed crypto.PublicKey, otherwise []byte) string {
