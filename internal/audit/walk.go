@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -259,13 +260,15 @@ func (w *walk) referrers(ctx context.Context, list []ocispec.Descriptor, image o
 	return nil
 }
 
-// read is what was read: the referrers of a manifest, or a signature, whose descriptor says how it is read. The list
-// of an index can have a signature as an image, too: whoever can push writes it.
-type read struct {
-	digest    digest.Digest
-	signature bool
-	mediaType string // of a signature
-	size      int64  // of a signature
+// read names what was read, by a SHA-256: the referrers of a manifest, or a signature.
+type read [sha256.Size]byte
+
+func referrersOf(d ocispec.Descriptor) read { return sha256.Sum256([]byte("referrers of " + d.Digest)) }
+
+// signatureBy names a signature by all that decides how it is read. An index can list it as an image, too, and a list of
+// referrers have it with another size: whoever can push writes them.
+func signatureBy(d ocispec.Descriptor) read {
+	return sha256.Sum256(fmt.Appendf(nil, "signature %s of %d bytes: %q", d.Digest, d.Size, d.MediaType))
 }
 
 // first reports whether something is read for the first time. It fails when there is too much.
@@ -294,7 +297,7 @@ func (w *walk) forget(sum read, err error) error {
 
 // image reads what refers to an image, an index or another artifact.
 func (w *walk) image(ctx context.Context, d ocispec.Descriptor, tag string, depth int) error {
-	this := read{digest: d.Digest}
+	this := referrersOf(d)
 	if first, err := w.first(this); err != nil || !first {
 		return err
 	}
@@ -327,7 +330,7 @@ func (w *walk) readReferrers(ctx context.Context, d ocispec.Descriptor, tag stri
 // signature reads a signature, by the descriptor of its manifest. What is no valid signature is counted. It fails for
 // one that exceeds the limits, which other verifiers may accept.
 func (w *walk) signature(ctx context.Context, d, image ocispec.Descriptor, tag string) error {
-	this := read{d.Digest, true, d.MediaType, d.Size}
+	this := signatureBy(d)
 	if first, err := w.first(this); err != nil || !first {
 		return err
 	}
