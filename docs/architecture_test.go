@@ -26,7 +26,7 @@ var storeys = []struct {
 }{
 	{"commands", []string{"cmd/notation-hsm", "cmd/hsm-image", "cmd/docker-hsm", "cmd/hsm-broker",
 		"cmd/sigstore-kms-hsm"}},
-	{"commands that verify", []string{"verification"}},
+	{"commands that verify", []string{"verification", "logflags"}},
 	{"parts of commands", []string{"cli", "backends", "publisher", "migrate", "brokerfile"}},
 	{"jobs", []string{"plugin", "custody", "keyprovider", "kms", "image", "gate", "dockercli", "agent", "broker/api",
 		"broker/web", "notice", "approver", "tags", "audit", "monitor", "report"}},

@@ -14,6 +14,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/logflags"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
 	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
@@ -105,8 +106,8 @@ nobody knows any more what was signed meanwhile.`,
 // logCopy returns the files of a copy of a broker's log, and their verifier: the key in the config file's module, under
 // the name that the log has in the epoch of the copy.
 func logCopy(ctx context.Context, f *brokerfile.File, from, ca string) (translog.Files, *translog.Verifier, error) {
-	flags := &logFlags{ca: ca}
-	files, err := flags.files(from)
+	flags := &logflags.Flags{CA: ca}
+	files, err := flags.Files(from)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -15,13 +15,14 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/logflags"
 	"github.com/notation-hsm/notation-hsm/internal/monitor"
 	"github.com/notation-hsm/notation-hsm/internal/proof"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
 func logMonitorCommand() *cobra.Command {
-	var flags logFlags
+	var flags logflags.Flags
 	var config, state string
 	var compare []string
 	var once bool
@@ -39,7 +40,7 @@ when it has alerts, and 5 when the log or the webhook does not answer. It goes o
     --config /etc/hsm-log-monitor.yaml`,
 		Args: cli.Exactly(1),
 	}
-	flags.add(c)
+	flags.Add(c)
 	c.Flags().StringVar(&config, "config", "", "file that says what is expected of the log, and who is told of the rest")
 	c.Flags().StringVar(&state, "state", "", "folder of what is kept between runs (default: state in the config)")
 	c.Flags().StringArrayVar(&compare, "compare", nil,
@@ -62,15 +63,15 @@ when it has alerts, and 5 when the log or the webhook does not answer. It goes o
 }
 
 // monitorOptions returns what the arguments say.
-func monitorOptions(c *cobra.Command, flags *logFlags, log, config, state string, compare []string) (o monitor.Options,
+func monitorOptions(c *cobra.Command, flags *logflags.Flags, log, config, state string, compare []string) (o monitor.Options,
 	err error,
 ) {
 	o = monitor.Options{Config: &monitor.Config{Version: 1}, Version: version}
-	if o.Verifiers, err = flags.verifiers(c); err != nil {
+	if o.Verifiers, err = flags.Verifiers(c); err != nil {
 		return o, err
 	}
 	if config != "" {
-		data, err := readFile(config)
+		data, err := logflags.ReadFile(config)
 		if err != nil {
 			return o, err
 		}
@@ -84,7 +85,7 @@ func monitorOptions(c *cobra.Command, flags *logFlags, log, config, state string
 	if o.Config.State == "" {
 		return o, cli.Required(c, "state", "/var/lib/hsm-log-monitor")
 	}
-	if o.Files, err = flags.files(log); err != nil {
+	if o.Files, err = flags.Files(log); err != nil {
 		return o, err
 	}
 	for _, name := range compare {
@@ -99,10 +100,10 @@ func monitorOptions(c *cobra.Command, flags *logFlags, log, config, state string
 
 // viewOf returns the log as others see it: at a URL, or as a checkpoint in a file, or in a bundle of approvals. A file is
 // read now to find mistakes, and again at each look.
-func viewOf(flags *logFlags, name string, verifiers []*translog.Verifier) (monitor.View, error) {
+func viewOf(flags *logflags.Flags, name string, verifiers []*translog.Verifier) (monitor.View, error) {
 	v := monitor.View{Name: name}
-	if isURL(name) {
-		files, err := flags.files(name)
+	if logflags.IsURL(name) {
+		files, err := flags.Files(name)
 		if err != nil {
 			return v, err
 		}
@@ -120,7 +121,7 @@ func viewOf(flags *logFlags, name string, verifiers []*translog.Verifier) (monit
 
 // readCheckpoint returns the checkpoint in a file, or that of the bundle in it.
 func readCheckpoint(path string) ([]byte, error) {
-	data, err := readFile(path)
+	data, err := logflags.ReadFile(path)
 	if err != nil || !bytes.HasPrefix(data, []byte("{")) {
 		return data, err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/logflags"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
@@ -40,7 +41,7 @@ func (u *uses) compare() {
 }
 
 func logReconcileCommand() *cobra.Command {
-	var flags logFlags
+	var flags logflags.Flags
 	var counts, baselines []string
 	var asJSON bool
 	c := &cobra.Command{
@@ -55,12 +56,12 @@ The command fails if a counter does not fit the log.`,
     --count release=1242 --baseline release=200`,
 		Args: cli.Exactly(1),
 	}
-	flags.add(c)
+	flags.Add(c)
 	c.Flags().StringArrayVar(&counts, "count", nil, "KEY=N: the module's counter of a key; again for each key")
 	c.Flags().StringArrayVar(&baselines, "baseline", nil, "KEY=N: this counter when the log began (default: 0)")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		verifiers, err := flags.verifiers(c)
+		verifiers, err := flags.Verifiers(c)
 		if err != nil {
 			return err
 		}
@@ -68,7 +69,7 @@ The command fails if a counter does not fit the log.`,
 		if err != nil {
 			return err
 		}
-		if _, err = flags.verify(c.Context(), args[0], verifiers, translog.Options{Each: countUses(keys)}); err != nil {
+		if _, err = flags.Verify(c.Context(), args[0], verifiers, translog.Options{Each: countUses(keys)}); err != nil {
 			return err
 		}
 		return reconcile(c, keys, asJSON)

@@ -13,6 +13,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/logflags"
 	"github.com/notation-hsm/notation-hsm/internal/report"
 )
 
@@ -22,7 +23,7 @@ var reportFormats = map[string]func(*report.Report, io.Writer) error{"html": (*r
 
 // reportFlags say what a report is of, and where it goes.
 type reportFlags struct {
-	logFlags
+	logflags.Flags
 
 	log, from, to, format, output string
 	names                         bool
@@ -53,7 +54,7 @@ and media types; it must see you as an administrator or as a person of its polic
 		}
 		return flags.run(c.Context(), c, nil)
 	}
-	flags.add(c)
+	flags.Add(c)
 	c.Flags().StringVar(&flags.log, "log", "", "the log: a URL such as https://broker.example.com/v1/log, or a folder")
 	c.Flags().StringVar(&flags.from, "from", "", "the first day, such as 2026-01-01, or a time of RFC 3339; in UTC")
 	c.Flags().StringVar(&flags.to, "to", "", "the day after the last, such as 2026-02-01, or a time of RFC 3339; in UTC")
@@ -81,11 +82,11 @@ func (f *reportFlags) run(ctx context.Context, c *cobra.Command, a *asker) error
 	if err != nil {
 		return err
 	}
-	verifiers, err := f.verifiers(c)
+	verifiers, err := f.Verifiers(c)
 	if err != nil {
 		return err
 	}
-	files, err := f.files(f.log)
+	files, err := f.Files(f.log)
 	if err != nil {
 		return err
 	}
@@ -145,7 +146,7 @@ func writeReport(path string, write func(io.Writer) error) error {
 }
 
 func reportVerifyCommand() *cobra.Command {
-	var flags logFlags
+	var flags logflags.Flags
 	var log string
 	var asJSON bool
 	c := &cobra.Command{
@@ -160,11 +161,11 @@ exactly the lines that the log makes.`,
 		Example: `  hsm-broker report verify january.json --key log.pem --origin broker.example.com/log --log /srv/log`,
 		Args:    cli.Exactly(1),
 	}
-	flags.add(c)
+	flags.Add(c)
 	c.Flags().StringVar(&log, "log", "", "the log, a URL or a folder: verify that no line is missing")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {
-		verifiers, err := flags.verifiers(c)
+		verifiers, err := flags.Verifiers(c)
 		if err != nil {
 			return err
 		}
@@ -177,7 +178,7 @@ exactly the lines that the log makes.`,
 		if log == "" {
 			found, err = report.Verify(file, verifiers)
 		} else {
-			files, failed := flags.files(log)
+			files, failed := flags.Files(log)
 			if failed != nil {
 				return failed
 			}

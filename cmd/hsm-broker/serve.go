@@ -35,6 +35,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/held"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/keystore"
+	"github.com/notation-hsm/notation-hsm/internal/logflags"
 	"github.com/notation-hsm/notation-hsm/internal/notice"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
 	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
@@ -340,7 +341,7 @@ again then.`,
 			return err
 		}
 		origin := f.Log.Origin
-		checkpoint, err := readFile(f.Log.CheckpointFile)
+		checkpoint, err := logflags.ReadFile(f.Log.CheckpointFile)
 		if err == nil {
 			origin, err = originIn(f, checkpoint)
 		}
