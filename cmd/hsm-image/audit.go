@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/x509"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +13,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/cli"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/gate"
+	"github.com/notation-hsm/notation-hsm/internal/logflags"
 	"github.com/notation-hsm/notation-hsm/internal/registry"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 	"github.com/notation-hsm/notation-hsm/internal/trust"
@@ -24,10 +24,11 @@ const settle = 2 * time.Second
 
 // auditFlags are the flags of audit.
 type auditFlags struct {
-	ca, manifest      string
-	logs, keys, certs []string
-	registry          approvalsOptions
-	asJSON            bool
+	logflags.Flags
+	manifest    string
+	logs, certs []string
+	registry    approvalsOptions
+	asJSON      bool
 }
 
 func auditCommand() *cobra.Command {
@@ -47,16 +48,13 @@ a tag: their signatures are found only where the registry has the tags of the re
 Signatures of the log that the repository does not have are listed as well, and are no incident: images
 are deleted.`,
 		Example: `  hsm-image audit registry.example.com/team/app --log https://broker.example.com/v1/log \
-    --key broker.example.com/log+1234abcd+AQ... --manifest trust.yaml`,
+    --key log.pem --origin broker.example.com/log --manifest trust.yaml`,
 		Args: cli.Exactly(1),
 	}
 	f.registry.add(c)
 	c.Flags().StringArrayVar(&f.logs, "log", nil,
 		"URL of the log, or the folder that it was exported to; again for copies of earlier epochs (required)")
-	c.Flags().StringArrayVar(&f.keys, "key", nil,
-		"the log's public key, ORIGIN+ID+KEY; again for each key that signed checkpoints (required)")
-	c.Flags().StringVar(&f.ca, "ca", "",
-		"PEM file of the certificate authorities of the log's server (default: the system's)")
+	f.Add(c)
 	c.Flags().StringArrayVar(&f.certs, "cert", nil,
 		"PEM file with certificates of keys, or of their CAs, whose signatures are audited; can be repeated")
 	c.Flags().StringVar(&f.manifest, "manifest", "", "trust manifest, whose signers' signatures are audited")
@@ -69,11 +67,8 @@ func (f *auditFlags) run(c *cobra.Command, text string) error {
 	if err := cli.RefuseEmpty(c, "ca", "manifest"); err != nil {
 		return err
 	}
-	switch {
-	case len(f.logs) == 0:
+	if len(f.logs) == 0 {
 		return cli.Required(c, "log", "https://broker.example.com/v1/log")
-	case len(f.keys) == 0:
-		return cli.Required(c, "key", "broker.example.com/log+1234abcd+AQ...")
 	}
 	repository, err := parseRepository(text)
 	if err != nil {
@@ -83,12 +78,12 @@ func (f *auditFlags) run(c *cobra.Command, text string) error {
 	if err != nil {
 		return err
 	}
-	verify, err := f.verifyLogs()
+	verify, err := f.verifyLogs(c)
 	if err != nil {
 		return err
 	}
 	wait := settle
-	if !isLogURL(f.logs[0]) { // a folder does not change
+	if !logflags.IsURL(f.logs[0]) { // a folder does not change
 		wait = 0
 	}
 	registries := registry.New(registry.Options{AuthFile: f.registry.authFile, PlainHTTP: f.registry.plainHTTP,
@@ -142,35 +137,16 @@ func (f *auditFlags) certificates() (all []*x509.Certificate, err error) {
 	return all, nil
 }
 
-func isLogURL(log string) bool { return strings.Contains(log, "://") }
-
 // verifyLogs returns what verifies the logs.
-func (f *auditFlags) verifyLogs() (all []func(context.Context, translog.Options) (*translog.Report, error), err error) {
-	var keys []*translog.Verifier
-	for _, text := range f.keys {
-		v, err := translog.ParseVerifier(text)
-		if err != nil {
-			return nil, err
-		}
-		keys = append(keys, v)
-	}
-	var roots *x509.CertPool
-	if f.ca != "" {
-		list, err := certs.ReadFile(f.ca)
-		if err != nil {
-			return nil, err
-		}
-		roots = x509.NewCertPool()
-		for _, one := range list {
-			roots.AddCert(one)
-		}
+func (f *auditFlags) verifyLogs(c *cobra.Command) (all []func(context.Context, translog.Options) (*translog.Report,
+	error), err error) {
+	verifiers, err := f.Verifiers(c)
+	if err != nil {
+		return nil, err
 	}
 	for _, log := range f.logs {
 		all = append(all, func(ctx context.Context, opts translog.Options) (*translog.Report, error) {
-			if isLogURL(log) {
-				return translog.VerifyURL(ctx, log, roots, keys, opts)
-			}
-			return translog.VerifyDir(ctx, log, keys, opts)
+			return f.Verify(ctx, log, verifiers, opts)
 		})
 	}
 	return all, nil

@@ -76,6 +76,12 @@ func TestAudit(t *testing.T) {
 	if _, err := translog.Export(t.Context(), files, folder, []*translog.Verifier{key}); err != nil {
 		t.Fatal(err)
 	}
+	line := filepath.Join(t.TempDir(), "log.key")
+	writeFile(t, line, []byte(key.String()+"\n"))
+	if out, err = execute(t, "audit", repository, "--plain-http", "--log", folder, "--key", line, "--origin",
+		signedlog.Origin); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
 	cert := filepath.Join(t.TempDir(), "cert.pem")
 	writeFile(t, cert, a.us.PEM())
 	var report audit.Report
