@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
@@ -125,6 +127,9 @@ func unreadImage(cause error, format string, args ...any) error {
 	err := failure.New(registry.Kind(cause), format, args...)
 	if failure.Is(err, failure.Denied) {
 		return err.WithHint("log in to the registry with 'notation login'")
+	}
+	if errors.Is(cause, http.ErrSchemeMismatch) {
+		return err.WithHint("use --plain-http, if you trust the network between this machine and the registry")
 	}
 	return err.WithHint("check the name of the image, the registry and the network")
 }

@@ -86,6 +86,10 @@ func readBundle(path string) ([]byte, error) {
 		return nil, failure.New(failure.FileKind(err), "cannot read the bundle of approvals in %s: %w", path, err).
 			WithHint("give the file that 'hsm-image approvals get' has written")
 	}
+	if _, err := proof.Decode(data); err != nil {
+		return nil, failure.New(failure.Invalid, "cannot read the bundle of approvals in %s: %w", path, err).
+			WithHint("give the file that 'hsm-image approvals get' has written")
+	}
 	return data, nil
 }
 
@@ -214,8 +218,13 @@ func approvalsGetCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if _, err := proof.Decode(data); err != nil {
+			bundle, err := proof.Decode(data)
+			if err != nil {
 				return err
+			}
+			if !attach.HasSignature(bundle) {
+				return failure.New(failure.NotFound, "the request %s has no signature yet", args[0]).
+					WithHint("sign the image first, with 'notation sign'")
 			}
 			return state.Write(to, data, 0o644)
 		})

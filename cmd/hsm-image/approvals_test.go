@@ -222,8 +222,32 @@ func TestApprovalsFile(t *testing.T) {
 	a.run("", failure.NotFound, "show", "--plain-http", other.name())
 	writeFile(t, file, []byte("{}"))
 	a.run("", failure.Invalid, "attach", "--plain-http", "--file", file, a.name())
+	_, err := execute(t, "approvals", "attach", "--plain-http", "--file", file, a.name())
+	if err == nil || !strings.Contains(err.Error(), file) || !strings.Contains(failure.From(err).Hint, "approvals get") {
+		t.Errorf("attach of a file that is no bundle: %v", err)
+	}
+	if _, err = execute(t, "approvals", "show", a.name()); !strings.Contains(failure.From(err).Hint, "--plain-http") {
+		t.Errorf("show without --plain-http: %v: %s", err, failure.From(err).Hint)
+	}
 	a.run("", failure.NotFound, "attach", "--plain-http", "--file", file, a.memory.Address+"/app:v2")
 	a.run("", failure.Invalid, "attach", "--plain-http", "--file", file, a.memory.Address+"/app")
+}
+
+// TestApprovalsUnsigned verifies that the bundle of a request without a signature is not taken.
+func TestApprovalsUnsigned(t *testing.T) {
+	a := newApproved(t)
+	b, err := proof.Decode(a.bundle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Entries = b.Entries[:len(b.Entries)-1]
+	a.bundle = prooftest.Encode(t, b)
+	a.serve()
+	file := filepath.Join(t.TempDir(), "approvals.json")
+	a.run("", failure.NotFound, "get", a.request.ID, "--to", file)
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the file is written")
+	}
 }
 
 // TestApprovalsOfAnother verifies that a bundle that names the payload of the image's signature, and not its value, is

@@ -76,6 +76,10 @@ func TestAudit(t *testing.T) {
 	if _, err := translog.Export(t.Context(), files, folder, []*translog.Verifier{key}); err != nil {
 		t.Fatal(err)
 	}
+	if _, err = execute(t, "audit", repository, "--log", folder, "--key", key.String()); err == nil ||
+		!strings.Contains(failure.From(err).Hint, "--plain-http") {
+		t.Errorf("audit without --plain-http: %v: %s", err, failure.From(err).Hint)
+	}
 	line := filepath.Join(t.TempDir(), "log.key")
 	writeFile(t, line, []byte(key.String()+"\n"))
 	if out, err = execute(t, "audit", repository, "--plain-http", "--log", folder, "--key", line, "--origin",

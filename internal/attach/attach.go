@@ -78,6 +78,14 @@ func Signed(b *proof.Bundle, payload string) *entry.Event {
 	return nil
 }
 
+// HasSignature reports whether a bundle has the entry of a signature.
+func HasSignature(b *proof.Bundle) bool {
+	return slices.ContainsFunc(b.Entries, func(one proof.Entry) bool {
+		e, err := entry.Decode(one.Entry)
+		return err == nil && e.Type == entry.Signed
+	})
+}
+
 // encode returns the manifest of a bundle. The same arguments give the same bytes.
 func encode(image ocispec.Descriptor, bundle []byte, payload string, signed time.Time) ([]byte, error) {
 	layer := content.NewDescriptorFromBytes(proof.MediaType, bundle)

@@ -10,6 +10,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
+	"net/http"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -156,7 +158,12 @@ func fail(cause error, format string, args ...any) error {
 	switch kind {
 	case failure.Denied:
 		return err.WithHint("use credentials that may read the repository: 'notation login'")
+	case failure.NotFound:
+		return err.WithHint("check the name of the repository; if a tag was deleted meanwhile, audit again")
 	case failure.Unavailable, failure.Timeout, failure.Throttled:
+		if errors.Is(cause, http.ErrSchemeMismatch) {
+			return err.WithHint("use --plain-http, if you trust the network between this machine and the registry")
+		}
 		return err.WithHint("check the registry and the network, and try again")
 	}
 	return err.WithHint("find out who can push to the repository, and delete what is larger than a registry allows")

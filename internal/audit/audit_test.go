@@ -411,12 +411,14 @@ func TestIncomplete(t *testing.T) {
 		path   string
 		answer http.HandlerFunc
 		kind   failure.Kind
+		hint   string
 	}{
-		"tags":            {"/tags/list", status(http.StatusUnauthorized), failure.Denied},
-		"referrers":       {"/referrers/", status(http.StatusForbidden), failure.Denied},
-		"endless":         {"/referrers/", endless, failure.Invalid},
-		"too many":        {"/referrers/", crowded, failure.Invalid},
-		"index in itself": {"/manifests/v1", nested, failure.Invalid},
+		"tags":            {"/tags/list", status(http.StatusUnauthorized), failure.Denied, "notation login"},
+		"no repository":   {"/tags/list", status(http.StatusNotFound), failure.NotFound, "check the name"},
+		"referrers":       {"/referrers/", status(http.StatusForbidden), failure.Denied, "notation login"},
+		"endless":         {"/referrers/", endless, failure.Invalid, "who can push"},
+		"too many":        {"/referrers/", crowded, failure.Invalid, "who can push"},
+		"index in itself": {"/manifests/v1", nested, failure.Invalid, "who can push"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -440,8 +442,8 @@ func TestIncomplete(t *testing.T) {
 					t.Error("the log is read")
 					return &translog.Report{}, nil
 				}}})
-			if !failure.Is(err, c.kind) {
-				t.Errorf("got %v", err)
+			if !failure.Is(err, c.kind) || !strings.Contains(failure.From(err).Hint, c.hint) {
+				t.Errorf("got %v, hint %q", err, failure.From(err).Hint)
 			}
 		})
 	}

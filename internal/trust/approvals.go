@@ -186,7 +186,7 @@ func (a *Approvals) readLog() error {
 	for i, vkey := range a.Log {
 		v, err := translog.ParseVerifier(vkey)
 		if err != nil {
-			return err
+			return failure.From(err).WithHint("give the line that 'hsm-broker log key' prints: ORIGIN+ID+KEY")
 		}
 		a.Log[i] = v.String()
 		if slices.Contains(a.Log[:i], v.String()) {

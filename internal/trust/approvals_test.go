@@ -491,6 +491,16 @@ func TestReadApprovals(t *testing.T) {
 // approvalsCost is what reading an exported file may allocate.
 var approvalsCost = boundtest.Budget{Bytes: 256 << 10, BytesPerByte: 4 << 10}
 
+// TestLogHint verifies that the hint for what is no key of a log names what is taken: not a PEM file.
+func TestLogHint(t *testing.T) {
+	t.Parallel()
+	a := twoOf(t)
+	a.Log = []string{"log.pem"}
+	if err := a.readLog(); !strings.Contains(failure.From(err).Hint, "'hsm-broker log key'") {
+		t.Errorf("%v: %s", err, failure.From(err).Hint)
+	}
+}
+
 // FuzzReadApprovals reads exported approvals and approvers of all kinds, none of which costs more than its size allows.
 func FuzzReadApprovals(f *testing.F) {
 	path, to := people(f), f.TempDir()
