@@ -63,9 +63,8 @@ when it has alerts, and 5 when the log or the webhook does not answer. It goes o
 }
 
 // monitorOptions returns what the arguments say.
-func monitorOptions(c *cobra.Command, flags *logflags.Flags, log, config, state string, compare []string) (o monitor.Options,
-	err error,
-) {
+func monitorOptions(c *cobra.Command, flags *logflags.Flags, log, config, state string, compare []string,
+) (o monitor.Options, err error) {
 	o = monitor.Options{Config: &monitor.Config{Version: 1}, Version: version}
 	if o.Verifiers, err = flags.Verifiers(c); err != nil {
 		return o, err
@@ -98,8 +97,8 @@ func monitorOptions(c *cobra.Command, flags *logflags.Flags, log, config, state 
 	return o, nil
 }
 
-// viewOf returns the log as others see it: at a URL, or as a checkpoint in a file, or in a bundle of approvals. A file is
-// read now to find mistakes, and again at each look.
+// viewOf returns the log as others see it: at a URL, or as a checkpoint in a file, or in a bundle of approvals. A file
+// is read now to find mistakes, and again at each look.
 func viewOf(flags *logflags.Flags, name string, verifiers []*translog.Verifier) (monitor.View, error) {
 	v := monitor.View{Name: name}
 	if logflags.IsURL(name) {

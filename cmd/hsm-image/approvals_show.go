@@ -115,8 +115,8 @@ type attached struct {
 	decoded *proof.Bundle
 }
 
-// bundles returns the bundles beside the image. Those that cannot be read are told, and left out. It fails with NotFound
-// if there is none.
+// bundles returns the bundles beside the image. Those that cannot be read are told, and left out. It fails with
+// NotFound if there is none.
 func (i *approvedImage) bundles(ctx context.Context, c *cobra.Command) ([]attached, error) {
 	listed, more, err := attach.List(ctx, i.repository, i.descriptor, proof.MediaType, maxAttached)
 	if err != nil {

@@ -46,8 +46,9 @@ which is in the log for ever and which all approvers are told.`,
 	c.Flags().BoolVar(&platforms, "platforms", false,
 		"for an index: ask for the signatures of the images of its platforms as well, in one request")
 	c.Flags().StringVar(&rule, "rule", "", "rule of the policy for emergencies that is to be used")
-	c.Flags().StringVar(&reason, "reason", "", "why you ask, for those who approve: it can be published with the approvals, so name no people "+
-		"(required with --rule)")
+	c.Flags().StringVar(&reason, "reason", "",
+		"why you ask, for those who approve: it can be published with the approvals, so name no people "+
+			"(required with --rule)")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until it is approved or has ended otherwise")
 	addWait(c, &limit)
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")

@@ -29,8 +29,8 @@ const (
 	maxLooked = 8 // bundles of one image that are compared with a new one
 )
 
-// Push attaches a bundle to an image as a referrer: an OCI manifest with the artifact type proof.MediaType, in which the
-// bundle is embedded too, so that who reads it needs one request. payload says which of the image's signatures the
+// Push attaches a bundle to an image as a referrer: an OCI manifest with the artifact type proof.MediaType, in which
+// the bundle is embedded too, so that who reads it needs one request. payload says which of the image's signatures the
 // bundle is of. Push uses the registry's referrers API, or the tag of the referrers' index where that is missing.
 //
 // It returns the descriptor of the manifest, and whether it was added: false if the image has this bundle already, or

@@ -113,7 +113,8 @@ func (w *walk) run(ctx context.Context) error {
 	return nil
 }
 
-// tag reads the manifest of a tag and what belongs to it, and tries again when the registry does not answer for a while.
+// tag reads the manifest of a tag and what belongs to it, and tries again when the registry does not answer for a
+// while.
 func (w *walk) tag(ctx context.Context, tag string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestsLimit)
 	defer cancel()

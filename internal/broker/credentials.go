@@ -145,8 +145,8 @@ func (b *Broker) Approvers(ctx context.Context, after string, limit int) (*broke
 }
 
 // Export returns the people whose credentials are enrolled by name, after a name, with the documents of these. With
-// removed, it has the credentials as well that were removed. The name of somebody whom the policy in force does not have
-// is the id.
+// removed, it has the credentials as well that were removed. The name of somebody whom the policy in force does not
+// have is the id.
 func (b *Broker) Export(ctx context.Context, after string, limit int, removed bool) (*brokerapi.Export, error) {
 	names, of := b.inForce.Load().names, map[string][]string{} // credentials by id of the person
 	err := b.look(ctx, func(d *decision) {

@@ -58,7 +58,8 @@ func (f *forgetting) permit(ctx context.Context) error { return f.do(ctx, f.chec
 // check fails with Conflict unless the person can be forgotten.
 func (f *forgetting) check(d *decision) error {
 	refuse := func(hint, format string, args ...any) error {
-		return failure.New(failure.Conflict, "cannot forget %.100q: "+format, append([]any{f.name}, args...)...).WithHint(hint)
+		return failure.New(failure.Conflict, "cannot forget %.100q: "+format,
+			append([]any{f.name}, args...)...).WithHint(hint)
 	}
 	in := f.inForce.Load()
 	if in.names[f.id] != "" || hasWord(in.policy.Source(), f.name) {

@@ -66,8 +66,8 @@ func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller
 }
 
 // ruleDocument keeps a rule with the credentials of its members, and its names, and returns the SHA-256 of the rule as
-// sha256:HEX. All requests share them until a credential or the policy changes: they have many people, and they are made
-// while others wait.
+// sha256:HEX. All requests share them until a credential or the policy changes: they have many people, and they are
+// made while others wait.
 func (d *decision) ruleDocument(r *policy.Rule) (string, error) {
 	if made, exists := d.ruleDocuments[r]; exists {
 		d.document(made.names)

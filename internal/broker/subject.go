@@ -133,8 +133,8 @@ func shownRequester(c identity.Caller) brokerapi.Requester {
 	return r
 }
 
-// ruleDigest returns what the log has of a rule as sha256:HEX: approval.Commitment. It is the same for rules that demand
-// the same, and tells nothing of the people without the secret of the store.
+// ruleDigest returns what the log has of a rule as sha256:HEX: approval.Commitment. It is the same for rules that
+// demand the same, and tells nothing of the people without the secret of the store.
 func (b *Broker) ruleDigest(r *policy.Rule) string {
 	digest := r.Digest()
 	return approval.Commitment(b.ruleSalt(r), fmt.Sprintf("%s%x", hashPrefix, digest[:]))

@@ -50,9 +50,10 @@ type witnesses struct {
 }
 
 func newWitnesses(o Options) *witnesses {
-	ws := &witnesses{every: cmp.Or(o.witnessEvery, witnessInterval), errors: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "hsm_broker_witness_errors_total", Help: "Requests for cosignatures that a witness did not grant, by witness.",
-	}, []string{"witness"})}
+	ws := &witnesses{every: cmp.Or(o.witnessEvery, witnessInterval),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "hsm_broker_witness_errors_total", Help: "Requests for cosignatures that a witness did not grant, by witness.",
+		}, []string{"witness"})}
 	for _, client := range o.Log.Witnesses {
 		ws.all = append(ws.all, &witness{client: client})
 		ws.errors.WithLabelValues(client.Witness().Name()) // so that a rate has the first one, too
@@ -74,8 +75,8 @@ func (ws *witnesses) register(to prometheus.Registerer, b *Broker) {
 	}
 }
 
-// Cosigned returns the newest checkpoint that a witness has cosigned, and its note with all cosignatures that the broker
-// has got for it. Without one, the note is nil. Published may be ahead of it.
+// Cosigned returns the newest checkpoint that a witness has cosigned, and its note with all cosignatures that the
+// broker has got for it. Without one, the note is nil. Published may be ahead of it.
 func (b *Broker) Cosigned() (checkpoint translog.Checkpoint, note []byte) {
 	c, newest := b.witnesses.newest.Load(), b.published.Load()
 	if c == nil || newest == nil || c.Origin != newest.Origin { // of an epoch before

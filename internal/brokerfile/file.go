@@ -252,8 +252,8 @@ const sqliteScheme = "sqlite:"
 // Decisive returns what of the file decides who may do what, as canonical JSON: a change of it is proposed like a
 // change of the policy. Of files that say whom to believe, their SHA-256 is in it. Addresses, PINs, timeouts, and the
 // certificates of keys and of the server are not. Who is told of requests is not either: a notice decides nothing, and
-// nobody acts on one without the broker's page or commands. Witnesses allow nothing: verifiers say which they demand. It
-// fails for a file that cannot be read.
+// nobody acts on one without the broker's page or commands. Witnesses allow nothing: verifiers say which they demand.
+// It fails for a file that cannot be read.
 func (f *File) Decisive() ([]byte, error) {
 	files := map[string]string{}
 	believed := []string{}

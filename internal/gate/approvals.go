@@ -164,7 +164,8 @@ func provable(mediaType string, envelope []byte, valid *signature.EnvelopeConten
 		return s, fmt.Errorf("cannot read the signature's payload: %w", err)
 	}
 	target, times := payload.TargetArtifact, valid.SignerInfo.SignedAttributes
-	s.Digest, s.MediaType, s.Size, s.Annotations = target.Digest.String(), target.MediaType, target.Size, target.Annotations
+	s.Digest, s.MediaType, s.Size, s.Annotations = target.Digest.String(), target.MediaType, target.Size,
+		target.Annotations
 	s.Leaf = fmt.Sprintf("sha256:%x", sha256.Sum256(valid.SignerInfo.CertificateChain[0].Raw))
 	if !times.Expiry.IsZero() {
 		s.Expiry = int64(times.Expiry.Sub(times.SigningTime) / time.Second)

@@ -70,9 +70,9 @@ type notationVerifier interface {
 	SkipVerify(context.Context, notation.VerifierVerifyOptions) (bool, *trustpolicy.VerificationLevel, error)
 }
 
-// Open reads the trust policy, the roots of tags and the approvals that signatures need, and returns a gate, which has to be
-// closed. It fails when they cannot be read or are invalid, and when a listed plugin is not installed. The trust and
-// cache directories are set for the whole process, since Notation's library has one variable for each.
+// Open reads the trust policy, the roots of tags and the approvals that signatures need, and returns a gate, which has
+// to be closed. It fails when they cannot be read or are invalid, and when a listed plugin is not installed. The trust
+// and cache directories are set for the whole process, since Notation's library has one variable for each.
 func Open(options Options) (*Gate, error) {
 	for _, setting := range []struct{ path, folder *string }{{&options.TrustDir, &dir.UserConfigDir},
 		{&options.CacheDir, &dir.UserCacheDir}, {&options.TagsDir, new(string)}} {
@@ -103,7 +103,8 @@ func Open(options Options) (*Gate, error) {
 		return nil, unusablePolicy(folder, err)
 	}
 	registries := registry.New(registry.Options{AuthFile: options.AuthFile, PlainHTTP: options.PlainHTTP})
-	return &Gate{options: options, policy: trusted.policy, tags: trusted.tags, demands: &demands{required: trusted.approvals},
+	return &Gate{options: options, policy: trusted.policy, tags: trusted.tags,
+		demands:  &demands{required: trusted.approvals},
 		deciding: make(chan struct{}, 1), verifier: v, plugins: listed, registries: registries}, nil
 }
 

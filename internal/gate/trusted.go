@@ -19,9 +19,9 @@ type trusted struct {
 	approvals trust.Required           // that signatures need
 }
 
-// readTrust reads the trust policy, the roots of tags and the approvals that signatures need. If an export replaces the policy
-// meanwhile, it reads all again: a policy without the roots and approvals that it was exported with would accept more
-// than the policy before or after it.
+// readTrust reads the trust policy, the roots of tags and the approvals that signatures need. If an export replaces the
+// policy meanwhile, it reads all again: a policy without the roots and approvals that it was exported with would accept
+// more than the policy before or after it.
 func readTrust(folder string) (*trusted, error) {
 	const attempts = 10
 	path := filepath.Join(folder, dir.PathTrustPolicy)

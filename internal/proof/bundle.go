@@ -1,5 +1,5 @@
-// Package proof shows, without a server, that people agreed to the signature of an artifact. A bundle carries what shows
-// it to where the artifact is used: the statement, the approvals, and the entries of the broker's log with their
+// Package proof shows, without a server, that people agreed to the signature of an artifact. A bundle carries what
+// shows it to where the artifact is used: the statement, the approvals, and the entries of the broker's log with their
 // inclusion proofs. Who may approve, and which log counts, is a Demand of whoever verifies, never the bundle's.
 package proof
 
@@ -55,8 +55,8 @@ type Entry struct {
 	Index  int64    `json:"index"`
 }
 
-// Encode returns a bundle as canonical JSON (RFC 8785), with its type. It fails with Invalid for a bundle that is larger
-// than MaxBundle.
+// Encode returns a bundle as canonical JSON (RFC 8785), with its type. It fails with Invalid for a bundle that is
+// larger than MaxBundle.
 func (b *Bundle) Encode() ([]byte, error) {
 	typed := *b
 	typed.Type = bundleType

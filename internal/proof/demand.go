@@ -7,8 +7,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
-// Demand is who must have agreed to a signature, as a trust manifest says it. All groups are needed; a person counts for
-// one of them.
+// Demand is who must have agreed to a signature, as a trust manifest says it. All groups are needed; a person counts
+// for one of them.
 type Demand struct {
 	Groups []Group
 	// Credentials are the documents of the approvers' credentials in their encoding, by sha256:HEX. A credential that is

@@ -48,8 +48,8 @@ func OfEnvelope(mediaType string, envelope []byte) (payload, signature string, e
 	return approval.Hash(signed), approval.Hash(value), nil
 }
 
-// logged returns a signature value as a broker logs it: ECDSA in DER (RFC 3279 section 2.2.3). Notation signs with P-256,
-// P-384 and P-521, whose r||s have their very lengths, and with RSA, whose signatures are longer.
+// logged returns a signature value as a broker logs it: ECDSA in DER (RFC 3279 section 2.2.3). Notation signs with
+// P-256, P-384 and P-521, whose r||s have their very lengths, and with RSA, whose signatures are longer.
 func logged(value []byte) ([]byte, error) {
 	switch n := len(value); n {
 	case 0:
@@ -60,8 +60,8 @@ func logged(value []byte) ([]byte, error) {
 	return value, nil
 }
 
-// readJWS returns the JWS signing input (RFC 7515) and the signature value. Its fields have their very names: Notation's
-// parser takes names in other cases too, and the last of them.
+// readJWS returns the JWS signing input (RFC 7515) and the signature value. Its fields have their very names:
+// Notation's parser takes names in other cases too, and the last of them.
 func readJWS(data []byte) (signed, value []byte, err error) {
 	if err := bound.JSON(data, envelopeLimits); err != nil {
 		return nil, nil, err

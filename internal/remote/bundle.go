@@ -19,9 +19,9 @@ func (b *Backend) Bundle(ctx context.Context, s *config.Settings, id string) ([]
 // maxLooked is the number of requests that are looked at for those of an artifact.
 const maxLooked = 2000
 
-// SignedRequests returns the IDs of the requests of the caller with signatures of an artifact, newest first. It looks at
-// the newest 2,000 requests: an artifact that is signed with others, such as the image of one platform, has no list of
-// its own.
+// SignedRequests returns the IDs of the requests of the caller with signatures of an artifact, newest first. It looks
+// at the newest 2,000 requests: an artifact that is signed with others, such as the image of one platform, has no list
+// of its own.
 func (b *Backend) SignedRequests(ctx context.Context, s *config.Settings, digest string) (ids []string, err error) {
 	query := url.Values{"limit": {"100"}}
 	for looked := 0; looked < maxLooked; {

@@ -205,7 +205,8 @@ func parseVerifier(vkey string) (*Verifier, error) {
 	return v, nil
 }
 
-// splitVerifierKey returns the parts of a verifier key. data is the type, in one byte, and at least one byte of the key.
+// splitVerifierKey returns the parts of a verifier key. data is the type, in one byte, and at least one byte of the
+// key.
 func splitVerifierKey(vkey string) (name, id string, data []byte, err error) {
 	const limit = 4096
 	parts := strings.SplitN(vkey, "+", 3)

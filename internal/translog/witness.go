@@ -112,8 +112,8 @@ type Cosignature struct {
 const maxSignatures = 100
 
 // Cosigned returns the cosignatures of a checkpoint that the witnesses made, in their order: one of each key, the
-// newest, also if two witnesses have the same key. It fails with Denied when a cosignature of a witness does not verify,
-// and with Invalid when the note is not a checkpoint. It does not verify the signature of the log: Open does.
+// newest, also if two witnesses have the same key. It fails with Denied when a cosignature of a witness does not
+// verify, and with Invalid when the note is not a checkpoint. It does not verify the signature of the log: Open does.
 func Cosigned(data []byte, witnesses []*Witness) ([]Cosignature, error) {
 	if len(data) > maxCheckpoint {
 		return nil, failure.New(failure.Invalid, "the checkpoint has more than %d bytes", maxCheckpoint)

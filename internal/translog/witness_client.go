@@ -54,9 +54,10 @@ func NewWitnessClient(w *Witness, prefix string) (*WitnessClient, error) {
 func (c *WitnessClient) Witness() *Witness { return c.witness }
 
 // Cosign has the witness cosign a signed checkpoint of the log that has the tiles, and returns its cosignature, which
-// was verified. It sends one request, and another one when the witness has cosigned another size than is known. It fails
-// with Conflict when the witness has cosigned a checkpoint that this one does not continue, with NotFound or Denied when
-// it does not know the log or its key, and with Unavailable when it may answer later. The caller sets a deadline.
+// was verified. It sends one request, and another one when the witness has cosigned another size than is known. It
+// fails with Conflict when the witness has cosigned a checkpoint that this one does not continue, with NotFound or
+// Denied when it does not know the log or its key, and with Unavailable when it may answer later. The caller sets a
+// deadline.
 func (c *WitnessClient) Cosign(ctx context.Context, signed []byte, tiles Tiles) (Cosignature, error) {
 	cosignature, err := c.cosign(ctx, signed, tiles)
 	if err != nil {
@@ -108,7 +109,8 @@ type sizeError struct{ size int64 }
 // Error returns the size.
 func (e *sizeError) Error() string { return fmt.Sprintf("it has cosigned %d entries", e.size) }
 
-// add sends a checkpoint with the proof that it continues the one of the size older. It returns the lines of the answer.
+// add sends a checkpoint with the proof that it continues the one of the size older. It returns the lines of the
+// answer.
 func (c *WitnessClient) add(ctx context.Context, signed []byte, tiles Tiles, older, size int64) ([]byte, error) {
 	proof, err := ProveTree(ctx, tiles, older, size)
 	if err != nil {
