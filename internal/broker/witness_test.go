@@ -1,8 +1,10 @@
 package broker
 
 import (
+	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -77,7 +79,7 @@ func (w *witnessed) cosigned(note []byte) (translog.Checkpoint, string) {
 // until waits until the newest checkpoint covers all entries, and witnesses have cosigned it as it is served.
 func (w *witnessed) until(names string) translog.Checkpoint {
 	w.t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		c, note := w.Cosigned()
 		if note != nil && w.Published() == w.durable.Load() && c.Size == w.Published() {
 			served, err := w.Log().File(w.t.Context(), translog.CheckpointPath)
@@ -195,15 +197,24 @@ func TestWitnessFails(t *testing.T) {
 			close(hold)
 		}
 	})
-	w.servers[1].Answer(func(http.ResponseWriter, *http.Request) { <-hold }) // answers nothing
+	var open, most atomic.Int32                                        // requests at a time
+	w.servers[1].Answer(func(_ http.ResponseWriter, r *http.Request) { // answers nothing
+		_, _ = io.Copy(io.Discard, r.Body)
+		most.Store(max(most.Load(), open.Add(1)))
+		defer open.Add(-1)
+		select {
+		case <-hold:
+		case <-r.Context().Done(): // the broker does not wait any more
+		}
+	})
 	w.start()
 	for w.servers[1].Asked() == 0 {
 		time.Sleep(time.Millisecond)
 	}
 	w.signs("ci", 1)
 	w.signs("ci", 2)
-	if w.servers[1].Asked() != 1 {
-		t.Errorf("a witness got %d requests at a time", w.servers[1].Asked())
+	if most.Load() > 1 {
+		t.Errorf("a witness got %d requests at a time", most.Load())
 	}
 	w.servers[1].Answer(func(to http.ResponseWriter, _ *http.Request) { http.NotFound(to, nil) })
 	close(hold)
