@@ -411,14 +411,12 @@ func TestIncomplete(t *testing.T) {
 		path   string
 		answer http.HandlerFunc
 		kind   failure.Kind
-		hint   string
 	}{
-		"tags":            {"/tags/list", status(http.StatusUnauthorized), failure.Denied, "notation login"},
-		"no repository":   {"/tags/list", status(http.StatusNotFound), failure.NotFound, "check the name"},
-		"referrers":       {"/referrers/", status(http.StatusForbidden), failure.Denied, "notation login"},
-		"endless":         {"/referrers/", endless, failure.Invalid, "who can push"},
-		"too many":        {"/referrers/", crowded, failure.Invalid, "who can push"},
-		"index in itself": {"/manifests/v1", nested, failure.Invalid, "who can push"},
+		"tags":            {"/tags/list", status(http.StatusUnauthorized), failure.Denied},
+		"referrers":       {"/referrers/", status(http.StatusForbidden), failure.Denied},
+		"endless":         {"/referrers/", endless, failure.Invalid},
+		"too many":        {"/referrers/", crowded, failure.Invalid},
+		"index in itself": {"/manifests/v1", nested, failure.Invalid},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -442,8 +440,8 @@ func TestIncomplete(t *testing.T) {
 					t.Error("the log is read")
 					return &translog.Report{}, nil
 				}}})
-			if !failure.Is(err, c.kind) || !strings.Contains(failure.From(err).Hint, c.hint) {
-				t.Errorf("got %v, hint %q", err, failure.From(err).Hint)
+			if !failure.Is(err, c.kind) {
+				t.Errorf("got %v", err)
 			}
 		})
 	}
@@ -498,4 +496,35 @@ func crowded(w http.ResponseWriter, _ *http.Request) {
 func nested(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
 	fmt.Fprint(w, strings.Repeat("[", 1000))
+}
+
+// TestListFirst verifies that an incident has the tag of its image when the list of its referrers is read first.
+func TestListFirst(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	image := w.image("v9")
+	envelope, err := w.us.Sign(jws.MediaTypeEnvelope, image, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := w.hang(jws.MediaTypeEnvelope, envelope, image)
+	d.ArtifactType = notationType
+	list, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{d}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag := "sha256-" + image.Digest.Encoded()
+	w.memory.Put(ocispec.MediaTypeImageIndex, list, tag)
+	registries := registry.New(registry.Options{PlainHTTP: true, Limits: Limits})
+	defer registries.Close()
+	walk := newWalk(Options{Registries: registries, Repository: w.memory.Address + "/app", Check: gate.CheckEnvelope})
+	for _, one := range []string{tag, "v9"} {
+		if err := walk.tag(t.Context(), one); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found := walk.sorted(); len(found) != 1 || found[0].Tag != "v9" {
+		t.Errorf("%+v", found)
+	}
 }

@@ -53,7 +53,8 @@ type walk struct {
 
 	mutex    sync.Mutex
 	seen     map[read]bool
-	subjects map[string]string // of certificates, each once
+	tags     map[digest.Digest]string // of tagged manifests, the first by name
+	subjects map[string]string        // of certificates, each once
 	found    []signature
 	others   int
 	invalid  int
@@ -62,7 +63,7 @@ type walk struct {
 
 func newWalk(o Options) *walk {
 	return &walk{Options: o, keys: keysOf(o.Certificates), from: o.Registries.Repository(o.Repository),
-		seen: map[read]bool{}, subjects: map[string]string{}}
+		seen: map[read]bool{}, tags: map[digest.Digest]string{}, subjects: map[string]string{}}
 }
 
 // report returns the report without what the log says.
@@ -73,6 +74,11 @@ func (w *walk) report() *Report {
 
 // sorted returns the signatures by payload and value.
 func (w *walk) sorted() []signature {
+	for i := range w.found {
+		if f := &w.found[i]; f.Tag == "" { // found by the list of referrers before the tag was read
+			f.Tag = w.tags[digest.Digest(f.Image)]
+		}
+	}
 	slices.SortFunc(w.found, compareSignatures)
 	return w.found
 }
@@ -156,6 +162,11 @@ func (w *walk) readTag(ctx context.Context, tag string) error {
 		}
 		return w.image(ctx, image, "", 0)
 	}
+	w.mutex.Lock()
+	if known, exists := w.tags[d.Digest]; !exists || tag < known {
+		w.tags[d.Digest] = tag
+	}
+	w.mutex.Unlock()
 	return w.manifest(ctx, d, data, tag, 0)
 }
 
