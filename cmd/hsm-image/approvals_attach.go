@@ -87,7 +87,7 @@ func readBundle(path string) ([]byte, error) {
 			WithHint("give the file that 'hsm-image approvals get' has written")
 	}
 	if _, err := proof.Decode(data); err != nil {
-		return nil, failure.New(failure.Invalid, "cannot read the bundle of approvals in %s: %w", path, err).
+		return nil, failure.New(failure.Invalid, "cannot attach %s: %w", path, err).
 			WithHint("give the file that 'hsm-image approvals get' has written")
 	}
 	return data, nil
