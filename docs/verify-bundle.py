@@ -160,7 +160,7 @@ def verify(data, wanted, demand, now):
     algorithm, digits = wanted["digest"].split(":")
     need(p["action"] == "use" and "change" not in p and p["key"]["leaf"] == wanted["leaf"]
          and p["expiry"] == wanted["expiry"], "people agreed to another signature")
-    need(any(t["digest"] == wanted["digest"] and s["digest"] == {algorithm: digits}
+    need(any(t["digest"] == wanted["digest"] and t["format"] == "notation" and s["digest"] == {algorithm: digits}
              and t.get("annotations", {}) == (wanted["annotations"] or {})
              and wanted["media_type"] in ("", t["media_type"]) and wanted["size"] in (0, t["size"])
              for t, s in zip(p["targets"], read(statement)["subject"])), "people agreed to another artifact")

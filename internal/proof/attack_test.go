@@ -225,7 +225,8 @@ var wickedLogs = []attack{
 	during("approval after the intent", "1 of 2 people", func(s *scene, r *prooftest.Request) {
 		approve(r, s.alice)
 		r.Event(entry.Intended, func(e *entry.Event) {
-			e.Leaf, e.Digest, e.Payload, e.Statement = s.wanted.Leaf, s.wanted.Digest, s.wanted.Payload, approval.Hash(r.Statement)
+			e.Leaf, e.Digest, e.Payload, e.Statement = s.wanted.Leaf, s.wanted.Digest, s.wanted.Payload,
+				approval.Hash(r.Statement)
 		})
 		approve(r, s.bob)
 		r.Event(entry.Signed, func(e *entry.Event) { e.Payload, e.Signature = s.wanted.Payload, s.wanted.Signature })
@@ -290,7 +291,8 @@ var wickedLogs = []attack{
 	during("an intent of another payload", "without its intent", func(s *scene, r *prooftest.Request) {
 		approve(r, s.alice, s.bob)
 		r.Event(entry.Intended, func(e *entry.Event) {
-			e.Leaf, e.Digest, e.Payload, e.Statement = s.wanted.Leaf, s.wanted.Digest, approval.Hash(nil), approval.Hash(r.Statement)
+			e.Leaf, e.Digest, e.Payload, e.Statement = s.wanted.Leaf, s.wanted.Digest, approval.Hash(nil),
+				approval.Hash(r.Statement)
 		})
 		r.Event(entry.Signed, func(e *entry.Event) { e.Payload, e.Signature = s.wanted.Payload, s.wanted.Signature })
 	}),
@@ -338,6 +340,9 @@ var wickedLogs = []attack{
 	requesting("an artifact that nobody agreed to", "other artifacts", func(s *approval.Statement, _ *entry.Event) {
 		other := approval.Hash([]byte("other"))
 		s.Predicate.Targets[0].Digest, s.Subjects[0].Digest["sha256"] = other, strings.TrimPrefix(other, "sha256:")
+	}),
+	requesting("a format", "another format", func(s *approval.Statement, _ *entry.Event) {
+		s.Predicate.Targets[0].Format = "cosign"
 	}),
 	requesting("annotations", "other annotations", func(s *approval.Statement, _ *entry.Event) {
 		s.Predicate.Targets[0].Annotations = map[string]string{"approved": "yes"}

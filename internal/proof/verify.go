@@ -95,6 +95,9 @@ func (v *verification) readStatement() error {
 	return v.readTargets()
 }
 
+// notation is the format of the signatures that are proven: a statement can be about the same artifact in another one.
+const notation = "notation"
+
 // readTargets verifies that the artifact is a target of the statement, as it was signed, and that it is a subject for
 // those too who read subjects alone.
 func (v *verification) readTargets() error {
@@ -105,6 +108,8 @@ func (v *verification) readTargets() error {
 		switch {
 		case t.Digest != w.Digest || i >= len(v.statement.Subjects) ||
 			!maps.Equal(v.statement.Subjects[i].Digest, map[string]string{algorithm: digits}):
+		case t.Format != notation:
+			why = "a signature in another format"
 		case !maps.Equal(t.Annotations, w.Annotations):
 			why = "other annotations"
 		case p.Expiry != w.Expiry:
