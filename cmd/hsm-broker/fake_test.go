@@ -116,7 +116,8 @@ func (f *fakeBroker) sshKey(name string) (path string, public []byte) {
 func (f *fakeBroker) fill() {
 	f.t.Helper()
 	salt := strings.Repeat("00", 32)
-	e := brokerapi.Evidence{Rules: map[string][]byte{}, Names: map[string][]byte{}, Credentials: map[string][]byte{}, You: "id-alice"}
+	e := brokerapi.Evidence{Rules: map[string][]byte{}, Names: map[string][]byte{}, Credentials: map[string][]byte{},
+		You: "id-alice"}
 	parsed, err := policy.Parse([]byte(fakePolicy))
 	if err != nil {
 		f.t.Fatal(err)

@@ -125,8 +125,8 @@ func Signatures(ctx context.Context, from oras.ReferrerLister, image ocispec.Des
 }
 
 // FetchEnvelope returns the envelope of a Notation signature and its media type, by the descriptor of its manifest. It
-// verifies the sizes and digests, and nothing of the envelope. It fails with ErrLimit for a signature that is too large,
-// or whose manifest other verifiers read although it is beyond the limits.
+// verifies the sizes and digests, and nothing of the envelope. It fails with ErrLimit for a signature that is too
+// large, or whose manifest other verifiers read although it is beyond the limits.
 func FetchEnvelope(ctx context.Context, from content.Fetcher, manifest ocispec.Descriptor) (mediaType string,
 	envelope []byte, err error) {
 	if manifest.MediaType != ocispec.MediaTypeImageManifest && manifest.MediaType != mediaTypeArtifact {

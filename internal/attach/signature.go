@@ -25,8 +25,8 @@ type Claims struct {
 }
 
 // Verify returns what an envelope says. It fails for an envelope whose signature is not valid, and returns no claims
-// then. It fails, and returns the claims without Payload and Signature, if the signature is valid and the envelope can be
-// read in several ways: other verifiers accept it. The caller has checked that the envelope is within limits
+// then. It fails, and returns the claims without Payload and Signature, if the signature is valid and the envelope can
+// be read in several ways: other verifiers accept it. The caller has checked that the envelope is within limits
 // (gate.CheckEnvelope).
 func Verify(mediaType string, envelope []byte) (*Claims, error) {
 	parsed, err := signature.ParseEnvelope(mediaType, envelope)

@@ -132,8 +132,8 @@ func keysOf(certificates []*x509.Certificate) keys {
 	return k
 }
 
-// keyOf returns the SHA-256 of the encoding of a certificate's key. It is not that in the certificate, where one key can
-// have several.
+// keyOf returns the SHA-256 of the encoding of a certificate's key. It is not that in the certificate, where one key
+// can have several.
 func keyOf(c *x509.Certificate) [sha256.Size]byte {
 	if der, err := x509.MarshalPKIXPublicKey(c.PublicKey); err == nil {
 		return sha256.Sum256(der)

@@ -122,7 +122,8 @@ func (w *world) audit(certificates ...*x509.Certificate) (*Report, error) {
 func (w *world) auditWith(logs []verifyLog, certificates ...*x509.Certificate) (*Report, error) {
 	registries := registry.New(registry.Options{PlainHTTP: true, Limits: Limits})
 	defer registries.Close()
-	return Run(w.Context(), Options{Registries: registries, Repository: w.memory.Address + "/app", Check: gate.CheckEnvelope,
+	return Run(w.Context(), Options{Registries: registries, Repository: w.memory.Address + "/app",
+		Check:        gate.CheckEnvelope,
 		Certificates: certificates, Logs: logs})
 }
 
@@ -217,8 +218,8 @@ func (w *world) untagged() {
 	w.memory.Put(ocispec.MediaTypeImageIndex, list, "sha256-"+image.Digest.Encoded())
 }
 
-// TestOtherReadings verifies that a signature that Notation accepts is an incident, also if its envelope has more than a
-// broker's.
+// TestOtherReadings verifies that a signature that Notation accepts is an incident, also if its envelope has more than
+// a broker's.
 func TestOtherReadings(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -377,7 +378,8 @@ func TestHidden(t *testing.T) {
 	}
 }
 
-// TestEncodedOtherwise verifies that a key is ours whose encoding in a certificate begins at another bit, as Go reads it.
+// TestEncodedOtherwise verifies that a key is ours whose encoding in a certificate begins at another bit, as Go reads
+// it.
 func TestEncodedOtherwise(t *testing.T) {
 	t.Parallel()
 	us := newWorld(t).us.Certificate

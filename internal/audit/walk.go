@@ -277,8 +277,8 @@ type read [sha256.Size]byte
 
 func referrersOf(d ocispec.Descriptor) read { return sha256.Sum256([]byte("referrers of " + d.Digest)) }
 
-// signatureBy names a signature by all that decides how it is read. An index can list it as an image, too, and a list of
-// referrers have it with another size: whoever can push writes them.
+// signatureBy names a signature by all that decides how it is read. An index can list it as an image, too, and a list
+// of referrers have it with another size: whoever can push writes them.
 func signatureBy(d ocispec.Descriptor) read {
 	return sha256.Sum256(fmt.Appendf(nil, "signature %s of %d bytes: %q", d.Digest, d.Size, d.MediaType))
 }

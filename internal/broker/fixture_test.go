@@ -170,7 +170,8 @@ func (f *fixture) open() error {
 func (f *fixture) options(s store.Store) Options {
 	return Options{
 		Store: s, Policy: []byte(f.policy), Config: []byte(f.config), Keys: f.keys, Clock: f.clock.clock(), Limits: f.limits,
-		snapshotEvery: f.snapshots, witnessEvery: 10 * time.Millisecond, First: f.first(), PublicURL: "https://broker.example.com", Notices: f.notices,
+		snapshotEvery: f.snapshots, witnessEvery: 10 * time.Millisecond, First: f.first(),
+		PublicURL: "https://broker.example.com", Notices: f.notices,
 		Check: func(_ context.Context, _, _, mediaType string, size int64) (*repository.Claims, error) {
 			return &repository.Claims{MediaType: mediaType, ManifestSize: size}, nil
 		},

@@ -38,7 +38,8 @@ func TestNodeApprovals(t *testing.T) {
 	trusttest.Require(t, manifest, name, c.log, 2, c.ann, c.ben)
 	export()
 	want := "the trust manifest demands approvals for " + name
-	if d := ask(t, node, name+":1", g.image); d.Passed() || !strings.Contains(d.Reason, want+", and the image has no bundle") {
+	if d := ask(t, node, name+":1", g.image); d.Passed() || !strings.Contains(d.Reason,
+		want+", and the image has no bundle") {
 		t.Errorf("without a bundle: %+v", d)
 	}
 	g.attach(t, c.bundle(g.both(), s), s.Payload, true)

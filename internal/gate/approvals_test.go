@@ -48,7 +48,8 @@ func (c *council) signature(by *oci.Forger, image ocispec.Descriptor, mediaType 
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return proof.Signature{Digest: image.Digest.String(), Leaf: fmt.Sprintf("sha256:%x", sha256.Sum256(by.Certificate.Raw)),
+	return proof.Signature{Digest: image.Digest.String(), Leaf: fmt.Sprintf("sha256:%x",
+		sha256.Sum256(by.Certificate.Raw)),
 		Payload: payload, Signature: value, MediaType: image.MediaType, Size: image.Size}
 }
 
@@ -273,8 +274,8 @@ func TestNextApproved(t *testing.T) {
 	}
 }
 
-// TestApprovalsWithoutSigners verifies that nothing passes where the trust policy accepts signatures by anyone, or none,
-// and approvals are demanded.
+// TestApprovalsWithoutSigners verifies that nothing passes where the trust policy accepts signatures by anyone, or
+// none, and approvals are demanded.
 func TestApprovalsWithoutSigners(t *testing.T) {
 	for _, level := range []string{"skip", "audit"} {
 		g := newGuarded(t)
@@ -322,9 +323,11 @@ func TestTwoDemands(t *testing.T) {
 func TestApprovalTexts(t *testing.T) {
 	t.Parallel()
 	evil := "a\x1b[2J\nb"
-	a := describeApprovals(bundleManifest{}, &proof.Shown{Request: evil, Key: evil, Log: evil, Repository: evil, Rule: evil,
+	a := describeApprovals(bundleManifest{}, &proof.Shown{Request: evil, Key: evil, Log: evil, Repository: evil,
+		Rule:   evil,
 		Reason: evil, Witnesses: []string{evil}, BreakGlass: true, Approvers: []proof.Approver{
-			{ID: "1f", Name: "ann", Counts: true}, {ID: evil, Kind: approval.Kind(evil), Reason: evil}, {ID: "3f", Counts: true}}})
+			{ID: "1f", Name: "ann", Counts: true}, {ID: evil, Kind: approval.Kind(evil), Reason: evil}, {ID: "3f",
+				Counts: true}}})
 	for _, text := range []string{a.Request, a.Key, a.Log, a.Repository, a.Rule, a.Reason, a.Witnesses[0],
 		a.Approvers[1].ID, a.Approvers[1].Kind, a.Approvers[1].Reason} {
 		if text != "a?[2J b" {

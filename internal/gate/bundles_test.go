@@ -158,7 +158,8 @@ func TestOtherReferrers(t *testing.T) {
 	}
 }
 
-// TestListedBundles verifies that no more bundles are listed than signatures, and that one kind does not hide the other.
+// TestListedBundles verifies that no more bundles are listed than signatures, and that one kind does not hide the
+// other.
 func TestListedBundles(t *testing.T) {
 	t.Parallel()
 	var page []ocispec.Descriptor

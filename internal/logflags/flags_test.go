@@ -54,7 +54,8 @@ func TestVerifiers(t *testing.T) {
 		"line of another origin":  {[]string{"--key", v.String(), "--origin", "other/log"}, `--origin is "other/log"`},
 		"no such file":            {[]string{"--key", filepath.Join(folder, "no")}, "cannot read "},
 		"file that is not a key":  {[]string{"--key", file("no.key", "no key")}, "cannot read the verifier key"},
-		"PEM file that is no key": {[]string{"--key", file("no.pem", "-----BEGIN X-----\n-----END X-----\n"), "--origin", "a"},
+		"PEM file that is no key": {[]string{"--key", file("no.pem", "-----BEGIN X-----\n-----END X-----\n"), "--origin",
+			"a"},
 			"no.pem"},
 	} {
 		var f Flags

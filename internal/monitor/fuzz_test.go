@@ -9,8 +9,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/broker/entry"
 )
 
-// FuzzRead reads logs of any entries, one in a line: within bounds, with alerts that can be told, and the same after the
-// state was written and read.
+// FuzzRead reads logs of any entries, one in a line: within bounds, with alerts that can be told, and the same after
+// the state was written and read.
 func FuzzRead(f *testing.F) {
 	c, err := ParseConfig("monitor.yaml", []byte("version: 1\n"+listed))
 	if err != nil {

@@ -70,7 +70,8 @@ func newVector(s *scene, name, refused string, bundle []byte) vector {
 	v := vector{Name: name, Refused: refused, Now: s.log.Now.Unix(), Bundle: bundle,
 		Signature: vectorSignature{s.wanted.Digest, s.wanted.Leaf, s.wanted.Payload, s.wanted.Signature,
 			s.wanted.Annotations, s.wanted.Expiry, s.wanted.MediaType, s.wanted.Size},
-		Demand: vectorDemand{Names: s.demand.Names, Cosigned: s.demand.Cosigned, MaxAge: int64(s.demand.MaxAge / time.Second)}}
+		Demand: vectorDemand{Names: s.demand.Names, Cosigned: s.demand.Cosigned,
+			MaxAge: int64(s.demand.MaxAge / time.Second)}}
 	for _, g := range s.demand.Groups {
 		v.Demand.Groups = append(v.Demand.Groups, vectorGroup{g.Name, g.Members, g.Quorum, g.Kinds, g.Attested,
 			g.DeviceBound})

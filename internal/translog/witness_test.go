@@ -164,11 +164,12 @@ func TestCosigned(t *testing.T) {
 		want []string
 		kind failure.Kind
 	}{
-		"none":             {data, nil, 0},
-		"one":              {data + cosign(w, key, c.text(), 5), []string{w.name}, 0},
-		"one twice":        {data + cosign(w, key, c.text(), 5) + cosign(w, key, c.text(), 6), []string{w.name}, 0},
-		"one key":          {data + cosign(w, key, c.text(), 5) + cosign(twin, key, c.text(), 6), []string{twin.name}, 0},
-		"two":              {data + cosign(other, otherKey, c.text(), 5) + cosign(w, key, c.text(), 5), []string{w.name, other.name}, 0},
+		"none":      {data, nil, 0},
+		"one":       {data + cosign(w, key, c.text(), 5), []string{w.name}, 0},
+		"one twice": {data + cosign(w, key, c.text(), 5) + cosign(w, key, c.text(), 6), []string{w.name}, 0},
+		"one key":   {data + cosign(w, key, c.text(), 5) + cosign(twin, key, c.text(), 6), []string{twin.name}, 0},
+		"two": {data + cosign(other, otherKey, c.text(), 5) + cosign(w, key, c.text(), 5), []string{w.name,
+			other.name}, 0},
 		"unknown":          {data + strings.Replace(wrong, w.name, "stranger", 1), nil, 0},
 		"wrong key":        {data + wrong, nil, failure.Denied},
 		"after the end":    {data + cosign(w, key, c.text(), maxTime+1), nil, failure.Denied},

@@ -87,7 +87,8 @@ func passkey(t *testing.T, key map[int]any) Credential {
 // TestNoCOSEKey verifies that other bytes are compared as they are.
 func TestNoCOSEKey(t *testing.T) {
 	t.Parallel()
-	for _, text := range []string{"", "\xa0", "key", "\xa1\x01\x03", "\xa1\x01\x02", "\xa3\x01\x02\x21\x41\x01\x22\x41\x01"} {
+	for _, text := range []string{"", "\xa0", "key", "\xa1\x01\x03", "\xa1\x01\x02",
+		"\xa3\x01\x02\x21\x41\x01\x22\x41\x01"} {
 		if got := sameCOSE([]byte(text)); got != text {
 			t.Errorf("%q is %q", text, got)
 		}

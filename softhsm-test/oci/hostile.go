@@ -101,7 +101,8 @@ func (f *Hostile) Referrers(t testing.TB, image ocispec.Descriptor) []byte {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	data, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageIndex, Manifests: append([]ocispec.Descriptor{}, f.referrers[image.Digest.String()]...)})
+		MediaType: ocispec.MediaTypeImageIndex, Manifests: append([]ocispec.Descriptor{},
+			f.referrers[image.Digest.String()]...)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -239,7 +239,8 @@ func TestPurge(t *testing.T) {
 	document := []byte("the document of mallory")
 	for _, b := range []*store.Batch{
 		{Documents: [][]byte{document}, Requests: []store.Request{{ID: "r", Body: []byte("asked by mallory")}}},
-		{Erased: [][32]byte{sha256.Sum256(document)}, Requests: []store.Request{{ID: "r", Body: []byte("asked by somebody")}}},
+		{Erased: [][32]byte{sha256.Sum256(document)}, Requests: []store.Request{{ID: "r",
+			Body: []byte("asked by somebody")}}},
 	} {
 		if err := s.Commit(t.Context(), b); err != nil {
 			t.Fatal(err)

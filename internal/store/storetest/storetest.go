@@ -20,7 +20,8 @@ func Run(t *testing.T, open func(*testing.T) store.Store) {
 	t.Helper()
 	c := &contract{T: t, open: open, Store: open(t)}
 	for name, test := range map[string]func(*contract){
-		"batches": batches, "requests": requests, "snapshots": snapshots, "documents": documents, "erased": erased, "readers": readers,
+		"batches": batches, "requests": requests, "snapshots": snapshots, "documents": documents, "erased": erased,
+		"readers": readers,
 		"notices": notices,
 	} {
 		c.Close()

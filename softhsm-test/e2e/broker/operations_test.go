@@ -164,8 +164,8 @@ func get(t *testing.T, url string) string {
 	return string(data)
 }
 
-// documentedMetrics returns the names in the table of metrics, sorted, without those of a broker that publishes tags, or
-// has notices or witnesses.
+// documentedMetrics returns the names in the table of metrics, sorted, without those of a broker that publishes tags,
+// or has notices or witnesses.
 func documentedMetrics(t *testing.T) (names []string) {
 	t.Helper()
 	page := softhsmtest.Read(t, filepath.Join(softhsmtest.Root(), "docs", "broker-operations.md"))

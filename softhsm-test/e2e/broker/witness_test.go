@@ -29,7 +29,8 @@ func TestWitness(t *testing.T) {
 	}
 	addresses := softhsmtest.FreeAddresses(t, 3)
 	b := softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Policy: operatedPolicy, Type: "other",
-		Listen: "metrics: " + addresses[0], Log: fmt.Sprintf("witnesses: [{url: %q, key: %q}]", "http://"+addresses[1], vkey)})
+		Listen: "metrics: " + addresses[0], Log: fmt.Sprintf("witnesses: [{url: %q, key: %q}]", "http://"+addresses[1],
+			vkey)})
 	mint := func() string { // a token is good for one request
 		return b.Issuer.Mint(t, map[string]any{"aud": b.URL, "sub": "ci", "repository": "example/app"})
 	}
