@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
 // tagsFile is the file of a trust directory with the repositories whose tags have a root. Notation does not read it.
@@ -270,27 +268,10 @@ func withOld(pinned, old []*Pinned) []*Pinned {
 
 // writePinned replaces the file, unless it has this content. Without a repository it removes the file.
 func (f folder) writePinned(pinned []*Pinned) error {
-	path := filepath.Join(filepath.Dir(f.policy), tagsFile)
+	e := extra{name: tagsFile, what: "the roots of tags", limit: maxTagsFile,
+		check: func(data []byte) error { _, err := parseTags(data); return err }}
 	if len(pinned) == 0 {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return failure.New(failure.FileKind(err), "cannot remove the roots of tags: %w", err).
-				WithHint("check the folder's permissions")
-		}
-		return nil
+		return f.removeExtra(e)
 	}
-	var out bytes.Buffer
-	encoder := json.NewEncoder(&out)
-	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "    ")
-	if err := encoder.Encode(pinnedFile{tagsVersion, pinned}); err != nil {
-		return err
-	}
-	if _, err := parseTags(out.Bytes()); err != nil { // verifiers would refuse it
-		return failure.New(failure.Invalid, "cannot export the roots of tags: %w", err).
-			WithHint("remove what the trust manifest has too much of")
-	}
-	if data, err := bound.ReadFile(path, maxTagsFile); err == nil && bytes.Equal(data, out.Bytes()) {
-		return nil
-	}
-	return state.Write(path, out.Bytes(), permissions(path, f.file))
+	return f.writeExtra(e, pinnedFile{tagsVersion, pinned})
 }

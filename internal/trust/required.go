@@ -6,13 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
-	"github.com/notation-hsm/notation-hsm/internal/state"
 )
 
 // approvalsFile is the file of a trust directory with what signatures need besides a signer. Notation does not read it.
@@ -181,27 +179,10 @@ func sameExport(a, b exportApprovals) bool {
 
 // writeExports replaces the file, unless it has this content. Without an export it removes the file.
 func (f folder) writeExports(exports []exportApprovals) error {
-	path := filepath.Join(filepath.Dir(f.policy), approvalsFile)
+	e := extra{name: approvalsFile, what: "the approvals that signatures need", limit: maxApprovalsFile,
+		check: func(data []byte) error { _, err := parseExports(data); return err }}
 	if len(exports) == 0 {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return failure.New(failure.FileKind(err), "cannot remove the approvals that signatures need: %w", err).
-				WithHint("check the folder's permissions")
-		}
-		return nil
+		return f.removeExtra(e)
 	}
-	var out bytes.Buffer
-	encoder := json.NewEncoder(&out)
-	encoder.SetEscapeHTML(false)
-	encoder.SetIndent("", "    ")
-	if err := encoder.Encode(requiredFile{approvalsVersion, exports}); err != nil {
-		return err
-	}
-	if _, err := parseExports(out.Bytes()); err != nil { // verifiers would refuse it
-		return failure.New(failure.Invalid, "cannot export the approvals that signatures need: %w", err).
-			WithHint("remove what the trust manifest has too much of")
-	}
-	if data, err := bound.ReadFile(path, maxApprovalsFile); err == nil && bytes.Equal(data, out.Bytes()) {
-		return nil
-	}
-	return state.Write(path, out.Bytes(), permissions(path, f.file))
+	return f.writeExtra(e, requiredFile{approvalsVersion, exports})
 }
