@@ -200,6 +200,7 @@ func TestApprovals(t *testing.T) {
 		t.Errorf("%v: %s", err, text)
 	}
 	a.run("", failure.Invalid, "verify", "--plain-http", "--trust-dir", t.TempDir(), a.name()) // demands nothing
+	a.run("", failure.NotFound, "verify", "--plain-http", "--trust-dir", filepath.Join(t.TempDir(), "none"), a.name())
 }
 
 // TestApprovalsFile takes a bundle to a file, and attaches it from there to the signature that it is of.

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -64,7 +65,7 @@ It verifies approvals alone, and not whether the signer is trusted: 'hsm-image v
 }
 
 // demandsOf returns what a trust directory demands of signatures in a repository. It fails with Invalid if that is
-// nothing.
+// nothing, and with NotFound without the directory.
 func demandsOf(folder, repository string) ([]*proof.Demand, error) {
 	if folder == "" {
 		var err error
@@ -75,6 +76,10 @@ func demandsOf(folder, repository string) ([]*proof.Demand, error) {
 	name, err := scope.Canonical(repository)
 	if err != nil {
 		return nil, err
+	}
+	if _, err := os.Stat(folder); err != nil {
+		return nil, failure.New(failure.FileKind(err), "cannot access the trust directory: %w", err).
+			WithHint("name the folder with --trust-dir, or write it with 'notation-hsm trust export'")
 	}
 	required, err := trust.ReadApprovals(folder)
 	if err != nil {
