@@ -242,16 +242,23 @@ func (n *node) push(t *testing.T, name string, wrap wrap, layers ...*layer) (ref
 	return reference
 }
 
-// holds returns the files of a node's containerd in which the first line of a text is.
+// holds returns the files of a node's containerd in which the first line of a text is. containerd may remove some
+// meanwhile.
 func (n *node) holds(t *testing.T, text []byte) (files []string) {
 	t.Helper()
 	if err := filepath.WalkDir(n.Root, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err != nil || !entry.Type().IsRegular() {
 			return err
 		}
 		data, err := os.ReadFile(path)
 		if bytes.Contains(data, text[:len(rand.Text())]) {
 			files = append(files, path)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
 		return err
 	}); err != nil {
