@@ -24,6 +24,7 @@ type Batch struct {
 	Erased     [][32]byte // SHA-256 of documents that are deleted, those of the batch as well
 	Notices    []Notice   // are queued; one whose ID was queued before is left as it is
 	Meta       map[string][]byte
+	Seal       []byte // of the log with the entries, by which other replicas know that one of them has added them
 }
 
 // Tile is a tile of the log's tree (C2SP tlog-tiles): hashes of 32 bytes, of a whole tile or of what there is of it.
