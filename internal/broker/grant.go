@@ -24,6 +24,8 @@ type request struct {
 	Uses       int64           `json:"uses"` // of each target
 	Statement  string          `json:"statement,omitempty"`
 	Payload    string          `json:"payload,omitempty"` // that is being signed
+	Intent     int64           `json:"intent,omitempty"`  // index of the entry that says so
+	Replica    int64           `json:"replica,omitempty"` // that has the module sign
 	Votes      []vote          `json:"votes,omitempty"`   // approvals that stand, in the order of the log
 	Seen       []string        `json:"seen,omitempty"`    // documents of decisions that were given, also those withdrawn
 	Requester  string          `json:"requester"`
@@ -120,7 +122,7 @@ func (s *state) intend(e *Event, index int64, covered bool) {
 		r.Entries = append(r.Entries, index)
 		r.State, r.Rule = brokerapi.Signing, e.Rule
 	}
-	r.Payload = e.Payload
+	r.Payload, r.Intent, r.Replica = e.Payload, index, e.Replica
 	if !e.Retry {
 		w := s.Uses[e.Key+"\x00"+e.Rule]
 		if w == nil {
@@ -151,7 +153,7 @@ func (s *state) outcome(e *Event, index int64) {
 	r := s.own(e.Request)
 	r.Entries = append(r.Entries, index)
 	t := r.signing(e.Payload)
-	r.Payload = ""
+	r.Payload, r.Intent, r.Replica = "", 0, 0
 	switch {
 	case t == nil: // entries that no checkpoint covers can say anything
 		s.end(r, brokerapi.Lost)

@@ -63,6 +63,7 @@ type Event struct {
 	Policy     string   `json:"policy,omitempty"`     // sha256:HEX
 	Public     string   `json:"public,omitempty"`     // pseudonym of a public key
 	Reason     string   `json:"reason,omitempty"`     // kind of a failure
+	Replica    int64    `json:"replica,omitempty"`    // number of the one that has the module sign
 	Repository string   `json:"repository,omitempty"` // that was checked
 	Request    string   `json:"request,omitempty"`    // ID
 	Requester  string   `json:"requester,omitempty"`  // pseudonym of issuer and of the claims in same
