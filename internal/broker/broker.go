@@ -47,6 +47,8 @@ type Options struct {
 	// Notices returns what is put into the outbox of the store when people are told of an event; nil for nothing.
 	Notices func(Notice) []store.Notice
 	Clock   Clock
+	// Replica is set for one of several brokers that share the store, which is its own.
+	Replica *Replica
 	// Registerer gets the broker's metrics; nil for none.
 	Registerer prometheus.Registerer
 
@@ -88,9 +90,13 @@ type Broker struct {
 	urgent  chan struct{} // has the publisher publish now
 	quit    chan struct{} // closed to end the sequencer
 	ended   chan struct{} // closed when it has ended
+	replica *replica      // nil for a broker that has its store for itself
 	running context.Context
 	stop    context.CancelFunc
 	group   sync.WaitGroup
+	beating context.Context // ends after all that the replica has begun
+	mute    context.CancelFunc
+	beats   sync.WaitGroup
 	flying  flying
 
 	inForce   atomic.Pointer[inForce]   // what the sequencer decides by
@@ -118,8 +124,9 @@ type Broker struct {
 	reminded  map[string]int64 // days after which people were reminded of a request
 	unsettled *unsettled       // nil unless the last transaction has failed
 
-	snapshotting  bool // one is being made
-	snapshotEvery int64
+	sealedByReplica bool // the log, when it was read from the store last
+	snapshotting    bool // one is being made
+	snapshotEvery   int64
 }
 
 // inForce is a policy that counts.
@@ -152,13 +159,25 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	b.witnesses.register(o.Registerer, b)
 	b.ahead.Store(int64(b.clock.clock.Boot()))
 	b.running, b.stop = context.WithCancel(context.Background())
+	if o.Replica != nil {
+		b.replica = &replica{Replica: *o.Replica, moved: make(chan struct{}, 1), version: -1}
+	}
 	err = b.start(ctx)
 	if err == nil {
 		err = b.loadCosigned(ctx)
 	}
+	if err == nil && b.replica != nil {
+		err = b.beatOnce(ctx)
+	}
 	if err != nil {
 		b.stop()
 		return nil, err
+	}
+	if b.replica != nil {
+		b.beating, b.mute = context.WithCancel(context.Background())
+		b.beats.Go(func() { b.beat(b.beating) })
+		b.group.Go(b.listen)
+		b.group.Go(b.probe)
 	}
 	b.group.Go(b.publish)
 	if len(o.Log.Witnesses) > 0 {
@@ -189,6 +208,11 @@ func (b *Broker) Close() error {
 	}
 	close(b.quit)
 	<-b.ended
+	if b.replica != nil {
+		b.mute()
+		b.beats.Wait()
+		b.leave(ctx)
+	}
 	return err
 }
 

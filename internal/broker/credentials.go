@@ -82,11 +82,6 @@ func (b *Broker) Document(ctx context.Context, hash string) ([]byte, error) {
 	return data, nil
 }
 
-// look has the sequencer read the state.
-func (b *Broker) look(ctx context.Context, read func(*decision)) error {
-	return b.do(ctx, func(d *decision) error { read(d); return nil })
-}
-
 // CredentialsOf returns the credentials of a person by their names.
 func (b *Broker) CredentialsOf(ctx context.Context, person string) (map[string]*approval.Credential, error) {
 	var ids []string

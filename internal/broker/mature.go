@@ -47,8 +47,9 @@ func (b *Broker) mature(ctx context.Context) {
 			return
 		}
 		for id := range d.changes {
-			if b.sealed.Load() != (d.Requests[id].What == ChangeEpoch) {
-				continue
+			what := d.Requests[id].What
+			if b.sealed.Load() != (what == ChangeEpoch) || !b.Leads() && what != ChangeConfig && what != ChangeEpoch {
+				continue // a replica that was started with another config makes that change
 			}
 			if p := d.ready(id); p != nil {
 				ready = append(ready, p)
@@ -197,7 +198,7 @@ func (d *decision) endAs(id string, as brokerapi.State, why string) error {
 // expire ends requests that are open and whose time is over, and those whose rules have changed. It has people
 // reminded of those that wait for them. It is called once in a minute, and when another policy has come into force.
 func (b *Broker) expire() {
-	if b.sealed.Load() {
+	if b.sealed.Load() || !b.Leads() {
 		return
 	}
 	var ids []string

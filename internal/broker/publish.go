@@ -52,29 +52,37 @@ func (b *Broker) publishNow(ctx context.Context) error {
 	if newest := b.published.Load(); newest != nil && newest.Size == b.durable.Load() {
 		return nil
 	}
-	if b.sealed.Load() {
+	if b.sealed.Load() || !b.Leads() {
 		return nil
 	}
 	ctx = context.WithValue(ctx, finishing{}, true)
 	var unsigned translog.Checkpoint
-	err := b.do(ctx, func(*decision) error { // the tree is the sequencer's: before this batch, it is durable
+	err := b.look(ctx, func(*decision) { // the tree is the sequencer's: before this batch, it is durable
 		unsigned = translog.Checkpoint{Origin: b.origin(), Size: b.tree.Size(), Root: b.tree.Root()}
-		return nil
 	})
 	if err != nil {
 		return err
 	}
 	note, err := b.options.Log.Sign(ctx, unsigned)
+	if b.replica != nil {
+		b.replica.unable.Store(err != nil)
+	}
 	if err != nil {
 		return err
 	}
 	if again, err := b.verify(note); err != nil || again != unsigned {
 		return errors.Join(failure.New(failure.Internal, "the log's key made a signature that does not verify"), err)
 	}
+	if newest := b.published.Load(); newest != nil && newest.Size > unsigned.Size { // another replica's
+		return nil
+	}
 	if err := writeFile(b.options.Log.File, note); err != nil {
 		return err
 	}
 	return b.do(ctx, func(d *decision) error {
+		if newest := b.published.Load(); newest != nil && newest.Size > unsigned.Size {
+			return nil
+		}
 		d.batch.Checkpoint = note
 		b.published.Store(&published{Checkpoint: unsigned, note: note})
 		return nil

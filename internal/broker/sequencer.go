@@ -19,6 +19,7 @@ const maxBatch = 256
 // job is a decision that waits for the sequencer.
 type job struct {
 	ctx    context.Context
+	reads  bool // it adds nothing
 	decide func(*decision) error
 	done   chan error
 }
@@ -38,7 +39,18 @@ type decision struct {
 func (b *Broker) do(ctx context.Context, decide func(*decision) error) (err error) {
 	ctx, span := telemetry.Start(ctx, "commit")
 	defer func() { span.End(kindOf(err)) }()
-	j := &job{ctx: ctx, decide: decide, done: make(chan error, 1)}
+	return b.ask(&job{ctx: ctx, decide: decide, done: make(chan error, 1)})
+}
+
+// look has the sequencer read the state as it is durable.
+func (b *Broker) look(ctx context.Context, read func(*decision)) error {
+	return b.ask(&job{ctx: ctx, reads: true, decide: func(d *decision) error { read(d); return nil },
+		done: make(chan error, 1)})
+}
+
+// ask has the sequencer do a job.
+func (b *Broker) ask(j *job) error {
+	ctx := j.ctx
 	if b.running.Err() != nil && ctx.Value(finishing{}) == nil {
 		return errStopping()
 	}
@@ -70,11 +82,16 @@ type finishing struct{}
 
 // sequence takes decisions until the broker ends.
 func (b *Broker) sequence() {
+	var moved <-chan struct{} // others may have added to the log
+	if b.replica != nil {
+		moved = b.replica.moved
+	}
 	for {
 		var batch []*job
 		select {
 		case first := <-b.jobs:
 			batch = append(batch, first)
+		case <-moved: // it is followed in any case
 		case <-b.quit:
 			return
 		}
@@ -92,16 +109,18 @@ func (b *Broker) sequence() {
 
 // commit takes the decisions of a batch, makes them durable, and answers.
 func (b *Broker) commit(jobs []*job) {
-	if err := b.settle(); err != nil {
+	turn, err := b.turn(!slices.ContainsFunc(jobs, func(j *job) bool { return !j.reads }))
+	if err != nil {
 		for _, j := range jobs {
 			j.done <- err
 		}
 		return
 	}
+	defer turn.End()
 	batch := &store.Batch{First: b.state.Size}
-	now := b.clock.now(b.state.Last)
+	now := b.now(turn)
 	errs := make([]error, len(jobs))
-	var names []string
+	names := b.loseDead(turn, batch, now)
 	for i, j := range jobs {
 		if j.ctx.Value(finishing{}) == nil {
 			if errs[i] = context.Cause(j.ctx); errs[i] == nil && b.running.Err() != nil {
@@ -115,7 +134,7 @@ func (b *Broker) commit(jobs []*job) {
 		errs[i] = j.decide(d)
 		names = append(names, d.names...)
 	}
-	err := b.save(batch)
+	err = b.save(turn, batch)
 	if err == nil {
 		b.adopt()
 		b.snapshot()
@@ -134,15 +153,27 @@ func (b *Broker) commit(jobs []*job) {
 	b.waiters.wake(names)
 }
 
+// now returns the time of the decisions of a turn: replicas go by the store's clock.
+func (b *Broker) now(turn store.Turn) time.Time {
+	head := turn.Head()
+	switch {
+	case head == nil:
+		return b.clock.now(b.state.Last)
+	case head.Now.Before(b.state.Last):
+		return b.state.Last
+	}
+	return head.Now.UTC()
+}
+
 // save commits a batch. When that fails, the state is read from the store again: it must be what is durable.
-func (b *Broker) save(batch *store.Batch) error {
+func (b *Broker) save(turn store.Turn, batch *store.Batch) error {
 	counts := b.counts
 	b.counts = nil
 	if len(batch.Entries) == 0 && batch.Checkpoint == nil && len(batch.Requests) == 0 && len(batch.Meta) == 0 &&
 		len(batch.Notices) == 0 && len(batch.Erased) == 0 {
 		return nil
 	}
-	err := b.write(batch)
+	err := b.write(turn, batch)
 	if err == nil {
 		b.metrics.count(counts)
 		return nil
@@ -153,6 +184,15 @@ func (b *Broker) save(batch *store.Batch) error {
 	grown, _ := b.tree.Append(batch.Entries)
 	b.unsettled = &unsettled{unknown: unknown, first: batch.First,
 		own: batch.First + int64(len(batch.Entries)), trees: []*translog.Tree{b.tree, grown}}
+	if u := b.unsettled; b.replica != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), maxTurnWait)
+		defer cancel()
+		if again := b.resettle(ctx); again != nil || !u.durable {
+			return err
+		}
+		b.metrics.count(counts)
+		return nil
+	}
 	if b.settle() == nil && unknown && b.state.Size == batch.First+int64(len(batch.Entries)) {
 		b.metrics.count(counts)
 		return nil
@@ -161,13 +201,16 @@ func (b *Broker) save(batch *store.Batch) error {
 }
 
 // write commits a batch with the tiles of its entries.
-func (b *Broker) write(batch *store.Batch) error {
+func (b *Broker) write(turn store.Turn, batch *store.Batch) error {
 	grown, changed := b.tree.Append(batch.Entries)
 	for _, t := range changed {
 		batch.Tiles = append(batch.Tiles, store.Tile{Level: t.Level, Index: t.Index, Hashes: t.Hashes})
 	}
+	if b.replica != nil {
+		batch.Seal = b.seal(grown)
+	}
 	began := time.Now()
-	err := b.options.Store.Commit(context.Background(), batch)
+	err := turn.Commit(context.Background(), batch)
 	b.metrics.commit.Observe(time.Since(began).Seconds())
 	b.metrics.batch.Observe(float64(len(batch.Entries)))
 	if err == nil {
@@ -186,6 +229,7 @@ func (b *Broker) write(batch *store.Batch) error {
 type unsettled struct {
 	unknown bool  // nobody knows whether it is durable
 	late    bool  // callers were told that it failed
+	durable bool  // all of it, as a replica has found
 	first   int64 // entries before it
 	own     int64 // entries that this process has added, and that callers were not told to have failed
 	// trees are those that the log can have, of entries of this process. Another one has entries of somebody else.
@@ -219,7 +263,7 @@ func (b *Broker) settle() error {
 			if len(u.trees) > maxTrees {
 				u.trees = slices.Delete(u.trees, 2, 3) // the oldest of those that a later attempt was to make
 			}
-			err = b.write(batch)
+			err = b.write(noTurn{b.options.Store}, batch)
 		}
 		if err == nil {
 			b.metrics.count(b.counts)

@@ -52,6 +52,9 @@ func (b *Broker) Parts(ctx context.Context) []brokerapi.Part {
 	if why := b.readOnly.Load(); why != nil {
 		parts[3].Ready, parts[3].Detail = false, *why
 	}
+	if r := b.replica; r != nil {
+		parts = append(parts, r.part())
+	}
 	approvers := brokerapi.Part{Name: "approvers", Ready: true}
 	if err := b.look(ctx, func(d *decision) { approvers.Detail = d.stuck() }); err != nil {
 		approvers.Detail = failure.From(err).What

@@ -38,6 +38,7 @@ type wish struct {
 	claims   *brokerapi.Claims
 	rule     string // by which it is allowed
 
+	intent     int64   // index of the entry of its intent
 	breakGlass string  // name of a rule for emergencies that the requester asks for
 	why        string  // and the reason
 	proven     *proven // what has been verified of the grant
@@ -219,9 +220,13 @@ func (d *decision) allow(w *wish) (found, busy *request, waits *brokerapi.Reques
 
 // intend logs an intent, with the row of a request that is new.
 func (d *decision) intend(e *Event, w *wish, body *brokerapi.Request) error {
+	if d.b.replica != nil {
+		e.Replica = d.b.replica.turn
+	}
 	if err := d.event(*e); err != nil {
 		return err
 	}
+	w.intent = d.Size - 1
 	d.b.live[e.Request] = true
 	w.rule = e.Rule
 	if body != nil {
@@ -258,6 +263,14 @@ func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.Sig
 	}
 	logged := b.do(ctx, func(d *decision) error {
 		delete(b.live, id)
+		now := d.Requests[id]
+		if now == nil || now.State != brokerapi.Signing || now.Intent != w.intent { // it was taken for lost
+			if err == nil {
+				err = failure.New(failure.Unavailable, "the signature of request %s is not released: it was taken for lost", id).
+					WithHint("try again")
+			}
+			return nil
+		}
 		if _, is := d.Blocked[w.Key]; is && err == nil { // it was blocked while the module signed: nothing is released
 			err = d.checkKey(w)
 			e.Type, e.Signature, e.Reason = lost, "", failure.Denied.String()
@@ -265,7 +278,7 @@ func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.Sig
 		if err := d.event(e); err != nil {
 			return err
 		}
-		switch now := d.Requests[id]; {
+		switch now = d.Requests[id]; {
 		case err == nil:
 			d.release(id, signature)
 		case now != nil: // the grant is as good as before

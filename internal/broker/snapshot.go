@@ -23,7 +23,7 @@ const snapshotEntry = "snapshot-entry"
 func (b *Broker) snapshot() {
 	s := b.state
 	since := s.Size - b.snapped
-	if b.snapshotting || since < b.snapshotEvery || since < 4*int64(len(s.Requests)+len(s.Tokens)) {
+	if !b.Leads() || b.snapshotting || since < b.snapshotEvery || since < 4*int64(len(s.Requests)+len(s.Tokens)) {
 		return
 	}
 	b.snapshotting = true

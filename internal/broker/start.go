@@ -3,6 +3,7 @@ package broker
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -40,7 +41,7 @@ func (b *Broker) start(ctx context.Context) error {
 		return err
 	}
 	if size == 0 {
-		if err := b.begin(); err != nil {
+		if err := b.begin(); err != nil && !b.overtaken(err) {
 			return err
 		}
 		if size, err = b.options.Store.Size(ctx); err != nil {
@@ -48,7 +49,7 @@ func (b *Broker) start(ctx context.Context) error {
 		}
 	}
 	if size == int64(1+len(b.options.First)) {
-		if err := b.signFirst(ctx); err != nil { // also after a start that ended before it did
+		if err := b.signFirst(ctx); err != nil && !b.overtaken(err) { // also after a start that ended before it did
 			return err
 		}
 	}
@@ -69,7 +70,7 @@ func (b *Broker) start(ctx context.Context) error {
 		return failure.New(failure.Internal, "cannot read the policy in force from the store").
 			WithHint("restore the database from a backup")
 	}
-	if why != "" {
+	if why != "" || b.sealedByReplica {
 		return nil
 	}
 	// Limits count by the times of entries. One of a time to come would have them count nothing.
@@ -80,7 +81,22 @@ func (b *Broker) start(ctx context.Context) error {
 		b.sealed.Store(true)
 		return nil
 	}
-	return b.recover()
+	if err := b.recover(); err != nil {
+		if !b.overtaken(err) {
+			return err
+		}
+		return b.reload(ctx, 0)
+	}
+	return nil
+}
+
+// overtaken reports whether a failure is that another replica has done the same at the same time.
+func (b *Broker) overtaken(err error) bool {
+	is := b.replica != nil && failure.Is(err, failure.Conflict)
+	if is {
+		b.unsettled = nil
+	}
+	return is
 }
 
 // begin makes the first entry of the log, with the policy and the config as their files are. A checkpoint outside of
@@ -110,7 +126,7 @@ func (b *Broker) begin() error {
 	if err != nil {
 		return err
 	}
-	return b.save(batch)
+	return b.save(noTurn{b.options.Store}, batch)
 }
 
 // signFirst signs the checkpoint of a log that has its first entries alone, unless there is one.
@@ -239,9 +255,24 @@ func (b *Broker) reload(ctx context.Context, own int64, trees ...*translog.Tree)
 	if err != nil {
 		return err
 	}
+	var seal []byte
+	if b.replica != nil {
+		head, err := b.replica.Store.Head(ctx)
+		if err != nil {
+			return err
+		}
+		size, seal = head.Size, head.Seal
+	}
 	tree, err := translog.NewTree(ctx, size, b.tiles)
 	if err != nil {
 		return err
+	}
+	if b.sealedByReplica = len(seal) > 0; b.sealedByReplica {
+		if !hmac.Equal(seal, b.seal(tree)) {
+			return failure.New(failure.Conflict, "the newest entries of the log in the database are of no replica that has this key").
+				WithHint("give all replicas the same key (replicas.key); if they have it, the database was edited: restore a backup")
+		}
+		own = size
 	}
 	known := func(t *translog.Tree) bool { return t.Size() == size && t.Root() == tree.Root() }
 	if len(trees) > 0 && !slices.ContainsFunc(trees, known) {
@@ -361,7 +392,7 @@ func (b *Broker) recover() error {
 	if err := d.void(b.published.Load().Size, batch.First); err != nil {
 		return err
 	}
-	return b.save(batch)
+	return b.save(noTurn{b.options.Store}, batch)
 }
 
 // void logs of entries that no checkpoint covers, and that are not known to be this process's, that they permit
@@ -403,7 +434,7 @@ func (d *decision) void(first, end int64) error {
 // loseAll ends the intents whose outcome nobody knows.
 func (d *decision) loseAll() error {
 	for _, r := range d.Requests {
-		if r.State != brokerapi.Signing || d.b.live[r.ID] {
+		if r.State != brokerapi.Signing || d.alive(r) {
 			continue
 		}
 		if err := d.event(Event{Type: lost, Request: r.ID, Key: r.Key, Payload: r.Payload}); err != nil {
@@ -412,6 +443,15 @@ func (d *decision) loseAll() error {
 		d.finish(r.ID, brokerapi.Lost, "the broker stopped before it knew whether the module had signed")
 	}
 	return nil
+}
+
+// alive reports whether somebody fulfils the intent of a request.
+func (d *decision) alive(r *request) bool {
+	others := d.b.replica
+	if others == nil || r.Replica == others.turn {
+		return d.b.live[r.ID]
+	}
+	return slices.Contains(others.alive, r.Replica)
 }
 
 // adopt puts into force what a checkpoint covers.

@@ -137,7 +137,9 @@ func (b *Broker) cosign() {
 	for {
 		select {
 		case <-tick.C:
-			b.cosignNow(b.running)
+			if b.Leads() {
+				b.cosignNow(b.running)
+			}
 		case <-b.running.Done():
 			return
 		}
