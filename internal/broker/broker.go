@@ -54,6 +54,7 @@ type Options struct {
 
 	snapshotEvery int64         // less than snapshotEntries in tests
 	witnessEvery  time.Duration // less than witnessInterval in tests
+	publishEvery  time.Duration // less than publishInterval in tests
 }
 
 // Keys use the keys of modules by their names in the policy.

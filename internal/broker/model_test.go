@@ -42,11 +42,13 @@ const (
 // after each step that the broker keeps what it promises. go test -run TestModel -rapid.checks=3000 does more.
 func TestModel(t *testing.T) {
 	t.Parallel()
-	runs := setFlag(t, "rapid.checks", "100", modelRuns)
-	setFlag(t, "rapid.steps", "30", modelSteps)
-	if err := flag.Set("rapid.checks", strconv.Itoa((runs+modelShards-1)/modelShards)); err != nil {
-		t.Fatal(err)
-	}
+	runModels(t, 1)
+}
+
+// runModels runs models of brokers with some replicas.
+func runModels(t *testing.T, replicas int) {
+	t.Helper()
+	setModelFlags(t)
 	var mu sync.Mutex
 	counts := map[string]int{}
 	t.Run("shards", func(t *testing.T) {
@@ -58,7 +60,7 @@ func TestModel(t *testing.T) {
 					if all.Failed() { // another shard has found something
 						return
 					}
-					m := newModel(t, rt)
+					m := newModel(t, rt, replicas)
 					defer m.end()
 					rt.Repeat(m.actions())
 					mu.Lock()
@@ -71,12 +73,32 @@ func TestModel(t *testing.T) {
 		}
 	})
 	t.Log(counts)
-	for _, name := range []string{"signed", "signed as people agreed", "changed as people agreed", "void", "withdrawn/v1",
-		"rejected/v1", "policy/v1", "enrolled/v1", "removed/v1", "must"} {
+	happens := []string{"signed", "signed as people agreed", "changed as people agreed", "withdrawn/v1", "must"}
+	if replicas == 1 {
+		happens = append(happens, "void", "rejected/v1", "policy/v1", "enrolled/v1", "removed/v1")
+	} else {
+		happens = append(happens, "dead")
+	}
+	for _, name := range happens {
 		if counts[name] == 0 && !t.Failed() {
 			t.Errorf("in no run: %s", name)
 		}
 	}
+}
+
+// modelFlags are set once for all models of the program.
+var modelFlags sync.Once
+
+// setModelFlags has a shard of a model make its part of the runs.
+func setModelFlags(t *testing.T) {
+	t.Helper()
+	modelFlags.Do(func() {
+		runs := setFlag(t, "rapid.checks", "100", modelRuns)
+		setFlag(t, "rapid.steps", "30", modelSteps)
+		if err := flag.Set("rapid.checks", strconv.Itoa((runs+modelShards-1)/modelShards)); err != nil {
+			t.Fatal(err)
+		}
+	})
 }
 
 // setFlag sets a flag of rapid that has its default, and returns its value.
@@ -102,6 +124,7 @@ type model struct {
 	book    *book
 	store   *faulty
 	last    *Broker // also when none runs
+	others  *replicated
 	audit   *Audit
 	options Options
 
@@ -135,7 +158,7 @@ var (
 		{"dave", "key"}, {"dave", "ssh"}, {"erin", "key"}}
 )
 
-func newModel(t *testing.T, rt *rapid.T) *model {
+func newModel(t *testing.T, rt *rapid.T, replicas int) *model {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "model")
 	if err != nil {
@@ -151,6 +174,9 @@ func newModel(t *testing.T, rt *rapid.T) *model {
 			return nil
 		}
 		return m.hook()
+	}
+	if replicas > 1 {
+		m.others = &replicated{count: replicas}
 	}
 	m.book.fail = func(promise, format string, args ...any) {
 		rt.Helper()
@@ -253,6 +279,11 @@ func (m *model) begin(people []FirstApprover) {
 		m.options.Log.MaxUnpublished = 10_000 * time.Hour // time passes faster than checkpoints are signed
 	}
 	m.options.Store = m.store
+	if m.others != nil {
+		m.beginReplicas(s)
+		m.last = m.Broker
+		return
+	}
 	if m.Broker, err = Open(m.t.Context(), m.options); err != nil {
 		s.Close()
 		m.book.fail(promiseRestarted, "%v", err)
@@ -263,6 +294,7 @@ func (m *model) begin(people []FirstApprover) {
 // end closes what there is.
 func (m *model) end() {
 	m.noLog.Store(true)
+	m.ended()
 	m.stop()
 	if err := os.RemoveAll(m.dir); err != nil {
 		m.t.Error(err)
@@ -296,7 +328,10 @@ func (m *model) catchUp() {
 // settled is called between steps: what a checkpoint covers now is in force.
 func (m *model) settled() {
 	m.catchUp()
-	covered := m.Published()
+	if m.others != nil {
+		_ = m.look(m.t.Context(), func(*decision) {}) // it may not know of the checkpoint
+	}
+	covered := max(m.Published(), m.book.sure)
 	if err := m.look(m.t.Context(), func(*decision) {}); err == nil {
 		m.book.sure = covered
 	}
@@ -331,7 +366,7 @@ func chance(rt *rapid.T, n int) bool { return rapid.IntRange(0, n-1).Draw(rt, "c
 
 // actions returns what can happen.
 func (m *model) actions() map[string]func(*rapid.T) {
-	return map[string]func(*rapid.T){
+	return m.anywhere(map[string]func(*rapid.T){
 		"":     func(*rapid.T) { m.settled() },
 		"sign": m.sign, "sign2": m.sign, "sign3": m.sign,
 		"again": m.again, "create": m.create,
@@ -341,7 +376,7 @@ func (m *model) actions() map[string]func(*rapid.T) {
 		"replay":   m.replay, "cancel": m.cancel, "policy": m.propose, "block": m.block, "enrol": m.enrol, "remove": m.remove,
 		"pass": m.pass, "jump": m.jump, "ripen": m.ripenNow, "restart": m.restart, "crash": m.crash, "fault": m.fault,
 		"unsigned": m.unsigned, "module": m.module,
-	}
+	})
 }
 
 // some does one thing that changes something.
@@ -666,6 +701,7 @@ func (m *model) stopped() {
 
 func (m *model) restart(*rapid.T) {
 	m.stopped()
+	m.ended()
 	m.stop()
 	m.begin(nil)
 	m.book.counts["restart"]++
@@ -674,8 +710,10 @@ func (m *model) restart(*rapid.T) {
 // crash ends the broker without a last checkpoint. Somebody may edit the database before it starts again.
 func (m *model) crash(rt *rapid.T) {
 	m.stopped()
+	m.noLog.Store(true)
+	m.ended()
 	m.killed()
-	if chance(rt, 2) {
+	if chance(rt, 2) && m.others == nil {
 		m.forge(rt)
 	}
 	m.begin(nil)

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -22,7 +23,7 @@ type published struct {
 
 // publish signs checkpoints until the broker ends.
 func (b *Broker) publish() {
-	tick := time.NewTicker(publishInterval)
+	tick := time.NewTicker(cmp.Or(b.options.publishEvery, publishInterval))
 	defer tick.Stop()
 	failed := false
 	for {

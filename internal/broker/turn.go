@@ -51,7 +51,7 @@ func (b *Broker) turn(readers bool) (store.Turn, error) {
 	if readers {
 		head, err := r.Store.Head(ctx)
 		if err == nil {
-			_ = r.check(b.clock.clock.Wall(), head.Now) // reading is allowed with any clock
+			_ = r.check(b.clock.now(time.Time{}), head.Now) // reading is allowed with any clock
 			err = b.follow(ctx, head)
 		}
 		return noTurn{b.options.Store}, err
@@ -68,7 +68,7 @@ func (b *Broker) turn(readers bool) (store.Turn, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = r.check(b.clock.clock.Wall(), turn.Head().Now)
+	err = r.check(b.clock.now(time.Time{}), turn.Head().Now)
 	if err == nil {
 		err = b.follow(ctx, turn.Head())
 	}
@@ -96,7 +96,8 @@ func (b *Broker) loseDead(turn store.Turn, batch *store.Batch, now time.Time) []
 	return d.names
 }
 
-// check fails when the clock of the machine differs from the store's. now is the store's time, just before the other.
+// check fails when the time of this machine differs from the store's, a moment before. A clock that jumps is no reason:
+// the watch goes on as before, as it does for a clock that the store's follows.
 func (r *replica) check(own, now time.Time) error {
 	skew := own.Sub(now)
 	if skew.Abs() <= maxJump {
@@ -107,7 +108,7 @@ func (r *replica) check(own, now time.Time) error {
 		slog.Error("the clock of this machine is not the database's: nothing is decided here", "by", skew)
 	}
 	return failure.New(failure.Unavailable, "the clock of this replica of the broker differs from the database's by %s",
-		skew.Round(time.Second)).WithHint("set the clocks of both machines right")
+		skew.Round(time.Second)).WithHint("set the clocks of both machines right, and start the replica again")
 }
 
 // follow takes what other replicas have added to the log into account.
