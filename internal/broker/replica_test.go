@@ -2,8 +2,10 @@ package broker
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -219,6 +221,36 @@ func TestReplicaSkewed(t *testing.T) {
 	made, err := skewed.Create(t.Context(), caller("ci"), newTarget(3))
 	if err != nil || !made.Created.Equal(all[0].clock.now()) {
 		t.Errorf("%+v, %v", made, err)
+	}
+}
+
+// TestReplicaJoins starts a replica while the log has another policy that no checkpoint covers yet.
+func TestReplicaJoins(t *testing.T) {
+	t.Parallel()
+	all, s := newReplicas(t, 1)
+	all[0].signs("ci", 1)
+	all[0].publishAll()
+	checkpoint, err := os.ReadFile(all[0].checkpointFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all[0].noLog.Store(true)
+	changed := []byte(strings.ReplaceAll(testPolicy, `"ci"`, `"cd"`))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err = all[0].Propose(ctx, caller("admin"), Change{What: ChangePolicy, Policy: changed})
+	failsWith(t, err, failure.Timeout, "no checkpoint")
+	for n := range 2 {
+		f := newFixture(t)
+		f.clock, f.log, f.keys.private = all[0].clock, all[0].log, all[0].keys.private
+		if err := os.WriteFile(f.checkpointFile(), checkpoint, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f.startReplica(s)
+		f.signs("cd", 2+n)
+		_, err = f.Sign(t.Context(), caller("ci"), "release", f.image(9))
+		failsWith(t, err, failure.Denied, "no rule")
+		all[0].signs("cd", 4+n)
 	}
 }
 

@@ -87,6 +87,7 @@ func (b *Broker) start(ctx context.Context) error {
 		}
 		return b.reload(ctx, 0)
 	}
+	b.sealedByReplica = b.replica != nil
 	return nil
 }
 
@@ -454,14 +455,17 @@ func (d *decision) alive(r *request) bool {
 	return slices.Contains(others.alive, r.Replica)
 }
 
-// adopt puts into force what a checkpoint covers.
+// adopt puts into force what a checkpoint covers, or what replicas have sealed.
 func (b *Broker) adopt() {
 	b.tell()
+	s, current := b.state, b.inForce.Load()
 	covered := int64(0)
 	if newest := b.published.Load(); newest != nil {
 		covered = newest.Size
 	}
-	s, current := b.state, b.inForce.Load()
+	if b.replica != nil && b.sealedByReplica {
+		covered = s.Size
+	}
 	if (current == nil || current.index != s.Index) && s.Index < covered {
 		next, err := b.load(s)
 		if err != nil {
