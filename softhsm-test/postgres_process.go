@@ -1,6 +1,7 @@
 package softhsmtest
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -128,14 +129,20 @@ func (s *PostgresServer) Pause(t testing.TB) {
 			return alive(process) && processState(process) != "T"
 		})
 	})
-	t.Cleanup(func() { s.signalAll(t, syscall.SIGCONT) })
+	Write(t, s.paused(), strings.Trim(fmt.Sprint(s.processes()), "[]"))
+	s.user.own(t, s.paused())
+	t.Cleanup(func() { s.Continue(t) })
 }
 
 // Continue ends Pause.
 func (s *PostgresServer) Continue(t testing.TB) {
 	t.Helper()
 	s.signalAll(t, syscall.SIGCONT)
+	_ = os.Remove(s.paused())
 }
+
+// paused returns the path of a file with the processes that Pause has stopped, for removeAtExit.
+func (s *PostgresServer) paused() string { return filepath.Join(s.Dir, "paused") }
 
 // signalAll sends all processes of the server a signal.
 func (s *PostgresServer) signalAll(t testing.TB, signal syscall.Signal) {
@@ -194,10 +201,11 @@ func startTied(cmd *exec.Cmd, signal syscall.Signal) (*postmaster, error) {
 }
 
 // removeAtExit removes the folder of a server when this process ends, however it ends: a shell waits for the end of its
-// input, and then until the server is gone.
+// input, has what is paused go on, since a stopped process does not end, and waits until the server is gone.
 func removeAtExit(t testing.TB, owner *ownUser, dir string) {
 	t.Helper()
 	const script = `cat >/dev/null
+[ ! -e "$1/paused" ] || kill -CONT $(cat "$1/paused")
 for i in $(seq 100); do [ -e "$1/data/postmaster.pid" ] || break; sleep 0.1; done
 rm -rf "$1"`
 	read, write, err := os.Pipe()
