@@ -25,7 +25,7 @@ AXE := cmp -s tools/axe/package-lock.json bin/tools/axe/package-lock.json || { \
 BUILD := go build -tags $(TAGS) -trimpath $(HARDENED) -o bin/
 PACKAGES := softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl opencryptoki swtpm libtpm2-pkcs11-1 p11-kit \
 	p11-kit-modules libnss3 libnss3-tools openssh-client etcd-server etcd-client curl dbus-daemon systemd podman \
-	python3-venv python3-cryptography chromium openssh-client $(if $(shell command -v npm),,npm)
+	python3-venv python3-cryptography chromium openssh-client postgresql pgbouncer $(if $(shell command -v npm),,npm)
 
 .PHONY: help build compiler demo demo-programs demo-broker demo-broker-programs check test explain-test fuzz seeded kubernetes lint bench tools testtools packages clean
 

@@ -24,8 +24,19 @@ if [ "$(id -u)" -ne 0 ]; then
 	fi
 fi
 echo "installing: ${missing[*]}" >&2
+# The tests start servers of their own. Without this file, Debian's package makes one and starts it, on port 5432. It is
+# there during the installation only: what an administrator makes later is none of ours.
+if [[ " ${missing[*]} " = *" postgresql "* ]]; then
+	settings=/etc/postgresql-common/createcluster.d/notation-hsm.conf
+	"${sudo[@]}" mkdir -p "${settings%/*}"
+	"${sudo[@]}" tee "$settings" <<<"create_main_cluster = false" >/dev/null
+	trap '"${sudo[@]}" rm -f "$settings"' EXIT
+fi
 export DEBIAN_FRONTEND=noninteractive
 "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
 	"${sudo[@]}" apt-get update -qq
 	"${sudo[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
+if [[ " ${missing[*]} " = *" pgbouncer "* && -d /run/systemd/system ]]; then
+	"${sudo[@]}" systemctl disable -q --now pgbouncer # which the installation has started, on port 6432
+fi
