@@ -193,6 +193,7 @@ func TestIndexes(t *testing.T) {
 		"SELECT id FROM requests WHERE id IN ('a', 'b') ORDER BY id DESC LIMIT 9":          "sqlite_autoindex_requests_1",
 		"SELECT id FROM notices WHERE channel = 'a' AND due <= 9 ORDER BY due, id LIMIT 9": "notices_by_channel",
 		"SELECT id FROM notices WHERE due <= 9 ORDER BY due, id LIMIT 9":                   "notices_due",
+		"SELECT sha256 FROM documents WHERE request < 'a' ORDER BY request LIMIT 9":        "documents_by_request",
 		"SELECT id FROM notices WHERE done < 9 ORDER BY done LIMIT 9":                      "notices_done",
 	} {
 		rows, err := s.read.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+query)

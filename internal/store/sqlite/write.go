@@ -14,7 +14,7 @@ import (
 )
 
 // statements are those of Commit.
-type statements struct{ size, entry, tile, request, document, erase, snapshot, forget, notice, meta *sql.Stmt }
+type statements struct{ size, entry, tile, request, document, requestDocument, erase, snapshot, forget, notice, meta *sql.Stmt }
 
 func prepare(ctx context.Context, db *sql.DB) (s statements, err error) {
 	for text, into := range map[string]**sql.Stmt{
@@ -23,7 +23,11 @@ func prepare(ctx context.Context, db *sql.DB) (s statements, err error) {
 		"INSERT INTO tiles VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET hashes = excluded.hashes": &s.tile,
 		`INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET changed = excluded.changed,
 			state = excluded.state, rule = excluded.rule, body = excluded.body, signature = excluded.signature`: &s.request,
-		"INSERT INTO documents VALUES (?, ?) ON CONFLICT DO NOTHING":                          &s.document,
+		// One that is kept for itself is not kept for a request any more.
+		`INSERT INTO documents (sha256, data) VALUES (?, ?)
+			ON CONFLICT DO UPDATE SET request = NULL WHERE request IS NOT NULL`: &s.document,
+		`INSERT INTO documents (request, sha256, data) VALUES (?, ?, ?)
+			ON CONFLICT DO UPDATE SET request = max(request, excluded.request)`: &s.requestDocument,
 		"DELETE FROM documents WHERE sha256 = ?":                                              &s.erase,
 		`INSERT INTO notices VALUES (?, ?, ?, ?, ?, NULL, ?, ?) ON CONFLICT (id) DO NOTHING`:  &s.notice,
 		"INSERT INTO snapshots VALUES (?, ?)":                                                 &s.snapshot,
@@ -95,6 +99,10 @@ func (s *Store) fill(ctx context.Context, tx *sql.Tx, b *store.Batch) (err error
 	for _, data := range b.Documents {
 		hash := sha256.Sum256(data)
 		put(s.put.document, hash[:], data)
+	}
+	for _, d := range b.RequestDocuments {
+		hash := sha256.Sum256(d.Data)
+		put(s.put.requestDocument, d.Request, hash[:], d.Data)
 	}
 	for _, hash := range b.Erased {
 		put(s.put.erase, hash[:])

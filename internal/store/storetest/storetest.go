@@ -22,7 +22,7 @@ func Run(t *testing.T, open func(*testing.T) store.Store) {
 	for name, test := range map[string]func(*contract){
 		"batches": batches, "requests": requests, "snapshots": snapshots, "documents": documents, "erased": erased,
 		"readers": readers,
-		"notices": notices,
+		"notices": notices, "retain": retain,
 	} {
 		c.Close()
 		c.Store = open(t)
@@ -331,4 +331,53 @@ func readers(c *contract) {
 	}
 	close(done)
 	group.Wait()
+}
+
+// retain tests that old requests and their documents are deleted, and that nothing else is.
+func retain(c *contract) {
+	now := time.Now()
+	old := now.AddDate(-1, -2, 0)
+	var b store.Batch
+	for i, at := range []time.Time{old, old.AddDate(0, 1, 0), now, now.AddDate(40, 0, 0)} {
+		id := store.FirstID(at) + "ab"
+		b.Requests = append(b.Requests, store.Request{ID: id, Repository: "retained", Body: []byte{}})
+		b.RequestDocuments = append(b.RequestDocuments, store.RequestDocument{Request: id, Data: fmt.Append(nil, "of", i)},
+			store.RequestDocument{Request: id, Data: []byte("of all")})
+	}
+	b.Requests = append(b.Requests, store.Request{ID: "gone", Repository: "retained", Body: []byte{}}) // no time
+	b.Documents = [][]byte{[]byte("kept beside"), []byte("of 0 and kept")}
+	b.RequestDocuments = append(b.RequestDocuments,
+		store.RequestDocument{Request: b.Requests[0].ID, Data: []byte("of 0 and kept")},
+		store.RequestDocument{Request: b.Requests[0].ID, Data: []byte("of 0, kept later")})
+	b.First, b.Entries = c.size(), [][]byte{{1}}
+	c.must(c.Commit(c.Context(), &b))
+	c.must(c.Commit(c.Context(), &store.Batch{First: c.size(), Documents: [][]byte{[]byte("of 0, kept later")}}))
+	want := func(requests int, documents ...string) {
+		c.Helper()
+		c.reopen()
+		got, err := c.Requests(c.Context(), store.Query{Repository: "retained", Limit: 9})
+		if err != nil || len(got) != requests {
+			c.Errorf("%d requests, %v, not %d", len(got), err, requests)
+		}
+		var found []string
+		for _, d := range []string{"of0", "of1", "of2", "of3", "of all", "kept beside", "of 0 and kept", "of 0, kept later"} {
+			if _, err := c.Document(c.Context(), sha256.Sum256([]byte(d))); err == nil {
+				found = append(found, d)
+			} else {
+				c.fails(err, failure.NotFound)
+			}
+		}
+		if fmt.Sprint(found) != fmt.Sprint(documents) {
+			c.Errorf("documents %q, not %q", found, documents)
+		}
+	}
+	all := []string{"of0", "of1", "of2", "of3", "of all", "kept beside", "of 0 and kept", "of 0, kept later"}
+	c.must(c.Retain(c.Context(), time.Time{}))
+	want(5, all...)
+	c.must(c.Retain(c.Context(), old.AddDate(0, -1, 0)))
+	want(5, all...)
+	c.must(c.Retain(c.Context(), now.AddDate(0, -1, 0)))
+	want(3, all[2:]...)
+	c.must(c.Retain(c.Context(), now.AddDate(0, -1, 0)))
+	want(3, all[2:]...)
 }
