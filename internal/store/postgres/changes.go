@@ -9,24 +9,27 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// errPooled is returned for a connection that a pooler shares between transactions: notifications get lost there.
-var errPooled = errors.New("a pooler is before the database")
+// errSilent is returned where notifications do not arrive, such as behind a pooler.
+var errSilent = errors.New("the database sends no notifications on this connection")
 
 // Changes calls changed whenever the log may have got longer, until ctx ends. It waits for notifications on a connection
-// of its own. Where none arrive it looks at the head at intervals.
+// of its own. While none arrive it looks at the head at intervals.
 func (s *Store) Changes(ctx context.Context, changed func()) {
 	for ctx.Err() == nil {
-		_ = s.listen(ctx, changed) // whatever the reason: until it works again, the head is looked at
-		s.look(ctx, changed)
+		again := s.limits.quiet
+		if err := s.listen(ctx, changed); errors.Is(err, errSilent) {
+			again = silence
+		}
+		s.look(ctx, again, changed)
 	}
 }
 
-// retry is how long the head is looked at until notifications are tried again.
-const retry = 10 * time.Second
+// silence is how long notifications are not tried again where none arrive.
+const silence = time.Minute
 
-// look calls changed when the head has changed, for a while.
-func (s *Store) look(ctx context.Context, changed func()) {
-	ctx, cancel := context.WithTimeout(ctx, retry)
+// look looks at the head for a while, and calls changed when it has changed.
+func (s *Store) look(ctx context.Context, during time.Duration, changed func()) {
+	ctx, cancel := context.WithTimeout(ctx, during)
 	defer cancel()
 	for last := (position{}); ; {
 		if now, err := s.position(ctx, s.pool); err == nil && now != last {
@@ -63,7 +66,7 @@ func (s *Store) listen(ctx context.Context, changed func()) error {
 	}
 	defer closeSoon(conn)
 	for last := (position{}); ; {
-		// What was committed before the server listened is found here, and what it has not notified of.
+		// This finds what was committed before the server listened, and a connection that was cut.
 		now, err := s.position(ctx, conn)
 		if err != nil {
 			return err
@@ -73,7 +76,7 @@ func (s *Store) listen(ctx context.Context, changed func()) error {
 			changed()
 		}
 		for err == nil {
-			if err = wait(ctx, conn, s.limits.quiet); err == nil {
+			if _, err = s.notified(ctx, conn); err == nil {
 				changed()
 			}
 		}
@@ -83,12 +86,16 @@ func (s *Store) listen(ctx context.Context, changed func()) error {
 	}
 }
 
-// wait waits for a notification. It fails when there is none for a time, after which the connection is still of use.
-func wait(ctx context.Context, conn *pgx.Conn, for_ time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, for_)
+// notified waits for a notification and returns its payload. It fails when there is none for a time, after which the
+// connection is still of use.
+func (s *Store) notified(ctx context.Context, conn *pgx.Conn) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.limits.quiet)
 	defer cancel()
-	_, err := conn.WaitForNotification(ctx)
-	return err
+	n, err := conn.WaitForNotification(ctx)
+	if err != nil {
+		return "", err
+	}
+	return n.Payload, nil
 }
 
 // subscribe returns a connection on which notifications arrive, outside the pool. It verifies with one of its own that
@@ -111,7 +118,7 @@ func (s *Store) subscribe(ctx context.Context) (_ *pgx.Conn, err error) {
 		return nil, err
 	}
 	if process != conn.PgConn().PID() { // LISTEN would have effect on a connection that others use as well
-		return nil, errPooled
+		return nil, errSilent
 	}
 	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
 		return nil, err
@@ -121,16 +128,17 @@ func (s *Store) subscribe(ctx context.Context) (_ *pgx.Conn, err error) {
 		return nil, err
 	}
 	for {
-		n, err := conn.WaitForNotification(ctx)
+		payload, err := s.notified(ctx, conn)
 		if err != nil {
-			return nil, err
+			return nil, errSilent
 		}
-		if n.Payload == probe {
+		if payload == probe {
 			return conn, nil
 		}
 	}
 }
 
+// closeSoon closes a connection, whether the server answers or not.
 func closeSoon(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -40,8 +41,53 @@ func open(t testing.TB, url string, l ...limits) *Store {
 	return s
 }
 
-func TestStore(t *testing.T) {
+// TestContract passes the contract of stores, with and without a pooler.
+func TestContract(t *testing.T) {
 	t.Parallel()
-	url := softhsmtest.Postgres(t).Database(t)
-	storetest.Run(t, func(t *testing.T) store.Store { return open(t, url) })
+	server := softhsmtest.Postgres(t)
+	for name, url := range map[string]string{
+		"direct": server.Database(t),
+		"pooler": softhsmtest.Through(t, server.Database(t), softhsmtest.Pooler(t, server)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			storetest.Run(t, func(t *testing.T) store.Store { return open(t, url) })
+		})
+	}
+}
+
+// TestShared passes the contract of stores that replicas share, with and without a pooler.
+func TestShared(t *testing.T) {
+	t.Parallel()
+	server := softhsmtest.Postgres(t)
+	for name, url := range map[string]string{
+		"direct": server.Database(t),
+		"pooler": softhsmtest.Through(t, server.Database(t), softhsmtest.Pooler(t, server)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := open(t, url)
+			storetest.RunShared(t, storetest.Shared{
+				Open: func(t *testing.T, turn time.Duration) store.Shared {
+					l := defaults
+					l.turn = turn
+					return open(t, url, l)
+				},
+				Age: func(t *testing.T, number int64) {
+					t.Helper()
+					age(t, s, number)
+				},
+			})
+		})
+	}
+}
+
+// age has it that a replica has last called Beat before DeadAfter.
+func age(t testing.TB, s *Store, number int64) {
+	t.Helper()
+	_, err := s.pool.Exec(t.Context(), "UPDATE replicas SET seen = seen - make_interval(secs => $1::float8) WHERE number = $2::bigint",
+		store.DeadAfter.Seconds(), number)
+	if err != nil {
+		t.Fatal(err)
+	}
 }
