@@ -111,42 +111,49 @@ func (t *turn) Commit(ctx context.Context, b *store.Batch) error {
 		return failure.New(failure.Conflict, "the log has %d entries, not %d", t.head.Size, b.First).
 			WithHint("is another broker writing to the database?")
 	}
-	w, err := statements(b)
-	if err != nil {
+	conn := t.conn.Conn()
+	w := &writer{types: conn.TypeMap()}
+	if err := w.fill(b); err != nil {
 		return err
 	}
-	w.Queue("COMMIT")
+	w.queue("COMMIT")
+	if w.err != nil {
+		return t.s.explain("write to", w.err)
+	}
 	if waited := time.Since(t.began); waited > t.s.limits.turn { // the server has ended the transaction
 		return failure.New(failure.Unavailable, "cannot write to the database: the turn took %s, more than %s",
 			waited.Round(time.Millisecond), t.s.limits.turn).WithHint("give the broker's machine more capacity")
 	}
 	ctx, cancel := t.s.bounded(ctx)
 	defer cancel()
-	if err := commit(t.conn.SendBatch(ctx, w), w.Len()); err != nil {
+	if err := committed(conn.PgConn().ExecBatch(ctx, &w.batch), w.count); err != nil {
 		return t.s.explain("write to", err)
 	}
 	return nil
 }
 
-// commit reads the results of statements, of which the last is COMMIT. Its error has ErrUnknown in its chain if COMMIT
+// committed reads the results of statements, of which the last is COMMIT. Its error has ErrUnknown in its chain if COMMIT
 // may have been done.
-func commit(r pgx.BatchResults, statements int) error {
-	for i := range statements {
-		tag, err := r.Exec()
-		switch {
-		case err != nil:
-			_ = r.Close()
-			if !undone(err) {
-				err = errors.Join(store.ErrUnknown, err)
-			}
-			return err
-		case i == statements-1 && tag.String() != "COMMIT":
-			_ = r.Close()
+func committed(r *pgconn.MultiResultReader, statements int) error {
+	for read := 1; r.NextResult(); read++ {
+		tag, err := r.ResultReader().Close()
+		if read < statements || err != nil {
+			continue // Close returns the error as well
+		}
+		_ = r.Close() // it is durable, whatever happens to the connection
+		if tag.String() != "COMMIT" {
 			return failure.New(failure.Internal, "cannot write to the database: COMMIT was answered by %s", tag.String())
 		}
+		return nil
 	}
-	_ = r.Close() // it is durable, whatever happens to the connection
-	return nil
+	err := r.Close()
+	if err == nil {
+		err = errors.New("COMMIT was not answered")
+	}
+	if !undone(err) {
+		err = errors.Join(store.ErrUnknown, err)
+	}
+	return err
 }
 
 // undone returns whether statements that end with COMMIT have certainly had no effect: they were not sent, or the server
