@@ -101,7 +101,7 @@ func (s *Store) step(ctx context.Context, tx pgx.Tx, known []migration) error {
 	for ; now.version < len(known); now.version++ {
 		next := known[now.version]
 		if _, err := tx.Conn().PgConn().Exec(ctx, next.text).ReadAll(); err != nil { // several statements
-			return fmt.Errorf("migration %d: %w", now.version+1, err)
+			return s.explain(fmt.Sprintf("apply migration %d to", now.version+1), err)
 		}
 		now.least = max(now.least, next.least)
 	}
@@ -148,5 +148,9 @@ func (s *Store) prepare(ctx context.Context, tx pgx.Tx) error {
 	if _, err := tx.Exec(ctx, "INSERT INTO meta VALUES ($1, $2::bytea)", secretName, secret); err != nil {
 		return err
 	}
-	return extend(ctx, tx)
+	now, err := clock(ctx, tx)
+	if err != nil {
+		return err
+	}
+	return extend(ctx, tx, now)
 }

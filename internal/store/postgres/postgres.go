@@ -16,6 +16,7 @@ import (
 // Store is an open database. It implements store.Shared.
 type Store struct {
 	pool   *pgxpool.Pool
+	knows  int // the newest version of the schema that this program knows
 	limits limits
 }
 
@@ -40,7 +41,7 @@ func Open(ctx context.Context, pool *pgxpool.Pool) (*Store, error) {
 }
 
 func openWith(ctx context.Context, pool *pgxpool.Pool, known []migration, l limits) (*Store, error) {
-	s := &Store{pool: pool, limits: l}
+	s := &Store{pool: pool, knows: len(known), limits: l}
 	if err := s.migrate(ctx, known); err != nil {
 		return nil, err
 	}

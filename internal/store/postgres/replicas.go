@@ -19,14 +19,13 @@ func milliseconds(d time.Duration) string { return strconv.FormatInt(d.Milliseco
 func (s *Store) Join(ctx context.Context, r store.Replica) (number int64, err error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	knows := len(embedded())
 	err = s.pool.QueryRow(ctx, `INSERT INTO replicas (name, version, knows, seen)
 		SELECT $1, $2, $3::integer, clock_timestamp() FROM schema WHERE least <= $3::integer RETURNING number`,
-		text(r.Name), text(r.Version), knows).Scan(&number)
+		text(r.Name), text(r.Version), s.knows).Scan(&number)
 	switch {
 	case errors.Is(err, pgx.ErrNoRows): // migrated since it was opened
 		return 0, failure.New(failure.Unsupported,
-			"cannot use the database: its schema needs a program that knows more than version %d", knows).
+			"cannot use the database: its schema needs a program that knows more than version %d", s.knows).
 			WithHint("upgrade this program")
 	case err != nil:
 		return 0, s.explain("write to", err)

@@ -50,7 +50,11 @@ func (s *Store) retain(ctx context.Context, before time.Time) error {
 		if _, err := tx.Exec(ctx, "SELECT set_config('lock_timeout', $1, true)", milliseconds(s.limits.lock)); err != nil {
 			return err
 		}
-		if err := extend(ctx, tx); err != nil {
+		now, err := clock(ctx, tx)
+		if err == nil {
+			err = extend(ctx, tx, now)
+		}
+		if err != nil {
 			return err
 		}
 		return drop(ctx, tx, before)
@@ -106,12 +110,13 @@ func next(month string) (string, error) {
 	return monthOf(begin.AddDate(0, 1, 0)), nil
 }
 
-// extend makes the partitions of the months ahead.
-func extend(ctx context.Context, tx pgx.Tx) error {
-	var now time.Time
-	if err := tx.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&now); err != nil {
-		return err
-	}
+// clock returns the time of the server.
+func clock(ctx context.Context, tx pgx.Tx) (now time.Time, err error) {
+	return now, tx.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&now)
+}
+
+// extend makes the partitions of the months ahead of a time.
+func extend(ctx context.Context, tx pgx.Tx, now time.Time) error {
 	this := monthOf(now)
 	year, month, _ := now.UTC().Date()
 	wanted := monthOf(time.Date(year, month+monthsAhead, 1, 0, 0, 0, 0, time.UTC))

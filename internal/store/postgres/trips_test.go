@@ -6,9 +6,11 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
@@ -161,4 +163,25 @@ func refused(first int64) *store.Batch {
 	b := full(first)
 	b.Entries = append(b.Entries, nil) // NULL
 	return b
+}
+
+// TestThrownOut has the server end a turn before its replica knows: it then knows that nothing was written.
+func TestThrownOut(t *testing.T) {
+	t.Parallel()
+	l := defaults
+	l.turn = 100 * time.Millisecond
+	s := open(t, softhsmtest.Postgres(t).Database(t), l)
+	slow, err := s.begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(t.Context(), full(0)); err != nil { // it waits until the server has ended slow
+		t.Fatal(err)
+	}
+	slow.began = time.Now() // as on a machine whose clock stands still while it is paused
+	err = slow.Commit(t.Context(), full(0))
+	failsWith(t, err, failure.Unavailable, "cannot write to the database")
+	if errors.Is(err, store.ErrUnknown) {
+		t.Errorf("nobody knows what is known: %v", err)
+	}
 }
