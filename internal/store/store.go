@@ -15,19 +15,20 @@ var ErrUnknown = errors.New("nobody knows whether the transaction is durable")
 
 // Batch is what a transaction writes.
 type Batch struct {
-	First      int64     // index of the first entry: the number of entries before
-	Entries    [][]byte  // of the log
-	Tiles      []Tile    // that the entries change
-	Checkpoint []byte    // the newest one, a signed note; nil leaves the old one
-	Snapshot   *Snapshot // all older ones but one are deleted
-	Requests   []Request // replace those with the same ID
-	Documents  [][]byte  // kept by their SHA-256
-	// RequestDocuments are kept by their SHA-256 until Retain deletes their request.
+	First      int64      // index of the first entry: the number of entries before
+	Entries    [][]byte   // of the log
+	Tiles      []Tile     // that the entries change
+	Checkpoint []byte     // the newest one, a signed note; nil leaves the old one
+	Snapshot   *Snapshot  // all older ones but one are deleted
+	Requests   []Request  // replace those with the same ID
+	Documents  [][]byte   // kept by their SHA-256
+	Erased     [][32]byte // SHA-256 of documents that are deleted, those of the batch as well
+	Notices    []Notice   // are queued; one whose ID was queued before is left as it is
+	Meta       map[string][]byte
+	Seal       []byte // of the log with the entries, by which other replicas know that one of them has added them
+
+	// RequestDocuments are kept by their SHA-256 as well, until Retain deletes their request.
 	RequestDocuments []RequestDocument
-	Erased           [][32]byte // SHA-256 of documents that are deleted, those of the batch as well
-	Notices          []Notice   // are queued; one whose ID was queued before is left as it is
-	Meta             map[string][]byte
-	Seal             []byte // of the log with the entries, by which other replicas know that one of them has added them
 }
 
 // Tile is a tile of the log's tree (C2SP tlog-tiles): hashes of 32 bytes, of a whole tile or of what there is of it.
@@ -45,7 +46,7 @@ type Snapshot struct {
 
 // Request is the row of a request. It decides nothing.
 type Request struct {
-	ID         string // begins with FirstID of the time it was made at, so that later ones are greater
+	ID         string // begins with FirstID of its time: later ones are greater
 	Created    time.Time
 	Changed    time.Time
 	Key        string
@@ -58,7 +59,7 @@ type Request struct {
 	Signature  []byte
 }
 
-// FirstID returns the smallest ID of the requests that were made at a time: 12 hex digits, of the milliseconds since 1970.
+// FirstID returns the smallest ID of requests that were made at a time: milliseconds since 1970 in 12 hex digits.
 func FirstID(at time.Time) string { return fmt.Sprintf("%012x", max(at.UnixMilli(), 0)) }
 
 // RequestDocument is a document that is of no use without a request.
@@ -133,9 +134,9 @@ type Store interface {
 	Secret(ctx context.Context) ([]byte, error)
 	// Meta returns a value of Batch.Meta, or nil.
 	Meta(ctx context.Context, name string) ([]byte, error)
-	// Retain deletes rows of requests that were made before a time by their IDs, and their documents; the zero time deletes
-	// none. An engine may keep some of them up to a month longer. It also makes room for the requests of the months ahead:
-	// it is called each day.
+	// Retain deletes rows of requests that were made before a time by their IDs, and their documents; the zero time
+	// deletes none. An engine may keep some of them up to a month longer. It also makes room for the requests of the
+	// months ahead: it is called each day.
 	Retain(ctx context.Context, before time.Time) error
 	// Purge has the files of the store be without what was deleted or replaced. It takes as long as writing all that is
 	// kept, and as much room; nothing is committed meanwhile.

@@ -12,8 +12,8 @@ import (
 // errSilent is returned where notifications do not arrive, such as behind a pooler.
 var errSilent = errors.New("the database sends no notifications on this connection")
 
-// Changes calls changed whenever the log may have got longer, until ctx ends. It waits for notifications on a connection
-// of its own. While none arrive it looks at the head at intervals.
+// Changes calls changed whenever the log may have got longer, until ctx ends. It waits for notifications on a
+// connection of its own. While none arrive it looks at the head at intervals.
 func (s *Store) Changes(ctx context.Context, changed func()) {
 	for ctx.Err() == nil {
 		again := s.limits.quiet

@@ -27,7 +27,8 @@ func until(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// TestRestart has the server end during a turn: nothing of it is durable, and the next turn begins when the server runs.
+// TestRestart has the server end during a turn: nothing of it is durable, and the next turn begins when the server
+// runs.
 func TestRestart(t *testing.T) {
 	t.Parallel()
 	server := softhsmtest.NewPostgres(t, softhsmtest.PostgresOptions{})
@@ -63,7 +64,8 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestChangesAfterFaults wakes who waits after the connection with the notifications has ended, and when there was none.
+// TestChangesAfterFaults wakes who waits after the connection with the notifications has ended, and when there was no
+// notification.
 func TestChangesAfterFaults(t *testing.T) {
 	t.Parallel()
 	server := softhsmtest.Postgres(t)
@@ -171,7 +173,8 @@ func TestPurge(t *testing.T) {
 	has := func(text string) (found bool) {
 		t.Helper()
 		server.SQL(t, "postgres", "CHECKPOINT")
-		err := filepath.WalkDir(filepath.Join(server.Dir, "data", "base"), func(path string, entry fs.DirEntry, err error) error {
+		base := filepath.Join(server.Dir, "data", "base")
+		err := filepath.WalkDir(base, func(path string, entry fs.DirEntry, err error) error {
 			if err != nil || entry.IsDir() {
 				return err
 			}
@@ -210,7 +213,8 @@ func TestPurge(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := s.Commit(t.Context(), &store.Batch{Requests: []store.Request{{ID: "r", Body: []byte("asked by nobody")}}}); err != nil {
+	err = s.Commit(t.Context(), &store.Batch{Requests: []store.Request{{ID: "r", Body: []byte("asked by nobody")}}})
+	if err != nil {
 		t.Fatal(err)
 	}
 	failsWith(t, s.Purge(t.Context()), failure.Unavailable, "a transaction still reads what was deleted")

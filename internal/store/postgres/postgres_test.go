@@ -85,7 +85,8 @@ func TestShared(t *testing.T) {
 // age has it that a replica has last called Beat before DeadAfter.
 func age(t testing.TB, s *Store, number int64) {
 	t.Helper()
-	_, err := s.pool.Exec(t.Context(), "UPDATE replicas SET seen = seen - make_interval(secs => $1::float8) WHERE number = $2::bigint",
+	_, err := s.pool.Exec(t.Context(),
+		"UPDATE replicas SET seen = seen - make_interval(secs => $1::float8) WHERE number = $2::bigint",
 		store.DeadAfter.Seconds(), number)
 	if err != nil {
 		t.Fatal(err)

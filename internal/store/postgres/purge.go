@@ -20,9 +20,9 @@ func (*Store) Backup(context.Context, string) error {
 // erasable are the tables of which rows are deleted or replaced.
 var erasable = []string{"documents", "request_documents", "requests", "notices", "snapshots", "meta"}
 
-// Purge writes the tables with what was deleted or replaced anew, one after the other. Each is locked meanwhile, so that
-// turns fail with Unavailable. It fails with Unavailable if a transaction that began before may still read what was
-// deleted.
+// Purge writes the tables with what was deleted or replaced anew, one after the other. Each is locked meanwhile, so
+// that turns fail with Unavailable. It fails with Unavailable if a transaction that began before may still read what
+// was deleted.
 //
 // The write-ahead log keeps what was deleted until its files are recycled. Its archive, backups and snapshots of disks
 // keep it until they are deleted.

@@ -90,7 +90,8 @@ func (s *Store) blob(ctx context.Context, what, query string, args ...any) (data
 
 // Tile returns what there is of a tile.
 func (s *Store) Tile(ctx context.Context, level int, index int64) ([]byte, error) {
-	return s.blob(ctx, "such tile", "SELECT hashes FROM tiles WHERE level = $1::integer AND idx = $2::bigint", level, index)
+	return s.blob(ctx, "such tile", "SELECT hashes FROM tiles WHERE level = $1::integer AND idx = $2::bigint",
+		level, index)
 }
 
 // Document returns the document with a SHA-256.

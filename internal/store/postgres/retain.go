@@ -16,9 +16,9 @@ var partitioned = []partitionedTable{{"requests", "id"}, {"request_documents", "
 
 type partitionedTable struct{ name, key string }
 
-// The partitions of a table have its name and the month of their first ID: requests_202611. Each ends where the next one
-// begins. The first one has the month 000000 and all IDs before the second. The last one, the tail, has all IDs of the
-// future: an insert always finds a partition. Of IDs that no time can begin with there is another one, requests_other.
+// The partitions of a table have its name and the month of their first ID: requests_202611. Each ends where the next
+// one begins. The first one has the month 000000 and all IDs before the second. The last one, the tail, has all IDs of
+// the future: an insert always finds a partition. IDs that do not begin with a time are in requests_other.
 const (
 	firstMonth = "000000"
 	afterHex   = "g" // greater than every ID
@@ -27,8 +27,8 @@ const (
 // monthsAhead is how many months have a partition before they begin.
 const monthsAhead = 3
 
-// Retain deletes the requests and their documents of the months that ended before a time. It makes the partitions of the
-// months ahead. It locks the tables for a moment.
+// Retain deletes the requests and their documents of the months that ended before a time. It makes the partitions of
+// the months ahead. It locks the tables for a moment.
 func (s *Store) Retain(ctx context.Context, before time.Time) error {
 	err := s.retain(ctx, before)
 	for _, p := range partitioned {
@@ -69,8 +69,9 @@ const maxDeleted = 10_000
 func (s *Store) deleteFirst(ctx context.Context, p partitionedTable, before time.Time) (int64, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	tag, err := s.pool.Exec(ctx, fmt.Sprintf("DELETE FROM %[1]s WHERE ctid = ANY (array(SELECT ctid FROM %[1]s WHERE %[2]s < $1 LIMIT $2::integer))",
-		p.name+"_"+firstMonth, p.key), store.FirstID(before), maxDeleted)
+	tag, err := s.pool.Exec(ctx, fmt.Sprintf(`DELETE FROM %[1]s_%[2]s WHERE ctid = ANY (array(
+		SELECT ctid FROM %[1]s_%[2]s WHERE %[3]s < $1 LIMIT $2::integer))`, p.name, firstMonth, p.key),
+		store.FirstID(before), maxDeleted)
 	if codeOf(err) == undefinedTable { // it was dropped
 		return 0, nil
 	}
@@ -113,6 +114,17 @@ func next(month string) (string, error) {
 // clock returns the time of the server.
 func clock(ctx context.Context, tx pgx.Tx) (now time.Time, err error) {
 	return now, tx.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&now)
+}
+
+// monthAfter returns the month after the one in which a request was made, by its ID, and whether it is known and before
+// the year 10000.
+func monthAfter(id string) (string, bool) {
+	at, err := strconv.ParseInt(id[:min(12, len(id))], 16, 64)
+	if err != nil {
+		return "", false
+	}
+	month, err := next(monthOf(time.UnixMilli(at)))
+	return month, err == nil
 }
 
 // extend makes the partitions of the months ahead of a time.
@@ -173,12 +185,8 @@ func splitTail(ctx context.Context, tx pgx.Tx, p partitionedTable, tail, this st
 		}
 	}
 	if newest != nil {
-		at, err := strconv.ParseInt((*newest)[:min(12, len(*newest))], 16, 64)
-		if err != nil {
-			return "", nil
-		}
-		after, err := next(monthOf(time.UnixMilli(at)))
-		if err != nil { // later than the year 9999
+		after, known := monthAfter(*newest)
+		if !known {
 			return "", nil
 		}
 		end = max(end, after)
@@ -193,8 +201,10 @@ func splitTail(ctx context.Context, tx pgx.Tx, p partitionedTable, tail, this st
 	}
 	for _, text := range []string{
 		fmt.Sprintf("ALTER TABLE %[1]s DETACH PARTITION %[1]s_%[2]s", table, tail),
-		fmt.Sprintf("ALTER TABLE %[1]s ATTACH PARTITION %[1]s_%[2]s FOR VALUES FROM (%[3]s) TO (%[4]s)", table, tail, from, to),
-		fmt.Sprintf("CREATE TABLE %[1]s_%[2]s PARTITION OF %[1]s FOR VALUES FROM (%[3]s) TO ('"+afterHex+"')", table, end, to),
+		fmt.Sprintf("ALTER TABLE %[1]s ATTACH PARTITION %[1]s_%[2]s FOR VALUES FROM (%[3]s) TO (%[4]s)", table, tail,
+			from, to),
+		fmt.Sprintf("CREATE TABLE %[1]s_%[2]s PARTITION OF %[1]s FOR VALUES FROM (%[3]s) TO ('%[4]s')", table, end, to,
+			afterHex),
 	} {
 		if _, err := tx.Exec(ctx, text); err != nil {
 			return "", err

@@ -11,7 +11,7 @@ type Standby int
 
 // The states of a synchronous standby.
 const (
-	NoStandby      Standby = iota // the server confirms commits without one: what it has confirmed last may get lost with it
+	NoStandby      Standby = iota // commits wait for none: what was confirmed last may get lost with the server
 	StandbyThere                  // commits wait for one, which is connected
 	StandbyMissing                // commits wait for one that is not connected
 	StandbyUnknown                // commits wait for one; the role may not see whether it is connected

@@ -41,7 +41,7 @@ func (l *link) Read(data []byte) (int, error) {
 		l.trips.Add(1)
 	}
 	if l.noAnswer.Load() {
-		l.Conn.Close()
+		_ = l.Close()
 		return 0, errCut
 	}
 	return n, err
@@ -115,7 +115,8 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
-// TestUnknown fails with ErrUnknown when COMMIT was sent and not answered, and not when the server has refused the batch.
+// TestUnknown fails with ErrUnknown when COMMIT was sent and not answered, and not when the server has refused the
+// batch.
 func TestUnknown(t *testing.T) {
 	t.Parallel()
 	server := softhsmtest.Postgres(t)

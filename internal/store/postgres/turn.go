@@ -132,8 +132,8 @@ func (t *turn) Commit(ctx context.Context, b *store.Batch) error {
 	return nil
 }
 
-// committed reads the results of statements, of which the last is COMMIT. Its error has ErrUnknown in its chain if COMMIT
-// may have been done.
+// committed reads the results of statements, of which the last is COMMIT. Its error has ErrUnknown in its chain if
+// COMMIT may have been done.
 func committed(r *pgconn.MultiResultReader, statements int) error {
 	for read := 1; r.NextResult(); read++ {
 		tag, err := r.ResultReader().Close()
@@ -156,8 +156,9 @@ func committed(r *pgconn.MultiResultReader, statements int) error {
 	return err
 }
 
-// undone returns whether statements that end with COMMIT have certainly had no effect: they were not sent, or the server
-// has refused one of them. When it ends the session it may have done COMMIT before, unless it did so for waiting.
+// undone returns whether statements that end with COMMIT have certainly had no effect: they were not sent, or the
+// server has refused one of them. A server that ends the session may have done COMMIT before, but not if it ends the
+// session because nothing was sent.
 func undone(err error) bool {
 	var e *pgconn.PgError
 	if !errors.As(err, &e) {

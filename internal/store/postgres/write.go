@@ -20,8 +20,8 @@ const (
 // channel is where the server is told that the log has got longer.
 const channel = "hsm_broker_log"
 
-// writer has statements that are sent together, with their arguments in the binary format: the server takes several times
-// as long to read long values as text.
+// writer has statements that are sent together, with their arguments in the binary format: the server takes several
+// times as long to read long values as text.
 type writer struct {
 	types *pgtype.Map
 	batch pgconn.Batch

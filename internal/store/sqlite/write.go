@@ -14,7 +14,9 @@ import (
 )
 
 // statements are those of Commit.
-type statements struct{ size, entry, tile, request, document, requestDocument, erase, snapshot, forget, notice, meta *sql.Stmt }
+type statements struct {
+	size, entry, tile, request, document, requestDocument, erase, snapshot, forget, notice, meta *sql.Stmt
+}
 
 func prepare(ctx context.Context, db *sql.DB) (s statements, err error) {
 	for text, into := range map[string]**sql.Stmt{
