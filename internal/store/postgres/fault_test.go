@@ -169,7 +169,8 @@ func TestStandby(t *testing.T) {
 func TestPurge(t *testing.T) {
 	t.Parallel()
 	server := softhsmtest.NewPostgres(t, softhsmtest.PostgresOptions{})
-	s := open(t, server.Database(t))
+	url := server.Database(t)
+	s := open(t, url)
 	has := func(text string) (found bool) {
 		t.Helper()
 		server.SQL(t, "postgres", "CHECKPOINT")
@@ -217,7 +218,9 @@ func TestPurge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	failsWith(t, s.Purge(t.Context()), failure.Unavailable, "a transaction still reads what was deleted")
+	hasty := defaults
+	hasty.readers = 0
+	failsWith(t, open(t, url, hasty).Purge(t.Context()), failure.Unavailable, "a transaction still reads what was deleted")
 	if err := reader.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}

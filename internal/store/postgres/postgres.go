@@ -22,16 +22,17 @@ type Store struct {
 
 // limits are how long things may take.
 type limits struct {
-	dead  time.Duration // a replica that has not called Beat
-	turn  time.Duration // a turn between two calls
-	lock  time.Duration // to wait for a turn, or for a table
-	call  time.Duration // any call of the database: the network may be cut
-	quiet time.Duration // between two looks at the head, while notifications arrive
-	poll  time.Duration // between two looks at the head, while none do
+	dead    time.Duration // a replica that has not called Beat
+	turn    time.Duration // a turn between two calls
+	lock    time.Duration // to wait for a turn, or for a table
+	call    time.Duration // any call of the database: the network may be cut
+	readers time.Duration // to wait until nobody reads what was deleted
+	quiet   time.Duration // between two looks at the head, while notifications arrive
+	poll    time.Duration // between two looks at the head, while none do
 }
 
 var defaults = limits{dead: store.DeadAfter, turn: store.MaxTurn, lock: 5 * time.Second, call: 10 * time.Second,
-	quiet: 2 * time.Second, poll: 250 * time.Millisecond}
+	readers: 30 * time.Second, quiet: 2 * time.Second, poll: 250 * time.Millisecond}
 
 // Open opens a database, and makes its tables if there are none. It takes the pool, which Close closes. Tables of an
 // older version are migrated. It fails with Unsupported for a database that a newer program has made unusable for this

@@ -4,6 +4,7 @@ import (
 	"context"
 	"regexp"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -21,7 +22,7 @@ func (*Store) Backup(context.Context, string) error {
 var erasable = []string{"documents", "request_documents", "requests", "notices", "snapshots", "meta"}
 
 // Purge writes the tables with what was deleted or replaced anew, one after the other. Each is locked meanwhile, so
-// that turns fail with Unavailable. It fails with Unavailable if a transaction that began before may still read what
+// that turns fail with Unavailable. It fails with Unavailable while a transaction that began before may still read what
 // was deleted.
 //
 // The write-ahead log keeps what was deleted until its files are recycled. Its archive, backups and snapshots of disks
@@ -29,22 +30,35 @@ var erasable = []string{"documents", "request_documents", "requests", "notices",
 func (s *Store) Purge(ctx context.Context) error {
 	var kept atomic.Bool
 	conn, err := s.connect(ctx, func(notice *pgconn.Notice) {
-		if n := unremoved.FindString(notice.Detail); n != "" && n != "0" {
-			kept.Store(true)
+		if n := unremoved.FindString(notice.Detail); n != "" {
+			kept.Store(n != "0")
 		}
 	})
 	if err != nil {
 		return s.explain("purge", err)
 	}
 	defer closeSoon(conn)
-	for _, table := range erasable {
-		if _, err := conn.Exec(ctx, "VACUUM (FULL, VERBOSE) "+table); err != nil {
+	// The old row of a small table is kept as long as older rows of others are.
+	if _, err := conn.Exec(ctx, "UPDATE schema SET version = version"); err != nil {
+		return s.explain("purge", err)
+	}
+	for began := time.Now(); ; time.Sleep(s.limits.poll) {
+		kept.Store(true)
+		if _, err := conn.Exec(ctx, "VACUUM (FULL, VERBOSE) schema"); err != nil {
 			return s.explain("purge", err)
 		}
+		if !kept.Load() {
+			break
+		}
+		if time.Since(began) > s.limits.readers {
+			return failure.New(failure.Unavailable, "cannot purge the database: a transaction still reads what was deleted").
+				WithHint("end transactions that began long ago, also on standbys, and try again: see pg_stat_activity")
+		}
 	}
-	if kept.Load() {
-		return failure.New(failure.Unavailable, "cannot purge the database: a transaction still reads what was deleted").
-			WithHint("end transactions that began long ago, also on standbys, and try again: see pg_stat_activity")
+	for _, table := range erasable {
+		if _, err := conn.Exec(ctx, "VACUUM (FULL) "+table); err != nil {
+			return s.explain("purge", err)
+		}
 	}
 	return nil
 }
