@@ -176,6 +176,7 @@ func TestThrownOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer slow.End()
 	if err := s.Commit(t.Context(), full(0)); err != nil { // it waits until the server has ended slow
 		t.Fatal(err)
 	}

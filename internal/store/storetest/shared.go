@@ -76,6 +76,7 @@ func (s *sharing) turn(of store.Shared, number int64) store.Turn {
 	s.Helper()
 	t, err := of.Turn(s.Context(), number)
 	s.must(err)
+	s.Cleanup(t.End)
 	return t
 }
 
