@@ -62,7 +62,7 @@ func (b *Broker) Approve(ctx context.Context, caller identity.Caller, id string,
 		if err := d.event(event); err != nil {
 			return err
 		}
-		d.document(envelope)
+		d.documentOf(id, envelope)
 		d.told(id, a, e.Credential, event.Approval)
 		if a.Decision == approval.Reject {
 			d.finish(id, brokerapi.Rejected, d.refusal(a))

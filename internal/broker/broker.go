@@ -46,7 +46,9 @@ type Options struct {
 	Manifests func(ctx context.Context, name, digest string) ([]repository.Manifest, error)
 	// Notices returns what is put into the outbox of the store when people are told of an event; nil for nothing.
 	Notices func(Notice) []store.Notice
-	Clock   Clock
+	// Keep returns the time before which requests are not kept any more, at a time; nil keeps them for ever.
+	Keep  func(now time.Time) time.Time
+	Clock Clock
 	// Replica is set for one of several brokers that share the store, which is its own.
 	Replica *Replica
 	// Registerer gets the broker's metrics; nil for none.
@@ -185,6 +187,7 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 		b.group.Go(b.cosign)
 	}
 	b.group.Go(b.ripen)
+	b.group.Go(b.retain)
 	go func() {
 		defer close(b.ended)
 		b.snapshot() // a start that has read many entries spares the next one

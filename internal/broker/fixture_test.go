@@ -67,6 +67,7 @@ type fixture struct {
 	people      map[string]*ecdsa.PrivateKey
 	notices     func(Notice) []store.Notice
 	witnesses   []*translog.WitnessClient
+	keep        func(time.Time) time.Time
 }
 
 // testClock is a clock that a test sets.
@@ -171,7 +172,7 @@ func (f *fixture) options(s store.Store) Options {
 	return Options{
 		Store: s, Policy: []byte(f.policy), Config: []byte(f.config), Keys: f.keys, Clock: f.clock.clock(), Limits: f.limits,
 		snapshotEvery: f.snapshots, witnessEvery: 10 * time.Millisecond, First: f.first(),
-		PublicURL: "https://broker.example.com", Notices: f.notices,
+		PublicURL: "https://broker.example.com", Notices: f.notices, Keep: f.keep,
 		Check: func(_ context.Context, _, _, mediaType string, size int64) (*repository.Claims, error) {
 			return &repository.Claims{MediaType: mediaType, ManifestSize: size}, nil
 		},

@@ -318,6 +318,11 @@ func (d *decision) document(data []byte) {
 	}
 }
 
+// documentOf keeps a document of a request by its SHA-256, as long as the request is kept.
+func (d *decision) documentOf(request string, data []byte) {
+	d.batch.RequestDocuments = append(d.batch.RequestDocuments, store.RequestDocument{Request: request, Data: data})
+}
+
 // check fails while nothing may be signed.
 func (d *decision) check() error {
 	if why := d.b.readOnly.Load(); why != nil {

@@ -330,7 +330,7 @@ func (d *decision) release(id string, signature []byte) {
 		as = now.State
 	}
 	if several {
-		d.document(signature)
+		d.documentOf(id, signature)
 	}
 	d.update(id, signature, func(r *row) {
 		r.Request.State, r.Request.Reason = as, ""

@@ -59,8 +59,8 @@ func (d *decision) write(s *approval.Statement, e *Event, caller identity.Caller
 		return failure.New(failure.Invalid, "cannot write the statement of the request: %w", err).
 			WithHint("use names and annotations of printable characters")
 	}
-	d.document(opened)
-	d.document(data)
+	d.documentOf(e.Request, opened)
+	d.documentOf(e.Request, data)
 	e.Statement = approval.Hash(data)
 	return nil
 }
