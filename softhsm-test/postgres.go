@@ -3,7 +3,6 @@ package softhsmtest
 import (
 	"cmp"
 	"crypto/rand"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -213,8 +212,11 @@ func (s *PostgresServer) Database(t testing.TB) string {
 	if s == sharedPostgres.server {
 		t.Cleanup(func() { s.SQL(t, "postgres", "DROP DATABASE "+name+" WITH (FORCE)") })
 	}
-	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", PostgresRole, s.Port, name)
+	return "postgres://" + PostgresRole + "@" + s.Address() + "/" + name + "?sslmode=disable"
 }
+
+// Address returns 127.0.0.1:PORT.
+func (s *PostgresServer) Address() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.Port)) }
 
 // freePort returns a port of loopback that nobody listened on a moment ago.
 func freePort(t testing.TB) int {
