@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
@@ -114,15 +116,28 @@ func TestChangesAfterFaults(t *testing.T) {
 	<-ended
 }
 
-// TestDurable has commits wait for the disk, whatever the settings of the database say.
+// TestDurable has commits wait for the disk, whatever the settings of the database say by the time when a pooler
+// connects to it anew. Connect refuses such settings only.
 func TestDurable(t *testing.T) {
 	t.Parallel()
 	server := softhsmtest.Postgres(t)
 	url := server.Database(t)
 	database := url[strings.LastIndexByte(url, '/')+1 : strings.LastIndexByte(url, '?')]
+	checked := pool(t, url)
+	defer checked.Close()
+	config := checked.Config()
+	config.ConnConfig.ValidateConnect = nil
 	for set, want := range map[string]string{"off": "on", "local": "on", "remote_apply": "remote_apply"} {
 		server.SQL(t, "postgres", "ALTER DATABASE "+database+" SET synchronous_commit = "+set)
-		s := open(t, url)
+		unchecked, err := pgxpool.NewWithConfig(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unchecked.Close()
+		s, err := openWith(t.Context(), unchecked, embedded(), defaults)
+		if err != nil {
+			t.Fatal(err)
+		}
 		turn, err := s.begin(t.Context())
 		if err != nil {
 			t.Fatal(err)

@@ -4,7 +4,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/notation-hsm/notation-hsm/internal/store"
@@ -17,13 +16,7 @@ var _ store.Shared = (*Store)(nil)
 // pool connects to a database.
 func pool(t testing.TB, url string) *pgxpool.Pool {
 	t.Helper()
-	config, err := pgxpool.ParseConfig(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
-	config.MaxConns = 8
-	p, err := pgxpool.NewWithConfig(t.Context(), config)
+	p, err := Connect(t.Context(), url, "")
 	if err != nil {
 		t.Fatal(err)
 	}
