@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"crypto"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -30,17 +27,15 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/broker/api"
 	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
 	"github.com/notation-hsm/notation-hsm/internal/cli"
-	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/held"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
-	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/logflags"
 	"github.com/notation-hsm/notation-hsm/internal/notice"
+	"github.com/notation-hsm/notation-hsm/internal/policy"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
 	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
 	"github.com/notation-hsm/notation-hsm/internal/telemetry"
-	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
 
 // defaultConfig is the config file of a broker without --config.
@@ -110,15 +105,8 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	ks := backends.GuardedService(refusals.Guard)
 	keys := held.New(ks, failure.New(failure.Unavailable, "the broker is stopping").WithHint("try again"))
 	opened.add(keys.Close)
-	logKey, err := reference(ks, f, f.Log.Key, "")
+	signing, err := openLogKey(ctx, ks, f, keys)
 	if err != nil {
-		return err
-	}
-	signing, err := keys.Find(ctx, logKey)
-	if err != nil {
-		return err
-	}
-	if _, err := translog.NewVerifier(f.Log.Origin, signing.Public); err != nil {
 		return err
 	}
 	witnesses, err := f.WitnessClients()
@@ -133,29 +121,16 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 		return err
 	}
 	var b *broker.Broker
-	known := &references{known: map[string]*keystore.Reference{}}
-	use := &broker.HeldKeys{Held: keys, Reference: func(name string) (*keystore.Reference, error) {
-		k := b.Key(name)
-		if k == nil {
-			return nil, failure.New(failure.NotFound, "the broker has no key %q", name).WithHint("name a key of the policy")
-		}
-		return known.find(ks, f, k.URI, f.Keys[name].CertificateChain)
-	}}
+	use := heldKeys(ks, f, keys, func(name string) *policy.Key { return b.Key(name) })
 	b, err = broker.Open(ctx, broker.Options{
 		Store: s, Policy: text, Config: decisive, Keys: use, Limits: f.Callers.Limits.WithDefaults(),
 		Check: registries.Check, Manifests: registries.Manifests, Registerer: metrics, First: first,
 		PublicURL: url, Notices: told.Rows,
 		Log: broker.Log{
-			Origin: f.Log.Origin, Public: signing.Public, File: f.Log.CheckpointFile,
+			Origin: f.Log.Origin, Public: signing.public, File: f.Log.CheckpointFile,
 			MaxUnpublished: f.Log.MaxUnpublished.Time, MaxUnpublishedEntries: f.Log.MaxUnpublished.Entries,
 			Witnesses: witnesses,
-			Sign: func(ctx context.Context, c translog.Checkpoint) ([]byte, error) {
-				k, err := keys.Find(ctx, logKey)
-				if err != nil {
-					return nil, err
-				}
-				return c.Sign(&logSigner{ctx, k})
-			},
+			Sign:      signing.sign,
 		},
 	})
 	if err != nil {
@@ -256,60 +231,6 @@ func serveMetrics(ctx context.Context, l net.Listener, metrics *prometheus.Regis
 	return nil
 }
 
-// references keeps where keys are: resolving settings takes as long as a fifth of a signature.
-type references struct {
-	mu    sync.Mutex
-	known map[string]*keystore.Reference // by URI and chain
-}
-
-func (r *references) find(ks *keystore.Keystore, f *brokerfile.File, uri, chain string) (*keystore.Reference, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	id := uri + "\n" + chain
-	if found := r.known[id]; found != nil {
-		return found, nil
-	}
-	found, err := reference(ks, f, uri, chain)
-	if err == nil {
-		r.known[id] = found
-	}
-	return found, err
-}
-
-// reference returns where a key is, by its URI and the module of the config file that has its token.
-func reference(ks *keystore.Keystore, f *brokerfile.File, uri, chain string) (*keystore.Reference, error) {
-	u, err := config.ParseURI(uri)
-	if err != nil {
-		return nil, err
-	}
-	module, err := f.ModuleOf(u)
-	if err != nil {
-		return nil, err
-	}
-	given := maps.Clone(map[string]string(module))
-	delete(given, config.Token) // the key's URI names it
-	if chain != "" {
-		given[config.CertificateChain] = chain
-	}
-	return ks.Direct().Resolve(uri, given, config.Flags)
-}
-
-// logVerifier returns the verifier of a broker's log under a name, by the public half of the key in the module.
-func logVerifier(ctx context.Context, f *brokerfile.File, origin string) (_ *translog.Verifier, err error) {
-	ks := backends.GuardedService(refusalsOf(f).Guard)
-	defer func() { err = errors.Join(err, ks.Close()) }()
-	key, err := reference(ks, f, f.Log.Key, "")
-	if err != nil {
-		return nil, err
-	}
-	var v *translog.Verifier
-	err = key.WithKey(ctx, func(_ keystore.Store, k keystore.Key) (err error) {
-		v, err = translog.NewVerifier(origin, k.Public())
-		return err
-	})
-	return v, err
-}
-
 // epoch is what the name of a log has besides in a later epoch.
 var epoch = regexp.MustCompile(`^(/[1-9][0-9]*)?$`)
 
@@ -356,23 +277,6 @@ again then.`,
 		return nil
 	}
 	return c
-}
-
-// logSigner signs checkpoints.
-type logSigner struct {
-	ctx context.Context //nolint:containedctx // crypto.Signer has none
-	key *held.Key
-}
-
-// Public returns the public half of the log's key.
-func (s *logSigner) Public() crypto.PublicKey { return s.key.Public }
-
-// Sign signs the SHA-256 of a checkpoint.
-func (s *logSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
-	if len(digest) != sha256.Size || opts.HashFunc() != crypto.SHA256 {
-		return nil, failure.New(failure.Internal, "the log is signed with SHA-256")
-	}
-	return s.key.Use(s.ctx, func(k keystore.Key) ([]byte, error) { return k.Sign(s.ctx, digest, opts) })
 }
 
 // closers are what was opened, closed in the reverse order.
