@@ -15,6 +15,7 @@ import (
 type Keys struct {
 	keystore *keystore.Keystore
 	closedBy error
+	done     chan struct{} // closed by Close
 
 	mu      sync.Mutex
 	closed  bool
@@ -26,7 +27,7 @@ type Keys struct {
 // New returns the keys of a keystore, none of which is open. closed is the failure of everything that Close has met.
 func New(ks *keystore.Keystore, closed error) *Keys {
 	return &Keys{keystore: ks, closedBy: closed, tokens: map[string]keystore.Store{}, held: map[string]*Key{},
-		opening: map[string]*opening{}}
+		opening: map[string]*opening{}, done: make(chan struct{})}
 }
 
 // identify returns an identifier of what a reference names: by its URI alone, two modules can have the same key.
@@ -86,6 +87,9 @@ func (k *Keys) Cause(err error) error {
 // Close ends the logins and every use of a key in flight, and closes the keystore.
 func (k *Keys) Close() error {
 	k.mu.Lock()
+	if !k.closed {
+		close(k.done)
+	}
 	k.closed = true
 	stores := []keystore.Store{}
 	for _, h := range k.held {
