@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/notation-hsm/notation-hsm/internal/backends"
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
 	"github.com/notation-hsm/notation-hsm/internal/certs"
@@ -25,9 +23,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/config"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
-	"github.com/notation-hsm/notation-hsm/internal/keystore"
 	"github.com/notation-hsm/notation-hsm/internal/ownership"
-	"github.com/notation-hsm/notation-hsm/internal/payload"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
 )
 
@@ -138,16 +134,28 @@ func (f *findings) read() (*brokerfile.File, *policy.Policy) {
 
 // compare holds the config against the policy.
 func (f *findings) compare(c *brokerfile.File, p *policy.Policy) {
+	var logKeys []string
+	for _, uri := range c.Log.Key {
+		if u, err := config.ParseURI(uri); err == nil {
+			logKeys = append(logKeys, u.String())
+		}
+	}
 	for _, k := range p.Keys() {
-		u, err := config.ParseURI(k.URI)
-		if err == nil {
-			_, err = c.ModuleOf(u)
+		where := c.Policy + ": keys." + k.Name
+		for i, uri := range k.URIs {
+			u, err := config.ParseURI(uri)
+			if err == nil {
+				_, err = c.ModuleOf(u)
+			}
+			if err != nil {
+				f.failed(whichOf(where, k.URIs, i), err)
+			}
+			if slices.Contains(logKeys, uri) {
+				f.mistake(whichOf(where, k.URIs, i), "make a key of its own for the log", "it is the log's key")
+			}
 		}
-		if err != nil {
-			f.failed(c.Policy+": keys."+k.Name, err)
-		}
-		if k.URI == c.Log.Key {
-			f.mistake(c.Policy+": keys."+k.Name, "make a key of its own for the log", "it is the log's key")
+		if len(k.URIs) > 1 && c.Keys[k.Name].CertificateChain == "" {
+			f.warn(f.file, "keys.%s is in several modules, and no certificate-chain says which public key is right", k.Name)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Keys)) {
@@ -229,47 +237,6 @@ func (f *findings) certificate(c *brokerfile.File, leaf *x509.Certificate) {
 	}
 	if left := time.Until(leaf.NotAfter); left < 14*24*time.Hour {
 		f.warn(f.file, "listen.https.certificate ends on %s", leaf.NotAfter.Format(time.DateOnly))
-	}
-}
-
-// modules logs in to the modules, and looks at each key.
-func (f *findings) modules(ctx context.Context, c *brokerfile.File, p *policy.Policy) {
-	ks := backends.GuardedService(refusalsOf(c).Guard)
-	defer ks.Close()
-	look := func(where, uri, chain string, do func(keystore.Store, keystore.Key) error) {
-		r, err := reference(ks, c, uri, chain)
-		if err == nil {
-			err = r.WithKey(ctx, func(s keystore.Store, k keystore.Key) error {
-				if err := s.Login(ctx); err != nil {
-					return err
-				}
-				return do(s, k)
-			})
-		}
-		if err != nil {
-			f.failed(where, err)
-		}
-	}
-	var logKey keystore.Key
-	look(f.file+": log.key", c.Log.Key, "", func(_ keystore.Store, k keystore.Key) error {
-		logKey = k
-		if _, ok := k.Public().(*ecdsa.PublicKey); !ok {
-			return failure.New(failure.Unsupported, "the log's key is no EC key").WithHint("generate one with --spec EC-256")
-		}
-		return nil
-	})
-	for _, k := range p.Keys() {
-		chain := c.Keys[k.Name].CertificateChain
-		look(c.Policy+": keys."+k.Name, k.URI, chain, func(s keystore.Store, opened keystore.Key) error {
-			if own, ok := opened.Public().(*ecdsa.PublicKey); ok && logKey != nil && own.Equal(logKey.Public()) {
-				return failure.New(failure.Denied, "it is the log's key").WithHint("make a key of its own for the log")
-			}
-			leaf, err := s.Leaf(ctx)
-			if err == nil && leaf == nil && chain == "" && slices.Contains(k.Formats, payload.Notation) {
-				f.warn(f.file, "keys.%s has no certificate beside it on the token, and no certificate-chain", k.Name)
-			}
-			return err
-		})
 	}
 }
 

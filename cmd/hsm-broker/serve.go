@@ -122,6 +122,8 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	}
 	var b *broker.Broker
 	use := heldKeys(ks, f, keys, func(name string) *policy.Key { return b.Key(name) })
+	use.Log = signing.Copies
+	metrics.MustRegister(use.Collector())
 	b, err = broker.Open(ctx, broker.Options{
 		Store: s, Policy: text, Config: decisive, Keys: use, Limits: f.Callers.Limits.WithDefaults(),
 		Check: registries.Check, Manifests: registries.Manifests, Registerer: metrics, First: first,
@@ -159,7 +161,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 		return err
 	}
 	return listen(ctx, out, service, f, api.New(api.Options{Broker: b, Identity: callers, Keys: use, PublicURL: url,
-		Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size), Page: page.Handler(), Sessions: sessions,
+		Modules: use.Modules, Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size), Page: page.Handler(), Sessions: sessions,
 		Registerer: metrics, Tracer: tracer}), metrics)
 }
 

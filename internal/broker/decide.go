@@ -30,7 +30,7 @@ func (b *Broker) sameKey(w *wish) error {
 	switch key := b.Key(w.Key); {
 	case key == nil:
 		return noKey(w.Key)
-	case key.URI != w.uri:
+	case !slices.Equal(key.URIs, w.uris):
 		return failure.New(failure.Unavailable, "the policy has another key %q now", w.Key).WithHint("try again")
 	}
 	return nil

@@ -29,8 +29,8 @@ type subject struct {
 	Expiry     int64  // seconds
 	Repository string // that was checked
 
-	uri    string // of the key whose leaf it has
-	digest string // sha256:HEX of its canonical JSON
+	uris   []string // of the key whose leaf it has
+	digest string   // sha256:HEX of its canonical JSON
 }
 
 // complete checks the repository of a subject, and fills in what the registry and the key say.
@@ -59,7 +59,7 @@ func (b *Broker) complete(ctx context.Context, s *subject, claims **brokerapi.Cl
 	if key == nil {
 		return noKey(s.Key)
 	}
-	s.uri = key.URI
+	s.uris = key.URIs
 	_, chain, err := b.options.Keys.Describe(ctx, s.Key)
 	if err != nil {
 		return err

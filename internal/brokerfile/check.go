@@ -211,14 +211,37 @@ func within(key, token config.URI) bool {
 		same(key.Serial, token.Serial) && same(key.Manufacturer, token.Manufacturer) && same(key.Model, token.Model)
 }
 
-func (f *File) checkLog(add adding) {
-	if u, err := config.ParseURI(f.Log.Key); err != nil || u.Object == "" && len(u.ID) == 0 || u.Broker ||
-		len(u.Query) > 0 { // the URI is in the log
-		add("log.key", "write it like pkcs11:token=prod;object=log, without a query",
-			"it is not the URI of a key")
-	} else if _, err := f.ModuleOf(u); err != nil {
-		add("log.key", "list its token under modules", "no module has its token")
+// maxLogKeys is in how many modules the log's key can be.
+const maxLogKeys = 16
+
+func (f *File) checkLogKey(add adding) {
+	if n := len(f.Log.Key); n == 0 || n > maxLogKeys {
+		add("log.key", "name the key in each module that has it", "it has %d URIs, not 1 to %d", n, maxLogKeys)
+		return
 	}
+	seen := map[string]bool{}
+	for i, uri := range f.Log.Key {
+		at := "log.key"
+		if len(f.Log.Key) > 1 {
+			at = fmt.Sprintf("log.key[%d]", i)
+		}
+		u, err := config.ParseURI(uri)
+		if err != nil || u.Object == "" && len(u.ID) == 0 || u.Broker || len(u.Query) > 0 { // the URI is in the log
+			add(at, "write it like pkcs11:token=prod;object=log, without a query", "it is not the URI of a key")
+			continue
+		}
+		if _, err := f.ModuleOf(u); err != nil {
+			add(at, "list its token under modules", "no module has its token")
+		}
+		if seen[u.String()] {
+			add(at, "list each URI once", "%s is there twice", u)
+		}
+		seen[u.String()] = true
+	}
+}
+
+func (f *File) checkLog(add adding) {
+	f.checkLogKey(add)
 	if f.Log.Origin == "" || strings.ContainsAny(f.Log.Origin, " +\t\n") || strings.Contains(f.Log.Origin, "://") {
 		add("log.origin", "write it like broker.example.com/log", "%q is not a name of a log", f.Log.Origin)
 	}

@@ -94,12 +94,13 @@ type Key struct {
 
 // Log says how the log is signed, and who follows it.
 type Log struct {
-	Key            string        `yaml:"key"`             // URI of a key that signs nothing else
-	Origin         string        `yaml:"origin"`          // name of the log: a URL without its scheme; it never changes
-	CheckpointFile string        `yaml:"checkpoint-file"` // on another disk than the store, at best
-	MaxUnpublished Unpublished   `yaml:"max-unpublished"`
-	Feeds          []feed.Config `yaml:"feeds"`     // who is told of the entries
-	Witnesses      []Witness     `yaml:"witnesses"` // who cosigns the checkpoints
+	// Key is the URI of a key that signs nothing else, in each module that has it.
+	Key            identity.Strings `yaml:"key"`
+	Origin         string           `yaml:"origin"`          // name of the log: a URL without its scheme; it never changes
+	CheckpointFile string           `yaml:"checkpoint-file"` // on another disk than the store, at best
+	MaxUnpublished Unpublished      `yaml:"max-unpublished"`
+	Feeds          []feed.Config    `yaml:"feeds"`     // who is told of the entries
+	Witnesses      []Witness        `yaml:"witnesses"` // who cosigns the checkpoints
 }
 
 // Unpublished bounds how far the log may be ahead of its newest signed checkpoint.
@@ -294,10 +295,14 @@ func (f *File) Decisive() ([]byte, error) {
 		}
 		modules = append(modules, kept)
 	}
+	var logKey any = f.Log.Key
+	if len(f.Log.Key) == 1 { // as it was in force before there could be several
+		logKey = f.Log.Key[0]
+	}
 	all := map[string]any{
 		"modules": modules, "callers": f.Callers, "administrators": f.Administrators, "registries": f.Registries,
 		"files": files, "rp-id": f.RPID, "public-url": f.PublicURL,
-		"log": map[string]any{"key": f.Log.Key, "origin": f.Log.Origin},
+		"log": map[string]any{"key": logKey, "origin": f.Log.Origin},
 	}
 	if len(f.Tags) > 0 { // a broker without any has the config in force that it had before there were tags
 		all["tags"] = f.Tags

@@ -39,8 +39,8 @@ func Compare(before, after *Policy) Difference {
 			needed[k.Name] = true
 			continue
 		}
-		if k.URI != other.URI {
-			note(k.Name, path+".key", "%s becomes %s", k.URI, other.URI)
+		if !slices.Equal(k.URIs, other.URIs) {
+			compareURIs(note, k, other, path+".key")
 			needed[""] = true // one key goes and another comes
 		}
 		if !sameSet(k.Formats, other.Formats) {
@@ -52,7 +52,7 @@ func Compare(before, after *Policy) Difference {
 	}
 	for _, k := range after.keys {
 		if before.byName[k.Name] == nil {
-			note("", "keys."+k.Name, "the key is added: %s", k.URI)
+			note("", "keys."+k.Name, "the key is added: %s", strings.Join(k.URIs, ", "))
 		}
 	}
 	compareRules(note, "", "modify", before.Rules(Modify, ""), after.Rules(Modify, ""))
@@ -65,6 +65,28 @@ func Compare(before, after *Policy) Difference {
 		}
 	}
 	return d
+}
+
+// compareURIs notes in which modules a key is now.
+func compareURIs(note noting, before, after *Key, path string) {
+	if len(before.URIs) == 1 && len(after.URIs) == 1 {
+		note(before.Name, path, "%s becomes %s", before.URIs[0], after.URIs[0])
+		return
+	}
+	if sameSet(before.URIs, after.URIs) {
+		note(before.Name, path, "the order of the modules changes: %s becomes %s", strings.Join(before.URIs, ", "),
+			strings.Join(after.URIs, ", "))
+	}
+	for _, uri := range before.URIs {
+		if !slices.Contains(after.URIs, uri) {
+			note(before.Name, path, "%s is removed", uri)
+		}
+	}
+	for _, uri := range after.URIs {
+		if !slices.Contains(before.URIs, uri) {
+			note(before.Name, path, "%s is added", uri)
+		}
+	}
 }
 
 // noting adds a change that the modify rules of a key must allow.

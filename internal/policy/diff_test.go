@@ -14,6 +14,7 @@ func TestCompare(t *testing.T) {
     key: nethsm:tags
     formats: [tuf]
     use: [{name: timestamp}, {name: snapshot, when: 'caller.issuer == "unix"'}]
+  copied: {key: [nethsm:a, nethsm:b], formats: [dsse]}
 modify: [{approvals: [{group: security, quorum: 2}]}]
 `
 	for _, test := range []struct{ old, with, want string }{
@@ -59,6 +60,13 @@ modify: [{approvals: [{group: security, quorum: 2}]}]
 		{"formats: [notation]", "formats: [notation, x509]", "keys.release.formats: notation becomes notation, " +
 			"x509\nneeds: release"},
 		{"nethsm:tags", "nethsm:other", "keys.tags.key: nethsm:tags becomes nethsm:other\nneeds: , tags"},
+		{"nethsm:tags", "[nethsm:tags]", ""},
+		{"nethsm:tags", "[nethsm:tags, nethsm:copy]", "keys.tags.key: nethsm:copy is added\nneeds: , tags"},
+		{"[nethsm:a, nethsm:b]", "[nethsm:b, nethsm:a]", "keys.copied.key: the order of the modules changes: nethsm:a, " +
+			"nethsm:b becomes nethsm:b, nethsm:a\nneeds: , copied"},
+		{"[nethsm:a, nethsm:b]", "nethsm:c", "keys.copied.key: nethsm:a is removed\nkeys.copied.key: nethsm:b is " +
+			"removed\nkeys.copied.key: nethsm:c is added\nneeds: , copied"},
+		{"copied:", "renamed:", "keys.renamed: the key is added: nethsm:a, nethsm:b"},
 		{"  tags:", "  other:", "keys.tags: the key is removed\nkeys.other: the key is added: nethsm:tags\nneeds: , tags"},
 		{"modify: [{approvals: [{group: security, quorum: 2}]}]\n", "modify: []\n",
 			"modify.modify-1: the rule is removed: always " +

@@ -195,8 +195,8 @@ func (p *parser) readKey(e entry, path string) {
 	values := p.fields(e.value, path, "key", "formats", "use", "block", "unblock", "modify")
 	if node := values["key"]; node == nil {
 		p.report(e.line, path, `add: key: "pkcs11:token=...;object=..."`, "there is no key")
-	} else if text, ok := p.text(node, path+".key", maxText); ok {
-		key.URI = p.uri(text, node.Line, path+".key")
+	} else {
+		key.URIs = p.uris(node, path+".key")
 	}
 	if node := values["formats"]; node == nil {
 		p.report(e.line, path, "add formats, with some of "+join(payload.Formats), "there are no formats")
@@ -210,6 +210,36 @@ func (p *parser) readKey(e entry, path string) {
 	}
 	p.policy.keys = append(p.policy.keys, key)
 	p.policy.byName[key.Name] = key
+}
+
+// uris returns the URIs of a key: one, or a list of those in several modules.
+func (p *parser) uris(node *yaml.Node, path string) (all []string) {
+	if node.Kind != yaml.SequenceNode {
+		if text, ok := p.text(node, path, maxText); ok {
+			all = append(all, p.uri(text, node.Line, path))
+		}
+		return all
+	}
+	items := p.items(node, path)
+	switch {
+	case len(items) == 0:
+		p.report(node.Line, path, `add "pkcs11:token=...;object=..."`, "it is empty")
+	case len(items) > maxURIs:
+		p.report(node.Line, path, "", "it has more than %d items", maxURIs)
+		return nil
+	}
+	for i, item := range items {
+		text, ok := p.text(item, index(path, i), maxText)
+		if !ok {
+			continue
+		}
+		uri := p.uri(text, item.Line, index(path, i))
+		if slices.Contains(all, uri) && uri != "" {
+			p.report(item.Line, index(path, i), "remove one of them", "%s is there twice", uri)
+		}
+		all = append(all, uri)
+	}
+	return all
 }
 
 // uri returns the URI of a key in a fixed form.
@@ -234,7 +264,7 @@ func (p *parser) uri(text string, line int, path string) string {
 	}
 	canonical := uri.String()
 	for _, other := range p.policy.keys {
-		if other.URI == canonical {
+		if slices.Contains(other.URIs, canonical) {
 			p.report(line, path, "give one key one name, so that one set of rules is for it",
 				"the key %s is the same, in line %d", other.Name, other.line)
 		}

@@ -66,7 +66,7 @@ type Policy struct {
 // Key is a key of the policy.
 type Key struct {
 	Name    string
-	URI     string // pkcs11: or nethsm:, with its attributes in a fixed order
+	URIs    []string // of the key in each module that has it: pkcs11: or nethsm:, with its attributes in a fixed order
 	Formats []payload.Format
 
 	rules map[Action][]*Rule

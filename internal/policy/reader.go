@@ -24,6 +24,7 @@ const (
 	maxName     = 100       // bytes of a name
 	maxText     = 1000      // bytes of another text, but a condition
 	maxGroups   = 8         // approvals of one rule
+	maxURIs     = 16        // of a key
 	maxQuorum   = 100
 	reviewHint  = "write the value out, so that a reviewer sees it in its place"
 	namePattern = `[A-Za-z0-9][A-Za-z0-9._@+-]*`

@@ -174,6 +174,17 @@ func TestRefuseFiles(t *testing.T) {
 		uri + "'pkcs11:color=t', formats: [tuf]}}": "line 2: keys.k.key: ",
 		"version: 1\nkeys:\n  a: {key: 'pkcs11:token=t;object=o', formats: [tuf]}\n  b: {key: 'pkcs11:object=%6f;token=t', " +
 			"formats: [tuf]}": "line 4: keys.b.key: the key a is the same, in line 3",
+		uri + "[], formats: [tuf]}}":                       "line 2: keys.k.key: it is empty",
+		uri + "{a: b}, formats: [tuf]}}":                   "line 2: keys.k.key: it is a mapping, not a text",
+		uri + "['nethsm:k', 1], formats: [tuf]}}":          "line 2: keys.k.key[1]: it is a number, not a text",
+		uri + "['nethsm:k', [a]], formats: [tuf]}}":        "line 2: keys.k.key[1]: it is a list, not a text",
+		uri + "['nethsm:k', 'broker:k'], formats: [tuf]}}": "line 2: keys.k.key[1]: it is a key of another broker",
+		uri + "['pkcs11:token=t;object=o', 'pkcs11:object=%6f;token=t'], formats: [tuf]}}": "line 2: keys.k.key[1]: " +
+			"pkcs11:token=t;object=o is there twice",
+		uri + "[" + strings.Repeat("'nethsm:k',", 17) + "], formats: [tuf]}}": "line 2: keys.k.key: it has more than " +
+			"16 items",
+		"version: 1\nkeys:\n  a: {key: ['nethsm:a', 'nethsm:b'], formats: [tuf]}\n  b: {key: ['nethsm:c', 'nethsm:b'], " +
+			"formats: [tuf]}": "line 4: keys.b.key[1]: the key a is the same, in line 3",
 		one + "block: [{limit: 1 per day}]}}": "line 2: keys.k.block[0]: " +
 			`unknown field "limit"`,
 		one + "block: [{when: 'artifact.size == 1'}]}}": "line 2: " +

@@ -25,7 +25,8 @@ type Options struct {
 	Broker    *broker.Broker
 	Identity  *identity.Authenticator
 	Keys      broker.Keys
-	PublicURL string // of the broker, without a slash at its end
+	Modules   func() []broker.Module // the state of the modules that have the keys; nil for unknown
+	PublicURL string                 // of the broker, without a slash at its end
 	Version   string
 	Size      int64 // bytes of the largest body of a request; 0 means what brokerapi allows
 	// Page answers requests that are not of the API, and authenticates them itself; nil refuses them.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"sync"
@@ -89,6 +90,7 @@ func (a *API) parts(ctx context.Context) *brokerapi.Readiness {
 		}
 		state.Parts = append(state.Parts, part)
 	}
+	state.Parts = append(state.Parts, a.modules()...)
 	for _, issuer := range a.options.Identity.Ready(ctx) {
 		part := brokerapi.Part{Name: "issuer " + issuer.Issuer, Ready: issuer.Usable}
 		if issuer.Err != nil {
@@ -100,4 +102,18 @@ func (a *API) parts(ctx context.Context) *brokerapi.Readiness {
 		state.Ready = state.Ready && (part.Ready || !part.Needed)
 	}
 	return state
+}
+
+// modules returns the state of modules of keys that are in several: the broker is ready if each key has one that works.
+func (a *API) modules() (parts []brokerapi.Part) {
+	if a.options.Modules == nil {
+		return nil
+	}
+	for _, m := range a.options.Modules() {
+		if !m.Alone {
+			parts = append(parts, brokerapi.Part{Name: fmt.Sprintf("module %d of key %s", m.Number, m.Key),
+				Ready: m.Err == nil, Detail: m.Detail})
+		}
+	}
+	return parts
 }

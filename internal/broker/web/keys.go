@@ -16,7 +16,6 @@ import (
 // keyView is a key of the policy.
 type keyView struct {
 	Name    string
-	URI     string
 	Formats []string
 	Blocked bool
 	Failure string            // why the module does not have it now
@@ -61,7 +60,7 @@ func (w *Web) keys(r *http.Request, _ *who) (*view, error) {
 
 // keyView returns what is shown of a key.
 func (w *Web) keyView(ctx context.Context, p *policy.Policy, k *policy.Key) *keyView {
-	v := &keyView{Name: k.Name, URI: k.URI, Blocked: w.options.Broker.Blocked(k.Name)}
+	v := &keyView{Name: k.Name, Blocked: w.options.Broker.Blocked(k.Name)}
 	for _, f := range k.Formats {
 		v.Formats = append(v.Formats, string(f))
 	}
