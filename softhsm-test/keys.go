@@ -1,6 +1,12 @@
 package softhsmtest
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/pem"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,4 +25,29 @@ func NewKey(t testing.TB, token *Token, program, spec, label string) (uri, pem s
 		"30"))
 	Run(t, program, "cert", "import", uri, pem)
 	return uri, pem
+}
+
+// SameKey puts one EC-256 key under a label into several tokens of SoftHSM, as if one backup were restored into all, and
+// returns a file with the key's chain, leaf first. The tokens have no certificates.
+func SameKey(t testing.TB, label string, tokens ...string) (chain string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file := filepath.Join(dir, "key.pem")
+	Write(t, file, string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})))
+	for _, token := range tokens {
+		Run(t, Program(t, "softhsm2-util"), "--import", file, "--token", token, "--label", label, "--id",
+			hex.EncodeToString([]byte(label)), "--pin", PIN)
+	}
+	ca := NewCA(t, "root", nil)
+	chain = filepath.Join(dir, "chain.pem")
+	Write(t, chain, PEM(ca.Issue(t, Template(label), private.Public()))+ca.PEM())
+	return chain
 }

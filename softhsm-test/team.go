@@ -54,6 +54,10 @@ type TeamOptions struct {
 	Program string
 	// Module replaces the token's module, such as by the shim.
 	Module string
+	// Modules are appended to the modules of the config, in YAML.
+	Modules string
+	// LogKey is log.key of the config, in YAML; a new key on the token by default.
+	LogKey string
 	// Host is the host of the URL and the RP ID; 127.0.0.1 by default. Browsers register passkeys for localhost alone.
 	Host string
 	// Timeout is that of the module; one that no machine is too slow for by default.
@@ -73,8 +77,11 @@ func StartTeam(t testing.TB, token *Token, o TeamOptions) *TeamBroker {
 	}
 	b := &TeamBroker{Program: o.Program, Dir: dir, Socket: filepath.Join(dir, "socket"),
 		Issuer: identitytest.New(t), Callers: NewCA(t, "callers", nil), t: t, token: token, settings: o}
-	b.LogKey = strings.TrimSpace(Run(t, Build(t, "notation-hsm"), "key", "generate", "--token", token.Label, "--spec",
-		"EC-256", "--label", "log"))
+	if o.LogKey == "" {
+		b.LogKey = strings.TrimSpace(Run(t, Build(t, "notation-hsm"), "key", "generate", "--token", token.Label, "--spec",
+			"EC-256", "--label", "log"))
+		b.settings.LogKey = fmt.Sprintf("%q", b.LogKey)
+	}
 	server := NewCA(t, "server", nil)
 	b.CA = b.file("ca.pem", server.PEM())
 	template := Template("broker")
@@ -168,7 +175,8 @@ store: sqlite:%[3]s/store/broker.db
 policy: %[3]s/policy.yaml
 modules:
 - {token: "pkcs11:token=%[5]s", module-path: %[6]s, pin-source: "file:%[3]s/pin", timeout: %[7]s}
-log: {key: "%[8]s", origin: broker.example.com/log, checkpoint-file: %[3]s/checkpoint, %[17]s}
+%[19]s
+log: {key: %[8]s, origin: broker.example.com/log, checkpoint-file: %[3]s/checkpoint, %[17]s}
 callers:
   oidc:
   - {issuer: %[9]s, audience: %[1]s, type: %[10]s, ca: %[11]s}
@@ -178,9 +186,9 @@ callers:
 administrators: [{unix: "%[12]d"}]
 %[13]s
 %[14]s
-`, b.URL, b.Address(), b.Dir, b.Socket, b.token.Label, module, timeout, b.LogKey,
+`, b.URL, b.Address(), b.Dir, b.Socket, b.token.Label, module, timeout, b.settings.LogKey,
 		b.Issuer.URL, kind, b.Issuer.CA, os.Geteuid(), b.settings.Registries, b.settings.Config, b.settings.Limits,
-		b.settings.Listen, b.settings.Log, b.settings.Host))
+		b.settings.Listen, b.settings.Log, b.settings.Host, b.settings.Modules))
 }
 
 // Start starts the broker, and waits until it is ready.

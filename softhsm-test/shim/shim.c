@@ -3,7 +3,8 @@
  *   SHIM_NOISE=1          prints a line on descriptors 1 and 2 in every call, as some vendors' libraries do
  *   SHIM_DELAY_MS=5       waits in every call, as a module across a network does
  *   SHIM_LOG=FILE         appends the name of every call to FILE
- *   SHIM_SETTINGS=DIR     a file DIR/NAME holds a variable while the process runs, instead of the environment
+ *   SHIM_SETTINGS=DIR     a file DIR/NAME holds a variable while the process runs, instead of the environment; and
+ *                         DIR/SHIM/NAME, for the copy of this module in a file SHIM
  *   SHIM_FAULT=CALL:HOW   one call fails, or each that uses the device for the CALL *; HOW is a return value as a hexadecimal number, or hang, crash, abort, wrong (another result
  *                         than asked for), short (half of it) or length (it claims 2^40)
  *   SHIM_LOSE=WHAT:N      before every N-th C_Sign of the process, one of these is lost: sessions (with the login), login, device
@@ -56,9 +57,14 @@ static const char *setting(const char *name) {
 	static __thread char kept[4][256];
 	static __thread unsigned next;
 	const char *value = getenv(name), *dir = getenv("SHIM_SETTINGS");
-	char path[4096];
-	if (dir && snprintf(path, sizeof path, "%s/%s", dir, name) < (int)sizeof path) {
-		int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char own[4096], all[4096];
+	Dl_info self;
+	const char *file = dir && dladdr(&mine, &self) ? strrchr(self.dli_fname, '/') : NULL;
+	int fd = -1;
+	if (dir && snprintf(own, sizeof own, "%s%s/%s", dir, file ? file : "", name) < (int)sizeof own &&
+		snprintf(all, sizeof all, "%s/%s", dir, name) < (int)sizeof all) {
+		if ((fd = open(own, O_RDONLY | O_CLOEXEC)) < 0)
+			fd = open(all, O_RDONLY | O_CLOEXEC);
 		if (fd >= 0) {
 			char *text = kept[next++ % 4];
 			ssize_t n = read(fd, text, sizeof kept[0] - 1);
