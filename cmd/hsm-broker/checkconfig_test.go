@@ -74,6 +74,16 @@ func TestCheckConfigFindings(t *testing.T) {
 			"warning: DIR/config.yaml: contacts has people whom the policy does not name: alice"},
 		"notices": {"config.yaml", "log:\n", "notices:\n- {name: hook, webhook: \"https://example.com/x\"}\nlog:\n",
 			"notices[0].secret: is missing (name the file of the secret that signs requests)"},
+		"several modules": {"policy.yaml", `"pkcs11:token=signing;object=release"`,
+			"[pkcs11:token=signing;object=release, pkcs11:token=other;object=release]",
+			"DIR/policy.yaml: keys.release.key[1]: no module of the config file has the token of pkcs11:token=other;"},
+		"nobody knows the key": {"policy.yaml", `"pkcs11:token=signing;object=release"`,
+			"[pkcs11:token=signing;object=release, pkcs11:token=signing;object=copy]",
+			"warning: DIR/config.yaml: keys.release is in several modules, and no certificate-chain says which public key is " +
+				"right"},
+		"one is the log's key": {"policy.yaml", `"pkcs11:token=signing;object=release"`,
+			"[pkcs11:token=signing;object=release, pkcs11:token=signing;object=broker-log]",
+			"DIR/policy.yaml: keys.release.key[1]: it is the log's key (make a key of its own for the log)"},
 		"log's key": {"policy.yaml", "object=release", "object=broker-log",
 			"DIR/policy.yaml: keys.release: it is the log's key (make a key of its own for the log)"},
 	} {

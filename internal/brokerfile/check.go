@@ -215,9 +215,13 @@ func within(key, token config.URI) bool {
 const maxLogKeys = 16
 
 func (f *File) checkLogKey(add adding) {
-	if n := len(f.Log.Key); n == 0 || n > maxLogKeys {
-		add("log.key", "name the key in each module that has it", "it has %d URIs, not 1 to %d", n, maxLogKeys)
+	if n := len(f.Log.Key); n > maxLogKeys {
+		add("log.key", "", "it has %d URIs, more than %d", n, maxLogKeys)
 		return
+	}
+	const like, no = "write it like pkcs11:token=prod;object=log, without a query", "it is not the URI of a key"
+	if len(f.Log.Key) == 0 {
+		add("log.key", like, no)
 	}
 	seen := map[string]bool{}
 	for i, uri := range f.Log.Key {
@@ -227,7 +231,7 @@ func (f *File) checkLogKey(add adding) {
 		}
 		u, err := config.ParseURI(uri)
 		if err != nil || u.Object == "" && len(u.ID) == 0 || u.Broker || len(u.Query) > 0 { // the URI is in the log
-			add(at, "write it like pkcs11:token=prod;object=log, without a query", "it is not the URI of a key")
+			add(at, like, no)
 			continue
 		}
 		if _, err := f.ModuleOf(u); err != nil {

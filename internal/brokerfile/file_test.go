@@ -139,6 +139,14 @@ func TestMistakes(t *testing.T) {
 		{"token=prod;object=log", "token=prod", "line 20: log.key: it is not the URI of a key"},
 		{"token=prod;object=log", "token=prod;object=log?pin-value=hunter2", "line 20: log.key: it is not the URI of a key"},
 		{"token=prod;object=log", "token=test;object=log", "line 20: log.key: no module has its token"},
+		{"pkcs11:token=prod;object=log", "", "line 20: log.key: it is not the URI of a key"},
+		{"pkcs11:token=prod;object=log", "[]", "line 20: log.key: it is not the URI of a key"},
+		{"pkcs11:token=prod;object=log", "[" + strings.Repeat("pkcs11:object=log,", 17) + "]", "line 20: log.key: it has 17 " +
+			"URIs, more than 16"},
+		{"pkcs11:token=prod;object=log", "['pkcs11:token=prod;object=log', nethsm:log]", "line 20: log.key[1]: no module has " +
+			"its token"},
+		{"pkcs11:token=prod;object=log", "['pkcs11:token=prod;object=log', 'pkcs11:object=log;token=prod']",
+			"line 20: log.key[1]: pkcs11:token=prod;object=log is there twice"},
 		{"origin: broker", "origin: https://broker", `line 21: log.origin: "https://broker.example.com/log" is not a name`},
 		{"/mnt/other/checkpoint", "checkpoint", `line 22: log.checkpoint-file: "checkpoint" is not an absolute path`},
 		{"  origin:", "  max-unpublished: {time: 1ms}\n  origin:", "line 21: log.max-unpublished.time: is 1ms"},
@@ -281,6 +289,7 @@ func TestDecisive(t *testing.T) {
 		{"sqlite:/var", "sqlite:/mnt"}, {"/mnt/other/checkpoint", "/mnt/checkpoint"}, {"release.pem", "new.pem"},
 		{"  unix: {", "  metrics: 127.0.0.1:9464\n  unix: {"}, {"version: 1", "version: 1 # comment"},
 		{"  origin:", "  max-unpublished: {time: 1m}\n  origin:"},
+		{"pkcs11:token=prod;object=log", "['pkcs11:token=prod;object=log']"},
 	} {
 		if !bytes.Equal(decisive(change...), first) {
 			t.Errorf("it changes with %q", change)
@@ -294,6 +303,7 @@ func TestDecisive(t *testing.T) {
 		{"/usr/lib/libp11.so", "/usr/lib/other.so"}, {"  pin-source", "  slot-id: 1\n  pin-source"},
 		{"rp-id: example.com", "rp-id: broker.example.com"}, {"object=log", "object=log2"},
 		{"com:8443", "com"}, {"com/log", "com/log2"},
+		{"pkcs11:token=prod;object=log", "['pkcs11:token=prod;object=log', 'pkcs11:token=prod;object=log2']"},
 		{"- token: pkcs11:token=prod", "- {token: pkcs11:token=test}\n- token: pkcs11:token=prod"},
 	} {
 		if bytes.Equal(decisive(change...), first) {

@@ -30,6 +30,7 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi/brokerapitest"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/held"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
 	"github.com/notation-hsm/notation-hsm/internal/identity/identitytest"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
@@ -116,6 +117,13 @@ func (k *testKeys) failure() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.err
+}
+
+// Modules returns two modules of a key, of which the second has failed.
+func (*testKeys) Modules() []broker.Module {
+	return []broker.Module{{Key: "alone", Number: 1, Alone: true, Copy: held.Copy{Err: errors.New("broken")}},
+		{Key: "release", Number: 1}, {Key: "release", Number: 2, Detail: "the module is not available",
+			Copy: held.Copy{Err: errors.New("broken")}}}
 }
 
 func (k *testKeys) Describe(context.Context, string) (crypto.PublicKey, []*x509.Certificate, error) {
@@ -264,7 +272,7 @@ func (f *fixture) serve(b *broker.Broker) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.api = New(Options{Broker: b, Identity: callers, Keys: f.keys, PublicURL: audience, Version: "1.2.3", Size: 4096,
+	f.api = New(Options{Broker: b, Identity: callers, Keys: f.keys, Modules: f.keys.Modules, PublicURL: audience, Version: "1.2.3", Size: 4096,
 		now: func() time.Time { return time.Now().Add(time.Duration(f.late.Load())) }})
 	secure, err := ListenTLS(f.Context(), "127.0.0.1:0", f.certificate)
 	if err != nil {

@@ -273,6 +273,23 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
+// TestModulesReady shows the modules of keys that are in several, and is ready while one of a key has failed.
+func TestModulesReady(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t)
+	for detail, c := range map[string]*client{"": f.open(), "the module is not available": f.token("ci")} {
+		parts := map[string]brokerapi.Part{}
+		for _, part := range read[brokerapi.Readiness](t, c.want(200, get(brokerapi.ReadyPath))).Parts {
+			parts[part.Name] = part
+		}
+		first, second := parts["module 1 of key release"], parts["module 2 of key release"]
+		if _, has := parts["module 1 of key alone"]; has || !first.Ready || first.Needed || second.Ready || second.Needed ||
+			second.Detail != detail {
+			t.Errorf("the parts are %+v", parts)
+		}
+	}
+}
+
 // TestListenUnix replaces a socket that nobody listens to, and no other file.
 func TestListenUnix(t *testing.T) {
 	t.Parallel()
