@@ -39,7 +39,8 @@ var storeys = []struct {
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi", "store"}},
 	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry", "registry", "webhook",
 		"approval/sshkey"}},
-	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox", "approval", "broker/entry"}},
+	{"above the ground", []string{"key", "folders", "ownership", "deadline", "sandbox", "approval", "broker/entry",
+		"fair"}},
 	{"the ground", []string{"failure", "bound", "scope", "lock", "harden", "peercred", "stdio", "crashreport"}},
 }
 

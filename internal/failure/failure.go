@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"slices"
 	"syscall"
+	"time"
 )
 
 // Kind says what happened.
@@ -50,6 +51,9 @@ type Error struct {
 	Hint string // one instruction what to do next; may be empty
 	CKR  string // PKCS#11 return value by name, such as CKR_PIN_LOCKED; empty when no module was involved
 	Err  error  // the cause, kept for errors.Is and the log
+
+	// RetryAfter is how long a caller that tries again should wait; 0 where nothing is known.
+	RetryAfter time.Duration
 }
 
 // New returns an Error of a kind. The format is the message; a %w in it keeps the cause.
