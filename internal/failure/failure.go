@@ -68,6 +68,12 @@ func (e *Error) WithHint(hint string) *Error {
 	return e
 }
 
+// WithRetryAfter sets how long a caller that tries again should wait, and returns the same Error.
+func (e *Error) WithRetryAfter(wait time.Duration) *Error {
+	e.RetryAfter = wait
+	return e
+}
+
 // Error returns the message, with the PKCS#11 return value when there is one. The hint is not part of it.
 func (e *Error) Error() string {
 	if e.CKR == "" {

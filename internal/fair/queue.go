@@ -156,10 +156,8 @@ func (q *Queue) makeRoom(m *module, u Use) error {
 
 // refuse returns the failure of a use that does not wait.
 func (m *module) refuse(u Use, why string, args ...any) error {
-	err := failure.New(failure.Throttled, "cannot use key %q: "+why, append([]any{u.Key}, args...)...).
-		WithHint("try again later, with fewer uses at once")
-	err.RetryAfter = m.pace.estimate(time.Now(), m.waiting)
-	return err
+	return failure.New(failure.Throttled, "cannot use key %q: "+why, append([]any{u.Key}, args...)...).
+		WithHint("try again later, with fewer uses at once").WithRetryAfter(m.pace.estimate(time.Now(), m.waiting))
 }
 
 // giveUp ends the wait of a use, for a cause, or nil if it has taken too long. If the use was served meanwhile, it

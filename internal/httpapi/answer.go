@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -74,6 +75,21 @@ func Status(err error) int {
 	return statuses[failure.From(err).Kind]
 }
 
+// maxRetryAfter is the longest time after which callers are asked to try again.
+const maxRetryAfter = time.Hour
+
+// retryAfter returns the seconds after which a caller should try again, or 0 for no time.
+func retryAfter(f *failure.Error) int {
+	wait := int(math.Ceil(min(f.RetryAfter, maxRetryAfter).Seconds()))
+	switch f.Kind {
+	case failure.Throttled:
+		return max(wait, 1)
+	case failure.Unavailable:
+		return wait
+	}
+	return 0
+}
+
 type callerKey struct{}
 
 // WithCaller returns a context for the requests of a caller, with more attributes for Attributes, as slog.Log takes
@@ -113,8 +129,8 @@ func WriteProblem(w http.ResponseWriter, r *http.Request, err error) {
 	if status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer") // RFC 9110 section 11.6.1
 	}
-	if f.Kind == failure.Throttled {
-		w.Header().Set("Retry-After", "1")
+	if wait := retryAfter(f); wait > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(wait))
 	}
 	WriteJSON(w, brokerapi.ProblemType, status, brokerapi.Problem{
 		Title: http.StatusText(status), Status: status, Kind: f.Kind.String(), Detail: f.What, Hint: f.Hint, CKR: f.CKR,
