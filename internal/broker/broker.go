@@ -101,6 +101,7 @@ type Broker struct {
 	mute    context.CancelFunc
 	beats   sync.WaitGroup
 	flying  flying
+	queue   *queue
 
 	inForce   atomic.Pointer[inForce]   // what the sequencer decides by
 	readOnly  atomic.Pointer[string]    // why nothing is signed; nil if it is
@@ -156,7 +157,7 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 	b := &Broker{options: o, rows: map[string]*store.Request{}, live: map[string]bool{},
 		reminded: map[string]int64{}, secret: secret,
 		clock: newWatch(o.Clock), jobs: make(chan *job, 1024),
-		urgent: make(chan struct{}, 1), quit: make(chan struct{}), ended: make(chan struct{}),
+		urgent: make(chan struct{}, 1), queue: newQueue(), quit: make(chan struct{}), ended: make(chan struct{}),
 		snapshotEvery: cmp.Or(o.snapshotEvery, snapshotEntries), witnesses: newWitnesses(o)}
 	b.metrics = newMetrics(o.Registerer, b)
 	b.witnesses.register(o.Registerer, b)
@@ -251,7 +252,11 @@ func (f *flying) end() {
 // lastPublication is how long the end of a broker waits for the log's key.
 const lastPublication = 10 * time.Second
 
+// soon is after how long callers try again when what has failed passes.
+const soon = time.Second
+
 // errStopping is the failure of a request to a broker that ends.
 func errStopping() error {
-	return failure.New(failure.Unavailable, "the broker is stopping").WithHint("try again")
+	return failure.New(failure.Unavailable, "the broker is stopping").WithHint("try again").
+		WithRetryAfter(soon)
 }

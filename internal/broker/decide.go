@@ -31,7 +31,8 @@ func (b *Broker) sameKey(w *wish) error {
 	case key == nil:
 		return noKey(w.Key)
 	case !slices.Equal(key.URIs, w.uris):
-		return failure.New(failure.Unavailable, "the policy has another key %q now", w.Key).WithHint("try again")
+		return failure.New(failure.Unavailable, "the policy has another key %q now", w.Key).WithHint("try again").
+			WithRetryAfter(soon)
 	}
 	return nil
 }
@@ -42,7 +43,8 @@ func (d *decision) spend(c identity.Caller, e *Event) error {
 	if n := d.Callers[e.Caller].within(d.now, limits.Requests.Per); limits.Requests.Count > 0 &&
 		n >= int64(limits.Requests.Count) {
 		return failure.New(failure.Throttled, "the caller has made %d requests per %s, which is its limit", n,
-			period(limits.Requests.Per)).WithHint("try again later, or have callers.limits raised")
+			period(limits.Requests.Per)).WithHint("try again later, or have callers.limits raised").
+			WithRetryAfter(d.Callers[e.Caller].free(d.now, limits.Requests.Per))
 	}
 	if c.Token == nil {
 		return nil
@@ -73,7 +75,8 @@ func (d *decision) checkLimit(key string, r *policy.Rule) error {
 		return nil
 	}
 	return failure.New(failure.Throttled, "cannot sign with key %q: the rule %q has reached its limit of %d per %s", key,
-		r.Name, r.Limit.Count, period(r.Limit.Per)).WithHint("try again later")
+		r.Name, r.Limit.Count, period(r.Limit.Per)).WithHint("try again later").
+		WithRetryAfter(d.Uses[key+"\x00"+r.Name].free(d.now, r.Limit.Per))
 }
 
 // period returns the words for a period of a limit: "hour" for one hour.

@@ -147,6 +147,9 @@ func hide(key string, err error) error {
 	shown := failure.New(f.Kind, "cannot use key %q: %s", key, reasons[f.Kind]).
 		WithHint("try again later; the operator of the broker finds the cause in its log")
 	shown.CKR = f.CKR
+	if f.Kind == failure.Unavailable {
+		shown.RetryAfter = soon
+	}
 	return shown
 }
 

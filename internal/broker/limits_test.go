@@ -28,6 +28,9 @@ func TestLimitOfGrants(t *testing.T) {
 	for n := 3; n <= 4; n++ {
 		_, err := f.Sign(t.Context(), caller("ci"), "release", f.image(n))
 		failsWith(t, err, failure.Throttled, "limit of 2 per hour")
+		if wait := failure.From(err).RetryAfter; wait != time.Hour+time.Second {
+			t.Errorf("it is to be tried again in %s", wait)
+		}
 	}
 	f.clock.pass(1e9, 0)
 	f.signs("ci", 1) // of the same use

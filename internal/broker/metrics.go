@@ -17,6 +17,9 @@ type metrics struct {
 	commit   prometheus.Histogram     // of the store
 	batch    prometheus.Histogram     // entries of a commit
 	failed   prometheus.Counter       // commits
+
+	waiting   *prometheus.GaugeVec   // signatures, by key
+	throttled *prometheus.CounterVec // by key
 }
 
 func newMetrics(to prometheus.Registerer, b *Broker) *metrics {
@@ -35,9 +38,14 @@ func newMetrics(to prometheus.Registerer, b *Broker) *metrics {
 			Help: "Entries of the log in a transaction of the store.", Buckets: prometheus.ExponentialBuckets(1, 2, 10)}),
 		failed: prometheus.NewCounter(prometheus.CounterOpts{Name: "hsm_broker_commit_errors_total",
 			Help: "Transactions of the store that failed."}),
+		waiting: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "hsm_broker_signatures_waiting",
+			Help: "Signatures that wait for a place at their module, by key."}, []string{"key"}),
+		throttled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsm_broker_signatures_throttled_total",
+			Help: "Signatures that were refused as too many waited for the module, by key."}, []string{"key"}),
 	}
 	if to != nil {
-		to.MustRegister(m.requests, m.errors, m.latency, m.commit, m.batch, m.failed, readOnlyCollector{b})
+		to.MustRegister(m.requests, m.errors, m.latency, m.commit, m.batch, m.failed, m.waiting, m.throttled,
+			readOnlyCollector{b})
 		for _, g := range b.gauges() {
 			to.MustRegister(g)
 		}

@@ -200,5 +200,5 @@ func (r *replica) part() brokerapi.Part {
 // errNotJoined is the failure of a replica that decides nothing, as the others do not know it.
 func errNotJoined() error {
 	return failure.New(failure.Unavailable, "this replica of the broker was taken for dead and has not joined again").
-		WithHint("try again in a second, or at another replica")
+		WithHint("try again in a second, or at another replica").WithRetryAfter(soon)
 }

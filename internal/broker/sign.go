@@ -75,7 +75,7 @@ func (b *Broker) Sign(ctx context.Context, caller identity.Caller, key string, r
 		}
 	}
 	return nil, failure.New(failure.Unavailable, "the request for the signature changes all the time").
-		WithHint("try again")
+		WithHint("try again").WithRetryAfter(soon)
 }
 
 // maxTries bounds how often a decision is taken again: when other signatures of the same request are made before, and
@@ -131,6 +131,11 @@ func (b *Broker) read(ctx context.Context, caller identity.Caller, key string, r
 // signOnce decides about a wish, and fulfils it. It returns the ID of the request that signs the same bytes already.
 func (b *Broker) signOnce(ctx context.Context, w *wish, r brokerapi.SignatureRequest) (_ *Outcome, again string,
 	err error) {
+	p, err := b.place(ctx, w)
+	if err != nil {
+		return nil, "", err
+	}
+	defer p.leave()
 	var found, busy *request
 	var released *target
 	var created *brokerapi.Request
@@ -165,7 +170,7 @@ func (b *Broker) signOnce(ctx context.Context, w *wish, r brokerapi.SignatureReq
 	case found == nil:
 		return &Outcome{Request: created}, "", nil
 	}
-	s, err := b.fulfil(ctx, found.ID, w, r)
+	s, err := b.fulfil(ctx, found.ID, w, r, p)
 	return &Outcome{Signature: s}, "", err
 }
 
@@ -236,18 +241,22 @@ func (d *decision) intend(e *Event, w *wish, body *brokerapi.Request) error {
 }
 
 // fulfil has the module sign for an intent that is durable, and logs the outcome. A caller that leaves does not end it.
-func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.SignatureRequest) (
+// It gives the place back when the module has signed.
+func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.SignatureRequest, p *place) (
 	*brokerapi.Signature, error) {
+	p.decided()
 	ctx = context.WithValue(context.WithoutCancel(ctx), finishing{}, true)
 	began := time.Now()
 	using, span := telemetry.Start(ctx, "module")
 	span.Set("key", w.Key)
 	signature, err := b.options.Keys.Sign(using, w.Key, r.Payload, r.Algorithm)
 	span.End(kindOf(err))
+	p.signed()
 	b.metrics.signed(w.Key, time.Since(began), err)
 	if err == nil { // it is not known which of two keys has signed
 		if changed := b.sameKey(w); changed != nil {
-			err = failure.New(failure.Unavailable, "the policy has changed the key %q meanwhile", w.Key).WithHint("try again")
+			err = failure.New(failure.Unavailable, "the policy has changed the key %q meanwhile", w.Key).WithHint("try again").
+				WithRetryAfter(soon)
 		}
 	}
 	e := Event{Type: signed, Request: id, Key: w.Key, Payload: w.payload}
@@ -267,7 +276,7 @@ func (b *Broker) fulfil(ctx context.Context, id string, w *wish, r brokerapi.Sig
 		if now == nil || now.State != brokerapi.Signing || now.Intent != w.intent { // it was taken for lost
 			if err == nil {
 				err = failure.New(failure.Unavailable, "the signature of request %s is not released: it was taken for lost", id).
-					WithHint("try again")
+					WithHint("try again").WithRetryAfter(soon)
 			}
 			return nil
 		}

