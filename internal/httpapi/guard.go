@@ -32,6 +32,9 @@ type Guard struct {
 	// Small reports whether a request has a body of at most 64 KiB: one that anybody may send. Such bodies do not count as
 	// large ones, whatever length they have, so that nobody keeps those of others away; nil is for none.
 	Small func(*http.Request) bool
+	// Free reports whether a request takes next to nothing, so that it is answered however many others are in flight; nil
+	// is for none.
+	Free func(*http.Request) bool
 	// Query returns the names of the query parameters that the operation of a request takes; nil is no operation with any.
 	Query func(*http.Request) []string
 	// Identify returns the context of a request with who made it, before the body is read; nil leaves the context.
@@ -86,6 +89,9 @@ func (g *Guard) accept(w http.ResponseWriter, r *http.Request) (_ *http.Request,
 	if err != nil {
 		release()
 		return r, nil, err
+	}
+	if g.Free != nil && g.Free(r) {
+		return r, release, nil
 	}
 	finish, err := g.Limits.Begin(r.Context(), g.Caller(r))
 	if err != nil {

@@ -48,6 +48,7 @@ type API struct {
 	mux      *http.ServeMux
 	all      map[string]operation // by pattern of mux
 	polls    atomic.Int64         // requests that wait for a change
+	signing  atomic.Int64         // requests for signatures
 	sessions *session.Sessions
 	logins   *session.Memory   // login documents that were used
 	attempts *session.Attempts // to sign in, and to propose credentials
@@ -83,6 +84,7 @@ type operation struct {
 	body   bool     // it takes one
 	query  []string // the names of the query parameters that it takes
 	open   bool     // it needs no credential
+	free   bool     // it is answered whatever else the server does
 }
 
 // operations are the operations of the API, by method and path.
@@ -117,9 +119,9 @@ func (a *API) operations() map[string]operation {
 		"POST " + brokerapi.PolicyPath: {answer: httpapi.Answer(a.postPolicy), body: true},
 		"POST " + brokerapi.ConfigPath: {answer: httpapi.Answer(a.change(broker.ChangeConfig))},
 		"POST " + brokerapi.EpochPath:  {answer: httpapi.Answer(a.change(broker.ChangeEpoch))},
-		"GET " + brokerapi.VersionPath: {answer: httpapi.Answer(a.getVersion), open: true},
-		"GET " + brokerapi.HealthPath:  {answer: httpapi.Answer(a.getHealth), open: true},
-		"GET " + brokerapi.ReadyPath:   {answer: httpapi.Answer(a.getReadiness), open: true},
+		"GET " + brokerapi.VersionPath: {answer: httpapi.Answer(a.getVersion), open: true, free: true},
+		"GET " + brokerapi.HealthPath:  {answer: httpapi.Answer(a.getHealth), open: true, free: true},
+		"GET " + brokerapi.ReadyPath:   {answer: httpapi.Answer(a.getReadiness), open: true, free: true},
 
 		"GET " + brokerapi.LogPath + "/{file...}": {answer: a.log.ServeHTTP, open: true},
 	}
@@ -136,6 +138,7 @@ func (a *API) Handler() http.Handler {
 	guard := &httpapi.Guard{Operations: a.mux, Limits: a.limits, Size: a.options.Size, Identify: a.identify,
 		TakesBody: func(r *http.Request) bool { return a.operation(r).body },
 		Small:     func(r *http.Request) bool { return a.operation(r).open },
+		Free:      func(r *http.Request) bool { return a.operation(r).free },
 		Query:     func(r *http.Request) []string { return a.operation(r).query },
 		Caller: func(r *http.Request) string {
 			c, _ := callerIn(r.Context())

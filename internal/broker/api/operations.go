@@ -64,6 +64,12 @@ func (a *API) describe(r *http.Request, k *policy.Key) (*brokerapi.Key, error) {
 
 // postSignature answers 201 with a signature, or 202 with the request that waits.
 func (a *API) postSignature(w http.ResponseWriter, r *http.Request) {
+	defer a.signing.Add(-1)
+	if a.signing.Add(1) > maxSigning {
+		httpapi.WriteProblem(w, r, failure.New(failure.Throttled, "the broker has too many requests for signatures at once").
+			WithHint("try again in a second"))
+		return
+	}
 	var body brokerapi.SignatureRequest
 	if err := httpapi.ReadJSON(r, &body); err != nil {
 		httpapi.WriteProblem(w, r, err)
@@ -104,8 +110,12 @@ func (a *API) postRequest(r *http.Request) (*brokerapi.Request, int, error) {
 	return a.link(made), http.StatusCreated, err
 }
 
-// maxPolls is the largest number of requests that wait for a change at once: others always find a place.
-const maxPolls = httpapi.MaxRequests / 3
+// What can take long is bounded, so that other requests always find a place.
+const (
+	maxPolls   = httpapi.MaxRequests / 3                 // requests that wait for a change at once
+	maxSigning = httpapi.MaxRequests - maxPolls - others // requests for signatures at once
+	others     = 32
+)
 
 // How many requests, or people, are on a page.
 const (
