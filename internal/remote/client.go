@@ -61,12 +61,12 @@ type connection struct {
 
 // to returns a client of the broker that the settings name. The caller closes it.
 func (c *connections) to(s *config.Settings) (*client, error) {
-	to := &client{timeout: s.Timeout, attempts: 1, base: "http://broker", repository: s.Repository,
+	to := &client{timeout: s.Timeout, attempts: attempts, base: "http://broker", repository: s.Repository,
 		approvalWait: s.ApprovalWait, window: signingWindow}
 	var where endpoint
 	var transport func() (*http.Transport, error)
 	if s.Credentials != nil {
-		to.address, to.base, to.attempts = s.Broker, s.Broker, attempts
+		to.address, to.base = s.Broker, s.Broker
 		to.credentials, to.trace = s.Credentials, traceparent()
 		where = endpoint{s.Broker, s.Credentials.CA, s.Credentials.Certificate, s.Credentials.Key}
 		transport = func() (*http.Transport, error) { return newTLSTransport(s.Credentials) }
@@ -179,7 +179,8 @@ type errAgain struct {
 }
 
 // do makes a call and reads the answer. It fails with the broker's failure, and with Unavailable or Timeout if the
-// broker does not answer. Over the network it tries again after a lost connection, and when the broker asks for it.
+// broker does not answer. It tries again when the broker has too much to do, and over the network also after a lost
+// connection, and when the broker is not available.
 func (c *client) do(ctx context.Context, r call) error {
 	ctx, cancel := context.WithTimeout(ctx, c.timeout+r.wait)
 	defer cancel()
@@ -189,7 +190,7 @@ func (c *client) do(ctx context.Context, r call) error {
 		if !errors.As(err, &again) {
 			return err
 		}
-		if attempt >= c.attempts || c.pause(ctx, max(again.after, backoff(attempt))) != nil {
+		if attempt >= c.attempts || c.pause(ctx, max(spread(again.after), backoff(attempt))) != nil {
 			return again.error
 		}
 	}
@@ -199,6 +200,11 @@ func (c *client) do(ctx context.Context, r call) error {
 func backoff(attempt int) time.Duration {
 	pause := firstPause << (attempt - 1)
 	return pause/2 + rand.N(pause/2) //nolint:gosec // it is no secret
+}
+
+// spread returns the time that a broker asks for, and up to a quarter more at random.
+func spread(after time.Duration) time.Duration {
+	return after + rand.N(after/4+1) //nolint:gosec // as above
 }
 
 // pause waits. It fails at once if ctx ends before.
@@ -293,12 +299,11 @@ func (c *client) problem(response *http.Response, data []byte) error {
 		return c.invalid(response.Status, errors.New("its detail is empty or too long"))
 	}
 	p.Detail, p.Hint, p.CKR = plain(p.Detail), plain(p.Hint), plain(p.CKR)
-	switch f := p.Failure(); response.StatusCode {
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+	f, status := p.Failure(), response.StatusCode
+	if status == http.StatusTooManyRequests || status == http.StatusServiceUnavailable && c.credentials != nil {
 		return c.again(response, f)
-	default:
-		return f
 	}
+	return f
 }
 
 // again marks a failure after which the call can be made again. Its cause has nothing to do with what was asked, so

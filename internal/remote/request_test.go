@@ -337,3 +337,19 @@ func TestGone(t *testing.T) {
 	_, err = b.WaitRequest(t.Context(), s, "r-1", time.Hour)
 	failsWith(t, err, failure.Unavailable, "cannot reach the broker")
 }
+
+// TestSpread does not have all clients come back at the time that a broker asks for.
+func TestSpread(t *testing.T) {
+	t.Parallel()
+	seen := map[time.Duration]bool{}
+	for range 100 {
+		d := spread(8 * time.Second)
+		if d < 8*time.Second || d > 10*time.Second {
+			t.Errorf("%s", d)
+		}
+		seen[d] = true
+	}
+	if len(seen) == 1 || spread(0) != 0 {
+		t.Errorf("%v", seen)
+	}
+}
