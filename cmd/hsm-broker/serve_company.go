@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -52,25 +51,16 @@ func companySignIn(f *brokerfile.File) (*web.OIDC, error) {
 	return made, nil
 }
 
-// clientSecret reads the file with the secret of the broker as a client. Only root and the user of this process may be
-// able to change it, and others may not read it.
+// clientSecret reads the file with the secret of the broker as a client.
 func clientSecret(path string) (string, error) {
-	const hint = "set web.oidc.secret to a file that the broker alone can read"
-	if err := ownership.Check(path, os.Geteuid()); err != nil {
-		return "", err
-	}
-	info, err := os.Stat(path)
-	if err == nil && info.Mode().Perm()&0o077 != 0 {
-		return "", failure.New(failure.Denied, "other users can read %s (mode %04o)", path, info.Mode().Perm()).
-			WithHint("run: chmod 600 " + path)
-	}
-	data, err := bound.ReadFile(path, 4096)
+	data, err := ownership.ReadSecret(path)
 	if err != nil {
-		return "", failure.New(failure.FileKind(err), "cannot read the client's secret: %w", err).WithHint(hint)
+		return "", err
 	}
 	secret := strings.TrimSpace(string(data))
 	if secret == "" {
-		return "", failure.New(failure.Invalid, "the file %s has no secret", path).WithHint(hint)
+		return "", failure.New(failure.Invalid, "the file %s has no secret", path).
+			WithHint("set web.oidc.secret to a file that the broker alone can read")
 	}
 	return secret, nil
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"github.com/notation-hsm/notation-hsm/internal/ownership"
 	"github.com/notation-hsm/notation-hsm/internal/store"
 	"github.com/notation-hsm/notation-hsm/internal/webhook"
 )
@@ -28,7 +29,7 @@ func newSlack(c Channel, o Options) (*slackSender, []mistake) {
 
 // read reads the URL. It is read for each message, so that it can be replaced.
 func (s *slackSender) read() error {
-	data, err := readSecret(s.file)
+	data, err := ownership.ReadSecret(s.file)
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/notation-hsm/notation-hsm/internal/ownership"
 	"github.com/notation-hsm/notation-hsm/internal/store"
 	"github.com/notation-hsm/notation-hsm/internal/webhook"
 )
@@ -18,7 +19,7 @@ func newWebhook(c Channel, o Options) (*webhookSender, []mistake) {
 	if c.Secret == "" {
 		return nil, []mistake{{".secret", "name the file of the secret that signs requests", errors.New("is missing")}}
 	}
-	if _, err := readSecret(c.Secret); err != nil {
+	if _, err := ownership.ReadSecret(c.Secret); err != nil {
 		return nil, []mistake{mistakeOf(".secret", err)}
 	}
 	receiver, err := webhook.New(c.Webhook, c.Secret, c.CA)
