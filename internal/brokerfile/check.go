@@ -28,9 +28,7 @@ func (f *File) check() (all Mistakes) {
 	}
 	f.checkURL(add)
 	f.checkListeners(add)
-	if path, ok := strings.CutPrefix(f.Store, sqliteScheme); !ok || !absolute(path) {
-		add("store", "write sqlite:PATH, with an absolute path", "%q is not a store", f.Store)
-	}
+	f.checkStore(add)
 	if !absolute(f.Policy) {
 		add("policy", "name the file by its absolute path", "%q is not an absolute path", f.Policy)
 	}

@@ -38,9 +38,12 @@ type File struct {
 	PublicURL      string                   `yaml:"public-url"` // by which callers and people reach the broker
 	RPID           string                   `yaml:"rp-id"`      // domain of passkeys (WebAuthn); it never changes
 	Listen         Listen                   `yaml:"listen"`
-	Store          string                   `yaml:"store"`     // sqlite:PATH
-	Policy         string                   `yaml:"policy"`    // file of the policy that is proposed
-	Approvers      string                   `yaml:"approvers"` // file with the first approvers, or ""
+	Store          string                   `yaml:"store"`          // sqlite:PATH, or postgres://...
+	StorePassword  string                   `yaml:"store-password"` // file:PATH with the password of the store, or ""
+	Replicas       *Replicas                `yaml:"replicas"`       // nil for a store that is not shared
+	Keep           Period                   `yaml:"keep"`           // how long requests are kept; zero for ever
+	Policy         string                   `yaml:"policy"`         // file of the policy that is proposed
+	Approvers      string                   `yaml:"approvers"`      // file with the first approvers, or ""
 	Passkeys       Passkeys                 `yaml:"passkeys"`
 	Web            Web                      `yaml:"web"`
 	Modules        []Module                 `yaml:"modules"` // where keys are
@@ -245,15 +248,12 @@ func child(node *yaml.Node, name string) *yaml.Node {
 	return nil
 }
 
-// StorePath returns the path of the SQLite database.
-func (f *File) StorePath() string { return strings.TrimPrefix(f.Store, sqliteScheme) }
-
-const sqliteScheme = "sqlite:"
-
 // Decisive returns what of the file decides who may do what, as canonical JSON: a change of it is proposed like a
 // change of the policy. Of files that say whom to believe, their SHA-256 is in it. Addresses, PINs, timeouts, and the
 // certificates of keys and of the server are not. Who is told of requests is not either: a notice decides nothing, and
 // nobody acts on one without the broker's page or commands. Witnesses allow nothing: verifiers say which they demand.
+// The store and the replicas that share it are not either: each replica has a name of its own, and whoever has their key
+// has it from its file, not from the config.
 // It fails for a file that cannot be read.
 func (f *File) Decisive() ([]byte, error) {
 	files := map[string]string{}
