@@ -23,6 +23,10 @@ type Shared interface {
 	// Turn waits for the turn of a replica. Those that have not called Beat for DeadAfter are dead from then on. It fails
 	// with ErrDead for one that is. A turn that takes longer than MaxTurn ends: its Commit fails.
 	Turn(ctx context.Context, number int64) (Turn, error)
+	// Members returns the replicas that are alive: the one with the smallest number first.
+	Members(ctx context.Context) ([]Member, error)
+	// Standby returns whether commits wait for a standby, and whether it is there.
+	Standby(ctx context.Context) (Standby, error)
 	// Changes calls changed whenever the log may have got longer, and its Head another Version, until ctx ends. It may call
 	// it without a reason, and late when the database is not reached.
 	Changes(ctx context.Context, changed func())
@@ -52,6 +56,27 @@ type Head struct {
 type Replica struct {
 	Name    string // of its machine
 	Version string // of its program
+}
+
+// Standby says whether what is committed is durable on another server too.
+type Standby int
+
+// The states of a standby that commits wait for.
+const (
+	NoStandby      Standby = iota // commits wait for none: what was confirmed last may get lost with the server
+	StandbyThere                  // commits wait for one, which is connected
+	StandbyMissing                // commits wait for one that is not connected
+	StandbyUnknown                // commits wait for one; the role may not see whether it is connected
+)
+
+// String returns the state in a word.
+func (s Standby) String() string { return []string{"none", "there", "missing", "unknown"}[s] }
+
+// Member is one of the replicas that are alive.
+type Member struct {
+	Replica
+	Number int64
+	Able   bool // to lead
 }
 
 const (

@@ -155,7 +155,7 @@ func TestStandby(t *testing.T) {
 	t.Parallel()
 	server := softhsmtest.NewPostgres(t, softhsmtest.PostgresOptions{})
 	s := open(t, server.Database(t))
-	want := func(want Standby) {
+	want := func(want store.Standby) {
 		t.Helper()
 		until(t, want.String(), func() bool {
 			got, err := s.Standby(t.Context())
@@ -165,13 +165,13 @@ func TestStandby(t *testing.T) {
 			return got == want
 		})
 	}
-	want(NoStandby)
+	want(store.NoStandby)
 	standby := server.Standby(t)
-	want(StandbyUnknown)
+	want(store.StandbyUnknown)
 	server.SQL(t, "postgres", "GRANT pg_monitor TO "+softhsmtest.PostgresRole)
-	want(StandbyThere)
+	want(store.StandbyThere)
 	standby.Stop(t)
-	want(StandbyMissing)
+	want(store.StandbyMissing)
 	for names, n := range map[string]int{"*": 1, "a, b": 1, "2 (a, b)": 2, "ANY 3 (a, b, c, d)": 3, " first 2(a,b)": 2} {
 		if got := wanted(names); got != n {
 			t.Errorf("%s wants %d standbys instead of %d", names, got, n)

@@ -4,24 +4,12 @@ import (
 	"context"
 	"regexp"
 	"strconv"
+
+	"github.com/notation-hsm/notation-hsm/internal/store"
 )
-
-// Standby says whether what is committed is durable on another server too.
-type Standby int
-
-// The states of a synchronous standby.
-const (
-	NoStandby      Standby = iota // commits wait for none: what was confirmed last may get lost with the server
-	StandbyThere                  // commits wait for one, which is connected
-	StandbyMissing                // commits wait for one that is not connected
-	StandbyUnknown                // commits wait for one; the role may not see whether it is connected
-)
-
-// String returns the state as metrics and readiness show it.
-func (s Standby) String() string { return []string{"none", "there", "missing", "unknown"}[s] }
 
 // Standby returns whether commits wait for a synchronous standby, and whether it is there.
-func (s *Store) Standby(ctx context.Context) (Standby, error) {
+func (s *Store) Standby(ctx context.Context) (store.Standby, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	var names string
@@ -33,15 +21,15 @@ func (s *Store) Standby(ctx context.Context) (Standby, error) {
 		Scan(&names, &sees, &connected)
 	switch {
 	case err != nil:
-		return StandbyUnknown, s.explain("read", err)
+		return store.StandbyUnknown, s.explain("read", err)
 	case names == "":
-		return NoStandby, nil
+		return store.NoStandby, nil
 	case !sees:
-		return StandbyUnknown, nil
+		return store.StandbyUnknown, nil
 	case connected < wanted(names):
-		return StandbyMissing, nil
+		return store.StandbyMissing, nil
 	}
-	return StandbyThere, nil
+	return store.StandbyThere, nil
 }
 
 var count = regexp.MustCompile(`(?i)^\s*(?:(?:FIRST|ANY)\s+)?(\d+)\s*\(`)
