@@ -181,6 +181,7 @@ func Open(ctx context.Context, o Options) (*Broker, error) {
 		b.beating, b.mute = context.WithCancel(context.Background())
 		b.beats.Go(func() { b.beat(b.beating) })
 		b.group.Go(b.listen)
+		b.group.Go(b.watchReplicas)
 		b.group.Go(b.probe)
 	}
 	b.group.Go(b.publish)

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
+	"github.com/notation-hsm/notation-hsm/internal/store"
 )
 
 // metrics are what the broker counts for Prometheus. The values of labels are names of the policy, states and kinds:
@@ -20,6 +21,7 @@ type metrics struct {
 
 	waiting   *prometheus.GaugeVec   // signatures, by key
 	throttled *prometheus.CounterVec // by key
+	turn      prometheus.Histogram   // that a replica waits for
 }
 
 func newMetrics(to prometheus.Registerer, b *Broker) *metrics {
@@ -42,11 +44,20 @@ func newMetrics(to prometheus.Registerer, b *Broker) *metrics {
 			Help: "Signatures that wait for a place at their module, by key."}, []string{"key"}),
 		throttled: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "hsm_broker_signatures_throttled_total",
 			Help: "Signatures that were refused as too many waited for the module, by key."}, []string{"key"}),
+		turn: prometheus.NewHistogram(prometheus.HistogramOpts{Name: "hsm_broker_turn_wait_seconds",
+			Help:    "Time that this replica waited until it might add to the log.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 15)}),
 	}
 	if to != nil {
 		to.MustRegister(m.requests, m.errors, m.latency, m.commit, m.batch, m.failed, m.waiting, m.throttled,
 			readOnlyCollector{b})
 		for _, g := range b.gauges() {
+			to.MustRegister(g)
+		}
+	}
+	if to != nil && b.options.Replica != nil {
+		to.MustRegister(m.turn)
+		for _, g := range b.replicaGauges() {
 			to.MustRegister(g)
 		}
 	}
@@ -78,6 +89,31 @@ func (b *Broker) gauges() (all []prometheus.Collector) {
 	})
 	add("hsm_broker_signatures_in_flight", "Requests for signatures that are being answered.",
 		func() float64 { return float64(b.flying.now.Load()) })
+	return all
+}
+
+// replicaGauges are those of a broker that shares its store. They tell what was seen last.
+func (b *Broker) replicaGauges() (all []prometheus.Collector) {
+	add := func(name, help string, read func() float64) {
+		all = append(all, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, read))
+	}
+	number := func(is bool) float64 {
+		if is {
+			return 1
+		}
+		return 0
+	}
+	add("hsm_broker_leader", "1 if this replica leads.", func() float64 { return number(b.Leads()) })
+	add("hsm_broker_replicas", "Replicas that are alive; 0 while the database is away.", func() float64 {
+		if s, err := b.sight(); err == nil {
+			return float64(len(s.members))
+		}
+		return 0
+	})
+	add("hsm_broker_standby", "1 if commits wait for a standby of the database.", func() float64 {
+		s, err := b.sight()
+		return number(err == nil && (s.standby == store.StandbyThere || s.standby == store.StandbyUnknown))
+	})
 	return all
 }
 

@@ -30,6 +30,7 @@ type replica struct {
 	until  atomic.Int64 // time since boot until which it leads
 	unable atomic.Bool  // to sign the log
 	moved  chan struct{}
+	seen   atomic.Pointer[sight]
 	skewed atomic.Int64 // by how much the clock differs from the store's, if that is too much
 
 	// Of the sequencer alone.

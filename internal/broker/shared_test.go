@@ -197,3 +197,14 @@ func (f *fixture) startReplica(s *shared) {
 		}
 	})
 }
+
+func (s *shared) Members(context.Context) (all []store.Member, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, number := range s.head.Replicas {
+		all = append(all, store.Member{Number: number, Able: s.able[number]})
+	}
+	return all, nil
+}
+
+func (*shared) Standby(context.Context) (store.Standby, error) { return store.StandbyThere, nil }

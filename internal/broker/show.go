@@ -43,21 +43,29 @@ func (b *Broker) Log() translog.Source {
 
 // Parts returns the state of the broker's own parts.
 func (b *Broker) Parts(ctx context.Context) []brokerapi.Part {
-	parts := []brokerapi.Part{part("store", storeFailure(b.options.Store.Size(ctx))),
-		part("log", b.checkPublished(b.durable.Load())), part("clock", nil), part("signing", nil)}
+	log, clock, signing := part("log", b.checkPublished(b.durable.Load())), part("clock", nil), part("signing", nil)
 	if jump := b.clock.frozen(time.Time{}); jump != 0 {
-		parts[2].Ready, parts[2].Needed = false, false
-		parts[2].Detail = fmt.Sprintf("it has jumped by %s: time locks stay closed", jump)
+		clock.Ready, clock.Needed = false, false
+		clock.Detail = fmt.Sprintf("it has jumped by %s: time locks stay closed", jump)
 	}
 	if why := b.readOnly.Load(); why != nil {
-		parts[3].Ready, parts[3].Detail = false, *why
+		signing.Ready, signing.Detail = false, *why
 	}
-	if r := b.replica; r != nil {
-		parts = append(parts, r.part())
+	var parts []brokerapi.Part
+	if b.replica == nil {
+		parts = append(parts, part("store", storeFailure(b.options.Store.Size(ctx))))
+	} else {
+		parts = b.replicaParts()
 	}
+	reached := parts[0].Ready
+	parts = append(parts, log, clock, signing)
 	approvers := brokerapi.Part{Name: "approvers", Ready: true}
-	if err := b.look(ctx, func(d *decision) { approvers.Detail = d.stuck() }); err != nil {
-		approvers.Detail = failure.From(err).What
+	if reached { // the sequencer waits for the store
+		if err := b.look(ctx, func(d *decision) { approvers.Detail = d.stuck() }); err != nil {
+			approvers.Detail = failure.From(err).What
+		}
+	} else {
+		approvers.Detail = "the store is away"
 	}
 	approvers.Ready = approvers.Detail == ""
 	return append(append(parts, approvers), b.witnesses.parts()...)

@@ -60,7 +60,9 @@ func (b *Broker) turn(readers bool) (store.Turn, error) {
 	if number == 0 {
 		return nil, errNotJoined()
 	}
+	began := time.Now()
 	turn, err := r.Store.Turn(ctx, number)
+	b.metrics.turn.Observe(time.Since(began).Seconds())
 	if errors.Is(err, store.ErrDead) {
 		b.died(number)
 		return nil, errNotJoined()
@@ -100,7 +102,7 @@ func (b *Broker) loseDead(turn store.Turn, batch *store.Batch, now time.Time) []
 // the watch goes on as before, as it does for a clock that the store's follows.
 func (r *replica) check(own, now time.Time) error {
 	skew := own.Sub(now)
-	if skew.Abs() <= maxJump {
+	if skew.Abs() <= MaxClockSkew {
 		r.skewed.Store(0)
 		return nil
 	}
