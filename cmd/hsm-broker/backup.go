@@ -46,6 +46,9 @@ what a restored database lacks.`,
 		if err != nil {
 			return err
 		}
+		if err := refuseShared(f, "back up"); err != nil {
+			return err
+		}
 		if err := sqlite.Backup(c.Context(), f.StorePath(), to); err != nil {
 			return err
 		}
@@ -73,6 +76,9 @@ nobody knows any more what was signed meanwhile.`,
 	c.RunE = func(c *cobra.Command, args []string) error {
 		f, err := brokerfile.Read(file)
 		if err != nil {
+			return err
+		}
+		if err := refuseShared(f, "restore"); err != nil {
 			return err
 		}
 		var files translog.Files
@@ -136,7 +142,7 @@ func replay(ctx context.Context, f *brokerfile.File, files translog.Files, verif
 	if decisive, err := f.Decisive(); err == nil {
 		documents = append(documents, decisive)
 	}
-	s, err := sqlite.Open(ctx, f.StorePath())
+	s, err := openStore(ctx, f)
 	if err != nil {
 		return 0, err
 	}
@@ -180,5 +186,5 @@ have refused a PIN.`,
 
 // refusalsOf returns the PINs that the tokens of a broker have refused.
 func refusalsOf(f *brokerfile.File) *agent.Refusals {
-	return agent.RefusalsIn(filepath.Join(filepath.Dir(f.StorePath()), "pins"), "hsm-broker pin clear")
+	return agent.RefusalsIn(filepath.Join(f.Folder(), "pins"), "hsm-broker pin clear")
 }

@@ -34,12 +34,12 @@ func checkConfigCommand() *cobra.Command {
 		Use:   "check-config",
 		Short: "Find every mistake in a broker's config file and its policy, with lines",
 		Long: `Find every mistake in a broker's config file and its policy, with lines, and warn of what works but is
-probably not meant. With --online, it also logs in to the modules, looks at each key, and asks the
-issuers for their keys.`,
+probably not meant. With --online, it also connects to the database of replicas, logs in to the modules,
+looks at each key, and asks the issuers for their keys.`,
 		Args: cli.Exactly(0),
 	}
 	addConfig(c, &file)
-	c.Flags().BoolVar(&online, "online", false, "log in to the modules and look at the keys and issuers, too")
+	c.Flags().BoolVar(&online, "online", false, "connect to the database, log in to the modules, and look at the keys and issuers, too")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		found := &findings{c: c, file: file}
 		f, p := found.read()
@@ -49,6 +49,7 @@ issuers for their keys.`,
 			found.tags(f, p)
 			found.notices(f, p)
 			if online && found.mistakes == 0 {
+				found.database(c.Context(), f)
 				found.modules(c.Context(), f, p)
 				found.issuers(c.Context(), f)
 			}
@@ -204,7 +205,11 @@ func (f *findings) files(c *brokerfile.File) {
 	} else {
 		callers.Close()
 	}
-	store := filepath.Dir(c.StorePath())
+	if c.Shared() {
+		f.shared(c)
+		return
+	}
+	store := c.Folder()
 	if err := ownership.Check(store, os.Geteuid()); err != nil && !failure.Is(err, failure.NotFound) {
 		f.failed(f.file+": store", err)
 	}

@@ -34,7 +34,6 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/notice"
 	"github.com/notation-hsm/notation-hsm/internal/policy"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
-	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
 	"github.com/notation-hsm/notation-hsm/internal/telemetry"
 )
 
@@ -96,11 +95,15 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	if err != nil {
 		return err
 	}
-	s, err := sqlite.Open(ctx, f.StorePath())
+	s, err := openStore(ctx, f)
 	if err != nil {
 		return err
 	}
 	opened.add(s.Close)
+	replica, err := replicaOf(f, s)
+	if err != nil {
+		return err
+	}
 	refusals := refusalsOf(f)
 	ks := backends.GuardedService(refusals.Guard)
 	keys := held.New(ks, failure.New(failure.Unavailable, "the broker is stopping").WithHint("try again"))
@@ -127,7 +130,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	b, err = broker.Open(ctx, broker.Options{
 		Store: s, Policy: text, Config: decisive, Keys: use, Limits: f.Callers.Limits.WithDefaults(),
 		Check: registries.Check, Manifests: registries.Manifests, Registerer: metrics, First: first,
-		PublicURL: url, Notices: told.Rows,
+		PublicURL: url, Notices: told.Rows, Replica: replica,
 		Log: broker.Log{
 			Origin: f.Log.Origin, Public: signing.public, File: f.Log.CheckpointFile,
 			MaxUnpublished: f.Log.MaxUnpublished.Time, MaxUnpublishedEntries: f.Log.MaxUnpublished.Entries,
@@ -145,10 +148,8 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 			return err
 		}
 	}
-	telling, stopTelling := context.WithCancel(context.Background())
-	var group sync.WaitGroup
-	group.Go(func() { told.Run(telling) })
-	opened.add(func() error { stopTelling(); group.Wait(); return nil })
+	stopTelling := background(told.Run)
+	opened.add(func() error { stopTelling(); return nil })
 	stop, err := follow(f, b, tracer, metrics)
 	if err != nil {
 		return err
@@ -156,6 +157,8 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	opened.add(func() error { stop(); return nil })
 	stopTags := publishTags(f, tagged, registries, b, use, metrics)
 	opened.add(func() error { stopTags(); return nil })
+	stopRetaining := retain(f, s, b)
+	opened.add(func() error { stopRetaining(); return nil })
 	page, sessions, err := newPage(f, b, use, registries, url)
 	if err != nil {
 		return err
@@ -279,6 +282,20 @@ again then.`,
 		return nil
 	}
 	return c
+}
+
+// background runs a function until the returned function is called, which waits for its end.
+func background(run func(context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 // closers are what was opened, closed in the reverse order.

@@ -35,7 +35,8 @@ func logToStderr() {
 	slog.SetDefault(slog.New(handler))
 }
 
-// follow starts what delivers the log and the traces elsewhere, until the returned function is called.
+// follow starts what delivers the log and the traces elsewhere, until the returned function is called. Of the replicas
+// of a broker, the one that leads delivers the log.
 func follow(f *brokerfile.File, b *broker.Broker, tracer *telemetry.Tracer, metrics prometheus.Registerer) (
 	stop func(), err error) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -56,22 +57,19 @@ func follow(f *brokerfile.File, b *broker.Broker, tracer *telemetry.Tracer, metr
 			return nil, err
 		}
 		name := followerOf(c)
-		position, err := b.Position(ctx, name)
-		if err != nil {
+		if _, err := b.Position(ctx, name); err != nil {
 			return nil, err
 		}
 		metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "hsm_broker_feed_lag_entries",
 			Help:        "Entries under a checkpoint that a feed has not delivered.",
 			ConstLabels: prometheus.Labels{"feed": one.Name(), "index": strconv.Itoa(i)}},
-			func() float64 { return float64(max(0, b.Published()-one.Position())) }))
-		group.Go(func() {
-			err := one.Run(ctx, position, func(ctx context.Context, position int64) error {
-				return b.SetPosition(ctx, name, position)
-			})
-			if err != nil && !errors.Is(err, context.Canceled) {
-				slog.Error("a feed of the log has ended", "feed", one.Name(), "error", err)
-			}
-		})
+			func() float64 {
+				if !b.Leads() {
+					return 0
+				}
+				return float64(max(0, b.Published()-one.Position()))
+			}))
+		group.Go(func() { b.WhileLeading(ctx, func(ctx context.Context) { deliver(ctx, b, one, name) }) })
 	}
 	if tracer != nil {
 		metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "hsm_broker_spans_dropped_total",
@@ -81,6 +79,19 @@ func follow(f *brokerfile.File, b *broker.Broker, tracer *telemetry.Tracer, metr
 	return stop, nil
 }
 
+// deliver has a feed deliver the log from where it, or that of another replica, has ended, until ctx ends.
+func deliver(ctx context.Context, b *broker.Broker, one *feed.Feed, name string) {
+	position, err := b.Position(ctx, name)
+	if err == nil {
+		err = one.Run(ctx, position, func(ctx context.Context, position int64) error {
+			return b.SetPosition(ctx, name, position)
+		})
+	}
+	if err != nil && !errors.Is(err, context.Canceled) {
+		slog.Error("a feed of the log has ended", "feed", one.Name(), "error", err)
+	}
+}
+
 // followerOf returns the name under which the position of a feed is kept: that of its target, which may have a secret
 // in its path.
 func followerOf(c feed.Config) string {
@@ -88,12 +99,16 @@ func followerOf(c feed.Config) string {
 	return hex.EncodeToString(hash[:16])
 }
 
-// registerProcess adds the metrics of the program and of the disk that has the database.
+// registerProcess adds the metrics of the program, and of the disk that has the database of SQLite.
 func registerProcess(metrics prometheus.Registerer, database string) {
 	info := prometheus.NewGauge(prometheus.GaugeOpts{Name: "hsm_broker_build_info", Help: "1, with the version.",
 		ConstLabels: prometheus.Labels{"version": version}})
 	info.Set(1)
-	metrics.MustRegister(info,
+	metrics.MustRegister(info)
+	if database == "" { // it is on another machine
+		return
+	}
+	metrics.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "hsm_broker_store_bytes",
 			Help: "Size of the database and of its write-ahead log."}, func() (size float64) {
 			for _, path := range []string{database, database + "-wal"} {

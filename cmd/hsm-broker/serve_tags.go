@@ -45,26 +45,18 @@ func readRepositories(f *brokerfile.File) (all []publisher.Repository, err error
 	return all, nil
 }
 
-// publishTags starts to publish tags with the keys of a broker, until the returned function is called.
+// publishTags starts to publish tags with the keys of a broker, until the returned function is called. Of the replicas
+// of a broker, the one that leads does: a tag has one writer.
 func publishTags(f *brokerfile.File, repositories []publisher.Repository, registries *repository.Registries,
 	b *broker.Broker, keys broker.Keys, metrics prometheus.Registerer) (stop func()) {
 	if len(repositories) == 0 {
 		return func() {}
 	}
 	p := publisher.New(publisher.Options{Repositories: repositories, Registries: registries,
-		Dir: filepath.Join(filepath.Dir(f.StorePath()), "tags"), Sign: b.Sign, Registerer: metrics,
+		Dir: filepath.Join(f.Folder(), "tags"), Sign: b.Sign, Registerer: metrics,
 		Public: func(ctx context.Context, key string) (crypto.PublicKey, error) {
 			public, _, err := keys.Describe(ctx, key)
 			return public, err
 		}})
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		p.Run(ctx)
-	}()
-	return func() {
-		cancel()
-		<-ended
-	}
+	return background(func(ctx context.Context) { b.WhileLeading(ctx, p.Run) })
 }

@@ -105,7 +105,7 @@ func (b *Broker) place(ctx context.Context, w *wish) (*place, error) {
 	waiting, throttled := b.metrics.waiting.WithLabelValues(w.Key), b.metrics.throttled.WithLabelValues(w.Key)
 	waiting.Inc()
 	defer waiting.Dec()
-	p, err := b.queue.enter(ctx, []string{w.uri}, w.Key, b.callerOf(w.caller))
+	p, err := b.queue.enter(ctx, w.uris, w.Key, b.callerOf(w.caller))
 	if failure.Is(err, failure.Throttled) {
 		throttled.Inc()
 	}
