@@ -26,7 +26,8 @@ type TeamBroker struct {
 	*Service
 	Program  string
 	Dir      string // with config.yaml, policy.yaml, the store and the certificates
-	URL      string
+	URL      string // that it listens on
+	Public   string // URL in the config, by which callers reach it: that of a load balancer, or URL
 	CA       string // PEM file
 	Socket   string
 	Issuer   *identitytest.Issuer
@@ -35,11 +36,17 @@ type TeamBroker struct {
 	t        testing.TB
 	token    *Token
 	settings TeamOptions
+	replica  int    // its number; 0 is the first, or the only one
+	suffix   string // of its own files
 }
 
 // TeamOptions are what tests choose of a broker.
 type TeamOptions struct {
 	Policy string // ISSUER in it becomes the URL of the issuer
+	// Store is the URL of a database of PostgreSQL that replicas share; by default, the broker has one of SQLite.
+	Store string
+	// Public is public-url of the config; by default, the URL that the broker listens on.
+	Public string
 	// Registries is the section registries of the config, in YAML.
 	Registries string
 	// Config is appended to the config.
@@ -98,6 +105,12 @@ func StartTeam(t testing.TB, token *Token, o TeamOptions) *TeamBroker {
 	}
 	_, port, _ := net.SplitHostPort(freeAddress(t))
 	b.URL = "https://" + net.JoinHostPort(b.settings.Host, port)
+	if b.Public = o.Public; o.Public == "" {
+		b.Public = b.URL
+	}
+	if o.Store != "" {
+		b.file("replicas.key", strings.Repeat("0123456789abcdef", 4))
+	}
 	b.writeConfig()
 	b.Start()
 	return b
@@ -147,7 +160,7 @@ func (b *TeamBroker) WritePolicy(text string) string {
 }
 
 // Config returns the path of the config file.
-func (b *TeamBroker) Config() string { return filepath.Join(b.Dir, "config.yaml") }
+func (b *TeamBroker) Config() string { return filepath.Join(b.Dir, "config"+b.suffix+".yaml") }
 
 func (b *TeamBroker) writeConfig() {
 	module, kind, timeout := b.token.Module, "github", Patience
@@ -160,7 +173,11 @@ func (b *TeamBroker) writeConfig() {
 	if b.settings.Type != "" {
 		kind = b.settings.Type
 	}
-	b.file("config.yaml", fmt.Sprintf(`version: 1
+	store := "store: sqlite:" + b.Database()
+	if b.settings.Store != "" {
+		store = fmt.Sprintf("store: %s\nreplicas: {key: %s/replicas.key, name: broker-%d}", b.settings.Store, b.Dir, b.replica+1)
+	}
+	b.file("config"+b.suffix+".yaml", fmt.Sprintf(`version: 1
 public-url: %[1]s
 rp-id: %[18]s
 listen:
@@ -171,12 +188,12 @@ listen:
     client-ca: %[3]s/callers.pem
   unix: {path: %[4]s}
   %[16]s
-store: sqlite:%[3]s/store/broker.db
+%[19]s
 policy: %[3]s/policy.yaml
 modules:
 - {token: "pkcs11:token=%[5]s", module-path: %[6]s, pin-source: "file:%[3]s/pin", timeout: %[7]s}
-%[19]s
-log: {key: %[8]s, origin: broker.example.com/log, checkpoint-file: %[3]s/checkpoint, %[17]s}
+%[21]s
+log: {key: %[8]s, origin: broker.example.com/log, checkpoint-file: %[20]s, %[17]s}
 callers:
   oidc:
   - {issuer: %[9]s, audience: %[1]s, type: %[10]s, ca: %[11]s}
@@ -186,9 +203,9 @@ callers:
 administrators: [{unix: "%[12]d"}]
 %[13]s
 %[14]s
-`, b.URL, b.Address(), b.Dir, b.Socket, b.token.Label, module, timeout, b.settings.LogKey,
+`, b.Public, b.Address(), b.Dir, b.Socket, b.token.Label, module, timeout, b.settings.LogKey,
 		b.Issuer.URL, kind, b.Issuer.CA, os.Geteuid(), b.settings.Registries, b.settings.Config, b.settings.Limits,
-		b.settings.Listen, b.settings.Log, b.settings.Host, b.settings.Modules))
+		b.settings.Listen, b.settings.Log, b.settings.Host, store, b.Checkpoint(), b.settings.Modules))
 }
 
 // Start starts the broker, and waits until it is ready.

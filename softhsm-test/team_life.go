@@ -24,7 +24,7 @@ func (b *TeamBroker) Restart() {
 func (b *TeamBroker) Database() string { return filepath.Join(b.Dir, "store", "broker.db") }
 
 // Checkpoint returns the path of the checkpoint outside of the database.
-func (b *TeamBroker) Checkpoint() string { return filepath.Join(b.Dir, "checkpoint") }
+func (b *TeamBroker) Checkpoint() string { return filepath.Join(b.Dir, "checkpoint"+b.suffix) }
 
 // LogOrigin is the name of the log in its first epoch.
 const LogOrigin = "broker.example.com/log"
