@@ -63,7 +63,7 @@ func (b *Broker) seeReplicas(ctx context.Context) {
 	r, s := b.replica, &sight{}
 	head, err := r.Store.Head(ctx)
 	if err == nil {
-		_ = r.check(b.clock.clock.Wall(), head.Now) // it keeps what it has found
+		_ = r.check(b.clock.now(time.Time{}), head.Now) // it keeps what it has found
 		s.members, err = r.Store.Members(ctx)
 	}
 	if err == nil {

@@ -393,6 +393,9 @@ func (b *Broker) recover() error {
 	if err := d.void(b.published.Load().Size, batch.First); err != nil {
 		return err
 	}
+	if b.replica != nil && len(batch.Entries) == 0 { // replicas follow no log without a seal: this makes the first one
+		return b.write(noTurn{b.options.Store}, batch)
+	}
 	return b.save(noTurn{b.options.Store}, batch)
 }
 
