@@ -56,11 +56,18 @@ type site struct {
 	dir      string // with the people's SSH keys
 }
 
-// start starts replicas on a database of their own.
+// start starts replicas on a server of PostgreSQL of their own.
 func start(t testing.TB, count int) *site {
 	t.Helper()
+	server := softhsmtest.NewPostgres(t, softhsmtest.PostgresOptions{})
+	return startOn(t, count, server, server.Database(t), "")
+}
+
+// startOn starts replicas on a database. config is appended to their configs.
+func startOn(t testing.TB, count int, server *softhsmtest.PostgresServer, database, config string) *site {
+	t.Helper()
 	token := softhsmtest.NewToken(t, "prod")
-	s := &site{t: t, server: softhsmtest.NewPostgres(t, softhsmtest.PostgresOptions{}), dir: t.TempDir(),
+	s := &site{t: t, server: server, dir: t.TempDir(),
 		notation: softhsmtest.NewNotation(t, token), registry: oci.StartRegistry(t),
 		program: softhsmtest.Build(t, "notation-hsm"), balancer: newBalancer(t)}
 	_, chain := softhsmtest.NewKey(t, token, s.program, "EC-256", "release")
@@ -74,10 +81,10 @@ func start(t testing.TB, count int) *site {
 		t.Fatal(err)
 	}
 	softhsmtest.Write(t, filepath.Join(s.dir, "approvers.yaml"), string(file))
-	first := softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Policy: policy, Store: s.server.Database(t), Public: s.balancer.url(),
+	first := softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Policy: policy, Store: database, Public: s.balancer.url(),
 		Limits:     "requests: 100000 per hour, open: 1000",
 		Registries: `registries: [{host: "` + s.registry + `", plain-http: true, loopback: true}]`,
-		Config:     "approvers: " + filepath.Join(s.dir, "approvers.yaml")})
+		Config:     "approvers: " + filepath.Join(s.dir, "approvers.yaml") + "\n" + config})
 	s.replicas = append(s.replicas, first)
 	for number := 1; number < count; number++ {
 		r := first.Replica(t, number, "")

@@ -145,3 +145,107 @@ func TestPolicy(t *testing.T) {
 	}
 	s.sameLog(0, 1)
 }
+
+// TestConfig changes the config of replicas one after the other: who has not the config in force signs nothing and
+// says so, and nothing of what others do is lost.
+func TestConfig(t *testing.T) {
+	softhsmtest.Parallel(t)
+	s := start(t, 2)
+	for _, b := range s.replicas {
+		text := softhsmtest.Read(t, b.Config())
+		softhsmtest.Write(t, b.Config(), strings.Replace(text, "mtls: {}", "mtls: {allow: [CN=ci]}", 1))
+	}
+	s.replicas[0].Restart()
+	if detail, ready := s.detail(0, "signing"); ready || !strings.Contains(detail, "config apply") {
+		t.Errorf("with another config than the one in force: ready %v, %s", ready, detail)
+	}
+	s.signs(1, branch, s.image("by the old config"))
+	var change brokerapi.Request
+	out := s.succeeds([]string{"NOTATION_HSM_BROKER=unix:" + s.replicas[0].Socket}, s.replicas[0].Program, "config", "apply",
+		"--json")
+	if err := json.Unmarshal([]byte(out), &change); err != nil {
+		t.Fatal(err)
+	}
+	s.approve(0, "alice", change.ID)
+	s.approve(1, "bob", change.ID)
+	await(t, "the new config to be in force", func() bool {
+		_, ready := s.detail(0, "signing")
+		return ready
+	})
+	s.signs(0, branch, s.image("by the new config"))
+	await(t, "the other replica to notice", func() bool {
+		_, ready := s.detail(1, "signing")
+		return !ready
+	})
+	s.replicas[1].Restart()
+	s.signs(1, branch, s.image("by the new config, too"))
+	s.sameLog(0, 1)
+}
+
+// TestPaused stops the process that leads until the others have taken it for dead: they go on, and it joins them again.
+func TestPaused(t *testing.T) {
+	softhsmtest.Parallel(t)
+	s := start(t, 2)
+	first := s.leader(0, 1)
+	s.replicas[first].Signal(t, syscall.SIGSTOP)
+	s.leader(1 - first)
+	s.signs(1-first, branch, s.image("while the other one is paused"))
+	s.replicas[first].Signal(t, syscall.SIGCONT)
+	await(t, "the replica to join again", func() bool {
+		detail, ready := s.detail(first, "replica")
+		return ready && !strings.Contains(detail, "it leads")
+	})
+	s.signs(first, branch, s.image("after the pause"))
+	s.sameLog(0, 1)
+}
+
+// TestDatabaseAway stops PostgreSQL: replicas say so at once, answer, and go on when it is back. Nothing is lost.
+func TestDatabaseAway(t *testing.T) {
+	softhsmtest.Parallel(t)
+	s := start(t, 2)
+	image := s.image("release")
+	made := s.create(0, tag, image)
+	s.approve(1, "alice", made.ID)
+	s.server.Stop(t)
+	for i := range s.replicas {
+		await(t, "the replica to say so", func() bool { return !s.readiness(i).Ready })
+		if detail, ready := s.detail(i, "store"); ready || detail == "" {
+			t.Errorf("without its database, replica %d: ready %v, %q", i, ready, detail)
+		}
+		if output, signed := s.sign(i, branch, image); signed {
+			t.Errorf("replica %d signs without its database:\n%s", i, output)
+		}
+	}
+	s.server.Start(t)
+	for i := range s.replicas {
+		await(t, "the replica to be ready", func() bool { return s.readiness(i).Ready })
+	}
+	s.approve(0, "bob", made.ID)
+	s.signs(1, tag, image)
+	s.sameLog(0, 1)
+}
+
+// TestStandby says whether commits wait for a standby of the database.
+func TestStandby(t *testing.T) {
+	softhsmtest.Parallel(t)
+	s := start(t, 1)
+	s.server.SQL(t, "postgres", "GRANT pg_monitor TO "+softhsmtest.PostgresRole)
+	if detail, ready := s.detail(0, "standby"); ready || !strings.Contains(detail, "commits wait for no standby") {
+		t.Errorf("without a standby: ready %v, %q", ready, detail)
+	}
+	check := func() string {
+		return s.succeeds(s.at(0), s.replicas[0].Program, "check-config", "--online", "--config", s.replicas[0].Config())
+	}
+	if out := check(); !strings.Contains(out, "commits wait for no standby") {
+		t.Errorf("check-config does not warn:\n%s", out)
+	}
+	s.server.Standby(t)
+	await(t, "the replica to see the standby", func() bool {
+		_, ready := s.detail(0, "standby")
+		return ready
+	})
+	if out := check(); strings.Contains(out, "standby") {
+		t.Errorf("check-config warns:\n%s", out)
+	}
+	s.signs(0, branch, s.image("with a standby"))
+}
