@@ -38,6 +38,40 @@ func TestPage(t *testing.T) {
 	}
 }
 
+// TestManifests reads the configs of the manifests for Kubernetes.
+func TestManifests(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"broker.yaml", "replicas.yaml"} {
+		data, err := os.ReadFile("../../deploy/broker/kubernetes/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, text, found := strings.Cut(string(data), "  config.yaml: |\n")
+		text, _, ends := strings.Cut(text, "\n  policy.yaml: |\n")
+		if !found || !ends {
+			t.Fatalf("%s has no config", name)
+		}
+		text, _, _ = strings.Cut(text, "\n  db-ca.pem: ")
+		if _, mistakes := Parse([]byte(strings.ReplaceAll(text, "\n    ", "\n")[4:])); len(mistakes) > 0 {
+			t.Errorf("%s: %v", name, mistakes)
+		}
+	}
+}
+
+// TestReplicasPage reads the settings of the page on replicas.
+func TestReplicasPage(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/replicas.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example := regexp.MustCompile("(?s)```yaml\n(store:.*?)```").FindSubmatch(page)
+	if example == nil {
+		t.Fatal("the page has no example")
+	}
+	parse(t, replaced(t, sqliteStore, string(example[1])))
+}
+
 // settingsOf returns the paths of the settings in a type: those that hold no others.
 func settingsOf(at string, kind reflect.Type) (all []string) {
 	switch {

@@ -13,13 +13,16 @@ import (
 func TestBrokerManifests(t *testing.T) {
 	c := startCluster(t)
 	c.run(t, "", "create", "namespace", "hsm-broker")
-	path := filepath.Join(softhsmtest.Root(), "deploy", "broker", "kubernetes", "broker.yaml")
-	out, warnings, err := c.try(t, "", "apply", "--dry-run=server", "--validate=strict", "-f", path)
-	if err != nil {
-		t.Fatalf("%v\n%s%s", err, out, warnings)
-	}
-	if strings.Contains(warnings, "would violate") || !strings.Contains(out, "statefulset.apps/hsm-broker") {
-		t.Errorf("the manifests are not admitted as they are:\n%s%s", out, warnings)
+	var path string
+	for _, name := range []string{"broker.yaml", "replicas.yaml"} {
+		path = filepath.Join(softhsmtest.Root(), "deploy", "broker", "kubernetes", name)
+		out, warnings, err := c.try(t, "", "apply", "--dry-run=server", "--validate=strict", "-f", path)
+		if err != nil {
+			t.Fatalf("%s: %v\n%s%s", name, err, out, warnings)
+		}
+		if strings.Contains(warnings, "would violate") || !strings.Contains(out, "statefulset.apps/hsm-broker") {
+			t.Errorf("%s is not admitted as it is:\n%s%s", name, out, warnings)
+		}
 	}
 	broken := strings.Replace(softhsmtest.Read(t, path), "serviceName:", "servicename:", 1)
 	if out, _, err := c.try(t, broken, "apply", "--dry-run=server", "--validate=strict", "-f", "-"); err == nil {
