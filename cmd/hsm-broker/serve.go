@@ -129,7 +129,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	b, err = broker.Open(ctx, broker.Options{
 		Store: s, Policy: text, Config: decisive, Keys: use, Limits: f.Callers.Limits.WithDefaults(),
 		Check: registries.Check, Manifests: registries.Manifests, Registerer: metrics, First: first,
-		PublicURL: url, Notices: told.Rows, Replica: replica,
+		PublicURL: url, Notices: told.Rows, Replica: replica, Keep: keepOf(f),
 		Log: broker.Log{
 			Origin: f.Log.Origin, Public: signing.public, File: f.Log.CheckpointFile,
 			MaxUnpublished: f.Log.MaxUnpublished.Time, MaxUnpublishedEntries: f.Log.MaxUnpublished.Entries,
@@ -156,8 +156,6 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	opened.add(func() error { stop(); return nil })
 	stopTags := publishTags(f, tagged, registries, b, use, metrics)
 	opened.add(func() error { stopTags(); return nil })
-	stopRetaining := retain(f, s, b)
-	opened.add(func() error { stopRetaining(); return nil })
 	page, sessions, err := newPage(f, b, use, registries, url)
 	if err != nil {
 		return err

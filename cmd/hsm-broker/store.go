@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"log/slog"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/broker"
@@ -52,32 +51,10 @@ func refuseShared(f *brokerfile.File, do string) error {
 		WithHint("use pg_dump and pg_restore, or pg_basebackup: see 'Backup and restore' in the page on replicas")
 }
 
-// retainEvery is how often requests that are too old are deleted.
-const retainEvery = time.Hour
-
-// retain deletes the requests that are older than the config keeps them, until the returned function is called. Of the
-// replicas of a broker, the one that leads does.
-func retain(f *brokerfile.File, s store.Store, b *broker.Broker) (stop func()) {
-	once := func(ctx context.Context) {
-		var before time.Time
-		if f.Keep != (brokerfile.Period{}) {
-			before = f.Keep.Before(time.Now())
-		}
-		if err := s.Retain(ctx, before); err != nil && ctx.Err() == nil {
-			slog.Error("cannot delete old requests", "error", err)
-		}
+// keepOf returns the time before which requests are not kept any more, at a time; nil if they are kept for ever.
+func keepOf(f *brokerfile.File) func(now time.Time) time.Time {
+	if f.Keep == (brokerfile.Period{}) {
+		return nil
 	}
-	return background(func(ctx context.Context) {
-		b.WhileLeading(ctx, func(ctx context.Context) {
-			tick := time.NewTicker(retainEvery)
-			defer tick.Stop()
-			for ctx.Err() == nil {
-				once(ctx)
-				select {
-				case <-tick.C:
-				case <-ctx.Done():
-				}
-			}
-		})
-	})
+	return f.Keep.Before
 }
