@@ -197,6 +197,40 @@ func TestComesBack(t *testing.T) {
 	}
 }
 
+// TestOneOnTrial gives a module that has come back one use at a time, until one has succeeded.
+func TestOneOnTrial(t *testing.T) {
+	t.Parallel()
+	c := newCopies(t, 2, nil)
+	c.signs(t)
+	c.signs(t)
+	c.mu.Lock()
+	c.all[1].trial = true
+	c.mu.Unlock()
+	using, end := make(chan *keystore.Reference), make(chan struct{})
+	var group sync.WaitGroup
+	onTrial := 0
+	for range 6 {
+		group.Go(func() {
+			_, err := c.Use(t.Context(), func(k *Key) ([]byte, error) {
+				using <- k.reference
+				<-end
+				return nil, nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		if <-using == c.all[1].reference {
+			onTrial++
+		}
+	}
+	close(end)
+	group.Wait()
+	if onTrial != 1 {
+		t.Errorf("the module on trial got %d uses at once", onTrial)
+	}
+}
+
 // TestTwoTries asks at most two modules for the signature of one use, and as many as it takes for their keys.
 func TestTwoTries(t *testing.T) {
 	t.Parallel()
