@@ -272,14 +272,15 @@ func (f *forgetting) erasePolicies(ctx context.Context) error { return f.erase(c
 
 // changeRows has the rows of requests name the id instead of the person.
 func (f *forgetting) changeRows(ctx context.Context) error {
-	for before := ""; ; {
-		rows, err := f.options.Store.Requests(ctx, store.Query{Before: before, Limit: forgetPage})
-		if err != nil || len(rows) == 0 {
+	q := store.Query{Limit: forgetPage}
+	for more := true; more; more = q.Before != "" {
+		page, err := f.options.Store.Requests(ctx, q)
+		if err != nil {
 			return err
 		}
-		before = rows[len(rows)-1].ID
+		q.Before = page.Before
 		var ids []string
-		for _, one := range rows {
+		for _, one := range page.Requests {
 			var r row
 			if json.Unmarshal(one.Body, &r) == nil && f.change(&r.Request) {
 				ids = append(ids, one.ID)
@@ -311,6 +312,7 @@ func (f *forgetting) changeRows(ctx context.Context) error {
 		}
 		f.done.Requests += len(ids)
 	}
+	return nil
 }
 
 // change has a request name the id instead of the person, and reports whether it named the person.

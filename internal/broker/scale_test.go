@@ -44,7 +44,7 @@ func (c *counting) Request(ctx context.Context, id string) (*store.Request, erro
 	return c.Store.Request(ctx, id)
 }
 
-func (c *counting) Requests(ctx context.Context, q store.Query) ([]store.Request, error) {
+func (c *counting) Requests(ctx context.Context, q store.Query) (*store.Page, error) {
 	c.count("requests")
 	return c.Store.Requests(ctx, q)
 }

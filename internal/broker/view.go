@@ -171,12 +171,12 @@ func (b *Broker) Requests(ctx context.Context, caller identity.Caller, q Query) 
 			return &brokerapi.Requests{Requests: []brokerapi.Request{}}, err
 		}
 	}
-	rows, err := b.options.Store.Requests(ctx, in)
+	page, err := b.options.Store.Requests(ctx, in)
 	if err != nil {
 		return nil, err
 	}
-	all := &brokerapi.Requests{Requests: []brokerapi.Request{}}
-	for _, kept := range rows {
+	all := &brokerapi.Requests{Requests: []brokerapi.Request{}, Before: page.Before}
+	for _, kept := range page.Requests {
 		var r row
 		if err := json.Unmarshal(kept.Body, &r); err != nil {
 			return nil, failure.New(failure.Internal, "cannot read request %s: %w", kept.ID, err)
@@ -184,9 +184,6 @@ func (b *Broker) Requests(ctx context.Context, caller identity.Caller, q Query) 
 		one := b.show(&r)
 		one.Approvals, one.Waiting = nil, q.Mine
 		all.Requests = append(all.Requests, one)
-	}
-	if len(rows) == q.Limit && q.Limit > 0 {
-		all.Before = rows[len(rows)-1].ID
 	}
 	return all, nil
 }

@@ -68,18 +68,6 @@ type RequestDocument struct {
 	Data    []byte
 }
 
-// Query says which requests are listed. An empty field does not count.
-type Query struct {
-	IDs        []string // these alone, MaxLimit at most; nil does not count, and an empty list lists nothing
-	Before     string   // ID: older ones alone
-	Limit      int      // 1 to MaxLimit; with IDs, 0 is their number
-	Key        string
-	State      string
-	Requester  string
-	Repository string
-	Digest     string
-}
-
 // MaxLimit is the largest number of requests or notices on a page.
 const MaxLimit = 1000
 
@@ -118,8 +106,8 @@ type Store interface {
 	Snapshot(ctx context.Context) (*Snapshot, error)
 	// Request returns a request. It fails with NotFound.
 	Request(ctx context.Context, id string) (*Request, error)
-	// Requests lists requests, newest first.
-	Requests(ctx context.Context, q Query) ([]Request, error)
+	// Requests lists requests, newest first. It looks at MaxLooked at most, however many there are.
+	Requests(ctx context.Context, q Query) (*Page, error)
 	// Document returns the document with a SHA-256. It fails with NotFound.
 	Document(ctx context.Context, sha256 [32]byte) ([]byte, error)
 	// Notices lists notices of a channel ("" for all) that wait and are due at a time: first those due first.

@@ -165,7 +165,7 @@ func (s *failingStore) Request(ctx context.Context, id string) (*store.Request, 
 	return s.Store.Request(ctx, id)
 }
 
-func (s *failingStore) Requests(ctx context.Context, q store.Query) ([]store.Request, error) {
+func (s *failingStore) Requests(ctx context.Context, q store.Query) (*store.Page, error) {
 	s.reads.Add(1)
 	if err := s.failure(); err != nil {
 		return nil, err

@@ -15,10 +15,10 @@ func (s *Store) Notices(ctx context.Context, channel string, due time.Time, limi
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	const columns = "SELECT id, channel, recipient, created, due, attempts, body FROM notices WHERE due <= $1::bigint"
-	const order = " ORDER BY due, id LIMIT $2::integer"
-	query, args := columns+order, []any{due.UnixMilli(), min(max(limit, 1), store.MaxLimit)}
-	if channel != "" {
-		query, args = columns+" AND channel = $3"+order, append(args, text(channel))
+	const limited = "due, id LIMIT $2::integer"
+	query, args := columns+" ORDER BY "+limited, []any{due.UnixMilli(), min(max(limit, 1), store.MaxLimit)}
+	if channel != "" { // with =, the server may read those of all channels
+		query, args = columns+" AND channel >= $3 AND channel <= $3 ORDER BY channel, "+limited, append(args, text(channel))
 	}
 	rows, err := s.pool.Query(ctx, query, args...)
 	if err != nil {

@@ -3,9 +3,6 @@ package postgres
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -142,72 +139,12 @@ const columns = "id, created, changed, key, state, requester, rule, digest, repo
 
 // Request returns a request.
 func (s *Store) Request(ctx context.Context, id string) (*store.Request, error) {
-	found, err := s.requests(ctx, "SELECT "+columns+" FROM requests WHERE id = $1", text(id))
+	page, err := s.list(ctx, 1, "SELECT "+columns+", true, 0 FROM requests WHERE id = $1", text(id))
 	if err != nil {
 		return nil, err
 	}
-	if len(found) == 0 {
+	if len(page.Requests) == 0 {
 		return nil, notFound("request %.60q", id)
 	}
-	return &found[0], nil
-}
-
-// Requests lists requests, newest first. It fails with Invalid for more than MaxLimit IDs.
-func (s *Store) Requests(ctx context.Context, q store.Query) ([]store.Request, error) {
-	var conditions []string
-	var args []any
-	where := func(condition string, arg any) {
-		args = append(args, arg)
-		conditions = append(conditions, fmt.Sprintf(condition, len(args)))
-	}
-	if q.IDs != nil {
-		if len(q.IDs) > store.MaxLimit {
-			return nil, failure.New(failure.Invalid, "cannot list %d requests, more than %d", len(q.IDs), store.MaxLimit)
-		}
-		ids := make([]string, len(q.IDs))
-		for i, id := range q.IDs {
-			ids[i] = text(id)
-		}
-		where("id = ANY ($%d::text[])", ids)
-		if q.Limit == 0 {
-			q.Limit = len(q.IDs)
-		}
-	}
-	for _, one := range []struct{ condition, value string }{
-		{"id < $%d", q.Before}, {"key = $%d", q.Key}, {"state = $%d", q.State}, {"requester = $%d", q.Requester},
-		{"repository = $%d", q.Repository}, {"digest = $%d", q.Digest},
-	} {
-		if one.value != "" {
-			where(one.condition, text(one.value))
-		}
-	}
-	if q.State != "" && q.State != "signed" { // lets the partial index be used
-		conditions = append(conditions, "state <> 'signed'")
-	}
-	query := "SELECT " + columns + " FROM requests"
-	if len(conditions) > 0 {
-		query += " WHERE " + strings.Join(conditions, " AND ")
-	}
-	return s.requests(ctx, fmt.Sprintf("%s ORDER BY id DESC LIMIT %d", query, min(max(q.Limit, 1), store.MaxLimit)),
-		args...)
-}
-
-func (s *Store) requests(ctx context.Context, query string, args ...any) ([]store.Request, error) {
-	ctx, cancel := s.bounded(ctx)
-	defer cancel()
-	rows, err := s.pool.Query(ctx, query, args...)
-	if err != nil {
-		return nil, s.explain("read", err)
-	}
-	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r store.Request, err error) {
-		var created, changed int64
-		err = row.Scan(&r.ID, &created, &changed, &r.Key, &r.State, &r.Requester, &r.Rule, &r.Digest, &r.Repository,
-			&r.Body, &r.Signature)
-		r.Created, r.Changed = time.UnixMilli(created).UTC(), time.UnixMilli(changed).UTC()
-		return r, err
-	})
-	if err != nil {
-		return nil, s.explain("read", err)
-	}
-	return all, nil
+	return &page.Requests[0], nil
 }

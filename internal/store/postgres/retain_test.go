@@ -53,7 +53,7 @@ func TestPartitions(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []string
-		for _, r := range all {
+		for _, r := range all.Requests {
 			got = append(got, r.ID)
 		}
 		slices.Reverse(got)

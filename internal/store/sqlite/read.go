@@ -4,8 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"strings"
-	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
@@ -105,70 +103,13 @@ func (s *Store) Snapshot(ctx context.Context) (*store.Snapshot, error) {
 const columns = "id, created, changed, key, state, requester, rule, digest, repository, body, signature"
 
 // Request returns a request.
-func (s *Store) Request(ctx context.Context, id string) (*store.Request, error) {
-	found, err := s.requests(ctx, "SELECT "+columns+" FROM requests WHERE id = ?", id)
-	if err != nil {
-		return nil, err
+func (s *Store) Request(ctx context.Context, id string) (found *store.Request, err error) {
+	err = s.requests(ctx, "SELECT "+columns+" FROM requests WHERE id = ?", []any{id}, func(r *store.Request) bool {
+		found = r
+		return false
+	})
+	if err == nil && found == nil {
+		err = notFound("request %.60q", id)
 	}
-	if len(found) == 0 {
-		return nil, notFound("request %.60q", id)
-	}
-	return &found[0], nil
-}
-
-// Requests lists requests, newest first. It fails with Invalid for more than MaxLimit IDs.
-func (s *Store) Requests(ctx context.Context, q store.Query) ([]store.Request, error) {
-	var conditions []string
-	var args []any
-	if q.IDs != nil {
-		if len(q.IDs) > store.MaxLimit {
-			return nil, failure.New(failure.Invalid, "cannot list %d requests, more than %d", len(q.IDs), store.MaxLimit)
-		}
-		conditions = append(conditions, "id IN ("+strings.TrimPrefix(strings.Repeat(", ?", len(q.IDs)), ", ")+")")
-		for _, id := range q.IDs {
-			args = append(args, id)
-		}
-		if q.Limit == 0 {
-			q.Limit = len(q.IDs)
-		}
-	}
-	for _, one := range []struct{ condition, value string }{
-		{"id < ?", q.Before}, {"key = ?", q.Key}, {"state = ?", q.State}, {"requester = ?", q.Requester},
-		{"repository = ?", q.Repository}, {"digest = ?", q.Digest},
-	} {
-		if one.value != "" {
-			conditions, args = append(conditions, one.condition), append(args, one.value)
-		}
-	}
-	if q.State != "" && q.State != "signed" { // lets the partial index be used
-		conditions = append(conditions, "state <> 'signed'")
-	}
-	text := "SELECT " + columns + " FROM requests"
-	if len(conditions) > 0 {
-		text += " WHERE " + strings.Join(conditions, " AND ")
-	}
-	return s.requests(ctx, text+" ORDER BY id DESC LIMIT ?", append(args, min(max(q.Limit, 1), store.MaxLimit))...)
-}
-
-func (s *Store) requests(ctx context.Context, query string, args ...any) (all []store.Request, err error) {
-	rows, err := s.read.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, s.explain("read", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var r store.Request
-		var created, changed int64
-		err := rows.Scan(&r.ID, &created, &changed, &r.Key, &r.State, &r.Requester, &r.Rule, &r.Digest, &r.Repository,
-			&r.Body, &r.Signature)
-		if err != nil {
-			return nil, s.explain("read", err)
-		}
-		r.Created, r.Changed = time.UnixMilli(created).UTC(), time.UnixMilli(changed).UTC()
-		all = append(all, r)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, s.explain("read", err)
-	}
-	return all, nil
+	return found, err
 }

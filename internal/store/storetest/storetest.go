@@ -163,30 +163,34 @@ func requests(c *contract) {
 	c.fails(err, failure.NotFound)
 	for _, one := range []struct {
 		q    store.Query
-		want string
+		want string // with > behind the last if there is a next page
 	}{
-		{store.Query{Limit: 3}, "[r29 r28 r27]"},
-		{store.Query{Limit: 3, Before: "r10"}, "[r09 r08 r07]"},
+		{store.Query{Limit: 3}, "[r29 r28 r27]>"},
+		{store.Query{Limit: 3, Before: "r10"}, "[r09 r08 r07]>"},
 		{store.Query{Limit: 100, State: "lost"}, "[r29 r26 r23 r20 r17 r14 r11 r08 r05 r02]"},
-		{store.Query{Limit: 2, State: "signed", Key: "key0", Before: "r20"}, "[r18 r12]"},
+		{store.Query{Limit: 2, State: "signed", Key: "key0", Before: "r20"}, "[r18 r12]>"},
 		{store.Query{Limit: 100, Requester: "who4", State: "pending"}, "[r19]"},
 		{store.Query{Limit: 100, Requester: "nobody"}, "[]"},
 		{store.Query{Limit: 100, Digest: "d6"}, "[r27 r20 r13 r06]"},
-		{store.Query{Limit: 2, Repository: "repository5"}, "[r29 r23]"},
+		{store.Query{Limit: 2, Repository: "repository5"}, "[r29 r23]>"},
 		{store.Query{Limit: 100, Repository: "repository5", Digest: "d1", Before: "r29"}, "[]"},
 		{store.Query{IDs: []string{"r03", "none", "r11", "r05"}}, "[r11 r05 r03]"},
-		{store.Query{IDs: []string{"r03", "r11", "r05"}, Limit: 1, Before: "r11"}, "[r05]"},
+		{store.Query{IDs: []string{"r03", "r11", "r05"}, Limit: 1, Before: "r11"}, "[r05]>"},
 		{store.Query{IDs: []string{"r03", "r11", "r05"}, State: "lost"}, "[r11 r05]"},
 		{store.Query{IDs: []string{}, Limit: 9}, "[]"},
 	} {
 		page, err := c.Requests(c.Context(), one.q)
 		c.must(err)
 		ids := []string{}
-		for _, r := range page {
+		for _, r := range page.Requests {
 			ids = append(ids, r.ID)
 		}
-		if fmt.Sprint(ids) != one.want {
-			c.Errorf("%+v lists %v, not %s", one.q, ids, one.want)
+		got := fmt.Sprint(ids)
+		if page.Before != "" {
+			got += ">"
+		}
+		if got != one.want {
+			c.Errorf("%+v lists %s, not %s", one.q, got, one.want)
 		}
 	}
 	_, err = c.Requests(c.Context(), store.Query{IDs: make([]string, store.MaxLimit+1)})
@@ -356,8 +360,9 @@ func retain(c *contract) {
 		c.Helper()
 		c.reopen()
 		got, err := c.Requests(c.Context(), store.Query{Repository: "retained", Limit: 9})
-		if err != nil || len(got) != requests {
-			c.Errorf("%d requests, %v, not %d", len(got), err, requests)
+		c.must(err)
+		if len(got.Requests) != requests {
+			c.Errorf("%d requests, not %d", len(got.Requests), requests)
 		}
 		var found []string
 		for _, d := range []string{"of0", "of1", "of2", "of3", "of all", "kept beside", "of 0 and kept", "of 0, kept later"} {
