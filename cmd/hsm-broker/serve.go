@@ -156,7 +156,7 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	opened.add(func() error { stop(); return nil })
 	stopTags := publishTags(f, tagged, registries, b, use, metrics)
 	opened.add(func() error { stopTags(); return nil })
-	page, sessions, err := newPage(f, b, use, registries, url)
+	page, sessions, err := newPage(f, b, use, registries, url, sharedSecrets{})
 	if err != nil {
 		return err
 	}

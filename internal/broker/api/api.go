@@ -33,6 +33,7 @@ type Options struct {
 	Page http.Handler
 	// Sessions are those of the page as well; nil makes some of their own.
 	Sessions *session.Sessions
+	Uses     session.Uses // remembers login documents that were used; nil for a memory of this process
 	// Registerer gets the server's metrics; nil for none.
 	Registerer prometheus.Registerer
 	Tracer     *telemetry.Tracer // nil for none
@@ -50,7 +51,6 @@ type API struct {
 	polls    atomic.Int64         // requests that wait for a change
 	signing  atomic.Int64         // requests for signatures
 	sessions *session.Sessions
-	logins   *session.Memory   // login documents that were used
 	attempts *session.Attempts // to sign in, and to propose credentials
 	now      func() time.Time
 	ready    readiness
@@ -66,9 +66,11 @@ func New(o Options) *API {
 		a.now = o.now
 	}
 	if a.sessions == nil {
-		a.sessions = session.New(session.NewKey(), a.now)
+		a.sessions = session.New(session.NewKey(), a.options.Uses, a.now)
 	}
-	a.logins = session.NewMemory(maxLogins, a.now)
+	if a.options.Uses == nil {
+		a.options.Uses = session.NewMemory(maxLogins, a.now)
+	}
 	a.attempts = session.NewAttempts(loginAttempts, time.Minute, a.now)
 	a.all = a.operations()
 	for pattern, one := range a.all {

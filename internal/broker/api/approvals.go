@@ -116,7 +116,7 @@ func (a *API) postCredential(r *http.Request) (*brokerapi.Request, int, error) {
 	}
 	envelope, login, err := readLogin(body.Possession, body.Kind, body.Public)
 	if err == nil {
-		err = a.useLogin(envelope, login)
+		err = a.useLogin(r.Context(), envelope, login)
 	}
 	if err != nil {
 		return nil, 0, err

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"log/slog"
@@ -41,7 +42,7 @@ func (a *API) postSession(r *http.Request) (*brokerapi.Session, int, error) {
 			WithHint("enrol it with 'hsm-broker approver add', or sign in with another key")
 	}
 	if err == nil {
-		err = a.useLogin(envelope, login)
+		err = a.useLogin(r.Context(), envelope, login)
 	}
 	if err != nil {
 		return nil, 0, err
@@ -81,7 +82,7 @@ func readLogin(message []byte, kind string, public []byte) (*approval.Envelope, 
 
 // useLogin takes a login document whose signature has verified. It fails with Denied for one of another broker, of
 // another time, and for one that was used before.
-func (a *API) useLogin(envelope *approval.Envelope, login *approval.Login) error {
+func (a *API) useLogin(ctx context.Context, envelope *approval.Envelope, login *approval.Login) error {
 	now := a.now()
 	switch skew := now.Sub(login.Time).Abs(); {
 	case login.Broker != a.options.PublicURL:
@@ -90,10 +91,12 @@ func (a *API) useLogin(envelope *approval.Envelope, login *approval.Login) error
 	case skew > loginTime:
 		return failure.New(failure.Denied, "cannot accept the login: its time is %s from the broker's clock",
 			skew.Round(time.Second)).WithHint("set the clock of your computer, and sign in again")
-	case !a.logins.Once(sha256.Sum256(envelope.Approval), login.Time.Add(loginTime)):
-		return failure.New(failure.Denied, "cannot accept the login: it was used before").WithHint("sign in again")
 	}
-	return nil
+	first, err := a.options.Uses.Once(ctx, sha256.Sum256(envelope.Approval), login.Time.Add(loginTime))
+	if err == nil && !first {
+		err = failure.New(failure.Denied, "cannot accept the login: it was used before").WithHint("sign in again")
+	}
+	return err
 }
 
 // sessionPrefix begins the bearer tokens that are sessions. No JWT begins so.
@@ -109,7 +112,7 @@ func (a *API) caller(r *http.Request) (identity.Caller, error) {
 		return identity.Caller{}, failure.New(failure.Denied, "cannot authenticate caller: the request has a session and a "+
 			"client certificate").WithHint("send one of them")
 	}
-	session, err := a.sessions.Read(token)
+	session, err := a.sessions.Read(r.Context(), token)
 	if err != nil {
 		return identity.Caller{}, err
 	}

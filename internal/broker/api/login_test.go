@@ -56,7 +56,9 @@ func TestSession(t *testing.T) {
 
 	left := f.signedIn("alice")
 	left.want(200, get(brokerapi.KeysPath))
-	f.api.sessions.End(strings.TrimPrefix(left.auth, "Bearer hsm-session."))
+	if err := f.api.sessions.End(t.Context(), strings.TrimPrefix(left.auth, "Bearer hsm-session.")); err != nil {
+		t.Error(err)
+	}
 	left.want(401, get(brokerapi.KeysPath))
 
 	c := f.signedIn("alice")
@@ -214,7 +216,7 @@ func TestSessionTokens(t *testing.T) {
 	f.open().want(401, twice)
 	// The second key is what everyone can compute who has a copy of the database.
 	for _, key := range [][]byte{make([]byte, 32), f.api.options.Broker.Derive("session")} {
-		forged, _ := session.New(key, time.Now).Issue("alice", f.id("alice"))
+		forged, _ := session.New(key, nil, time.Now).Issue("alice", f.id("alice"))
 		c.auth = "Bearer hsm-session." + forged
 		c.want(401, get(brokerapi.KeysPath))
 	}

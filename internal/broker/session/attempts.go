@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Attempts bound how often somebody tries to sign in, by where they come from. It is safe for concurrent use.
+// Attempts bound how often somebody tries to sign in, by where they come from: a bound of the work that they cause, as
+// nothing can be guessed. Each replica counts for itself. It is safe for concurrent use.
 type Attempts struct {
 	count int
 	per   time.Duration

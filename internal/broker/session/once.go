@@ -1,11 +1,22 @@
 package session
 
 import (
+	"context"
 	"sync"
 	"time"
 )
 
-// Memory remembers what was used, so that nobody can use it again. It is safe for concurrent use.
+// Uses remembers what was used, so that nobody can use it again: a Memory for one process, and the store for replicas
+// that share it.
+type Uses interface {
+	// Once reports whether something is used for the first time, and remembers it until a time, from which on the caller
+	// refuses it by itself.
+	Once(ctx context.Context, id [32]byte, until time.Time) (bool, error)
+	// Used reports whether something was used, at a time before the one that Once was called with.
+	Used(ctx context.Context, id [32]byte) (bool, error)
+}
+
+// Memory is the Uses of one process. It is safe for concurrent use, and never fails.
 type Memory struct {
 	most int
 	now  func() time.Time
@@ -23,9 +34,8 @@ func NewMemory(most int, now func() time.Time) *Memory {
 // sweepInterval is how often uses that are over are forgotten.
 const sweepInterval = time.Second
 
-// Once reports whether something is used for the first time, and remembers it until a time, from which on the caller
-// refuses it by itself. It reports false as well while the memory is full.
-func (m *Memory) Once(id [32]byte, until time.Time) bool {
+// Once implements Uses. It reports false as well while the memory is full.
+func (m *Memory) Once(_ context.Context, id [32]byte, until time.Time) (bool, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.now()
@@ -38,8 +48,16 @@ func (m *Memory) Once(id [32]byte, until time.Time) bool {
 		m.swept = now
 	}
 	if _, again := m.used[id]; again || len(m.used) >= m.most || !now.Before(until) {
-		return false
+		return false, nil
 	}
 	m.used[id] = until
-	return true
+	return true, nil
+}
+
+// Used implements Uses.
+func (m *Memory) Used(_ context.Context, id [32]byte) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, used := m.used[id]
+	return used, nil
 }

@@ -3,14 +3,13 @@
 package session
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"maps"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -24,11 +23,9 @@ const maxToken = 2048
 
 // Sessions makes and reads tokens. It is safe for concurrent use.
 type Sessions struct {
-	key []byte
-	now func() time.Time
-
-	mu    sync.Mutex
-	ended map[[sha256.Size]byte]time.Time // tokens that were ended before they expire, and when they do
+	key  []byte
+	uses Uses // of tokens: to end them before they expire
+	now  func() time.Time
 }
 
 // Session is what a token says.
@@ -49,17 +46,25 @@ type content struct {
 	Random     string `json:"random"`  // so that no two sessions are the same
 }
 
+// maxEnded is the number of sessions that a broker without replicas remembers that people have ended.
+const maxEnded = 20000
+
 // NewKey returns a key for New. It is random, and nowhere but in the memory of this process: whoever has a copy of the
-// database cannot make sessions. So sessions end with the process.
+// database cannot make sessions. So sessions end with the process. Replicas derive theirs from the key that they share,
+// which is not in the database either: a session that one of them has begun counts at all of them, whichever restarts.
 func NewKey() []byte {
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // never fails
 	return key
 }
 
-// New returns Sessions whose tokens are authenticated with a key of 32 bytes, which has no other use.
-func New(key []byte, now func() time.Time) *Sessions {
-	return &Sessions{key: key, now: now, ended: map[[sha256.Size]byte]time.Time{}}
+// New returns Sessions whose tokens are authenticated with a key of 32 bytes, which has no other use. uses remembers
+// which of them people have ended; nil for a memory of this process.
+func New(key []byte, uses Uses, now func() time.Time) *Sessions {
+	if uses == nil {
+		uses = NewMemory(maxEnded, now)
+	}
+	return &Sessions{key: key, uses: uses, now: now}
 }
 
 // Issue returns a new token of a person who signed in with a credential: base64url(content) "." base64url(HMAC), and
@@ -77,8 +82,9 @@ func (s *Sessions) Issue(person, credential string) (token string, expires time.
 }
 
 // Read returns what a token says. It fails with Denied for a token that these Sessions did not make, or that is out of
-// its time. Whether the credential is still enrolled is up to the caller.
-func (s *Sessions) Read(token string) (Session, error) {
+// its time, and with Unavailable when nobody knows whether it was ended. Whether the credential is still enrolled is up
+// to the caller.
+func (s *Sessions) Read(ctx context.Context, token string) (Session, error) {
 	encoded, mac, found := strings.Cut(token, ".")
 	if len(token) > maxToken || !found || !hmac.Equal([]byte(mac), []byte(s.mac("token", encoded))) {
 		return Session{}, denied("the token is not one of this broker")
@@ -99,25 +105,38 @@ func (s *Sessions) Read(token string) (Session, error) {
 	case now.Before(session.Issued.Add(-Life)): // the clock was set back: the token would last longer than it may
 		return Session{}, denied("it begins in the future")
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if _, ended := s.ended[sha256.Sum256([]byte(token))]; ended {
+	ended, err := s.uses.Used(ctx, endOf(token))
+	if err != nil {
+		return Session{}, err
+	}
+	if ended {
 		return Session{}, denied("it was ended")
 	}
 	return session, nil
 }
 
+// endOf names the end of a session, which there is once.
+func endOf(token string) [32]byte { return sha256.Sum256([]byte("end of session\x00" + token)) }
+
 // End ends a session before it expires: its person has signed out. It does nothing for a token that Read refuses, so
 // only people who sign in make it remember something.
-func (s *Sessions) End(token string) {
-	session, err := s.Read(token)
-	if err != nil {
-		return
+func (s *Sessions) End(ctx context.Context, token string) error {
+	session, err := s.Read(ctx, token)
+	if failure.Is(err, failure.Denied) {
+		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	maps.DeleteFunc(s.ended, func(_ [sha256.Size]byte, expires time.Time) bool { return !s.now().Before(expires) })
-	s.ended[sha256.Sum256([]byte(token))] = session.Expires
+	if err != nil {
+		return err
+	}
+	first, err := s.uses.Once(ctx, endOf(token), session.Expires)
+	if err != nil || first {
+		return err
+	}
+	if ended, err := s.uses.Used(ctx, endOf(token)); err != nil || ended {
+		return err
+	}
+	return failure.New(failure.Throttled, "cannot end the session: too many sessions were ended").
+		WithHint("close the browser; the session ends by itself within 15 minutes")
 }
 
 // mac returns the HMAC-SHA-256 of a text for one purpose, in base64url.

@@ -68,7 +68,7 @@ func TestBroker(t *testing.T) {
 	t.Cleanup(func() { b.Close(); kept.Close() })
 	f := &fixture{T: t}
 	f.serve(Options{Broker: b, Keys: testKeys{}, RPID: "broker.example.com", PublicURL: base, Version: "1.2.3",
-		Sessions: session.New(session.NewKey(), time.Now), Checkpoint: b.Log().Checkpoint})
+		Sessions: session.New(session.NewKey(), nil, time.Now), Checkpoint: b.Log().Checkpoint})
 
 	people := map[string]*person{}
 	for _, name := range []string{"alice", "bob", "carol"} {

@@ -79,7 +79,7 @@ type ticket struct {
 
 // part returns a secret of a ticket for one purpose, which its cookie does not tell.
 func (w *Web) part(t *ticket, purpose string) string {
-	h := hmac.New(sha256.New, w.secret)
+	h := hmac.New(sha256.New, w.options.Secret)
 	h.Write([]byte("company " + purpose + "\x00" + t.Random))
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
 }
@@ -226,7 +226,7 @@ func (w *Web) finishCompany(r *http.Request) (*ticket, error) {
 		return nil, failure.New(failure.Denied, "the company knows you as %q, and the policy does not have that as %s",
 			visible(token.Subject), t.Person).WithHint("have the identity added to people in the policy")
 	}
-	return t, w.once([]byte("ticket "+t.Random), until)
+	return t, w.once(r.Context(), []byte("ticket "+t.Random), until)
 }
 
 // nextOf returns where a person goes on after signing in with a passkey: to the provider, if the company has one.

@@ -124,7 +124,7 @@ func (w *Web) finishDecision(r *http.Request, p *who) (any, error) {
 	if err := w.counters.check(credential, body.Assertion.AuthenticatorData); err != nil {
 		return nil, err
 	}
-	if err := w.once(body.Document, until); err != nil {
+	if err := w.once(r.Context(), body.Document, until); err != nil {
 		return nil, err
 	}
 	data, err := envelope.Encode()

@@ -117,7 +117,7 @@ func (w *Web) finishEnrol(_ http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := w.once(body.Document, until); err != nil {
+	if err := w.once(r.Context(), body.Document, until); err != nil {
 		return nil, err
 	}
 	enrolled, err := w.options.Broker.Enrol(r.Context(), callerOf(person), person, *credential, body.Token)

@@ -331,7 +331,7 @@ func newFixture(t *testing.T, change ...func(*Options)) *fixture {
 		credentials: map[string]*approval.Credential{}, owners: map[string]string{}, invitations: map[string]string{},
 		blocked: map[string]bool{}}}
 	o := Options{Broker: f.broker, Keys: testKeys{}, RPID: "broker.example.com", PublicURL: base, Version: "1.2.3",
-		Now: f.clock, Sessions: session.New(f.broker.Derive("session"), f.clock),
+		Now: f.clock, Sessions: session.New(f.broker.Derive("session"), nil, f.clock),
 		Checkpoint: func(context.Context) ([]byte, error) {
 			return []byte("broker.example.com/log\n42\nAAAA\n\n— broker.example.com/log signature\n"), nil
 		}}
@@ -547,7 +547,7 @@ func (p *person) script(path string, body any, status int) []byte {
 	p.Helper()
 	r := p.request(http.MethodPost, path, "application/json", mustJSON(body))
 	if p.cookie != nil {
-		if s, err := p.web.options.Sessions.Read(p.cookie.Value); err == nil {
+		if s, err := p.web.options.Sessions.Read(context.Background(), p.cookie.Value); err == nil {
 			r.Header.Set(csrfHeader, s.CSRF)
 		}
 	}
@@ -561,7 +561,7 @@ func (p *person) script(path string, body any, status int) []byte {
 // post posts a form with the token of the session, to which the answer has this status. It returns where it goes on.
 func (p *person) post(path string, status int) string {
 	p.Helper()
-	s, err := p.web.options.Sessions.Read(p.cookie.Value)
+	s, err := p.web.options.Sessions.Read(context.Background(), p.cookie.Value)
 	if err != nil {
 		p.Fatal(err)
 	}

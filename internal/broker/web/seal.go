@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -35,7 +36,7 @@ func (w *Web) seal(purpose, bound string, document []byte, life time.Duration) s
 }
 
 func (w *Web) mac(expires, purpose, bound string, document []byte) string {
-	h := hmac.New(sha256.New, w.secret)
+	h := hmac.New(sha256.New, w.options.Secret)
 	fmt.Fprintf(h, "%s\x00%s\x00%d\x00%s\x00", expires, purpose, len(bound), bound)
 	h.Write(document)
 	return base64.RawURLEncoding.EncodeToString(h.Sum(nil))
@@ -58,10 +59,12 @@ func (w *Web) unseal(seal, purpose, bound string, document []byte) (time.Time, e
 	return until, nil
 }
 
-// once fails when a document was used before.
-func (w *Web) once(document []byte, until time.Time) error {
-	if w.used.Once(sha256.Sum256(document), until) {
-		return nil
+// once fails when a document was used before, at whichever replica: who has recorded an answer would sign in by it, or
+// use an invitation, at another one. The log would refuse an approval that it has already, but no sign-in is in it.
+func (w *Web) once(ctx context.Context, document []byte, until time.Time) error {
+	first, err := w.options.Uses.Once(ctx, sha256.Sum256(document), until)
+	if err != nil || first {
+		return err
 	}
 	return failure.New(failure.Conflict, "the answer was used before").WithHint("load the page again and try again")
 }

@@ -39,9 +39,12 @@ func (w *Web) signedIn(r *http.Request) (*who, error) {
 	if err != nil {
 		return nil, unauthorized("you have not signed in")
 	}
-	read, err := w.options.Sessions.Read(set.Value)
-	if err != nil {
+	read, err := w.options.Sessions.Read(r.Context(), set.Value)
+	if failure.Is(err, failure.Denied) {
 		return nil, unauthorized("your session has ended")
+	}
+	if err != nil {
+		return nil, err
 	}
 	_, person, err := w.options.Broker.Credential(r.Context(), read.Credential)
 	if failure.Is(err, failure.NotFound) || err == nil && person != read.Person ||
@@ -66,8 +69,10 @@ func (w *Web) setSession(out http.ResponseWriter, person, credential string) {
 }
 
 // signOut ends a session.
-func (w *Web) signOut(out http.ResponseWriter, _ *http.Request, p *who) (*view, error) {
-	w.options.Sessions.End(p.token)
+func (w *Web) signOut(out http.ResponseWriter, r *http.Request, p *who) (*view, error) {
+	if err := w.options.Sessions.End(r.Context(), p.token); err != nil {
+		return nil, err
+	}
 	http.SetCookie(out, &http.Cookie{Name: cookie, Path: "/", MaxAge: -1, Secure: true, HttpOnly: true,
 		SameSite: http.SameSiteStrictMode})
 	return &view{Location: "/signin?done=signed-out"}, nil

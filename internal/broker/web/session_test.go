@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/broker/session"
+	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 )
 
 // TestSession ends a session when its time is over, when its credential is removed, when its person is in the policy no
@@ -51,7 +52,7 @@ func TestCSRF(t *testing.T) {
 	f := newFixture(t)
 	r := f.add(1)
 	p, other := f.signIn("alice"), f.signIn("bob")
-	theirs, err := f.web.options.Sessions.Read(other.cookie.Value)
+	theirs, err := f.web.options.Sessions.Read(t.Context(), other.cookie.Value)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,4 +113,67 @@ func TestRates(t *testing.T) {
 	p.script("/signin/begin", struct{}{}, http.StatusTooManyRequests)
 	f.pass(time.Minute)
 	p.script("/signin/begin", struct{}{}, http.StatusOK)
+}
+
+// replicas returns pages of one broker that share what replicas do.
+func replicas(t *testing.T) (first, second *fixture) {
+	t.Helper()
+	first = newFixture(t, func(o *Options) {
+		o.Secret, o.Uses = []byte(strings.Repeat("s", 32)), session.NewMemory(100, o.Now)
+		o.Sessions = session.New([]byte(strings.Repeat("k", 32)), o.Uses, o.Now)
+	})
+	second = &fixture{T: t, now: testTime, broker: first.broker}
+	o := first.web.options
+	o.Sessions = session.New([]byte(strings.Repeat("k", 32)), o.Uses, o.Now)
+	second.serve(o)
+	return first, second
+}
+
+// at returns a person in front of the page of another replica, with the same browser and authenticator.
+func (p *person) at(f *fixture) *person {
+	other := *p
+	other.fixture = f
+	return &other
+}
+
+// TestReplicas begins at one replica what ends at another: sign-ins, decisions, enrolments and sessions. Each answer
+// counts once, at one of them.
+func TestReplicas(t *testing.T) {
+	t.Parallel()
+	first, second := replicas(t)
+	r := first.add(1, func(r *brokerapi.Request) { r.Needs[0].Alternatives[0].Groups[1].Members = []string{"alice"} })
+	p := first.enrol("alice")
+	signIn := p.answer(read[question](first, p.script("/signin/begin", struct{}{}, http.StatusOK)))
+	there := p.at(second)
+	there.script("/signin/finish", signIn, http.StatusOK)
+	p.script("/signin/finish", signIn, http.StatusConflict)
+	if p.cookie != nil || there.cookie == nil {
+		t.Fatalf("sessions: %v at the first replica, %v at the second", p.cookie, there.cookie)
+	}
+	p.cookie = there.cookie
+	if !strings.Contains(p.get("/requests/"+r.ID), "Signed in as <strong>alice</strong>") {
+		t.Error("the session of one replica is none of the other")
+	}
+	asked := read[question](first, p.script("/requests/"+r.ID+"/begin", deciding{"approve", "", r.Statement},
+		http.StatusOK))
+	decision := p.answer(asked)
+	there.script("/requests/"+r.ID+"/finish", decision, http.StatusOK)
+	p.script("/requests/"+r.ID+"/finish", decision, http.StatusConflict)
+	if n := len(first.broker.approved); n != 1 {
+		t.Errorf("%d approvals", n)
+	}
+	there.post("/signout", http.StatusSeeOther)
+	if answer, _ := p.do(p.request(http.MethodGet, "/requests/"+r.ID, "", nil)); answer.StatusCode != http.StatusSeeOther {
+		t.Errorf("the session goes on at the other replica: status %d", answer.StatusCode)
+	}
+}
+
+// TestOtherReplicas takes nothing from the pages of another broker.
+func TestOtherReplicas(t *testing.T) {
+	t.Parallel()
+	ours, theirs := newFixture(t), newFixture(t)
+	p := theirs.enrol("alice")
+	asked := p.answer(read[question](theirs, p.script("/signin/begin", struct{}{}, http.StatusOK)))
+	theirs.broker = ours.broker
+	p.at(ours).script("/signin/finish", asked, http.StatusForbidden)
 }

@@ -100,7 +100,7 @@ func (w *Web) finishSignIn(out http.ResponseWriter, r *http.Request) (any, error
 	if err != nil {
 		return nil, err
 	}
-	if err := w.once(body.Document, until); err != nil {
+	if err := w.once(r.Context(), body.Document, until); err != nil {
 		return nil, err
 	}
 	return w.nextOf(out, person, id, body.Next)
@@ -161,7 +161,8 @@ func refusedAnswer(err error) error {
 		WithHint("load the page again, and use the passkey that you enrolled here, with its PIN or fingerprint")
 }
 
-// counters are the signature counters of passkeys, as they were seen last.
+// counters are the signature counters of passkeys, as this process has seen them last. Each replica has its own: they
+// only grow, so that none is refused that is right, and a copy of a passkey is found where both are used.
 type counters struct {
 	mu   sync.Mutex
 	seen map[string]uint32 // by credential

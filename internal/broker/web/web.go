@@ -53,6 +53,10 @@ type Options struct {
 	Broker   Broker
 	Keys     broker.Keys
 	Sessions *session.Sessions
+	// Secret authenticates what the page gets back from browsers: 32 bytes with no other use, which replicas share; nil
+	// for random ones.
+	Secret []byte
+	Uses   session.Uses // remembers challenges that were answered; nil for a memory of this process
 	// RPID is the name that passkeys belong to: the host of PublicURL, or a domain above it. It never changes.
 	RPID      string
 	PublicURL string // of the broker, without a slash at its end; https
@@ -72,10 +76,8 @@ type Options struct {
 // Web is a page that is served.
 type Web struct {
 	options  Options
-	origin   string          // of PublicURL
-	secret   []byte          // for challenges
-	handles  []byte          // key of the names that authenticators keep
-	used     *session.Memory // challenges that were answered
+	origin   string // of PublicURL
+	handles  []byte // key of the names that authenticators keep
 	attempts *session.Attempts
 	counters counters
 	company  company
@@ -99,8 +101,13 @@ func New(o Options) *Web {
 		client.Transport = shortAnswers{client.Transport}
 		o.OIDC = &OIDC{Issuer: o.OIDC.Issuer, ClientID: o.OIDC.ClientID, Secret: o.OIDC.Secret, Client: &client}
 	}
-	w := &Web{options: o, origin: originOf(o.PublicURL), secret: session.NewKey(),
-		handles: o.Broker.Derive("page user handle"), used: session.NewMemory(maxUsed, o.Now),
+	if o.Secret == nil {
+		o.Secret = session.NewKey()
+	}
+	if o.Uses == nil {
+		o.Uses = session.NewMemory(maxUsed, o.Now)
+	}
+	w := &Web{options: o, origin: originOf(o.PublicURL), handles: o.Broker.Derive("page user handle"),
 		attempts: session.NewAttempts(maxAttempts, time.Minute, o.Now), pages: readPages()}
 	return w
 }
