@@ -65,6 +65,16 @@ func (k *Keystore) Close() error {
 	return errors.Join(failed...)
 }
 
+// Forget has backends that keep PINs forget them, and which of them tokens have refused: the next login reads its PIN
+// again.
+func (k *Keystore) Forget() {
+	for _, b := range k.backends {
+		if keeps, ok := b.(interface{ Forget() }); ok {
+			keeps.Forget()
+		}
+	}
+}
+
 func (k *Keystore) backend(scheme string) (Backend, error) {
 	if b, ok := k.backends[scheme]; ok {
 		return b, nil

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -29,7 +30,8 @@ type Refusals struct {
 	group   sync.WaitGroup // records that are being completed
 
 	mu      sync.Mutex
-	pending map[[32]byte]error // tokens of these records, and why they could not be completed so far
+	pending map[[32]byte]error    // tokens of these records, and why they could not be completed so far
+	met     map[[32]byte][16]byte // logins that this process has seen refused, by token
 }
 
 // record is what is kept of a login.
@@ -49,12 +51,15 @@ const (
 	keepEvery = store.LoginLease / 5
 	// lastTries is how long Close tries to complete records.
 	lastTries = 10 * time.Second
+	// followEvery is how often Follow asks whether a PIN was cleared.
+	followEvery = 5 * time.Second
 )
 
 // New returns the refusals in a store, for a replica with a name for people.
 func New(s store.Logins, replica string) *Refusals {
 	running, stop := context.WithCancel(context.Background())
-	return &Refusals{store: s, replica: replica, running: running, stop: stop, pending: map[[32]byte]error{}}
+	return &Refusals{store: s, replica: replica, running: running, stop: stop, pending: map[[32]byte]error{},
+		met: map[[32]byte][16]byte{}}
 }
 
 // Close waits until the records of logins that have ended are complete, 10 s at most.
@@ -171,8 +176,61 @@ func (r *Refusals) keep(login store.Login, kept record) func(*failure.Error) {
 		}
 		kept.Reason, kept.CKR, kept.Time = refusal.What, refusal.CKR, time.Now().UTC()
 		login.Record = kept.encode()
+		r.mu.Lock()
+		r.met[login.Token] = login.ID
+		r.mu.Unlock()
 		r.complete(login, r.store.RefuseLogin)
 	}
+}
+
+// Follow calls cleared whenever a PIN was cleared that a token has refused in this process, which remembers that, too,
+// until ctx ends.
+func (r *Refusals) Follow(ctx context.Context, cleared func()) {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		if some, err := r.forget(ctx); err != nil && ctx.Err() == nil {
+			slog.Warn("cannot read whether PINs were cleared", "error", err)
+		} else if some {
+			cleared()
+		}
+	}
+}
+
+// forget forgets refusals of this process that were cleared, and reports whether there were some.
+func (r *Refusals) forget(ctx context.Context) (some bool, err error) {
+	r.mu.Lock()
+	met := maps.Clone(r.met)
+	maps.DeleteFunc(met, func(token [32]byte, _ [16]byte) bool { // whose record is that of before the login
+		_, pending := r.pending[token]
+		return pending
+	})
+	r.mu.Unlock()
+	if len(met) == 0 {
+		return false, nil
+	}
+	kept, err := r.store.Logins(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, l := range kept {
+		if met[l.Token] == l.ID {
+			delete(met, l.Token)
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for token, id := range met {
+		if r.met[token] == id {
+			delete(r.met, token)
+		}
+	}
+	return len(met) > 0, nil
 }
 
 // complete completes the record of a login that has ended, until that succeeds. Until then, the record of before the
