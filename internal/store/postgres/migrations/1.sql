@@ -90,3 +90,18 @@ CREATE TABLE notices (
 CREATE INDEX notices_by_channel ON notices (channel, due) WHERE due IS NOT NULL;
 CREATE INDEX notices_due ON notices (due) WHERE due IS NOT NULL;
 CREATE INDEX notices_done ON notices (done) WHERE done IS NOT NULL;
+
+-- Logins to tokens: in flight until a time, or refused. No PIN is in it.
+CREATE TABLE logins (
+    token  bytea PRIMARY KEY,
+    login  bytea NOT NULL,
+    until  timestamptz, -- NULL after a refused one
+    record bytea NOT NULL
+);
+
+-- What can be used once: answers to challenges, login documents, ends of sessions.
+CREATE TABLE uses (
+    id    bytea PRIMARY KEY,
+    until timestamptz NOT NULL
+);
+CREATE INDEX uses_until ON uses (until);
