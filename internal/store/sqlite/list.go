@@ -4,7 +4,6 @@ import (
 	"context"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
@@ -72,13 +71,9 @@ func (s *Store) requests(ctx context.Context, text string, args []any, each func
 	defer rows.Close()
 	for rows.Next() {
 		var r store.Request
-		var created, changed int64
-		err := rows.Scan(&r.ID, &created, &changed, &r.Key, &r.State, &r.Requester, &r.Rule, &r.Digest, &r.Repository,
-			&r.Body, &r.Signature)
-		if err != nil {
+		if err := scanRequest(rows, &r); err != nil {
 			return s.explain("read", err)
 		}
-		r.Created, r.Changed = time.UnixMilli(created).UTC(), time.UnixMilli(changed).UTC()
 		if !each(&r) {
 			return nil
 		}

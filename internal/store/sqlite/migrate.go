@@ -40,6 +40,12 @@ func (s *Store) migrate(ctx context.Context, migrations []migration) error {
 	if err := s.write.QueryRowContext(ctx, "PRAGMA user_version").Scan(&version); err != nil {
 		return s.explain("open", err)
 	}
+	if s.moved = version&movedBit != 0; s.moved {
+		if version&^movedBit != len(migrations) {
+			return s.refuseMoved(ctx)
+		}
+		return nil
+	}
 	if version > len(migrations) {
 		return failure.New(failure.Unsupported, "the database %s is of version %d, and this program knows %d", s.path,
 			version, len(migrations)).WithHint("use the program that wrote it, or a newer one")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"time"
 
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
@@ -112,4 +113,13 @@ func (s *Store) Request(ctx context.Context, id string) (found *store.Request, e
 		err = notFound("request %.60q", id)
 	}
 	return found, err
+}
+
+// scanRequest reads a row of columns.
+func scanRequest(rows *sql.Rows, r *store.Request) error {
+	var created, changed int64
+	err := rows.Scan(&r.ID, &created, &changed, &r.Key, &r.State, &r.Requester, &r.Rule, &r.Digest, &r.Repository,
+		&r.Body, &r.Signature)
+	r.Created, r.Changed = time.UnixMilli(created).UTC(), time.UnixMilli(changed).UTC()
+	return err
 }

@@ -26,15 +26,17 @@ type Store struct {
 	write *sql.DB // one connection: the caller of Commit has batches already
 	read  *sql.DB
 	put   statements
+	moved bool // to another engine
 }
 
 // Open opens a database, and makes it if there is none. It fails with Conflict if another process has it open, and with
 // Denied if others can write to it. A database of an older version is migrated, after a backup beside it.
 func Open(ctx context.Context, path string) (*Store, error) {
-	return openWith(ctx, path, embedded())
+	return openWith(ctx, path, embedded(), false)
 }
 
-func openWith(ctx context.Context, path string, migrations []migration) (_ *Store, err error) {
+// openWith opens a database. toMove also opens one that was moved.
+func openWith(ctx context.Context, path string, migrations []migration, toMove bool) (_ *Store, err error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, failure.New(failure.FileKind(err), "cannot make the folder of the database: %w", err).
@@ -69,6 +71,9 @@ func openWith(ctx context.Context, path string, migrations []migration) (_ *Stor
 	s.write.SetMaxOpenConns(1)
 	if err := s.migrate(ctx, migrations); err != nil {
 		return nil, err
+	}
+	if s.moved && !toMove {
+		return nil, s.refuseMoved(ctx)
 	}
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret) // never fails

@@ -133,9 +133,9 @@ func TestMigrate(t *testing.T) {
 	newest := len(embedded())
 	second := append(embedded(), "CREATE TABLE later (x);")
 	broken := append(embedded(), "CREATE TABLE other (x); SELECT * FROM none;")
-	_, err := openWith(t.Context(), path, broken)
+	_, err := openWith(t.Context(), path, broken, false)
 	failsWith(t, err, failure.Unavailable, fmt.Sprintf("migrate to version %d", newest+1))
-	next, err := openWith(t.Context(), path, second)
+	next, err := openWith(t.Context(), path, second, false)
 	if err != nil {
 		t.Fatal(err)
 	}
