@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -147,4 +148,13 @@ func (s *Store) Request(ctx context.Context, id string) (*store.Request, error) 
 		return nil, notFound("request %.60q", id)
 	}
 	return &page.Requests[0], nil
+}
+
+// scanRequest reads a row of columns.
+func scanRequest(row pgx.CollectableRow) (r store.Request, err error) {
+	var created, changed int64
+	err = row.Scan(&r.ID, &created, &changed, &r.Key, &r.State, &r.Requester, &r.Rule, &r.Digest, &r.Repository,
+		&r.Body, &r.Signature)
+	r.Created, r.Changed = time.UnixMilli(created).UTC(), time.UnixMilli(changed).UTC()
+	return r, err
 }
