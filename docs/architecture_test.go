@@ -34,7 +34,7 @@ var storeys = []struct {
 		"notaryv1"}},
 	{"proofs and trust", []string{"proof", "trust"}},
 	{"parts of the broker", []string{"httpapi", "held", "policy", "translog", "translog/feed", "identity",
-		"broker/session", "repository", "store/sqlite", "store/postgres"}},
+		"broker/session", "broker/logins", "repository", "store/sqlite", "store/postgres"}},
 	{"backends", []string{"pkcs11", "nethsm", "worker", "remote"}},
 	{"keys and certificates", []string{"keystore", "certs", "brokerapi", "store"}},
 	{"settings and files", []string{"config", "pin", "state", "payload", "telemetry", "registry", "webhook",
