@@ -8,7 +8,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/notation-hsm/notation-hsm/internal/agent"
 	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/broker"
 	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
@@ -157,7 +156,7 @@ func pinCommand() *cobra.Command {
 		Short: "Let a PIN be tried again that a token has refused",
 		Long: `Let a PIN be tried again that a token has refused. Most tokens lock after few wrong PINs, so put the right
 PIN into its source first. TOKEN is the label of the token or its URI; it is needed when several tokens
-have refused a PIN.`,
+have refused a PIN. For replicas of a broker it is run once, at any of them.`,
 		Args: cli.AtMost(1),
 	}
 	addConfig(clearing, &file)
@@ -166,8 +165,12 @@ have refused a PIN.`,
 		if err != nil {
 			return err
 		}
-		refusals := refusalsOf(f)
-		all, err := refusals.List()
+		refused, err := openRefusals(c.Context(), f)
+		if err != nil {
+			return err
+		}
+		defer refused.Close()
+		all, err := refused.List(c.Context())
 		if err != nil {
 			return err
 		}
@@ -175,16 +178,11 @@ have refused a PIN.`,
 		if err != nil || chosen == nil {
 			return err
 		}
-		if err := refusals.Clear(*chosen); err != nil {
+		if err := refused.Clear(c.Context(), *chosen); err != nil {
 			return err
 		}
 		fmt.Fprintf(c.OutOrStdout(), "the PIN of token %q can be tried again\n", chosen.Name)
 		return nil
 	}
 	return cli.Group("pin", "See to PINs that tokens have refused", clearing)
-}
-
-// refusalsOf returns the PINs that the tokens of a broker have refused.
-func refusalsOf(f *brokerfile.File) *agent.Refusals {
-	return agent.RefusalsIn(filepath.Join(f.Folder(), "pins"), "hsm-broker pin clear")
 }

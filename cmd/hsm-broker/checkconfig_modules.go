@@ -33,7 +33,13 @@ const logKeyPath = ": log.key"
 
 // modules logs in to the modules, and looks at each key in each of its modules.
 func (f *findings) modules(ctx context.Context, c *brokerfile.File, p *policy.Policy) {
-	ks := backends.GuardedService(refusalsOf(c).Guard)
+	refused, err := openRefusals(ctx, c)
+	if err != nil {
+		f.failed(f.file+": store", err)
+		return
+	}
+	defer refused.Close()
+	ks := backends.GuardedService(refused.Guard)
 	defer ks.Close()
 	look := &looking{findings: f, config: c, keystore: ks}
 	logKey := look.at(ctx, f.file+logKeyPath, c.Log.Key, "", signedCheckpoint(c), func(_ keystore.Store, k keystore.Key) error {

@@ -74,5 +74,5 @@ on one machine; 'hsm-broker serve' for a team, as a policy says.`,
 		Version: version,
 	}, agentCommand(), initCommand(), checkConfigCommand(), serveCommand(), policyCommand(),
 		requestCommand(), approveCommand(), rejectCommand(), approverCommand(), configCommand(), keyCommand(),
-		logCommand(), reportCommand(), backupCommand(), restoreCommand(), pinCommand())
+		logCommand(), reportCommand(), backupCommand(), restoreCommand(), migrateCommand(), pinCommand())
 }

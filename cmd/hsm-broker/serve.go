@@ -103,10 +103,13 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	if err != nil {
 		return err
 	}
-	refusals := refusalsOf(f)
-	ks := backends.GuardedService(refusals.Guard)
+	refused := refusalsIn(f, s)
+	opened.add(refused.Close)
+	ks := backends.GuardedService(refused.Guard)
 	keys := held.New(ks, failure.New(failure.Unavailable, "the broker is stopping").WithHint("try again"))
 	opened.add(keys.Close)
+	stopFollowing := background(func(ctx context.Context) { refused.Follow(ctx, ks.Forget) })
+	opened.add(func() error { stopFollowing(); return nil })
 	signing, err := openLogKey(ctx, ks, f, keys)
 	if err != nil {
 		return err
@@ -156,13 +159,14 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 	opened.add(func() error { stop(); return nil })
 	stopTags := publishTags(f, tagged, registries, b, use, metrics)
 	opened.add(func() error { stopTags(); return nil })
-	page, sessions, err := newPage(f, b, use, registries, url, sharedSecrets{})
+	shared := secretsOf(s, replica)
+	page, sessions, err := newPage(f, b, use, registries, url, shared)
 	if err != nil {
 		return err
 	}
 	return listen(ctx, out, service, f, api.New(api.Options{Broker: b, Identity: callers, Keys: use, PublicURL: url,
 		Modules: use.Modules, Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size), Page: page.Handler(), Sessions: sessions,
-		Registerer: metrics, Tracer: tracer}), metrics)
+		Uses: shared.uses, Registerer: metrics, Tracer: tracer}), metrics)
 }
 
 // listen serves on all listeners of a config file until ctx ends or one of them fails.

@@ -173,9 +173,13 @@ func (s *logSigner) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) ([]
 
 // logVerifier returns the verifier of a broker's log under a name, by the public half of the key in the modules.
 func logVerifier(ctx context.Context, f *brokerfile.File, origin string) (_ *translog.Verifier, err error) {
-	ks := backends.GuardedService(refusalsOf(f).Guard)
+	refused, err := openRefusals(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	ks := backends.GuardedService(refused.Guard)
 	keys := held.New(ks, failure.New(failure.Unavailable, "the command is ending").WithHint("run it again"))
-	defer func() { err = errors.Join(err, keys.Close()) }()
+	defer func() { err = errors.Join(err, keys.Close(), refused.Close()) }()
 	all, err := logReferences(ks, f)
 	if err != nil {
 		return nil, err

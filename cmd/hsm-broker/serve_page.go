@@ -11,12 +11,22 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/broker/web"
 	"github.com/notation-hsm/notation-hsm/internal/brokerfile"
 	"github.com/notation-hsm/notation-hsm/internal/repository"
+	"github.com/notation-hsm/notation-hsm/internal/store"
 )
 
 // sharedSecrets are what replicas share of the sessions and the page. The zero value is for a broker without replicas.
 type sharedSecrets struct {
 	uses     session.Uses
 	replicas []byte // key of the replicas, 32 bytes
+}
+
+// secretsOf returns what replicas share on a store. replica is nil for a broker without others.
+func secretsOf(s store.Store, replica *broker.Replica) sharedSecrets {
+	uses, is := s.(session.Uses)
+	if replica == nil || !is {
+		return sharedSecrets{}
+	}
+	return sharedSecrets{uses: uses, replicas: replica.Key}
 }
 
 // key returns a key for one purpose: derived from that of the replicas, or else random.
