@@ -109,7 +109,7 @@ func StartTeam(t testing.TB, token *Token, o TeamOptions) *TeamBroker {
 		b.Public = b.URL
 	}
 	if o.Store != "" {
-		b.file("replicas.key", strings.Repeat("0123456789abcdef", 4))
+		b.UseStore(o.Store)
 	}
 	b.writeConfig()
 	b.Start()

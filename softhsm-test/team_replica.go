@@ -4,6 +4,7 @@ import (
 	"net"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -21,4 +22,12 @@ func (b *TeamBroker) Replica(t testing.TB, number int, listen string) *TeamBroke
 	r.settings.Listen = listen
 	r.writeConfig()
 	return &r
+}
+
+// UseStore has the config of a broker name a database of PostgreSQL, which replicas share.
+func (b *TeamBroker) UseStore(url string) {
+	b.t.Helper()
+	b.settings.Store = url
+	b.file("replicas.key", strings.Repeat("0123456789abcdef", 4))
+	b.writeConfig()
 }
