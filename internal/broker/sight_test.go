@@ -66,7 +66,7 @@ func TestReplicaParts(t *testing.T) {
 	holds("replica", true, true, "it is replica 8, and it leads")
 	holds("standby", true, false, "")
 
-	wall = wall.Add(MaxClockSkew + time.Second)
+	seen.now = wall.Add(-MaxClockSkew - time.Second)
 	see()
 	holds("replica", false, true, "its clock differs from the database's by 6s")
 	seen.now = wall
