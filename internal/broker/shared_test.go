@@ -68,12 +68,12 @@ func (s *shared) die(number int64) {
 }
 
 func (s *shared) Head(ctx context.Context) (*store.Head, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	size, err := s.Size(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	head := s.head
 	head.Size, head.Now = size, s.now()
 	return &head, nil
@@ -131,12 +131,13 @@ func (t *sharedTurn) End() { t.once.Do(func() { <-t.store.turn }) }
 func (t *sharedTurn) Commit(ctx context.Context, b *store.Batch) error {
 	defer t.End()
 	s := t.store
+	s.mu.Lock() // who reads the head sees the size and the seal of one moment
 	err := s.Store.Commit(ctx, b)
 	if size, again := s.Size(ctx); err != nil && (again != nil || !errors.Is(err, store.ErrUnknown) ||
 		len(b.Entries) == 0 || size != b.First+int64(len(b.Entries))) {
+		s.mu.Unlock()
 		return err
 	}
-	s.mu.Lock()
 	if b.Seal != nil {
 		s.head.Seal = b.Seal
 	}
