@@ -1,9 +1,11 @@
 package broker
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -11,6 +13,8 @@ import (
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/identity"
+	"github.com/notation-hsm/notation-hsm/internal/store"
+	"github.com/notation-hsm/notation-hsm/internal/store/sqlite"
 )
 
 // waits asks for a signature of image number n that waits for people.
@@ -52,6 +56,59 @@ func TestApproved(t *testing.T) {
 	}
 	f.later(retryWindow + time.Minute)
 	f.waits("pipeline", 1) // it was for one signature
+}
+
+// meanwhile is a store after whose next read of a row something happens.
+type meanwhile struct {
+	store.Store
+	next atomic.Pointer[func()]
+}
+
+func (m *meanwhile) Request(ctx context.Context, id string) (*store.Request, error) {
+	r, err := m.Store.Request(ctx, id)
+	if happen := m.next.Swap(nil); happen != nil {
+		(*happen)()
+	}
+	return r, err
+}
+
+// TestReadMeanwhile reads a request that others change meanwhile: the state and the approvals that it finds are of one
+// moment.
+func TestReadMeanwhile(t *testing.T) {
+	t.Parallel()
+	f := approvers(t)
+	s, err := sqlite.Open(t.Context(), f.database())
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &meanwhile{Store: s}
+	f.store = m
+	if f.Broker, err = Open(t.Context(), f.options(m)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.stop)
+	id := f.waits("pipeline", 1).ID
+	read := func(happens func()) *brokerapi.Request {
+		t.Helper()
+		m.next.Store(&happens)
+		now, err := f.Request(t.Context(), caller("pipeline"), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return now
+	}
+	now := read(func() { f.approves(id, "alice") })
+	if now.State != brokerapi.Pending || len(now.Approvals) != 1 || !now.Approvals[0].Counts {
+		t.Errorf("%+v", now)
+	}
+	now = read(func() {
+		if _, err := f.decide("dave", id, approval.Reject); err != nil {
+			t.Error(err)
+		}
+	})
+	if now.State != brokerapi.Rejected {
+		t.Errorf("%+v", now)
+	}
 }
 
 // TestSay has no decision of people count who have no say, nor one that is not theirs.

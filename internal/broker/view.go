@@ -17,13 +17,19 @@ import (
 
 // Request returns a request of a caller. It fails with NotFound for those of others, but an administrator sees all.
 func (b *Broker) Request(ctx context.Context, caller identity.Caller, id string) (*brokerapi.Request, error) {
-	r, err := b.row(ctx, caller, id)
-	if err != nil {
-		return nil, err
-	}
-	judged := false
-	if err := b.look(ctx, func(d *decision) { judged = d.judge(r, b.callerOf(caller)) }); err != nil {
-		return nil, err
+	var r *row
+	judged, behind := false, true
+	for n := 0; behind && n < maxReads; n++ {
+		var err error
+		if r, err = b.row(ctx, caller, id); err != nil {
+			return nil, err
+		}
+		if err := b.look(ctx, func(d *decision) {
+			behind = d.isAhead(r)
+			judged = d.judge(r, b.callerOf(caller))
+		}); err != nil {
+			return nil, err
+		}
 	}
 	if judged {
 		if err := b.restate(ctx, &r.Request); err != nil {
@@ -31,8 +37,22 @@ func (b *Broker) Request(ctx context.Context, caller identity.Caller, id string)
 		}
 	}
 	answer := b.show(r)
+	var err error
 	answer.Proof, err = b.prove(ctx, r.Entries)
 	return &answer, err
+}
+
+// maxReads is how often Request reads a row that others change meanwhile: what it says of approvals, and of the state
+// that they add up to, is of one moment.
+const maxReads = 10
+
+// isAhead reports whether a request was decided about or has ended since its row was read.
+func (d *decision) isAhead(kept *row) bool {
+	r := d.Requests[kept.Request.ID]
+	if r == nil || !r.open() && r.State != brokerapi.Signing {
+		return kept.Request.State == brokerapi.Pending || kept.Request.State == brokerapi.Approved
+	}
+	return len(kept.Envelopes) < len(r.Seen)
 }
 
 // judge adds to the row of an open request what people are asked, and which of their approvals count, at this moment.
