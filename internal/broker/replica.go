@@ -99,7 +99,11 @@ func (b *Broker) beat(ctx context.Context) {
 	tick := time.NewTicker(store.BeatEvery)
 	defer tick.Stop()
 	for {
-		if err := b.beatOnce(ctx); err != nil && ctx.Err() == nil {
+		err := b.beatOnce(ctx)
+		if errors.Is(err, store.ErrDead) { // it joins the others at once
+			err = b.beatOnce(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
 			slog.Warn("cannot tell the other replicas that this one is alive", "error", err)
 		}
 		select {

@@ -27,9 +27,9 @@ const (
 	lifetime = 30 * time.Minute
 	jitter   = 5 * time.Minute
 	// connectTimeout is how long connecting to each of the hosts may take.
-	connectTimeout = 3 * time.Second
+	connectTimeout = 2 * time.Second
 	// networkTimeout is how long a connection is kept whose other side does not confirm what it was sent.
-	networkTimeout = 5 * time.Second
+	networkTimeout = 4 * time.Second
 	maxMessage     = 64 << 20 // bytes of a message of the server
 )
 
