@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 VERSION ?= 0.1.0
 FUZZTIME ?= 20s
+CHAOS ?= 10m
 LINT := bin/tools/golangci-lint
 ACTIONLINT := bin/tools/actionlint
 # The copy library verifies GPG signatures of images, which nothing here uses; without this tag it wants GPGME's C library.
@@ -24,10 +25,10 @@ AXE := cmp -s tools/axe/package-lock.json bin/tools/axe/package-lock.json || { \
 	npm ci --prefix bin/tools/axe.new --ignore-scripts --no-audit --no-fund --silent && mv bin/tools/axe.new bin/tools/axe; }
 BUILD := go build -tags $(TAGS) -trimpath $(HARDENED) -o bin/
 PACKAGES := softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl opencryptoki swtpm libtpm2-pkcs11-1 p11-kit \
-	p11-kit-modules libnss3 libnss3-tools openssh-client etcd-server etcd-client curl dbus-daemon systemd podman \
+	p11-kit-modules libnss3 libnss3-tools openssh-client etcd-server etcd-client curl iproute2 dbus-daemon systemd podman \
 	python3-venv python3-cryptography chromium openssh-client postgresql pgbouncer $(if $(shell command -v npm),,npm)
 
-.PHONY: help build compiler demo demo-programs demo-broker demo-broker-programs check test explain-test fuzz seeded kubernetes lint bench tools testtools packages clean
+.PHONY: help build compiler demo demo-programs demo-broker demo-broker-programs check test explain-test fuzz seeded chaos kubernetes lint bench tools testtools packages clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +74,13 @@ fuzz: ## run each fuzz target for FUZZTIME (20s)
 
 seeded: ## plant mistakes into the broker, and have the model of its tests find each of them
 	$(PRIVATE) SEEDED=1 go test -count=1 -tags $(TAGS) -timeout 30m -run TestSeeded ./internal/broker
+
+# CHAOS is how long faults happen. SEED=N repeats the faults of a run, FAULTS=kill,failover has those alone happen.
+chaos: ## have three replicas, PostgreSQL, modules and the network fail under load, for CHAOS (10m), and check what clients were told
+	./softhsm-test/packages.sh softhsm2 opensc gcc libc6-dev p11-kit p11-kit-modules iproute2 postgresql
+	$(PRIVATE) go test -count=1 -tags $(TAGS) -timeout 3h -v -run TestChaos ./softhsm-test/chaos -chaos.duration $(CHAOS) \
+		-chaos.recovery 10s $(if $(SEED),-chaos.seed $(SEED)) $(if $(FAULTS),-chaos.faults $(FAULTS)) \
+		$(if $(MISTAKE),-chaos.mistake "$(MISTAKE)")
 
 kubernetes: tools ## ask Kyverno and Ratify about signed images, at a real API server (first builds them: half an hour)
 	./softhsm-test/packages.sh softhsm2 etcd-server
