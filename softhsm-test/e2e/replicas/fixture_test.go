@@ -173,10 +173,10 @@ func (s *site) image(content string) string {
 	return name + "@" + pushed.String()
 }
 
-// create makes a request at a replica.
-func (s *site) create(replica int, ref, image string) (r brokerapi.Request) {
+// create makes a request of a job on a tag at a replica.
+func (s *site) create(replica int, image string) (r brokerapi.Request) {
 	s.t.Helper()
-	out := s.succeeds(s.job(replica, ref), s.program, "request", "create", "--key", "broker:release", "--image", image,
+	out := s.succeeds(s.job(replica, tag), s.program, "request", "create", "--key", "broker:release", "--image", image,
 		"--json")
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		s.t.Fatal(err)

@@ -26,7 +26,7 @@ func TestMigrate(t *testing.T) {
 	s := startOn(t, 1, server, "", "")
 	s.signs(0, branch, s.image("branch"))
 	waiting, granted := s.image("waiting"), s.image("granted")
-	open, approved := s.create(0, tag, waiting), s.create(0, tag, granted)
+	open, approved := s.create(0, waiting), s.create(0, granted)
 	s.approve(0, "alice", open.ID)
 	for _, name := range []string{"alice", "bob"} {
 		s.approve(0, name, approved.ID)

@@ -27,7 +27,7 @@ func TestAnyReplica(t *testing.T) {
 		s.signs(i, branch, s.image(fmt.Sprintf("branch %d", i)))
 	}
 	image := s.image("release")
-	made := s.create(0, tag, image)
+	made := s.create(0, image)
 	if made.State != brokerapi.Pending {
 		t.Fatalf("the request is %s", made.State)
 	}
@@ -85,7 +85,7 @@ func TestLeader(t *testing.T) {
 	image := s.image("release")
 	first := s.leader(0, 1, 2)
 	others := slices.DeleteFunc([]int{0, 1, 2}, func(i int) bool { return i == first })
-	made := s.create(first, tag, image)
+	made := s.create(first, image)
 	s.approve(first, "alice", made.ID)
 	s.replicas[first].Kill()
 	s.signs(others[0], branch, s.image("after the leader"))
@@ -204,7 +204,7 @@ func TestDatabaseAway(t *testing.T) {
 	softhsmtest.Parallel(t)
 	s := start(t, 2)
 	image := s.image("release")
-	made := s.create(0, tag, image)
+	made := s.create(0, image)
 	s.approve(1, "alice", made.ID)
 	s.server.Stop(t)
 	for i := range s.replicas {
