@@ -37,7 +37,7 @@ func (b *Broker) snapshot() {
 					return err
 				}
 				d.batch.Snapshot = &store.Snapshot{Size: still.Size, Data: data}
-				d.batch.Meta = map[string][]byte{snapshotEntry: strconv.AppendInt(nil, index, 10)}
+				d.meta(snapshotEntry, strconv.AppendInt(nil, index, 10))
 				b.snapped = still.Size
 				return nil
 			})
