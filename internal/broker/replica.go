@@ -124,7 +124,7 @@ func (b *Broker) beatOnce(ctx context.Context) error {
 		}
 	}
 	number, began := r.number.Load(), b.clock.clock.Boot()
-	leads, err := r.Store.Beat(ctx, number, !r.unable.Load())
+	leads, err := r.Store.Beat(ctx, number, b.able())
 	switch {
 	case errors.Is(err, store.ErrDead):
 		b.died(number)
@@ -140,6 +140,12 @@ func (b *Broker) beatOnce(ctx context.Context) error {
 		r.until.Store(0)
 	}
 	return nil
+}
+
+// able reports whether this replica can do what the one that leads does: one that decides nothing would keep the others
+// without checkpoints.
+func (b *Broker) able() bool {
+	return !b.replica.unable.Load() && !b.sealed.Load() && b.replica.skewed.Load() == 0
 }
 
 // died notes that a replica was taken for dead under a number.

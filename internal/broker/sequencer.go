@@ -236,6 +236,9 @@ type unsettled struct {
 	trees []*translog.Tree
 }
 
+// settledMeta is the name in Meta of what is written so that a transaction is durable: what was read before is, then.
+const settledMeta = "settled"
+
 // maxTrees is the largest number of trees that the log is known to be able to have.
 const maxTrees = 256
 
@@ -248,7 +251,7 @@ func (b *Broker) settle() error {
 	}
 	err := b.reload(context.Background(), u.own, u.trees...)
 	if err == nil && u.unknown {
-		batch := &store.Batch{First: b.state.Size, Meta: map[string][]byte{"settled": {1}}}
+		batch := &store.Batch{First: b.state.Size, Meta: map[string][]byte{settledMeta: {1}}}
 		d := &decision{state: b.state, b: b, now: b.clock.now(b.state.Last), batch: batch}
 		if u.late {
 			err = d.loseAll() // intents whose callers were told that they failed
@@ -308,6 +311,14 @@ func (d *decision) event(e Event) error {
 func (d *decision) ofEpoch(e *Event) bool {
 	r := d.Requests[e.Request]
 	return e.Type == epochBegun || e.Type == voided || e.What == ChangeEpoch || r != nil && r.What == ChangeEpoch
+}
+
+// confirm has what the job has read be durable when it returns, also on the standby that commits wait for: nothing may
+// be released by what another replica has committed without a confirmation.
+func (d *decision) confirm() {
+	if d.b.replica != nil {
+		d.meta(settledMeta, []byte{1})
+	}
 }
 
 // document keeps a document by its SHA-256, once in a batch.

@@ -146,6 +146,7 @@ func (b *Broker) signOnce(ctx context.Context, w *wish, r brokerapi.SignatureReq
 			if t := same.signing(w.payload); t != nil && t.Signature != "" {
 				one := *t
 				found, released = same, &one
+				d.confirm()
 				return d.checkKey(w) // the caller may have lost the answer before the key was blocked
 			}
 			if same.State == brokerapi.Signing {

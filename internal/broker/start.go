@@ -189,11 +189,11 @@ func emptyTree() *translog.Tree {
 // trusted returns the newest checkpoint that verifies, and why nothing may be signed if the database does not have what
 // the file outside of it says. It fails for a database that does not have what its own checkpoint says.
 func (b *Broker) trusted(ctx context.Context) (*published, string, error) {
-	size, err := b.options.Store.Size(ctx)
+	in, err := b.options.Store.Checkpoint(ctx)
 	if err != nil {
 		return nil, "", err
 	}
-	in, err := b.options.Store.Checkpoint(ctx)
+	size, err := b.options.Store.Size(ctx) // after the checkpoint: other replicas may add to the log
 	if err != nil {
 		return nil, "", err
 	}
@@ -203,7 +203,9 @@ func (b *Broker) trusted(ctx context.Context) (*published, string, error) {
 		if newest.Checkpoint, err = b.verify(in); err != nil {
 			return nil, "", errors.Join(errEdited, err)
 		}
-		if root, err := b.rootAt(ctx, newest.Size, size); err != nil || root != newest.Root {
+		if root, err := b.rootAt(ctx, newest.Size, size); unreached(err) {
+			return nil, "", err
+		} else if err != nil || root != newest.Root {
 			return nil, "", errors.Join(errEdited, err)
 		}
 	}
@@ -222,7 +224,9 @@ func (b *Broker) trusted(ctx context.Context) (*published, string, error) {
 	if out.Size > size {
 		return newest, older, nil
 	}
-	if root, err := b.rootAt(ctx, out.Size, size); err != nil || root != out.Root {
+	if root, err := b.rootAt(ctx, out.Size, size); unreached(err) {
+		return nil, "", err
+	} else if err != nil || root != out.Root {
 		return newest, forked, nil //nolint:nilerr // tiles that cannot be read are not those of the checkpoint
 	}
 	if out.Size >= newest.Size {
@@ -280,7 +284,11 @@ func (b *Broker) reload(ctx context.Context, own int64, trees ...*translog.Tree)
 		return errEdited
 	}
 	checkpoint := b.published.Load()
-	s, err := b.restore(ctx, checkpoint.Checkpoint)
+	anchor := checkpoint.Checkpoint
+	if b.sealedByReplica { // the newest snapshot can be of another replica, and newer than the checkpoint
+		anchor = translog.Checkpoint{Size: size, Root: tree.Root()}
+	}
+	s, err := b.restore(ctx, anchor)
 	if err != nil {
 		return err
 	}
@@ -483,6 +491,10 @@ func (b *Broker) adopt() {
 		return
 	}
 	why := b.readOnly.Load()
+	if why != nil && *why == badPolicy { // it has been read now
+		why = nil
+		b.readOnly.Store(nil)
+	}
 	if differs := s.Config != hashOf(b.options.Config); differs && why == nil {
 		reason := newConfig
 		b.readOnly.Store(&reason)

@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
+	"github.com/notation-hsm/notation-hsm/internal/bound"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
@@ -70,6 +73,15 @@ func (b *Broker) turn(readers bool) (store.Turn, error) {
 	if err != nil {
 		return nil, err
 	}
+	for turn.Head().Size-b.state.Size > entryPage { // this takes longer than a turn
+		turn.End()
+		if err = b.follow(ctx, turn.Head()); err == nil {
+			turn, err = r.Store.Turn(ctx, number)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	err = r.check(b.clock.now(time.Time{}), turn.Head().Now)
 	if err == nil {
 		err = b.follow(ctx, turn.Head())
@@ -113,33 +125,76 @@ func (r *replica) check(own, now time.Time) error {
 		skew.Round(time.Second)).WithHint("set the clocks of both machines right, and start the replica again")
 }
 
-// follow takes what other replicas have added to the log into account.
+// follow takes what other replicas have added to the log into account. It reads a page at a time, and applies none
+// before the seal of all of them has verified.
 func (b *Broker) follow(ctx context.Context, head *store.Head) error {
 	if head.Size < b.state.Size {
 		return b.distrust(older)
 	}
-	entries := make([][]byte, 0, head.Size-b.state.Size)
-	var events []*Event
-	if head.Size > b.state.Size {
-		err := b.options.Store.Entries(ctx, b.state.Size, head.Size, func(index int64, entry []byte) error {
-			e, err := decodeEvent(entry)
-			if err != nil {
-				return failure.New(failure.Internal, "cannot read entry %d of the log: %w", index, err).
-					WithHint("was it written by a newer version?")
-			}
-			entries, events = append(entries, entry), append(events, e)
-			return nil
-		})
+	if head.Size-b.state.Size > entryPage { // it takes as long as it takes; each call of the store is bounded
+		ctx = context.WithoutCancel(ctx)
+	}
+	var page [][]byte
+	var roots []translog.Hash // at the end of each page
+	grown := b.tree
+	for grown.Size() < head.Size {
+		var err error
+		if page, err = b.page(ctx, grown.Size(), head.Size); err != nil {
+			return err
+		}
+		if len(page) == 0 {
+			break
+		}
+		grown, _ = grown.Append(page)
+		roots = append(roots, grown.Root())
+	}
+	if grown.Size() != head.Size || !hmac.Equal(head.Seal, b.seal(grown)) {
+		return b.distrust(forked)
+	}
+	if newest := b.published.Load(); len(roots) > 0 && (newest == nil || newest.Size >= b.state.Size) {
+		b.ahead.Store(int64(b.clock.clock.Boot()))
+	}
+	for _, root := range roots {
+		var err error
+		if len(roots) > 1 {
+			page, err = b.page(ctx, b.state.Size, head.Size)
+		}
+		if err == nil {
+			err = b.followPage(page, root)
+		}
 		if err != nil {
 			return err
 		}
 	}
+	if head.Version != b.replica.version {
+		return b.readPublished(ctx, head)
+	}
+	return nil
+}
+
+// page reads some entries of the log, from an index on.
+func (b *Broker) page(ctx context.Context, first, end int64) (entries [][]byte, err error) {
+	err = b.options.Store.Entries(ctx, first, min(first+entryPage, end), func(_ int64, entry []byte) error {
+		entries = append(entries, entry)
+		return nil
+	})
+	return entries, err
+}
+
+// followPage applies entries that follow those of the state, and puts into force what they do. With them, the tree has
+// a root.
+func (b *Broker) followPage(entries [][]byte, root translog.Hash) error {
 	grown, _ := b.tree.Append(entries)
-	if grown.Size() != head.Size || !hmac.Equal(head.Seal, b.seal(grown)) {
+	if grown.Root() != root { // they are not those that were read before
 		return b.distrust(forked)
 	}
-	if newest := b.published.Load(); len(entries) > 0 && (newest == nil || newest.Size >= b.state.Size) {
-		b.ahead.Store(int64(b.clock.clock.Boot()))
+	events := make([]*Event, len(entries))
+	for i, entry := range entries {
+		var err error
+		if events[i], err = decodeEvent(entry); err != nil {
+			return failure.New(failure.Internal, "cannot read entry %d of the log: %w", b.state.Size+int64(i), err).
+				WithHint("was it written by a newer version?")
+		}
 	}
 	var names []string
 	for _, e := range events {
@@ -153,30 +208,23 @@ func (b *Broker) follow(ctx context.Context, head *store.Head) error {
 		}
 	}
 	b.tree = grown
-	b.durable.Store(head.Size)
-	if head.Version != b.replica.version {
-		if err := b.readPublished(ctx, head.Size); err != nil {
-			return err
-		}
-		b.replica.version = head.Version
-	}
-	if len(events) > 0 {
-		b.adopt()
-	}
+	b.durable.Store(grown.Size())
+	b.adopt()
 	b.waiters.wake(names)
 	return nil
 }
 
-// seal returns what a replica shows by that it has added entries, all those of a tree.
+// seal returns what a replica shows by that it has added entries, all those of a tree, and has the same pseudonyms as
+// the others: whoever changes the secret in the database could have one of them take a person for two.
 func (b *Broker) seal(t *translog.Tree) []byte {
 	root := t.Root()
 	mac := hmac.New(sha256.New, b.replica.Key)
-	fmt.Fprintf(mac, "seal/v1\n%s\n%d\n%x\n", b.options.Log.Origin, t.Size(), root[:])
+	fmt.Fprintf(mac, "seal/v1\n%s\n%d\n%x\n%x\n", b.options.Log.Origin, t.Size(), root[:], sha256.Sum256(b.secret))
 	return mac.Sum(nil)
 }
 
 // readPublished takes the newest checkpoint from the store, if it is newer than the one that is known.
-func (b *Broker) readPublished(ctx context.Context, size int64) error {
+func (b *Broker) readPublished(ctx context.Context, head *store.Head) error {
 	note, err := b.options.Store.Checkpoint(ctx)
 	if err != nil || note == nil {
 		return err
@@ -185,20 +233,57 @@ func (b *Broker) readPublished(ctx context.Context, size int64) error {
 	if err != nil {
 		return err
 	}
+	if c.Size > head.Size {
+		return nil // others have published since the head was read: the next one has another version
+	}
 	if newest := b.published.Load(); newest == nil || c.Size > newest.Size {
-		if root, err := b.rootAt(ctx, c.Size, size); err != nil || root != c.Root {
+		if root, err := b.rootAt(ctx, c.Size, head.Size); unreached(err) {
+			return err
+		} else if err != nil || root != c.Root {
 			return errors.Join(b.distrust(forked), err)
 		}
-		if err := writeFile(b.options.Log.File, note); err != nil {
+		if err := b.keepPublished(c, note); err != nil {
 			return err
 		}
 		b.published.Store(&published{Checkpoint: c, note: note})
 		b.adopt()
 	}
 	if len(b.witnesses.all) > 0 && !b.Leads() {
-		return b.loadCosigned(ctx)
+		if err := b.loadCosigned(ctx); err != nil {
+			return err
+		}
 	}
+	b.replica.version = head.Version
 	return nil
+}
+
+// keepPublished has the file outside of the database have the checkpoint of another replica. While nothing is signed
+// because of what the file says, one of the same epoch does not replace it: it would take away the evidence. A new
+// epoch does, and the old checkpoint is kept beside it.
+func (b *Broker) keepPublished(c translog.Checkpoint, note []byte) error {
+	if b.sealed.Load() {
+		data, err := bound.ReadFile(b.options.Log.File, maxFile)
+		if err != nil {
+			return nil //nolint:nilerr // without a file, an operator puts one there
+		}
+		kept, err := b.verify(data)
+		if err != nil || b.epochOf(kept) >= b.epochOf(c) {
+			return nil //nolint:nilerr // as above
+		}
+		if err := writeFile(fmt.Sprintf("%s.epoch-%d", b.options.Log.File, b.epochOf(kept)), data); err != nil {
+			return err
+		}
+	}
+	return writeFile(b.options.Log.File, note)
+}
+
+// epochOf returns the epoch of a checkpoint of this log; 0 if its name has none.
+func (b *Broker) epochOf(c translog.Checkpoint) int64 {
+	if c.Origin == b.options.Log.Origin {
+		return 1
+	}
+	epoch, _ := strconv.ParseInt(strings.TrimPrefix(c.Origin, b.options.Log.Origin+"/"), 10, 64)
+	return epoch
 }
 
 // distrust has the broker decide nothing any more: the log in the store is not the one that it has followed.
@@ -230,12 +315,20 @@ func (b *Broker) resettle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer turn.End()
 	head := turn.Head()
-	turn.End() // reading the log can take longer than a turn
 	if head.Size < u.first {
 		return b.distrust(older)
 	}
-	if root, err := b.rootAt(ctx, u.first, head.Size); err != nil || root != u.trees[0].Root() {
+	if u.unknown { // what is read can lack the confirmation of the standby, which that of a later transaction includes
+		if err := turn.Commit(ctx, &store.Batch{First: head.Size, Meta: map[string][]byte{settledMeta: {1}}}); err != nil {
+			return err
+		}
+	}
+	turn.End() // reading the log can take longer than a turn
+	if root, err := b.rootAt(ctx, u.first, head.Size); unreached(err) {
+		return err
+	} else if err != nil || root != u.trees[0].Root() {
 		return errors.Join(b.distrust(forked), err)
 	}
 	if err := b.reload(ctx, 0); err != nil {
@@ -251,5 +344,11 @@ func (b *Broker) resettle(ctx context.Context) error {
 	}
 	b.unsettled = nil
 	b.replica.lose = true
+	b.waiters.wakeAll() // for what others have added meanwhile
 	return nil
+}
+
+// unreached reports whether a failure is that the store is not reached, which says nothing of what it has.
+func unreached(err error) bool {
+	return failure.Is(err, failure.Unavailable) || failure.Is(err, failure.Timeout)
 }

@@ -48,6 +48,18 @@ func (w *waiters) wake(ids []string) {
 	}
 }
 
+// wakeAll ends all waits.
+func (w *waiters) wakeAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, of := range w.of {
+		for c := range of {
+			close(c)
+		}
+	}
+	clear(w.of)
+}
+
 // Wait returns a request of a caller once it is settled, or after a time.
 func (b *Broker) Wait(ctx context.Context, caller identity.Caller, id string, atMost time.Duration) (
 	*brokerapi.Request, error) {
