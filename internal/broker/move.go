@@ -44,11 +44,20 @@ func (m *Move) Run(ctx context.Context) (*Moved, error) {
 	if err != nil {
 		return nil, err
 	}
-	sealer := &Broker{options: Options{Log: Log{Origin: m.Origin}}, replica: &replica{Replica: Replica{Key: m.Key}}}
+	secret, err := m.From.Secret(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var seal []byte // none if the checkpoint lacks entries: the first start goes by it alone, as one with From would
+	if m.Checkpoint.Size == size {
+		sealer := &Broker{options: Options{Log: Log{Origin: m.Origin}}, secret: secret,
+			replica: &replica{Replica: Replica{Key: m.Key}}}
+		seal = sealer.seal(tree)
+	}
 	before := newInventory(m.Checkpoint.Size)
 	var after *inventory
 	wasMoved := m.From.Moved()
-	err = m.To.Import(ctx, before.watch(m.From.Rows(ctx)), sealer.seal(tree), func(ctx context.Context,
+	err = m.To.Import(ctx, before.watch(m.From.Rows(ctx)), seal, func(ctx context.Context,
 		stored store.Rows) error {
 		after = newInventory(m.Checkpoint.Size)
 		for _, err := range after.watch(stored) {

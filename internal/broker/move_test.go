@@ -291,3 +291,22 @@ func TestMoveFails(t *testing.T) {
 	}
 	f.replicaOn(url, "broker-1").signs("ci", 5)
 }
+
+// TestMoveAppended moves entries that somebody has appended to the database, and that no checkpoint covers: they permit
+// nothing afterwards either.
+func TestMoveAppended(t *testing.T) {
+	t.Parallel()
+	f, _, _ := installation(t)
+	loose := []byte(strings.Replace(f.policy, `caller.subject == "ci"`, `caller.subject == "intruder"`, 1))
+	f.append(&store.Batch{Documents: [][]byte{loose}}, Event{Type: policySet, Policy: hashOf(loose)})
+	url := softhsmtest.Postgres(t).Database(t)
+	if _, err := f.move(openPostgres(t, url)).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"broker-1", "broker-2"} {
+		r := f.replicaOn(url, name)
+		_, err := r.Sign(t.Context(), caller("intruder"), "release", f.image(5))
+		failsWith(t, err, failure.Denied, "no rule")
+		r.signs("ci", 6)
+	}
+}
