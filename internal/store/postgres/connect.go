@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -88,7 +89,7 @@ func (c *credentials) pool() (*pgxpool.Config, error) {
 	conn.ConnectTimeout = connectTimeout
 	conn.DialFunc = c.dial
 	conn.ValidateConnect = checkServer
-	conn.OnNotice = logWarning
+	conn.OnNotice = noteWarning
 	conn.MaxProtocolMessageBodyLen = maxMessage
 	// Without TLS, whoever listens on the port would get the password.
 	if conn.RequireAuth = "!md5"; c.plain {
@@ -135,11 +136,42 @@ func (c *credentials) dial(ctx context.Context, network, address string) (net.Co
 	return dialer.DialContext(ctx, network, address)
 }
 
-// logWarning logs a warning of the server, such as that a commit did not wait for the synchronous standby because an
-// administrator has canceled the wait.
-func logWarning(_ *pgconn.PgConn, notice *pgconn.Notice) {
+// warned is the name in the data of a connection of whether the server has warned on it.
+const warned = "warned"
+
+// noteWarning logs a warning of the server, and notes it for takeWarning.
+func noteWarning(conn *pgconn.PgConn, notice *pgconn.Notice) {
 	if notice.SeverityUnlocalized == "WARNING" {
 		slog.Warn("the database server warns", "message", notice.Message, "code", notice.Code)
+		conn.CustomData()[warned] = true
+	}
+}
+
+// takeWarning returns whether the server has warned on a connection since the last call. The warning of a COMMIT can be
+// that its transaction is durable on this server but not known to be on the synchronous standby, since the wait for it
+// was canceled. That one has no code of its own, and its text is in the server's language.
+func takeWarning(conn *pgconn.PgConn) bool {
+	data := conn.CustomData()
+	_, has := data[warned]
+	delete(data, warned)
+	return has
+}
+
+// cancelNothing has the library send no requests to cancel a statement, as it does for a call that takes too long: a
+// canceled COMMIT does not wait for the standby any more, and others read what the standby does not have. A request is
+// a connection that is dialed when the one of the statement has been made.
+func cancelNothing(config *pgx.ConnConfig) {
+	dial := config.DialFunc
+	var made atomic.Bool
+	config.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if made.Load() {
+			return nil, errors.New("statements are not canceled")
+		}
+		return dial(ctx, network, address)
+	}
+	config.AfterConnect = func(context.Context, *pgconn.PgConn) error {
+		made.Store(true)
+		return nil
 	}
 }
 

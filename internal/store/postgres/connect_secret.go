@@ -74,6 +74,7 @@ func (c *credentials) set(_ context.Context, config *pgx.ConnConfig) error {
 		config.Fallbacks = append(config.Fallbacks,
 			&pgconn.FallbackConfig{Host: h.name, Port: h.port, TLSConfig: settings})
 	}
+	cancelNothing(config)
 	return nil
 }
 

@@ -247,3 +247,46 @@ func TestPurge(t *testing.T) {
 	}
 	failsWith(t, s.Backup(t.Context(), "copy"), failure.Unsupported, "cannot back up")
 }
+
+// TestCanceledWait has commits wait for a standby that hangs. One whose wait an administrator cancels may not be on the
+// standby; one that takes too long stays invisible until the standby has it.
+func TestCanceledWait(t *testing.T) {
+	t.Parallel()
+	server := softhsmtest.NewPostgres(t, softhsmtest.PostgresOptions{})
+	url := server.Database(t)
+	standby := server.Standby(t)
+	s := open(t, url)
+	hasty := defaults
+	hasty.call = time.Second
+	other := open(t, url, hasty)
+	standby.Pause(t)
+	const waiting = " FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+	committed := make(chan error)
+	go func() { committed <- s.Commit(t.Context(), full(0)) }()
+	until(t, "the commit to wait", func() bool { return server.SQL(t, "postgres", "SELECT count(*)"+waiting) == "1" })
+	server.SQL(t, "postgres", "SELECT pg_cancel_backend(pid)"+waiting)
+	if err := <-committed; !errors.Is(err, store.ErrUnknown) || !failure.Is(err, failure.Unavailable) {
+		t.Errorf("a commit that has not waited for the standby: %v", err)
+	}
+	if n, err := s.Size(t.Context()); err != nil || n != 2 {
+		t.Errorf("%d entries, %v: the test sees nothing", n, err)
+	}
+
+	err := other.Commit(t.Context(), &store.Batch{First: 2, Entries: [][]byte{{1}}})
+	if !errors.Is(err, store.ErrUnknown) {
+		t.Errorf("a commit that the standby does not answer: %v", err)
+	}
+	_, err = s.begin(t.Context())
+	failsWith(t, err, failure.Unavailable, "lock timeout")
+	if n, err := s.Size(t.Context()); err != nil || n != 2 {
+		t.Errorf("%d entries, %v, while the standby lacks the third", n, err)
+	}
+	standby.Continue(t)
+	until(t, "the standby to have it", func() bool {
+		n, err := s.Size(t.Context())
+		return err == nil && n == 3
+	})
+	if err := s.Commit(t.Context(), &store.Batch{First: 3, Entries: [][]byte{{1}}}); err != nil {
+		t.Error(err)
+	}
+}

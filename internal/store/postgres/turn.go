@@ -126,8 +126,12 @@ func (t *turn) Commit(ctx context.Context, b *store.Batch) error {
 	}
 	ctx, cancel := t.s.bounded(ctx)
 	defer cancel()
+	takeWarning(conn.PgConn())
 	if err := committed(conn.PgConn().ExecBatch(ctx, &w.batch), w.count); err != nil {
 		return t.s.explain("write to", err)
+	}
+	if takeWarning(conn.PgConn()) {
+		return t.s.explain("write to", errors.Join(store.ErrUnknown, errors.New("COMMIT was answered with a warning")))
 	}
 	return nil
 }
