@@ -1,6 +1,11 @@
 package broker
 
-import "github.com/notation-hsm/notation-hsm/internal/broker/entry"
+import (
+	"fmt"
+	"slices"
+
+	"github.com/notation-hsm/notation-hsm/internal/broker/entry"
+)
 
 // The events of the log, under the names that they have in this package.
 type (
@@ -36,5 +41,11 @@ const (
 // eventTime is the layout of times in events.
 const eventTime = entry.TimeLayout
 
-// decodeEvent reads an entry.
-func decodeEvent(data []byte) (*Event, error) { return entry.Decode(data) }
+// decodeEvent reads an entry. It fails for one of a type that this version does not know: such an entry may decide.
+func decodeEvent(data []byte) (*Event, error) {
+	e, err := entry.Decode(data)
+	if err == nil && !slices.Contains(entry.Types, e.Type) {
+		return nil, fmt.Errorf("unknown type %.100q", e.Type)
+	}
+	return e, err
+}

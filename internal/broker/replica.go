@@ -32,6 +32,8 @@ type replica struct {
 	moved  chan struct{}
 	seen   atomic.Pointer[sight]
 	skewed atomic.Int64 // by how much the clock differs from the store's, if that is too much
+	// outdated says that the log has entries which only a newer version of the program can read.
+	outdated atomic.Bool
 
 	// Of the sequencer alone.
 	turn    int64   // its number in this turn
@@ -118,6 +120,11 @@ func (b *Broker) beatOnce(ctx context.Context) error {
 	r := b.replica
 	ctx, cancel := context.WithTimeout(ctx, store.DeadAfter)
 	defer cancel()
+	if r.outdated.Load() { // the others end what it was signing, and one of them leads
+		r.until.Store(0)
+		b.leave(ctx)
+		return nil
+	}
 	if r.number.Load() == 0 {
 		if err := b.join(ctx); err != nil {
 			return err
@@ -200,6 +207,8 @@ func (r *replica) part() brokerapi.Part {
 	p := brokerapi.Part{Name: "replica", Ready: true, Needed: true}
 	skew := time.Duration(r.skewed.Load())
 	switch {
+	case r.outdated.Load():
+		p.Ready, p.Detail = false, "a newer version has written an entry of the log that this one cannot read: upgrade it"
 	case r.number.Load() == 0:
 		p.Ready, p.Detail = false, "the others have taken it for dead, and it has not joined them again"
 	case skew != 0:
@@ -212,4 +221,10 @@ func (r *replica) part() brokerapi.Part {
 func errNotJoined() error {
 	return failure.New(failure.Unavailable, "this replica of the broker was taken for dead and has not joined again").
 		WithHint("try again in a second, or at another replica").WithRetryAfter(soon)
+}
+
+// errOutdated is the failure of a replica that cannot read the log any more.
+func errOutdated() error {
+	return failure.New(failure.Unavailable, "this replica of the broker cannot read entries of a newer version").
+		WithHint("try again at another replica, and upgrade this one").WithRetryAfter(soon)
 }

@@ -304,3 +304,67 @@ func (s *shared) pulse(all []*fixture) {
 		}
 	}
 }
+
+// TestReplicaOutdated adds entries to the log that only a newer version knows, as a replica of that would: the others
+// decide nothing, say so, and leave. A start fails.
+func TestReplicaOutdated(t *testing.T) {
+	t.Parallel()
+	for name, entry := range map[string]string{
+		"type":  `{"key":"release","time":"TIME","type":"suspended/v1"}`,
+		"field": `{"key":"release","time":"TIME","type":"blocked/v1","until":12}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			all, s := newReplicas(t, 2)
+			all[0].signs("ci", 1)
+			all[0].publishAll()
+			entries := [][]byte{[]byte(strings.ReplaceAll(entry, "TIME", all[0].clock.now().Format(eventTime)))}
+			turn, err := s.Turn(t.Context(), all[0].replica.number.Load())
+			if err != nil {
+				t.Fatal(err)
+			}
+			tree, err := translog.NewTree(t.Context(), turn.Head().Size, s.Tile)
+			if err != nil {
+				t.Fatal(err)
+			}
+			grown, tiles := tree.Append(entries)
+			batch := &store.Batch{First: tree.Size(), Entries: entries, Seal: all[0].seal(grown)}
+			for _, one := range tiles {
+				batch.Tiles = append(batch.Tiles, store.Tile(one))
+			}
+			if err := turn.Commit(t.Context(), batch); err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range all {
+				_, err := f.Sign(t.Context(), caller("ci"), "release", f.image(2))
+				failsWith(t, err, failure.Unavailable, "cannot read entries of a newer version")
+				_, err = f.CredentialsOf(t.Context(), "alice")
+				failsWith(t, err, failure.Unavailable, "cannot read entries of a newer version")
+				if p := f.replica.part(); p.Ready || !strings.Contains(p.Detail, "a newer version") {
+					t.Errorf("%+v", p)
+				}
+				for left := false; !left; time.Sleep(10 * time.Millisecond) {
+					members, err := s.Members(t.Context())
+					if err != nil {
+						t.Fatal(err)
+					}
+					left = !slices.ContainsFunc(members, func(m store.Member) bool { return m.Number == f.replica.number.Load() })
+				}
+				if f.Leads() {
+					t.Error("a replica leads that cannot read the log")
+				}
+				if err := f.Close(); err != nil {
+					t.Error(err)
+				}
+				f.Broker = nil
+				o := f.options(s)
+				o.Replica = &Replica{Store: s, Key: sharedKey}
+				_, err = Open(t.Context(), o)
+				failsWith(t, err, failure.Unsupported, "which a newer version has written")
+			}
+			if size, err := s.Size(t.Context()); err != nil || size != grown.Size() {
+				t.Errorf("%d entries instead of %d, %v", size, grown.Size(), err)
+			}
+		})
+	}
+}

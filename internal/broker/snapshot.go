@@ -1,13 +1,13 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
 	"strconv"
 
-	"github.com/notation-hsm/notation-hsm/internal/failure"
 	"github.com/notation-hsm/notation-hsm/internal/store"
 	"github.com/notation-hsm/notation-hsm/internal/translog"
 )
@@ -91,9 +91,11 @@ func (b *Broker) restore(ctx context.Context, checkpoint translog.Checkpoint) (*
 		return nil, errors.Join(errEdited, err)
 	}
 	s := newState(b.options.Limits.Requests.Per)
-	if err := json.Unmarshal(kept.Data, s); err != nil {
-		return nil, failure.New(failure.Internal, "cannot read the snapshot of the log: %w", err).
-			WithHint("was it written by a newer version?")
+	decoder := json.NewDecoder(bytes.NewReader(kept.Data))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(s); err != nil { // a newer version has written it: the entries tell whether that matters
+		slog.Warn("the snapshot of the log cannot be read, and all entries are read instead", "error", err)
+		return newState(b.options.Limits.Requests.Per), nil
 	}
 	s.index()
 	b.snapped = s.Size

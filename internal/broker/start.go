@@ -375,8 +375,9 @@ func (b *Broker) replay(ctx context.Context, s *state, in translog.Checkpoint, c
 		index := first + int64(i)
 		e, err := decodeEvent(entry)
 		if err != nil {
-			return failure.New(failure.Internal, "cannot read entry %d of the log: %w", index, err).
-				WithHint("was it written by a newer version?")
+			b.outdate(index, err)
+			return failure.New(failure.Unsupported, "cannot read entry %d of the log, which a newer version has written: %w", index,
+				err).WithHint("upgrade this program")
 		}
 		if e.Permits() && (index >= covered || void.has(index)) {
 			s.Size++

@@ -41,6 +41,9 @@ func (b *Broker) turn(readers bool) (store.Turn, error) {
 	if b.replica == nil {
 		return noTurn{b.options.Store}, b.settle()
 	}
+	if b.replica.outdated.Load() {
+		return nil, errOutdated()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), maxTurnWait)
 	defer cancel()
 	if err := b.resettle(ctx); err != nil {
@@ -192,8 +195,8 @@ func (b *Broker) followPage(entries [][]byte, root translog.Hash) error {
 	for i, entry := range entries {
 		var err error
 		if events[i], err = decodeEvent(entry); err != nil {
-			return failure.New(failure.Internal, "cannot read entry %d of the log: %w", b.state.Size+int64(i), err).
-				WithHint("was it written by a newer version?")
+			b.outdate(b.state.Size+int64(i), err)
+			return errOutdated()
 		}
 	}
 	var names []string
@@ -212,6 +215,15 @@ func (b *Broker) followPage(entries [][]byte, root translog.Hash) error {
 	b.adopt()
 	b.waiters.wake(names)
 	return nil
+}
+
+// outdate notes that a newer version has written an entry that this one cannot read: as it does not know what was
+// decided, the replica decides nothing any more. It leaves the others: see beatOnce.
+func (b *Broker) outdate(index int64, err error) {
+	if r := b.replica; r != nil && !r.outdated.Swap(true) {
+		slog.Error("a newer version has written an entry that this one cannot read: nothing is decided here", "index", index,
+			"error", err)
+	}
 }
 
 // seal returns what a replica shows by that it has added entries, all those of a tree, and has the same pseudonyms as

@@ -22,11 +22,6 @@ type reading struct {
 // maxAhead is how far the time of an entry can be ahead of the monitor's clock.
 const maxAhead = 5 * time.Minute
 
-// types are those of the entries that brokers log.
-var types = []string{entry.Opened, entry.PolicySet, entry.ConfigSet, entry.Requested, entry.Intended, entry.Signed,
-	entry.Failed, entry.Lost, entry.Ended, entry.Blocked, entry.Unblocked, entry.Snapshot, entry.Voided, entry.EpochBegun,
-	entry.Approved, entry.Withdrawn, entry.Rejected, entry.Enrolled, entry.Removed, entry.Invited}
-
 // read takes the next entry into account, and returns the alerts about it.
 func (f *facts) read(c *Config, log string, data []byte, now time.Time) (alerts []*Alert) {
 	r := &reading{facts: f, config: c, index: f.Next, now: now}
@@ -60,7 +55,7 @@ func (r *reading) decode(data []byte) {
 		return
 	}
 	r.times(said.Time)
-	if !slices.Contains(types, said.Type) {
+	if !slices.Contains(entry.Types, said.Type) {
 		r.Unknown++
 		return
 	}

@@ -34,6 +34,10 @@ const (
 	Invited    = "invited/v1"   // a person may enrol a passkey with a link
 )
 
+// Types are all types of events.
+var Types = []string{Opened, PolicySet, ConfigSet, Requested, Intended, Signed, Failed, Lost, Ended, Blocked, Unblocked,
+	Snapshot, Voided, EpochBegun, Approved, Withdrawn, Rejected, Enrolled, Removed, Invited}
+
 // Event is an entry of the log: canonical JSON (RFC 8785) of one fact. Its fields are in the order of their names,
 // which are those of the encoding. People and callers are in it by pseudonyms.
 type Event struct {
