@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
@@ -86,4 +87,45 @@ func TestBackup(t *testing.T) {
 	if output, signed := s.sign(0, branch, s.image("older")); signed {
 		t.Errorf("it signs with an older database:\n%s", output)
 	}
+}
+
+// TestCanceledWait has an administrator cancel a commit's wait for a standby that hangs: its signature is not released
+// before the standby has all of it.
+func TestCanceledWait(t *testing.T) {
+	softhsmtest.Parallel(t)
+	s := start(t, 2)
+	s.signs(0, branch, s.image("before"))
+	standby := s.server.Standby(t)
+	standby.Pause(t)
+	const waiting = " FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+	image := s.image("during")
+	done := make(chan bool)
+	go func() {
+		_, signed := s.sign(0, branch, image)
+		done <- signed
+	}()
+	canceled := 0
+	for ended := false; !ended; {
+		select {
+		case signed := <-done:
+			if signed {
+				t.Error("a signature was released that the standby does not know")
+			}
+			ended = true
+		case <-time.After(100 * time.Millisecond):
+			if canceled < 3 && s.server.SQL(t, "postgres", "SELECT pg_cancel_backend(pid)"+waiting) != "" {
+				canceled++
+			}
+		}
+	}
+	if canceled == 0 {
+		t.Error("no commit has waited for the standby")
+	}
+	standby.Continue(t)
+	await(t, "the replica to sign again", func() bool {
+		_, signed := s.sign(0, branch, image)
+		return signed
+	})
+	s.signs(1, branch, s.image("after"))
+	s.sameLog(0, 1)
 }
