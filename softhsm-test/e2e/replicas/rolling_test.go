@@ -151,7 +151,7 @@ func TestRollingUpgrade(t *testing.T) {
 	s := start(t, 3)
 	first := s.replicas[0].Program
 	image := s.image("approved by two versions")
-	made := s.create(0, tag, image)
+	made := s.create(0, image)
 	s.approve(0, "alice", made.ID)
 	busy := s.call()
 
