@@ -98,6 +98,11 @@ func (s *Store) step(ctx context.Context, tx pgx.Tx, known []migration) error {
 		return now.check(len(known))
 	}
 	made := now.version == 0
+	if !made { // a turn and a migration that lock tables in another order would wait for each other
+		if _, err := tx.Exec(ctx, "SELECT FROM head FOR UPDATE"); err != nil {
+			return err
+		}
+	}
 	for ; now.version < len(known); now.version++ {
 		next := known[now.version]
 		if _, err := tx.Conn().PgConn().Exec(ctx, next.text).ReadAll(); err != nil { // several statements
