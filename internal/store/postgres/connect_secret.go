@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/jackc/pgpassfile"
 	"github.com/jackc/pgx/v5"
@@ -28,7 +30,8 @@ const (
 // they can be replaced while the broker runs.
 type credentials struct {
 	*address
-	password string // path of the file with the password, or ""
+	password string       // path of the file with the password, or ""
+	first    atomic.Int32 // index of the host that a connection was made to last: the next one tries it first
 }
 
 // newCredentials returns the credentials of an address. password is file:/path, or "".
@@ -61,7 +64,8 @@ func (c *credentials) set(_ context.Context, config *pgx.ConnConfig) error {
 		}
 	}
 	config.Fallbacks = nil
-	for i, h := range c.hosts {
+	for i := range c.hosts {
+		h := c.hosts[(i+int(c.first.Load()))%len(c.hosts)]
 		var settings *tls.Config // nil for a socket, as in libpq
 		if shared != nil && !h.socket() {
 			settings = shared.Clone()
@@ -75,6 +79,28 @@ func (c *credentials) set(_ context.Context, config *pgx.ConnConfig) error {
 			&pgconn.FallbackConfig{Host: h.name, Port: h.port, TLSConfig: settings})
 	}
 	cancelNothing(config)
+	return nil
+}
+
+// validate checks a server that has just been connected to, and remembers its host: of two hosts, one that answers
+// nothing would take connectTimeout of each new connection.
+func (c *credentials) validate(ctx context.Context, conn *pgconn.PgConn) error {
+	if err := checkServer(ctx, conn); err != nil {
+		return err
+	}
+	address, ok := conn.Conn().RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return nil
+	}
+	name := address.IP.String()
+	if secured, ok := conn.Conn().(*tls.Conn); ok && secured.ConnectionState().ServerName != "" { // as for IP addresses
+		name = secured.ConnectionState().ServerName
+	}
+	for i, h := range c.hosts {
+		if int(h.port) == address.Port && (c.plain || strings.EqualFold(h.name, name)) {
+			c.first.Store(int32(i)) //nolint:gosec // at most maxHosts
+		}
+	}
 	return nil
 }
 

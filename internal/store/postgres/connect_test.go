@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -195,6 +196,49 @@ func TestConnectFailover(t *testing.T) {
 	}
 }
 
+// TestConnectOrder verifies that new connections try the host first that was found last.
+func TestConnectOrder(t *testing.T) {
+	t.Parallel()
+	server := softhsmtest.NewPostgres(t, softhsmtest.PostgresOptions{})
+	nobody := softhsmtest.FreeAddresses(t, 1)[0]
+	a, err := parseURL(softhsmtest.Through(t, server.Database(t), nobody+","+server.Address()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := newCredentials(a, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	order := func() (ports []uint16) {
+		config, err := c.pool()
+		if err == nil {
+			err = c.set(t.Context(), config.ConnConfig)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		ports = append(ports, config.ConnConfig.Port)
+		for _, f := range config.ConnConfig.Fallbacks {
+			ports = append(ports, f.Port)
+		}
+		return ports
+	}
+	before := order()
+	config, err := c.pool()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	ask(t, pool, "SELECT 'it is reached'")
+	if after := order(); len(before) != 2 || !slices.Equal(after, []uint16{before[1], before[0]}) {
+		t.Errorf("hosts are tried in the order %v, before %v", after, before)
+	}
+}
+
 // TestDial verifies what notices a cut network, and that without TLS no other machine is dialed.
 func TestDial(t *testing.T) {
 	t.Parallel()
@@ -217,7 +261,7 @@ func TestDial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	options := map[int]int{unix.TCP_USER_TIMEOUT: 5000, unix.TCP_KEEPIDLE: 2, unix.TCP_KEEPINTVL: 1, unix.TCP_KEEPCNT: 3}
+	options := map[int]int{unix.TCP_USER_TIMEOUT: 4000, unix.TCP_KEEPIDLE: 2, unix.TCP_KEEPINTVL: 1, unix.TCP_KEEPCNT: 2}
 	if err := raw.Control(func(fd uintptr) {
 		for option, want := range options {
 			if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, option); err != nil || got != want {
