@@ -71,7 +71,7 @@ func (m *module) socket() string { return filepath.Join(m.dir, "socket") }
 
 func (m *module) environment() []string {
 	return []string{"SOFTHSM2_CONF=" + filepath.Join(m.dir, "softhsm2.conf"), "SHIM_LOG=" + filepath.Join(m.dir, "calls"),
-		"SHIM_MODULE=" + softhsmtest.Module(m.w.t)}
+		"SHIM_MODULE=" + softhsmtest.Module(m.w.t), "SHIM_DELAY_MS=10"} // as one across a network
 }
 
 func (m *module) tool(name string, args ...string) {
