@@ -1,9 +1,9 @@
 // Command bench measures what the plugin costs beside others: calls to the module, time and memory for one signature,
 // and signatures a second in one process. It prints one table; with UPDATE_DOCS=1 it also writes it to
 // docs/performance.md, with a plot. A goal that is not met is no failure, for the machine may be busy: bench fails only
-// when it cannot measure. "bench team" measures a team's broker alone, "bench verify" the gate, and "bench audit" the
-// audit of a repository. "bench soak COUNT" makes so many signatures through one agent instead, and "bench log COUNT"
-// fills a broker's log.
+// when it cannot measure. "bench team" measures a team's broker alone, "bench replicas" those that share PostgreSQL,
+// "bench verify" the gate, and "bench audit" the audit of a repository. "bench soak COUNT" makes so many signatures
+// through one agent instead, and "bench log COUNT" fills a broker's log.
 package main
 
 import (
@@ -49,7 +49,8 @@ func main() {
 		}
 	}
 	if len(os.Args) == 2 {
-		if one := map[string]func(){"team": b.team, "audit": b.audit, "verify": b.verify}[os.Args[1]]; one != nil {
+		one := map[string]func(){"team": b.team, "replicas": b.replicas, "audit": b.audit, "verify": b.verify}[os.Args[1]]
+		if one != nil {
 			run = func() {
 				b.parts = b.prepare()
 				one()
@@ -82,6 +83,7 @@ func (b *bench) measure() {
 	delays := b.delays()
 	b.agent()
 	b.team()
+	b.replicas()
 	b.audit()
 	b.verify()
 	fmt.Print(table(b.rows))

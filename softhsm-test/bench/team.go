@@ -46,14 +46,12 @@ const (
 // team measures a team's broker: over TLS, by tokens of OIDC that are good once, with a policy, a log and a store.
 func (b *bench) team() {
 	f := fixture{bench: b}
-	t := b.newToken(b.parts, 10)
-	f.Setenv("SOFTHSM2_CONF", filepath.Join(t.Dir, "softhsm2.conf"))
-	softhsmtest.Run(f, b.parts.plugin, "cert", "import", t.keys[0].uri, filepath.Join(t.Dir, "EC-256.pem"))
+	t := b.teamToken()
 	f.Setenv("SHIM_DELAY_MS", "5")
 	defer f.Setenv("SHIM_DELAY_MS", "")
 	team := softhsmtest.StartTeam(f, t.Token, softhsmtest.TeamOptions{Policy: teamPolicy, Module: b.parts.shim,
 		Limits: "requests: 10000000 per minute"})
-	l := &load{b: b, team: team, client: client(team)}
+	l := &load{b: b, team: team, urls: []string{team.URL}, clients: teamClients, client: client(team)}
 	l.run(2*time.Second, 0) // everything is open
 	fsync := b.fsync(team.Dir)
 	full := l.run(8*time.Second, 0)
@@ -87,6 +85,15 @@ func (b *bench) team() {
 	})
 }
 
+// teamToken makes a token with the certificate of its key beside it, which brokers that start from now on use.
+func (b *bench) teamToken() *token {
+	f := fixture{bench: b}
+	t := b.newToken(b.parts, 10)
+	f.Setenv("SOFTHSM2_CONF", filepath.Join(t.Dir, "softhsm2.conf"))
+	softhsmtest.Run(f, b.parts.plugin, "cert", "import", t.keys[0].uri, filepath.Join(t.Dir, "EC-256.pem"))
+	return t
+}
+
 // client returns a client of a broker that keeps its connections.
 func client(team *softhsmtest.TeamBroker) *http.Client {
 	c := team.Client()
@@ -96,16 +103,25 @@ func client(team *softhsmtest.TeamBroker) *http.Client {
 
 // load makes signatures through a broker.
 type load struct {
-	b      *bench
-	team   *softhsmtest.TeamBroker
-	client *http.Client
-	number atomic.Int64
+	b       *bench
+	team    *softhsmtest.TeamBroker
+	urls    []string // of replicas, in turn
+	clients int
+	client  *http.Client
+	number  atomic.Int64
 }
 
 // result is what a run has found.
 type result struct {
 	took         time.Duration
-	milliseconds figures // of each signature
+	milliseconds figures       // of each signature
+	processor    time.Duration // of the brokers, where it is measured
+}
+
+// add adds what another run has found.
+func (r *result) add(other *result) {
+	r.took, r.processor = r.took+other.took, r.processor+other.processor
+	r.milliseconds = append(r.milliseconds, other.milliseconds...)
 }
 
 func (r *result) rate() float64 { return float64(len(r.milliseconds)) / r.took.Seconds() }
@@ -137,7 +153,7 @@ func (l *load) run(d time.Duration, rate float64) *result {
 	began := time.Now()
 	var group sync.WaitGroup
 	if rate == 0 {
-		for range teamClients {
+		for range l.clients {
 			group.Go(func() {
 				for time.Since(began) < d {
 					one()
@@ -156,18 +172,19 @@ func (l *load) run(d time.Duration, rate float64) *result {
 }
 
 func release(team *softhsmtest.TeamBroker) map[string]any {
-	return identitytest.GitHub(team.URL, "example/app", "refs/tags/v1.0.0")
+	return identitytest.GitHub(team.Public, "example/app", "refs/tags/v1.0.0")
 }
 
 // sign makes one signature.
 func (l *load) sign(token string) (time.Duration, error) {
+	number := int(l.number.Add(1))
 	body, err := json.Marshal(brokerapi.SignatureRequest{Algorithm: "ECDSA-SHA-256",
-		Payload: softhsmtest.SigningInput("ES256", int(l.number.Add(1)))})
+		Payload: softhsmtest.SigningInput("ES256", number)})
 	if err != nil {
 		return 0, err
 	}
-	r, err := http.NewRequestWithContext(l.b.ctx, http.MethodPost, l.team.URL+brokerapi.SignaturesPath("key-EC-256"),
-		bytes.NewReader(body))
+	r, err := http.NewRequestWithContext(l.b.ctx, http.MethodPost,
+		l.urls[number%len(l.urls)]+brokerapi.SignaturesPath("key-EC-256"), bytes.NewReader(body))
 	if err != nil {
 		return 0, err
 	}
