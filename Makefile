@@ -28,7 +28,7 @@ PACKAGES := softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl opencryptoki swt
 	p11-kit-modules libnss3 libnss3-tools openssh-client etcd-server etcd-client curl iproute2 dbus-daemon systemd podman \
 	python3-venv python3-cryptography chromium openssh-client postgresql pgbouncer $(if $(shell command -v npm),,npm)
 
-.PHONY: help build compiler demo demo-programs demo-broker demo-broker-programs check test explain-test fuzz seeded chaos kubernetes lint bench tools testtools packages clean
+.PHONY: help build compiler demo demo-programs demo-broker demo-broker-programs check test explain-test fuzz seeded chaos kubernetes lint bench scale tools testtools packages clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,8 +94,12 @@ lint: $(LINT) $(ACTIONLINT) ## check style, the workflows, and that go.mod is ti
 	go mod tidy -diff
 
 bench: ## measure calls, time and memory (UPDATE_DOCS=1 writes docs/performance.md; SOAK=1000000: of so many signatures; LOG=10000000: of a log)
-	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl
+	./softhsm-test/packages.sh softhsm2 opensc opensc-pkcs11 gcc libc6-dev openssl postgresql
 	$(PRIVATE) go run -tags $(TAGS) ./softhsm-test/bench $(if $(SOAK),soak $(SOAK))$(if $(LOG),log $(LOG))
+
+scale: ## count what lists read of ten million requests in PostgreSQL (SCALE=100000: of so many)
+	./softhsm-test/packages.sh postgresql
+	$(PRIVATE) SCALE=$(or $(SCALE),10000000) go test -count=1 -v -tags $(TAGS) -timeout 90m -run TestScale ./internal/store/postgres
 
 tools: ## build the notation command and a registry, as pinned below tools/
 	$(NOTATION_AND_REGISTRY)
