@@ -90,7 +90,8 @@ SELECT clock_timestamp(), array(SELECT number FROM replicas ORDER BY number);
 \startpipeline
 INSERT INTO entries SELECT size + n, entries[1 + n % 2] FROM head, sample, generate_series(0, COUNT - 1) n;
 INSERT INTO tiles SELECT 0, (size + COUNT) / 256,
-  decode(repeat(md5(size::text), 2 * ((size + COUNT) % 256)::integer), 'hex') FROM head ON CONFLICT (level, idx) DO UPDATE SET hashes = excluded.hashes;
+  decode(repeat(md5(size::text), 2 * ((size + COUNT) % 256)::integer), 'hex') FROM head
+  ON CONFLICT (level, idx) DO UPDATE SET hashes = excluded.hashes;
 INSERT INTO requests SELECT
   left(id, 12) || left(md5('COUNT ' || ((size / COUNT - of.old) * COUNT / 2 + n)), 20),
   created, changed, key, (array['signing', 'signed'])[1 + of.old], md5(n::text), rule,
