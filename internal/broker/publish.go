@@ -58,8 +58,10 @@ func (b *Broker) publishNow(ctx context.Context) error {
 	}
 	ctx = context.WithValue(ctx, finishing{}, true)
 	var unsigned translog.Checkpoint
-	err := b.look(ctx, func(*decision) { // the tree is the sequencer's: before this batch, it is durable
+	err := b.do(ctx, func(d *decision) error { // the tree is the sequencer's: before this batch, it is durable
 		unsigned = translog.Checkpoint{Origin: b.origin(), Size: b.tree.Size(), Root: b.tree.Root()}
+		d.confirm()
+		return nil
 	})
 	if err != nil {
 		return err

@@ -114,7 +114,11 @@ func (f *fixture) join(s *shared) (*fixture, *seat) {
 	if other.Broker, err = Open(f.t.Context(), o); err != nil {
 		f.t.Fatal(err)
 	}
-	f.t.Cleanup(func() { _ = other.Close() })
+	f.t.Cleanup(func() {
+		if other.running.Err() == nil {
+			_ = other.Close()
+		}
+	})
 	return other, own
 }
 
@@ -152,11 +156,19 @@ func TestReplicaUnconfirmed(t *testing.T) {
 		return errors.Join(store.ErrUnknown, err)
 	}
 	broken.next.Store(&applied)
-	if r, err := all[0].Create(t.Context(), caller("ci"), newTarget(2)); err == nil {
+	if r, err := all[1].Create(t.Context(), caller("ci"), newTarget(2)); err == nil {
 		t.Errorf("%+v was acknowledged", r)
 	}
-	if o, err := all[1].Sign(t.Context(), caller("ci"), "release", all[1].image(1)); err == nil {
+	before := all[0].checkpoint()
+	if err := all[0].look(t.Context(), func(*decision) {}); err != nil { // it follows what is not confirmed
+		t.Fatal(err)
+	}
+	if o, err := all[0].Sign(t.Context(), caller("ci"), "release", all[0].image(1)); err == nil {
 		t.Errorf("%+v was released again", o.Signature)
+	}
+	all[0].durable.Store(all[0].published.Load().Size + 1) // as before the failure
+	if err := all[0].publishNow(t.Context()); err == nil || !bytes.Equal(all[0].checkpoint(), before) {
+		t.Errorf("a checkpoint covers what is not confirmed: %v", err)
 	}
 	broken.down.Store(false)
 	for _, f := range all {
@@ -289,6 +301,41 @@ func TestReplicaWakesAfterFailure(t *testing.T) {
 	}
 	if got := <-state; got != brokerapi.Cancelled {
 		t.Errorf("the request is %s", got)
+	}
+}
+
+// TestReplicaEnds ends a replica at which somebody waits for what another one signs.
+func TestReplicaEnds(t *testing.T) {
+	t.Parallel()
+	all, s := newReplicas(t, 1)
+	other, _ := all[0].join(s)
+	signing, goOn := make(chan struct{}), make(chan struct{})
+	all[0].keys.before = func() error {
+		close(signing)
+		<-goOn
+		return nil
+	}
+	image := all[0].image(1)
+	signed := make(chan error)
+	sign := func(f *fixture) {
+		_, err := f.Sign(t.Context(), caller("ci"), "release", image)
+		signed <- err
+	}
+	go sign(all[0])
+	<-signing
+	go sign(other)
+	for waits := 0; waits == 0; time.Sleep(time.Millisecond) {
+		other.waiters.mu.Lock()
+		waits = len(other.waiters.of)
+		other.waiters.mu.Unlock()
+	}
+	if err := other.Close(); err != nil {
+		t.Error(err)
+	}
+	failsWith(t, <-signed, failure.Unavailable, "stopping")
+	close(goOn)
+	if err := <-signed; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -102,6 +102,10 @@ func untilDue(r *brokerapi.Request, now time.Time) *time.Timer {
 
 // waitUntilSettled returns the state of a request that is being signed, once that has ended.
 func (b *Broker) waitUntilSettled(ctx context.Context, id string) (state brokerapi.State, err error) {
+	var stopping <-chan struct{} // a replica that ends hears no more of what others sign
+	if b.replica != nil {
+		stopping = b.running.Done()
+	}
 	for {
 		changed, done := b.waiters.add(id)
 		err := b.do(ctx, func(d *decision) error {
@@ -117,6 +121,9 @@ func (b *Broker) waitUntilSettled(ctx context.Context, id string) (state brokera
 		}
 		select {
 		case <-changed:
+		case <-stopping:
+			done()
+			return state, errStopping()
 		case <-ctx.Done():
 			done()
 			return state, context.Cause(ctx)
