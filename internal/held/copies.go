@@ -174,6 +174,7 @@ func (c *Copies) Use(ctx context.Context, do func(*Key) ([]byte, error)) ([]byte
 		return nil, err
 	}
 	var failed error
+	unsure := false // a module that failed may have signed: the failure says so whatever another one says
 	var tried []*replica
 	began := time.Now()
 	for uses := 0; uses < maxTries && (failed == nil || time.Since(began) < c.total); {
@@ -183,13 +184,23 @@ func (c *Copies) Use(ctx context.Context, do func(*Key) ([]byte, error)) ([]byte
 		}
 		result, used, err := c.useIn(ctx, r, do)
 		c.note(ctx, r, err)
-		if err == nil || failure.Is(err, failure.Invalid) || ctx.Err() != nil || c.keys.isClosed() {
-			return result, err
+		if err == nil {
+			return result, nil
+		}
+		if failure.Is(err, failure.Invalid) || ctx.Err() != nil || c.keys.isClosed() {
+			if unsure {
+				err = failed
+			}
+			return nil, err
 		}
 		if used {
 			uses++
 		}
-		tried, failed = append(tried, r), err
+		tried = append(tried, r)
+		if !unsure {
+			failed, unsure = err, used && (failure.Is(err, failure.Unavailable) || failure.Is(err, failure.Timeout) ||
+				failure.Is(err, failure.Internal))
+		}
 		if len(tried) < len(c.all) {
 			slog.Warn("a module failed, and another is asked", "key", c.name, "module", r.reference.Key.String(), "error", err)
 		}

@@ -431,3 +431,20 @@ func TestSingle(t *testing.T) {
 		t.Error("it is left out")
 	}
 }
+
+// TestCopiesUnsure says that a module may have signed, whatever the next one answers.
+func TestCopiesUnsure(t *testing.T) {
+	t.Parallel()
+	for _, second := range []failure.Kind{failure.Denied, failure.Invalid} {
+		c := newCopies(t, 2, nil)
+		answers := []failure.Kind{failure.Timeout, second}
+		_, err := c.Use(t.Context(), func(*Key) ([]byte, error) {
+			kind := answers[0]
+			answers = answers[1:]
+			return nil, failure.New(kind, "the module failed")
+		})
+		if !failure.Is(err, failure.Timeout) || len(answers) != 0 {
+			t.Errorf("%v, %d modules were not asked", err, len(answers))
+		}
+	}
+}
