@@ -80,6 +80,9 @@ func (b *Broker) publishNow(ctx context.Context) error {
 		return nil
 	}
 	if err := writeFile(b.options.Log.File, note); err != nil {
+		if b.replica != nil { // another one can have a disk
+			b.replica.unable.Store(true)
+		}
 		return err
 	}
 	return b.do(ctx, func(d *decision) error {

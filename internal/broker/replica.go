@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync/atomic"
 	"time"
+
+	"github.com/google/renameio/v2"
 
 	"github.com/notation-hsm/notation-hsm/internal/brokerapi"
 	"github.com/notation-hsm/notation-hsm/internal/failure"
@@ -28,7 +31,7 @@ type replica struct {
 	Replica
 	number atomic.Int64 // 0 while it has not joined the others, or after it was taken for dead
 	until  atomic.Int64 // time since boot until which it leads
-	unable atomic.Bool  // to sign the log
+	unable atomic.Bool  // to sign the log, or to keep the checkpoint
 	moved  chan struct{}
 	seen   atomic.Pointer[sight]
 	skewed atomic.Int64 // by how much the clock differs from the store's, if that is too much
@@ -165,7 +168,7 @@ func (b *Broker) died(number int64) {
 	}
 }
 
-// probe signs the log's newest checkpoint again while the replica is unable to sign: it leads again once it can.
+// probe signs the log's newest checkpoint again while the replica is unable to publish one: it leads again once it can.
 func (b *Broker) probe() {
 	tick := time.NewTicker(probeEvery)
 	defer tick.Stop()
@@ -176,11 +179,29 @@ func (b *Broker) probe() {
 			return
 		}
 		if newest := b.published.Load(); b.replica.unable.Load() && newest != nil {
-			if _, err := b.options.Log.Sign(b.running, newest.Checkpoint); err == nil {
+			_, err := b.options.Log.Sign(b.running, newest.Checkpoint)
+			if err == nil {
+				err = b.tryFile()
+			}
+			if err == nil {
 				b.replica.unable.Store(false)
 			}
 		}
 	}
+}
+
+// tryFile fails while the checkpoint's file cannot be written.
+func (b *Broker) tryFile() error {
+	f, err := renameio.TempFile("", b.options.Log.File)
+	if err != nil {
+		return err
+	}
+	defer f.Cleanup() //nolint:errcheck // it is no matter what is left
+	if info, err := os.Stat(b.options.Log.File); err == nil && !info.Mode().IsRegular() {
+		return errors.New("the checkpoint's file is no file")
+	}
+	_, err = f.Write(make([]byte, maxFile))
+	return err
 }
 
 // listen has the sequencer follow the log when others may have added to it.

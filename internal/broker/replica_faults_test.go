@@ -404,6 +404,36 @@ func TestLeaderDecidesNothing(t *testing.T) {
 	all[1].publishAll()
 }
 
+// TestLeaderWithoutFile has another replica lead when one cannot write its checkpoint file. It decides as before.
+func TestLeaderWithoutFile(t *testing.T) {
+	t.Parallel()
+	all, s := newReplicas(t, 2)
+	all[0].publishAll()
+	file := all[0].checkpointFile()
+	if err := errors.Join(os.Remove(file), os.Mkdir(file, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	all[0].signs("ci", 1)
+	for !all[1].Leads() {
+		time.Sleep(time.Millisecond)
+		s.pulse(all)
+	}
+	all[1].publishAll()
+	all[0].signs("ci", 2)
+	if err := all[0].tryFile(); err == nil {
+		t.Error("it can write the file")
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := all[0].tryFile(); err != nil {
+		t.Error(err)
+	}
+	for all[0].Published() < all[1].Published() {
+		all[0].signs("ci", 3)
+	}
+}
+
 // TestReplicaKeepsEvidence has a checkpoint file that a database lacks outlive that another replica goes on with the
 // database, until a new epoch begins.
 func TestReplicaKeepsEvidence(t *testing.T) {

@@ -254,8 +254,9 @@ func (b *Broker) readPublished(ctx context.Context, head *store.Head) error {
 		} else if err != nil || root != c.Root {
 			return errors.Join(b.distrust(forked), err)
 		}
-		if err := b.keepPublished(c, note); err != nil {
-			return err
+		if err := b.keepPublished(c, note); err != nil { // it is tried again, and does not count until then
+			slog.Error("cannot keep the checkpoint of another replica", "error", err)
+			return nil
 		}
 		b.published.Store(&published{Checkpoint: c, note: note})
 		b.adopt()
