@@ -70,11 +70,11 @@ func (s *seat) Entries(ctx context.Context, first, end int64, each func(int64, [
 	return s.shared.Entries(ctx, first, end, each)
 }
 
-func (s *seat) Turn(ctx context.Context, number int64) (store.Turn, error) {
+func (s *seat) Turn(ctx context.Context, number, known int64) (store.Turn, error) {
 	if err := s.call("Turn"); err != nil {
 		return nil, err
 	}
-	turn, err := s.shared.Turn(ctx, number)
+	turn, err := s.shared.Turn(ctx, number, known)
 	if err != nil {
 		return nil, err
 	}

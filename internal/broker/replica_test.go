@@ -319,7 +319,7 @@ func TestReplicaOutdated(t *testing.T) {
 			all[0].signs("ci", 1)
 			all[0].publishAll()
 			entries := [][]byte{[]byte(strings.ReplaceAll(entry, "TIME", all[0].clock.now().Format(eventTime)))}
-			turn, err := s.Turn(t.Context(), all[0].replica.number.Load())
+			turn, err := s.Turn(t.Context(), all[0].replica.number.Load(), 0)
 			if err != nil {
 				t.Fatal(err)
 			}

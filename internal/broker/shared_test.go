@@ -79,13 +79,19 @@ func (s *shared) Head(ctx context.Context) (*store.Head, error) {
 	return &head, nil
 }
 
-func (s *shared) Turn(ctx context.Context, number int64) (store.Turn, error) {
+func (s *shared) Turn(ctx context.Context, number, known int64) (store.Turn, error) {
 	select {
 	case s.turn <- struct{}{}:
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 	head, err := s.Head(ctx)
+	if err == nil {
+		err = s.Entries(ctx, known, min(head.Size, known+sharedSince), func(_ int64, entry []byte) error {
+			head.Since = append(head.Since, entry)
+			return nil
+		})
+	}
 	if err == nil && s.failing != nil {
 		err = s.failing(number)
 	}
@@ -98,6 +104,9 @@ func (s *shared) Turn(ctx context.Context, number int64) (store.Turn, error) {
 	}
 	return &sharedTurn{store: s, head: head}, nil
 }
+
+// sharedSince is how many entries a turn has. The others are read, as after MaxSince.
+const sharedSince = 3
 
 // Changes is late when many call it at once, as the real one is.
 func (s *shared) Changes(ctx context.Context, changed func()) {

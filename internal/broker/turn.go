@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -67,7 +68,7 @@ func (b *Broker) turn(readers bool) (store.Turn, error) {
 		return nil, errNotJoined()
 	}
 	began := time.Now()
-	turn, err := r.Store.Turn(ctx, number)
+	turn, err := r.Store.Turn(ctx, number, b.state.Size)
 	b.metrics.turn.Observe(time.Since(began).Seconds())
 	if errors.Is(err, store.ErrDead) {
 		b.died(number)
@@ -79,7 +80,7 @@ func (b *Broker) turn(readers bool) (store.Turn, error) {
 	for turn.Head().Size-b.state.Size > entryPage { // this takes longer than a turn
 		turn.End()
 		if err = b.follow(ctx, turn.Head()); err == nil {
-			turn, err = r.Store.Turn(ctx, number)
+			turn, err = r.Store.Turn(ctx, number, b.state.Size)
 		}
 		if err != nil {
 			return nil, err
@@ -141,9 +142,11 @@ func (b *Broker) follow(ctx context.Context, head *store.Head) error {
 	var roots []translog.Hash // at the end of each page
 	grown := b.tree
 	for grown.Size() < head.Size {
-		var err error
-		if page, err = b.page(ctx, grown.Size(), head.Size); err != nil {
-			return err
+		if page = head.Since; b.state.Size+int64(len(page)) != head.Size { // they are too many, or this is no turn
+			var err error
+			if page, err = b.page(ctx, grown.Size(), head.Size); err != nil {
+				return err
+			}
 		}
 		if len(page) == 0 {
 			break
@@ -320,7 +323,7 @@ func (b *Broker) resettle(ctx context.Context) error {
 	if number == 0 {
 		return errNotJoined()
 	}
-	turn, err := b.replica.Store.Turn(ctx, number)
+	turn, err := b.replica.Store.Turn(ctx, number, math.MaxInt64) // no entries: the log is read afterwards
 	if errors.Is(err, store.ErrDead) {
 		b.died(number)
 		return errNotJoined()

@@ -20,9 +20,10 @@ type Shared interface {
 	Leave(ctx context.Context, number int64) error
 	// Head returns where the log ends.
 	Head(ctx context.Context) (*Head, error)
-	// Turn waits for the turn of a replica. Those that have not called Beat for DeadAfter are dead from then on. It fails
-	// with ErrDead for one that is. A turn that takes longer than MaxTurn ends: its Commit fails.
-	Turn(ctx context.Context, number int64) (Turn, error)
+	// Turn waits for the turn of a replica that knows the first entries of the log: Head has those since. Replicas that
+	// have not called Beat for DeadAfter are dead from then on. It fails with ErrDead for one that is. A turn that takes
+	// longer than MaxTurn ends: its Commit fails.
+	Turn(ctx context.Context, number, known int64) (Turn, error)
 	// Members returns the replicas that are alive: the one with the smallest number first.
 	Members(ctx context.Context) ([]Member, error)
 	// Standby returns whether commits wait for a standby, and whether it is there.
@@ -50,7 +51,11 @@ type Head struct {
 	Version  int64     // another one after each batch with a checkpoint or Meta
 	Now      time.Time // by the store's clock
 	Replicas []int64   // those that are alive
+	Since    [][]byte  // of a turn: the next entries after those that were known, MaxSince at most
 }
+
+// MaxSince is the largest number of entries in a Head. The others are read by Entries.
+const MaxSince = 1024
 
 // Replica is what others are told of a replica.
 type Replica struct {

@@ -29,7 +29,7 @@ func BenchmarkTurn(b *testing.B) {
 						b.Fatal(err)
 					}
 				}
-				turn, err := s.Turn(b.Context(), number)
+				turn, err := s.Turn(b.Context(), number, 0)
 				if err != nil {
 					b.Fatal(err)
 				}

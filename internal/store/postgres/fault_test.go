@@ -39,7 +39,7 @@ func TestRestart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	turn, err := s.Turn(t.Context(), number)
+	turn, err := s.Turn(t.Context(), number, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func TestDurable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		turn, err := s.begin(t.Context())
+		turn, err := s.begin(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -276,7 +276,7 @@ func TestCanceledWait(t *testing.T) {
 	if !errors.Is(err, store.ErrUnknown) {
 		t.Errorf("a commit that the standby does not answer: %v", err)
 	}
-	_, err = s.begin(t.Context())
+	_, err = s.begin(t.Context(), 0)
 	failsWith(t, err, failure.Unavailable, "lock timeout")
 	if n, err := s.Size(t.Context()); err != nil || n != 2 {
 		t.Errorf("%d entries, %v, while the standby lacks the third", n, err)

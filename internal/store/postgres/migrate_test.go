@@ -67,7 +67,7 @@ func TestMigrate(t *testing.T) {
 	}
 	defer next.Close()
 	open(t, url) // the old program starts again
-	if turn, err := old.Turn(t.Context(), number); err != nil {
+	if turn, err := old.Turn(t.Context(), number, 0); err != nil {
 		t.Error(err)
 	} else if err := turn.Commit(t.Context(), &store.Batch{Entries: [][]byte{{1}}}); err != nil {
 		t.Error(err)

@@ -96,7 +96,7 @@ func TestRoundTrips(t *testing.T) {
 		want int64
 		call func() error
 	}{
-		{"turn", 1, func() (err error) { turn, err = s.Turn(t.Context(), number); return err }},
+		{"turn", 1, func() (err error) { turn, err = s.Turn(t.Context(), number, 0); return err }},
 		{"commit of a turn", 1, func() error { return turn.Commit(t.Context(), full(0)) }},
 		{"commit", 2, func() error { return s.Commit(t.Context(), full(2)) }},
 		{"beat", 1, func() error { _, err := s.Beat(t.Context(), number, true); return err }},
@@ -135,7 +135,7 @@ func TestUnknown(t *testing.T) {
 		"refused":   {func(context.CancelFunc) {}, refused, false},
 		"not sent":  {func(cancel context.CancelFunc) { cancel() }, full, false},
 	} {
-		turn, err := s.Turn(t.Context(), number)
+		turn, err := s.Turn(t.Context(), number, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -148,7 +148,7 @@ func TestUnknown(t *testing.T) {
 		if err == nil || errors.Is(err, store.ErrUnknown) != one.unknown {
 			t.Errorf("%s: %v", name, err)
 		}
-		turn, err = s.Turn(t.Context(), number)
+		turn, err = s.Turn(t.Context(), number, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -172,7 +172,7 @@ func TestThrownOut(t *testing.T) {
 	l := defaults
 	l.turn = 100 * time.Millisecond
 	s := open(t, softhsmtest.Postgres(t).Database(t), l)
-	slow, err := s.begin(t.Context())
+	slow, err := s.begin(t.Context(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

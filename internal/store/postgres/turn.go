@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"time"
 
@@ -23,8 +24,8 @@ type turn struct {
 }
 
 // Turn waits for the turn of a replica.
-func (s *Store) Turn(ctx context.Context, number int64) (store.Turn, error) {
-	t, err := s.begin(ctx)
+func (s *Store) Turn(ctx context.Context, number, known int64) (store.Turn, error) {
+	t, err := s.begin(ctx, known)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +38,7 @@ func (s *Store) Turn(ctx context.Context, number int64) (store.Turn, error) {
 
 // Commit makes a batch durable, all of it or nothing, in a turn of no replica.
 func (s *Store) Commit(ctx context.Context, b *store.Batch) error {
-	t, err := s.begin(ctx)
+	t, err := s.begin(ctx, math.MaxInt64)
 	if err != nil {
 		return err
 	}
@@ -49,8 +50,8 @@ func dead(number int64) error {
 		WithHint("check that the replica reaches the database, and that its machine is not overloaded")
 }
 
-// begin begins a transaction and locks the head, in one round trip.
-func (s *Store) begin(ctx context.Context) (*turn, error) {
+// begin begins a transaction, locks the head and reads the entries since a size, in one round trip.
+func (s *Store) begin(ctx context.Context, known int64) (*turn, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	conn, err := s.pool.Acquire(ctx)
@@ -71,6 +72,7 @@ func (s *Store) begin(ctx context.Context) (*turn, error) {
 	b.Queue("DELETE FROM replicas WHERE seen <= clock_timestamp() - make_interval(secs => $1::float8)",
 		s.limits.dead.Seconds())
 	b.Queue("SELECT clock_timestamp(), array(SELECT number FROM replicas ORDER BY number)")
+	b.Queue("SELECT entry FROM entries WHERE idx >= $1::bigint ORDER BY idx LIMIT $2::integer", known, store.MaxSince)
 	if err := t.readHead(conn.SendBatch(ctx, &b)); err != nil {
 		t.End()
 		return nil, s.explain("write to", err)
@@ -93,6 +95,13 @@ func (t *turn) readHead(r pgx.BatchResults) error {
 		return err
 	}
 	if err := r.QueryRow().Scan(&t.head.Now, &t.head.Replicas); err != nil {
+		return err
+	}
+	rows, err := r.Query()
+	if err != nil {
+		return err
+	}
+	if t.head.Since, err = pgx.CollectRows(rows, pgx.RowTo[[]byte]); err != nil {
 		return err
 	}
 	return r.Close()

@@ -29,7 +29,7 @@ func RunShared(t *testing.T, engine Shared) {
 		name string
 		test func(*sharing)
 	}{
-		{"members", members}, {"leader", leader}, {"turns", turns}, {"one at a time", oneAtATime}, {"heads", heads},
+		{"members", members}, {"leader", leader}, {"turns", turns}, {"one at a time", oneAtATime}, {"heads", heads}, {"since", since},
 		{"dead", deadReplicas}, {"waiting", waiting}, {"paused", paused}, {"changes", changes},
 	} {
 		if !t.Run(one.name, func(t *testing.T) {
@@ -74,7 +74,7 @@ func (s *sharing) head() *store.Head {
 // turn returns the turn of a replica.
 func (s *sharing) turn(of store.Shared, number int64) store.Turn {
 	s.Helper()
-	t, err := of.Turn(s.Context(), number)
+	t, err := of.Turn(s.Context(), number, 0)
 	s.must(err)
 	s.Cleanup(t.End)
 	return t
@@ -86,6 +86,29 @@ func (s *sharing) add(of store.Shared, number int64, b store.Batch) {
 	t := s.turn(of, number)
 	b.First = t.Head().Size
 	s.must(t.Commit(s.Context(), &b))
+}
+
+// since tests that a turn has the entries that its replica does not know.
+func since(s *sharing) {
+	number := s.join(s.one)
+	all := [][]byte{[]byte("a"), []byte("b"), []byte("c")}
+	s.add(s.one, number, store.Batch{Entries: all})
+	size := s.head().Size
+	for known, want := range map[int64][][]byte{size - 3: all, size - 1: all[2:], size: nil, size + 1: nil} {
+		t, err := s.two.Turn(s.Context(), number, known)
+		s.must(err)
+		if got := t.Head().Since; !slices.EqualFunc(got, want, bytes.Equal) {
+			s.Errorf("%q instead of %q since %d of %d", got, want, known, size)
+		}
+		t.End()
+	}
+	s.add(s.one, number, store.Batch{Entries: slices.Repeat(all, store.MaxSince)})
+	t, err := s.two.Turn(s.Context(), number, size)
+	s.must(err)
+	if got := t.Head().Since; len(got) != store.MaxSince {
+		s.Errorf("%d entries of %d", len(got), 3*store.MaxSince)
+	}
+	t.End()
 }
 
 // members tests which replicas are alive.
@@ -192,7 +215,7 @@ func oneAtATime(s *sharing) {
 		number := s.join(of)
 		group.Go(func() {
 			for i := range each {
-				t, err := of.Turn(s.Context(), number)
+				t, err := of.Turn(s.Context(), number, 0)
 				if err != nil {
 					s.Error(err)
 					return
@@ -269,7 +292,7 @@ func heads(s *sharing) {
 func deadReplicas(s *sharing) {
 	a, b, c := s.join(s.one), s.join(s.two), s.join(s.two)
 	s.engine.Age(s.T, a)
-	_, err := s.one.Turn(s.Context(), a)
+	_, err := s.one.Turn(s.Context(), a, 0)
 	s.dead(err)
 	_, err = s.one.Beat(s.Context(), a, true)
 	s.dead(err)
@@ -282,7 +305,7 @@ func deadReplicas(s *sharing) {
 		s.Errorf("replicas %v instead of %d", h.Replicas, c)
 	}
 	s.must(t.Commit(s.Context(), &store.Batch{First: t.Head().Size, Entries: [][]byte{[]byte("a and b are lost")}}))
-	_, err = s.two.Turn(s.Context(), b)
+	_, err = s.two.Turn(s.Context(), b, 0)
 	s.dead(err)
 	_, err = s.two.Beat(s.Context(), b, true)
 	s.dead(err)
@@ -297,7 +320,7 @@ func waiting(s *sharing) {
 	ctx, cancel := context.WithCancel(s.Context())
 	failed := make(chan error)
 	go func() {
-		_, err := s.two.Turn(ctx, b)
+		_, err := s.two.Turn(ctx, b, 0)
 		failed <- err
 	}()
 	committed := make(chan error)
