@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,7 +47,7 @@ type replica struct {
 }
 
 // probeEvery is how often a replica that could not sign the log tries whether it can.
-const probeEvery = 10 * time.Second
+const probeEvery = 3 * time.Second
 
 // Leads reports whether this replica leads: it alone signs checkpoints, and does what is done once. A broker that has
 // its store for itself leads always.
@@ -170,7 +171,7 @@ func (b *Broker) died(number int64) {
 
 // probe signs the log's newest checkpoint again while the replica is unable to publish one: it leads again once it can.
 func (b *Broker) probe() {
-	tick := time.NewTicker(probeEvery)
+	tick := time.NewTicker(cmp.Or(b.options.publishEvery, probeEvery))
 	defer tick.Stop()
 	for {
 		select {
