@@ -341,7 +341,8 @@ func (b *Broker) resettle(ctx context.Context) error {
 			return err
 		}
 	}
-	turn.End() // reading the log can take longer than a turn
+	turn.End()
+	ctx = context.WithoutCancel(ctx) // reading the log can take longer than a turn; each call of the store is bounded
 	if root, err := b.rootAt(ctx, u.first, head.Size); unreached(err) {
 		return err
 	} else if err != nil || root != u.trees[0].Root() {
