@@ -28,7 +28,8 @@ var mistakes = map[string][]edit{
 	"a read is answered from memory": {
 		{"internal/broker/view.go", "import (\n", "import (\n\t\"sync\"\n"},
 		{"internal/broker/view.go", "// maxReads is", "var remembered sync.Map\n\n// maxReads is"},
-		{"internal/broker/view.go", "kept, err := b.options.Store.Request(ctx, id)\n", `kept, err := b.options.Store.Request(ctx, id)
+		{"internal/broker/view.go", "kept, err := b.options.Store.Request(ctx, id)\n",
+			`kept, err := b.options.Store.Request(ctx, id)
 	if before, again := remembered.LoadOrStore(id, kept); again && err == nil {
 		kept = before.(*store.Request)
 	}

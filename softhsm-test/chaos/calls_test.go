@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -112,7 +113,11 @@ func (a *answer) outcome() outcome {
 	case a.err != nil:
 		return unknown
 	}
-	switch failure.From(err).Kind {
+	f := failure.From(err)
+	if strings.Contains(f.What, "the caller closed the connection") { // the answer came when nobody waited any more
+		return unknown
+	}
+	switch f.Kind {
 	case failure.Denied, failure.Invalid, failure.NotFound, failure.Conflict, failure.Throttled, failure.Unsupported:
 		return refused
 	}
