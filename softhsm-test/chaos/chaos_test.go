@@ -109,7 +109,12 @@ func (w *world) rounds(o settings) (all []*round) {
 }
 
 // family is what two faults at once do not share: a replica is not started twice.
-func family(kind string) string { return strings.TrimSuffix(kind, "-leader") }
+func family(kind string) string {
+	if kind == "clock-start" {
+		return "kill"
+	}
+	return strings.TrimSuffix(kind, "-leader")
+}
 
 // probed are the calls by which a replica shows that it works.
 var probed = []kind{signs, creates, approves, reads}

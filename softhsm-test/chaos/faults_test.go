@@ -93,6 +93,16 @@ func (w *world) faults(random *rand.Rand) map[string]fault {
 		r.skew(skew)
 		return func() { r.skew(0) }
 	})
+	add("clock-start", fmt.Sprintf("%s started with a clock that is wrong by %+d s", r.name, skew), long, func() func() {
+		r.kill()
+		r.skew(skew)
+		r.run()
+		return func() {
+			r.kill()
+			r.skew(0)
+			r.start()
+		}
+	})
 	return all
 }
 
@@ -107,7 +117,8 @@ func indexOf(all []*replica, r *replica) int {
 
 // kinds are those of faults, in the order in which a short run has them.
 var kinds = []string{"kill-leader", "pause", "no-database", "no-module", "restart", "clock", "failover", "pause-leader",
-	"crash", "no-modules", "module-down", "slow-disk", "hiccup", "kill", "module-cut", "apart", "no-standby"}
+	"crash", "no-modules", "module-down", "slow-disk", "clock-start", "hiccup", "kill", "module-cut", "apart",
+	"no-standby"}
 
 // exclusive are faults that have no other beside them: those of the database, which an operator heals first.
 var exclusive = map[string]bool{"restart": true, "crash": true, "failover": true, "no-standby": true}
