@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"fmt"
 	"maps"
 	"net/url"
@@ -93,7 +94,7 @@ INSERT INTO tiles SELECT 0, (size + COUNT) / 256,
   decode(repeat(md5(size::text), 2 * ((size + COUNT) % 256)::integer), 'hex') FROM head
   ON CONFLICT (level, idx) DO UPDATE SET hashes = excluded.hashes;
 INSERT INTO requests SELECT
-  left(id, 12) || left(md5('COUNT ' || ((size / COUNT - of.old) * COUNT / 2 + n)), 20),
+  left(id, 12) || left(md5('COUNT RUN ' || ((size / COUNT - of.old) * COUNT / 2 + n)), 20),
   created, changed, key, (array['signing', 'signed'])[1 + of.old], md5(n::text), rule,
   'sha256:' || md5(n::text) || md5(size::text), repository, body, CASE of.old WHEN 1 THEN signature END
   FROM head, sample, (VALUES (0), (1)) AS of(old), generate_series(0, COUNT / 2 - 1) n
@@ -107,15 +108,23 @@ COMMIT;
 
 var perSecond = regexp.MustCompile(`tps = ([0-9.]+)`)
 
+// copied is the database that pgbench writes to: brokers trust no log but their own.
+const copied = "copied"
+
+// copy copies the database while no broker runs.
+func (d *database) copy() {
+	d.server.SQL(d.f, "postgres", "CREATE DATABASE "+copied+" TEMPLATE "+d.name)
+	d.server.SQL(d.f, copied, `CREATE TABLE sample AS SELECT requests.*, array(SELECT entry FROM entries
+		ORDER BY idx DESC LIMIT 2) AS entries FROM requests WHERE state = 'signed' LIMIT 1`)
+}
+
 // alone returns how many turns of so many entries, an even number, the server commits a second without a broker.
 func (d *database) alone(entries int) float64 {
-	d.server.SQL(d.f, d.name, `CREATE TABLE IF NOT EXISTS sample AS SELECT requests.*, array(SELECT entry FROM entries
-		ORDER BY idx DESC LIMIT 2) AS entries FROM requests WHERE state = 'signed' LIMIT 1`)
 	script := filepath.Join(d.f.TempDir(), "transaction.sql")
-	write(d.f, script, strings.ReplaceAll(transaction, "COUNT", strconv.Itoa(entries)))
+	write(d.f, script, strings.NewReplacer("COUNT", strconv.Itoa(entries), "RUN", rand.Text()).Replace(transaction))
 	output := softhsmtest.Run(d.f, filepath.Join(softhsmtest.PostgresPrograms(), "pgbench"), "--no-vacuum",
-		"--protocol=extended", "--client=4", "--time=8", "--file="+script, "--host="+d.server.Dir,
-		fmt.Sprintf("--port=%d", d.server.Port), "--username=postgres", d.name)
+		"--protocol=extended", "--client=4", "--time=4", "--file="+script, "--host="+d.server.Dir,
+		fmt.Sprintf("--port=%d", d.server.Port), "--username=postgres", copied)
 	found := perSecond.FindStringSubmatch(output)
 	if found == nil {
 		d.f.Fatal(output)
