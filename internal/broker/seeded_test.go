@@ -18,7 +18,7 @@ type seed struct {
 }
 
 var seeds = map[string]seed{
-	"a policy is not adopted": {promise: "I1:", file: "start.go", right: "(current == nil || current.index != s.Index) &&",
+	"a policy is not adopted": {promise: "I1:", file: "adopt.go", right: "(current == nil || current.index != s.Index) &&",
 		mistaken: "current == nil &&"},
 	"a withdrawal takes nothing back": {promise: "I2:", file: "voters.go",
 		right: "func(v vote) bool { return v.Person == e.Approver })", mistaken: "func(v vote) bool { return false })"},
