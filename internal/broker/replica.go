@@ -35,6 +35,7 @@ type replica struct {
 	unable atomic.Bool  // to sign the log, or to keep the checkpoint
 	moved  chan struct{}
 	seen   atomic.Pointer[sight]
+	behind atomic.Int64 // what is added to the time of this machine to get the store's
 	skewed atomic.Int64 // by how much the clock differs from the store's, if that is too much
 	// outdated says that the log has entries which only a newer version of the program can read.
 	outdated atomic.Bool

@@ -208,6 +208,18 @@ func TestReplicaSkewed(t *testing.T) {
 	}) {
 		t.Errorf("%+v", parts)
 	}
+	waits, err := all[0].Create(t.Context(), caller("people"), newTarget(5))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all[0].publishAll()
+	all[0].clock.pass(waits.NotAfter.Sub(all[0].clock.now())-30*time.Second, 0)
+	skewed.clock.pass(waits.NotAfter.Sub(skewed.clock.now())+30*time.Second, 0)
+	for _, f := range []*fixture{all[0], skewed} { // it expires in 30 seconds, whoever is asked
+		if seen, err := f.Request(t.Context(), caller("people"), waits.ID); err != nil || seen.State != brokerapi.Pending {
+			t.Errorf("%+v, %v", seen, err)
+		}
+	}
 	all[0].signs("ci", 1)
 	if r, err := skewed.Create(t.Context(), caller("ci"), newTarget(2)); err == nil {
 		t.Errorf("%+v", r)

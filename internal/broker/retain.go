@@ -17,7 +17,7 @@ func (b *Broker) retain() {
 			next = now + retainEvery
 			var before time.Time
 			if b.options.Keep != nil {
-				before = b.options.Keep(b.clock.now(time.Time{}))
+				before = b.options.Keep(b.time())
 			}
 			if err := b.options.Store.Retain(b.running, before); err != nil && b.running.Err() == nil {
 				slog.Error("cannot delete old requests", "error", err)

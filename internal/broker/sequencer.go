@@ -155,14 +155,23 @@ func (b *Broker) commit(jobs []*job) {
 
 // now returns the time of the decisions of a turn: replicas go by the store's clock.
 func (b *Broker) now(turn store.Turn) time.Time {
-	head := turn.Head()
-	switch {
-	case head == nil:
-		return b.clock.now(b.state.Last)
-	case head.Now.Before(b.state.Last):
+	now := b.time()
+	if head := turn.Head(); head != nil {
+		now = head.Now.UTC()
+	}
+	if now.Before(b.state.Last) {
 		return b.state.Last
 	}
-	return head.Now.UTC()
+	return now
+}
+
+// time returns the time of this moment: what replicas say of a request does not depend on which of them is asked.
+func (b *Broker) time() time.Time {
+	now := b.clock.now(time.Time{})
+	if b.replica != nil {
+		now = now.Add(time.Duration(b.replica.behind.Load()))
+	}
+	return now
 }
 
 // save commits a batch. When that fails, the state is read from the store again: it must be what is durable.

@@ -118,6 +118,7 @@ func (b *Broker) loseDead(turn store.Turn, batch *store.Batch, now time.Time) []
 // the watch goes on as before, as it does for a clock that the store's follows.
 func (r *replica) check(own, now time.Time) error {
 	skew := own.Sub(now)
+	r.behind.Store(int64(-skew))
 	if skew.Abs() <= MaxClockSkew {
 		r.skewed.Store(0)
 		return nil

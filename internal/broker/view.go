@@ -164,7 +164,7 @@ func (b *Broker) row(ctx context.Context, caller identity.Caller, id string) (*r
 // show returns a request as it is now.
 func (b *Broker) show(r *row) brokerapi.Request {
 	answer := r.Request
-	answer.State = settledBy(b.clock.now(time.Time{}), &answer, r.People)
+	answer.State = settledBy(b.time(), &answer, r.People)
 	if answer.State == brokerapi.Approved {
 		answer.Reason = ""
 	}

@@ -72,7 +72,7 @@ func (b *Broker) Wait(ctx context.Context, caller identity.Caller, id string, at
 			done()
 			return r, err
 		}
-		due := untilDue(r, b.clock.now(time.Time{}))
+		due := untilDue(r, b.time())
 		select {
 		case <-changed:
 		case <-due.C:
