@@ -49,13 +49,14 @@ looks at each key, and asks the issuers for their keys.`,
 			found.tags(f, p)
 			found.notices(f, p)
 			if online && found.mistakes == 0 {
-				found.database(c.Context(), f)
-				found.modules(c.Context(), f, p)
+				if found.database(c.Context(), f) { // it has the PINs that were refused, which are not tried
+					found.modules(c.Context(), f, p)
+				}
 				found.issuers(c.Context(), f)
 			}
 		}
 		if found.mistakes > 0 {
-			return failure.New(failure.Invalid, "%d mistakes", found.mistakes).WithHint("mend them, and run it again")
+			return failure.New(failure.Invalid, "%d mistakes", found.mistakes).WithHint("correct them, and run it again")
 		}
 		fmt.Fprintf(c.OutOrStdout(), "%s: valid; warnings: %d\n", file, found.warnings)
 		return nil

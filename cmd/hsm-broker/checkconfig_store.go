@@ -27,22 +27,23 @@ func (f *findings) shared(c *brokerfile.File) {
 	}
 }
 
-// database connects to the database of replicas. It makes no tables.
-func (f *findings) database(ctx context.Context, c *brokerfile.File) {
+// database connects to the database of replicas, and reports whether it could. It makes no tables. It returns true for
+// SQLite.
+func (f *findings) database(ctx context.Context, c *brokerfile.File) bool {
 	if !c.Shared() {
-		return
+		return true
 	}
 	where := f.file + ": store"
 	pool, err := postgres.Connect(ctx, c.Store, c.StorePassword)
 	if err != nil {
 		f.failed(where, err)
-		return
+		return false
 	}
 	defer pool.Close()
 	found, err := postgres.Inspect(ctx, pool)
 	if err != nil {
 		f.failed(where, err)
-		return
+		return false
 	}
 	if skew := time.Since(found.Now); skew.Abs() > broker.MaxClockSkew {
 		f.mistake(where, "set the clocks of both machines right", "the clock of this machine differs from the database's by %s",
@@ -54,4 +55,5 @@ func (f *findings) database(ctx context.Context, c *brokerfile.File) {
 	if lacks := broker.LacksStandby(found.Standby); lacks != "" {
 		f.warn(where, "%s", lacks)
 	}
+	return true
 }

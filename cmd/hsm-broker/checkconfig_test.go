@@ -163,3 +163,21 @@ func TestCheckConfigModes(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// TestCheckConfigDatabaseAway names a database that cannot be reached once, and tries no PIN without it.
+func TestCheckConfigDatabaseAway(t *testing.T) {
+	t.Parallel()
+	dir := initialised(t)
+	key, file := filepath.Join(dir, "replicas.key"), filepath.Join(dir, "config.yaml")
+	if err := os.WriteFile(key, []byte(strings.Repeat("0123456789abcdef", 4)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	edit(t, file, "store: sqlite:"+filepath.Join(dir, "store", "broker.db"),
+		"store: postgres://broker@127.0.0.1:1/broker?sslmode=disable\nreplicas: {key: "+key+"}")
+	edit(t, file, "    type: github", "    type: github\n    jwks-url: https://127.0.0.1:1/keys")
+	out, err := runs("check-config", "--online", "--config", file)
+	if !failure.Is(err, failure.Invalid) || strings.Count(out, "cannot connect to the database") != 1 ||
+		strings.Contains(out, "release") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
