@@ -30,13 +30,13 @@ func migrateCommand() *cobra.Command {
 		Use:   "migrate --from sqlite:FILE --to postgres://USER@HOST/DATABASE",
 		Short: "Move a stopped broker from SQLite to PostgreSQL, the log included",
 		Long: `Move a stopped broker from SQLite to PostgreSQL, the log included, and verify what has arrived. The
-config file is that of the replicas: its store is the database of --to, which has to be empty, and
-log.checkpoint-file is the file of the broker until now.
+config file is that of the replicas: its store is the URL of --to, to the letter, and log.checkpoint-file
+is the file of the broker until now. The database of --to is empty.
 
 All rows are moved in one transaction. Then no broker starts with the SQLite database any more, which is
 kept: two brokers would sign by one approval. A move that was interrupted is run again.`,
 		Example: `  hsm-broker migrate --from sqlite:/var/lib/hsm-broker/broker.db \
-    --to 'postgres://broker@db.example.com/broker?sslmode=verify-full'`,
+    --to 'postgres://broker@db.example.com/broker?sslmode=verify-full&sslrootcert=/etc/hsm-broker/db-ca.pem'`,
 		Args: cli.Exactly(0),
 	}
 	addConfig(c, &file)
@@ -55,8 +55,8 @@ kept: two brokers would sign by one approval. A move that was interrupted is run
 			return failure.New(failure.Invalid, "cannot move the store %q: it is no SQLite database", from).
 				WithHint("write --from sqlite:FILE, as the broker's config had it")
 		case !f.Shared() || to != f.Store:
-			return failure.New(failure.Invalid, "the store in the config file is not the database of --to").
-				WithHint("write the config of the replicas first, with this store")
+			return failure.New(failure.Invalid, "the store in %s is not the database of --to", file).
+				WithHint("give --to the URL that store has there, with all parameters")
 		}
 		return migrate(c.Context(), c.OutOrStdout(), f, path)
 	}

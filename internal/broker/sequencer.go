@@ -346,8 +346,11 @@ func (d *decision) documentOf(request string, data []byte) {
 // check fails while nothing may be signed.
 func (d *decision) check() error {
 	if why := d.b.readOnly.Load(); why != nil {
-		return failure.New(failure.Unavailable, "the broker signs nothing: %s", *why).
-			WithHint("see 'hsm-broker check-config' and the page on operating a broker")
+		hint := "follow 'Disasters' in the page on operating a broker"
+		if *why == newConfig {
+			hint = "run 'hsm-broker config apply' as an administrator, or start the broker with the config in force"
+		}
+		return failure.New(failure.Unavailable, "the broker signs nothing: %s", *why).WithHint(hint)
 	}
 	return d.b.checkPublished(d.Size)
 }

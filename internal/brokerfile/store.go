@@ -41,7 +41,7 @@ var periodFormat = regexp.MustCompile(`^([1-9][0-9]{0,3}) (day|month|year)s?$`)
 func (p *Period) UnmarshalYAML(node *yaml.Node) error {
 	match := periodFormat.FindStringSubmatch(node.Value)
 	if node.Kind != yaml.ScalarNode || match == nil {
-		return fmt.Errorf("line %d: %q is not a period such as \"13 months\"", node.Line, node.Value)
+		return fmt.Errorf("line %d: %q is no period in days, months or years, such as \"13 months\"", node.Line, node.Value)
 	}
 	count, err := strconv.Atoi(match[1])
 	switch match[2] {

@@ -72,7 +72,7 @@ func (s *Store) reserve(ctx context.Context, tx pgx.Tx) error {
 			WithHint("stop all replicas")
 	case full:
 		return failure.New(failure.Conflict, "cannot move to the database: it is not empty").
-			WithHint("name an empty database")
+			WithHint("name an empty database; if this one was moved there before, start the replicas")
 	}
 	return nil
 }
