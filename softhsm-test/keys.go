@@ -27,8 +27,8 @@ func NewKey(t testing.TB, token *Token, program, spec, label string) (uri, pem s
 	return uri, pem
 }
 
-// SameKey puts one EC-256 key under a label into several tokens of SoftHSM, as if one backup were restored into all, and
-// returns a file with the key's chain, leaf first. The tokens have no certificates.
+// SameKey puts one EC-256 key under a label into several tokens of SoftHSM, as if one backup were restored into all,
+// and returns a file with the key's chain, leaf first. The tokens have no certificates.
 func SameKey(t testing.TB, label string, tokens ...string) (chain string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -175,7 +175,8 @@ func (b *TeamBroker) writeConfig() {
 	}
 	store := "store: sqlite:" + b.Database()
 	if b.settings.Store != "" {
-		store = fmt.Sprintf("store: %s\nreplicas: {key: %s/replicas.key, name: broker-%d}", b.settings.Store, b.Dir, b.replica+1)
+		store = fmt.Sprintf("store: %s\nreplicas: {key: %s/replicas.key, name: broker-%d}", b.settings.Store, b.Dir,
+			b.replica+1)
 	}
 	b.file("config"+b.suffix+".yaml", fmt.Sprintf(`version: 1
 public-url: %[1]s

@@ -39,7 +39,8 @@ looks at each key, and asks the issuers for their keys.`,
 		Args: cli.Exactly(0),
 	}
 	addConfig(c, &file)
-	c.Flags().BoolVar(&online, "online", false, "connect to the database, log in to the modules, and look at the keys and issuers, too")
+	c.Flags().BoolVar(&online, "online", false,
+		"connect to the database, log in to the modules, and look at the keys and issuers, too")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		found := &findings{c: c, file: file}
 		f, p := found.read()

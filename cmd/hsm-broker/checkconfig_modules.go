@@ -42,7 +42,8 @@ func (f *findings) modules(ctx context.Context, c *brokerfile.File, p *policy.Po
 	ks := backends.GuardedService(refused.Guard)
 	defer ks.Close()
 	look := &looking{findings: f, config: c, keystore: ks}
-	logKey := look.at(ctx, f.file+logKeyPath, c.Log.Key, "", signedCheckpoint(c), func(_ keystore.Store, k keystore.Key) error {
+	logKey := look.at(ctx, f.file+logKeyPath, c.Log.Key, "", signedCheckpoint(c), func(_ keystore.Store,
+		k keystore.Key) error {
 		if _, ok := k.Public().(*ecdsa.PublicKey); !ok {
 			return failure.New(failure.Unsupported, "the log's key is no EC key").WithHint("generate one with --spec EC-256")
 		}

@@ -46,7 +46,8 @@ func (f *findings) database(ctx context.Context, c *brokerfile.File) bool {
 		return false
 	}
 	if skew := time.Since(found.Now); skew.Abs() > broker.MaxClockSkew {
-		f.mistake(where, "set the clocks of both machines right", "the clock of this machine differs from the database's by %s",
+		f.mistake(where, "set the clocks of both machines right",
+			"the clock of this machine differs from the database's by %s",
 			skew.Round(time.Second))
 	}
 	if !found.Usable {

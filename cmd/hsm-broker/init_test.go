@@ -72,7 +72,8 @@ func TestInit(t *testing.T) {
 	}
 	f, err := brokerfile.Read(filepath.Join(dir, "config.yaml"))
 	if err != nil || f.PublicURL != "https://broker.example.com" || f.RPID != "broker.example.com" ||
-		f.Listen.HTTPS.Address != "0.0.0.0:8443" || !slices.Equal(f.Log.Key, []string{"pkcs11:token=prod;object=broker-log"}) {
+		f.Listen.HTTPS.Address != "0.0.0.0:8443" || !slices.Equal(f.Log.Key,
+		[]string{"pkcs11:token=prod;object=broker-log"}) {
 		t.Errorf("%+v, %v", f, err)
 	}
 	p, err := policy.Parse([]byte(contents(t, dir)["policy.yaml"]))

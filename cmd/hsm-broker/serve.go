@@ -165,8 +165,9 @@ func serveTeam(ctx context.Context, out io.Writer, f *brokerfile.File) (err erro
 		return err
 	}
 	return listen(ctx, out, service, f, api.New(api.Options{Broker: b, Identity: callers, Keys: use, PublicURL: url,
-		Modules: use.Modules, Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size), Page: page.Handler(), Sessions: sessions,
-		Uses: shared.uses, Registerer: metrics, Tracer: tracer}), metrics)
+		Modules: use.Modules, Version: version, Size: int64(f.Callers.Limits.WithDefaults().Size), Page: page.Handler(),
+		Sessions: sessions,
+		Uses:     shared.uses, Registerer: metrics, Tracer: tracer}), metrics)
 }
 
 // listen serves on all listeners of a config file until ctx ends or one of them fails.

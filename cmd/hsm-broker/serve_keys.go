@@ -114,8 +114,8 @@ func logReferences(ks *keystore.Keystore, f *brokerfile.File) (all []*keystore.R
 	return all, nil
 }
 
-// signedCheckpoint returns a function that reports whether a public key is that of the newest checkpoint of the log; nil
-// if the log has none.
+// signedCheckpoint returns a function that reports whether a public key is that of the newest checkpoint of the log;
+// nil if the log has none.
 func signedCheckpoint(f *brokerfile.File) func(crypto.PublicKey) (bool, error) {
 	checkpoint, err := logflags.ReadFile(f.Log.CheckpointFile)
 	if err != nil { // it does not exist before the first start; the broker says so if it cannot be read

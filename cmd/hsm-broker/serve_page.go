@@ -57,7 +57,8 @@ func newPage(f *brokerfile.File, b *broker.Broker, keys broker.Keys, registries 
 		return nil, nil, err
 	}
 	sessions := session.New(of, shared.uses, time.Now)
-	page := web.New(web.Options{Broker: b, Keys: keys, Sessions: sessions, Secret: secret, Uses: shared.uses, RPID: f.RPID, PublicURL: url,
+	page := web.New(web.Options{Broker: b, Keys: keys, Sessions: sessions, Secret: secret, Uses: shared.uses,
+		RPID: f.RPID, PublicURL: url,
 		AttestationRoots: roots, Details: registries.Details, Since: registries.Since, Version: version, OIDC: company,
 		Checkpoint: func(ctx context.Context) ([]byte, error) { return b.Log().Checkpoint(ctx) }})
 	return page, sessions, nil

@@ -128,7 +128,8 @@ func (b *Broker) unpublished() int64 {
 
 // readOnlyReasons are the values of the label reason, by why nothing is signed.
 var readOnlyReasons = map[string]string{
-	older: "database-older", forked: "database-forked", noFile: "checkpoint-file-missing", newConfig: "config-not-in-force",
+	older: "database-older", forked: "database-forked", noFile: "checkpoint-file-missing",
+	newConfig: "config-not-in-force",
 	future:    "entries-from-the-future",
 	badPolicy: "policy-unreadable",
 }

@@ -221,7 +221,8 @@ func (f failingTarget) Import(ctx context.Context, rows store.Rows, seal []byte,
 	})
 }
 
-// TestMoveFails moves nothing when anything is wrong, leaves the old database in use, and moves all when it is run again.
+// TestMoveFails moves nothing when anything is wrong, leaves the old database in use, and moves all when it is run
+// again.
 func TestMoveFails(t *testing.T) {
 	t.Parallel()
 	f, _, _ := installation(t)

@@ -228,8 +228,8 @@ func TestReplicaOvertaken(t *testing.T) {
 	}
 }
 
-// TestReplicaAdopts has a policy in force as soon as its entry is followed, also when the checkpoint cannot be read, and
-// goes on after the policy could not be read.
+// TestReplicaAdopts has a policy in force as soon as its entry is followed, also when the checkpoint cannot be read,
+// and goes on after the policy could not be read.
 func TestReplicaAdopts(t *testing.T) {
 	t.Parallel()
 	all, s := newReplicas(t, 1)

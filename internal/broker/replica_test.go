@@ -79,8 +79,8 @@ func TestReplicaWakes(t *testing.T) {
 	}
 }
 
-// TestReplicaDead takes a replica for dead while its module signs. Another one has logged the signature as lost, and has
-// made one of its own: the first is not released.
+// TestReplicaDead takes a replica for dead while its module signs. Another one has logged the signature as lost, and
+// has made one of its own: the first is not released.
 func TestReplicaDead(t *testing.T) {
 	t.Parallel()
 	all, s := newReplicas(t, 2)

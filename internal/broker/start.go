@@ -250,7 +250,8 @@ func (b *Broker) replay(ctx context.Context, s *state, in translog.Checkpoint, c
 		e, err := decodeEvent(entry)
 		if err != nil {
 			b.outdate(index, err)
-			return failure.New(failure.Unsupported, "cannot read entry %d of the log, which a newer version has written: %w", index,
+			return failure.New(failure.Unsupported, "cannot read entry %d of the log, which a newer version has written: %w",
+				index,
 				err).WithHint("upgrade this program")
 		}
 		if e.Permits() && (index >= covered || void.has(index)) {

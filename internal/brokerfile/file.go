@@ -252,9 +252,8 @@ func child(node *yaml.Node, name string) *yaml.Node {
 // change of the policy. Of files that say whom to believe, their SHA-256 is in it. Addresses, PINs, timeouts, and the
 // certificates of keys and of the server are not. Who is told of requests is not either: a notice decides nothing, and
 // nobody acts on one without the broker's page or commands. Witnesses allow nothing: verifiers say which they demand.
-// The store and the replicas that share it are not either: each replica has a name of its own, and whoever has their key
-// has it from its file, not from the config.
-// It fails for a file that cannot be read.
+// The store and the replicas that share it are not either: each replica has a name of its own, and whoever has their
+// key has it from its file, not from the config. It fails for a file that cannot be read.
 func (f *File) Decisive() ([]byte, error) {
 	files := map[string]string{}
 	believed := []string{}

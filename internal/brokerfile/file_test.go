@@ -141,10 +141,12 @@ func TestMistakes(t *testing.T) {
 		{"token=prod;object=log", "token=test;object=log", "line 20: log.key: no module has its token"},
 		{"pkcs11:token=prod;object=log", "", "line 20: log.key: it is not the URI of a key"},
 		{"pkcs11:token=prod;object=log", "[]", "line 20: log.key: it is not the URI of a key"},
-		{"pkcs11:token=prod;object=log", "[" + strings.Repeat("pkcs11:object=log,", 17) + "]", "line 20: log.key: it has 17 " +
-			"URIs, more than 16"},
-		{"pkcs11:token=prod;object=log", "['pkcs11:token=prod;object=log', nethsm:log]", "line 20: log.key[1]: no module has " +
-			"its token"},
+		{"pkcs11:token=prod;object=log", "[" + strings.Repeat("pkcs11:object=log,", 17) + "]",
+			"line 20: log.key: it has 17 " +
+				"URIs, more than 16"},
+		{"pkcs11:token=prod;object=log", "['pkcs11:token=prod;object=log', nethsm:log]",
+			"line 20: log.key[1]: no module has " +
+				"its token"},
 		{"pkcs11:token=prod;object=log", "['pkcs11:token=prod;object=log', 'pkcs11:object=log;token=prod']",
 			"line 20: log.key[1]: pkcs11:token=prod;object=log is there twice"},
 		{"origin: broker", "origin: https://broker", `line 21: log.origin: "https://broker.example.com/log" is not a name`},

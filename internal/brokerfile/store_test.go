@@ -56,7 +56,8 @@ func TestStores(t *testing.T) {
 		{"postgres://", "postgresql://", ""},
 		{"file:/etc/hsm-broker/db-password", "hunter2", "line 12: store-password: it names no file (write file:PATH"},
 		{"file:/etc/hsm-broker/db-password", "file:db-password", "line 12: store-password: it names no file"},
-		{"replicas:\n  key: /etc/hsm-broker/replicas.key\n  name: broker-1\n", "", "replicas: there is no key of the replicas"},
+		{"replicas:\n  key: /etc/hsm-broker/replicas.key\n  name: broker-1\n", "",
+			"replicas: there is no key of the replicas"},
 		{"  key: /etc/hsm-broker/replicas.key\n", "", "line 14: replicas: there is no key of the replicas"},
 		{"/etc/hsm-broker/replicas.key", "replicas.key", `line 14: replicas.key: "replicas.key" is not an absolute path`},
 		{"broker-1", strings.Repeat("a", 101), "line 15: replicas.name: has more than 100 bytes"},
@@ -77,7 +78,9 @@ func TestStores(t *testing.T) {
 		}
 		_, mistakes := Parse([]byte(replaced(t, sqliteStore, strings.Replace(shared, c.old, c.new, 1))))
 		if c.want == "" && len(mistakes) > 0 ||
-			c.want != "" && !slices.ContainsFunc(mistakes, func(m Mistake) bool { return strings.Contains(m.String(), c.want) }) {
+			c.want != "" && !slices.ContainsFunc(mistakes, func(m Mistake) bool {
+				return strings.Contains(m.String(), c.want)
+			}) {
 			t.Errorf("%q: the mistakes do not have %q:\n%v", c.new, c.want, mistakes)
 		}
 		if strings.Contains(mistakes.Error(), "hunter2") {
@@ -90,8 +93,8 @@ func TestStores(t *testing.T) {
 func TestSharedDecisive(t *testing.T) {
 	t.Parallel()
 	var all [][]byte
-	for _, text := range []string{sqliteStore, shared, strings.NewReplacer("broker-1", "broker-2", "replicas.key", "other.key",
-		"13 months", "2 years", "db.example.com", "127.0.0.1").Replace(shared)} {
+	for _, text := range []string{sqliteStore, shared, strings.NewReplacer("broker-1", "broker-2", "replicas.key",
+		"other.key", "13 months", "2 years", "db.example.com", "127.0.0.1").Replace(shared)} {
 		data, err := parse(t, replaced(t, "    client-ca: /etc/hsm-broker/ca.pem\n", "", "mtls: {}", "unix: {users: [root]}",
 			sqliteStore, text)).Decisive()
 		if err != nil {

@@ -28,8 +28,8 @@ type Shared interface {
 	Members(ctx context.Context) ([]Member, error)
 	// Standby returns whether commits wait for a standby, and whether it is there.
 	Standby(ctx context.Context) (Standby, error)
-	// Changes calls changed whenever the log may have got longer, and its Head another Version, until ctx ends. It may call
-	// it without a reason, and late when the database is not reached.
+	// Changes calls changed whenever the log may have got longer, and its Head another Version, until ctx ends. It may
+	// call it without a reason, and late when the database is not reached.
 	Changes(ctx context.Context, changed func())
 }
 

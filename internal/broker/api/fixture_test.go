@@ -272,7 +272,8 @@ func (f *fixture) serve(b *broker.Broker) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.api = New(Options{Broker: b, Identity: callers, Keys: f.keys, Modules: f.keys.Modules, PublicURL: audience, Version: "1.2.3", Size: 4096,
+	f.api = New(Options{Broker: b, Identity: callers, Keys: f.keys, Modules: f.keys.Modules, PublicURL: audience,
+		Version: "1.2.3", Size: 4096,
 		now: func() time.Time { return time.Now().Add(time.Duration(f.late.Load())) }})
 	secure, err := ListenTLS(f.Context(), "127.0.0.1:0", f.certificate)
 	if err != nil {

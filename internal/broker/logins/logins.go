@@ -1,5 +1,5 @@
-// Package logins keeps in the store of a broker's replicas which tokens have refused a PIN: a wrong PIN that one of them
-// has met stops all of them, and one of them at a time logs in to a token.
+// Package logins keeps in the store of a broker's replicas which tokens have refused a PIN: a wrong PIN that one of
+// them has met stops all of them, and one of them at a time logs in to a token.
 package logins
 
 import (

@@ -120,7 +120,8 @@ func TestRefused(t *testing.T) {
 			}
 		}
 	}
-	for _, token := range []string{"pkcs11:token=signing;manufacturer=m;serial=2", "pkcs11:token=other;manufacturer=m;serial=1",
+	for _, token := range []string{"pkcs11:token=signing;manufacturer=m;serial=2",
+		"pkcs11:token=other;manufacturer=m;serial=1",
 		"pkcs11:token=signing;manufacturer=n;serial=1", "pkcs11:token=signing;manufacturer=m"} {
 		if err := second.try(t.Context(), pin.Login{Token: token}, nil); err != nil {
 			t.Errorf("another token %s: %v", token, err)

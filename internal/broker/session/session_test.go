@@ -46,7 +46,8 @@ func TestSession(t *testing.T) {
 		valid bool
 	}{{Life - time.Second, true}, {time.Second, false}, {time.Hour, false}, {-time.Hour - 3*Life, false}} {
 		c.add(step.after)
-		if _, err := s.Read(t.Context(), token); (err == nil) != step.valid || err != nil && !failure.Is(err, failure.Denied) {
+		if _, err := s.Read(t.Context(), token); (err == nil) != step.valid || err != nil && !failure.Is(err,
+			failure.Denied) {
 			t.Errorf("after %s more: %v", step.after, err)
 		}
 	}
@@ -64,7 +65,8 @@ func TestEnd(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := s.Read(t.Context(), token); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(), "was ended") {
+	if _, err := s.Read(t.Context(), token); !failure.Is(err, failure.Denied) || !strings.Contains(err.Error(),
+		"was ended") {
 		t.Errorf("the session goes on: %v", err)
 	}
 	if _, err := s.Read(t.Context(), other); err != nil || len(ended.used) != 1 {

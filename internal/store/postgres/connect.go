@@ -36,7 +36,8 @@ const (
 
 // Connect connects to the database of a URL, and returns a pool of connections that the caller closes. Over a network
 // it uses TLS and verifies the server. Of several hosts, it uses the one that takes writes, which each new connection
-// finds anew, beginning with the one that was found last. password is file:/path, or "" when the URL names a passfile or the server needs none.
+// finds anew, beginning with the one that was found last. password is file:/path, or "" when the URL names a passfile
+// or the server needs none.
 //
 // It fails with Invalid for a malformed URL and for a server whose settings lose data, with Unsupported for a server
 // that is not PostgreSQL 15 or newer, with Denied if the credentials are refused, and with Unavailable if no server

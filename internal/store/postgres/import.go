@@ -59,7 +59,8 @@ func (s *Store) reserve(ctx context.Context, tx pgx.Tx) error {
 		return err
 	}
 	var used, full bool
-	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM replicas WHERE seen > clock_timestamp() - make_interval(secs => $1::float8)),
+	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM replicas
+			WHERE seen > clock_timestamp() - make_interval(secs => $1::float8)),
 		EXISTS (SELECT FROM entries) OR EXISTS (SELECT FROM tiles) OR EXISTS (SELECT FROM requests)
 			OR EXISTS (SELECT FROM documents) OR EXISTS (SELECT FROM request_documents) OR EXISTS (SELECT FROM snapshots)
 			OR EXISTS (SELECT FROM notices) OR EXISTS (SELECT FROM meta WHERE name <> $2)`, s.limits.dead.Seconds(),
@@ -94,7 +95,8 @@ func fill(ctx context.Context, tx pgx.Tx, rows store.Rows, seal []byte) error {
 	if c.err != nil {
 		return c.err
 	}
-	_, err := tx.Exec(ctx, "UPDATE head SET size = (SELECT count(*) FROM entries), seal = $1::bytea, version = version + 1",
+	_, err := tx.Exec(ctx,
+		"UPDATE head SET size = (SELECT count(*) FROM entries), seal = $1::bytea, version = version + 1",
 		seal)
 	return err
 }

@@ -26,8 +26,8 @@ func (s *Store) Requests(ctx context.Context, q store.Query) (*store.Page, error
 	return s.list(ctx, q.Limit, query, args...)
 }
 
-// selectPage returns the SELECT of a page and its arguments. It numbers the requests that it looks at. The last of these
-// is found even if it does not fit: the next page begins there.
+// selectPage returns the SELECT of a page and its arguments. It numbers the requests that it looks at. The last of
+// these is found even if it does not fit: the next page begins there.
 func selectPage(q *store.Query) (query string, args []any) {
 	arg := func(value any) string {
 		args = append(args, value)

@@ -23,8 +23,8 @@ import (
 	softhsmtest "github.com/notation-hsm/notation-hsm/softhsm-test"
 )
 
-// TestScale has the calls of a store read as little of many requests as of few: rows and blocks are counted. SCALE is how
-// many requests there are.
+// TestScale has the calls of a store read as little of many requests as of few: rows and blocks are counted. SCALE is
+// how many requests there are.
 func TestScale(t *testing.T) {
 	t.Parallel()
 	count := 200_000

@@ -29,7 +29,8 @@ func RunShared(t *testing.T, engine Shared) {
 		name string
 		test func(*sharing)
 	}{
-		{"members", members}, {"leader", leader}, {"turns", turns}, {"one at a time", oneAtATime}, {"heads", heads}, {"since", since},
+		{"members", members}, {"leader", leader}, {"turns", turns}, {"one at a time", oneAtATime}, {"heads", heads},
+		{"since", since},
 		{"dead", deadReplicas}, {"waiting", waiting}, {"paused", paused}, {"changes", changes},
 	} {
 		if !t.Run(one.name, func(t *testing.T) {

@@ -85,7 +85,8 @@ func startOn(t testing.TB, count int, server *softhsmtest.PostgresServer, databa
 		t.Fatal(err)
 	}
 	softhsmtest.Write(t, filepath.Join(s.dir, "approvers.yaml"), string(file))
-	first := softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Policy: policy, Store: database, Public: s.balancer.url(),
+	first := softhsmtest.StartTeam(t, token, softhsmtest.TeamOptions{Policy: policy, Store: database,
+		Public:     s.balancer.url(),
 		Limits:     "requests: 100000 per hour, open: 1000",
 		Registries: `registries: [{host: "` + s.registry + `", plain-http: true, loopback: true}]`,
 		Config:     "approvers: " + filepath.Join(s.dir, "approvers.yaml") + "\n" + config})
@@ -201,7 +202,8 @@ func (s *site) approve(replica int, name, id string) {
 func (s *site) sign(replica int, ref, image string) (output string, signed bool) {
 	s.t.Helper()
 	repository, _, _ := strings.Cut(image, "@")
-	stdout, stderr, code := s.run(s.job(replica, ref), s.notation.Program, "sign", "--insecure-registry", "--plugin", "hsm",
+	stdout, stderr, code := s.run(s.job(replica, ref), s.notation.Program, "sign", "--insecure-registry", "--plugin",
+		"hsm",
 		"--id", "broker:release", "--plugin-config", "repository="+repository, image)
 	return stdout + stderr, code == 0
 }

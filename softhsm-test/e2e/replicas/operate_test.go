@@ -70,7 +70,8 @@ func TestBackup(t *testing.T) {
 	s := start(t, 1)
 	s.signs(0, branch, s.image("before the dump"))
 	b := s.replicas[0]
-	for _, args := range [][]string{{"backup", filepath.Join(s.dir, "backup")}, {"restore", filepath.Join(s.dir, "backup")}} {
+	for _, args := range [][]string{{"backup", filepath.Join(s.dir, "backup")}, {"restore", filepath.Join(s.dir,
+		"backup")}} {
 		_, stderr, code := s.run(nil, b.Program, append(args, "--config", b.Config())...)
 		if code == 0 || !strings.Contains(stderr, "pg_dump") {
 			t.Errorf("%s: exit code %d\n%s", args[0], code, stderr)

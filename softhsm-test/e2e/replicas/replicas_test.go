@@ -18,8 +18,8 @@ const (
 	tag    = "refs/tags/v1"
 )
 
-// TestAnyReplica makes a request at one replica, approves it at others, has it signed at the third, and reads it at all.
-// Who waits at one hears of an approval at another.
+// TestAnyReplica makes a request at one replica, approves it at others, has it signed at the third, and reads it at
+// all. Who waits at one hears of an approval at another.
 func TestAnyReplica(t *testing.T) {
 	softhsmtest.Parallel(t)
 	s := start(t, 3)
@@ -161,7 +161,8 @@ func TestConfig(t *testing.T) {
 	}
 	s.signs(1, branch, s.image("by the old config"))
 	var change brokerapi.Request
-	out := s.succeeds([]string{"NOTATION_HSM_BROKER=unix:" + s.replicas[0].Socket}, s.replicas[0].Program, "config", "apply",
+	out := s.succeeds([]string{"NOTATION_HSM_BROKER=unix:" + s.replicas[0].Socket}, s.replicas[0].Program, "config",
+		"apply",
 		"--json")
 	if err := json.Unmarshal([]byte(out), &change); err != nil {
 		t.Fatal(err)

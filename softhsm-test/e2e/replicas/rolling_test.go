@@ -179,7 +179,8 @@ func TestRollingUpgrade(t *testing.T) {
 	s.schema("3")
 	s.signs(1, branch, s.image("the version before on contracted tables"))
 	s.upgrade(1, last)
-	if output, ok := s.replace(2, first); ok || !strings.Contains(output, "its schema of version 3 needs a program that knows version 2") {
+	if output, ok := s.replace(2, first); ok || !strings.Contains(output,
+		"its schema of version 3 needs a program that knows version 2") {
 		t.Fatalf("a version that is too old starts: %v\n%s", ok, output)
 	}
 	s.upgrade(2, last)
