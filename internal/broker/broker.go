@@ -205,6 +205,8 @@ func (b *Broker) Close() error {
 	b.group.Wait()
 	ctx, cancel := context.WithTimeout(context.Background(), lastPublication)
 	defer cancel()
+	// What was being decided when the broker was told to stop is durable then, and nothing is decided after it.
+	_ = b.look(context.WithValue(ctx, finishing{}, true), func(*decision) {})
 	err := b.publishNow(ctx)
 	if err == nil {
 		err = b.publishNow(ctx) // the first one does not cover what was decided together with it
