@@ -126,7 +126,8 @@ func (s *Store) Close() error {
 		}
 	}
 	if s.lock != nil {
-		failed = append(failed, s.lock.Close())
+		// A child that was just forked has the file open, too, until it runs its program.
+		failed = append(failed, unix.Flock(int(s.lock.Fd()), unix.LOCK_UN), s.lock.Close())
 	}
 	return errors.Join(failed...)
 }
